@@ -1,0 +1,115 @@
+# What one does with a checkout. Each target sets up what it needs; Rust and python3 are yours.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+# More arguments for `demo` and `bench`: make demo ARGS="--records 5000 --json"
+ARGS ?=
+# The python that .venv is made with: 3.11 or later.
+PYTHON ?= python3
+CARGO_DENY_VERSION := 0.20.2
+
+# For the binaries that are started without cargo; for cargo's own see .cargo/config.toml.
+export ORT_DYLIB_PATH ?= $(CURDIR)/.onnxruntime/libonnxruntime.so
+
+VENV := .venv/.installed
+SCRIPTS := .ci/run $(wildcard deploy/*.sh tests/*.sh tests/*/*.sh benches/*.sh)
+PYTHON_CODE := models/trainer $(wildcard tests benches)
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- Run -------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: onnxruntime build ## score the sample stream on an embedded broker, live in the terminal
+	target/release/residuald demo $(ARGS)
+
+.PHONY: build
+build: ## target/release/residuald
+	cargo build --release --locked
+
+.PHONY: onnxruntime
+onnxruntime: ## bring ONNX Runtime into .onnxruntime/
+	@deploy/onnxruntime.sh
+
+# --- Check -----------------------------------------------------------------------------------
+
+.PHONY: test
+test: onnxruntime tools venv kafka lint ## everything that must hold: lint, Rust tests, trainer tests
+	cargo test --locked
+	.venv/bin/python -m pytest models/trainer
+
+# The advisory database is a git repository on GitHub, which not every network lets through.
+.PHONY: lint
+lint: venv deny ## formatting, clippy, licences and duplicates, ruff, shell scripts
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	cargo deny --locked check licenses bans sources
+	@if cargo deny --locked fetch db </dev/null 2>/dev/null; then \
+	    set -x; cargo deny --locked check --disable-fetch advisories; \
+	else \
+	    echo "!!! ADVISORIES NOT CHECKED: the RustSec database could not be fetched from GitHub"; \
+	fi
+	.venv/bin/ruff check --config models/trainer/pyproject.toml $(PYTHON_CODE)
+	.venv/bin/ruff format --check --config models/trainer/pyproject.toml $(PYTHON_CODE)
+	for script in $(SCRIPTS); do bash -n "$$script"; done
+	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); \
+	else echo "!!! SHELL SCRIPTS NOT CHECKED: install shellcheck (make tools)"; fi
+
+.PHONY: bench
+bench: onnxruntime build ## cost of each part and of the whole, then the micro-benchmarks
+	target/release/residuald bench --bundle models/payments $(ARGS)
+	cargo bench --locked
+
+# --- Set up ----------------------------------------------------------------------------------
+
+# COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3.
+WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat shellcheck:shellcheck
+
+.PHONY: tools
+tools: ## install what the tests want: Java, Maven, kcat, shellcheck
+	@missing=""; \
+	for wanted in $(WANTED); do \
+	    command -v "$${wanted%%:*}" >/dev/null || missing="$$missing $${wanted#*:}"; \
+	done; \
+	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing:$$missing"; \
+	    apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else \
+	    echo "!!! MISSING FOR THE TESTS:$$missing (Debian's names); install them, or those tests are skipped"; \
+	    [ -z "$${RESIDUALD_TEST_STRICT:-}" ]; \
+	fi
+
+.PHONY: venv
+venv: $(VENV) ## .venv with the trainer, its tests' tools and ruff
+
+$(VENV): models/trainer/requirements.lock models/trainer/pyproject.toml
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e models/trainer
+	@touch $@
+
+# Without Java or Maven the tests on a real Kafka skip themselves, or fail when strict.
+.PHONY: kafka
+kafka: ## bring a real Apache Kafka for the tests into .kafka/
+	@tests/kafka/kafka.sh fetch || [ -z "$${RESIDUALD_TEST_STRICT:-}" ]
+
+.PHONY: deny
+deny: # cargo-deny, once, into cargo's own bin; --debug compiles in a third of the time
+	@if [ "$$(cargo deny --version 2>/dev/null)" != "cargo-deny $(CARGO_DENY_VERSION)" ]; then \
+	    cargo install cargo-deny --locked --quiet --debug --version $(CARGO_DENY_VERSION); \
+	fi
+
+.PHONY: clean
+clean: ## delete what was built and brought, but for cargo's and pip's caches
+	-tests/kafka/kafka.sh stop
+	cargo clean
+	rm -rf .onnxruntime .onnxruntime-gpu .kafka .venv

@@ -1,0 +1,17 @@
+"""Trains a diffusion model on normal records and exports it as a bundle for the residuald daemon.
+
+The modules in the order a record meets them: `data` reads files into columns, `infer` guesses a schema,
+`features` turns records into rows, `nets` and `diffusion` are the model and its loss, `train` fits it,
+`score` is the graph that the daemon runs, `calibrate` describes its scores, `export` writes the bundle.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("residuald-train")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "0.1.0"
+
+
+class TrainerError(Exception):
+    """Something the user can put right; its message is one line that says what to do."""

@@ -1,0 +1,202 @@
+"""The command line: `residuald-train schema` and `residuald-train tabular`."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from . import TrainerError, __version__
+from .data import label_is_normal, read
+from .features import encode, load_schema, schema_to_json
+from .infer import infer
+
+MIN_ROWS = 32
+
+
+def parser():
+    top = argparse.ArgumentParser(prog="residuald-train", description="Trains models for residuald.")
+    top.add_argument("--version", action="version", version=f"residuald-train {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name, run, text, example):
+        p = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  residuald-train {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        p.set_defaults(run=run)
+        p.add_argument("--data", nargs="+", required=True, metavar="FILE", help=".csv .parquet .ndjson (also .gz) .npz")
+        p.add_argument("--label", metavar="COL", help="column that tells normal rows; never a feature")
+        p.add_argument("--normal", metavar="VALUE", help="its value on normal rows (default 0)")
+        p.add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
+        return p
+
+    p = verb("schema", schema_verb, "Guess the input schema of data files, for you to edit.",
+             "schema --data history.ndjson.gz --label fraud --out schema.json")
+    p.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
+
+    p = verb("tabular", tabular_verb, "Train on normal rows and export a bundle.",
+             "tabular --data history.ndjson.gz --schema schema.json --label fraud --out models/payments")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
+    p.add_argument("--name", help="the model's name (default: the folder's)")
+    p.add_argument("--version", default="1", help="the model's version (default 1)")
+    p.add_argument("--schema", type=Path, metavar="FILE", help="an edited schema (default: guess one)")
+    p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
+    p.add_argument("--max-rows", type=int, metavar="N", help="use at most N normal rows, drawn at random")
+    p.add_argument("--seed", type=int, default=0, help="default 0")
+    p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000)")
+    p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
+    p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+    return top
+
+
+def say(*lines):
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def load(args, label=None):
+    """Reads the data -> (table, label or None); a label is {"path", "normal"}."""
+    table = read(args.data)
+    say(*table.messages)
+    if args.label:
+        label = {"path": args.label, "normal": plain(args.normal or "0")}
+    elif args.normal:
+        raise TrainerError("--normal wants --label: which column holds the value?")
+    elif label is None and "y" in table.columns and all(str(f).endswith(".npz") for f in args.data):
+        label = {"path": "y", "normal": 0}
+        say("label: `y`, normal = 0 (the custom of NPZ files)")
+    if label and label["path"] not in table.columns:
+        raise TrainerError(f"the label column `{label['path']}` is not in the data; there are: {some(table.columns)}")
+    for column in args.drop:
+        if column not in table.columns:
+            raise TrainerError(f"--drop: no column `{column}`; there are: {some(table.columns)}")
+    return table, label
+
+
+def some(names):
+    return ", ".join(list(names)[:40])
+
+
+def plain(text):
+    """A command-line value as JSON would have it: 0 -> 0, normal. -> "normal."."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) else text
+
+
+def normals(table, label):
+    """-> (normal rows, the other rows)."""
+    if not label:
+        return table, None
+    normal = label_is_normal(table.columns[label["path"]], label["normal"])
+    if not normal.any():
+        seen = list(dict.fromkeys(map(str, table.columns[label["path"]][:1000].tolist())))[:10]
+        raise TrainerError(f"no row has `{label['path']}` = {label['normal']!r}; it holds {some(seen)}; set --normal")
+    return table.take(np.flatnonzero(normal)), table.take(np.flatnonzero(~normal))
+
+
+def guess(table, label, drop):
+    features, messages = infer(table, {*drop, *([label["path"]] if label else [])})
+    say(*(f"schema: {message}" for message in messages))
+    return features
+
+
+def schema_verb(args):
+    table, label = load(args)
+    text = json.dumps(schema_to_json(guess(normals(table, label)[0], label, args.drop), label), indent=1, ensure_ascii=False)
+    if args.out:
+        args.out.write_text(text + "\n")
+        say(f"wrote {args.out}; edit it, then: residuald-train tabular --schema {args.out} ...")
+    else:
+        print(text)
+
+
+def tabular_verb(args):
+    for name, ok, wants in [
+        ("--held-out", 0 < args.held_out < 1, "a share between 0 and 1"),
+        ("--steps", args.steps > 0, "a positive number"),
+        ("--width", args.width > 0, "a positive number"),
+        ("--max-rows", args.max_rows is None or args.max_rows >= MIN_ROWS, f"at least {MIN_ROWS}"),
+    ]:
+        if not ok:
+            raise TrainerError(f"{name} wants {wants}")
+    from .export import bundle, check_out, run_onnx, session, write  # torch loads slowly: only where it is needed
+    from .score import auroc
+    from .train import Options, fit, split
+
+    args.name = args.name or args.out.resolve().name
+    check_out(args.out)
+    features, label = load_schema(args.schema) if args.schema else (None, None)
+    table, label = load(args, label)
+    table, others = normals(table, label)
+    if args.max_rows and table.rows > args.max_rows:
+        rows = np.random.default_rng(args.seed).choice(table.rows, args.max_rows, replace=False)
+        table = table.take(np.sort(rows))
+    if features is None:
+        features = guess(table, label, args.drop)
+    features = [f for f in features if f.path not in args.drop and not (label and f.path == label["path"])]
+
+    options = Options(seed=args.seed, steps=args.steps, width=args.width)
+    shown = asdict(options) | {"held_out": args.held_out, "max_rows": args.max_rows, "label": label}
+    print("options:", json.dumps({"name": args.name, "version": args.version, "out": str(args.out)} | shown))
+    print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
+    if args.dry_run:
+        return
+
+    X, accepted, refused = encode(table, features)
+    for reason, count in refused.most_common(10):
+        say(f"left out {count} rows that the schema refuses: {reason}")
+    kept = np.flatnonzero(accepted)
+    if len(kept) < MIN_ROWS:
+        raise TrainerError(f"{len(kept)} normal rows fit the schema; training wants at least {MIN_ROWS}")
+    fit_rows, held_rows = split(len(kept), args.held_out, args.seed)
+    fit_rows, held_rows = kept[fit_rows], kept[held_rows]
+    print(f"rows: {len(fit_rows)} to train on, {len(held_rows)} held out")
+    scorer = fit(features, X[fit_rows], options)
+
+    facts = {"seed": args.seed, "rows": len(fit_rows), "held_out_rows": len(held_rows), "data": table.files}
+    facts = {"name": args.name, "version": args.version, "training": facts | {"options": shown}}
+    records = [table.record(int(i)) for i in held_rows[:1000]]
+    files, parity, score = bundle(scorer, features, X[held_rows], records, facts)
+    write(args.out, files)
+
+    quantiles = zip((0.5, 0.9, 0.99, 0.999, 1), np.quantile(score, (0.5, 0.9, 0.99, 0.999, 1)), strict=True)
+    run, start = session(files["model.onnx"]), time.perf_counter()
+    run_onnx(run, np.resize(X[held_rows], (16_384, len(features))))
+    print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
+    print(f"cost: {(time.perf_counter() - start) / 16_384 * 1e6:.1f} µs a row on one core, in batches of 256")
+    print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
+    if others is not None and others.rows:
+        Y, accepted, _ = encode(others, features)
+        if accepted.any():
+            area = auroc(score, run_onnx(run, Y[accepted])[0])
+            print(f"detection: AUROC {area:.4f} ({accepted.sum()} labelled anomalies against the held-out normals)")
+    print(f"wrote {args.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except TrainerError as error:
+        say(f"residuald-train: {error}")
+        return 65
+    except OSError as error:
+        say(f"residuald-train: {error}")
+        return 74
+    except KeyboardInterrupt:
+        say("residuald-train: stopped; nothing was written")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

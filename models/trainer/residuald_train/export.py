@@ -1,0 +1,190 @@
+"""Writes the bundle: model.onnx, calibration.json, golden.ndjson, manifest.json. All of it or nothing."""
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from . import TrainerError, __version__
+from .calibrate import calibrate
+from .decode import decode, parse_record
+from .diffusion import SIGMA_MAX, SIGMA_MIN
+from .features import schema_to_json
+from .score import run_torch
+
+FORMAT, OPSET = 1, 20
+RELATIVE, ABSOLUTE = 1e-5, 1e-6
+FORBIDDEN = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
+
+
+def to_onnx(scorer):
+    """Scorer -> the bytes of model.onnx: batch axis dynamic, default domain, no control flow, no randomness."""
+    example = torch.zeros(3, len(scorer.space.features))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            scorer,
+            (example,),
+            input_names=["x"],
+            output_names=["score", "residual", "reconstruction"],
+            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+        )
+    model = program.model_proto
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]  # stack traces with paths of this machine
+        if node.domain not in ("", "ai.onnx") or node.op_type in FORBIDDEN:
+            raise TrainerError(f"the exported graph holds {node.domain}:{node.op_type}; this torch is not supported")
+    for part in (model, model.graph):
+        del part.metadata_props[:]
+    for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+    model.producer_name, model.producer_version = "residuald-train", __version__
+    del model.functions[:], model.graph.value_info[:]
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def session(model):
+    """The daemon's setting: one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session, X, batch=256):
+    """X [n, F] -> (score, residual, reconstruction)."""
+    parts = [session.run(None, {"x": X[i : i + batch]}) for i in range(0, len(X), batch)]
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def golden_records(features, records, rng):
+    """32 to 128 records: normal ones, and such with a value missing, a category unseen, a number far out."""
+    pick = [records[i] for i in rng.choice(len(records), 32, replace=len(records) < 32)]
+    out, turn = list(pick), 0
+
+    def changed(path, value):
+        nonlocal turn
+        record = copy.deepcopy(pick[turn % len(pick)])
+        turn += 1
+        *parents, key = path.split(".")
+        inner = record
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner.pop(key, None)
+        if value is not None:
+            inner[key] = value
+        out.append(record)
+
+    for feature in [f for f in features if f.missing == "impute"][:32]:
+        changed(feature.path, None)
+    for feature in [f for f in features if f.type == "categorical"][:32]:
+        changed(feature.path, "\u2205 never seen")
+    for i, feature in enumerate([f for f in features if f.type == "number"][:24]):
+        changed(feature.path, (1e6, -1e6, 1e30, -3e38)[i % 4])
+    return out
+
+
+def check_parity(scorer, model, X):
+    """Raises TrainerError unless torch and ONNX Runtime agree; returns the largest error of a score."""
+    want, got = run_torch(scorer, X), run_onnx(session(model), X)
+    error = np.abs(got[0].astype(np.float64) - want[0])
+    if not (error <= ABSOLUTE + RELATIVE * np.abs(want[0])).all() or not np.isfinite(got[0]).all():
+        raise TrainerError(f"ONNX Runtime and torch disagree by {error.max()} on a score; nothing was written")
+    return float(error.max())
+
+
+def bundle(scorer, features, held_out, records, facts):
+    """Makes the four files in memory -> ({name: bytes}, parity error, held-out scores).
+
+    `held_out` float32 [n, F] normal rows, `records` raw records to take golden ones from, `facts` the
+    manifest's name, version and training.
+    """
+    model = to_onnx(scorer)
+    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) for r in
+             golden_records(features, records, np.random.default_rng(facts["training"]["seed"]))]
+    golden = np.stack([decode(parse_record(line), features) for line in lines])
+    parity = check_parity(scorer, model, np.concatenate([golden, held_out[:20_000]]))
+    score, residual, _ = run_onnx(session(model), held_out)
+    wanted = run_torch(scorer, golden)[0]
+    files = {
+        "model.onnx": model,
+        "calibration.json": as_json(calibrate(score, residual)),
+        "golden.ndjson": "".join(
+            f'{{"record": {line}, "score": {float(want)!r}}}\n' for line, want in zip(lines, wanted, strict=True)
+        ).encode(),
+    }
+    manifest = {
+        "format": FORMAT,
+        "name": facts["name"],
+        "version": facts["version"],
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "input": schema_to_json(features),
+        "scoring": {
+            "recipe": "blind",
+            "calls": 1,
+            "noise_levels": {"min": SIGMA_MIN, "max": SIGMA_MAX},
+            "score": "root mean square residual per feature, in standard deviations",
+            "opset": OPSET,
+        },
+        "golden": {"relative_tolerance": RELATIVE, "absolute_tolerance": ABSOLUTE},
+        "training": {
+            "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "trainer": f"residuald-train {__version__}",
+            **facts["training"],
+        },
+    }
+    return files | {"manifest.json": as_json(manifest, indent=1)}, parity, score
+
+
+def as_json(value, indent=None):
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
+
+
+def check_out(out):
+    """Refuses a folder that holds something else than a bundle."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
+        raise TrainerError(f"{out} exists and is not a bundle; give --out another name")
+
+
+def write(out, files):
+    """Puts the bundle in place in one rename; other files of an older bundle there (a README) are kept."""
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        fresh.chmod(0o755)
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+        if out.exists():
+            for kept in out.iterdir():
+                if kept.name not in files:
+                    (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, fresh / kept.name)
+            old = fresh.with_name(fresh.name + "-old")
+            os.rename(out, old)
+            os.rename(fresh, out)
+            shutil.rmtree(old)
+        else:
+            os.rename(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""The network, and the preprocessing that stands before it in the same graph."""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+
+from .features import PARTS
+
+CLAMP = 30.0
+
+
+class Net(nn.Module):
+    """Pre-LayerNorm residual blocks of width `h`. [N, inputs] -> [N, h], for a linear head to read."""
+
+    def __init__(self, inputs, h=96, blocks=2):
+        super().__init__()
+        self.inp = nn.Linear(inputs, h)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(h), nn.Linear(h, 2 * h), nn.SiLU(), nn.Linear(2 * h, h)) for _ in range(blocks)
+        )
+        self.out = nn.Sequential(nn.LayerNorm(h), nn.SiLU())
+
+    def forward(self, x):
+        h = self.inp(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.out(h)
+
+
+def zero_linear(h, outputs):
+    """A linear layer that starts at zero."""
+    linear = nn.Linear(h, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Space(nn.Module):
+    """Raw rows [N, F] <-> the space that is denoised [N, D], each feature a block of unit total variance.
+
+    A number or boolean is one standardised column; a category is one column for each vocabulary entry and one
+    for `unseen`; a part of a timestamp is (sin, cos). Blocks are centred and divided by the root of their
+    total variance. A missing feature is zero, its mean, and `observed` says so.
+    """
+
+    def __init__(self, features, X):
+        super().__init__()
+        self.features = features
+        self.plain_list = plain = [j for j, f in enumerate(features) if f.type in ("number", "bool")]
+        self.cyclic_list = cyclic = [j for j, f in enumerate(features) if f.type == "timestamp"]
+        periods = [PARTS[features[j].part] for j in cyclic]
+        one_hot = [(j, code) for j, f in enumerate(features) for code in categories(f)]
+        owner = plain + cyclic + cyclic + [j for j, _ in one_hot]  # the feature that a column belongs to
+
+        def constant(name, value, dtype=torch.float32):
+            self.register_buffer(name, torch.as_tensor(np.array(value), dtype=dtype))
+
+        constant("plain", plain, torch.long)
+        constant("cyclic", cyclic, torch.long)
+        constant("turn", [2 * math.pi / p for p in periods])
+        constant("one_hot", [j for j, _ in one_hot], torch.long)
+        constant("code", [code for _, code in one_hot])
+        constant("owner", owner, torch.long)
+        constant("sums", np.equal.outer(owner, range(len(features))))  # [D, F]: adds a block's columns up
+        constant("fill", np.zeros(len(features)))
+        constant("center", np.zeros(len(plain)))
+        constant("spread", np.ones(len(plain)))
+        constant("mean", np.zeros(len(owner)))
+        constant("scale", np.ones(len(owner)))
+        self.fit(X)
+
+    def fit(self, X):
+        """Sets means and scales from rows, NaN left out."""
+        X = torch.as_tensor(X)
+        values = X[:, self.plain].double().numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            center, spread = np.nanmean(values, 0), np.nanstd(values, 0)
+        self.center.copy_(torch.as_tensor(center)); self.spread.copy_(torch.as_tensor(np.where(spread>1e-12*(1+abs(center)),spread,1)))
+        present = ~torch.isnan(X)[:, self.owner].numpy()
+        with torch.no_grad():
+            columns = self.columns(torch.nan_to_num(X)).double().numpy()
+        count = np.maximum(present.sum(0), 1)
+        mean = np.where(present, columns, 0).sum(0) / count
+        variance = np.where(present, (columns - mean) ** 2, 0).sum(0) / count
+        total = np.sqrt(variance @ self.sums.double().numpy())[self.owner]  # of a block
+        self.mean.copy_(torch.as_tensor(mean))
+        self.scale.copy_(torch.as_tensor(np.where(total > 1e-12 * (1 + abs(mean)), total, 1)))
+
+    def columns(self, x):
+        """[N, F] without NaN -> [N, D], not yet centred and scaled."""
+        angle = x.index_select(1, self.cyclic) * self.turn
+        parts = [
+            torch.asinh((x.index_select(1, self.plain) - self.center) / self.spread),
+            angle.sin(),
+            angle.cos(),
+            (x.index_select(1, self.one_hot) == self.code).float(),
+        ]
+        return torch.cat([p for p in parts if p.shape[1]], 1)
+
+    def forward(self, x):
+        """Raw [N, F] -> (z [N, D], observed [N, F] of 0 and 1)."""
+        missing = torch.isnan(x)
+        observed = 1 - missing.float()
+        z = (self.columns(torch.where(missing, self.fill, x)) - self.mean) / self.scale
+        return z.clamp(-CLAMP, CLAMP) * observed.index_select(1, self.owner), observed
+
+    def raw(self, z):
+        """[N, D] -> raw units [N, F]: what the daemon shows as expected."""
+        columns = z.clamp(-CLAMP, CLAMP) * self.scale + self.mean
+        out, n, k = {}, len(self.plain_list), len(self.cyclic_list)
+        for i, j in enumerate(self.plain_list):
+            value = columns[:, i : i + 1].sinh() * self.spread[i] + self.center[i]
+            out[j] = (value > 0.5).float() if self.features[j].type == "bool" else value
+        for i, j in enumerate(self.cyclic_list, n):
+            out[j] = clock(columns[:, i : i + 1], columns[:, i + k : i + k + 1], self.features[j].part)
+        a = n + 2 * k
+        for j, feature in enumerate(self.features):
+            if feature.type == "categorical":
+                v = len(feature.vocabulary)
+                out[j] = columns[:, a : a + v].argmax(1, keepdim=True).float()
+                a += v + 1
+        return torch.cat([out[j] for j in range(len(self.features))], 1)
+
+
+def categories(feature):
+    """The codes a categorical can take, unseen last; none for other features."""
+    return [*range(len(feature.vocabulary)), -1] if feature.type == "categorical" else []
+
+
+def clock(sin, cos, part):
+    """(sin, cos) [N, 1] of any length -> hour in [0, 24) or whole day 0..6."""
+    length = (sin * sin + cos * cos).sqrt()
+    angle = 2 * torch.atan(sin / (length + cos).clamp(min=1e-6))
+    value = angle * (PARTS[part] / (2 * math.pi))
+    value = value.round() if part == "day_of_week" else value
+    value = torch.where(value < 0, value + PARTS[part], value)
+    return torch.where(value >= PARTS[part], torch.zeros_like(value), value)

@@ -1,0 +1,260 @@
+//! Rows and the offsets they came from: the unit that is scored, published and finished together.
+//!
+//! A batch owns its buffers and is used again and again, so a record costs copies, never allocations.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::decode::RowError;
+use crate::record::{Record, Source};
+
+/// Headers that travel from a record to its verdict (W3C Trace Context).
+const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
+
+/// A topic and partition, the topic by its place in the configured list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    pub topic: usize,
+    pub partition: i32,
+}
+
+/// Up to a fixed number of records, in the order in which they were consumed.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Consecutive over the life of the source; verdicts are published in this order.
+    pub sequence: u64,
+    /// The rows, [records, features], row-major.
+    pub rows: Vec<f32>,
+    records: Vec<Stored>,
+    bytes: Vec<u8>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Tombstones: nothing to score.
+    pub skipped: usize,
+    /// For each partition in the batch the offset to resume from once all of it is delivered.
+    pub offsets: Vec<(TopicPartition, i64)>,
+    opened: Option<Instant>,
+    /// Filled by the scorer, [records].
+    pub scores: Vec<f32>,
+    /// Filled by the scorer, [records, features].
+    pub residuals: Vec<f32>,
+    /// Filled by the scorer, [records, features].
+    pub reconstructions: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    from: TopicPartition,
+    offset: i64,
+    timestamp_ms: Option<i64>,
+    key: Option<Range<usize>>,
+    payload: Range<usize>,
+    trace: [Option<Range<usize>>; 2],
+}
+
+/// A record of a batch as it was kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept<'b> {
+    pub from: TopicPartition,
+    pub offset: i64,
+    pub timestamp_ms: Option<i64>,
+    pub key: Option<&'b [u8]>,
+    pub payload: &'b [u8],
+    /// `traceparent` and `tracestate`.
+    pub trace: [Option<(&'static str, &'b [u8])>; 2],
+}
+
+/// A record that could not become a row, as it came, and why.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    pub source: Source,
+    pub timestamp_ms: Option<i64>,
+    pub key: Option<Vec<u8>>,
+    pub payload: Vec<u8>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub error: RowError,
+}
+
+impl Batch {
+    /// Every record that is in it: scored, dead or skipped.
+    pub fn consumed(&self) -> usize {
+        self.records.len() + self.dead_letters.len() + self.skipped
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.consumed() == 0
+    }
+
+    /// Records with a row.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// When its first record came in.
+    pub fn opened(&self) -> Option<Instant> {
+        self.opened
+    }
+
+    /// Whether it should leave: full, or its first record has waited long enough.
+    pub fn is_due(&self, max_records: usize, max_wait: Duration, now: Instant) -> bool {
+        self.consumed() >= max_records
+            || self
+                .opened
+                .is_some_and(|opened| now.duration_since(opened) >= max_wait)
+    }
+
+    /// Keeps a record whose row the decoder has just appended to `rows`.
+    pub fn keep(&mut self, record: &Record<'_>, from: TopicPartition, now: Instant) {
+        let trace = TRACE_HEADERS.map(|name| {
+            let (_, value) = record.headers.iter().find(|(n, _)| *n == name)?;
+            value.map(|value| store(&mut self.bytes, value))
+        });
+        let stored = Stored {
+            from,
+            offset: record.offset,
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.map(|key| store(&mut self.bytes, key)),
+            payload: store(&mut self.bytes, record.payload.unwrap_or_default()),
+            trace,
+        };
+        self.records.push(stored);
+        self.advance(from, record.offset, now);
+    }
+
+    /// Keeps a record that could not be decoded.
+    pub fn bury(&mut self, record: &Record<'_>, from: TopicPartition, error: RowError, now: Instant) {
+        let own_header = |(name, value): &(&str, Option<&[u8]>)| {
+            ((*name).to_owned(), value.map(<[u8]>::to_vec))
+        };
+        self.dead_letters.push(DeadLetter {
+            source: record.source(),
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.map(<[u8]>::to_vec),
+            payload: record.payload.unwrap_or_default().to_vec(),
+            headers: record.headers.iter().map(own_header).collect(),
+            error,
+        });
+        self.advance(from, record.offset, now);
+    }
+
+    /// Counts a tombstone.
+    pub fn skip(&mut self, record: &Record<'_>, from: TopicPartition, now: Instant) {
+        self.skipped += 1;
+        self.advance(from, record.offset, now);
+    }
+
+    fn advance(&mut self, from: TopicPartition, offset: i64, now: Instant) {
+        self.opened.get_or_insert(now);
+        // The last entry almost always matches: records come in runs of one partition.
+        match self.offsets.iter_mut().rev().find(|(at, _)| *at == from) {
+            Some((_, next)) => *next = offset + 1,
+            None => self.offsets.push((from, offset + 1)),
+        }
+    }
+
+    /// The records with a row, in order.
+    pub fn records(&self) -> impl ExactSizeIterator<Item = Kept<'_>> {
+        self.records.iter().map(|stored| Kept {
+            from: stored.from,
+            offset: stored.offset,
+            timestamp_ms: stored.timestamp_ms,
+            key: stored.key.clone().map(|range| &self.bytes[range]),
+            payload: &self.bytes[stored.payload.clone()],
+            trace: std::array::from_fn(|i| {
+                let range = stored.trace[i].clone()?;
+                Some((TRACE_HEADERS[i], &self.bytes[range]))
+            }),
+        })
+    }
+
+    /// Empties it for reuse and gives back memory that one huge message made it take.
+    pub fn clear(&mut self) {
+        const KEEP_BYTES: usize = 1 << 20;
+        self.rows.clear();
+        self.records.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(KEEP_BYTES);
+        self.dead_letters.clear();
+        self.skipped = 0;
+        self.offsets.clear();
+        self.opened = None;
+        self.scores.clear();
+        self.residuals.clear();
+        self.reconstructions.clear();
+    }
+}
+
+fn store(bytes: &mut Vec<u8>, value: &[u8]) -> Range<usize> {
+    let start = bytes.len();
+    bytes.extend_from_slice(value);
+    start..bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Reason;
+
+    const P0: TopicPartition = TopicPartition { topic: 0, partition: 0 };
+    const P1: TopicPartition = TopicPartition { topic: 0, partition: 1 };
+
+    fn record(partition: i32, offset: i64) -> Record<'static> {
+        Record {
+            topic: "t",
+            partition,
+            offset,
+            timestamp_ms: Some(5),
+            key: Some(b"k"),
+            headers: vec![("other", None), ("traceparent", Some(b"00-ab"))],
+            payload: Some(b"{}"),
+        }
+    }
+
+    #[test]
+    fn every_outcome_advances_the_offset() {
+        let mut batch = Batch::default();
+        let now = Instant::now();
+        batch.keep(&record(0, 4), P0, now);
+        batch.skip(&record(1, 9), P1, now);
+        let error = RowError { reason: Reason::Malformed, detail: "bad".into() };
+        batch.bury(&record(0, 5), P0, error, now);
+        assert_eq!(batch.offsets, [(P0, 6), (P1, 10)]);
+        assert_eq!((batch.len(), batch.consumed()), (1, 3));
+        let dead = &batch.dead_letters[0];
+        assert_eq!((dead.headers.len(), dead.source.offset), (2, 5));
+    }
+
+    #[test]
+    fn a_kept_record_comes_back_whole() {
+        let mut batch = Batch::default();
+        batch.keep(&record(0, 1), P0, Instant::now());
+        batch.keep(&Record { key: None, headers: vec![], ..record(0, 2) }, P0, Instant::now());
+        let kept: Vec<_> = batch.records().collect();
+        assert_eq!(kept[0].key, Some(&b"k"[..]));
+        assert_eq!(kept[0].trace[0], Some(("traceparent", &b"00-ab"[..])));
+        assert_eq!(kept[0].trace[1], None);
+        assert_eq!((kept[1].key, kept[1].payload, kept[1].offset), (None, &b"{}"[..], 2));
+    }
+
+    #[test]
+    fn due_by_size_or_by_the_clock_that_is_passed_in() {
+        let mut batch = Batch::default();
+        let start = Instant::now();
+        let wait = Duration::from_millis(5);
+        assert!(!batch.is_due(2, wait, start + wait), "an empty batch waits for ever");
+        batch.keep(&record(0, 1), P0, start);
+        assert!(!batch.is_due(2, wait, start));
+        assert!(batch.is_due(2, wait, start + wait));
+        batch.skip(&record(0, 2), P0, start);
+        assert!(batch.is_due(2, wait, start));
+    }
+
+    #[test]
+    fn clearing_gives_back_the_memory_of_a_huge_message() {
+        let mut batch = Batch::default();
+        let huge = vec![b'x'; 20 << 20];
+        let record = Record { payload: Some(&huge), ..record(0, 0) };
+        batch.keep(&record, P0, Instant::now());
+        batch.clear();
+        assert!(batch.is_empty() && batch.bytes.capacity() <= 1 << 20);
+    }
+}

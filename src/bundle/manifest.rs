@@ -1,0 +1,227 @@
+//! `manifest.json`: what a bundle is, what it reads and what its files must hash to.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Deserialize;
+
+/// The only bundle format this version reads.
+pub const FORMAT: u32 = 1;
+
+/// The manifest as written by the trainer. `training` and `scoring` are facts for people, passed on as they are.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    pub name: String,
+    pub version: String,
+    /// File name to lower-case hexadecimal SHA-256.
+    pub files: BTreeMap<String, String>,
+    pub input: Input,
+    pub golden: Tolerance,
+    #[serde(default)]
+    pub scoring: serde_json::Value,
+    #[serde(default)]
+    pub training: serde_json::Value,
+}
+
+/// How far a golden score may lie from the trainer's: `absolute + relative * |expected|`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Tolerance {
+    pub relative_tolerance: f32,
+    pub absolute_tolerance: f32,
+}
+
+impl Tolerance {
+    /// NaN never agrees with anything.
+    pub fn accepts(self, got: f32, want: f32) -> bool {
+        (got - want).abs() <= self.absolute_tolerance + self.relative_tolerance * want.abs()
+    }
+}
+
+/// What a record must look like to be scored.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Input {
+    Tabular { features: Vec<Feature> },
+}
+
+impl Input {
+    /// The columns of the scorer's input `x`, in order.
+    pub fn features(&self) -> &[Feature] {
+        match self {
+            Input::Tabular { features } => features,
+        }
+    }
+}
+
+/// One column of the scorer's input.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Feature {
+    pub name: String,
+    /// Dotted path of object keys in the decoded record.
+    pub path: String,
+    #[serde(flatten)]
+    pub kind: FeatureKind,
+    #[serde(default)]
+    pub missing: Missing,
+    /// For people: EUR, km, seconds.
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum FeatureKind {
+    Number,
+    Bool,
+    Categorical {
+        vocabulary: Vec<String>,
+    },
+    Timestamp {
+        part: TimePart,
+        #[serde(default)]
+        epoch_unit: Option<EpochUnit>,
+    },
+}
+
+/// The part of a timestamp that becomes the feature; always in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimePart {
+    /// Fractional, in [0, 24).
+    HourOfDay,
+    /// 0 = Monday to 6 = Sunday.
+    DayOfWeek,
+}
+
+/// How a timestamp given as a JSON number counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum EpochUnit {
+    #[serde(rename = "s")]
+    Seconds,
+    #[serde(rename = "ms")]
+    Milliseconds,
+    #[serde(rename = "us")]
+    Microseconds,
+}
+
+/// What happens to a record without this feature.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// NaN goes to the graph, which fills it in and leaves it out of the score.
+    Impute,
+    /// The record is a dead letter.
+    #[default]
+    Reject,
+}
+
+impl Manifest {
+    /// Everything that is wrong with the manifest itself, in words.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.format != FORMAT {
+            faults.push(format!(
+                "format {} is not supported, this version reads format {FORMAT}: export the bundle again with a matching residuald-train",
+                self.format
+            ));
+        }
+        if self.name.is_empty() || self.version.is_empty() {
+            faults.push("name and version must not be empty".into());
+        }
+        let tolerances = [
+            self.golden.relative_tolerance,
+            self.golden.absolute_tolerance,
+        ];
+        if tolerances.iter().any(|t| !(0.0..=0.01).contains(t)) {
+            faults.push("golden tolerances must lie between 0 and 0.01".into());
+        }
+        let features = self.input.features();
+        if features.is_empty() {
+            faults.push("input has no features".into());
+        }
+        let mut names = HashSet::new();
+        for feature in features {
+            if !names.insert(&feature.name) {
+                faults.push(format!("feature `{}` is listed twice", feature.name));
+            }
+            if feature.path.split('.').any(str::is_empty) {
+                faults.push(format!(
+                    "feature `{}` has a broken path `{}`",
+                    feature.name, feature.path
+                ));
+            }
+            if let FeatureKind::Categorical { vocabulary } = &feature.kind {
+                let distinct: HashSet<_> = vocabulary.iter().collect();
+                if vocabulary.is_empty() || distinct.len() != vocabulary.len() {
+                    faults.push(format!(
+                        "feature `{}` needs a vocabulary of distinct entries",
+                        feature.name
+                    ));
+                }
+            }
+        }
+        faults.extend(path_conflicts(features));
+        faults
+    }
+}
+
+/// A path that is a value for one feature and an object for another can never both be read.
+fn path_conflicts(features: &[Feature]) -> Vec<String> {
+    let paths: HashSet<&str> = features.iter().map(|f| f.path.as_str()).collect();
+    let mut faults = Vec::new();
+    for path in &paths {
+        for (dot, _) in path.match_indices('.') {
+            if paths.contains(&path[..dot]) {
+                faults.push(format!(
+                    "path `{}` is both a value and the parent of `{path}`",
+                    &path[..dot]
+                ));
+            }
+        }
+    }
+    faults.sort();
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(features: serde_json::Value) -> Manifest {
+        serde_json::from_value(serde_json::json!({
+            "format": 1, "name": "m", "version": "1", "files": {},
+            "golden": {"relative_tolerance": 1e-5, "absolute_tolerance": 1e-6},
+            "input": {"kind": "tabular", "features": features},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let manifest = manifest(serde_json::json!([
+            {"name": "a", "path": "a", "type": "number"},
+            {"name": "a", "path": "a.b", "type": "number"},
+            {"name": "c", "path": "c..d", "type": "categorical", "vocabulary": []},
+        ]));
+        let faults = manifest.faults();
+        assert_eq!(faults.len(), 4, "{faults:#?}");
+    }
+
+    #[test]
+    fn an_unknown_type_or_kind_does_not_parse() {
+        let text = r#"{"name": "a", "path": "a", "type": "complex"}"#;
+        assert!(serde_json::from_str::<Feature>(text).is_err());
+    }
+
+    #[test]
+    fn tolerance_is_relative_plus_absolute_and_refuses_nan() {
+        let tolerance = Tolerance {
+            relative_tolerance: 1e-5,
+            absolute_tolerance: 1e-6,
+        };
+        assert!(tolerance.accepts(1000.009, 1000.0));
+        assert!(!tolerance.accepts(1000.02, 1000.0));
+        assert!(!tolerance.accepts(f32::NAN, 1.0));
+        assert!(!tolerance.accepts(1.0, f32::NAN));
+    }
+}

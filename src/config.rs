@@ -1,0 +1,455 @@
+//! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
+
+mod settings;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Environment, File, FileFormat};
+
+use crate::verdict::ThresholdRule;
+use settings::Settings;
+pub use settings::{ClientSettings, Effective};
+
+const DEFAULTS: &str = include_str!("default.toml");
+const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
+
+/// Checked settings, a section for each stage.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub kafka: Kafka,
+    pub model: Model,
+    pub inference: Inference,
+    pub batch: Batch,
+    pub threshold: ThresholdRule,
+    pub output: Output,
+    pub http: Http,
+    pub telemetry: Telemetry,
+    /// What `residuald config` prints: every setting, its value with secrets hidden, and where it came from.
+    pub effective: Vec<Effective>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    pub brokers: String,
+    pub topics: Vec<String>,
+    pub group_id: String,
+    pub connect_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub client: ClientSettings,
+    pub consumer: ClientSettings,
+    pub producer: ClientSettings,
+}
+
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub bundle: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct Inference {
+    pub provider: Provider,
+    pub fallback: bool,
+    /// At least 1.
+    pub workers: usize,
+}
+
+/// ONNX Runtime execution providers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    Cpu,
+    Cuda,
+    TensorRt,
+}
+
+impl Provider {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Provider::Cpu => "cpu",
+            Provider::Cuda => "cuda",
+            Provider::TensorRt => "tensorrt",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub max_records: usize,
+    pub max_wait: Duration,
+    pub in_flight: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub anomalies_topic: String,
+    pub scores_topic: Option<String>,
+    pub dead_letter_topic: String,
+    pub include_record: bool,
+    pub attributions: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Http {
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why the settings were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{path}: {problem}")]
+    File { path: String, problem: String },
+    #[error("--set {flag}: expected SECTION.KEY=VALUE")]
+    Flag { flag: String },
+    /// Every bad setting, a line each.
+    #[error("{} bad setting{}:\n  {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, .0.join("\n  "))]
+    Settings(Vec<String>),
+}
+
+/// A clock-free view of the environment: name and value.
+pub type Variables = Vec<(String, String)>;
+
+impl Config {
+    /// Layers defaults, the file (if any), the variables that start with `RESIDUALD__`, and `--set` flags; then checks.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every bad setting.
+    pub fn load(
+        file: Option<&Path>,
+        variables: Variables,
+        flags: &[String],
+    ) -> Result<Config, ConfigError> {
+        let mut builder =
+            config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path).map_err(|e| ConfigError::File {
+                path: path.display().to_string(),
+                problem: e.to_string(),
+            })?;
+            drop(text);
+            builder = builder.add_source(File::from(path).format(FileFormat::Toml));
+        }
+        let environment = Environment::with_prefix("RESIDUALD")
+            .prefix_separator("__")
+            .separator("__")
+            .source(Some(variables.into_iter().collect()));
+        builder = builder.add_source(environment);
+        for flag in flags {
+            builder = builder.add_source(flag_source(flag)?);
+        }
+        let merged = builder.build().map_err(|e| ConfigError::File {
+            path: file.map_or("settings".into(), |p| p.display().to_string()),
+            problem: e.to_string(),
+        })?;
+        check(Settings::new(merged.cache))
+    }
+}
+
+/// `section.key=value`, the value as TOML, or as a string where it is not.
+fn flag_source(
+    flag: &str,
+) -> Result<File<config::FileSourceString, FileFormat>, ConfigError> {
+    let bad = || ConfigError::Flag {
+        flag: flag.to_owned(),
+    };
+    let (key, value) = flag.split_once('=').ok_or_else(bad)?;
+    for candidate in [
+        format!("{key} = {value}"),
+        format!("{key} = {}", serde_json::Value::from(value)),
+    ] {
+        let source = File::from_str(&candidate, FileFormat::Toml);
+        let parsed = config::Config::builder().add_source(source.clone()).build();
+        if parsed.is_ok() && key.contains('.') {
+            return Ok(source);
+        }
+    }
+    Err(bad())
+}
+
+/// What residuald sets itself, because delivery depends on it.
+const RESERVED: [&str; 9] = [
+    "bootstrap.servers",
+    "group.id",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.partition.eof",
+    "enable.idempotence",
+    "acks",
+    "request.required.acks",
+    "transactional.id",
+];
+
+fn check(mut s: Settings) -> Result<Config, ConfigError> {
+    let kafka = Kafka {
+        brokers: s.text("kafka.brokers"),
+        topics: s.texts(
+            "kafka.topics",
+            "the topics to read, for instance topics = [\"payments\"]",
+        ),
+        group_id: s.text("kafka.group_id"),
+        connect_timeout: s.duration("kafka.connect_timeout"),
+        drain_timeout: s.duration("kafka.drain_timeout"),
+        client: s.client_settings("kafka.client", &RESERVED),
+        consumer: s.client_settings("kafka.consumer", &RESERVED),
+        producer: s.client_settings("kafka.producer", &RESERVED),
+    };
+    s.choice("kafka.delivery", &[("at-least-once", ())]);
+    s.choice("input.format", &[("json", ())]);
+    let model = Model {
+        bundle: s
+            .required_text(
+                "model.bundle",
+                "the folder of the model, for instance bundle = \"models/payments\"",
+            )
+            .into(),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let inference = Inference {
+        provider: s
+            .choice(
+                "inference.provider",
+                &[
+                    ("cpu", Provider::Cpu),
+                    ("cuda", Provider::Cuda),
+                    ("tensorrt", Provider::TensorRt),
+                ],
+            )
+            .unwrap_or(Provider::Cpu),
+        fallback: s.boolean("inference.fallback"),
+        workers: match s.integer("inference.workers", 0, 1024) {
+            0 => cores,
+            workers => workers,
+        },
+    };
+    let batch = Batch {
+        max_records: s.integer("batch.max_records", 1, 65_536),
+        max_wait: s.duration("batch.max_wait"),
+        in_flight: s.integer("batch.in_flight", 1, 65_536),
+    };
+    let threshold = threshold(&mut s);
+    let output = Output {
+        anomalies_topic: s.text("output.anomalies_topic"),
+        scores_topic: s.optional_text("output.scores_topic"),
+        dead_letter_topic: s.text("output.dead_letter_topic"),
+        include_record: s.boolean("output.include_record"),
+        attributions: s.integer("output.attributions", 1, 1000),
+    };
+    let written = [
+        Some(&output.anomalies_topic),
+        output.scores_topic.as_ref(),
+        Some(&output.dead_letter_topic),
+    ];
+    for topic in written.into_iter().flatten() {
+        if kafka.topics.contains(topic) {
+            s.problem(format!(
+                "topic `{topic}` is both read and written: residuald would judge its own verdicts"
+            ));
+        }
+    }
+    let listen = s.text("http.listen");
+    let listen = listen.parse().unwrap_or_else(|_| {
+        s.problem(format!(
+            "http.listen = \"{listen}\": expected an address and a port, for instance \"127.0.0.1:9464\""
+        ));
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    });
+    let telemetry = Telemetry {
+        log_level: s.text("telemetry.log_level"),
+        log_format: s
+            .choice(
+                "telemetry.log_format",
+                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            )
+            .unwrap_or(LogFormat::Text),
+    };
+    if let Err(e) = tracing_subscriber::EnvFilter::try_new(&telemetry.log_level) {
+        s.problem(format!(
+            "telemetry.log_level = \"{}\": {e}",
+            telemetry.log_level
+        ));
+    }
+    let effective = s.finish().map_err(ConfigError::Settings)?;
+    Ok(Config {
+        kafka,
+        model,
+        inference,
+        batch,
+        threshold,
+        output,
+        http: Http { listen },
+        telemetry,
+        effective,
+    })
+}
+
+fn threshold(s: &mut Settings) -> ThresholdRule {
+    let open_interval = |rate: f64| rate > 0.0 && rate < 1.0;
+    let rate = s.number(
+        "threshold.false_alarm_rate",
+        "between 0 and 1",
+        open_interval,
+    );
+    let alerts = s.number("threshold.alerts_per_day", "above 0", |a| a > 0.0);
+    let records = s.number("threshold.records_per_day", "above 0", |r| r > 0.0);
+    let quantile = s.number("threshold.quantile", "between 0 and 1", open_interval);
+    let score = s.number("threshold.score", "above 0", |s| s > 0.0 && s < 1e30);
+    let given = [rate, alerts, quantile, score];
+    if given.iter().flatten().count() > 1 {
+        s.problem(
+            "[threshold]: set one of false_alarm_rate, alerts_per_day, quantile, score, not several"
+                .into(),
+        );
+    }
+    match (rate, alerts, records, quantile, score) {
+        (Some(rate), ..) => ThresholdRule::FalseAlarmRate(rate),
+        (_, Some(alerts), Some(records_per_day), ..) => {
+            if alerts >= records_per_day {
+                s.problem("threshold.alerts_per_day must be less than records_per_day".into());
+            }
+            ThresholdRule::AlertsPerDay {
+                alerts,
+                records_per_day,
+            }
+        }
+        (_, Some(_), None, ..) => {
+            s.problem(
+                "threshold.alerts_per_day needs threshold.records_per_day, the expected volume"
+                    .into(),
+            );
+            ThresholdRule::FalseAlarmRate(DEFAULT_FALSE_ALARM_RATE)
+        }
+        (.., Some(level), _) => ThresholdRule::Quantile(level),
+        (.., Some(score)) => ThresholdRule::Score(score as f32),
+        _ => ThresholdRule::FalseAlarmRate(DEFAULT_FALSE_ALARM_RATE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)], flags: &[&str]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("residuald.toml");
+        std::fs::write(&path, text).unwrap();
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Config::load(
+            Some(&path),
+            variables.iter().map(own).collect(),
+            &flags.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>(),
+        )
+        .map_err(|e| e.to_string())
+    }
+
+    const SMALLEST: &str = "kafka.topics = \"payments\"\nmodel.bundle = \"m\"";
+
+    #[test]
+    fn the_smallest_config_is_two_lines() {
+        let config = load(SMALLEST, &[], &[]).unwrap();
+        assert_eq!(config.kafka.topics, ["payments"]);
+        assert_eq!(config.batch.max_wait, Duration::from_millis(5));
+        assert!(config.inference.workers >= 1);
+        assert_eq!(config.threshold, ThresholdRule::FalseAlarmRate(0.001));
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file() {
+        let text = format!("{SMALLEST}\nbatch.max_records = 2\nkafka.group_id = \"file\"");
+        let variables = [
+            ("RESIDUALD__BATCH__MAX_RECORDS", "3"),
+            ("RESIDUALD__KAFKA__GROUP_ID", "0012"),
+        ];
+        let flags = [
+            "batch.max_records=4",
+            "kafka.topics=[\"a\", \"b\"]",
+            "model.bundle=some/where",
+        ];
+        let config = load(&text, &variables, &flags).unwrap();
+        assert_eq!(config.batch.max_records, 4);
+        assert_eq!(config.kafka.group_id, "0012");
+        assert_eq!(config.kafka.topics, ["a", "b"]);
+        assert_eq!(config.model.bundle, Path::new("some/where"));
+    }
+
+    #[test]
+    fn every_fault_is_reported_at_once() {
+        let text = r#"
+            model.bundle = "m"
+            kafka.broker = "x"
+            batch.max_records = 0
+            batch.max_wait = "soon"
+            inference.provider = "gpu"
+            threshold.quantile = 0.9
+            threshold.score = 3.0
+            http.listen = "9464"
+            kafka.consumer."enable.auto.commit" = true
+        "#;
+        let error = load(text, &[("RESIDUALD__NOWHERE", "1")], &[]).unwrap_err();
+        for expected in [
+            "9 bad settings",
+            "kafka.topics is not set",
+            "unknown setting `kafka.broker`, did you mean `kafka.brokers`?",
+            "batch.max_records = 0: expected a whole number from 1 to 65536",
+            "batch.max_wait = \"soon\"",
+            "inference.provider = \"gpu\": expected one of cpu, cuda, tensorrt",
+            "set one of false_alarm_rate",
+            "http.listen",
+            "`enable.auto.commit` is set by residuald",
+            "unknown setting `nowhere`",
+        ] {
+            assert!(error.contains(expected), "{expected}\nnot in\n{error}");
+        }
+    }
+
+    #[test]
+    fn a_topic_cannot_be_read_and_written() {
+        let error = load(SMALLEST, &[], &["output.anomalies_topic=payments"]).unwrap_err();
+        assert!(error.contains("both read and written"), "{error}");
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "hunter2\n").unwrap();
+        let text = format!(
+            "{SMALLEST}\n[kafka.client]\n\"sasl.username\" = \"me\"\n\"sasl.password\" = {{ file = {:?} }}",
+            secret
+        );
+        let variables = [("RESIDUALD__KAFKA__CLIENT__SSL_KEY_PASSWORD", "open sesame")];
+        let config = load(&text, &variables, &[]).unwrap();
+        let client = config.kafka.client.iter().collect::<Vec<_>>();
+        assert_eq!(
+            client,
+            [
+                ("sasl.password", "hunter2"),
+                ("sasl.username", "me"),
+                ("ssl.key.password", "open sesame")
+            ]
+        );
+        let shown = format!("{config:?} {:?}", config.effective);
+        assert!(!shown.contains("hunter2") && !shown.contains("sesame"), "{shown}");
+        let missing = load(SMALLEST, &[], &["kafka.client.\"sasl.password\"={ env = \"NOT_SET_ANYWHERE\" }"]);
+        assert!(missing.unwrap_err().contains("NOT_SET_ANYWHERE"));
+    }
+
+    #[test]
+    fn a_file_that_is_absent_or_not_toml_is_named() {
+        let absent = Config::load(Some(Path::new("/no/such/file.toml")), vec![], &[]);
+        assert!(absent.unwrap_err().to_string().contains("/no/such/file.toml"));
+        assert!(load("not toml", &[], &[]).unwrap_err().contains("residuald.toml"));
+        assert!(load(SMALLEST, &[], &["nonsense"]).unwrap_err().contains("--set nonsense"));
+    }
+}

@@ -1,0 +1,354 @@
+//! The merged tree of settings, asked for key by key. What is asked for is known; what is left over is a mistake.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use config::{Value, ValueKind};
+
+/// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
+#[derive(Clone, Default, PartialEq)]
+pub struct ClientSettings(BTreeMap<String, String>);
+
+impl ClientSettings {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.to_owned(), value.to_owned());
+    }
+}
+
+impl fmt::Debug for ClientSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// One setting as it is in force.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Effective {
+    pub key: String,
+    /// As TOML; `"***"` for a secret.
+    pub value: String,
+    /// `default`, the file, `the environment` or `--set`.
+    pub origin: String,
+}
+
+pub struct Settings {
+    tree: Value,
+    /// Keys that were asked for, present or not.
+    known: BTreeSet<String>,
+    effective: Vec<Effective>,
+    problems: Vec<String>,
+}
+
+impl Settings {
+    pub fn new(tree: Value) -> Settings {
+        Settings {
+            tree,
+            known: BTreeSet::new(),
+            effective: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    pub fn problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// Looks a dotted key up and remembers that it is known.
+    fn get(&mut self, key: &str) -> Option<Value> {
+        self.known.insert(key.to_owned());
+        let value = key
+            .split('.')
+            .try_fold(&self.tree, |at, part| match &at.kind {
+                ValueKind::Table(table) => table.get(part),
+                _ => None,
+            })?
+            .clone();
+        if !matches!(value.kind, ValueKind::Table(_)) {
+            self.show(key, literal(&value), origin(&value));
+        }
+        Some(value)
+    }
+
+    fn show(&mut self, key: &str, value: String, origin: String) {
+        self.effective.push(Effective {
+            key: key.to_owned(),
+            value,
+            origin,
+        });
+    }
+
+    fn wrong(&mut self, key: &str, value: &Value, expected: &str) {
+        let place = match value.origin() {
+            Some(origin) => format!(" ({origin})"),
+            None => String::new(),
+        };
+        self.problem(format!(
+            "{key} = {}: expected {expected}{place}",
+            literal(value)
+        ));
+    }
+
+    /// A text that has a default.
+    pub fn text(&mut self, key: &str) -> String {
+        self.required_text(key, "a text")
+    }
+
+    pub fn required_text(&mut self, key: &str, what: &str) -> String {
+        let text = self.optional_text(key);
+        text.unwrap_or_else(|| {
+            self.problem(format!("{key} is not set: {what}"));
+            String::new()
+        })
+    }
+
+    /// An empty text counts as not set.
+    pub fn optional_text(&mut self, key: &str) -> Option<String> {
+        let value = self.get(key)?;
+        match value.clone().into_string() {
+            Ok(text) => Some(text).filter(|text| !text.is_empty()),
+            Err(_) => {
+                self.wrong(key, &value, "a text");
+                Some(String::new())
+            }
+        }
+    }
+
+    /// One text, a comma-separated list or an array; not empty.
+    pub fn texts(&mut self, key: &str, what: &str) -> Vec<String> {
+        let Some(value) = self.get(key) else {
+            self.problem(format!("{key} is not set: {what}"));
+            return Vec::new();
+        };
+        let texts: Option<Vec<String>> = match value.kind.clone() {
+            ValueKind::Array(items) => items.into_iter().map(|i| i.into_string().ok()).collect(),
+            _ => value.clone().into_string().ok().map(|text| {
+                let parts = text.split(',').map(str::trim);
+                parts.filter(|p| !p.is_empty()).map(str::to_owned).collect()
+            }),
+        };
+        match texts {
+            Some(texts) if !texts.is_empty() => texts,
+            _ => {
+                self.wrong(key, &value, "one or more names");
+                Vec::new()
+            }
+        }
+    }
+
+    pub fn boolean(&mut self, key: &str) -> bool {
+        let Some(value) = self.get(key) else {
+            return false;
+        };
+        value.clone().into_bool().unwrap_or_else(|_| {
+            self.wrong(key, &value, "true or false");
+            false
+        })
+    }
+
+    pub fn integer(&mut self, key: &str, least: usize, most: usize) -> usize {
+        let Some(value) = self.get(key) else {
+            return least;
+        };
+        let integer = match value.kind {
+            ValueKind::Float(_) | ValueKind::Boolean(_) => None,
+            _ => value.clone().into_int().ok(),
+        };
+        match integer.and_then(|i| usize::try_from(i).ok()) {
+            Some(number) if (least..=most).contains(&number) => number,
+            _ => {
+                self.wrong(
+                    key,
+                    &value,
+                    &format!("a whole number from {least} to {most}"),
+                );
+                least
+            }
+        }
+    }
+
+    pub fn number(&mut self, key: &str, range: &str, fits: impl Fn(f64) -> bool) -> Option<f64> {
+        let value = self.get(key)?;
+        match value.clone().into_float() {
+            Ok(number) if fits(number) => Some(number),
+            _ => {
+                self.wrong(key, &value, &format!("a number {range}"));
+                None
+            }
+        }
+    }
+
+    /// A text such as `5ms`, `30s` or `1m 30s`.
+    pub fn duration(&mut self, key: &str) -> Duration {
+        let Some(value) = self.get(key) else {
+            return Duration::ZERO;
+        };
+        let parsed = value
+            .clone()
+            .into_string()
+            .ok()
+            .and_then(|text| text.parse::<jiff::SignedDuration>().ok())
+            .and_then(|duration| Duration::try_from(duration).ok());
+        parsed.unwrap_or_else(|| {
+            self.wrong(key, &value, "a duration such as \"5ms\" or \"30s\"");
+            Duration::ZERO
+        })
+    }
+
+    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let value = self.get(key)?;
+        let text = value.clone().into_string().unwrap_or_default();
+        let chosen = choices.iter().find(|(name, _)| *name == text);
+        if chosen.is_none() {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            self.wrong(key, &value, &format!("one of {}", names.join(", ")));
+        }
+        chosen.map(|(_, choice)| *choice)
+    }
+
+    /// librdkafka's settings under `key`, with secrets brought in.
+    pub fn client_settings(&mut self, key: &str, reserved: &[&str]) -> ClientSettings {
+        let mut settings = ClientSettings::default();
+        let Some(Value {
+            kind: ValueKind::Table(table),
+            ..
+        }) = self.get(key)
+        else {
+            return settings;
+        };
+        let mut entries: Vec<(String, Value)> = table.into_iter().collect();
+        // The environment last, so that it wins over the same setting spelled with dots in the file.
+        entries.sort_by_key(|(name, value)| (from_environment(value), name.clone()));
+        for (name, value) in entries {
+            self.known.insert(format!("{key}.{name}"));
+            let name = match from_environment(&value) {
+                true => name.replace('_', "."),
+                false => name,
+            };
+            if reserved.contains(&name.as_str()) {
+                self.problem(format!(
+                    "{key}: `{name}` is set by residuald, because delivery depends on it: remove it"
+                ));
+                continue;
+            }
+            match resolve(&value) {
+                Ok((text, secret)) => {
+                    let hidden = secret || is_secret(&name);
+                    let shown = if hidden {
+                        "\"***\"".to_owned()
+                    } else {
+                        literal(&value)
+                    };
+                    self.effective
+                        .retain(|e| e.key != format!("{key}.\"{name}\""));
+                    self.show(&format!("{key}.\"{name}\""), shown, origin(&value));
+                    settings.set(&name, &text);
+                }
+                Err(problem) => self.problem(format!("{key}.\"{name}\": {problem}")),
+            }
+        }
+        settings
+    }
+
+    /// The settings in force, or everything that is wrong, unknown keys included.
+    pub fn finish(mut self) -> Result<Vec<Effective>, Vec<String>> {
+        let mut leaves = Vec::new();
+        collect_leaves("", &self.tree, &self.known, &mut leaves);
+        for leaf in leaves {
+            let nearest = self
+                .known
+                .iter()
+                .map(|known| (strsim::damerau_levenshtein(known, &leaf), known))
+                .min();
+            let hint = match nearest {
+                Some((distance, known)) if distance <= 2 + leaf.len() / 4 => {
+                    format!(", did you mean `{known}`?")
+                }
+                _ => ": `residuald config` lists all".to_owned(),
+            };
+            self.problems.push(format!("unknown setting `{leaf}`{hint}"));
+        }
+        if self.problems.is_empty() {
+            Ok(self.effective)
+        } else {
+            Err(self.problems)
+        }
+    }
+}
+
+/// Dotted keys in the tree that nobody asked for.
+fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves: &mut Vec<String>) {
+    if !prefix.is_empty() && known.contains(prefix) {
+        return;
+    }
+    match &value.kind {
+        ValueKind::Table(table) => {
+            for (name, child) in table {
+                let key = if prefix.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{prefix}.{name}")
+                };
+                collect_leaves(&key, child, known, leaves);
+            }
+        }
+        _ => leaves.push(prefix.to_owned()),
+    }
+    leaves.sort();
+}
+
+const ENVIRONMENT: &str = "the environment";
+
+fn from_environment(value: &Value) -> bool {
+    value.origin() == Some(ENVIRONMENT)
+}
+
+fn origin(value: &Value) -> String {
+    value.origin().unwrap_or("default").to_owned()
+}
+
+/// The text of a client setting and whether it was brought from elsewhere: `{ env = … }` or `{ file = … }`.
+fn resolve(value: &Value) -> Result<(String, bool), String> {
+    let ValueKind::Table(table) = &value.kind else {
+        let text = value.clone().into_string();
+        return text
+            .map(|text| (text, false))
+            .map_err(|_| "expected a text, a number or a boolean".into());
+    };
+    let only = table.iter().next().filter(|_| table.len() == 1);
+    let (how, place) = match only {
+        Some((how, place)) => (how.as_str(), place.to_string()),
+        None => ("", String::new()),
+    };
+    match how {
+        "env" => std::env::var(&place)
+            .map(|text| (text, true))
+            .map_err(|_| format!("the environment variable {place} is not set")),
+        "file" => std::fs::read_to_string(&place)
+            .map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true))
+            .map_err(|e| format!("{place}: {e}")),
+        _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    ["password", "secret", "token", "key.pem", "oauthbearer.config", "jaas"]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// A value as TOML would have it.
+fn literal(value: &Value) -> String {
+    match &value.kind {
+        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::Array(items) => {
+            let items: Vec<String> = items.iter().map(literal).collect();
+            format!("[{}]", items.join(", "))
+        }
+        _ => value.to_string(),
+    }
+}

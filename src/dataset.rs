@@ -1,0 +1,294 @@
+//! Files of records as the payloads that a producer would send to Kafka.
+//!
+//! CSV, Parquet and NDJSON become a stream of JSON objects, so that `score FILE` and `produce FILE` see
+//! the same bytes. The payload carries every column, the label too: a model ignores what is not in its
+//! schema.
+//!
+//! | in the file | in the payload |
+//! | --- | --- |
+//! | NDJSON line | its bytes as they are, valid or not; blank lines are skipped |
+//! | CSV cell that is a JSON number | the same digits |
+//! | CSV cell empty, or `NA`, `NaN`, `null`, `inf`, `infinity` in any case (the last three also signed) | null |
+//! | CSV cell `true`, `false` in any case | bool |
+//! | any other CSV cell | string |
+//! | Parquet number, decimal | number, the shortest text that reads back the same; NaN and infinity are null |
+//! | Parquet date, timestamp | RFC 3339 in UTC; a timestamp without a zone is taken as UTC |
+//! | Parquet time of day | `hh:mm:ss` with a fraction |
+//! | Parquet group, list, map | object, array, object |
+//! | column named `merchant.category` | nested: `{"merchant": {"category": …}}` |
+
+mod csv;
+mod layout;
+mod ndjson;
+mod parquet;
+mod pick;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use ::parquet::errors::ParquetError;
+use flate2::bufread::MultiGzDecoder;
+
+use pick::Picker;
+
+/// The longest CSV or NDJSON record that is read, in bytes: a stray quote or a gzip bomb is an error
+/// and does not fill the memory.
+pub const MAX_RECORD: u64 = 64 << 20;
+
+const KNOWN: &str = ".csv, .csv.gz, .ndjson, .ndjson.gz, .jsonl, .jsonl.gz, .parquet";
+
+/// One record of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// One JSON object, UTF-8 (from NDJSON: the line, whatever it holds).
+    pub payload: Vec<u8>,
+    /// Whether the record is an anomaly; `None` if no label was asked for or the record's is null.
+    pub label: Option<bool>,
+    /// The Kafka key; `None` if no key was asked for or the record's is null.
+    pub key: Option<Vec<u8>>,
+}
+
+/// What to read out of each record besides its payload.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Dotted path of the field that tells anomalies from normal records.
+    pub label: Option<String>,
+    /// The label of a normal record, every other is an anomaly. Compared as a number where both are
+    /// (`0`, `0.0` and `false` are the same, and `1` and `true`), else as text.
+    pub normal: String,
+    /// Dotted path of the field whose text becomes the Kafka key.
+    pub key: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            label: None,
+            normal: "0".into(),
+            key: None,
+        }
+    }
+}
+
+/// How far a [`Dataset`] has been read. Compressed files count compressed bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+    pub unit: Unit,
+}
+
+/// What a [`Progress`] counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Unit {
+    Bytes,
+    Rows,
+}
+
+/// A file that cannot be read, or a record of it; its `Display` is the whole story in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {kind}", path.display())]
+pub struct Error {
+    pub path: PathBuf,
+    pub kind: ErrorKind,
+}
+
+/// What is wrong with the file or the record.
+#[derive(Debug, thiserror::Error)]
+pub enum ErrorKind {
+    #[error("unknown file format, known are {KNOWN}")]
+    Format,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Csv(#[from] ::csv::Error),
+    #[error("{0}")]
+    Columns(String),
+    #[error("{0}")]
+    Parquet(#[from] ParquetError),
+    /// `number` counts lines or rows from 1.
+    #[error("{unit} {number}: {reason}")]
+    Record {
+        unit: &'static str,
+        number: u64,
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether nothing can be read after it. Otherwise one record is lost and iteration goes on.
+    pub fn is_fatal(&self) -> bool {
+        match &self.kind {
+            ErrorKind::Record { .. } => false,
+            ErrorKind::Csv(error) => error.is_io_error(),
+            _ => true,
+        }
+    }
+}
+
+/// The records of one file, in its order. After a fatal [`Error`] the iteration ends.
+pub struct Dataset {
+    path: PathBuf,
+    reader: Reader,
+    picker: Picker,
+    read: Arc<AtomicU64>,
+    size: u64,
+    ended: bool,
+}
+
+enum Reader {
+    Csv(csv::Rows),
+    Ndjson(ndjson::Lines),
+    Parquet(Box<parquet::Rows>),
+}
+
+/// A payload and the line or row, from 1, that it came from.
+type Numbered = (u64, Vec<u8>);
+
+/// Opens a file, its format told by the extension in any case. A file without rows is an empty
+/// dataset.
+///
+/// # Errors
+/// An unknown extension, a file that cannot be opened, a header or schema that cannot be read, names a
+/// column twice, or lacks the label or key that `options` ask for.
+pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
+    let read = Arc::new(AtomicU64::new(0));
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    let fail = |kind| Error {
+        path: path.into(),
+        kind,
+    };
+
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_lowercase();
+    let (plain, gzip) = name
+        .strip_suffix(".gz")
+        .map_or((name.as_str(), false), |plain| (plain, true));
+    let extension = Path::new(plain)
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
+    let make: fn(File, bool, Arc<AtomicU64>) -> Result<Reader, ErrorKind> = match (extension, gzip)
+    {
+        ("csv", _) => |file, gzip, read| Ok(Reader::Csv(csv::Rows::new(input(file, gzip, read))?)),
+        ("ndjson" | "jsonl", _) => {
+            |file, gzip, read| Ok(Reader::Ndjson(ndjson::Lines::new(input(file, gzip, read))))
+        }
+        ("parquet", false) => |file, _, _| Ok(Reader::Parquet(Box::new(parquet::Rows::new(file)?))),
+        _ => return Err(fail(ErrorKind::Format)),
+    };
+    let (size, file) = opened.map_err(|e| fail(e.into()))?;
+    let reader = make(file, gzip, read.clone()).map_err(fail)?;
+
+    let columns = match &reader {
+        Reader::Csv(rows) => rows.columns(),
+        Reader::Parquet(rows) => rows.columns(),
+        Reader::Ndjson(_) => vec![],
+    };
+    for asked in options.label.iter().chain(&options.key) {
+        if !columns.is_empty() && !columns.contains(asked) {
+            let reason = format!("no column `{asked}`, there are {}", columns.join(", "));
+            return Err(fail(ErrorKind::Columns(reason)));
+        }
+    }
+    Ok(Dataset {
+        path: path.into(),
+        reader,
+        picker: Picker::new(options),
+        read,
+        size,
+        ended: false,
+    })
+}
+
+impl Dataset {
+    /// How far the file has been read; runs ahead of the records by what is buffered.
+    pub fn progress(&self) -> Progress {
+        match &self.reader {
+            Reader::Parquet(rows) => rows.progress(),
+            _ => Progress {
+                done: self.read.load(Relaxed),
+                total: self.size,
+                unit: Unit::Bytes,
+            },
+        }
+    }
+
+    fn read_next(&mut self) -> Result<Option<Example>, ErrorKind> {
+        let (next, unit) = match &mut self.reader {
+            Reader::Csv(rows) => (rows.read_next()?, "line"),
+            Reader::Ndjson(lines) => (lines.read_next()?, "line"),
+            Reader::Parquet(rows) => (rows.read_next()?, "row"),
+        };
+        let Some((number, payload)) = next else {
+            return Ok(None);
+        };
+        let wrong = |reason| ErrorKind::Record {
+            unit,
+            number,
+            reason,
+        };
+        let (label, key) = self.picker.pick(&payload).map_err(wrong)?;
+        Ok(Some(Example {
+            payload,
+            label,
+            key,
+        }))
+    }
+}
+
+impl Iterator for Dataset {
+    type Item = Result<Example, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let next = self.read_next().map_err(|kind| Error {
+            path: self.path.clone(),
+            kind,
+        });
+        self.ended = match &next {
+            Ok(example) => example.is_none(),
+            Err(error) => error.is_fatal(),
+        };
+        next.transpose()
+    }
+}
+
+type Input = Box<dyn BufRead + Send>;
+
+/// The file's text, its bytes on disk counted into `read`.
+fn input(file: File, gzip: bool, read: Arc<AtomicU64>) -> Input {
+    let file = BufReader::with_capacity(64 << 10, Counted { file, read });
+    if gzip {
+        Box::new(BufReader::with_capacity(
+            64 << 10,
+            MultiGzDecoder::new(file),
+        ))
+    } else {
+        Box::new(file)
+    }
+}
+
+struct Counted {
+    file: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.file.read(buffer)?;
+        self.read.fetch_add(bytes as u64, Relaxed);
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

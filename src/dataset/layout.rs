@@ -1,0 +1,86 @@
+//! Flat columns to one nested JSON object: a column `a.b` is the field `b` of the object `a`.
+
+use super::ErrorKind;
+
+/// Objects in objects that a column name may ask for.
+const MAX_DEPTH: usize = 32;
+
+/// The shape of every payload of a file, made once from its columns.
+pub struct Layout(Vec<(Vec<u8>, Node)>);
+
+enum Node {
+    Column(usize),
+    Object(Vec<(Vec<u8>, Node)>),
+}
+
+impl Layout {
+    /// Errors if two columns are the same field, or one is an object that holds the other.
+    pub fn new<'a>(columns: impl IntoIterator<Item = &'a str>) -> Result<Self, ErrorKind> {
+        let mut root = vec![];
+        for (index, column) in columns.into_iter().enumerate() {
+            let parts: Vec<_> = column.split('.').map(key).collect::<Result<_, _>>()?;
+            if parts.len() > MAX_DEPTH || !insert(&mut root, &parts, index) {
+                let reason = format!(
+                    "column {} `{column}` clashes with another or nests too deep",
+                    index + 1
+                );
+                return Err(ErrorKind::Columns(reason));
+            }
+        }
+        Ok(Self(root))
+    }
+
+    /// Writes one object; `cell` writes the value of the column that it is given.
+    pub fn write(
+        &self,
+        out: &mut Vec<u8>,
+        cell: &mut impl FnMut(usize, &mut Vec<u8>) -> Result<(), ErrorKind>,
+    ) -> Result<(), ErrorKind> {
+        write(&self.0, out, cell)
+    }
+}
+
+/// `"name":` with JSON's escapes.
+fn key(name: &str) -> Result<Vec<u8>, ErrorKind> {
+    let mut key = serde_json::to_vec(name).map_err(std::io::Error::from)?;
+    key.push(b':');
+    Ok(key)
+}
+
+fn insert(object: &mut Vec<(Vec<u8>, Node)>, parts: &[Vec<u8>], column: usize) -> bool {
+    let [first, rest @ ..] = parts else {
+        return false;
+    };
+    let found = object.iter_mut().find(|(key, _)| key == first);
+    match (found, rest.is_empty()) {
+        (None, true) => object.push((first.clone(), Node::Column(column))),
+        (None, false) => {
+            let mut inner = vec![];
+            insert(&mut inner, rest, column);
+            object.push((first.clone(), Node::Object(inner)));
+        }
+        (Some((_, Node::Object(inner))), false) => return insert(inner, rest, column),
+        (Some(_), _) => return false,
+    }
+    true
+}
+
+fn write(
+    object: &[(Vec<u8>, Node)],
+    out: &mut Vec<u8>,
+    cell: &mut impl FnMut(usize, &mut Vec<u8>) -> Result<(), ErrorKind>,
+) -> Result<(), ErrorKind> {
+    out.push(b'{');
+    for (index, (key, node)) in object.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(key);
+        match node {
+            Node::Column(column) => cell(*column, out)?,
+            Node::Object(inner) => write(inner, out, cell)?,
+        }
+    }
+    out.push(b'}');
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! Parquet through the record API, one row group at a time.
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use jiff::Timestamp;
+use jiff::tz::Offset;
+use parquet::basic::{LogicalType, TimeUnit};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::{ReaderIter, TreeBuilder};
+use parquet::record::{Field, Row};
+use parquet::schema::types::{SchemaDescPtr, Type};
+use serde::Serialize;
+
+use super::layout::Layout;
+use super::{ErrorKind, Numbered, Progress, Unit};
+
+pub struct Rows {
+    file: SerializedFileReader<File>,
+    schema: SchemaDescPtr,
+    layout: Layout,
+    next_group: usize,
+    group: Option<ReaderIter>,
+    done: u64,
+    total: u64,
+}
+
+impl Rows {
+    pub fn new(file: File) -> Result<Self, ErrorKind> {
+        let file = guarded(|| SerializedFileReader::new(file))?;
+        let metadata = file.metadata().file_metadata();
+        let schema = metadata.schema_descr_ptr();
+        let layout = Layout::new(
+            schema
+                .root_schema()
+                .get_fields()
+                .iter()
+                .map(|column| column.name()),
+        )?;
+        let total = metadata.num_rows().try_into().unwrap_or(0);
+        Ok(Self {
+            file,
+            schema,
+            layout,
+            next_group: 0,
+            group: None,
+            done: 0,
+            total,
+        })
+    }
+
+    /// The names of the leaf columns, dotted.
+    pub fn columns(&self) -> Vec<String> {
+        self.schema
+            .columns()
+            .iter()
+            .map(|column| column.path().string())
+            .collect()
+    }
+
+    pub fn progress(&self) -> Progress {
+        Progress {
+            done: self.done,
+            total: self.total,
+            unit: Unit::Rows,
+        }
+    }
+
+    pub fn read_next(&mut self) -> Result<Option<Numbered>, ErrorKind> {
+        let Some(row) = guarded(|| self.next_row())? else {
+            return Ok(None);
+        };
+        self.done += 1;
+        let columns: Vec<&Field> = row.get_column_iter().map(|(_, value)| value).collect();
+        let types = self.schema.root_schema().get_fields();
+        let mut payload = vec![];
+        self.layout
+            .write(&mut payload, &mut |column, out| {
+                write_field(
+                    out,
+                    columns.get(column).unwrap_or(&&Field::Null),
+                    Some(&types[column]),
+                )
+                .map_err(|error| {
+                    io::Error::other(format!("column `{}`: {error}", types[column].name())).into()
+                })
+            })
+            .map_err(|error| ErrorKind::Record {
+                unit: "row",
+                number: self.done,
+                reason: error.to_string(),
+            })?;
+        Ok(Some((self.done, payload)))
+    }
+
+    fn next_row(&mut self) -> Result<Option<Row>, ParquetError> {
+        loop {
+            if let Some(row) = self.group.as_mut().and_then(Iterator::next) {
+                return row.map(Some);
+            }
+            if self.next_group == self.file.num_row_groups() {
+                return Ok(None);
+            }
+            let group = self.file.get_row_group(self.next_group)?;
+            self.group = Some(TreeBuilder::new().as_iter(self.schema.clone(), &*group)?);
+            self.next_group += 1;
+        }
+    }
+}
+
+/// The record API asserts what a damaged file breaks; here that is an error like any other. The reader
+/// is not used again after one.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ErrorKind> {
+    let panicked = |_| ParquetError::General("damaged, or of a type that cannot be read".into());
+    Ok(catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(panicked(panic)))?)
+}
+
+/// Writes a value as JSON. `column` is its type, which alone tells nanoseconds from plain integers;
+/// it is not followed into lists and maps, whose items a model's schema cannot address.
+fn write_field(out: &mut Vec<u8>, value: &Field, column: Option<&Type>) -> Result<(), ErrorKind> {
+    match value {
+        Field::Null => json(out, &()),
+        Field::Bool(v) => json(out, v),
+        Field::Byte(v) => json(out, v),
+        Field::Short(v) => json(out, v),
+        Field::Int(v) => json(out, v),
+        Field::Long(v) => {
+            match column.and_then(|column| column.get_basic_info().logical_type_ref()) {
+                Some(LogicalType::Timestamp(t)) if t.unit == TimeUnit::NANOS => {
+                    timestamp(out, Timestamp::from_nanosecond((*v).into()))
+                }
+                Some(LogicalType::Time(t)) if t.unit == TimeUnit::NANOS => time(out, *v),
+                _ => json(out, v),
+            }
+        }
+        Field::UByte(v) => json(out, v),
+        Field::UShort(v) => json(out, v),
+        Field::UInt(v) => json(out, v),
+        Field::ULong(v) => json(out, v),
+        Field::Float16(v) => json(out, &v.to_f32()),
+        Field::Float(v) => json(out, v),
+        Field::Double(v) => json(out, v),
+        Field::Decimal(_) => {
+            out.extend_from_slice(value.to_string().trim_end_matches('.').as_bytes());
+            Ok(())
+        }
+        Field::Str(v) => json(out, v),
+        Field::Bytes(v) => match str::from_utf8(v.data()) {
+            Ok(text) => json(out, text),
+            Err(_) => Err(io::Error::other("binary that is not UTF-8 text").into()),
+        },
+        Field::Date(days) => timestamp(out, Timestamp::from_second(i64::from(*days) * 86_400)),
+        Field::TimeMillis(v) => time(out, i64::from(*v) * 1_000_000),
+        Field::TimeMicros(v) => time(out, v.saturating_mul(1_000)),
+        Field::TimestampMillis(v) => timestamp(out, Timestamp::from_millisecond(*v)),
+        Field::TimestampMicros(v) => timestamp(out, Timestamp::from_microsecond(*v)),
+        Field::Group(row) => {
+            let types = column.map_or(&[][..], |column| column.get_fields());
+            let fields = row.get_column_iter().enumerate();
+            sequence(out, *b"{}", fields, |out, (index, (name, value))| {
+                json(out, name)?;
+                out.push(b':');
+                write_field(out, value, types.get(index).map(|t| &**t))
+            })
+        }
+        Field::ListInternal(list) => sequence(out, *b"[]", list.elements(), |out, item| {
+            write_field(out, item, None)
+        }),
+        Field::MapInternal(map) => sequence(out, *b"{}", map.entries(), |out, (name, value)| {
+            match name {
+                Field::Str(name) => json(out, name)?,
+                other => json(out, &other.to_string())?,
+            }
+            out.push(b':');
+            write_field(out, value, None)
+        }),
+    }
+}
+
+/// Non-finite floats become null, as serde_json has it.
+fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), ErrorKind> {
+    Ok(serde_json::to_writer(out, value).map_err(io::Error::from)?)
+}
+
+fn timestamp(out: &mut Vec<u8>, time: Result<Timestamp, jiff::Error>) -> Result<(), ErrorKind> {
+    json(out, &time.map_err(io::Error::other)?.to_string())
+}
+
+fn time(out: &mut Vec<u8>, nanoseconds: i64) -> Result<(), ErrorKind> {
+    let time = Timestamp::from_nanosecond(nanoseconds.into()).map_err(io::Error::other)?;
+    json(out, &Offset::UTC.to_datetime(time).time().to_string())
+}
+
+fn sequence<T>(
+    out: &mut Vec<u8>,
+    [open, close]: [u8; 2],
+    items: impl IntoIterator<Item = T>,
+    mut write: impl FnMut(&mut Vec<u8>, T) -> Result<(), ErrorKind>,
+) -> Result<(), ErrorKind> {
+    out.push(open);
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(out, item)?;
+    }
+    out.push(close);
+    Ok(())
+}

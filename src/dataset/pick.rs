@@ -1,0 +1,72 @@
+//! Label and key out of a payload, by dotted path.
+
+use std::collections::HashMap;
+
+use serde_json::value::RawValue;
+
+use super::Options;
+
+pub struct Picker {
+    label: Option<String>,
+    normal: String,
+    key: Option<String>,
+}
+
+impl Picker {
+    pub fn new(options: &Options) -> Self {
+        let Options { label, normal, key } = options.clone();
+        Self {
+            label,
+            normal: canonical(&normal),
+            key,
+        }
+    }
+
+    /// Label and key of one payload, each `None` if not asked for or null.
+    ///
+    /// # Errors
+    /// Why the payload has none: it is not a JSON object, lacks the field, or holds no plain value
+    /// there. A payload is only parsed if something is asked of it.
+    pub fn pick(&self, payload: &[u8]) -> Result<(Option<bool>, Option<Vec<u8>>), String> {
+        let text = |path: &Option<String>| {
+            path.as_deref()
+                .map_or(Ok(None), |path| text_at(payload, path))
+        };
+        let label = text(&self.label)?.map(|label| canonical(&label) != self.normal);
+        let key = text(&self.key)?.map(String::into_bytes);
+        Ok((label, key))
+    }
+}
+
+/// The text of the value at a dotted path: a string's own, a number's or bool's as it is written.
+fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
+    let mut at: &RawValue =
+        serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
+    for name in path.split('.') {
+        let absent = || format!("no field `{path}`");
+        let mut object: HashMap<String, &RawValue> =
+            serde_json::from_str(at.get()).map_err(|_| absent())?;
+        at = object.remove(name).ok_or_else(absent)?;
+    }
+    match at.get() {
+        "null" => Ok(None),
+        json if json.starts_with(['{', '[']) => Err(format!("`{path}` is not a plain value")),
+        json if json.starts_with('"') => {
+            serde_json::from_str(json).map_err(|e| format!("`{path}`: {e}"))
+        }
+        json => Ok(Some(json.to_owned())),
+    }
+}
+
+/// One text for all spellings of a number, with false as 0 and true as 1.
+fn canonical(text: &str) -> String {
+    let text = text.trim();
+    match text.to_ascii_lowercase().as_str() {
+        "false" => "0".into(),
+        "true" => "1".into(),
+        other => match other.parse::<f64>() {
+            Ok(number) if number.is_finite() => (number + 0.0).to_string(),
+            _ => text.into(),
+        },
+    }
+}

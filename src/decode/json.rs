@@ -1,0 +1,437 @@
+//! JSON straight into the row: one pass over the text, no tree, no allocation per record.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::value::{Column, Value};
+use super::{Reason, RowError};
+use crate::bundle::{Feature, Missing};
+
+/// Marks a column that no key has filled yet; a NaN that `null` does not produce.
+const UNSET: u32 = 0x7fc0_dead;
+
+/// Reads JSON objects into rows. One a thread: it keeps a little scratch space.
+#[derive(Debug)]
+pub struct JsonDecoder {
+    root: Node,
+    features: Vec<Feature>,
+    scratch: Scratch,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    text: String,
+    /// serde's errors are strings; the typed one waits here.
+    error: Option<RowError>,
+}
+
+/// The keys of one object in the schema.
+#[derive(Debug, Default)]
+struct Node {
+    keys: Vec<(String, Child)>,
+    index: HashMap<String, usize>,
+}
+
+#[derive(Debug)]
+enum Child {
+    Object(Node),
+    /// Several columns when parts of one timestamp are features.
+    Leaf(Vec<Column>),
+}
+
+impl JsonDecoder {
+    /// `features` as in the manifest, whose checks guarantee that no path is both a value and an object.
+    pub fn new(features: &[Feature]) -> JsonDecoder {
+        let mut root = Node::default();
+        for (index, feature) in features.iter().enumerate() {
+            root.insert(&feature.path, Column::new(index, feature));
+        }
+        JsonDecoder {
+            root,
+            features: features.to_vec(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error.
+    ///
+    /// # Errors
+    /// [`RowError`] when the payload is not one JSON object that fits the schema.
+    pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), RowError> {
+        let start = rows.len();
+        rows.resize(start + self.features.len(), f32::from_bits(UNSET));
+        let result = self.fill(payload, &mut rows[start..]);
+        if result.is_err() {
+            rows.truncate(start);
+        }
+        result
+    }
+
+    fn fill(&mut self, payload: &[u8], row: &mut [f32]) -> Result<(), RowError> {
+        // Up front, because serde_json does not look into strings that it skips.
+        let text = std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let target = RefCell::new(Target {
+            row,
+            scratch: &mut self.scratch,
+        });
+        let seed = NodeSeed {
+            node: &self.root,
+            target: &target,
+        };
+        let parsed = seed
+            .deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end());
+        drop(target);
+        if let Err(e) = parsed {
+            let typed = self.scratch.error.take();
+            return Err(typed.unwrap_or_else(|| malformed(describe(&e))));
+        }
+        for (value, feature) in row.iter_mut().zip(&self.features) {
+            if value.is_nan() {
+                if feature.missing == Missing::Reject {
+                    return Err(RowError {
+                        reason: Reason::Missing,
+                        detail: format!(
+                            "field `{}`: required by feature `{}`, absent or null",
+                            feature.path, feature.name
+                        ),
+                    });
+                }
+                *value = f32::NAN;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn malformed(detail: String) -> RowError {
+    RowError {
+        reason: Reason::Malformed,
+        detail,
+    }
+}
+
+fn describe(error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        format!("truncated JSON: {error}")
+    } else {
+        format!("not a JSON object: {error}")
+    }
+}
+
+impl Node {
+    fn insert(&mut self, path: &str, column: Column) {
+        let (key, rest) = match path.split_once('.') {
+            Some((key, rest)) => (key, Some(rest)),
+            None => (path, None),
+        };
+        let next = self.keys.len();
+        let at = *self.index.entry(key.to_owned()).or_insert(next);
+        if at == next {
+            let child = if rest.is_some() {
+                Child::Object(Node::default())
+            } else {
+                Child::Leaf(Vec::new())
+            };
+            self.keys.push((key.to_owned(), child));
+        }
+        match (&mut self.keys[at].1, rest) {
+            (Child::Object(node), Some(rest)) => node.insert(rest, column),
+            (Child::Leaf(columns), None) => columns.push(column),
+            _ => unreachable!("the manifest's checks refuse a path that is both value and object"),
+        }
+    }
+
+    /// The place of `key`, trying `expected` first: producers keep their keys in order.
+    fn find(&self, key: &str, expected: usize) -> Option<usize> {
+        match self.keys.get(expected) {
+            Some((next, _)) if next == key => Some(expected),
+            _ => self.index.get(key).copied(),
+        }
+    }
+}
+
+/// Where values go while one record is read.
+struct Target<'r> {
+    row: &'r mut [f32],
+    scratch: &'r mut Scratch,
+}
+
+type TargetCell<'t, 'r> = &'t RefCell<Target<'r>>;
+
+struct NodeSeed<'n, 't, 'r> {
+    node: &'n Node,
+    target: TargetCell<'t, 'r>,
+}
+
+impl<'de> DeserializeSeed<'de> for NodeSeed<'_, '_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut expected = 0;
+        while let Some(found) = map.next_key_seed(KeySeed {
+            node: self.node,
+            expected,
+        })? {
+            let Some(at) = found else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            expected = at + 1;
+            match &self.node.keys[at].1 {
+                Child::Object(node) => map.next_value_seed(NodeSeed {
+                    node,
+                    target: self.target,
+                })?,
+                Child::Leaf(columns) => map.next_value_seed(LeafSeed {
+                    columns,
+                    target: self.target,
+                })?,
+            }
+        }
+        Ok(())
+    }
+
+    // `"merchant": null` leaves every field below it missing.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+struct KeySeed<'n> {
+    node: &'n Node,
+    expected: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for KeySeed<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.node.find(key, self.expected))
+    }
+}
+
+struct LeafSeed<'n, 't, 'r> {
+    columns: &'n [Column],
+    target: TargetCell<'t, 'r>,
+}
+
+impl LeafSeed<'_, '_, '_> {
+    fn store<E: serde::de::Error>(&self, value: Option<Value<'_>>) -> Result<(), E> {
+        let Target { row, scratch } = &mut *self.target.borrow_mut();
+        for column in self.columns {
+            let place = &mut row[column.index];
+            let result = if place.to_bits() != UNSET {
+                Err(column.error(Reason::Duplicate, "given twice"))
+            } else {
+                match value {
+                    Some(value) => column.read(value, &mut scratch.text),
+                    None => Ok(f32::NAN),
+                }
+            };
+            match result {
+                Ok(number) => *place = number,
+                Err(error) => {
+                    let message = error.detail.clone();
+                    scratch.error = Some(error);
+                    return Err(E::custom(message));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for LeafSeed<'_, '_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for LeafSeed<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+        self.store(Some(Value::Bool(value)))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+        self.store(Some(Value::Unsigned(value)))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+        self.store(Some(Value::Signed(value)))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+        self.store(Some(Value::Float(value)))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+        self.store(Some(Value::Text(value)))
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.store(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+        self.store::<A::Error>(Some(Value::Other("an array")))?;
+        Err(A::Error::custom("an array is no value"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+        self.store::<A::Error>(Some(Value::Other("an object")))?;
+        Err(A::Error::custom("an object is no value"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decoder() -> JsonDecoder {
+        let features: Vec<Feature> = serde_json::from_value(serde_json::json!([
+            {"name": "amount", "path": "amount", "type": "number"},
+            {"name": "category", "path": "merchant.category", "type": "categorical", "vocabulary": ["grocery", "travel"], "missing": "impute"},
+            {"name": "age", "path": "merchant.age", "type": "number", "missing": "impute"},
+            {"name": "present", "path": "present", "type": "bool"},
+            {"name": "hour", "path": "time", "type": "timestamp", "part": "hour_of_day"},
+            {"name": "day", "path": "time", "type": "timestamp", "part": "day_of_week"},
+        ]))
+        .unwrap();
+        JsonDecoder::new(&features)
+    }
+
+    fn decode(payload: &[u8]) -> Result<Vec<f32>, Reason> {
+        let mut rows = vec![7.0];
+        let result = decoder().decode(payload, &mut rows);
+        assert_eq!(rows[0], 7.0, "earlier rows stay");
+        match result {
+            Ok(()) => Ok(rows.split_off(1)),
+            Err(error) => {
+                assert_eq!(rows.len(), 1, "a refused record leaves nothing");
+                assert!(!error.detail.is_empty());
+                Err(error.reason)
+            }
+        }
+    }
+
+    const GOOD: &str = r#"{"amount": 12.5, "merchant": {"category": "travel", "age": 3}, "present": true, "time": "2026-01-01T06:00:00Z"}"#;
+
+    #[test]
+    fn nested_fields_fill_the_row() {
+        assert_eq!(
+            decode(GOOD.as_bytes()),
+            Ok(vec![12.5, 1.0, 3.0, 1.0, 6.0, 3.0])
+        );
+    }
+
+    #[test]
+    fn key_order_and_unknown_keys_do_not_matter() {
+        let shuffled = br#"{"x": [1, {"amount": 9}], "time": "2026-01-01T06:00:00Z", "present": 1, "merchant": {"z": null, "age": 3, "category": "travel"}, "amount": 12.5, "y": "\u0000"}"#;
+        assert_eq!(decode(shuffled), decode(GOOD.as_bytes()));
+    }
+
+    #[test]
+    fn absent_and_null_are_missing() {
+        for record in [
+            r#"{"amount": 1, "present": false, "time": "2026-01-01T00:00:00Z"}"#,
+            r#"{"amount": 1, "merchant": null, "present": false, "time": "2026-01-01T00:00:00Z"}"#,
+            r#"{"amount": 1, "merchant": {"age": null}, "present": false, "time": "2026-01-01T00:00:00Z"}"#,
+        ] {
+            let row = decode(record.as_bytes()).unwrap();
+            assert!(row[1].is_nan() && row[2].is_nan(), "{record}");
+            assert_ne!(row[1].to_bits(), UNSET);
+        }
+        assert_eq!(
+            decode(br#"{"amount": null, "present": true, "time": "2026-01-01T00:00:00Z"}"#),
+            Err(Reason::Missing)
+        );
+    }
+
+    #[test]
+    fn bad_records_are_refused_with_their_reason() {
+        let with = |field: &str| GOOD.replacen("12.5", field, 1);
+        let deep = format!(r#"{{"x": {}1{}, "amount": 1}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let cases: Vec<(Vec<u8>, Reason)> = vec![
+            (b"not json".to_vec(), Reason::Malformed),
+            (b"".to_vec(), Reason::Malformed),
+            (b"[1, 2]".to_vec(), Reason::Malformed),
+            (b"42".to_vec(), Reason::Malformed),
+            (GOOD.as_bytes()[..40].to_vec(), Reason::Malformed),
+            (format!("{GOOD} {{}}").into_bytes(), Reason::Malformed),
+            (b"{\"amount\": \"\xff\"}".to_vec(), Reason::Malformed),
+            (b"{\"ignored\": \"\xff\"}".to_vec(), Reason::Malformed),
+            (with("NaN").into_bytes(), Reason::Malformed),
+            (with("1e400").into_bytes(), Reason::Malformed),
+            (with("1e39").into_bytes(), Reason::OutOfRange),
+            (with("\"12.5\"").into_bytes(), Reason::WrongType),
+            (with("[12.5]").into_bytes(), Reason::WrongType),
+            (with("{\"a\": 1}").into_bytes(), Reason::WrongType),
+            (with("1, \"amount\": 2").into_bytes(), Reason::Duplicate),
+            (with("null, \"amount\": 2").into_bytes(), Reason::Duplicate),
+            (deep.into_bytes(), Reason::Missing),
+            (br#"{"merchant": 5}"#.to_vec(), Reason::Malformed),
+        ];
+        for (payload, reason) in cases {
+            let shown = String::from_utf8_lossy(&payload[..payload.len().min(120)]).into_owned();
+            assert_eq!(decode(&payload), Err(reason), "{shown}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&payload);
+        }
+
+        #[test]
+        fn no_damage_to_a_good_record_panics(at in 0..GOOD.len(), byte in any::<u8>()) {
+            let mut payload = GOOD.as_bytes().to_vec();
+            payload[at] = byte;
+            let _ = decode(&payload);
+        }
+
+        #[test]
+        fn every_float32_survives(number in any::<f32>().prop_filter("finite", |n| n.is_finite())) {
+            let payload = GOOD.replacen("12.5", &format!("{number:e}"), 1);
+            prop_assert_eq!(decode(payload.as_bytes()).unwrap()[0].to_bits(), number.to_bits());
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! One decoded value to one column of the row.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use super::{Reason, RowError};
+use crate::bundle::manifest::{EpochUnit, TimePart};
+use crate::bundle::{Feature, FeatureKind};
+
+const SECONDS_A_DAY: i64 = 86_400;
+const MICROSECONDS_A_SECOND: i64 = 1_000_000;
+
+/// A value as a format's parser hands it over.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    Bool(bool),
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(&'a str),
+    /// A type that no feature takes, by its name.
+    Other(&'static str),
+}
+
+impl Value<'_> {
+    fn kind(self) -> &'static str {
+        match self {
+            Value::Bool(_) => "a boolean",
+            Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) => "a number",
+            Value::Text(_) => "a string",
+            Value::Other(name) => name,
+        }
+    }
+
+    fn as_f64(self) -> Option<f64> {
+        match self {
+            Value::Unsigned(v) => Some(v as f64),
+            Value::Signed(v) => Some(v as f64),
+            Value::Float(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// A feature, ready to read values: its place in the row and what it takes.
+#[derive(Debug)]
+pub struct Column {
+    pub index: usize,
+    path: String,
+    reader: Reader,
+}
+
+#[derive(Debug)]
+enum Reader {
+    Number,
+    Bool,
+    Categorical(HashMap<String, f32>),
+    Timestamp(TimePart, Option<EpochUnit>),
+}
+
+impl Column {
+    pub fn new(index: usize, feature: &Feature) -> Column {
+        let reader = match &feature.kind {
+            FeatureKind::Number => Reader::Number,
+            FeatureKind::Bool => Reader::Bool,
+            FeatureKind::Categorical { vocabulary } => Reader::Categorical(
+                (0..)
+                    .zip(vocabulary)
+                    .map(|(i, entry)| (entry.clone(), i as f32))
+                    .collect(),
+            ),
+            FeatureKind::Timestamp { part, epoch_unit } => Reader::Timestamp(*part, *epoch_unit),
+        };
+        Column {
+            index,
+            path: feature.path.clone(),
+            reader,
+        }
+    }
+
+    /// The number that goes into the row.
+    ///
+    /// # Errors
+    /// A value of the wrong type, or outside float32. `scratch` saves an allocation.
+    pub fn read(&self, value: Value<'_>, scratch: &mut String) -> Result<f32, RowError> {
+        match &self.reader {
+            Reader::Number => {
+                let number = value
+                    .as_f64()
+                    .ok_or_else(|| self.wrong_type("a number", value))?;
+                let narrowed = number as f32;
+                if narrowed.is_finite() {
+                    Ok(narrowed)
+                } else {
+                    Err(self.error(
+                        Reason::OutOfRange,
+                        &format!("{number} does not fit into float32"),
+                    ))
+                }
+            }
+            Reader::Bool => match (value, value.as_f64()) {
+                (Value::Bool(b), _) => Ok(f32::from(u8::from(b))),
+                (_, Some(n)) if n == 0.0 || n == 1.0 => Ok(n as f32),
+                _ => Err(self.wrong_type("true or false", value)),
+            },
+            Reader::Categorical(vocabulary) => {
+                let text = match value {
+                    Value::Text(text) => text,
+                    Value::Other(_) => return Err(self.wrong_type("a category", value)),
+                    number => literal(number, scratch),
+                };
+                Ok(vocabulary.get(text).copied().unwrap_or(-1.0))
+            }
+            Reader::Timestamp(part, unit) => {
+                let micros = self.microseconds(value, *unit)?;
+                Ok(time_part(micros, *part))
+            }
+        }
+    }
+
+    fn microseconds(&self, value: Value<'_>, unit: Option<EpochUnit>) -> Result<i64, RowError> {
+        match (value, unit) {
+            (Value::Text(text), _) => text
+                .parse::<Timestamp>()
+                .map(Timestamp::as_microsecond)
+                .map_err(|e| self.error(Reason::WrongType, &format!("not an RFC 3339 time: {e}"))),
+            (number, Some(unit)) => {
+                let count = number
+                    .as_f64()
+                    .ok_or_else(|| self.wrong_type("a timestamp", value))?;
+                let scale = match unit {
+                    EpochUnit::Seconds => 1e6,
+                    EpochUnit::Milliseconds => 1e3,
+                    EpochUnit::Microseconds => 1.0,
+                };
+                let micros = count * scale;
+                if micros.abs() < 1e18 {
+                    Ok(micros.floor() as i64)
+                } else {
+                    Err(self.error(Reason::OutOfRange, &format!("{count} is not a time")))
+                }
+            }
+            _ => Err(self.wrong_type("an RFC 3339 time", value)),
+        }
+    }
+
+    pub fn error(&self, reason: Reason, problem: &str) -> RowError {
+        RowError {
+            reason,
+            detail: format!("field `{}`: {problem}", self.path),
+        }
+    }
+
+    fn wrong_type(&self, wanted: &str, value: Value<'_>) -> RowError {
+        self.error(
+            Reason::WrongType,
+            &format!("expected {wanted}, found {}", value.kind()),
+        )
+    }
+}
+
+/// A number or boolean by its text, so that `5411` finds the vocabulary entry "5411".
+fn literal<'s>(value: Value<'_>, scratch: &'s mut String) -> &'s str {
+    scratch.clear();
+    let written = match value {
+        Value::Bool(v) => write!(scratch, "{v}"),
+        Value::Unsigned(v) => write!(scratch, "{v}"),
+        Value::Signed(v) => write!(scratch, "{v}"),
+        Value::Float(v) => write!(scratch, "{v}"),
+        Value::Text(v) => write!(scratch, "{v}"),
+        Value::Other(v) => write!(scratch, "{v}"),
+    };
+    written.expect("a String takes every write");
+    scratch
+}
+
+fn time_part(micros: i64, part: TimePart) -> f32 {
+    let seconds = micros.div_euclid(MICROSECONDS_A_SECOND);
+    match part {
+        TimePart::HourOfDay => {
+            let into_day = micros.rem_euclid(SECONDS_A_DAY * MICROSECONDS_A_SECOND);
+            (into_day as f64 / 3.6e9) as f32
+        }
+        // 1 January 1970 was a Thursday, day 3.
+        TimePart::DayOfWeek => (seconds.div_euclid(SECONDS_A_DAY) + 3).rem_euclid(7) as f32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(definition: serde_json::Value) -> Column {
+        let mut feature = serde_json::json!({"name": "f", "path": "f"});
+        feature
+            .as_object_mut()
+            .unwrap()
+            .extend(definition.as_object().unwrap().clone());
+        Column::new(0, &serde_json::from_value(feature).unwrap())
+    }
+
+    fn read(column: &Column, value: Value<'_>) -> Result<f32, Reason> {
+        column
+            .read(value, &mut String::new())
+            .map_err(|e| e.reason)
+    }
+
+    #[test]
+    fn numbers() {
+        let number = column(serde_json::json!({"type": "number"}));
+        assert_eq!(read(&number, Value::Float(0.1)), Ok(0.1));
+        assert_eq!(read(&number, Value::Unsigned(u64::MAX)), Ok(1.844_674_4e19));
+        assert_eq!(read(&number, Value::Signed(-7)), Ok(-7.0));
+        assert_eq!(read(&number, Value::Float(1e39)), Err(Reason::OutOfRange));
+        assert_eq!(read(&number, Value::Text("1.0")), Err(Reason::WrongType));
+        assert_eq!(read(&number, Value::Bool(true)), Err(Reason::WrongType));
+    }
+
+    #[test]
+    fn booleans() {
+        let boolean = column(serde_json::json!({"type": "bool"}));
+        assert_eq!(read(&boolean, Value::Bool(true)), Ok(1.0));
+        assert_eq!(read(&boolean, Value::Unsigned(0)), Ok(0.0));
+        assert_eq!(read(&boolean, Value::Float(0.5)), Err(Reason::WrongType));
+        assert_eq!(read(&boolean, Value::Text("true")), Err(Reason::WrongType));
+    }
+
+    #[test]
+    fn categories_match_by_text() {
+        let category =
+            column(serde_json::json!({"type": "categorical", "vocabulary": ["a", "5411", "true"]}));
+        assert_eq!(read(&category, Value::Text("a")), Ok(0.0));
+        assert_eq!(read(&category, Value::Unsigned(5411)), Ok(1.0));
+        assert_eq!(read(&category, Value::Bool(true)), Ok(2.0));
+        assert_eq!(read(&category, Value::Text("unseen")), Ok(-1.0));
+        assert_eq!(
+            read(&category, Value::Other("an array")),
+            Err(Reason::WrongType)
+        );
+    }
+
+    #[test]
+    fn timestamps_are_utc() {
+        let hour = column(serde_json::json!({"type": "timestamp", "part": "hour_of_day"}));
+        let day = column(
+            serde_json::json!({"type": "timestamp", "part": "day_of_week", "epoch_unit": "ms"}),
+        );
+        assert_eq!(
+            read(&hour, Value::Text("2026-01-01T02:30:00+02:00")),
+            Ok(0.5)
+        );
+        assert_eq!(read(&day, Value::Text("2026-01-01T12:00:00Z")), Ok(3.0));
+        assert_eq!(read(&day, Value::Unsigned(0)), Ok(3.0));
+        assert_eq!(read(&day, Value::Signed(-1)), Ok(2.0));
+        assert_eq!(read(&hour, Value::Unsigned(0)), Err(Reason::WrongType));
+        assert_eq!(read(&hour, Value::Text("yesterday")), Err(Reason::WrongType));
+        assert_eq!(read(&day, Value::Float(1e300)), Err(Reason::OutOfRange));
+    }
+}

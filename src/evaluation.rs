@@ -1,0 +1,218 @@
+//! How well scores separate labelled anomalies from normal records.
+//!
+//! A label is `true` for an anomaly; a higher score is more anomalous. Nothing here samples or
+//! interpolates: the counts are integers and the sums are `f64`, so the order of the records does not
+//! change a result. A NaN score ranks above every other and is never flagged.
+
+use serde::Serialize;
+
+/// Area under the receiver operating characteristic: the probability that a random anomaly scores
+/// above a random normal record, a tie counting one half.
+///
+/// The Mann-Whitney U statistic over (positives × negatives), ties by mid-ranks (Hanley & McNeil 1982,
+/// "The meaning and use of the area under a ROC curve"). O(n log n). `None` if a class is absent.
+///
+/// # Panics
+/// If `scores` and `labels` differ in length.
+pub fn auroc(scores: &[f32], labels: &[bool]) -> Option<f64> {
+    let ranked = ranked(scores, labels);
+    let positives = count(&ranked);
+    let negatives = ranked.len() as u64 - positives;
+
+    let mut below = negatives;
+    let mut twice_u: u128 = 0; // 2U is an integer, so the sum is exact
+    for tie in ties(&ranked) {
+        let anomalies = count(tie);
+        let normals = tie.len() as u64 - anomalies;
+        below -= normals;
+        twice_u += u128::from(anomalies) * u128::from(2 * below + normals);
+    }
+    let pairs = u128::from(positives) * u128::from(negatives);
+    (pairs > 0).then(|| twice_u as f64 / (2.0 * pairs as f64))
+}
+
+/// Average precision: Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores as thresholds, from the highest down,
+/// where P is precision and R recall.
+///
+/// The step-wise, uninterpolated sum of scikit-learn's `average_precision_score`; records that tie are
+/// flagged together. O(n log n). `None` if there is no anomaly.
+///
+/// # Panics
+/// If `scores` and `labels` differ in length.
+pub fn average_precision(scores: &[f32], labels: &[bool]) -> Option<f64> {
+    let ranked = ranked(scores, labels);
+    let positives = count(&ranked);
+
+    let (mut flagged, mut found, mut sum) = (0, 0, 0.0);
+    for tie in ties(&ranked) {
+        let anomalies = count(tie);
+        flagged += tie.len();
+        found += anomalies;
+        sum += anomalies as f64 * (found as f64 / flagged as f64);
+    }
+    (positives > 0).then(|| sum / positives as f64)
+}
+
+/// What a threshold does to labelled records; counts are records.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AtThreshold {
+    /// Anomalies that were flagged.
+    pub true_positives: u64,
+    /// Normal records that were flagged: false alarms.
+    pub false_positives: u64,
+    /// Anomalies that were missed.
+    pub false_negatives: u64,
+    /// Normal records that were let pass.
+    pub true_negatives: u64,
+    /// TP / (TP + FP); `None` if nothing was flagged.
+    pub precision: Option<f64>,
+    /// TP / (TP + FN); `None` if there is no anomaly.
+    pub recall: Option<f64>,
+    /// (TP + FP) / all; `None` if there are no records.
+    pub alert_rate: Option<f64>,
+}
+
+/// Counts, precision and recall when a record is flagged iff its score is above `threshold`, as the
+/// daemon does.
+///
+/// # Panics
+/// If `scores` and `labels` differ in length.
+pub fn precision_recall_at(threshold: f32, scores: &[f32], labels: &[bool]) -> AtThreshold {
+    assert_eq!(scores.len(), labels.len(), "one label a score");
+    let counted = |flagged, anomaly| {
+        let pairs = scores.iter().zip(labels);
+        pairs
+            .filter(|&(&s, &l)| (s > threshold, l) == (flagged, anomaly))
+            .count() as u64
+    };
+    let (tp, fp) = (counted(true, true), counted(true, false));
+    let (fn_, tn) = (counted(false, true), counted(false, false));
+    let ratio = |part: u64, of: u64| (of > 0).then(|| part as f64 / of as f64);
+    AtThreshold {
+        true_positives: tp,
+        false_positives: fp,
+        false_negatives: fn_,
+        true_negatives: tn,
+        precision: ratio(tp, tp + fp),
+        recall: ratio(tp, tp + fn_),
+        alert_rate: ratio(tp + fp, scores.len() as u64),
+    }
+}
+
+/// (score, label) from the highest score down. Adding zero makes -0.0 the same score as 0.0.
+fn ranked(scores: &[f32], labels: &[bool]) -> Vec<(f32, bool)> {
+    assert_eq!(scores.len(), labels.len(), "one label a score");
+    let mut ranked: Vec<_> = scores
+        .iter()
+        .map(|s| s + 0.0)
+        .zip(labels.iter().copied())
+        .collect();
+    ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    ranked
+}
+
+fn ties(ranked: &[(f32, bool)]) -> impl Iterator<Item = &[(f32, bool)]> {
+    ranked.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq())
+}
+
+fn count(records: &[(f32, bool)]) -> u64 {
+    records.iter().filter(|(_, anomaly)| *anomaly).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The example of scikit-learn's documentation of `roc_auc_score` and `average_precision_score`.
+    #[test]
+    fn agrees_with_scikit_learn() {
+        let (scores, labels) = ([0.1, 0.4, 0.35, 0.8], [false, false, true, true]);
+        assert_eq!(auroc(&scores, &labels), Some(0.75));
+        let precision = average_precision(&scores, &labels).unwrap();
+        assert!((precision - 0.833_333_333_333_333_3).abs() < 1e-15);
+    }
+
+    #[test]
+    fn ties_count_one_half_and_are_flagged_together() {
+        let labels = [true, false, true, false];
+        assert_eq!(auroc(&[1.0; 4], &labels), Some(0.5));
+        assert_eq!(average_precision(&[1.0; 4], &labels), Some(0.5));
+        // Pairs: 3 over 2 and 0 win, 2 ties with 2, 2 wins over 0: 3.5 of 4.
+        let scores = [3.0, 2.0, 2.0, 0.0];
+        assert_eq!(auroc(&scores, &labels), Some(0.875));
+        // 1/2 recall at precision 1, then 1/2 at precision 2/3.
+        assert!((average_precision(&scores, &labels).unwrap() - 5.0 / 6.0).abs() < 1e-15);
+        assert_eq!(auroc(&[0.0, -0.0], &[true, false]), Some(0.5));
+    }
+
+    #[test]
+    fn an_absent_class_has_no_answer() {
+        assert_eq!(auroc(&[], &[]), None);
+        assert_eq!(auroc(&[1.0, 2.0], &[true, true]), None);
+        assert_eq!(auroc(&[1.0, 2.0], &[false, false]), None);
+        assert_eq!(average_precision(&[1.0], &[false]), None);
+        assert_eq!(average_precision(&[1.0], &[true]), Some(1.0));
+    }
+
+    #[test]
+    fn counts_at_a_threshold() {
+        let scores = [0.5, 1.0, 1.5, 2.0, f32::NAN];
+        let at = precision_recall_at(1.0, &scores, &[true, false, false, true, true]);
+        let want = AtThreshold {
+            true_positives: 1,
+            false_positives: 1,
+            false_negatives: 2,
+            true_negatives: 1,
+            precision: Some(0.5),
+            recall: Some(1.0 / 3.0),
+            alert_rate: Some(0.4),
+        };
+        assert_eq!(at, want);
+
+        let empty = precision_recall_at(1.0, &[], &[]);
+        assert_eq!(
+            (empty.precision, empty.recall, empty.alert_rate),
+            (None, None, None)
+        );
+    }
+
+    /// Few distinct scores, so that ties are common.
+    fn records() -> impl Strategy<Value = (Vec<f32>, Vec<bool>)> {
+        prop::collection::vec((0u8..12, any::<bool>()), 0..60)
+            .prop_map(|v| v.into_iter().map(|(s, l)| (f32::from(s) / 4.0, l)).unzip())
+    }
+
+    proptest! {
+        #[test]
+        fn auroc_is_the_share_of_pairs_won((scores, labels) in records()) {
+            let of = |class| scores.iter().zip(&labels).filter(move |p| *p.1 == class).map(|p| *p.0);
+            let (mut won, mut pairs) = (0.0, 0.0);
+            for anomaly in of(true) {
+                for normal in of(false) {
+                    pairs += 1.0;
+                    won += if anomaly > normal { 1.0 } else if anomaly == normal { 0.5 } else { 0.0 };
+                }
+            }
+            prop_assert_eq!(auroc(&scores, &labels), (pairs > 0.0).then(|| won / pairs));
+        }
+
+        #[test]
+        fn average_precision_sums_over_thresholds((scores, labels) in records()) {
+            let mut thresholds = scores.clone();
+            thresholds.sort_by(|a, b| b.total_cmp(a));
+            thresholds.dedup();
+            let (mut recall, mut sum) = (0.0, 0.0);
+            for threshold in thresholds {
+                let at = precision_recall_at(threshold - 0.1, &scores, &labels);
+                let now = at.recall.unwrap_or(0.0);
+                sum += (now - recall) * at.precision.unwrap();
+                recall = now;
+            }
+            match average_precision(&scores, &labels) {
+                None => prop_assert!(!labels.contains(&true)),
+                Some(got) => prop_assert!((got - sum).abs() < 1e-12),
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! A Kafka broker inside the process, for `demo`, `bench` and tests: librdkafka's mock cluster. It serves groups,
+//! rebalances and commits, keeps at most 5 MiB or 100,000 records a partition, and forgets everything at the end.
+
+use rdkafka::ClientConfig;
+use rdkafka::bindings::{
+    rd_kafka_handle_mock_cluster, rd_kafka_mock_group_initial_rebalance_delay_ms,
+};
+use rdkafka::producer::{BaseProducer, Producer};
+
+use super::KafkaError;
+
+/// Lives as long as this value.
+pub struct EmbeddedBroker {
+    /// The mock cluster belongs to this client.
+    host: BaseProducer,
+    pub brokers: String,
+}
+
+/// What a partition holds before it forgets its oldest records.
+pub const PARTITION_BYTES: u64 = 5 << 20;
+pub const PARTITION_RECORDS: u64 = 100_000;
+
+impl EmbeddedBroker {
+    /// Starts on a free loopback port with these topics and numbers of partitions.
+    ///
+    /// # Errors
+    /// When the port or a topic cannot be had.
+    pub fn start(topics: &[(&str, i32)]) -> Result<EmbeddedBroker, KafkaError> {
+        let host: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", "replaced by the mock cluster")
+            .set("test.mock.num.brokers", "1")
+            .create()?;
+        let absent = || KafkaError::Client("the embedded broker does not start".into());
+        let cluster = host.client().mock_cluster().ok_or_else(absent)?;
+        for (topic, partitions) in topics {
+            cluster.create_topic(topic, *partitions, 1)?;
+        }
+        let brokers = cluster.bootstrap_servers();
+        // SAFETY: the client is alive and owns the mock cluster that the handle points to; the call only sets a number.
+        unsafe {
+            let handle = rd_kafka_handle_mock_cluster(host.client().native_ptr());
+            rd_kafka_mock_group_initial_rebalance_delay_ms(handle, 0);
+        }
+        drop(cluster);
+        Ok(EmbeddedBroker { host, brokers })
+    }
+
+    /// Makes the only broker unreachable, or reachable again.
+    ///
+    /// # Errors
+    /// When the mock cluster refuses.
+    pub fn set_up(&self, up: bool) -> Result<(), KafkaError> {
+        let cluster = self.host.client().mock_cluster();
+        let cluster = cluster.expect("the client was made with a mock cluster");
+        match up {
+            true => cluster.broker_up(1)?,
+            false => cluster.broker_down(1)?,
+        }
+        Ok(())
+    }
+}

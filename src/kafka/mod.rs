@@ -1,0 +1,146 @@
+//! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
+
+pub mod embedded;
+mod sink;
+mod source;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::types::RDKafkaErrorCode;
+
+pub use sink::{Delivery, SendError, Sink};
+pub use source::{Event, Rebalance, RebalanceKind, Source};
+
+use crate::config::{ClientSettings, Kafka};
+
+/// What went wrong with Kafka, in words for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaError {
+    #[error("Kafka setting `{name}` is refused: {problem}")]
+    Setting { name: String, problem: String },
+    #[error("Kafka is not reachable at {brokers} within {waited:?}: {reason}. Is kafka.brokers right, and are the brokers up?")]
+    Unreachable {
+        brokers: String,
+        waited: Duration,
+        reason: String,
+    },
+    #[error(
+        "topic `{topic}` does not exist at {brokers}: create it (kafka-topics.sh --create --topic {topic}) or correct the setting"
+    )]
+    TopicAbsent { topic: String, brokers: String },
+    #[error("a verdict or dead letter for topic `{topic}` cannot be delivered: {problem}")]
+    Delivery { topic: String, problem: String },
+    #[error("Kafka: {0}")]
+    Client(String),
+}
+
+impl From<ClientError> for KafkaError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            // The value may be a secret: leave it out.
+            ClientError::ClientConfig(_, problem, name, _) => KafkaError::Setting { name, problem },
+            other => KafkaError::Client(other.to_string()),
+        }
+    }
+}
+
+/// The last thing librdkafka complained about: it knows why a broker cannot be reached, its errors do not say.
+#[derive(Clone, Debug, Default)]
+struct LastComplaint(Arc<Mutex<Option<String>>>);
+
+impl LastComplaint {
+    fn set(&self, complaint: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint.to_owned());
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Passes librdkafka's log on to ours. It recovers by itself from what it calls an error, so that is a warning.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Debug => tracing::debug!(facility, "{message}"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::info!(facility, "{message}");
+            }
+            _ => {
+                self.set(message);
+                tracing::warn!(facility, "{message}");
+            }
+        }
+    }
+}
+
+/// Settings for both clients, then for this one; what delivery depends on is added by the caller.
+fn client_config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &kafka.brokers);
+    config.set("client.id", "residuald");
+    for (name, value) in kafka.client.iter().chain(own.iter()) {
+        config.set(name, value);
+    }
+    config
+}
+
+/// Has librdkafka parse every setting without connecting.
+///
+/// # Errors
+/// [`KafkaError::Setting`] for the first that it does not know or accept.
+pub fn check_settings(kafka: &Kafka) -> Result<(), KafkaError> {
+    source::config(kafka).create_native_config()?;
+    sink::config(kafka).create_native_config()?;
+    Ok(())
+}
+
+/// Waits until `topic` can be used and returns the number of its partitions.
+fn await_topic<C: ClientContext>(
+    client: &Client<C>,
+    kafka: &Kafka,
+    topic: &str,
+    complaint: &LastComplaint,
+) -> Result<usize, KafkaError> {
+    const RETRY: Duration = Duration::from_millis(200);
+    /// A topic that is being created automatically is unknown for a moment.
+    const GRACE: Duration = Duration::from_secs(2);
+    let started = Instant::now();
+    let mut reason = String::from("no answer");
+    let mut answered = None;
+    loop {
+        let left = kafka.connect_timeout.saturating_sub(started.elapsed());
+        match client.fetch_metadata(Some(topic), left.max(RETRY)) {
+            Ok(metadata) => {
+                let found = metadata.topics().iter().find(|t| t.name() == topic);
+                let error = found.and_then(|t| t.error()).map(RDKafkaErrorCode::from);
+                match (found, error) {
+                    (Some(found), None) if !found.partitions().is_empty() => {
+                        return Ok(found.partitions().len());
+                    }
+                    (_, Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic))) => {
+                        return Err(KafkaError::Client(format!("topic `{topic}`: {code}")));
+                    }
+                    _ => {}
+                }
+                if answered.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+                    return Err(KafkaError::TopicAbsent {
+                        topic: topic.to_owned(),
+                        brokers: kafka.brokers.clone(),
+                    });
+                }
+            }
+            Err(e) => reason = complaint.get().unwrap_or_else(|| e.to_string()),
+        }
+        if started.elapsed() >= kafka.connect_timeout && answered.is_none() {
+            return Err(KafkaError::Unreachable {
+                brokers: kafka.brokers.clone(),
+                waited: kafka.connect_timeout,
+                reason,
+            });
+        }
+        std::thread::sleep(RETRY);
+    }
+}

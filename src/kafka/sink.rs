@@ -1,0 +1,173 @@
+//! The producer: idempotent, every delivery reported back.
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::message::{DeliveryResult, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::{KafkaError, LastComplaint, await_topic, client_config};
+use crate::config::Kafka;
+use crate::message::Message;
+use crate::status::Status;
+
+/// How one message of a batch fared.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The batch it belongs to.
+    pub sequence: u64,
+    pub result: Result<(), SendError>,
+}
+
+/// A message that did not get through, given back where something can still be done.
+#[derive(Debug)]
+pub enum SendError {
+    /// The local queue is full: wait for deliveries, then send again.
+    QueueFull,
+    /// Larger than the client or the topic takes.
+    TooLarge { topic: String, message: Message },
+    /// librdkafka gave up for good.
+    Failed { topic: String, problem: String },
+}
+
+pub struct Sink {
+    producer: ThreadedProducer<Context>,
+    deliveries: Receiver<Delivery>,
+}
+
+pub(super) fn config(kafka: &Kafka) -> ClientConfig {
+    let mut config = client_config(kafka, &kafka.producer);
+    config.set("enable.idempotence", "true").set("acks", "all");
+    config
+}
+
+impl Sink {
+    /// Connects and makes sure that every topic exists.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when a setting is refused, no broker answers in time or a topic is absent.
+    pub fn connect(kafka: &Kafka, topics: &[&str], status: &Status) -> Result<Sink, KafkaError> {
+        let complaint = LastComplaint::default();
+        let (sender, deliveries) = unbounded();
+        let context = Context {
+            complaint: complaint.clone(),
+            deliveries: sender,
+        };
+        let producer: ThreadedProducer<Context> = config(kafka).create_with_context(context)?;
+        for topic in topics {
+            await_topic(producer.client(), kafka, topic, &complaint)?;
+        }
+        status.producer_is_connected();
+        Ok(Sink {
+            producer,
+            deliveries,
+        })
+    }
+
+    /// Hands a message over; its [`Delivery`] comes later, unless this fails at once.
+    ///
+    /// # Errors
+    /// [`SendError`], with the message where sending it in another shape or later makes sense.
+    pub fn send(&self, sequence: u64, topic: &str, message: &Message) -> Result<(), SendError> {
+        let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
+        for (key, value) in &message.headers {
+            headers = headers.insert(Header {
+                key,
+                value: value.as_deref(),
+            });
+        }
+        let mut record = BaseRecord::with_opaque_to(topic, Box::new(sequence))
+            .payload(&message.payload)
+            .headers(headers);
+        if let Some(key) = &message.key {
+            record = record.key(key);
+        }
+        if let Some(timestamp) = message.timestamp_ms {
+            record = record.timestamp(timestamp);
+        }
+        self.producer
+            .send(record)
+            .map_err(|(error, _)| match error {
+                ClientError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
+                ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge) => {
+                    SendError::TooLarge {
+                        topic: topic.to_owned(),
+                        message: message.clone(),
+                    }
+                }
+                other => SendError::Failed {
+                    topic: topic.to_owned(),
+                    problem: other.to_string(),
+                },
+            })
+    }
+
+    /// Outcomes of what was sent, in the order in which brokers answer.
+    pub fn deliveries(&self) -> &Receiver<Delivery> {
+        &self.deliveries
+    }
+
+    /// Throws away what is not delivered: without it, ending the process waits for brokers that may be gone.
+    pub fn abandon(&self) {
+        self.producer.purge(
+            rdkafka::producer::PurgeConfig::default()
+                .queue()
+                .inflight(),
+        );
+        let _ = self.producer.flush(Duration::from_millis(100));
+    }
+}
+
+struct Context {
+    complaint: LastComplaint,
+    deliveries: Sender<Delivery>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.complaint.log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::warn!("producer: {error}: {reason}");
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<u64>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, sequence: Box<u64>) {
+        let result = match result {
+            Ok(_) => Ok(()),
+            Err((
+                ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge),
+                message,
+            )) => Err(SendError::TooLarge {
+                topic: message.topic().to_owned(),
+                message: Message {
+                    key: message.key().map(<[u8]>::to_vec),
+                    headers: message.headers().map_or_else(Vec::new, |headers| {
+                        let own = headers.iter();
+                        own.map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
+                            .collect()
+                    }),
+                    payload: message.payload().unwrap_or_default().to_vec(),
+                    timestamp_ms: message.timestamp().to_millis(),
+                },
+            }),
+            Err((error, message)) => Err(SendError::Failed {
+                topic: message.topic().to_owned(),
+                problem: error.to_string(),
+            }),
+        };
+        // Nobody listens any more once the publisher has ended.
+        let _ = self.deliveries.send(Delivery {
+            sequence: *sequence,
+            result,
+        });
+    }
+}

@@ -1,0 +1,390 @@
+//! The consumer. Rebalances come out as events: whoever polls drains first and completes them after.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
+use serde::Deserialize;
+
+use super::{KafkaError, LastComplaint, await_topic, client_config};
+use crate::batch::TopicPartition;
+use crate::config::Kafka;
+use crate::metrics::Metrics;
+use crate::record::Record;
+use crate::status::{PartitionStatus, Partitions, Status};
+
+/// What a poll brought.
+pub enum Event<'c> {
+    Message(BorrowedMessage<'c>),
+    /// To be passed to [`Source::complete`] once what is in flight is drained.
+    Rebalance(Rebalance),
+    Idle,
+}
+
+/// A change of the assignment that the group coordinator waits for.
+#[derive(Debug)]
+pub struct Rebalance {
+    pub kind: RebalanceKind,
+    partitions: TopicPartitionList,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RebalanceKind {
+    Assign,
+    Revoke,
+    /// Revoked without asking: others own the partitions already, so nothing may be committed.
+    Lost,
+}
+
+pub struct Source {
+    consumer: BaseConsumer<Context>,
+    topics: Vec<String>,
+    metrics: Metrics,
+    status: Status,
+    paused: bool,
+}
+
+pub(super) fn config(kafka: &Kafka) -> ClientConfig {
+    let mut config = client_config(kafka, &kafka.consumer);
+    config
+        .set("group.id", &kafka.group_id)
+        // Offsets are stored by us once a batch is delivered; librdkafka commits what is stored.
+        .set("enable.auto.commit", "true")
+        .set("enable.auto.offset.store", "false");
+    config
+}
+
+impl Source {
+    /// Connects, makes sure that every topic exists, and subscribes.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when a setting is refused, no broker answers in time or a topic is absent.
+    pub fn connect(kafka: &Kafka, metrics: Metrics, status: Status) -> Result<Source, KafkaError> {
+        let complaint = LastComplaint::default();
+        let context = Context {
+            complaint: complaint.clone(),
+            rebalances: Mutex::default(),
+            closing: AtomicBool::new(false),
+            metrics: metrics.clone(),
+            status: status.clone(),
+        };
+        let consumer: BaseConsumer<Context> = config(kafka).create_with_context(context)?;
+        for topic in &kafka.topics {
+            await_topic(consumer.client(), kafka, topic, &complaint)?;
+        }
+        let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics)?;
+        Ok(Source {
+            consumer,
+            topics: kafka.topics.clone(),
+            metrics,
+            status,
+            paused: false,
+        })
+    }
+
+    pub fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// Waits up to `timeout` for something to happen.
+    ///
+    /// # Errors
+    /// What librdkafka will not recover from by itself.
+    pub fn poll(&self, timeout: Duration) -> Result<Event<'_>, KafkaError> {
+        let polled = self.consumer.poll(timeout);
+        if let Some(rebalance) = self.consumer.context().next_rebalance() {
+            // librdkafka serves a rebalance in place of a message, never together with one.
+            return Ok(Event::Rebalance(rebalance));
+        }
+        match polled {
+            Some(Ok(message)) => Ok(Event::Message(message)),
+            Some(Err(error)) => self.survive(error).map(|()| Event::Idle),
+            None => Ok(Event::Idle),
+        }
+    }
+
+    /// Tells what passes from what does not.
+    fn survive(&self, error: ClientError) -> Result<(), KafkaError> {
+        use RDKafkaErrorCode as Code;
+        match error {
+            ClientError::MessageConsumption(
+                code @ (Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::SaslAuthenticationFailed
+                | Code::Authentication
+                | Code::AutoOffsetReset),
+            ) => Err(KafkaError::Client(format!("consumer: {code}"))),
+            ClientError::MessageConsumptionFatal(code) => Err(KafkaError::Client(format!(
+                "consumer was shut out: {code}"
+            ))),
+            passing => {
+                tracing::warn!("consumer: {passing}; trying again");
+                Ok(())
+            }
+        }
+    }
+
+    /// The message as a record, and its partition.
+    pub fn record<'m>(&self, message: &'m BorrowedMessage<'_>) -> (Record<'m>, TopicPartition) {
+        let headers = message.headers().map(|headers| {
+            let own = headers.iter();
+            own.map(|header| (header.key, header.value)).collect()
+        });
+        let record = Record {
+            topic: message.topic(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
+            key: message.key(),
+            headers: headers.unwrap_or_default(),
+            payload: message.payload(),
+        };
+        let topic = self.topics.iter().position(|topic| topic == record.topic);
+        let from = TopicPartition {
+            topic: topic.expect("only subscribed topics are delivered"),
+            partition: record.partition,
+        };
+        (record, from)
+    }
+
+    /// Completes a rebalance; the coordinator goes on only after it.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the assignment.
+    pub fn complete(&mut self, rebalance: &Rebalance) -> Result<(), KafkaError> {
+        let cooperative = is_cooperative(&self.consumer);
+        let partitions = &rebalance.partitions;
+        self.metrics.rebalances.inc();
+        tracing::info!(
+            kind = ?rebalance.kind,
+            partitions = %listed(partitions),
+            "rebalance"
+        );
+        match (rebalance.kind, cooperative) {
+            (RebalanceKind::Assign, true) => self.consumer.incremental_assign(partitions)?,
+            (RebalanceKind::Assign, false) => self.consumer.assign(partitions)?,
+            (_, true) => self.consumer.incremental_unassign(partitions)?,
+            (_, false) => self.consumer.unassign()?,
+        }
+        if rebalance.kind == RebalanceKind::Assign {
+            self.status.partitions_are_assigned(true);
+            if self.paused {
+                self.consumer.pause(partitions)?;
+            }
+        } else {
+            for element in partitions.elements() {
+                // Absent if no statistics came in between.
+                let _ = self
+                    .metrics
+                    .consumer_lag
+                    .remove_label_values(&[element.topic(), &element.partition().to_string()]);
+            }
+        }
+        if self.paused {
+            self.count_paused()?;
+        }
+        Ok(())
+    }
+
+    /// Marks everything below these offsets as finished; the next commit takes them along.
+    pub fn finish(&self, offsets: &[(TopicPartition, i64)]) {
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for (from, next) in offsets {
+            list.add_partition_offset(
+                &self.topics[from.topic],
+                from.partition,
+                Offset::Offset(*next),
+            )
+            .expect("an offset from a record is valid");
+        }
+        if let Err(e) = self.consumer.store_offsets(&list) {
+            // The partition was taken away meanwhile; its new owner reads these records again.
+            tracing::debug!("offsets not stored: {e}");
+        }
+    }
+
+    /// Commits what is finished and waits for the broker's answer.
+    pub fn commit(&self) {
+        match self.consumer.commit_consumer_state(CommitMode::Sync) {
+            Ok(()) | Err(ClientError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(e) => tracing::warn!(
+                "offsets not committed: {e}; the records since the last commit will be judged again"
+            ),
+        }
+    }
+
+    /// Stops fetching while polling goes on, so that the group keeps this member.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn pause(&mut self) -> Result<(), KafkaError> {
+        if !self.paused {
+            self.consumer.pause(&self.consumer.assignment()?)?;
+            self.paused = true;
+            self.count_paused()?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn resume(&mut self) -> Result<(), KafkaError> {
+        if self.paused {
+            self.consumer.resume(&self.consumer.assignment()?)?;
+            self.paused = false;
+            self.metrics.paused_partitions.set(0);
+        }
+        Ok(())
+    }
+
+    /// Leaves the group. What is not drained by now belongs to others.
+    pub fn close(self) {
+        self.consumer
+            .context()
+            .closing
+            .store(true, Ordering::Release);
+        drop(self.consumer);
+    }
+
+    fn count_paused(&self) -> Result<(), KafkaError> {
+        let paused = self.consumer.assignment()?.count();
+        self.metrics.paused_partitions.set(paused as i64);
+        Ok(())
+    }
+}
+
+fn is_cooperative(consumer: &BaseConsumer<Context>) -> bool {
+    matches!(
+        consumer.rebalance_protocol(),
+        RebalanceProtocol::Cooperative
+    )
+}
+
+fn listed(partitions: &TopicPartitionList) -> String {
+    let names = partitions
+        .elements()
+        .into_iter()
+        .map(|element| format!("{}-{}", element.topic(), element.partition()));
+    names.collect::<Vec<_>>().join(" ")
+}
+
+struct Context {
+    complaint: LastComplaint,
+    rebalances: Mutex<VecDeque<Rebalance>>,
+    /// Nobody polls for events any more: rebalances are completed in place.
+    closing: AtomicBool,
+    metrics: Metrics,
+    status: Status,
+}
+
+impl Context {
+    fn next_rebalance(&self) -> Option<Rebalance> {
+        self.rebalances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.complaint.log(level, facility, message);
+    }
+
+    fn error(&self, error: ClientError, reason: &str) {
+        tracing::warn!("consumer: {error}: {reason}");
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        match serde_json::from_slice::<Statistics>(statistics) {
+            Ok(statistics) => self.report(&statistics),
+            Err(e) => tracing::warn!("librdkafka's statistics cannot be read: {e}"),
+        }
+    }
+}
+
+impl Context {
+    fn report(&self, statistics: &Statistics) {
+        let mut partitions = Partitions::new();
+        for (topic, of_topic) in &statistics.topics {
+            for (id, partition) in &of_topic.partitions {
+                // -1 is librdkafka's internal partition; no lag is known before the first fetch.
+                if *id < 0 || !partition.desired || partition.consumer_lag_stored < 0 {
+                    continue;
+                }
+                self.metrics
+                    .consumer_lag
+                    .with_label_values(&[topic.as_str(), &id.to_string()])
+                    .set(partition.consumer_lag_stored);
+                let status = PartitionStatus {
+                    lag: partition.consumer_lag_stored,
+                    finished_offset: partition.stored_offset.max(-1),
+                };
+                partitions.insert((topic.clone(), *id), status);
+            }
+        }
+        self.status.set_partitions(partitions);
+    }
+}
+
+impl ConsumerContext for Context {
+    /// Only takes note: draining needs the thread that polls, and this runs inside its poll.
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        code: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        if self.closing.load(Ordering::Acquire) {
+            let released = match is_cooperative(consumer) {
+                true => consumer.incremental_unassign(partitions),
+                false => consumer.unassign(),
+            };
+            if let Err(e) = released {
+                tracing::debug!("leaving the group: {e}");
+            }
+            return;
+        }
+        let kind = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => RebalanceKind::Assign,
+            _ if consumer.assignment_lost() => RebalanceKind::Lost,
+            _ => RebalanceKind::Revoke,
+        };
+        self.rebalances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(Rebalance {
+                kind,
+                partitions: partitions.clone(),
+            });
+    }
+}
+
+/// The few of librdkafka's statistics that are used.
+#[derive(Deserialize)]
+struct Statistics {
+    topics: BTreeMap<String, TopicStatistics>,
+}
+
+#[derive(Deserialize)]
+struct TopicStatistics {
+    partitions: BTreeMap<i32, PartitionStatistics>,
+}
+
+#[derive(Deserialize)]
+struct PartitionStatistics {
+    desired: bool,
+    stored_offset: i64,
+    consumer_lag_stored: i64,
+}

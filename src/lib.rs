@@ -1,0 +1,32 @@
+//! `residuald` scores Kafka records by how badly a diffusion model can reconstruct them.
+//!
+//! The modules in the order in which a record meets them. See `ARCHITECTURE.md` for the invariants.
+
+// Pure: no tokio, no Kafka, no ONNX Runtime, no metrics.
+pub mod record;
+
+pub mod bundle;
+pub mod decode;
+
+pub mod batch;
+pub mod verdict;
+
+pub mod message;
+
+pub mod dataset;
+pub mod evaluation;
+
+// Edges.
+pub mod http;
+pub mod kafka;
+pub mod onnx;
+
+// Wiring: the only module that knows every stage.
+pub mod pipeline;
+
+// Support.
+pub mod config;
+pub mod metrics;
+pub mod shutdown;
+pub mod status;
+pub mod telemetry;

@@ -1,0 +1,279 @@
+//! Verdicts and dead letters as Kafka messages: key, headers, bytes.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::batch::{DeadLetter, Kept};
+use crate::decode::Reason;
+use crate::record::Source;
+use crate::verdict::Verdict;
+
+/// A message on its way to Kafka.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    pub key: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub payload: Vec<u8>,
+    /// Milliseconds since the Unix epoch; dead letters keep the one they came with.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// The model as a verdict names it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Model {
+    pub name: String,
+    pub version: String,
+    pub sha256: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<&'a str>,
+    source: &'a Source,
+    model: &'a Model,
+    #[serde(flatten)]
+    verdict: &'a Verdict<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<&'a RawValue>,
+}
+
+/// A verdict as a CloudEvent in binary mode, keyed as its source record. The same record and model always
+/// give the same bytes: the id says where the record came from and who judged it, the time is the record's own.
+pub fn verdict_message(
+    model: &Model,
+    topic: &str,
+    record: Kept<'_>,
+    verdict: &Verdict<'_>,
+    include_record: bool,
+) -> Message {
+    let source = Source {
+        topic: topic.to_owned(),
+        partition: record.from.partition,
+        offset: record.offset,
+    };
+    let id = format!(
+        "{topic}-{}-{}@{}",
+        source.partition,
+        source.offset,
+        &model.sha256[..8]
+    );
+    let time = record.timestamp_ms.and_then(rfc3339);
+    let raw: Option<&RawValue> = include_record
+        .then(|| serde_json::from_slice(record.payload).ok())
+        .flatten();
+    let body = Body {
+        id: &id,
+        time: time.as_deref(),
+        source: &source,
+        model,
+        verdict,
+        record: raw,
+    };
+    let event_type = match verdict.severity {
+        Some(_) => "io.residuald.anomaly.v1",
+        None => "io.residuald.score.v1",
+    };
+    let mut headers = vec![
+        header("ce_specversion", "1.0"),
+        header("ce_id", &id),
+        header("ce_source", &format!("/residuald/{}", model.name)),
+        header("ce_type", event_type),
+        header("content-type", "application/json"),
+    ];
+    if let Some(time) = &time {
+        headers.push(header("ce_time", time));
+    }
+    for (name, value) in record.trace.into_iter().flatten() {
+        headers.push((name.to_owned(), Some(value.to_vec())));
+    }
+    Message {
+        key: record.key.map(<[u8]>::to_vec),
+        headers,
+        payload: serde_json::to_vec(&body).expect("strings and numbers always serialise"),
+        timestamp_ms: record.timestamp_ms,
+    }
+}
+
+/// A dead letter: key, value, headers and timestamp as they came, with the headers of Kafka Connect's dead letter queue
+/// (KIP-298). Headers of an earlier failure are replaced, so a record that fails twice tells of the last time.
+pub fn dead_letter_message(letter: DeadLetter) -> Message {
+    const PREFIX: &str = "__connect.errors.";
+    let mut headers = letter.headers;
+    headers.retain(|(name, _)| !name.starts_with(PREFIX));
+    let reason = letter.error.reason.as_str();
+    let stage = match letter.error.reason {
+        Reason::Unscorable => "TRANSFORMATION",
+        _ => "VALUE_CONVERTER",
+    };
+    for (name, value) in [
+        ("topic", letter.source.topic.clone()),
+        ("partition", letter.source.partition.to_string()),
+        ("offset", letter.source.offset.to_string()),
+        ("stage", stage.to_owned()),
+        ("exception.class.name", format!("residuald.decode.{reason}")),
+        ("exception.message", letter.error.detail),
+    ] {
+        headers.push(header(&format!("{PREFIX}{name}"), &value));
+    }
+    Message {
+        key: letter.key,
+        headers,
+        payload: letter.payload,
+        timestamp_ms: letter.timestamp_ms,
+    }
+}
+
+/// What is left of a message that the broker finds too large: everything but its bulk, and a header that says so.
+/// A verdict loses its `record`, a dead letter its value; both still say where the record is.
+pub fn without_bulk(message: &Message, limit_hit: &str) -> Message {
+    let body: Option<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_slice(&message.payload).ok();
+    let is_verdict = message.headers.iter().any(|(name, _)| name == "ce_id");
+    let payload = match body {
+        Some(mut body) if is_verdict => {
+            body.remove("record");
+            serde_json::to_vec(&body).expect("what was parsed serialises")
+        }
+        _ => Vec::new(),
+    };
+    let mut headers = message.headers.clone();
+    headers.push(header("residuald.omitted", limit_hit));
+    Message {
+        key: message.key.clone(),
+        headers,
+        payload,
+        timestamp_ms: message.timestamp_ms,
+    }
+}
+
+fn header(name: &str, value: &str) -> (String, Option<Vec<u8>>) {
+    (name.to_owned(), Some(value.as_bytes().to_vec()))
+}
+
+/// Milliseconds since the epoch as RFC 3339 in UTC with milliseconds; `None` outside the calendar.
+fn rfc3339(timestamp_ms: i64) -> Option<String> {
+    let time = Timestamp::from_millisecond(timestamp_ms).ok()?;
+    Some(format!("{time:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::TopicPartition;
+    use crate::decode::RowError;
+    use crate::verdict::{Attribution, Observation, Severity};
+
+    fn model() -> Model {
+        Model {
+            name: "payments".into(),
+            version: "3".into(),
+            sha256: "9f2c61aa00".into(),
+        }
+    }
+
+    fn message(include_record: bool) -> Message {
+        let record = Kept {
+            from: TopicPartition { topic: 0, partition: 3 },
+            offset: 120_934,
+            timestamp_ms: Some(1_767_225_600_123),
+            key: Some(b"card-7"),
+            payload: br#"{"amount": 930.0}"#,
+            trace: [Some(("traceparent", b"00-ab-cd-01")), None],
+        };
+        let verdict = Verdict {
+            anomaly_score: 7.31,
+            p_value: 0.00012,
+            anomaly_grade: 1.84,
+            threshold: 3.97,
+            severity: Some(Severity::Critical),
+            relevant_attribution: vec![Attribution {
+                feature: "amount",
+                share: 0.61,
+                observed: Observation::Number(930.0),
+                expected: Observation::Number(42.1),
+                unit: None,
+            }],
+            feature_imputed: vec!["merchant_age_days"],
+        };
+        verdict_message(&model(), "payments", record, &verdict, include_record)
+    }
+
+    fn value<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+        let (_, value) = message.headers.iter().find(|(n, _)| n == name)?;
+        std::str::from_utf8(value.as_ref()?).ok()
+    }
+
+    #[test]
+    fn a_verdict_is_the_documented_json() {
+        let body: serde_json::Value = serde_json::from_slice(&message(true).payload).unwrap();
+        assert_eq!(
+            body,
+            serde_json::json!({
+                "id": "payments-3-120934@9f2c61aa", "time": "2026-01-01T00:00:00.123Z",
+                "source": {"topic": "payments", "partition": 3, "offset": 120_934},
+                "model": {"name": "payments", "version": "3", "sha256": "9f2c61aa00"},
+                "anomaly_score": 7.31, "p_value": 0.00012, "anomaly_grade": 1.84, "threshold": 3.97, "severity": "critical",
+                "relevant_attribution": [{"feature": "amount", "share": 0.61, "observed": 930.0, "expected": 42.1}],
+                "feature_imputed": ["merchant_age_days"], "record": {"amount": 930.0},
+            })
+        );
+    }
+
+    #[test]
+    fn a_verdict_is_a_cloud_event_with_the_trace_and_the_key() {
+        let message = message(true);
+        assert_eq!(message.key.as_deref(), Some(&b"card-7"[..]));
+        for (name, expected) in [
+            ("ce_specversion", "1.0"),
+            ("ce_id", "payments-3-120934@9f2c61aa"),
+            ("ce_source", "/residuald/payments"),
+            ("ce_type", "io.residuald.anomaly.v1"),
+            ("ce_time", "2026-01-01T00:00:00.123Z"),
+            ("content-type", "application/json"),
+            ("traceparent", "00-ab-cd-01"),
+        ] {
+            assert_eq!(value(&message, name), Some(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_too_large_loses_only_its_record() {
+        let slim = without_bulk(&message(true), "message too large");
+        let whole = message(false);
+        let parse = |m: &Message| serde_json::from_slice::<serde_json::Value>(&m.payload).unwrap();
+        assert_eq!(parse(&slim), parse(&whole));
+        assert_eq!(value(&slim, "residuald.omitted"), Some("message too large"));
+    }
+
+    #[test]
+    fn a_dead_letter_keeps_what_came_and_says_why() {
+        let letter = DeadLetter {
+            source: Source { topic: "payments".into(), partition: 1, offset: 7 },
+            timestamp_ms: Some(99),
+            key: Some(b"k".to_vec()),
+            payload: b"not json".to_vec(),
+            headers: vec![
+                ("own".into(), None),
+                ("__connect.errors.offset".into(), Some(b"1".to_vec())),
+            ],
+            error: RowError { reason: Reason::Malformed, detail: "why".into() },
+        };
+        let message = dead_letter_message(letter);
+        assert_eq!(message.payload, b"not json");
+        assert_eq!((message.timestamp_ms, message.headers[0].0.as_str()), (Some(99), "own"));
+        for (name, expected) in [
+            ("__connect.errors.topic", "payments"),
+            ("__connect.errors.partition", "1"),
+            ("__connect.errors.offset", "7"),
+            ("__connect.errors.stage", "VALUE_CONVERTER"),
+            ("__connect.errors.exception.class.name", "residuald.decode.malformed"),
+            ("__connect.errors.exception.message", "why"),
+        ] {
+            assert_eq!(value(&message, name), Some(expected), "{name}");
+        }
+        assert_eq!(without_bulk(&message, "x").payload, b"");
+    }
+}

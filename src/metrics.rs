@@ -1,0 +1,272 @@
+//! Every metric, in one list. A value handed to the stages; never a global.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::decode::Reason;
+use crate::verdict::Severity;
+
+/// The only reason to skip a record so far: a tombstone has nothing to score.
+pub const SKIP_TOMBSTONE: &str = "tombstone";
+
+/// Seconds; from one small batch on a CPU to a stuck broker.
+const STAGE_SECONDS: [f64; 14] = [
+    1e-6, 2.5e-6, 1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25, 1.0,
+];
+const END_TO_END_SECONDS: [f64; 14] = [
+    1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0,
+];
+const BATCH_RECORDS: [f64; 10] = [
+    1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+/// Multiples of the threshold.
+const SCORE_GRADES: [f64; 12] = [
+    0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 10.0,
+];
+
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub records_consumed: IntCounter,
+    pub records_scored: IntCounter,
+    pub records_skipped: IntCounterVec,
+    pub dead_letters: IntCounterVec,
+    pub records_unaccounted: IntGauge,
+    pub records_in_flight: IntGauge,
+    pub anomalies: IntCounterVec,
+    pub score: Histogram,
+    pub threshold: Gauge,
+    pub batch_size: Histogram,
+    pub decode_seconds: Histogram,
+    pub queue_seconds: Histogram,
+    pub inference_seconds: Histogram,
+    pub end_to_end_seconds: Histogram,
+    pub consumer_lag: IntGaugeVec,
+    pub rebalances: IntCounter,
+    pub paused_partitions: IntGauge,
+    pub model_info: GaugeVec,
+}
+
+impl Metrics {
+    /// `threshold` places the buckets of the score histogram.
+    pub fn new(threshold: f32) -> Metrics {
+        let registry = Registry::new();
+        let r = &registry;
+        let score_buckets = SCORE_GRADES.map(|grade| grade * f64::from(threshold));
+        let metrics = Metrics {
+            records_consumed: counter(r, "records_consumed_total", "Records taken from Kafka."),
+            records_scored: counter(
+                r,
+                "records_scored_total",
+                "Records whose verdict is delivered, anomaly or not.",
+            ),
+            records_skipped: counters(
+                r,
+                "records_skipped_total",
+                "Records that carry nothing to score.",
+                "reason",
+            ),
+            dead_letters: counters(
+                r,
+                "dead_letters_total",
+                "Records that could not be scored and went to the dead letter topic. Read the header __connect.errors.exception.message there.",
+                "reason",
+            ),
+            records_unaccounted: gauge(
+                r,
+                "records_unaccounted",
+                "Records finished without a verdict, a dead letter or a counted skip. Anything but 0 is a bug: report it.",
+            ),
+            records_in_flight: gauge(
+                r,
+                "records_in_flight",
+                "Records taken from Kafka whose outcome is not delivered yet.",
+            ),
+            anomalies: counters(
+                r,
+                "anomalies_total",
+                "Records flagged as anomalies.",
+                "severity",
+            ),
+            score: histogram(
+                r,
+                "score",
+                "Anomaly scores; bucket bounds are multiples of the threshold.",
+                &score_buckets,
+            ),
+            threshold: register(
+                r,
+                Gauge::with_opts(opts("threshold", "Score above which a record is an anomaly.")),
+            ),
+            batch_size: histogram(r, "batch_size", "Records scored together.", &BATCH_RECORDS),
+            decode_seconds: histogram(
+                r,
+                "decode_seconds",
+                "Time to decode a record, sampled.",
+                &STAGE_SECONDS,
+            ),
+            queue_seconds: histogram(
+                r,
+                "queue_seconds",
+                "Time from the first record of a batch to the start of its scoring.",
+                &STAGE_SECONDS,
+            ),
+            inference_seconds: histogram(
+                r,
+                "inference_seconds",
+                "Time to score a batch.",
+                &STAGE_SECONDS,
+            ),
+            end_to_end_seconds: histogram(
+                r,
+                "end_to_end_seconds",
+                "From a record's timestamp to its delivered verdict.",
+                &END_TO_END_SECONDS,
+            ),
+            consumer_lag: register(
+                r,
+                IntGaugeVec::new(
+                    opts(
+                        "consumer_lag",
+                        "Records in a partition that are not finished yet. Growing: add workers or replicas.",
+                    ),
+                    &["topic", "partition"],
+                ),
+            ),
+            rebalances: counter(
+                r,
+                "rebalances_total",
+                "Assignments and revocations of partitions.",
+            ),
+            paused_partitions: gauge(
+                r,
+                "paused_partitions",
+                "Partitions paused because scoring or delivery is behind.",
+            ),
+            model_info: register(
+                r,
+                GaugeVec::new(
+                    opts("model_info", "The model in force; always 1."),
+                    &["name", "version", "sha256", "provider"],
+                ),
+            ),
+            registry: registry.clone(),
+        };
+        let build: GaugeVec = register(
+            r,
+            GaugeVec::new(
+                opts("build_info", "The version of residuald; always 1."),
+                &["version"],
+            ),
+        );
+        build
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(
+                prometheus::process_collector::ProcessCollector::for_self(),
+            ))
+            .expect("registered once");
+        metrics.threshold.set(f64::from(threshold));
+        metrics.start_at_zero();
+        metrics
+    }
+
+    /// A series that appears with its first event is a series that `increase()` misses.
+    fn start_at_zero(&self) {
+        for reason in Reason::ALL {
+            self.dead_letters.with_label_values(&[reason.as_str()]);
+        }
+        for severity in Severity::ALL {
+            self.anomalies.with_label_values(&[severity.as_str()]);
+        }
+        self.records_skipped.with_label_values(&[SKIP_TOMBSTONE]);
+    }
+
+    /// The text exposition format.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("metrics always encode into memory");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+
+    pub fn dead_letters_total(&self) -> u64 {
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                self.dead_letters
+                    .with_label_values(&[reason.as_str()])
+                    .get()
+            })
+            .sum()
+    }
+
+    pub fn anomalies_total(&self) -> u64 {
+        Severity::ALL
+            .iter()
+            .map(|severity| self.anomalies.with_label_values(&[severity.as_str()]).get())
+            .sum()
+    }
+
+    pub fn skipped_total(&self) -> u64 {
+        self.records_skipped
+            .with_label_values(&[SKIP_TOMBSTONE])
+            .get()
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("residuald_{name}"), help)
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("a valid name and help");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("a name used once");
+    collector
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::with_opts(opts(name, help)))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    register(registry, IntCounterVec::new(opts(name, help), &[label]))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::with_opts(opts(name, help)))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+    register(registry, Histogram::with_opts(opts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_before_its_first_event() {
+        let text = Metrics::new(2.0).render();
+        for series in [
+            "residuald_records_consumed_total 0",
+            "residuald_dead_letters_total{reason=\"missing\"} 0",
+            "residuald_anomalies_total{severity=\"critical\"} 0",
+            "residuald_records_skipped_total{reason=\"tombstone\"} 0",
+            "residuald_threshold 2",
+            "residuald_score_bucket{le=\"2\"} 0",
+            "residuald_build_info{version=",
+        ] {
+            assert!(text.contains(series), "{series}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One ONNX Runtime session, owned by one thread: rows in; score, residual and reconstruction out.
+
+use ort::ep;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::Session;
+use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
+
+use super::Runtime;
+use crate::bundle::{Bundle, Fault};
+use crate::config::{Inference, Provider};
+
+const MODEL: &str = "model.onnx";
+
+/// Batches are padded to one of a few sizes, so that memory arenas stop growing after the warm-up. All are multiples
+/// of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
+const SMALLEST_BUCKET: usize = 16;
+const BUCKET_GROWTH: usize = 4;
+
+/// Scores rows; single-threaded.
+#[derive(Debug)]
+pub struct Scorer {
+    session: Session,
+    features: usize,
+    buckets: Vec<usize>,
+    padded: Vec<f32>,
+    /// What it runs on, which with a fallback is not what was asked for.
+    pub provider: Provider,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ScorerError {
+    /// The graph is not what the manifest promises.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Graph(Vec<Fault>),
+    #[error(
+        "inference.provider = \"{provider}\" cannot be had: {problem}. Use an image or library with ONNX Runtime's {provider} \
+         build, or set inference.provider = \"cpu\", or allow inference.fallback"
+    )]
+    Provider {
+        provider: &'static str,
+        problem: String,
+    },
+    #[error("ONNX Runtime failed while scoring: {0}")]
+    Run(#[from] ort::Error),
+}
+
+impl Scorer {
+    /// A session for batches of up to `max_records` rows, with its tensors checked against the schema and every batch size warmed up.
+    ///
+    /// # Errors
+    /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
+    pub fn new(
+        runtime: &Runtime,
+        bundle: &Bundle,
+        inference: &Inference,
+        max_records: usize,
+    ) -> Result<Scorer, ScorerError> {
+        let features = bundle.features().len();
+        let (session, provider) = open(runtime, &bundle.model, inference)?;
+        let faults = tensor_faults(&session, features);
+        if !faults.is_empty() {
+            return Err(ScorerError::Graph(faults));
+        }
+        let mut scorer = Scorer {
+            session,
+            features,
+            buckets: buckets(max_records),
+            padded: Vec::new(),
+            provider,
+        };
+        scorer.warm_up()?;
+        Ok(scorer)
+    }
+
+    fn warm_up(&mut self) -> Result<(), ScorerError> {
+        let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+        for records in self.buckets.clone() {
+            let rows = vec![0.0; records * self.features];
+            self.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+        }
+        Ok(())
+    }
+
+    /// Scores `rows`, [records, features], any number of records. Appends [records] to `scores`, [records, features] to
+    /// `residuals` and `reconstructions`. A row's results are the same bits whatever its batch.
+    ///
+    /// # Errors
+    /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
+    pub fn score(
+        &mut self,
+        rows: &[f32],
+        scores: &mut Vec<f32>,
+        residuals: &mut Vec<f32>,
+        reconstructions: &mut Vec<f32>,
+    ) -> Result<(), ScorerError> {
+        let largest = self.buckets[self.buckets.len() - 1];
+        for part in rows.chunks(largest * self.features) {
+            let records = part.len() / self.features;
+            let bucket = self.buckets.iter().copied().find(|&b| b >= records);
+            let bucket = bucket.expect("a part is no larger than the largest bucket");
+            let input: &[f32] = if bucket == records {
+                part
+            } else {
+                self.padded.clear();
+                self.padded.extend_from_slice(part);
+                self.padded.resize(bucket * self.features, 0.0);
+                &self.padded
+            };
+            let x = TensorRef::from_array_view(([bucket, self.features], input))?;
+            let outputs = self.session.run(ort::inputs!["x" => x])?;
+            let take = |name: &str, count: usize, into: &mut Vec<f32>| {
+                let (_, values) = outputs[name].try_extract_tensor::<f32>()?;
+                into.extend_from_slice(&values[..count]);
+                Ok::<(), ort::Error>(())
+            };
+            take("score", records, scores)?;
+            take("residual", part.len(), residuals)?;
+            take("reconstruction", part.len(), reconstructions)?;
+        }
+        Ok(())
+    }
+
+    /// The batch sizes that run without padding.
+    pub fn buckets(&self) -> &[usize] {
+        &self.buckets
+    }
+}
+
+fn buckets(max_records: usize) -> Vec<usize> {
+    let largest = max_records.next_multiple_of(SMALLEST_BUCKET);
+    let growing = std::iter::successors(Some(SMALLEST_BUCKET), |size| Some(size * BUCKET_GROWTH));
+    growing
+        .take_while(|&size| size < largest)
+        .chain([largest])
+        .collect()
+}
+
+fn open(
+    runtime: &Runtime,
+    model: &[u8],
+    inference: &Inference,
+) -> Result<(Session, Provider), ScorerError> {
+    let dispatch = match inference.provider {
+        Provider::Cpu => None,
+        Provider::Cuda => Some(ep::CUDA::default().build()),
+        Provider::TensorRt => Some(ep::TensorRT::default().build()),
+    };
+    if let Some(dispatch) = dispatch {
+        let with_provider = builder(runtime)?.with_execution_providers([dispatch.error_on_failure()]);
+        match with_provider {
+            Ok(mut builder) => return Ok((commit(&mut builder, model)?, inference.provider)),
+            Err(e) if inference.fallback => {
+                tracing::warn!(
+                    provider = inference.provider.as_str(),
+                    problem = e.message(),
+                    "asked-for provider cannot be had, falling back to the CPU"
+                );
+            }
+            Err(e) => {
+                return Err(ScorerError::Provider {
+                    provider: inference.provider.as_str(),
+                    problem: e.message().trim().to_owned(),
+                });
+            }
+        }
+    }
+    Ok((commit(&mut builder(runtime)?, model)?, Provider::Cpu))
+}
+
+fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
+    let builder = Session::builder(&runtime.0)?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(ort::Error::from)?
+        .with_intra_threads(1)
+        .map_err(ort::Error::from)?
+        .with_inter_threads(1)
+        .map_err(ort::Error::from)?
+        .with_intra_op_spinning(false)
+        .map_err(ort::Error::from)?;
+    Ok(builder)
+}
+
+fn commit(builder: &mut SessionBuilder, model: &[u8]) -> Result<Session, ScorerError> {
+    builder.commit_from_memory(model).map_err(|e| {
+        ScorerError::Graph(vec![Fault::new(
+            MODEL,
+            format!("ONNX Runtime refuses it: {}", e.message().trim()),
+        )])
+    })
+}
+
+/// Names, element types and shapes against what the schema says, all at once.
+fn tensor_faults(session: &Session, features: usize) -> Vec<Fault> {
+    let width = features as i64;
+    let mut faults = Vec::new();
+    let expected_inputs: [(&str, &[i64]); 1] = [("x", &[-1, width])];
+    let expected_outputs: [(&str, &[i64]); 3] = [
+        ("score", &[-1]),
+        ("residual", &[-1, width]),
+        ("reconstruction", &[-1, width]),
+    ];
+    for (kind, tensors, expected) in [
+        ("input", session.inputs(), &expected_inputs[..]),
+        ("output", session.outputs(), &expected_outputs[..]),
+    ] {
+        for (name, shape) in expected {
+            let found = tensors.iter().find(|tensor| tensor.name() == *name);
+            if let Some(problem) = tensor_fault(kind, name, shape, found) {
+                faults.push(Fault::new(MODEL, problem));
+            }
+        }
+        for extra in tensors.iter().map(Outlet::name) {
+            if kind == "input" && !expected.iter().any(|(name, _)| *name == extra) {
+                faults.push(Fault::new(
+                    MODEL,
+                    format!("{kind} `{extra}` is not part of a scorer graph"),
+                ));
+            }
+        }
+    }
+    faults
+}
+
+fn tensor_fault(kind: &str, name: &str, shape: &[i64], found: Option<&Outlet>) -> Option<String> {
+    let Some(found) = found else {
+        return Some(format!("{kind} `{name}` is missing"));
+    };
+    match found.dtype() {
+        ValueType::Tensor {
+            ty: TensorElementType::Float32,
+            shape: actual,
+            ..
+        } if actual.iter().eq(shape) => None,
+        other => Some(format!(
+            "{kind} `{name}` must be float32 {shape:?} for this schema (-1 is the batch), it is {other:?}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_multiples_of_sixteen_and_reach_the_largest_batch() {
+        assert_eq!(buckets(1), [16]);
+        assert_eq!(buckets(256), [16, 64, 256]);
+        assert_eq!(buckets(100), [16, 64, 112]);
+    }
+}

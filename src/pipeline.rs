@@ -1,0 +1,193 @@
+//! The only file that knows every stage. A record's way, each arrow a channel of whole batches:
+//!
+//! ```text
+//! intake (consume, decode, batch) -> workers (score) -> publisher (judge, produce, await delivery)
+//!    ^------------------------------- finished batches, reused -------------------------------|
+//! ```
+//!
+//! There are `in_flight` batches and no more, so every channel is bounded. Workers finish in any order; the publisher
+//! puts batches back into the order of their sequence, so each partition's verdicts keep its order. The intake alone
+//! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery.
+
+mod intake;
+mod publish;
+
+use std::thread;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::batch::Batch;
+use crate::config;
+use crate::decode::JsonDecoder;
+use crate::kafka::{KafkaError, Sink, Source};
+use crate::message::Model;
+use crate::metrics::Metrics;
+use crate::onnx::{Scorer, ScorerError};
+use crate::shutdown::Shutdown;
+use crate::status::Status;
+use crate::verdict::Judge;
+
+/// Everything that a run needs, made and checked before it starts.
+pub struct Stages {
+    pub source: Source,
+    pub decoder: JsonDecoder,
+    pub scorers: Vec<Scorer>,
+    pub judge: Judge,
+    pub model: Model,
+    pub sink: Sink,
+    pub batch: config::Batch,
+    pub output: config::Output,
+    pub drain_timeout: std::time::Duration,
+    pub metrics: Metrics,
+    pub status: Status,
+}
+
+/// Why a run ended other than by request.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Scorer(#[from] ScorerError),
+    #[error(
+        "{records} records were still in flight when the drain ended; their offsets are not committed, so they will be judged again"
+    )]
+    NotDrained { records: i64 },
+    #[error("the {0} thread panicked; this is a bug, please report it")]
+    Panicked(&'static str),
+}
+
+/// The two latches of a run.
+#[derive(Clone, Default)]
+struct Stop {
+    /// Take no more records and drain.
+    drain: Shutdown,
+    /// Do not wait for what is in flight either: it cannot finish.
+    abandon: Shutdown,
+}
+
+/// Ends the others when its thread panics, so that none waits for a batch that never comes.
+struct PanicGuard(Stop);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.abandon.request();
+            self.0.drain.request();
+        }
+    }
+}
+
+/// Runs until `shutdown` is requested and what is in flight is drained, or until something cannot go on.
+/// Blocks; takes the calling thread for the intake.
+///
+/// # Errors
+/// [`PipelineError`]; whatever it is, no offset of an undelivered verdict was committed.
+pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
+    let stop = Stop {
+        drain: shutdown.clone(),
+        abandon: Shutdown::default(),
+    };
+    let (to_score, work) = bounded(stages.batch.in_flight);
+    let (to_publish, scored) = bounded(stages.batch.in_flight);
+    let (give_back, finished) = bounded(stages.batch.in_flight);
+    let intake = intake::Intake::new(
+        stages.source,
+        stages.decoder,
+        stages.batch,
+        stages.drain_timeout,
+        stages.metrics.clone(),
+        stages.status,
+        intake::Channels { to_score, finished },
+        stop.clone(),
+    );
+    let publisher = publish::Publisher::new(
+        stages.sink,
+        stages.judge,
+        stages.model,
+        stages.output,
+        intake.topics(),
+        stages.metrics.clone(),
+        stop.abandon.clone(),
+    );
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for scorer in stages.scorers {
+            let (work, to_publish) = (work.clone(), to_publish.clone());
+            let (metrics, stop) = (stages.metrics.clone(), stop.clone());
+            let worker = move || guarded(&stop, || score(scorer, &work, &to_publish, &metrics));
+            threads.push(("scorer", spawn(scope, "scorer", worker)));
+        }
+        drop((work, to_publish));
+        let stop_publisher = stop.clone();
+        let publisher =
+            move || guarded(&stop_publisher, || publisher.run(&scored, &give_back));
+        threads.push(("publisher", spawn(scope, "publisher", publisher)));
+
+        let taken = guarded(&stop, || intake.run());
+        // A stage's own error says more than the drain that it spoiled.
+        let mut results = Vec::new();
+        for (name, thread) in threads {
+            results.push(thread.join().unwrap_or(Err(PipelineError::Panicked(name))));
+        }
+        results.into_iter().chain([taken]).collect()
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'scope,
+) -> thread::ScopedJoinHandle<'scope, T> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, body)
+        .expect("the system gives a thread")
+}
+
+/// An error in one stage stops all.
+fn guarded(
+    stop: &Stop,
+    body: impl FnOnce() -> Result<(), PipelineError>,
+) -> Result<(), PipelineError> {
+    let _guard = PanicGuard(stop.clone());
+    let result = body();
+    if result.is_err() {
+        stop.abandon.request();
+        stop.drain.request();
+    }
+    result
+}
+
+/// A worker: owns its session, scores whatever batch comes next.
+fn score(
+    mut scorer: Scorer,
+    work: &Receiver<Batch>,
+    to_publish: &Sender<Batch>,
+    metrics: &Metrics,
+) -> Result<(), PipelineError> {
+    for mut batch in work {
+        let started = Instant::now();
+        if batch.len() > 0 {
+            if let Some(opened) = batch.opened() {
+                let waited = started.duration_since(opened);
+                metrics.queue_seconds.observe(waited.as_secs_f64());
+            }
+            scorer.score(
+                &batch.rows,
+                &mut batch.scores,
+                &mut batch.residuals,
+                &mut batch.reconstructions,
+            )?;
+            metrics
+                .inference_seconds
+                .observe(started.elapsed().as_secs_f64());
+            metrics.batch_size.observe(batch.len() as f64);
+        }
+        if to_publish.send(batch).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Takes records from Kafka, decodes them into batches, and gives Kafka their offsets once they are delivered.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::{PipelineError, Stop};
+use crate::batch::Batch;
+use crate::config;
+use crate::decode::JsonDecoder;
+use crate::kafka::{Event, Rebalance, RebalanceKind, Source};
+use crate::metrics::Metrics;
+use crate::status::Status;
+
+/// How long a poll waits when nothing is due; bounds how late a stop is noticed.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+/// How long to wait for a free batch before pausing. Pausing throws away what librdkafka has fetched, so short
+/// hold-ups are sat out.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
+const TIME_ONE_IN: u64 = 16;
+
+pub struct Channels {
+    pub to_score: Sender<Batch>,
+    pub finished: Receiver<Batch>,
+}
+
+pub struct Intake {
+    source: Source,
+    decoder: JsonDecoder,
+    limits: config::Batch,
+    drain_timeout: Duration,
+    metrics: Metrics,
+    status: Status,
+    channels: Channels,
+    stop: Stop,
+    current: Batch,
+    free: Vec<Batch>,
+    sequence: u64,
+    records: u64,
+    /// Batches sent before it changed belong to an assignment that was lost: their offsets are not stored.
+    first_of_assignment: u64,
+}
+
+impl Intake {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
+    pub fn new(
+        source: Source,
+        decoder: JsonDecoder,
+        limits: config::Batch,
+        drain_timeout: Duration,
+        metrics: Metrics,
+        status: Status,
+        channels: Channels,
+        stop: Stop,
+    ) -> Intake {
+        Intake {
+            source,
+            decoder,
+            drain_timeout,
+            metrics,
+            status,
+            channels,
+            stop,
+            current: Batch::default(),
+            free: (0..limits.in_flight).map(|_| Batch::default()).collect(),
+            limits,
+            sequence: 0,
+            records: 0,
+            first_of_assignment: 0,
+        }
+    }
+
+    pub fn topics(&self) -> Vec<String> {
+        self.source.topics().to_vec()
+    }
+
+    /// Consumes until a stop, drains, commits and leaves the group.
+    ///
+    /// # Errors
+    /// When Kafka cannot go on, or the drain did not end in time.
+    pub fn run(mut self) -> Result<(), PipelineError> {
+        let consumed = self.consume();
+        self.status.is_draining();
+        let drained = self.drain();
+        self.source.commit();
+        if drained {
+            tracing::info!("drained: every record taken has its outcome delivered");
+        } else {
+            self.stop.abandon.request();
+        }
+        // Ends the workers and, after them, the publisher.
+        drop(self.channels.to_score);
+        self.source.close();
+        consumed?;
+        if drained {
+            return Ok(());
+        }
+        let records = self.metrics.records_in_flight.get();
+        Err(PipelineError::NotDrained { records })
+    }
+
+    fn consume(&mut self) -> Result<(), PipelineError> {
+        while !self.stop.drain.is_requested() {
+            while let Ok(batch) = self.channels.finished.try_recv() {
+                self.finish(batch);
+            }
+            let due = self.is_due();
+            if due && self.free.is_empty() {
+                self.wait_for_room()?;
+            } else {
+                if due {
+                    self.dispatch();
+                }
+                self.source.resume()?;
+                self.take(self.poll_timeout())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_due(&self) -> bool {
+        let config::Batch {
+            max_records,
+            max_wait,
+            ..
+        } = self.limits;
+        self.current.is_due(max_records, max_wait, Instant::now())
+    }
+
+    fn poll_timeout(&self) -> Duration {
+        let waited = self.current.opened().map(|opened| opened.elapsed());
+        waited.map_or(IDLE_POLL, |waited| self.limits.max_wait.saturating_sub(waited))
+    }
+
+    /// Takes one event from Kafka: most often a record, which goes into the current batch.
+    fn take(&mut self, timeout: Duration) -> Result<(), PipelineError> {
+        let rebalance = match self.source.poll(timeout)? {
+            Event::Idle => return Ok(()),
+            Event::Rebalance(rebalance) => rebalance,
+            Event::Message(message) => {
+                let now = Instant::now();
+                let (record, from) = self.source.record(&message);
+                self.records += 1;
+                self.metrics.records_consumed.inc();
+                let batch = &mut self.current;
+                match record.payload {
+                    None | Some([]) => batch.skip(&record, from, now),
+                    Some(payload) => {
+                        let decoded = self.decoder.decode(payload, &mut batch.rows);
+                        if self.records.is_multiple_of(TIME_ONE_IN) {
+                            let seconds = now.elapsed().as_secs_f64();
+                            self.metrics.decode_seconds.observe(seconds);
+                        }
+                        match decoded {
+                            Ok(()) => batch.keep(&record, from, now),
+                            Err(error) => batch.bury(&record, from, error, now),
+                        }
+                    }
+                }
+                return Ok(());
+            }
+        };
+        self.rebalance(&rebalance)
+    }
+
+    fn rebalance(&mut self, rebalance: &Rebalance) -> Result<(), PipelineError> {
+        match rebalance.kind {
+            RebalanceKind::Assign => {}
+            RebalanceKind::Revoke => {
+                if self.drain() {
+                    self.source.commit();
+                } else {
+                    tracing::warn!(
+                        "partitions are revoked before their verdicts are delivered; their new owner judges these records again"
+                    );
+                    self.first_of_assignment = self.sequence;
+                }
+            }
+            // Others own them already: what is in flight is judged twice, but its offsets are not ours to commit.
+            RebalanceKind::Lost => {
+                self.dispatch_if_possible();
+                self.first_of_assignment = self.sequence + 1;
+            }
+        }
+        self.source.complete(rebalance)?;
+        Ok(())
+    }
+
+    /// Every batch is in use: the workers or the brokers are behind.
+    fn wait_for_room(&mut self) -> Result<(), PipelineError> {
+        match self.channels.finished.recv_timeout(PATIENCE) {
+            Ok(batch) => {
+                self.finish(batch);
+                Ok(())
+            }
+            Err(_) => {
+                self.source.pause()?;
+                // Keeps the membership alive; a message that still comes goes into the current batch.
+                self.take(Duration::ZERO)
+            }
+        }
+    }
+
+    fn dispatch(&mut self) {
+        let next = self.free.pop().expect("the caller made sure of a free batch");
+        let mut batch = std::mem::replace(&mut self.current, next);
+        batch.sequence = self.sequence;
+        self.sequence += 1;
+        self.metrics.records_in_flight.add(batch.consumed() as i64);
+        // Fails only when all workers are gone, and then a stop is under way.
+        let _ = self.channels.to_score.send(batch);
+    }
+
+    fn dispatch_if_possible(&mut self) {
+        if !self.current.is_empty() && !self.free.is_empty() {
+            self.dispatch();
+        }
+    }
+
+    fn finish(&mut self, mut batch: Batch) {
+        if batch.sequence >= self.first_of_assignment {
+            self.source.finish(&batch.offsets);
+        }
+        self.metrics.records_in_flight.sub(batch.consumed() as i64);
+        batch.clear();
+        self.free.push(batch);
+    }
+
+    /// Waits until everything taken is delivered; `false` if that does not happen in time.
+    fn drain(&mut self) -> bool {
+        let deadline = Instant::now() + self.drain_timeout;
+        loop {
+            self.dispatch_if_possible();
+            if self.current.is_empty() && self.free.len() == self.limits.in_flight {
+                return true;
+            }
+            let next = deadline.min(Instant::now() + IDLE_POLL);
+            match self.channels.finished.recv_deadline(next) {
+                Ok(batch) => self.finish(batch),
+                Err(_) if self.stop.abandon.is_requested() || Instant::now() >= deadline => {
+                    return false;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}

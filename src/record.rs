@@ -1,0 +1,36 @@
+//! A record as Kafka delivered it, borrowed from the client's buffer.
+
+/// One header: its name and, if it has one, its value.
+pub type Header<'m> = (&'m str, Option<&'m [u8]>);
+
+/// One Kafka record. Nothing is copied until a stage decides to keep it.
+#[derive(Debug, Clone)]
+pub struct Record<'m> {
+    pub topic: &'m str,
+    pub partition: i32,
+    pub offset: i64,
+    /// Milliseconds since the Unix epoch, if the broker or the producer set it.
+    pub timestamp_ms: Option<i64>,
+    pub key: Option<&'m [u8]>,
+    pub headers: Vec<Header<'m>>,
+    /// `None` is a tombstone: a deletion in a compacted topic, not data.
+    pub payload: Option<&'m [u8]>,
+}
+
+/// Where a record came from. With the model's fingerprint it makes the id of a verdict.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Source {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+impl Record<'_> {
+    pub fn source(&self) -> Source {
+        Source {
+            topic: self.topic.to_owned(),
+            partition: self.partition,
+            offset: self.offset,
+        }
+    }
+}

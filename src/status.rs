@@ -1,0 +1,139 @@
+//! What the daemon says of itself: readiness latches and facts, written by the stages, read by HTTP.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::message::Model;
+use crate::metrics::Metrics;
+
+/// Where a partition stands. Offsets are those to be read next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PartitionStatus {
+    /// Records in the partition that are not finished yet.
+    pub lag: i64,
+    /// Everything below it is finished; -1 before the first batch.
+    pub finished_offset: i64,
+}
+
+pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
+
+/// Shared by all stages.
+#[derive(Clone, Debug)]
+pub struct Status(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    started: Instant,
+    model: Model,
+    provider: &'static str,
+    threshold: f32,
+    latches: Latches,
+    partitions: Mutex<Partitions>,
+}
+
+#[derive(Debug, Default)]
+struct Latches {
+    model: AtomicBool,
+    partitions: AtomicBool,
+    producer: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Status {
+    pub fn new(model: Model, provider: &'static str, threshold: f32, started: Instant) -> Status {
+        Status(Arc::new(Inner {
+            started,
+            model,
+            provider,
+            threshold,
+            latches: Latches::default(),
+            partitions: Mutex::default(),
+        }))
+    }
+
+    /// The model is loaded, proved by its golden records and warmed up.
+    pub fn model_is_warm(&self) {
+        self.0.latches.model.store(true, Ordering::Release);
+    }
+
+    /// The group has assigned partitions, perhaps none: with more replicas than partitions some have nothing to do.
+    pub fn partitions_are_assigned(&self, assigned: bool) {
+        self.0.latches.partitions.store(assigned, Ordering::Release);
+    }
+
+    pub fn producer_is_connected(&self) {
+        self.0.latches.producer.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) {
+        self.0.latches.draining.store(true, Ordering::Release);
+    }
+
+    pub fn set_partitions(&self, partitions: Partitions) {
+        *self.lock() = partitions;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Partitions> {
+        // Plain data: a panic elsewhere cannot leave it half written.
+        self.0
+            .partitions
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What readiness still waits for; empty is ready.
+    pub fn waiting_for(&self) -> Vec<&'static str> {
+        let latches = &self.0.latches;
+        let mut waiting = Vec::new();
+        for (latch, what) in [
+            (&latches.model, "model to warm up"),
+            (&latches.partitions, "partitions to be assigned"),
+            (&latches.producer, "producer to connect"),
+        ] {
+            if !latch.load(Ordering::Acquire) {
+                waiting.push(what);
+            }
+        }
+        if latches.draining.load(Ordering::Acquire) {
+            waiting.push("the drain to end: this process is stopping");
+        }
+        waiting
+    }
+
+    /// `/status`.
+    pub fn render(&self, metrics: &Metrics) -> serde_json::Value {
+        let partitions: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|((topic, partition), status)| {
+                json!({"topic": topic, "partition": partition, "lag": status.lag, "finished_offset": status.finished_offset})
+            })
+            .collect();
+        let waiting_for = self.waiting_for();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": self.0.started.elapsed().as_secs_f64(),
+            "ready": waiting_for.is_empty(),
+            "waiting_for": waiting_for,
+            "model": self.0.model,
+            "provider": self.0.provider,
+            "threshold": self.0.threshold,
+            "records": {
+                "consumed": metrics.records_consumed.get(),
+                "scored": metrics.records_scored.get(),
+                "dead_letters": metrics.dead_letters_total(),
+                "skipped": metrics.skipped_total(),
+                "in_flight": metrics.records_in_flight.get(),
+                "unaccounted": metrics.records_unaccounted.get(),
+                "anomalies": metrics.anomalies_total(),
+            },
+            "partitions": partitions,
+        })
+    }
+}

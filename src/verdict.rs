@@ -1,0 +1,282 @@
+//! A score to a verdict: how rare it is, whether it is an anomaly, how grave, and why.
+
+use serde::Serialize;
+
+use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine};
+
+/// Critical is what a normal record would do ten times less often than crossing the threshold.
+const CRITICAL_SHARE: f64 = 0.1;
+
+/// How the operator says where the line is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ThresholdRule {
+    /// Share of normal records that may be flagged, in (0, 1).
+    FalseAlarmRate(f64),
+    /// False alarms a day at the expected number of records a day.
+    AlertsPerDay { alerts: f64, records_per_day: f64 },
+    /// Calibration quantile, in (0, 1): 0.999 is a false-alarm rate of 0.001.
+    Quantile(f64),
+    /// The score itself, where one was found outside.
+    Score(f32),
+}
+
+impl ThresholdRule {
+    fn rate(self, calibration: &Calibration) -> f64 {
+        match self {
+            ThresholdRule::FalseAlarmRate(rate) => rate,
+            ThresholdRule::AlertsPerDay {
+                alerts,
+                records_per_day,
+            } => alerts / records_per_day,
+            ThresholdRule::Quantile(level) => 1.0 - level,
+            ThresholdRule::Score(score) => calibration.p_value(score),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Over the threshold.
+    Warning,
+    /// Over the score that normal records cross ten times less often, or over every calibration record
+    /// where the sample cannot tell that finely.
+    Critical,
+}
+
+impl Severity {
+    pub const ALL: [Severity; 2] = [Severity::Warning, Severity::Critical];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
+/// Turns scores into verdicts for one model.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    features: Vec<Feature>,
+    calibration: Calibration,
+    /// A score above it is an anomaly.
+    pub threshold: f32,
+    critical: f32,
+}
+
+/// What was found about one record.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict<'a> {
+    pub anomaly_score: f32,
+    /// Conformal: the chance that a normal record scores at least this high.
+    pub p_value: f64,
+    /// Score over threshold; above 1 is an anomaly.
+    pub anomaly_grade: f32,
+    pub threshold: f32,
+    /// `None` for a record that is not an anomaly.
+    pub severity: Option<Severity>,
+    /// The features that add most to the score, largest first.
+    pub relevant_attribution: Vec<Attribution<'a>>,
+    /// Features that the record lacked and the model filled in.
+    pub feature_imputed: Vec<&'a str>,
+}
+
+/// What one feature adds to the score and what the model expected in its place.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Attribution<'a> {
+    pub feature: &'a str,
+    /// Share of the residual, in [0, 1]; all features together make 1.
+    pub share: f32,
+    pub observed: Observation<'a>,
+    pub expected: Observation<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<&'a str>,
+}
+
+/// A value in the user's terms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Observation<'a> {
+    Number(f32),
+    Bool(bool),
+    Category(&'a str),
+    /// A category that training never saw; the record itself says which.
+    #[serde(serialize_with = "unseen")]
+    Unseen,
+}
+
+fn unseen<S: serde::Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("(not seen in training)")
+}
+
+/// The model's outputs for one record, each [features] but the score.
+#[derive(Debug, Clone, Copy)]
+pub struct Scored<'b> {
+    pub score: f32,
+    pub row: &'b [f32],
+    pub residual: &'b [f32],
+    pub reconstruction: &'b [f32],
+}
+
+impl Judge {
+    /// # Errors
+    /// [`RateTooFine`] when the calibration cannot support the asked-for rate.
+    pub fn new(
+        features: Vec<Feature>,
+        calibration: Calibration,
+        rule: ThresholdRule,
+    ) -> Result<Judge, RateTooFine> {
+        let rate = rule.rate(&calibration);
+        let threshold = match rule {
+            ThresholdRule::Score(score) => score,
+            _ => calibration.threshold_at(rate)?,
+        };
+        let critical = calibration
+            .threshold_at(rate * CRITICAL_SHARE)
+            .unwrap_or_else(|_| calibration.largest());
+        Ok(Judge {
+            features,
+            calibration,
+            threshold,
+            critical: critical.max(threshold),
+        })
+    }
+
+    pub fn is_anomaly(&self, score: f32) -> bool {
+        score > self.threshold
+    }
+
+    pub fn severity(&self, score: f32) -> Option<Severity> {
+        if !self.is_anomaly(score) {
+            None
+        } else if score > self.critical {
+            Some(Severity::Critical)
+        } else {
+            Some(Severity::Warning)
+        }
+    }
+
+    /// Median score of normal records.
+    pub fn typical_score(&self) -> f32 {
+        self.calibration.median()
+    }
+
+    /// The whole verdict, with the `most` features that matter most.
+    pub fn judge(&self, scored: Scored<'_>, most: usize) -> Verdict<'_> {
+        let columns = self.features.iter().zip(scored.row);
+        let imputed = columns.filter(|(_, value)| value.is_nan());
+        Verdict {
+            anomaly_score: scored.score,
+            p_value: self.calibration.p_value(scored.score),
+            anomaly_grade: scored.score / self.threshold,
+            threshold: self.threshold,
+            severity: self.severity(scored.score),
+            feature_imputed: imputed.map(|(feature, _)| feature.name.as_str()).collect(),
+            relevant_attribution: self.attribute(scored, most),
+        }
+    }
+
+    fn attribute(&self, scored: Scored<'_>, most: usize) -> Vec<Attribution<'_>> {
+        let total: f32 = scored.residual.iter().sum();
+        let mut order: Vec<usize> = (0..self.features.len()).collect();
+        order.sort_by(|&a, &b| scored.residual[b].total_cmp(&scored.residual[a]));
+        order
+            .into_iter()
+            .filter(|&i| scored.residual[i] > 0.0)
+            .take(most)
+            .map(|i| Attribution {
+                feature: &self.features[i].name,
+                share: scored.residual[i] / total,
+                observed: observe(&self.features[i].kind, scored.row[i]),
+                expected: observe(&self.features[i].kind, scored.reconstruction[i]),
+                unit: self.features[i].unit.as_deref(),
+            })
+            .collect()
+    }
+}
+
+/// A column's number in the user's terms.
+fn observe(kind: &FeatureKind, value: f32) -> Observation<'_> {
+    match kind {
+        FeatureKind::Number | FeatureKind::Timestamp { .. } => Observation::Number(value),
+        FeatureKind::Bool => Observation::Bool(value >= 0.5),
+        FeatureKind::Categorical { vocabulary } => {
+            let entry = (value >= 0.0).then(|| vocabulary.get(value as usize));
+            entry
+                .flatten()
+                .map_or(Observation::Unseen, |entry| Observation::Category(entry))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::calibration::tests::evenly_spaced;
+
+    fn features() -> Vec<Feature> {
+        serde_json::from_value(serde_json::json!([
+            {"name": "amount", "path": "amount", "type": "number", "unit": "EUR"},
+            {"name": "category", "path": "c", "type": "categorical", "vocabulary": ["a", "b"], "missing": "impute"},
+            {"name": "present", "path": "p", "type": "bool", "missing": "impute"},
+        ]))
+        .unwrap()
+    }
+
+    fn judge(rule: ThresholdRule) -> Judge {
+        Judge::new(features(), evenly_spaced(9999, 9999, 3), rule).unwrap()
+    }
+
+    #[test]
+    fn every_rule_lands_on_the_same_threshold() {
+        for rule in [
+            ThresholdRule::FalseAlarmRate(0.001),
+            ThresholdRule::AlertsPerDay { alerts: 20.0, records_per_day: 20_000.0 },
+            ThresholdRule::Quantile(0.999),
+            ThresholdRule::Score(9990.0),
+        ] {
+            assert_eq!(judge(rule).threshold, 9990.0, "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn severity_follows_the_rate() {
+        let judge = judge(ThresholdRule::FalseAlarmRate(0.001));
+        assert_eq!(judge.severity(9990.0), None);
+        assert_eq!(judge.severity(9995.0), Some(Severity::Warning));
+        assert_eq!(judge.severity(9999.5), Some(Severity::Critical));
+    }
+
+    #[test]
+    fn a_rate_too_fine_for_the_sample_is_refused() {
+        let rule = ThresholdRule::AlertsPerDay { alerts: 1.0, records_per_day: 1e6 };
+        let error = Judge::new(features(), evenly_spaced(9999, 9999, 3), rule).unwrap_err();
+        assert_eq!(error.needed, 999_999);
+    }
+
+    #[test]
+    fn the_reason_names_what_was_seen_and_what_was_expected() {
+        let judge = judge(ThresholdRule::FalseAlarmRate(0.001));
+        let verdict = judge.judge(
+            Scored {
+                score: 19980.0,
+                row: &[930.0, -1.0, f32::NAN],
+                residual: &[6.0, 2.0, 0.0],
+                reconstruction: &[42.0, 1.0, 1.0],
+            },
+            5,
+        );
+        assert_eq!(verdict.anomaly_grade, 2.0);
+        assert_eq!(verdict.feature_imputed, ["present"]);
+        let reasons = &verdict.relevant_attribution;
+        assert_eq!(reasons.len(), 2, "a feature that adds nothing is no reason");
+        assert_eq!((reasons[0].feature, reasons[0].share), ("amount", 0.75));
+        assert_eq!(reasons[0].expected, Observation::Number(42.0));
+        assert_eq!(reasons[1].observed, Observation::Unseen);
+        assert_eq!(reasons[1].expected, Observation::Category("b"));
+        let json = serde_json::to_value(&verdict).unwrap();
+        assert_eq!(json["severity"], "critical");
+        assert_eq!(json["relevant_attribution"][1]["observed"], "(not seen in training)");
+    }
+}
