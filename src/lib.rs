@@ -24,6 +24,9 @@ pub mod onnx;
 // Wiring: the only module that knows every stage.
 pub mod pipeline;
 
+// The verbs.
+pub mod cli;
+
 // Support.
 pub mod config;
 pub mod metrics;

@@ -13,7 +13,6 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::{KafkaError, LastComplaint, await_topic, client_config};
 use crate::config::Kafka;
 use crate::message::Message;
-use crate::status::Status;
 
 /// How one message of a batch fared.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ impl Sink {
     ///
     /// # Errors
     /// [`KafkaError`] when a setting is refused, no broker answers in time or a topic is absent.
-    pub fn connect(kafka: &Kafka, topics: &[&str], status: &Status) -> Result<Sink, KafkaError> {
+    pub fn connect(kafka: &Kafka, topics: &[&str]) -> Result<Sink, KafkaError> {
         let complaint = LastComplaint::default();
         let (sender, deliveries) = unbounded();
         let context = Context {
@@ -61,7 +60,6 @@ impl Sink {
         for topic in topics {
             await_topic(producer.client(), kafka, topic, &complaint)?;
         }
-        status.producer_is_connected();
         Ok(Sink {
             producer,
             deliveries,

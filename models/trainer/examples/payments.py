@@ -10,7 +10,7 @@ time, 1-2 % of them fraudulent. `label` (0 or 1) and `scenario` are in the sampl
 The scenarios, each with the overlap that makes it hard:
   card_testing      a stolen number is tried with small amounts, minutes apart, at young online merchants; the
                     first try looks like any small payment online
-  account_takeover  someone else at the owner's account: a device never seen before, merchants never used, higher amounts, often
+  account_takeover  someone else at the owner's account: often a new device, merchants never used, higher amounts, often
                     at night; owners, too, buy phones, sleep badly and shop around
   cloned_card       a copied magnetic stripe, far from home, soon after the owner paid at home; owners travel,
                     and pay by stripe where chips are not read
@@ -111,7 +111,7 @@ class Card:
         """All payments that the owner makes in `days` days."""
         rng, events, trip = self.rng, [], None
         for day in range(days):
-            if rng.random() < 0.002:
+            if rng.random() < 0.004:
                 self.devices.append((str(rng.choice(["ios", "android", "web"])), float(day)))  # bought a phone
             if trip and day >= trip["until"]:
                 trip = None
@@ -155,7 +155,7 @@ class Card:
 
     def card_testing(self, t):
         rng, events = self.rng, []
-        merchant = (int(rng.integers(1 << 40)), float(rng.uniform(3, 400)))
+        merchant = (int(rng.integers(1 << 40)), float(rng.uniform(3, 1500)))
         country, device = pick(rng, ABROAD), ("web", t / DAY)
         for _ in range(rng.integers(4, 13)):
             events.append(
@@ -174,6 +174,8 @@ class Card:
         if rng.random() < 0.65:
             t = (t // DAY) * DAY + rng.uniform(0, 5) * 3600  # while the owner sleeps
         device = (str(rng.choice(["web", "android", "ios"], p=[0.5, 0.35, 0.15])), t / DAY - rng.exponential(0.5))
+        if rng.random() < 0.35:
+            device = self.devices[-1]  # by remote control of the owner's
         for _ in range(rng.integers(2, 6)):
             category = str(rng.choice(["electronics", "gift_card", "travel", "clothing", "jewellery", "digital_goods"]))
             amount = CATEGORIES[category][1] * self.wealth * rng.lognormal(1.2, 0.6)

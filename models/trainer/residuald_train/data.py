@@ -99,23 +99,25 @@ def no_dots(names):
 
 
 def read_ndjson(content, name):
-    records, bad = [], 0
+    columns, rows, bad = {}, 0, 0
     lines = content.splitlines()
     for number, line in enumerate(tqdm(lines, desc=f"read {name}", unit=" records", mininterval=0.5), 1):
         if not line.strip():
             continue
         try:
-            records.append(flatten(parse_record(line)))
+            record = flatten(parse_record(line))
         except RefusedError as error:
             bad += 1
             if bad > max(10, number // 10):
                 raise TrainerError(f"{name} line {number}: {error} (and {bad - 1} lines before it)") from None
-    columns = {}
-    for row, record in enumerate(records):
+            continue
         for path, value in record.items():
-            if path not in columns:
-                columns[path] = [None] * len(records)
-            columns[path][row] = value
+            values = columns.setdefault(path, [])
+            values.extend([None] * (rows - len(values)))  # the records before this one that lack it
+            values.append(value)
+        rows += 1
+    for values in columns.values():
+        values.extend([None] * (rows - len(values)))
     messages = [f"{name}: {bad} lines that are not a JSON object were left out"] if bad else []
     arrays = sorted(path for path, values in columns.items() if any(isinstance(v, list) for v in values))
     messages += [f"`{path}` holds arrays and is ignored" for path in arrays]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from .nets import Net, zero_linear
+from .nets import Net, row_sum, zero_linear
 
 SIGMA_MIN, SIGMA_MAX = 0.03, 3.0
 
@@ -25,7 +25,7 @@ class Blind(nn.Module):
         self.log_spread = zero_linear(width, dims)
 
     def forward(self, x, indicators):
-        r = (1 + (x * x).mean(1, keepdim=True)).sqrt()
+        r = (1 + row_sum(x * x) / x.shape[1]).sqrt()
         h = self.net(torch.cat([x / r, r.log(), indicators], 1))
         return x - r * self.mean(h), self.log_spread(h).clamp(-8, 8)
 

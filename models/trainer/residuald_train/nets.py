@@ -1,7 +1,6 @@
 """The network, and the preprocessing that stands before it in the same graph."""
 
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -30,6 +29,12 @@ class Net(nn.Module):
         return self.out(h)
 
 
+def row_sum(x):
+    """[N, k] -> [N, 1] by a matrix product: ONNX Runtime's Reduce operators round a row differently at
+    different places of the batch, its matrix product does not."""
+    return x @ torch.ones(x.shape[1], 1)
+
+
 def zero_linear(h, outputs):
     """A linear layer that starts at zero."""
     linear = nn.Linear(h, outputs)
@@ -41,9 +46,10 @@ def zero_linear(h, outputs):
 class Space(nn.Module):
     """Raw rows [N, F] <-> the space that is denoised [N, D], each feature a block of unit total variance.
 
-    A number or boolean is one standardised column; a category is one column for each vocabulary entry and one
-    for `unseen`; a part of a timestamp is (sin, cos). Blocks are centred and divided by the root of their
-    total variance. A missing feature is zero, its mean, and `observed` says so.
+    A number or boolean is one column, asinh((x - center) / spread), which tames heavy tails but keeps them
+    unbounded; a category is one column for each vocabulary entry and one for `unseen`; a part of a timestamp
+    is (sin, cos). Blocks are then centred and divided by the root of their total variance. A missing feature is
+    zero, its mean, and `observed` says so.
     """
 
     def __init__(self, features, X):
@@ -75,20 +81,14 @@ class Space(nn.Module):
     def fit(self, X):
         """Sets means and scales from rows, NaN left out."""
         X = torch.as_tensor(X)
-        values = X[:, self.plain].double().numpy()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            center, spread = np.nanmean(values, 0), np.nanstd(values, 0)
-        self.center.copy_(torch.as_tensor(center)); self.spread.copy_(torch.as_tensor(np.where(spread>1e-12*(1+abs(center)),spread,1)))
-        present = ~torch.isnan(X)[:, self.owner].numpy()
-        with torch.no_grad():
-            columns = self.columns(torch.nan_to_num(X)).double().numpy()
-        count = np.maximum(present.sum(0), 1)
-        mean = np.where(present, columns, 0).sum(0) / count
-        variance = np.where(present, (columns - mean) ** 2, 0).sum(0) / count
-        total = np.sqrt(variance @ self.sums.double().numpy())[self.owner]  # of a block
+        center, spread = moments(X[:, self.plain].double().numpy())
+        self.center.copy_(torch.as_tensor(center))
+        self.spread.copy_(torch.as_tensor(positive(spread, center)))
+        columns = self.columns(torch.nan_to_num(X)).double().numpy()
+        mean, deviation = moments(np.where(torch.isnan(X)[:, self.owner].numpy(), np.nan, columns))
+        total = np.sqrt(deviation**2 @ self.sums.double().numpy())[self.owner]  # of a column's block
         self.mean.copy_(torch.as_tensor(mean))
-        self.scale.copy_(torch.as_tensor(np.where(total > 1e-12 * (1 + abs(mean)), total, 1)))
+        self.scale.copy_(torch.as_tensor(positive(total, mean)))
 
     def columns(self, x):
         """[N, F] without NaN -> [N, D], not yet centred and scaled."""
@@ -126,6 +126,19 @@ class Space(nn.Module):
         return torch.cat([out[j] for j in range(len(self.features))], 1)
 
 
+def moments(columns):
+    """Mean and standard deviation of each column, NaN left out; 0 where there is nothing else."""
+    present = ~np.isnan(columns)
+    count = np.maximum(present.sum(0), 1)
+    mean = np.where(present, columns, 0).sum(0) / count
+    return mean, np.sqrt((np.where(present, columns - mean, 0) ** 2).sum(0) / count)
+
+
+def positive(scale, mean):
+    """1 in place of a scale that is rounding error."""
+    return np.where(scale > 1e-7 * np.abs(mean) + 1e-30, scale, 1)
+
+
 def categories(feature):
     """The codes a categorical can take, unseen last; none for other features."""
     return [*range(len(feature.vocabulary)), -1] if feature.type == "categorical" else []
@@ -134,7 +147,8 @@ def categories(feature):
 def clock(sin, cos, part):
     """(sin, cos) [N, 1] of any length -> hour in [0, 24) or whole day 0..6."""
     length = (sin * sin + cos * cos).sqrt()
-    angle = 2 * torch.atan(sin / (length + cos).clamp(min=1e-6))
+    half = torch.atan(torch.where(cos < 0, -sin, sin) / (length + cos.abs()).clamp(min=1e-6))
+    angle = 2 * half + math.pi * (cos < 0).float()  # atan2, which ONNX has not
     value = angle * (PARTS[part] / (2 * math.pi))
     value = value.round() if part == "day_of_week" else value
     value = torch.where(value < 0, value + PARTS[part], value)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .diffusion import Blind
+from .nets import row_sum
 
 
 class Scorer(nn.Module):
@@ -24,10 +25,10 @@ class Scorer(nn.Module):
     def forward(self, x):
         z, observed = self.space(x)
         D, _ = self.denoiser(z, 1 - observed.index_select(1, self.optional))
-        count = observed.sum(1, keepdim=True).clamp(min=1)
+        count = row_sum(observed).clamp(min=1)
         error = z - D
         residual = (error * error) @ self.space.sums * observed / count
-        score = residual.sum(1).sqrt()
+        score = row_sum(residual).squeeze(1).sqrt()
         return score, residual, self.space.raw(D)
 
 

@@ -1,0 +1,110 @@
+"""Bundles as the command line writes them, the shipped one included."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from residuald_train.calibrate import calibrate
+from residuald_train.cli import main
+from residuald_train.decode import decode, parse_record
+from residuald_train.export import FORBIDDEN, run_onnx, session
+from residuald_train.features import check_feature
+
+SHIPPED = Path(__file__).parents[2] / "payments"
+
+
+def load(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest, [check_feature(f) for f in manifest["input"]["features"]]
+
+
+def check(folder):
+    """What the daemon checks at load."""
+    manifest, features = load(folder)
+    assert manifest["format"] == 1
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    golden = [parse_record(line) for line in (folder / "golden.ndjson").read_bytes().splitlines()]
+    assert 32 <= len(golden) <= 128
+    X = np.stack([decode(g["record"], features) for g in golden])
+    score, residual, reconstruction = run_onnx(session((folder / "model.onnx").read_bytes()), X)
+    want = np.array([g["score"] for g in golden])
+    tolerance = manifest["golden"]
+    assert (abs(score - want) <= tolerance["absolute_tolerance"] + tolerance["relative_tolerance"] * want).all()
+    assert residual.shape == reconstruction.shape == X.shape
+    assert np.isfinite(reconstruction).all()
+    for j, feature in enumerate(features):
+        assert feature.missing == "reject" or np.isnan(X[:, j]).any()
+        if feature.type == "categorical":
+            assert (X[:, j] == -1).any()
+            assert reconstruction[:, j].min() >= 0
+            assert reconstruction[:, j].max() < len(feature.vocabulary)
+    calibration = json.loads((folder / "calibration.json").read_text())
+    assert len(calibration["quantiles"]) == 1001
+    assert calibration["quantiles"] == sorted(calibration["quantiles"])
+    assert len(calibration["tail"]) == min(calibration["count"], 10_000)
+    assert calibration["tail"][-1] == calibration["quantiles"][-1]
+    assert len(calibration["residual_scale"]) == len(features)
+    graph = onnx.load(folder / "model.onnx")
+    assert not {node.op_type for node in graph.graph.node} & FORBIDDEN
+    assert [(o.domain, o.version) for o in graph.opset_import] == [("", manifest["scoring"]["opset"])]
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    return manifest
+
+
+def test_small_bundle(small):
+    manifest = check(small)
+    assert manifest["training"]["rows"] + manifest["training"]["held_out_rows"] == 600
+    assert sorted(p.name for p in small.iterdir()) == ["calibration.json", "golden.ndjson", "manifest.json", "model.onnx"]
+
+
+def test_same_seed_same_bytes(small, history, tmp_path):
+    again = tmp_path / "small"
+    main(["tabular", "--data", str(history), "--label", "label", "--steps", "150", "--width", "32", "--out", str(again)])
+    for name in ("model.onnx", "calibration.json", "golden.ndjson"):
+        assert (again / name).read_bytes() == (small / name).read_bytes()
+
+
+def test_calibration_is_its_definition():
+    score = np.random.default_rng(0).random(25_000).astype(np.float32)
+    got = calibrate(score, np.ones((25_000, 3), np.float32) * [1, 2, 3])
+    assert got["count"] == 25_000
+    assert got["quantiles"][500] == np.quantile(score.astype(float), 0.5)
+    assert got["tail"] == np.sort(score)[-10_000:].astype(float).tolist()
+    assert got["residual_scale"] == [1, 2, 3]
+
+
+def test_shipped_payments_bundle():
+    manifest = check(SHIPPED)
+    calibration = json.loads((SHIPPED / "calibration.json").read_text())
+    assert calibration["count"] >= 20_000
+    assert (SHIPPED / "model.onnx").stat().st_size < 2e6
+    assert manifest["name"] == "payments"
+
+
+def test_shipped_payments_sample_is_detected():
+    _, features = load(SHIPPED)
+    records = [parse_record(line) for line in gzip.open(SHIPPED / "sample.ndjson.gz")]
+    fraud = np.array([r["label"] for r in records], bool)
+    assert len(records) == 20_000
+    assert 0.01 <= fraud.mean() <= 0.02
+    assert [r["time"] for r in records] == sorted(r["time"] for r in records)
+    X = np.stack([decode(r, features) for r in records])
+    score = run_onnx(session((SHIPPED / "model.onnx").read_bytes()), X)[0]
+    calibration = json.loads((SHIPPED / "calibration.json").read_text())
+    flagged = score > calibration["tail"][-round(0.001 * calibration["count"])]
+    assert fraud[flagged].mean() > 0.8
+    assert flagged[fraud].mean() > 0.6
+    assert flagged[~fraud].mean() < 0.002
+
+
+@pytest.mark.parametrize("other", ["notes.txt"])
+def test_a_folder_that_is_no_bundle_is_kept(history, tmp_path, capsys, other):
+    (tmp_path / other).write_text("mine")
+    assert main(["tabular", "--data", str(history), "--out", str(tmp_path)]) == 65
+    assert "is not a bundle" in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""The command line: help, dry run, one clear line for each fault."""
+
+import json
+
+import numpy as np
+import pytest
+
+from residuald_train import cli
+
+
+@pytest.mark.parametrize("verb", ["schema", "tabular"])
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    assert f"example:\n  residuald-train {verb} --data" in capsys.readouterr().out
+
+
+def test_schema_to_standard_output(history, capsys):
+    assert cli.main(["schema", "--data", str(history), "--label", "label", "--drop", "id"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["kind"] == "tabular"
+    assert schema["label"] == {"path": "label", "normal": 0}
+
+
+def test_dry_run_prints_and_stops(history, tmp_path, capsys):
+    out = tmp_path / "bundle"
+    assert cli.main(["tabular", "--data", str(history), "--label", "label", "--out", str(out), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert '"steps": 1000' in text
+    assert '"merchant.category"' in text
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "fraud"], "the label column `fraud` is not in the data"),
+        (["--label", "label", "--normal", "genuine"], "no row has `label` = 'genuine'; it holds 0"),
+        (["--normal", "0"], "--normal wants --label"),
+        (["--drop", "colour"], "no column `colour`"),
+        (["--held-out", "1.5"], "--held-out wants"),
+        (["--schema", "absent.json"], "cannot read schema absent.json"),
+    ],
+)
+def test_wrong_options(history, tmp_path, capsys, arguments, message):
+    assert cli.main(["tabular", "--data", str(history), "--out", str(tmp_path / "b"), *arguments]) == 65
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.csv", b"a,b\n1,2\n1,2\n", "no column varies"),
+        ("d.csv", b"a,b\n", "has no rows"),
+        ("d.csv", b"a\n1\n2\n", "wants at least 32"),
+        ("d.csv", b"a.b\n1\n2\n", "rename the column"),
+        ("d.parquet", b"PAR1", "cannot read"),
+        ("d.npz", b"PK", "cannot read"),
+        ("d.ndjson.gz", b"not gzip", "cannot read"),
+        ("d.xls", b"", "cannot tell the format"),
+    ],
+)
+def test_bad_data(tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert cli.main(["tabular", "--data", str(tmp_path / name), "--out", str(tmp_path / "b")]) == 65
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_absent_file(tmp_path, capsys):
+    assert cli.main(["schema", "--data", str(tmp_path / "absent.csv")]) == 65
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_npz_labels_are_taken_by_custom(tmp_path, capsys):
+    X = np.random.default_rng(0).normal(size=(100, 3))
+    np.savez(tmp_path / "d.npz", X=X, y=np.arange(100) % 10 == 0)
+    assert cli.main(["tabular", "--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "b"), "--steps", "20"]) == 0
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["training"]["rows"] + manifest["training"]["held_out_rows"] == 90
+    assert [f["name"] for f in manifest["input"]["features"]] == ["x0", "x1", "x2"]
+
+
+def test_interruption_leaves_nothing(history, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("residuald_train.train.descend", stop)
+    assert cli.main(["tabular", "--data", str(history), "--out", str(tmp_path / "b")]) == 130
+    assert list(tmp_path.iterdir()) == []

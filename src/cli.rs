@@ -1,0 +1,80 @@
+//! The command line: one file a verb.
+
+mod bench;
+mod check;
+mod completions;
+mod config;
+mod daemon;
+mod demo;
+mod feed;
+mod failure;
+mod model;
+mod produce;
+mod run;
+mod score;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::{Failure, USAGE};
+
+/// Scores Kafka records by how badly a diffusion model reconstructs them, and publishes the anomalies with the reason.
+#[derive(Parser)]
+#[command(name = "residuald", version, max_term_width = 110, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 64 usage, 65 bad data or bundle, 69 Kafka unreachable, 70 internal, 78 config.
+Try it: residuald demo --records 5000";
+
+#[derive(Subcommand)]
+enum Verb {
+    Run(run::Arguments),
+    Demo(demo::Arguments),
+    Check(check::Arguments),
+    Config(config::Arguments),
+    Score(score::Arguments),
+    Bench(bench::Arguments),
+    Produce(produce::Arguments),
+    Completions(completions::Arguments),
+}
+
+/// Parses, runs the verb, prints what went wrong in plain words.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let verb = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments.verb,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match dispatch(verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Run(arguments) => run::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Check(arguments) => check::run(&arguments),
+        Verb::Config(arguments) => config::run(&arguments),
+        Verb::Score(arguments) => score::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Produce(arguments) => produce::run(&arguments),
+        Verb::Completions(arguments) => completions::run(&arguments),
+    }
+}

@@ -1,0 +1,353 @@
+//! `residuald bench`: the CPU cost of each part and of the whole, in one run.
+
+mod cpu;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::config::{Config, Inference, Provider};
+use crate::dataset::{self, Example};
+use crate::decode::JsonDecoder;
+use crate::kafka::embedded::EmbeddedBroker;
+use crate::kafka::{Event, Sink, Source};
+use crate::metrics::Metrics;
+use crate::onnx::Scorer;
+use crate::shutdown::Shutdown;
+use crate::status::Status;
+use crate::telemetry;
+use crate::verdict::ThresholdRule;
+
+use super::daemon;
+use super::demo::window;
+use super::failure::Failure;
+use super::feed::{Feed, kafka_settings};
+use super::model;
+use cpu::Meter;
+
+const TOPIC: &str = "records";
+const PARTITIONS: i32 = 16;
+const BATCH: usize = 256;
+
+/// Measure consume, decode, score and the whole pipeline; efficiency is the parts' CPU over the whole's
+#[derive(clap::Args)]
+#[command(after_help = "Example: residuald bench --bundle models/payments --json")]
+pub struct Arguments {
+    #[arg(long, value_name = "DIR", default_value = "models/payments")]
+    bundle: PathBuf,
+    /// Records to replay; the bundle's sample.ndjson.gz if not given
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Records a measurement
+    #[arg(long, value_name = "N", default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(10_000..))]
+    records: u64,
+    /// Measurements of each kind, taken in turn; the median counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Scoring sessions, each with a thread; one for each core if not given
+    #[arg(long, value_name = "N")]
+    sessions: Option<usize>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one kind of measurement cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Cost {
+    /// Of this process, without the embedded broker and the replay.
+    cpu_us_per_record: f64,
+    /// On the clock; with the embedded broker on the same cores, so rather low where Kafka takes part.
+    records_per_second: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    records: u64,
+    rounds: u32,
+    sessions: usize,
+    consume: Cost,
+    decode: Cost,
+    score: Cost,
+    end_to_end: Cost,
+    /// (consume + decode + score) / end_to_end, in CPU a record.
+    efficiency: f64,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let bench = Bench::new(arguments)?;
+    let mut costs: [Vec<Cost>; 4] = Default::default();
+    for round in 1..=arguments.rounds {
+        type Measure = fn(&Bench) -> Result<Cost, Failure>;
+        let kinds: [(&str, Measure); 4] = [
+            ("consume", Bench::consume),
+            ("decode", Bench::decode),
+            ("score", Bench::score),
+            ("end to end", Bench::end_to_end),
+        ];
+        for ((name, measure), into) in kinds.iter().zip(&mut costs) {
+            let cost = measure(&bench)?;
+            eprintln!(
+                "round {round} {name:<10} {:>7.2} µs CPU a record, {:>9.0} records/s",
+                cost.cpu_us_per_record, cost.records_per_second
+            );
+            into.push(cost);
+        }
+    }
+    let [consume, decode, score, end_to_end] = costs.map(median);
+    let parts = consume.cpu_us_per_record + decode.cpu_us_per_record + score.cpu_us_per_record;
+    let report = Report {
+        records: arguments.records,
+        rounds: arguments.rounds,
+        sessions: bench.sessions,
+        consume,
+        decode,
+        score,
+        end_to_end,
+        efficiency: parts / end_to_end.cpu_us_per_record,
+    };
+    if arguments.json {
+        println!("{}", serde_json::json!(report));
+    } else {
+        println!(
+            "medians of {} rounds: consume {:.2} + decode {:.2} + score {:.2} = {parts:.2} µs CPU a record, end to end {:.2}: efficiency {:.3}",
+            report.rounds,
+            consume.cpu_us_per_record,
+            decode.cpu_us_per_record,
+            score.cpu_us_per_record,
+            end_to_end.cpu_us_per_record,
+            report.efficiency
+        );
+    }
+    Ok(())
+}
+
+fn median(mut costs: Vec<Cost>) -> Cost {
+    costs.sort_by(|a, b| a.cpu_us_per_record.total_cmp(&b.cpu_us_per_record));
+    costs[costs.len() / 2]
+}
+
+struct Bench {
+    bundle: PathBuf,
+    sample: Vec<Example>,
+    records: u64,
+    sessions: usize,
+}
+
+impl Bench {
+    fn new(arguments: &Arguments) -> Result<Bench, Failure> {
+        let default = arguments.bundle.join("sample.ndjson.gz");
+        let file = arguments.data.as_ref().unwrap_or(&default);
+        let data = dataset::open(file, &dataset::Options::default())?;
+        let sample: Vec<Example> = data.collect::<Result<_, _>>()?;
+        if sample.is_empty() {
+            return Err(Failure::data(format!("{} holds no records", file.display())));
+        }
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Ok(Bench {
+            bundle: arguments.bundle.clone(),
+            sample,
+            records: arguments.records,
+            sessions: arguments.sessions.unwrap_or(cores).max(1),
+        })
+    }
+
+    fn payloads(&self) -> impl Iterator<Item = &[u8]> {
+        let records = usize::try_from(self.records).unwrap_or(usize::MAX);
+        self.sample.iter().cycle().take(records).map(|e| e.payload.as_slice())
+    }
+
+    fn loaded(&self) -> Result<model::Loaded, Failure> {
+        let inference = Inference {
+            provider: Provider::Cpu,
+            fallback: false,
+            workers: self.sessions,
+        };
+        model::load(&self.bundle, &inference, BATCH, ThresholdRule::Quantile(0.99))
+    }
+
+    /// Takes messages from the broker and looks at nothing.
+    fn consume(&self) -> Result<Cost, Failure> {
+        let config = self.config()?;
+        let consumed = AtomicU64::new(0);
+        let finished = || consumed.load(Ordering::Relaxed);
+        self.fed(config, finished, |config| {
+            let metrics = Metrics::new(1.0);
+            let model = crate::message::Model {
+                name: String::new(),
+                version: String::new(),
+                sha256: "0".repeat(64),
+            };
+            let status = Status::new(model, "cpu", 1.0, Instant::now());
+            let mut source = Source::connect(&config.kafka, metrics, status)?;
+            let meter = |meter: &mut Option<Meter>, own| {
+                if meter.is_none() {
+                    *meter = Some(Meter::start(own));
+                }
+            };
+            let mut started = None;
+            let others = cpu::threads();
+            while consumed.load(Ordering::Relaxed) < self.records {
+                let rebalance = match source.poll(Duration::from_millis(100))? {
+                    Event::Message(_) => {
+                        meter(&mut started, &others);
+                        consumed.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    Event::Idle => continue,
+                    Event::Rebalance(rebalance) => rebalance,
+                };
+                source.complete(&rebalance)?;
+            }
+            let cost = started.expect("a record was consumed").stop(self.records);
+            source.close();
+            Ok(cost)
+        })
+    }
+
+    /// Payloads in memory to rows.
+    fn decode(&self) -> Result<Cost, Failure> {
+        let loaded = self.loaded()?;
+        let mut decoder = JsonDecoder::new(loaded.bundle.features());
+        let mut rows = Vec::new();
+        let meter = Meter::start(&[]);
+        for (i, payload) in self.payloads().enumerate() {
+            if i % BATCH == 0 {
+                rows.clear();
+            }
+            // A record that does not decode costs what it costs.
+            let _ = decoder.decode(payload, &mut rows);
+        }
+        Ok(meter.stop(self.records))
+    }
+
+    /// Rows in memory through the sessions.
+    fn score(&self) -> Result<Cost, Failure> {
+        let mut loaded = self.loaded()?;
+        let mut decoder = JsonDecoder::new(loaded.bundle.features());
+        let width = loaded.bundle.features().len();
+        let mut rows = Vec::new();
+        for example in &self.sample {
+            let _ = decoder.decode(&example.payload, &mut rows);
+        }
+        let share = self.records as usize / self.sessions;
+        let meter = Meter::start(&[]);
+        thread::scope(|scope| {
+            let threads: Vec<_> = loaded
+                .scorers
+                .iter_mut()
+                .map(|scorer| scope.spawn(|| score_share(scorer, &rows, width, share)))
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("scoring does not panic"))
+        })?;
+        Ok(meter.stop((share * self.sessions) as u64))
+    }
+
+    /// The daemon itself.
+    fn end_to_end(&self) -> Result<Cost, Failure> {
+        let config = self.config()?;
+        let metrics: std::sync::OnceLock<Metrics> = std::sync::OnceLock::new();
+        let finished = || {
+            metrics.get().map_or(0, |m| {
+                m.records_scored.get() + m.dead_letters_total() + m.skipped_total()
+            })
+        };
+        self.fed(config, finished, |config| {
+            let stop = Shutdown::default();
+            let others = cpu::threads();
+            let daemon = daemon::start(config, &stop)?;
+            let own = daemon.metrics.clone();
+            let _ = metrics.set(own.clone());
+            while own.records_consumed.get() == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let already = finished();
+            let meter = Meter::start(&others);
+            while finished() < self.records {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let cost = meter.stop(self.records - already);
+            stop.request();
+            daemon.wait()?;
+            Ok(cost)
+        })
+    }
+
+    fn config(&self) -> Result<Config, Failure> {
+        let quote = |text: &str| serde_json::Value::from(text);
+        let settings = [
+            format!("kafka.topics={}", quote(TOPIC)),
+            format!("model.bundle={}", quote(&self.bundle.to_string_lossy())),
+            format!("batch.max_records={BATCH}"),
+            format!("inference.workers={}", self.sessions),
+            "http.listen=127.0.0.1:0".to_owned(),
+            "telemetry.log_level=error".to_owned(),
+        ];
+        Ok(Config::load(None, Vec::new(), &settings)?)
+    }
+
+    /// Runs `body` while the sample is replayed into a fresh broker, never further ahead of `finished` than it holds.
+    fn fed(
+        &self,
+        mut config: Config,
+        finished: impl Fn() -> u64 + Sync,
+        body: impl FnOnce(Config) -> Result<Cost, Failure>,
+    ) -> Result<Cost, Failure> {
+        telemetry::init(&config.telemetry);
+        let broker = EmbeddedBroker::start(&[
+            (TOPIC, PARTITIONS),
+            (&config.output.anomalies_topic, 1),
+            (&config.output.dead_letter_topic, 1),
+        ])?;
+        config.kafka.brokers.clone_from(&broker.brokers);
+        let kafka = kafka_settings(&broker.brokers, crate::config::ClientSettings::default());
+        let sink = Sink::connect(&kafka, &[TOPIC])?;
+        let (window, finished) = (window(&self.sample, PARTITIONS), &finished);
+        let stop = Shutdown::default();
+        thread::scope(|scope| {
+            let feed = Feed {
+                sink: &sink,
+                topic: TOPIC,
+                rate: None,
+                stop: &stop,
+            };
+            let records = usize::try_from(self.records).unwrap_or(usize::MAX);
+            let examples = self.sample.iter().cycle().take(records).cloned().map(Ok);
+            let may_send = |sent| sent < finished() + window;
+            let feeder = scope.spawn(move || feed.run(examples, may_send));
+            // By now the backlog is there and every thread of broker and replay exists.
+            thread::sleep(Duration::from_millis(500));
+            let cost = body(config);
+            stop.request();
+            let fed = feeder.join().expect("feeding does not panic");
+            cost.and_then(|cost| fed.map(|_| cost))
+        })
+    }
+}
+
+fn score_share(
+    scorer: &mut Scorer,
+    rows: &[f32],
+    width: usize,
+    records: usize,
+) -> Result<(), Failure> {
+    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+    let mut left = records;
+    for batch in rows.chunks(BATCH * width).cycle() {
+        if left == 0 {
+            break;
+        }
+        let batch = &batch[..batch.len().min(left * width)];
+        scores.clear();
+        residuals.clear();
+        reconstructions.clear();
+        scorer.score(batch, &mut scores, &mut residuals, &mut reconstructions)?;
+        left -= scores.len();
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! `residuald check`: everything that a start checks, without starting.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::config::{Inference, Provider};
+use crate::kafka;
+use crate::verdict::ThresholdRule;
+
+use super::config::ConfigArguments;
+use super::failure::Failure;
+use super::model::{self, Loaded};
+
+/// Check settings and bundle without starting: files, hashes, tensors, golden records, threshold
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald check --config residuald.toml
+  residuald check --bundle models/payments")]
+pub struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// Check only this bundle, without any settings
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "set"])]
+    bundle: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let loaded = match &arguments.bundle {
+        Some(dir) => {
+            let inference = Inference {
+                provider: Provider::Cpu,
+                fallback: false,
+                workers: 1,
+            };
+            // A quantile that every sample supports: the threshold is not what is checked here.
+            model::load(dir, &inference, 1, ThresholdRule::Quantile(0.5))?
+        }
+        None => {
+            let config = arguments.config.load()?;
+            kafka::check_settings(&config.kafka)?;
+            let inference = Inference {
+                workers: 1,
+                ..config.inference
+            };
+            model::load(
+                &config.model.bundle,
+                &inference,
+                config.batch.max_records,
+                config.threshold,
+            )?
+        }
+    };
+    report(arguments, &loaded);
+    Ok(())
+}
+
+fn report(arguments: &Arguments, loaded: &Loaded) {
+    let Loaded {
+        bundle,
+        golden,
+        judge,
+        model,
+        ..
+    } = loaded;
+    let finest = bundle.calibration.finest_rate();
+    let threshold = arguments.bundle.is_none().then_some(judge.threshold);
+    if arguments.json {
+        println!(
+            "{}",
+            json!({
+                "model": model,
+                "features": bundle.features().len(),
+                "golden": golden,
+                "calibration_records": bundle.calibration.count,
+                "finest_false_alarm_rate": finest,
+                "threshold": threshold,
+            })
+        );
+        return;
+    }
+    println!(
+        "ok: {} version {} ({}), {} features",
+        model.name,
+        model.version,
+        &model.sha256[..8],
+        bundle.features().len()
+    );
+    println!(
+        "ok: {} golden records reproduced, worst relative error {:.1e}",
+        golden.records, golden.worst_relative_error
+    );
+    println!(
+        "ok: calibrated on {} normal records, false-alarm rates down to {finest:.1e}",
+        bundle.calibration.count
+    );
+    if let Some(threshold) = threshold {
+        println!("ok: settings; a score above {threshold} is an anomaly");
+    }
+}

@@ -1,0 +1,28 @@
+//! `residuald completions`: a script for the shell.
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::failure::Failure;
+
+/// Print a completion script for a shell
+#[derive(clap::Args)]
+#[command(after_help = "Example: residuald completions bash > /etc/bash_completion.d/residuald")]
+pub struct Arguments {
+    shell: Shell,
+}
+
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "every verb has the same signature"
+)]
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut command = super::Arguments::command();
+    clap_complete::generate(
+        arguments.shell,
+        &mut command,
+        "residuald",
+        &mut std::io::stdout(),
+    );
+    Ok(())
+}

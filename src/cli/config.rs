@@ -1,0 +1,58 @@
+//! `residuald config`: the settings in force.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+use super::failure::Failure;
+
+const DEFAULT_FILE: &str = "residuald.toml";
+
+/// Where settings come from; shared by the verbs that need them.
+#[derive(clap::Args)]
+pub struct ConfigArguments {
+    /// Settings as TOML; residuald.toml in this folder if it is there
+    #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
+    config: Option<PathBuf>,
+    /// One setting, over file and environment; may be given several times
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigArguments {
+    pub fn load(&self) -> Result<Config, Failure> {
+        let file = self.config.clone().or_else(|| {
+            let default = PathBuf::from(DEFAULT_FILE);
+            default.exists().then_some(default)
+        });
+        // A variable that is not UTF-8 cannot be one of ours.
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Ok(Config::load(file.as_deref().map(Path::new), variables, &self.set)?)
+    }
+}
+
+/// Print the settings in force, where each came from, secrets hidden
+#[derive(clap::Args)]
+#[command(after_help = "Example: residuald config --set kafka.topics=payments --set model.bundle=models/payments")]
+pub struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+    /// One JSON array instead of TOML
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut settings = arguments.config.load()?.effective;
+    settings.sort_by(|a, b| a.key.cmp(&b.key));
+    if arguments.json {
+        println!("{}", serde_json::json!(settings));
+        return Ok(());
+    }
+    for setting in settings {
+        println!("{} = {}  # {}", setting.key, setting.value, setting.origin);
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The daemon: model, HTTP, Kafka and pipeline, started in the order in which they can fail.
+
+use std::net::SocketAddr;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::decode::JsonDecoder;
+use crate::http;
+use crate::kafka::{Sink, Source};
+use crate::metrics::Metrics;
+use crate::pipeline::{self, PipelineError, Stages};
+use crate::shutdown::Shutdown;
+use crate::status::Status;
+
+use super::failure::Failure;
+use super::model;
+
+/// How long open HTTP connections may hold up the end.
+const HTTP_GRACE: Duration = Duration::from_secs(1);
+
+/// A daemon at work.
+pub struct Daemon {
+    pub metrics: Metrics,
+    pub address: SocketAddr,
+    pipeline: JoinHandle<Result<(), PipelineError>>,
+    http: JoinHandle<()>,
+    done: Shutdown,
+}
+
+/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline.
+///
+/// # Errors
+/// The first thing that cannot be had.
+pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
+    let started = Instant::now();
+    let loaded = model::load(
+        &config.model.bundle,
+        &config.inference,
+        config.batch.max_records,
+        config.threshold,
+    )?;
+    let provider = loaded.scorers[0].provider.as_str();
+    let threshold = loaded.judge.threshold;
+    let metrics = Metrics::new(threshold);
+    let model = loaded.model;
+    metrics
+        .model_info
+        .with_label_values(&[&model.name, &model.version, &model.sha256, provider])
+        .set(1.0);
+    let status = Status::new(model.clone(), provider, threshold, started);
+    status.model_is_warm();
+    tracing::info!(
+        model = model.name,
+        version = model.version,
+        sha256 = &model.sha256[..8],
+        provider,
+        threshold,
+        golden_records = loaded.golden.records,
+        workers = loaded.scorers.len(),
+        "model ready"
+    );
+
+    let done = Shutdown::default();
+    let (address, http) = serve(config.http.listen, &metrics, &status, shutdown, &done)?;
+    tracing::info!(%address, "serving /livez /readyz /metrics /status");
+
+    let connected = connect(&config, &metrics, &status);
+    let (source, sink) = match connected {
+        Ok(connected) => connected,
+        Err(failure) => {
+            done.request();
+            return Err(failure);
+        }
+    };
+    let stages = Stages {
+        source,
+        decoder: JsonDecoder::new(loaded.bundle.features()),
+        scorers: loaded.scorers,
+        judge: loaded.judge,
+        model,
+        sink,
+        batch: config.batch,
+        output: config.output,
+        drain_timeout: config.kafka.drain_timeout,
+        metrics: metrics.clone(),
+        status,
+    };
+    let stop = shutdown.clone();
+    let pipeline = named("intake", move || pipeline::run(stages, &stop));
+    Ok(Daemon {
+        metrics,
+        address,
+        pipeline,
+        http,
+        done,
+    })
+}
+
+impl Daemon {
+    /// Waits until the pipeline has ended and HTTP with it.
+    ///
+    /// # Errors
+    /// Why the pipeline ended, if not by request.
+    pub fn wait(self) -> Result<(), Failure> {
+        let result = self
+            .pipeline
+            .join()
+            .unwrap_or(Err(PipelineError::Panicked("intake")));
+        self.done.request();
+        let _ = self.http.join();
+        Ok(result?)
+    }
+}
+
+fn connect(config: &Config, metrics: &Metrics, status: &Status) -> Result<(Source, Sink), Failure> {
+    let output = &config.output;
+    let mut topics = vec![
+        output.anomalies_topic.as_str(),
+        output.dead_letter_topic.as_str(),
+    ];
+    topics.extend(output.scores_topic.as_deref());
+    let source = Source::connect(&config.kafka, metrics.clone(), status.clone())?;
+    let sink = Sink::connect(&config.kafka, &topics)?;
+    status.producer_is_connected();
+    Ok((source, sink))
+}
+
+/// HTTP and signals, on a thread of their own with a small runtime.
+fn serve(
+    listen: SocketAddr,
+    metrics: &Metrics,
+    status: &Status,
+    shutdown: &Shutdown,
+    done: &Shutdown,
+) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::internal)?;
+    let listener = runtime
+        .block_on(TcpListener::bind(listen))
+        .map_err(|e| Failure::config(format!("http.listen = \"{listen}\": {e}")))?;
+    let address = listener.local_addr().map_err(Failure::internal)?;
+    let (metrics, status, shutdown, done) =
+        (metrics.clone(), status.clone(), shutdown.clone(), done.clone());
+    let thread = named("http", move || {
+        runtime.block_on(async {
+            let over = async {
+                done.requested().await;
+                tokio::time::sleep(HTTP_GRACE).await;
+            };
+            tokio::select! {
+                served = http::serve(listener, metrics, status, done.clone()) => {
+                    if let Err(e) = served {
+                        tracing::error!("HTTP: {e}");
+                    }
+                }
+                signals = shutdown.on_signals() => {
+                    if let Err(e) = signals {
+                        tracing::error!("signals cannot be caught: {e}");
+                    }
+                }
+                () = over => {}
+            }
+        });
+    });
+    Ok((address, thread))
+}
+
+fn named<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .expect("the system gives a thread")
+}

@@ -1,0 +1,126 @@
+//! Reads the anomalies topic as any client would and compares the verdicts with the labels in their records.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use serde_json::Value;
+
+use crate::kafka::KafkaError;
+
+/// Anomalies shown between two looks; the rest are only counted.
+const SHOWN: usize = 5;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was flagged so far.
+#[derive(Clone, Copy, Default)]
+pub struct Found {
+    pub flagged: u64,
+    /// Flagged and labelled as an anomaly.
+    pub right: u64,
+}
+
+impl Found {
+    pub fn precision(self) -> Option<f64> {
+        (self.flagged > 0).then(|| self.right as f64 / self.flagged as f64)
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    found: Found,
+    latest: VecDeque<String>,
+}
+
+pub struct Watcher(Arc<Mutex<Seen>>);
+
+impl Watcher {
+    /// Follows partition 0 of `topic` on a thread of its own, to the end of the process.
+    pub fn start(brokers: &str, topic: &str) -> Result<Watcher, KafkaError> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "residuald-demo-watcher")
+            .create()?;
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition_offset(topic, 0, Offset::Beginning)?;
+        consumer.assign(&partitions)?;
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let writer = Watcher(seen.clone());
+        std::thread::spawn(move || {
+            while let Some(message) = consumer.poll(None) {
+                let payload = message.as_ref().ok().and_then(Message::payload);
+                if let Some(verdict) = payload.and_then(|p| serde_json::from_slice(p).ok()) {
+                    writer.note(&verdict);
+                }
+            }
+        });
+        Ok(Watcher(seen))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, verdict: &Value) {
+        let record = &verdict["record"];
+        let is_anomaly = record["label"].as_f64().is_some_and(|label| label != 0.0);
+        let mut seen = self.lock();
+        seen.found.flagged += 1;
+        seen.found.right += u64::from(is_anomaly);
+        let truth = match (is_anomaly, record["scenario"].as_str()) {
+            (true, Some(scenario)) => scenario,
+            (true, None) => "anomaly",
+            (false, _) => "false alarm",
+        };
+        let line = format!(
+            "{:>8} grade {:>5.2}  {truth:<18} {}",
+            verdict["severity"].as_str().unwrap_or_default(),
+            verdict["anomaly_grade"].as_f64().unwrap_or_default(),
+            reasons(verdict)
+        );
+        seen.latest.push_back(line);
+        if seen.latest.len() > SHOWN {
+            seen.latest.pop_front();
+        }
+    }
+
+    pub fn found(&self) -> Found {
+        self.lock().found
+    }
+
+    /// The latest anomalies since the last look, at most a few.
+    pub fn latest(&self) -> Vec<String> {
+        self.lock().latest.drain(..).collect()
+    }
+
+    /// Waits until `flagged` verdicts have come in.
+    pub fn wait_for(&self, flagged: u64) {
+        let started = Instant::now();
+        while self.found().flagged < flagged && started.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn reasons(verdict: &Value) -> String {
+    let attributions = verdict["relevant_attribution"].as_array();
+    let shown = attributions.into_iter().flatten().take(2).map(|a| {
+        format!(
+            "{} {} (expected {})",
+            a["feature"].as_str().unwrap_or_default(),
+            short(&a["observed"]),
+            short(&a["expected"])
+        )
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+fn short(value: &Value) -> String {
+    match (value.as_f64(), value.as_str()) {
+        (Some(number), _) => format!("{number:.1}"),
+        (_, Some(text)) => text.to_owned(),
+        _ => value.to_string(),
+    }
+}

@@ -1,0 +1,114 @@
+//! What a verb ends with when it cannot do its job: words for the person, a code for the orchestrator.
+
+use crate::bundle::{BundleError, RateTooFine};
+use crate::config::ConfigError;
+use crate::dataset;
+use crate::kafka::KafkaError;
+use crate::onnx::{LoadError, RuntimeError, ScorerError};
+use crate::pipeline::PipelineError;
+
+// sysexits.h
+pub const USAGE: u8 = 64;
+const DATA: u8 = 65;
+const UNAVAILABLE: u8 = 69;
+const INTERNAL: u8 = 70;
+const CONFIG: u8 = 78;
+
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl ToString) -> Failure {
+        Failure {
+            code,
+            message: message.to_string(),
+        }
+    }
+
+    pub fn data(message: impl ToString) -> Failure {
+        Failure::new(DATA, message)
+    }
+
+    pub fn internal(message: impl ToString) -> Failure {
+        Failure::new(INTERNAL, message)
+    }
+
+    pub fn config(message: impl ToString) -> Failure {
+        Failure::new(CONFIG, message)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(e: ConfigError) -> Self {
+        Failure::config(e)
+    }
+}
+
+impl From<BundleError> for Failure {
+    fn from(e: BundleError) -> Self {
+        Failure::data(e)
+    }
+}
+
+impl From<RateTooFine> for Failure {
+    fn from(e: RateTooFine) -> Self {
+        Failure::config(e)
+    }
+}
+
+impl From<dataset::Error> for Failure {
+    fn from(e: dataset::Error) -> Self {
+        Failure::data(e)
+    }
+}
+
+impl From<RuntimeError> for Failure {
+    fn from(e: RuntimeError) -> Self {
+        Failure::config(e)
+    }
+}
+
+impl From<ScorerError> for Failure {
+    fn from(e: ScorerError) -> Self {
+        let code = match e {
+            ScorerError::Graph(_) => DATA,
+            ScorerError::Provider { .. } => CONFIG,
+            ScorerError::Run(_) => INTERNAL,
+        };
+        Failure::new(code, e)
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(e: LoadError) -> Self {
+        match e {
+            LoadError::Bundle(e) => e.into(),
+            LoadError::Runtime(e) => e.into(),
+            LoadError::Scorer(e) => e.into(),
+        }
+    }
+}
+
+impl From<KafkaError> for Failure {
+    fn from(e: KafkaError) -> Self {
+        let code = match e {
+            KafkaError::Setting { .. } => CONFIG,
+            _ => UNAVAILABLE,
+        };
+        Failure::new(code, e)
+    }
+}
+
+impl From<PipelineError> for Failure {
+    fn from(e: PipelineError) -> Self {
+        match e {
+            PipelineError::Kafka(e) => e.into(),
+            PipelineError::Scorer(e) => e.into(),
+            e @ PipelineError::NotDrained { .. } => Failure::new(UNAVAILABLE, e),
+            e @ PipelineError::Panicked(_) => Failure::internal(e),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Records into a topic, at a rate: what `produce`, `demo` and `bench` share.
+
+use std::time::{Duration, Instant};
+
+use crate::config;
+use crate::dataset::Example;
+use crate::kafka::{SendError, Sink};
+use crate::message::Message;
+use crate::shutdown::Shutdown;
+
+use super::failure::Failure;
+
+/// Short enough for an even flow, long enough to cost nothing.
+const NAP: Duration = Duration::from_millis(1);
+
+/// The connection of a tool: no topics of its own, no group.
+pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::Kafka {
+    config::Kafka {
+        brokers: brokers.to_owned(),
+        topics: Vec::new(),
+        group_id: String::new(),
+        connect_timeout: Duration::from_secs(10),
+        drain_timeout: Duration::from_secs(10),
+        client,
+        consumer: config::ClientSettings::default(),
+        producer: config::ClientSettings::default(),
+    }
+}
+
+/// Sends records and sees to it that each is delivered.
+pub struct Feed<'a> {
+    pub sink: &'a Sink,
+    pub topic: &'a str,
+    /// Records a second; `None` is as fast as the broker takes them.
+    pub rate: Option<f64>,
+    pub stop: &'a Shutdown,
+}
+
+impl Feed<'_> {
+    /// Sends until the records end or a stop; returns how many were delivered, which is all that were sent.
+    /// Before each record `may_send(sent)` is asked, and waited for.
+    ///
+    /// # Errors
+    /// The first failure of the input or of a delivery.
+    pub fn run(
+        &self,
+        examples: impl Iterator<Item = Result<Example, Failure>>,
+        mut may_send: impl FnMut(u64) -> bool,
+    ) -> Result<u64, Failure> {
+        let started = Instant::now();
+        let (mut sent, mut delivered) = (0, 0);
+        for example in examples {
+            let example = example?;
+            self.pace(started, sent);
+            while !may_send(sent) && !self.stop.is_requested() {
+                std::thread::sleep(NAP);
+            }
+            if self.stop.is_requested() {
+                break;
+            }
+            let message = Message {
+                key: example.key,
+                headers: Vec::new(),
+                payload: example.payload,
+                timestamp_ms: None,
+            };
+            while let Err(e) = self.sink.send(sent, self.topic, &message) {
+                match e {
+                    SendError::QueueFull => delivered += self.await_deliveries(NAP)?,
+                    e => return Err(refused(e)),
+                }
+            }
+            sent += 1;
+            delivered += self.await_deliveries(Duration::ZERO)?;
+        }
+        while delivered < sent {
+            delivered += self.await_deliveries(NAP)?;
+        }
+        Ok(delivered)
+    }
+
+    fn pace(&self, started: Instant, sent: u64) {
+        let Some(rate) = self.rate else { return };
+        let due = started + Duration::from_secs_f64(sent as f64 / rate);
+        while !self.stop.is_requested() {
+            let early = due.saturating_duration_since(Instant::now());
+            if early.is_zero() {
+                return;
+            }
+            std::thread::sleep(early.min(Duration::from_millis(100)));
+        }
+    }
+
+    /// Everything that has arrived, after waiting up to `patience` for the first.
+    fn await_deliveries(&self, patience: Duration) -> Result<u64, Failure> {
+        let deliveries = self.sink.deliveries();
+        let first = deliveries.recv_timeout(patience).ok();
+        let mut count = 0;
+        for delivery in first.into_iter().chain(deliveries.try_iter()) {
+            delivery.result.map_err(refused)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+fn refused(error: SendError) -> Failure {
+    match error {
+        SendError::TooLarge { topic, message } => Failure::data(format!(
+            "a record of {} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there",
+            message.payload.len()
+        )),
+        SendError::Failed { topic, problem } => Failure::data(format!("topic `{topic}`: {problem}")),
+        SendError::QueueFull => Failure::internal("the local queue is full"),
+    }
+}

@@ -1,0 +1,50 @@
+//! A bundle, loaded and proved, for every verb that scores.
+
+use std::path::Path;
+
+use crate::bundle::Bundle;
+use crate::config::Inference;
+use crate::message::Model;
+use crate::onnx::{self, GoldenCheck, Scorer};
+use crate::verdict::{Judge, ThresholdRule};
+
+use super::failure::Failure;
+
+pub struct Loaded {
+    pub bundle: Bundle,
+    pub scorers: Vec<Scorer>,
+    pub golden: GoldenCheck,
+    pub judge: Judge,
+    pub model: Model,
+}
+
+/// Loads the bundle in `dir` with a warm scorer for each worker and the threshold that `rule` asks for.
+pub fn load(
+    dir: &Path,
+    inference: &Inference,
+    max_records: usize,
+    rule: ThresholdRule,
+) -> Result<Loaded, Failure> {
+    let onnx::Loaded {
+        bundle,
+        scorers,
+        golden,
+    } = onnx::load(dir, inference, max_records)?;
+    let judge = Judge::new(
+        bundle.features().to_vec(),
+        bundle.calibration.clone(),
+        rule,
+    )?;
+    let model = Model {
+        name: bundle.manifest.name.clone(),
+        version: bundle.manifest.version.clone(),
+        sha256: bundle.sha256.clone(),
+    };
+    Ok(Loaded {
+        bundle,
+        scorers,
+        golden,
+        judge,
+        model,
+    })
+}

@@ -1,0 +1,26 @@
+//! `residuald run`: the daemon.
+
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+use super::config::ConfigArguments;
+use super::daemon;
+use super::failure::Failure;
+
+/// Consume, score and publish until SIGTERM or Ctrl-C, then drain
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald run --config residuald.toml
+  residuald run --set kafka.brokers=kafka:9092 --set kafka.topics=payments --set model.bundle=models/payments")]
+pub struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let config = arguments.config.load()?;
+    telemetry::init(&config.telemetry);
+    let shutdown = Shutdown::default();
+    daemon::start(config, &shutdown)?.wait()
+}

@@ -1,0 +1,372 @@
+//! `residuald score`: a file judged as the daemon would judge it.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::batch::Batch;
+use crate::config::{Inference, Provider};
+use crate::dataset;
+use crate::decode::JsonDecoder;
+use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
+use crate::onnx::Scorer;
+use crate::verdict::{Judge, Observation, Scored, ThresholdRule, Verdict};
+
+use super::failure::Failure;
+use super::model::{self, Loaded};
+use super::produce::progress_bar;
+
+/// Rows decoded before they are shared out to the cores.
+const CHUNK: usize = 16_384;
+/// Rows a core scores at once.
+const BATCH: usize = 256;
+const REASONS: usize = 5;
+
+/// Score a CSV, Parquet or NDJSON file; with labels also AUROC, average precision and the alert rate
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald score payments.csv --bundle models/payments
+  residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson")]
+pub struct Arguments {
+    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet
+    file: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Field (dotted path) that tells anomalies from normal records
+    #[arg(long, value_name = "FIELD")]
+    label: Option<String>,
+    /// The label of a normal record; any other is an anomaly
+    #[arg(long, value_name = "VALUE", default_value = "0", requires = "label")]
+    normal: String,
+    /// Share of normal records that may be flagged
+    #[arg(long, value_name = "RATE", default_value_t = 0.001, value_parser = share)]
+    false_alarm_rate: f64,
+    /// Write every verdict to this file, one JSON object a line; - is standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How many of the most anomalous records to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    top: usize,
+    /// One JSON object at the end instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate < 1.0 => Ok(rate),
+        _ => Err("expected a number between 0 and 1".into()),
+    }
+}
+
+#[derive(Serialize)]
+struct Summary {
+    records: usize,
+    scored: usize,
+    dead_letters: usize,
+    anomalies: usize,
+    alert_rate: f64,
+    threshold: f32,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labelled: Option<Labelled>,
+}
+
+#[derive(Serialize)]
+struct Labelled {
+    records: usize,
+    auroc: Option<f64>,
+    average_precision: Option<f64>,
+    #[serde(flatten)]
+    at_threshold: AtThreshold,
+}
+
+/// One line of `--out`: the record by its number in the file, from 1.
+#[derive(Serialize)]
+struct Line<'a> {
+    record: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<bool>,
+    #[serde(flatten)]
+    verdict: &'a Verdict<'a>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    let inference = Inference {
+        provider: Provider::Cpu,
+        fallback: false,
+        workers: thread::available_parallelism().map_or(1, usize::from),
+    };
+    let rule = ThresholdRule::FalseAlarmRate(arguments.false_alarm_rate);
+    let loaded = model::load(&arguments.bundle, &inference, BATCH, rule)?;
+    let options = dataset::Options {
+        label: arguments.label.clone(),
+        normal: arguments.normal.clone(),
+        key: None,
+    };
+    let data = dataset::open(&arguments.file, &options)?;
+    let mut run = Run::new(loaded, out(arguments)?, arguments.top);
+    run.all(data, arguments)?;
+    run.report(arguments, started)
+}
+
+fn out(arguments: &Arguments) -> Result<Option<Box<dyn Write>>, Failure> {
+    Ok(match arguments.out.as_deref() {
+        None => None,
+        Some(path) if path.as_os_str() == "-" => Some(Box::new(std::io::stdout().lock())),
+        Some(path) => {
+            let file = File::create(path);
+            let file = file.map_err(|e| Failure::data(format!("{}: {e}", path.display())))?;
+            Some(Box::new(BufWriter::new(file)))
+        }
+    })
+}
+
+struct Run {
+    judge: Judge,
+    decoder: JsonDecoder,
+    scorers: Vec<Scorer>,
+    width: usize,
+    out: Option<Box<dyn Write>>,
+    top: usize,
+    records: u64,
+    dead_letters: usize,
+    scores: Vec<f32>,
+    labels: Vec<Option<bool>>,
+    /// Score, record number and reasons as text, the highest scores first.
+    highest: Vec<(f32, u64, String)>,
+    /// The chunk at hand: row-major rows and the records that they came from.
+    rows: Vec<f32>,
+    numbers: Vec<u64>,
+}
+
+impl Run {
+    fn new(loaded: Loaded, out: Option<Box<dyn Write>>, top: usize) -> Run {
+        let features = loaded.bundle.features();
+        Run {
+            decoder: JsonDecoder::new(features),
+            width: features.len(),
+            judge: loaded.judge,
+            scorers: loaded.scorers,
+            out,
+            top,
+            records: 0,
+            dead_letters: 0,
+            scores: Vec::new(),
+            labels: Vec::new(),
+            highest: Vec::new(),
+            rows: Vec::new(),
+            numbers: Vec::new(),
+        }
+    }
+
+    fn all(&mut self, mut data: dataset::Dataset, arguments: &Arguments) -> Result<(), Failure> {
+        let bar = progress_bar(&data, arguments.json);
+        while let Some(next) = data.next() {
+            self.records += 1;
+            let problem = match next {
+                Ok(example) => match self.decoder.decode(&example.payload, &mut self.rows) {
+                    Ok(()) => {
+                        self.labels.push(example.label);
+                        self.numbers.push(self.records);
+                        None
+                    }
+                    Err(e) => Some((e.reason.as_str(), e.detail)),
+                },
+                Err(e) if e.is_fatal() => return Err(e.into()),
+                Err(e) => Some(("malformed", e.to_string())),
+            };
+            if let Some((reason, detail)) = problem {
+                self.dead_letters += 1;
+                self.write(&json!({"record": self.records, "reason": reason, "error": detail}))?;
+            }
+            if self.numbers.len() == CHUNK {
+                self.score_chunk()?;
+                bar.set_position(data.progress().done);
+            }
+        }
+        self.score_chunk()?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn score_chunk(&mut self) -> Result<(), Failure> {
+        let per_scorer = self.numbers.len().div_ceil(self.scorers.len()).max(1) * self.width;
+        let parts = thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .scorers
+                .iter_mut()
+                .zip(self.rows.chunks(per_scorer))
+                .map(|(scorer, rows)| {
+                    scope.spawn(move || {
+                        let mut part = Batch::default();
+                        scorer
+                            .score(
+                                rows,
+                                &mut part.scores,
+                                &mut part.residuals,
+                                &mut part.reconstructions,
+                            )
+                            .map(|()| part)
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.collect::<Vec<_>>()
+        });
+        let first = self.scores.len();
+        for (part, rows) in parts.into_iter().zip(self.rows.clone().chunks(per_scorer)) {
+            let part = part.map_err(|_| Failure::internal("a scoring thread panicked"))??;
+            self.judge_part(first, &part, rows)?;
+        }
+        self.rows.clear();
+        self.numbers.clear();
+        Ok(())
+    }
+
+    fn judge_part(&mut self, first: usize, part: &Batch, rows: &[f32]) -> Result<(), Failure> {
+        for (i, &score) in part.scores.iter().enumerate() {
+            let columns = i * self.width..(i + 1) * self.width;
+            let record = self.numbers[self.scores.len() - first];
+            let label = self.labels[self.scores.len()];
+            self.scores.push(score);
+            let enters = self.highest.len() < self.top
+                || self.highest.last().is_some_and(|(least, ..)| score > *least);
+            if self.out.is_none() && !enters {
+                continue;
+            }
+            let scored = Scored {
+                score,
+                row: &rows[columns.clone()],
+                residual: &part.residuals[columns.clone()],
+                reconstruction: &part.reconstructions[columns],
+            };
+            let verdict = self.judge.judge(scored, REASONS);
+            if let Some(out) = &mut self.out {
+                let line = Line {
+                    record,
+                    label,
+                    verdict: &verdict,
+                };
+                serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
+                out.write_all(b"\n").map_err(Failure::data)?;
+            }
+            if enters && self.top > 0 {
+                let entry = (score, record, reasons(&verdict));
+                let place = self.highest.partition_point(|(s, ..)| *s >= score);
+                self.highest.insert(place, entry);
+                self.highest.truncate(self.top);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
+        if let Some(out) = &mut self.out {
+            writeln!(out, "{value}").map_err(Failure::data)?;
+        }
+        Ok(())
+    }
+
+    fn report(mut self, arguments: &Arguments, started: Instant) -> Result<(), Failure> {
+        if let Some(out) = &mut self.out {
+            out.flush().map_err(Failure::data)?;
+        }
+        if self.records == 0 {
+            return Err(Failure::data(format!(
+                "{} holds no records",
+                arguments.file.display()
+            )));
+        }
+        let anomalies = self.scores.iter().filter(|s| self.judge.is_anomaly(**s)).count();
+        let summary = Summary {
+            records: self.records as usize,
+            scored: self.scores.len(),
+            dead_letters: self.dead_letters,
+            anomalies,
+            alert_rate: anomalies as f64 / self.scores.len().max(1) as f64,
+            threshold: self.judge.threshold,
+            seconds: started.elapsed().as_secs_f64(),
+            labelled: self.labelled(),
+        };
+        if arguments.json {
+            println!("{}", json!(summary));
+            return Ok(());
+        }
+        self.print(&summary);
+        Ok(())
+    }
+
+    fn labelled(&self) -> Option<Labelled> {
+        let pairs = self.scores.iter().zip(&self.labels);
+        let (scores, labels): (Vec<f32>, Vec<bool>) = pairs
+            .filter_map(|(score, label)| Some((*score, (*label)?)))
+            .unzip();
+        (!labels.is_empty()).then(|| Labelled {
+            records: labels.len(),
+            auroc: auroc(&scores, &labels),
+            average_precision: average_precision(&scores, &labels),
+            at_threshold: precision_recall_at(self.judge.threshold, &scores, &labels),
+        })
+    }
+
+    fn print(&self, summary: &Summary) {
+        println!(
+            "{} records in {:.1} s: {} scored, {} cannot be scored, {} anomalies (score above {:.4}), alert rate {:.5}",
+            summary.records,
+            summary.seconds,
+            summary.scored,
+            summary.dead_letters,
+            summary.anomalies,
+            summary.threshold,
+            summary.alert_rate
+        );
+        if let Some(labelled) = &summary.labelled {
+            let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
+            println!(
+                "with {} labels: AUROC {}, average precision {}, precision {}, recall {}",
+                labelled.records,
+                shown(labelled.auroc),
+                shown(labelled.average_precision),
+                shown(labelled.at_threshold.precision),
+                shown(labelled.at_threshold.recall)
+            );
+        }
+        for (score, record, reasons) in &self.highest {
+            println!("{score:>9.3}  record {record:<8} {reasons}");
+        }
+    }
+}
+
+/// The first reasons of a verdict in one line.
+fn reasons(verdict: &Verdict<'_>) -> String {
+    let shown = verdict.relevant_attribution.iter().take(3).map(|a| {
+        format!(
+            "{} {} (expected {}) {:.0}%",
+            a.feature,
+            text(a.observed),
+            text(a.expected),
+            a.share * 100.0
+        )
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+fn text(observation: Observation<'_>) -> String {
+    match observation {
+        Observation::Number(number) => format!("{number:.4}")
+            .trim_end_matches('0')
+            .trim_end_matches('.')
+            .to_owned(),
+        Observation::Bool(value) => value.to_string(),
+        Observation::Category(entry) => entry.to_owned(),
+        Observation::Unseen => "unseen".to_owned(),
+    }
+}
