@@ -85,7 +85,7 @@ impl Batch {
     }
 
     /// Records with a row.
-    pub fn len(&self) -> usize {
+    pub fn scorable(&self) -> usize {
         self.records.len()
     }
 
@@ -121,10 +121,15 @@ impl Batch {
     }
 
     /// Keeps a record that could not be decoded.
-    pub fn bury(&mut self, record: &Record<'_>, from: TopicPartition, error: RowError, now: Instant) {
-        let own_header = |(name, value): &(&str, Option<&[u8]>)| {
-            ((*name).to_owned(), value.map(<[u8]>::to_vec))
-        };
+    pub fn bury(
+        &mut self,
+        record: &Record<'_>,
+        from: TopicPartition,
+        error: RowError,
+        now: Instant,
+    ) {
+        let own_header =
+            |(name, value): &(&str, Option<&[u8]>)| ((*name).to_owned(), value.map(<[u8]>::to_vec));
         self.dead_letters.push(DeadLetter {
             source: record.source(),
             timestamp_ms: record.timestamp_ms,
@@ -194,8 +199,14 @@ mod tests {
     use super::*;
     use crate::decode::Reason;
 
-    const P0: TopicPartition = TopicPartition { topic: 0, partition: 0 };
-    const P1: TopicPartition = TopicPartition { topic: 0, partition: 1 };
+    const P0: TopicPartition = TopicPartition {
+        topic: 0,
+        partition: 0,
+    };
+    const P1: TopicPartition = TopicPartition {
+        topic: 0,
+        partition: 1,
+    };
 
     fn record(partition: i32, offset: i64) -> Record<'static> {
         Record {
@@ -215,10 +226,13 @@ mod tests {
         let now = Instant::now();
         batch.keep(&record(0, 4), P0, now);
         batch.skip(&record(1, 9), P1, now);
-        let error = RowError { reason: Reason::Malformed, detail: "bad".into() };
+        let error = RowError {
+            reason: Reason::Malformed,
+            detail: "bad".into(),
+        };
         batch.bury(&record(0, 5), P0, error, now);
         assert_eq!(batch.offsets, [(P0, 6), (P1, 10)]);
-        assert_eq!((batch.len(), batch.consumed()), (1, 3));
+        assert_eq!((batch.scorable(), batch.consumed()), (1, 3));
         let dead = &batch.dead_letters[0];
         assert_eq!((dead.headers.len(), dead.source.offset), (2, 5));
     }
@@ -227,12 +241,23 @@ mod tests {
     fn a_kept_record_comes_back_whole() {
         let mut batch = Batch::default();
         batch.keep(&record(0, 1), P0, Instant::now());
-        batch.keep(&Record { key: None, headers: vec![], ..record(0, 2) }, P0, Instant::now());
+        batch.keep(
+            &Record {
+                key: None,
+                headers: vec![],
+                ..record(0, 2)
+            },
+            P0,
+            Instant::now(),
+        );
         let kept: Vec<_> = batch.records().collect();
         assert_eq!(kept[0].key, Some(&b"k"[..]));
         assert_eq!(kept[0].trace[0], Some(("traceparent", &b"00-ab"[..])));
         assert_eq!(kept[0].trace[1], None);
-        assert_eq!((kept[1].key, kept[1].payload, kept[1].offset), (None, &b"{}"[..], 2));
+        assert_eq!(
+            (kept[1].key, kept[1].payload, kept[1].offset),
+            (None, &b"{}"[..], 2)
+        );
     }
 
     #[test]
@@ -240,7 +265,10 @@ mod tests {
         let mut batch = Batch::default();
         let start = Instant::now();
         let wait = Duration::from_millis(5);
-        assert!(!batch.is_due(2, wait, start + wait), "an empty batch waits for ever");
+        assert!(
+            !batch.is_due(2, wait, start + wait),
+            "an empty batch waits for ever"
+        );
         batch.keep(&record(0, 1), P0, start);
         assert!(!batch.is_due(2, wait, start));
         assert!(batch.is_due(2, wait, start + wait));
@@ -252,7 +280,10 @@ mod tests {
     fn clearing_gives_back_the_memory_of_a_huge_message() {
         let mut batch = Batch::default();
         let huge = vec![b'x'; 20 << 20];
-        let record = Record { payload: Some(&huge), ..record(0, 0) };
+        let record = Record {
+            payload: Some(&huge),
+            ..record(0, 0)
+        };
         batch.keep(&record, P0, Instant::now());
         batch.clear();
         assert!(batch.is_empty() && batch.bytes.capacity() <= 1 << 20);

@@ -134,11 +134,6 @@ impl Config {
         let mut builder =
             config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(|e| ConfigError::File {
-                path: path.display().to_string(),
-                problem: e.to_string(),
-            })?;
-            drop(text);
             builder = builder.add_source(File::from(path).format(FileFormat::Toml));
         }
         let environment = Environment::with_prefix("RESIDUALD")
@@ -158,9 +153,7 @@ impl Config {
 }
 
 /// `section.key=value`, the value as TOML, or as a string where it is not.
-fn flag_source(
-    flag: &str,
-) -> Result<File<config::FileSourceString, FileFormat>, ConfigError> {
+fn flag_source(flag: &str) -> Result<File<config::FileSourceString, FileFormat>, ConfigError> {
     let bad = || ConfigError::Flag {
         flag: flag.to_owned(),
     };
@@ -440,16 +433,36 @@ mod tests {
             ]
         );
         let shown = format!("{config:?} {:?}", config.effective);
-        assert!(!shown.contains("hunter2") && !shown.contains("sesame"), "{shown}");
-        let missing = load(SMALLEST, &[], &["kafka.client.\"sasl.password\"={ env = \"NOT_SET_ANYWHERE\" }"]);
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("sesame"),
+            "{shown}"
+        );
+        let missing = load(
+            SMALLEST,
+            &[],
+            &["kafka.client.\"sasl.password\"={ env = \"NOT_SET_ANYWHERE\" }"],
+        );
         assert!(missing.unwrap_err().contains("NOT_SET_ANYWHERE"));
     }
 
     #[test]
     fn a_file_that_is_absent_or_not_toml_is_named() {
         let absent = Config::load(Some(Path::new("/no/such/file.toml")), vec![], &[]);
-        assert!(absent.unwrap_err().to_string().contains("/no/such/file.toml"));
-        assert!(load("not toml", &[], &[]).unwrap_err().contains("residuald.toml"));
-        assert!(load(SMALLEST, &[], &["nonsense"]).unwrap_err().contains("--set nonsense"));
+        assert!(
+            absent
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such/file.toml")
+        );
+        assert!(
+            load("not toml", &[], &[])
+                .unwrap_err()
+                .contains("residuald.toml")
+        );
+        assert!(
+            load(SMALLEST, &[], &["nonsense"])
+                .unwrap_err()
+                .contains("--set nonsense")
+        );
     }
 }

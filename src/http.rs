@@ -1,10 +1,10 @@
 //! `/livez`, `/readyz`, `/metrics` and `/status`.
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use axum::Router;
 use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;

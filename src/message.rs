@@ -176,7 +176,10 @@ mod tests {
 
     fn message(include_record: bool) -> Message {
         let record = Kept {
-            from: TopicPartition { topic: 0, partition: 3 },
+            from: TopicPartition {
+                topic: 0,
+                partition: 3,
+            },
             offset: 120_934,
             timestamp_ms: Some(1_767_225_600_123),
             key: Some(b"card-7"),
@@ -251,7 +254,11 @@ mod tests {
     #[test]
     fn a_dead_letter_keeps_what_came_and_says_why() {
         let letter = DeadLetter {
-            source: Source { topic: "payments".into(), partition: 1, offset: 7 },
+            source: Source {
+                topic: "payments".into(),
+                partition: 1,
+                offset: 7,
+            },
             timestamp_ms: Some(99),
             key: Some(b"k".to_vec()),
             payload: b"not json".to_vec(),
@@ -259,17 +266,26 @@ mod tests {
                 ("own".into(), None),
                 ("__connect.errors.offset".into(), Some(b"1".to_vec())),
             ],
-            error: RowError { reason: Reason::Malformed, detail: "why".into() },
+            error: RowError {
+                reason: Reason::Malformed,
+                detail: "why".into(),
+            },
         };
         let message = dead_letter_message(letter);
         assert_eq!(message.payload, b"not json");
-        assert_eq!((message.timestamp_ms, message.headers[0].0.as_str()), (Some(99), "own"));
+        assert_eq!(
+            (message.timestamp_ms, message.headers[0].0.as_str()),
+            (Some(99), "own")
+        );
         for (name, expected) in [
             ("__connect.errors.topic", "payments"),
             ("__connect.errors.partition", "1"),
             ("__connect.errors.offset", "7"),
             ("__connect.errors.stage", "VALUE_CONVERTER"),
-            ("__connect.errors.exception.class.name", "residuald.decode.malformed"),
+            (
+                "__connect.errors.exception.class.name",
+                "residuald.decode.malformed",
+            ),
             ("__connect.errors.exception.message", "why"),
         ] {
             assert_eq!(value(&message, name), Some(expected), "{name}");

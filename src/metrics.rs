@@ -23,9 +23,7 @@ const BATCH_RECORDS: [f64; 10] = [
     1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
 ];
 /// Multiples of the threshold.
-const SCORE_GRADES: [f64; 12] = [
-    0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 10.0,
-];
+const SCORE_GRADES: [f64; 12] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 10.0];
 
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -99,7 +97,10 @@ impl Metrics {
             ),
             threshold: register(
                 r,
-                Gauge::with_opts(opts("threshold", "Score above which a record is an anomaly.")),
+                Gauge::with_opts(opts(
+                    "threshold",
+                    "Score above which a record is an anomaly.",
+                )),
             ),
             batch_size: histogram(r, "batch_size", "Records scored together.", &BATCH_RECORDS),
             decode_seconds: histogram(
@@ -194,6 +195,11 @@ impl Metrics {
             .encode(&self.registry.gather(), &mut text)
             .expect("metrics always encode into memory");
         String::from_utf8(text).expect("the text format is UTF-8")
+    }
+
+    /// Records with a delivered outcome.
+    pub fn finished(&self) -> u64 {
+        self.records_scored.get() + self.dead_letters_total() + self.skipped_total()
     }
 
     pub fn dead_letters_total(&self) -> u64 {

@@ -121,8 +121,7 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         }
         drop((work, to_publish));
         let stop_publisher = stop.clone();
-        let publisher =
-            move || guarded(&stop_publisher, || publisher.run(&scored, &give_back));
+        let publisher = move || guarded(&stop_publisher, || publisher.run(&scored, &give_back));
         threads.push(("publisher", spawn(scope, "publisher", publisher)));
 
         let taken = guarded(&stop, || intake.run());
@@ -169,7 +168,7 @@ fn score(
 ) -> Result<(), PipelineError> {
     for mut batch in work {
         let started = Instant::now();
-        if batch.len() > 0 {
+        if batch.scorable() > 0 {
             if let Some(opened) = batch.opened() {
                 let waited = started.duration_since(opened);
                 metrics.queue_seconds.observe(waited.as_secs_f64());
@@ -183,7 +182,7 @@ fn score(
             metrics
                 .inference_seconds
                 .observe(started.elapsed().as_secs_f64());
-            metrics.batch_size.observe(batch.len() as f64);
+            metrics.batch_size.observe(batch.scorable() as f64);
         }
         if to_publish.send(batch).is_err() {
             break;

@@ -46,6 +46,10 @@ impl Shutdown {
             }
             if self.is_requested() {
                 tracing::warn!("second signal: stopping without waiting for verdicts in flight");
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "the second signal asks for just that"
+                )]
                 std::process::exit(130);
             }
             tracing::info!("stopping: draining what is in flight; signal again to stop at once");

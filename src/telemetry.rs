@@ -8,7 +8,8 @@ use crate::config::{LogFormat, Telemetry};
 
 /// Starts logging for the process; a second call changes nothing.
 pub fn init(telemetry: &Telemetry) {
-    let filter = EnvFilter::try_new(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_new(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -232,7 +232,10 @@ mod tests {
     fn every_rule_lands_on_the_same_threshold() {
         for rule in [
             ThresholdRule::FalseAlarmRate(0.001),
-            ThresholdRule::AlertsPerDay { alerts: 20.0, records_per_day: 20_000.0 },
+            ThresholdRule::AlertsPerDay {
+                alerts: 20.0,
+                records_per_day: 20_000.0,
+            },
             ThresholdRule::Quantile(0.999),
             ThresholdRule::Score(9990.0),
         ] {
@@ -250,7 +253,10 @@ mod tests {
 
     #[test]
     fn a_rate_too_fine_for_the_sample_is_refused() {
-        let rule = ThresholdRule::AlertsPerDay { alerts: 1.0, records_per_day: 1e6 };
+        let rule = ThresholdRule::AlertsPerDay {
+            alerts: 1.0,
+            records_per_day: 1e6,
+        };
         let error = Judge::new(features(), evenly_spaced(9999, 9999, 3), rule).unwrap_err();
         assert_eq!(error.needed, 999_999);
     }
@@ -277,6 +283,9 @@ mod tests {
         assert_eq!(reasons[1].expected, Observation::Category("b"));
         let json = serde_json::to_value(&verdict).unwrap();
         assert_eq!(json["severity"], "critical");
-        assert_eq!(json["relevant_attribution"][1]["observed"], "(not seen in training)");
+        assert_eq!(
+            json["relevant_attribution"][1]["observed"],
+            "(not seen in training)"
+        );
     }
 }

@@ -36,9 +36,7 @@ impl Calibration {
         }
         for (name, scores) in [("quantiles", &self.quantiles), ("tail", &self.tail)] {
             if scores.iter().any(|s| !s.is_finite() || *s < 0.0) || !scores.is_sorted() {
-                faults.push(format!(
-                    "{name} must be finite, not negative and ascending"
-                ));
+                faults.push(format!("{name} must be finite, not negative and ascending"));
             }
         }
         if self.quantiles.len() < 2 {

@@ -170,9 +170,7 @@ fn read_checked(
     if actual != expected {
         faults.push(Fault::new(
             name,
-            format!(
-                "was altered after export: sha256 is {actual}, the manifest says {expected}"
-            ),
+            format!("was altered after export: sha256 is {actual}, the manifest says {expected}"),
         ));
         return None;
     }

@@ -3,16 +3,15 @@
 mod cpu;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::{Config, Inference, Provider};
+use crate::config::{ClientSettings, Config, Inference, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
-use crate::kafka::embedded::EmbeddedBroker;
+use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, SPREAD, capacity};
 use crate::kafka::{Event, Sink, Source};
 use crate::metrics::Metrics;
 use crate::onnx::Scorer;
@@ -22,14 +21,14 @@ use crate::telemetry;
 use crate::verdict::ThresholdRule;
 
 use super::daemon;
-use super::demo::window;
+use super::demo::average_payload;
 use super::failure::Failure;
 use super::feed::{Feed, kafka_settings};
 use super::model;
 use cpu::Meter;
 
 const TOPIC: &str = "records";
-const PARTITIONS: i32 = 16;
+const PARTITIONS: i32 = 32;
 const BATCH: usize = 256;
 
 /// Measure consume, decode, score and the whole pipeline; efficiency is the parts' CPU over the whole's
@@ -41,9 +40,9 @@ pub struct Arguments {
     /// Records to replay; the bundle's sample.ndjson.gz if not given
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Records a measurement
-    #[arg(long, value_name = "N", default_value_t = 300_000, value_parser = clap::value_parser!(u64).range(10_000..))]
-    records: u64,
+    /// Records a measurement; as many as the embedded broker holds if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..))]
+    records: Option<u64>,
     /// Measurements of each kind, taken in turn; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -100,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let [consume, decode, score, end_to_end] = costs.map(median);
     let parts = consume.cpu_us_per_record + decode.cpu_us_per_record + score.cpu_us_per_record;
     let report = Report {
-        records: arguments.records,
+        records: bench.records,
         rounds: arguments.rounds,
         sessions: bench.sessions,
         consume,
@@ -144,20 +143,35 @@ impl Bench {
         let data = dataset::open(file, &dataset::Options::default())?;
         let sample: Vec<Example> = data.collect::<Result<_, _>>()?;
         if sample.is_empty() {
-            return Err(Failure::data(format!("{} holds no records", file.display())));
+            return Err(Failure::data(format!(
+                "{} holds no records",
+                file.display()
+            )));
         }
         let cores = thread::available_parallelism().map_or(1, usize::from);
+        // All of it lies in the broker before the clock starts, so that no producer competes for the cores.
+        let most = capacity(PARTITIONS, average_payload(&sample));
+        let records = arguments.records.unwrap_or(most);
+        if records > most {
+            return Err(Failure::data(format!(
+                "the embedded broker holds {most} of these records, not {records}"
+            )));
+        }
         Ok(Bench {
             bundle: arguments.bundle.clone(),
             sample,
-            records: arguments.records,
+            records,
             sessions: arguments.sessions.unwrap_or(cores).max(1),
         })
     }
 
     fn payloads(&self) -> impl Iterator<Item = &[u8]> {
         let records = usize::try_from(self.records).unwrap_or(usize::MAX);
-        self.sample.iter().cycle().take(records).map(|e| e.payload.as_slice())
+        self.sample
+            .iter()
+            .cycle()
+            .take(records)
+            .map(|e| e.payload.as_slice())
     }
 
     fn loaded(&self) -> Result<model::Loaded, Failure> {
@@ -166,46 +180,46 @@ impl Bench {
             fallback: false,
             workers: self.sessions,
         };
-        model::load(&self.bundle, &inference, BATCH, ThresholdRule::Quantile(0.99))
+        model::load(
+            &self.bundle,
+            &inference,
+            BATCH,
+            ThresholdRule::Quantile(0.99),
+        )
     }
 
     /// Takes messages from the broker and looks at nothing.
     fn consume(&self) -> Result<Cost, Failure> {
-        let config = self.config()?;
-        let consumed = AtomicU64::new(0);
-        let finished = || consumed.load(Ordering::Relaxed);
-        self.fed(config, finished, |config| {
-            let metrics = Metrics::new(1.0);
-            let model = crate::message::Model {
-                name: String::new(),
-                version: String::new(),
-                sha256: "0".repeat(64),
-            };
-            let status = Status::new(model, "cpu", 1.0, Instant::now());
-            let mut source = Source::connect(&config.kafka, metrics, status)?;
-            let meter = |meter: &mut Option<Meter>, own| {
-                if meter.is_none() {
-                    *meter = Some(Meter::start(own));
+        let (config, _broker) = self.backlog()?;
+        let others = cpu::threads();
+        let model = crate::message::Model {
+            name: String::new(),
+            version: String::new(),
+            sha256: String::new(),
+        };
+        let status = Status::new(model, "none", 1.0, Instant::now());
+        let mut source = Source::connect(&config.kafka, Metrics::new(1.0), status)?;
+        let (mut consumed, mut meter) = (0, None);
+        let mut progress = Progress::default();
+        while consumed < self.records {
+            let rebalance = match source.poll(Duration::from_millis(100))? {
+                Event::Message(_) => {
+                    meter.get_or_insert_with(|| Meter::start(&others));
+                    consumed += 1;
+                    continue;
                 }
+                Event::Idle => {
+                    progress.must_go_on(consumed)?;
+                    continue;
+                }
+                Event::Rebalance(rebalance) => rebalance,
             };
-            let mut started = None;
-            let others = cpu::threads();
-            while consumed.load(Ordering::Relaxed) < self.records {
-                let rebalance = match source.poll(Duration::from_millis(100))? {
-                    Event::Message(_) => {
-                        meter(&mut started, &others);
-                        consumed.fetch_add(1, Ordering::Relaxed);
-                        continue;
-                    }
-                    Event::Idle => continue,
-                    Event::Rebalance(rebalance) => rebalance,
-                };
-                source.complete(&rebalance)?;
-            }
-            let cost = started.expect("a record was consumed").stop(self.records);
-            source.close();
-            Ok(cost)
-        })
+            source.complete(&rebalance)?;
+        }
+        let meter = meter.expect("there are records");
+        let cost = meter.stop(self.records);
+        source.close();
+        Ok(cost)
     }
 
     /// Payloads in memory to rows.
@@ -250,35 +264,28 @@ impl Bench {
 
     /// The daemon itself.
     fn end_to_end(&self) -> Result<Cost, Failure> {
-        let config = self.config()?;
-        let metrics: std::sync::OnceLock<Metrics> = std::sync::OnceLock::new();
-        let finished = || {
-            metrics.get().map_or(0, |m| {
-                m.records_scored.get() + m.dead_letters_total() + m.skipped_total()
-            })
-        };
-        self.fed(config, finished, |config| {
-            let stop = Shutdown::default();
-            let others = cpu::threads();
-            let daemon = daemon::start(config, &stop)?;
-            let own = daemon.metrics.clone();
-            let _ = metrics.set(own.clone());
-            while own.records_consumed.get() == 0 {
-                thread::sleep(Duration::from_millis(1));
-            }
-            let already = finished();
-            let meter = Meter::start(&others);
-            while finished() < self.records {
-                thread::sleep(Duration::from_millis(5));
-            }
-            let cost = meter.stop(self.records - already);
-            stop.request();
-            daemon.wait()?;
-            Ok(cost)
-        })
+        let (config, _broker) = self.backlog()?;
+        let others = cpu::threads();
+        let stop = Shutdown::default();
+        let daemon = daemon::start(config, &stop)?;
+        let metrics = daemon.metrics.clone();
+        while metrics.records_consumed.get() == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let meter = Meter::start(&others);
+        let mut progress = Progress::default();
+        while metrics.finished() < self.records {
+            progress.must_go_on(metrics.finished())?;
+            thread::sleep(Duration::from_millis(5));
+        }
+        let cost = meter.stop(self.records);
+        stop.request();
+        daemon.wait()?;
+        Ok(cost)
     }
 
-    fn config(&self) -> Result<Config, Failure> {
+    /// An embedded broker that holds all records, and the settings of a daemon that reads them.
+    fn backlog(&self) -> Result<(Config, EmbeddedBroker), Failure> {
         let quote = |text: &str| serde_json::Value::from(text);
         let settings = [
             format!("kafka.topics={}", quote(TOPIC)),
@@ -288,45 +295,53 @@ impl Bench {
             "http.listen=127.0.0.1:0".to_owned(),
             "telemetry.log_level=error".to_owned(),
         ];
-        Ok(Config::load(None, Vec::new(), &settings)?)
-    }
-
-    /// Runs `body` while the sample is replayed into a fresh broker, never further ahead of `finished` than it holds.
-    fn fed(
-        &self,
-        mut config: Config,
-        finished: impl Fn() -> u64 + Sync,
-        body: impl FnOnce(Config) -> Result<Cost, Failure>,
-    ) -> Result<Cost, Failure> {
+        let mut config = Config::load(None, Vec::new(), &settings)?;
         telemetry::init(&config.telemetry);
+        let output = &config.output;
         let broker = EmbeddedBroker::start(&[
             (TOPIC, PARTITIONS),
-            (&config.output.anomalies_topic, 1),
-            (&config.output.dead_letter_topic, 1),
+            (&output.anomalies_topic, 1),
+            (&output.dead_letter_topic, 1),
         ])?;
         config.kafka.brokers.clone_from(&broker.brokers);
-        let kafka = kafka_settings(&broker.brokers, crate::config::ClientSettings::default());
+        config.kafka.consumer.set(FETCH_WAIT.0, FETCH_WAIT.1);
+        let mut kafka = kafka_settings(&broker.brokers, ClientSettings::default());
+        kafka.producer.set(SPREAD.0, SPREAD.1);
         let sink = Sink::connect(&kafka, &[TOPIC])?;
-        let (window, finished) = (window(&self.sample, PARTITIONS), &finished);
-        let stop = Shutdown::default();
-        thread::scope(|scope| {
-            let feed = Feed {
-                sink: &sink,
-                topic: TOPIC,
-                rate: None,
-                stop: &stop,
-            };
-            let records = usize::try_from(self.records).unwrap_or(usize::MAX);
-            let examples = self.sample.iter().cycle().take(records).cloned().map(Ok);
-            let may_send = |sent| sent < finished() + window;
-            let feeder = scope.spawn(move || feed.run(examples, may_send));
-            // By now the backlog is there and every thread of broker and replay exists.
-            thread::sleep(Duration::from_millis(500));
-            let cost = body(config);
-            stop.request();
-            let fed = feeder.join().expect("feeding does not panic");
-            cost.and_then(|cost| fed.map(|_| cost))
-        })
+        let feed = Feed {
+            sink: &sink,
+            topic: TOPIC,
+            rate: None,
+            stop: &Shutdown::default(),
+        };
+        let records = usize::try_from(self.records).unwrap_or(usize::MAX);
+        let examples = self.sample.iter().cycle().take(records).cloned().map(Ok);
+        feed.run(examples, |_| true)?;
+        Ok((config, broker))
+    }
+}
+
+/// Notices a measurement that would never end.
+#[derive(Default)]
+struct Progress {
+    count: u64,
+    since: Option<Instant>,
+}
+
+impl Progress {
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn must_go_on(&mut self, count: u64) -> Result<(), Failure> {
+        if count > self.count || self.since.is_none() {
+            (self.count, self.since) = (count, Some(Instant::now()));
+        }
+        match self.since {
+            Some(since) if since.elapsed() > Self::PATIENCE => Err(Failure::internal(format!(
+                "no record after the first {count} for {:?}: the embedded broker forgot some",
+                Self::PATIENCE
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

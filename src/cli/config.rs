@@ -29,13 +29,19 @@ impl ConfigArguments {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Ok(Config::load(file.as_deref().map(Path::new), variables, &self.set)?)
+        Ok(Config::load(
+            file.as_deref().map(Path::new),
+            variables,
+            &self.set,
+        )?)
     }
 }
 
 /// Print the settings in force, where each came from, secrets hidden
 #[derive(clap::Args)]
-#[command(after_help = "Example: residuald config --set kafka.topics=payments --set model.bundle=models/payments")]
+#[command(
+    after_help = "Example: residuald config --set kafka.topics=payments --set model.bundle=models/payments"
+)]
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,

@@ -144,8 +144,12 @@ fn serve(
         .block_on(TcpListener::bind(listen))
         .map_err(|e| Failure::config(format!("http.listen = \"{listen}\": {e}")))?;
     let address = listener.local_addr().map_err(Failure::internal)?;
-    let (metrics, status, shutdown, done) =
-        (metrics.clone(), status.clone(), shutdown.clone(), done.clone());
+    let (metrics, status, shutdown, done) = (
+        metrics.clone(),
+        status.clone(),
+        shutdown.clone(),
+        done.clone(),
+    );
     let thread = named("http", move || {
         runtime.block_on(async {
             let over = async {

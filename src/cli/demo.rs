@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{ClientSettings, Config};
 use crate::dataset::{self, Example};
 use crate::kafka::Sink;
-use crate::kafka::embedded::{EmbeddedBroker, PARTITION_BYTES, PARTITION_RECORDS};
+use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, SPREAD, capacity};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
@@ -74,11 +74,7 @@ struct Summary {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let sample = read_sample(&arguments.bundle)?;
-    let broker = EmbeddedBroker::start(&[
-        (TOPIC, PARTITIONS),
-        (ANOMALIES, 1),
-        (DEAD_LETTERS, 1),
-    ])?;
+    let broker = EmbeddedBroker::start(&[(TOPIC, PARTITIONS), (ANOMALIES, 1), (DEAD_LETTERS, 1)])?;
     let config = config(arguments, &broker.brokers)?;
     telemetry::init(&config.telemetry);
     let stop = Shutdown::default();
@@ -123,9 +119,19 @@ fn read_sample(bundle: &Path) -> Result<Vec<Example>, Failure> {
     }
 }
 
+/// Bytes.
+pub fn average_payload(sample: &[Example]) -> u64 {
+    let total: usize = sample.iter().map(|e| e.payload.len()).sum();
+    (total / sample.len()) as u64
+}
+
 fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
     let free = std::net::TcpListener::bind(&arguments.listen).is_ok();
-    let listen = if free { &arguments.listen } else { "127.0.0.1:0" };
+    let listen = if free {
+        &arguments.listen
+    } else {
+        "127.0.0.1:0"
+    };
     let quote = |text: &str| serde_json::Value::from(text);
     let settings = [
         format!("kafka.brokers={}", quote(brokers)),
@@ -137,9 +143,12 @@ fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
             quote(&arguments.bundle.to_string_lossy())
         ),
         format!("http.listen={}", quote(listen)),
-        "telemetry.log_level=error".to_owned(),
+        // The broker goes before the watcher does, which is no news.
+        "telemetry.log_level=error,librdkafka=off".to_owned(),
     ];
-    Ok(Config::load(None, Vec::new(), &settings)?)
+    let mut config = Config::load(None, Vec::new(), &settings)?;
+    config.kafka.consumer.set(FETCH_WAIT.0, FETCH_WAIT.1);
+    Ok(config)
 }
 
 /// Sends the sample until the limit or a stop; returns the number of labelled anomalies among what was sent.
@@ -152,9 +161,8 @@ fn feed(
     stop: &Shutdown,
 ) -> Result<u64, Failure> {
     let fed = send(arguments, brokers, sample, metrics, stop);
-    let finished = || finished(metrics);
     if let Ok(sent) = &fed {
-        while finished() < *sent && !stop.is_requested() {
+        while metrics.finished() < *sent && !stop.is_requested() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -172,9 +180,10 @@ fn send(
     metrics: &Metrics,
     stop: &Shutdown,
 ) -> Result<u64, Failure> {
-    let kafka = kafka_settings(brokers, crate::config::ClientSettings::default());
+    let mut kafka = kafka_settings(brokers, ClientSettings::default());
+    kafka.producer.set(SPREAD.0, SPREAD.1);
     let sink = Sink::connect(&kafka, &[TOPIC])?;
-    let window = window(sample, PARTITIONS);
+    let window = capacity(PARTITIONS, average_payload(sample));
     let limit = usize::try_from(arguments.records.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     let feed = Feed {
         sink: &sink,
@@ -183,19 +192,7 @@ fn send(
         stop,
     };
     let records = sample.iter().cycle().take(limit).cloned().map(Ok);
-    feed.run(records, |sent| sent < finished(metrics) + window)
-}
-
-fn finished(metrics: &Metrics) -> u64 {
-    metrics.records_scored.get() + metrics.dead_letters_total() + metrics.skipped_total()
-}
-
-/// Records that the embedded broker holds without forgetting any, with room for uneven partitions.
-pub fn window(sample: &[Example], partitions: i32) -> u64 {
-    let bytes: usize = sample.iter().map(|e| e.payload.len() + 100).sum();
-    let average = (bytes / sample.len()) as u64;
-    let partitions = partitions as u64;
-    (partitions * PARTITION_BYTES / average).min(partitions * PARTITION_RECORDS) / 4
+    feed.run(records, |sent| sent < metrics.finished() + window)
 }
 
 /// Shows rate, lag and what was found until a stop.
@@ -214,11 +211,9 @@ fn show(metrics: &Metrics, watcher: &Watcher, stop: &Shutdown, arguments: &Argum
         let scored = metrics.records_scored.get();
         let rate = (scored - before) as f64 / since.elapsed().as_secs_f64();
         (before, since) = (scored, Instant::now());
-        let lag = metrics.records_consumed.get() - finished(metrics);
+        let lag = metrics.records_consumed.get() - metrics.finished();
         let found = watcher.found();
-        let precision = found
-            .precision()
-            .map_or("-".into(), |p| format!("{p:.3}"));
+        let precision = found.precision().map_or("-".into(), |p| format!("{p:.3}"));
         let line = format!(
             "{rate:>7.0} records/s, {scored} scored, {lag} in flight, {} anomalies, precision {precision}",
             found.flagged
@@ -238,12 +233,7 @@ fn show(metrics: &Metrics, watcher: &Watcher, stop: &Shutdown, arguments: &Argum
     bar.finish_and_clear();
 }
 
-fn summarise(
-    metrics: &Metrics,
-    watcher: &Watcher,
-    positives: u64,
-    started: Instant,
-) -> Summary {
+fn summarise(metrics: &Metrics, watcher: &Watcher, positives: u64, started: Instant) -> Summary {
     let found = watcher.found();
     let seconds = started.elapsed().as_secs_f64();
     let consumed = metrics.records_consumed.get();
@@ -253,7 +243,7 @@ fn summarise(
         scored: metrics.records_scored.get(),
         dead_letters: metrics.dead_letters_total(),
         skipped: metrics.skipped_total(),
-        unaccounted: consumed as i64 - finished(metrics) as i64,
+        unaccounted: consumed as i64 - metrics.finished() as i64,
         anomalies: metrics.anomalies_total(),
         precision: found.precision(),
         recall,

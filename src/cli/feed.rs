@@ -110,7 +110,9 @@ fn refused(error: SendError) -> Failure {
             "a record of {} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there",
             message.payload.len()
         )),
-        SendError::Failed { topic, problem } => Failure::data(format!("topic `{topic}`: {problem}")),
+        SendError::Failed { topic, problem } => {
+            Failure::data(format!("topic `{topic}`: {problem}"))
+        }
         SendError::QueueFull => Failure::internal("the local queue is full"),
     }
 }

@@ -30,11 +30,7 @@ pub fn load(
         scorers,
         golden,
     } = onnx::load(dir, inference, max_records)?;
-    let judge = Judge::new(
-        bundle.features().to_vec(),
-        bundle.calibration.clone(),
-        rule,
-    )?;
+    let judge = Judge::new(bundle.features().to_vec(), bundle.calibration.clone(), rule)?;
     let model = Model {
         name: bundle.manifest.name.clone(),
         version: bundle.manifest.version.clone(),

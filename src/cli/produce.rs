@@ -79,15 +79,17 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bar = progress_bar(&data, arguments.json);
     let mut bad_records = 0;
     let limit = usize::try_from(arguments.records.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let examples = std::iter::from_fn(|| loop {
-        let next = data.next()?;
-        bar.set_position(data.progress().done);
-        match next {
-            Ok(example) => return Some(Ok(example)),
-            Err(e) if e.is_fatal() => return Some(Err(e.into())),
-            Err(e) => {
-                bad_records += 1;
-                bar.println(format!("left out: {e}"));
+    let examples = std::iter::from_fn(|| {
+        loop {
+            let next = data.next()?;
+            bar.set_position(data.progress().done);
+            match next {
+                Ok(example) => return Some(Ok(example)),
+                Err(e) if e.is_fatal() => return Some(Err(e.into())),
+                Err(e) => {
+                    bad_records += 1;
+                    bar.println(format!("left out: {e}"));
+                }
             }
         }
     })

@@ -238,7 +238,10 @@ impl Run {
             let label = self.labels[self.scores.len()];
             self.scores.push(score);
             let enters = self.highest.len() < self.top
-                || self.highest.last().is_some_and(|(least, ..)| score > *least);
+                || self
+                    .highest
+                    .last()
+                    .is_some_and(|(least, ..)| score > *least);
             if self.out.is_none() && !enters {
                 continue;
             }
@@ -285,7 +288,11 @@ impl Run {
                 arguments.file.display()
             )));
         }
-        let anomalies = self.scores.iter().filter(|s| self.judge.is_anomaly(**s)).count();
+        let anomalies = self
+            .scores
+            .iter()
+            .filter(|s| self.judge.is_anomaly(**s))
+            .count();
         let summary = Summary {
             records: self.records as usize,
             scored: self.scores.len(),

@@ -270,7 +270,8 @@ impl Settings {
                 }
                 _ => ": `residuald config` lists all".to_owned(),
             };
-            self.problems.push(format!("unknown setting `{leaf}`{hint}"));
+            self.problems
+                .push(format!("unknown setting `{leaf}`{hint}"));
         }
         if self.problems.is_empty() {
             Ok(self.effective)
@@ -336,9 +337,16 @@ fn resolve(value: &Value) -> Result<(String, bool), String> {
 }
 
 fn is_secret(name: &str) -> bool {
-    ["password", "secret", "token", "key.pem", "oauthbearer.config", "jaas"]
-        .iter()
-        .any(|part| name.contains(part))
+    [
+        "password",
+        "secret",
+        "token",
+        "key.pem",
+        "oauthbearer.config",
+        "jaas",
+    ]
+    .iter()
+    .any(|part| name.contains(part))
 }
 
 /// A value as TOML would have it.

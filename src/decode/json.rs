@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use super::value::{Column, Value};
 use super::{Reason, RowError};
@@ -72,7 +74,8 @@ impl JsonDecoder {
 
     fn fill(&mut self, payload: &[u8], row: &mut [f32]) -> Result<(), RowError> {
         // Up front, because serde_json does not look into strings that it skips.
-        let text = std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+        let text =
+            std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let target = RefCell::new(Target {
             row,
@@ -85,7 +88,6 @@ impl JsonDecoder {
         let parsed = seed
             .deserialize(&mut deserializer)
             .and_then(|()| deserializer.end());
-        drop(target);
         if let Err(e) = parsed {
             let typed = self.scratch.error.take();
             return Err(typed.unwrap_or_else(|| malformed(describe(&e))));
@@ -388,7 +390,11 @@ mod tests {
     #[test]
     fn bad_records_are_refused_with_their_reason() {
         let with = |field: &str| GOOD.replacen("12.5", field, 1);
-        let deep = format!(r#"{{"x": {}1{}, "amount": 1}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"x": {}1{}, "amount": 1}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         let cases: Vec<(Vec<u8>, Reason)> = vec![
             (b"not json".to_vec(), Reason::Malformed),
             (b"".to_vec(), Reason::Malformed),

@@ -202,9 +202,7 @@ mod tests {
     }
 
     fn read(column: &Column, value: Value<'_>) -> Result<f32, Reason> {
-        column
-            .read(value, &mut String::new())
-            .map_err(|e| e.reason)
+        column.read(value, &mut String::new()).map_err(|e| e.reason)
     }
 
     #[test]
@@ -255,7 +253,10 @@ mod tests {
         assert_eq!(read(&day, Value::Unsigned(0)), Ok(3.0));
         assert_eq!(read(&day, Value::Signed(-1)), Ok(2.0));
         assert_eq!(read(&hour, Value::Unsigned(0)), Err(Reason::WrongType));
-        assert_eq!(read(&hour, Value::Text("yesterday")), Err(Reason::WrongType));
+        assert_eq!(
+            read(&hour, Value::Text("yesterday")),
+            Err(Reason::WrongType)
+        );
         assert_eq!(read(&day, Value::Float(1e300)), Err(Reason::OutOfRange));
     }
 }

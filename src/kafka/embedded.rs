@@ -17,8 +17,24 @@ pub struct EmbeddedBroker {
 }
 
 /// What a partition holds before it forgets its oldest records.
-pub const PARTITION_BYTES: u64 = 5 << 20;
-pub const PARTITION_RECORDS: u64 = 100_000;
+const PARTITION_BYTES: u64 = 5 << 20;
+const PARTITION_RECORDS: u64 = 100_000;
+/// Framing that a record costs besides its payload, roughly, and room for partitions that fill unevenly.
+const RECORD_OVERHEAD: u64 = 100;
+
+/// For a consumer of an embedded broker: it answers a fetch when this wait is over, not when a record comes.
+pub const FETCH_WAIT: (&str, &str) = ("fetch.wait.max.ms", "5");
+
+/// For a producer to it: records spread one by one, so that no partition overflows before the others.
+pub const SPREAD: (&str, &str) = ("sticky.partitioning.linger.ms", "0");
+
+/// Records of this average size that `partitions` hold without forgetting any,
+/// even if one gets half as much again as the others.
+pub fn capacity(partitions: i32, average_payload: u64) -> u64 {
+    let partitions = partitions as u64;
+    let by_size = partitions * PARTITION_BYTES / (average_payload + RECORD_OVERHEAD);
+    by_size.min(partitions * PARTITION_RECORDS) * 2 / 3
+}
 
 impl EmbeddedBroker {
     /// Starts on a free loopback port with these topics and numbers of partitions.

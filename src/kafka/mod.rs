@@ -22,7 +22,9 @@ use crate::config::{ClientSettings, Kafka};
 pub enum KafkaError {
     #[error("Kafka setting `{name}` is refused: {problem}")]
     Setting { name: String, problem: String },
-    #[error("Kafka is not reachable at {brokers} within {waited:?}: {reason}. Is kafka.brokers right, and are the brokers up?")]
+    #[error(
+        "Kafka is not reachable at {brokers} within {waited:?}: {reason}. Is kafka.brokers right, and are the brokers up?"
+    )]
     Unreachable {
         brokers: String,
         waited: Duration,
@@ -58,7 +60,10 @@ impl LastComplaint {
     }
 
     fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Passes librdkafka's log on to ours. It recovers by itself from what it calls an error, so that is a warning.
@@ -120,7 +125,13 @@ fn await_topic<C: ClientContext>(
                     (Some(found), None) if !found.partitions().is_empty() => {
                         return Ok(found.partitions().len());
                     }
-                    (_, Some(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::InvalidTopic))) => {
+                    (
+                        _,
+                        Some(
+                            code @ (RDKafkaErrorCode::TopicAuthorizationFailed
+                            | RDKafkaErrorCode::InvalidTopic),
+                        ),
+                    ) => {
                         return Err(KafkaError::Client(format!("topic `{topic}`: {code}")));
                     }
                     _ => {}

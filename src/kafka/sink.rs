@@ -111,11 +111,8 @@ impl Sink {
 
     /// Throws away what is not delivered: without it, ending the process waits for brokers that may be gone.
     pub fn abandon(&self) {
-        self.producer.purge(
-            rdkafka::producer::PurgeConfig::default()
-                .queue()
-                .inflight(),
-        );
+        self.producer
+            .purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
         let _ = self.producer.flush(Duration::from_millis(100));
     }
 }

@@ -125,9 +125,9 @@ impl Source {
                 | Code::Authentication
                 | Code::AutoOffsetReset),
             ) => Err(KafkaError::Client(format!("consumer: {code}"))),
-            ClientError::MessageConsumptionFatal(code) => Err(KafkaError::Client(format!(
-                "consumer was shut out: {code}"
-            ))),
+            ClientError::MessageConsumptionFatal(code) => {
+                Err(KafkaError::Client(format!("consumer was shut out: {code}")))
+            }
             passing => {
                 tracing::warn!("consumer: {passing}; trying again");
                 Ok(())

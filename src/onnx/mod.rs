@@ -36,11 +36,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// [`LoadError`]: every fault of the files at once, then every fault of the graph at once.
-pub fn load(
-    dir: &Path,
-    inference: &Inference,
-    max_records: usize,
-) -> Result<Loaded, LoadError> {
+pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loaded, LoadError> {
     let bundle = Bundle::read(dir)?;
     let runtime = Runtime::load()?;
     let refuse = |faults| BundleError {

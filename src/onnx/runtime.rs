@@ -1,6 +1,7 @@
 //! Finds and loads the ONNX Runtime library.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use ort::environment::Environment;
 
@@ -10,7 +11,10 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
     "libonnxruntime.so"
 };
 
-/// The process's ONNX Runtime environment; clones share it.
+/// ONNX Runtime allows one environment a process, made once and never unmade.
+static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+
+/// The process's ONNX Runtime; clones share it.
 #[derive(Clone, Debug)]
 pub struct Runtime(pub(super) Environment);
 
@@ -25,17 +29,23 @@ pub enum RuntimeError {
 }
 
 impl Runtime {
-    /// Loads the library that `ORT_DYLIB_PATH` names, or else the one beside the executable, or else the system's.
+    /// Loads the library that `ORT_DYLIB_PATH` names; or else the one beside the executable, the one that
+    /// `make onnxruntime` brought into its checkout, or the system's.
     ///
     /// # Errors
     /// [`RuntimeError`] says what to do.
     pub fn load() -> Result<Runtime, RuntimeError> {
+        if let Some(environment) = ENVIRONMENT.get() {
+            return Ok(Runtime(environment.clone()));
+        }
         let builder = ort::init_from(library()).map_err(|e| RuntimeError::Library {
             problem: e.to_string(),
         })?;
-        Ok(Runtime(
-            builder.with_name("residuald").with_telemetry(false).build()?,
-        ))
+        let made = builder
+            .with_name("residuald")
+            .with_telemetry(false)
+            .build()?;
+        Ok(Runtime(ENVIRONMENT.get_or_init(|| made).clone()))
     }
 }
 
@@ -43,9 +53,13 @@ fn library() -> PathBuf {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
         return path.into();
     }
-    let beside = std::env::current_exe().ok().and_then(|executable| {
-        let candidate = executable.parent()?.join(LIBRARY);
-        candidate.exists().then_some(candidate)
-    });
-    beside.unwrap_or_else(|| LIBRARY.into())
+    let executable = std::env::current_exe().unwrap_or_default();
+    let beside = executable.with_file_name(LIBRARY);
+    let in_checkout = executable
+        .ancestors()
+        .map(|folder| folder.join(".onnxruntime").join(LIBRARY));
+    let found = std::iter::once(beside)
+        .chain(in_checkout)
+        .find(|path| path.exists());
+    found.unwrap_or_else(|| LIBRARY.into())
 }

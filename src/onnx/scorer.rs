@@ -1,8 +1,8 @@
 //! One ONNX Runtime session, owned by one thread: rows in; score, residual and reconstruction out.
 
 use ort::ep;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::Runtime;
@@ -146,7 +146,8 @@ fn open(
         Provider::TensorRt => Some(ep::TensorRT::default().build()),
     };
     if let Some(dispatch) = dispatch {
-        let with_provider = builder(runtime)?.with_execution_providers([dispatch.error_on_failure()]);
+        let with_provider =
+            builder(runtime)?.with_execution_providers([dispatch.error_on_failure()]);
         match with_provider {
             Ok(mut builder) => return Ok((commit(&mut builder, model)?, inference.provider)),
             Err(e) if inference.fallback => {

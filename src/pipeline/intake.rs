@@ -130,7 +130,9 @@ impl Intake {
 
     fn poll_timeout(&self) -> Duration {
         let waited = self.current.opened().map(|opened| opened.elapsed());
-        waited.map_or(IDLE_POLL, |waited| self.limits.max_wait.saturating_sub(waited))
+        waited.map_or(IDLE_POLL, |waited| {
+            self.limits.max_wait.saturating_sub(waited)
+        })
     }
 
     /// Takes one event from Kafka: most often a record, which goes into the current batch.
@@ -203,7 +205,10 @@ impl Intake {
     }
 
     fn dispatch(&mut self) {
-        let next = self.free.pop().expect("the caller made sure of a free batch");
+        let next = self
+            .free
+            .pop()
+            .expect("the caller made sure of a free batch");
         let mut batch = std::mem::replace(&mut self.current, next);
         batch.sequence = self.sequence;
         self.sequence += 1;

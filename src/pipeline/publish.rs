@@ -149,7 +149,7 @@ impl Publisher {
             ..Tally::default()
         };
         let histogram = self.metrics.score.local();
-        let width = batch.rows.len() / batch.len().max(1);
+        let width = batch.rows.len() / batch.scorable().max(1);
         for (i, record) in batch.records().enumerate() {
             let score = batch.scores[i];
             if !score.is_finite() {
@@ -218,12 +218,7 @@ impl Publisher {
     }
 
     /// Hands a message to the producer, waiting while its queue is full.
-    fn send(
-        &mut self,
-        sequence: u64,
-        topic: &str,
-        message: Message,
-    ) -> Result<(), PipelineError> {
+    fn send(&mut self, sequence: u64, topic: &str, message: Message) -> Result<(), PipelineError> {
         self.pending_of(sequence).outstanding += 1;
         let mut message = message;
         loop {
@@ -238,7 +233,9 @@ impl Publisher {
                     }
                 }
                 Err(SendError::TooLarge { .. }) => message = self.slim(topic, &message)?,
-                Err(SendError::Failed { topic, problem }) => return Err(undeliverable(topic, problem)),
+                Err(SendError::Failed { topic, problem }) => {
+                    return Err(undeliverable(topic, problem));
+                }
             }
         }
     }
@@ -251,7 +248,9 @@ impl Publisher {
                 self.send(delivery.sequence, &topic, slim)?;
             }
             Err(SendError::Failed { topic, problem }) => return Err(undeliverable(topic, problem)),
-            Err(SendError::QueueFull) => unreachable!("a queued message is not refused for the queue"),
+            Err(SendError::QueueFull) => {
+                unreachable!("a queued message is not refused for the queue")
+            }
         }
         self.pending_of(delivery.sequence).outstanding -= 1;
         Ok(())

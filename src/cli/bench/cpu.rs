@@ -49,7 +49,11 @@ impl Meter {
 fn own_cpu_ns(others: &[u64]) -> i128 {
     let process = clock_gettime(ClockId::ProcessCPUTime);
     let whole = i128::from(process.tv_sec) * 1_000_000_000 + i128::from(process.tv_nsec);
-    whole - others.iter().map(|thread| thread_cpu_ns(*thread)).sum::<i128>()
+    whole
+        - others
+            .iter()
+            .map(|thread| thread_cpu_ns(*thread))
+            .sum::<i128>()
 }
 
 /// The first number of `schedstat` is the time on a CPU in nanoseconds.

@@ -9,6 +9,7 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
 
 use crate::kafka::KafkaError;
+use crate::kafka::embedded::FETCH_WAIT;
 
 /// Anomalies shown between two looks; the rest are only counted.
 const SHOWN: usize = 5;
@@ -42,6 +43,7 @@ impl Watcher {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("group.id", "residuald-demo-watcher")
+            .set(FETCH_WAIT.0, FETCH_WAIT.1)
             .create()?;
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(topic, 0, Offset::Beginning)?;
