@@ -11,7 +11,10 @@ listen=127.0.0.1:19464
 log=$(mktemp)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -f "$log"' EXIT
 
-metric() { curl -s "http://$listen/metrics" | awk -v name="$1" '$1 == name {printf "%.0f\n", $2}'; }
+# Nothing while the daemon does not serve yet or any more.
+metric() {
+    { curl -s "http://$listen/metrics" || true; } | awk -v name="$1" '$1 == name {printf "%.0f\n", $2}'
+}
 
 target/release/residuald demo --records "$records" --unpaced --listen "$listen" --json >"$log" &
 daemon=$!

@@ -13,6 +13,7 @@ use settings::Settings;
 pub use settings::{ClientSettings, Effective};
 
 const DEFAULTS: &str = include_str!("default.toml");
+const FLAG: &str = "--set";
 const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
 
 /// Checked settings, a section for each stage.
@@ -153,22 +154,27 @@ impl Config {
 }
 
 /// `section.key=value`, the value as TOML, or as a string where it is not.
-fn flag_source(flag: &str) -> Result<File<config::FileSourceString, FileFormat>, ConfigError> {
+fn flag_source(flag: &str) -> Result<config::Config, ConfigError> {
     let bad = || ConfigError::Flag {
         flag: flag.to_owned(),
     };
     let (key, value) = flag.split_once('=').ok_or_else(bad)?;
-    for candidate in [
-        format!("{key} = {value}"),
-        format!("{key} = {}", serde_json::Value::from(value)),
-    ] {
-        let source = File::from_str(&candidate, FileFormat::Toml);
-        let parsed = config::Config::builder().add_source(source.clone()).build();
-        if parsed.is_ok() && key.contains('.') {
-            return Ok(source);
-        }
+    if !key.contains('.') {
+        return Err(bad());
     }
-    Err(bad())
+    let as_text = serde_json::Value::from(value);
+    [format!("{key} = {value}"), format!("{key} = {as_text}")]
+        .iter()
+        .find_map(|line| {
+            let source = File::from_str(line, FileFormat::Toml);
+            let parsed = config::Config::builder().add_source(source).build();
+            parsed.ok()
+        })
+        .map(|mut parsed| {
+            settings::set_origin(&mut parsed.cache, FLAG);
+            parsed
+        })
+        .ok_or_else(bad)
 }
 
 /// What residuald sets itself, because delivery depends on it.
@@ -374,6 +380,13 @@ mod tests {
         assert_eq!(config.kafka.group_id, "0012");
         assert_eq!(config.kafka.topics, ["a", "b"]);
         assert_eq!(config.model.bundle, Path::new("some/where"));
+        let origin = |key: &str| {
+            let setting = config.effective.iter().find(|e| e.key == key);
+            setting.unwrap().origin.clone()
+        };
+        assert_eq!(origin("batch.max_records"), "--set");
+        assert_eq!(origin("kafka.group_id"), "the environment");
+        assert_eq!(origin("batch.max_wait"), "default");
     }
 
     #[test]

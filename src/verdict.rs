@@ -189,10 +189,19 @@ impl Judge {
                 feature: &self.features[i].name,
                 share: scored.residual[i] / total,
                 observed: observe(&self.features[i].kind, scored.row[i]),
-                expected: observe(&self.features[i].kind, scored.reconstruction[i]),
+                expected: expect(&self.features[i].kind, scored.reconstruction[i]),
                 unit: self.features[i].unit.as_deref(),
             })
             .collect()
+    }
+}
+
+/// As [`observe`], but of a boolean how much the model leans to true, in [0, 1]: rounded, it would often equal what
+/// was observed and explain nothing.
+fn expect(kind: &FeatureKind, value: f32) -> Observation<'_> {
+    match kind {
+        FeatureKind::Bool => Observation::Number(value),
+        kind => observe(kind, value),
     }
 }
 

@@ -144,7 +144,7 @@ fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
         ),
         format!("http.listen={}", quote(listen)),
         // The broker goes before the watcher does, which is no news.
-        "telemetry.log_level=error,librdkafka=off".to_owned(),
+        "telemetry.log_level=error,librdkafka=off,rdkafka=off".to_owned(),
     ];
     let mut config = Config::load(None, Vec::new(), &settings)?;
     config.kafka.consumer.set(FETCH_WAIT.0, FETCH_WAIT.1);

@@ -312,6 +312,18 @@ fn origin(value: &Value) -> String {
     value.origin().unwrap_or("default").to_owned()
 }
 
+/// Says of a value and all in it where they came from.
+pub fn set_origin(value: &mut Value, origin: &str) {
+    let origin = origin.to_owned();
+    let mut kind = value.kind.clone();
+    if let ValueKind::Table(table) = &mut kind {
+        table
+            .values_mut()
+            .for_each(|child| set_origin(child, &origin));
+    }
+    *value = Value::new(Some(&origin), kind);
+}
+
 /// The text of a client setting and whether it was brought from elsewhere: `{ env = … }` or `{ file = … }`.
 fn resolve(value: &Value) -> Result<(String, bool), String> {
     let ValueKind::Table(table) = &value.kind else {

@@ -2,10 +2,10 @@
 
     python payments.py --history history.ndjson.gz --sample sample.ndjson.gz
 
-Every cardholder has a home, a rhythm of the day and the week, favourite merchants, typical amounts by
-merchant category, a device or two for buying online, a credit limit that is paid off once a month, and now and
-then a trip. `history` is eight weeks without fraud, to train on; `sample` is the 20,000 payments that follow, in the order of
-time, 1-2 % of them fraudulent. `label` (0 or 1) and `scenario` are in the sample to judge by; no feature reads them.
+Every cardholder has a home, a rhythm of the day and the week, favourite merchants, typical amounts by merchant
+category, a device or two for buying online, a credit limit that is paid off once a month, and now and then a trip.
+`history` is eight weeks without fraud, to train on; `sample` is the 20,000 payments that follow, in the order of
+time, 1-2 % of them fraudulent. `label` (0 or 1) and `scenario` are there to judge by; no feature reads them.
 
 The scenarios, each with the overlap that makes it hard:
   card_testing      a stolen number is tried with small amounts, minutes apart, at young online merchants; the
@@ -53,8 +53,27 @@ CATEGORIES = {
 }
 NAMES = list(CATEGORIES)
 COUNTRIES = {"DE": 0.3, "FR": 0.2, "NL": 0.12, "ES": 0.12, "IT": 0.1, "PL": 0.08, "SE": 0.05, "IE": 0.03}
-ABROAD = {"GB": 0.2, "US": 0.2, "ES": 0.15, "FR": 0.12, "IT": 0.1, "CH": 0.08, "TR": 0.06, "TH": 0.05, "AE": 0.04}
-CURRENCY = {"PL": "PLN", "SE": "SEK", "GB": "GBP", "US": "USD", "CH": "CHF", "TR": "TRY", "TH": "THB", "AE": "AED"}
+ABROAD = {
+    "GB": 0.2,
+    "US": 0.2,
+    "ES": 0.15,
+    "FR": 0.12,
+    "IT": 0.1,
+    "CH": 0.08,
+    "TR": 0.06,
+    "TH": 0.05,
+    "AE": 0.04,
+}
+CURRENCY = {
+    "PL": "PLN",
+    "SE": "SEK",
+    "GB": "GBP",
+    "US": "USD",
+    "CH": "CHF",
+    "TR": "TRY",
+    "TH": "THB",
+    "AE": "AED",
+}
 FAR = {"US": 7000, "TH": 9000, "AE": 5000, "TR": 2200}  # km; the rest of Europe is nearer
 LOCAL = 40  # km around home that count as home
 
@@ -173,7 +192,10 @@ class Card:
         rng, events = self.rng, []
         if rng.random() < 0.65:
             t = (t // DAY) * DAY + rng.uniform(0, 5) * 3600  # while the owner sleeps
-        device = (str(rng.choice(["web", "android", "ios"], p=[0.5, 0.35, 0.15])), t / DAY - rng.exponential(0.5))
+        device = (
+            str(rng.choice(["web", "android", "ios"], p=[0.5, 0.35, 0.15])),
+            t / DAY - rng.exponential(0.5),
+        )
         if rng.random() < 0.35:
             device = self.devices[-1]  # by remote control of the owner's
         for _ in range(rng.integers(2, 6)):
@@ -249,9 +271,10 @@ def records(card, events):
         t, day = event["t"], event["t"] / DAY
         day_ago = [e for e in past if t - e["t"] <= DAY]
         if month != (int(day) + card.billing_day) // 30:
-            balance, month = balance * 0.1 if month is not None else rng.uniform(0, 0.4) * card.limit, (
-                int(day) + card.billing_day
-            ) // 30
+            balance, month = (
+                balance * 0.1 if month is not None else rng.uniform(0, 0.4) * card.limit,
+                (int(day) + card.billing_day) // 30,
+            )
         speed = None
         if event["where"] is not None and place is not None:
             km = float(np.hypot(event["where"][0] - place[1][0], event["where"][1] - place[1][1]))
@@ -277,7 +300,10 @@ def records(card, events):
                 "age_days": None if event["merchant"][0] % 25 == 0 else int(event["merchant"][1] + max(day, 0)),
             },
             "abroad": event["country"] != card.country,
-            "card": {"country": card.country, "credit_used": round(min(1.0, (balance + event["amount"]) / card.limit), 3)},
+            "card": {
+                "country": card.country,
+                "credit_used": round(min(1.0, (balance + event["amount"]) / card.limit), 3),
+            },
             "seconds_since_last_payment": round(t - past[-1]["t"], 1) if past else None,
             "new_merchant": event["merchant"][0] not in used_at,
             "amount_over_usual": round(event["amount"] / usual, 3),
@@ -292,7 +318,11 @@ def records(card, events):
             record["speed_kmh"] = None if speed is None else round(speed, 1)
             place = (t, event["where"])
         if device is not None:
-            record["device"] = {"type": device[0], "age_days": round(max(0.0, day - device[1]), 2), "new": day - device[1] < 1}
+            record["device"] = {
+                "type": device[0],
+                "age_days": round(max(0.0, day - device[1]), 2),
+                "new": day - device[1] < 1,
+            }
         record |= {"label": int(event["scenario"] != "normal"), "scenario": event["scenario"]}
         yield t, record
         past = [*day_ago[-200:], event]
@@ -333,7 +363,10 @@ def main():
     write(args.history, history)
     write(args.sample, sample)
     kinds = [r["scenario"] for r in sample]
-    print(f"{len(history)} payments of history, {len(sample)} in the sample:", {k: kinds.count(k) for k in sorted(set(kinds))})
+    print(
+        f"{len(history)} payments of history, {len(sample)} in the sample:",
+        {k: kinds.count(k) for k in sorted(set(kinds))},
+    )
 
 
 if __name__ == "__main__":

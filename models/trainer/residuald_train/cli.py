@@ -37,12 +37,20 @@ def parser():
         p.add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
         return p
 
-    p = verb("schema", schema_verb, "Guess the input schema of data files, for you to edit.",
-             "schema --data history.ndjson.gz --label fraud --out schema.json")
+    p = verb(
+        "schema",
+        schema_verb,
+        "Guess the input schema of data files, for you to edit.",
+        "schema --data history.ndjson.gz --label fraud --out schema.json",
+    )
     p.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
 
-    p = verb("tabular", tabular_verb, "Train on normal rows and export a bundle.",
-             "tabular --data history.ndjson.gz --schema schema.json --label fraud --out models/payments")
+    p = verb(
+        "tabular",
+        tabular_verb,
+        "Train on normal rows and export a bundle.",
+        "tabular --data history.ndjson.gz --schema schema.json --label fraud --out models/payments",
+    )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")
@@ -111,7 +119,9 @@ def guess(table, label, drop):
 
 def schema_verb(args):
     table, label = load(args)
-    text = json.dumps(schema_to_json(guess(normals(table, label)[0], label, args.drop), label), indent=1, ensure_ascii=False)
+    text = json.dumps(
+        schema_to_json(guess(normals(table, label)[0], label, args.drop), label), indent=1, ensure_ascii=False
+    )
     if args.out:
         args.out.write_text(text + "\n")
         say(f"wrote {args.out}; edit it, then: residuald-train tabular --schema {args.out} ...")
@@ -128,7 +138,13 @@ def tabular_verb(args):
     ]:
         if not ok:
             raise TrainerError(f"{name} wants {wants}")
-    from .export import bundle, check_out, run_onnx, session, write  # torch loads slowly: only where it is needed
+    from .export import (
+        bundle,
+        check_out,
+        run_onnx,
+        session,
+        write,
+    )  # torch loads slowly: only where it is needed
     from .score import auroc
     from .train import Options, fit, split
 

@@ -56,7 +56,9 @@ def read(paths):
         suffixes = [s for s in path.suffixes if s != ".gz"]
         kind = FORMATS.get(suffixes[-1].lower() if suffixes else "")
         if kind is None:
-            raise TrainerError(f"cannot tell the format of {path}; wants .csv, .parquet, .ndjson (each also .gz) or .npz")
+            raise TrainerError(
+                f"cannot tell the format of {path}; wants .csv, .parquet, .ndjson (each also .gz) or .npz"
+            )
         try:
             content = path.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
@@ -141,7 +143,9 @@ def settle(values):
     try:
         if kinds == {int}:
             return np.array(values, np.int64)
-        if any(issubclass(k, float) for k in kinds) and all(issubclass(k, int | float) and k is not bool for k in kinds - {type(None)}):
+        if any(issubclass(k, float) for k in kinds) and all(
+            issubclass(k, int | float) and k is not bool for k in kinds - {type(None)}
+        ):
             return np.array([np.nan if v is None else float(v) for v in values])
     except OverflowError:
         pass

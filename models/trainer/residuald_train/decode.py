@@ -12,9 +12,7 @@ import numpy as np
 
 EPOCH_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
 FLOAT32_MAX = 3.4028235e38
-RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(\.\d+)?([Zz]|([+-])(\d\d):(\d\d))", re.ASCII
-)
+RFC3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(\.\d+)?([Zz]|([+-])(\d\d):(\d\d))", re.ASCII)
 
 
 class RefusedError(ValueError):

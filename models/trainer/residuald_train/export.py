@@ -27,7 +27,14 @@ from .score import run_torch
 
 FORMAT, OPSET = 1, 20
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
-FORBIDDEN = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+FORBIDDEN = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
 FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
 
 
@@ -121,8 +128,10 @@ def bundle(scorer, features, held_out, records, facts):
     manifest's name, version and training.
     """
     model = to_onnx(scorer)
-    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) for r in
-             golden_records(features, records, np.random.default_rng(facts["training"]["seed"]))]
+    lines = [
+        json.dumps(r, ensure_ascii=False, allow_nan=False)
+        for r in golden_records(features, records, np.random.default_rng(facts["training"]["seed"]))
+    ]
     golden = np.stack([decode(parse_record(line), features) for line in lines])
     parity = check_parity(scorer, model, np.concatenate([golden, held_out[:20_000]]))
     score, residual, _ = run_onnx(session(model), held_out)
@@ -171,20 +180,22 @@ def write(out, files):
     """Puts the bundle in place in one rename; other files of an older bundle there (a README) are kept."""
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    out = out.resolve()
+    fresh, old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)), None
     try:
         fresh.chmod(0o755)
         for name, content in files.items():
             (fresh / name).write_bytes(content)
+        old = fresh.with_name(fresh.name + "-old")
         if out.exists():
             for kept in out.iterdir():
                 if kept.name not in files:
                     (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, fresh / kept.name)
-            old = fresh.with_name(fresh.name + "-old")
             os.rename(out, old)
-            os.rename(fresh, out)
-            shutil.rmtree(old)
-        else:
-            os.rename(fresh, out)
+        os.rename(fresh, out)
     finally:
+        if old and old.exists() and not out.exists():  # stopped between the two renames
+            os.rename(old, out)
         shutil.rmtree(fresh, ignore_errors=True)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)

@@ -88,7 +88,10 @@ def check_feature(entry):
     vocabulary = entry.get("vocabulary", [])
     if entry["type"] == "categorical":
         texts = isinstance(vocabulary, list) and vocabulary and all(isinstance(v, str) for v in vocabulary)
-        check(texts and len(set(vocabulary)) == len(vocabulary), "`vocabulary` wants a list of different strings")
+        check(
+            texts and len(set(vocabulary)) == len(vocabulary),
+            "`vocabulary` wants a list of different strings",
+        )
     else:
         check("vocabulary" not in entry, "`vocabulary` is for a categorical")
     if entry["type"] == "timestamp":
@@ -102,7 +105,11 @@ def check_feature(entry):
 
 def encode(table, features):
     """Columns -> (X float32 [n, F], the refused: Counter of reason -> rows, accepted bool [n])."""
-    X, accepted, refused = np.empty((table.rows, len(features)), np.float32), np.ones(table.rows, bool), Counter()
+    X, accepted, refused = (
+        np.empty((table.rows, len(features)), np.float32),
+        np.ones(table.rows, bool),
+        Counter(),
+    )
     for j, feature in enumerate(features):
         if feature.path not in table.columns:
             if feature.missing == "reject":

@@ -53,7 +53,7 @@ def guess(path, column):
     if kinds == {str} and all(map(parse_rfc3339, values)):
         return [Feature(f"{name}_{part}", path, "timestamp", missing, part=part) for part in PARTS], None
     words = vocabulary(counts)
-    if len(words) < len(counts) and sum(counts[w] for w in words) < len(values) / 2 or is_id(counts, values):
+    if (len(words) < len(counts) and sum(counts[w] for w in words) < len(values) / 2) or is_id(counts, values):
         return [], f"looks like an id ({len(counts)} different values) and is left out"
     return [Feature(name, path, "categorical", missing, words)], None
 

@@ -109,12 +109,12 @@ class Space(nn.Module):
         return z.clamp(-CLAMP, CLAMP) * observed.index_select(1, self.owner), observed
 
     def raw(self, z):
-        """[N, D] -> raw units [N, F]: what the daemon shows as expected."""
+        """[N, D] -> raw units [N, F]: what the daemon shows as expected; of a boolean, how much it leans to true."""
         columns = z.clamp(-CLAMP, CLAMP) * self.scale + self.mean
         out, n, k = {}, len(self.plain_list), len(self.cyclic_list)
         for i, j in enumerate(self.plain_list):
             value = columns[:, i : i + 1].sinh() * self.spread[i] + self.center[i]
-            out[j] = (value > 0.5).float() if self.features[j].type == "bool" else value
+            out[j] = value.clamp(0, 1) if self.features[j].type == "bool" else value
         for i, j in enumerate(self.cyclic_list, n):
             out[j] = clock(columns[:, i : i + 1], columns[:, i + k : i + k + 1], self.features[j].part)
         a = n + 2 * k

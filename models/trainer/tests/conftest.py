@@ -40,5 +40,22 @@ def history(tmp_path_factory):
 def small(history, tmp_path_factory):
     """A bundle trained on the small records."""
     out = tmp_path_factory.mktemp("bundles") / "small"
-    assert main(["tabular", "--data", str(history), "--label", "label", "--steps", "150", "--width", "32", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "tabular",
+                "--data",
+                str(history),
+                "--label",
+                "label",
+                "--steps",
+                "150",
+                "--width",
+                "32",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     return out

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 
 from residuald_train.calibrate import calibrate
 from residuald_train.cli import main
 from residuald_train.decode import decode, parse_record
-from residuald_train.export import FORBIDDEN, run_onnx, session
+from residuald_train.export import FORBIDDEN, run_onnx, session, write
 from residuald_train.features import check_feature
 
 SHIPPED = Path(__file__).parents[2] / "payments"
@@ -60,12 +59,31 @@ def check(folder):
 def test_small_bundle(small):
     manifest = check(small)
     assert manifest["training"]["rows"] + manifest["training"]["held_out_rows"] == 600
-    assert sorted(p.name for p in small.iterdir()) == ["calibration.json", "golden.ndjson", "manifest.json", "model.onnx"]
+    assert sorted(p.name for p in small.iterdir()) == [
+        "calibration.json",
+        "golden.ndjson",
+        "manifest.json",
+        "model.onnx",
+    ]
 
 
 def test_same_seed_same_bytes(small, history, tmp_path):
     again = tmp_path / "small"
-    main(["tabular", "--data", str(history), "--label", "label", "--steps", "150", "--width", "32", "--out", str(again)])
+    main(
+        [
+            "tabular",
+            "--data",
+            str(history),
+            "--label",
+            "label",
+            "--steps",
+            "150",
+            "--width",
+            "32",
+            "--out",
+            str(again),
+        ]
+    )
     for name in ("model.onnx", "calibration.json", "golden.ndjson"):
         assert (again / name).read_bytes() == (small / name).read_bytes()
 
@@ -89,7 +107,8 @@ def test_shipped_payments_bundle():
 
 def test_shipped_payments_sample_is_detected():
     _, features = load(SHIPPED)
-    records = [parse_record(line) for line in gzip.open(SHIPPED / "sample.ndjson.gz")]
+    with gzip.open(SHIPPED / "sample.ndjson.gz") as sample:
+        records = [parse_record(line) for line in sample]
     fraud = np.array([r["label"] for r in records], bool)
     assert len(records) == 20_000
     assert 0.01 <= fraud.mean() <= 0.02
@@ -103,8 +122,19 @@ def test_shipped_payments_sample_is_detected():
     assert flagged[~fraud].mean() < 0.002
 
 
-@pytest.mark.parametrize("other", ["notes.txt"])
-def test_a_folder_that_is_no_bundle_is_kept(history, tmp_path, capsys, other):
-    (tmp_path / other).write_text("mine")
+def test_an_older_bundle_is_replaced_and_other_files_stay(tmp_path):
+    write(tmp_path / "b", {"manifest.json": b"1", "model.onnx": b"1"})
+    (tmp_path / "b" / "README.md").write_text("mine")
+    write(tmp_path / "b", {"manifest.json": b"2"})
+    assert {p.name: p.read_text() for p in (tmp_path / "b").iterdir()} == {
+        "manifest.json": "2",
+        "model.onnx": "1",
+        "README.md": "mine",
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_that_is_no_bundle_is_kept(history, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
     assert main(["tabular", "--data", str(history), "--out", str(tmp_path)]) == 65
     assert "is not a bundle" in capsys.readouterr().err

@@ -25,7 +25,17 @@ def rows(n=400, seed=0):
     rng = np.random.default_rng(seed)
     a = rng.lognormal(2, 1, n)
     kind = rng.choice([-1, 0, 1, 2], n, p=[0.02, 0.6, 0.28, 0.1])
-    X = np.stack([a, kind, rng.normal(14, 2, n) % 24, rng.random(n) < 0.3, 2 * a + rng.normal(0, 0.1, n), rng.integers(0, 7, n)], 1)
+    X = np.stack(
+        [
+            a,
+            kind,
+            rng.normal(14, 2, n) % 24,
+            rng.random(n) < 0.3,
+            2 * a + rng.normal(0, 0.1, n),
+            rng.integers(0, 7, n),
+        ],
+        1,
+    )
     X = X.astype(np.float32)
     X[rng.random(n) < 0.1, 4] = np.nan
     X[rng.random(n) < 0.1, 1] = np.nan
@@ -90,7 +100,9 @@ def test_score_is_the_root_mean_square_residual(scorer):
     with torch.no_grad():
         z, observed = scorer.space(torch.as_tensor(X))
         D, _ = scorer.denoiser(z, 1 - observed[:, scorer.optional])
-        np.testing.assert_allclose(score**2, ((z - D) ** 2 * observed[:, scorer.space.owner]).sum(1) / observed.sum(1), rtol=1e-5)
+        np.testing.assert_allclose(
+            score**2, ((z - D) ** 2 * observed[:, scorer.space.owner]).sum(1) / observed.sum(1), rtol=1e-5
+        )
 
 
 def test_graph_equals_torch_also_far_out(scorer):

@@ -34,7 +34,12 @@ def test_infers_a_mixed_schema(history):
 
 
 def test_reads_the_same_from_every_format(tmp_path):
-    rows = {"a": [1.5, None, 3.25] * 9, "kind": ["x", "y", None] * 9, "n": [1, 2, 3] * 9, "when": ["2026-01-02T03:04:05Z"] * 27}
+    rows = {
+        "a": [1.5, None, 3.25] * 9,
+        "kind": ["x", "y", None] * 9,
+        "n": [1, 2, 3] * 9,
+        "when": ["2026-01-02T03:04:05Z"] * 27,
+    }
     csv = "a,kind,n,when\n" + "".join(
         ",".join("" if v is None else str(v) for v in row) + "\n" for row in zip(*rows.values(), strict=True)
     )

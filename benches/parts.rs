@@ -1,0 +1,143 @@
+//! The parts of a record's way, each alone: `cargo bench`. The whole is measured by `residuald bench`.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use residuald::batch::{Batch, TopicPartition};
+use residuald::config::{Inference, Provider};
+use residuald::dataset;
+use residuald::decode::JsonDecoder;
+use residuald::message::{Model, verdict_message};
+use residuald::onnx;
+use residuald::record::Record;
+use residuald::verdict::{Judge, Scored, ThresholdRule};
+
+const BUNDLE: &str = "models/payments";
+const RECORDS: usize = 1024;
+
+fn sample() -> Vec<Vec<u8>> {
+    let path = Path::new(BUNDLE).join("sample.ndjson.gz");
+    let data = dataset::open(&path, &dataset::Options::default()).expect("the sample is there");
+    let payloads = data.map(|example| example.expect("the sample is whole").payload);
+    payloads.take(RECORDS).collect()
+}
+
+fn parts(criterion: &mut Criterion) {
+    let inference = Inference {
+        provider: Provider::Cpu,
+        fallback: false,
+        workers: 1,
+    };
+    let loaded = onnx::load(Path::new(BUNDLE), &inference, RECORDS).expect("the bundle is whole");
+    let features = loaded.bundle.features().to_vec();
+    let mut scorer = loaded.scorers.into_iter().next().expect("one worker");
+    let payloads = sample();
+
+    let mut group = criterion.benchmark_group("decode");
+    group.throughput(Throughput::Elements(RECORDS as u64));
+    let mut decoder = JsonDecoder::new(&features);
+    let mut rows = Vec::new();
+    group.bench_function("json into rows", |bencher| {
+        bencher.iter(|| {
+            rows.clear();
+            for payload in &payloads {
+                decoder.decode(payload, &mut rows).expect("it fits");
+            }
+            black_box(&rows);
+        });
+    });
+    group.bench_function("json into serde_json::Value, for comparison", |bencher| {
+        bencher.iter(|| {
+            for payload in &payloads {
+                let value: serde_json::Value = serde_json::from_slice(payload).expect("JSON");
+                black_box(value);
+            }
+        });
+    });
+    group.finish();
+
+    let mut group = criterion.benchmark_group("batch");
+    group.throughput(Throughput::Elements(RECORDS as u64));
+    let from = TopicPartition {
+        topic: 0,
+        partition: 0,
+    };
+    let mut batch = Batch::default();
+    group.bench_function("keep", |bencher| {
+        bencher.iter(|| {
+            batch.clear();
+            let now = Instant::now();
+            for (offset, payload) in (0..).zip(&payloads) {
+                batch.keep(&record(payload, offset), from, now);
+            }
+        });
+    });
+    group.finish();
+
+    let mut group = criterion.benchmark_group("score");
+    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+    for records in [1, 16, 64, 256, 1024] {
+        let rows = &rows[..records * features.len()];
+        group.throughput(Throughput::Elements(records as u64));
+        group.bench_function(BenchmarkId::from_parameter(records), |bencher| {
+            bencher.iter(|| {
+                scores.clear();
+                residuals.clear();
+                reconstructions.clear();
+                scorer
+                    .score(rows, &mut scores, &mut residuals, &mut reconstructions)
+                    .expect("it scores");
+            });
+        });
+    }
+    group.finish();
+
+    let model = Model {
+        name: "payments".into(),
+        version: "1".into(),
+        sha256: loaded.bundle.sha256.clone(),
+    };
+    let rule = ThresholdRule::FalseAlarmRate(0.001);
+    let calibration = loaded.bundle.calibration;
+    let judge = Judge::new(features.clone(), calibration, rule).expect("the sample supports it");
+    criterion.bench_function("verdict and its message", |bencher| {
+        let kept = batch.records().next().expect("a record");
+        let width = features.len();
+        bencher.iter(|| {
+            let verdict = judge.judge(
+                Scored {
+                    score: scores[0],
+                    row: &rows[..width],
+                    residual: &residuals[..width],
+                    reconstruction: &reconstructions[..width],
+                },
+                5,
+            );
+            black_box(verdict_message(&model, "payments", kept, &verdict, true));
+        });
+    });
+}
+
+fn record(payload: &[u8], offset: i64) -> Record<'_> {
+    Record {
+        topic: "payments",
+        partition: 0,
+        offset,
+        timestamp_ms: Some(1_767_225_600_000),
+        key: Some(b"card-1"),
+        headers: Vec::new(),
+        payload: Some(payload),
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(20);
+    targets = parts
+}
+criterion_main!(benches);

@@ -1,0 +1,38 @@
+"""How well a bundle finds the labelled anomalies of a sample: python detection.py BUNDLE SAMPLE.ndjson.gz
+
+The threshold for a false-alarm rate comes from the bundle's calibration alone, as in the daemon; labels only judge.
+"""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from residuald_train.decode import decode, parse_record
+from residuald_train.export import run_onnx, session
+from residuald_train.features import check_feature
+from residuald_train.score import auroc
+
+bundle = Path(sys.argv[1])
+features = [check_feature(f) for f in json.loads((bundle / "manifest.json").read_text())["input"]["features"]]
+with gzip.open(sys.argv[2]) as lines:
+    records = [parse_record(line) for line in lines]
+X = np.stack([decode(record, features) for record in records])
+label = np.array([record["label"] for record in records], bool)
+scenario = np.array([record["scenario"] for record in records])
+score, residual, _ = run_onnx(session((bundle / "model.onnx").read_bytes()), X)
+calibration = json.loads((bundle / "calibration.json").read_text())
+
+kinds = sorted(set(scenario[label]))
+print(f"AUROC {auroc(score[~label], score[label]):.4f}:", end="")
+print("".join(f" {kind} {auroc(score[~label], score[scenario == kind]):.3f}" for kind in kinds))
+for rate in (1e-2, 1e-3, 1e-4):
+    threshold = calibration["tail"][-max(1, int(rate * (calibration["count"] + 1)))]
+    flagged = score >= threshold
+    print(
+        f"rate {rate:g}: {flagged.sum()} alerts, {flagged[~label].sum()} false ({flagged[~label].mean():.2%}),",
+        f"precision {label[flagged].mean():.3f}, recall {flagged[label].mean():.3f};",
+        *(f"{kind} {flagged[scenario == kind].mean():.2f}" for kind in kinds),
+    )
