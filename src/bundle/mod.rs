@@ -13,6 +13,7 @@ pub use calibration::{Calibration, RateTooFine};
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Manifest, Missing, Tolerance};
 
+pub const MANIFEST: &str = "manifest.json";
 const REQUIRED: [&str; 3] = ["model.onnx", "calibration.json", "golden.ndjson"];
 
 /// A bundle whose files agree with its manifest. Whether the graph keeps its promises only ONNX Runtime can say:
@@ -66,83 +67,114 @@ impl fmt::Display for BundleError {
     }
 }
 
-impl Bundle {
-    /// Reads and checks the folder `dir`.
+/// A bundle as far as it could be read, with what is wrong so far, so that later checks can add to it.
+#[derive(Debug)]
+pub struct Draft {
+    dir: PathBuf,
+    pub manifest: Option<Manifest>,
+    pub calibration: Option<Calibration>,
+    pub golden: Option<Vec<Golden>>,
+    pub model: Option<Vec<u8>>,
+    sha256: String,
+    pub faults: Vec<Fault>,
+}
+
+impl Draft {
+    /// Reads and checks the folder `dir`: missing and altered files, a manifest or calibration that does not parse or fit.
+    pub fn read(dir: &Path) -> Draft {
+        let mut draft = Draft {
+            dir: dir.to_owned(),
+            manifest: None,
+            calibration: None,
+            golden: None,
+            model: None,
+            sha256: String::new(),
+            faults: Vec::new(),
+        };
+        draft.read_parts();
+        draft
+    }
+
+    /// The bundle, if nothing is wrong with it.
     ///
     /// # Errors
-    /// [`BundleError`] with every fault: missing and altered files, a manifest or calibration that does not parse or does not fit.
-    pub fn read(dir: &Path) -> Result<Bundle, BundleError> {
-        let mut faults = Vec::new();
-        let bundle = read_parts(dir, &mut faults);
-        match bundle {
-            Some(bundle) if faults.is_empty() => Ok(bundle),
+    /// [`BundleError`] with every fault.
+    pub fn finish(self) -> Result<Bundle, BundleError> {
+        let parts = (self.manifest, self.calibration, self.golden, self.model);
+        match parts {
+            (Some(manifest), Some(calibration), Some(golden), Some(model))
+                if self.faults.is_empty() =>
+            {
+                Ok(Bundle {
+                    manifest,
+                    calibration,
+                    golden,
+                    model,
+                    sha256: self.sha256,
+                })
+            }
             _ => Err(BundleError {
-                dir: dir.to_owned(),
-                faults,
+                dir: self.dir,
+                faults: self.faults,
             }),
         }
     }
 
-    /// The first eight digits of the fingerprint: enough to tell models apart in an id.
-    pub fn short_sha256(&self) -> &str {
-        &self.sha256[..8]
-    }
-
-    pub fn features(&self) -> &[Feature] {
-        self.manifest.input.features()
+    fn read_parts(&mut self) {
+        let Draft { dir, faults, .. } = self;
+        let Some(manifest_bytes) = read_file(dir, MANIFEST, faults) else {
+            return;
+        };
+        let Some(manifest) = parse_json::<Manifest>(MANIFEST, &manifest_bytes, faults) else {
+            return;
+        };
+        let mut add = |file: &str, problems: Vec<String>| {
+            faults.extend(
+                problems
+                    .into_iter()
+                    .map(|problem| Fault::new(file, problem)),
+            );
+        };
+        add(MANIFEST, manifest.faults());
+        for name in REQUIRED {
+            if !manifest.files.contains_key(name) {
+                add(MANIFEST, vec![format!("`files` does not list {name}")]);
+            }
+        }
+        let mut contents = std::collections::BTreeMap::new();
+        for (name, expected) in &manifest.files {
+            if let Some(bytes) = read_checked(dir, name, expected, faults) {
+                contents.insert(name.as_str(), bytes);
+            }
+        }
+        if let Some(bytes) = contents.get("calibration.json") {
+            self.calibration = parse_json("calibration.json", bytes, faults);
+        }
+        if let Some(calibration) = &self.calibration {
+            let problems = calibration.faults(manifest.input.features().len());
+            faults.extend(
+                problems
+                    .into_iter()
+                    .map(|problem| Fault::new("calibration.json", problem)),
+            );
+        }
+        if let Some(bytes) = contents.get("golden.ndjson") {
+            let text = std::str::from_utf8(bytes).map_err(|e| e.to_string());
+            match text.and_then(Golden::parse) {
+                Ok(golden) => self.golden = Some(golden),
+                Err(problem) => faults.push(Fault::new("golden.ndjson", problem)),
+            }
+        }
+        self.model = contents.remove("model.onnx");
+        self.sha256 = sha256_hex(&manifest_bytes);
+        self.manifest = Some(manifest);
     }
 }
 
-fn read_parts(dir: &Path, faults: &mut Vec<Fault>) -> Option<Bundle> {
-    let manifest_bytes = read_file(dir, "manifest.json", faults)?;
-    let manifest: Manifest = parse_json("manifest.json", &manifest_bytes, faults)?;
-    faults.extend(
-        manifest
-            .faults()
-            .into_iter()
-            .map(|problem| Fault::new("manifest.json", problem)),
-    );
-    for name in REQUIRED {
-        if !manifest.files.contains_key(name) {
-            faults.push(Fault::new(
-                "manifest.json",
-                format!("`files` does not list {name}"),
-            ));
-        }
+impl Bundle {
+    pub fn features(&self) -> &[Feature] {
+        self.manifest.input.features()
     }
-    let mut contents = std::collections::BTreeMap::new();
-    for (name, expected) in &manifest.files {
-        if let Some(bytes) = read_checked(dir, name, expected, faults) {
-            contents.insert(name.as_str(), bytes);
-        }
-    }
-    let calibration: Option<Calibration> = contents
-        .get("calibration.json")
-        .and_then(|bytes| parse_json("calibration.json", bytes, faults));
-    if let Some(calibration) = &calibration {
-        let problems = calibration.faults(manifest.input.features().len());
-        faults.extend(
-            problems
-                .into_iter()
-                .map(|problem| Fault::new("calibration.json", problem)),
-        );
-    }
-    let golden = contents.get("golden.ndjson").and_then(|bytes| {
-        let parsed = std::str::from_utf8(bytes)
-            .map_err(|e| e.to_string())
-            .and_then(Golden::parse);
-        parsed
-            .map_err(|problem| faults.push(Fault::new("golden.ndjson", problem)))
-            .ok()
-    });
-    let model = contents.remove("model.onnx");
-    Some(Bundle {
-        calibration: calibration?,
-        golden: golden?,
-        model: model?,
-        sha256: sha256_hex(&manifest_bytes),
-        manifest,
-    })
 }
 
 fn read_file(dir: &Path, name: &str, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
@@ -201,9 +233,9 @@ mod tests {
     #[test]
     fn a_folder_without_a_manifest_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Bundle::read(dir.path()).unwrap_err();
+        let error = Draft::read(dir.path()).finish().unwrap_err();
         assert_eq!(error.faults.len(), 1);
-        assert_eq!(error.faults[0].file, "manifest.json");
+        assert_eq!(error.faults[0].file, MANIFEST);
     }
 
     #[test]
@@ -215,9 +247,9 @@ mod tests {
             "golden": {"relative_tolerance": 1e-5, "absolute_tolerance": 1e-6},
             "input": {"kind": "tabular", "features": [{"name": "a", "path": "a", "type": "number"}]},
         });
-        std::fs::write(dir.path().join("manifest.json"), manifest.to_string()).unwrap();
+        std::fs::write(dir.path().join(MANIFEST), manifest.to_string()).unwrap();
         std::fs::write(dir.path().join("model.onnx"), b"altered").unwrap();
-        let error = Bundle::read(dir.path()).unwrap_err();
+        let error = Draft::read(dir.path()).finish().unwrap_err();
         let text = error.to_string();
         for expected in [
             "`files` does not list golden.ndjson",

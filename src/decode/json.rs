@@ -76,6 +76,10 @@ impl JsonDecoder {
         // Up front, because serde_json does not look into strings that it skips.
         let text =
             std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+        // Inside a record `null` is an object that is absent; a whole record is never absent.
+        if text.trim_ascii() == "null" {
+            return Err(malformed("not a JSON object: null".into()));
+        }
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let target = RefCell::new(Target {
             row,
@@ -400,6 +404,7 @@ mod tests {
             (b"".to_vec(), Reason::Malformed),
             (b"[1, 2]".to_vec(), Reason::Malformed),
             (b"42".to_vec(), Reason::Malformed),
+            (b" null\n".to_vec(), Reason::Malformed),
             (GOOD.as_bytes()[..40].to_vec(), Reason::Malformed),
             (format!("{GOOD} {{}}").into_bytes(), Reason::Malformed),
             (b"{\"amount\": \"\xff\"}".to_vec(), Reason::Malformed),

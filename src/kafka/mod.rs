@@ -43,8 +43,11 @@ pub enum KafkaError {
 impl From<ClientError> for KafkaError {
     fn from(error: ClientError) -> Self {
         match error {
-            // The value may be a secret: leave it out.
-            ClientError::ClientConfig(_, problem, name, _) => KafkaError::Setting { name, problem },
+            // The value may be a secret: leave it out, librdkafka's own words included.
+            ClientError::ClientConfig(_, problem, name, value) => KafkaError::Setting {
+                name,
+                problem: problem.replace(&format!("\"{value}\""), "***"),
+            },
             other => KafkaError::Client(other.to_string()),
         }
     }
@@ -64,6 +67,14 @@ impl LastComplaint {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// librdkafka's error callback. That all brokers are down is a consequence: the reason came before it.
+    fn error(&self, client: &str, error: &ClientError, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.set(reason);
+        }
+        tracing::warn!("{client}: {error}: {reason}");
     }
 
     /// Passes librdkafka's log on to ours. It recovers by itself from what it calls an error, so that is a warning.
@@ -102,12 +113,14 @@ pub fn check_settings(kafka: &Kafka) -> Result<(), KafkaError> {
     Ok(())
 }
 
-/// Waits until `topic` can be used and returns the number of its partitions.
+/// Waits until `topic` can be used and returns the number of its partitions. `serve` lets the client say what is wrong:
+/// a consumer reports only when it is polled.
 fn await_topic<C: ClientContext>(
     client: &Client<C>,
     kafka: &Kafka,
     topic: &str,
     complaint: &LastComplaint,
+    serve: impl Fn(),
 ) -> Result<usize, KafkaError> {
     const RETRY: Duration = Duration::from_millis(200);
     /// A topic that is being created automatically is unknown for a moment.
@@ -143,7 +156,10 @@ fn await_topic<C: ClientContext>(
                     });
                 }
             }
-            Err(e) => reason = complaint.get().unwrap_or_else(|| e.to_string()),
+            Err(e) => {
+                serve();
+                reason = complaint.get().unwrap_or_else(|| e.to_string());
+            }
         }
         if started.elapsed() >= kafka.connect_timeout && answered.is_none() {
             return Err(KafkaError::Unreachable {

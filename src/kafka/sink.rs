@@ -58,7 +58,7 @@ impl Sink {
         };
         let producer: ThreadedProducer<Context> = config(kafka).create_with_context(context)?;
         for topic in topics {
-            await_topic(producer.client(), kafka, topic, &complaint)?;
+            await_topic(producer.client(), kafka, topic, &complaint, || {})?;
         }
         Ok(Sink {
             producer,
@@ -128,7 +128,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        tracing::warn!("producer: {error}: {reason}");
+        self.complaint.error("producer", &error, reason);
     }
 }
 

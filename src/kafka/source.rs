@@ -77,8 +77,9 @@ impl Source {
             status: status.clone(),
         };
         let consumer: BaseConsumer<Context> = config(kafka).create_with_context(context)?;
+        let serve = || while consumer.poll(Duration::ZERO).is_some() {};
         for topic in &kafka.topics {
-            await_topic(consumer.client(), kafka, topic, &complaint)?;
+            await_topic(consumer.client(), kafka, topic, &complaint, serve)?;
         }
         let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
@@ -303,7 +304,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        tracing::warn!("consumer: {error}: {reason}");
+        self.complaint.error("consumer", &error, reason);
     }
 
     fn stats_raw(&self, statistics: &[u8]) {

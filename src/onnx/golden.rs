@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Scorer, ScorerError};
-use crate::bundle::{Bundle, Fault};
+use crate::bundle::{Fault, Feature, Golden, Tolerance};
 use crate::decode::JsonDecoder;
 
 const FILE: &str = "golden.ndjson";
@@ -11,7 +11,7 @@ const FILE: &str = "golden.ndjson";
 const NAMED: usize = 5;
 
 /// How well the golden records agreed.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct GoldenCheck {
     pub records: usize,
     /// The largest |got - expected| / max(|expected|, 1e-6).
@@ -23,13 +23,15 @@ pub struct GoldenCheck {
 /// # Errors
 /// Outer: ONNX Runtime failed. Inner: the faults, each record that cannot be decoded or scores differently.
 pub fn check(
-    bundle: &Bundle,
+    records: &[Golden],
+    features: &[Feature],
+    tolerance: Tolerance,
     scorer: &mut Scorer,
 ) -> Result<Result<GoldenCheck, Vec<Fault>>, ScorerError> {
-    let mut decoder = JsonDecoder::new(bundle.features());
+    let mut decoder = JsonDecoder::new(features);
     let mut problems = Vec::new();
     let (mut rows, mut expected) = (Vec::new(), Vec::new());
-    for (line, golden) in (1..).zip(&bundle.golden) {
+    for (line, golden) in (1..).zip(records) {
         match decoder.decode(golden.record.get().as_bytes(), &mut rows) {
             Ok(()) => expected.push((line, golden.score)),
             Err(e) => problems.push(format!("record {line} does not fit the schema: {e}")),
@@ -40,7 +42,7 @@ pub fn check(
     let mut worst: f32 = 0.0;
     for ((line, want), got) in expected.iter().zip(&scores) {
         worst = worst.max((got - want).abs() / want.abs().max(1e-6));
-        if !bundle.manifest.golden.accepts(*got, *want) {
+        if !tolerance.accepts(*got, *want) {
             problems.push(format!(
                 "record {line} scores {got} here, {want} in training: this runtime does not reproduce the model"
             ));

@@ -10,7 +10,7 @@ pub use golden::GoldenCheck;
 pub use runtime::{Runtime, RuntimeError};
 pub use scorer::{Scorer, ScorerError};
 
-use crate::bundle::{Bundle, BundleError};
+use crate::bundle::{self, Bundle, BundleError, Draft};
 use crate::config::Inference;
 
 /// Why no scorer could be had.
@@ -35,25 +35,39 @@ pub struct Loaded {
 /// Reads the bundle, makes `workers` scorers for batches of up to `max_records`, and has the golden records scored.
 ///
 /// # Errors
-/// [`LoadError`]: every fault of the files at once, then every fault of the graph at once.
+/// [`LoadError::Bundle`] with every fault of files, graph and golden records at once; the others when nothing can be said of the bundle.
 pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loaded, LoadError> {
-    let bundle = Bundle::read(dir)?;
-    let runtime = Runtime::load()?;
-    let refuse = |faults| BundleError {
-        dir: dir.to_owned(),
-        faults,
+    let mut draft = Draft::read(dir);
+    // Without a sound schema there is nothing to hold the graph against.
+    let sound = draft.faults.iter().all(|f| f.file != bundle::MANIFEST);
+    let parts = draft.manifest.as_ref().zip(draft.model.as_ref());
+    let Some((manifest, model)) = parts.filter(|_| sound) else {
+        return Err(draft.finish().expect_err("it lacks a part").into());
     };
+    let features = manifest.input.features();
+    let runtime = Runtime::load()?;
     let mut scorers = Vec::with_capacity(inference.workers);
+    let mut faults = Vec::new();
     for _ in 0..inference.workers {
-        match Scorer::new(&runtime, &bundle, inference, max_records) {
+        match Scorer::new(&runtime, model, features.len(), inference, max_records) {
             Ok(scorer) => scorers.push(scorer),
-            Err(ScorerError::Graph(faults)) => return Err(refuse(faults).into()),
+            Err(ScorerError::Graph(found)) => {
+                faults = found;
+                break;
+            }
             Err(other) => return Err(other.into()),
         }
     }
-    let golden = golden::check(&bundle, &mut scorers[0])?.map_err(refuse)?;
+    let mut golden = GoldenCheck::default();
+    if let (Some(records), Some(scorer)) = (&draft.golden, scorers.first_mut()) {
+        match golden::check(records, features, manifest.golden, scorer)? {
+            Ok(check) => golden = check,
+            Err(found) => faults.extend(found),
+        }
+    }
+    draft.faults.extend(faults);
     Ok(Loaded {
-        bundle,
+        bundle: draft.finish()?,
         scorers,
         golden,
     })

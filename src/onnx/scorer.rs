@@ -6,7 +6,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::Runtime;
-use crate::bundle::{Bundle, Fault};
+use crate::bundle::Fault;
 use crate::config::{Inference, Provider};
 
 const MODEL: &str = "model.onnx";
@@ -45,18 +45,19 @@ pub enum ScorerError {
 }
 
 impl Scorer {
-    /// A session for batches of up to `max_records` rows, with its tensors checked against the schema and every batch size warmed up.
+    /// A session over the graph `model` for batches of up to `max_records` rows of `features` columns, with its tensors
+    /// checked and every batch size warmed up.
     ///
     /// # Errors
     /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
     pub fn new(
         runtime: &Runtime,
-        bundle: &Bundle,
+        model: &[u8],
+        features: usize,
         inference: &Inference,
         max_records: usize,
     ) -> Result<Scorer, ScorerError> {
-        let features = bundle.features().len();
-        let (session, provider) = open(runtime, &bundle.model, inference)?;
+        let (session, provider) = open(runtime, model, inference)?;
         let faults = tensor_faults(&session, features);
         if !faults.is_empty() {
             return Err(ScorerError::Graph(faults));
