@@ -54,6 +54,10 @@ pub enum PipelineError {
         "{records} records were still in flight when the drain ended; their offsets are not committed, so they will be judged again"
     )]
     NotDrained { records: i64 },
+    #[error(
+        "everything is delivered, but the brokers did not answer the last commit in time; records since the one before it will be judged again"
+    )]
+    NotCommitted,
     #[error("the {0} thread panicked; this is a bug, please report it")]
     Panicked(&'static str),
 }

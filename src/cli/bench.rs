@@ -218,7 +218,7 @@ impl Bench {
         }
         let meter = meter.expect("there are records");
         let cost = meter.stop(self.records);
-        source.close();
+        source.close(Duration::from_secs(1));
         Ok(cost)
     }
 

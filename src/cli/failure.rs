@@ -107,7 +107,9 @@ impl From<PipelineError> for Failure {
         match e {
             PipelineError::Kafka(e) => e.into(),
             PipelineError::Scorer(e) => e.into(),
-            e @ PipelineError::NotDrained { .. } => Failure::new(UNAVAILABLE, e),
+            e @ (PipelineError::NotDrained { .. } | PipelineError::NotCommitted) => {
+                Failure::new(UNAVAILABLE, e)
+            }
             e @ PipelineError::Panicked(_) => Failure::internal(e),
         }
     }

@@ -74,7 +74,7 @@ impl LastComplaint {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             self.set(reason);
         }
-        tracing::warn!("{client}: {error}: {reason}");
+        report(client, error, reason);
     }
 
     /// Passes librdkafka's log on to ours. It recovers by itself from what it calls an error, so that is a warning.
@@ -89,6 +89,18 @@ impl LastComplaint {
                 tracing::warn!(facility, "{message}");
             }
         }
+    }
+}
+
+/// Passes librdkafka's errors on. That brokers are gone it also logs, once an attempt to connect; here it would repeat
+/// many times a second.
+fn report(client: &str, error: &ClientError, reason: &str) {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve) => {
+            tracing::debug!("{client}: {error}: {reason}");
+        }
+        _ => tracing::warn!("{client}: {error}: {reason}"),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crossbeam_channel::RecvTimeoutError;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
@@ -14,12 +15,15 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Deserialize;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config};
+use super::{KafkaError, LastComplaint, await_topic, client_config, report};
 use crate::batch::TopicPartition;
 use crate::config::Kafka;
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::status::{PartitionStatus, Partitions, Status};
+
+/// Enough for a poll to go through more than one report; one of zero ends after the first.
+const SERVE: Duration = Duration::from_millis(5);
 
 /// What a poll brought.
 pub enum Event<'c> {
@@ -77,7 +81,7 @@ impl Source {
             status: status.clone(),
         };
         let consumer: BaseConsumer<Context> = config(kafka).create_with_context(context)?;
-        let serve = || while consumer.poll(Duration::ZERO).is_some() {};
+        let serve = || while consumer.poll(SERVE).is_some() {};
         for topic in &kafka.topics {
             await_topic(consumer.client(), kafka, topic, &complaint, serve)?;
         }
@@ -130,7 +134,7 @@ impl Source {
                 Err(KafkaError::Client(format!("consumer was shut out: {code}")))
             }
             passing => {
-                tracing::warn!("consumer: {passing}; trying again");
+                report("consumer", &passing, "trying again");
                 Ok(())
             }
         }
@@ -249,13 +253,20 @@ impl Source {
         Ok(())
     }
 
-    /// Leaves the group. What is not drained by now belongs to others.
-    pub fn close(self) {
-        self.consumer
-            .context()
-            .closing
-            .store(true, Ordering::Release);
-        drop(self.consumer);
+    /// Commits what is finished and leaves the group; `false` if that did not end in time, because the brokers are
+    /// gone. librdkafka may wait minutes for them, so it is left waiting on a thread that ends with the process.
+    pub fn close(self, timeout: Duration) -> bool {
+        let (closed, closing) = crossbeam_channel::bounded::<()>(1);
+        std::thread::spawn(move || {
+            self.commit();
+            self.consumer
+                .context()
+                .closing
+                .store(true, Ordering::Release);
+            drop(self.consumer);
+            drop(closed);
+        });
+        closing.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected)
     }
 
     fn count_paused(&self) -> Result<(), KafkaError> {
@@ -309,14 +320,14 @@ impl ClientContext for Context {
 
     fn stats_raw(&self, statistics: &[u8]) {
         match serde_json::from_slice::<Statistics>(statistics) {
-            Ok(statistics) => self.report(&statistics),
+            Ok(statistics) => self.publish(&statistics),
             Err(e) => tracing::warn!("librdkafka's statistics cannot be read: {e}"),
         }
     }
 }
 
 impl Context {
-    fn report(&self, statistics: &Statistics) {
+    fn publish(&self, statistics: &Statistics) {
         let mut partitions = Partitions::new();
         for (topic, of_topic) in &statistics.topics {
             for (id, partition) in &of_topic.partitions {

@@ -17,6 +17,8 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 /// How long to wait for a free batch before pausing. Pausing throws away what librdkafka has fetched, so short
 /// hold-ups are sat out.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// What a goodbye to the brokers gets even when the drain took all the time.
+const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 /// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
 const TIME_ONE_IN: u64 = 16;
 
@@ -82,8 +84,8 @@ impl Intake {
     pub fn run(mut self) -> Result<(), PipelineError> {
         let consumed = self.consume();
         self.status.is_draining();
+        let deadline = Instant::now() + self.drain_timeout;
         let drained = self.drain();
-        self.source.commit();
         if drained {
             tracing::info!("drained: every record taken has its outcome delivered");
         } else {
@@ -91,13 +93,15 @@ impl Intake {
         }
         // Ends the workers and, after them, the publisher.
         drop(self.channels.to_score);
-        self.source.close();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let closed = self.source.close(left.max(CLOSE_AT_LEAST));
         consumed?;
-        if drained {
-            return Ok(());
-        }
         let records = self.metrics.records_in_flight.get();
-        Err(PipelineError::NotDrained { records })
+        match (drained, closed) {
+            (true, true) => Ok(()),
+            (true, false) => Err(PipelineError::NotCommitted),
+            (false, _) => Err(PipelineError::NotDrained { records }),
+        }
     }
 
     fn consume(&mut self) -> Result<(), PipelineError> {
