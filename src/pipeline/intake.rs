@@ -180,17 +180,23 @@ impl Intake {
                     tracing::warn!(
                         "partitions are revoked before their verdicts are delivered; their new owner judges these records again"
                     );
-                    self.first_of_assignment = self.sequence;
+                    self.disown();
                 }
             }
             // Others own them already: what is in flight is judged twice, but its offsets are not ours to commit.
             RebalanceKind::Lost => {
-                self.dispatch_if_possible();
-                self.first_of_assignment = self.sequence + 1;
+                self.disown();
             }
         }
         self.source.complete(rebalance)?;
         Ok(())
+    }
+
+    /// Everything taken so far is delivered all the same, but its offsets are not stored.
+    fn disown(&mut self) {
+        self.dispatch_if_possible();
+        // What could not be dispatched goes out as the next batch.
+        self.first_of_assignment = self.sequence + u64::from(!self.current.is_empty());
     }
 
     /// Every batch is in use: the workers or the brokers are behind.
