@@ -108,8 +108,12 @@ class Space(nn.Module):
         z = (self.columns(torch.where(missing, self.fill, x)) - self.mean) / self.scale
         return z.clamp(-CLAMP, CLAMP) * observed.index_select(1, self.owner), observed
 
-    def raw(self, z):
-        """[N, D] -> raw units [N, F]: what the daemon shows as expected; of a boolean, how much it leans to true."""
+    def raw(self, z, x):
+        """[N, D] -> raw units [N, F]: what the daemon shows as expected in place of raw rows x [N, F].
+
+        Of a boolean how much it leans to true. Of a category the likeliest other than x's own (of a missing one the
+        likeliest): that x's own is likely too explains nothing.
+        """
         columns = z.clamp(-CLAMP, CLAMP) * self.scale + self.mean
         out, n, k = {}, len(self.plain_list), len(self.cyclic_list)
         for i, j in enumerate(self.plain_list):
@@ -121,7 +125,8 @@ class Space(nn.Module):
         for j, feature in enumerate(self.features):
             if feature.type == "categorical":
                 v = len(feature.vocabulary)
-                out[j] = columns[:, a : a + v].argmax(1, keepdim=True).float()
+                own = (x[:, j : j + 1] == torch.arange(v)).float()
+                out[j] = (columns[:, a : a + v] - 1e6 * own).argmax(1, keepdim=True).float()
                 a += v + 1
         return torch.cat([out[j] for j in range(len(self.features))], 1)
 

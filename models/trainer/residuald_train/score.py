@@ -29,7 +29,7 @@ class Scorer(nn.Module):
         error = z - D
         residual = (error * error) @ self.space.sums * observed / count
         score = row_sum(residual).squeeze(1).sqrt()
-        return score, residual, self.space.raw(D)
+        return score, residual, self.space.raw(D, x)
 
 
 @torch.no_grad()

@@ -79,9 +79,18 @@ def test_every_feature_has_unit_variance():
 def test_space_and_back():
     X = rows(50)
     space = Space(FEATURES, X)
-    back = space.raw(space(torch.as_tensor(X))[0]).numpy()
+    back = space.raw(space(torch.as_tensor(X))[0], torch.full(X.shape, torch.nan)).numpy()
     known = ~np.isnan(X) & (X != -1)
     np.testing.assert_allclose(back[known], X[known], atol=1e-3)
+
+
+def test_a_category_is_never_expected_in_its_own_place():
+    X = rows(50)
+    space = Space(FEATURES, X)
+    back = space.raw(space(torch.as_tensor(X))[0], torch.as_tensor(X)).numpy()
+    for j, feature in enumerate(FEATURES):
+        if feature.type == "categorical":
+            assert (back[:, j] != X[:, j]).all()
 
 
 @pytest.mark.parametrize(("part", "period"), [("hour_of_day", 24), ("day_of_week", 7)])
