@@ -76,7 +76,7 @@ launch() { # ID
     # A session of its own, so that Ctrl-C in a test's terminal is not the broker's.
     # shellcheck disable=SC2016
     python3 -c 'import os, sys; os.setsid(); os.execvp("java", ["java", *sys.argv[1:]])' \
-        -Xms128m -Xmx512m -XX:+UseSerialGC -Dlog4j2.configurationFile="$here/log4j2.xml" \
+        -Xms128m -Xmx512m -XX:+UseSerialGC -Djava.io.tmpdir="$dir" -Dlog4j2.configurationFile="$here/log4j2.xml" \
         -cp "$libs/*" kafka.Kafka "$(properties "$1")" >"$dir/server-$1.log" 2>&1 </dev/null &
     echo $! >"$dir/server-$1.pid"
 }
@@ -115,7 +115,8 @@ each_broker() { # COMMAND, called with every ID in DIR
 
 stop() {
     each_broker kill_broker
-    rm -rf "$dir"/data-* "$dir"/server-*.pid "$dir"/server-*.properties "$dir/bootstrap"
+    # A killed broker leaves the native libraries that it unpacked.
+    rm -rf "$dir"/data-* "$dir"/liblz4-* "$dir"/libzstd-* "$dir"/server-*.pid "$dir"/server-*.properties "$dir/bootstrap"
 }
 
 # Every listener's port: N for clients, then N for controllers.

@@ -1,0 +1,72 @@
+//! What the end-to-end tests share: the real binary as a child process, a tiny Kafka client, loud skips.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod bundle;
+pub mod kafka;
+pub mod process;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Generous: the machine may be busy, and a test that passes does not wait for it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn payments() -> PathBuf {
+    root().join("models/payments")
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The first `count` records of the shipped sample stream, a JSON object each.
+pub fn sample(count: usize) -> Vec<String> {
+    use std::io::{BufRead, BufReader};
+    let file = std::fs::File::open(payments().join("sample.ndjson.gz")).unwrap();
+    let lines = BufReader::new(flate2::read::MultiGzDecoder::new(file)).lines();
+    let records: Vec<String> = lines.take(count).map(Result::unwrap).collect();
+    assert_eq!(records.len(), count, "the sample stream is too short");
+    records
+}
+
+/// Polls until `found` gives something.
+///
+/// # Panics
+/// With `what` after [`PATIENCE`].
+pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Says loudly that a test is skipped, or fails where skips are not allowed.
+pub fn skip(what: &str, install: &str) {
+    assert!(
+        std::env::var_os("RESIDUALD_TEST_STRICT").is_none_or(|v| v.is_empty()),
+        "RESIDUALD_TEST_STRICT is set and {what} cannot run: {install}"
+    );
+    // Past the test harness, which hides the output of tests that pass.
+    let line = format!("\n!!! SKIPPED {what}: {install}\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+}
+
+pub fn parse(text: &[u8]) -> Value {
+    serde_json::from_slice(text)
+        .unwrap_or_else(|e| panic!("{e} in {}", String::from_utf8_lossy(text)))
+}
+
+/// A score as the float32 that it was.
+pub fn score_of(verdict: &Value) -> f32 {
+    verdict["anomaly_score"].as_f64().expect("a score") as f32
+}

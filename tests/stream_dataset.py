@@ -1,0 +1,281 @@
+#!/usr/bin/env python3
+"""Real input through a real broker: is a stream judged as its file is?
+
+Splits the normal rows of a labelled data set in half by a seed, trains a bundle on one half, produces the other half
+and every anomaly to a real Apache Kafka, lets `residuald run` judge, and reads the verdicts with kcat. Fails unless
+every record is accounted for and the AUROC over the stream equals `residuald score`'s on the file to 1e-6.
+
+    .venv/bin/python tests/stream_dataset.py ../shared/data/adbench/34_smtp.npz
+    .venv/bin/python tests/stream_dataset.py flows.csv --label attack --normal benign --steps 3000
+
+Prints one JSON line: dataset, records, scored, auroc_stream, auroc_file, average_precision, seconds.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT = ROOT.parent / "shared/data/adbench/34_smtp.npz"
+KAFKA = ROOT / "tests/kafka/kafka.sh"
+LABEL = "label"
+TOPICS = ("in", "anomalies", "scores", "dead")
+PARTITIONS = 3
+AGREE = 1e-6
+ALARM_RATE = 0.01
+NEEDED = {"java": "openjdk-17-jre-headless", "kcat": "kcat"}
+
+
+def main():
+    options = parse_options()
+    need_tools(options)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        started = time.monotonic()
+        train, stream, records = split(options, folder)
+        say(f"{records} records to stream, training on {sum(1 for _ in train.open()) - 1} normal ones")
+        bundle = folder / options.dataset.name.split(".")[0]
+        call(ROOT / ".venv/bin/residuald-train", "tabular", "--data", train, "--out", bundle, *trainer_options(options))
+        on_file = score_file(options, bundle, stream)
+        with Cluster(folder / "kafka") as brokers:
+            streaming = time.monotonic()
+            verdicts, status = judge_stream(options, brokers, bundle, stream, records)
+            seconds = time.monotonic() - streaming
+        report = check(options, records, on_file, verdicts, status)
+        report |= {"seconds": round(time.monotonic() - started, 1), "stream_seconds": round(seconds, 1)}
+        faults = report.pop("faults")
+        print(json.dumps(report))
+        for fault in faults:
+            say(f"FAILED: {fault}")
+        sys.exit(bool(faults))
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path, nargs="?", default=DEFAULT, help=".npz with X and y, or .csv")
+    parser.add_argument("--label", default=LABEL, help="a CSV's label column (label)")
+    parser.add_argument("--normal", default="0", help="a CSV's label of normal rows (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of the training (0)")
+    parser.add_argument("--steps", type=int, help="training steps (the trainer's default)")
+    parser.add_argument("--residuald", type=Path, default=binary(), help="the binary (the newer of release and debug)")
+    return parser.parse_args()
+
+
+def binary():
+    builds = [ROOT / "target" / build / "residuald" for build in ("release", "debug")]
+    return max(builds, key=lambda path: path.stat().st_mtime if path.exists() else 0)
+
+
+def need_tools(options):
+    """Says what is missing; a skip, or a failure where skips are not allowed."""
+    missing = [f"install {tool} (Debian: {package})" for tool, package in NEEDED.items() if not shutil.which(tool)]
+    if not options.dataset.exists():
+        missing.append(f"no data set at {options.dataset}: pass one")
+    if not options.residuald.exists():
+        missing.append("build residuald (make build)")
+    if not (ROOT / ".venv/bin/residuald-train").exists():
+        missing.append("install the trainer (make venv)")
+    if missing:
+        say("!!! SKIPPED stream_dataset: " + "; ".join(missing))
+        sys.exit(bool(os.environ.get("RESIDUALD_TEST_STRICT")))
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def environment():
+    library = ROOT / ".onnxruntime/libonnxruntime.so"
+    return {"ORT_DYLIB_PATH": str(library), **os.environ}
+
+
+def call(*command):
+    """Runs to the end and returns standard output; a failure shows what was said."""
+    done = subprocess.run([str(part) for part in command], env=environment(), text=True, capture_output=True)
+    if done.returncode:
+        sys.exit(f"{Path(command[0]).name} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def trainer_options(options):
+    steps = [] if options.steps is None else ["--steps", options.steps]
+    return ["--seed", options.seed, "--label", LABEL, *steps]
+
+
+def split(options, folder):
+    """Writes train.csv (half of the normal rows) and stream.csv (the rest, shuffled); the last column is the label."""
+    header, rows, anomalous = read(options)
+    rng = np.random.default_rng(options.seed)
+    normal = rng.permutation(np.flatnonzero(~anomalous))
+    half = len(normal) // 2
+    stream = rng.permutation(np.concatenate([normal[half:], np.flatnonzero(anomalous)]))
+    if half == 0 or not anomalous.any():
+        sys.exit(f"{options.dataset} needs normal rows and anomalies")
+    paths = folder / "train.csv", folder / "stream.csv"
+    for path, chosen in zip(paths, (np.sort(normal[:half]), stream), strict=True):
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*header, LABEL])
+            writer.writerows([*rows[i], int(anomalous[i])] for i in chosen)
+    return *paths, len(stream)
+
+
+def read(options):
+    """Column names, rows as they are to be written, and which are anomalies."""
+    if options.dataset.suffix == ".npz":
+        data = np.load(options.dataset)
+        header = [f"x{i}" for i in range(data["X"].shape[1])]
+        return header, data["X"].tolist(), data["y"] != 0
+    with options.dataset.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    if options.label not in header:
+        sys.exit(f"{options.dataset} has no column {options.label}: give --label")
+    at = header.index(options.label)
+    anomalous = np.array([row[at] != options.normal for row in rows])
+    without = [row[:at] + row[at + 1 :] for row in rows]
+    return header[:at] + header[at + 1 :], without, anomalous
+
+
+def score_file(options, bundle, stream):
+    """What `residuald score` says; its alarm rate is one that a small calibration supports."""
+    asked = ["--label", LABEL, "--false-alarm-rate", ALARM_RATE, "--json"]
+    return json.loads(call(options.residuald, "score", stream, "--bundle", bundle, *asked))
+
+
+class Cluster:
+    """A real Apache Kafka for as long as the block lasts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        brokers = call(KAFKA, "start", "--dir", self.folder, "--while-pid", os.getpid()).split()[-1]
+        for topic in TOPICS:
+            call(KAFKA, "topic", "create", topic, "--partitions", PARTITIONS, "--dir", self.folder)
+        return brokers
+
+    def __exit__(self, *_):
+        call(KAFKA, "stop", "--dir", self.folder)
+
+
+def judge_stream(options, brokers, bundle, stream, records):
+    """Produces while the daemon runs; returns every verdict and the daemon's last /status."""
+    settings = {
+        "kafka.brokers": brokers,
+        "kafka.topics": "in",
+        "model.bundle": bundle,
+        "output.anomalies_topic": "anomalies",
+        "output.scores_topic": "scores",
+        "output.dead_letter_topic": "dead",
+        "http.listen": "127.0.0.1:0",
+        "telemetry.log_format": "json",
+        "threshold.false_alarm_rate": ALARM_RATE,
+    }
+    command = [options.residuald, "run"]
+    for name, value in settings.items():
+        command += ["--set", f"{name}={value}"]
+    log = (bundle.parent / "daemon.log").open("w+")
+    daemon = subprocess.Popen([str(part) for part in command], env=environment(), stderr=log)
+    try:
+        address = wait("HTTP", daemon, log, lambda: address_in(log.name))
+        wait("readiness", daemon, log, lambda: get(address, "/readyz") is not None)
+        sent = call(options.residuald, "produce", stream, "--topic", "in", "--brokers", brokers, "--json")
+        produced = json.loads(sent)
+        if produced["produced"] != records:
+            sys.exit(f"produced {produced}, not {records}")
+        wait("every record to be accounted for", daemon, log, lambda: is_done(status_of(address), records))
+        status = status_of(address)
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        code = daemon.wait(60)
+    if code:
+        sys.exit(f"residuald run ended with {code}:\n{Path(log.name).read_text()[-2000:]}")
+    lines = call("kcat", "-b", brokers, "-C", "-t", "scores", "-o", "beginning", "-e", "-q").splitlines()
+    return [json.loads(line) for line in lines], status
+
+
+def wait(what, daemon, log, found, patience=300):
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and daemon.poll() is None:
+        if answer := found():
+            return answer
+        time.sleep(0.05)
+    sys.exit(f"waited in vain for {what}:\n{Path(log.name).read_text()[-2000:]}")
+
+
+def address_in(log):
+    for line in Path(log).read_text().splitlines():
+        if line.startswith("{") and (address := json.loads(line).get("address")):
+            return address
+    return None
+
+
+def get(address, path):
+    """The body, or None if the answer is not 200."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+            return answer.read()
+    except urllib.error.HTTPError:
+        return None
+
+
+def status_of(address):
+    return json.loads(get(address, "/status"))["records"]
+
+
+def is_done(status, records):
+    accounted = status["scored"] + status["dead_letters"] + status["skipped"]
+    return accounted >= records and status["in_flight"] == 0
+
+
+def check(options, records, on_file, verdicts, status):
+    """The report, with what is wrong under `faults`."""
+    scores = np.array([np.float32(v["anomaly_score"]) for v in verdicts])
+    labels = np.array([v["record"][LABEL] != 0 for v in verdicts])
+    labelled = on_file["labelled"]
+    stream = auroc(scores, labels)
+    ids = {v["id"] for v in verdicts}
+    faults = []
+    if status["consumed"] != records or status["unaccounted"]:
+        faults.append(f"{records} records sent, the daemon counts {status}")
+    if status["scored"] != len(verdicts) or len(ids) != len(verdicts):
+        faults.append(f"{status['scored']} scored, {len(verdicts)} verdicts read with {len(ids)} ids")
+    if on_file["scored"] != len(verdicts):
+        faults.append(f"{on_file['scored']} scored from the file, {len(verdicts)} from the stream")
+    if not abs(stream - labelled["auroc"]) <= AGREE:
+        faults.append(f"AUROC {stream} over the stream, {labelled['auroc']} from the file")
+    return {
+        "dataset": options.dataset.name,
+        "records": records,
+        "scored": status["scored"],
+        "dead_letters": status["dead_letters"],
+        "auroc_stream": stream,
+        "auroc_file": labelled["auroc"],
+        "average_precision": labelled["average_precision"],
+        "faults": faults,
+    }
+
+
+def auroc(scores, labels):
+    """Mann-Whitney U over (positives * negatives), ties by mid-ranks; independent of the one in Rust."""
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    positives = int(labels.sum())
+    u = ranks[labels].sum() - positives * (positives + 1) / 2
+    return float(u / (positives * (len(labels) - positives)))
+
+
+if __name__ == "__main__":
+    main()
