@@ -10,6 +10,8 @@ MAKEFLAGS += --no-print-directory
 ARGS ?=
 # The python that .venv is made with: 3.11 or later.
 PYTHON ?= python3
+# Data sets that `test` trains on and streams; those that are not there are skipped.
+STREAMED ?= ../shared/data/adbench/34_smtp.npz ../shared/data/adbench/24_mnist.npz
 CARGO_DENY_VERSION := 0.20.2
 
 # For the binaries that are started without cargo; for cargo's own see .cargo/config.toml.
@@ -42,6 +44,7 @@ onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 .PHONY: test
 test: onnxruntime tools venv kafka lint ## everything that must hold: lint, Rust tests, trainer tests
 	cargo test --locked
+	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
 
 # The advisory database is a git repository on GitHub, which not every network lets through.

@@ -60,7 +60,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", failure.message);
+            let kind = if failure.code == 0 { "" } else { "error: " };
+            eprintln!("{kind}{}", failure.message);
             ExitCode::from(failure.code)
         }
     }

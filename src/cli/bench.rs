@@ -180,12 +180,9 @@ impl Bench {
             fallback: false,
             workers: self.sessions,
         };
-        model::load(
-            &self.bundle,
-            &inference,
-            BATCH,
-            ThresholdRule::Quantile(0.99),
-        )
+        model::load(&self.bundle, &inference, BATCH, |_| {
+            ThresholdRule::Quantile(0.99)
+        })
     }
 
     /// Takes messages from the broker and looks at nothing.
@@ -198,7 +195,12 @@ impl Bench {
             sha256: String::new(),
         };
         let status = Status::new(model, "none", 1.0, Instant::now());
-        let mut source = Source::connect(&config.kafka, Metrics::new(1.0), status)?;
+        let mut source = Source::connect(
+            &config.kafka,
+            Metrics::new(1.0),
+            status,
+            &Shutdown::default(),
+        )?;
         let (mut consumed, mut meter) = (0, None);
         let mut progress = Progress::default();
         while consumed < self.records {
@@ -305,14 +307,15 @@ impl Bench {
         ])?;
         config.kafka.brokers.clone_from(&broker.brokers);
         config.kafka.consumer.set(FETCH_WAIT.0, FETCH_WAIT.1);
+        let stop = Shutdown::default();
         let mut kafka = kafka_settings(&broker.brokers, ClientSettings::default());
         kafka.producer.set(SPREAD.0, SPREAD.1);
-        let sink = Sink::connect(&kafka, &[TOPIC])?;
+        let sink = Sink::connect(&kafka, &[TOPIC], &stop)?;
         let feed = Feed {
             sink: &sink,
             topic: TOPIC,
             rate: None,
-            stop: &Shutdown::default(),
+            stop: &stop,
         };
         let records = usize::try_from(self.records).unwrap_or(usize::MAX);
         let examples = self.sample.iter().cycle().take(records).cloned().map(Ok);

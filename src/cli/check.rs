@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 workers: 1,
             };
             // A quantile that every sample supports: the threshold is not what is checked here.
-            model::load(dir, &inference, 1, ThresholdRule::Quantile(0.5))?
+            model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?
         }
         None => {
             let config = arguments.config.load()?;
@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 &config.model.bundle,
                 &inference,
                 config.batch.max_records,
-                config.threshold,
+                |_| config.threshold,
             )?
         }
     };

@@ -40,7 +40,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         &config.model.bundle,
         &config.inference,
         config.batch.max_records,
-        config.threshold,
+        |_| config.threshold,
     )?;
     let provider = loaded.scorers[0].provider.as_str();
     let threshold = loaded.judge.threshold;
@@ -67,7 +67,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let (address, http) = serve(config.http.listen, &metrics, &status, shutdown, &done)?;
     tracing::info!(%address, "serving /livez /readyz /metrics /status");
 
-    let connected = connect(&config, &metrics, &status);
+    let connected = connect(&config, &metrics, &status, shutdown);
     let (source, sink) = match connected {
         Ok(connected) => connected,
         Err(failure) => {
@@ -115,15 +115,20 @@ impl Daemon {
     }
 }
 
-fn connect(config: &Config, metrics: &Metrics, status: &Status) -> Result<(Source, Sink), Failure> {
+fn connect(
+    config: &Config,
+    metrics: &Metrics,
+    status: &Status,
+    stop: &Shutdown,
+) -> Result<(Source, Sink), Failure> {
     let output = &config.output;
     let mut topics = vec![
         output.anomalies_topic.as_str(),
         output.dead_letter_topic.as_str(),
     ];
     topics.extend(output.scores_topic.as_deref());
-    let source = Source::connect(&config.kafka, metrics.clone(), status.clone())?;
-    let sink = Sink::connect(&config.kafka, &topics)?;
+    let source = Source::connect(&config.kafka, metrics.clone(), status.clone(), stop)?;
+    let sink = Sink::connect(&config.kafka, &topics, stop)?;
     status.producer_is_connected();
     Ok((source, sink))
 }

@@ -182,7 +182,7 @@ fn send(
 ) -> Result<u64, Failure> {
     let mut kafka = kafka_settings(brokers, ClientSettings::default());
     kafka.producer.set(SPREAD.0, SPREAD.1);
-    let sink = Sink::connect(&kafka, &[TOPIC])?;
+    let sink = Sink::connect(&kafka, &[TOPIC], stop)?;
     let window = capacity(PARTITIONS, average_payload(sample));
     let limit = usize::try_from(arguments.records.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     let feed = Feed {

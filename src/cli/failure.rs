@@ -96,6 +96,8 @@ impl From<KafkaError> for Failure {
     fn from(e: KafkaError) -> Self {
         let code = match e {
             KafkaError::Setting { .. } => CONFIG,
+            // Nothing was taken, nothing is lost.
+            KafkaError::Stopped => 0,
             _ => UNAVAILABLE,
         };
         Failure::new(code, e)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Calibration};
 use crate::config::Inference;
 use crate::message::Model;
 use crate::onnx::{self, GoldenCheck, Scorer};
@@ -18,19 +18,22 @@ pub struct Loaded {
     pub model: Model,
 }
 
-/// Loads the bundle in `dir` with a warm scorer for each worker and the threshold that `rule` asks for.
+/// Loads the bundle in `dir` with a warm scorer for each worker and the threshold that `rule` asks for, given
+/// what the calibration supports.
 pub fn load(
     dir: &Path,
     inference: &Inference,
     max_records: usize,
-    rule: ThresholdRule,
+    rule: impl FnOnce(&Calibration) -> ThresholdRule,
 ) -> Result<Loaded, Failure> {
     let onnx::Loaded {
         bundle,
         scorers,
         golden,
     } = onnx::load(dir, inference, max_records)?;
-    let judge = Judge::new(bundle.features().to_vec(), bundle.calibration.clone(), rule)?;
+    let calibration = bundle.calibration.clone();
+    let rule = rule(&calibration);
+    let judge = Judge::new(bundle.features().to_vec(), calibration, rule)?;
     let model = Model {
         name: bundle.manifest.name.clone(),
         version: bundle.manifest.version.clone(),

@@ -71,10 +71,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         client.set(name, value);
     }
     let kafka = kafka_settings(&arguments.brokers, client);
-    let sink = Sink::connect(&kafka, &[&arguments.topic])?;
-
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
+    let sink = Sink::connect(&kafka, &[&arguments.topic], &stop)?;
     let started = Instant::now();
     let bar = progress_bar(&data, arguments.json);
     let mut bad_records = 0;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::batch::Batch;
+use crate::bundle::Calibration;
 use crate::config::{Inference, Provider};
 use crate::dataset;
 use crate::decode::JsonDecoder;
@@ -26,6 +27,7 @@ const CHUNK: usize = 16_384;
 /// Rows a core scores at once.
 const BATCH: usize = 256;
 const REASONS: usize = 5;
+const DEFAULT_RATE: f64 = 0.001;
 
 /// Score a CSV, Parquet or NDJSON file; with labels also AUROC, average precision and the alert rate
 #[derive(clap::Args)]
@@ -44,9 +46,9 @@ pub struct Arguments {
     /// The label of a normal record; any other is an anomaly
     #[arg(long, value_name = "VALUE", default_value = "0", requires = "label")]
     normal: String,
-    /// Share of normal records that may be flagged
-    #[arg(long, value_name = "RATE", default_value_t = 0.001, value_parser = share)]
-    false_alarm_rate: f64,
+    /// Share of normal records that may be flagged; 0.001, or the finest that the bundle supports, if not given
+    #[arg(long, value_name = "RATE", value_parser = share)]
+    false_alarm_rate: Option<f64>,
     /// Write every verdict to this file, one JSON object a line; - is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -104,7 +106,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         fallback: false,
         workers: thread::available_parallelism().map_or(1, usize::from),
     };
-    let rule = ThresholdRule::FalseAlarmRate(arguments.false_alarm_rate);
+    let asked = arguments.false_alarm_rate;
+    let rule = move |calibration: &Calibration| {
+        let default = DEFAULT_RATE.max(calibration.finest_rate());
+        ThresholdRule::FalseAlarmRate(asked.unwrap_or(default))
+    };
     let loaded = model::load(&arguments.bundle, &inference, BATCH, rule)?;
     let options = dataset::Options {
         label: arguments.label.clone(),

@@ -16,6 +16,7 @@ pub use sink::{Delivery, SendError, Sink};
 pub use source::{Event, Rebalance, RebalanceKind, Source};
 
 use crate::config::{ClientSettings, Kafka};
+use crate::shutdown::Shutdown;
 
 /// What went wrong with Kafka, in words for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ pub enum KafkaError {
     TopicAbsent { topic: String, brokers: String },
     #[error("a verdict or dead letter for topic `{topic}` cannot be delivered: {problem}")]
     Delivery { topic: String, problem: String },
+    #[error("stopped before Kafka answered")]
+    Stopped,
     #[error("Kafka: {0}")]
     Client(String),
 }
@@ -132,17 +135,23 @@ fn await_topic<C: ClientContext>(
     kafka: &Kafka,
     topic: &str,
     complaint: &LastComplaint,
+    stop: &Shutdown,
     serve: impl Fn(),
 ) -> Result<usize, KafkaError> {
     const RETRY: Duration = Duration::from_millis(200);
+    /// One attempt, so that a stop is noticed soon.
+    const ATTEMPT: Duration = Duration::from_secs(1);
     /// A topic that is being created automatically is unknown for a moment.
     const GRACE: Duration = Duration::from_secs(2);
     let started = Instant::now();
     let mut reason = String::from("no answer");
     let mut answered = None;
     loop {
+        if stop.is_requested() {
+            return Err(KafkaError::Stopped);
+        }
         let left = kafka.connect_timeout.saturating_sub(started.elapsed());
-        match client.fetch_metadata(Some(topic), left.max(RETRY)) {
+        match client.fetch_metadata(Some(topic), left.clamp(RETRY, ATTEMPT)) {
             Ok(metadata) => {
                 let found = metadata.topics().iter().find(|t| t.name() == topic);
                 let error = found.and_then(|t| t.error()).map(RDKafkaErrorCode::from);

@@ -13,6 +13,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::{KafkaError, LastComplaint, await_topic, client_config};
 use crate::config::Kafka;
 use crate::message::Message;
+use crate::shutdown::Shutdown;
 
 /// How one message of a batch fared.
 #[derive(Debug)]
@@ -48,8 +49,8 @@ impl Sink {
     /// Connects and makes sure that every topic exists.
     ///
     /// # Errors
-    /// [`KafkaError`] when a setting is refused, no broker answers in time or a topic is absent.
-    pub fn connect(kafka: &Kafka, topics: &[&str]) -> Result<Sink, KafkaError> {
+    /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
+    pub fn connect(kafka: &Kafka, topics: &[&str], stop: &Shutdown) -> Result<Sink, KafkaError> {
         let complaint = LastComplaint::default();
         let (sender, deliveries) = unbounded();
         let context = Context {
@@ -58,7 +59,7 @@ impl Sink {
         };
         let producer: ThreadedProducer<Context> = config(kafka).create_with_context(context)?;
         for topic in topics {
-            await_topic(producer.client(), kafka, topic, &complaint, || {})?;
+            await_topic(producer.client(), kafka, topic, &complaint, stop, || {})?;
         }
         Ok(Sink {
             producer,

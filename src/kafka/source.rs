@@ -20,6 +20,7 @@ use crate::batch::TopicPartition;
 use crate::config::Kafka;
 use crate::metrics::Metrics;
 use crate::record::Record;
+use crate::shutdown::Shutdown;
 use crate::status::{PartitionStatus, Partitions, Status};
 
 /// Enough for a poll to go through more than one report; one of zero ends after the first.
@@ -70,8 +71,13 @@ impl Source {
     /// Connects, makes sure that every topic exists, and subscribes.
     ///
     /// # Errors
-    /// [`KafkaError`] when a setting is refused, no broker answers in time or a topic is absent.
-    pub fn connect(kafka: &Kafka, metrics: Metrics, status: Status) -> Result<Source, KafkaError> {
+    /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
+    pub fn connect(
+        kafka: &Kafka,
+        metrics: Metrics,
+        status: Status,
+        stop: &Shutdown,
+    ) -> Result<Source, KafkaError> {
         let complaint = LastComplaint::default();
         let context = Context {
             complaint: complaint.clone(),
@@ -83,7 +89,7 @@ impl Source {
         let consumer: BaseConsumer<Context> = config(kafka).create_with_context(context)?;
         let serve = || while consumer.poll(SERVE).is_some() {};
         for topic in &kafka.topics {
-            await_topic(consumer.client(), kafka, topic, &complaint, serve)?;
+            await_topic(consumer.client(), kafka, topic, &complaint, stop, serve)?;
         }
         let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;

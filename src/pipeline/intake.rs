@@ -237,7 +237,6 @@ impl Intake {
         if batch.sequence >= self.first_of_assignment {
             self.source.finish(&batch.offsets);
         }
-        self.metrics.records_in_flight.sub(batch.consumed() as i64);
         batch.clear();
         self.free.push(batch);
     }

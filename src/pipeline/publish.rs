@@ -283,6 +283,7 @@ impl Publisher {
 
     fn count(&self, batch: &Batch, tally: &Tally) {
         let metrics = &self.metrics;
+        metrics.records_in_flight.sub(batch.consumed() as i64);
         metrics.records_scored.inc_by(tally.scored as u64);
         for reason in &tally.dead {
             metrics
