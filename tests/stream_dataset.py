@@ -79,7 +79,7 @@ def binary():
 
 
 def need_tools(options):
-    """Says what is missing: a skip, or for a tool a failure where skips are not allowed. Data is nobody's to install."""
+    """Says what is missing: a skip, or for a tool a failure where skips are not allowed."""
     if not options.dataset.exists():
         say(f"!!! SKIPPED stream_dataset: no data set at {options.dataset}: pass one")
         sys.exit(0)
