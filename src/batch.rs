@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use crate::decode::RowError;
 use crate::record::{Record, Source};
 
+/// A batch with this much in it leaves whatever its number of records, so that large messages cannot fill the memory.
+const MAX_BYTES: usize = 1 << 20;
+
 /// Headers that travel from a record to its verdict (W3C Trace Context).
 const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 
@@ -27,6 +30,8 @@ pub struct Batch {
     pub rows: Vec<f32>,
     records: Vec<Stored>,
     bytes: Vec<u8>,
+    /// What the dead letters hold, in bytes.
+    dead_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
     /// Tombstones: nothing to score.
     pub skipped: usize,
@@ -94,9 +99,10 @@ impl Batch {
         self.opened
     }
 
-    /// Whether it should leave: full, or its first record has waited long enough.
+    /// Whether it should leave: full in records or bytes, or its first record has waited long enough.
     pub fn is_due(&self, max_records: usize, max_wait: Duration, now: Instant) -> bool {
         self.consumed() >= max_records
+            || self.bytes.len() + self.dead_bytes >= MAX_BYTES
             || self
                 .opened
                 .is_some_and(|opened| now.duration_since(opened) >= max_wait)
@@ -130,6 +136,7 @@ impl Batch {
     ) {
         let own_header =
             |(name, value): &(&str, Option<&[u8]>)| ((*name).to_owned(), value.map(<[u8]>::to_vec));
+        self.dead_bytes += record.payload.map_or(0, <[u8]>::len);
         self.dead_letters.push(DeadLetter {
             source: record.source(),
             timestamp_ms: record.timestamp_ms,
@@ -173,11 +180,11 @@ impl Batch {
 
     /// Empties it for reuse and gives back memory that one huge message made it take.
     pub fn clear(&mut self) {
-        const KEEP_BYTES: usize = 1 << 20;
         self.rows.clear();
         self.records.clear();
         self.bytes.clear();
-        self.bytes.shrink_to(KEEP_BYTES);
+        self.bytes.shrink_to(MAX_BYTES);
+        self.dead_bytes = 0;
         self.dead_letters.clear();
         self.skipped = 0;
         self.offsets.clear();
@@ -284,7 +291,9 @@ mod tests {
             payload: Some(&huge),
             ..record(0, 0)
         };
-        batch.keep(&record, P0, Instant::now());
+        let now = Instant::now();
+        batch.keep(&record, P0, now);
+        assert!(batch.is_due(1000, Duration::MAX, now), "full in bytes");
         batch.clear();
         assert!(batch.is_empty() && batch.bytes.capacity() <= 1 << 20);
     }
