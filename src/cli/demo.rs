@@ -4,6 +4,7 @@ mod watch;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -87,22 +88,27 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         daemon.address,
         daemon.address
     );
-    let started = Instant::now();
+    let demo = Demo {
+        arguments,
+        brokers: &broker.brokers,
+        sample: &sample,
+        metrics: daemon.metrics.clone(),
+        watcher,
+        stop: &stop,
+        sent: AtomicU64::new(0),
+        started: Instant::now(),
+    };
     let fed = std::thread::scope(|scope| {
-        let (metrics, brokers) = (&daemon.metrics, &broker.brokers);
-        let (sample, stop) = (&sample, &stop);
-        let feeder = scope.spawn(move || feed(arguments, brokers, sample, metrics, stop));
-        show(metrics, &watcher, stop, arguments);
+        let feeder = scope.spawn(|| demo.feed());
+        demo.show();
         feeder
             .join()
             .unwrap_or_else(|_| Err(Failure::internal("the feeding thread panicked")))
     });
-    let metrics = daemon.metrics.clone();
     daemon.wait()?;
-    let positives = fed?;
-    watcher.wait_for(metrics.anomalies_total());
-    let summary = summarise(&metrics, &watcher, positives, started);
-    report(arguments, &summary)
+    fed?;
+    demo.watcher.wait_for(demo.metrics.anomalies_total());
+    demo.report()
 }
 
 fn read_sample(bundle: &Path) -> Result<Vec<Example>, Failure> {
@@ -151,133 +157,150 @@ fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// Sends the sample until the limit or a stop; returns the number of labelled anomalies among what was sent.
-/// With a limit, asks for the stop once everything is finished.
-fn feed(
-    arguments: &Arguments,
-    brokers: &str,
-    sample: &[Example],
-    metrics: &Metrics,
-    stop: &Shutdown,
-) -> Result<u64, Failure> {
-    let fed = send(arguments, brokers, sample, metrics, stop);
-    if let Ok(sent) = &fed {
-        while metrics.finished() < *sent && !stop.is_requested() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-    stop.request();
-    let sent = fed? as usize;
-    let anomalies = |records: &[Example]| records.iter().filter(|e| e.label == Some(true)).count();
-    let (rounds, rest) = (sent / sample.len(), sent % sample.len());
-    Ok((rounds * anomalies(sample) + anomalies(&sample[..rest])) as u64)
+struct Demo<'a> {
+    arguments: &'a Arguments,
+    brokers: &'a str,
+    sample: &'a [Example],
+    metrics: Metrics,
+    watcher: Watcher,
+    stop: &'a Shutdown,
+    sent: AtomicU64,
+    started: Instant,
 }
 
-fn send(
-    arguments: &Arguments,
-    brokers: &str,
-    sample: &[Example],
-    metrics: &Metrics,
-    stop: &Shutdown,
-) -> Result<u64, Failure> {
-    let mut kafka = kafka_settings(brokers, ClientSettings::default());
-    kafka.producer.set(SPREAD.0, SPREAD.1);
-    let sink = Sink::connect(&kafka, &[TOPIC], stop)?;
-    let window = capacity(PARTITIONS, average_payload(sample));
-    let limit = usize::try_from(arguments.records.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let feed = Feed {
-        sink: &sink,
-        topic: TOPIC,
-        rate: (!arguments.unpaced).then_some(arguments.rate),
-        stop,
-    };
-    let records = sample.iter().cycle().take(limit).cloned().map(Ok);
-    feed.run(records, |sent| sent < metrics.finished() + window)
-}
-
-/// Shows rate, lag and what was found until a stop.
-fn show(metrics: &Metrics, watcher: &Watcher, stop: &Shutdown, arguments: &Arguments) {
-    let terminal = std::io::stderr().is_terminal() && !arguments.json;
-    let bar = if terminal {
-        let style = ProgressStyle::with_template("{spinner} {msg}").expect("a valid template");
-        ProgressBar::new_spinner().with_style(style)
-    } else {
-        ProgressBar::hidden()
-    };
-    let (mut before, mut since) = (0, Instant::now());
-    let mut last_line = Instant::now();
-    while !stop.is_requested() {
-        std::thread::sleep(REFRESH);
-        let scored = metrics.records_scored.get();
-        let rate = (scored - before) as f64 / since.elapsed().as_secs_f64();
-        (before, since) = (scored, Instant::now());
-        let lag = metrics.records_consumed.get() - metrics.finished();
-        let found = watcher.found();
-        let precision = found.precision().map_or("-".into(), |p| format!("{p:.3}"));
-        let line = format!(
-            "{rate:>7.0} records/s, {scored} scored, {lag} in flight, {} anomalies, precision {precision}",
-            found.flagged
-        );
-        if terminal {
-            for anomaly in watcher.latest() {
-                bar.println(anomaly);
+impl Demo<'_> {
+    /// Sends the sample until the limit or a stop. With a limit, asks for the stop once everything is finished.
+    fn feed(&self) -> Result<(), Failure> {
+        let sent = self.send();
+        if let Ok(sent) = &sent {
+            while self.metrics.finished() < *sent && !self.stop.is_requested() {
+                std::thread::sleep(Duration::from_millis(5));
             }
-            bar.set_message(line);
-            bar.tick();
-        } else if !arguments.json && last_line.elapsed() >= LINE_EVERY {
-            last_line = Instant::now();
-            watcher.latest().iter().for_each(|a| println!("{a}"));
-            println!("{line}");
+        }
+        self.stop.request();
+        sent.map(|_| ())
+    }
+
+    fn send(&self) -> Result<u64, Failure> {
+        let mut kafka = kafka_settings(self.brokers, ClientSettings::default());
+        kafka.producer.set(SPREAD.0, SPREAD.1);
+        let sink = Sink::connect(&kafka, &[TOPIC], self.stop)?;
+        let window = capacity(PARTITIONS, average_payload(self.sample));
+        let limit = self.arguments.records.unwrap_or(u64::MAX);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let feed = Feed {
+            sink: &sink,
+            topic: TOPIC,
+            rate: (!self.arguments.unpaced).then_some(self.arguments.rate),
+            stop: self.stop,
+        };
+        let records = self.sample.iter().cycle().take(limit).cloned().map(Ok);
+        feed.run(records, |sent| {
+            self.sent.store(sent, Ordering::Relaxed);
+            sent < self.metrics.finished() + window
+        })
+    }
+
+    /// Shows rate, lag and what was found until a stop.
+    fn show(&self) {
+        let terminal = std::io::stderr().is_terminal() && !self.arguments.json;
+        let bar = if terminal {
+            let style = ProgressStyle::with_template("{spinner} {msg}").expect("a valid template");
+            ProgressBar::new_spinner().with_style(style)
+        } else {
+            ProgressBar::hidden()
+        };
+        let (mut before, mut since) = (0, Instant::now());
+        let mut last_line = Instant::now();
+        while !self.stop.is_requested() {
+            std::thread::sleep(REFRESH);
+            let finished = self.metrics.finished();
+            let rate = (finished - before) as f64 / since.elapsed().as_secs_f64();
+            (before, since) = (finished, Instant::now());
+            let lag = self.sent.load(Ordering::Relaxed).saturating_sub(finished);
+            let (precision, recall) = self.quality();
+            let line = format!(
+                "{rate:>6.0} records/s, {finished} done, lag {lag}, {} anomalies, precision {}, recall {}",
+                self.watcher.found().flagged,
+                three_digits(precision),
+                three_digits(recall)
+            );
+            if terminal {
+                for anomaly in self.watcher.latest() {
+                    bar.println(anomaly);
+                }
+                bar.set_message(line);
+                bar.tick();
+            } else if !self.arguments.json && last_line.elapsed() >= LINE_EVERY {
+                last_line = Instant::now();
+                self.watcher.latest().iter().for_each(|a| println!("{a}"));
+                println!("{line}");
+            }
+        }
+        bar.finish_and_clear();
+    }
+
+    /// Precision and recall so far. Of an unfinished round the recall is near: partitions are not read in step.
+    fn quality(&self) -> (Option<f64>, Option<f64>) {
+        let finished = self.metrics.finished() as usize;
+        let anomalies = |records: &[Example]| {
+            let labelled = records.iter().filter(|e| e.label == Some(true));
+            labelled.count()
+        };
+        let (rounds, rest) = (finished / self.sample.len(), finished % self.sample.len());
+        let positives = rounds * anomalies(self.sample) + anomalies(&self.sample[..rest]);
+        let found = self.watcher.found();
+        let recall = (positives > 0).then(|| found.right as f64 / positives as f64);
+        (found.precision(), recall)
+    }
+
+    fn summary(&self) -> Summary {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let consumed = self.metrics.records_consumed.get();
+        let (precision, recall) = self.quality();
+        Summary {
+            consumed,
+            scored: self.metrics.records_scored.get(),
+            dead_letters: self.metrics.dead_letters_total(),
+            skipped: self.metrics.skipped_total(),
+            unaccounted: consumed as i64 - self.metrics.finished() as i64,
+            anomalies: self.metrics.anomalies_total(),
+            precision,
+            recall,
+            seconds,
+            records_per_second: consumed as f64 / seconds,
         }
     }
-    bar.finish_and_clear();
+
+    fn report(&self) -> Result<(), Failure> {
+        let summary = self.summary();
+        if self.arguments.json {
+            println!("{}", serde_json::json!(summary));
+        } else {
+            println!(
+                "{} records in {:.1} s: {} scored, {} dead letters, {} skipped, {} unaccounted for; {} anomalies, precision {}, recall {}",
+                summary.consumed,
+                summary.seconds,
+                summary.scored,
+                summary.dead_letters,
+                summary.skipped,
+                summary.unaccounted,
+                summary.anomalies,
+                three_digits(summary.precision),
+                three_digits(summary.recall)
+            );
+        }
+        let asked = self.arguments.records.unwrap_or(summary.consumed);
+        if summary.unaccounted != 0 || asked != summary.consumed {
+            return Err(Failure::internal(format!(
+                "{asked} records asked for, {} consumed, {} unaccounted for",
+                summary.consumed, summary.unaccounted
+            )));
+        }
+        Ok(())
+    }
 }
 
-fn summarise(metrics: &Metrics, watcher: &Watcher, positives: u64, started: Instant) -> Summary {
-    let found = watcher.found();
-    let seconds = started.elapsed().as_secs_f64();
-    let consumed = metrics.records_consumed.get();
-    let recall = (positives > 0).then(|| found.right as f64 / positives as f64);
-    Summary {
-        consumed,
-        scored: metrics.records_scored.get(),
-        dead_letters: metrics.dead_letters_total(),
-        skipped: metrics.skipped_total(),
-        unaccounted: consumed as i64 - metrics.finished() as i64,
-        anomalies: metrics.anomalies_total(),
-        precision: found.precision(),
-        recall,
-        seconds,
-        records_per_second: consumed as f64 / seconds,
-    }
-}
-
-fn report(arguments: &Arguments, summary: &Summary) -> Result<(), Failure> {
-    if arguments.json {
-        println!("{}", serde_json::json!(summary));
-    } else {
-        let shown = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.3}"));
-        println!(
-            "{} records in {:.1} s: {} scored, {} dead letters, {} skipped, {} unaccounted for; {} anomalies, precision {}, recall {}",
-            summary.consumed,
-            summary.seconds,
-            summary.scored,
-            summary.dead_letters,
-            summary.skipped,
-            summary.unaccounted,
-            summary.anomalies,
-            shown(summary.precision),
-            shown(summary.recall)
-        );
-    }
-    let complete = arguments.records.is_none_or(|n| n == summary.consumed);
-    if summary.unaccounted != 0 || !complete {
-        return Err(Failure::internal(format!(
-            "{} records asked for, {} consumed, {} unaccounted for",
-            arguments.records.unwrap_or(summary.consumed),
-            summary.consumed,
-            summary.unaccounted
-        )));
-    }
-    Ok(())
+fn three_digits(value: Option<f64>) -> String {
+    value.map_or("-".into(), |v| format!("{v:.3}"))
 }
