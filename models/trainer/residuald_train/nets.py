@@ -9,6 +9,7 @@ from torch import nn
 from .features import PARTS
 
 CLAMP = 30.0
+FINITE = 3e38  # of float32
 
 
 class Net(nn.Module):
@@ -57,6 +58,7 @@ class Space(nn.Module):
         self.features = features
         self.plain_list = plain = [j for j, f in enumerate(features) if f.type in ("number", "bool")]
         self.cyclic_list = cyclic = [j for j, f in enumerate(features) if f.type == "timestamp"]
+        self.categorical_list = [j for j, f in enumerate(features) if f.type == "categorical"]
         periods = [PARTS[features[j].part] for j in cyclic]
         one_hot = [(j, code) for j, f in enumerate(features) for code in categories(f)]
         owner = plain + cyclic + cyclic + [j for j, _ in one_hot]  # the feature that a column belongs to
@@ -64,13 +66,22 @@ class Space(nn.Module):
         def constant(name, value, dtype=torch.float32):
             self.register_buffer(name, torch.as_tensor(np.array(value), dtype=dtype))
 
-        constant("plain", plain, torch.long)
-        constant("cyclic", cyclic, torch.long)
-        constant("turn", [2 * math.pi / p for p in periods])
-        constant("one_hot", [j for j, _ in one_hot], torch.long)
+        def pick(owners):
+            """[len(owners), F] of 0 and 1. A product with it picks columns, exactly for finite numbers, and in ONNX
+            Runtime several times faster than Gather does."""
+            return np.eye(len(features))[np.array(owners, int)]
+
+        constant("plain", pick(plain).T)
+        constant("cyclic", pick(cyclic).T)
+        constant("periods", periods)
+        constant("one_hot", pick([j for j, _ in one_hot]).T)
         constant("code", [code for _, code in one_hot])
         constant("owner", owner, torch.long)
-        constant("sums", np.equal.outer(owner, range(len(features))))  # [D, F]: adds a block's columns up
+        constant("sums", pick(owner))  # [D, F]: adds a block's columns up
+        constant("order", pick(plain + cyclic + self.categorical_list))
+        constant("least", [0 if features[j].type == "bool" else -FINITE for j in plain])
+        constant("most", [1 if features[j].type == "bool" else FINITE for j in plain])
+        constant("whole", [features[j].part == "day_of_week" for j in cyclic])
         constant("fill", np.zeros(len(features)))
         constant("center", np.zeros(len(plain)))
         constant("spread", np.ones(len(plain)))
@@ -81,7 +92,7 @@ class Space(nn.Module):
     def fit(self, X):
         """Sets means and scales from rows, NaN left out."""
         X = torch.as_tensor(X)
-        center, spread = moments(X[:, self.plain].double().numpy())
+        center, spread = moments(X[:, self.plain_list].double().numpy())
         self.center.copy_(torch.as_tensor(center))
         self.spread.copy_(torch.as_tensor(positive(spread, center)))
         columns = self.columns(torch.nan_to_num(X)).double().numpy()
@@ -92,21 +103,22 @@ class Space(nn.Module):
 
     def columns(self, x):
         """[N, F] without NaN -> [N, D], not yet centred and scaled."""
-        angle = x.index_select(1, self.cyclic) * self.turn
-        parts = [
-            torch.asinh((x.index_select(1, self.plain) - self.center) / self.spread),
-            angle.sin(),
-            angle.cos(),
-            (x.index_select(1, self.one_hot) == self.code).float(),
-        ]
-        return torch.cat([p for p in parts if p.shape[1]], 1)
+        parts = []
+        if self.plain_list:
+            parts.append(torch.asinh((x @ self.plain - self.center) / self.spread))
+        if self.cyclic_list:
+            angle = x @ self.cyclic * (2 * math.pi / self.periods)
+            parts += [angle.sin(), angle.cos()]
+        if self.categorical_list:
+            parts.append((x @ self.one_hot == self.code).float())
+        return torch.cat(parts, 1)
 
     def forward(self, x):
         """Raw [N, F] -> (z [N, D], observed [N, F] of 0 and 1)."""
         missing = torch.isnan(x)
         observed = 1 - missing.float()
         z = (self.columns(torch.where(missing, self.fill, x)) - self.mean) / self.scale
-        return z.clamp(-CLAMP, CLAMP) * observed.index_select(1, self.owner), observed
+        return z.clamp(-CLAMP, CLAMP) * (observed @ self.sums.T), observed
 
     def raw(self, z, x):
         """[N, D] -> raw units [N, F]: what the daemon shows as expected in place of raw rows x [N, F].
@@ -115,20 +127,19 @@ class Space(nn.Module):
         likeliest): that x's own is likely too explains nothing.
         """
         columns = z.clamp(-CLAMP, CLAMP) * self.scale + self.mean
-        out, n, k = {}, len(self.plain_list), len(self.cyclic_list)
-        for i, j in enumerate(self.plain_list):
-            value = columns[:, i : i + 1].sinh() * self.spread[i] + self.center[i]
-            out[j] = value.clamp(0, 1) if self.features[j].type == "bool" else value
-        for i, j in enumerate(self.cyclic_list, n):
-            out[j] = clock(columns[:, i : i + 1], columns[:, i + k : i + k + 1], self.features[j].part)
+        parts, n, k = [], len(self.plain_list), len(self.cyclic_list)
+        if n:
+            value = columns[:, :n].sinh() * self.spread + self.center
+            parts.append(torch.minimum(torch.maximum(value, self.least), self.most))
+        if k:
+            parts.append(clock(columns[:, n : n + k], columns[:, n + k : n + 2 * k], self.periods, self.whole))
         a = n + 2 * k
-        for j, feature in enumerate(self.features):
-            if feature.type == "categorical":
-                v = len(feature.vocabulary)
-                own = (x[:, j : j + 1] == torch.arange(v)).float()
-                out[j] = (columns[:, a : a + v] - 1e6 * own).argmax(1, keepdim=True).float()
-                a += v + 1
-        return torch.cat([out[j] for j in range(len(self.features))], 1)
+        for j in self.categorical_list:
+            v = len(self.features[j].vocabulary)
+            own = (x[:, j : j + 1] == torch.arange(v)).float()
+            parts.append((columns[:, a : a + v] - 1e6 * own).argmax(1, keepdim=True).float())
+            a += v + 1
+        return torch.cat(parts, 1) @ self.order
 
 
 def moments(columns):
@@ -149,12 +160,12 @@ def categories(feature):
     return [*range(len(feature.vocabulary)), -1] if feature.type == "categorical" else []
 
 
-def clock(sin, cos, part):
-    """(sin, cos) [N, 1] of any length -> hour in [0, 24) or whole day 0..6."""
+def clock(sin, cos, periods, whole):
+    """(sin, cos) [N, k] of any length -> [N, k] in [0, period), rounded where `whole` is 1."""
     length = (sin * sin + cos * cos).sqrt()
     half = torch.atan(torch.where(cos < 0, -sin, sin) / (length + cos.abs()).clamp(min=1e-6))
     angle = 2 * half + math.pi * (cos < 0).float()  # atan2, which ONNX has not
-    value = angle * (PARTS[part] / (2 * math.pi))
-    value = value.round() if part == "day_of_week" else value
-    value = torch.where(value < 0, value + PARTS[part], value)
-    return torch.where(value >= PARTS[part], torch.zeros_like(value), value)
+    value = angle * (periods / (2 * math.pi))
+    value = torch.where(whole > 0, value.round(), value)
+    value = torch.where(value < 0, value + periods, value)
+    return torch.where(value >= periods, torch.zeros_like(value), value)

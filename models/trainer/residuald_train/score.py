@@ -18,13 +18,13 @@ class Scorer(nn.Module):
     def __init__(self, features, space, width):
         super().__init__()
         self.space = space
-        optional = [j for j, f in enumerate(features) if f.missing == "impute"]
-        self.register_buffer("optional", torch.tensor(optional, dtype=torch.long))
-        self.denoiser = Blind(len(space.owner), len(optional), width)
+        self.optional = [j for j, f in enumerate(features) if f.missing == "impute"]
+        self.register_buffer("pick", torch.eye(len(features))[:, self.optional])
+        self.denoiser = Blind(len(space.owner), len(self.optional), width)
 
     def forward(self, x):
         z, observed = self.space(x)
-        D, _ = self.denoiser(z, 1 - observed.index_select(1, self.optional))
+        D, _ = self.denoiser(z, 1 - observed @ self.pick)
         count = row_sum(observed).clamp(min=1)
         error = z - D
         residual = (error * error) @ self.space.sums * observed / count

@@ -97,7 +97,11 @@ def test_a_category_is_never_expected_in_its_own_place():
 def test_clock(part, period):
     value = torch.arange(period).float()[:, None]
     angle = value * 2 * torch.pi / period
-    np.testing.assert_allclose(clock(3 * angle.sin(), 3 * angle.cos(), part), value, atol=1e-4)
+    np.testing.assert_allclose(
+        clock(3 * angle.sin(), 3 * angle.cos(), torch.tensor([period]), torch.tensor([part == "day_of_week"])),
+        value,
+        atol=1e-4,
+    )
 
 
 def test_score_is_the_root_mean_square_residual(scorer):
