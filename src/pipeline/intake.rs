@@ -109,7 +109,9 @@ impl Intake {
             while let Ok(batch) = self.channels.finished.try_recv() {
                 self.finish(batch);
             }
-            let due = self.is_due();
+            // One look at the clock a record: more would cost as much as a small field.
+            let now = Instant::now();
+            let due = self.is_due(now);
             if due && self.free.is_empty() {
                 self.wait_for_room()?;
             } else {
@@ -117,23 +119,24 @@ impl Intake {
                     self.dispatch();
                 }
                 self.source.resume()?;
-                self.take(self.poll_timeout())?;
+                self.take(self.poll_timeout(now))?;
             }
         }
         Ok(())
     }
 
-    fn is_due(&self) -> bool {
+    fn is_due(&self, now: Instant) -> bool {
         let config::Batch {
             max_records,
             max_wait,
             ..
         } = self.limits;
-        self.current.is_due(max_records, max_wait, Instant::now())
+        self.current.is_due(max_records, max_wait, now)
     }
 
-    fn poll_timeout(&self) -> Duration {
-        let waited = self.current.opened().map(|opened| opened.elapsed());
+    fn poll_timeout(&self, now: Instant) -> Duration {
+        let opened = self.current.opened();
+        let waited = opened.map(|opened| now.saturating_duration_since(opened));
         waited.map_or(IDLE_POLL, |waited| {
             self.limits.max_wait.saturating_sub(waited)
         })
@@ -145,16 +148,18 @@ impl Intake {
             Event::Idle => return Ok(()),
             Event::Rebalance(rebalance) => rebalance,
             Event::Message(message) => {
-                let now = Instant::now();
                 let (record, from) = self.source.record(&message);
                 self.records += 1;
+                let timed = self.records.is_multiple_of(TIME_ONE_IN);
+                let opened = self.current.opened().filter(|_| !timed);
+                let now = opened.unwrap_or_else(Instant::now);
                 self.metrics.records_consumed.inc();
                 let batch = &mut self.current;
                 match record.payload {
                     None | Some([]) => batch.skip(&record, from, now),
                     Some(payload) => {
                         let decoded = self.decoder.decode(payload, &mut batch.rows);
-                        if self.records.is_multiple_of(TIME_ONE_IN) {
+                        if timed {
                             let seconds = now.elapsed().as_secs_f64();
                             self.metrics.decode_seconds.observe(seconds);
                         }
