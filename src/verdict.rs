@@ -157,11 +157,6 @@ impl Judge {
         }
     }
 
-    /// Median score of normal records.
-    pub fn typical_score(&self) -> f32 {
-        self.calibration.median()
-    }
-
     /// The whole verdict, with the `most` features that matter most.
     pub fn judge(&self, scored: Scored<'_>, most: usize) -> Verdict<'_> {
         let columns = self.features.iter().zip(scored.row);

@@ -124,11 +124,6 @@ impl Calibration {
     pub fn largest(&self) -> f32 {
         self.tail[self.tail.len() - 1]
     }
-
-    /// The median score, for people: what normal looks like.
-    pub fn median(&self) -> f32 {
-        self.quantile(0.5)
-    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,13 @@ impl Fault {
             problem: problem.into(),
         }
     }
+
+    /// The problems of one file.
+    pub fn all(file: &str, problems: Vec<String>) -> impl Iterator<Item = Fault> {
+        problems
+            .into_iter()
+            .map(move |problem| Fault::new(file, problem))
+    }
 }
 
 impl fmt::Display for Fault {
@@ -128,17 +135,13 @@ impl Draft {
         let Some(manifest) = parse_json::<Manifest>(MANIFEST, &manifest_bytes, faults) else {
             return;
         };
-        let mut add = |file: &str, problems: Vec<String>| {
-            faults.extend(
-                problems
-                    .into_iter()
-                    .map(|problem| Fault::new(file, problem)),
-            );
-        };
-        add(MANIFEST, manifest.faults());
+        faults.extend(Fault::all(MANIFEST, manifest.faults()));
         for name in REQUIRED {
             if !manifest.files.contains_key(name) {
-                add(MANIFEST, vec![format!("`files` does not list {name}")]);
+                faults.push(Fault::new(
+                    MANIFEST,
+                    format!("`files` does not list {name}"),
+                ));
             }
         }
         let mut contents = std::collections::BTreeMap::new();
@@ -152,11 +155,7 @@ impl Draft {
         }
         if let Some(calibration) = &self.calibration {
             let problems = calibration.faults(manifest.input.features().len());
-            faults.extend(
-                problems
-                    .into_iter()
-                    .map(|problem| Fault::new("calibration.json", problem)),
-            );
+            faults.extend(Fault::all("calibration.json", problems));
         }
         if let Some(bytes) = contents.get("golden.ndjson") {
             let text = std::str::from_utf8(bytes).map_err(|e| e.to_string());

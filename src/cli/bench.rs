@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::{ClientSettings, Config, Inference, Provider};
+use crate::config::{Config, Inference, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
-use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, SPREAD, capacity};
-use crate::kafka::{Event, Sink, Source};
+use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
+use crate::kafka::{Event, Source};
 use crate::metrics::Metrics;
 use crate::onnx::Scorer;
 use crate::shutdown::Shutdown;
@@ -21,9 +21,8 @@ use crate::telemetry;
 use crate::verdict::ThresholdRule;
 
 use super::daemon;
-use super::demo::average_payload;
 use super::failure::Failure;
-use super::feed::{Feed, kafka_settings};
+use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::model;
 use cpu::Meter;
 
@@ -153,14 +152,7 @@ impl Bench {
     fn new(arguments: &Arguments) -> Result<Bench, Failure> {
         let default = arguments.bundle.join("sample.ndjson.gz");
         let file = arguments.data.as_ref().unwrap_or(&default);
-        let data = dataset::open(file, &dataset::Options::default())?;
-        let sample: Vec<Example> = data.collect::<Result<_, _>>()?;
-        if sample.is_empty() {
-            return Err(Failure::data(format!(
-                "{} holds no records",
-                file.display()
-            )));
-        }
+        let sample = read_sample(file, &dataset::Options::default())?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
         // All of it lies in the broker before the clock starts, so that no producer competes for the cores.
         let most = capacity(PARTITIONS, average_payload(&sample));
@@ -321,9 +313,7 @@ impl Bench {
         config.kafka.brokers.clone_from(&broker.brokers);
         config.kafka.consumer.set(FETCH_WAIT.0, FETCH_WAIT.1);
         let stop = Shutdown::default();
-        let mut kafka = kafka_settings(&broker.brokers, ClientSettings::default());
-        kafka.producer.set(SPREAD.0, SPREAD.1);
-        let sink = Sink::connect(&kafka, &[TOPIC], &stop)?;
+        let sink = embedded_sink(&broker.brokers, TOPIC, &stop)?;
         let feed = Feed {
             sink: &sink,
             topic: TOPIC,

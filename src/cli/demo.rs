@@ -3,24 +3,23 @@
 mod watch;
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::config::{ClientSettings, Config};
+use crate::config::Config;
 use crate::dataset::{self, Example};
-use crate::kafka::Sink;
-use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, SPREAD, capacity};
+use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
 use super::daemon;
 use super::failure::Failure;
-use super::feed::{Feed, kafka_settings};
+use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::produce::positive;
 use watch::Watcher;
 
@@ -74,7 +73,11 @@ struct Summary {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let sample = read_sample(&arguments.bundle)?;
+    let options = dataset::Options {
+        label: Some("label".into()),
+        ..dataset::Options::default()
+    };
+    let sample = read_sample(&arguments.bundle.join("sample.ndjson.gz"), &options)?;
     let broker = EmbeddedBroker::start(&[(TOPIC, PARTITIONS), (ANOMALIES, 1), (DEAD_LETTERS, 1)])?;
     let config = config(arguments, &broker.brokers)?;
     telemetry::init(&config.telemetry);
@@ -109,26 +112,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     fed?;
     demo.watcher.wait_for(demo.metrics.anomalies_total());
     demo.report()
-}
-
-fn read_sample(bundle: &Path) -> Result<Vec<Example>, Failure> {
-    let options = dataset::Options {
-        label: Some("label".into()),
-        ..dataset::Options::default()
-    };
-    let data = dataset::open(&bundle.join("sample.ndjson.gz"), &options)?;
-    let sample: Result<Vec<Example>, _> = data.collect();
-    let sample = sample?;
-    match sample.is_empty() {
-        true => Err(Failure::data("the sample stream is empty")),
-        false => Ok(sample),
-    }
-}
-
-/// Bytes.
-pub fn average_payload(sample: &[Example]) -> u64 {
-    let total: usize = sample.iter().map(|e| e.payload.len()).sum();
-    (total / sample.len()) as u64
 }
 
 fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
@@ -182,9 +165,7 @@ impl Demo<'_> {
     }
 
     fn send(&self) -> Result<u64, Failure> {
-        let mut kafka = kafka_settings(self.brokers, ClientSettings::default());
-        kafka.producer.set(SPREAD.0, SPREAD.1);
-        let sink = Sink::connect(&kafka, &[TOPIC], self.stop)?;
+        let sink = embedded_sink(self.brokers, TOPIC, self.stop)?;
         let window = capacity(PARTITIONS, average_payload(self.sample));
         let limit = self.arguments.records.unwrap_or(u64::MAX);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);

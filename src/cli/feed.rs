@@ -1,9 +1,11 @@
 //! Records into a topic, at a rate: what `produce`, `demo` and `bench` share.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::config;
-use crate::dataset::Example;
+use crate::dataset::{self, Example};
+use crate::kafka::embedded::SPREAD;
 use crate::kafka::{SendError, Sink};
 use crate::message::Message;
 use crate::shutdown::Shutdown;
@@ -25,6 +27,31 @@ pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::
         consumer: config::ClientSettings::default(),
         producer: config::ClientSettings::default(),
     }
+}
+
+/// A producer to the embedded broker.
+pub fn embedded_sink(brokers: &str, topic: &str, stop: &Shutdown) -> Result<Sink, Failure> {
+    let mut kafka = kafka_settings(brokers, config::ClientSettings::default());
+    kafka.producer.set(SPREAD.0, SPREAD.1);
+    Ok(Sink::connect(&kafka, &[topic], stop)?)
+}
+
+/// A whole file, to be replayed; at least one record.
+pub fn read_sample(file: &Path, options: &dataset::Options) -> Result<Vec<Example>, Failure> {
+    let sample: Vec<Example> = dataset::open(file, options)?.collect::<Result<_, _>>()?;
+    if sample.is_empty() {
+        return Err(Failure::data(format!(
+            "{} holds no records",
+            file.display()
+        )));
+    }
+    Ok(sample)
+}
+
+/// Bytes.
+pub fn average_payload(sample: &[Example]) -> u64 {
+    let total: usize = sample.iter().map(|e| e.payload.len()).sum();
+    (total / sample.len()) as u64
 }
 
 /// Sends records and sees to it that each is delivered.

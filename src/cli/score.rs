@@ -204,12 +204,13 @@ impl Run {
     }
 
     fn score_chunk(&mut self) -> Result<(), Failure> {
+        let rows = std::mem::take(&mut self.rows);
         let per_scorer = self.numbers.len().div_ceil(self.scorers.len()).max(1) * self.width;
         let parts = thread::scope(|scope| {
             let threads: Vec<_> = self
                 .scorers
                 .iter_mut()
-                .zip(self.rows.chunks(per_scorer))
+                .zip(rows.chunks(per_scorer))
                 .map(|(scorer, rows)| {
                     scope.spawn(move || {
                         let mut part = Batch::default();
@@ -228,10 +229,12 @@ impl Run {
             joined.collect::<Vec<_>>()
         });
         let first = self.scores.len();
-        for (part, rows) in parts.into_iter().zip(self.rows.clone().chunks(per_scorer)) {
+        for (part, rows) in parts.into_iter().zip(rows.chunks(per_scorer)) {
             let part = part.map_err(|_| Failure::internal("a scoring thread panicked"))??;
             self.judge_part(first, &part, rows)?;
         }
+        // Back with its capacity.
+        self.rows = rows;
         self.rows.clear();
         self.numbers.clear();
         Ok(())

@@ -59,8 +59,5 @@ pub fn check(
     if more > 0 {
         problems.push(format!("and {more} more"));
     }
-    Ok(Err(problems
-        .into_iter()
-        .map(|problem| Fault::new(FILE, problem))
-        .collect()))
+    Ok(Err(Fault::all(FILE, problems).collect()))
 }

@@ -37,25 +37,15 @@ def history(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small(history, tmp_path_factory):
+def train_small(history):
+    """Trains on the small records into a folder; the exit code."""
+    options = ["--label", "label", "--steps", "150", "--width", "32"]
+    return lambda out: main(["tabular", "--data", str(history), *options, "--out", str(out)])
+
+
+@pytest.fixture(scope="session")
+def small(train_small, tmp_path_factory):
     """A bundle trained on the small records."""
     out = tmp_path_factory.mktemp("bundles") / "small"
-    assert (
-        main(
-            [
-                "tabular",
-                "--data",
-                str(history),
-                "--label",
-                "label",
-                "--steps",
-                "150",
-                "--width",
-                "32",
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    assert train_small(out) == 0
     return out

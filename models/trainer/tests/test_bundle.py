@@ -67,23 +67,9 @@ def test_small_bundle(small):
     ]
 
 
-def test_same_seed_same_bytes(small, history, tmp_path):
+def test_same_seed_same_bytes(small, train_small, tmp_path):
     again = tmp_path / "small"
-    main(
-        [
-            "tabular",
-            "--data",
-            str(history),
-            "--label",
-            "label",
-            "--steps",
-            "150",
-            "--width",
-            "32",
-            "--out",
-            str(again),
-        ]
-    )
+    train_small(again)
     for name in ("model.onnx", "calibration.json", "golden.ndjson"):
         assert (again / name).read_bytes() == (small / name).read_bytes()
 
