@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use crate::config::Config;
+use crate::config::{Config, Guarantee};
 use crate::decode::Decoder;
 use crate::http;
 use crate::kafka::{Sink, Source};
@@ -82,6 +82,8 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         judge: loaded.judge,
         model,
         sink,
+        transaction_window: (config.kafka.guarantee == Guarantee::ExactlyOnce)
+            .then_some(config.kafka.transaction_window),
         batch: config.batch,
         output: config.output,
         drain_timeout: config.kafka.drain_timeout,
