@@ -1,13 +1,23 @@
 #!/usr/bin/env bash
-# A real Apache Kafka for the tests: KRaft mode, loopback only, nothing but java, mvn and python3.
+# A real Apache Kafka for the tests: KRaft mode, loopback only, nothing but java, mvn, python3 and, if secure, openssl.
 #
 #   kafka.sh fetch                        bring the jars from Maven Central into .kafka/libs, once
 #   kafka.sh start [--brokers N]          start N brokers (1; each is a controller too) and wait until
 #                  [--port BASE]          all accept requests; the last line is the bootstrap servers.
 #                  [--while-pid PID]      BASE: N ports from BASE for clients, the next N for controllers
 #                                         (default: free ones). PID: stop by itself once PID has ended.
+#                  [--proxied PORT]       each broker also listens for a proxy: it advertises
+#                                         127.0.0.1:(PORT+ID-1), where the proxy has to listen. DIR/proxied
+#                                         has a line a broker, by ID: ADVERTISED_PORT REAL_PORT.
+#                  [--secure]             each broker also has the listeners TLS, MTLS (wants a certificate)
+#                                         and SASL (over TLS; SCRAM-SHA-512 and PLAIN), see DIR/bootstrap-tls,
+#                                         -mtls, -sasl. Users: scram with password scram-s3cret, plain with
+#                                         plain-s3cret. In DIR/tls, each with .pem and .key: ca, broker, client,
+#                                         and untrusted-ca, untrusted-client, that no broker trusts;
+#                                         client.encrypted.key wants the passphrase key-s3cret.
 #   kafka.sh stop                         kill every broker and delete the data; the logs stay
 #   kafka.sh kill ID                      kill -9 one broker (1 to N)
+#   kafka.sh stop-broker ID               SIGTERM: the broker hands its partitions over; wait until it ended
 #   kafka.sh start-broker ID              start that broker again on its data, and wait for it
 #   kafka.sh topic create NAME [--partitions P] [--replication-factor R] [--config KEY=VALUE]
 #                                         any other verb and option of TopicCommand (describe, list,
@@ -22,8 +32,10 @@ libs=$root/.kafka/libs
 dir=$root/.kafka/run
 brokers=1
 port=
+proxied=
+secure=
 while_pid=
-ready_within=60 # seconds
+ready_within=60 # seconds, and for a broker that is asked to stop as well
 
 say() { echo "kafka.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -104,6 +116,16 @@ kill_broker() { # ID
     while alive "$1"; do sleep 0.05; done
 }
 
+stop_broker() { # ID
+    alive "$1" || die "broker $1 does not run"
+    local deadline=$((SECONDS + ready_within))
+    kill "$(cat "$dir/server-$1.pid")"
+    while alive "$1"; do
+        [ $SECONDS -lt $deadline ] || fail "$1" "did not end within $ready_within s of SIGTERM"
+        sleep 0.1
+    done
+}
+
 each_broker() { # COMMAND, called with every ID in DIR
     local file id
     for file in "$dir"/server-*.properties; do
@@ -116,15 +138,16 @@ each_broker() { # COMMAND, called with every ID in DIR
 stop() {
     each_broker kill_broker
     # A killed broker leaves the native libraries that it unpacked.
-    rm -rf "$dir"/data-* "$dir"/liblz4-* "$dir"/libzstd-* "$dir"/server-*.pid "$dir"/server-*.properties "$dir/bootstrap"
+    rm -rf "$dir"/data-* "$dir"/liblz4-* "$dir"/libzstd-* "$dir"/server-*.pid "$dir"/server-*.properties \
+        "$dir"/bootstrap* "$dir/proxied" "$dir/tls"
 }
 
-# Every listener's port: N for clients, then N for controllers.
+# COUNT ports, a line each.
 ports() {
     if [ -n "$port" ]; then
-        seq "$port" $((port + 2 * brokers - 1))
+        seq "$port" $((port + $1 - 1))
     else
-        python3 - $((2 * brokers)) <<'PY'
+        python3 - "$1" <<'PY'
 import socket, sys
 held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
 print(*(s.getsockname()[1] for s in held), sep="\n")
@@ -133,23 +156,40 @@ PY
 }
 
 configure() {
-    # shellcheck disable=SC2046
-    set -- $(ports)
-    local id voters="" bootstrap="" in_sync=$((brokers > 1 ? 2 : 1))
+    local names=(PLAINTEXT CONTROLLER) in_sync=$((brokers > 1 ? 2 : 1)) voters="" id i
+    [ -z "$proxied" ] || names+=(PROXIED)
+    [ -z "$secure" ] || names+=(TLS MTLS SASL)
+    # By listener, then by broker.
+    local ports
+    # shellcheck disable=SC2207
+    ports=($(ports $((${#names[@]} * brokers))))
     for id in $(seq "$brokers"); do
-        local controller=$((brokers + id))
-        voters=$voters${voters:+,}$id@127.0.0.1:${!controller}
-        bootstrap=$bootstrap${bootstrap:+,}127.0.0.1:${!id}
+        voters=$voters${voters:+,}$id@127.0.0.1:${ports[brokers + id - 1]}
     done
     for id in $(seq "$brokers"); do
-        local controller=$((brokers + id))
+        local listeners="" advertised=""
+        for i in "${!names[@]}"; do
+            local name=${names[i]} own=${ports[i * brokers + id - 1]}
+            listeners=$listeners${listeners:+,}$name://127.0.0.1:$own
+            case $name in
+                CONTROLLER) continue ;;
+                PLAINTEXT) note "$dir/bootstrap" "$own" ;;
+                PROXIED)
+                    echo "$((proxied + id - 1)) $own" >>"$dir/proxied"
+                    own=$((proxied + id - 1))
+                    ;;
+                *) note "$dir/bootstrap-$(echo "$name" | tr '[:upper:]' '[:lower:]')" "$own" ;;
+            esac
+            advertised=$advertised${advertised:+,}$name://127.0.0.1:$own
+        done
         cat >"$(properties "$id")" <<CONF
 process.roles=broker,controller
 node.id=$id
 controller.quorum.voters=$voters
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:${!id},CONTROLLER://127.0.0.1:${!controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:${!id}
+listeners=$listeners
+advertised.listeners=$advertised
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MTLS:SSL,SASL:SASL_SSL
 log.dirs=$dir/data-$id
 
 auto.create.topics.enable=false
@@ -175,13 +215,60 @@ broker.heartbeat.interval.ms=500
 # The default of 128 MB is a quarter of the heap.
 log.cleaner.dedupe.buffer.size=8388608
 CONF
+        [ -z "$secure" ] || cat >>"$(properties "$id")" <<CONF
+
+ssl.keystore.type=PEM
+ssl.keystore.location=$dir/tls/broker.keystore.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$dir/tls/ca.pem
+listener.name.mtls.ssl.client.auth=required
+listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
+    user_plain="plain-s3cret";
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+CONF
     done
-    echo "$bootstrap" >"$dir/bootstrap"
+}
+
+note() { # FILE PORT: one more address in a list of bootstrap servers
+    local before
+    before=$(cat "$1" 2>/dev/null) || true
+    echo "$before${before:+,}127.0.0.1:$2" >"$1"
+}
+
+certify() {
+    command -v openssl >/dev/null || die "openssl is missing; install it (Debian: apt-get install openssl)"
+    mkdir -p "$dir/tls"
+    cat >"$dir/tls/openssl.cnf" <<'CONF'
+[req]
+distinguished_name = subject
+[subject]
+[ca]
+basicConstraints = critical, CA:TRUE
+[leaf]
+basicConstraints = critical, CA:FALSE
+subjectAltName = IP:127.0.0.1, DNS:localhost
+CONF
+    certificate ca ca
+    certificate untrusted-ca ca
+    certificate broker leaf ca
+    certificate client leaf ca
+    certificate untrusted-client leaf untrusted-ca
+    cat "$dir/tls/broker.key" "$dir/tls/broker.pem" >"$dir/tls/broker.keystore.pem"
+    openssl pkcs8 -topk8 -in "$dir/tls/client.key" -passout pass:key-s3cret -out "$dir/tls/client.encrypted.key"
+}
+
+certificate() { # NAME KIND [ISSUER]
+    openssl req -x509 -config "$dir/tls/openssl.cnf" -extensions "$2" -subj "/O=residuald tests/CN=$1" -days 2 \
+        -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes ${3:+-CA "$dir/tls/$3.pem" -CAkey "$dir/tls/$3.key"} \
+        -keyout "$dir/tls/$1.key" -out "$dir/tls/$1.pem" 2>"$dir/tls/openssl.log" ||
+        { cat "$dir/tls/openssl.log" >&2; die "openssl (3 or later) could not make a certificate, see above"; }
 }
 
 format_storage() { # ID
     tool kafka.tools.StorageTool format --cluster-id residuald-kafka-tests \
-        --config "$(properties "$1")" >"$dir/server-$1.log" 2>&1
+        --config "$(properties "$1")" ${secure:+--add-scram 'SCRAM-SHA-512=[name=scram,password=scram-s3cret]'} \
+        >"$dir/server-$1.log" 2>&1
 }
 
 start() {
@@ -190,6 +277,7 @@ start() {
     dir=$(cd "$dir" && pwd)
     if alive 1; then die "a cluster runs in ${dir#"$root"/} at $(cat "$dir/bootstrap"); stop it first, or give another --dir"; fi
     stop
+    [ -z "$secure" ] || certify
     configure
     local id formats=""
     for id in $(seq "$brokers"); do
@@ -232,8 +320,10 @@ while [ $# -gt 0 ]; do
         *" --dir") dir=${2:?--dir wants a folder}; shift ;;
         "start --brokers") brokers=${2:?--brokers wants a number}; shift ;;
         "start --port") port=${2:?--port wants a number}; shift ;;
+        "start --proxied") proxied=${2:?--proxied wants a port}; shift ;;
+        "start --secure") secure=yes ;;
         "start --while-pid") while_pid=${2:?--while-pid wants a process id}; shift ;;
-        "topic "* | "kill "[0-9]* | "start-broker "[0-9]*) rest+=("$1") ;;
+        "topic "* | "kill "[0-9]* | "stop-broker "[0-9]* | "start-broker "[0-9]*) rest+=("$1") ;;
         *) die "unknown argument '$1' of $verb; see --help" ;;
     esac
     shift
@@ -245,6 +335,7 @@ case $verb in
     start) start ;;
     stop) stop ;;
     kill) known "${rest[0]-}"; kill_broker "${rest[0]}" ;;
+    stop-broker) known "${rest[0]-}"; stop_broker "${rest[0]}" ;;
     start-broker)
         known "${rest[0]-}"
         if alive "${rest[0]}"; then die "broker ${rest[0]} runs already"; fi
