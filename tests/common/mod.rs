@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod cluster;
 pub mod kafka;
 pub mod process;
+pub mod topics;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Generous: the machine may be busy, and a test that passes does not wait for it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn payments() -> PathBuf {
     root().join("models/payments")

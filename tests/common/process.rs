@@ -111,11 +111,16 @@ impl Daemon {
             "http.listen=127.0.0.1:0",
             "telemetry.log_format=json",
             "inference.workers=2",
-            // The embedded broker sits out a session for every rebalance.
+        ];
+        // The embedded broker sits out a session for every rebalance.
+        let session = [
             "kafka.consumer.\"session.timeout.ms\"=3000",
             "kafka.consumer.\"heartbeat.interval.ms\"=500",
         ];
-        for setting in own.iter().chain(settings) {
+        // By the new protocol the brokers set these.
+        let new_protocol = settings.iter().any(|s| s.contains("group.protocol"));
+        let session = session.iter().filter(|_| !new_protocol);
+        for setting in own.iter().chain(session).chain(settings) {
             command.args(["--set", setting]);
         }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
