@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::batch::Batch;
 use crate::config;
-use crate::decode::JsonDecoder;
+use crate::decode::Decoder;
 use crate::kafka::{KafkaError, Sink, Source};
 use crate::message::Model;
 use crate::metrics::Metrics;
@@ -31,7 +31,7 @@ use crate::verdict::Judge;
 /// Everything that a run needs, made and checked before it starts.
 pub struct Stages {
     pub source: Source,
-    pub decoder: JsonDecoder,
+    pub decoder: Decoder,
     pub scorers: Vec<Scorer>,
     pub judge: Judge,
     pub model: Model,

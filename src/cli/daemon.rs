@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 use crate::config::Config;
-use crate::decode::JsonDecoder;
+use crate::decode::Decoder;
 use crate::http;
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
@@ -77,7 +77,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     };
     let stages = Stages {
         source,
-        decoder: JsonDecoder::new(loaded.bundle.features()),
+        decoder: Decoder::json(loaded.bundle.features()),
         scorers: loaded.scorers,
         judge: loaded.judge,
         model,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use rdkafka::client::ClientContext;
@@ -23,6 +23,8 @@ use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::status::{PartitionStatus, Partitions, Status};
 
+/// How long a partition stands still before its record is tried again.
+const HOLD: Duration = Duration::from_millis(250);
 /// Enough for a poll to go through more than one report; one of zero ends after the first.
 const SERVE: Duration = Duration::from_millis(5);
 
@@ -54,7 +56,16 @@ pub struct Source {
     topics: Vec<String>,
     metrics: Metrics,
     status: Status,
+    /// Nothing is fetched: the stages behind are busy.
     paused: bool,
+    held: Vec<Held>,
+}
+
+/// A partition that stands still at a record which cannot be read yet.
+struct Held {
+    from: TopicPartition,
+    offset: i64,
+    until: Instant,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -99,6 +110,7 @@ impl Source {
             metrics,
             status,
             paused: false,
+            held: Vec::new(),
         })
     }
 
@@ -194,6 +206,11 @@ impl Source {
                 self.consumer.pause(partitions)?;
             }
         } else {
+            let topics = &self.topics;
+            self.held.retain(|Held { from, .. }| {
+                let topic = &topics[from.topic];
+                partitions.find_partition(topic, from.partition).is_none()
+            });
             for element in partitions.elements() {
                 // Absent if no statistics came in between.
                 let _ = self
@@ -248,15 +265,49 @@ impl Source {
         Ok(())
     }
 
+    /// Fetches again: after [`Source::pause`], and held partitions whose time has come, from the record that held them.
+    ///
     /// # Errors
     /// When librdkafka refuses.
-    pub fn resume(&mut self) -> Result<(), KafkaError> {
+    pub fn resume(&mut self, now: Instant) -> Result<(), KafkaError> {
         if self.paused {
-            self.consumer.resume(&self.consumer.assignment()?)?;
+            let assigned = self.consumer.assignment()?;
+            let held = self.held.iter().map(|held| self.name(held.from));
+            let held: Vec<(&str, i32)> = held.collect();
+            self.consumer.resume(&without(&assigned, &held))?;
             self.paused = false;
-            self.metrics.paused_partitions.set(0);
+            self.count_paused()?;
+        }
+        while let Some(at) = self.held.iter().position(|held| held.until <= now) {
+            let Held { from, offset, .. } = self.held.swap_remove(at);
+            let (topic, partition) = self.name(from);
+            self.consumer.resume(&one(topic, partition))?;
+            let offset = Offset::Offset(offset);
+            self.consumer
+                .seek(topic, partition, offset, Duration::ZERO)?;
+            self.count_paused()?;
         }
         Ok(())
+    }
+
+    /// Stops a partition at a record that cannot be read yet; [`Source::resume`] delivers it again a little later.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn hold(&mut self, from: TopicPartition, offset: i64) -> Result<(), KafkaError> {
+        let (topic, partition) = self.name(from);
+        self.consumer.pause(&one(topic, partition))?;
+        let until = Instant::now() + HOLD;
+        self.held.push(Held {
+            from,
+            offset,
+            until,
+        });
+        self.count_paused()
+    }
+
+    fn name(&self, from: TopicPartition) -> (&str, i32) {
+        (&self.topics[from.topic], from.partition)
     }
 
     /// Commits what is finished and leaves the group; `false` if that did not end in time, because the brokers are
@@ -276,10 +327,29 @@ impl Source {
     }
 
     fn count_paused(&self) -> Result<(), KafkaError> {
-        let paused = self.consumer.assignment()?.count();
+        let paused = match self.paused {
+            true => self.consumer.assignment()?.count(),
+            false => self.held.len(),
+        };
         self.metrics.paused_partitions.set(paused as i64);
         Ok(())
     }
+}
+
+fn one(topic: &str, partition: i32) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition(topic, partition);
+    list
+}
+
+fn without(all: &TopicPartitionList, out: &[(&str, i32)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(all.count());
+    for element in all.elements() {
+        if !out.contains(&(element.topic(), element.partition())) {
+            list.add_partition(element.topic(), element.partition());
+        }
+    }
+    list
 }
 
 fn is_cooperative(consumer: &BaseConsumer<Context>) -> bool {

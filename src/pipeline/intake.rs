@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::{PipelineError, Stop};
 use crate::batch::Batch;
 use crate::config;
-use crate::decode::JsonDecoder;
+use crate::decode::{DecodeError, Decoder};
 use crate::kafka::{Event, Rebalance, RebalanceKind, Source};
 use crate::metrics::Metrics;
 use crate::status::Status;
@@ -29,7 +29,7 @@ pub struct Channels {
 
 pub struct Intake {
     source: Source,
-    decoder: JsonDecoder,
+    decoder: Decoder,
     limits: config::Batch,
     drain_timeout: Duration,
     metrics: Metrics,
@@ -48,7 +48,7 @@ impl Intake {
     #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
     pub fn new(
         source: Source,
-        decoder: JsonDecoder,
+        decoder: Decoder,
         limits: config::Batch,
         drain_timeout: Duration,
         metrics: Metrics,
@@ -118,7 +118,7 @@ impl Intake {
                 if due {
                     self.dispatch();
                 }
-                self.source.resume()?;
+                self.source.resume(now)?;
                 self.take(self.poll_timeout(now))?;
             }
         }
@@ -144,35 +144,38 @@ impl Intake {
 
     /// Takes one event from Kafka: most often a record, which goes into the current batch.
     fn take(&mut self, timeout: Duration) -> Result<(), PipelineError> {
-        let rebalance = match self.source.poll(timeout)? {
+        let message = match self.source.poll(timeout)? {
+            Event::Message(message) => message,
+            Event::Rebalance(rebalance) => return self.rebalance(&rebalance),
             Event::Idle => return Ok(()),
-            Event::Rebalance(rebalance) => rebalance,
-            Event::Message(message) => {
-                let (record, from) = self.source.record(&message);
-                self.records += 1;
-                let timed = self.records.is_multiple_of(TIME_ONE_IN);
-                let opened = self.current.opened().filter(|_| !timed);
-                let now = opened.unwrap_or_else(Instant::now);
-                self.metrics.records_consumed.inc();
-                let batch = &mut self.current;
-                match record.payload {
-                    None | Some([]) => batch.skip(&record, from, now),
-                    Some(payload) => {
-                        let decoded = self.decoder.decode(payload, &mut batch.rows);
-                        if timed {
-                            let seconds = now.elapsed().as_secs_f64();
-                            self.metrics.decode_seconds.observe(seconds);
-                        }
-                        match decoded {
-                            Ok(()) => batch.keep(&record, from, now),
-                            Err(error) => batch.bury(&record, from, error, now),
-                        }
+        };
+        let (record, from) = self.source.record(&message);
+        self.records += 1;
+        let timed = self.records.is_multiple_of(TIME_ONE_IN);
+        let opened = self.current.opened().filter(|_| !timed);
+        let now = opened.unwrap_or_else(Instant::now);
+        let batch = &mut self.current;
+        match record.payload {
+            None | Some([]) => batch.skip(&record, from, now),
+            Some(payload) => {
+                let decoded = self.decoder.decode(payload, &mut batch.rows);
+                if timed {
+                    let seconds = now.elapsed().as_secs_f64();
+                    self.metrics.decode_seconds.observe(seconds);
+                }
+                match decoded {
+                    Ok(()) => batch.keep(&record, from, now),
+                    Err(DecodeError::Row(error)) => batch.bury(&record, from, error, now),
+                    Err(DecodeError::SchemaPending(_)) => {
+                        let offset = record.offset;
+                        drop(message);
+                        return Ok(self.source.hold(from, offset)?);
                     }
                 }
-                return Ok(());
             }
-        };
-        self.rebalance(&rebalance)
+        }
+        self.metrics.records_consumed.inc();
+        Ok(())
     }
 
     fn rebalance(&mut self, rebalance: &Rebalance) -> Result<(), PipelineError> {
