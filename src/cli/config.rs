@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::telemetry;
 
 use super::failure::Failure;
 
@@ -29,11 +30,9 @@ impl ConfigArguments {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Ok(Config::load(
-            file.as_deref().map(Path::new),
-            variables,
-            &self.set,
-        )?)
+        let config = Config::load(file.as_deref().map(Path::new), variables, &self.set)?;
+        telemetry::keep(&config.secrets);
+        Ok(config)
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::secret::{HIDDEN, Secret, Secrets, without_user};
+
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
 #[derive(Clone, Default, PartialEq)]
 pub struct ClientSettings(BTreeMap<String, String>);
@@ -41,6 +43,7 @@ pub struct Settings {
     /// Keys that were asked for, present or not.
     known: BTreeSet<String>,
     effective: Vec<Effective>,
+    secrets: Secrets,
     problems: Vec<String>,
 }
 
@@ -50,6 +53,7 @@ impl Settings {
             tree,
             known: BTreeSet::new(),
             effective: Vec::new(),
+            secrets: Secrets::default(),
             problems: Vec::new(),
         }
     }
@@ -60,18 +64,22 @@ impl Settings {
 
     /// Looks a dotted key up and remembers that it is known.
     fn get(&mut self, key: &str) -> Option<Value> {
+        let value = self.find(key)?;
+        if !matches!(value.kind, ValueKind::Table(_)) {
+            self.show(key, literal(&value), origin(&value));
+        }
+        Some(value)
+    }
+
+    fn find(&mut self, key: &str) -> Option<Value> {
         self.known.insert(key.to_owned());
         let value = key
             .split('.')
             .try_fold(&self.tree, |at, part| match &at.kind {
                 ValueKind::Table(table) => table.get(part),
                 _ => None,
-            })?
-            .clone();
-        if !matches!(value.kind, ValueKind::Table(_)) {
-            self.show(key, literal(&value), origin(&value));
-        }
-        Some(value)
+            })?;
+        Some(value.clone())
     }
 
     fn show(&mut self, key: &str, value: String, origin: String) {
@@ -116,6 +124,24 @@ impl Settings {
                 Some(String::new())
             }
         }
+    }
+
+    /// A text of visible ASCII, or `{ env = … }` or `{ file = … }`; never shown. Set but empty is a mistake, not "none".
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let value = self.find(key)?;
+        self.show(key, format!("\"{HIDDEN}\""), origin(&value));
+        match resolve(&value) {
+            Ok((text, _)) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) => {
+                self.secrets.add(&text);
+                return Some(Secret::new(text));
+            }
+            Ok((text, _)) if text.is_empty() => self.problem(format!("{key} is empty")),
+            Ok(_) => self.problem(format!(
+                "{key} may have no spaces, only visible ASCII characters"
+            )),
+            Err(problem) => self.problem(format!("{key}: {problem}")),
+        }
+        None
     }
 
     /// One text, a comma-separated list or an array; not empty.
@@ -213,12 +239,13 @@ impl Settings {
     /// librdkafka's settings under `key`, with secrets brought in.
     pub fn client_settings(&mut self, key: &str, reserved: &[&str]) -> ClientSettings {
         let mut settings = ClientSettings::default();
-        let Some(Value {
-            kind: ValueKind::Table(table),
-            ..
-        }) = self.get(key)
-        else {
-            return settings;
+        let table = match self.find(key).map(|value| value.kind) {
+            Some(ValueKind::Table(table)) => table,
+            Some(_) => {
+                self.problem(format!("{key}: expected a table of librdkafka's settings"));
+                return settings;
+            }
+            None => return settings,
         };
         let mut entries: Vec<(String, Value)> = table.into_iter().collect();
         // The environment last, so that it wins over the same setting spelled with dots in the file.
@@ -239,7 +266,8 @@ impl Settings {
                 Ok((text, secret)) => {
                     let hidden = secret || is_secret(&name);
                     let shown = if hidden {
-                        "\"***\"".to_owned()
+                        self.secrets.add(&text);
+                        format!("\"{HIDDEN}\"")
                     } else {
                         literal(&value)
                     };
@@ -255,7 +283,7 @@ impl Settings {
     }
 
     /// The settings in force, or everything that is wrong, unknown keys included.
-    pub fn finish(mut self) -> Result<Vec<Effective>, Vec<String>> {
+    pub fn finish(mut self) -> Result<(Vec<Effective>, Secrets), Vec<String>> {
         let mut leaves = Vec::new();
         collect_leaves("", &self.tree, &self.known, &mut leaves);
         for leaf in leaves {
@@ -274,9 +302,10 @@ impl Settings {
                 .push(format!("unknown setting `{leaf}`{hint}"));
         }
         if self.problems.is_empty() {
-            Ok(self.effective)
+            Ok((self.effective, self.secrets))
         } else {
-            Err(self.problems)
+            let hidden = |problem: &String| self.secrets.hide(problem).into_owned();
+            Err(self.problems.iter().map(hidden).collect())
         }
     }
 }
@@ -348,23 +377,26 @@ fn resolve(value: &Value) -> Result<(String, bool), String> {
     }
 }
 
+/// By its name; what librdkafka itself hides is among it.
 fn is_secret(name: &str) -> bool {
-    [
+    const PARTS: [&str; 9] = [
         "password",
+        "passphrase",
         "secret",
         "token",
         "key.pem",
         "oauthbearer.config",
+        "oauthbearer.extensions",
+        "kinit.cmd",
         "jaas",
-    ]
-    .iter()
-    .any(|part| name.contains(part))
+    ];
+    PARTS.iter().any(|part| name.contains(part)) && !name.ends_with(".url")
 }
 
 /// A value as TOML would have it.
 fn literal(value: &Value) -> String {
     match &value.kind {
-        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::String(text) => format!("{:?}", without_user(text)),
         ValueKind::Array(items) => {
             let items: Vec<String> = items.iter().map(literal).collect();
             format!("[{}]", items.join(", "))
