@@ -34,15 +34,14 @@ const LEAST: usize = 4;
 pub struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// Adds a secret, its lines, and each `name=value` in it: others quote a secret in part.
+    /// Adds a secret, its lines, and, of a list of `name=value`, each word and value: others quote a secret in part.
     pub fn add(&mut self, text: &str) {
         let lines = text.lines().filter(|line| !line.starts_with("-----"));
-        let pairs = text.split_whitespace().filter(|word| word.contains('='));
-        let values = pairs.clone().filter_map(|pair| pair.split_once('='));
-        let all = lines
-            .chain(pairs)
-            .chain(values.map(|(_, value)| value))
-            .chain([text]);
+        let is_list = text.split_whitespace().any(|word| word.contains('='));
+        let words = text.split_whitespace().filter(|_| is_list);
+        let values = words.clone().filter_map(|word| word.split_once('='));
+        let values = values.map(|(_, value)| value);
+        let all = lines.chain(words).chain(values).chain([text]);
         for part in all.filter(|part| part.len() >= LEAST) {
             // As it is, and as a JSON log has it.
             let quoted = serde_json::Value::from(part).to_string();
@@ -89,16 +88,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_hidden_whole_in_lines_and_in_pairs() {
+    fn a_secret_is_hidden_whole_and_in_part() {
         let mut secrets = Secrets::default();
         secrets.add("hunter2 \"x\"");
-        secrets.add("principal=admin key=0p3n");
+        secrets.add("principal=admin key=0p3n loose");
         secrets.add("-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMG\n-----END PRIVATE KEY-----\n");
         secrets.add("abc");
         for (text, shown) in [
             ("password hunter2 \"x\"!", "password ***!"),
             (r#"{"m":"hunter2 \"x\""}"#, r#"{"m":"***"}"#),
-            ("beginning at: key=0p3n", "beginning at: ***"),
+            ("beginning at: loose", "beginning at: ***"),
             ("admin has 0p3n", "*** has ***"),
             ("BEGIN MIGHAgEAMBMG END", "BEGIN *** END"),
             ("abc is in many words", "abc is in many words"),

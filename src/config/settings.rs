@@ -274,6 +274,9 @@ impl Settings {
                     self.effective
                         .retain(|e| e.key != format!("{key}.\"{name}\""));
                     self.show(&format!("{key}.\"{name}\""), shown, origin(&value));
+                    if let Some(problem) = unreadable(&name, &text) {
+                        self.problem(format!("{key}.\"{name}\": {problem}"));
+                    }
                     settings.set(&name, &text);
                 }
                 Err(problem) => self.problem(format!("{key}.\"{name}\": {problem}")),
@@ -375,6 +378,23 @@ fn resolve(value: &Value) -> Result<(String, bool), String> {
             .map_err(|e| format!("{place}: {e}")),
         _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
     }
+}
+
+/// Files that librdkafka reads at start; its own errors do not say what is wrong with them.
+fn unreadable(name: &str, path: &str) -> Option<String> {
+    const FILES: [&str; 5] = [
+        "ssl.ca.location",
+        "ssl.certificate.location",
+        "ssl.key.location",
+        "ssl.keystore.location",
+        "ssl.crl.location",
+    ];
+    // `probe` has librdkafka look for the system's CAs.
+    if !FILES.contains(&name) || path == "probe" {
+        return None;
+    }
+    let opened = std::fs::File::open(path);
+    opened.err().map(|e| format!("{path}: {e}"))
 }
 
 /// By its name; what librdkafka itself hides is among it.
