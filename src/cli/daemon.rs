@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Guarantee};
 use crate::decode::Decoder;
 use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
@@ -77,6 +77,8 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         judge: loaded.judge,
         model,
         sink,
+        transaction_window: (config.kafka.guarantee == Guarantee::ExactlyOnce)
+            .then_some(config.kafka.transaction_window),
         batch: config.batch,
         output: config.output,
         drain_timeout: config.kafka.drain_timeout,

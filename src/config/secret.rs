@@ -72,14 +72,16 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// Hides user and password of a URL: whatever is between `://` and the last `@`.
+/// User and password of a URL: whatever is between `://` and the last `@`.
+pub fn user_of(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("://")?;
+    rest.rsplit_once('@').map(|(user, _)| user)
+}
+
 pub fn without_user(text: &str) -> Cow<'_, str> {
-    match (text.find("://"), text.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => {
-            let (before, after) = (&text[..scheme + 3], &text[at..]);
-            Cow::Owned(format!("{before}{HIDDEN}{after}"))
-        }
-        _ => Cow::Borrowed(text),
+    match user_of(text) {
+        Some(user) => Cow::Owned(text.replacen(user, HIDDEN, 1)),
+        None => Cow::Borrowed(text),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
-use super::secret::{HIDDEN, Secret, Secrets, without_user};
+use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
 
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
 #[derive(Clone, Default, PartialEq)]
@@ -15,6 +15,10 @@ pub struct ClientSettings(BTreeMap<String, String>);
 impl ClientSettings {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
     }
 
     pub fn set(&mut self, name: &str, value: &str) {
@@ -82,6 +86,15 @@ impl Settings {
         Some(value.clone())
     }
 
+    /// The user and password of a URL are a secret.
+    fn keep_user(&mut self, text: &str) {
+        if let Some(user) = user_of(text) {
+            self.secrets.add(user);
+            let password = user.split_once(':').map(|(_, password)| password);
+            self.secrets.add(password.unwrap_or_default());
+        }
+    }
+
     fn show(&mut self, key: &str, value: String, origin: String) {
         self.effective.push(Effective {
             key: key.to_owned(),
@@ -118,7 +131,10 @@ impl Settings {
     pub fn optional_text(&mut self, key: &str) -> Option<String> {
         let value = self.get(key)?;
         match value.clone().into_string() {
-            Ok(text) => Some(text).filter(|text| !text.is_empty()),
+            Ok(text) => {
+                self.keep_user(&text);
+                Some(text).filter(|text| !text.is_empty())
+            }
             Err(_) => {
                 self.wrong(key, &value, "a text");
                 Some(String::new())
@@ -269,6 +285,7 @@ impl Settings {
                         self.secrets.add(&text);
                         format!("\"{HIDDEN}\"")
                     } else {
+                        self.keep_user(&text);
                         literal(&value)
                     };
                     self.effective

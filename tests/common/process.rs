@@ -98,10 +98,15 @@ pub struct Daemon {
 impl Daemon {
     /// Starts on `brokers` with the shipped bundle, topics `in`, `anomalies` and `dead`, and `settings` over that.
     pub fn start(brokers: &str, settings: &[&str]) -> Daemon {
+        Daemon::start_in(&[], brokers, settings)
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_in(environment: &[(&str, &str)], brokers: &str, settings: &[&str]) -> Daemon {
         let bundle = format!("model.bundle={:?}", payments());
         let brokers = format!("kafka.brokers={brokers}");
         let mut command = residuald();
-        command.arg("run");
+        command.arg("run").envs(environment.iter().copied());
         let own = [
             &brokers,
             &bundle,
@@ -139,11 +144,12 @@ impl Daemon {
 
     /// Starts and waits until it is ready.
     pub fn ready(brokers: &str, settings: &[&str]) -> Daemon {
-        let daemon = Daemon::start(brokers, settings);
-        wait_for("readiness", || {
-            (daemon.get("/readyz").0 == 200).then_some(())
-        });
-        daemon
+        Daemon::start(brokers, settings).await_ready()
+    }
+
+    pub fn await_ready(self) -> Daemon {
+        wait_for("readiness", || (self.get("/readyz").0 == 200).then_some(()));
+        self
     }
 
     pub fn pid(&self) -> u32 {
