@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use common::process::{Daemon, ended, http_get, residuald};
+use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
 use common::tls::Authority;
 use common::{PATIENCE, payments, readme_example, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
@@ -18,38 +18,15 @@ fn broker() -> EmbeddedBroker {
     EmbeddedBroker::start(&[("in", 1), ("anomalies", 1), ("dead", 1)]).unwrap()
 }
 
-/// Status code and head of the answer, over whatever connection.
-fn ask(mut stream: impl Read + Write, path: &str, authorisation: &str) -> (u16, String) {
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{authorisation}\r\n"
-    )
-    .unwrap();
-    let mut answer = Vec::new();
-    if let Err(e) = stream.read_to_end(&mut answer) {
-        // Without TLS's own goodbye.
-        assert_eq!(e.kind(), ErrorKind::UnexpectedEof, "{e}");
-    }
-    let answer = String::from_utf8(answer).unwrap();
-    let code = answer.split(' ').nth(1).expect("a status code");
-    (code.parse().unwrap(), answer.to_owned())
-}
-
-fn bearer(token: &str) -> String {
-    format!("Authorization: Bearer {token}\r\n")
-}
-
 #[test]
 fn the_token_is_wanted_for_all_but_the_probes() {
     let broker = broker();
     let token = format!("http.token={TOKEN}");
     let daemon = Daemon::start(&broker.brokers, &[&token]).await_ready();
     let code = |path: &str, authorisation: &str| {
-        ask(
-            TcpStream::connect(&daemon.address).unwrap(),
-            path,
-            authorisation,
-        )
+        let stream = TcpStream::connect(&daemon.address).unwrap();
+        let (code, head, _) = ask(stream, path, authorisation);
+        (code, head)
     };
     for probe in ["/livez", "/readyz"] {
         assert_eq!(code(probe, "").0, 200, "{probe}");
@@ -163,17 +140,8 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
     assert!(old.connect(&daemon.address).is_err());
 
     std::fs::write(new.join("tls.crt"), "no certificate").unwrap();
-    wait_for("two more looks", || {
-        std::thread::sleep(Duration::from_secs(12));
-        Some(())
-    });
+    std::thread::sleep(Duration::from_secs(12)); // two looks of the daemon
     renewed.connect(&daemon.address).unwrap();
-    let ended = daemon.terminate();
-    assert!(
-        ended.stderr.contains("the renewed certificate is not used"),
-        "{}",
-        ended.stderr
-    );
 }
 
 #[test]
