@@ -328,7 +328,7 @@ fn spoilt(verb: &str, text: &str, flag: Option<&str>) -> Ended {
     fs::write(&file, needed + text).unwrap();
     let path = file.path().to_str().unwrap();
     let mut arguments = vec![verb, "--config", path, "--set", "http.listen=127.0.0.1:0"];
-    arguments.extend(["--set", "kafka.connect_timeout=1s"]);
+    arguments.extend(["--set", "kafka.connect_timeout=8s"]);
     arguments.extend(flag.map(|flag| ["--set", flag]).into_iter().flatten());
     run(&arguments)
 }
