@@ -383,7 +383,7 @@ fn what_librdkafka_repeats_of_its_settings_is_hidden() {
         "enable.sasl.oauthbearer.unsecure.jwt" = true
         "sasl.oauthbearer.config" = "principal=me h1dden-s3cret"
         "client.rack" = "https://me:url-s3cret@rack/token"
-        "debug" = "all"
+        "debug" = "conf"
         [telemetry]
         log_level = "trace"
     "#;
