@@ -5,11 +5,15 @@ mod common;
 
 use std::collections::HashMap;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use common::kafka::{produce, spread};
 use common::process::{Daemon, signal};
 use common::topics::{RECORDS, Topics, ids};
-use common::{score_of, wait_for};
+use common::{PATIENCE, score_of, wait_for};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 const EXACTLY_ONCE: &str = "kafka.delivery=exactly-once";
 /// The same transactional.id after a restart, so that the open transaction of a killed process ends at once.
@@ -65,6 +69,63 @@ fn crashes_in_mid_stream_lose_and_repeat_nothing() {
     daemon.is_balanced();
     daemon.drains();
     are_judged_once(&topics);
+}
+
+/// A process that is killed while it commits leaves offsets that are neither old nor new until the brokers abort its
+/// transaction. Its heir must wait for that, and not start over because the group does not tell its offsets.
+#[test]
+fn offsets_in_an_open_transaction_are_waited_for() {
+    let Some(topics) = Topics::create("once-open") else {
+        return;
+    };
+    assert!(topics.produce(&[]).status().unwrap().success());
+    let daemon = topics.daemon(&[EXACTLY_ONCE]);
+    daemon.await_count("scored", 500);
+    daemon.drains();
+    let open = OpenTransaction::with_offsets(&topics);
+    let daemon = topics.start(&[EXACTLY_ONCE]);
+    // Three tries of librdkafka, and more.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(daemon.count("consumed"), 0);
+    open.abort();
+    until_all_is_committed(&topics);
+    let log = daemon.drains().stderr;
+    assert!(log.contains("waiting for the transaction"), "{log}");
+    are_judged_once(&topics);
+}
+
+/// Offsets of a group, sent but not committed.
+struct OpenTransaction(BaseProducer);
+
+impl OpenTransaction {
+    fn with_offsets(topics: &Topics) -> OpenTransaction {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", topics.brokers());
+        let producer: BaseProducer = config
+            .clone()
+            .set("transactional.id", "a-process-that-is-gone")
+            .create()
+            .unwrap();
+        let group: BaseConsumer = config.set("group.id", topics.group()).create().unwrap();
+        producer.init_transactions(PATIENCE).unwrap();
+        producer.begin_transaction().unwrap();
+        let mut offsets = TopicPartitionList::new();
+        for (partition, committed) in topics.committed() {
+            let next = Offset::Offset(committed + 1);
+            offsets
+                .add_partition_offset(&topics.name("in"), partition, next)
+                .unwrap();
+        }
+        let group = group.group_metadata().unwrap();
+        producer
+            .send_offsets_to_transaction(&offsets, &group, PATIENCE)
+            .unwrap();
+        OpenTransaction(producer)
+    }
+
+    fn abort(self) {
+        self.0.abort_transaction(PATIENCE).unwrap();
+    }
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 mod cause;
 pub mod embedded;
+mod assignment;
+mod hold;
+mod membership;
 mod sink;
 mod source;
 mod transaction;
@@ -14,8 +17,9 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::types::RDKafkaErrorCode;
 
+pub use membership::Membership;
 pub use sink::{Delivery, SendError, Sink};
-pub use source::{Event, Membership, Rebalance, RebalanceKind, Source};
+pub use source::{Event, Rebalance, RebalanceKind, Source};
 pub use transaction::Outcome;
 
 use crate::config::{ClientSettings, Kafka};

@@ -2,21 +2,22 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{
-    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol,
-};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Deserialize;
 
+use super::assignment::{Assigning, reset_offset};
+use super::hold::Held;
+use super::membership::Membership;
 use super::{KafkaError, LastComplaint, await_topic, client_config, report};
 use crate::batch::TopicPartition;
 use crate::config::{Guarantee, Kafka};
@@ -25,8 +26,6 @@ use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::status::{PartitionStatus, Partitions, Status};
 
-/// How long a partition stands still before its record is tried again.
-const HOLD: Duration = Duration::from_millis(250);
 /// Enough for a poll to go through more than one report; one of zero ends after the first.
 const SERVE: Duration = Duration::from_millis(5);
 
@@ -54,22 +53,18 @@ pub enum RebalanceKind {
 }
 
 pub struct Source {
-    consumer: Arc<BaseConsumer<Context>>,
-    topics: Vec<String>,
+    pub(super) consumer: Arc<BaseConsumer<Context>>,
+    pub(super) topics: Vec<String>,
     guarantee: Guarantee,
     lost_below: Arc<AtomicU64>,
     metrics: Metrics,
     status: Status,
     /// Nothing is fetched: the stages behind are busy.
     paused: bool,
-    held: Vec<Held>,
-}
-
-/// A partition that stands still at a record which cannot be read yet.
-struct Held {
-    from: TopicPartition,
-    offset: i64,
-    until: Instant,
+    pub(super) held: Vec<Held>,
+    /// Where a partition starts that was never read.
+    pub(super) reset: Option<Offset>,
+    pub(super) assigning: Option<Assigning>,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -119,6 +114,8 @@ impl Source {
             status,
             paused: false,
             held: Vec::new(),
+            reset: reset_offset(kafka),
+            assigning: None,
         })
     }
 
@@ -209,7 +206,6 @@ impl Source {
     /// # Errors
     /// When librdkafka refuses the assignment.
     pub fn complete(&mut self, rebalance: &Rebalance) -> Result<(), KafkaError> {
-        let cooperative = is_cooperative(&self.consumer);
         let partitions = &rebalance.partitions;
         self.metrics.rebalances.inc();
         tracing::info!(
@@ -217,35 +213,41 @@ impl Source {
             partitions = %listed(partitions),
             "rebalance"
         );
-        match (rebalance.kind, cooperative) {
-            (RebalanceKind::Assign, true) => self.consumer.incremental_assign(partitions)?,
-            (RebalanceKind::Assign, false) => self.consumer.assign(partitions)?,
-            (_, true) => self.consumer.incremental_unassign(partitions)?,
-            (_, false) => self.consumer.unassign()?,
-        }
         if rebalance.kind == RebalanceKind::Assign {
-            self.status.partitions_are_assigned(true);
-            if self.paused {
-                self.consumer.pause(partitions)?;
+            if self.guarantee == Guarantee::ExactlyOnce && partitions.count() > 0 {
+                self.assign_when_known(partitions);
+                return Ok(());
             }
-        } else {
-            let topics = &self.topics;
-            self.held.retain(|Held { from, .. }| {
-                let topic = &topics[from.topic];
-                partitions.find_partition(topic, from.partition).is_none()
-            });
-            for element in partitions.elements() {
-                // Absent if no statistics came in between.
-                let _ = self
-                    .metrics
-                    .consumer_lag
-                    .remove_label_values(&[element.topic(), &element.partition().to_string()]);
-            }
+            return self.assign(partitions);
+        }
+        self.stop_assigning();
+        match is_cooperative(&self.consumer) {
+            true => self.consumer.incremental_unassign(partitions)?,
+            false => self.consumer.unassign()?,
+        }
+        let topics = &self.topics;
+        self.held.retain(|Held { from, .. }| {
+            let topic = &topics[from.topic];
+            partitions.find_partition(topic, from.partition).is_none()
+        });
+        for element in partitions.elements() {
+            let labels = [element.topic(), &element.partition().to_string()];
+            // Absent if no statistics came in between.
+            let _ = self.metrics.consumer_lag.remove_label_values(&labels);
+        }
+        self.count_paused()
+    }
+
+    pub(super) fn assign(&mut self, partitions: &TopicPartitionList) -> Result<(), KafkaError> {
+        match is_cooperative(&self.consumer) {
+            true => self.consumer.incremental_assign(partitions)?,
+            false => self.consumer.assign(partitions)?,
         }
         if self.paused {
-            self.count_paused()?;
+            self.consumer.pause(partitions)?;
         }
-        Ok(())
+        self.status.partitions_are_assigned(true);
+        self.count_paused()
     }
 
     /// Marks everything below these offsets as finished; the next commit takes them along.
@@ -283,57 +285,37 @@ impl Source {
         Ok(())
     }
 
-    /// Fetches again: after [`Source::pause`], and held partitions whose time has come, from the record that held them.
+    /// Fetches again: after [`Source::pause`], and held partitions whose time has come.
     ///
     /// # Errors
     /// When librdkafka refuses.
     pub fn resume(&mut self, now: Instant) -> Result<(), KafkaError> {
         if self.paused {
             let assigned = self.consumer.assignment()?;
-            let held = self.held.iter().map(|held| self.name(held.from));
-            let held: Vec<(&str, i32)> = held.collect();
-            self.consumer.resume(&without(&assigned, &held))?;
+            self.consumer.resume(&self.without_held(&assigned))?;
             self.paused = false;
             self.count_paused()?;
         }
-        while let Some(at) = self.held.iter().position(|held| held.until <= now) {
-            let Held { from, offset, .. } = self.held.swap_remove(at);
-            let (topic, partition) = self.name(from);
-            self.consumer.resume(&one(topic, partition))?;
-            let offset = Offset::Offset(offset);
-            self.consumer
-                .seek(topic, partition, offset, Duration::ZERO)?;
-            self.count_paused()?;
-        }
-        Ok(())
+        self.try_assign(now)?;
+        self.try_held(now)
     }
 
-    /// Stops a partition at a record that cannot be read yet; [`Source::resume`] delivers it again a little later.
-    ///
-    /// # Errors
-    /// When librdkafka refuses.
-    pub fn hold(&mut self, from: TopicPartition, offset: i64) -> Result<(), KafkaError> {
-        let (topic, partition) = self.name(from);
-        self.consumer.pause(&one(topic, partition))?;
-        let until = Instant::now() + HOLD;
-        self.held.push(Held {
-            from,
-            offset,
-            until,
-        });
-        self.count_paused()
-    }
-
-    fn name(&self, from: TopicPartition) -> (&str, i32) {
-        (&self.topics[from.topic], from.partition)
+    /// Whether some partition waits for something.
+    pub fn is_holding(&self) -> bool {
+        self.assigning.is_some() || !self.held.is_empty()
     }
 
     /// Commits what is finished and leaves the group; `false` if that did not end in time, because the brokers are
     /// gone. librdkafka may wait minutes for them, so it is left waiting on a thread that ends with the process.
-    pub fn close(self, timeout: Duration) -> bool {
+    pub fn close(mut self, timeout: Duration) -> bool {
+        self.stop_assigning();
         let (closed, closing) = crossbeam_channel::bounded::<()>(1);
         std::thread::spawn(move || {
             self.commit();
+            // Whoever asks for offsets lets go soon.
+            while Arc::strong_count(&self.consumer) > 1 {
+                std::thread::sleep(SERVE);
+            }
             self.consumer
                 .context()
                 .closing
@@ -344,7 +326,7 @@ impl Source {
         closing.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected)
     }
 
-    fn count_paused(&self) -> Result<(), KafkaError> {
+    pub(super) fn count_paused(&self) -> Result<(), KafkaError> {
         let paused = match self.paused {
             true => self.consumer.assignment()?.count(),
             false => self.held.len(),
@@ -354,77 +336,15 @@ impl Source {
     }
 }
 
-/// A consumer's place in its group.
-pub struct Membership {
-    /// Weak, so that leaving the group does not wait for this.
-    consumer: Weak<BaseConsumer<Context>>,
-    lost_below: Arc<AtomicU64>,
-    topics: Vec<String>,
-}
-
-impl Membership {
-    /// Whether the partitions of this batch are lost: others judge its records again.
-    pub fn is_lost(&self, sequence: u64) -> bool {
-        sequence < self.lost_below.load(Ordering::SeqCst)
-    }
-
-    /// What the group knows this member by, if it may commit batches from `sequence` on; `None` if they are lost.
-    ///
-    /// A commit without a generation is not checked by the group coordinator, and one with a newer generation is let
-    /// through. So the metadata is read first, and must have been that of a member; the assignment must not be lost,
-    /// nor its loss be completed already. Whichever way a loss falls between these, one of the checks sees it.
-    pub(super) fn metadata(&self, sequence: u64) -> Option<ConsumerGroupMetadata> {
-        let consumer = self.consumer.upgrade()?;
-        let metadata = consumer.group_metadata()?;
-        let refused = !is_member(&consumer) || consumer.assignment_lost() || self.is_lost(sequence);
-        (!refused).then_some(metadata)
-    }
-
-    pub(super) fn offsets(&self, offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
-        offset_list(&self.topics, offsets)
-    }
-}
-
-/// Whether the consumer has a member id and a generation; once it has lost them, only a completed rebalance brings
-/// new ones.
-fn is_member(consumer: &BaseConsumer<Context>) -> bool {
-    use rdkafka::bindings as rd;
-    // SAFETY: the client outlives the call, and the metadata lives until it is destroyed below.
-    unsafe {
-        let metadata = rd::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
-        if metadata.is_null() {
-            return false;
-        }
-        let generation = rd::rd_kafka_consumer_group_metadata_generation_id(metadata);
-        let member_id = rd::rd_kafka_consumer_group_metadata_member_id(metadata);
-        let is_member = generation > 0 && !member_id.is_null() && *member_id != 0;
-        rd::rd_kafka_consumer_group_metadata_destroy(metadata);
-        is_member
-    }
-}
-
-fn offset_list(topics: &[String], offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
+pub(super) fn offset_list(
+    topics: &[String],
+    offsets: &[(TopicPartition, i64)],
+) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for (from, next) in offsets {
         let offset = Offset::Offset(*next);
         list.add_partition_offset(&topics[from.topic], from.partition, offset)
             .expect("an offset from a record is valid");
-    }
-    list
-}
-
-fn one(topic: &str, partition: i32) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(1);
-    list.add_partition(topic, partition);
-    list
-}
-
-fn without(all: &TopicPartitionList, out: &[(&str, i32)]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(all.count());
-    for element in all.elements() {
-        if !out.contains(&(element.topic(), element.partition())) {
-            list.add_partition(element.topic(), element.partition());
-        }
     }
     list
 }
@@ -444,7 +364,7 @@ fn listed(partitions: &TopicPartitionList) -> String {
     names.collect::<Vec<_>>().join(" ")
 }
 
-struct Context {
+pub(super) struct Context {
     complaint: LastComplaint,
     rebalances: Mutex<VecDeque<Rebalance>>,
     /// Nobody polls for events any more: rebalances are completed in place.

@@ -20,9 +20,10 @@ use crate::shutdown::Shutdown;
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// What an abort gets when nobody waits for it any more.
 const LAST_ATTEMPT: Duration = Duration::from_millis(500);
-/// A call that takes this long will not come back: librdkafka 2.12 forgets its timeout when the group coordinator moves
-/// at the wrong moment (confluentinc/librdkafka#5456).
-const STUCK: Duration = Duration::from_secs(6);
+const LOOK_UP: Duration = Duration::from_millis(100);
+/// A call that has not come back at so many looks will not: librdkafka 2.12 forgets its timeout when the group coordinator
+/// moves at the wrong moment (confluentinc/librdkafka#5456). Looks and not time, because this process may be frozen.
+const STUCK: u32 = 60;
 
 /// How a transaction ended.
 #[derive(Debug)]
@@ -30,7 +31,8 @@ pub enum Outcome {
     Committed,
     /// Nothing of it is visible; what it held may be sent again in another.
     Aborted(String),
-    /// librdkafka does not come back. Another producer with the same transactional.id aborts it for good.
+    /// librdkafka does not come back, and nothing is committed. Another producer with the same transactional.id aborts it
+    /// for good.
     Stuck,
 }
 
@@ -120,17 +122,22 @@ impl Sink {
             return self.abort("the partitions are lost".to_owned(), give_up);
         };
         let offsets = membership.offsets(offsets);
-        let ended = self
-            .patiently(give_up, move |producer| {
-                producer.send_offsets_to_transaction(&offsets, &metadata, ATTEMPT)
-            })
-            .and_then(|()| {
-                self.patiently(give_up, |producer| producer.commit_transaction(ATTEMPT))
-            });
-        match ended {
+        let sent = self.patiently(give_up, move |producer| {
+            producer.send_offsets_to_transaction(&offsets, &metadata, ATTEMPT)
+        });
+        match sent {
+            Ok(()) => {}
+            Err(Trouble::Abort(problem)) => return self.abort(problem, give_up),
+            Err(Trouble::Stuck) => return Ok(Outcome::Stuck),
+            Err(Trouble::Fatal(error)) => return Err(error),
+        }
+        match self.patiently(give_up, |producer| producer.commit_transaction(ATTEMPT)) {
             Ok(()) => Ok(Outcome::Committed),
             Err(Trouble::Abort(problem)) => self.abort(problem, give_up),
-            Err(Trouble::Stuck) => Ok(Outcome::Stuck),
+            // It may be committed or not: only the group's offsets tell, which a new start asks for.
+            Err(Trouble::Stuck) => Err(KafkaError::Transaction(
+                "the brokers do not say whether it is committed".into(),
+            )),
             Err(Trouble::Fatal(error)) => Err(error),
         }
     }
@@ -154,7 +161,9 @@ impl Sink {
             let abort = |producer: &ThreadedProducer<Context>| {
                 let _ = producer.abort_transaction(LAST_ATTEMPT);
             };
-            apart(&self.producer, abort, &|waited| waited >= 2 * LAST_ATTEMPT);
+            apart(&self.producer, abort, &|looks| {
+                looks * LOOK_UP >= 2 * LAST_ATTEMPT
+            });
         }
     }
 
@@ -167,7 +176,8 @@ impl Sink {
         let call = Arc::new(call);
         loop {
             let call = Arc::clone(&call);
-            let over = |waited| waited >= STUCK || give_up.is_requested() && waited >= 2 * ATTEMPT;
+            let over =
+                |looks| looks >= STUCK || give_up.is_requested() && looks * LOOK_UP >= 2 * ATTEMPT;
             let error = match apart(&self.producer, move |producer| call(producer), &over) {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) => error,
@@ -216,21 +226,20 @@ enum Trouble {
     Fatal(KafkaError),
 }
 
-/// Makes a call on a thread of its own and waits for it until `over`; `None` leaves it behind.
+/// Makes a call on a thread of its own and looks for its answer until `over`; `None` leaves it behind.
 fn apart<T: Send + 'static>(
     producer: &Arc<ThreadedProducer<Context>>,
     call: impl FnOnce(&ThreadedProducer<Context>) -> T + Send + 'static,
-    over: &dyn Fn(Duration) -> bool,
+    over: &dyn Fn(u32) -> bool,
 ) -> Option<T> {
-    const LOOK_UP: Duration = Duration::from_millis(100);
     let (answer, answered) = bounded(1);
     let producer = Arc::clone(producer);
     std::thread::spawn(move || answer.send(call(&producer)));
-    let started = Instant::now();
+    let mut looks = 0;
     loop {
         match answered.recv_timeout(LOOK_UP) {
             Ok(answer) => return Some(answer),
-            Err(RecvTimeoutError::Timeout) if !over(started.elapsed()) => {}
+            Err(RecvTimeoutError::Timeout) if !over(looks) => looks += 1,
             Err(_) => return None,
         }
     }

@@ -14,6 +14,8 @@ use crate::status::Status;
 
 /// How long a poll waits when nothing is due; bounds how late a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
+/// The same while partitions wait for something.
+const HOLDING_POLL: Duration = Duration::from_millis(10);
 /// How long to wait for a free batch before pausing. Pausing throws away what librdkafka has fetched, so short
 /// hold-ups are sat out.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -141,9 +143,11 @@ impl Intake {
     fn poll_timeout(&self, now: Instant) -> Duration {
         let opened = self.current.opened();
         let waited = opened.map(|opened| now.saturating_duration_since(opened));
-        waited.map_or(IDLE_POLL, |waited| {
-            self.limits.max_wait.saturating_sub(waited)
-        })
+        let idle = match self.source.is_holding() {
+            true => HOLDING_POLL,
+            false => IDLE_POLL,
+        };
+        waited.map_or(idle, |waited| self.limits.max_wait.saturating_sub(waited))
     }
 
     /// Takes one event from Kafka: most often a record, which goes into the current batch.

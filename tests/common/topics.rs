@@ -38,10 +38,19 @@ impl Topics {
         &self.cluster.brokers
     }
 
+    pub fn group(&self) -> &str {
+        self.prefix
+    }
+
     pub fn daemon(&self, settings: &[&str]) -> Daemon {
+        self.start(settings).await_ready()
+    }
+
+    /// A daemon on these topics that need not get ready.
+    pub fn start(&self, settings: &[&str]) -> Daemon {
         let own = [
             format!("kafka.topics={}", self.name("in")),
-            format!("kafka.group_id={}", self.prefix),
+            format!("kafka.group_id={}", self.group()),
             format!("output.anomalies_topic={}", self.name("anomalies")),
             format!("output.scores_topic={}", self.name("scores")),
             format!("output.dead_letter_topic={}", self.name("dead")),
@@ -52,7 +61,7 @@ impl Topics {
             .map(String::as_str)
             .chain(settings.iter().copied())
             .collect();
-        Daemon::ready(self.brokers(), &all)
+        Daemon::start(self.brokers(), &all)
     }
 
     /// `residuald produce` of the shipped sample.
