@@ -1,0 +1,147 @@
+"""Three brokers of a real Apache Kafka behind a proxy, and the harness' own view of them, which is not proxied."""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KAFKA = ROOT / "tests/kafka/kafka.sh"
+RETRY = 0.5  # seconds
+
+
+class Cluster:
+    """Brokers, topics, the proxy and the group's offsets, for as long as the block lasts."""
+
+    def __init__(self, folder, brokers):
+        self.folder = folder
+        self.brokers = brokers
+
+    def __enter__(self):
+        base = free_ports(self.brokers)
+        own = ("--brokers", self.brokers, "--proxied", base, "--while-pid", os.getpid())
+        self.bootstrap = self.kafka_sh("start", *own).split()[-1].split(",")
+        self.proxied = ",".join(f"127.0.0.1:{base + i}" for i in range(self.brokers))
+        self.proxy = Proxy(self.folder / "proxied")
+        self.admin = patient(lambda: KafkaAdminClient(bootstrap_servers=self.bootstrap))
+        # Of the admin client: the monitor and the lanes of faults share it.
+        self.lock = threading.Lock()
+        return self
+
+    def __exit__(self, *_):
+        self.proxy.end()
+        self.admin.close()
+        self.kafka_sh("stop")
+
+    def kafka_sh(self, *arguments):
+        command = [KAFKA, *map(str, arguments), "--dir", self.folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(f"kafka.sh {arguments} ended with {done.returncode}")
+        return done.stdout
+
+    def ask(self, question):
+        """Asks the admin client until brokers answer."""
+
+        def locked():
+            with self.lock:
+                return question(self.admin)
+
+        return patient(locked)
+
+    def create_topics(self, names, partitions):
+        topics = [NewTopic(name, num_partitions=partitions, replication_factor=self.brokers) for name in names]
+        self.ask(lambda admin: admin.create_topics(topics))
+        self.await_in_sync(names)
+
+    def await_in_sync(self, names, patience=120):
+        """Waits until every replica is in sync, so that the next broker may go."""
+
+        def in_sync():
+            described = self.ask(lambda admin: admin.describe_topics(names))
+            partitions = [p for topic in described for p in topic["partitions"]]
+            return partitions and all(len(p["isr_nodes"]) == self.brokers for p in partitions)
+
+        wait_for("all replicas to be in sync", in_sync, patience)
+
+    def committed(self, group, partitions):
+        """Offsets that the group has committed, by partition; -1 for none."""
+        answer = self.ask(lambda admin: admin.list_group_offsets({group: partitions}))
+        return {tp.partition: meta.offset for tp, meta in answer[group].items()}
+
+
+class Proxy:
+    """proxy.py as a process of its own: it must not wait for the harness' Python."""
+
+    def __init__(self, listeners):
+        command = [sys.executable, HERE / "proxy.py", listeners]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.confirmed()
+
+    def set(self, mode, client="*"):
+        self.process.stdin.write(f"{mode} {client}\n")
+        self.process.stdin.flush()
+        self.confirmed()
+
+    def confirmed(self):
+        if self.process.stdout.readline() != "ok\n":
+            raise RuntimeError("the proxy has ended, see above")
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def free_ports(count):
+    """The first of `count` consecutive ports that are free now."""
+    while True:
+        base = random.SystemRandom().randrange(20_000, 30_000)
+        held = []
+        try:
+            held = [socket.create_server(("127.0.0.1", base + i)) for i in range(count)]
+            return base
+        except OSError:
+            continue
+        finally:
+            for own in held:
+                own.close()
+
+
+def patient(question, patience=120):
+    """Asks again while brokers are away."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return question()
+        except KafkaError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY)
+
+
+def wait_for(what, found, patience=120):
+    deadline = time.monotonic() + patience
+    while not (answer := found()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {patience} s in vain for {what}")
+        time.sleep(0.1)
+    return answer
+
+
+def missing_tools():
+    """What cannot be done without, in words for the person."""
+    if not shutil.which("java"):
+        return "install java (`make tools`; Debian: openjdk-17-jre-headless)"
+    if not (ROOT / ".kafka/libs").exists() and not shutil.which("mvn"):
+        return "`make tools kafka` brings Maven and Apache Kafka"
+    return None
