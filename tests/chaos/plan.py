@@ -36,7 +36,7 @@ class Fault:
         return LANES[self.kind]
 
     def __str__(self):
-        whom = f"{self.lane.rstrip('s')} {self.target}" if self.target else "all"
+        whom = f"{'broker' if self.lane == 'brokers' else 'daemon'} {self.target}" if self.target else "all"
         how = f" {self.mode}" if self.mode else ""
         lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
         return f"{self.kind}{how}, {whom}{lasts}"
