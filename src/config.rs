@@ -14,6 +14,9 @@ pub use settings::{ClientSettings, Effective};
 
 const DEFAULTS: &str = include_str!("default.toml");
 const FLAG: &str = "--set";
+/// How long the brokers keep the transaction of a process that is gone; its successor waits as long, unless it has
+/// the same transactional.id.
+pub const TRANSACTION_TIMEOUT_MS: u64 = 10_000;
 const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
 
 /// Checked settings, a section for each stage.
@@ -36,11 +39,21 @@ pub struct Kafka {
     pub brokers: String,
     pub topics: Vec<String>,
     pub group_id: String,
+    pub guarantee: Guarantee,
+    /// How long verdicts may wait for their transaction; only exactly-once has any.
+    pub transaction_window: Duration,
     pub connect_timeout: Duration,
     pub drain_timeout: Duration,
     pub client: ClientSettings,
     pub consumer: ClientSettings,
     pub producer: ClientSettings,
+}
+
+/// What holds of delivery when something fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guarantee {
+    AtLeastOnce,
+    ExactlyOnce,
 }
 
 #[derive(Debug, Clone)]
@@ -178,7 +191,7 @@ fn flag_source(flag: &str) -> Result<config::Config, ConfigError> {
 }
 
 /// What residuald sets itself, because delivery depends on it.
-const RESERVED: [&str; 9] = [
+const RESERVED: [&str; 8] = [
     "bootstrap.servers",
     "group.id",
     "enable.auto.commit",
@@ -187,7 +200,6 @@ const RESERVED: [&str; 9] = [
     "enable.idempotence",
     "acks",
     "request.required.acks",
-    "transactional.id",
 ];
 
 fn check(mut s: Settings) -> Result<Config, ConfigError> {
@@ -198,13 +210,23 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
             "the topics to read, for instance topics = [\"payments\"]",
         ),
         group_id: s.text("kafka.group_id"),
+        guarantee: s
+            .choice(
+                "kafka.delivery",
+                &[
+                    ("at-least-once", Guarantee::AtLeastOnce),
+                    ("exactly-once", Guarantee::ExactlyOnce),
+                ],
+            )
+            .unwrap_or(Guarantee::AtLeastOnce),
+        transaction_window: s.duration("kafka.transaction_window"),
         connect_timeout: s.duration("kafka.connect_timeout"),
         drain_timeout: s.duration("kafka.drain_timeout"),
         client: s.client_settings("kafka.client", &RESERVED),
         consumer: s.client_settings("kafka.consumer", &RESERVED),
         producer: s.client_settings("kafka.producer", &RESERVED),
     };
-    s.choice("kafka.delivery", &[("at-least-once", ())]);
+    check_delivery(&kafka, &mut s);
     s.choice("input.format", &[("json", ())]);
     let model = Model {
         bundle: s
@@ -291,6 +313,33 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         telemetry,
         effective,
     })
+}
+
+/// What exactly-once asks of librdkafka's settings.
+fn check_delivery(kafka: &Kafka, s: &mut Settings) {
+    let find = |name| {
+        let own = [&kafka.producer, &kafka.consumer, &kafka.client];
+        own.into_iter().find_map(|settings| settings.get(name))
+    };
+    let id = find("transactional.id");
+    if kafka.guarantee == Guarantee::AtLeastOnce {
+        if id.is_some() {
+            s.problem("transactional.id needs kafka.delivery = \"exactly-once\"".into());
+        }
+        return;
+    }
+    if find("isolation.level").is_some_and(|level| level != "read_committed") {
+        s.problem(
+            "isolation.level must be read_committed with kafka.delivery = \"exactly-once\": a new owner of a partition has to wait for the transaction of the old one".into(),
+        );
+    }
+    let timeout = find("transaction.timeout.ms").and_then(|ms| ms.parse().ok());
+    let timeout = Duration::from_millis(timeout.unwrap_or(TRANSACTION_TIMEOUT_MS));
+    if kafka.transaction_window.is_zero() || 2 * kafka.transaction_window > timeout {
+        s.problem(format!(
+            "kafka.transaction_window must be above 0 and at most half of transaction.timeout.ms, which is {timeout:?}"
+        ));
+    }
 }
 
 fn threshold(s: &mut Settings) -> ThresholdRule {

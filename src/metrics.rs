@@ -9,8 +9,14 @@ use prometheus::{
 use crate::decode::Reason;
 use crate::verdict::Severity;
 
-/// The only reason to skip a record so far: a tombstone has nothing to score.
+/// Reasons to skip a record: a tombstone has nothing to score, and of a lost partition others judge the records.
 pub const SKIP_TOMBSTONE: &str = "tombstone";
+pub const SKIP_LOST: &str = "lost_partition";
+const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
+
+/// Outcomes of a transaction.
+pub const COMMITTED: &str = "committed";
+pub const ABORTED: &str = "aborted";
 
 /// Seconds; from one small batch on a CPU to a stuck broker.
 const STAGE_SECONDS: [f64; 14] = [
@@ -44,6 +50,7 @@ pub struct Metrics {
     pub end_to_end_seconds: Histogram,
     pub consumer_lag: IntGaugeVec,
     pub rebalances: IntCounter,
+    pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
     pub model_info: GaugeVec,
 }
@@ -64,7 +71,7 @@ impl Metrics {
             records_skipped: counters(
                 r,
                 "records_skipped_total",
-                "Records that carry nothing to score.",
+                "Records without a verdict of ours: tombstones carry nothing to score, and records of a lost partition are judged by its new owner.",
                 "reason",
             ),
             dead_letters: counters(
@@ -142,6 +149,12 @@ impl Metrics {
                 "rebalances_total",
                 "Assignments and revocations of partitions.",
             ),
+            transactions: counters(
+                r,
+                "transactions_total",
+                "Transactions of exactly-once delivery. Many aborted ones: look for rebalances and slow brokers in the log.",
+                "outcome",
+            ),
             paused_partitions: gauge(
                 r,
                 "paused_partitions",
@@ -182,10 +195,15 @@ impl Metrics {
         for reason in Reason::ALL {
             self.dead_letters.with_label_values(&[reason.as_str()]);
         }
+        for outcome in [COMMITTED, ABORTED] {
+            self.transactions.with_label_values(&[outcome]);
+        }
         for severity in Severity::ALL {
             self.anomalies.with_label_values(&[severity.as_str()]);
         }
-        self.records_skipped.with_label_values(&[SKIP_TOMBSTONE]);
+        for reason in SKIPS {
+            self.records_skipped.with_label_values(&[reason]);
+        }
     }
 
     /// The text exposition format.
@@ -221,9 +239,10 @@ impl Metrics {
     }
 
     pub fn skipped_total(&self) -> u64 {
-        self.records_skipped
-            .with_label_values(&[SKIP_TOMBSTONE])
-            .get()
+        SKIPS
+            .iter()
+            .map(|reason| self.records_skipped.with_label_values(&[*reason]).get())
+            .sum()
     }
 }
 

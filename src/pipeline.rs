@@ -7,10 +7,13 @@
 //!
 //! There are `in_flight` batches and no more, so every channel is bounded. Workers finish in any order; the publisher
 //! puts batches back into the order of their sequence, so each partition's verdicts keep its order. The intake alone
-//! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery.
+//! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery. With
+//! exactly-once the publisher commits them, in one transaction with the verdicts.
 
 mod intake;
 mod publish;
+mod tally;
+mod window;
 
 use std::thread;
 use std::time::Instant;
@@ -19,7 +22,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::batch::Batch;
 use crate::config;
-use crate::decode::JsonDecoder;
+use crate::decode::Decoder;
 use crate::kafka::{KafkaError, Sink, Source};
 use crate::message::Model;
 use crate::metrics::Metrics;
@@ -31,11 +34,13 @@ use crate::verdict::Judge;
 /// Everything that a run needs, made and checked before it starts.
 pub struct Stages {
     pub source: Source,
-    pub decoder: JsonDecoder,
+    pub decoder: Decoder,
     pub scorers: Vec<Scorer>,
     pub judge: Judge,
     pub model: Model,
     pub sink: Sink,
+    /// How long a transaction collects; only with exactly-once.
+    pub transaction_window: Option<std::time::Duration>,
     pub batch: config::Batch,
     pub output: config::Output,
     pub drain_timeout: std::time::Duration,
@@ -96,11 +101,18 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
     let (to_score, work) = bounded(stages.batch.in_flight);
     let (to_publish, scored) = bounded(stages.batch.in_flight);
     let (give_back, finished) = bounded(stages.batch.in_flight);
+    let membership = stages.source.membership();
+    // Half of the batches, so that the other half can be scored while a transaction is committed.
+    let half = stages.batch.in_flight.div_ceil(2);
+    let window = stages
+        .transaction_window
+        .map(|length| window::Window::new(length, half));
     let intake = intake::Intake::new(
         stages.source,
         stages.decoder,
         stages.batch,
         stages.drain_timeout,
+        window.is_some(),
         stages.metrics.clone(),
         stages.status,
         intake::Channels { to_score, finished },
@@ -114,6 +126,8 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         intake.topics(),
         stages.metrics.clone(),
         stop.abandon.clone(),
+        membership,
+        window,
     );
     thread::scope(|scope| {
         let mut threads = Vec::new();

@@ -3,74 +3,17 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
+use common::cluster::{Cluster, cluster};
 use common::kafka::{committed, ends};
 use common::process::{Daemon, residuald, run};
-use common::{parse, payments, root, sample, score_of, skip, wait_for};
+use common::{parse, payments, sample, score_of, wait_for};
 use residuald::evaluation::{auroc, average_precision};
 use serde_json::Value;
 
 const RECORDS: usize = 5000;
 const PARTITIONS: i32 = 3;
-
-/// One cluster for all tests of this file; `kafka.sh` stops it once this process has ended.
-struct Cluster {
-    dir: PathBuf,
-    brokers: String,
-}
-
-/// The cluster, started by the first test that asks; `None`, loudly, where it cannot be had.
-fn cluster() -> Option<&'static Cluster> {
-    static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
-    CLUSTER.get_or_init(start).as_ref()
-}
-
-fn start() -> Option<Cluster> {
-    for (tool, package) in [("java", "openjdk-17-jre-headless"), ("kcat", "kcat")] {
-        if !is_there(tool) {
-            let install = format!("install {tool} (`make tools`; Debian: {package})");
-            skip("the tests on a real Kafka", &install);
-            return None;
-        }
-    }
-    if !root().join(".kafka/libs").exists() && !is_there("mvn") {
-        skip(
-            "the tests on a real Kafka",
-            "`make tools kafka` brings Maven and Apache Kafka",
-        );
-        return None;
-    }
-    let pid = std::process::id().to_string();
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{pid}"));
-    let started = kafka_sh(&dir, &["start", "--while-pid", &pid]);
-    let brokers = started
-        .lines()
-        .last()
-        .expect("bootstrap servers")
-        .to_owned();
-    Some(Cluster { dir, brokers })
-}
-
-fn is_there(tool: &str) -> bool {
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("command -v {tool}")]);
-    command.stdout(Stdio::null()).status().unwrap().success()
-}
-
-fn kafka_sh(dir: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(root().join("tests/kafka/kafka.sh"))
-        .args(arguments)
-        .arg("--dir")
-        .arg(dir)
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "kafka.sh {arguments:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Topics of a test's own: `in`, `anomalies`, `scores` and `dead`, each with `prefix`.
 struct Topics {
@@ -83,15 +26,7 @@ impl Topics {
         let cluster = cluster()?;
         let topics = Topics { cluster, prefix };
         for topic in ["in", "anomalies", "scores", "dead"] {
-            let partitions = PARTITIONS.to_string();
-            let create = [
-                "topic",
-                "create",
-                &topics.name(topic),
-                "--partitions",
-                &partitions,
-            ];
-            kafka_sh(&cluster.dir, &create);
+            cluster.create_topic(&topics.name(topic), PARTITIONS);
         }
         Some(topics)
     }

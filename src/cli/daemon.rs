@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
-use crate::config::Config;
-use crate::decode::JsonDecoder;
+use crate::config::{Config, Guarantee};
+use crate::decode::Decoder;
 use crate::http;
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
@@ -77,11 +77,13 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     };
     let stages = Stages {
         source,
-        decoder: JsonDecoder::new(loaded.bundle.features()),
+        decoder: Decoder::json(loaded.bundle.features()),
         scorers: loaded.scorers,
         judge: loaded.judge,
         model,
         sink,
+        transaction_window: (config.kafka.guarantee == Guarantee::ExactlyOnce)
+            .then_some(config.kafka.transaction_window),
         batch: config.batch,
         output: config.output,
         drain_timeout: config.kafka.drain_timeout,

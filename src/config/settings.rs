@@ -15,6 +15,10 @@ impl ClientSettings {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
     }
 
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
     pub fn set(&mut self, name: &str, value: &str) {
         self.0.insert(name.to_owned(), value.to_owned());
     }

@@ -17,6 +17,40 @@ use std::fmt;
 
 pub use json::JsonDecoder;
 
+use crate::bundle::Feature;
+
+/// Reads payloads of one format into rows. One a thread.
+#[derive(Debug)]
+pub enum Decoder {
+    Json(JsonDecoder),
+}
+
+/// Why a payload did not become a row.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum DecodeError {
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// Its schema is not known yet: ask again, the record may be good.
+    #[error("the schema with id {0} is not known yet")]
+    SchemaPending(u32),
+}
+
+impl Decoder {
+    pub fn json(features: &[Feature]) -> Decoder {
+        Decoder::Json(JsonDecoder::new(features))
+    }
+
+    /// Appends one row, [features], to `rows`; leaves it as it was on an error.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: the record is bad, or its schema is still on its way.
+    pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), DecodeError> {
+        match self {
+            Decoder::Json(decoder) => Ok(decoder.decode(payload, rows)?),
+        }
+    }
+}
+
 /// Why a record cannot be a row. It becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{detail}")]

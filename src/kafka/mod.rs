@@ -3,6 +3,7 @@
 pub mod embedded;
 mod sink;
 mod source;
+mod transaction;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use rdkafka::error::KafkaError as ClientError;
 use rdkafka::types::RDKafkaErrorCode;
 
 pub use sink::{Delivery, SendError, Sink};
-pub use source::{Event, Rebalance, RebalanceKind, Source};
+pub use source::{Event, Membership, Rebalance, RebalanceKind, Source};
+pub use transaction::Outcome;
 
 use crate::config::{ClientSettings, Kafka};
 use crate::shutdown::Shutdown;
@@ -37,6 +39,14 @@ pub enum KafkaError {
     TopicAbsent { topic: String, brokers: String },
     #[error("a verdict or dead letter for topic `{topic}` cannot be delivered: {problem}")]
     Delivery { topic: String, problem: String },
+    #[error(
+        "another process took over transactional.id `{0}`, so this one has stopped; nothing is published twice. If both should run, give each its own kafka.producer.\"transactional.id\""
+    )]
+    Fenced(String),
+    #[error(
+        "a transaction cannot go on: {0}; what it held is not published and will be judged again"
+    )]
+    Transaction(String),
     #[error("stopped before Kafka answered")]
     Stopped,
     #[error("Kafka: {0}")]

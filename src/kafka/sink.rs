@@ -10,8 +10,8 @@ use rdkafka::message::{DeliveryResult, Header, Headers as _, Message as _, Owned
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config};
-use crate::config::Kafka;
+use super::{KafkaError, LastComplaint, await_topic, client_config, transaction};
+use crate::config::{Guarantee, Kafka};
 use crate::message::Message;
 use crate::shutdown::Shutdown;
 
@@ -35,13 +35,18 @@ pub enum SendError {
 }
 
 pub struct Sink {
-    producer: ThreadedProducer<Context>,
+    pub(super) producer: ThreadedProducer<Context>,
+    /// Only with exactly-once.
+    pub(super) transactional_id: Option<String>,
     deliveries: Receiver<Delivery>,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
     let mut config = client_config(kafka, &kafka.producer);
     config.set("enable.idempotence", "true").set("acks", "all");
+    if kafka.guarantee == Guarantee::ExactlyOnce {
+        transaction::configure(&mut config, kafka);
+    }
     config
 }
 
@@ -57,14 +62,20 @@ impl Sink {
             complaint: complaint.clone(),
             deliveries: sender,
         };
-        let producer: ThreadedProducer<Context> = config(kafka).create_with_context(context)?;
+        let config = config(kafka);
+        let producer: ThreadedProducer<Context> = config.create_with_context(context)?;
         for topic in topics {
             await_topic(producer.client(), kafka, topic, &complaint, stop, || {})?;
         }
-        Ok(Sink {
+        let sink = Sink {
             producer,
+            transactional_id: config.get("transactional.id").map(str::to_owned),
             deliveries,
-        })
+        };
+        if sink.transactional_id.is_some() {
+            sink.init_transactions(kafka, &complaint, stop)?;
+        }
+        Ok(sink)
     }
 
     /// Hands a message over; its [`Delivery`] comes later, unless this fails at once.
@@ -115,10 +126,11 @@ impl Sink {
         self.producer
             .purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
         let _ = self.producer.flush(Duration::from_millis(100));
+        self.abort_if_open();
     }
 }
 
-struct Context {
+pub(super) struct Context {
     complaint: LastComplaint,
     deliveries: Sender<Delivery>,
 }

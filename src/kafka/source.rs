@@ -1,14 +1,16 @@
 //! The consumer. Rebalances come out as events: whoever polls drains first and completes them after.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, RebalanceProtocol,
+};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
@@ -17,12 +19,14 @@ use serde::Deserialize;
 
 use super::{KafkaError, LastComplaint, await_topic, client_config, report};
 use crate::batch::TopicPartition;
-use crate::config::Kafka;
+use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::status::{PartitionStatus, Partitions, Status};
 
+/// How long a partition stands still before its record is tried again.
+const HOLD: Duration = Duration::from_millis(250);
 /// Enough for a poll to go through more than one report; one of zero ends after the first.
 const SERVE: Duration = Duration::from_millis(5);
 
@@ -50,19 +54,32 @@ pub enum RebalanceKind {
 }
 
 pub struct Source {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
     topics: Vec<String>,
+    guarantee: Guarantee,
+    lost_below: Arc<AtomicU64>,
     metrics: Metrics,
     status: Status,
+    /// Nothing is fetched: the stages behind are busy.
     paused: bool,
+    held: Vec<Held>,
+}
+
+/// A partition that stands still at a record which cannot be read yet.
+struct Held {
+    from: TopicPartition,
+    offset: i64,
+    until: Instant,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
     let mut config = client_config(kafka, &kafka.consumer);
+    // Offsets are stored by us once a batch is delivered. What is stored librdkafka commits, unless the producer's
+    // transactions do.
+    let commits = kafka.guarantee == Guarantee::AtLeastOnce;
     config
         .set("group.id", &kafka.group_id)
-        // Offsets are stored by us once a batch is delivered; librdkafka commits what is stored.
-        .set("enable.auto.commit", "true")
+        .set("enable.auto.commit", commits.to_string())
         .set("enable.auto.offset.store", "false");
     config
 }
@@ -94,16 +111,34 @@ impl Source {
         let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
         Ok(Source {
-            consumer,
+            consumer: Arc::new(consumer),
             topics: kafka.topics.clone(),
+            guarantee: kafka.guarantee,
+            lost_below: Arc::default(),
             metrics,
             status,
             paused: false,
+            held: Vec::new(),
         })
     }
 
     pub fn topics(&self) -> &[String] {
         &self.topics
+    }
+
+    /// This consumer's place in the group, for whoever commits in its name.
+    pub fn membership(&self) -> Membership {
+        Membership {
+            consumer: Arc::downgrade(&self.consumer),
+            lost_below: Arc::clone(&self.lost_below),
+            topics: self.topics.clone(),
+        }
+    }
+
+    /// Says that the partitions of every batch below this sequence are lost. To be said before the rebalance is
+    /// completed: with it this member comes back, and then the group would take its commits again.
+    pub fn lose_below(&self, sequence: u64) {
+        self.lost_below.store(sequence, Ordering::SeqCst);
     }
 
     /// Waits up to `timeout` for something to happen.
@@ -194,6 +229,11 @@ impl Source {
                 self.consumer.pause(partitions)?;
             }
         } else {
+            let topics = &self.topics;
+            self.held.retain(|Held { from, .. }| {
+                let topic = &topics[from.topic];
+                partitions.find_partition(topic, from.partition).is_none()
+            });
             for element in partitions.elements() {
                 // Absent if no statistics came in between.
                 let _ = self
@@ -210,23 +250,18 @@ impl Source {
 
     /// Marks everything below these offsets as finished; the next commit takes them along.
     pub fn finish(&self, offsets: &[(TopicPartition, i64)]) {
-        let mut list = TopicPartitionList::with_capacity(offsets.len());
-        for (from, next) in offsets {
-            list.add_partition_offset(
-                &self.topics[from.topic],
-                from.partition,
-                Offset::Offset(*next),
-            )
-            .expect("an offset from a record is valid");
-        }
-        if let Err(e) = self.consumer.store_offsets(&list) {
+        let offsets = offset_list(&self.topics, offsets);
+        if let Err(e) = self.consumer.store_offsets(&offsets) {
             // The partition was taken away meanwhile; its new owner reads these records again.
             tracing::debug!("offsets not stored: {e}");
         }
     }
 
-    /// Commits what is finished and waits for the broker's answer.
+    /// Commits what is finished and waits for the broker's answer, unless transactions have committed it.
     pub fn commit(&self) {
+        if self.guarantee == Guarantee::ExactlyOnce {
+            return;
+        }
         match self.consumer.commit_consumer_state(CommitMode::Sync) {
             Ok(()) | Err(ClientError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
             Err(e) => tracing::warn!(
@@ -248,15 +283,49 @@ impl Source {
         Ok(())
     }
 
+    /// Fetches again: after [`Source::pause`], and held partitions whose time has come, from the record that held them.
+    ///
     /// # Errors
     /// When librdkafka refuses.
-    pub fn resume(&mut self) -> Result<(), KafkaError> {
+    pub fn resume(&mut self, now: Instant) -> Result<(), KafkaError> {
         if self.paused {
-            self.consumer.resume(&self.consumer.assignment()?)?;
+            let assigned = self.consumer.assignment()?;
+            let held = self.held.iter().map(|held| self.name(held.from));
+            let held: Vec<(&str, i32)> = held.collect();
+            self.consumer.resume(&without(&assigned, &held))?;
             self.paused = false;
-            self.metrics.paused_partitions.set(0);
+            self.count_paused()?;
+        }
+        while let Some(at) = self.held.iter().position(|held| held.until <= now) {
+            let Held { from, offset, .. } = self.held.swap_remove(at);
+            let (topic, partition) = self.name(from);
+            self.consumer.resume(&one(topic, partition))?;
+            let offset = Offset::Offset(offset);
+            self.consumer
+                .seek(topic, partition, offset, Duration::ZERO)?;
+            self.count_paused()?;
         }
         Ok(())
+    }
+
+    /// Stops a partition at a record that cannot be read yet; [`Source::resume`] delivers it again a little later.
+    ///
+    /// # Errors
+    /// When librdkafka refuses.
+    pub fn hold(&mut self, from: TopicPartition, offset: i64) -> Result<(), KafkaError> {
+        let (topic, partition) = self.name(from);
+        self.consumer.pause(&one(topic, partition))?;
+        let until = Instant::now() + HOLD;
+        self.held.push(Held {
+            from,
+            offset,
+            until,
+        });
+        self.count_paused()
+    }
+
+    fn name(&self, from: TopicPartition) -> (&str, i32) {
+        (&self.topics[from.topic], from.partition)
     }
 
     /// Commits what is finished and leaves the group; `false` if that did not end in time, because the brokers are
@@ -276,10 +345,88 @@ impl Source {
     }
 
     fn count_paused(&self) -> Result<(), KafkaError> {
-        let paused = self.consumer.assignment()?.count();
+        let paused = match self.paused {
+            true => self.consumer.assignment()?.count(),
+            false => self.held.len(),
+        };
         self.metrics.paused_partitions.set(paused as i64);
         Ok(())
     }
+}
+
+/// A consumer's place in its group.
+pub struct Membership {
+    /// Weak, so that leaving the group does not wait for this.
+    consumer: Weak<BaseConsumer<Context>>,
+    lost_below: Arc<AtomicU64>,
+    topics: Vec<String>,
+}
+
+impl Membership {
+    /// Whether the partitions of this batch are lost: others judge its records again.
+    pub fn is_lost(&self, sequence: u64) -> bool {
+        sequence < self.lost_below.load(Ordering::SeqCst)
+    }
+
+    /// What the group knows this member by, if it may commit batches from `sequence` on; `None` if they are lost.
+    ///
+    /// A commit without a generation is not checked by the group coordinator, and one with a newer generation is let
+    /// through. So the metadata is read first, and must have been that of a member; the assignment must not be lost,
+    /// nor its loss be completed already. Whichever way a loss falls between these, one of the checks sees it.
+    pub(super) fn metadata(&self, sequence: u64) -> Option<ConsumerGroupMetadata> {
+        let consumer = self.consumer.upgrade()?;
+        let metadata = consumer.group_metadata()?;
+        let refused = !is_member(&consumer) || consumer.assignment_lost() || self.is_lost(sequence);
+        (!refused).then_some(metadata)
+    }
+
+    pub(super) fn offsets(&self, offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
+        offset_list(&self.topics, offsets)
+    }
+}
+
+/// Whether the consumer has a member id and a generation; once it has lost them, only a completed rebalance brings
+/// new ones.
+fn is_member(consumer: &BaseConsumer<Context>) -> bool {
+    use rdkafka::bindings as rd;
+    // SAFETY: the client outlives the call, and the metadata lives until it is destroyed below.
+    unsafe {
+        let metadata = rd::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return false;
+        }
+        let generation = rd::rd_kafka_consumer_group_metadata_generation_id(metadata);
+        let member_id = rd::rd_kafka_consumer_group_metadata_member_id(metadata);
+        let is_member = generation > 0 && !member_id.is_null() && *member_id != 0;
+        rd::rd_kafka_consumer_group_metadata_destroy(metadata);
+        is_member
+    }
+}
+
+fn offset_list(topics: &[String], offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (from, next) in offsets {
+        let offset = Offset::Offset(*next);
+        list.add_partition_offset(&topics[from.topic], from.partition, offset)
+            .expect("an offset from a record is valid");
+    }
+    list
+}
+
+fn one(topic: &str, partition: i32) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition(topic, partition);
+    list
+}
+
+fn without(all: &TopicPartitionList, out: &[(&str, i32)]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(all.count());
+    for element in all.elements() {
+        if !out.contains(&(element.topic(), element.partition())) {
+            list.add_partition(element.topic(), element.partition());
+        }
+    }
+    list
 }
 
 fn is_cooperative(consumer: &BaseConsumer<Context>) -> bool {

@@ -7,9 +7,9 @@ use crossbeam_channel::{Receiver, Sender};
 use super::{PipelineError, Stop};
 use crate::batch::Batch;
 use crate::config;
-use crate::decode::JsonDecoder;
+use crate::decode::{DecodeError, Decoder};
 use crate::kafka::{Event, Rebalance, RebalanceKind, Source};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SKIP_LOST};
 use crate::status::Status;
 
 /// How long a poll waits when nothing is due; bounds how late a stop is noticed.
@@ -29,9 +29,10 @@ pub struct Channels {
 
 pub struct Intake {
     source: Source,
-    decoder: JsonDecoder,
+    decoder: Decoder,
     limits: config::Batch,
     drain_timeout: Duration,
+    exactly_once: bool,
     metrics: Metrics,
     status: Status,
     channels: Channels,
@@ -40,17 +41,18 @@ pub struct Intake {
     free: Vec<Batch>,
     sequence: u64,
     records: u64,
-    /// Batches sent before it changed belong to an assignment that was lost: their offsets are not stored.
-    first_of_assignment: u64,
+    /// Batches below this sequence are of partitions that are gone: their offsets are not stored.
+    disowned_below: u64,
 }
 
 impl Intake {
     #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
     pub fn new(
         source: Source,
-        decoder: JsonDecoder,
+        decoder: Decoder,
         limits: config::Batch,
         drain_timeout: Duration,
+        exactly_once: bool,
         metrics: Metrics,
         status: Status,
         channels: Channels,
@@ -60,6 +62,7 @@ impl Intake {
             source,
             decoder,
             drain_timeout,
+            exactly_once,
             metrics,
             status,
             channels,
@@ -69,7 +72,7 @@ impl Intake {
             limits,
             sequence: 0,
             records: 0,
-            first_of_assignment: 0,
+            disowned_below: 0,
         }
     }
 
@@ -85,7 +88,8 @@ impl Intake {
         let consumed = self.consume();
         self.status.is_draining();
         let deadline = Instant::now() + self.drain_timeout;
-        let drained = self.drain();
+        // Exactly-once has nothing to save: what is not committed is judged again, and nobody sees it twice.
+        let drained = (consumed.is_ok() || !self.exactly_once) && self.drain();
         if drained {
             tracing::info!("drained: every record taken has its outcome delivered");
         } else {
@@ -118,7 +122,7 @@ impl Intake {
                 if due {
                     self.dispatch();
                 }
-                self.source.resume()?;
+                self.source.resume(now)?;
                 self.take(self.poll_timeout(now))?;
             }
         }
@@ -144,35 +148,38 @@ impl Intake {
 
     /// Takes one event from Kafka: most often a record, which goes into the current batch.
     fn take(&mut self, timeout: Duration) -> Result<(), PipelineError> {
-        let rebalance = match self.source.poll(timeout)? {
+        let message = match self.source.poll(timeout)? {
+            Event::Message(message) => message,
+            Event::Rebalance(rebalance) => return self.rebalance(&rebalance),
             Event::Idle => return Ok(()),
-            Event::Rebalance(rebalance) => rebalance,
-            Event::Message(message) => {
-                let (record, from) = self.source.record(&message);
-                self.records += 1;
-                let timed = self.records.is_multiple_of(TIME_ONE_IN);
-                let opened = self.current.opened().filter(|_| !timed);
-                let now = opened.unwrap_or_else(Instant::now);
-                self.metrics.records_consumed.inc();
-                let batch = &mut self.current;
-                match record.payload {
-                    None | Some([]) => batch.skip(&record, from, now),
-                    Some(payload) => {
-                        let decoded = self.decoder.decode(payload, &mut batch.rows);
-                        if timed {
-                            let seconds = now.elapsed().as_secs_f64();
-                            self.metrics.decode_seconds.observe(seconds);
-                        }
-                        match decoded {
-                            Ok(()) => batch.keep(&record, from, now),
-                            Err(error) => batch.bury(&record, from, error, now),
-                        }
+        };
+        let (record, from) = self.source.record(&message);
+        self.records += 1;
+        let timed = self.records.is_multiple_of(TIME_ONE_IN);
+        let opened = self.current.opened().filter(|_| !timed);
+        let now = opened.unwrap_or_else(Instant::now);
+        let batch = &mut self.current;
+        match record.payload {
+            None | Some([]) => batch.skip(&record, from, now),
+            Some(payload) => {
+                let decoded = self.decoder.decode(payload, &mut batch.rows);
+                if timed {
+                    let seconds = now.elapsed().as_secs_f64();
+                    self.metrics.decode_seconds.observe(seconds);
+                }
+                match decoded {
+                    Ok(()) => batch.keep(&record, from, now),
+                    Err(DecodeError::Row(error)) => batch.bury(&record, from, error, now),
+                    Err(DecodeError::SchemaPending(_)) => {
+                        let offset = record.offset;
+                        drop(message);
+                        return Ok(self.source.hold(from, offset)?);
                     }
                 }
-                return Ok(());
             }
-        };
-        self.rebalance(&rebalance)
+        }
+        self.metrics.records_consumed.inc();
+        Ok(())
     }
 
     fn rebalance(&mut self, rebalance: &Rebalance) -> Result<(), PipelineError> {
@@ -181,27 +188,34 @@ impl Intake {
             RebalanceKind::Revoke => {
                 if self.drain() {
                     self.source.commit();
+                } else if self.exactly_once {
+                    // Going on could publish what the next owner publishes too.
+                    let records = self.metrics.records_in_flight.get();
+                    return Err(PipelineError::NotDrained { records });
                 } else {
                     tracing::warn!(
                         "partitions are revoked before their verdicts are delivered; their new owner judges these records again"
                     );
-                    self.disown();
+                    self.dispatch_if_possible();
+                    // What could not be dispatched goes out as the next batch.
+                    self.disowned_below = self.sequence + u64::from(!self.current.is_empty());
                 }
             }
-            // Others own them already: what is in flight is judged twice, but its offsets are not ours to commit.
-            RebalanceKind::Lost => {
-                self.disown();
-            }
+            RebalanceKind::Lost => self.lose(),
         }
         self.source.complete(rebalance)?;
         Ok(())
     }
 
-    /// Everything taken so far is delivered all the same, but its offsets are not stored.
-    fn disown(&mut self) {
-        self.dispatch_if_possible();
-        // What could not be dispatched goes out as the next batch.
-        self.first_of_assignment = self.sequence + u64::from(!self.current.is_empty());
+    /// Others own the partitions already and judge what is in flight here: it is dropped where it stands.
+    fn lose(&mut self) {
+        let dropped = self.current.consumed() as u64;
+        let skipped = &self.metrics.records_skipped;
+        skipped.with_label_values(&[SKIP_LOST]).inc_by(dropped);
+        self.current.clear();
+        self.disowned_below = self.sequence;
+        self.source.lose_below(self.sequence);
+        tracing::warn!("partitions are lost; their new owner judges what was in flight here");
     }
 
     /// Every batch is in use: the workers or the brokers are behind.
@@ -239,7 +253,7 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
-        if batch.sequence >= self.first_of_assignment {
+        if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);
         }
         batch.clear();

@@ -1,56 +1,57 @@
-//! Judges scored batches in order, produces what there is to say, and finishes a batch when all of it is delivered.
+//! Judges scored batches in order, produces what there is to say, and finishes a batch when all of it is delivered:
+//! acknowledged by the brokers, or, with exactly-once, committed together with its offsets.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::PipelineError;
+use super::tally::Tally;
+use super::window::Window;
 use crate::batch::{Batch, DeadLetter, Kept};
 use crate::config;
 use crate::decode::{Reason, RowError};
-use crate::kafka::{Delivery, KafkaError, SendError, Sink};
+use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
-use crate::metrics::{Metrics, SKIP_TOMBSTONE};
+use crate::metrics::Metrics;
 use crate::record::Source;
 use crate::shutdown::Shutdown;
-use crate::verdict::{Judge, Scored, Severity};
+use crate::verdict::{Judge, Scored};
 
 /// How often a wait looks whether it still makes sense.
 const LOOK_UP: Duration = Duration::from_millis(100);
 
 pub struct Publisher {
-    sink: Sink,
+    pub(super) sink: Sink,
     judge: Judge,
     model: Model,
     output: config::Output,
     /// Names by [`crate::batch::TopicPartition::topic`].
     topics: Vec<String>,
-    metrics: Metrics,
-    abandon: Shutdown,
+    pub(super) metrics: Metrics,
+    pub(super) abandon: Shutdown,
+    pub(super) membership: Membership,
+    /// Only with exactly-once.
+    pub(super) window: Option<Window>,
     next: u64,
     /// Scored before their turn.
     early: BTreeMap<u64, Batch>,
     /// Judged and on their way, by consecutive sequence.
-    pending: VecDeque<Pending>,
+    pub(super) pending: VecDeque<Pending>,
+    /// With exactly-once, for each topic the least payload that it refused since the last commit.
+    pub(super) too_large: HashMap<String, usize>,
 }
 
-struct Pending {
-    batch: Batch,
-    /// Messages not delivered yet; one more while the batch is still being judged.
-    outstanding: usize,
-    tally: Tally,
-}
-
-/// The outcomes of a batch, counted when they are delivered.
-#[derive(Default)]
-struct Tally {
-    scored: usize,
-    dead: Vec<Reason>,
-    anomalies: Vec<Severity>,
+pub(super) struct Pending {
+    pub batch: Batch,
+    /// What it waits for: each message not delivered yet, or the one transaction it is in.
+    pub outstanding: usize,
+    pub tally: Tally,
 }
 
 impl Publisher {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
     pub fn new(
         sink: Sink,
         judge: Judge,
@@ -59,6 +60,8 @@ impl Publisher {
         topics: Vec<String>,
         metrics: Metrics,
         abandon: Shutdown,
+        membership: Membership,
+        window: Option<Window>,
     ) -> Publisher {
         Publisher {
             sink,
@@ -68,9 +71,12 @@ impl Publisher {
             topics,
             metrics,
             abandon,
+            membership,
+            window,
             next: 0,
             early: BTreeMap::new(),
             pending: VecDeque::new(),
+            too_large: HashMap::new(),
         }
     }
 
@@ -99,6 +105,7 @@ impl Publisher {
         let mut open = true;
         let deliveries = self.sink.deliveries().clone();
         while (open || !self.pending.is_empty()) && !self.abandon.is_requested() {
+            let patience = self.window.as_ref().and_then(|w| w.left(Instant::now()));
             select! {
                 recv(scored) -> batch => match batch {
                     Ok(batch) => {
@@ -118,37 +125,56 @@ impl Publisher {
                         self.delivered(delivery)?;
                     }
                 }
-                default(LOOK_UP) => {}
+                default(patience.map_or(LOOK_UP, |left| left.min(LOOK_UP))) => {}
             }
+            self.commit_if_due()?;
             self.finish(give_back);
         }
         Ok(())
     }
 
     fn publish(&mut self, batch: Batch) -> Result<(), PipelineError> {
-        let sequence = batch.sequence;
+        if self.membership.is_lost(batch.sequence) {
+            let tally = Tally::lost(&batch);
+            self.pending.push_back(Pending {
+                batch,
+                outstanding: 0,
+                tally,
+            });
+            return Ok(());
+        }
+        self.open_window()?;
         self.pending.push_back(Pending {
             batch: Batch::default(),
             outstanding: 1,
             tally: Tally::default(),
         });
-        let tally = self.judge(&batch)?;
-        for letter in &batch.dead_letters {
-            self.bury(sequence, letter.clone())?;
-        }
+        let tally = self.emit(&batch)?;
+        let in_transaction = self.window.is_some();
         let pending = self.pending.back_mut().expect("pushed above");
         pending.batch = batch;
-        pending.outstanding -= 1;
         pending.tally = tally;
-        Ok(())
+        if !in_transaction {
+            pending.outstanding -= 1;
+        }
+        self.commit_if_due()
+    }
+
+    /// Sends everything there is to say of a batch.
+    pub(super) fn emit(&mut self, batch: &Batch) -> Result<Tally, PipelineError> {
+        let tally = self.judge(batch)?;
+        for letter in &batch.dead_letters {
+            self.bury(batch.sequence, letter.clone())?;
+        }
+        Ok(tally)
     }
 
     fn judge(&mut self, batch: &Batch) -> Result<Tally, PipelineError> {
         let mut tally = Tally {
             dead: batch.dead_letters.iter().map(|l| l.error.reason).collect(),
+            tombstones: batch.skipped,
             ..Tally::default()
         };
-        let histogram = self.metrics.score.local();
         let width = batch.rows.len() / batch.scorable().max(1);
         for (i, record) in batch.records().enumerate() {
             let score = batch.scores[i];
@@ -158,7 +184,6 @@ impl Publisher {
                 continue;
             }
             tally.scored += 1;
-            histogram.observe(f64::from(score));
             let flagged = self.judge.severity(score);
             tally.anomalies.extend(flagged);
             if flagged.is_none() && self.output.scores_topic.is_none() {
@@ -219,8 +244,13 @@ impl Publisher {
 
     /// Hands a message to the producer, waiting while its queue is full.
     fn send(&mut self, sequence: u64, topic: &str, message: Message) -> Result<(), PipelineError> {
-        self.pending_of(sequence).outstanding += 1;
         let mut message = message;
+        if self.is_too_large(topic, &message) {
+            message = self.slim(topic, &message).unwrap_or(message);
+        }
+        if self.window.is_none() {
+            self.pending_of(sequence).outstanding += 1;
+        }
         loop {
             match self.sink.send(sequence, topic, &message) {
                 Ok(()) => return Ok(()),
@@ -233,14 +263,32 @@ impl Publisher {
                     }
                 }
                 Err(SendError::TooLarge { .. }) => message = self.slim(topic, &message)?,
-                Err(SendError::Failed { topic, problem }) => {
-                    return Err(undeliverable(topic, problem));
-                }
+                Err(SendError::Failed { topic, problem }) => match &mut self.window {
+                    Some(window) => {
+                        window.fails(problem);
+                        return Ok(());
+                    }
+                    None => return Err(undeliverable(topic, problem)),
+                },
             }
         }
     }
 
-    fn delivered(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
+    fn is_too_large(&self, topic: &str, message: &Message) -> bool {
+        let refused = self.too_large.get(topic);
+        refused.is_some_and(|refused| message.payload.len() >= *refused)
+    }
+
+    pub(super) fn delivered(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
+        if self.window.is_some() {
+            // What else went wrong the transaction tells, as a whole.
+            if let Err(SendError::TooLarge { topic, message }) = delivery.result {
+                self.slim(&topic, &message)?;
+                let refused = self.too_large.entry(topic).or_insert(usize::MAX);
+                *refused = message.payload.len().min(*refused);
+            }
+            return Ok(());
+        }
         match delivery.result {
             Ok(()) => {}
             Err(SendError::TooLarge { topic, message }) => {
@@ -275,42 +323,9 @@ impl Publisher {
     fn finish(&mut self, give_back: &Sender<Batch>) {
         while self.pending.front().is_some_and(|p| p.outstanding == 0) {
             let Pending { batch, tally, .. } = self.pending.pop_front().expect("seen above");
-            self.count(&batch, &tally);
+            tally.count(&batch, &self.metrics);
             // The intake may be gone after a drain that did not end in time.
             let _ = give_back.send(batch);
-        }
-    }
-
-    fn count(&self, batch: &Batch, tally: &Tally) {
-        let metrics = &self.metrics;
-        metrics.records_in_flight.sub(batch.consumed() as i64);
-        metrics.records_scored.inc_by(tally.scored as u64);
-        for reason in &tally.dead {
-            metrics
-                .dead_letters
-                .with_label_values(&[reason.as_str()])
-                .inc();
-        }
-        metrics
-            .records_skipped
-            .with_label_values(&[SKIP_TOMBSTONE])
-            .inc_by(batch.skipped as u64);
-        for severity in &tally.anomalies {
-            metrics
-                .anomalies
-                .with_label_values(&[severity.as_str()])
-                .inc();
-        }
-        let accounted = tally.scored + tally.dead.len() + batch.skipped;
-        metrics
-            .records_unaccounted
-            .add(batch.consumed() as i64 - accounted as i64);
-        let now_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as i64);
-        let latency = metrics.end_to_end_seconds.local();
-        for timestamp in batch.records().filter_map(|record| record.timestamp_ms) {
-            latency.observe((now_ms - timestamp).max(0) as f64 / 1e3);
         }
     }
 }

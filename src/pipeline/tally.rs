@@ -1,0 +1,66 @@
+//! The books of a batch: every record of it has one outcome, counted when that is delivered.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::batch::Batch;
+use crate::decode::Reason;
+use crate::metrics::{Metrics, SKIP_LOST, SKIP_TOMBSTONE};
+use crate::verdict::Severity;
+
+/// What became of the records of a batch.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub scored: usize,
+    pub dead: Vec<Reason>,
+    pub anomalies: Vec<Severity>,
+    pub tombstones: usize,
+    /// Not published: the partitions belong to another, who judges these records.
+    pub lost: usize,
+}
+
+impl Tally {
+    pub fn lost(batch: &Batch) -> Tally {
+        Tally {
+            lost: batch.consumed(),
+            ..Tally::default()
+        }
+    }
+
+    /// Enters it into the metrics, and with it whatever of the batch has no outcome.
+    pub fn count(&self, batch: &Batch, metrics: &Metrics) {
+        metrics.records_in_flight.sub(batch.consumed() as i64);
+        metrics.records_scored.inc_by(self.scored as u64);
+        for reason in &self.dead {
+            let reason = [reason.as_str()];
+            metrics.dead_letters.with_label_values(&reason).inc();
+        }
+        for (reason, records) in [(SKIP_TOMBSTONE, self.tombstones), (SKIP_LOST, self.lost)] {
+            let skipped = metrics.records_skipped.with_label_values(&[reason]);
+            skipped.inc_by(records as u64);
+        }
+        for severity in &self.anomalies {
+            let severity = [severity.as_str()];
+            metrics.anomalies.with_label_values(&severity).inc();
+        }
+        let accounted = self.scored + self.dead.len() + self.tombstones + self.lost;
+        let unaccounted = batch.consumed() as i64 - accounted as i64;
+        metrics.records_unaccounted.add(unaccounted);
+        if self.lost == 0 {
+            observe(batch, metrics);
+        }
+    }
+}
+
+fn observe(batch: &Batch, metrics: &Metrics) {
+    let scores = metrics.score.local();
+    for score in batch.scores.iter().filter(|score| score.is_finite()) {
+        scores.observe(f64::from(*score));
+    }
+    let now_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64);
+    let latency = metrics.end_to_end_seconds.local();
+    for timestamp in batch.records().filter_map(|record| record.timestamp_ms) {
+        latency.observe((now_ms - timestamp).max(0) as f64 / 1e3);
+    }
+}

@@ -1,0 +1,171 @@
+//! Exactly-once: batches that are published together, in one transaction with their offsets.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::PipelineError;
+use super::publish::Publisher;
+use super::tally::Tally;
+use crate::batch::TopicPartition;
+use crate::kafka::{KafkaError, Outcome};
+use crate::metrics::{ABORTED, COMMITTED};
+
+/// A window that is aborted this often in a row will not go through.
+const ATTEMPTS: u32 = 10;
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+
+/// When a transaction ends, and the open one.
+#[derive(Debug)]
+pub struct Window {
+    length: Duration,
+    batches: usize,
+    opened: Option<Instant>,
+    /// Batches in it.
+    size: usize,
+    /// Why it cannot be committed.
+    failed: Option<String>,
+}
+
+impl Window {
+    /// Ends after `length`, or with `batches` in it.
+    pub fn new(length: Duration, batches: usize) -> Window {
+        Window {
+            length,
+            batches,
+            opened: None,
+            size: 0,
+            failed: None,
+        }
+    }
+
+    /// What is left of the open one.
+    pub fn left(&self, now: Instant) -> Option<Duration> {
+        let opened = self.opened?;
+        Some(self.length.saturating_sub(now.duration_since(opened)))
+    }
+
+    /// A message of it was refused.
+    pub fn fails(&mut self, problem: String) {
+        self.failed.get_or_insert(problem);
+    }
+
+    fn reset(&mut self) {
+        *self = Window::new(self.length, self.batches);
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let over = self.left(now).is_some_and(|left| left.is_zero());
+        over || self.size >= self.batches || self.failed.is_some()
+    }
+}
+
+impl Publisher {
+    /// A batch is about to be published: with exactly-once it needs a transaction.
+    pub(super) fn open_window(&mut self) -> Result<(), KafkaError> {
+        let Some(window) = &mut self.window else {
+            return Ok(());
+        };
+        if window.opened.is_none() {
+            self.sink.begin()?;
+            window.opened = Some(Instant::now());
+        }
+        window.size += 1;
+        Ok(())
+    }
+
+    pub(super) fn commit_if_due(&mut self) -> Result<(), PipelineError> {
+        let now = Instant::now();
+        match &self.window {
+            Some(window) if window.opened.is_some() && window.is_due(now) => self.commit(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Commits the open transaction. One that is aborted is sent again, without the batches whose partitions are lost,
+    /// from the batches themselves: they are still here, and judging them again says the same.
+    fn commit(&mut self) -> Result<(), PipelineError> {
+        let mut backoff = FIRST_BACKOFF;
+        for _ in 0..ATTEMPTS {
+            let problem = match self.try_commit()? {
+                Outcome::Committed => {
+                    self.count(COMMITTED);
+                    self.window().reset();
+                    self.too_large.clear();
+                    for pending in &mut self.pending {
+                        pending.outstanding = 0;
+                    }
+                    return Ok(());
+                }
+                Outcome::Aborted(problem) => problem,
+            };
+            self.count(ABORTED);
+            tracing::warn!("transaction aborted: {problem}; its records are sent again in another");
+            std::thread::sleep(backoff);
+            backoff = LONGEST_BACKOFF.min(2 * backoff);
+            if self.abandon.is_requested() || !self.send_again()? {
+                return Ok(());
+            }
+        }
+        let problem = format!("aborted {ATTEMPTS} times in a row, see the log");
+        Err(KafkaError::Transaction(problem).into())
+    }
+
+    fn try_commit(&mut self) -> Result<Outcome, KafkaError> {
+        if let Some(problem) = self.window().failed.take() {
+            self.sink.abort(&self.abandon)?;
+            return Ok(Outcome::Aborted(problem));
+        }
+        // Later batches overwrite the offsets of earlier ones.
+        let mut offsets: BTreeMap<TopicPartition, i64> = BTreeMap::new();
+        let open = || self.pending.iter().filter(|p| p.outstanding > 0);
+        for pending in open() {
+            offsets.extend(pending.batch.offsets.iter().copied());
+        }
+        let first = open().next().expect("a window is not empty");
+        let offsets: Vec<_> = offsets.into_iter().collect();
+        let sequence = first.batch.sequence;
+        self.sink
+            .commit(&self.membership, sequence, &offsets, &self.abandon)
+    }
+
+    /// Opens another transaction with the batches of the aborted one that are still ours; `false` if none is.
+    fn send_again(&mut self) -> Result<bool, PipelineError> {
+        // The abort has waited for all of them; they tell what was too large.
+        while let Ok(delivery) = self.sink.deliveries().try_recv() {
+            self.delivered(delivery)?;
+        }
+        self.window().reset();
+        let mut ours = Vec::new();
+        for (i, pending) in self.pending.iter_mut().enumerate() {
+            if pending.outstanding == 0 {
+                continue;
+            }
+            if self.membership.is_lost(pending.batch.sequence) {
+                pending.tally = Tally::lost(&pending.batch);
+                pending.outstanding = 0;
+            } else {
+                ours.push(i);
+            }
+        }
+        for &i in &ours {
+            self.open_window()?;
+            let batch = std::mem::take(&mut self.pending[i].batch);
+            let emitted = self.emit(&batch);
+            self.pending[i].batch = batch;
+            emitted?;
+        }
+        Ok(!ours.is_empty())
+    }
+
+    fn window(&mut self) -> &mut Window {
+        self.window.as_mut().expect("only exactly-once commits")
+    }
+
+    fn count(&self, outcome: &str) {
+        self.metrics
+            .transactions
+            .with_label_values(&[outcome])
+            .inc();
+    }
+}
