@@ -45,7 +45,7 @@ def main():
         print(f"  after {fault.at:>8} records and {fault.wait:.2f} s: {fault}", file=sys.stderr)
     if options.plan_only:
         return
-    if missing := missing_tools():
+    if missing := missing_tools(options.residuald):
         say(f"!!! SKIPPED chaos: {missing}")
         sys.exit(bool(os.environ.get("RESIDUALD_TEST_STRICT")))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -67,9 +67,14 @@ def parse_options():
     parser.add_argument("--faults", default=",".join(LANES), help="kind[:count],... (all kinds)")
     parser.add_argument("--rate", type=float, default=0, help="records a second, at most (as fast as they are judged)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target/chaos", help="for logs (target/chaos)")
-    parser.add_argument("--residuald", type=Path, default=ROOT / "target/release/residuald")
+    parser.add_argument("--residuald", type=Path, default=built_last(), help="the binary (release or debug, the newer)")
     parser.add_argument("--plan-only", action="store_true", help="show the plan and end")
     return parser.parse_args()
+
+
+def built_last():
+    builds = [ROOT / "target" / build / "residuald" for build in ("release", "debug")]
+    return max(builds, key=lambda path: path.stat().st_mtime if path.exists() else 0)
 
 
 def say(text):

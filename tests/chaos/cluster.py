@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -33,9 +32,7 @@ class Cluster:
         self.bootstrap = self.kafka_sh("start", *own).split()[-1].split(",")
         self.proxied = ",".join(f"127.0.0.1:{base + i}" for i in range(self.brokers))
         self.proxy = Proxy(self.folder / "proxied")
-        self.admin = patient(lambda: KafkaAdminClient(bootstrap_servers=self.bootstrap))
-        # Of the admin client: the monitor and the lanes of faults share it.
-        self.lock = threading.Lock()
+        self.admin = self.new_admin()
         return self
 
     def __exit__(self, *_):
@@ -50,33 +47,33 @@ class Cluster:
             raise RuntimeError(f"kafka.sh {arguments} ended with {done.returncode}")
         return done.stdout
 
-    def ask(self, question):
-        """Asks the admin client until brokers answer."""
-
-        def locked():
-            with self.lock:
-                return question(self.admin)
-
-        return patient(locked)
+    def new_admin(self):
+        return patient(lambda: KafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=5000))
 
     def create_topics(self, names, partitions):
         topics = [NewTopic(name, num_partitions=partitions, replication_factor=self.brokers) for name in names]
-        self.ask(lambda admin: admin.create_topics(topics))
+        self.admin.create_topics(topics)
         self.await_in_sync(names)
 
     def await_in_sync(self, names, patience=120):
         """Waits until every replica is in sync, so that the next broker may go."""
 
+        # Not the one that watches the commits: a question may wait long for a broker that is away.
+        admin = self.new_admin()
+
         def in_sync():
-            described = self.ask(lambda admin: admin.describe_topics(names))
+            described = patient(lambda: admin.describe_topics(names))
             partitions = [p for topic in described for p in topic["partitions"]]
             return partitions and all(len(p["isr_nodes"]) == self.brokers for p in partitions)
 
-        wait_for("all replicas to be in sync", in_sync, patience)
+        try:
+            wait_for("all replicas to be in sync", in_sync, patience)
+        finally:
+            admin.close()
 
     def committed(self, group, partitions):
         """Offsets that the group has committed, by partition; -1 for none."""
-        answer = self.ask(lambda admin: admin.list_group_offsets({group: partitions}))
+        answer = patient(lambda: self.admin.list_group_offsets({group: partitions}))
         return {tp.partition: meta.offset for tp, meta in answer[group].items()}
 
 
@@ -138,8 +135,10 @@ def wait_for(what, found, patience=120):
     return answer
 
 
-def missing_tools():
+def missing_tools(binary):
     """What cannot be done without, in words for the person."""
+    if not binary.exists():
+        return "`make build` builds residuald"
     if not shutil.which("java"):
         return "install java (`make tools`; Debian: openjdk-17-jre-headless)"
     if not (ROOT / ".kafka/libs").exists() and not shutil.which("mvn"):
