@@ -73,7 +73,17 @@ class Cluster:
 
     def committed(self, group, partitions):
         """Offsets that the group has committed, by partition; -1 for none."""
-        answer = patient(lambda: self.admin.list_group_offsets({group: partitions}))
+
+        def ask():
+            try:
+                return self.admin.list_group_offsets({group: partitions})
+            except KafkaError:
+                # It remembers a coordinator that is gone.
+                self.admin.close()
+                self.admin = self.new_admin()
+                raise
+
+        answer = patient(ask)
         return {tp.partition: meta.offset for tp, meta in answer[group].items()}
 
 
