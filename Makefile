@@ -93,10 +93,10 @@ bench: onnxruntime build ## cost of each part and of the whole, then the micro-b
 # --- Set up ----------------------------------------------------------------------------------
 
 # COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3.
-WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat shellcheck:shellcheck
+WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck
 
 .PHONY: tools
-tools: ## install what the tests want: Java, Maven, kcat, shellcheck
+tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck
 	@missing=""; \
 	for wanted in $(WANTED); do \
 	    command -v "$${wanted%%:*}" >/dev/null || missing="$$missing $${wanted#*:}"; \

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::telemetry;
 use failure::{Failure, USAGE};
 
 /// Scores Kafka records by how badly a diffusion model reconstructs them, and publishes the anomalies with the reason.
@@ -61,7 +62,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let kind = if failure.code == 0 { "" } else { "error: " };
-            eprintln!("{kind}{}", failure.message);
+            eprintln!("{kind}{}", telemetry::hide(&failure.message));
             ExitCode::from(failure.code)
         }
     }

@@ -1,5 +1,6 @@
 //! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
 
+mod secret;
 mod settings;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat};
 
 use crate::verdict::ThresholdRule;
+pub use secret::{Secret, Secrets};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// What `residuald config` prints: every setting, its value with secrets hidden, and where it came from.
     pub effective: Vec<Effective>,
+    /// What must not be printed.
+    pub secrets: Secrets,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +110,18 @@ pub struct Output {
 #[derive(Debug, Clone)]
 pub struct Http {
     pub listen: SocketAddr,
+    /// Plain HTTP without it.
+    pub tls: Option<TlsFiles>,
+    /// What a request must bring, but for the probes.
+    pub token: Option<Secret>,
+}
+
+/// Two PEM files.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The server's certificate, then those between it and the CA.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone)]
@@ -125,8 +141,9 @@ pub enum LogFormat {
 pub enum ConfigError {
     #[error("{path}: {problem}")]
     File { path: String, problem: String },
-    #[error("--set {flag}: expected SECTION.KEY=VALUE")]
-    Flag { flag: String },
+    /// Without the value, which may be a secret.
+    #[error("--set {key}: expected SECTION.KEY=VALUE")]
+    Flag { key: String },
     /// Every bad setting, a line each.
     #[error("{} bad setting{}:\n  {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, .0.join("\n  "))]
     Settings(Vec<String>),
@@ -160,16 +177,37 @@ impl Config {
         }
         let merged = builder.build().map_err(|e| ConfigError::File {
             path: file.map_or("settings".into(), |p| p.display().to_string()),
-            problem: e.to_string(),
+            problem: problem(file, e),
         })?;
         check(Settings::new(merged.cache))
     }
 }
 
+/// What is wrong with the file, without the line itself: it may hold a secret.
+fn problem(file: Option<&Path>, error: config::ConfigError) -> String {
+    let config::ConfigError::FileParse { cause, .. } = error else {
+        return error.to_string();
+    };
+    let Some(cause) = cause.downcast_ref::<toml::de::Error>() else {
+        return "it is not TOML".into();
+    };
+    let text = file.and_then(|path| std::fs::read_to_string(path).ok());
+    let before = cause.span().zip(text).map(|(span, text)| {
+        let end = span.start.min(text.len());
+        text.as_bytes()[..end]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+    });
+    let line = before.map_or(String::new(), |lines| format!("line {}: ", lines + 1));
+    format!("{line}{}", cause.message())
+}
+
 /// `section.key=value`, the value as TOML, or as a string where it is not.
 fn flag_source(flag: &str) -> Result<config::Config, ConfigError> {
+    let part_of_key = |c: char| c.is_alphanumeric() || "._-\"".contains(c);
     let bad = || ConfigError::Flag {
-        flag: flag.to_owned(),
+        key: flag.chars().take_while(|c| part_of_key(*c)).collect(),
     };
     let (key, value) = flag.split_once('=').ok_or_else(bad)?;
     if !key.contains('.') {
@@ -286,6 +324,21 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         ));
         SocketAddr::from(([127, 0, 0, 1], 0))
     });
+    let tls = match (
+        s.optional_text("http.tls_certificate"),
+        s.optional_text("http.tls_key"),
+    ) {
+        (Some(certificate), Some(key)) => Some(TlsFiles {
+            certificate: certificate.into(),
+            key: key.into(),
+        }),
+        (None, None) => None,
+        _ => {
+            s.problem("http.tls_certificate and http.tls_key: set both or none".into());
+            None
+        }
+    };
+    let token = s.secret("http.token");
     let telemetry = Telemetry {
         log_level: s.text("telemetry.log_level"),
         log_format: s
@@ -301,7 +354,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
             telemetry.log_level
         ));
     }
-    let effective = s.finish().map_err(ConfigError::Settings)?;
+    let (effective, secrets) = s.finish().map_err(ConfigError::Settings)?;
     Ok(Config {
         kafka,
         model,
@@ -309,9 +362,10 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         batch,
         threshold,
         output,
-        http: Http { listen },
+        http: Http { listen, tls, token },
         telemetry,
         effective,
+        secrets,
     })
 }
 

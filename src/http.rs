@@ -1,15 +1,32 @@
-//! `/livez`, `/readyz`, `/metrics` and `/status`.
+//! `/livez`, `/readyz`, `/metrics` and `/status`, over TLS and behind a token if so configured.
+
+mod tls;
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use axum_server::Handle;
+use axum_server::tls_openssl::OpenSSLAcceptor;
+use openssl::sha::sha256;
 
+use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
+pub use tls::{Tls, TlsError};
+
+/// How long a client may take to shake hands, and then to bring a request: who brings none holds no connection.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// How long open connections may hold up the end.
+const GRACE: Duration = Duration::from_secs(1);
+/// Open without the token: an orchestrator's probe has none.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
 /// Serves until the last stage is done: probes go on answering while the pipeline drains.
 ///
@@ -17,19 +34,75 @@ use crate::status::Status;
 /// Whatever the listener meets.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
+    token: Option<Secret>,
     metrics: Metrics,
     status: Status,
     done: Shutdown,
 ) -> std::io::Result<()> {
-    let app = Router::new()
+    let mut app = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
         .route("/status", get(report))
         .with_state((metrics, status));
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async move { done.requested().await })
-        .await
+    if let Some(token) = token {
+        app = app.layer(middleware::from_fn_with_state(token, authorise));
+    }
+    let app = app.into_make_service();
+
+    let handle = Handle::new();
+    let mut server = axum_server::from_tcp(listener)?
+        .handle(handle.clone())
+        .first_request_timeout(REQUEST_WITHIN)
+        .accept_error_handler(complain);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(REQUEST_WITHIN);
+    tokio::spawn(async move {
+        done.requested().await;
+        handle.graceful_shutdown(Some(GRACE));
+    });
+    match tls {
+        None => server.serve(app).await,
+        Some(tls) => {
+            let acceptor = OpenSSLAcceptor::new(tls.config()).handshake_timeout(REQUEST_WITHIN);
+            tokio::spawn(tls.renew());
+            server.acceptor(acceptor).serve(app).await
+        }
+    }
+}
+
+/// A client that spoils its own connection is no news; that none can be had is.
+fn complain(client: Option<&SocketAddr>, error: &std::io::Error) {
+    match client {
+        Some(client) => tracing::debug!(%client, "HTTP: {error}"),
+        None => tracing::warn!("HTTP: no connection can be accepted: {error}"),
+    }
+}
+
+/// Lets a request pass that brings the token or asks for a probe.
+async fn authorise(State(token): State<Secret>, request: Request, next: Next) -> Response {
+    if PROBES.contains(&request.uri().path()) || brings(&token, request.headers()) {
+        return next.run(request).await;
+    }
+    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+    let how = "send the token of http.token: Authorization: Bearer TOKEN\n";
+    (StatusCode::UNAUTHORIZED, challenge, how).into_response()
+}
+
+fn brings(token: &Secret, headers: &HeaderMap) -> bool {
+    let value = headers.get(header::AUTHORIZATION);
+    let Some((scheme, brought)) = value.and_then(|v| v.to_str().ok()?.split_once(' ')) else {
+        return false;
+    };
+    // By hashes of one length, in constant time: how long it takes tells nothing of the token.
+    let (expected, brought) = (
+        sha256(token.reveal().as_bytes()),
+        sha256(brought.trim().as_bytes()),
+    );
+    scheme.eq_ignore_ascii_case("bearer") && openssl::memcmp::eq(&expected, &brought)
 }
 
 type Shared = State<(Metrics, Status)>;

@@ -2,110 +2,14 @@
 
 mod common;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::process::{Command, Stdio};
+use std::collections::{HashMap, HashSet};
+use std::process::Stdio;
 
-use common::cluster::{Cluster, cluster};
-use common::kafka::{committed, ends};
-use common::process::{Daemon, residuald, run};
+use common::process::{residuald, run};
+use common::topics::{RECORDS, Topics, ids};
 use common::{parse, payments, sample, score_of, wait_for};
 use residuald::evaluation::{auroc, average_precision};
 use serde_json::Value;
-
-const RECORDS: usize = 5000;
-const PARTITIONS: i32 = 3;
-
-/// Topics of a test's own: `in`, `anomalies`, `scores` and `dead`, each with `prefix`.
-struct Topics {
-    cluster: &'static Cluster,
-    prefix: &'static str,
-}
-
-impl Topics {
-    fn create(prefix: &'static str) -> Option<Topics> {
-        let cluster = cluster()?;
-        let topics = Topics { cluster, prefix };
-        for topic in ["in", "anomalies", "scores", "dead"] {
-            cluster.create_topic(&topics.name(topic), PARTITIONS);
-        }
-        Some(topics)
-    }
-
-    fn name(&self, topic: &str) -> String {
-        format!("{}-{topic}", self.prefix)
-    }
-
-    fn brokers(&self) -> &str {
-        &self.cluster.brokers
-    }
-
-    fn daemon(&self, settings: &[&str]) -> Daemon {
-        let own = [
-            format!("kafka.topics={}", self.name("in")),
-            format!("kafka.group_id={}", self.prefix),
-            format!("output.anomalies_topic={}", self.name("anomalies")),
-            format!("output.scores_topic={}", self.name("scores")),
-            format!("output.dead_letter_topic={}", self.name("dead")),
-            "threshold.quantile=0.99".to_owned(),
-        ];
-        let all: Vec<&str> = own
-            .iter()
-            .map(String::as_str)
-            .chain(settings.iter().copied())
-            .collect();
-        Daemon::ready(self.brokers(), &all)
-    }
-
-    /// `residuald produce` of the shipped sample.
-    fn produce(&self, rate: &[&str]) -> Command {
-        let mut command = residuald();
-        command
-            .arg("produce")
-            .arg(payments().join("sample.ndjson.gz"))
-            .args(["--topic", &self.name("in"), "--brokers", self.brokers()])
-            .args([
-                "--key",
-                "card_id",
-                "--records",
-                &RECORDS.to_string(),
-                "--json",
-            ])
-            .args(rate);
-        command
-    }
-
-    /// Everything in a topic as kcat prints it: the key and the value of each record.
-    fn kcat(&self, topic: &str) -> Vec<(String, Value)> {
-        let output = Command::new("kcat")
-            .args(["-b", self.brokers(), "-C", "-t", &self.name(topic)])
-            .args(["-o", "beginning", "-e", "-q", "-f", "%k\t%s\n"])
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kcat: {said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        let lines = text.lines().map(|line| {
-            let (key, value) = line.split_once('\t').expect("key and value");
-            (key.to_owned(), parse(value.as_bytes()))
-        });
-        lines.collect()
-    }
-
-    fn committed(&self) -> BTreeMap<i32, i64> {
-        committed(self.brokers(), self.prefix, &self.name("in"))
-    }
-
-    fn ends(&self) -> BTreeMap<i32, i64> {
-        ends(self.brokers(), &self.name("in"))
-    }
-}
-
-fn ids(verdicts: &[(String, Value)]) -> HashSet<&str> {
-    verdicts
-        .iter()
-        .map(|(_, v)| v["id"].as_str().unwrap())
-        .collect()
-}
 
 /// What `residuald score --json` says of the same records.
 fn file_score() -> Value {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::config::{Inference, Provider};
+use crate::http::Tls;
 use crate::kafka;
 use crate::verdict::ThresholdRule;
 
@@ -43,6 +44,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => {
             let config = arguments.config.load()?;
             kafka::check_settings(&config.kafka)?;
+            let tls = config.http.tls.map(Tls::load).transpose();
+            tls.map_err(Failure::config)?;
             let inference = Inference {
                 workers: 1,
                 ..config.inference

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::kafka;
+use crate::telemetry;
 
 use super::failure::Failure;
 
@@ -29,11 +31,9 @@ impl ConfigArguments {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Ok(Config::load(
-            file.as_deref().map(Path::new),
-            variables,
-            &self.set,
-        )?)
+        let config = Config::load(file.as_deref().map(Path::new), variables, &self.set)?;
+        telemetry::keep(&config.secrets);
+        Ok(config)
     }
 }
 
@@ -51,7 +51,10 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let mut settings = arguments.config.load()?.effective;
+    let config = arguments.config.load()?;
+    // A misspelled name does not say that its value is a secret.
+    kafka::check_settings(&config.kafka)?;
+    let mut settings = config.effective;
     settings.sort_by(|a, b| a.key.cmp(&b.key));
     if arguments.json {
         println!("{}", serde_json::json!(settings));

@@ -1,14 +1,12 @@
 //! The daemon: model, HTTP, Kafka and pipeline, started in the order in which they can fail.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::net::TcpListener;
-
-use crate::config::{Config, Guarantee};
+use crate::config::{self, Config, Guarantee};
 use crate::decode::Decoder;
-use crate::http;
+use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, PipelineError, Stages};
@@ -17,9 +15,6 @@ use crate::status::Status;
 
 use super::failure::Failure;
 use super::model;
-
-/// How long open HTTP connections may hold up the end.
-const HTTP_GRACE: Duration = Duration::from_secs(1);
 
 /// A daemon at work.
 pub struct Daemon {
@@ -64,8 +59,8 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     );
 
     let done = Shutdown::default();
-    let (address, http) = serve(config.http.listen, &metrics, &status, shutdown, &done)?;
-    tracing::info!(%address, "serving /livez /readyz /metrics /status");
+    let (address, http) = serve(&config.http, &metrics, &status, shutdown, &done)?;
+    tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status");
 
     let connected = connect(&config, &metrics, &status, shutdown);
     let (source, sink) = match connected {
@@ -137,20 +132,28 @@ fn connect(
 
 /// HTTP and signals, on a thread of their own with a small runtime.
 fn serve(
-    listen: SocketAddr,
+    settings: &config::Http,
     metrics: &Metrics,
     status: &Status,
     shutdown: &Shutdown,
     done: &Shutdown,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
+    let tls = settings.tls.clone().map(Tls::load).transpose();
+    let tls = tls.map_err(Failure::config)?;
+    let listen = settings.listen;
+    let listener = TcpListener::bind(listen)
+        .map_err(|e| Failure::config(format!("http.listen = \"{listen}\": {e}")))?;
+    let address = listener.local_addr().map_err(Failure::internal)?;
+    if settings.token.is_none() && !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            "/metrics and /status are open to whoever reaches {address}: set http.token, or a loopback address as http.listen"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failure::internal)?;
-    let listener = runtime
-        .block_on(TcpListener::bind(listen))
-        .map_err(|e| Failure::config(format!("http.listen = \"{listen}\": {e}")))?;
-    let address = listener.local_addr().map_err(Failure::internal)?;
+    let token = settings.token.clone();
     let (metrics, status, shutdown, done) = (
         metrics.clone(),
         status.clone(),
@@ -159,12 +162,8 @@ fn serve(
     );
     let thread = named("http", move || {
         runtime.block_on(async {
-            let over = async {
-                done.requested().await;
-                tokio::time::sleep(HTTP_GRACE).await;
-            };
             tokio::select! {
-                served = http::serve(listener, metrics, status, done.clone()) => {
+                served = http::serve(listener, tls, token, metrics, status, done) => {
                     if let Err(e) = served {
                         tracing::error!("HTTP: {e}");
                     }
@@ -174,7 +173,6 @@ fn serve(
                         tracing::error!("signals cannot be caught: {e}");
                     }
                 }
-                () = over => {}
             }
         });
     });

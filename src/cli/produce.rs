@@ -67,7 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     for setting in &arguments.client {
         let (name, value) = setting
             .split_once('=')
-            .ok_or_else(|| Failure::config(format!("-X {setting}: expected NAME=VALUE")))?;
+            .ok_or_else(|| Failure::config("-X: expected NAME=VALUE"))?;
         client.set(name, value);
     }
     let kafka = kafka_settings(&arguments.brokers, client);

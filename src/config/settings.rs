@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
+
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
 #[derive(Clone, Default, PartialEq)]
 pub struct ClientSettings(BTreeMap<String, String>);
@@ -45,6 +47,7 @@ pub struct Settings {
     /// Keys that were asked for, present or not.
     known: BTreeSet<String>,
     effective: Vec<Effective>,
+    secrets: Secrets,
     problems: Vec<String>,
 }
 
@@ -54,6 +57,7 @@ impl Settings {
             tree,
             known: BTreeSet::new(),
             effective: Vec::new(),
+            secrets: Secrets::default(),
             problems: Vec::new(),
         }
     }
@@ -64,18 +68,31 @@ impl Settings {
 
     /// Looks a dotted key up and remembers that it is known.
     fn get(&mut self, key: &str) -> Option<Value> {
+        let value = self.find(key)?;
+        if !matches!(value.kind, ValueKind::Table(_)) {
+            self.show(key, literal(&value), origin(&value));
+        }
+        Some(value)
+    }
+
+    fn find(&mut self, key: &str) -> Option<Value> {
         self.known.insert(key.to_owned());
         let value = key
             .split('.')
             .try_fold(&self.tree, |at, part| match &at.kind {
                 ValueKind::Table(table) => table.get(part),
                 _ => None,
-            })?
-            .clone();
-        if !matches!(value.kind, ValueKind::Table(_)) {
-            self.show(key, literal(&value), origin(&value));
+            })?;
+        Some(value.clone())
+    }
+
+    /// The user and password of a URL are a secret.
+    fn keep_user(&mut self, text: &str) {
+        if let Some(user) = user_of(text) {
+            self.secrets.add(user);
+            let password = user.split_once(':').map(|(_, password)| password);
+            self.secrets.add(password.unwrap_or_default());
         }
-        Some(value)
     }
 
     fn show(&mut self, key: &str, value: String, origin: String) {
@@ -114,12 +131,33 @@ impl Settings {
     pub fn optional_text(&mut self, key: &str) -> Option<String> {
         let value = self.get(key)?;
         match value.clone().into_string() {
-            Ok(text) => Some(text).filter(|text| !text.is_empty()),
+            Ok(text) => {
+                self.keep_user(&text);
+                Some(text).filter(|text| !text.is_empty())
+            }
             Err(_) => {
                 self.wrong(key, &value, "a text");
                 Some(String::new())
             }
         }
+    }
+
+    /// A text of visible ASCII, or `{ env = … }` or `{ file = … }`; never shown. Set but empty is a mistake, not "none".
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let value = self.find(key)?;
+        self.show(key, format!("\"{HIDDEN}\""), origin(&value));
+        match resolve(&value) {
+            Ok((text, _)) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) => {
+                self.secrets.add(&text);
+                return Some(Secret::new(text));
+            }
+            Ok((text, _)) if text.is_empty() => self.problem(format!("{key} is empty")),
+            Ok(_) => self.problem(format!(
+                "{key} may have no spaces, only visible ASCII characters"
+            )),
+            Err(problem) => self.problem(format!("{key}: {problem}")),
+        }
+        None
     }
 
     /// One text, a comma-separated list or an array; not empty.
@@ -217,12 +255,13 @@ impl Settings {
     /// librdkafka's settings under `key`, with secrets brought in.
     pub fn client_settings(&mut self, key: &str, reserved: &[&str]) -> ClientSettings {
         let mut settings = ClientSettings::default();
-        let Some(Value {
-            kind: ValueKind::Table(table),
-            ..
-        }) = self.get(key)
-        else {
-            return settings;
+        let table = match self.find(key).map(|value| value.kind) {
+            Some(ValueKind::Table(table)) => table,
+            Some(_) => {
+                self.problem(format!("{key}: expected a table of librdkafka's settings"));
+                return settings;
+            }
+            None => return settings,
         };
         let mut entries: Vec<(String, Value)> = table.into_iter().collect();
         // The environment last, so that it wins over the same setting spelled with dots in the file.
@@ -243,13 +282,18 @@ impl Settings {
                 Ok((text, secret)) => {
                     let hidden = secret || is_secret(&name);
                     let shown = if hidden {
-                        "\"***\"".to_owned()
+                        self.secrets.add(&text);
+                        format!("\"{HIDDEN}\"")
                     } else {
+                        self.keep_user(&text);
                         literal(&value)
                     };
                     self.effective
                         .retain(|e| e.key != format!("{key}.\"{name}\""));
                     self.show(&format!("{key}.\"{name}\""), shown, origin(&value));
+                    if let Some(problem) = unreadable(&name, &text) {
+                        self.problem(format!("{key}.\"{name}\": {problem}"));
+                    }
                     settings.set(&name, &text);
                 }
                 Err(problem) => self.problem(format!("{key}.\"{name}\": {problem}")),
@@ -259,7 +303,7 @@ impl Settings {
     }
 
     /// The settings in force, or everything that is wrong, unknown keys included.
-    pub fn finish(mut self) -> Result<Vec<Effective>, Vec<String>> {
+    pub fn finish(mut self) -> Result<(Vec<Effective>, Secrets), Vec<String>> {
         let mut leaves = Vec::new();
         collect_leaves("", &self.tree, &self.known, &mut leaves);
         for leaf in leaves {
@@ -278,9 +322,10 @@ impl Settings {
                 .push(format!("unknown setting `{leaf}`{hint}"));
         }
         if self.problems.is_empty() {
-            Ok(self.effective)
+            Ok((self.effective, self.secrets))
         } else {
-            Err(self.problems)
+            let hidden = |problem: &String| self.secrets.hide(problem).into_owned();
+            Err(self.problems.iter().map(hidden).collect())
         }
     }
 }
@@ -352,23 +397,43 @@ fn resolve(value: &Value) -> Result<(String, bool), String> {
     }
 }
 
+/// Files that librdkafka reads at start; its own errors do not say what is wrong with them.
+fn unreadable(name: &str, path: &str) -> Option<String> {
+    const FILES: [&str; 5] = [
+        "ssl.ca.location",
+        "ssl.certificate.location",
+        "ssl.key.location",
+        "ssl.keystore.location",
+        "ssl.crl.location",
+    ];
+    // `probe` has librdkafka look for the system's CAs.
+    if !FILES.contains(&name) || path == "probe" {
+        return None;
+    }
+    let opened = std::fs::File::open(path);
+    opened.err().map(|e| format!("{path}: {e}"))
+}
+
+/// By its name; what librdkafka itself hides is among it.
 fn is_secret(name: &str) -> bool {
-    [
+    const PARTS: [&str; 9] = [
         "password",
+        "passphrase",
         "secret",
         "token",
         "key.pem",
         "oauthbearer.config",
+        "oauthbearer.extensions",
+        "kinit.cmd",
         "jaas",
-    ]
-    .iter()
-    .any(|part| name.contains(part))
+    ];
+    PARTS.iter().any(|part| name.contains(part)) && !name.ends_with(".url")
 }
 
 /// A value as TOML would have it.
 fn literal(value: &Value) -> String {
     match &value.kind {
-        ValueKind::String(text) => format!("{text:?}"),
+        ValueKind::String(text) => format!("{:?}", without_user(text)),
         ValueKind::Array(items) => {
             let items: Vec<String> = items.iter().map(literal).collect();
             format!("[{}]", items.join(", "))

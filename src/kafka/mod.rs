@@ -1,5 +1,6 @@
 //! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
 
+mod cause;
 pub mod embedded;
 mod sink;
 mod source;
@@ -25,9 +26,7 @@ use crate::shutdown::Shutdown;
 pub enum KafkaError {
     #[error("Kafka setting `{name}` is refused: {problem}")]
     Setting { name: String, problem: String },
-    #[error(
-        "Kafka is not reachable at {brokers} within {waited:?}: {reason}. Is kafka.brokers right, and are the brokers up?"
-    )]
+    #[error("Kafka is not reachable at {brokers} within {waited:?}: {}", cause::explain(.reason))]
     Unreachable {
         brokers: String,
         waited: Duration,
@@ -61,6 +60,7 @@ impl From<ClientError> for KafkaError {
                 name,
                 problem: problem.replace(&format!("\"{value}\""), "***"),
             },
+            ClientError::ClientCreation(problem) => cause::refused(&problem),
             other => KafkaError::Client(other.to_string()),
         }
     }
@@ -73,6 +73,11 @@ struct LastComplaint(Arc<Mutex<Option<String>>>);
 impl LastComplaint {
     fn set(&self, complaint: &str) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint.to_owned());
+    }
+
+    fn set_first(&self, complaint: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.get_or_insert_with(|| complaint.to_owned());
     }
 
     fn get(&self) -> Option<String> {
@@ -95,6 +100,10 @@ impl LastComplaint {
         match level {
             RDKafkaLogLevel::Debug => tracing::debug!(facility, "{message}"),
             RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                // A broker that hangs up at once: no error to librdkafka, but all that is known.
+                if facility == "FAIL" {
+                    self.set_first(message);
+                }
                 tracing::info!(facility, "{message}");
             }
             _ => {

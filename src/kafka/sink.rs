@@ -1,5 +1,6 @@
 //! The producer: idempotent, every delivery reported back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -35,10 +36,12 @@ pub enum SendError {
 }
 
 pub struct Sink {
-    pub(super) producer: ThreadedProducer<Context>,
+    /// Shared with calls that may not come back, see [`transaction`].
+    pub(super) producer: Arc<ThreadedProducer<Context>>,
     /// Only with exactly-once.
     pub(super) transactional_id: Option<String>,
     deliveries: Receiver<Delivery>,
+    config: ClientConfig,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -57,25 +60,49 @@ impl Sink {
     /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
     pub fn connect(kafka: &Kafka, topics: &[&str], stop: &Shutdown) -> Result<Sink, KafkaError> {
         let complaint = LastComplaint::default();
+        let sink = Sink::open(config(kafka), &complaint)?;
+        for topic in topics {
+            await_topic(
+                sink.producer.client(),
+                kafka,
+                topic,
+                &complaint,
+                stop,
+                || {},
+            )?;
+        }
+        if sink.transactional_id.is_some() {
+            sink.init_transactions(kafka.connect_timeout, &complaint, stop)?;
+        }
+        Ok(sink)
+    }
+
+    fn open(config: ClientConfig, complaint: &LastComplaint) -> Result<Sink, KafkaError> {
         let (sender, deliveries) = unbounded();
         let context = Context {
             complaint: complaint.clone(),
             deliveries: sender,
         };
-        let config = config(kafka);
-        let producer: ThreadedProducer<Context> = config.create_with_context(context)?;
-        for topic in topics {
-            await_topic(producer.client(), kafka, topic, &complaint, stop, || {})?;
-        }
-        let sink = Sink {
-            producer,
+        Ok(Sink {
+            producer: Arc::new(config.create_with_context(context)?),
             transactional_id: config.get("transactional.id").map(str::to_owned),
             deliveries,
-        };
-        if sink.transactional_id.is_some() {
-            sink.init_transactions(kafka, &complaint, stop)?;
-        }
-        Ok(sink)
+            config,
+        })
+    }
+
+    /// Another producer in place of one whose transaction is stuck; it shuts the old one out and aborts that.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when the brokers do not let it.
+    pub fn replace(&mut self, patience: Duration, stop: &Shutdown) -> Result<(), KafkaError> {
+        let complaint = LastComplaint::default();
+        let sink = Sink::open(self.config.clone(), &complaint)?;
+        sink.init_transactions(patience, &complaint, stop)?;
+        let stuck = std::mem::replace(self, sink);
+        // Ending it could wait for the stuck call.
+        std::thread::spawn(move || drop(stuck));
+        Ok(())
     }
 
     /// Hands a message over; its [`Delivery`] comes later, unless this fails at once.
@@ -114,6 +141,10 @@ impl Sink {
                     problem: other.to_string(),
                 },
             })
+    }
+
+    pub(super) fn brokers(&self) -> &str {
+        self.config.get("bootstrap.servers").unwrap_or_default()
     }
 
     /// Outcomes of what was sent, in the order in which brokers answer.

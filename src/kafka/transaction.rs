@@ -1,13 +1,16 @@
 //! Exactly-once: messages and the offsets of the records behind them become visible together or not at all (KIP-98,
 //! KIP-447).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::producer::Producer;
+use rdkafka::producer::{Producer, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::sink::Context;
 use super::{KafkaError, LastComplaint, Membership, Sink};
 use crate::batch::TopicPartition;
 use crate::config::{Kafka, TRANSACTION_TIMEOUT_MS};
@@ -17,6 +20,9 @@ use crate::shutdown::Shutdown;
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// What an abort gets when nobody waits for it any more.
 const LAST_ATTEMPT: Duration = Duration::from_millis(500);
+/// A call that takes this long will not come back: librdkafka 2.12 forgets its timeout when the group coordinator moves
+/// at the wrong moment (confluentinc/librdkafka#5456).
+const STUCK: Duration = Duration::from_secs(6);
 
 /// How a transaction ended.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub enum Outcome {
     Committed,
     /// Nothing of it is visible; what it held may be sent again in another.
     Aborted(String),
+    /// librdkafka does not come back. Another producer with the same transactional.id aborts it for good.
+    Stuck,
 }
 
 /// What makes a producer transactional. A predecessor with the same id is shut out at once and its open transaction
@@ -60,7 +68,7 @@ impl Sink {
     /// Shuts out every other producer with this transactional.id and finishes what it left open.
     pub(super) fn init_transactions(
         &self,
-        kafka: &Kafka,
+        patience: Duration,
         complaint: &LastComplaint,
         stop: &Shutdown,
     ) -> Result<(), KafkaError> {
@@ -73,13 +81,13 @@ impl Sink {
             if stop.is_requested() {
                 return Err(KafkaError::Stopped);
             }
-            if !matches!(Trouble::of(&error), Trouble::Passing) {
+            if !matches!(&error, ClientError::Transaction(e) if e.is_retriable()) {
                 return Err(self.fatal(&error));
             }
-            if started.elapsed() >= kafka.connect_timeout {
+            if started.elapsed() >= patience {
                 return Err(KafkaError::Unreachable {
-                    brokers: kafka.brokers.clone(),
-                    waited: kafka.connect_timeout,
+                    brokers: self.brokers().to_owned(),
+                    waited: patience,
                     reason: complaint.get().unwrap_or_else(|| error.to_string()),
                 });
             }
@@ -109,40 +117,78 @@ impl Sink {
         give_up: &Shutdown,
     ) -> Result<Outcome, KafkaError> {
         let Some(metadata) = membership.metadata(sequence) else {
-            let problem = "the partitions are lost, others judge their records".to_owned();
-            return self.abort(give_up).map(|()| Outcome::Aborted(problem));
+            return self.abort("the partitions are lost".to_owned(), give_up);
         };
         let offsets = membership.offsets(offsets);
-        let producer = &self.producer;
-        let send = || producer.send_offsets_to_transaction(&offsets, &metadata, ATTEMPT);
-        let ended = patiently(give_up, send)
-            .and_then(|()| patiently(give_up, || producer.commit_transaction(ATTEMPT)));
+        let ended = self
+            .patiently(give_up, move |producer| {
+                producer.send_offsets_to_transaction(&offsets, &metadata, ATTEMPT)
+            })
+            .and_then(|()| {
+                self.patiently(give_up, |producer| producer.commit_transaction(ATTEMPT))
+            });
         match ended {
             Ok(()) => Ok(Outcome::Committed),
-            Err(error) if matches!(Trouble::of(&error), Trouble::Fatal) => Err(self.fatal(&error)),
-            Err(error) => {
-                self.abort(give_up)?;
-                Ok(Outcome::Aborted(error.to_string()))
-            }
+            Err(Trouble::Abort(problem)) => self.abort(problem, give_up),
+            Err(Trouble::Stuck) => Ok(Outcome::Stuck),
+            Err(Trouble::Fatal(error)) => Err(error),
         }
     }
 
-    /// Makes nothing of the open transaction visible.
+    /// Makes nothing of the open transaction visible, because of `problem`.
     ///
     /// # Errors
     /// When this producer is shut out or can do no more transactions.
-    pub fn abort(&self, give_up: &Shutdown) -> Result<(), KafkaError> {
-        match patiently(give_up, || self.producer.abort_transaction(ATTEMPT)) {
-            Err(error) if matches!(Trouble::of(&error), Trouble::Fatal) => Err(self.fatal(&error)),
+    pub fn abort(&self, problem: String, give_up: &Shutdown) -> Result<Outcome, KafkaError> {
+        match self.patiently(give_up, |producer| producer.abort_transaction(ATTEMPT)) {
             // Given up: the brokers abort it when its time is over.
-            _ => Ok(()),
+            Ok(()) | Err(Trouble::Abort(_)) => Ok(Outcome::Aborted(problem)),
+            Err(Trouble::Stuck) => Ok(Outcome::Stuck),
+            Err(Trouble::Fatal(error)) => Err(error),
         }
     }
 
     /// Tries to spare readers the wait for `transaction.timeout.ms`.
     pub(super) fn abort_if_open(&self) {
         if self.transactional_id.is_some() {
-            let _ = self.producer.abort_transaction(LAST_ATTEMPT);
+            let abort = |producer: &ThreadedProducer<Context>| {
+                let _ = producer.abort_transaction(LAST_ATTEMPT);
+            };
+            apart(&self.producer, abort, &|waited| waited >= 2 * LAST_ATTEMPT);
+        }
+    }
+
+    /// Repeats a call that timed out, which librdkafka takes up where it was, until `give_up`.
+    fn patiently(
+        &self,
+        give_up: &Shutdown,
+        call: impl Fn(&ThreadedProducer<Context>) -> Result<(), ClientError> + Send + Sync + 'static,
+    ) -> Result<(), Trouble> {
+        let call = Arc::new(call);
+        loop {
+            let call = Arc::clone(&call);
+            let over = |waited| waited >= STUCK || give_up.is_requested() && waited >= 2 * ATTEMPT;
+            let error = match apart(&self.producer, move |producer| call(producer), &over) {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) => error,
+                None => return Err(Trouble::Stuck),
+            };
+            let timed_out = match &error {
+                ClientError::Transaction(e) if e.is_fatal() => false,
+                ClientError::Transaction(e) if e.txn_requires_abort() => {
+                    return Err(Trouble::Abort(error.to_string()));
+                }
+                ClientError::Transaction(e) => e.is_retriable(),
+                ClientError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
+                _ => false,
+            };
+            if !timed_out {
+                return Err(Trouble::Fatal(self.fatal(&error)));
+            }
+            if give_up.is_requested() {
+                return Err(Trouble::Abort(error.to_string()));
+            }
+            tracing::debug!("transaction: {error}; trying again");
         }
     }
 
@@ -161,41 +207,31 @@ impl Sink {
     }
 }
 
-/// Repeats a call that timed out; librdkafka takes it up where it was.
-fn patiently(
-    give_up: &Shutdown,
-    call: impl Fn() -> Result<(), ClientError>,
-) -> Result<(), ClientError> {
-    loop {
-        match call() {
-            Err(error)
-                if matches!(Trouble::of(&error), Trouble::Passing) && !give_up.is_requested() =>
-            {
-                tracing::debug!("transaction: {error}; trying again");
-            }
-            ended => return ended,
-        }
-    }
-}
-
-/// What an error leaves to do.
+/// Why a call did not do what it should.
 enum Trouble {
-    /// The same call again.
-    Passing,
-    /// Another transaction.
-    Abort,
-    /// Another producer.
-    Fatal,
+    /// Another transaction may.
+    Abort(String),
+    /// Another producer may.
+    Stuck,
+    Fatal(KafkaError),
 }
 
-impl Trouble {
-    fn of(error: &ClientError) -> Trouble {
-        match error {
-            ClientError::Transaction(e) if e.is_fatal() => Trouble::Fatal,
-            ClientError::Transaction(e) if e.txn_requires_abort() => Trouble::Abort,
-            ClientError::Transaction(e) if e.is_retriable() => Trouble::Passing,
-            ClientError::Flush(RDKafkaErrorCode::OperationTimedOut) => Trouble::Passing,
-            _ => Trouble::Fatal,
+/// Makes a call on a thread of its own and waits for it until `over`; `None` leaves it behind.
+fn apart<T: Send + 'static>(
+    producer: &Arc<ThreadedProducer<Context>>,
+    call: impl FnOnce(&ThreadedProducer<Context>) -> T + Send + 'static,
+    over: &dyn Fn(Duration) -> bool,
+) -> Option<T> {
+    const LOOK_UP: Duration = Duration::from_millis(100);
+    let (answer, answered) = bounded(1);
+    let producer = Arc::clone(producer);
+    std::thread::spawn(move || answer.send(call(&producer)));
+    let started = Instant::now();
+    loop {
+        match answered.recv_timeout(LOOK_UP) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Timeout) if !over(started.elapsed()) => {}
+            Err(_) => return None,
         }
     }
 }

@@ -179,6 +179,7 @@ impl Intake {
             }
         }
         self.metrics.records_consumed.inc();
+        self.metrics.records_in_flight.inc();
         Ok(())
     }
 
@@ -212,6 +213,7 @@ impl Intake {
         let dropped = self.current.consumed() as u64;
         let skipped = &self.metrics.records_skipped;
         skipped.with_label_values(&[SKIP_LOST]).inc_by(dropped);
+        self.metrics.records_in_flight.sub(dropped as i64);
         self.current.clear();
         self.disowned_below = self.sequence;
         self.source.lose_below(self.sequence);
@@ -241,7 +243,6 @@ impl Intake {
         let mut batch = std::mem::replace(&mut self.current, next);
         batch.sequence = self.sequence;
         self.sequence += 1;
-        self.metrics.records_in_flight.add(batch.consumed() as i64);
         // Fails only when all workers are gone, and then a stop is under way.
         let _ = self.channels.to_score.send(batch);
     }

@@ -103,8 +103,8 @@ impl Publisher {
     ) -> Result<(), PipelineError> {
         let (mut scored, nothing_more) = (scored.clone(), never());
         let mut open = true;
-        let deliveries = self.sink.deliveries().clone();
         while (open || !self.pending.is_empty()) && !self.abandon.is_requested() {
+            let deliveries = self.sink.deliveries().clone();
             let patience = self.window.as_ref().and_then(|w| w.left(Instant::now()));
             select! {
                 recv(scored) -> batch => match batch {

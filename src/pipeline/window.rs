@@ -12,6 +12,8 @@ use crate::metrics::{ABORTED, COMMITTED};
 
 /// A window that is aborted this often in a row will not go through.
 const ATTEMPTS: u32 = 10;
+/// How long the brokers may take to let another producer in.
+const REPLACED_WITHIN: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -98,6 +100,10 @@ impl Publisher {
                     return Ok(());
                 }
                 Outcome::Aborted(problem) => problem,
+                Outcome::Stuck => {
+                    self.replace_sink()?;
+                    "librdkafka does not come back from it".to_owned()
+                }
             };
             self.count(ABORTED);
             tracing::warn!("transaction aborted: {problem}; its records are sent again in another");
@@ -113,8 +119,7 @@ impl Publisher {
 
     fn try_commit(&mut self) -> Result<Outcome, KafkaError> {
         if let Some(problem) = self.window().failed.take() {
-            self.sink.abort(&self.abandon)?;
-            return Ok(Outcome::Aborted(problem));
+            return self.sink.abort(problem, &self.abandon);
         }
         // Later batches overwrite the offsets of earlier ones.
         let mut offsets: BTreeMap<TopicPartition, i64> = BTreeMap::new();
@@ -156,6 +161,14 @@ impl Publisher {
             emitted?;
         }
         Ok(!ours.is_empty())
+    }
+
+    fn replace_sink(&mut self) -> Result<(), KafkaError> {
+        if self.abandon.is_requested() {
+            return Ok(());
+        }
+        tracing::warn!("a transaction is stuck; another producer takes its place");
+        self.sink.replace(REPLACED_WITHIN, &self.abandon)
     }
 
     fn window(&mut self) -> &mut Window {

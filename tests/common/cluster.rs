@@ -14,12 +14,21 @@ pub struct Cluster {
 
 /// The cluster, started by the first test that asks; `None`, loudly, where it cannot be had.
 pub fn cluster() -> Option<&'static Cluster> {
-    static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
-    CLUSTER.get_or_init(start).as_ref()
+    cluster_with(&[])
 }
 
-fn start() -> Option<Cluster> {
-    for (tool, package) in [("java", "openjdk-17-jre-headless"), ("kcat", "kcat")] {
+/// The same with options of `kafka.sh start`, which every test of a file has to give alike.
+pub fn cluster_with(options: &[&str]) -> Option<&'static Cluster> {
+    static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
+    CLUSTER.get_or_init(|| start(options)).as_ref()
+}
+
+fn start(options: &[&str]) -> Option<Cluster> {
+    for (tool, package) in [
+        ("java", "openjdk-17-jre-headless"),
+        ("kcat", "kcat"),
+        ("openssl", "openssl"),
+    ] {
         if !is_there(tool) {
             let install = format!("install {tool} (`make tools`; Debian: {package})");
             skip("the tests on a real Kafka", &install);
@@ -35,7 +44,7 @@ fn start() -> Option<Cluster> {
     }
     let pid = std::process::id().to_string();
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{pid}"));
-    let started = kafka_sh(&dir, &["start", "--while-pid", &pid]);
+    let started = kafka_sh(&dir, &[&["start", "--while-pid", &pid], options].concat());
     let brokers = started
         .lines()
         .last()

@@ -6,6 +6,8 @@ pub mod bundle;
 pub mod cluster;
 pub mod kafka;
 pub mod process;
+pub mod tls;
+pub mod topics;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Generous: the machine may be busy, and a test that passes does not wait for it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn payments() -> PathBuf {
     root().join("models/payments")
@@ -82,4 +84,16 @@ pub fn parse(text: &[u8]) -> Value {
 /// A score as the float32 that it was.
 pub fn score_of(verdict: &Value) -> f32 {
     verdict["anomaly_score"].as_f64().expect("a score") as f32
+}
+
+/// The TOML of the README's section "Secure connections" that has `word`, for files in `etc` and brokers of ours.
+pub fn readme_example(word: &str, etc: &Path) -> String {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, section) = readme.split_once("\n## Secure connections\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut blocks = section.split("```toml\n").skip(1);
+    let block = blocks.find_map(|b| b.split("```").next().filter(|b| b.contains(word)));
+    let text = block.unwrap_or_else(|| panic!("no example of {word}"));
+    assert!(text.contains("/etc/residuald/"));
+    text.replace("/etc/residuald/", &format!("{}/", etc.display()))
 }

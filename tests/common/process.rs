@@ -1,6 +1,6 @@
 //! The real binary: verbs that end, and the daemon, which does not.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -98,10 +98,15 @@ pub struct Daemon {
 impl Daemon {
     /// Starts on `brokers` with the shipped bundle, topics `in`, `anomalies` and `dead`, and `settings` over that.
     pub fn start(brokers: &str, settings: &[&str]) -> Daemon {
+        Daemon::start_in(&[], brokers, settings)
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_in(environment: &[(&str, &str)], brokers: &str, settings: &[&str]) -> Daemon {
         let bundle = format!("model.bundle={:?}", payments());
         let brokers = format!("kafka.brokers={brokers}");
         let mut command = residuald();
-        command.arg("run");
+        command.arg("run").envs(environment.iter().copied());
         let own = [
             &brokers,
             &bundle,
@@ -111,11 +116,16 @@ impl Daemon {
             "http.listen=127.0.0.1:0",
             "telemetry.log_format=json",
             "inference.workers=2",
-            // The embedded broker sits out a session for every rebalance.
+        ];
+        // The embedded broker sits out a session for every rebalance.
+        let session = [
             "kafka.consumer.\"session.timeout.ms\"=3000",
             "kafka.consumer.\"heartbeat.interval.ms\"=500",
         ];
-        for setting in own.iter().chain(settings) {
+        // By the new protocol the brokers set these.
+        let new_protocol = settings.iter().any(|s| s.contains("group.protocol"));
+        let session = session.iter().filter(|_| !new_protocol);
+        for setting in own.iter().chain(session).chain(settings) {
             command.args(["--set", setting]);
         }
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -139,11 +149,12 @@ impl Daemon {
 
     /// Starts and waits until it is ready.
     pub fn ready(brokers: &str, settings: &[&str]) -> Daemon {
-        let daemon = Daemon::start(brokers, settings);
-        wait_for("readiness", || {
-            (daemon.get("/readyz").0 == 200).then_some(())
-        });
-        daemon
+        Daemon::start(brokers, settings).await_ready()
+    }
+
+    pub fn await_ready(self) -> Daemon {
+        wait_for("readiness", || (self.get("/readyz").0 == 200).then_some(()));
+        self
     }
 
     pub fn pid(&self) -> u32 {
@@ -270,16 +281,32 @@ fn follow(stderr: ChildStderr, found: &Sender<String>) -> String {
 
 /// Status code, headers and body of a plain GET.
 pub fn http_get(address: &str, path: &str) -> (u16, String, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
+    let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    ask(stream, path, "")
+}
+
+/// The same over any connection, with one more header line or none.
+pub fn ask(mut stream: impl Read + Write, path: &str, header: &str) -> (u16, String, String) {
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{header}\r\n"
     )
     .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let mut answer = Vec::new();
+    if let Err(e) = stream.read_to_end(&mut answer) {
+        assert_eq!(e.kind(), ErrorKind::UnexpectedEof, "{e}"); // no goodbye from TLS
+    }
+    let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
     let code = head.split(' ').nth(1).expect("a status code");
-    (code.parse().unwrap(), head.to_owned(), body.to_owned())
+    (
+        code.parse().unwrap(),
+        format!("{head}\r\n"),
+        body.to_owned(),
+    )
+}
+
+pub fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
 }

@@ -1,0 +1,124 @@
+//! The certificate and key of HTTP, read again when they are renewed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use axum_server::tls_openssl::OpenSSLConfig;
+use openssl::pkey::PKey;
+use openssl::ssl::{self, SslAcceptor, SslMethod};
+use openssl::x509::X509;
+
+use crate::config::TlsFiles;
+
+/// How often the files are looked at. They are compared as a whole, so a renewal by symlink (Kubernetes) is seen too.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Certificate and key, proved to belong together.
+pub struct Tls {
+    files: TlsFiles,
+    pem: Pem,
+    config: OpenSSLConfig,
+}
+
+/// Why TLS cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{setting} = {path:?}: {problem}")]
+    File {
+        setting: &'static str,
+        path: std::path::PathBuf,
+        problem: String,
+    },
+    #[error("http.tls_certificate and http.tls_key do not make a TLS server: {0}")]
+    Pair(ssl::Error),
+}
+
+#[derive(PartialEq)]
+struct Pem {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Tls {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// [`TlsError`], with the setting to correct.
+    pub fn load(files: TlsFiles) -> Result<Tls, TlsError> {
+        let pem = Pem::read(&files)?;
+        let config = server(&files, &pem)?;
+        Ok(Tls { files, pem, config })
+    }
+
+    pub(super) fn config(&self) -> OpenSSLConfig {
+        self.config.clone()
+    }
+
+    /// Serves new connections with renewed files; with the old ones as long as the new ones are no good.
+    pub(super) async fn renew(mut self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let Ok(pem) = Pem::read(&self.files) else {
+                continue; // being replaced
+            };
+            if pem == self.pem {
+                continue;
+            }
+            match server(&self.files, &pem) {
+                Ok(renewed) => {
+                    self.config.reload_from_acceptor(renewed.get_inner());
+                    tracing::info!("HTTP serves the renewed certificate");
+                }
+                Err(e) => tracing::warn!("the renewed certificate is not used: {e}"),
+            }
+            self.pem = pem;
+        }
+    }
+}
+
+impl Pem {
+    fn read(files: &TlsFiles) -> Result<Pem, TlsError> {
+        let read =
+            |setting, path: &Path| std::fs::read(path).map_err(|e| bad_file(setting, path, e));
+        Ok(Pem {
+            certificate: read(CERTIFICATE, &files.certificate)?,
+            key: read(KEY, &files.key)?,
+        })
+    }
+}
+
+const CERTIFICATE: &str = "http.tls_certificate";
+const KEY: &str = "http.tls_key";
+
+fn bad_file(setting: &'static str, path: &Path, problem: impl ToString) -> TlsError {
+    TlsError::File {
+        setting,
+        path: path.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+/// TLS 1.3, by Mozilla's modern profile.
+fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
+    let chain = X509::stack_from_pem(&pem.certificate).unwrap_or_default();
+    let Some((certificate, issuers)) = chain.split_first() else {
+        return Err(bad_file(
+            CERTIFICATE,
+            &files.certificate,
+            "no PEM certificate",
+        ));
+    };
+    // Without a passphrase: by default OpenSSL would ask at the terminal.
+    let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0))
+        .map_err(|_| bad_file(KEY, &files.key, "no PEM key without passphrase"))?;
+    let build = || {
+        let mut server = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server())?;
+        server.set_certificate(certificate)?;
+        for issuer in issuers {
+            server.add_extra_chain_cert(issuer.clone())?;
+        }
+        server.set_private_key(&key)?;
+        OpenSSLConfig::try_from(server)
+    };
+    build().map_err(TlsError::Pair)
+}

@@ -1,0 +1,210 @@
+//! Who may see what over HTTP: loopback, the token, TLS, renewed certificates, clients that hold a connection.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
+use common::tls::Authority;
+use common::{PATIENCE, payments, readme_example, wait_for};
+use residuald::kafka::embedded::EmbeddedBroker;
+
+const TOKEN: &str = "t0ken-of-the-tests";
+
+fn broker() -> EmbeddedBroker {
+    EmbeddedBroker::start(&[("in", 1), ("anomalies", 1), ("dead", 1)]).unwrap()
+}
+
+#[test]
+fn the_token_is_wanted_for_all_but_the_probes() {
+    let broker = broker();
+    let token = format!("http.token={TOKEN}");
+    let daemon = Daemon::start(&broker.brokers, &[&token]).await_ready();
+    let code = |path: &str, authorisation: &str| {
+        let stream = TcpStream::connect(&daemon.address).unwrap();
+        let (code, head, _) = ask(stream, path, authorisation);
+        (code, head)
+    };
+    for probe in ["/livez", "/readyz"] {
+        assert_eq!(code(probe, "").0, 200, "{probe}");
+    }
+    for path in ["/metrics", "/status", "/", "/livez/", "/readyz/../status"] {
+        for wrong in [
+            "",
+            &bearer("wrong"),
+            &bearer(""),
+            &bearer(&TOKEN[1..]),
+            &format!("Authorization: Basic {TOKEN}\r\n"),
+            &format!("Authorization: {TOKEN}\r\n"),
+        ] {
+            let (code, head) = code(path, wrong);
+            assert_eq!(code, 401, "{path} with {wrong}");
+            let head = head.to_lowercase();
+            assert!(head.contains("www-authenticate: bearer\r\n"), "{head}");
+        }
+    }
+    for path in ["/metrics", "/status"] {
+        assert_eq!(code(path, &bearer(TOKEN)).0, 200, "{path}");
+        let other_case = format!("authorization: bearer {TOKEN}\r\n");
+        assert_eq!(code(path, &other_case).0, 200, "{path}");
+    }
+    let ended = daemon.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(!ended.stderr.contains(TOKEN), "{}", ended.stderr);
+}
+
+#[test]
+fn an_open_address_without_a_token_is_warned_of_once() {
+    let broker = broker();
+    let warnings = |settings: &[&str]| {
+        let log = Daemon::ready(&broker.brokers, settings).drains().stderr;
+        log.matches("are open to whoever reaches").count()
+    };
+    assert_eq!(warnings(&["http.listen=0.0.0.0:0"]), 1);
+    let token = format!("http.token={TOKEN}");
+    assert_eq!(warnings(&["http.listen=0.0.0.0:0", &token]), 0);
+    assert_eq!(warnings(&["http.listen=127.0.0.1:0"]), 0);
+}
+
+#[test]
+fn loopback_is_the_default() {
+    let config = ended(
+        residuald()
+            .args(["config", "--set", "kafka.topics=in"])
+            .args(["--set", "model.bundle=m"]),
+    );
+    let listen = "http.listen = \"127.0.0.1:9464\"  # default";
+    assert!(config.with_code(0).is_empty());
+    assert!(config.stdout.contains(listen), "{}", config.stdout);
+}
+
+/// A folder as the README's example has it, and the daemon on it.
+fn with_tls(authority: &Authority, etc: &Path, broker: &EmbeddedBroker) -> Daemon {
+    authority.issue(&etc.join("tls.crt"), &etc.join("tls.key"));
+    std::fs::write(etc.join("http-token"), format!("{TOKEN}\n")).unwrap();
+    let file = etc.join("residuald.toml");
+    std::fs::write(&file, readme_example("tls_certificate", etc)).unwrap();
+    let environment = [("RESIDUALD_CONFIG", file.to_str().unwrap())];
+    Daemon::start_in(&environment, &broker.brokers, &[])
+}
+
+#[test]
+fn tls_as_in_the_readme() {
+    let (broker, authority, etc) = (broker(), Authority::new(), tempfile::tempdir().unwrap());
+    let daemon = with_tls(&authority, etc.path(), &broker);
+    let get = |path: &str, authorisation: &str| {
+        let stream = authority.connect(&daemon.address).unwrap();
+        ask(stream, path, authorisation).0
+    };
+    wait_for("readiness", || (get("/readyz", "") == 200).then_some(()));
+    assert_eq!(get("/metrics", ""), 401);
+    assert_eq!(get("/metrics", &bearer(TOKEN)), 200);
+
+    let stranger = Authority::new().connect(&daemon.address);
+    assert!(stranger.is_err(), "a certificate of another CA is accepted");
+    let mut plain = TcpStream::connect(&daemon.address).unwrap();
+    write!(plain, "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "plain HTTP is answered");
+
+    // A client that never says a word does not hold the end up.
+    let _silent = TcpStream::connect(&daemon.address).unwrap();
+    let ended = daemon.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.took < Duration::from_secs(15), "{:?}", ended.took);
+}
+
+#[test]
+fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
+    let (broker, old, etc) = (broker(), Authority::new(), tempfile::tempdir().unwrap());
+    let daemon = with_tls(&old, etc.path(), &broker);
+    wait_for("TLS", || old.connect(&daemon.address).ok());
+    let renewed = Authority::new();
+    // As Kubernetes does it: the same names, of links, lead to new files.
+    for name in ["tls.crt", "tls.key"] {
+        std::fs::remove_file(etc.path().join(name)).unwrap();
+    }
+    let new = etc.path().join("new");
+    std::fs::create_dir(&new).unwrap();
+    renewed.issue(&new.join("tls.crt"), &new.join("tls.key"));
+    for name in ["tls.crt", "tls.key"] {
+        std::os::unix::fs::symlink(new.join(name), etc.path().join(name)).unwrap();
+    }
+    wait_for("the new certificate", || {
+        renewed.connect(&daemon.address).ok()
+    });
+    assert!(old.connect(&daemon.address).is_err());
+
+    std::fs::write(new.join("tls.crt"), "no certificate").unwrap();
+    std::thread::sleep(Duration::from_secs(12)); // two looks of the daemon
+    renewed.connect(&daemon.address).unwrap();
+}
+
+#[test]
+fn clients_that_hold_their_connection_do_not_hold_up_the_end() {
+    let broker = broker();
+    let daemon = Daemon::ready(&broker.brokers, &[]);
+    let _silent = TcpStream::connect(&daemon.address).unwrap();
+    let mut half = TcpStream::connect(&daemon.address).unwrap();
+    write!(half, "GET /status HTTP/1.1\r\nHost:").unwrap();
+    let mut kept = TcpStream::connect(&daemon.address).unwrap();
+    write!(kept, "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    assert_eq!(http_get(&daemon.address, "/livez").0, 200);
+    let ended = daemon.drains();
+    assert!(ended.took < Duration::from_secs(15), "{:?}", ended.took);
+}
+
+#[test]
+fn who_brings_no_request_is_sent_away() {
+    let broker = broker();
+    let daemon = Daemon::ready(&broker.brokers, &[]);
+    for begun in ["", "GET /livez HTTP/1.1\r\nHost:"] {
+        let mut stream = TcpStream::connect(&daemon.address).unwrap();
+        write!(stream, "{begun}").unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        assert!(read.is_ok(), "still connected after {PATIENCE:?}");
+    }
+    daemon.drains();
+}
+
+#[test]
+fn files_that_make_no_tls_are_78_and_named() {
+    let (authority, etc) = (Authority::new(), tempfile::tempdir().unwrap());
+    let path = |name: &str| etc.path().join(name).to_str().unwrap().to_owned();
+    authority.issue(Path::new(&path("tls.crt")), Path::new(&path("tls.key")));
+    authority.issue(Path::new(&path("other.crt")), Path::new(&path("other.key")));
+    let (certificate, key) = (path("tls.crt"), path("tls.key"));
+    for (certificate, key, said) in [
+        (&path("none.crt"), &key, "http.tls_certificate"),
+        (&certificate, &path("none.key"), "http.tls_key"),
+        (&key, &key, "no PEM certificate"),
+        (&certificate, &certificate, "no PEM key"),
+        (&certificate, &path("other.key"), "key values mismatch"),
+        (&certificate, &String::new(), "set both or none"),
+        (&String::new(), &key, "set both or none"),
+    ] {
+        for verb in ["run", "check"] {
+            let mut command = residuald();
+            command.arg(verb);
+            for setting in [
+                "kafka.brokers=127.0.0.1:1".to_owned(),
+                "kafka.topics=in".to_owned(),
+                "http.listen=127.0.0.1:0".to_owned(),
+                format!("model.bundle={:?}", payments()),
+                format!("http.tls_certificate={certificate}"),
+                format!("http.tls_key={key}"),
+            ] {
+                command.args(["--set", &setting]);
+            }
+            let ended = ended(&mut command);
+            let stderr = ended.with_code(78);
+            assert!(stderr.contains(said), "{verb}: {said} in {stderr}");
+        }
+    }
+}
