@@ -65,14 +65,14 @@ lint: venv deny ## formatting, clippy, licences and duplicates, ruff, shell scri
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); \
 	else echo "!!! SHELL SCRIPTS NOT CHECKED: install shellcheck (make tools)"; fi
 
-# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of kill stop term rolling brokers crash network.
+# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of kill stop freeze term rolling brokers crash network.
 KILLS ?= 10
 RECORDS ?= 100000
 DELIVERY ?= exactly-once
 SEED ?= 0
 DAEMONS ?= 2
 GROUP ?= cooperative
-FAULTS ?= kill,stop,term,rolling,brokers,crash,network
+FAULTS ?= kill,stop,freeze,term,rolling,brokers,crash,network
 CHAOS := .venv/bin/python tests/chaos
 
 .PHONY: chaos

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from cluster import ROOT, Cluster, missing_tools
-from daemons import GROUP, GROUPS, SESSION, TOPICS, Fleet
+from daemons import GROUP, GROUPS, TOPICS, Fleet
 from faults import World
 from kafka import TopicPartition
 from plan import LANES, make_plan, parse_faults
@@ -39,7 +39,7 @@ STARTED = time.monotonic()
 def main():
     options = parse_options()
     counts = parse_faults(options.faults, options.kills)
-    plan = make_plan(options.seed, options.records, counts, options.daemons, BROKERS, SESSION)
+    plan = make_plan(options.seed, options.records, counts, options.daemons, BROKERS, options.session)
     say(f"seed {options.seed}: {len(plan)} faults")
     for fault in plan:
         print(f"  after {fault.at:>8} records and {fault.wait:.2f} s: {fault}", file=sys.stderr)
@@ -64,6 +64,7 @@ def parse_options():
     parser.add_argument("--seed", type=int, default=0, help="of the plan (0)")
     parser.add_argument("--daemons", type=int, default=2)
     parser.add_argument("--group", choices=GROUPS, default="cooperative", help="how replicas share (cooperative)")
+    parser.add_argument("--session", type=float, default=3, help="the group's session timeout in seconds (3)")
     parser.add_argument("--faults", default=",".join(LANES), help="kind[:count],... (all kinds)")
     parser.add_argument("--rate", type=float, default=0, help="records a second, at most (as fast as they are judged)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target/chaos", help="for logs (target/chaos)")

@@ -14,7 +14,6 @@ from stream import BUNDLE
 TOPICS = {"in": "in", "scores": "scores", "anomalies": "anomalies", "dead": "dead-letters"}
 GROUP = "chaos"
 ALARM_RATE = 0.01
-SESSION = 3.0  # seconds
 DRAIN = 15.0  # seconds
 # What a daemon may take beyond its drain: starting up, a last commit, a busy machine.
 DRAIN_GRACE = 15.0
@@ -22,13 +21,11 @@ BACKOFF = 0.5  # seconds between an end and the next start
 # Of the exit codes in README.md those that a sound daemon with sound settings may meet: done, and Kafka unreachable.
 NAMED_CODES = {0, 69}
 
-# How replicas share partitions: settings for the group, by name.
-TIMEOUTS = {"session.timeout.ms": int(SESSION * 1000), "heartbeat.interval.ms": 500}
+# How replicas share partitions: settings of one, by the name of the way.
 GROUPS = {
-    "eager": lambda slot: TIMEOUTS,
-    "cooperative": lambda slot: {**TIMEOUTS, "partition.assignment.strategy": "cooperative-sticky"},
-    "static": lambda slot: {**TIMEOUTS, "group.instance.id": f"chaos-{slot}"},
-    # KIP-848: the session timeout is the broker's.
+    "eager": lambda slot: {"partition.assignment.strategy": "range,roundrobin"},
+    "cooperative": lambda slot: {"partition.assignment.strategy": "cooperative-sticky"},
+    "static": lambda slot: {"group.instance.id": f"chaos-{slot}"},
     "consumer": lambda slot: {"group.protocol": "consumer"},
 }
 
@@ -179,6 +176,13 @@ def environment():
     return {"ORT_DYLIB_PATH": str(ROOT / ".onnxruntime/libonnxruntime.so"), "RUST_BACKTRACE": "1", **os.environ}
 
 
+def timeouts(options):
+    # KIP-848: the session timeout is the broker's.
+    if options.group == "consumer":
+        return {}
+    return {"session.timeout.ms": int(options.session * 1000), "heartbeat.interval.ms": 500}
+
+
 def config(slot, brokers, options):
     """residuald.toml of one replica."""
     sections = {
@@ -192,7 +196,7 @@ def config(slot, brokers, options):
         },
         # By its name the proxy knows it.
         "kafka.client": {"client.id": f"chaos-{slot}"},
-        "kafka.consumer": GROUPS[options.group](slot),
+        "kafka.consumer": GROUPS[options.group](slot) | timeouts(options),
         "model": {"bundle": str(BUNDLE)},
         "inference": {"workers": 1},
         "threshold": {"false_alarm_rate": ALARM_RATE},

@@ -39,7 +39,7 @@ def kill(world, fault):
 
 
 def stop(world, fault):
-    """A zombie: stands still for longer than its session, then goes on as if nothing had been."""
+    """Stands still, `stop` for longer than its session, `freeze` for less, then goes on as if nothing had been."""
     slot = world.fleet[fault.target]
     with world.trouble():
         wait_for(f"daemon {fault.target} to be ready", slot.ready)
@@ -93,6 +93,7 @@ def network(world, fault):
 FAULTS = {
     "kill": kill,
     "stop": stop,
+    "freeze": stop,
     "term": term,
     "rolling": rolling,
     "brokers": brokers,

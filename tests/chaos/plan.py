@@ -8,6 +8,7 @@ from dataclasses import dataclass
 LANES = {
     "kill": "daemons",
     "stop": "daemons",
+    "freeze": "daemons",
     "term": "daemons",
     "rolling": "daemons",
     "brokers": "brokers",
@@ -71,6 +72,8 @@ def one(rng, kind, number, at, daemons, brokers, session):
     match kind:
         case "stop":
             return Fault(at, kind, wait, daemon, session * rng.uniform(1.5, 2.5))
+        case "freeze":
+            return Fault(at, kind, wait, daemon, session * rng.uniform(0.3, 0.9))
         case "rolling" | "brokers":
             return Fault(at, kind, wait, 0, 0)
         case "crash":
