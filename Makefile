@@ -44,6 +44,7 @@ onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 .PHONY: test
 test: onnxruntime tools venv kafka lint ## everything that must hold: lint, Rust tests, trainer tests
 	cargo test --locked
+	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
 
@@ -63,6 +64,26 @@ lint: venv deny ## formatting, clippy, licences and duplicates, ruff, shell scri
 	for script in $(SCRIPTS); do bash -n "$$script"; done
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); \
 	else echo "!!! SHELL SCRIPTS NOT CHECKED: install shellcheck (make tools)"; fi
+
+# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of kill stop freeze term rolling brokers crash network.
+KILLS ?= 10
+RECORDS ?= 100000
+DELIVERY ?= exactly-once
+SEED ?= 0
+DAEMONS ?= 2
+GROUP ?= cooperative
+FAULTS ?= kill,stop,freeze,term,rolling,brokers,crash,network
+CHAOS := .venv/bin/python tests/chaos
+
+.PHONY: chaos
+chaos: onnxruntime build tools venv kafka ## break everything in mid-stream, then look for every record: KILLS=50 RECORDS=1000000
+	@$(CHAOS) --records $(RECORDS) --kills $(KILLS) --delivery $(DELIVERY) --seed $(SEED) --daemons $(DAEMONS) \
+	    --group $(GROUP) --faults $(FAULTS) --residuald target/release/residuald
+
+.PHONY: chaos-short
+chaos-short: # the part of `chaos` that `test` has time for, with the binary that was built last
+	.venv/bin/python -m pytest -q tests/chaos
+	$(CHAOS) --records 30000 --kills 5 --faults kill,stop:1,network:1
 
 .PHONY: bench
 bench: onnxruntime build ## cost of each part and of the whole, then the micro-benchmarks
@@ -92,11 +113,11 @@ tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck
 	fi
 
 .PHONY: venv
-venv: $(VENV) ## .venv with the trainer, its tests' tools and ruff
+venv: $(VENV) ## .venv with the trainer, the tests' tools and ruff
 
-$(VENV): models/trainer/requirements.lock models/trainer/pyproject.toml
+$(VENV): models/trainer/requirements.lock models/trainer/pyproject.toml tests/requirements.txt
 	"$(PYTHON)" -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/requirements.lock -r tests/requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e models/trainer
 	@touch $@
 

@@ -39,15 +39,27 @@ pub fn sample(count: usize) -> Vec<String> {
 ///
 /// # Panics
 /// With `what` after [`PATIENCE`].
-pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
+    wait_for_within(PATIENCE, what, found)
+}
+
+/// The same with a patience of its own.
+///
+/// # Panics
+/// With `what` after `patience`.
+pub fn wait_for_within<T>(
+    patience: Duration,
+    what: &str,
+    mut found: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = found() {
             return found;
         }
         assert!(
             Instant::now() < deadline,
-            "waited {PATIENCE:?} in vain for {what}"
+            "waited {patience:?} in vain for {what}"
         );
         std::thread::sleep(Duration::from_millis(20));
     }

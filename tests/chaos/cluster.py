@@ -1,0 +1,156 @@
+"""Three brokers of a real Apache Kafka behind a proxy, and the harness' own view of them, which is not proxied."""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KAFKA = ROOT / "tests/kafka/kafka.sh"
+RETRY = 0.5  # seconds
+
+
+class Cluster:
+    """Brokers, topics, the proxy and the group's offsets, for as long as the block lasts."""
+
+    def __init__(self, folder, brokers):
+        self.folder = folder
+        self.brokers = brokers
+
+    def __enter__(self):
+        base = free_ports(self.brokers)
+        own = ("--brokers", self.brokers, "--proxied", base, "--while-pid", os.getpid())
+        self.bootstrap = self.kafka_sh("start", *own).split()[-1].split(",")
+        self.proxied = ",".join(f"127.0.0.1:{base + i}" for i in range(self.brokers))
+        self.proxy = Proxy(self.folder / "proxied")
+        self.admin = self.new_admin()
+        return self
+
+    def __exit__(self, *_):
+        self.proxy.end()
+        self.admin.close()
+        self.kafka_sh("stop")
+
+    def kafka_sh(self, *arguments):
+        command = [KAFKA, *map(str, arguments), "--dir", self.folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(f"kafka.sh {arguments} ended with {done.returncode}")
+        return done.stdout
+
+    def new_admin(self):
+        return patient(lambda: KafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=5000))
+
+    def create_topics(self, names, partitions):
+        topics = [NewTopic(name, num_partitions=partitions, replication_factor=self.brokers) for name in names]
+        self.admin.create_topics(topics)
+        self.await_in_sync(names)
+
+    def await_in_sync(self, names, patience=120):
+        """Waits until every replica is in sync, so that the next broker may go."""
+
+        # Not the one that watches the commits: a question may wait long for a broker that is away.
+        admin = self.new_admin()
+
+        def in_sync():
+            described = patient(lambda: admin.describe_topics(names))
+            partitions = [p for topic in described for p in topic["partitions"]]
+            return partitions and all(len(p["isr_nodes"]) == self.brokers for p in partitions)
+
+        try:
+            wait_for("all replicas to be in sync", in_sync, patience)
+        finally:
+            admin.close()
+
+    def committed(self, group, partitions):
+        """Offsets that the group has committed, by partition; -1 for none."""
+
+        def ask():
+            try:
+                return self.admin.list_group_offsets({group: partitions})
+            except KafkaError:
+                # It remembers a coordinator that is gone.
+                self.admin.close()
+                self.admin = self.new_admin()
+                raise
+
+        answer = patient(ask)
+        return {tp.partition: meta.offset for tp, meta in answer[group].items()}
+
+
+class Proxy:
+    """proxy.py as a process of its own: it must not wait for the harness' Python."""
+
+    def __init__(self, listeners):
+        command = [sys.executable, HERE / "proxy.py", listeners]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.confirmed()
+
+    def set(self, mode, client="*"):
+        self.process.stdin.write(f"{mode} {client}\n")
+        self.process.stdin.flush()
+        self.confirmed()
+
+    def confirmed(self):
+        if self.process.stdout.readline() != "ok\n":
+            raise RuntimeError("the proxy has ended, see above")
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def free_ports(count):
+    """The first of `count` consecutive ports that are free now."""
+    while True:
+        base = random.SystemRandom().randrange(20_000, 30_000)
+        held = []
+        try:
+            held = [socket.create_server(("127.0.0.1", base + i)) for i in range(count)]
+            return base
+        except OSError:
+            continue
+        finally:
+            for own in held:
+                own.close()
+
+
+def patient(question, patience=120):
+    """Asks again while brokers are away."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return question()
+        except KafkaError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY)
+
+
+def wait_for(what, found, patience=120):
+    deadline = time.monotonic() + patience
+    while not (answer := found()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {patience} s in vain for {what}")
+        time.sleep(0.1)
+    return answer
+
+
+def missing_tools(binary):
+    """What cannot be done without, in words for the person."""
+    if not binary.exists():
+        return "`make build` builds residuald"
+    if not shutil.which("java"):
+        return "install java (`make tools`; Debian: openjdk-17-jre-headless)"
+    if not (ROOT / ".kafka/libs").exists() and not shutil.which("mvn"):
+        return "`make tools kafka` brings Maven and Apache Kafka"
+    return None

@@ -1,0 +1,126 @@
+"""What goes in: the shipped sample over and over, with bad records and tombstones at known places, and its producer."""
+
+import gzip
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+from cluster import ROOT
+from kafka import KafkaProducer
+
+SAMPLE = ROOT / "models/payments/sample.ndjson.gz"
+BUNDLE = ROOT / "models/payments"
+# One record in so many is bad, one in so many a tombstone; primes, so that they meet every record of the sample.
+BAD_EVERY = 997
+TOMBSTONE_EVERY = 1499
+# The reason that the dead letter has to name, and what makes a good record bad in that way.
+BAD = (
+    ("malformed", lambda good: good[:-20]),
+    ("malformed", lambda good: b"\xff\xfe" + good),
+    ("wrong_type", lambda good: good.replace(b'"amount":', b'"amount":"a lot","_":', 1)),
+    ("out_of_range", lambda good: good.replace(b'"amount":', b'"amount":1e39,"_":', 1)),
+    ("missing", lambda good: good.replace(b'"amount":', b'"_":', 1)),
+    ("duplicate", lambda good: good.replace(b'"amount":', b'"amount":1.0,"amount":', 1)),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    kind: str  # good, tombstone, or the reason why it is bad
+    line: int  # of the sample
+    key: bytes
+    value: bytes | None
+    headers: list
+    timestamp: int
+
+
+class Records:
+    """Record n of the stream; the same n is always the same record."""
+
+    def __init__(self, count):
+        self.count = count
+        self.lines = gzip.decompress(SAMPLE.read_bytes()).splitlines()
+        self.keys = [json.loads(line)["card_id"].encode() for line in self.lines]
+        # Of the past, a millisecond apart: a verdict carries its record's timestamp.
+        self.first_timestamp = int(time.time() * 1000) - count
+
+    def __getitem__(self, n):
+        line = n % len(self.lines)
+        key, value, timestamp = self.keys[line], self.lines[line], self.first_timestamp + n
+        kind = self.kind(n)
+        if kind == "good":
+            return Record(kind, line, key, value, [], timestamp)
+        headers = [("n", str(n).encode()), ("empty", b""), ("binary", bytes(range(256)))]
+        if kind == "tombstone":
+            return Record(kind, line, key, None, headers, timestamp)
+        _, spoil = BAD[n // BAD_EVERY % len(BAD)]
+        return Record(kind, line, key, spoil(value), headers, timestamp)
+
+    @staticmethod
+    def kind(n):
+        if n % BAD_EVERY == BAD_EVERY // 2:
+            return BAD[n // BAD_EVERY % len(BAD)][0]
+        return "tombstone" if n % TOMBSTONE_EVERY == TOMBSTONE_EVERY // 2 else "good"
+
+
+class Stream(threading.Thread):
+    """Produces every record, never far ahead of the group, and keeps where each was put.
+
+    `limit()` says how many records may have been produced by now.
+    """
+
+    def __init__(self, bootstrap, topic, partitions, records, rate, limit):
+        super().__init__(name="stream", daemon=True)
+        self.bootstrap, self.topic, self.records, self.rate, self.limit = bootstrap, topic, records, rate, limit
+        # By partition and offset: the number of the record.
+        self.placed = [[] for _ in range(partitions)]
+        self.acknowledged = 0
+        self.failure = None
+        self.stopped = threading.Event()
+
+    def run(self):
+        producer = KafkaProducer(
+            bootstrap_servers=self.bootstrap,
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=10,
+            batch_size=1 << 16,
+            compression_type="lz4",
+            delivery_timeout_ms=600_000,
+        )
+        try:
+            self.send_all(producer)
+            producer.flush()
+        except Exception as e:
+            self.failure = self.failure or e
+        finally:
+            producer.close(timeout=30)
+
+    def send_all(self, producer):
+        started = time.monotonic()
+        for n in range(self.records.count):
+            while n >= self.limit() or (self.rate and n > (time.monotonic() - started) * self.rate):
+                if self.stopped.is_set():
+                    return
+                time.sleep(0.01)
+            if self.failure or self.stopped.is_set():
+                return
+            r = self.records[n]
+            sent = producer.send(self.topic, r.value, r.key, r.headers, timestamp_ms=r.timestamp)
+            sent.add_callback(self.put, n).add_errback(self.failed)
+
+    def put(self, n, where):
+        placed = self.placed[where.partition]
+        # Offsets are given in order, but a retried batch may be acknowledged late.
+        placed.extend([None] * (where.offset + 1 - len(placed)))
+        if placed[where.offset] is not None:
+            self.failed(RuntimeError(f"records {placed[where.offset]} and {n} share {where}"))
+        placed[where.offset] = n
+        self.acknowledged += 1
+
+    def failed(self, error):
+        self.failure = self.failure or error
+
+    def ends(self):
+        return {partition: len(placed) for partition, placed in enumerate(self.placed)}

@@ -1,0 +1,205 @@
+"""Record for record: what came out against what went in. Independent of residuald and of librdkafka.
+
+Reads with kafka-python, which is pure Python, and only what is committed. What a verdict has to say comes from
+`residuald score` on the sample file, which knows no Kafka.
+"""
+
+import json
+import struct
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cluster import patient, wait_for
+from daemons import ALARM_RATE, TOPICS, environment
+from kafka import KafkaConsumer, TopicPartition
+from stream import BUNDLE, SAMPLE
+
+EXAMPLES = 10
+# How long a transaction that nobody ends may stay open before the broker ends it; librdkafka's default is a minute.
+OPEN_TRANSACTION = 120  # seconds
+CONNECT = "__connect.errors."
+
+
+@dataclass
+class Findings:
+    lost: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    # Has another content than it should, or should not be there at all.
+    wrong: int = 0
+    # Records of each topic, repeats included.
+    read: Counter = field(default_factory=Counter)
+    examples: list = field(default_factory=list)
+
+    def found(self, what, text):
+        setattr(self, what, getattr(self, what) + 1)
+        if sum(1 for kind, _ in self.examples if kind == what) < EXAMPLES:
+            self.examples.append((what, text))
+
+
+def expected_verdicts(binary):
+    """Of each line of the sample, as `residuald score` judges it."""
+    command = [binary, "score", SAMPLE, "--bundle", BUNDLE, "--false-alarm-rate", str(ALARM_RATE), "--out", "-"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"residuald score ended with {done.returncode}: {done.stderr}")
+    verdicts = []
+    for line in done.stdout.splitlines():
+        if line.startswith('{"record":'):
+            verdict = json.loads(line)
+            del verdict["record"]
+            # The daemons are told to give one reason.
+            verdict["relevant_attribution"] = verdict["relevant_attribution"][:1]
+            verdicts.append(verdict)
+    return verdicts
+
+
+def verify(bootstrap, records, placed, expected):
+    """Reads all that came out; `placed` has, by partition and offset, the number of the record that was put there."""
+    findings = Findings()
+    topics = {
+        "scores": Outcomes(findings, "scores", placed, lambda r: r.kind == "good"),
+        "anomalies": Outcomes(
+            findings, "anomalies", placed, lambda r: r.kind == "good" and expected[r.line]["severity"] is not None
+        ),
+        "dead": Outcomes(findings, "dead", placed, lambda r: r.kind not in ("good", "tombstone")),
+    }
+    for name, outcomes in topics.items():
+        for message in read(bootstrap, TOPICS[name]):
+            source, differs = (dead_letter if name == "dead" else verdict)(message, records, placed, expected)
+            outcomes.add(message, source, differs, records)
+        outcomes.count_lost(records)
+    return findings
+
+
+class Outcomes:
+    """Of one output topic: what is due, and how often it was seen."""
+
+    def __init__(self, findings, topic, placed, due):
+        self.findings, self.topic, self.placed, self.due = findings, topic, placed, due
+        self.seen = [bytearray(len(offsets)) for offsets in placed]
+        # First occurrences alone tell the order: what is judged again after a crash steps back, and may.
+        self.last = {}
+
+    def add(self, message, source, differs, records):
+        findings = self.findings
+        findings.read[self.topic] += 1
+        where = f"{self.topic}-{message.partition}-{message.offset} of {source}"
+        if differs:
+            findings.found("wrong", f"{where}: {differs}")
+        if source is None:
+            return
+        partition, offset = source
+        if not self.due(records[self.placed[partition][offset]]):
+            findings.found("wrong", f"{where}: no record that belongs here")
+        if self.seen[partition][offset]:
+            self.seen[partition][offset] = min(255, self.seen[partition][offset] + 1)
+            findings.found("duplicated", where)
+            return
+        self.seen[partition][offset] = 1
+        way = partition, message.partition
+        if offset < self.last.get(way, -1):
+            findings.found("reordered", f"{where}: after {self.last[way]}")
+        self.last[way] = max(offset, self.last.get(way, -1))
+
+    def count_lost(self, records):
+        for partition, seen in enumerate(self.seen):
+            for offset, times in enumerate(seen):
+                if not times and self.due(records[self.placed[partition][offset]]):
+                    self.findings.found("lost", f"{partition}-{offset} is not in {self.topic}")
+
+
+def verdict(message, records, placed, expected):
+    """The partition and offset that it judges, None if that is no record of ours, and what is wrong with it."""
+    body = json.loads(message.value)
+    source, headers = body.pop("source"), dict(message.headers)
+    place = placed_at(placed, source["topic"], source["partition"], source["offset"])
+    if place is None:
+        return None, f"its source {source} was never produced"
+    record = records[placed[place[0]][place[1]]]
+    identity, model = body.pop("id"), body.pop("model")
+    body.pop("time")
+    due = expected[record.line]
+    for what, is_right in {
+        "key": message.key == record.key,
+        "timestamp": message.timestamp == record.timestamp,
+        "id": identity == f"{source['topic']}-{place[0]}-{place[1]}@{model['sha256'][:8]}",
+        "ce_id": headers.get("ce_id") == identity.encode(),
+        "score": float32(body["anomaly_score"]) == float32(due["anomaly_score"]),
+        "verdict": body == due,
+    }.items():
+        if not is_right:
+            return place, f"its {what} is not that of record {placed[place[0]][place[1]]}: {message.value}"
+    return place, None
+
+
+def dead_letter(message, records, placed, _expected):
+    """The same of a dead letter: everything as it came, and Kafka Connect's headers."""
+    added = {k[len(CONNECT) :]: v.decode() for k, v in message.headers if k.startswith(CONNECT)}
+    place = placed_at(placed, added.get("topic"), int(added.get("partition", -1)), int(added.get("offset", -1)))
+    if place is None:
+        return None, f"its source {added} was never produced"
+    record = records[placed[place[0]][place[1]]]
+    for what, is_right in {
+        "key": message.key == record.key,
+        "value": message.value == record.value,
+        "timestamp": message.timestamp == record.timestamp,
+        "headers": [h for h in message.headers if not h[0].startswith(CONNECT)] == record.headers,
+        "reason": added.get("exception.class.name") == f"residuald.decode.{record.kind}",
+    }.items():
+        if not is_right:
+            return place, f"its {what} is not that of record {placed[place[0]][place[1]]}: {message}"
+    return place, None
+
+
+def placed_at(placed, topic, partition, offset):
+    known = topic == TOPICS["in"] and 0 <= partition < len(placed) and 0 <= offset < len(placed[partition])
+    return (partition, offset) if known else None
+
+
+def float32(number):
+    return struct.pack("<f", number)
+
+
+def read(bootstrap, topic):
+    """Every committed record of a topic; waits for transactions that are still open."""
+    consumer = consumer_of(bootstrap, "read_committed")
+    try:
+        partitions = [TopicPartition(topic, p) for p in sorted(patient(lambda: consumer.partitions_for_topic(topic)))]
+        ends = wait_for(
+            f"the open transactions in {topic} to end",
+            lambda: stable_ends(bootstrap, consumer, partitions),
+            OPEN_TRANSACTION,
+        )
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        while any(consumer.position(p) < ends[p] for p in partitions):
+            for messages in consumer.poll(timeout_ms=500).values():
+                yield from messages
+    finally:
+        consumer.close()
+
+
+def stable_ends(bootstrap, consumer, partitions):
+    """Where the partitions end, if no transaction is open: then everybody sees the same end."""
+    other = consumer_of(bootstrap, "read_uncommitted")
+    try:
+        ends = patient(lambda: other.end_offsets(partitions))
+    finally:
+        other.close()
+    return ends if patient(lambda: consumer.end_offsets(partitions)) == ends else None
+
+
+def consumer_of(bootstrap, isolation):
+    return patient(
+        lambda: KafkaConsumer(
+            bootstrap_servers=bootstrap,
+            isolation_level=isolation,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            max_poll_records=5000,
+            fetch_max_bytes=32 << 20,
+            max_partition_fetch_bytes=4 << 20,
+        )
+    )
