@@ -1,6 +1,7 @@
 //! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
 
 pub mod embedded;
+pub mod history;
 mod sink;
 mod source;
 
