@@ -248,88 +248,136 @@ impl Filter {
     }
 }
 
-/// Offsets of letters by the topic that they went to, or are to go to, and the partition in which they lie.
+/// Offsets by partition.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ledger(BTreeMap<String, BTreeMap<i32, Intervals>>);
+pub struct Places(BTreeMap<i32, Intervals>);
 
-impl Ledger {
-    pub fn add(&mut self, to: &str, partition: i32, offset: i64) {
-        self.offsets_mut(to, partition).insert(offset, offset);
+impl Places {
+    pub fn add(&mut self, partition: i32, offset: i64) {
+        self.0.entry(partition).or_default().insert(offset, offset);
     }
 
-    /// Takes a marker's letters over.
-    pub fn mark(&mut self, partition: i32, marker: &Marker) {
-        let offsets = self.offsets_mut(&marker.to, partition);
-        for (first, last) in marker.offsets.iter() {
-            offsets.insert(first, last);
+    fn add_all(&mut self, partition: i32, offsets: &Intervals) {
+        let own = self.0.entry(partition).or_default();
+        for (first, last) in offsets.iter() {
+            own.insert(first, last);
         }
     }
 
-    fn offsets_mut(&mut self, to: &str, partition: i32) -> &mut Intervals {
-        if !self.0.contains_key(to) {
-            self.0.insert(to.to_owned(), BTreeMap::new());
-        }
-        let partitions = self.0.get_mut(to).expect("inserted above");
-        partitions.entry(partition).or_default()
-    }
-
-    pub fn contains(&self, to: &str, partition: i32, offset: i64) -> bool {
-        let offsets = self.0.get(to).and_then(|p| p.get(&partition));
+    pub fn contains(&self, partition: i32, offset: i64) -> bool {
+        let offsets = self.0.get(&partition);
         offsets.is_some_and(|offsets| offsets.contains(offset))
     }
 
-    /// The topics that a letter is entered for.
-    pub fn topics_of(&self, partition: i32, offset: i64) -> Vec<&str> {
-        let topics = self.0.keys().map(String::as_str);
-        topics
-            .filter(|to| self.contains(to, partition, offset))
-            .collect()
-    }
-
     /// What is in this one and not in `other`.
-    pub fn without(&self, other: &Ledger) -> Ledger {
-        let mut left = Ledger::default();
-        for (to, partition, offsets) in self.entries() {
-            let gone = other.0.get(to).and_then(|p| p.get(&partition));
+    pub fn without(&self, other: &Places) -> Places {
+        let mut left = Places::default();
+        for (&partition, offsets) in &self.0 {
+            let gone = other.0.get(&partition);
             let offsets = gone.map_or_else(|| offsets.clone(), |gone| offsets.without(gone));
             if !offsets.is_empty() {
-                *left.offsets_mut(to, partition) = offsets;
+                left.0.insert(partition, offsets);
             }
         }
         left
     }
 
-    pub fn entries(&self) -> impl Iterator<Item = (&str, i32, &Intervals)> {
-        self.0.iter().flat_map(|(to, partitions)| {
-            let entries = partitions.iter();
-            entries.map(move |(&partition, offsets)| (to.as_str(), partition, offsets))
-        })
+    pub fn iter(&self) -> impl Iterator<Item = (i32, &Intervals)> {
+        self.0
+            .iter()
+            .map(|(&partition, offsets)| (partition, offsets))
+    }
+
+    /// For each partition the first offset and the one after the last.
+    pub fn ends(&self) -> BTreeMap<i32, (i64, i64)> {
+        let ends = self.iter().filter_map(|(partition, offsets)| {
+            let (first, last) = offsets.ends()?;
+            Some((partition, (first, last + 1)))
+        });
+        ends.collect()
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.values().map(Intervals::count).sum()
+    }
+}
+
+/// Where letters lie, by the topic that they went to or are to go to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ledger(BTreeMap<String, Places>);
+
+impl Ledger {
+    pub fn add(&mut self, to: &str, partition: i32, offset: i64) {
+        self.places_mut(to).add(partition, offset);
+    }
+
+    /// Takes over the letters of a marker in `partition`.
+    pub fn mark(&mut self, partition: i32, marker: &Marker) {
+        self.places_mut(&marker.to)
+            .add_all(partition, &marker.offsets);
+    }
+
+    fn places_mut(&mut self, to: &str) -> &mut Places {
+        if !self.0.contains_key(to) {
+            self.0.insert(to.to_owned(), Places::default());
+        }
+        self.0.get_mut(to).expect("inserted above")
+    }
+
+    pub fn contains(&self, to: &str, partition: i32, offset: i64) -> bool {
+        let places = self.0.get(to);
+        places.is_some_and(|places| places.contains(partition, offset))
+    }
+
+    /// The topics that a letter is entered for.
+    pub fn topics_of(&self, partition: i32, offset: i64) -> Vec<&str> {
+        let entered = self.0.iter();
+        let entered = entered.filter(|(_, places)| places.contains(partition, offset));
+        entered.map(|(to, _)| to.as_str()).collect()
+    }
+
+    /// What is in this one and not in `other`.
+    pub fn without(&self, other: &Ledger) -> Ledger {
+        let mut left = Ledger::default();
+        for (to, places) in &self.0 {
+            let gone = other.0.get(to);
+            let places = gone.map_or_else(|| places.clone(), |gone| places.without(gone));
+            if !places.0.is_empty() {
+                left.0.insert(to.clone(), places);
+            }
+        }
+        left
+    }
+
+    /// Every letter, whatever its target.
+    pub fn places(&self) -> Places {
+        let mut all = Places::default();
+        for places in self.0.values() {
+            for (partition, offsets) in places.iter() {
+                all.add_all(partition, offsets);
+            }
+        }
+        all
     }
 
     /// Letters by target.
     pub fn counts(&self) -> BTreeMap<&str, u64> {
-        let mut counts = BTreeMap::new();
-        for (to, _, offsets) in self.entries() {
-            *counts.entry(to).or_default() += offsets.count();
-        }
+        let counts = self.0.iter();
         counts
+            .map(|(to, places)| (to.as_str(), places.count()))
+            .collect()
     }
 
     pub fn count(&self) -> u64 {
         self.counts().values().sum()
     }
 
-    /// For each partition the first of its letters and the offset after the last.
-    pub fn ends(&self) -> BTreeMap<i32, (i64, i64)> {
-        let mut ends: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
-        for (_, partition, offsets) in self.entries() {
-            let Some((first, last)) = offsets.ends() else {
-                continue;
-            };
-            let end = ends.entry(partition).or_insert((first, last + 1));
-            *end = (end.0.min(first), end.1.max(last + 1));
-        }
-        ends
+    /// For each target and partition what is entered.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, i32, &Intervals)> {
+        self.0.iter().flat_map(|(to, places)| {
+            let entries = places.iter();
+            entries.map(move |(partition, offsets)| (to.as_str(), partition, offsets))
+        })
     }
 }
 

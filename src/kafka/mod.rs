@@ -2,6 +2,7 @@
 
 pub mod embedded;
 pub mod history;
+pub mod replay;
 mod sink;
 mod source;
 
