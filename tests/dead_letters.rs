@@ -11,6 +11,7 @@ use common::kafka::{Note, committed, ends, produce};
 use common::process::{Daemon, Ended, ended, residuald, signal};
 use common::{PATIENCE, parse, sample, wait_for};
 use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 
@@ -81,6 +82,7 @@ impl Topics {
 
     /// What a consumer of committed records sees: partition, timestamp, key, headers and value of each.
     fn committed(&self, topic: &str) -> Vec<String> {
+        self.await_markers(topic);
         let output = Command::new("kcat")
             .args(["-b", self.brokers(), "-C", "-t", &self.name(topic)])
             .args(["-o", "beginning", "-e", "-q"])
@@ -93,7 +95,25 @@ impl Topics {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Offsets used so far, committed or not.
+    /// A commit is done before its end is in every partition; until then consumers see nothing behind its beginning.
+    fn await_markers(&self, topic: &str) {
+        let everything: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", self.brokers())
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .unwrap();
+        wait_for("the end of all transactions", || {
+            let visible = ends(self.brokers(), &self.name(topic));
+            let are_equal = visible.iter().all(|(&partition, &end)| {
+                let watermarks =
+                    everything.fetch_watermarks(&self.name(topic), partition, PATIENCE);
+                watermarks.unwrap().1 == end
+            });
+            are_equal.then_some(())
+        });
+    }
+
+    /// Offsets that consumers of committed records have got past so far.
     fn written(&self, topic: &str) -> i64 {
         ends(self.brokers(), &self.name(topic)).values().sum()
     }
@@ -292,6 +312,20 @@ fn letters_of_a_daemon_come_back_as_they_were_and_once() {
             .iter()
             .all(|letter| letter["replayed_to"] == json!([name]))
     );
+    let text = topics.run("list", &["--limit", "3", "--payload"]);
+    text.with_code(0);
+    println!("{}", text.stdout);
+    for words in [
+        " malformed ",
+        "  (replayed to daemon-in)\n    not json ",
+        "\n30 letters, 30 of them replayed\n",
+    ] {
+        assert!(
+            text.stdout.contains(words),
+            "{words} is not in {}",
+            text.stdout
+        );
+    }
     // Another target is another matter.
     let other = topics.name("other");
     let elsewhere = topics.replay(&["--to-topic", &other]);

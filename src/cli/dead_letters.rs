@@ -52,7 +52,8 @@ struct Selection {
     /// Only letters with one of these reasons, for instance missing,malformed
     #[arg(long, value_name = "REASON", value_delimiter = ',')]
     reason: Vec<String>,
-    /// First letter: beginning, a time (2026-01-31T08:00:00Z, -24h, -7d), an offset, or partition:offset,…
+    /// First letter: beginning, a time (2026-01-31T08:00:00Z, -24h, -7d) of the record that failed, an offset, or
+    /// partition:offset,…
     #[arg(
         long,
         value_name = "WHERE",
@@ -117,7 +118,6 @@ impl Selection {
         kafka: &config::Kafka,
         topic: &str,
         filter: Filter,
-        all_committed: bool,
         bar: &ProgressBar,
         stop: &Shutdown,
     ) -> Result<Survey, Failure> {
@@ -128,7 +128,7 @@ impl Selection {
             from: Bound::Offsets(starts.collect()),
             to: Bound::End,
             now: Timestamp::now(),
-            all_committed,
+            all_committed: true,
         };
         let mut survey = Survey {
             kafka: kafka.clone(),

@@ -98,6 +98,8 @@ pub enum Ended {
 pub struct History {
     consumer: BaseConsumer<Context>,
     brokers: String,
+    /// How long an answer may take.
+    patience: Duration,
     topic: String,
     spans: BTreeMap<i32, Span>,
     /// What was asked for and is not there, for the person.
@@ -147,15 +149,15 @@ impl History {
         let mut history = History {
             consumer,
             brokers: kafka.brokers.clone(),
+            patience: kafka.connect_timeout,
             topic: topic.to_owned(),
             spans: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let patience = kafka.connect_timeout;
         if range.all_committed {
-            history.await_open_transactions(config, &partitions, patience, stop)?;
+            history.await_open_transactions(config, &partitions, stop)?;
         }
-        history.resolve(range, &partitions, patience, stop)?;
+        history.resolve(range, &partitions, stop)?;
         Ok(history)
     }
 
@@ -164,7 +166,6 @@ impl History {
         &self,
         mut config: ClientConfig,
         partitions: &[i32],
-        patience: Duration,
         stop: &Shutdown,
     ) -> Result<(), HistoryError> {
         config.set("isolation.level", "read_uncommitted");
@@ -172,8 +173,9 @@ impl History {
             config.create_with_context(Context(LastComplaint::default()))?;
         let started = Instant::now();
         for &partition in partitions {
-            let (_, written) = everything.fetch_watermarks(&self.topic, partition, patience)?;
-            while self.watermarks(partition, patience, stop)?.1 < written {
+            let written = everything.fetch_watermarks(&self.topic, partition, self.patience);
+            let (_, written) = self.answered(written)?;
+            while self.watermarks(partition, stop)?.1 < written {
                 if started.elapsed() >= OPEN_TRANSACTIONS {
                     return Err(HistoryError::OpenTransaction {
                         topic: self.topic.clone(),
@@ -186,32 +188,26 @@ impl History {
         Ok(())
     }
 
-    fn watermarks(
-        &self,
-        partition: i32,
-        patience: Duration,
-        stop: &Shutdown,
-    ) -> Result<(i64, i64), HistoryError> {
+    fn watermarks(&self, partition: i32, stop: &Shutdown) -> Result<(i64, i64), HistoryError> {
         if stop.is_requested() {
             return Err(KafkaError::Stopped.into());
         }
         let watermarks = self
             .consumer
-            .fetch_watermarks(&self.topic, partition, patience)?;
-        Ok(watermarks)
+            .fetch_watermarks(&self.topic, partition, self.patience);
+        self.answered(watermarks)
     }
 
     fn resolve(
         &mut self,
         range: &Range,
         partitions: &[i32],
-        patience: Duration,
         stop: &Shutdown,
     ) -> Result<(), HistoryError> {
-        let from = self.offsets(&range.from, range.now, partitions, patience)?;
-        let to = self.offsets(&range.to, range.now, partitions, patience)?;
+        let from = self.offsets(&range.from, range.now, partitions)?;
+        let to = self.offsets(&range.to, range.now, partitions)?;
         for &partition in partitions {
-            let (oldest, newest) = self.watermarks(partition, patience, stop)?;
+            let (oldest, newest) = self.watermarks(partition, stop)?;
             let asked = from[&partition];
             let by_time = matches!(range.from, Bound::Time(_) | Bound::Ago(_));
             if (asked < oldest || by_time && asked == oldest) && oldest > 0 {
@@ -238,7 +234,6 @@ impl History {
         bound: &Bound,
         now: Timestamp,
         partitions: &[i32],
-        patience: Duration,
     ) -> Result<BTreeMap<i32, i64>, HistoryError> {
         let everywhere = |offset: i64| partitions.iter().map(|&p| (p, offset)).collect();
         let time = match bound {
@@ -255,7 +250,7 @@ impl History {
             let time = Offset::Offset(time.as_millisecond().max(0));
             asked.add_partition_offset(&self.topic, partition, time)?;
         }
-        let found = self.consumer.offsets_for_times(asked, patience)?;
+        let found = self.answered(self.consumer.offsets_for_times(asked, self.patience))?;
         let offset = |offset| match offset {
             Offset::Offset(offset) => offset,
             _ => i64::MAX,
@@ -354,12 +349,27 @@ impl History {
         if heard.elapsed() < SILENCE {
             return Ok(());
         }
+        Err(self.unreachable(SILENCE))
+    }
+
+    /// What the brokers say, if they say it in time.
+    fn answered<T>(&self, answer: Result<T, ClientError>) -> Result<T, HistoryError> {
+        use RDKafkaErrorCode as Code;
+        answer.map_err(|error| match error.rdkafka_error_code() {
+            Some(Code::OperationTimedOut | Code::BrokerTransportFailure | Code::AllBrokersDown) => {
+                self.unreachable(self.patience)
+            }
+            _ => error.into(),
+        })
+    }
+
+    fn unreachable(&self, waited: Duration) -> HistoryError {
         let complaint = self.consumer.client().context().0.get();
-        Err(HistoryError::Kafka(KafkaError::Unreachable {
+        HistoryError::Kafka(KafkaError::Unreachable {
             brokers: self.brokers.clone(),
-            waited: SILENCE,
+            waited,
             reason: complaint.unwrap_or_else(|| "no answer".into()),
-        }))
+        })
     }
 
     /// Tells what passes from what does not.

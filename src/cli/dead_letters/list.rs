@@ -23,7 +23,8 @@ Examples:
   residuald dead-letters list --brokers kafka:9092 --reason malformed --from -24h --limit 5 --payload
   residuald dead-letters list --json | jq -r .message
 
-A letter is named by the partition and offset where it lies, which --from and --to take. Nothing is changed or committed.")]
+A letter is named by the partition and offset where it lies, which --from and --to take. Nothing is changed or
+committed. Transactions that are open in the topic are waited for: they may hold the note that a letter was replayed.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
@@ -48,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let bar = progress_bar("reading", arguments.json);
     let selection = &arguments.selection;
-    let survey = selection.survey(&connection.kafka, &topic, filter, false, &bar, &stop)?;
+    let survey = selection.survey(&connection.kafka, &topic, filter, &bar, &stop)?;
     bar.finish_and_clear();
     for note in &survey.notes {
         eprintln!("{topic}: {note}");

@@ -35,7 +35,8 @@ Examples:
 Key, value, headers and timestamp go back as they came. A record without a key goes back to its partition; for others the
 partition follows from the key, by librdkafka's default partitioner (another one: -X partitioner=murmur2_random).
 It can be repeated and killed at any time: a letter is sent to the same topic once. Each transaction also writes a marker
-of what it sent into the dead letter topic, so the topic must not be compacted. Consumers of the target must read
+of what it sent into the dead letter topic, so that topic must not be compacted. Retention goes by the timestamp, which is
+the old one: a target that keeps records for a shorter time than a letter is old deletes it soon. Consumers of the target must read
 committed records only (isolation.level=read_committed; residuald does).
 One replay of a dead letter topic runs at a time: a new one stops the old one. For ACLs: its transactional id is
 residuald-replay-TOPIC.
@@ -74,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let bar = progress_bar("reading", arguments.json);
     let selection = &arguments.selection;
-    let survey = selection.survey(&connection.kafka, &topic, filter, true, &bar, &stop)?;
+    let survey = selection.survey(&connection.kafka, &topic, filter, &bar, &stop)?;
     bar.finish_and_clear();
     for note in &survey.notes {
         eprintln!("{topic}: {note}");
