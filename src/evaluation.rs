@@ -100,7 +100,7 @@ pub fn precision_recall_at(threshold: f32, scores: &[f32], labels: &[bool]) -> A
 }
 
 /// Spearman's rank correlation of two scores of the same records: Pearson's correlation of their ranks, ties by
-/// mid-ranks. In [-1, 1]; 1 is the same order. O(n log n), 16 bytes a record. `None` if either has no two scores that
+/// mid-ranks. In [-1, 1]; 1 is the same order. O(n log n), 12 bytes a record. `None` if either has no two scores that
 /// differ.
 ///
 /// # Panics

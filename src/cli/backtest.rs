@@ -44,9 +44,9 @@ Examples:
   residuald backtest --config residuald.toml --bundle models/next --against models/payments --from -24h
   residuald backtest --topic payments --bundle models/payments --from 0:1000 --to 0:2000 --out verdicts.ndjson --json
 
-No group is joined, nothing is committed or published. Ids and scores are the daemon's, to the bit.
-The end is fixed at the start; committed records are read (-X isolation.level=read_uncommitted for all).
-Memory: 4 bytes a record; with --against 24.")]
+No group is joined, nothing is committed or published. Ids and scores are the daemon's, to the bit. The end is fixed at \
+the start; committed records are read (-X isolation.level=read_uncommitted for all). Alerts a day go by the records' own \
+timestamps, from an hour on. Memory: 8 bytes a record, with --against 28.")]
 pub struct Arguments {
     /// The topic; that of --config, if it reads one, if not given
     #[arg(long)]

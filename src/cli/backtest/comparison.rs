@@ -66,7 +66,7 @@ impl Comparison {
         self.flagged[2 * flagged[0] + flagged[1]] += 1;
         let grades = [first / thresholds[0], second / thresholds[1]];
         let difference = (grades[0] - grades[1]).abs();
-        if self.different.takes(difference) {
+        if difference > 0.0 && self.different.takes(difference) {
             let pair = Pair {
                 partition,
                 offset,

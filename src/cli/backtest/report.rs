@@ -15,6 +15,8 @@ const FEATURES: usize = 5;
 /// Days shown; the JSON has them all.
 const DAYS: usize = 31;
 const BAR: usize = 40;
+/// Days that are enough to speak of alerts a day: an hour.
+const SHORTEST: f64 = 1.0 / 24.0;
 
 pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json: bool) {
     if as_json {
@@ -78,7 +80,9 @@ fn side(run: &Run, side: &Side) {
     println!(
         "  {} alerts, {} a day, {:.3}% of the scored",
         tally.alerts,
-        a_day.map_or("unknown".into(), |n| format!("{n:.1}")),
+        a_day.map_or("too short a time to say how many".into(), |n| format!(
+            "{n:.1}"
+        )),
         100.0 * tally.alerts as f64 / tally.scores.len() as f64
     );
     let quantiles = tally.quantiles();
@@ -215,14 +219,16 @@ fn one(run: &Run, side: &Side) -> Value {
 }
 
 fn alerts_a_day(run: &Run, side: &Side) -> Option<f64> {
-    Some(side.tally.alerts as f64 / run.covered.days()?)
+    let days = run.covered.days().filter(|days| *days >= SHORTEST)?;
+    Some(side.tally.alerts as f64 / days)
 }
 
 fn span(days: f64) -> String {
     match days {
         days if days >= 2.0 => format!("{days:.1} days"),
         days if days >= 2.0 / 24.0 => format!("{:.1} hours", days * 24.0),
-        days => format!("{:.1} minutes", days * 24.0 * 60.0),
+        days if days >= 2.0 / 24.0 / 60.0 => format!("{:.1} minutes", days * 24.0 * 60.0),
+        days => format!("{:.1} seconds", days * 24.0 * 3600.0),
     }
 }
 

@@ -23,7 +23,7 @@ Examples:
   residuald dead-letters list --brokers kafka:9092 --reason malformed --from -24h --limit 5 --payload
   residuald dead-letters list --json | jq -r .message
 
-A letter is named by the partition and offset where it lies, which --from and --to take. Nothing is changed or
+A letter is named by the partition and offset where it lies, which --from and --to take. Nothing is changed or \
 committed. Transactions that are open in the topic are waited for: they may hold the note that a letter was replayed.")]
 pub struct Arguments {
     #[command(flatten)]

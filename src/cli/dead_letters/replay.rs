@@ -32,15 +32,16 @@ Examples:
   residuald dead-letters replay --brokers kafka:9092 --reason missing --from -24h
   residuald dead-letters replay --to-topic payments-repaired
 
-Key, value, headers and timestamp go back as they came. A record without a key goes back to its partition; for others the
-partition follows from the key, by librdkafka's default partitioner (another one: -X partitioner=murmur2_random).
-It can be repeated and killed at any time: a letter is sent to the same topic once. Each transaction also writes a marker
-of what it sent into the dead letter topic, so that topic must not be compacted. Retention goes by the timestamp, which is
-the old one: a target that keeps records for a shorter time than a letter is old deletes it soon. Consumers of the target must read
-committed records only (isolation.level=read_committed; residuald does).
-One replay of a dead letter topic runs at a time: a new one stops the old one. For ACLs: its transactional id is
-residuald-replay-TOPIC.
-The daemon judges what comes back as a new record: its verdict has the new offset and so a new id.")]
+Key, value, headers and timestamp go back as they came. A record without a key goes back to its partition; for others \
+the partition follows from the key, by librdkafka's default partitioner (another one: -X partitioner=murmur2_random).
+
+It can be repeated and killed at any time: a letter is sent to the same topic once. Each transaction also writes a \
+marker of what it sent into the dead letter topic, so that topic must not be compacted. Consumers of the target must \
+read committed records only (isolation.level=read_committed; residuald does). One replay of a dead letter topic runs at \
+a time: a new one stops the old one. For ACLs: its transactional id is residuald-replay-TOPIC.
+
+Retention goes by the timestamp, which is the old one: a target that keeps records for a shorter time than a letter is \
+old deletes it soon. The daemon judges what comes back as a new record: its verdict has the new offset and so a new id.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
