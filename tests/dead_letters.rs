@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, cluster};
+use common::cluster::{Cluster, cluster, kafka_sh};
 use common::kafka::{Note, committed, ends, produce};
 use common::process::{Daemon, Ended, ended, residuald, signal};
 use common::{PATIENCE, parse, sample, wait_for};
@@ -498,6 +498,38 @@ fn what_cannot_be_replayed_is_counted_and_said() {
     topics.produce("dead", &[marker]);
     let ended = topics.run("replay", &[]);
     assert!(ended.one_line(65).contains("cannot be read"));
+}
+
+#[test]
+fn a_topic_that_takes_no_markers_is_said_and_nothing_is_sent() {
+    let Some(topics) = Topics::create("compact") else {
+        return;
+    };
+    let compacted = "compact-dead-compacted";
+    let policy = ["--config", "cleanup.policy=compact"];
+    kafka_sh(
+        &topics.cluster.dir,
+        &[
+            &["topic", "create", compacted, "--partitions", "1"],
+            &policy[..],
+        ]
+        .concat(),
+    );
+    let letter = Note {
+        headers: error_headers(&topics.name("in"), 0, 7),
+        ..Note::new("k", "letter")
+    };
+    produce(topics.brokers(), compacted, &[letter]);
+    let replay = [
+        "dead-letters",
+        "replay",
+        "--topic",
+        compacted,
+        "--brokers",
+        topics.brokers(),
+    ];
+    ended_with(&replay, 65, "is it compacted?");
+    assert_eq!(topics.committed("in"), Vec::<String>::new());
 }
 
 fn ended_with(arguments: &[&str], code: i32, words: &str) {
