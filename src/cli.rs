@@ -1,10 +1,13 @@
 //! The command line: one file a verb.
 
+mod backtest;
 mod bench;
 mod check;
 mod completions;
 mod config;
+mod connection;
 mod daemon;
+mod dead_letters;
 mod demo;
 mod feed;
 mod failure;
@@ -12,6 +15,8 @@ mod model;
 mod produce;
 mod run;
 mod score;
+mod scoring;
+mod threshold;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -40,8 +45,10 @@ enum Verb {
     Check(check::Arguments),
     Config(config::Arguments),
     Score(score::Arguments),
+    Backtest(backtest::Arguments),
     Bench(bench::Arguments),
     Produce(produce::Arguments),
+    DeadLetters(dead_letters::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -75,8 +82,10 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Config(arguments) => config::run(&arguments),
         Verb::Score(arguments) => score::run(&arguments),
+        Verb::Backtest(arguments) => backtest::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
+        Verb::DeadLetters(arguments) => dead_letters::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
     }
 }

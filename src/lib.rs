@@ -13,6 +13,8 @@ pub mod verdict;
 
 pub mod message;
 
+pub mod dead_letter;
+
 pub mod dataset;
 pub mod evaluation;
 

@@ -9,6 +9,11 @@ use crate::decode::Reason;
 use crate::record::Source;
 use crate::verdict::Verdict;
 
+/// What the headers of Kafka Connect's dead letter queue (KIP-298) begin with.
+pub const ERRORS_PREFIX: &str = "__connect.errors.";
+/// The header of a message that had to leave without its bulk.
+pub const OMITTED: &str = "residuald.omitted";
+
 /// A message on its way to Kafka.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
@@ -100,9 +105,8 @@ pub fn verdict_message(
 /// A dead letter: key, value, headers and timestamp as they came, with the headers of Kafka Connect's dead letter queue
 /// (KIP-298). Headers of an earlier failure are replaced, so a record that fails twice tells of the last time.
 pub fn dead_letter_message(letter: DeadLetter) -> Message {
-    const PREFIX: &str = "__connect.errors.";
     let mut headers = letter.headers;
-    headers.retain(|(name, _)| !name.starts_with(PREFIX));
+    headers.retain(|(name, _)| !name.starts_with(ERRORS_PREFIX));
     let reason = letter.error.reason.as_str();
     let stage = match letter.error.reason {
         Reason::Unscorable => "TRANSFORMATION",
@@ -116,7 +120,7 @@ pub fn dead_letter_message(letter: DeadLetter) -> Message {
         ("exception.class.name", format!("residuald.decode.{reason}")),
         ("exception.message", letter.error.detail),
     ] {
-        headers.push(header(&format!("{PREFIX}{name}"), &value));
+        headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
     }
     Message {
         key: letter.key,
@@ -140,7 +144,7 @@ pub fn without_bulk(message: &Message, limit_hit: &str) -> Message {
         _ => Vec::new(),
     };
     let mut headers = message.headers.clone();
-    headers.push(header("residuald.omitted", limit_hit));
+    headers.push(header(OMITTED, limit_hit));
     Message {
         key: message.key.clone(),
         headers,

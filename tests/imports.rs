@@ -29,6 +29,7 @@ fn layer(module: &str) -> Option<Layer> {
         "batch" => Layer::Pure(3),
         "verdict" => Layer::Pure(4),
         "message" => Layer::Pure(5),
+        "dead_letter" => Layer::Pure(6),
         "dataset" | "evaluation" => Layer::Files,
         "onnx" | "kafka" | "http" => Layer::Edge,
         "config" | "metrics" | "shutdown" | "status" | "telemetry" => Layer::Support,

@@ -22,6 +22,14 @@ pub struct ConfigArguments {
 }
 
 impl ConfigArguments {
+    /// Only this file, and the environment over it.
+    pub fn file(path: PathBuf) -> ConfigArguments {
+        ConfigArguments {
+            config: Some(path),
+            set: Vec::new(),
+        }
+    }
+
     pub fn load(&self) -> Result<Config, Failure> {
         let file = self.config.clone().or_else(|| {
             let default = PathBuf::from(DEFAULT_FILE);

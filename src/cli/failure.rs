@@ -3,7 +3,10 @@
 use crate::bundle::{BundleError, RateTooFine};
 use crate::config::ConfigError;
 use crate::dataset;
+use crate::dead_letter::BadMarker;
 use crate::kafka::KafkaError;
+use crate::kafka::history::HistoryError;
+use crate::kafka::replay::ReplayError;
 use crate::onnx::{LoadError, RuntimeError, ScorerError};
 use crate::pipeline::PipelineError;
 
@@ -26,6 +29,10 @@ impl Failure {
             code,
             message: message.to_string(),
         }
+    }
+
+    pub fn usage(message: impl ToString) -> Failure {
+        Failure::new(USAGE, message)
     }
 
     pub fn data(message: impl ToString) -> Failure {
@@ -101,6 +108,35 @@ impl From<KafkaError> for Failure {
             _ => UNAVAILABLE,
         };
         Failure::new(code, e)
+    }
+}
+
+impl From<HistoryError> for Failure {
+    fn from(e: HistoryError) -> Self {
+        match e {
+            HistoryError::Kafka(e) => e.into(),
+            e @ (HistoryError::NoSuchPartition { .. } | HistoryError::Partitions { .. }) => {
+                Failure::usage(e)
+            }
+            e @ HistoryError::Deleted { .. } => Failure::data(e),
+            e @ HistoryError::OpenTransaction { .. } => Failure::new(UNAVAILABLE, e),
+        }
+    }
+}
+
+impl From<ReplayError> for Failure {
+    fn from(e: ReplayError) -> Self {
+        match e {
+            ReplayError::Kafka(e) => e.into(),
+            e @ ReplayError::Fenced { .. } => Failure::new(UNAVAILABLE, e),
+            e @ ReplayError::Refused { .. } => Failure::data(e),
+        }
+    }
+}
+
+impl From<BadMarker> for Failure {
+    fn from(e: BadMarker) -> Self {
+        Failure::data(e)
     }
 }
 

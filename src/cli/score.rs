@@ -2,32 +2,25 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
-use std::thread;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::json;
 
-use crate::batch::Batch;
 use crate::bundle::Calibration;
-use crate::config::{Inference, Provider};
 use crate::dataset;
 use crate::decode::JsonDecoder;
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
-use crate::onnx::Scorer;
-use crate::verdict::{Judge, Observation, Scored, ThresholdRule, Verdict};
+use crate::verdict::{Judge, Observation, Verdict};
 
 use super::failure::Failure;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
+use super::scoring::{BATCH, CHUNK, Highest, Scoring, all_cores};
+use super::threshold::{ThresholdArguments, default_rule};
 
-/// Rows decoded before they are shared out to the cores.
-const CHUNK: usize = 16_384;
-/// Rows a core scores at once.
-const BATCH: usize = 256;
 const REASONS: usize = 5;
-const DEFAULT_RATE: f64 = 0.001;
 
 /// Score a CSV, Parquet or NDJSON file; with labels also AUROC, average precision and the alert rate
 #[derive(clap::Args)]
@@ -46,9 +39,8 @@ pub struct Arguments {
     /// The label of a normal record; any other is an anomaly
     #[arg(long, value_name = "VALUE", default_value = "0", requires = "label")]
     normal: String,
-    /// Share of normal records that may be flagged; 0.001, or the finest that the bundle supports, if not given
-    #[arg(long, value_name = "RATE", value_parser = share)]
-    false_alarm_rate: Option<f64>,
+    #[command(flatten)]
+    threshold: ThresholdArguments,
     /// Write every verdict to this file, one JSON object a line; - is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -58,13 +50,6 @@ pub struct Arguments {
     /// One JSON object at the end instead of text
     #[arg(long)]
     json: bool,
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate < 1.0 => Ok(rate),
-        _ => Err("expected a number between 0 and 1".into()),
-    }
 }
 
 #[derive(Serialize)]
@@ -101,30 +86,23 @@ struct Line<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
-    let inference = Inference {
-        provider: Provider::Cpu,
-        fallback: false,
-        workers: thread::available_parallelism().map_or(1, usize::from),
-    };
-    let asked = arguments.false_alarm_rate;
-    let rule = move |calibration: &Calibration| {
-        let default = DEFAULT_RATE.max(calibration.finest_rate());
-        ThresholdRule::FalseAlarmRate(asked.unwrap_or(default))
-    };
-    let loaded = model::load(&arguments.bundle, &inference, BATCH, rule)?;
+    let asked = arguments.threshold.rule();
+    let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
+    let loaded = model::load(&arguments.bundle, &all_cores(), BATCH, rule)?;
     let options = dataset::Options {
         label: arguments.label.clone(),
         normal: arguments.normal.clone(),
         key: None,
     };
     let data = dataset::open(&arguments.file, &options)?;
-    let mut run = Run::new(loaded, out(arguments)?, arguments.top);
+    let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
     run.all(data, arguments)?;
     run.report(arguments, started)
 }
 
-fn out(arguments: &Arguments) -> Result<Option<Box<dyn Write>>, Failure> {
-    Ok(match arguments.out.as_deref() {
+/// The file of `--out`, if there is one.
+pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
+    Ok(match path {
         None => None,
         Some(path) if path.as_os_str() == "-" => Some(Box::new(std::io::stdout().lock())),
         Some(path) => {
@@ -138,16 +116,14 @@ fn out(arguments: &Arguments) -> Result<Option<Box<dyn Write>>, Failure> {
 struct Run {
     judge: Judge,
     decoder: JsonDecoder,
-    scorers: Vec<Scorer>,
-    width: usize,
+    scoring: Scoring,
     out: Option<Box<dyn Write>>,
-    top: usize,
     records: u64,
     dead_letters: usize,
     scores: Vec<f32>,
     labels: Vec<Option<bool>>,
-    /// Score, record number and reasons as text, the highest scores first.
-    highest: Vec<(f32, u64, String)>,
+    /// Record number and reasons as text.
+    highest: Highest<(u64, String)>,
     /// The chunk at hand: row-major rows and the records that they came from.
     rows: Vec<f32>,
     numbers: Vec<u64>,
@@ -158,16 +134,14 @@ impl Run {
         let features = loaded.bundle.features();
         Run {
             decoder: JsonDecoder::new(features),
-            width: features.len(),
+            scoring: Scoring::new(loaded.scorers, features.len()),
             judge: loaded.judge,
-            scorers: loaded.scorers,
             out,
-            top,
             records: 0,
             dead_letters: 0,
             scores: Vec::new(),
             labels: Vec::new(),
-            highest: Vec::new(),
+            highest: Highest::new(top),
             rows: Vec::new(),
             numbers: Vec::new(),
         }
@@ -204,64 +178,27 @@ impl Run {
     }
 
     fn score_chunk(&mut self) -> Result<(), Failure> {
-        let rows = std::mem::take(&mut self.rows);
-        let per_scorer = self.numbers.len().div_ceil(self.scorers.len()).max(1) * self.width;
-        let parts = thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .scorers
-                .iter_mut()
-                .zip(rows.chunks(per_scorer))
-                .map(|(scorer, rows)| {
-                    scope.spawn(move || {
-                        let mut part = Batch::default();
-                        scorer
-                            .score(
-                                rows,
-                                &mut part.scores,
-                                &mut part.residuals,
-                                &mut part.reconstructions,
-                            )
-                            .map(|()| part)
-                    })
-                })
-                .collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.collect::<Vec<_>>()
-        });
-        let first = self.scores.len();
-        for (part, rows) in parts.into_iter().zip(rows.chunks(per_scorer)) {
-            let part = part.map_err(|_| Failure::internal("a scoring thread panicked"))??;
-            self.judge_part(first, &part, rows)?;
-        }
-        // Back with its capacity.
-        self.rows = rows;
-        self.rows.clear();
-        self.numbers.clear();
-        Ok(())
-    }
-
-    fn judge_part(&mut self, first: usize, part: &Batch, rows: &[f32]) -> Result<(), Failure> {
-        for (i, &score) in part.scores.iter().enumerate() {
-            let columns = i * self.width..(i + 1) * self.width;
-            let record = self.numbers[self.scores.len() - first];
-            let label = self.labels[self.scores.len()];
-            self.scores.push(score);
-            let enters = self.highest.len() < self.top
-                || self
-                    .highest
-                    .last()
-                    .is_some_and(|(least, ..)| score > *least);
-            if self.out.is_none() && !enters {
-                continue;
+        let Run {
+            judge,
+            scoring,
+            out,
+            scores,
+            labels,
+            highest,
+            rows,
+            numbers,
+            ..
+        } = self;
+        scoring.score(rows, |i, scored| {
+            let (score, record) = (scored.score, numbers[i]);
+            let label = labels[scores.len()];
+            scores.push(score);
+            let enters = highest.takes(score);
+            if out.is_none() && !enters {
+                return Ok(());
             }
-            let scored = Scored {
-                score,
-                row: &rows[columns.clone()],
-                residual: &part.residuals[columns.clone()],
-                reconstruction: &part.reconstructions[columns],
-            };
-            let verdict = self.judge.judge(scored, REASONS);
-            if let Some(out) = &mut self.out {
+            let verdict = judge.judge(scored, REASONS);
+            if let Some(out) = out {
                 let line = Line {
                     record,
                     label,
@@ -270,13 +207,13 @@ impl Run {
                 serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
                 out.write_all(b"\n").map_err(Failure::data)?;
             }
-            if enters && self.top > 0 {
-                let entry = (score, record, reasons(&verdict));
-                let place = self.highest.partition_point(|(s, ..)| *s >= score);
-                self.highest.insert(place, entry);
-                self.highest.truncate(self.top);
+            if enters {
+                highest.insert(score, (record, reasons(&verdict)));
             }
-        }
+            Ok(())
+        })?;
+        rows.clear();
+        numbers.clear();
         Ok(())
     }
 
@@ -355,14 +292,14 @@ impl Run {
                 shown(labelled.at_threshold.recall)
             );
         }
-        for (score, record, reasons) in &self.highest {
+        for (score, (record, reasons)) in self.highest.iter() {
             println!("{score:>9.3}  record {record:<8} {reasons}");
         }
     }
 }
 
 /// The first reasons of a verdict in one line.
-fn reasons(verdict: &Verdict<'_>) -> String {
+pub fn reasons(verdict: &Verdict<'_>) -> String {
     let shown = verdict.relevant_attribution.iter().take(3).map(|a| {
         format!(
             "{} {} (expected {}) {:.0}%",

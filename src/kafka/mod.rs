@@ -5,6 +5,8 @@ pub mod embedded;
 mod assignment;
 mod hold;
 mod membership;
+pub mod history;
+pub mod replay;
 mod sink;
 mod source;
 mod transaction;

@@ -72,9 +72,19 @@ pub fn kafka_sh(dir: &Path, arguments: &[&str]) -> String {
 }
 
 impl Cluster {
+    /// Keeps its records whatever their timestamps: retention goes by these.
     pub fn create_topic(&self, name: &str, partitions: i32) {
         let partitions = partitions.to_string();
-        let create = ["topic", "create", name, "--partitions", &partitions];
+        let keep = "retention.ms=-1";
+        let create = [
+            "topic",
+            "create",
+            name,
+            "--partitions",
+            &partitions,
+            "--config",
+            keep,
+        ];
         kafka_sh(&self.dir, &create);
     }
 }

@@ -1,0 +1,376 @@
+//! `residuald backtest`: a range of a topic judged as the daemon would judge it, and nothing published.
+
+mod comparison;
+mod report;
+mod tally;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::batch::{Batch, TopicPartition};
+use crate::bundle::Calibration;
+use crate::config::{Config, Inference};
+use crate::decode::{JsonDecoder, Reason, RowError};
+use crate::kafka::history::{Bound, Ended, History, Range, Span};
+use crate::message::{Model, verdict_message};
+use crate::record::Record;
+use crate::shutdown::Shutdown;
+use crate::verdict::{Judge, ThresholdRule};
+
+use super::connection::{ConnectionArguments, progress_bar};
+use super::failure::Failure;
+use super::model;
+use super::produce::stop_on_ctrl_c;
+use super::score::{out, reasons};
+use super::scoring::{BATCH, CHUNK, Scoring, all_cores};
+use super::threshold::{ThresholdArguments, default_rule};
+use comparison::Comparison;
+use tally::{Covered, Tally};
+
+/// Features in the reason of a verdict, where no settings say how many.
+const ATTRIBUTIONS: usize = 5;
+
+/// Judge what a topic holds with any bundle: how many alerts a day, which, and what another bundle would say
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald backtest --topic payments --bundle models/payments --from -7d
+  residuald backtest --config residuald.toml --bundle models/next --against models/payments --from -24h
+  residuald backtest --topic payments --bundle models/payments --from 0:1000 --to 0:2000 --out verdicts.ndjson --json
+
+No group is joined, nothing is committed or published. Ids and scores are the daemon's, to the bit. The end is fixed at \
+the start; committed records are read (-X isolation.level=read_uncommitted for all). Alerts a day go by the records' own \
+timestamps, from an hour on. Memory: 8 bytes a record, with --against 28.")]
+pub struct Arguments {
+    /// The topic; that of --config, if it reads one, if not given
+    #[arg(long)]
+    topic: Option<String>,
+    /// The bundle to judge with; that of --config if not given
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Another bundle to judge the same records, side by side
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// First record: beginning, a time (2026-01-31T08:00:00Z, -24h, -7d), an offset, or partition:offset,…
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "beginning",
+        allow_hyphen_values = true
+    )]
+    from: Bound,
+    /// Where to end, the same way; not included
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "end",
+        allow_hyphen_values = true
+    )]
+    to: Bound,
+    #[command(flatten)]
+    connection: ConnectionArguments,
+    #[command(flatten)]
+    threshold: ThresholdArguments,
+    /// Write every verdict of --bundle to this file, a line each, as the daemon would publish it; - is standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How many of the most anomalous records, and of the most different, to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    top: usize,
+    /// One JSON object at the end instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    let connection = arguments.connection.load()?;
+    let config = connection.config.as_ref();
+    let topic = topic(arguments, config)?;
+    let bundle = arguments
+        .bundle
+        .clone()
+        .or_else(|| config.map(|config| config.model.bundle.clone()))
+        .ok_or_else(|| {
+            Failure::usage("give the bundle with --bundle, or settings with --config")
+        })?;
+    let stop = Shutdown::default();
+    stop_on_ctrl_c(&stop)?;
+    let side = |dir: &Path| Side::load(dir, arguments, config);
+    let mut run = Run {
+        first: side(&bundle)?,
+        second: arguments.against.as_deref().map(side).transpose()?,
+        comparison: Comparison::new(arguments.top),
+        covered: Covered::default(),
+        places: Vec::new(),
+        out: out(arguments.out.as_deref())?,
+        include_record: config.is_none_or(|config| config.output.include_record),
+        attributions: config.map_or(ATTRIBUTIONS, |config| config.output.attributions),
+        topic,
+    };
+    let range = Range {
+        from: arguments.from.clone(),
+        to: arguments.to.clone(),
+        now: Timestamp::now(),
+        all_committed: false,
+    };
+    let history = History::open(&connection.kafka, &run.topic, &range, &stop)?;
+    let notes = history.notes.clone();
+    for note in &notes {
+        eprintln!("{}: {note}", run.topic);
+    }
+    let spans = history.spans().clone();
+    let ended = run.all(history, arguments, &stop)?;
+    if run.covered.records == 0 && ended == Ended::Complete {
+        return Err(nothing(&run.topic, &spans));
+    }
+    report::print(&run, ended, &notes, started.elapsed(), arguments.json);
+    Ok(())
+}
+
+fn topic(arguments: &Arguments, config: Option<&Config>) -> Result<String, Failure> {
+    let configured = config.map_or(&[][..], |config| &config.kafka.topics);
+    match (&arguments.topic, configured) {
+        (Some(topic), _) => Ok(topic.clone()),
+        (None, [topic]) => Ok(topic.clone()),
+        (None, []) => Err(Failure::usage("give the topic with --topic")),
+        (None, several) => Err(Failure::usage(format!(
+            "the settings read {}: say which with --topic",
+            several.join(", ")
+        ))),
+    }
+}
+
+fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
+    let asked = spans
+        .iter()
+        .map(|(partition, span)| format!("{partition}:{} to {}", span.start, span.end));
+    Failure::data(format!(
+        "topic `{topic}` holds no records in that range, which is {}",
+        asked.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+/// One bundle and what it finds.
+struct Side {
+    dir: PathBuf,
+    judge: Judge,
+    model: Model,
+    decoder: JsonDecoder,
+    scoring: Scoring,
+    tally: Tally,
+    /// The records of the chunk that have a row, and their numbers in it.
+    batch: Batch,
+    numbers: Vec<usize>,
+    /// The chunk's scores, NaN where there is none.
+    scores: Vec<f32>,
+}
+
+impl Side {
+    fn load(dir: &Path, arguments: &Arguments, config: Option<&Config>) -> Result<Side, Failure> {
+        let inference = match config {
+            Some(config) => Inference {
+                workers: all_cores().workers,
+                ..config.inference.clone()
+            },
+            None => all_cores(),
+        };
+        let asked: Option<ThresholdRule> = arguments.threshold.rule();
+        let asked = asked.or(config.map(|config| config.threshold));
+        let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
+        let loaded = model::load(dir, &inference, BATCH, rule)?;
+        let features = loaded.bundle.features();
+        Ok(Side {
+            dir: dir.to_owned(),
+            decoder: JsonDecoder::new(features),
+            scoring: Scoring::new(loaded.scorers, features.len()),
+            tally: Tally::new(arguments.top),
+            judge: loaded.judge,
+            model: loaded.model,
+            batch: Batch::default(),
+            numbers: Vec::new(),
+            scores: Vec::new(),
+        })
+    }
+
+    /// Makes the record the chunk's next row, or says why it cannot be one.
+    fn take(&mut self, record: &Record<'_>, whole: bool) -> Result<(), RowError> {
+        let payload = record.payload.unwrap_or_default();
+        let number = self.scores.len();
+        self.scores.push(f32::NAN);
+        if let Err(error) = self.decoder.decode(payload, &mut self.batch.rows) {
+            self.tally.reject(error.reason);
+            return Err(error);
+        }
+        let kept = Record {
+            key: None,
+            headers: Vec::new(),
+            payload: record.payload.filter(|_| whole),
+            ..record.clone()
+        };
+        let from = TopicPartition {
+            topic: 0,
+            partition: record.partition,
+        };
+        self.batch.keep(&kept, from, Instant::now());
+        self.numbers.push(number);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.batch.clear();
+        self.numbers.clear();
+        self.scores.clear();
+    }
+}
+
+struct Run {
+    topic: String,
+    first: Side,
+    second: Option<Side>,
+    comparison: Comparison,
+    covered: Covered,
+    /// Partition and offset of the chunk's records.
+    places: Vec<(i32, i64)>,
+    out: Option<Box<dyn Write>>,
+    include_record: bool,
+    attributions: usize,
+}
+
+impl Run {
+    fn all(
+        &mut self,
+        history: History,
+        arguments: &Arguments,
+        stop: &Shutdown,
+    ) -> Result<Ended, Failure> {
+        let bar = progress_bar("judging", arguments.json);
+        bar.set_length(history.total());
+        let ended = history.read::<Failure>(stop, |record, progress| {
+            self.take(record)?;
+            if self.places.len() == CHUNK
+                || self
+                    .first
+                    .batch
+                    .is_due(CHUNK, Duration::MAX, Instant::now())
+            {
+                self.score_chunk()?;
+                bar.set_position(progress.done);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.score_chunk()?;
+        if let Some(out) = &mut self.out {
+            out.flush().map_err(Failure::data)?;
+        }
+        bar.finish_and_clear();
+        Ok(ended)
+    }
+
+    fn take(&mut self, record: &Record<'_>) -> Result<(), Failure> {
+        self.covered.take(record.timestamp_ms);
+        if record.payload.is_none_or(<[u8]>::is_empty) {
+            self.covered.tombstones += 1;
+            return Ok(());
+        }
+        self.places.push((record.partition, record.offset));
+        let whole = self.out.is_some() && self.include_record;
+        if let Err(error) = self.first.take(record, whole) {
+            self.write(&json!({
+                "source": record.source(), "reason": error.reason.as_str(), "error": error.detail,
+            }))?;
+        }
+        if let Some(second) = &mut self.second {
+            // Counted there; --out is about the first.
+            let _ = second.take(record, false);
+        }
+        Ok(())
+    }
+
+    fn score_chunk(&mut self) -> Result<(), Failure> {
+        let published = self.out.as_deref_mut().map(|out| Published {
+            out,
+            include_record: self.include_record,
+            attributions: self.attributions,
+        });
+        score(&mut self.first, &self.topic, published)?;
+        if let Some(second) = &mut self.second {
+            score(second, &self.topic, None)?;
+            for (i, &place) in self.places.iter().enumerate() {
+                let scores = [self.first.scores[i], second.scores[i]];
+                let thresholds = [self.first.judge.threshold, second.judge.threshold];
+                self.comparison.take(place, scores, thresholds);
+            }
+            second.clear();
+        }
+        self.first.clear();
+        self.places.clear();
+        Ok(())
+    }
+
+    fn write(&mut self, line: &serde_json::Value) -> Result<(), Failure> {
+        if let Some(out) = &mut self.out {
+            writeln!(out, "{line}").map_err(Failure::data)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where verdicts are written and with what in them.
+struct Published<'o> {
+    out: &'o mut dyn Write,
+    include_record: bool,
+    attributions: usize,
+}
+
+fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Result<(), Failure> {
+    let Side {
+        judge,
+        model,
+        scoring,
+        tally,
+        batch,
+        numbers,
+        scores,
+        ..
+    } = side;
+    let mut published = published;
+    let mut records = batch.records();
+    scoring.score(&batch.rows, |row, scored| {
+        let record = records.next().expect("a record a row");
+        let score = scored.score;
+        if !score.is_finite() {
+            tally.reject(Reason::Unscorable);
+            return Ok(());
+        }
+        scores[numbers[row]] = score;
+        let flagged = judge.is_anomaly(score);
+        tally.score(score, flagged, record.timestamp_ms);
+        if flagged {
+            tally.explain(&judge.judge(scored, usize::MAX));
+        }
+        if tally.highest.takes(score) {
+            let id = format!("{topic}-{}-{}", record.from.partition, record.offset);
+            let why = reasons(&judge.judge(scored, ATTRIBUTIONS));
+            tally.highest.insert(score, (id, why));
+        }
+        if let Some(Published {
+            out,
+            include_record,
+            attributions,
+        }) = &mut published
+        {
+            let verdict = judge.judge(scored, *attributions);
+            let message = verdict_message(model, topic, record, &verdict, *include_record);
+            out.write_all(&message.payload).map_err(Failure::data)?;
+            out.write_all(b"\n").map_err(Failure::data)?;
+        }
+        Ok(())
+    })
+}

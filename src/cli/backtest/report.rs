@@ -1,0 +1,242 @@
+//! What a backtest says at the end: text for a person, JSON for a script.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::kafka::history::Ended;
+
+use super::tally::Bin;
+use super::{Run, Side};
+
+/// Features shown.
+const FEATURES: usize = 5;
+/// Days shown; the JSON has them all.
+const DAYS: usize = 31;
+const BAR: usize = 40;
+/// Days that are enough to speak of alerts a day: an hour.
+const SHORTEST: f64 = 1.0 / 24.0;
+
+pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json: bool) {
+    if as_json {
+        println!("{}", whole(run, ended, notes, took));
+        return;
+    }
+    let covered = &run.covered;
+    let early = if ended == Ended::Early {
+        ", stopped early"
+    } else {
+        ""
+    };
+    println!(
+        "{}: {} records in {:.1} s, {} tombstones skipped{early}",
+        run.topic,
+        covered.records,
+        took.as_secs_f64(),
+        covered.tombstones
+    );
+    if let Some((first, last)) = covered.times {
+        let days = covered.days().unwrap_or_default();
+        println!("from {} to {}: {}", time(first), time(last), span(days));
+    }
+    side(run, &run.first);
+    if let Some(second) = &run.second {
+        side(run, second);
+        comparison(run, second);
+    }
+}
+
+fn side(run: &Run, side: &Side) {
+    let tally = &side.tally;
+    let rejected: u64 = tally.rejected.values().sum();
+    println!();
+    println!(
+        "{}: {} version {} ({}), flags a score above {:.4}",
+        side.dir.display(),
+        side.model.name,
+        side.model.version,
+        &side.model.sha256[..8],
+        side.judge.threshold
+    );
+    let reasons = tally
+        .rejected
+        .iter()
+        .map(|(reason, n)| format!("{reason} {n}"));
+    let reasons = reasons.collect::<Vec<_>>().join(", ");
+    let reasons = if rejected > 0 {
+        format!(": {reasons}")
+    } else {
+        reasons
+    };
+    println!(
+        "  {} scored, {rejected} cannot be{reasons}",
+        tally.scores.len()
+    );
+    if tally.scores.is_empty() {
+        return;
+    }
+    let a_day = alerts_a_day(run, side);
+    println!(
+        "  {} alerts, {} a day, {:.3}% of the scored",
+        tally.alerts,
+        a_day.map_or("too short a time to say how many".into(), |n| format!(
+            "{n:.1}"
+        )),
+        100.0 * tally.alerts as f64 / tally.scores.len() as f64
+    );
+    let quantiles = tally.quantiles();
+    let quantiles = quantiles.iter().map(|q| {
+        let level = format!("{:.2}", q.level * 100.0);
+        let level = level.trim_end_matches('0').trim_end_matches('.');
+        format!("{level}% {:.2}", q.score / side.judge.threshold)
+    });
+    println!(
+        "  score over threshold, at most: {}",
+        quantiles.collect::<Vec<_>>().join(", ")
+    );
+    histogram(&tally.histogram(side.judge.threshold));
+    if tally.alerts > 0 {
+        println!("  why records are flagged: first reason of, and share of the residual");
+        for feature in tally.features(FEATURES) {
+            println!(
+                "    {:<24} {:>7} {:>5.1}%",
+                feature.feature,
+                feature.first,
+                100.0 * feature.share
+            );
+        }
+    }
+    if tally.days.len() > 1 {
+        let left_out = tally.days.len().saturating_sub(DAYS);
+        println!("  day           records   alerts");
+        for (day, (records, alerts)) in tally.days.iter().skip(left_out) {
+            println!("  {day}  {records:>9} {alerts:>8}");
+        }
+        if left_out > 0 {
+            println!("  and {left_out} days before");
+        }
+    }
+    for (score, (id, why)) in tally.highest.iter() {
+        let grade = score / side.judge.threshold;
+        println!("  {grade:>6.2}  {id}  {why}");
+    }
+}
+
+/// Bars by the logarithm: the few that are flagged are what one wants to see.
+fn histogram(bins: &[Bin]) {
+    let length = |records: u64| (records as f64 + 1.0).log2();
+    let longest = bins
+        .iter()
+        .map(|bin| length(bin.records))
+        .fold(1.0, f64::max);
+    for (i, bin) in bins.iter().enumerate() {
+        let to = bins
+            .get(i + 1)
+            .map_or("up".into(), |next| format!("{:.2}", next.from));
+        let bar = (length(bin.records) / longest * BAR as f64).ceil() as usize;
+        let mark = if bin.from >= 1.0 { "!" } else { "=" };
+        let line = format!(
+            "    {:>4.2} to {to:>4} {:>9} {}",
+            bin.from,
+            bin.records,
+            mark.repeat(bar)
+        );
+        println!("{}", line.trim_end());
+    }
+}
+
+fn comparison(run: &Run, second: &Side) {
+    let compared = run.comparison.compared();
+    let (a, b) = (run.first.dir.display(), second.dir.display());
+    println!();
+    println!(
+        "{} records judged by both, {} by one only",
+        compared.records, compared.scored_by_one_only
+    );
+    println!("  {:>9} flagged by both", compared.flagged_by_both);
+    println!("  {:>9} only by {a}", compared.only_by_bundle);
+    println!("  {:>9} only by {b}", compared.only_by_against);
+    println!("  {:>9} by neither", compared.by_neither);
+    if let Some(spearman) = compared.spearman {
+        println!("  rank correlation of the scores (Spearman): {spearman:.4}");
+    }
+    if !compared.most_different.is_empty() {
+        println!("  most different, score over threshold by {a} and by {b}");
+    }
+    for pair in compared.most_different {
+        let [first, second] = pair.grades;
+        println!(
+            "  {first:>6.2} {second:>6.2}  {}-{}-{}",
+            run.topic, pair.partition, pair.offset
+        );
+    }
+}
+
+fn whole(run: &Run, ended: Ended, notes: &[String], took: Duration) -> Value {
+    let covered = &run.covered;
+    json!({
+        "topic": run.topic,
+        "complete": ended == Ended::Complete,
+        "notes": notes,
+        "records": covered.records,
+        "skipped_tombstones": covered.tombstones,
+        "oldest": covered.times.map(|(first, _)| time(first)),
+        "youngest": covered.times.map(|(_, last)| time(last)),
+        "days": covered.days(),
+        "seconds": took.as_secs_f64(),
+        "bundle": one(run, &run.first),
+        "against": run.second.as_ref().map(|second| one(run, second)),
+        "comparison": run.second.as_ref().map(|_| run.comparison.compared()),
+    })
+}
+
+fn one(run: &Run, side: &Side) -> Value {
+    let tally = &side.tally;
+    let days = tally.days.iter();
+    let days: Vec<Value> = days
+        .map(|(day, (records, alerts))| json!({"day": day.to_string(), "records": records, "alerts": alerts}))
+        .collect();
+    let highest = tally.highest.iter();
+    let highest: Vec<Value> = highest
+        .map(|(score, (record, why))| json!({"record": record, "anomaly_score": score, "why": why}))
+        .collect();
+    json!({
+        "dir": side.dir,
+        "model": side.model,
+        "threshold": side.judge.threshold,
+        "scored": tally.scores.len(),
+        "cannot_be_scored": tally.rejected,
+        "alerts": tally.alerts,
+        "alerts_per_day": alerts_a_day(run, side),
+        "alert_rate": tally.alerts as f64 / tally.scores.len().max(1) as f64,
+        "quantiles": tally.quantiles(),
+        "histogram": tally.histogram(side.judge.threshold),
+        "features": tally.features(usize::MAX),
+        "by_day": days,
+        "highest": highest,
+    })
+}
+
+fn alerts_a_day(run: &Run, side: &Side) -> Option<f64> {
+    let days = run.covered.days().filter(|days| *days >= SHORTEST)?;
+    Some(side.tally.alerts as f64 / days)
+}
+
+fn span(days: f64) -> String {
+    match days {
+        days if days >= 2.0 => format!("{days:.1} days"),
+        days if days >= 2.0 / 24.0 => format!("{:.1} hours", days * 24.0),
+        days if days >= 2.0 / 24.0 / 60.0 => format!("{:.1} minutes", days * 24.0 * 60.0),
+        days => format!("{:.1} seconds", days * 24.0 * 3600.0),
+    }
+}
+
+/// Milliseconds since the epoch as RFC 3339.
+fn time(timestamp_ms: i64) -> String {
+    let time = Timestamp::from_millisecond(timestamp_ms);
+    time.map_or_else(
+        |_| format!("{timestamp_ms} ms"),
+        |time| format!("{time:.0}"),
+    )
+}

@@ -1,0 +1,205 @@
+//! What a bundle finds in a range, counted.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use crate::decode::Reason;
+use crate::verdict::Verdict;
+
+use super::super::scoring::Highest;
+
+const DAY_MS: f64 = 86_400_000.0;
+
+/// Edges of the histogram, in multiples of the threshold.
+const EDGES: [f32; 9] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0];
+const LEVELS: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0];
+
+/// What was read, whatever became of it.
+#[derive(Default)]
+pub struct Covered {
+    pub records: u64,
+    pub tombstones: u64,
+    /// Of the oldest and the youngest record, milliseconds since the epoch.
+    pub times: Option<(i64, i64)>,
+}
+
+impl Covered {
+    pub fn take(&mut self, timestamp_ms: Option<i64>) {
+        self.records += 1;
+        if let Some(at) = timestamp_ms {
+            let (first, last) = self.times.unwrap_or((at, at));
+            self.times = Some((first.min(at), last.max(at)));
+        }
+    }
+
+    /// From the oldest record to the youngest; `None` without two that differ.
+    pub fn days(&self) -> Option<f64> {
+        let (first, last) = self.times?;
+        (last > first).then(|| (last as f64 - first as f64) / DAY_MS)
+    }
+}
+
+pub struct Tally {
+    pub scores: Vec<f32>,
+    pub alerts: u64,
+    pub rejected: BTreeMap<&'static str, u64>,
+    /// Scored records and alerts of each day, UTC.
+    pub days: BTreeMap<Date, (u64, u64)>,
+    features: BTreeMap<String, (u64, f64)>,
+    /// Id and reasons.
+    pub highest: Highest<(String, String)>,
+}
+
+/// How much a feature has to do with what was flagged.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Feature {
+    pub feature: String,
+    /// Flagged records of which it is the first reason.
+    pub first: u64,
+    /// Its mean share of the residual of a flagged record.
+    pub share: f64,
+}
+
+/// Scored records with a score from `from` on, in multiples of the threshold, to the next bin's.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Bin {
+    pub from: f32,
+    pub records: u64,
+}
+
+/// A share of the records, and the score that they do not exceed.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Quantile {
+    pub level: f64,
+    pub score: f32,
+}
+
+impl Tally {
+    pub fn new(top: usize) -> Tally {
+        Tally {
+            scores: Vec::new(),
+            alerts: 0,
+            rejected: BTreeMap::new(),
+            days: BTreeMap::new(),
+            features: BTreeMap::new(),
+            highest: Highest::new(top),
+        }
+    }
+
+    pub fn reject(&mut self, reason: Reason) {
+        *self.rejected.entry(reason.as_str()).or_default() += 1;
+    }
+
+    pub fn score(&mut self, score: f32, flagged: bool, timestamp_ms: Option<i64>) {
+        self.scores.push(score);
+        self.alerts += u64::from(flagged);
+        let at = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        if let Some(at) = at {
+            let day = self.days.entry(at.to_zoned(TimeZone::UTC).date());
+            let (records, alerts) = day.or_default();
+            *records += 1;
+            *alerts += u64::from(flagged);
+        }
+    }
+
+    /// Takes note of why a record was flagged, given the verdict with all its features.
+    pub fn explain(&mut self, verdict: &Verdict<'_>) {
+        for (place, reason) in verdict.relevant_attribution.iter().enumerate() {
+            if !self.features.contains_key(reason.feature) {
+                self.features.insert(reason.feature.to_owned(), (0, 0.0));
+            }
+            let (first, share) = self.features.get_mut(reason.feature).expect("inserted");
+            *first += u64::from(place == 0);
+            *share += f64::from(reason.share);
+        }
+    }
+
+    /// The features that have most to do with what was flagged.
+    pub fn features(&self, most: usize) -> Vec<Feature> {
+        let features = self
+            .features
+            .iter()
+            .map(|(feature, &(first, share))| Feature {
+                feature: feature.clone(),
+                first,
+                share: share / self.alerts as f64,
+            });
+        let mut features: Vec<Feature> = features.collect();
+        features.sort_by(|a, b| b.share.total_cmp(&a.share));
+        features.truncate(most);
+        features
+    }
+
+    /// By nearest rank; empty without scores.
+    pub fn quantiles(&self) -> Vec<Quantile> {
+        let mut sorted = self.scores.clone();
+        sorted.sort_unstable_by(f32::total_cmp);
+        let at = |level: f64| {
+            let rank = (level * sorted.len() as f64).ceil() as usize;
+            let score = *sorted.get(rank.max(1) - 1)?;
+            Some(Quantile { level, score })
+        };
+        LEVELS.iter().filter_map(|&level| at(level)).collect()
+    }
+
+    pub fn histogram(&self, threshold: f32) -> Vec<Bin> {
+        let bin = |&from| Bin { from, records: 0 };
+        let mut bins: Vec<Bin> = EDGES.iter().map(bin).collect();
+        for &score in &self.scores {
+            let grade = score / threshold;
+            // A score at the threshold is not over it, and so on.
+            let above = EDGES.iter().filter(|&&edge| grade > edge).count();
+            bins[above.max(1) - 1].records += 1;
+        }
+        bins
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+
+    #[test]
+    fn days_are_those_of_the_records() {
+        let mut covered = Covered::default();
+        assert_eq!(covered.days(), None);
+        for at in [Some(5 * DAY), Some(3 * DAY), None, Some(5 * DAY + DAY / 2)] {
+            covered.take(at);
+        }
+        assert_eq!((covered.records, covered.days()), (4, Some(2.5)));
+        let mut tally = Tally::new(0);
+        tally.score(0.1, false, Some(DAY - 1));
+        tally.score(0.1, true, Some(DAY));
+        tally.score(0.1, true, None);
+        tally.score(0.1, true, Some(i64::MAX));
+        let day = |d| Date::new(1970, 1, d).unwrap();
+        assert_eq!(tally.days, [(day(1), (1, 0)), (day(2), (1, 1))].into());
+        assert_eq!(tally.alerts, 3);
+    }
+
+    #[test]
+    fn quantiles_by_nearest_rank() {
+        let mut tally = Tally::new(0);
+        assert_eq!(tally.quantiles(), []);
+        tally.scores = (1..=1000).rev().map(|i| i as f32).collect();
+        let scores: Vec<f32> = tally.quantiles().iter().map(|q| q.score).collect();
+        assert_eq!(scores, [500.0, 900.0, 990.0, 999.0, 1000.0, 1000.0]);
+    }
+
+    #[test]
+    fn the_histogram_breaks_at_the_threshold_as_the_verdict_does() {
+        let mut tally = Tally::new(0);
+        tally.scores = vec![0.0, 0.5, 2.0, 2.0001, 100.0];
+        let bins = tally.histogram(2.0);
+        let filled: Vec<_> = bins.iter().filter(|b| b.records > 0).collect();
+        let expected = [(0.0, 2), (0.75, 1), (1.0, 1), (8.0, 1)];
+        let filled: Vec<_> = filled.iter().map(|b| (b.from, b.records)).collect();
+        assert_eq!(filled, expected);
+    }
+}

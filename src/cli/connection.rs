@@ -1,0 +1,72 @@
+//! What verbs that read a topic share: a connection by flags or by a daemon's settings, and a progress bar.
+
+use std::path::PathBuf;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry};
+use crate::telemetry;
+
+use super::config::ConfigArguments;
+use super::failure::Failure;
+use super::feed::kafka_settings;
+
+const DEFAULT_BROKERS: &str = "localhost:9092";
+
+#[derive(clap::Args)]
+pub struct ConnectionArguments {
+    /// Bootstrap servers; those of --config or localhost:9092 if not given
+    #[arg(long)]
+    brokers: Option<String>,
+    /// A librdkafka setting; may be given several times
+    #[arg(short = 'X', value_name = "NAME=VALUE")]
+    client: Vec<String>,
+    /// A daemon's settings as TOML: its connection, secrets included, and what else they say
+    #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// Where to connect, and the daemon's settings if they were given.
+pub struct Connection {
+    pub kafka: config::Kafka,
+    pub config: Option<Config>,
+}
+
+impl ConnectionArguments {
+    /// Starts logging, of errors only, and reads the settings.
+    pub fn load(&self) -> Result<Connection, Failure> {
+        telemetry::init(&Telemetry {
+            log_level: "error".into(),
+            log_format: LogFormat::Text,
+        });
+        let config = self.config.clone().map(ConfigArguments::file);
+        let config = config.map(|arguments| arguments.load()).transpose()?;
+        let mut kafka = config.as_ref().map_or_else(
+            || kafka_settings(DEFAULT_BROKERS, ClientSettings::default()),
+            |config| config.kafka.clone(),
+        );
+        if let Some(brokers) = &self.brokers {
+            kafka.brokers.clone_from(brokers);
+        }
+        for setting in &self.client {
+            let (name, value) = setting
+                .split_once('=')
+                .ok_or_else(|| Failure::usage(format!("-X {setting}: expected NAME=VALUE")))?;
+            // Over what --config says for one client.
+            for settings in [&mut kafka.client, &mut kafka.consumer, &mut kafka.producer] {
+                settings.set(name, value);
+            }
+        }
+        Ok(Connection { kafka, config })
+    }
+}
+
+/// A bar over the offsets of a range; hidden where nobody looks.
+pub fn progress_bar(what: &'static str, hidden: bool) -> ProgressBar {
+    if hidden {
+        return ProgressBar::hidden();
+    }
+    let template = "{msg} {bar:40} {human_pos}/{human_len} {elapsed}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("a valid template");
+    ProgressBar::new(0).with_style(style).with_message(what)
+}

@@ -1,0 +1,229 @@
+//! `residuald dead-letters`: what could not be scored, listed, and sent back once it can.
+
+mod list;
+mod replay;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use clap::Subcommand;
+use indicatif::ProgressBar;
+use jiff::Timestamp;
+
+use crate::config;
+use crate::dead_letter::{Entry, Filter, Ledger, Letter, Obstacle, Places};
+use crate::kafka::history::{Bound, Ended, History, Range};
+use crate::record::Record;
+use crate::shutdown::Shutdown;
+
+use super::connection::{Connection, ConnectionArguments};
+use super::failure::Failure;
+
+/// List the records that could not be scored, and send them back once they can
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald dead-letters list --from -24h
+  residuald dead-letters replay --reason missing --dry-run")]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    List(list::Arguments),
+    Replay(replay::Arguments),
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    match &arguments.verb {
+        Verb::List(arguments) => list::run(arguments),
+        Verb::Replay(arguments) => replay::run(arguments),
+    }
+}
+
+/// Which letters.
+#[derive(clap::Args)]
+struct Selection {
+    /// The dead letter topic; that of --config or dead-letters if not given
+    #[arg(long)]
+    topic: Option<String>,
+    /// Only letters with one of these reasons, for instance missing,malformed
+    #[arg(long, value_name = "REASON", value_delimiter = ',')]
+    reason: Vec<String>,
+    /// First letter: beginning, a time (2026-01-31T08:00:00Z, -24h, -7d) of the record that failed, an offset, or
+    /// partition:offset,…
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "beginning",
+        allow_hyphen_values = true
+    )]
+    from: Bound,
+    /// Where to end, the same way; not included
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "end",
+        allow_hyphen_values = true
+    )]
+    to: Bound,
+    #[command(flatten)]
+    connection: ConnectionArguments,
+}
+
+/// The letters of a topic that are meant, and what became of them so far.
+struct Survey {
+    kafka: config::Kafka,
+    topic: String,
+    filter: Filter,
+    /// The letters that match.
+    places: Places,
+    /// How many of them, by reason and by the topic that they came from.
+    kinds: BTreeMap<(String, String), u64>,
+    /// Those that can go somewhere.
+    wanted: Ledger,
+    /// Why others cannot.
+    obstacles: BTreeMap<Obstacle, u64>,
+    /// What the markers tell, of any letter and target.
+    replayed: Ledger,
+    notes: Vec<String>,
+    ended: Ended,
+}
+
+const UNKNOWN: &str = "(unknown)";
+
+impl Selection {
+    fn load(&self) -> Result<(Connection, String), Failure> {
+        let connection = self.connection.load()?;
+        let configured = connection.config.as_ref();
+        let configured = configured.map(|c| c.output.dead_letter_topic.clone());
+        let topic = self.topic.clone().or(configured);
+        Ok((connection, topic.unwrap_or_else(|| "dead-letters".into())))
+    }
+
+    fn range(&self) -> Range {
+        Range {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            now: Timestamp::now(),
+            all_committed: false,
+        }
+    }
+
+    /// Reads the letters and all that comes after them: the markers of a letter lie behind it.
+    fn survey(
+        &self,
+        kafka: &config::Kafka,
+        topic: &str,
+        filter: Filter,
+        bar: &ProgressBar,
+        stop: &Shutdown,
+    ) -> Result<Survey, Failure> {
+        let letters = History::open(kafka, topic, &self.range(), stop)?;
+        let spans = letters.spans().clone();
+        let starts = spans.iter().map(|(&p, span)| (p, span.start));
+        let range = Range {
+            from: Bound::Offsets(starts.collect()),
+            to: Bound::End,
+            now: Timestamp::now(),
+            all_committed: true,
+        };
+        let mut survey = Survey {
+            kafka: kafka.clone(),
+            topic: topic.to_owned(),
+            filter,
+            places: Places::default(),
+            kinds: BTreeMap::new(),
+            wanted: Ledger::default(),
+            obstacles: BTreeMap::new(),
+            replayed: Ledger::default(),
+            notes: letters.notes,
+            ended: Ended::Complete,
+        };
+        let history = History::open(kafka, topic, &range, stop)?;
+        bar.set_length(history.total());
+        survey.ended = history.read::<Failure>(stop, |record, progress| {
+            bar.set_position(progress.done);
+            match Entry::of(record)? {
+                Entry::Marker(marker) => survey.replayed.mark(record.partition, &marker),
+                Entry::Letter(letter) if record.offset < spans[&record.partition].end => {
+                    survey.take(record, &letter);
+                }
+                Entry::Letter(_) => {}
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(survey)
+    }
+}
+
+impl Survey {
+    fn take(&mut self, record: &Record<'_>, letter: &Letter<'_>) {
+        if !self.filter.matches(letter) {
+            return;
+        }
+        let name = |name: &Option<_>| name.as_deref().unwrap_or(UNKNOWN).to_owned();
+        let kind = (name(&letter.reason), name(&letter.topic));
+        *self.kinds.entry(kind).or_default() += 1;
+        self.places.add(record.partition, record.offset);
+        match self.filter.target(letter, &self.topic) {
+            Ok(to) => self.wanted.add(to, record.partition, record.offset),
+            Err(obstacle) => *self.obstacles.entry(obstacle).or_default() += 1,
+        }
+    }
+
+    /// Reads the letters at `places` again.
+    fn reread(
+        &self,
+        places: &Places,
+        stop: &Shutdown,
+        mut each: impl FnMut(&Record<'_>, &Letter<'_>) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<Ended, Failure> {
+        let ends = places.ends();
+        if ends.is_empty() {
+            return Ok(Ended::Complete);
+        }
+        let range = Range {
+            from: Bound::Offsets(ends.iter().map(|(&p, ends)| (p, ends.0)).collect()),
+            to: Bound::Offsets(ends.iter().map(|(&p, ends)| (p, ends.1)).collect()),
+            now: Timestamp::now(),
+            all_committed: false,
+        };
+        let history = History::open(&self.kafka, &self.topic, &range, stop)?;
+        history.read(stop, |record, _| match Entry::of(record)? {
+            Entry::Letter(letter) if places.contains(record.partition, record.offset) => {
+                each(record, &letter)
+            }
+            _ => Ok(ControlFlow::Continue(())),
+        })
+    }
+}
+
+/// What the headers of foreign records say must not steer a terminal.
+fn shown(text: &str) -> String {
+    let visible = |c: char| match c {
+        c if c.is_control() => c.escape_default().collect::<String>(),
+        // Marks that turn the direction of writing.
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => c.escape_unicode().collect(),
+        c => c.to_string(),
+    };
+    text.chars().map(visible).collect()
+}
+
+/// Milliseconds since the epoch for a person.
+fn time(timestamp_ms: Option<i64>) -> String {
+    let time = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_cannot_steer_a_terminal() {
+        assert_eq!(shown("a\u{1b}[2Jb\n\u{202e}ü"), "a\\u{1b}[2Jb\\n\\u{202e}ü");
+    }
+}

@@ -1,0 +1,186 @@
+//! `residuald dead-letters list`.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+
+use serde_json::json;
+
+use crate::dead_letter::{Filter, Ledger, Letter};
+use crate::kafka::history::Ended;
+use crate::record::Record;
+use crate::shutdown::Shutdown;
+
+use super::super::connection::progress_bar;
+use super::super::failure::Failure;
+use super::super::produce::stop_on_ctrl_c;
+use super::{Selection, Survey, shown, time};
+
+/// List dead letters: where each lies, where it came from, when, why, and whether it was replayed
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald dead-letters list --config residuald.toml
+  residuald dead-letters list --brokers kafka:9092 --reason malformed --from -24h --limit 5 --payload
+  residuald dead-letters list --json | jq -r .message
+
+A letter is named by the partition and offset where it lies, which --from and --to take. Nothing is changed or \
+committed. Transactions that are open in the topic are waited for: they may hold the note that a letter was replayed.")]
+pub struct Arguments {
+    #[command(flatten)]
+    selection: Selection,
+    /// Show this many letters at most; all are counted
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Show the values, too
+    #[arg(long)]
+    payload: bool,
+    /// One JSON object a letter and a line, at last one with the counts
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (connection, topic) = arguments.selection.load()?;
+    let stop = Shutdown::default();
+    stop_on_ctrl_c(&stop)?;
+    let filter = Filter {
+        reasons: arguments.selection.reason.clone(),
+        to_topic: None,
+    };
+    let bar = progress_bar("reading", arguments.json);
+    let selection = &arguments.selection;
+    let survey = selection.survey(&connection.kafka, &topic, filter, &bar, &stop)?;
+    bar.finish_and_clear();
+    for note in &survey.notes {
+        eprintln!("{topic}: {note}");
+    }
+    print(arguments, &survey, &stop)
+}
+
+fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let mut left = arguments.limit.unwrap_or(u64::MAX);
+    let mut ended = survey.ended;
+    if left > 0 && ended == Ended::Complete {
+        ended = survey.reread(&survey.places, stop, |record, letter| {
+            line(arguments, &survey.replayed, record, letter, &mut out).map_err(Failure::data)?;
+            left -= 1;
+            Ok(match left {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+        })?;
+    }
+    summary(
+        arguments,
+        survey,
+        ended == Ended::Early && left > 0,
+        &mut out,
+    )
+    .map_err(Failure::data)
+}
+
+fn line(
+    arguments: &Arguments,
+    replayed: &Ledger,
+    record: &Record<'_>,
+    letter: &Letter<'_>,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let replayed = replayed.topics_of(record.partition, record.offset);
+    if arguments.json {
+        return json_line(arguments.payload, &replayed, record, letter, out);
+    }
+    let place = format!("{}:{}", record.partition, record.offset);
+    let number = |number: Option<i64>| number.map_or("?".to_owned(), |n| n.to_string());
+    let from = match &letter.topic {
+        Some(topic) => format!(
+            "{} {}:{}",
+            shown(topic),
+            number(letter.partition.map(i64::from)),
+            number(letter.offset)
+        ),
+        None => "(source unknown)".to_owned(),
+    };
+    write!(
+        out,
+        "{place:<12} {}  {:<12} {from}  {}",
+        time(record.timestamp_ms),
+        shown(letter.reason.as_deref().unwrap_or("-")),
+        shown(letter.message.as_deref().unwrap_or("-")),
+    )?;
+    if letter.omitted {
+        write!(out, "  (value left out: too large)")?;
+    }
+    if !replayed.is_empty() {
+        write!(out, "  (replayed to {})", replayed.join(", "))?;
+    }
+    writeln!(out)?;
+    if arguments.payload {
+        let value = record.payload.map(String::from_utf8_lossy);
+        writeln!(out, "    {}", value.map_or("null".into(), |v| shown(&v)))?;
+    }
+    Ok(())
+}
+
+fn json_line(
+    payload: bool,
+    replayed: &[&str],
+    record: &Record<'_>,
+    letter: &Letter<'_>,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let mut line = json!({
+        "partition": record.partition,
+        "offset": record.offset,
+        "time": record.timestamp_ms.map(|ms| time(Some(ms))),
+        "source": {"topic": letter.topic, "partition": letter.partition, "offset": letter.offset},
+        "reason": letter.reason,
+        "message": letter.message,
+        "value_omitted": letter.omitted,
+        "replayed_to": replayed,
+    });
+    if payload {
+        match record.payload.map(std::str::from_utf8) {
+            None => line["value"] = serde_json::Value::Null,
+            Some(Ok(text)) => line["value"] = text.into(),
+            Some(Err(_)) => {
+                let bytes = record.payload.unwrap_or_default().iter();
+                let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+                line["value_hex"] = hex.into();
+            }
+        }
+    }
+    writeln!(out, "{line}")
+}
+
+fn summary(
+    arguments: &Arguments,
+    survey: &Survey,
+    stopped: bool,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let letters = survey.places.count();
+    let replayed = letters - survey.places.without(&survey.replayed.places()).count();
+    if arguments.json {
+        let by = survey.kinds.iter();
+        let by: Vec<_> = by
+            .map(|((reason, topic), count)| json!({"reason": reason, "source_topic": topic, "letters": count}))
+            .collect();
+        let line = json!({
+            "letters": letters, "replayed": replayed, "by": by, "complete": !stopped, "notes": survey.notes,
+        });
+        return writeln!(out, "{line}");
+    }
+    let early = if stopped { ", stopped early" } else { "" };
+    writeln!(out, "{letters} letters, {replayed} of them replayed{early}")?;
+    for ((reason, topic), count) in &survey.kinds {
+        writeln!(
+            out,
+            "{count:>9}  {:<12} from {}",
+            shown(reason),
+            shown(topic)
+        )?;
+    }
+    Ok(())
+}

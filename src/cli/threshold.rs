@@ -1,0 +1,61 @@
+//! Where the line is, as flags: the same rules as in `[threshold]`.
+
+use crate::bundle::Calibration;
+use crate::verdict::ThresholdRule;
+
+use super::produce::positive;
+
+const DEFAULT_RATE: f64 = 0.001;
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct ThresholdArguments {
+    /// Share of normal records that may be flagged; 0.001, or the finest that the bundle supports, if nothing is given
+    #[arg(long, value_name = "RATE", value_parser = share, group = "threshold")]
+    false_alarm_rate: Option<f64>,
+    /// False alarms a day, at --records-per-day
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = positive,
+        group = "threshold",
+        requires = "records_per_day"
+    )]
+    alerts_per_day: Option<f64>,
+    /// The expected number of records a day
+    #[arg(long, value_name = "N", value_parser = positive, requires = "alerts_per_day")]
+    records_per_day: Option<f64>,
+    /// Calibration quantile: 0.999 is a false-alarm rate of 0.001
+    #[arg(long, value_name = "LEVEL", value_parser = share, group = "threshold")]
+    quantile: Option<f64>,
+    /// The score itself, above which a record is flagged
+    #[arg(long, value_name = "SCORE", value_parser = positive, group = "threshold")]
+    score: Option<f64>,
+}
+
+impl ThresholdArguments {
+    /// What the flags say, if they say anything.
+    pub fn rule(&self) -> Option<ThresholdRule> {
+        let alerts = self.alerts_per_day.zip(self.records_per_day);
+        let alerts = alerts.map(|(alerts, records_per_day)| ThresholdRule::AlertsPerDay {
+            alerts,
+            records_per_day,
+        });
+        self.false_alarm_rate
+            .map(ThresholdRule::FalseAlarmRate)
+            .or(alerts)
+            .or(self.quantile.map(ThresholdRule::Quantile))
+            .or(self.score.map(|score| ThresholdRule::Score(score as f32)))
+    }
+}
+
+/// A false-alarm rate that every bundle supports, if nobody says otherwise.
+pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
+    ThresholdRule::FalseAlarmRate(DEFAULT_RATE.max(calibration.finest_rate()))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate < 1.0 => Ok(rate),
+        _ => Err("expected a number between 0 and 1".into()),
+    }
+}
