@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use residuald::batch::{Batch, TopicPartition};
 use residuald::config::{Inference, Provider};
 use residuald::dataset;
-use residuald::decode::JsonDecoder;
+use residuald::decode::{Input, JsonDecoder};
 use residuald::message::{Model, verdict_message};
 use residuald::onnx;
 use residuald::record::Record;
@@ -115,7 +115,9 @@ fn parts(criterion: &mut Criterion) {
                 },
                 5,
             );
-            black_box(verdict_message(&model, "payments", kept, &verdict, true));
+            let json = Input::Json.to_json(kept.payload);
+            let json = json.as_deref();
+            black_box(verdict_message(&model, "payments", kept, &verdict, json));
         });
     });
 }

@@ -8,6 +8,7 @@ mod daemon;
 mod demo;
 mod feed;
 mod failure;
+mod input;
 mod model;
 mod produce;
 mod run;

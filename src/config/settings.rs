@@ -26,6 +26,22 @@ impl fmt::Debug for ClientSettings {
     }
 }
 
+/// A text that nothing shows.
+#[derive(Clone, PartialEq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// One setting as it is in force.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Effective {
@@ -114,6 +130,23 @@ impl Settings {
             Err(_) => {
                 self.wrong(key, &value, "a text");
                 Some(String::new())
+            }
+        }
+    }
+
+    /// A text, or `{ env = … }` or `{ file = … }`; never shown. An empty text counts as not set.
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let value = self.get(key)?;
+        self.effective.retain(|e| e.key != key);
+        match resolve(&value) {
+            Ok((text, _)) if text.is_empty() => None,
+            Ok((text, _)) => {
+                self.show(key, "\"***\"".to_owned(), origin(&value));
+                Some(Secret(text))
+            }
+            Err(problem) => {
+                self.problem(format!("{key}: {problem}"));
+                None
             }
         }
     }

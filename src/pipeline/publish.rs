@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 use super::PipelineError;
 use crate::batch::{Batch, DeadLetter, Kept};
 use crate::config;
-use crate::decode::{Reason, RowError};
+use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, SendError, Sink};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
 use crate::metrics::{Metrics, SKIP_TOMBSTONE};
@@ -23,6 +23,8 @@ pub struct Publisher {
     sink: Sink,
     judge: Judge,
     model: Model,
+    /// Says records in JSON.
+    input: Input,
     output: config::Output,
     /// Names by [`crate::batch::TopicPartition::topic`].
     topics: Vec<String>,
@@ -55,6 +57,7 @@ impl Publisher {
         sink: Sink,
         judge: Judge,
         model: Model,
+        input: Input,
         output: config::Output,
         topics: Vec<String>,
         metrics: Metrics,
@@ -64,6 +67,7 @@ impl Publisher {
             sink,
             judge,
             model,
+            input,
             output,
             topics,
             metrics,
@@ -175,13 +179,11 @@ impl Publisher {
                 self.output.attributions,
             );
             let topic = &self.topics[record.from.topic];
-            let message = verdict_message(
-                &self.model,
-                topic,
-                record,
-                &verdict,
-                self.output.include_record,
-            );
+            let carried = self.output.include_record;
+            let json = carried
+                .then(|| self.input.to_json(record.payload))
+                .flatten();
+            let message = verdict_message(&self.model, topic, record, &verdict, json.as_deref());
             if flagged.is_some() {
                 let anomalies = self.output.anomalies_topic.clone();
                 self.send(batch.sequence, &anomalies, message.clone())?;
