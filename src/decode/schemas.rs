@@ -187,8 +187,10 @@ impl Schemas {
 
     /// A schema; one that is not known is asked for, once.
     pub(super) fn get(&self, id: u32) -> Result<Arc<Schema>, DecodeError> {
-        let entry = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = entry.get(&id).cloned();
+        let entry = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.get(&id).cloned()
+        };
         match entry {
             Some(Entry::Known(schema)) => Ok(schema),
             Some(Entry::Refused(detail)) => Err(DecodeError::Row(RowError {
@@ -226,4 +228,35 @@ impl Wanted {
 fn put(known: &Known, id: u32, entry: Entry) {
     let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
     known.insert(id, entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_is_asked_for_once_and_an_answer_can_be_taken_back() {
+        let (schemas, wanted) = Schemas::new();
+        for _ in 0..3 {
+            let pending = schemas.get(7).unwrap_err();
+            assert_eq!(pending, DecodeError::SchemaPending(7));
+        }
+        assert_eq!(wanted.ids.try_iter().collect::<Vec<_>>(), [7]);
+        wanted.answer(7, Err("nobody knows it".into()));
+        let DecodeError::Row(error) = schemas.get(7).unwrap_err() else {
+            panic!("it was answered");
+        };
+        assert_eq!(error.reason, Reason::UnknownSchema);
+        wanted.forget(7);
+        assert_eq!(schemas.get(7).unwrap_err(), DecodeError::SchemaPending(7));
+        assert_eq!(wanted.ids.try_iter().collect::<Vec<_>>(), [7]);
+        let text = SchemaText {
+            text: r#"{"type": "record", "name": "R", "fields": []}"#.into(),
+            references: Vec::new(),
+        };
+        wanted.answer(7, Schema::parse(Format::Avro, &text));
+        assert!(schemas.get(7).is_ok());
+        drop(schemas);
+        assert!(wanted.ids.recv().is_err(), "the fetcher sees the end");
+    }
 }

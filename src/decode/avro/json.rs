@@ -109,7 +109,12 @@ impl Writer<'_> {
                 let count = cursor.zigzag()?;
                 let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(*a_second);
                 match Timestamp::from_nanosecond(nanoseconds) {
-                    Ok(time) => self.quoted(&time.to_string()),
+                    // As many digits as the type has.
+                    Ok(time) => match a_second {
+                        1_000 => self.quoted(&format!("{time:.3}")),
+                        1_000_000 => self.quoted(&format!("{time:.6}")),
+                        _ => self.quoted(&format!("{time:.9}")),
+                    },
                     Err(_) => self.plain(count),
                 }
             }
