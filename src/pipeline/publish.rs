@@ -53,6 +53,7 @@ struct Tally {
 }
 
 impl Publisher {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
     pub fn new(
         sink: Sink,
         judge: Judge,
