@@ -90,6 +90,21 @@ bench: onnxruntime build ## cost of each part and of the whole, then the micro-b
 	target/release/residuald bench --bundle models/payments $(ARGS)
 	cargo bench --locked
 
+# Sanitizers find little in safe Rust and would hide how much memory a target takes.
+FUZZ_RUNS ?= 1000000
+FUZZ_TARGETS := json avro protobuf wire message
+
+.PHONY: fuzz
+fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fuzz/README.md)
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked --quiet
+	@for target in $(FUZZ_TARGETS); do \
+	    echo "fuzzing $$target"; \
+	    mkdir -p tests/fuzz/corpus/$$target; \
+	    cargo +nightly fuzz run --fuzz-dir tests/fuzz -s none $$target \
+	        tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- \
+	        -runs=$(FUZZ_RUNS) -rss_limit_mb=1024 -max_len=4096 -print_final_stats=1 2>&1 | tail -n 12; \
+	done
+
 # --- Set up ----------------------------------------------------------------------------------
 
 # COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3.

@@ -6,13 +6,18 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use residuald::batch::{Batch, TopicPartition};
+use residuald::bundle::Feature;
 use residuald::config::{Inference, Provider};
 use residuald::dataset;
-use residuald::decode::JsonDecoder;
+use residuald::decode::{Decoder, Input, JsonDecoder, RecordType, TypeSource};
 use residuald::message::{Model, verdict_message};
 use residuald::onnx;
 use residuald::record::Record;
 use residuald::verdict::{Judge, Scored, ThresholdRule};
+
+#[path = "../tests/common/formats.rs"]
+#[allow(dead_code, reason = "tests use the rest")]
+mod formats;
 
 const BUNDLE: &str = "models/payments";
 const RECORDS: usize = 1024;
@@ -48,6 +53,20 @@ fn parts(criterion: &mut Criterion) {
             black_box(&rows);
         });
     });
+    for (name, mut decoder, payloads) in typed(&payloads, &features) {
+        let mut same = Vec::new();
+        group.bench_function(format!("{name} into rows"), |bencher| {
+            bencher.iter(|| {
+                same.clear();
+                for payload in &payloads {
+                    decoder.decode(payload, &mut same).expect("it fits");
+                }
+                black_box(&same);
+            });
+        });
+        let bits = |rows: &[f32]| rows.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&rows), bits(&same), "{name} gives JSON's rows");
+    }
     group.bench_function("json into serde_json::Value, for comparison", |bencher| {
         bencher.iter(|| {
             for payload in &payloads {
@@ -115,9 +134,35 @@ fn parts(criterion: &mut Criterion) {
                 },
                 5,
             );
-            black_box(verdict_message(&model, "payments", kept, &verdict, true));
+            let json = Input::Json.to_json(kept.payload);
+            let json = json.as_deref();
+            black_box(verdict_message(&model, "payments", kept, &verdict, json));
         });
     });
+}
+
+/// The same records in the other formats, with a decoder for each.
+fn typed(payloads: &[Vec<u8>], features: &[Feature]) -> [(&'static str, Decoder, Vec<Vec<u8>>); 2] {
+    let json = |payload: &Vec<u8>| String::from_utf8(payload.clone()).expect("JSON is text");
+    let schema = apache_avro::Schema::parse_str(formats::AVRO).expect("a schema");
+    let avro = payloads.iter().map(|p| formats::avro(&schema, &json(p)));
+    let message = formats::message();
+    let protobuf = payloads
+        .iter()
+        .map(|p| formats::protobuf(&message, &json(p)));
+    let decoder = |file: &str, message: Option<&str>| {
+        let path = Path::new("tests/schemas").join(file);
+        let source = TypeSource::File(RecordType::open(&path, message).expect("a schema"));
+        Decoder::new(features, Input::Typed(source))
+    };
+    [
+        ("avro", decoder("payment.avsc", None), avro.collect()),
+        (
+            "protobuf",
+            decoder("payment.proto", Some("shop.Payment")),
+            protobuf.collect(),
+        ),
+    ]
 }
 
 fn record(payload: &[u8], offset: i64) -> Record<'_> {

@@ -11,6 +11,7 @@ mod dead_letters;
 mod demo;
 mod feed;
 mod failure;
+mod input;
 mod model;
 mod produce;
 mod run;

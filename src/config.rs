@@ -1,5 +1,6 @@
 //! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
 
+mod input;
 mod secret;
 mod settings;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat};
 
 use crate::verdict::ThresholdRule;
+pub use input::{Authorization, Input, SchemaRegistry, SchemaSource};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
@@ -25,6 +27,7 @@ const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
 #[derive(Debug, Clone)]
 pub struct Config {
     pub kafka: Kafka,
+    pub input: Input,
     pub model: Model,
     pub inference: Inference,
     pub batch: Batch,
@@ -265,7 +268,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         producer: s.client_settings("kafka.producer", &RESERVED),
     };
     check_delivery(&kafka, &mut s);
-    s.choice("input.format", &[("json", ())]);
+    let input = input::check(&mut s);
     let model = Model {
         bundle: s
             .required_text(
@@ -357,6 +360,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
     let (effective, secrets) = s.finish().map_err(ConfigError::Settings)?;
     Ok(Config {
         kafka,
+        input,
         model,
         inference,
         batch,
@@ -559,6 +563,99 @@ mod tests {
             &["kafka.client.\"sasl.password\"={ env = \"NOT_SET_ANYWHERE\" }"],
         );
         assert!(missing.unwrap_err().contains("NOT_SET_ANYWHERE"));
+    }
+
+    #[test]
+    fn a_format_has_one_source_of_schemas() {
+        let input = |flags: &[&str]| load(SMALLEST, &[], flags).map(|config| config.input);
+        assert_eq!(input(&[]), Ok(Input::Json));
+        let file = [
+            "input.format=protobuf",
+            "input.schema_file=p.proto",
+            "input.message=a.P",
+        ];
+        let Ok(Input::Protobuf(SchemaSource::File(path), Some(message))) = input(&file) else {
+            panic!("{:?}", input(&file));
+        };
+        assert_eq!((path.to_str(), message.as_str()), (Some("p.proto"), "a.P"));
+        let registry = [
+            "input.format=avro",
+            "input.schema_registry.url=http://registry:8081/",
+            "input.schema_registry.username=me",
+            "input.schema_registry.password=hunter2",
+        ];
+        let config = load(SMALLEST, &[], &registry).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let Input::Avro(SchemaSource::Registry(registry)) = config.input else {
+            panic!("{:?}", config.input);
+        };
+        assert_eq!(registry.url, "http://registry:8081");
+        assert_eq!(registry.timeout, Duration::from_secs(5));
+        assert!(matches!(
+            registry.authorization,
+            Authorization::Basic { .. }
+        ));
+
+        let url = "input.schema_registry.url=https://r";
+        for (flags, expected) in [
+            (&["input.format=avro"][..], "needs schemas"),
+            (&["input.format=xml"], "one of json, avro, protobuf"),
+            (
+                &["input.format=avro", url, "input.schema_file=s"],
+                "not both",
+            ),
+            (
+                &["input.format=protobuf", "input.schema_file=s"],
+                "input.message is not set",
+            ),
+            (
+                &["input.format=protobuf", url, "input.message=M"],
+                "input.message",
+            ),
+            (&["input.schema_file=s"], "reads no schema"),
+            (
+                &[
+                    "input.format=avro",
+                    "input.schema_registry.url=registry:8081",
+                ],
+                "http://",
+            ),
+            (
+                &[
+                    "input.format=avro",
+                    "input.schema_registry.url=http://me:pw@r",
+                ],
+                "without credentials",
+            ),
+            (
+                &[
+                    "input.format=avro",
+                    url,
+                    "input.schema_registry.username=me",
+                ],
+                "password",
+            ),
+            (
+                &[
+                    "input.format=avro",
+                    url,
+                    "input.schema_registry.token={ env = \"NOT_SET_ANYWHERE\" }",
+                ],
+                "NOT_SET_ANYWHERE",
+            ),
+            (
+                &["input.format=avro", url, "input.schema_registry.usrname=me"],
+                "did you mean",
+            ),
+            (
+                &["input.format=avro", url, "input.schema_registry.timeout=0s"],
+                "timeout",
+            ),
+        ] {
+            let error = input(flags).unwrap_err();
+            assert!(error.contains(expected), "{expected}\nnot in\n{error}");
+            assert!(!error.contains("pw@"), "{error}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod evaluation;
 pub mod http;
 pub mod kafka;
 pub mod onnx;
+pub mod schema_registry;
 
 // Wiring: the only module that knows every stage.
 pub mod pipeline;

@@ -47,12 +47,13 @@ struct Body<'a> {
 
 /// A verdict as a CloudEvent in binary mode, keyed as its source record. The same record and model always
 /// give the same bytes: the id says where the record came from and who judged it, the time is the record's own.
+/// `record_json` is the record, if the verdict is to carry it.
 pub fn verdict_message(
     model: &Model,
     topic: &str,
     record: Kept<'_>,
     verdict: &Verdict<'_>,
-    include_record: bool,
+    record_json: Option<&RawValue>,
 ) -> Message {
     let source = Source {
         topic: topic.to_owned(),
@@ -66,16 +67,13 @@ pub fn verdict_message(
         &model.sha256[..8]
     );
     let time = record.timestamp_ms.and_then(rfc3339);
-    let raw: Option<&RawValue> = include_record
-        .then(|| serde_json::from_slice(record.payload).ok())
-        .flatten();
     let body = Body {
         id: &id,
         time: time.as_deref(),
         source: &source,
         model,
         verdict,
-        record: raw,
+        record: record_json,
     };
     let event_type = match verdict.severity {
         Some(_) => "io.residuald.anomaly.v1",
@@ -205,7 +203,9 @@ mod tests {
             }],
             feature_imputed: vec!["merchant_age_days"],
         };
-        verdict_message(&model(), "payments", record, &verdict, include_record)
+        let json = serde_json::from_slice(record.payload).unwrap();
+        let json = include_record.then_some(json);
+        verdict_message(&model(), "payments", record, &verdict, json)
     }
 
     fn value<'m>(message: &'m Message, name: &str) -> Option<&'m str> {

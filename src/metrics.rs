@@ -52,6 +52,7 @@ pub struct Metrics {
     pub rebalances: IntCounter,
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
+    pub schema_registry_errors: IntCounter,
     pub model_info: GaugeVec,
 }
 
@@ -159,6 +160,11 @@ impl Metrics {
                 r,
                 "paused_partitions",
                 "Partitions paused because scoring or delivery is behind.",
+            ),
+            schema_registry_errors: counter(
+                r,
+                "schema_registry_errors_total",
+                "Requests to the schema registry that failed. While they do, records with schemas not seen before wait.",
             ),
             model_info: register(
                 r,

@@ -22,7 +22,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::batch::Batch;
 use crate::config;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, Input};
 use crate::kafka::{KafkaError, Sink, Source};
 use crate::message::Model;
 use crate::metrics::Metrics;
@@ -35,6 +35,7 @@ use crate::verdict::Judge;
 pub struct Stages {
     pub source: Source,
     pub decoder: Decoder,
+    pub input: Input,
     pub scorers: Vec<Scorer>,
     pub judge: Judge,
     pub model: Model,
@@ -122,6 +123,7 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         stages.sink,
         stages.judge,
         stages.model,
+        stages.input,
         stages.output,
         intake.topics(),
         stages.metrics.clone(),

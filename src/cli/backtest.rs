@@ -16,15 +16,17 @@ use serde_json::json;
 use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
 use crate::config::{Config, Inference};
-use crate::decode::{JsonDecoder, Reason, RowError};
+use crate::decode::{DecodeError, Decoder, Input, Reason, RowError};
 use crate::kafka::history::{Bound, Ended, History, Range, Span};
 use crate::message::{Model, verdict_message};
+use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
 use super::connection::{ConnectionArguments, progress_bar};
 use super::failure::Failure;
+use super::input;
 use super::model;
 use super::produce::stop_on_ctrl_c;
 use super::score::{out, reasons};
@@ -35,6 +37,8 @@ use tally::{Covered, Tally};
 
 /// Features in the reason of a verdict, where no settings say how many.
 const ATTRIBUTIONS: usize = 5;
+/// While a schema is fetched.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Judge what a topic holds with any bundle: how many alerts a day, which, and what another bundle would say
 #[derive(clap::Args)]
@@ -162,7 +166,8 @@ struct Side {
     dir: PathBuf,
     judge: Judge,
     model: Model,
-    decoder: JsonDecoder,
+    input: Input,
+    decoder: Decoder,
     scoring: Scoring,
     tally: Tally,
     /// The records of the chunk that have a row, and their numbers in it.
@@ -186,9 +191,15 @@ impl Side {
         let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
         let loaded = model::load(dir, &inference, BATCH, rule)?;
         let features = loaded.bundle.features();
+        let input = match config {
+            // Its metrics are nobody's.
+            Some(config) => input::open(&config.input, features, &Metrics::new(1.0))?,
+            None => Input::Json,
+        };
         Ok(Side {
             dir: dir.to_owned(),
-            decoder: JsonDecoder::new(features),
+            decoder: Decoder::new(features, input.clone()),
+            input,
             scoring: Scoring::new(loaded.scorers, features.len()),
             tally: Tally::new(arguments.top),
             judge: loaded.judge,
@@ -199,12 +210,27 @@ impl Side {
         })
     }
 
-    /// Makes the record the chunk's next row, or says why it cannot be one.
-    fn take(&mut self, record: &Record<'_>, whole: bool) -> Result<(), RowError> {
+    /// Makes the record the chunk's next row, or says why it cannot be one. Waits for schemas, unless stopped.
+    fn take(&mut self, record: &Record<'_>, whole: bool, stop: &Shutdown) -> Result<(), RowError> {
         let payload = record.payload.unwrap_or_default();
         let number = self.scores.len();
         self.scores.push(f32::NAN);
-        if let Err(error) = self.decoder.decode(payload, &mut self.batch.rows) {
+        let decoded = loop {
+            match self.decoder.decode(payload, &mut self.batch.rows) {
+                Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                decoded => break decoded,
+            }
+        };
+        if let Err(error) = decoded {
+            let error = match error {
+                DecodeError::Row(error) => error,
+                pending @ DecodeError::SchemaPending(_) => RowError {
+                    reason: Reason::UnknownSchema,
+                    detail: pending.to_string(),
+                },
+            };
             self.tally.reject(error.reason);
             return Err(error);
         }
@@ -253,7 +279,7 @@ impl Run {
         let bar = progress_bar("judging", arguments.json);
         bar.set_length(history.total());
         let ended = history.read::<Failure>(stop, |record, progress| {
-            self.take(record)?;
+            self.take(record, stop)?;
             if self.places.len() == CHUNK
                 || self
                     .first
@@ -273,7 +299,7 @@ impl Run {
         Ok(ended)
     }
 
-    fn take(&mut self, record: &Record<'_>) -> Result<(), Failure> {
+    fn take(&mut self, record: &Record<'_>, stop: &Shutdown) -> Result<(), Failure> {
         self.covered.take(record.timestamp_ms);
         if record.payload.is_none_or(<[u8]>::is_empty) {
             self.covered.tombstones += 1;
@@ -281,14 +307,14 @@ impl Run {
         }
         self.places.push((record.partition, record.offset));
         let whole = self.out.is_some() && self.include_record;
-        if let Err(error) = self.first.take(record, whole) {
+        if let Err(error) = self.first.take(record, whole, stop) {
             self.write(&json!({
                 "source": record.source(), "reason": error.reason.as_str(), "error": error.detail,
             }))?;
         }
         if let Some(second) = &mut self.second {
             // Counted there; --out is about the first.
-            let _ = second.take(record, false);
+            let _ = second.take(record, false, stop);
         }
         Ok(())
     }
@@ -333,6 +359,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
     let Side {
         judge,
         model,
+        input,
         scoring,
         tally,
         batch,
@@ -367,7 +394,10 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
         }) = &mut published
         {
             let verdict = judge.judge(scored, *attributions);
-            let message = verdict_message(model, topic, record, &verdict, *include_record);
+            let json = include_record
+                .then(|| input.to_json(record.payload))
+                .flatten();
+            let message = verdict_message(model, topic, record, &verdict, json.as_deref());
             out.write_all(&message.payload).map_err(Failure::data)?;
             out.write_all(b"\n").map_err(Failure::data)?;
         }

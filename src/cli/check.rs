@@ -11,6 +11,7 @@ use crate::verdict::ThresholdRule;
 
 use super::config::ConfigArguments;
 use super::failure::Failure;
+use super::input;
 use super::model::{self, Loaded};
 
 /// Check settings and bundle without starting: files, hashes, tensors, golden records, threshold
@@ -50,12 +51,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 workers: 1,
                 ..config.inference
             };
-            model::load(
+            let loaded = model::load(
                 &config.model.bundle,
                 &inference,
                 config.batch.max_records,
                 |_| config.threshold,
-            )?
+            )?;
+            input::open_file(&config.input, loaded.bundle.features())?;
+            loaded
         }
     };
     report(arguments, &loaded);

@@ -14,7 +14,7 @@ use crate::shutdown::Shutdown;
 use crate::status::Status;
 
 use super::failure::Failure;
-use super::model;
+use super::{input, model};
 
 /// A daemon at work.
 pub struct Daemon {
@@ -40,6 +40,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let provider = loaded.scorers[0].provider.as_str();
     let threshold = loaded.judge.threshold;
     let metrics = Metrics::new(threshold);
+    let input = input::open(&config.input, loaded.bundle.features(), &metrics)?;
     let model = loaded.model;
     metrics
         .model_info
@@ -72,7 +73,8 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     };
     let stages = Stages {
         source,
-        decoder: Decoder::json(loaded.bundle.features()),
+        decoder: Decoder::new(loaded.bundle.features(), input.clone()),
+        input,
         scorers: loaded.scorers,
         judge: loaded.judge,
         model,

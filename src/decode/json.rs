@@ -1,25 +1,21 @@
 //! JSON straight into the row: one pass over the text, no tree, no allocation per record.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use super::value::{Column, Value};
-use super::{Reason, RowError};
-use crate::bundle::{Feature, Missing};
-
-/// Marks a column that no key has filled yet; a NaN that `null` does not produce.
-const UNSET: u32 = 0x7fc0_dead;
+use super::paths::{Child, Node, Paths, UNSET};
+use super::value::Value;
+use super::{Reason, RowError, malformed};
+use crate::bundle::Feature;
 
 /// Reads JSON objects into rows. One a thread: it keeps a little scratch space.
 #[derive(Debug)]
 pub struct JsonDecoder {
-    root: Node,
-    features: Vec<Feature>,
+    paths: Paths,
     scratch: Scratch,
 }
 
@@ -30,30 +26,11 @@ struct Scratch {
     error: Option<RowError>,
 }
 
-/// The keys of one object in the schema.
-#[derive(Debug, Default)]
-struct Node {
-    keys: Vec<(String, Child)>,
-    index: HashMap<String, usize>,
-}
-
-#[derive(Debug)]
-enum Child {
-    Object(Node),
-    /// Several columns when parts of one timestamp are features.
-    Leaf(Vec<Column>),
-}
-
 impl JsonDecoder {
-    /// `features` as in the manifest, whose checks guarantee that no path is both a value and an object.
+    /// `features` as in the manifest.
     pub fn new(features: &[Feature]) -> JsonDecoder {
-        let mut root = Node::default();
-        for (index, feature) in features.iter().enumerate() {
-            root.insert(&feature.path, Column::new(index, feature));
-        }
         JsonDecoder {
-            root,
-            features: features.to_vec(),
+            paths: Paths::new(features),
             scratch: Scratch::default(),
         }
     }
@@ -63,62 +40,40 @@ impl JsonDecoder {
     /// # Errors
     /// [`RowError`] when the payload is not one JSON object that fits the schema.
     pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), RowError> {
-        let start = rows.len();
-        rows.resize(start + self.features.len(), f32::from_bits(UNSET));
-        let result = self.fill(payload, &mut rows[start..]);
-        if result.is_err() {
-            rows.truncate(start);
-        }
-        result
-    }
-
-    fn fill(&mut self, payload: &[u8], row: &mut [f32]) -> Result<(), RowError> {
-        // Up front, because serde_json does not look into strings that it skips.
-        let text =
-            std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
-        // Inside a record `null` is an object that is absent; a whole record is never absent.
-        if text.trim_ascii() == "null" {
-            return Err(malformed("not a JSON object: null".into()));
-        }
-        let mut deserializer = serde_json::Deserializer::from_str(text);
-        let target = RefCell::new(Target {
-            row,
-            scratch: &mut self.scratch,
-        });
-        let seed = NodeSeed {
-            node: &self.root,
-            target: &target,
-        };
-        let parsed = seed
-            .deserialize(&mut deserializer)
-            .and_then(|()| deserializer.end());
-        if let Err(e) = parsed {
-            let typed = self.scratch.error.take();
-            return Err(typed.unwrap_or_else(|| malformed(describe(&e))));
-        }
-        for (value, feature) in row.iter_mut().zip(&self.features) {
-            if value.is_nan() {
-                if feature.missing == Missing::Reject {
-                    return Err(RowError {
-                        reason: Reason::Missing,
-                        detail: format!(
-                            "field `{}`: required by feature `{}`, absent or null",
-                            feature.path, feature.name
-                        ),
-                    });
-                }
-                *value = f32::NAN;
-            }
-        }
-        Ok(())
+        let JsonDecoder { paths, scratch } = self;
+        paths.append(rows, |row| fill(paths, scratch, payload, row))
     }
 }
 
-fn malformed(detail: String) -> RowError {
-    RowError {
-        reason: Reason::Malformed,
-        detail,
+fn fill(
+    paths: &Paths,
+    scratch: &mut Scratch,
+    payload: &[u8],
+    row: &mut [f32],
+) -> Result<(), RowError> {
+    // Up front, because serde_json does not look into strings that it skips.
+    let text = std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+    // Inside a record `null` is an object that is absent; a whole record is never absent.
+    if text.trim_ascii() == "null" {
+        return Err(malformed("not a JSON object: null"));
     }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let target = RefCell::new(Target {
+        row,
+        paths,
+        scratch,
+    });
+    let seed = NodeSeed {
+        node: &paths.root,
+        target: &target,
+    };
+    let parsed = seed
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end());
+    parsed.map_err(|e| {
+        let typed = target.borrow_mut().scratch.error.take();
+        typed.unwrap_or_else(|| malformed(describe(&e)))
+    })
 }
 
 fn describe(error: &serde_json::Error) -> String {
@@ -129,41 +84,10 @@ fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-impl Node {
-    fn insert(&mut self, path: &str, column: Column) {
-        let (key, rest) = match path.split_once('.') {
-            Some((key, rest)) => (key, Some(rest)),
-            None => (path, None),
-        };
-        let next = self.keys.len();
-        let at = *self.index.entry(key.to_owned()).or_insert(next);
-        if at == next {
-            let child = if rest.is_some() {
-                Child::Object(Node::default())
-            } else {
-                Child::Leaf(Vec::new())
-            };
-            self.keys.push((key.to_owned(), child));
-        }
-        match (&mut self.keys[at].1, rest) {
-            (Child::Object(node), Some(rest)) => node.insert(rest, column),
-            (Child::Leaf(columns), None) => columns.push(column),
-            _ => unreachable!("the manifest's checks refuse a path that is both value and object"),
-        }
-    }
-
-    /// The place of `key`, trying `expected` first: producers keep their keys in order.
-    fn find(&self, key: &str, expected: usize) -> Option<usize> {
-        match self.keys.get(expected) {
-            Some((next, _)) if next == key => Some(expected),
-            _ => self.index.get(key).copied(),
-        }
-    }
-}
-
 /// Where values go while one record is read.
 struct Target<'r> {
     row: &'r mut [f32],
+    paths: &'r Paths,
     scratch: &'r mut Scratch,
 }
 
@@ -201,7 +125,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
             };
             expected = at + 1;
             match &self.node.keys[at].1 {
-                Child::Object(node) => map.next_value_seed(NodeSeed {
+                Child::Node(node) => map.next_value_seed(NodeSeed {
                     node,
                     target: self.target,
                 })?,
@@ -246,15 +170,20 @@ impl Visitor<'_> for KeySeed<'_> {
 }
 
 struct LeafSeed<'n, 't, 'r> {
-    columns: &'n [Column],
+    columns: &'n [usize],
     target: TargetCell<'t, 'r>,
 }
 
 impl LeafSeed<'_, '_, '_> {
     fn store<E: serde::de::Error>(&self, value: Option<Value<'_>>) -> Result<(), E> {
-        let Target { row, scratch } = &mut *self.target.borrow_mut();
-        for column in self.columns {
-            let place = &mut row[column.index];
+        let Target {
+            row,
+            paths,
+            scratch,
+        } = &mut *self.target.borrow_mut();
+        for &column in self.columns {
+            let place = &mut row[column];
+            let column = &paths.columns[column];
             let result = if place.to_bits() != UNSET {
                 Err(column.error(Reason::Duplicate, "given twice"))
             } else {

@@ -1,28 +1,58 @@
-//! Payload and schema to a row of numbers. The rules, the same as in the trainer:
+//! Payload and schema to a row of numbers. The rules, for JSON the same as in the trainer:
 //!
 //! | feature | takes | anything else |
 //! | --- | --- | --- |
-//! | number | a JSON number within float32 | refused |
+//! | number | a number within float32, a decimal | refused |
 //! | bool | `true`, `false`, 1 or 0 | refused |
-//! | categorical | a string, or a number or boolean by its text; unknown becomes -1 | refused |
-//! | timestamp | an RFC 3339 string, or a number if the schema gives its unit | refused |
-//! | absent or `null` | NaN where `missing` is `impute` | refused |
+//! | categorical | a string, an enum by its symbol, or a number or boolean by its text; unknown becomes -1 | refused |
+//! | timestamp | an RFC 3339 string, a timestamp type, or a number if the bundle gives its unit | refused |
+//! | absent or null | NaN where `missing` is `impute` | refused |
 //!
-//! Keys that the schema does not name are ignored. A key given twice is refused, because readers disagree on which counts.
+//! NaN and infinities, which JSON cannot say, are refused as out of range. A time of day has an hour but no weekday, a date a
+//! weekday but no hour; Avro's local timestamps count as UTC; a Protobuf `Duration` is a number of seconds.
+//! Bytes, arrays, maps and records are no values.
+//!
+//! Absent is what the record's schema does not have, an Avro null, and in Protobuf what is not on the wire and has presence: messages,
+//! `optional` fields, members of a oneof. A Protobuf scalar without presence that is not on the wire is its default.
+//!
+//! Keys that no feature names are skipped. A key given twice in JSON is refused, because readers disagree on which counts; of
+//! a Protobuf field given twice the last counts, as its readers agree.
 
+mod avro;
 mod json;
+mod paths;
+mod protobuf;
+mod schemas;
+mod typed;
 mod value;
+mod wire;
 
+use std::borrow::Cow;
 use std::fmt;
 
+use serde_json::value::RawValue;
+
 pub use json::JsonDecoder;
+pub use schemas::{Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
+use typed::TypedDecoder;
 
 use crate::bundle::Feature;
+
+/// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
+const MOST_JSON: usize = 4 << 20;
+
+/// What records are made of.
+#[derive(Debug, Clone)]
+pub enum Input {
+    Json,
+    Typed(TypeSource),
+}
 
 /// Reads payloads of one format into rows. One a thread.
 #[derive(Debug)]
 pub enum Decoder {
     Json(JsonDecoder),
+    Typed(Box<TypedDecoder>),
 }
 
 /// Why a payload did not become a row.
@@ -36,18 +66,43 @@ pub enum DecodeError {
 }
 
 impl Decoder {
-    pub fn json(features: &[Feature]) -> Decoder {
-        Decoder::Json(JsonDecoder::new(features))
+    pub fn new(features: &[Feature], input: Input) -> Decoder {
+        match input {
+            Input::Json => Decoder::Json(JsonDecoder::new(features)),
+            Input::Typed(source) => Decoder::Typed(Box::new(TypedDecoder::new(features, source))),
+        }
     }
 
-    /// Appends one row, [features], to `rows`; leaves it as it was on an error.
+    /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits.
     ///
     /// # Errors
     /// [`DecodeError`]: the record is bad, or its schema is still on its way.
     pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), DecodeError> {
         match self {
             Decoder::Json(decoder) => Ok(decoder.decode(payload, rows)?),
+            Decoder::Typed(decoder) => decoder.decode(payload, rows),
         }
+    }
+}
+
+impl Input {
+    /// A record that was decoded as JSON, for its verdict; `None` if it cannot be said in JSON of a sensible size.
+    pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
+        match self {
+            Input::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
+            Input::Typed(source) => {
+                let (record_type, record) = source.type_of(payload).ok()?;
+                let json = record_type.to_json(record, MOST_JSON)?;
+                RawValue::from_string(json).ok().map(Cow::Owned)
+            }
+        }
+    }
+}
+
+fn malformed(detail: impl Into<String>) -> RowError {
+    RowError {
+        reason: Reason::Malformed,
+        detail: detail.into(),
     }
 }
 
@@ -62,8 +117,10 @@ pub struct RowError {
 /// The kinds of bad records; the label of `dead_letters_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Not UTF-8, or not one well-formed JSON object.
+    /// Not one well-formed record of its format and schema.
     Malformed,
+    /// The schema registry has no schema with the record's id, or none that can be read.
+    UnknownSchema,
     /// A value of a type that the schema does not allow.
     WrongType,
     /// A number that float32 cannot hold.
@@ -77,8 +134,9 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 6] = [
+    pub const ALL: [Reason; 7] = [
         Reason::Malformed,
+        Reason::UnknownSchema,
         Reason::WrongType,
         Reason::OutOfRange,
         Reason::Missing,
@@ -89,6 +147,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Malformed => "malformed",
+            Reason::UnknownSchema => "unknown_schema",
             Reason::WrongType => "wrong_type",
             Reason::OutOfRange => "out_of_range",
             Reason::Missing => "missing",

@@ -11,6 +11,9 @@ use crate::bundle::{Feature, FeatureKind};
 
 const SECONDS_A_DAY: i64 = 86_400;
 const MICROSECONDS_A_SECOND: i64 = 1_000_000;
+/// In microseconds: 30,000 years from now, far past every calendar.
+const FURTHEST: u64 = 1_000_000_000_000_000_000;
+const MICROSECONDS_A_DAY: i64 = SECONDS_A_DAY * MICROSECONDS_A_SECOND;
 
 /// A value as a format's parser hands it over.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +23,12 @@ pub enum Value<'a> {
     Signed(i64),
     Float(f64),
     Text(&'a str),
+    /// A moment, in microseconds since the Unix epoch.
+    Time(i64),
+    /// Days since the Unix epoch.
+    Date(i32),
+    /// A time of day without a date, in microseconds since midnight.
+    Clock(i64),
     /// A type that no feature takes, by its name.
     Other(&'static str),
 }
@@ -30,6 +39,9 @@ impl Value<'_> {
             Value::Bool(_) => "a boolean",
             Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) => "a number",
             Value::Text(_) => "a string",
+            Value::Time(_) => "a timestamp",
+            Value::Date(_) => "a date",
+            Value::Clock(_) => "a time of day",
             Value::Other(name) => name,
         }
     }
@@ -44,10 +56,9 @@ impl Value<'_> {
     }
 }
 
-/// A feature, ready to read values: its place in the row and what it takes.
+/// A feature, ready to read values.
 #[derive(Debug)]
 pub struct Column {
-    pub index: usize,
     path: String,
     reader: Reader,
 }
@@ -61,7 +72,7 @@ enum Reader {
 }
 
 impl Column {
-    pub fn new(index: usize, feature: &Feature) -> Column {
+    pub fn new(feature: &Feature) -> Column {
         let reader = match &feature.kind {
             FeatureKind::Number => Reader::Number,
             FeatureKind::Bool => Reader::Bool,
@@ -74,7 +85,6 @@ impl Column {
             FeatureKind::Timestamp { part, epoch_unit } => Reader::Timestamp(*part, *epoch_unit),
         };
         Column {
-            index,
             path: feature.path.clone(),
             reader,
         }
@@ -108,13 +118,21 @@ impl Column {
             Reader::Categorical(vocabulary) => {
                 let text = match value {
                     Value::Text(text) => text,
-                    Value::Other(_) => return Err(self.wrong_type("a category", value)),
-                    number => literal(number, scratch),
+                    Value::Bool(_) | Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) => {
+                        literal(value, scratch)
+                    }
+                    _ => return Err(self.wrong_type("a category", value)),
                 };
                 Ok(vocabulary.get(text).copied().unwrap_or(-1.0))
             }
             Reader::Timestamp(part, unit) => {
-                let micros = self.microseconds(value, *unit)?;
+                let micros = match (value, part) {
+                    (Value::Date(days), TimePart::DayOfWeek) => {
+                        return Ok(weekday(i64::from(days)));
+                    }
+                    (Value::Clock(micros), TimePart::HourOfDay) => micros,
+                    _ => self.microseconds(value, *unit)?,
+                };
                 Ok(time_part(micros, *part))
             }
         }
@@ -122,6 +140,8 @@ impl Column {
 
     fn microseconds(&self, value: Value<'_>, unit: Option<EpochUnit>) -> Result<i64, RowError> {
         match (value, unit) {
+            (Value::Time(micros), _) if micros.unsigned_abs() < FURTHEST => Ok(micros),
+            (Value::Time(_), _) => Err(self.error(Reason::OutOfRange, "not a time")),
             (Value::Text(text), _) => text
                 .parse::<Timestamp>()
                 .map(Timestamp::as_microsecond)
@@ -136,7 +156,7 @@ impl Column {
                     EpochUnit::Microseconds => 1.0,
                 };
                 let micros = count * scale;
-                if micros.abs() < 1e18 {
+                if micros.abs() < FURTHEST as f64 {
                     Ok(micros.floor() as i64)
                 } else {
                     Err(self.error(Reason::OutOfRange, &format!("{count} is not a time")))
@@ -169,8 +189,7 @@ fn literal<'s>(value: Value<'_>, scratch: &'s mut String) -> &'s str {
         Value::Unsigned(v) => write!(scratch, "{v}"),
         Value::Signed(v) => write!(scratch, "{v}"),
         Value::Float(v) => write!(scratch, "{v}"),
-        Value::Text(v) => write!(scratch, "{v}"),
-        Value::Other(v) => write!(scratch, "{v}"),
+        _ => unreachable!("numbers and booleans alone are read by their text"),
     };
     written.expect("a String takes every write");
     scratch
@@ -180,12 +199,16 @@ fn time_part(micros: i64, part: TimePart) -> f32 {
     let seconds = micros.div_euclid(MICROSECONDS_A_SECOND);
     match part {
         TimePart::HourOfDay => {
-            let into_day = micros.rem_euclid(SECONDS_A_DAY * MICROSECONDS_A_SECOND);
+            let into_day = micros.rem_euclid(MICROSECONDS_A_DAY);
             (into_day as f64 / 3.6e9) as f32
         }
-        // 1 January 1970 was a Thursday, day 3.
-        TimePart::DayOfWeek => (seconds.div_euclid(SECONDS_A_DAY) + 3).rem_euclid(7) as f32,
+        TimePart::DayOfWeek => weekday(seconds.div_euclid(SECONDS_A_DAY)),
     }
+}
+
+/// 1 January 1970 was a Thursday, day 3.
+fn weekday(days: i64) -> f32 {
+    (days + 3).rem_euclid(7) as f32
 }
 
 #[cfg(test)]
@@ -198,7 +221,7 @@ mod tests {
             .as_object_mut()
             .unwrap()
             .extend(definition.as_object().unwrap().clone());
-        Column::new(0, &serde_json::from_value(feature).unwrap())
+        Column::new(&serde_json::from_value(feature).unwrap())
     }
 
     fn read(column: &Column, value: Value<'_>) -> Result<f32, Reason> {
@@ -236,6 +259,37 @@ mod tests {
         assert_eq!(
             read(&category, Value::Other("an array")),
             Err(Reason::WrongType)
+        );
+    }
+
+    #[test]
+    fn times_by_type_need_no_unit() {
+        let hour = column(serde_json::json!({"type": "timestamp", "part": "hour_of_day"}));
+        let day = column(serde_json::json!({"type": "timestamp", "part": "day_of_week"}));
+        let number = column(serde_json::json!({"type": "number"}));
+        let noon = MICROSECONDS_A_DAY / 2;
+        assert_eq!(
+            read(&hour, Value::Time(noon - MICROSECONDS_A_DAY)),
+            Ok(12.0)
+        );
+        assert_eq!(read(&day, Value::Time(-1)), Ok(2.0));
+        assert_eq!(read(&hour, Value::Clock(noon)), Ok(12.0));
+        assert_eq!(read(&day, Value::Date(4)), Ok(0.0));
+        for (column, value) in [
+            (&day, Value::Clock(noon)),
+            (&hour, Value::Date(4)),
+            (&number, Value::Time(0)),
+            (&number, Value::Date(0)),
+        ] {
+            assert_eq!(read(column, value), Err(Reason::WrongType), "{value:?}");
+        }
+        assert_eq!(
+            read(&number, Value::Float(f64::NAN)),
+            Err(Reason::OutOfRange)
+        );
+        assert_eq!(
+            read(&number, Value::Float(f64::NEG_INFINITY)),
+            Err(Reason::OutOfRange)
         );
     }
 

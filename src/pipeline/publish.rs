@@ -11,7 +11,7 @@ use super::tally::Tally;
 use super::window::Window;
 use crate::batch::{Batch, DeadLetter, Kept};
 use crate::config;
-use crate::decode::{Reason, RowError};
+use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
 use crate::metrics::Metrics;
@@ -26,6 +26,8 @@ pub struct Publisher {
     pub(super) sink: Sink,
     judge: Judge,
     model: Model,
+    /// Says records in JSON.
+    input: Input,
     output: config::Output,
     /// Names by [`crate::batch::TopicPartition::topic`].
     topics: Vec<String>,
@@ -56,6 +58,7 @@ impl Publisher {
         sink: Sink,
         judge: Judge,
         model: Model,
+        input: Input,
         output: config::Output,
         topics: Vec<String>,
         metrics: Metrics,
@@ -67,6 +70,7 @@ impl Publisher {
             sink,
             judge,
             model,
+            input,
             output,
             topics,
             metrics,
@@ -200,13 +204,11 @@ impl Publisher {
                 self.output.attributions,
             );
             let topic = &self.topics[record.from.topic];
-            let message = verdict_message(
-                &self.model,
-                topic,
-                record,
-                &verdict,
-                self.output.include_record,
-            );
+            let carried = self.output.include_record;
+            let json = carried
+                .then(|| self.input.to_json(record.payload))
+                .flatten();
+            let message = verdict_message(&self.model, topic, record, &verdict, json.as_deref());
             if flagged.is_some() {
                 let anomalies = self.output.anomalies_topic.clone();
                 self.send(batch.sequence, &anomalies, message.clone())?;

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -98,7 +99,18 @@ def run(options, plan):
         findings = Findings()
         if show.stream.failure is None:
             findings = verify(cluster.bootstrap, records, show.stream.placed, expected)
+        if findings.lost:
+            say("what kcat reads is kept for a second opinion")
+            keep_for_a_second_opinion(cluster.bootstrap, options.dir)
     return result(options, show, findings, seconds)
+
+
+def keep_for_a_second_opinion(bootstrap, folder):
+    """Scores as another client sees them, committed and all, since the cluster goes away: partition, offset, id."""
+    for isolation in ("read_committed", "read_uncommitted"):
+        command = ["kcat", "-b", bootstrap, "-C", "-e", "-q", "-t", TOPICS["scores"], "-f", "%p %o %h\\n"]
+        with open(folder / f"scores-{isolation}.txt", "w") as out:
+            subprocess.run([*command, "-X", f"isolation.level={isolation}"], stdout=out, check=False)
 
 
 class Show:

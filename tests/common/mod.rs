@@ -4,8 +4,10 @@
 
 pub mod bundle;
 pub mod cluster;
+pub mod formats;
 pub mod kafka;
 pub mod process;
+pub mod registry;
 pub mod tls;
 pub mod topics;
 

@@ -1,0 +1,148 @@
+//! `[input]`: what records are made of and where their schemas come from.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::secret::Secret;
+use super::settings::Settings;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    Json,
+    Avro(SchemaSource),
+    /// The message type, if the source is a file.
+    Protobuf(SchemaSource, Option<String>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum SchemaSource {
+    File(PathBuf),
+    Registry(SchemaRegistry),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SchemaRegistry {
+    /// Without a slash at its end and without credentials.
+    pub url: String,
+    pub authorization: Authorization,
+    pub ca_file: Option<PathBuf>,
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Authorization {
+    None,
+    Basic { username: String, password: Secret },
+    Bearer(Secret),
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Json,
+    Avro,
+    Protobuf,
+}
+
+pub fn check(s: &mut Settings) -> Input {
+    let formats = [
+        ("json", Format::Json),
+        ("avro", Format::Avro),
+        ("protobuf", Format::Protobuf),
+    ];
+    let format = s.choice("input.format", &formats).unwrap_or(Format::Json);
+    let file = s.optional_text("input.schema_file").map(PathBuf::from);
+    let message = s.optional_text("input.message");
+    let registry = registry(s);
+    match format {
+        Format::Json => {
+            if file.is_some() || message.is_some() || registry.is_some() {
+                s.problem("input.format = \"json\" reads no schema: remove schema_file, message and schema_registry, or set the format".into());
+            }
+            Input::Json
+        }
+        Format::Avro => {
+            if message.is_some() {
+                s.problem("input.message is for Protobuf: remove it".into());
+            }
+            Input::Avro(source(s, "avro", file, registry))
+        }
+        Format::Protobuf => {
+            match (&file, &message) {
+                (Some(_), None) => s.problem(
+                    "input.message is not set: the message type in input.schema_file, for instance message = \"shop.Payment\"".into(),
+                ),
+                (None, Some(_)) => s.problem(
+                    "input.message is for input.schema_file: with a registry each record says its own, remove it".into(),
+                ),
+                _ => {}
+            }
+            Input::Protobuf(source(s, "protobuf", file, registry), message)
+        }
+    }
+}
+
+fn source(
+    s: &mut Settings,
+    format: &str,
+    file: Option<PathBuf>,
+    registry: Option<SchemaRegistry>,
+) -> SchemaSource {
+    match (file, registry) {
+        (Some(_), Some(_)) => {
+            s.problem("set input.schema_file or input.schema_registry, not both".into());
+        }
+        (Some(file), None) => return SchemaSource::File(file),
+        (None, Some(registry)) => return SchemaSource::Registry(registry),
+        (None, None) => s.problem(format!(
+            "input.format = \"{format}\" needs schemas: set input.schema_registry.url or input.schema_file"
+        )),
+    }
+    SchemaSource::File(PathBuf::new())
+}
+
+fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
+    let url = s.optional_text("input.schema_registry.url");
+    let username = s.optional_text("input.schema_registry.username");
+    let password = s.secret("input.schema_registry.password");
+    let token = s.secret("input.schema_registry.token");
+    let ca_file = s.optional_text("input.schema_registry.ca_file");
+    let timeout = s.duration("input.schema_registry.timeout");
+    if timeout.is_zero() {
+        s.problem("input.schema_registry.timeout must be longer than nothing".into());
+    }
+    let anything = username.is_some() || password.is_some() || token.is_some() || ca_file.is_some();
+    let Some(url) = url else {
+        if anything {
+            s.problem("input.schema_registry.url is not set: for instance url = \"http://localhost:8081\"".into());
+        }
+        return None;
+    };
+    let rest = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    match rest {
+        None | Some("") => s.problem(
+            "input.schema_registry.url: expected http://… or https://…, for instance \"http://localhost:8081\"".into(),
+        ),
+        // What stands before an @ may be a password: the value is not repeated.
+        Some(rest) if rest.contains(['@', '?', '#']) => s.problem(
+            "input.schema_registry.url: expected one without credentials, ? and #; set username and password".into(),
+        ),
+        _ => {}
+    }
+    let authorization = match (username, password, token) {
+        (None, None, None) => Authorization::None,
+        (Some(username), Some(password), None) => Authorization::Basic { username, password },
+        (None, None, Some(token)) => Authorization::Bearer(token),
+        _ => {
+            s.problem("[input.schema_registry]: set username and password, or token".into());
+            Authorization::None
+        }
+    };
+    Some(SchemaRegistry {
+        url: url.trim_end_matches('/').to_owned(),
+        authorization,
+        ca_file: ca_file.map(PathBuf::from),
+        timeout,
+    })
+}

@@ -1,0 +1,186 @@
+//! An Avro record as JSON, for a verdict: enums by symbol, moments in RFC 3339, decimals as numbers, bytes in base64,
+//! a union as the value that it holds. A number that JSON has no word for is its name in quotes.
+
+use std::fmt::Write as _;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use jiff::Timestamp;
+use jiff::civil::{Date, Time};
+
+use super::super::wire::Cursor;
+use super::super::{RowError, malformed};
+use super::{
+    AvroSchema, Id, MAX_DEPTH, MAX_EMPTY_ITEMS, Shape, boolean, chosen, decimal, int, too_deep,
+    uuid,
+};
+
+const NANOSECONDS: i128 = 1_000_000_000;
+
+/// One record as JSON of at most `most` bytes.
+pub fn to_json(schema: &AvroSchema, payload: &[u8], most: usize) -> Result<String, RowError> {
+    let mut writer = Writer {
+        schema,
+        out: String::new(),
+        most,
+    };
+    writer.value(schema.root, &mut Cursor(payload), 0)?;
+    Ok(writer.out)
+}
+
+struct Writer<'s> {
+    schema: &'s AvroSchema,
+    out: String,
+    most: usize,
+}
+
+impl Writer<'_> {
+    fn value(&mut self, id: Id, cursor: &mut Cursor<'_>, depth: usize) -> Result<(), RowError> {
+        if depth > MAX_DEPTH {
+            return Err(too_deep());
+        }
+        if self.out.len() > self.most {
+            return Err(malformed("too long as JSON"));
+        }
+        match &self.schema.shapes[id] {
+            Shape::Null => self.plain("null"),
+            Shape::Boolean => self.plain(boolean(cursor)?),
+            Shape::Int => self.plain(int(cursor)?),
+            Shape::Long => self.plain(cursor.zigzag()?),
+            Shape::Float => {
+                let number = f32::from_le_bytes(cursor.array()?);
+                // By its own shortest text: 0.1, not 0.10000000149011612.
+                match number.is_finite() {
+                    true => self.plain(serde_json::json!(number)),
+                    false => self.quoted(&number.to_string()),
+                }
+            }
+            Shape::Double => {
+                let number = f64::from_le_bytes(cursor.array()?);
+                match number.is_finite() {
+                    true => self.plain(serde_json::json!(number)),
+                    false => self.quoted(&number.to_string()),
+                }
+            }
+            Shape::Text => {
+                let length = cursor.zigzag()?;
+                let text = String::from_utf8_lossy(cursor.sized(length)?);
+                self.quoted(&text);
+            }
+            Shape::Enum(symbols) => self.quoted(chosen(symbols, cursor, "an enum")?),
+            Shape::Uuid => self.quoted(&uuid(cursor)?),
+            Shape::Bytes => {
+                let length = cursor.zigzag()?;
+                self.bytes(cursor.sized(length)?);
+            }
+            Shape::Fixed(size) => self.bytes(cursor.take(*size)?),
+            Shape::Decimal(scale, size) => {
+                let unscaled = match size {
+                    Some(size) => cursor.take(*size)?,
+                    None => {
+                        let length = cursor.zigzag()?;
+                        cursor.sized(length)?
+                    }
+                };
+                match decimal(*scale, unscaled) {
+                    Some(digits) => self.plain(digits),
+                    None => self.bytes(unscaled),
+                }
+            }
+            Shape::Date => {
+                let days = int(cursor)?;
+                let epoch = Date::constant(1970, 1, 1);
+                let date = jiff::Span::new().try_days(days).ok();
+                match date.and_then(|days| epoch.checked_add(days).ok()) {
+                    Some(date) => self.quoted(&date.to_string()),
+                    None => self.plain(days),
+                }
+            }
+            Shape::Clock(a_second) => {
+                let count = cursor.zigzag()?;
+                let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(*a_second);
+                let time = i64::try_from(nanoseconds).ok();
+                let time = time.and_then(|n| jiff::Span::new().try_nanoseconds(n).ok());
+                match time.and_then(|span| Time::midnight().checked_add(span).ok()) {
+                    Some(time) => self.quoted(&time.to_string()),
+                    None => self.plain(count),
+                }
+            }
+            Shape::Time(a_second) => {
+                let count = cursor.zigzag()?;
+                let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(*a_second);
+                match Timestamp::from_nanosecond(nanoseconds) {
+                    // As many digits as the type has.
+                    Ok(time) => match a_second {
+                        1_000 => self.quoted(&format!("{time:.3}")),
+                        1_000_000 => self.quoted(&format!("{time:.6}")),
+                        _ => self.quoted(&format!("{time:.9}")),
+                    },
+                    Err(_) => self.plain(count),
+                }
+            }
+            Shape::Array(items) => {
+                self.out.push('[');
+                let schema = self.schema;
+                schema.blocks(cursor, false, |cursor, count| {
+                    if schema.empty[*items] && count > MAX_EMPTY_ITEMS as u64 {
+                        return Err(malformed(format!("{count} items without a byte")));
+                    }
+                    for _ in 0..count {
+                        self.comma('[');
+                        self.value(*items, cursor, depth + 1)?;
+                    }
+                    Ok(())
+                })?;
+                self.out.push(']');
+            }
+            Shape::Map(values) => {
+                self.out.push('{');
+                let schema = self.schema;
+                schema.blocks(cursor, false, |cursor, count| {
+                    for _ in 0..count {
+                        self.comma('{');
+                        let length = cursor.zigzag()?;
+                        self.quoted(&String::from_utf8_lossy(cursor.sized(length)?));
+                        self.out.push(':');
+                        self.value(*values, cursor, depth + 1)?;
+                    }
+                    Ok(())
+                })?;
+                self.out.push('}');
+            }
+            Shape::Union(branches) => {
+                let branch = chosen(branches, cursor, "a union")?;
+                self.value(*branch, cursor, depth + 1)?;
+            }
+            Shape::Record(fields) => {
+                self.out.push('{');
+                for (name, field) in fields {
+                    self.comma('{');
+                    self.quoted(name);
+                    self.out.push(':');
+                    self.value(*field, cursor, depth + 1)?;
+                }
+                self.out.push('}');
+            }
+        }
+        Ok(())
+    }
+
+    fn comma(&mut self, opening: char) {
+        if !self.out.ends_with(opening) {
+            self.out.push(',');
+        }
+    }
+
+    fn plain(&mut self, value: impl std::fmt::Display) {
+        write!(self.out, "{value}").expect("a String takes every write");
+    }
+
+    fn quoted(&mut self, text: &str) {
+        self.out.push_str(&serde_json::json!(text).to_string());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.quoted(&BASE64_STANDARD.encode(bytes));
+    }
+}

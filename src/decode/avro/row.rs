@@ -1,0 +1,168 @@
+//! An Avro record straight into the row.
+
+use std::sync::Arc;
+
+use super::super::paths::{Child, Node, Paths};
+use super::super::value::Value;
+use super::super::wire::Cursor;
+use super::super::{RowError, malformed};
+use super::{AvroSchema, Id, Shape, boolean, chosen, decimal, int, text, uuid};
+
+const MICROSECONDS: i64 = 1_000_000;
+
+/// What to do with each value of a record: a schema and the features, joined once.
+#[derive(Debug)]
+pub struct AvroPlan {
+    schema: Arc<AvroSchema>,
+    root: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Skip(Id),
+    Read(Id, Vec<usize>),
+    Record(Vec<Step>),
+    Union(Vec<Step>),
+    /// A null: what is below it is missing.
+    Missing(Vec<usize>),
+    /// A path goes on below a value that has no fields.
+    NoRecord(Vec<usize>),
+}
+
+impl AvroPlan {
+    pub fn new(schema: Arc<AvroSchema>, paths: &Paths) -> AvroPlan {
+        let root = node(&schema, schema.root, &paths.root);
+        AvroPlan { schema, root }
+    }
+
+    /// Fills `row` from one record, which must end where the payload does.
+    pub fn fill(
+        &self,
+        payload: &[u8],
+        paths: &Paths,
+        row: &mut [f32],
+        scratch: &mut String,
+    ) -> Result<(), RowError> {
+        let mut cursor = Cursor(payload);
+        let mut reader = Reader {
+            schema: &self.schema,
+            paths,
+            row,
+            scratch,
+        };
+        reader.step(&self.root, &mut cursor)?;
+        match cursor.0.len() {
+            0 => Ok(()),
+            left => Err(malformed(format!(
+                "{left} bytes are left behind the record: not written by this schema"
+            ))),
+        }
+    }
+}
+
+/// The steps for a value that `wanted` has names in. As deep as the paths are long.
+fn node(schema: &AvroSchema, id: Id, wanted: &Node) -> Step {
+    match &schema.shapes[id] {
+        Shape::Record(fields) => Step::Record(
+            fields
+                .iter()
+                .map(|(name, field)| match wanted.child(name) {
+                    None => Step::Skip(*field),
+                    Some(Child::Node(below)) => node(schema, *field, below),
+                    Some(Child::Leaf(columns)) => leaf(schema, *field, columns),
+                })
+                .collect(),
+        ),
+        Shape::Union(branches) => {
+            Step::Union(branches.iter().map(|b| node(schema, *b, wanted)).collect())
+        }
+        Shape::Null => Step::Missing(wanted.columns()),
+        _ => Step::NoRecord(wanted.columns()),
+    }
+}
+
+fn leaf(schema: &AvroSchema, id: Id, columns: &[usize]) -> Step {
+    match &schema.shapes[id] {
+        Shape::Union(branches) => {
+            Step::Union(branches.iter().map(|b| leaf(schema, *b, columns)).collect())
+        }
+        Shape::Null => Step::Missing(columns.to_vec()),
+        _ => Step::Read(id, columns.to_vec()),
+    }
+}
+
+struct Reader<'r> {
+    schema: &'r AvroSchema,
+    paths: &'r Paths,
+    row: &'r mut [f32],
+    scratch: &'r mut String,
+}
+
+impl Reader<'_> {
+    fn step(&mut self, step: &Step, cursor: &mut Cursor<'_>) -> Result<(), RowError> {
+        match step {
+            Step::Skip(id) => self.schema.skip(*id, cursor, 0),
+            Step::Read(id, columns) => self.read(*id, columns, cursor),
+            Step::Record(steps) => steps.iter().try_for_each(|step| self.step(step, cursor)),
+            Step::Union(steps) => {
+                let step = chosen(steps, cursor, "a union")?;
+                self.step(step, cursor)
+            }
+            Step::Missing(columns) => self.store(columns, None),
+            Step::NoRecord(columns) => {
+                self.store(columns, Some(Value::Other("no record around it")))
+            }
+        }
+    }
+
+    fn store(&mut self, columns: &[usize], value: Option<Value<'_>>) -> Result<(), RowError> {
+        self.paths.store(self.row, columns, value, self.scratch)
+    }
+
+    fn read(&mut self, id: Id, columns: &[usize], cursor: &mut Cursor<'_>) -> Result<(), RowError> {
+        let own;
+        let value = match &self.schema.shapes[id] {
+            Shape::Boolean => Value::Bool(boolean(cursor)?),
+            Shape::Int => Value::Signed(i64::from(int(cursor)?)),
+            Shape::Long => Value::Signed(cursor.zigzag()?),
+            Shape::Float => Value::Float(f64::from(f32::from_le_bytes(cursor.array()?))),
+            Shape::Double => Value::Float(f64::from_le_bytes(cursor.array()?)),
+            Shape::Text => Value::Text(text(cursor)?),
+            Shape::Enum(symbols) => Value::Text(chosen(symbols, cursor, "an enum")?),
+            Shape::Uuid => {
+                own = uuid(cursor)?;
+                Value::Text(&own)
+            }
+            Shape::Date => Value::Date(int(cursor)?),
+            Shape::Clock(a_second) => Value::Clock(microseconds(cursor.zigzag()?, *a_second)),
+            Shape::Time(a_second) => Value::Time(microseconds(cursor.zigzag()?, *a_second)),
+            Shape::Decimal(scale, size) => {
+                let unscaled = match size {
+                    Some(size) => cursor.take(*size)?,
+                    None => {
+                        let length = cursor.zigzag()?;
+                        cursor.sized(length)?
+                    }
+                };
+                match decimal(*scale, unscaled).map(|digits| digits.parse()) {
+                    Some(Ok(number)) => Value::Float(number),
+                    _ => Value::Other("a decimal of more than 128 bits"),
+                }
+            }
+            Shape::Bytes | Shape::Fixed(_) => Value::Other("bytes"),
+            Shape::Array(_) => Value::Other("an array"),
+            Shape::Map(_) => Value::Other("a map"),
+            Shape::Record(_) => Value::Other("a record"),
+            Shape::Null | Shape::Union(_) => unreachable!("steps of their own"),
+        };
+        self.store(columns, Some(value))
+    }
+}
+
+/// Saturates far outside of what a feature takes.
+fn microseconds(count: i64, a_second: i64) -> i64 {
+    match a_second > MICROSECONDS {
+        true => count.div_euclid(a_second / MICROSECONDS),
+        false => count.saturating_mul(MICROSECONDS / a_second),
+    }
+}

@@ -1,0 +1,142 @@
+//! Protobuf: the type of a message, and messages read by it.
+//!
+//! Schemas are compiled by `protox` and described by `prost-reflect`. Messages go straight into the row, because a tree for each record costs
+//! several times the decoding; for a verdict, where cost does not matter, `prost-reflect` writes them in Protobuf's own JSON.
+
+mod row;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FileDescriptor, Kind, MessageDescriptor, SerializeOptions,
+};
+use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
+
+use super::schemas::SchemaText;
+use super::{RowError, malformed};
+
+pub use row::{ProtobufPlan, Scratch};
+
+/// What protox calls the schema itself; imports of it go by their own names.
+const MAIN: &str = "the schema";
+
+/// A .proto file from a registry, with what it imports.
+pub fn parse(schema: &SchemaText) -> Result<FileDescriptor, String> {
+    let mut files: HashMap<String, String> = schema.references.iter().cloned().collect();
+    files.insert(MAIN.to_owned(), schema.text.clone());
+    let mut resolver = ChainFileResolver::new();
+    resolver.add(Texts(files));
+    resolver.add(GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(resolver);
+    compiler.include_imports(true);
+    compiler
+        .open_file(MAIN)
+        .map_err(|e| format!("not a Protobuf schema: {e}"))?;
+    let file = compiler.descriptor_pool().get_file_by_name(MAIN);
+    file.ok_or_else(|| "not a Protobuf schema".to_owned())
+}
+
+struct Texts(HashMap<String, String>);
+
+impl FileResolver for Texts {
+    fn open_file(&self, name: &str) -> Result<File, protox::Error> {
+        match self.0.get(name) {
+            Some(text) => File::from_source(name, text),
+            None => Err(protox::Error::file_not_found(name)),
+        }
+    }
+}
+
+/// The message type `name` in a .proto file or a compiled descriptor set.
+pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
+    let pool = match path.extension().and_then(|e| e.to_str()) {
+        Some("proto") => {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            let set = protox::compile([path], [folder]).map_err(|e| e.to_string())?;
+            DescriptorPool::from_file_descriptor_set(set).map_err(|e| e.to_string())?
+        }
+        _ => {
+            let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+            DescriptorPool::decode(bytes.as_slice()).map_err(|e| {
+                format!("not a compiled descriptor set (protoc --include_imports -o): {e}")
+            })?
+        }
+    };
+    pool.get_message_by_name(name).ok_or_else(|| {
+        let names: Vec<String> = pool
+            .all_messages()
+            .filter(|m| !m.is_map_entry() && !m.full_name().starts_with("google.protobuf."))
+            .map(|m| m.full_name().to_owned())
+            .take(20)
+            .collect();
+        format!("no message `{name}`; there are {}", names.join(", "))
+    })
+}
+
+/// The message at a place as the registry's header gives it.
+pub fn message_at(file: &FileDescriptor, index: &[usize]) -> Result<MessageDescriptor, RowError> {
+    let none = || malformed(format!("the schema has no message at {index:?}"));
+    let (first, rest) = index.split_first().ok_or_else(none)?;
+    let outermost = file.messages().nth(*first).ok_or_else(none)?;
+    rest.iter().try_fold(outermost, |message, i| {
+        message.child_messages().nth(*i).ok_or_else(none)
+    })
+}
+
+/// Whether a message of this type can have a value at `path`.
+pub fn has(message: &MessageDescriptor, path: &str) -> bool {
+    let (key, rest) = match path.split_once('.') {
+        Some((key, rest)) => (key, Some(rest)),
+        None => (path, None),
+    };
+    let field = message.get_field_by_name(key);
+    match (field.map(|f| (f.is_list() || f.is_map(), f.kind())), rest) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some((false, Kind::Message(below))), Some(rest)) => has(&below, rest),
+        _ => false,
+    }
+}
+
+/// A message in Protobuf's JSON, with fields by their names in the .proto, numbers as numbers and defaults written.
+pub fn to_json(message: &MessageDescriptor, payload: &[u8], most: usize) -> Option<String> {
+    let message = DynamicMessage::decode(message.clone(), payload).ok()?;
+    let options = SerializeOptions::new()
+        .use_proto_field_name(true)
+        .stringify_64_bit_integers(false)
+        .skip_default_fields(false);
+    let mut out = Bounded {
+        text: Vec::new(),
+        most,
+    };
+    let mut serializer = serde_json::Serializer::new(&mut out);
+    message
+        .serialize_with_options(&mut serializer, &options)
+        .ok()?;
+    String::from_utf8(out.text).ok()
+}
+
+/// Refuses to grow beyond a size.
+struct Bounded {
+    text: Vec<u8>,
+    most: usize,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.text.len() + bytes.len() > self.most {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+//! Schemas as the decoder, the writer of verdicts and the thread that fetches them share them: what is known, by id.
+//! Nobody waits here: what is not known is asked for, and the record comes again.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use prost_reflect::{FileDescriptor, MessageDescriptor};
+
+use super::avro::AvroSchema;
+use super::wire::{self, Cursor};
+use super::{DecodeError, Reason, RowError, avro, protobuf};
+use crate::bundle::{Feature, Missing};
+
+/// Formats that need a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Avro,
+    Protobuf,
+}
+
+/// A schema as a registry or a file has it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SchemaText {
+    pub text: String,
+    /// What it refers to, by name; whatever those refer to is here too.
+    pub references: Vec<(String, String)>,
+}
+
+/// A schema of a registry. A Protobuf one is a file with several types.
+#[derive(Debug)]
+pub enum Schema {
+    Avro(Arc<AvroSchema>),
+    Protobuf(FileDescriptor),
+}
+
+impl Schema {
+    /// # Errors
+    /// What is wrong with the schema, for a person.
+    pub fn parse(format: Format, schema: &SchemaText) -> Result<Schema, String> {
+        Ok(match format {
+            Format::Avro => Schema::Avro(Arc::new(AvroSchema::parse(schema)?)),
+            Format::Protobuf => Schema::Protobuf(protobuf::parse(schema)?),
+        })
+    }
+}
+
+/// What one record is.
+#[derive(Debug, Clone)]
+pub enum RecordType {
+    Avro(Arc<AvroSchema>),
+    Protobuf(MessageDescriptor),
+}
+
+impl RecordType {
+    /// From a file: .avsc, .proto, or a compiled descriptor set; `message` names the type in the latter two.
+    ///
+    /// # Errors
+    /// What is wrong with the file, for a person.
+    pub fn open(path: &Path, message: Option<&str>) -> Result<RecordType, String> {
+        match message {
+            None => {
+                let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+                let references = Vec::new();
+                let schema = AvroSchema::parse(&SchemaText { text, references })?;
+                Ok(RecordType::Avro(Arc::new(schema)))
+            }
+            Some(message) => Ok(RecordType::Protobuf(protobuf::open(path, message)?)),
+        }
+    }
+
+    /// The features that no record of this type can have, although they must not be missing: a line for each.
+    pub fn lacks(&self, features: &[Feature]) -> Vec<String> {
+        let has = |path: &str| match self {
+            RecordType::Avro(schema) => schema.has(path),
+            RecordType::Protobuf(message) => protobuf::has(message, path),
+        };
+        features
+            .iter()
+            .filter(|f| f.missing == Missing::Reject && !has(&f.path))
+            .map(|f| format!("no field `{}`, which feature `{}` requires", f.path, f.name))
+            .collect()
+    }
+
+    /// JSON of at most `most` bytes.
+    pub(super) fn to_json(&self, payload: &[u8], most: usize) -> Option<String> {
+        match self {
+            RecordType::Avro(schema) => avro::to_json(schema, payload, most).ok(),
+            RecordType::Protobuf(message) => protobuf::to_json(message, payload, most),
+        }
+    }
+}
+
+/// Where the type of a record comes from.
+#[derive(Debug, Clone)]
+pub enum TypeSource {
+    /// From a file: payloads are bare.
+    File(RecordType),
+    /// From a registry: payloads begin with a schema's id.
+    Registry(Format, Schemas),
+}
+
+impl TypeSource {
+    /// The type of the record in `payload`, and where the record begins.
+    pub(super) fn type_of<'p>(
+        &self,
+        payload: &'p [u8],
+    ) -> Result<(RecordType, &'p [u8]), DecodeError> {
+        match self {
+            TypeSource::File(record_type) => Ok((record_type.clone(), payload)),
+            TypeSource::Registry(format, schemas) => {
+                let header = Header::read(*format, payload)?;
+                let schema = schemas.get(header.id)?;
+                Ok((header.type_in(&schema)?, header.record))
+            }
+        }
+    }
+}
+
+/// What stands before a record that a registry's serialiser wrote.
+pub(super) struct Header<'p> {
+    pub id: u32,
+    /// Place of the message in its file; empty in Avro.
+    pub message: Vec<usize>,
+    pub record: &'p [u8],
+}
+
+impl<'p> Header<'p> {
+    pub fn read(format: Format, payload: &'p [u8]) -> Result<Header<'p>, RowError> {
+        let mut cursor = Cursor(payload);
+        let id = wire::schema_id(&mut cursor)?;
+        let message = match format {
+            Format::Avro => Vec::new(),
+            Format::Protobuf => wire::message_index(&mut cursor)?,
+        };
+        Ok(Header {
+            id,
+            message,
+            record: cursor.0,
+        })
+    }
+
+    pub fn type_in(&self, schema: &Schema) -> Result<RecordType, RowError> {
+        Ok(match schema {
+            Schema::Avro(schema) => RecordType::Avro(schema.clone()),
+            Schema::Protobuf(file) => {
+                RecordType::Protobuf(protobuf::message_at(file, &self.message)?)
+            }
+        })
+    }
+}
+
+/// The schemas of a registry that are known so far. A cheap handle.
+#[derive(Debug, Clone)]
+pub struct Schemas {
+    known: Known,
+    wanted: Sender<u32>,
+}
+
+/// The side that fetches: it answers what is wanted, and ends when no [`Schemas`] is left.
+#[derive(Debug)]
+pub struct Wanted {
+    known: Known,
+    pub ids: Receiver<u32>,
+}
+
+type Known = Arc<RwLock<HashMap<u32, Entry>>>;
+
+#[derive(Debug, Clone)]
+enum Entry {
+    OnItsWay,
+    Known(Arc<Schema>),
+    Refused(String),
+}
+
+impl Schemas {
+    pub fn new() -> (Schemas, Wanted) {
+        let known = Known::default();
+        let (wanted, ids) = unbounded();
+        let schemas = Schemas {
+            known: known.clone(),
+            wanted,
+        };
+        (schemas, Wanted { known, ids })
+    }
+
+    /// A schema; one that is not known is asked for, once.
+    pub(super) fn get(&self, id: u32) -> Result<Arc<Schema>, DecodeError> {
+        let entry = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.get(&id).cloned()
+        };
+        match entry {
+            Some(Entry::Known(schema)) => Ok(schema),
+            Some(Entry::Refused(detail)) => Err(DecodeError::Row(RowError {
+                reason: Reason::UnknownSchema,
+                detail,
+            })),
+            Some(Entry::OnItsWay) => Err(DecodeError::SchemaPending(id)),
+            None => {
+                put(&self.known, id, Entry::OnItsWay);
+                // Without a fetcher the process is about to end.
+                let _ = self.wanted.send(id);
+                Err(DecodeError::SchemaPending(id))
+            }
+        }
+    }
+}
+
+impl Wanted {
+    /// Answers: the schema, or why there is none.
+    pub fn answer(&self, id: u32, schema: Result<Schema, String>) {
+        let entry = match schema {
+            Ok(schema) => Entry::Known(Arc::new(schema)),
+            Err(detail) => Entry::Refused(detail),
+        };
+        put(&self.known, id, entry);
+    }
+
+    /// Takes an answer back: the next record with this id asks anew.
+    pub fn forget(&self, id: u32) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&id);
+    }
+}
+
+fn put(known: &Known, id: u32, entry: Entry) {
+    let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
+    known.insert(id, entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_is_asked_for_once_and_an_answer_can_be_taken_back() {
+        let (schemas, wanted) = Schemas::new();
+        for _ in 0..3 {
+            let pending = schemas.get(7).unwrap_err();
+            assert_eq!(pending, DecodeError::SchemaPending(7));
+        }
+        assert_eq!(wanted.ids.try_iter().collect::<Vec<_>>(), [7]);
+        wanted.answer(7, Err("nobody knows it".into()));
+        let DecodeError::Row(error) = schemas.get(7).unwrap_err() else {
+            panic!("it was answered");
+        };
+        assert_eq!(error.reason, Reason::UnknownSchema);
+        wanted.forget(7);
+        assert_eq!(schemas.get(7).unwrap_err(), DecodeError::SchemaPending(7));
+        assert_eq!(wanted.ids.try_iter().collect::<Vec<_>>(), [7]);
+        let text = SchemaText {
+            text: r#"{"type": "record", "name": "R", "fields": []}"#.into(),
+            references: Vec::new(),
+        };
+        wanted.answer(7, Schema::parse(Format::Avro, &text));
+        assert!(schemas.get(7).is_ok());
+        drop(schemas);
+        assert!(wanted.ids.recv().is_err(), "the fetcher sees the end");
+    }
+}

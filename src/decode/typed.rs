@@ -1,0 +1,103 @@
+//! Avro and Protobuf into rows: the plan for a record's type, made when the type is first seen.
+
+use std::collections::HashMap;
+
+use super::avro::AvroPlan;
+use super::paths::Paths;
+use super::protobuf::{ProtobufPlan, Scratch};
+use super::schemas::{Header, RecordType, TypeSource};
+use super::{DecodeError, RowError, wire};
+use crate::bundle::Feature;
+
+/// Reads records of types that schemas give. One a thread.
+#[derive(Debug)]
+pub struct TypedDecoder {
+    paths: Paths,
+    source: TypeSource,
+    /// By schema id and place of the message; of a file there is one.
+    plans: HashMap<u32, Vec<(Vec<usize>, Plan)>>,
+    scratch: Scratch,
+}
+
+#[derive(Debug)]
+enum Plan {
+    Avro(AvroPlan),
+    Protobuf(ProtobufPlan),
+}
+
+impl Plan {
+    fn new(record_type: RecordType, paths: &Paths) -> Plan {
+        match record_type {
+            RecordType::Avro(schema) => Plan::Avro(AvroPlan::new(schema, paths)),
+            RecordType::Protobuf(message) => Plan::Protobuf(ProtobufPlan::new(&message, paths)),
+        }
+    }
+}
+
+impl TypedDecoder {
+    pub fn new(features: &[Feature], source: TypeSource) -> TypedDecoder {
+        let paths = Paths::new(features);
+        let mut plans = HashMap::new();
+        if let TypeSource::File(record_type) = &source {
+            let plan = Plan::new(record_type.clone(), &paths);
+            plans.insert(0, vec![(Vec::new(), plan)]);
+        }
+        TypedDecoder {
+            paths,
+            source,
+            plans,
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Appends one row to `rows`; leaves it as it was on an error.
+    pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), DecodeError> {
+        match &self.source {
+            TypeSource::File(_) => {
+                let plan = &self.plans[&0][0].1;
+                let filled = append(plan, &self.paths, payload, rows, &mut self.scratch);
+                filled.map_err(|mut error| {
+                    if wire::looks_framed(payload) {
+                        error.detail.push_str(
+                            " (it begins like a record of a schema registry, but input.schema_file is set)",
+                        );
+                    }
+                    error.into()
+                })
+            }
+            TypeSource::Registry(format, schemas) => {
+                let header = Header::read(*format, payload)?;
+                let known = self.plans.get(&header.id).and_then(|plans| {
+                    let mut places = plans.iter();
+                    places.position(|(place, _)| *place == header.message)
+                });
+                let at = match known {
+                    Some(at) => at,
+                    None => {
+                        let record_type = header.type_in(&*schemas.get(header.id)?)?;
+                        let plan = Plan::new(record_type, &self.paths);
+                        let plans = self.plans.entry(header.id).or_default();
+                        plans.push((header.message, plan));
+                        plans.len() - 1
+                    }
+                };
+                let plan = &self.plans[&header.id][at].1;
+                let scratch = &mut self.scratch;
+                Ok(append(plan, &self.paths, header.record, rows, scratch)?)
+            }
+        }
+    }
+}
+
+fn append(
+    plan: &Plan,
+    paths: &Paths,
+    record: &[u8],
+    rows: &mut Vec<f32>,
+    scratch: &mut Scratch,
+) -> Result<(), RowError> {
+    paths.append(rows, |row| match plan {
+        Plan::Avro(plan) => plan.fill(record, paths, row, &mut scratch.text),
+        Plan::Protobuf(plan) => plan.fill(record, paths, row, scratch),
+    })
+}

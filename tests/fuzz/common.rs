@@ -1,0 +1,84 @@
+//! The features that the targets decode into, and what must hold of every payload.
+#![allow(dead_code, reason = "each target uses its part")]
+
+use residuald::bundle::Feature;
+use residuald::decode::{DecodeError, Decoder, Input, Schema, SchemaText, Schemas, Wanted};
+use residuald::decode::{Format, TypeSource};
+use serde_json::json;
+
+pub const AVRO: &str = include_str!("all.avsc");
+pub const PROTOBUF: &str = include_str!("all.proto");
+
+/// One of each kind, nested and not, absent from some schemas.
+pub fn features() -> Vec<Feature> {
+    let impute = |name: &str, kind: &str| json!({"name": name, "path": name, "type": kind, "missing": "impute"});
+    let mut features = vec![
+        impute("number", "number"),
+        impute("flag", "bool"),
+        impute("decimal", "number"),
+        impute("choice", "number"),
+        impute("nested.deep.number", "number"),
+        impute("absent.everywhere", "number"),
+    ];
+    for path in ["text", "symbol", "uuid", "nested.text", "one_text"] {
+        let mut feature = impute(path, "categorical");
+        feature["vocabulary"] = json!(["a", "A", "5", "true"]);
+        features.push(feature);
+    }
+    for (path, part) in [
+        ("time", "hour_of_day"),
+        ("date", "day_of_week"),
+        ("clock", "hour_of_day"),
+        ("nested.time", "day_of_week"),
+    ] {
+        let mut feature = impute(path, "timestamp");
+        feature["part"] = json!(part);
+        feature["epoch_unit"] = json!("ms");
+        features.push(feature);
+    }
+    serde_json::from_value(json!(features)).expect("features")
+}
+
+/// A registry that knows one schema, number 1, and refuses number 2.
+pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
+    let (schemas, wanted) = Schemas::new();
+    let text = SchemaText {
+        text: text.to_owned(),
+        references: Vec::new(),
+    };
+    let schema = Schema::parse(format, &text);
+    assert!(schema.is_ok(), "{schema:?}");
+    wanted.answer(1, schema);
+    wanted.answer(2, Err("refused".to_owned()));
+    (Input::Typed(TypeSource::Registry(format, schemas)), wanted)
+}
+
+/// A payload becomes a whole row of finite numbers and NaN, or leaves nothing. What became a row is JSON or nothing.
+pub fn check(decoder: &mut Decoder, input: &Input, payload: &[u8]) {
+    let mut rows = vec![1.0];
+    let width = features_wide();
+    match decoder.decode(payload, &mut rows) {
+        Ok(()) => {
+            assert_eq!(rows.len(), 1 + width);
+            assert!(rows.iter().all(|n| !n.is_infinite()));
+            // A value that nothing filled would have other bits.
+            let nan = f32::NAN.to_bits();
+            assert!(rows.iter().all(|n| !n.is_nan() || n.to_bits() == nan));
+        }
+        Err(DecodeError::Row(error)) => {
+            assert_eq!(rows, [1.0]);
+            assert!(!error.detail.is_empty());
+        }
+        Err(DecodeError::SchemaPending(_)) => assert_eq!(rows, [1.0]),
+    }
+    if let Some(json) = input.to_json(payload) {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(json.get());
+        // JSON comes as it is: an unpaired surrogate or 1e999 is its own; what is written here is whole.
+        assert!(parsed.is_ok() || matches!(input, Input::Json));
+    }
+}
+
+fn features_wide() -> usize {
+    static WIDTH: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *WIDTH.get_or_init(|| features().len())
+}

@@ -1,0 +1,24 @@
+//! Avro records of one schema, behind a registry's header.
+#![no_main]
+
+use std::cell::RefCell;
+
+use libfuzzer_sys::fuzz_target;
+use residuald::decode::{Decoder, Format, Input};
+
+#[path = "../common.rs"]
+mod common;
+
+thread_local! {
+    static STATE: RefCell<(Decoder, Input)> = {
+        let (input, _) = common::registry(Format::Avro, common::AVRO);
+        RefCell::new((Decoder::new(&common::features(), input.clone()), input))
+    };
+}
+
+fuzz_target!(|record: &[u8]| {
+    let payload = [HEADER, record].concat();
+    STATE.with_borrow_mut(|(decoder, input)| common::check(decoder, input, &payload));
+});
+
+const HEADER: &[u8] = &[0, 0, 0, 0, 1];

@@ -1,0 +1,18 @@
+//! JSON payloads: a row of numbers or a refusal, whatever comes.
+#![no_main]
+
+use std::cell::RefCell;
+
+use libfuzzer_sys::fuzz_target;
+use residuald::decode::{Decoder, Input};
+
+#[path = "../common.rs"]
+mod common;
+
+thread_local! {
+    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::new(&common::features(), Input::Json));
+}
+
+fuzz_target!(|payload: &[u8]| {
+    DECODER.with_borrow_mut(|decoder| common::check(decoder, &Input::Json, payload));
+});

@@ -1,0 +1,90 @@
+//! Verdicts and dead letters made of whatever a record brings: key, payload, headers.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use residuald::batch::{DeadLetter, Kept, TopicPartition};
+use residuald::decode::{Input, Reason, RowError};
+use residuald::message::{Model, dead_letter_message, verdict_message, without_bulk};
+use residuald::record::Source;
+use residuald::verdict::{Severity, Verdict};
+
+/// Cuts `rest` at its first zero.
+fn part<'d>(rest: &mut &'d [u8]) -> &'d [u8] {
+    let end = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
+    let taken = &rest[..end];
+    *rest = rest.get(end + 1..).unwrap_or(&[]);
+    taken
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut rest = data;
+    let head = part(&mut rest);
+    let (key, trace, name) = (part(&mut rest), part(&mut rest), part(&mut rest));
+    let payload = rest;
+    let mut numbers = [0; 16];
+    for (number, byte) in numbers.iter_mut().zip(head) {
+        *number = *byte;
+    }
+    let offset = i64::from_le_bytes(numbers[..8].try_into().unwrap());
+    let timestamp_ms = i64::from_le_bytes(numbers[8..].try_into().unwrap());
+
+    let model = Model {
+        name: "m".into(),
+        version: "1".into(),
+        sha256: "0123456789".into(),
+    };
+    let record = Kept {
+        from: TopicPartition {
+            topic: 0,
+            partition: 1,
+        },
+        offset,
+        timestamp_ms: Some(timestamp_ms),
+        key: Some(key),
+        payload,
+        trace: [Some(("traceparent", trace)), None],
+    };
+    let verdict = Verdict {
+        anomaly_score: 1.5,
+        p_value: 0.01,
+        anomaly_grade: 1.1,
+        threshold: 1.0,
+        severity: Some(Severity::Warning),
+        relevant_attribution: Vec::new(),
+        feature_imputed: Vec::new(),
+    };
+    let json = Input::Json.to_json(payload);
+    let message = verdict_message(&model, "topic", record, &verdict, json.as_deref());
+    let text = std::str::from_utf8(&message.payload).expect("a verdict is text");
+    assert!(text.starts_with("{\"id\":\"topic-1-"));
+    assert_eq!(text.contains("\"record\":"), json.is_some());
+    let slim = without_bulk(&message, "too large");
+    assert!(slim.payload.len() <= message.payload.len() || json.is_none());
+
+    let letter = DeadLetter {
+        source: Source {
+            topic: "topic".into(),
+            partition: 1,
+            offset,
+        },
+        timestamp_ms: Some(timestamp_ms),
+        key: Some(key.to_vec()),
+        payload: payload.to_vec(),
+        headers: vec![(
+            String::from_utf8_lossy(name).into_owned(),
+            Some(trace.to_vec()),
+        )],
+        error: RowError {
+            reason: Reason::Malformed,
+            detail: String::from_utf8_lossy(trace).into_owned(),
+        },
+    };
+    let message = dead_letter_message(letter);
+    assert_eq!(message.payload, payload);
+    let errors = message.headers.iter();
+    let errors = errors.filter(|(name, _)| name.starts_with("__connect.errors."));
+    assert_eq!(errors.count(), 6);
+    assert_eq!(message.key.as_deref(), Some(key));
+    without_bulk(&message, "too large");
+    // The place for reading the headers of a dead letter back (`residuald::dead_letter`).
+});
