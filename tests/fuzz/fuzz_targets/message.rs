@@ -3,9 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use residuald::batch::{DeadLetter, Kept, TopicPartition};
+use residuald::dead_letter::{Entry, Revived};
 use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{Model, dead_letter_message, verdict_message, without_bulk};
-use residuald::record::Source;
+use residuald::record::{Header, Record, Source};
 use residuald::verdict::{Severity, Verdict};
 
 /// Cuts `rest` at its first zero.
@@ -86,5 +87,33 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(errors.count(), 6);
     assert_eq!(message.key.as_deref(), Some(key));
     without_bulk(&message, "too large");
-    // The place for reading the headers of a dead letter back (`residuald::dead_letter`).
+
+    // Read back as a dead letter or a marker, with our headers and with whatever there is.
+    let ours: Vec<Header<'_>> = message
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_deref()))
+        .collect();
+    let text = String::from_utf8_lossy(name);
+    let headers = [
+        ours,
+        vec![(&text, Some(trace))],
+        vec![("residuald.replayed", Some(trace))],
+    ];
+    for (headers, key) in headers.into_iter().zip([Some(key), Some(key), None]) {
+        let record = Record {
+            topic: "dead-letters",
+            partition: 0,
+            offset,
+            timestamp_ms: Some(timestamp_ms),
+            key,
+            headers,
+            payload: Some(payload),
+        };
+        match Entry::of(&record) {
+            Ok(Entry::Letter(letter)) => drop(Revived::of(&record, &letter, "topic", 3)),
+            Ok(Entry::Marker(marker)) => drop(marker.revived("dead-letters", 0)),
+            Err(_) => {}
+        }
+    }
 });
