@@ -209,6 +209,10 @@ share.coordinator.state.topic.min.isr=$in_sync
 # Tests do not wait: groups form at once, and a dead member or broker is noticed in seconds.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=3000
+group.consumer.min.heartbeat.interval.ms=100
+group.consumer.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 
