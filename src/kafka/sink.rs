@@ -79,13 +79,15 @@ impl Sink {
 
     fn open(config: ClientConfig, complaint: &LastComplaint) -> Result<Sink, KafkaError> {
         let (sender, deliveries) = unbounded();
+        let transactional_id = config.get("transactional.id").map(str::to_owned);
         let context = Context {
             complaint: complaint.clone(),
             deliveries: sender,
+            transactional: transactional_id.is_some(),
         };
         Ok(Sink {
             producer: Arc::new(config.create_with_context(context)?),
-            transactional_id: config.get("transactional.id").map(str::to_owned),
+            transactional_id,
             deliveries,
             config,
         })
@@ -164,6 +166,7 @@ impl Sink {
 pub(super) struct Context {
     complaint: LastComplaint,
     deliveries: Sender<Delivery>,
+    transactional: bool,
 }
 
 impl ClientContext for Context {
@@ -181,6 +184,12 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, sequence: Box<u64>) {
         let result = match result {
+            // Acknowledged as a repeat, so its place is not known: in a transaction better to send it again than to
+            // believe that it is the same one, and in this transaction.
+            Ok(message) if self.transactional && message.offset() < 0 => Err(SendError::Failed {
+                topic: message.topic().to_owned(),
+                problem: "a message was acknowledged without an offset".to_owned(),
+            }),
             Ok(_) => Ok(()),
             Err((
                 ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge),

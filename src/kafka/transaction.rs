@@ -20,6 +20,9 @@ use crate::shutdown::Shutdown;
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// What an abort gets when nobody waits for it any more.
 const LAST_ATTEMPT: Duration = Duration::from_millis(500);
+/// Sending offsets is not tried twice with one producer: librdkafka keeps what timed out and may send it later, in whatever
+/// transaction is open then.
+const OFFSETS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_UP: Duration = Duration::from_millis(100);
 /// A call that has not come back at so many looks will not: librdkafka 2.12 forgets its timeout when the group coordinator
 /// moves at the wrong moment (confluentinc/librdkafka#5456). Looks and not time, because this process may be frozen.
@@ -122,18 +125,20 @@ impl Sink {
             return self.abort("the partitions are lost".to_owned(), give_up);
         };
         let offsets = membership.offsets(offsets);
-        let sent = self.patiently(give_up, move |producer| {
-            producer.send_offsets_to_transaction(&offsets, &metadata, ATTEMPT)
+        let sent = self.once(give_up, move |producer| {
+            producer.send_offsets_to_transaction(&offsets, &metadata, OFFSETS_WITHIN)
         });
         match sent {
             Ok(()) => {}
             Err(Trouble::Abort(problem)) => return self.abort(problem, give_up),
-            Err(Trouble::Stuck) => return Ok(Outcome::Stuck),
+            Err(Trouble::TimedOut(_) | Trouble::Stuck) => return Ok(Outcome::Stuck),
             Err(Trouble::Fatal(error)) => return Err(error),
         }
         match self.patiently(give_up, |producer| producer.commit_transaction(ATTEMPT)) {
             Ok(()) => Ok(Outcome::Committed),
-            Err(Trouble::Abort(problem)) => self.abort(problem, give_up),
+            Err(Trouble::Abort(problem) | Trouble::TimedOut(problem)) => {
+                self.abort(problem, give_up)
+            }
             // It may be committed or not: only the group's offsets tell, which a new start asks for.
             Err(Trouble::Stuck) => Err(KafkaError::Transaction(
                 "the brokers do not say whether it is committed".into(),
@@ -149,7 +154,7 @@ impl Sink {
     pub fn abort(&self, problem: String, give_up: &Shutdown) -> Result<Outcome, KafkaError> {
         match self.patiently(give_up, |producer| producer.abort_transaction(ATTEMPT)) {
             // Given up: the brokers abort it when its time is over.
-            Ok(()) | Err(Trouble::Abort(_)) => Ok(Outcome::Aborted(problem)),
+            Ok(()) | Err(Trouble::Abort(_) | Trouble::TimedOut(_)) => Ok(Outcome::Aborted(problem)),
             Err(Trouble::Stuck) => Ok(Outcome::Stuck),
             Err(Trouble::Fatal(error)) => Err(error),
         }
@@ -171,34 +176,42 @@ impl Sink {
     fn patiently(
         &self,
         give_up: &Shutdown,
-        call: impl Fn(&ThreadedProducer<Context>) -> Result<(), ClientError> + Send + Sync + 'static,
+        call: impl Fn(&ThreadedProducer<Context>) -> Result<(), ClientError> + Copy + Send + 'static,
     ) -> Result<(), Trouble> {
-        let call = Arc::new(call);
         loop {
-            let call = Arc::clone(&call);
-            let over =
-                |looks| looks >= STUCK || give_up.is_requested() && looks * LOOK_UP >= 2 * ATTEMPT;
-            let error = match apart(&self.producer, move |producer| call(producer), &over) {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(error)) => error,
-                None => return Err(Trouble::Stuck),
-            };
-            let timed_out = match &error {
-                ClientError::Transaction(e) if e.is_fatal() => false,
-                ClientError::Transaction(e) if e.txn_requires_abort() => {
-                    return Err(Trouble::Abort(error.to_string()));
+            match self.once(give_up, call) {
+                Err(Trouble::TimedOut(problem)) if !give_up.is_requested() => {
+                    tracing::debug!("transaction: {problem}; trying again");
                 }
-                ClientError::Transaction(e) => e.is_retriable(),
-                ClientError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
-                _ => false,
-            };
-            if !timed_out {
-                return Err(Trouble::Fatal(self.fatal(&error)));
+                ended => return ended,
             }
-            if give_up.is_requested() {
+        }
+    }
+
+    fn once(
+        &self,
+        give_up: &Shutdown,
+        call: impl FnOnce(&ThreadedProducer<Context>) -> Result<(), ClientError> + Send + 'static,
+    ) -> Result<(), Trouble> {
+        let over =
+            |looks| looks >= STUCK || give_up.is_requested() && looks * LOOK_UP >= 2 * ATTEMPT;
+        let error = match apart(&self.producer, call, &over) {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => error,
+            None => return Err(Trouble::Stuck),
+        };
+        let timed_out = match &error {
+            ClientError::Transaction(e) if e.is_fatal() => false,
+            ClientError::Transaction(e) if e.txn_requires_abort() => {
                 return Err(Trouble::Abort(error.to_string()));
             }
-            tracing::debug!("transaction: {error}; trying again");
+            ClientError::Transaction(e) => e.is_retriable(),
+            ClientError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
+            _ => false,
+        };
+        match timed_out {
+            true => Err(Trouble::TimedOut(error.to_string())),
+            false => Err(Trouble::Fatal(self.fatal(&error))),
         }
     }
 
@@ -221,6 +234,8 @@ impl Sink {
 enum Trouble {
     /// Another transaction may.
     Abort(String),
+    /// The same call again may.
+    TimedOut(String),
     /// Another producer may.
     Stuck,
     Fatal(KafkaError),

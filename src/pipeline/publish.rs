@@ -20,7 +20,7 @@ use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Scored};
 
 /// How often a wait looks whether it still makes sense.
-const LOOK_UP: Duration = Duration::from_millis(100);
+pub(super) const LOOK_UP: Duration = Duration::from_millis(100);
 
 pub struct Publisher {
     pub(super) sink: Sink,
@@ -250,14 +250,16 @@ impl Publisher {
         if self.is_too_large(topic, &message) {
             message = self.slim(topic, &message).unwrap_or(message);
         }
-        if self.window.is_none() {
-            self.pending_of(sequence).outstanding += 1;
+        match &mut self.window {
+            Some(window) => window.sent(),
+            None => self.pending_of(sequence).outstanding += 1,
         }
         loop {
             match self.sink.send(sequence, topic, &message) {
                 Ok(()) => return Ok(()),
                 Err(SendError::QueueFull) => {
                     if self.abandon.is_requested() {
+                        // Counted as sent and never acknowledged: its batch is not finished.
                         return Ok(());
                     }
                     if let Ok(delivery) = self.sink.deliveries().recv_timeout(LOOK_UP) {
@@ -283,13 +285,7 @@ impl Publisher {
 
     pub(super) fn delivered(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
         if self.window.is_some() {
-            // What else went wrong the transaction tells, as a whole.
-            if let Err(SendError::TooLarge { topic, message }) = delivery.result {
-                self.slim(&topic, &message)?;
-                let refused = self.too_large.entry(topic).or_insert(usize::MAX);
-                *refused = message.payload.len().min(*refused);
-            }
-            return Ok(());
+            return self.delivered_in_window(delivery.result);
         }
         match delivery.result {
             Ok(()) => {}
@@ -303,6 +299,28 @@ impl Publisher {
             }
         }
         self.pending_of(delivery.sequence).outstanding -= 1;
+        Ok(())
+    }
+
+    fn delivered_in_window(&mut self, result: Result<(), SendError>) -> Result<(), PipelineError> {
+        let problem = match result {
+            Ok(()) => None,
+            Err(SendError::TooLarge { topic, message }) => {
+                self.slim(&topic, &message)?;
+                let refused = self.too_large.entry(topic.clone()).or_insert(usize::MAX);
+                *refused = message.payload.len().min(*refused);
+                Some(format!("a message is too large for topic {topic}"))
+            }
+            Err(SendError::Failed { topic, problem }) => Some(format!("topic {topic}: {problem}")),
+            Err(SendError::QueueFull) => {
+                unreachable!("a queued message is not refused for the queue")
+            }
+        };
+        let window = self.window.as_mut().expect("asked by the caller");
+        match problem {
+            None => window.acknowledged(),
+            Some(problem) => window.fails(problem),
+        }
         Ok(())
     }
 

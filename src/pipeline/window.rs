@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::PipelineError;
-use super::publish::Publisher;
+use super::publish::{LOOK_UP, Publisher};
 use super::tally::Tally;
 use crate::batch::TopicPartition;
 use crate::kafka::{KafkaError, Outcome};
@@ -25,6 +25,8 @@ pub struct Window {
     opened: Option<Instant>,
     /// Batches in it.
     size: usize,
+    /// Messages of it that the brokers have not acknowledged yet.
+    outstanding: usize,
     /// Why it cannot be committed.
     failed: Option<String>,
 }
@@ -37,6 +39,7 @@ impl Window {
             batches,
             opened: None,
             size: 0,
+            outstanding: 0,
             failed: None,
         }
     }
@@ -45,6 +48,14 @@ impl Window {
     pub fn left(&self, now: Instant) -> Option<Duration> {
         let opened = self.opened?;
         Some(self.length.saturating_sub(now.duration_since(opened)))
+    }
+
+    pub fn sent(&mut self) {
+        self.outstanding += 1;
+    }
+
+    pub fn acknowledged(&mut self) {
+        self.outstanding -= 1;
     }
 
     /// A message of it was refused.
@@ -117,9 +128,10 @@ impl Publisher {
         Err(KafkaError::Transaction(problem).into())
     }
 
-    fn try_commit(&mut self) -> Result<Outcome, KafkaError> {
+    fn try_commit(&mut self) -> Result<Outcome, PipelineError> {
+        self.await_deliveries()?;
         if let Some(problem) = self.window().failed.take() {
-            return self.sink.abort(problem, &self.abandon);
+            return Ok(self.sink.abort(problem, &self.abandon)?);
         }
         // Later batches overwrite the offsets of earlier ones.
         let mut offsets: BTreeMap<TopicPartition, i64> = BTreeMap::new();
@@ -130,8 +142,24 @@ impl Publisher {
         let first = open().next().expect("a window is not empty");
         let offsets: Vec<_> = offsets.into_iter().collect();
         let sequence = first.batch.sequence;
-        self.sink
-            .commit(&self.membership, sequence, &offsets, &self.abandon)
+        let committed = self
+            .sink
+            .commit(&self.membership, sequence, &offsets, &self.abandon);
+        Ok(committed?)
+    }
+
+    /// Until every message of the window has its acknowledgement, or one has failed: librdkafka would tell at the commit,
+    /// but what this is about is worth a look of one's own.
+    fn await_deliveries(&mut self) -> Result<(), PipelineError> {
+        let deliveries = self.sink.deliveries().clone();
+        while self.window().outstanding > 0 && self.window().failed.is_none() {
+            if self.abandon.is_requested() {
+                self.window().fails("given up".to_owned());
+            } else if let Ok(delivery) = deliveries.recv_timeout(LOOK_UP) {
+                self.delivered(delivery)?;
+            }
+        }
+        Ok(())
     }
 
     /// Opens another transaction with the batches of the aborted one that are still ours; `false` if none is.

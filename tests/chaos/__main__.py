@@ -99,6 +99,8 @@ def run(options, plan):
         findings = Findings()
         if show.stream.failure is None:
             findings = verify(cluster.bootstrap, records, show.stream.placed, expected)
+        for what, text in findings.examples:
+            say(f"{what}: {text[:300]}")
         if findings.lost:
             say("what kcat reads is kept for a second opinion")
             keep_for_a_second_opinion(cluster.bootstrap, options.dir)
@@ -108,7 +110,7 @@ def run(options, plan):
 def keep_for_a_second_opinion(bootstrap, folder):
     """Scores as another client sees them, committed and all, since the cluster goes away: partition, offset, id."""
     for isolation in ("read_committed", "read_uncommitted"):
-        command = ["kcat", "-b", bootstrap, "-C", "-e", "-q", "-t", TOPICS["scores"], "-f", "%p %o %h\\n"]
+        command = ["kcat", "-b", ",".join(bootstrap), "-C", "-e", "-q", "-t", TOPICS["scores"], "-f", "%p %o %h\\n"]
         with open(folder / f"scores-{isolation}.txt", "w") as out:
             subprocess.run([*command, "-X", f"isolation.level={isolation}"], stdout=out, check=False)
 
