@@ -55,7 +55,7 @@ impl Window {
     }
 
     pub fn acknowledged(&mut self) {
-        self.outstanding -= 1;
+        self.outstanding = self.outstanding.saturating_sub(1);
     }
 
     /// A message of it was refused.
