@@ -312,7 +312,7 @@ fn letters_of_a_daemon_come_back_as_they_were_and_once() {
             .iter()
             .all(|letter| letter["replayed_to"] == json!([name]))
     );
-    let text = topics.run("list", &["--limit", "3", "--payload"]);
+    let text = topics.run("list", &["--limit", "30", "--payload"]);
     text.with_code(0);
     println!("{}", text.stdout);
     for words in [
