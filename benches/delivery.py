@@ -87,7 +87,7 @@ def await_address(daemon: subprocess.Popen, log) -> str:
         log.seek(0)
         for line in log:
             if "address=" in line:
-                return line.rsplit("address=", 1)[1].strip()
+                return line.rsplit("address=", 1)[1].split()[0]
         time.sleep(0.05)
     log.seek(0)
     sys.exit(f"the daemon did not start: {log.read()}")

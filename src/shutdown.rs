@@ -34,26 +34,36 @@ impl Shutdown {
         let _ = seen.wait_for(|requested| *requested).await;
     }
 
-    /// Turns SIGTERM and Ctrl-C into a request; the second one ends the process at once.
-    pub async fn on_signals(self) -> std::io::Result<()> {
+    /// Turns SIGTERM and Ctrl-C into a request; the second one ends the process at once. They are caught from this call
+    /// on, which wants the context of a runtime.
+    ///
+    /// # Errors
+    /// When the system does not let them be caught.
+    pub fn on_signals(self) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+        Ok(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                if self.is_requested() {
+                    tracing::warn!(
+                        "second signal: stopping without waiting for verdicts in flight"
+                    );
+                    #[allow(
+                        clippy::disallowed_methods,
+                        reason = "the second signal asks for just that"
+                    )]
+                    std::process::exit(130);
+                }
+                tracing::info!(
+                    "stopping: draining what is in flight; signal again to stop at once"
+                );
+                self.request();
             }
-            if self.is_requested() {
-                tracing::warn!("second signal: stopping without waiting for verdicts in flight");
-                #[allow(
-                    clippy::disallowed_methods,
-                    reason = "the second signal asks for just that"
-                )]
-                std::process::exit(130);
-            }
-            tracing::info!("stopping: draining what is in flight; signal again to stop at once");
-            self.request();
-        }
+        })
     }
 }

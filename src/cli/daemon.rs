@@ -155,13 +155,12 @@ fn serve(
         .enable_all()
         .build()
         .map_err(Failure::internal)?;
+    // Before the address is known: a stop may come at once.
+    let context = runtime.enter();
+    let signals = shutdown.clone().on_signals().map_err(Failure::internal)?;
+    drop(context);
     let token = settings.token.clone();
-    let (metrics, status, shutdown, done) = (
-        metrics.clone(),
-        status.clone(),
-        shutdown.clone(),
-        done.clone(),
-    );
+    let (metrics, status, done) = (metrics.clone(), status.clone(), done.clone());
     let thread = named("http", move || {
         runtime.block_on(async {
             tokio::select! {
@@ -170,11 +169,7 @@ fn serve(
                         tracing::error!("HTTP: {e}");
                     }
                 }
-                signals = shutdown.on_signals() => {
-                    if let Err(e) = signals {
-                        tracing::error!("signals cannot be caught: {e}");
-                    }
-                }
+                () = signals => {}
             }
         });
     });

@@ -136,12 +136,10 @@ pub fn stop_on_ctrl_c(stop: &Shutdown) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(Failure::internal)?;
-    let stop = stop.clone();
+    let context = runtime.enter();
+    let signals = stop.clone().on_signals().map_err(Failure::internal)?;
+    drop(context);
     // Ends with the process.
-    std::thread::spawn(move || {
-        if let Err(e) = runtime.block_on(stop.on_signals()) {
-            tracing::error!("signals cannot be caught: {e}");
-        }
-    });
+    std::thread::spawn(move || runtime.block_on(signals));
     Ok(())
 }

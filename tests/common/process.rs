@@ -223,6 +223,11 @@ impl Daemon {
         ended
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub fn kill_9(mut self) -> Ended {
         self.child.kill().unwrap();
         self.end()
