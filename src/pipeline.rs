@@ -113,7 +113,6 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         stages.decoder,
         stages.batch,
         stages.drain_timeout,
-        window.is_some(),
         stages.metrics.clone(),
         stages.status,
         intake::Channels { to_score, finished },

@@ -11,13 +11,13 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::Message;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 pub use range::Bound;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config};
+use super::{KafkaError, LastComplaint, await_topic, client_config, record};
 use crate::config::Kafka;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -417,22 +417,6 @@ fn partitions(topic: &str, range: &Range, count: usize) -> Result<Vec<i32>, Hist
             partition,
             count,
         }),
-    }
-}
-
-fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
-    let headers = message.headers().map(|headers| {
-        let own = headers.iter();
-        own.map(|header| (header.key, header.value)).collect()
-    });
-    Record {
-        topic: message.topic(),
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp_ms: message.timestamp().to_millis(),
-        key: message.key(),
-        headers: headers.unwrap_or_default(),
-        payload: message.payload(),
     }
 }
 

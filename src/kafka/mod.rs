@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::types::RDKafkaErrorCode;
 
 pub use membership::Membership;
@@ -25,6 +26,7 @@ pub use source::{Event, Rebalance, RebalanceKind, Source};
 pub use transaction::Outcome;
 
 use crate::config::{ClientSettings, Kafka};
+use crate::record::Record;
 use crate::shutdown::Shutdown;
 
 /// What went wrong with Kafka, in words for the operator.
@@ -141,6 +143,41 @@ fn client_config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
         config.set(name, value);
     }
     config
+}
+
+/// A message as a record; nothing is copied.
+fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
+    let headers = message.headers().map(|headers| {
+        let own = headers.iter();
+        own.map(|header| (header.key, header.value)).collect()
+    });
+    Record {
+        topic: message.topic(),
+        partition: message.partition(),
+        offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis(),
+        key: message.key(),
+        headers: headers.unwrap_or_default(),
+        payload: message.payload(),
+    }
+}
+
+fn owned_headers(headers: &[(String, Option<Vec<u8>>)]) -> OwnedHeaders {
+    let mut owned = OwnedHeaders::new_with_capacity(headers.len());
+    for (key, value) in headers {
+        let value = value.as_deref();
+        owned = owned.insert(Header { key, value });
+    }
+    owned
+}
+
+/// Whether another producer with the same transactional.id has taken over, or the brokers let this one go.
+fn is_fenced(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch
+    )
 }
 
 /// Has librdkafka parse every setting without connecting.

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config};
+use super::{KafkaError, LastComplaint, await_topic, client_config, is_fenced, owned_headers};
 use crate::config::Kafka;
 use crate::dead_letter::Revived;
 use crate::shutdown::Shutdown;
@@ -131,11 +131,7 @@ impl Replay {
     }
 
     fn produce(&self, revived: &Revived) -> Result<(), ReplayError> {
-        let mut headers = OwnedHeaders::new_with_capacity(revived.headers.len());
-        for (key, value) in &revived.headers {
-            let value = value.as_deref();
-            headers = headers.insert(Header { key, value });
-        }
+        let headers = owned_headers(&revived.headers);
         let mut record: BaseRecord<'_, [u8], [u8]> =
             BaseRecord::to(&revived.topic).headers(headers);
         record.partition = revived.partition;
@@ -183,13 +179,6 @@ impl Replay {
     }
 
     fn explain(&self, error: ClientError) -> ReplayError {
-        use RDKafkaErrorCode as Code;
-        let is_fenced = |code| {
-            matches!(
-                code,
-                Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch
-            )
-        };
         let fatal = self.producer.client().fatal_error();
         let code = match &error {
             ClientError::Transaction(e) => Some(e.code()),

@@ -7,11 +7,11 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{DeliveryResult, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Headers as _, Message as _};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config, transaction};
+use super::{KafkaError, LastComplaint, await_topic, client_config, owned_headers, transaction};
 use crate::config::{Guarantee, Kafka};
 use crate::message::Message;
 use crate::shutdown::Shutdown;
@@ -112,16 +112,9 @@ impl Sink {
     /// # Errors
     /// [`SendError`], with the message where sending it in another shape or later makes sense.
     pub fn send(&self, sequence: u64, topic: &str, message: &Message) -> Result<(), SendError> {
-        let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
-        for (key, value) in &message.headers {
-            headers = headers.insert(Header {
-                key,
-                value: value.as_deref(),
-            });
-        }
         let mut record = BaseRecord::with_opaque_to(topic, Box::new(sequence))
             .payload(&message.payload)
-            .headers(headers);
+            .headers(owned_headers(&message.headers));
         if let Some(key) = &message.key {
             record = record.key(key);
         }

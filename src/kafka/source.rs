@@ -10,7 +10,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Deserialize;
@@ -123,6 +123,10 @@ impl Source {
         &self.topics
     }
 
+    pub fn is_exactly_once(&self) -> bool {
+        self.guarantee == Guarantee::ExactlyOnce
+    }
+
     /// This consumer's place in the group, for whoever commits in its name.
     pub fn membership(&self) -> Membership {
         Membership {
@@ -180,19 +184,7 @@ impl Source {
 
     /// The message as a record, and its partition.
     pub fn record<'m>(&self, message: &'m BorrowedMessage<'_>) -> (Record<'m>, TopicPartition) {
-        let headers = message.headers().map(|headers| {
-            let own = headers.iter();
-            own.map(|header| (header.key, header.value)).collect()
-        });
-        let record = Record {
-            topic: message.topic(),
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis(),
-            key: message.key(),
-            headers: headers.unwrap_or_default(),
-            payload: message.payload(),
-        };
+        let record = super::record(message);
         let topic = self.topics.iter().position(|topic| topic == record.topic);
         let from = TopicPartition {
             topic: topic.expect("only subscribed topics are delivered"),
@@ -214,7 +206,7 @@ impl Source {
             "rebalance"
         );
         if rebalance.kind == RebalanceKind::Assign {
-            if self.guarantee == Guarantee::ExactlyOnce && partitions.count() > 0 {
+            if self.is_exactly_once() && partitions.count() > 0 {
                 self.assign_when_known(partitions);
                 return Ok(());
             }
@@ -261,7 +253,7 @@ impl Source {
 
     /// Commits what is finished and waits for the broker's answer, unless transactions have committed it.
     pub fn commit(&self) {
-        if self.guarantee == Guarantee::ExactlyOnce {
+        if self.is_exactly_once() {
             return;
         }
         match self.consumer.commit_consumer_state(CommitMode::Sync) {

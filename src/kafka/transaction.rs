@@ -11,7 +11,7 @@ use rdkafka::producer::{Producer, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::sink::Context;
-use super::{KafkaError, LastComplaint, Membership, Sink};
+use super::{KafkaError, LastComplaint, Membership, Sink, is_fenced};
 use crate::batch::TopicPartition;
 use crate::config::{Kafka, TRANSACTION_TIMEOUT_MS};
 use crate::shutdown::Shutdown;
@@ -217,14 +217,7 @@ impl Sink {
 
     fn fatal(&self, error: &ClientError) -> KafkaError {
         match (error.rdkafka_error_code(), &self.transactional_id) {
-            (
-                Some(
-                    RDKafkaErrorCode::Fenced
-                    | RDKafkaErrorCode::ProducerFenced
-                    | RDKafkaErrorCode::InvalidProducerEpoch,
-                ),
-                Some(id),
-            ) => KafkaError::Fenced(id.clone()),
+            (Some(code), Some(id)) if is_fenced(code) => KafkaError::Fenced(id.clone()),
             _ => KafkaError::Transaction(error.to_string()),
         }
     }

@@ -34,7 +34,6 @@ pub struct Intake {
     decoder: Decoder,
     limits: config::Batch,
     drain_timeout: Duration,
-    exactly_once: bool,
     metrics: Metrics,
     status: Status,
     channels: Channels,
@@ -54,7 +53,6 @@ impl Intake {
         decoder: Decoder,
         limits: config::Batch,
         drain_timeout: Duration,
-        exactly_once: bool,
         metrics: Metrics,
         status: Status,
         channels: Channels,
@@ -64,7 +62,6 @@ impl Intake {
             source,
             decoder,
             drain_timeout,
-            exactly_once,
             metrics,
             status,
             channels,
@@ -91,7 +88,7 @@ impl Intake {
         self.status.is_draining();
         let deadline = Instant::now() + self.drain_timeout;
         // Exactly-once has nothing to save: what is not committed is judged again, and nobody sees it twice.
-        let drained = (consumed.is_ok() || !self.exactly_once) && self.drain();
+        let drained = (consumed.is_ok() || !self.source.is_exactly_once()) && self.drain();
         if drained {
             tracing::info!("drained: every record taken has its outcome delivered");
         } else {
@@ -193,7 +190,7 @@ impl Intake {
             RebalanceKind::Revoke => {
                 if self.drain() {
                     self.source.commit();
-                } else if self.exactly_once {
+                } else if self.source.is_exactly_once() {
                     // Going on could publish what the next owner publishes too.
                     let records = self.metrics.records_in_flight.get();
                     return Err(PipelineError::NotDrained { records });

@@ -88,9 +88,10 @@ impl Publisher {
     }
 
     pub(super) fn commit_if_due(&mut self) -> Result<(), PipelineError> {
-        let now = Instant::now();
         match &self.window {
-            Some(window) if window.opened.is_some() && window.is_due(now) => self.commit(),
+            Some(window) if window.opened.is_some() && window.is_due(Instant::now()) => {
+                self.commit()
+            }
             _ => Ok(()),
         }
     }

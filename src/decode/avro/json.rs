@@ -11,7 +11,7 @@ use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
 use super::{
     AvroSchema, Id, MAX_DEPTH, MAX_EMPTY_ITEMS, Shape, boolean, chosen, decimal, int, too_deep,
-    uuid,
+    unscaled, uuid,
 };
 
 const NANOSECONDS: i128 = 1_000_000_000;
@@ -74,13 +74,7 @@ impl Writer<'_> {
             }
             Shape::Fixed(size) => self.bytes(cursor.take(*size)?),
             Shape::Decimal(scale, size) => {
-                let unscaled = match size {
-                    Some(size) => cursor.take(*size)?,
-                    None => {
-                        let length = cursor.zigzag()?;
-                        cursor.sized(length)?
-                    }
-                };
+                let unscaled = unscaled(*size, cursor)?;
                 match decimal(*scale, unscaled) {
                     Some(digits) => self.plain(digits),
                     None => self.bytes(unscaled),

@@ -233,6 +233,17 @@ fn uuid(cursor: &mut Cursor<'_>) -> Result<String, RowError> {
     ))
 }
 
+/// A decimal's bytes: of the size that the schema fixes, or after their length.
+fn unscaled<'p>(size: Option<usize>, cursor: &mut Cursor<'p>) -> Result<&'p [u8], RowError> {
+    match size {
+        Some(size) => cursor.take(size),
+        None => {
+            let length = cursor.zigzag()?;
+            cursor.sized(length)
+        }
+    }
+}
+
 /// A decimal as a number's text; `None` above 128 bits, which is 38 digits.
 fn decimal(scale: usize, unscaled: &[u8]) -> Option<String> {
     let negative = unscaled.first().is_some_and(|byte| *byte >= 0x80);

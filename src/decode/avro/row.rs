@@ -6,7 +6,7 @@ use super::super::paths::{Child, Node, Paths};
 use super::super::value::Value;
 use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
-use super::{AvroSchema, Id, Shape, boolean, chosen, decimal, int, text, uuid};
+use super::{AvroSchema, Id, Shape, boolean, chosen, decimal, int, text, unscaled, uuid};
 
 const MICROSECONDS: i64 = 1_000_000;
 
@@ -137,13 +137,7 @@ impl Reader<'_> {
             Shape::Clock(a_second) => Value::Clock(microseconds(cursor.zigzag()?, *a_second)),
             Shape::Time(a_second) => Value::Time(microseconds(cursor.zigzag()?, *a_second)),
             Shape::Decimal(scale, size) => {
-                let unscaled = match size {
-                    Some(size) => cursor.take(*size)?,
-                    None => {
-                        let length = cursor.zigzag()?;
-                        cursor.sized(length)?
-                    }
-                };
+                let unscaled = unscaled(*size, cursor)?;
                 match decimal(*scale, unscaled).map(|digits| digits.parse()) {
                     Some(Ok(number)) => Value::Float(number),
                     _ => Value::Other("a decimal of more than 128 bits"),
