@@ -10,21 +10,20 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use serde_json::json;
 
 use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
 use crate::config::{Config, Inference};
 use crate::decode::{DecodeError, Decoder, Input, Reason, RowError};
-use crate::kafka::history::{Bound, Ended, History, Range, Span};
+use crate::kafka::history::{Ended, History, Span};
 use crate::message::{Model, verdict_message};
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
-use super::connection::{ConnectionArguments, progress_bar};
+use super::connection::{ConnectionArguments, RangeArguments, progress_bar};
 use super::failure::Failure;
 use super::input;
 use super::model;
@@ -61,22 +60,8 @@ pub struct Arguments {
     /// Another bundle to judge the same records, side by side
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
-    /// First record: beginning, a time (2026-01-31T08:00:00Z, -24h, -7d), an offset, or partition:offset,…
-    #[arg(
-        long,
-        value_name = "WHERE",
-        default_value = "beginning",
-        allow_hyphen_values = true
-    )]
-    from: Bound,
-    /// Where to end, the same way; not included
-    #[arg(
-        long,
-        value_name = "WHERE",
-        default_value = "end",
-        allow_hyphen_values = true
-    )]
-    to: Bound,
+    #[command(flatten)]
+    range: RangeArguments,
     #[command(flatten)]
     connection: ConnectionArguments,
     #[command(flatten)]
@@ -118,12 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         attributions: config.map_or(ATTRIBUTIONS, |config| config.output.attributions),
         topic,
     };
-    let range = Range {
-        from: arguments.from.clone(),
-        to: arguments.to.clone(),
-        now: Timestamp::now(),
-        all_committed: false,
-    };
+    let range = arguments.range.range();
     let history = History::open(&connection.kafka, &run.topic, &range, &stop)?;
     let notes = history.notes.clone();
     for note in &notes {

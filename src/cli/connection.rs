@@ -1,10 +1,12 @@
-//! What verbs that read a topic share: a connection by flags or by a daemon's settings, and a progress bar.
+//! What verbs that read a topic share: a connection by flags or by a daemon's settings, a range, and a progress bar.
 
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 
 use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry};
+use crate::kafka::history::{Bound, Range};
 use crate::telemetry;
 
 use super::config::ConfigArguments;
@@ -58,6 +60,39 @@ impl ConnectionArguments {
             }
         }
         Ok(Connection { kafka, config })
+    }
+}
+
+/// Which records of a topic.
+#[derive(clap::Args)]
+pub struct RangeArguments {
+    /// First record: beginning, a time of records (2026-01-31T08:00:00Z, -24h, -7d), an offset, or partition:offset,…
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "beginning",
+        allow_hyphen_values = true
+    )]
+    from: Bound,
+    /// Where to end, the same way; not included
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "end",
+        allow_hyphen_values = true
+    )]
+    to: Bound,
+}
+
+impl RangeArguments {
+    /// Times that are so long ago count from now on.
+    pub fn range(&self) -> Range {
+        Range {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            now: Timestamp::now(),
+            all_committed: false,
+        }
     }
 }
 

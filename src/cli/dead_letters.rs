@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use clap::Subcommand;
-use indicatif::ProgressBar;
 use jiff::Timestamp;
 
 use crate::config;
@@ -16,7 +15,7 @@ use crate::kafka::history::{Bound, Ended, History, Range};
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
-use super::connection::{Connection, ConnectionArguments};
+use super::connection::{Connection, ConnectionArguments, RangeArguments, progress_bar};
 use super::failure::Failure;
 
 /// List the records that could not be scored, and send them back once they can
@@ -52,23 +51,8 @@ struct Selection {
     /// Only letters with one of these reasons, for instance missing,malformed
     #[arg(long, value_name = "REASON", value_delimiter = ',')]
     reason: Vec<String>,
-    /// First letter: beginning, a time (2026-01-31T08:00:00Z, -24h, -7d) of the record that failed, an offset, or
-    /// partition:offset,…
-    #[arg(
-        long,
-        value_name = "WHERE",
-        default_value = "beginning",
-        allow_hyphen_values = true
-    )]
-    from: Bound,
-    /// Where to end, the same way; not included
-    #[arg(
-        long,
-        value_name = "WHERE",
-        default_value = "end",
-        allow_hyphen_values = true
-    )]
-    to: Bound,
+    #[command(flatten)]
+    range: RangeArguments,
     #[command(flatten)]
     connection: ConnectionArguments,
 }
@@ -103,25 +87,18 @@ impl Selection {
         Ok((connection, topic.unwrap_or_else(|| "dead-letters".into())))
     }
 
-    fn range(&self) -> Range {
-        Range {
-            from: self.from.clone(),
-            to: self.to.clone(),
-            now: Timestamp::now(),
-            all_committed: false,
-        }
-    }
-
-    /// Reads the letters and all that comes after them: the markers of a letter lie behind it.
+    /// Reads the letters and all that comes after them: the markers of a letter lie behind it. With a progress bar,
+    /// unless `quiet`; says what is odd about the range.
     fn survey(
         &self,
         kafka: &config::Kafka,
         topic: &str,
-        filter: Filter,
-        bar: &ProgressBar,
+        to_topic: Option<String>,
+        quiet: bool,
         stop: &Shutdown,
     ) -> Result<Survey, Failure> {
-        let letters = History::open(kafka, topic, &self.range(), stop)?;
+        let bar = progress_bar("reading", quiet);
+        let letters = History::open(kafka, topic, &self.range.range(), stop)?;
         let spans = letters.spans().clone();
         let starts = spans.iter().map(|(&p, span)| (p, span.start));
         let range = Range {
@@ -133,7 +110,10 @@ impl Selection {
         let mut survey = Survey {
             kafka: kafka.clone(),
             topic: topic.to_owned(),
-            filter,
+            filter: Filter {
+                reasons: self.reason.clone(),
+                to_topic,
+            },
             places: Places::default(),
             kinds: BTreeMap::new(),
             wanted: Ledger::default(),
@@ -155,6 +135,10 @@ impl Selection {
             }
             Ok(ControlFlow::Continue(()))
         })?;
+        bar.finish_and_clear();
+        for note in &survey.notes {
+            eprintln!("{topic}: {note}");
+        }
         Ok(survey)
     }
 }

@@ -5,12 +5,11 @@ use std::ops::ControlFlow;
 
 use serde_json::json;
 
-use crate::dead_letter::{Filter, Ledger, Letter};
+use crate::dead_letter::{Ledger, Letter};
 use crate::kafka::history::Ended;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
-use super::super::connection::progress_bar;
 use super::super::failure::Failure;
 use super::super::produce::stop_on_ctrl_c;
 use super::{Selection, Survey, shown, time};
@@ -43,17 +42,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (connection, topic) = arguments.selection.load()?;
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    let filter = Filter {
-        reasons: arguments.selection.reason.clone(),
-        to_topic: None,
-    };
-    let bar = progress_bar("reading", arguments.json);
     let selection = &arguments.selection;
-    let survey = selection.survey(&connection.kafka, &topic, filter, &bar, &stop)?;
-    bar.finish_and_clear();
-    for note in &survey.notes {
-        eprintln!("{topic}: {note}");
-    }
+    let survey = selection.survey(&connection.kafka, &topic, None, arguments.json, &stop)?;
     print(arguments, &survey, &stop)
 }
 

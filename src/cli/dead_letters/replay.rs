@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::dead_letter::{Filter, Intervals, Ledger, Letter, Marker, Obstacle, Revived};
+use crate::dead_letter::{Intervals, Ledger, Letter, Marker, Obstacle, Revived};
 use crate::kafka::history::Ended;
 use crate::kafka::replay::Replay;
 use crate::record::Record;
@@ -70,17 +70,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         true => None,
         false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),
     };
-    let filter = Filter {
-        reasons: arguments.selection.reason.clone(),
-        to_topic: arguments.to_topic.clone(),
-    };
-    let bar = progress_bar("reading", arguments.json);
     let selection = &arguments.selection;
-    let survey = selection.survey(&connection.kafka, &topic, filter, &bar, &stop)?;
-    bar.finish_and_clear();
-    for note in &survey.notes {
-        eprintln!("{topic}: {note}");
-    }
+    let to_topic = arguments.to_topic.clone();
+    let survey = selection.survey(&connection.kafka, &topic, to_topic, arguments.json, &stop)?;
     let left = match survey.ended {
         Ended::Complete => survey.wanted.without(&survey.replayed),
         // It was stopped before it knew of all markers.
