@@ -47,8 +47,6 @@ pub struct Kafka {
     pub topics: Vec<String>,
     pub group_id: String,
     pub guarantee: Guarantee,
-    /// How long verdicts may wait for their transaction; only exactly-once has any.
-    pub transaction_window: Duration,
     pub connect_timeout: Duration,
     pub drain_timeout: Duration,
     pub client: ClientSettings,
@@ -60,7 +58,20 @@ pub struct Kafka {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guarantee {
     AtLeastOnce,
-    ExactlyOnce,
+    ExactlyOnce {
+        /// How long verdicts may wait for their transaction.
+        window: Duration,
+    },
+}
+
+impl Guarantee {
+    /// How long verdicts may wait for their transaction, if there are any.
+    pub fn window(self) -> Option<Duration> {
+        match self {
+            Guarantee::AtLeastOnce => None,
+            Guarantee::ExactlyOnce { window } => Some(window),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -244,6 +255,7 @@ const RESERVED: [&str; 8] = [
 ];
 
 fn check(mut s: Settings) -> Result<Config, ConfigError> {
+    let window = s.duration("kafka.transaction_window");
     let kafka = Kafka {
         brokers: s.text("kafka.brokers"),
         topics: s.texts(
@@ -256,11 +268,10 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
                 "kafka.delivery",
                 &[
                     ("at-least-once", Guarantee::AtLeastOnce),
-                    ("exactly-once", Guarantee::ExactlyOnce),
+                    ("exactly-once", Guarantee::ExactlyOnce { window }),
                 ],
             )
             .unwrap_or(Guarantee::AtLeastOnce),
-        transaction_window: s.duration("kafka.transaction_window"),
         connect_timeout: s.duration("kafka.connect_timeout"),
         drain_timeout: s.duration("kafka.drain_timeout"),
         client: s.client_settings("kafka.client", &RESERVED),
@@ -380,12 +391,12 @@ fn check_delivery(kafka: &Kafka, s: &mut Settings) {
         own.into_iter().find_map(|settings| settings.get(name))
     };
     let id = find("transactional.id");
-    if kafka.guarantee == Guarantee::AtLeastOnce {
+    let Some(window) = kafka.guarantee.window() else {
         if id.is_some() {
             s.problem("transactional.id needs kafka.delivery = \"exactly-once\"".into());
         }
         return;
-    }
+    };
     if find("isolation.level").is_some_and(|level| level != "read_committed") {
         s.problem(
             "isolation.level must be read_committed with kafka.delivery = \"exactly-once\": a new owner of a partition has to wait for the transaction of the old one".into(),
@@ -393,7 +404,7 @@ fn check_delivery(kafka: &Kafka, s: &mut Settings) {
     }
     let timeout = find("transaction.timeout.ms").and_then(|ms| ms.parse().ok());
     let timeout = Duration::from_millis(timeout.unwrap_or(TRANSACTION_TIMEOUT_MS));
-    if kafka.transaction_window.is_zero() || 2 * kafka.transaction_window > timeout {
+    if window.is_zero() || 2 * window > timeout {
         s.problem(format!(
             "kafka.transaction_window must be above 0 and at most half of transaction.timeout.ms, which is {timeout:?}"
         ));

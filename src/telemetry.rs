@@ -13,7 +13,8 @@ static SECRETS: RwLock<Option<Secrets>> = RwLock::new(None);
 
 /// Hides these texts from all that is logged and from errors.
 pub fn keep(secrets: &Secrets) {
-    *SECRETS.write().unwrap_or_else(PoisonError::into_inner) = Some(secrets.clone());
+    let mut all = SECRETS.write().unwrap_or_else(PoisonError::into_inner);
+    all.get_or_insert_default().extend(secrets);
 }
 
 /// `text` without the secrets given to [`keep`].

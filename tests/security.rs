@@ -374,6 +374,27 @@ fn no_error_repeats_a_secret() {
 }
 
 #[test]
+fn secrets_in_flags_are_hidden_too() {
+    let sample = "models/payments/sample.ndjson.gz";
+    let bearer = "sasl.oauthbearer.config=principal=me h1dden-s3cret";
+    for verb in [
+        &["produce", sample, "--topic", "in"][..],
+        &["dead-letters", "list"],
+    ] {
+        let with = |setting| run(&[verb, &["--brokers", "127.0.0.1:1", "-X", setting]].concat());
+        with("sasl.password").with_code(64);
+        let flags = ["-X", "security.protocol=sasl_plaintext"].into_iter();
+        let flags = flags.chain(["-X", "sasl.mechanism=OAUTHBEARER"]);
+        let flags = flags.chain(["-X", "enable.sasl.oauthbearer.unsecure.jwt=true"]);
+        let flags: Vec<_> = flags.chain(["-X", bearer]).collect();
+        let ended = run(&[verb, &["--brokers", "127.0.0.1:1"], &flags].concat());
+        let stderr = ended.with_code(69);
+        assert!(stderr.contains("beginning at: ***"), "{stderr}");
+        assert!(!stderr.contains("s3cret"), "{stderr}");
+    }
+}
+
+#[test]
 fn what_librdkafka_repeats_of_its_settings_is_hidden() {
     let text = r#"
         kafka.brokers = "127.0.0.1:1"

@@ -16,13 +16,36 @@ use super::feed::kafka_settings;
 const DEFAULT_BROKERS: &str = "localhost:9092";
 
 #[derive(clap::Args)]
+pub struct ClientArguments {
+    /// A librdkafka setting; may be given several times
+    #[arg(short = 'X', value_name = "NAME=VALUE", value_parser = name_and_value)]
+    client: Vec<(String, String)>,
+}
+
+impl ClientArguments {
+    /// The settings, their secrets hidden from now on.
+    pub fn settings(&self) -> ClientSettings {
+        let mut settings = ClientSettings::default();
+        for (name, value) in &self.client {
+            settings.set(name, value);
+        }
+        telemetry::keep(&settings.secrets());
+        settings
+    }
+}
+
+fn name_and_value(setting: &str) -> Result<(String, String), String> {
+    let (name, value) = setting.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[derive(clap::Args)]
 pub struct ConnectionArguments {
     /// Bootstrap servers; those of --config or localhost:9092 if not given
     #[arg(long)]
     brokers: Option<String>,
-    /// A librdkafka setting; may be given several times
-    #[arg(short = 'X', value_name = "NAME=VALUE")]
-    client: Vec<String>,
+    #[command(flatten)]
+    client: ClientArguments,
     /// A daemon's settings as TOML: its connection, secrets included, and what else they say
     #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
     config: Option<PathBuf>,
@@ -50,10 +73,7 @@ impl ConnectionArguments {
         if let Some(brokers) = &self.brokers {
             kafka.brokers.clone_from(brokers);
         }
-        for setting in &self.client {
-            let (name, value) = setting
-                .split_once('=')
-                .ok_or_else(|| Failure::usage(format!("-X {setting}: expected NAME=VALUE")))?;
+        for (name, value) in self.client.settings().iter() {
             // Over what --config says for one client.
             for settings in [&mut kafka.client, &mut kafka.consumer, &mut kafka.producer] {
                 settings.set(name, value);

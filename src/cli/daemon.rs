@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crate::config::{self, Config, Guarantee};
+use crate::config::{self, Config};
 use crate::decode::Decoder;
 use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
@@ -79,8 +79,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         judge: loaded.judge,
         model,
         sink,
-        transaction_window: (config.kafka.guarantee == Guarantee::ExactlyOnce)
-            .then_some(config.kafka.transaction_window),
+        transaction_window: config.kafka.guarantee.window(),
         batch: config.batch,
         output: config.output,
         drain_timeout: config.kafka.drain_timeout,

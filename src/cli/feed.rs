@@ -22,7 +22,6 @@ pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::
         topics: Vec::new(),
         group_id: String::new(),
         guarantee: config::Guarantee::AtLeastOnce,
-        transaction_window: Duration::ZERO,
         connect_timeout: Duration::from_secs(10),
         drain_timeout: Duration::from_secs(10),
         client,

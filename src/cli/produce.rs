@@ -6,12 +6,13 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::config::{ClientSettings, LogFormat, Telemetry};
+use crate::config::{LogFormat, Telemetry};
 use crate::dataset::{self, Dataset, Unit};
 use crate::kafka::Sink;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
+use super::connection::ClientArguments;
 use super::failure::Failure;
 use super::feed::{Feed, kafka_settings};
 
@@ -37,9 +38,8 @@ pub struct Arguments {
     /// Stop after this many records
     #[arg(long, value_name = "N")]
     records: Option<u64>,
-    /// A librdkafka setting; may be given several times
-    #[arg(short = 'X', value_name = "NAME=VALUE")]
-    client: Vec<String>,
+    #[command(flatten)]
+    client: ClientArguments,
     /// One JSON object at the end instead of text
     #[arg(long)]
     json: bool,
@@ -63,14 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         ..dataset::Options::default()
     };
     let mut data = dataset::open(&arguments.file, &options)?;
-    let mut client = ClientSettings::default();
-    for setting in &arguments.client {
-        let (name, value) = setting
-            .split_once('=')
-            .ok_or_else(|| Failure::config("-X: expected NAME=VALUE"))?;
-        client.set(name, value);
-    }
-    let kafka = kafka_settings(&arguments.brokers, client);
+    let kafka = kafka_settings(&arguments.brokers, arguments.client.settings());
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
     let sink = Sink::connect(&kafka, &[&arguments.topic], &stop)?;

@@ -48,7 +48,16 @@ impl Secrets {
             self.0.push(quoted[1..quoted.len() - 1].to_owned());
             self.0.push(part.to_owned());
         }
-        // The whole before its parts.
+        self.sort();
+    }
+
+    pub fn extend(&mut self, others: &Secrets) {
+        self.0.extend_from_slice(&others.0);
+        self.sort();
+    }
+
+    /// The whole before its parts.
+    fn sort(&mut self) {
         self.0
             .sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         self.0.dedup();

@@ -24,6 +24,14 @@ impl ClientSettings {
     pub fn set(&mut self, name: &str, value: &str) {
         self.0.insert(name.to_owned(), value.to_owned());
     }
+
+    /// The values that must not be printed, by their names.
+    pub fn secrets(&self) -> Secrets {
+        let mut secrets = Secrets::default();
+        let hidden = self.iter().filter(|(name, _)| is_secret(name));
+        hidden.for_each(|(_, value)| secrets.add(value));
+        secrets
+    }
 }
 
 impl fmt::Debug for ClientSettings {

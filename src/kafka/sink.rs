@@ -47,7 +47,7 @@ pub struct Sink {
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
     let mut config = client_config(kafka, &kafka.producer);
     config.set("enable.idempotence", "true").set("acks", "all");
-    if kafka.guarantee == Guarantee::ExactlyOnce {
+    if kafka.guarantee != Guarantee::AtLeastOnce {
         transaction::configure(&mut config, kafka);
     }
     config

@@ -124,7 +124,7 @@ impl Source {
     }
 
     pub fn is_exactly_once(&self) -> bool {
-        self.guarantee == Guarantee::ExactlyOnce
+        self.guarantee != Guarantee::AtLeastOnce
     }
 
     /// This consumer's place in the group, for whoever commits in its name.
