@@ -119,6 +119,10 @@ class Slot:
         what = f"daemon {self.number} ended with {code}, see {self.logs[-1]}"
         if code == self.expected:
             return
+        # Asked to stop before it caught signals: the first thing it says is that its model is ready.
+        unborn = self.logs[-1].stat().st_size == 0
+        if code == -signal.SIGTERM and self.expected == 0 and unborn:
+            return
         if code not in NAMED_CODES:
             self.fleet.violation(what)
         elif self.expected == 0 and not self.fleet.troubled_since(self.started):
