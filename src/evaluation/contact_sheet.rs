@@ -151,6 +151,10 @@ impl Entry<'_> {
         self.grade > 1.0
     }
 
+    fn wrong(&self) -> bool {
+        self.label.is_some_and(|label| label != self.flagged())
+    }
+
     /// What was found, and whether the label agrees.
     fn verdict(&self) -> &'static str {
         match (self.flagged(), self.label) {
