@@ -11,14 +11,16 @@ use askama::Template;
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::picture::Region;
+
 /// A scored picture.
 #[derive(Debug, Clone)]
 pub struct Entry<'a> {
     pub name: &'a str,
     /// Pixels of the picture as it came, which the boxes of `regions` are in. What is shown may have fewer; it is
     /// stretched to this shape.
-    pub width: u32,
-    pub height: u32,
+    pub width: usize,
+    pub height: usize,
     pub score: f32,
     pub p_value: f64,
     /// Score over threshold; above 1 is an anomaly.
@@ -40,17 +42,6 @@ pub struct Encoded<'a> {
     /// `image/png`, `image/jpeg` or the like.
     pub content_type: &'a str,
     pub bytes: &'a [u8],
-}
-
-/// A box around a hot region.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Region {
-    pub x: u32,
-    pub y: u32,
-    pub width: u32,
-    pub height: u32,
-    /// Of the picture's residual, in [0, 1].
-    pub share: f32,
 }
 
 /// A page that is being made. The entries wait in an unnamed temporary file beside it, because their order is known
@@ -107,7 +98,7 @@ impl ContactSheet {
     ///
     /// # Errors
     /// When the page cannot be written or the temporary file not be read.
-    pub fn finish(mut self, title: &str, summary: &[(&str, String)]) -> io::Result<()> {
+    pub fn finish(mut self, title: &str, summary: &[(String, String)]) -> io::Result<()> {
         Head { title, summary }.write_into(&mut self.page)?;
         let mut waiting = self.waiting.into_inner()?;
         self.entries.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -125,7 +116,7 @@ impl ContactSheet {
 #[template(path = "contact_sheet/head.html")]
 struct Head<'a> {
     title: &'a str,
-    summary: &'a [(&'a str, String)],
+    summary: &'a [(String, String)],
 }
 
 impl Head<'_> {
@@ -151,6 +142,11 @@ impl Entry<'_> {
         self.grade > 1.0
     }
 
+    /// Of the picture's heat, in percent.
+    fn percent(region: &Region) -> String {
+        format!("{:.0} %", region.share * 100.0)
+    }
+
     fn wrong(&self) -> bool {
         self.label.is_some_and(|label| label != self.flagged())
     }
@@ -165,12 +161,6 @@ impl Entry<'_> {
             (false, Some(true)) => "missed: labelled an anomaly",
             (false, Some(false)) => "no anomaly, as labelled",
         }
-    }
-}
-
-impl Region {
-    fn percent(&self) -> String {
-        format!("{:.0} %", self.share * 100.0)
     }
 }
 

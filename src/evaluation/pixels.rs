@@ -25,7 +25,7 @@ pub struct Binned {
 /// A higher heat is more anomalous; NaN is above all. The order of the pictures does not change an AUROC, and an AUPRO
 /// only by the rounding of f64 sums.
 #[derive(Debug, Clone)]
-pub struct Pixels {
+pub struct PixelRanking {
     bins: Vec<Bin>,
     regions: u64,
 }
@@ -38,16 +38,16 @@ struct Bin {
     overlap: f64,
 }
 
-impl Default for Pixels {
-    fn default() -> Pixels {
-        Pixels {
+impl Default for PixelRanking {
+    fn default() -> PixelRanking {
+        PixelRanking {
             bins: vec![Bin::default(); 1 << BIN_BITS],
             regions: 0,
         }
     }
 }
 
-impl Pixels {
+impl PixelRanking {
     /// Counts a picture: its `heat` and `mask` (true where it is anomalous), both row-major [height, width]. A picture
     /// without defects has an empty mask: all false.
     ///
@@ -141,6 +141,39 @@ impl Pixels {
             (normals + bin.normal, anomalies + bin.anomalous)
         })
     }
+}
+
+/// A heatmap of `from` = (width, height) stretched to `to`, bilinear with the centres of pixels at halves and the outermost
+/// values held at the border: as OpenCV's INTER_LINEAR and torch's `align_corners=False`. Row-major [height, width].
+///
+/// # Panics
+/// If `heat` has not `from` pixels or a side is 0.
+pub fn stretch(heat: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
+    assert_eq!(heat.len(), from.0 * from.1, "a heat for each pixel");
+    if from == to {
+        return heat.to_vec();
+    }
+    let (columns, rows) = (between(from.0, to.0), between(from.1, to.1));
+    let mut out = Vec::with_capacity(to.0 * to.1);
+    for (top, bottom, down) in rows {
+        let (top, bottom) = (&heat[top * from.0..], &heat[bottom * from.0..]);
+        for &(left, right, across) in &columns {
+            let mix = |row: &[f32]| row[left] + (row[right] - row[left]) * across;
+            out.push(mix(top) + (mix(bottom) - mix(top)) * down);
+        }
+    }
+    out
+}
+
+/// For each of `to` pixels the two of `from` that it lies between, and how near it is to the second.
+fn between(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
+    let place = |i: usize| {
+        let at = (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
+        let at = at.clamp(0.0, (from - 1) as f64);
+        let first = at as usize;
+        (first, (first + 1).min(from - 1), (at - first as f64) as f32)
+    };
+    (0..to).map(place).collect()
 }
 
 /// The place of a heat in the order of all f32, by its highest bits.

@@ -37,6 +37,11 @@ pub fn highest(scores: &[f32]) -> f32 {
 }
 
 impl Picture {
+    /// The rows' heat, float32 [rows, height, width], as one map, float32 [layout.height, layout.width]; nowhere below 0.
+    pub fn heat(&self, rows: &[f32]) -> Vec<f32> {
+        self.layout.blend(1, |i| f32::max(rows[i], 0.0))
+    }
+
     /// Puts together `heat`, float32 [rows, height, width], and `reconstruction`, uint8 [rows, height, width, channels]. A region is
     /// where the heat is above the `threshold`, or above half of its peak where that is less; at most `most` of them.
     pub fn finding(
@@ -47,7 +52,7 @@ impl Picture {
         most: usize,
     ) -> Finding {
         let layout = &self.layout;
-        let heat = layout.blend(1, |i| f32::max(heat[i], 0.0));
+        let heat = self.heat(heat);
         let expected = layout.blend(layout.channels, |i| f32::from(reconstruction[i]));
         let peak = heat.iter().copied().fold(0.0, f32::max);
         let found = match peak > 0.0 && peak.is_finite() {

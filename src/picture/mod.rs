@@ -23,6 +23,7 @@ mod maps;
 mod regions;
 mod resize;
 mod tiles;
+mod view;
 
 use std::borrow::Cow;
 
@@ -32,6 +33,7 @@ use crate::bundle::Pixels;
 pub use maps::{Finding, Png, highest};
 pub use regions::Region;
 pub use tiles::Layout;
+pub use view::{Mask, mask, thumbnail};
 
 /// What a payload may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +125,7 @@ impl Reader {
         let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
         let flat = decode::decode(&encoded, self.pixels.channels, self.limits.pixels)?;
         let (width, height) = (flat.width, flat.height);
+        self.can_be_resized(width, height)?;
         let (layout, rows) = tiles::rows(flat, &self.pixels);
         Ok(Picture {
             width,
@@ -130,6 +133,23 @@ impl Reader {
             layout,
             rows,
         })
+    }
+
+    /// Resizing stretches a narrow picture to a row's width before it shortens it: 1 x 64 million pixels would take
+    /// gigabytes on the way.
+    fn can_be_resized(&self, width: usize, height: usize) -> Result<(), PictureError> {
+        let layout = Layout::of(width, height, &self.pixels);
+        let row = layout.tile_width as u64 * layout.tile_height as u64;
+        let limit = self.limits.pixels.max(row);
+        let is = layout.width as u64 * height.max(layout.height) as u64;
+        if is > limit {
+            return Err(PictureError::TooLarge {
+                what: "pixels while it is resized",
+                is,
+                limit,
+            });
+        }
+        Ok(())
     }
 
     /// Bytes of the rows that a payload will become, as far as its header tells; 0 if it will become none.
@@ -141,6 +161,7 @@ impl Reader {
         let rows = || {
             let encoded = envelope::picture(payload, &self.field, self.limits.bytes).ok()?;
             let (width, height) = decode::size(&encoded, self.limits.pixels).ok()?;
+            self.can_be_resized(width, height).ok()?;
             Some(Layout::of(width, height, &self.pixels).rows())
         };
         rows().map_or(0, |rows| rows.saturating_mul(one))

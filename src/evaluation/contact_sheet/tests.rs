@@ -28,7 +28,9 @@ fn page(fill: impl FnOnce(&mut ContactSheet)) -> String {
     let path = dir.path().join("sheet.html");
     let mut sheet = ContactSheet::create(&path).unwrap();
     fill(&mut sheet);
-    sheet.finish("A & B", &[("AUROC", "0.91".into())]).unwrap();
+    sheet
+        .finish("A & B", &[("AUROC".into(), "0.91".into())])
+        .unwrap();
     assert_eq!(dir.path().read_dir().unwrap().count(), 1, "one file");
     std::fs::read_to_string(path).unwrap()
 }
@@ -79,6 +81,7 @@ fn pictures_are_inline_and_nothing_is_fetched() {
         width: 10,
         height: 5,
         share: 0.612,
+        area: 0.04,
     }];
     let page = page(|sheet| {
         let mut entry = entry("a.png", 2.0);

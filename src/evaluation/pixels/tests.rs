@@ -50,7 +50,7 @@ fn picture(p: usize) -> (Vec<f32>, Vec<bool>) {
 /// By NumPy 2.4, SciPy 1.17, scikit-learn 1.9.
 #[test]
 fn agrees_with_scikit_learn_and_scipy() {
-    let mut pixels = Pixels::default();
+    let mut pixels = PixelRanking::default();
     for p in 0..3 {
         let (heat, mask) = picture(p);
         pixels.add(&heat, &mask, 41);
@@ -69,7 +69,7 @@ fn agrees_with_scikit_learn_and_scipy() {
 fn the_worst_and_the_best() {
     let mask = [false, false, true, true];
     let of = |heat: [f32; 4]| {
-        let mut pixels = Pixels::default();
+        let mut pixels = PixelRanking::default();
         pixels.add(&heat, &mask, 2);
         (pixels.auroc().unwrap().value, pixels.aupro().unwrap().value)
     };
@@ -88,7 +88,7 @@ fn a_small_defect_counts_as_much_as_a_large_one() {
     mask[..9].fill(true);
     heat[29] = 0.0;
     mask[29] = true;
-    let mut pixels = Pixels::default();
+    let mut pixels = PixelRanking::default();
     pixels.add(&heat, &mask, 30);
     assert_eq!(pixels.regions(), 2);
     assert!((pixels.aupro().unwrap().value - 0.5).abs() < 1e-12);
@@ -97,11 +97,11 @@ fn a_small_defect_counts_as_much_as_a_large_one() {
 
 #[test]
 fn an_absent_class_has_no_answer() {
-    let mut pixels = Pixels::default();
+    let mut pixels = PixelRanking::default();
     assert_eq!((pixels.auroc(), pixels.aupro()), (None, None));
     pixels.add(&[1.0, 2.0], &[true, true], 2);
     assert_eq!((pixels.auroc(), pixels.aupro()), (None, None));
-    let mut pixels = Pixels::default();
+    let mut pixels = PixelRanking::default();
     pixels.add(&[1.0, 2.0], &[false, false], 2);
     assert_eq!((pixels.auroc(), pixels.aupro()), (None, None));
 }
@@ -127,6 +127,21 @@ fn bins_keep_the_order() {
     assert_eq!(bin_of(-f32::NAN), bin_of(f32::NAN));
 }
 
+/// The values of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`.
+#[test]
+fn stretching_is_bilinear() {
+    assert_eq!(
+        stretch(&[0.0, 4.0, 8.0, 12.0], (2, 2), (4, 2)),
+        [0.0, 1.0, 3.0, 4.0, 8.0, 9.0, 11.0, 12.0]
+    );
+    assert_eq!(
+        stretch(&[0.0, 4.0], (1, 2), (2, 4)),
+        [0.0, 0.0, 1.0, 1.0, 3.0, 3.0, 4.0, 4.0]
+    );
+    assert_eq!(stretch(&[1.0, 3.0, 5.0, 7.0], (4, 1), (2, 1)), [2.0, 6.0]);
+    assert_eq!(stretch(&[7.0], (1, 1), (3, 2)), [7.0; 6]);
+}
+
 fn maps() -> impl Strategy<Value = Vec<(Vec<f32>, Vec<bool>)>> {
     let pixel = (0.0f32..1.0, any::<bool>());
     let map = prop::collection::vec(pixel, 12).prop_map(|pixels| pixels.into_iter().unzip());
@@ -139,7 +154,7 @@ proptest! {
 
     #[test]
     fn the_exact_auroc_is_within_the_error(maps in maps()) {
-        let mut pixels = Pixels::default();
+        let mut pixels = PixelRanking::default();
         for (heat, mask) in &maps {
             pixels.add(heat, mask, 4);
         }
@@ -158,7 +173,7 @@ proptest! {
     fn overlap_of_one_region_is_the_roc(mut heat in prop::collection::vec(0.0f32..1.0, 30), area in 1usize..29) {
         let mask: Vec<_> = (0..30).map(|i| i < area).collect();
         heat.iter_mut().for_each(|heat| *heat = (*heat * 8.0).round());
-        let mut pixels = Pixels::default();
+        let mut pixels = PixelRanking::default();
         pixels.add(&heat, &mask, 30);
         let overlap = pixels.overlap_up_to(1.0).unwrap().value;
         prop_assert!((overlap - pixels.auroc().unwrap().value).abs() < 1e-12);
@@ -166,7 +181,7 @@ proptest! {
 
     #[test]
     fn a_monotone_map_of_heats_changes_nothing(maps in maps(), factor in 1u8..20) {
-        let (mut pixels, mut scaled) = (Pixels::default(), Pixels::default());
+        let (mut pixels, mut scaled) = (PixelRanking::default(), PixelRanking::default());
         for (heat, mask) in &maps {
             pixels.add(heat, mask, 3);
             let heat: Vec<_> = heat.iter().map(|h| h * f32::from(factor).exp2()).collect();
