@@ -62,6 +62,14 @@ def bad_profile(png: bytes) -> bytes:
     return png[:after_header] + png_chunk(b"iCCP", b"broken\0\0not zlib") + png[after_header:]
 
 
+def odd_palette(png: bytes) -> bytes:
+    """A palette that is not whole colours, which png 0.18.1 panics of."""
+    at = png.index(b"PLTE") - 4
+    length = int.from_bytes(png[at : at + 4], "big")
+    colours = png[at + 8 : at + 8 + length] + b"\x10"
+    return png[:at] + png_chunk(b"PLTE", colours) + png[at + 12 + length :]
+
+
 def seeds() -> dict[str, bytes]:
     rgb, gray = picture("RGB"), picture("L")
     frames = [rgb, rgb.rotate(180)]
@@ -103,6 +111,7 @@ def seeds() -> dict[str, bytes]:
         "rotated.png": encode(rgb, "PNG", exif=oriented(5)),
         "subsampled.jpg": encode(rgb, "JPEG", subsampling="4:2:0", restart_marker_rows=1),
         "wide.png": encode(picture("L", (300, 1)), "PNG"),
+        "odd_palette.png": odd_palette(encode(picture("P"), "PNG", transparency=0)),
         "one_pixel.png": encode(picture("L", (1, 1)), "PNG"),
     }
     for value in (3, 6):
