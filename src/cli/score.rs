@@ -8,16 +8,18 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::Calibration;
+use crate::bundle::{Calibration, Input};
 use crate::dataset;
-use crate::decode::JsonDecoder;
+use crate::decode::{JsonDecoder, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
+use crate::picture::{Finding, Reader};
 use crate::verdict::{Judge, Observation, Verdict};
 
 use super::failure::Failure;
+use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
-use super::scoring::{BATCH, CHUNK, Highest, Scoring, all_cores};
+use super::scoring::{BATCH, CHUNK, Highest, PICTURES, Scoring, all_cores};
 use super::threshold::{ThresholdArguments, default_rule};
 
 const REASONS: usize = 5;
@@ -116,6 +118,8 @@ pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
 struct Run {
     judge: Judge,
     decoder: JsonDecoder,
+    /// Of a bundle that reads pictures.
+    reader: Option<Reader>,
     scoring: Scoring,
     out: Option<Box<dyn Write>>,
     records: u64,
@@ -126,6 +130,8 @@ struct Run {
     highest: Highest<(u64, String)>,
     /// The chunk at hand: row-major rows and the records that they came from.
     rows: Vec<f32>,
+    /// Instead of rows, with the labels that only those need which can be scored.
+    pictures: Vec<(u64, Option<bool>, Vec<u8>)>,
     numbers: Vec<u64>,
 }
 
@@ -134,6 +140,10 @@ impl Run {
         let features = loaded.bundle.features();
         Run {
             decoder: JsonDecoder::new(features),
+            reader: match loaded.bundle.manifest.input {
+                Input::Tabular { .. } => None,
+                Input::Image(pixels) => Some(input::pictures(pixels)),
+            },
             scoring: Scoring::new(loaded.scorers, features.len()),
             judge: loaded.judge,
             out,
@@ -143,6 +153,7 @@ impl Run {
             labels: Vec::new(),
             highest: Highest::new(top),
             rows: Vec::new(),
+            pictures: Vec::new(),
             numbers: Vec::new(),
         }
     }
@@ -152,6 +163,11 @@ impl Run {
         while let Some(next) = data.next() {
             self.records += 1;
             let problem = match next {
+                Ok(example) if self.reader.is_some() => {
+                    let picture = (self.records, example.label, example.payload);
+                    self.pictures.push(picture);
+                    None
+                }
                 Ok(example) => match self.decoder.decode(&example.payload, &mut self.rows) {
                     Ok(()) => {
                         self.labels.push(example.label);
@@ -167,7 +183,7 @@ impl Run {
                 self.dead_letters += 1;
                 self.write(&json!({"record": self.records, "reason": reason, "error": detail}))?;
             }
-            if self.numbers.len() == CHUNK {
+            if self.numbers.len() == CHUNK || self.pictures.len() == PICTURES {
                 self.score_chunk()?;
                 bar.set_position(data.progress().done);
             }
@@ -178,6 +194,18 @@ impl Run {
     }
 
     fn score_chunk(&mut self) -> Result<(), Failure> {
+        if let Some(reader) = &self.reader {
+            let pictures = std::mem::take(&mut self.pictures);
+            let payloads: Vec<&[u8]> = pictures.iter().map(|(.., p)| p.as_slice()).collect();
+            let threshold = self.judge.threshold;
+            let judged = self
+                .scoring
+                .score_pictures(reader, &payloads, threshold, REASONS)?;
+            for ((record, label, _), judged) in pictures.iter().zip(judged) {
+                self.take_picture(*record, *label, judged)?;
+            }
+            return Ok(());
+        }
         let Run {
             judge,
             scoring,
@@ -214,6 +242,39 @@ impl Run {
         })?;
         rows.clear();
         numbers.clear();
+        Ok(())
+    }
+
+    /// Without the maps, which a file of verdicts is not for.
+    fn take_picture(
+        &mut self,
+        record: u64,
+        label: Option<bool>,
+        judged: Result<(f32, Finding), RowError>,
+    ) -> Result<(), Failure> {
+        let (score, finding) = match judged {
+            Ok(judged) => judged,
+            Err(RowError { reason, detail }) => {
+                self.dead_letters += 1;
+                return self
+                    .write(&json!({"record": record, "reason": reason.as_str(), "error": detail}));
+            }
+        };
+        self.scores.push(score);
+        self.labels.push(label);
+        let verdict = self.judge.judge_picture(score, &finding, None, None);
+        if let Some(out) = &mut self.out {
+            let line = Line {
+                record,
+                label,
+                verdict: &verdict,
+            };
+            serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
+            out.write_all(b"\n").map_err(Failure::data)?;
+        }
+        if self.highest.takes(score) {
+            self.highest.insert(score, (record, reasons(&verdict)));
+        }
         Ok(())
     }
 
@@ -300,7 +361,7 @@ impl Run {
 
 /// The first reasons of a verdict in one line.
 pub fn reasons(verdict: &Verdict<'_>) -> String {
-    let shown = verdict.relevant_attribution.iter().take(3).map(|a| {
+    let features = verdict.attributions().iter().take(3).map(|a| {
         format!(
             "{} {} (expected {}) {:.0}%",
             a.feature,
@@ -309,7 +370,17 @@ pub fn reasons(verdict: &Verdict<'_>) -> String {
             a.share * 100.0
         )
     });
-    shown.collect::<Vec<_>>().join(", ")
+    let regions = verdict.regions().iter().take(3).map(|r| {
+        format!(
+            "{} x {} at {}, {} {:.0}%",
+            r.width,
+            r.height,
+            r.x,
+            r.y,
+            r.share * 100.0
+        )
+    });
+    features.chain(regions).collect::<Vec<_>>().join(", ")
 }
 
 fn text(observation: Observation<'_>) -> String {

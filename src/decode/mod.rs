@@ -91,6 +91,10 @@ impl Decoder {
         }
     }
 
+    pub fn reads_pictures(&self) -> bool {
+        matches!(self, Decoder::Pictures(_))
+    }
+
     /// Of a picture the bytes of the rows that it will become.
     pub fn picture_bytes(&self, payload: &[u8]) -> Option<usize> {
         match self {
