@@ -1,4 +1,6 @@
-//! `residuald score`: a file judged as the daemon would judge it.
+//! `residuald score`: a file or a folder of pictures judged as the daemon would judge it.
+
+mod folder;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -24,23 +26,34 @@ use super::threshold::{ThresholdArguments, default_rule};
 
 const REASONS: usize = 5;
 
-/// Score a CSV, Parquet or NDJSON file; with labels also AUROC, average precision and the alert rate
+/// Score a CSV, Parquet or NDJSON file or a folder of pictures; with labels also AUROC, average precision and the alert rate
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald score payments.csv --bundle models/payments
-  residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson")]
+  residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson
+  residuald score tiles --bundle models/surface --masks tiles/ground_truth --html sheet.html
+
+A folder of pictures is read as Anomalib has it: the pictures in FOLDER/test, or FOLDER, in a folder for each class, that of
+the normal ones called good. Without such a folder nothing is labelled. Of tiles/test/crack/000.png the mask is
+DIR/crack/000_mask.png or DIR/crack/000.png.")]
 pub struct Arguments {
-    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet
+    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of pictures
     file: PathBuf,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Field (dotted path) that tells anomalies from normal records
     #[arg(long, value_name = "FIELD")]
     label: Option<String>,
-    /// The label of a normal record; any other is an anomaly
-    #[arg(long, value_name = "VALUE", default_value = "0", requires = "label")]
-    normal: String,
+    /// The label of a normal record, or the folder of the normal pictures; any other is an anomaly [default: 0, good]
+    #[arg(long, value_name = "VALUE")]
+    normal: Option<String>,
+    /// The folder with the masks of the pictures, for pixel AUROC and AUPRO; FOLDER itself if they lie beside them
+    #[arg(long, value_name = "DIR")]
+    masks: Option<PathBuf>,
+    /// Write a contact sheet of the pictures to this file: original, reconstruction and heatmap, by grade
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     threshold: ThresholdArguments,
     /// Write every verdict to this file, one JSON object a line; - is standard output
@@ -91,11 +104,24 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let asked = arguments.threshold.rule();
     let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
     let loaded = model::load(&arguments.bundle, &all_cores(), BATCH, rule)?;
-    let options = dataset::Options {
+    if arguments.file.is_dir() {
+        return folder::run(arguments, loaded, out(arguments.out.as_deref())?, started);
+    }
+    if arguments.masks.is_some() || arguments.html.is_some() {
+        return Err(Failure::usage(
+            "--masks and --html: only for a folder of pictures",
+        ));
+    }
+    if arguments.normal.is_some() && arguments.label.is_none() {
+        return Err(Failure::usage("--normal: give --label as well"));
+    }
+    let mut options = dataset::Options {
         label: arguments.label.clone(),
-        normal: arguments.normal.clone(),
-        key: None,
+        ..dataset::Options::default()
     };
+    if let Some(normal) = &arguments.normal {
+        options.normal.clone_from(normal);
+    }
     let data = dataset::open(&arguments.file, &options)?;
     let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
     run.all(data, arguments)?;
@@ -308,7 +334,7 @@ impl Run {
             alert_rate: anomalies as f64 / self.scores.len().max(1) as f64,
             threshold: self.judge.threshold,
             seconds: started.elapsed().as_secs_f64(),
-            labelled: self.labelled(),
+            labelled: labelled(&self.scores, &self.labels, self.judge.threshold),
         };
         if arguments.json {
             println!("{}", json!(summary));
@@ -316,19 +342,6 @@ impl Run {
         }
         self.print(&summary);
         Ok(())
-    }
-
-    fn labelled(&self) -> Option<Labelled> {
-        let pairs = self.scores.iter().zip(&self.labels);
-        let (scores, labels): (Vec<f32>, Vec<bool>) = pairs
-            .filter_map(|(score, label)| Some((*score, (*label)?)))
-            .unzip();
-        (!labels.is_empty()).then(|| Labelled {
-            records: labels.len(),
-            auroc: auroc(&scores, &labels),
-            average_precision: average_precision(&scores, &labels),
-            at_threshold: precision_recall_at(self.judge.threshold, &scores, &labels),
-        })
     }
 
     fn print(&self, summary: &Summary) {
@@ -357,6 +370,20 @@ impl Run {
             println!("{score:>9.3}  record {record:<8} {reasons}");
         }
     }
+}
+
+/// What the labels say of the scores, where there are any.
+fn labelled(scores: &[f32], labels: &[Option<bool>], threshold: f32) -> Option<Labelled> {
+    let pairs = scores.iter().zip(labels);
+    let (scores, labels): (Vec<f32>, Vec<bool>) = pairs
+        .filter_map(|(score, label)| Some((*score, (*label)?)))
+        .unzip();
+    (!labels.is_empty()).then(|| Labelled {
+        records: labels.len(),
+        auroc: auroc(&scores, &labels),
+        average_precision: average_precision(&scores, &labels),
+        at_threshold: precision_recall_at(threshold, &scores, &labels),
+    })
 }
 
 /// The first reasons of a verdict in one line.

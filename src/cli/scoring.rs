@@ -142,7 +142,9 @@ impl Scoring {
     }
 }
 
-fn finite(score: f32) -> Result<f32, RowError> {
+/// # Errors
+/// A score that is no number.
+pub fn finite(score: f32) -> Result<f32, RowError> {
     match score.is_finite() {
         true => Ok(score),
         false => Err(RowError {
