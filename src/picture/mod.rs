@@ -135,16 +135,15 @@ impl Reader {
         })
     }
 
-    /// Resizing stretches a narrow picture to a row's width before it shortens it: 1 x 64 million pixels would take
-    /// gigabytes on the way.
+    /// What is narrower than a tile is stretched to it: 1 x 64 million pixels would become gigabytes.
     fn can_be_resized(&self, width: usize, height: usize) -> Result<(), PictureError> {
         let layout = Layout::of(width, height, &self.pixels);
         let row = layout.tile_width as u64 * layout.tile_height as u64;
         let limit = self.limits.pixels.max(row);
-        let is = layout.width as u64 * height.max(layout.height) as u64;
+        let is = layout.width as u64 * layout.height as u64;
         if is > limit {
             return Err(PictureError::TooLarge {
-                what: "pixels while it is resized",
+                what: "pixels once it is resized",
                 is,
                 limit,
             });

@@ -129,6 +129,9 @@ pub fn run(
     run.report(&pictures, started)
 }
 
+/// Or why a picture has no score.
+type Outcome = Result<Judged, RowError>;
+
 /// What the cores share.
 struct Looking {
     reader: Reader,
@@ -143,7 +146,7 @@ impl Looking {
         &self,
         pictures: &[Picture],
         scorers: &mut [Scorer],
-    ) -> Result<Vec<(usize, Result<Judged, RowError>)>, Failure> {
+    ) -> Result<Vec<(usize, Outcome)>, Failure> {
         let next = AtomicUsize::new(0);
         let work = |scorer: &mut Scorer| {
             let (mut seen, mut done) = (Seen::default(), Vec::new());
@@ -175,7 +178,7 @@ impl Looking {
         picture: &Picture,
         scorer: &mut Scorer,
         seen: &mut Seen,
-    ) -> Result<Result<Judged, RowError>, Failure> {
+    ) -> Result<Outcome, Failure> {
         let payload = read(&picture.path)?;
         let rows = match self.reader.read(&payload) {
             Ok(rows) => rows,
