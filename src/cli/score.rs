@@ -14,14 +14,14 @@ use crate::bundle::{Calibration, Input};
 use crate::dataset;
 use crate::decode::{JsonDecoder, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
-use crate::picture::{Finding, Reader};
+use crate::picture::Reader;
 use crate::verdict::{Judge, Observation, Verdict};
 
 use super::failure::Failure;
 use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
-use super::scoring::{BATCH, CHUNK, Highest, PICTURES, Scoring, all_cores};
+use super::scoring::{BATCH, CHUNK, Highest, Judged, PICTURES, Scoring, all_cores};
 use super::threshold::{ThresholdArguments, default_rule};
 
 const REASONS: usize = 5;
@@ -276,7 +276,7 @@ impl Run {
         &mut self,
         record: u64,
         label: Option<bool>,
-        judged: Result<(f32, Finding), RowError>,
+        judged: Judged,
     ) -> Result<(), Failure> {
         let (score, finding) = match judged {
             Ok(judged) => judged,

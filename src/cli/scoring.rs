@@ -92,6 +92,9 @@ impl Scoring {
     }
 }
 
+/// The score of a picture and why, or why it has none.
+pub type Judged = Result<(f32, Finding), RowError>;
+
 impl Scoring {
     /// Decodes and scores pictures, each with its finding whether or not it is an anomaly, in the order of the payloads. A picture's
     /// rows and maps live while it is looked at, one a core.
@@ -104,7 +107,7 @@ impl Scoring {
         payloads: &[&[u8]],
         threshold: f32,
         regions: usize,
-    ) -> Result<Vec<Result<(f32, Finding), RowError>>, Failure> {
+    ) -> Result<Vec<Judged>, Failure> {
         let next = AtomicUsize::new(0);
         let look = |scorer: &mut Scorer| {
             let (mut seen, mut judged) = (Seen::default(), Vec::new());

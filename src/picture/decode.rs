@@ -118,7 +118,10 @@ fn open(encoded: &[u8], most: u64) -> Result<Box<dyn ImageDecoder + '_>, Picture
 }
 
 fn broken(error: ImageError) -> PictureError {
-    PictureError::Broken(error.to_string())
+    match error {
+        ImageError::Limits(limit) => PictureError::TooMuchMemory(limit.to_string()),
+        error => PictureError::Broken(error.to_string()),
+    }
 }
 
 /// The decoder paints what is cut off gray and says nothing. In the data of a scan, 0xFF is followed by 0 or a restart,

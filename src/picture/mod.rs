@@ -65,6 +65,8 @@ pub enum PictureError {
         is: u64,
         limit: u64,
     },
+    #[error("to decode it takes more memory than a picture may: {0}")]
+    TooMuchMemory(String),
     #[error("neither a PNG, JPEG, WebP, BMP or TIFF nor a JSON object")]
     Unknown,
     #[error("{0}")]
