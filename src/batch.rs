@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::decode::RowError;
-use crate::record::{Record, Source};
+use crate::picture::Finding;
+use crate::record::{Header, Record, Source};
 
 /// A batch with this much in it leaves whatever its number of records, so that large messages cannot fill the memory.
 const MAX_BYTES: usize = 1 << 20;
@@ -30,6 +31,8 @@ pub struct Batch {
     pub rows: Vec<f32>,
     records: Vec<Stored>,
     bytes: Vec<u8>,
+    /// What the rows of its pictures will take, bytes; they are made and dropped one by one.
+    picture_bytes: usize,
     /// What the dead letters hold, in bytes.
     dead_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
@@ -44,6 +47,18 @@ pub struct Batch {
     pub residuals: Vec<f32>,
     /// Filled by the scorer, [records, features].
     pub reconstructions: Vec<f32>,
+    /// Filled by the scorer of pictures, [records].
+    pub sightings: Vec<Sighting>,
+}
+
+/// What became of a picture beside its score.
+#[derive(Debug, Clone)]
+pub enum Sighting {
+    /// Nobody asks why it scores as it does.
+    Unexplained,
+    Explained(Box<Finding>),
+    /// It could not be scored.
+    Dead(RowError),
 }
 
 #[derive(Debug)]
@@ -54,6 +69,8 @@ struct Stored {
     key: Option<Range<usize>>,
     payload: Range<usize>,
     trace: [Option<Range<usize>>; 2],
+    /// All of them, for what may become a dead letter yet; else none.
+    headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 /// A record of a batch as it was kept.
@@ -66,6 +83,8 @@ pub struct Kept<'b> {
     pub payload: &'b [u8],
     /// `traceparent` and `tracestate`.
     pub trace: [Option<(&'static str, &'b [u8])>; 2],
+    /// All of them, if they were kept.
+    pub headers: &'b [(String, Option<Vec<u8>>)],
 }
 
 /// A record that could not become a row, as it came, and why.
@@ -77,6 +96,29 @@ pub struct DeadLetter {
     pub payload: Vec<u8>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     pub error: RowError,
+}
+
+impl Kept<'_> {
+    /// The record as a dead letter, with all its headers if they were kept, else with those of its trace.
+    pub fn letter(self, topic: &str, error: RowError) -> DeadLetter {
+        let own = |(name, value): (&str, &[u8])| (name.to_owned(), Some(value.to_vec()));
+        let trace = self.trace.into_iter().flatten().map(own);
+        DeadLetter {
+            source: Source {
+                topic: topic.to_owned(),
+                partition: self.from.partition,
+                offset: self.offset,
+            },
+            timestamp_ms: self.timestamp_ms,
+            key: self.key.map(<[u8]>::to_vec),
+            payload: self.payload.to_vec(),
+            headers: match self.headers {
+                [] => trace.collect(),
+                all => all.to_vec(),
+            },
+            error,
+        }
+    }
 }
 
 impl Batch {
@@ -102,10 +144,30 @@ impl Batch {
     /// Whether it should leave: full in records or bytes, or its first record has waited long enough.
     pub fn is_due(&self, max_records: usize, max_wait: Duration, now: Instant) -> bool {
         self.consumed() >= max_records
-            || self.bytes.len() + self.dead_bytes >= MAX_BYTES
+            || self.weight() >= MAX_BYTES
             || self
                 .opened
                 .is_some_and(|opened| now.duration_since(opened) >= max_wait)
+    }
+
+    /// Bytes that it holds and that its pictures' rows will.
+    pub fn weight(&self) -> usize {
+        (self.bytes.len() + self.dead_bytes).saturating_add(self.picture_bytes)
+    }
+
+    /// Keeps a record with a picture that is still to be decoded, into rows of `row_bytes` bytes.
+    pub fn keep_picture(
+        &mut self,
+        record: &Record<'_>,
+        from: TopicPartition,
+        row_bytes: usize,
+        now: Instant,
+    ) {
+        self.keep(record, from, now);
+        self.picture_bytes = self.picture_bytes.saturating_add(row_bytes);
+        if let Some(stored) = self.records.last_mut() {
+            stored.headers = record.headers.iter().map(own_header).collect();
+        }
     }
 
     /// Keeps a record whose row the decoder has just appended to `rows`.
@@ -121,6 +183,7 @@ impl Batch {
             key: record.key.map(|key| store(&mut self.bytes, key)),
             payload: store(&mut self.bytes, record.payload.unwrap_or_default()),
             trace,
+            headers: Vec::new(),
         };
         self.records.push(stored);
         self.advance(from, record.offset, now);
@@ -134,8 +197,6 @@ impl Batch {
         error: RowError,
         now: Instant,
     ) {
-        let own_header =
-            |(name, value): &(&str, Option<&[u8]>)| ((*name).to_owned(), value.map(<[u8]>::to_vec));
         self.dead_bytes += record.payload.map_or(0, <[u8]>::len);
         self.dead_letters.push(DeadLetter {
             source: record.source(),
@@ -175,6 +236,7 @@ impl Batch {
                 let range = stored.trace[i].clone()?;
                 Some((TRACE_HEADERS[i], &self.bytes[range]))
             }),
+            headers: &stored.headers,
         })
     }
 
@@ -184,6 +246,7 @@ impl Batch {
         self.records.clear();
         self.bytes.clear();
         self.bytes.shrink_to(MAX_BYTES);
+        self.picture_bytes = 0;
         self.dead_bytes = 0;
         self.dead_letters.clear();
         self.skipped = 0;
@@ -192,7 +255,12 @@ impl Batch {
         self.scores.clear();
         self.residuals.clear();
         self.reconstructions.clear();
+        self.sightings.clear();
     }
+}
+
+fn own_header((name, value): &Header<'_>) -> (String, Option<Vec<u8>>) {
+    ((*name).to_owned(), value.map(<[u8]>::to_vec))
 }
 
 fn store(bytes: &mut Vec<u8>, value: &[u8]) -> Range<usize> {

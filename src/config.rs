@@ -11,7 +11,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat};
 
 use crate::verdict::ThresholdRule;
-pub use input::{Authorization, Input, SchemaRegistry, SchemaSource};
+pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
@@ -28,6 +28,7 @@ const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
 pub struct Config {
     pub kafka: Kafka,
     pub input: Input,
+    pub pictures: Pictures,
     pub model: Model,
     pub inference: Inference,
     pub batch: Batch,
@@ -118,7 +119,18 @@ pub struct Output {
     pub scores_topic: Option<String>,
     pub dead_letter_topic: String,
     pub include_record: bool,
+    /// Features or regions.
     pub attributions: usize,
+    /// Bytes of the maps that a verdict holds itself, together and before base64.
+    pub inline_limit: usize,
+    pub media: Option<Media>,
+}
+
+/// Where maps go that are too large for their verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Media {
+    Topic(String),
+    Folder(PathBuf),
 }
 
 #[derive(Debug, Clone)]
@@ -280,6 +292,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
     };
     check_delivery(&kafka, &mut s);
     let input = input::check(&mut s);
+    let pictures = input::pictures(&mut s);
     let model = Model {
         bundle: s
             .required_text(
@@ -318,11 +331,18 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         dead_letter_topic: s.text("output.dead_letter_topic"),
         include_record: s.boolean("output.include_record"),
         attributions: s.integer("output.attributions", 1, 1000),
+        inline_limit: s.integer("output.inline_limit", 0, 1 << 30),
+        media: media(&mut s),
+    };
+    let media_topic = match &output.media {
+        Some(Media::Topic(topic)) => Some(topic),
+        _ => None,
     };
     let written = [
         Some(&output.anomalies_topic),
         output.scores_topic.as_ref(),
         Some(&output.dead_letter_topic),
+        media_topic,
     ];
     for topic in written.into_iter().flatten() {
         if kafka.topics.contains(topic) {
@@ -372,6 +392,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
     Ok(Config {
         kafka,
         input,
+        pictures,
         model,
         inference,
         batch,
@@ -382,6 +403,19 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         effective,
         secrets,
     })
+}
+
+fn media(s: &mut Settings) -> Option<Media> {
+    let topic = s.optional_text("output.media_topic");
+    let folder = s.optional_text("output.media_dir");
+    match (topic, folder) {
+        (Some(_), Some(_)) => {
+            s.problem("set output.media_topic or output.media_dir, not both".into());
+            None
+        }
+        (Some(topic), None) => Some(Media::Topic(topic)),
+        (None, folder) => folder.map(|folder| Media::Folder(folder.into())),
+    }
 }
 
 /// What exactly-once asks of librdkafka's settings.
@@ -579,7 +613,7 @@ mod tests {
     #[test]
     fn a_format_has_one_source_of_schemas() {
         let input = |flags: &[&str]| load(SMALLEST, &[], flags).map(|config| config.input);
-        assert_eq!(input(&[]), Ok(Input::Json));
+        assert_eq!(input(&[]), Ok(Input::OfBundle));
         let file = [
             "input.format=protobuf",
             "input.schema_file=p.proto",

@@ -18,6 +18,7 @@
 //! | column named `merchant.category` | nested: `{"merchant": {"category": …}}` |
 
 mod csv;
+pub mod folder;
 mod layout;
 mod ndjson;
 mod parquet;
@@ -109,6 +110,8 @@ pub enum ErrorKind {
     Columns(String),
     #[error("{0}")]
     Parquet(#[from] ParquetError),
+    #[error("{0}")]
+    Folder(String),
     /// `number` counts lines or rows from 1.
     #[error("{unit} {number}: {reason}")]
     Record {

@@ -4,6 +4,10 @@
 //! interpolates: the counts are integers and the sums are `f64`, so the order of the records does not
 //! change a result. A NaN score ranks above every other and is never flagged.
 
+pub mod contact_sheet;
+pub mod pixels;
+mod regions;
+
 use serde::Serialize;
 
 /// Area under the receiver operating characteristic: the probability that a random anomaly scores

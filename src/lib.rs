@@ -6,6 +6,8 @@
 pub mod record;
 
 pub mod bundle;
+pub mod picture;
+
 pub mod decode;
 
 pub mod batch;

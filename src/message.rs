@@ -45,6 +45,22 @@ struct Body<'a> {
     record: Option<&'a RawValue>,
 }
 
+/// Says where the record came from and who judged it.
+pub fn verdict_id(model: &Model, topic: &str, record: Kept<'_>) -> String {
+    let (partition, offset) = (record.from.partition, record.offset);
+    format!("{topic}-{partition}-{offset}@{}", &model.sha256[..8])
+}
+
+/// A map of a verdict, a PNG, as a message of its own with the key `key`.
+pub fn media_message(key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
+    Message {
+        key: Some(key.as_bytes().to_vec()),
+        headers: vec![header("content-type", "image/png")],
+        payload: png.to_vec(),
+        timestamp_ms,
+    }
+}
+
 /// A verdict as a CloudEvent in binary mode, keyed as its source record. The same record and model always
 /// give the same bytes: the id says where the record came from and who judged it, the time is the record's own.
 /// `record_json` is the record, if the verdict is to carry it.
@@ -60,12 +76,7 @@ pub fn verdict_message(
         partition: record.from.partition,
         offset: record.offset,
     };
-    let id = format!(
-        "{topic}-{}-{}@{}",
-        source.partition,
-        source.offset,
-        &model.sha256[..8]
-    );
+    let id = verdict_id(model, topic, record);
     let time = record.timestamp_ms.and_then(rfc3339);
     let body = Body {
         id: &id,
@@ -129,7 +140,7 @@ pub fn dead_letter_message(letter: DeadLetter) -> Message {
 }
 
 /// What is left of a message that the broker finds too large: everything but its bulk, and a header that says so.
-/// A verdict loses its `record`, a dead letter its value; both still say where the record is.
+/// A verdict loses its `record` and the maps that it holds itself, anything else its value; both still say where the record is.
 pub fn without_bulk(message: &Message, limit_hit: &str) -> Message {
     let body: Option<serde_json::Map<String, serde_json::Value>> =
         serde_json::from_slice(&message.payload).ok();
@@ -137,6 +148,11 @@ pub fn without_bulk(message: &Message, limit_hit: &str) -> Message {
     let payload = match body {
         Some(mut body) if is_verdict => {
             body.remove("record");
+            for map in ["heatmap", "reconstruction"] {
+                if body.get(map).is_some_and(|map| map.get("data").is_some()) {
+                    body.remove(map);
+                }
+            }
             serde_json::to_vec(&body).expect("what was parsed serialises")
         }
         _ => Vec::new(),
@@ -166,7 +182,7 @@ mod tests {
     use super::*;
     use crate::batch::TopicPartition;
     use crate::decode::RowError;
-    use crate::verdict::{Attribution, Observation, Severity};
+    use crate::verdict::{Attribution, Explanation, Observation, Place, Severity, Shown, Size};
 
     fn model() -> Model {
         Model {
@@ -187,6 +203,7 @@ mod tests {
             key: Some(b"card-7"),
             payload: br#"{"amount": 930.0}"#,
             trace: [Some(("traceparent", b"00-ab-cd-01")), None],
+            headers: &[],
         };
         let verdict = Verdict {
             anomaly_score: 7.31,
@@ -194,14 +211,16 @@ mod tests {
             anomaly_grade: 1.84,
             threshold: 3.97,
             severity: Some(Severity::Critical),
-            relevant_attribution: vec![Attribution {
-                feature: "amount",
-                share: 0.61,
-                observed: Observation::Number(930.0),
-                expected: Observation::Number(42.1),
-                unit: None,
-            }],
-            feature_imputed: vec!["merchant_age_days"],
+            explanation: Explanation::Features {
+                relevant_attribution: vec![Attribution {
+                    feature: "amount",
+                    share: 0.61,
+                    observed: Observation::Number(930.0),
+                    expected: Observation::Number(42.1),
+                    unit: None,
+                }],
+                feature_imputed: vec!["merchant_age_days"],
+            },
         };
         let json = serde_json::from_slice(record.payload).unwrap();
         let json = include_record.then_some(json);
@@ -253,6 +272,74 @@ mod tests {
         let parse = |m: &Message| serde_json::from_slice::<serde_json::Value>(&m.payload).unwrap();
         assert_eq!(parse(&slim), parse(&whole));
         assert_eq!(value(&slim, "residuald.omitted"), Some("message too large"));
+    }
+
+    #[test]
+    fn a_verdict_on_a_picture_is_the_documented_json_and_loses_only_the_maps_it_holds() {
+        let shown = |place| Shown {
+            content_type: "image/png",
+            width: 64,
+            height: 32,
+            place,
+        };
+        let regions = [crate::picture::Region {
+            x: 1,
+            y: 2,
+            width: 3,
+            height: 4,
+            share: 0.5,
+            area: 0.25,
+        }];
+        let verdict = Verdict {
+            anomaly_score: 2.0,
+            p_value: 0.5,
+            anomaly_grade: 2.0,
+            threshold: 1.0,
+            severity: Some(Severity::Warning),
+            explanation: Explanation::Picture {
+                picture: Size {
+                    width: 4000,
+                    height: 3000,
+                },
+                regions: &regions,
+                heatmap: Some(shown(Place::Data("iVBO".into()))),
+                reconstruction: Some(shown(Place::Uri("kafka://media?key=a".into()))),
+            },
+        };
+        let record = Kept {
+            from: TopicPartition {
+                topic: 0,
+                partition: 0,
+            },
+            offset: 1,
+            timestamp_ms: None,
+            key: None,
+            payload: b"",
+            trace: [None, None],
+            headers: &[],
+        };
+        let message = verdict_message(&model(), "belt", record, &verdict, None);
+        let mut body: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        assert_eq!(
+            body["picture"],
+            serde_json::json!({"width": 4000, "height": 3000})
+        );
+        assert_eq!(
+            body["regions"],
+            serde_json::json!([{"x": 1, "y": 2, "width": 3, "height": 4, "share": 0.5, "area": 0.25}])
+        );
+        assert_eq!(
+            body["heatmap"],
+            serde_json::json!({"content_type": "image/png", "width": 64, "height": 32, "data": "iVBO"})
+        );
+        assert_eq!(
+            body["reconstruction"],
+            serde_json::json!({"content_type": "image/png", "width": 64, "height": 32, "uri": "kafka://media?key=a"})
+        );
+        let slim = without_bulk(&message, "too large");
+        body.as_object_mut().unwrap().remove("heatmap");
+        let slim: serde_json::Value = serde_json::from_slice(&slim.payload).unwrap();
+        assert_eq!(slim, body);
     }
 
     #[test]

@@ -5,12 +5,16 @@
 //!    ^------------------------------- finished batches, reused -------------------------------|
 //! ```
 //!
+//! Pictures are decoded between intake and workers, on threads of their own.
+//!
 //! There are `in_flight` batches and no more, so every channel is bounded. Workers finish in any order; the publisher
 //! puts batches back into the order of their sequence, so each partition's verdicts keep its order. The intake alone
 //! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery. With
 //! exactly-once the publisher commits them, in one transaction with the verdicts.
 
 mod intake;
+mod media;
+mod pictures;
 mod publish;
 mod tally;
 mod window;
@@ -64,6 +68,8 @@ pub enum PipelineError {
         "everything is delivered, but the brokers did not answer the last commit in time; records since the one before it will be judged again"
     )]
     NotCommitted,
+    #[error("output.media_dir: {path}: {problem}")]
+    Media { path: String, problem: String },
     #[error("the {0} thread panicked; this is a bug, please report it")]
     Panicked(&'static str),
 }
@@ -118,6 +124,17 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         intake::Channels { to_score, finished },
         stop.clone(),
     );
+    let reader = match &stages.input {
+        Input::Pictures(reader) => Some(reader.clone()),
+        _ => None,
+    };
+    let explain = pictures::Explain {
+        threshold: stages.judge.threshold,
+        all: stages.output.scores_topic.is_some(),
+        most: stages.output.attributions,
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let decoders = cores.div_ceil(stages.scorers.len());
     let publisher = publish::Publisher::new(
         stages.sink,
         stages.judge,
@@ -135,6 +152,27 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         for scorer in stages.scorers {
             let (work, to_publish) = (work.clone(), to_publish.clone());
             let (metrics, stop) = (stages.metrics.clone(), stop.clone());
+            if let Some(reader) = &reader {
+                let ahead = scorer.largest().max(pictures::AHEAD);
+                let (steps, decoded) = bounded(ahead);
+                for _ in 0..decoders {
+                    let (work, steps, reader) = (work.clone(), steps.clone(), reader.clone());
+                    let (metrics, stop) = (metrics.clone(), stop.clone());
+                    let decoder = move || {
+                        guarded(&stop, || pictures::decode(&reader, &work, &steps, &metrics))
+                    };
+                    threads.push(("decoder", spawn(scope, "decoder", decoder)));
+                }
+                let worker = pictures::Worker {
+                    scorer,
+                    explain,
+                    metrics,
+                    open: std::collections::BTreeMap::new(),
+                };
+                let worker = move || guarded(&stop, || worker.run(&decoded, &to_publish));
+                threads.push(("scorer", spawn(scope, "scorer", worker)));
+                continue;
+            }
             let worker = move || guarded(&stop, || score(scorer, &work, &to_publish, &metrics));
             threads.push(("scorer", spawn(scope, "scorer", worker)));
         }

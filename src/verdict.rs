@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine};
+use crate::picture::{Finding, Region};
 
 /// Critical is what a normal record would do ten times less often than crossing the threshold.
 const CRITICAL_SHARE: f64 = 0.1;
@@ -76,10 +77,76 @@ pub struct Verdict<'a> {
     pub threshold: f32,
     /// `None` for a record that is not an anomaly.
     pub severity: Option<Severity>,
-    /// The features that add most to the score, largest first.
-    pub relevant_attribution: Vec<Attribution<'a>>,
-    /// Features that the record lacked and the model filled in.
-    pub feature_imputed: Vec<&'a str>,
+    #[serde(flatten)]
+    pub explanation: Explanation<'a>,
+}
+
+/// Why a record scores as it does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Explanation<'a> {
+    Features {
+        /// The features that add most to the score, largest first.
+        relevant_attribution: Vec<Attribution<'a>>,
+        /// Features that the record lacked and the model filled in.
+        feature_imputed: Vec<&'a str>,
+    },
+    Picture {
+        picture: Size,
+        /// Where, in pixels of the upright picture before resizing; the largest share first.
+        regions: &'a [Region],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        heatmap: Option<Shown>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reconstruction: Option<Shown>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Size {
+    pub width: usize,
+    pub height: usize,
+}
+
+/// A picture of ours in a verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    pub content_type: &'static str,
+    pub width: usize,
+    pub height: usize,
+    #[serde(flatten)]
+    pub place: Place,
+}
+
+/// Where its bytes are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Here, in base64.
+    Data(String),
+    /// Elsewhere: the claim check.
+    Uri(String),
+}
+
+impl<'a> Verdict<'a> {
+    /// The features that add most to the score, largest first; none of a picture.
+    pub fn attributions(&self) -> &[Attribution<'a>] {
+        match &self.explanation {
+            Explanation::Features {
+                relevant_attribution,
+                ..
+            } => relevant_attribution,
+            Explanation::Picture { .. } => &[],
+        }
+    }
+
+    /// Where in a picture.
+    pub fn regions(&self) -> &'a [Region] {
+        match self.explanation {
+            Explanation::Features { .. } => &[],
+            Explanation::Picture { regions, .. } => regions,
+        }
+    }
 }
 
 /// What one feature adds to the score and what the model expected in its place.
@@ -161,14 +228,41 @@ impl Judge {
     pub fn judge(&self, scored: Scored<'_>, most: usize) -> Verdict<'_> {
         let columns = self.features.iter().zip(scored.row);
         let imputed = columns.filter(|(_, value)| value.is_nan());
-        Verdict {
-            anomaly_score: scored.score,
-            p_value: self.calibration.p_value(scored.score),
-            anomaly_grade: scored.score / self.threshold,
-            threshold: self.threshold,
-            severity: self.severity(scored.score),
+        let explanation = Explanation::Features {
             feature_imputed: imputed.map(|(feature, _)| feature.name.as_str()).collect(),
             relevant_attribution: self.attribute(scored, most),
+        };
+        self.verdict(scored.score, explanation)
+    }
+
+    /// The whole verdict on a picture, with what is to be shown of its maps.
+    pub fn judge_picture<'a>(
+        &self,
+        score: f32,
+        finding: &'a Finding,
+        heatmap: Option<Shown>,
+        reconstruction: Option<Shown>,
+    ) -> Verdict<'a> {
+        let explanation = Explanation::Picture {
+            picture: Size {
+                width: finding.width,
+                height: finding.height,
+            },
+            regions: &finding.regions,
+            heatmap,
+            reconstruction,
+        };
+        self.verdict(score, explanation)
+    }
+
+    fn verdict<'a>(&self, score: f32, explanation: Explanation<'a>) -> Verdict<'a> {
+        Verdict {
+            anomaly_score: score,
+            p_value: self.calibration.p_value(score),
+            anomaly_grade: score / self.threshold,
+            threshold: self.threshold,
+            severity: self.severity(score),
+            explanation,
         }
     }
 
@@ -278,8 +372,7 @@ mod tests {
             5,
         );
         assert_eq!(verdict.anomaly_grade, 2.0);
-        assert_eq!(verdict.feature_imputed, ["present"]);
-        let reasons = &verdict.relevant_attribution;
+        let reasons = verdict.attributions();
         assert_eq!(reasons.len(), 2, "a feature that adds nothing is no reason");
         assert_eq!((reasons[0].feature, reasons[0].share), ("amount", 0.75));
         assert_eq!(reasons[0].expected, Observation::Number(42.0));
@@ -287,6 +380,7 @@ mod tests {
         assert_eq!(reasons[1].expected, Observation::Category("b"));
         let json = serde_json::to_value(&verdict).unwrap();
         assert_eq!(json["severity"], "critical");
+        assert_eq!(json["feature_imputed"], serde_json::json!(["present"]));
         assert_eq!(
             json["relevant_attribution"][1]["observed"],
             "(not seen in training)"

@@ -10,7 +10,8 @@ pub struct Calibration {
     quantiles: Vec<f32>,
     /// The largest `min(count, 10000)` scores, ascending, exact.
     tail: Vec<f32>,
-    /// Mean residual of each feature on normal records, in manifest order.
+    /// Mean residual of each feature on normal records, in manifest order; pictures have none.
+    #[serde(default)]
     pub residual_scale: Vec<f32>,
 }
 

@@ -42,14 +42,96 @@ impl Tolerance {
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Input {
     Tabular { features: Vec<Feature> },
+    Image(Pixels),
 }
 
 impl Input {
-    /// The columns of the scorer's input `x`, in order.
+    /// The columns of the scorer's input `x`, in order; pictures have none.
     pub fn features(&self) -> &[Feature] {
         match self {
             Input::Tabular { features } => features,
+            Input::Image(_) => &[],
         }
+    }
+
+    fn faults(&self) -> Vec<String> {
+        match self {
+            Input::Tabular { features } => feature_faults(features),
+            Input::Image(pixels) => pixels.faults(),
+        }
+    }
+}
+
+/// What a picture must become to be scored: one row or several, each uint8 [height, width, channels].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Pixels {
+    pub height: usize,
+    pub width: usize,
+    /// 1 is gray, 3 red, green and blue.
+    pub channels: usize,
+    pub resize: Filter,
+    /// Without it the whole picture is stretched to one row.
+    #[serde(default)]
+    pub tiles: Option<Tiles>,
+}
+
+/// How a picture is resized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// A triangle as wide as what becomes one pixel, so that nothing is left out: Pillow's BILINEAR.
+    Bilinear,
+}
+
+/// The picture is resized by `scale`, then cut into rows that overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Tiles {
+    /// In (0, 1].
+    pub scale: f64,
+    /// Pixels at least, after resizing.
+    pub overlap: usize,
+}
+
+impl Pixels {
+    /// The longest side of a row.
+    const LONGEST: usize = 4096;
+
+    /// Bytes, and values of the graph's input.
+    pub fn row_bytes(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (name, side) in [("height", self.height), ("width", self.width)] {
+            if side == 0 || side > Pixels::LONGEST {
+                faults.push(format!(
+                    "input.{name} is {side}: it must lie between 1 and {}",
+                    Pixels::LONGEST
+                ));
+            }
+        }
+        if !matches!(self.channels, 1 | 3) {
+            faults.push(format!(
+                "input.channels is {}: it must be 1 (gray) or 3 (RGB)",
+                self.channels
+            ));
+        }
+        if let Some(tiles) = self.tiles {
+            if !(tiles.scale > 0.0 && tiles.scale <= 1.0) {
+                faults.push(format!(
+                    "input.tiles.scale is {}: it must lie above 0 and be at most 1",
+                    tiles.scale
+                ));
+            }
+            if 2 * tiles.overlap > self.height.min(self.width) {
+                faults.push(format!(
+                    "input.tiles.overlap is {}: it must be at most half of a tile's side",
+                    tiles.overlap
+                ));
+            }
+        }
+        faults
     }
 }
 
@@ -135,34 +217,39 @@ impl Manifest {
         if tolerances.iter().any(|t| !(0.0..=0.01).contains(t)) {
             faults.push("golden tolerances must lie between 0 and 0.01".into());
         }
-        let features = self.input.features();
-        if features.is_empty() {
-            faults.push("input has no features".into());
-        }
-        let mut names = HashSet::new();
-        for feature in features {
-            if !names.insert(&feature.name) {
-                faults.push(format!("feature `{}` is listed twice", feature.name));
-            }
-            if feature.path.split('.').any(str::is_empty) {
-                faults.push(format!(
-                    "feature `{}` has a broken path `{}`",
-                    feature.name, feature.path
-                ));
-            }
-            if let FeatureKind::Categorical { vocabulary } = &feature.kind {
-                let distinct: HashSet<_> = vocabulary.iter().collect();
-                if vocabulary.is_empty() || distinct.len() != vocabulary.len() {
-                    faults.push(format!(
-                        "feature `{}` needs a vocabulary of distinct entries",
-                        feature.name
-                    ));
-                }
-            }
-        }
-        faults.extend(path_conflicts(features));
+        faults.extend(self.input.faults());
         faults
     }
+}
+
+fn feature_faults(features: &[Feature]) -> Vec<String> {
+    let mut faults = Vec::new();
+    if features.is_empty() {
+        faults.push("input has no features".into());
+    }
+    let mut names = HashSet::new();
+    for feature in features {
+        if !names.insert(&feature.name) {
+            faults.push(format!("feature `{}` is listed twice", feature.name));
+        }
+        if feature.path.split('.').any(str::is_empty) {
+            faults.push(format!(
+                "feature `{}` has a broken path `{}`",
+                feature.name, feature.path
+            ));
+        }
+        if let FeatureKind::Categorical { vocabulary } = &feature.kind {
+            let distinct: HashSet<_> = vocabulary.iter().collect();
+            if vocabulary.is_empty() || distinct.len() != vocabulary.len() {
+                faults.push(format!(
+                    "feature `{}` needs a vocabulary of distinct entries",
+                    feature.name
+                ));
+            }
+        }
+    }
+    faults.extend(path_conflicts(features));
+    faults
 }
 
 /// A path that is a value for one feature and an object for another can never both be read.
@@ -205,6 +292,25 @@ mod tests {
         ]));
         let faults = manifest.faults();
         assert_eq!(faults.len(), 4, "{faults:#?}");
+    }
+
+    #[test]
+    fn an_image_schema_is_checked() {
+        let image = |input: serde_json::Value| {
+            let input: Input = serde_json::from_value(input).unwrap();
+            input.faults()
+        };
+        let mut input = serde_json::json!({
+            "kind": "image", "height": 64, "width": 32, "channels": 3, "resize": "bilinear",
+        });
+        assert_eq!(image(input.clone()), Vec::<String>::new());
+        input["tiles"] = serde_json::json!({"scale": 0.5, "overlap": 16});
+        assert_eq!(image(input), Vec::<String>::new());
+        let faults = image(serde_json::json!({
+            "kind": "image", "height": 0, "width": 5000, "channels": 4, "resize": "bilinear",
+            "tiles": {"scale": 0.0, "overlap": 16},
+        }));
+        assert_eq!(faults.len(), 5, "{faults:#?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 pub use calibration::{Calibration, RateTooFine};
 pub use golden::Golden;
-pub use manifest::{Feature, FeatureKind, Manifest, Missing, Tolerance};
+pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
 
 pub const MANIFEST: &str = "manifest.json";
 const REQUIRED: [&str; 3] = ["model.onnx", "calibration.json", "golden.ndjson"];

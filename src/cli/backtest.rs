@@ -170,10 +170,11 @@ impl Side {
         let asked = asked.or(config.map(|config| config.threshold));
         let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
         let loaded = model::load(dir, &inference, BATCH, rule)?;
+        model::must_read_tables(&loaded.bundle, "backtest")?;
         let features = loaded.bundle.features();
         let input = match config {
             // Its metrics are nobody's.
-            Some(config) => input::open(&config.input, features, &Metrics::new(1.0))?,
+            Some(config) => input::open(config, &loaded.bundle, &Metrics::new(1.0))?,
             None => Input::Json,
         };
         Ok(Side {

@@ -80,6 +80,7 @@ struct Report {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bench = Bench::new(arguments)?;
+    bench.loaded()?;
     let mut costs: [Vec<Cost>; 4] = Default::default();
     for round in 1..=arguments.rounds {
         type Measure = fn(&Bench) -> Result<Cost, Failure>;
@@ -185,9 +186,11 @@ impl Bench {
             fallback: false,
             workers: self.sessions,
         };
-        model::load(&self.bundle, &inference, BATCH, |_| {
+        let loaded = model::load(&self.bundle, &inference, BATCH, |_| {
             ThresholdRule::Quantile(0.99)
-        })
+        })?;
+        model::must_read_tables(&loaded.bundle, "bench")?;
+        Ok(loaded)
     }
 
     /// Takes messages from the broker and looks at nothing.

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use crate::bundle::{Bundle, Input, Pixels};
 use crate::config::{Inference, Provider};
 use crate::http::Tls;
 use crate::kafka;
 use crate::verdict::ThresholdRule;
 
 use super::config::ConfigArguments;
+use super::daemon::media_folder;
 use super::failure::Failure;
 use super::input;
 use super::model::{self, Loaded};
@@ -45,11 +47,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => {
             let config = arguments.config.load()?;
             kafka::check_settings(&config.kafka)?;
-            let tls = config.http.tls.map(Tls::load).transpose();
+            media_folder(&config.output)?;
+            let tls = config.http.tls.clone().map(Tls::load).transpose();
             tls.map_err(Failure::config)?;
             let inference = Inference {
                 workers: 1,
-                ..config.inference
+                ..config.inference.clone()
             };
             let loaded = model::load(
                 &config.model.bundle,
@@ -57,12 +60,30 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 config.batch.max_records,
                 |_| config.threshold,
             )?;
-            input::open_file(&config.input, loaded.bundle.features())?;
+            input::open_here(&config, &loaded.bundle)?;
             loaded
         }
     };
     report(arguments, &loaded);
     Ok(())
+}
+
+/// What the bundle scores, in words.
+fn rows(bundle: &Bundle) -> String {
+    match bundle.manifest.input {
+        Input::Tabular { .. } => format!("{} features", bundle.features().len()),
+        Input::Image(Pixels {
+            height,
+            width,
+            channels,
+            tiles,
+            ..
+        }) => {
+            let colour = if channels == 1 { "gray" } else { "RGB" };
+            let how = if tiles.is_some() { "in tiles" } else { "whole" };
+            format!("pictures {how}, {width} x {height} {colour}")
+        }
+    }
 }
 
 fn report(arguments: &Arguments, loaded: &Loaded) {
@@ -81,6 +102,7 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
             json!({
                 "model": model,
                 "features": bundle.features().len(),
+                "rows": rows(bundle),
                 "golden": golden,
                 "calibration_records": bundle.calibration.count,
                 "finest_false_alarm_rate": finest,
@@ -90,11 +112,11 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
         return;
     }
     println!(
-        "ok: {} version {} ({}), {} features",
+        "ok: {} version {} ({}), {}",
         model.name,
         model.version,
         &model.sha256[..8],
-        bundle.features().len()
+        rows(bundle)
     );
     println!(
         "ok: {} golden records reproduced, worst relative error {:.1e}",

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Media, Output};
 use crate::decode::Decoder;
 use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
@@ -31,6 +31,8 @@ pub struct Daemon {
 /// The first thing that cannot be had.
 pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
+    let mut config = config;
+    config.output.media = media_folder(&config.output)?;
     let loaded = model::load(
         &config.model.bundle,
         &config.inference,
@@ -40,7 +42,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let provider = loaded.scorers[0].provider.as_str();
     let threshold = loaded.judge.threshold;
     let metrics = Metrics::new(threshold);
-    let input = input::open(&config.input, loaded.bundle.features(), &metrics)?;
+    let input = input::open(&config, &loaded.bundle, &metrics)?;
     let model = loaded.model;
     metrics
         .model_info
@@ -113,6 +115,22 @@ impl Daemon {
     }
 }
 
+/// The place for maps, a folder by its whole path and there.
+///
+/// # Errors
+/// It is no folder.
+pub fn media_folder(output: &Output) -> Result<Option<Media>, Failure> {
+    let Some(Media::Folder(folder)) = &output.media else {
+        return Ok(output.media.clone());
+    };
+    let problem = |what: String| Failure::config(format!("output.media_dir = {folder:?}: {what}"));
+    let whole = folder.canonicalize().map_err(|e| problem(e.to_string()))?;
+    if !whole.is_dir() {
+        return Err(problem("it is not a folder".to_owned()));
+    }
+    Ok(Some(Media::Folder(whole)))
+}
+
 fn connect(
     config: &Config,
     metrics: &Metrics,
@@ -125,6 +143,9 @@ fn connect(
         output.dead_letter_topic.as_str(),
     ];
     topics.extend(output.scores_topic.as_deref());
+    if let Some(Media::Topic(topic)) = &output.media {
+        topics.push(topic);
+    }
     let source = Source::connect(&config.kafka, metrics.clone(), status.clone(), stop)?;
     let sink = Sink::connect(&config.kafka, &topics, stop)?;
     status.producer_is_connected();

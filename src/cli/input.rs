@@ -2,37 +2,66 @@
 
 use std::path::Path;
 
-use crate::bundle::Feature;
-use crate::config::{self, SchemaRegistry, SchemaSource};
+use crate::bundle::{self, Bundle, Feature, Pixels};
+use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::decode::{Format, Input, RecordType, TypeSource};
 use crate::metrics::Metrics;
+use crate::picture::{FIELD, Limits, Reader};
 use crate::schema_registry;
 
 use super::failure::Failure;
 
 /// The input, with a thread that fetches schemas if they come from a registry.
-pub fn open(
-    settings: &config::Input,
-    features: &[Feature],
-    metrics: &Metrics,
-) -> Result<Input, Failure> {
-    if let Some(record_type) = open_file(settings, features)? {
-        return Ok(Input::Typed(TypeSource::File(record_type)));
+pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input, Failure> {
+    if let Some(input) = open_here(config, bundle)? {
+        return Ok(input);
     }
     let registry = |registry: &SchemaRegistry, format| {
         let schemas = schema_registry::start(registry, format, metrics.clone());
         let schemas = schemas.map_err(Failure::config)?;
         Ok(Input::Typed(TypeSource::Registry(format, schemas)))
     };
-    match settings {
+    match &config.input {
         config::Input::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
         config::Input::Protobuf(SchemaSource::Registry(at), _) => registry(at, Format::Protobuf),
         _ => Ok(Input::Json),
     }
 }
 
+/// The input, held against the bundle, if no registry is needed for it.
+pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Failure> {
+    use config::Input::{Avro, Image, Json, OfBundle, Protobuf};
+    let (asked, kind) = (&config.input, &bundle.manifest.input);
+    match (asked, kind) {
+        (OfBundle | Image, bundle::Input::Image(pixels)) => {
+            let config::Pictures { field, limits } = &config.pictures;
+            let reader = Reader::new(*pixels, field, *limits);
+            Ok(Some(Input::Pictures(reader)))
+        }
+        (Json, bundle::Input::Image(_)) => Err(Failure::config(
+            "input.format = \"json\": the bundle reads pictures. Remove the setting, or set \"image\", which takes pictures in JSON as well",
+        )),
+        (Avro(_) | Protobuf(..), bundle::Input::Image(_)) => Err(Failure::config(
+            "input.format: the bundle reads pictures, which come bare or in JSON, not in Avro or Protobuf. Remove the setting, or set \"image\"",
+        )),
+        (Image, bundle::Input::Tabular { .. }) => Err(Failure::config(
+            "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to one of kind image",
+        )),
+        (OfBundle | Json, bundle::Input::Tabular { .. }) => Ok(Some(Input::Json)),
+        (Avro(_) | Protobuf(..), bundle::Input::Tabular { features }) => {
+            let record_type = open_file(asked, features)?;
+            Ok(record_type.map(|t| Input::Typed(TypeSource::File(t))))
+        }
+    }
+}
+
+/// How pictures are read where no settings say otherwise.
+pub fn pictures(pixels: Pixels) -> Reader {
+    Reader::new(pixels, FIELD, Limits::default())
+}
+
 /// The schema file, if the settings name one, held against the features.
-pub fn open_file(
+fn open_file(
     settings: &config::Input,
     features: &[Feature],
 ) -> Result<Option<RecordType>, Failure> {

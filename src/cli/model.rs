@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::bundle::{Bundle, Calibration};
+use crate::bundle::{Bundle, Calibration, Input};
 use crate::config::Inference;
 use crate::message::Model;
 use crate::onnx::{self, GoldenCheck, Scorer};
@@ -46,4 +46,15 @@ pub fn load(
         judge,
         model,
     })
+}
+
+/// For verbs that know no pictures yet.
+pub fn must_read_tables(bundle: &Bundle, verb: &str) -> Result<(), Failure> {
+    match bundle.manifest.input {
+        Input::Tabular { .. } => Ok(()),
+        Input::Image(_) => Err(Failure::usage(format!(
+            "{verb} reads tables, and the bundle {} reads pictures: judge them with `residuald score` or `residuald run`",
+            bundle.manifest.name
+        ))),
+    }
 }

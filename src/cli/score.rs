@@ -1,4 +1,6 @@
-//! `residuald score`: a file judged as the daemon would judge it.
+//! `residuald score`: a file or a folder of pictures judged as the daemon would judge it.
+
+mod folder;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,37 +10,50 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::Calibration;
+use crate::bundle::{Calibration, Input};
 use crate::dataset;
-use crate::decode::JsonDecoder;
+use crate::decode::{JsonDecoder, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
+use crate::picture::Reader;
 use crate::verdict::{Judge, Observation, Verdict};
 
 use super::failure::Failure;
+use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
-use super::scoring::{BATCH, CHUNK, Highest, Scoring, all_cores};
+use super::scoring::{BATCH, CHUNK, Highest, Judged, PICTURES, Scoring, all_cores};
 use super::threshold::{ThresholdArguments, default_rule};
 
 const REASONS: usize = 5;
 
-/// Score a CSV, Parquet or NDJSON file; with labels also AUROC, average precision and the alert rate
+/// Score a CSV, Parquet or NDJSON file or a folder of pictures; with labels also AUROC, average precision and the alert rate
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald score payments.csv --bundle models/payments
-  residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson")]
+  residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson
+  residuald score tiles --bundle models/surface --masks tiles/ground_truth --html sheet.html
+
+A folder of pictures is read as Anomalib has it: the pictures in FOLDER/test, or FOLDER, in a folder for each class, that of
+the normal ones called good. Without such a folder nothing is labelled. Of tiles/test/crack/000.png the mask is
+DIR/crack/000_mask.png or DIR/crack/000.png.")]
 pub struct Arguments {
-    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet
+    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of pictures
     file: PathBuf,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Field (dotted path) that tells anomalies from normal records
     #[arg(long, value_name = "FIELD")]
     label: Option<String>,
-    /// The label of a normal record; any other is an anomaly
-    #[arg(long, value_name = "VALUE", default_value = "0", requires = "label")]
-    normal: String,
+    /// The label of a normal record, or the folder of the normal pictures; any other is an anomaly [default: 0, good]
+    #[arg(long, value_name = "VALUE")]
+    normal: Option<String>,
+    /// The folder with the masks of the pictures, for pixel AUROC and AUPRO; FOLDER itself if they lie beside them
+    #[arg(long, value_name = "DIR")]
+    masks: Option<PathBuf>,
+    /// Write a contact sheet of the pictures to this file: original, reconstruction and heatmap, by grade
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     threshold: ThresholdArguments,
     /// Write every verdict to this file, one JSON object a line; - is standard output
@@ -89,11 +104,24 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let asked = arguments.threshold.rule();
     let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
     let loaded = model::load(&arguments.bundle, &all_cores(), BATCH, rule)?;
-    let options = dataset::Options {
+    if arguments.file.is_dir() {
+        return folder::run(arguments, loaded, out(arguments.out.as_deref())?, started);
+    }
+    if arguments.masks.is_some() || arguments.html.is_some() {
+        return Err(Failure::usage(
+            "--masks and --html: only for a folder of pictures",
+        ));
+    }
+    if arguments.normal.is_some() && arguments.label.is_none() {
+        return Err(Failure::usage("--normal: give --label as well"));
+    }
+    let mut options = dataset::Options {
         label: arguments.label.clone(),
-        normal: arguments.normal.clone(),
-        key: None,
+        ..dataset::Options::default()
     };
+    if let Some(normal) = &arguments.normal {
+        options.normal.clone_from(normal);
+    }
     let data = dataset::open(&arguments.file, &options)?;
     let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
     run.all(data, arguments)?;
@@ -116,6 +144,8 @@ pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
 struct Run {
     judge: Judge,
     decoder: JsonDecoder,
+    /// Of a bundle that reads pictures.
+    reader: Option<Reader>,
     scoring: Scoring,
     out: Option<Box<dyn Write>>,
     records: u64,
@@ -126,6 +156,8 @@ struct Run {
     highest: Highest<(u64, String)>,
     /// The chunk at hand: row-major rows and the records that they came from.
     rows: Vec<f32>,
+    /// Instead of rows, with the labels that only those need which can be scored.
+    pictures: Vec<(u64, Option<bool>, Vec<u8>)>,
     numbers: Vec<u64>,
 }
 
@@ -134,6 +166,10 @@ impl Run {
         let features = loaded.bundle.features();
         Run {
             decoder: JsonDecoder::new(features),
+            reader: match loaded.bundle.manifest.input {
+                Input::Tabular { .. } => None,
+                Input::Image(pixels) => Some(input::pictures(pixels)),
+            },
             scoring: Scoring::new(loaded.scorers, features.len()),
             judge: loaded.judge,
             out,
@@ -143,6 +179,7 @@ impl Run {
             labels: Vec::new(),
             highest: Highest::new(top),
             rows: Vec::new(),
+            pictures: Vec::new(),
             numbers: Vec::new(),
         }
     }
@@ -152,6 +189,11 @@ impl Run {
         while let Some(next) = data.next() {
             self.records += 1;
             let problem = match next {
+                Ok(example) if self.reader.is_some() => {
+                    let picture = (self.records, example.label, example.payload);
+                    self.pictures.push(picture);
+                    None
+                }
                 Ok(example) => match self.decoder.decode(&example.payload, &mut self.rows) {
                     Ok(()) => {
                         self.labels.push(example.label);
@@ -167,7 +209,7 @@ impl Run {
                 self.dead_letters += 1;
                 self.write(&json!({"record": self.records, "reason": reason, "error": detail}))?;
             }
-            if self.numbers.len() == CHUNK {
+            if self.numbers.len() == CHUNK || self.pictures.len() == PICTURES {
                 self.score_chunk()?;
                 bar.set_position(data.progress().done);
             }
@@ -178,6 +220,18 @@ impl Run {
     }
 
     fn score_chunk(&mut self) -> Result<(), Failure> {
+        if let Some(reader) = &self.reader {
+            let pictures = std::mem::take(&mut self.pictures);
+            let payloads: Vec<&[u8]> = pictures.iter().map(|(.., p)| p.as_slice()).collect();
+            let threshold = self.judge.threshold;
+            let judged = self
+                .scoring
+                .score_pictures(reader, &payloads, threshold, REASONS)?;
+            for ((record, label, _), judged) in pictures.iter().zip(judged) {
+                self.take_picture(*record, *label, judged)?;
+            }
+            return Ok(());
+        }
         let Run {
             judge,
             scoring,
@@ -217,6 +271,39 @@ impl Run {
         Ok(())
     }
 
+    /// Without the maps, which a file of verdicts is not for.
+    fn take_picture(
+        &mut self,
+        record: u64,
+        label: Option<bool>,
+        judged: Judged,
+    ) -> Result<(), Failure> {
+        let (score, finding) = match judged {
+            Ok(judged) => judged,
+            Err(RowError { reason, detail }) => {
+                self.dead_letters += 1;
+                return self
+                    .write(&json!({"record": record, "reason": reason.as_str(), "error": detail}));
+            }
+        };
+        self.scores.push(score);
+        self.labels.push(label);
+        let verdict = self.judge.judge_picture(score, &finding, None, None);
+        if let Some(out) = &mut self.out {
+            let line = Line {
+                record,
+                label,
+                verdict: &verdict,
+            };
+            serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
+            out.write_all(b"\n").map_err(Failure::data)?;
+        }
+        if self.highest.takes(score) {
+            self.highest.insert(score, (record, reasons(&verdict)));
+        }
+        Ok(())
+    }
+
     fn write(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
         if let Some(out) = &mut self.out {
             writeln!(out, "{value}").map_err(Failure::data)?;
@@ -247,7 +334,7 @@ impl Run {
             alert_rate: anomalies as f64 / self.scores.len().max(1) as f64,
             threshold: self.judge.threshold,
             seconds: started.elapsed().as_secs_f64(),
-            labelled: self.labelled(),
+            labelled: labelled(&self.scores, &self.labels, self.judge.threshold),
         };
         if arguments.json {
             println!("{}", json!(summary));
@@ -255,19 +342,6 @@ impl Run {
         }
         self.print(&summary);
         Ok(())
-    }
-
-    fn labelled(&self) -> Option<Labelled> {
-        let pairs = self.scores.iter().zip(&self.labels);
-        let (scores, labels): (Vec<f32>, Vec<bool>) = pairs
-            .filter_map(|(score, label)| Some((*score, (*label)?)))
-            .unzip();
-        (!labels.is_empty()).then(|| Labelled {
-            records: labels.len(),
-            auroc: auroc(&scores, &labels),
-            average_precision: average_precision(&scores, &labels),
-            at_threshold: precision_recall_at(self.judge.threshold, &scores, &labels),
-        })
     }
 
     fn print(&self, summary: &Summary) {
@@ -298,9 +372,23 @@ impl Run {
     }
 }
 
+/// What the labels say of the scores, where there are any.
+fn labelled(scores: &[f32], labels: &[Option<bool>], threshold: f32) -> Option<Labelled> {
+    let pairs = scores.iter().zip(labels);
+    let (scores, labels): (Vec<f32>, Vec<bool>) = pairs
+        .filter_map(|(score, label)| Some((*score, (*label)?)))
+        .unzip();
+    (!labels.is_empty()).then(|| Labelled {
+        records: labels.len(),
+        auroc: auroc(&scores, &labels),
+        average_precision: average_precision(&scores, &labels),
+        at_threshold: precision_recall_at(threshold, &scores, &labels),
+    })
+}
+
 /// The first reasons of a verdict in one line.
 pub fn reasons(verdict: &Verdict<'_>) -> String {
-    let shown = verdict.relevant_attribution.iter().take(3).map(|a| {
+    let features = verdict.attributions().iter().take(3).map(|a| {
         format!(
             "{} {} (expected {}) {:.0}%",
             a.feature,
@@ -309,7 +397,17 @@ pub fn reasons(verdict: &Verdict<'_>) -> String {
             a.share * 100.0
         )
     });
-    shown.collect::<Vec<_>>().join(", ")
+    let regions = verdict.regions().iter().take(3).map(|r| {
+        format!(
+            "{} x {} at {}, {} {:.0}%",
+            r.width,
+            r.height,
+            r.x,
+            r.y,
+            r.share * 100.0
+        )
+    });
+    features.chain(regions).collect::<Vec<_>>().join(", ")
 }
 
 fn text(observation: Observation<'_>) -> String {

@@ -1,10 +1,13 @@
 //! Rows scored on all cores, a chunk at a time; what came of them in the order in which they went in.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::batch::Batch;
 use crate::config::{Inference, Provider};
-use crate::onnx::Scorer;
+use crate::decode::{Reason, RowError};
+use crate::onnx::{Scorer, ScorerError, Seen};
+use crate::picture::{Finding, Reader, highest};
 use crate::verdict::Scored;
 
 use super::failure::Failure;
@@ -13,6 +16,8 @@ use super::failure::Failure;
 pub const CHUNK: usize = 16_384;
 /// Rows a core scores at once.
 pub const BATCH: usize = 256;
+/// Encoded pictures that are worth sharing out.
+pub const PICTURES: usize = 64;
 
 /// A session for each core.
 pub fn all_cores() -> Inference {
@@ -84,6 +89,71 @@ impl Scoring {
             }
         }
         Ok(())
+    }
+}
+
+/// The score of a picture and why, or why it has none.
+pub type Judged = Result<(f32, Finding), RowError>;
+
+impl Scoring {
+    /// Decodes and scores pictures, each with its finding whether or not it is an anomaly, in the order of the payloads. A picture's
+    /// rows and maps live while it is looked at, one a core.
+    ///
+    /// # Errors
+    /// When ONNX Runtime fails. Inner: why a payload has no score.
+    pub fn score_pictures(
+        &mut self,
+        reader: &Reader,
+        payloads: &[&[u8]],
+        threshold: f32,
+        regions: usize,
+    ) -> Result<Vec<Judged>, Failure> {
+        let next = AtomicUsize::new(0);
+        let look = |scorer: &mut Scorer| {
+            let (mut seen, mut judged) = (Seen::default(), Vec::new());
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(payload) = payloads.get(i) else {
+                    return Ok::<_, ScorerError>(judged);
+                };
+                let outcome = match reader.read(payload) {
+                    Err(error) => Err(error.into()),
+                    Ok(picture) => {
+                        seen.clear();
+                        scorer.score_pixels(&picture.rows, &mut seen)?;
+                        finite(highest(&seen.scores)).map(|score| {
+                            let (heat, expected) = (&seen.heat, &seen.reconstruction);
+                            (score, picture.finding(heat, expected, threshold, regions))
+                        })
+                    }
+                };
+                judged.push((i, outcome));
+            }
+        };
+        let parts = thread::scope(|scope| {
+            let scorers = self.scorers.iter_mut();
+            let threads: Vec<_> = scorers.map(|s| scope.spawn(|| look(s))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.collect::<Vec<_>>()
+        });
+        let mut all = Vec::new();
+        for part in parts {
+            all.extend(part.map_err(|_| Failure::internal("a scoring thread panicked"))??);
+        }
+        all.sort_by_key(|(i, _)| *i);
+        Ok(all.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+}
+
+/// # Errors
+/// A score that is no number.
+pub fn finite(score: f32) -> Result<f32, RowError> {
+    match score.is_finite() {
+        true => Ok(score),
+        false => Err(RowError {
+            reason: Reason::Unscorable,
+            detail: format!("the model's score is {score}"),
+        }),
     }
 }
 

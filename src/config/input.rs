@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use super::secret::Secret;
 use super::settings::Settings;
+use crate::picture::Limits;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
+    /// What the bundle's kind asks for: JSON for a table, pictures for an image.
+    OfBundle,
     Json,
+    Image,
     Avro(SchemaSource),
     /// The message type, if the source is a file.
     Protobuf(SchemaSource, Option<String>),
@@ -39,6 +43,7 @@ pub enum Authorization {
 #[derive(Clone, Copy)]
 enum Format {
     Json,
+    Image,
     Avro,
     Protobuf,
 }
@@ -48,25 +53,34 @@ pub fn check(s: &mut Settings) -> Input {
         ("json", Format::Json),
         ("avro", Format::Avro),
         ("protobuf", Format::Protobuf),
+        ("image", Format::Image),
     ];
-    let format = s.choice("input.format", &formats).unwrap_or(Format::Json);
+    let format = s.choice("input.format", &formats);
     let file = s.optional_text("input.schema_file").map(PathBuf::from);
     let message = s.optional_text("input.message");
     let registry = registry(s);
     match format {
-        Format::Json => {
+        None | Some(Format::Json | Format::Image) => {
+            let name = match format {
+                Some(Format::Image) => "image",
+                _ => "json",
+            };
             if file.is_some() || message.is_some() || registry.is_some() {
-                s.problem("input.format = \"json\" reads no schema: remove schema_file, message and schema_registry, or set the format".into());
+                s.problem(format!("input.format = \"{name}\" reads no schema: remove schema_file, message and schema_registry, or set the format"));
             }
-            Input::Json
+            match format {
+                None => Input::OfBundle,
+                Some(Format::Image) => Input::Image,
+                Some(_) => Input::Json,
+            }
         }
-        Format::Avro => {
+        Some(Format::Avro) => {
             if message.is_some() {
                 s.problem("input.message is for Protobuf: remove it".into());
             }
             Input::Avro(source(s, "avro", file, registry))
         }
-        Format::Protobuf => {
+        Some(Format::Protobuf) => {
             match (&file, &message) {
                 (Some(_), None) => s.problem(
                     "input.message is not set: the message type in input.schema_file, for instance message = \"shop.Payment\"".into(),
@@ -145,4 +159,28 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
         ca_file: ca_file.map(PathBuf::from),
         timeout,
     })
+}
+
+/// How pictures come, for a bundle that reads them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pictures {
+    /// Dotted path of the picture in a JSON object.
+    pub field: String,
+    pub limits: Limits,
+}
+
+pub fn pictures(s: &mut Settings) -> Pictures {
+    let field = s.text("input.image_field");
+    if field.split('.').any(str::is_empty) {
+        s.problem(format!(
+            "input.image_field = \"{field}\": expected a name, or names with dots between them"
+        ));
+    }
+    Pictures {
+        field,
+        limits: Limits {
+            bytes: s.integer("input.max_image_bytes", 1, 1 << 30),
+            pixels: s.integer("input.max_pixels", 1, 1 << 32) as u64,
+        },
+    }
 }

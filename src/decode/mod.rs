@@ -37,6 +37,7 @@ pub use schemas::{Format, RecordType, Schema, SchemaText, Schemas, TypeSource, W
 use typed::TypedDecoder;
 
 use crate::bundle::Feature;
+use crate::picture::{PictureError, Reader};
 
 /// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
 const MOST_JSON: usize = 4 << 20;
@@ -46,6 +47,8 @@ const MOST_JSON: usize = 4 << 20;
 pub enum Input {
     Json,
     Typed(TypeSource),
+    /// A [`Reader`] makes rows of them.
+    Pictures(Reader),
 }
 
 /// Reads payloads of one format into rows. One a thread.
@@ -53,6 +56,7 @@ pub enum Input {
 pub enum Decoder {
     Json(JsonDecoder),
     Typed(Box<TypedDecoder>),
+    Pictures(Reader),
 }
 
 /// Why a payload did not become a row.
@@ -70,10 +74,12 @@ impl Decoder {
         match input {
             Input::Json => Decoder::Json(JsonDecoder::new(features)),
             Input::Typed(source) => Decoder::Typed(Box::new(TypedDecoder::new(features, source))),
+            Input::Pictures(reader) => Decoder::Pictures(reader),
         }
     }
 
-    /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits.
+    /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Of a picture it appends nothing: that
+    /// takes long and is done beside the scorer.
     ///
     /// # Errors
     /// [`DecodeError`]: the record is bad, or its schema is still on its way.
@@ -81,12 +87,25 @@ impl Decoder {
         match self {
             Decoder::Json(decoder) => Ok(decoder.decode(payload, rows)?),
             Decoder::Typed(decoder) => decoder.decode(payload, rows),
+            Decoder::Pictures(_) => Ok(()),
+        }
+    }
+
+    pub fn reads_pictures(&self) -> bool {
+        matches!(self, Decoder::Pictures(_))
+    }
+
+    /// Of a picture the bytes of the rows that it will become.
+    pub fn picture_bytes(&self, payload: &[u8]) -> Option<usize> {
+        match self {
+            Decoder::Pictures(reader) => Some(reader.row_bytes(payload)),
+            _ => None,
         }
     }
 }
 
 impl Input {
-    /// A record that was decoded as JSON, for its verdict; `None` if it cannot be said in JSON of a sensible size.
+    /// A record that was decoded as JSON, for its verdict, a picture left out; `None` if it cannot be said in JSON of a sensible size.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
             Input::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
@@ -95,6 +114,7 @@ impl Input {
                 let json = record_type.to_json(record, MOST_JSON)?;
                 RawValue::from_string(json).ok().map(Cow::Owned)
             }
+            Input::Pictures(reader) => reader.context(payload),
         }
     }
 }
@@ -114,6 +134,26 @@ pub struct RowError {
     pub detail: String,
 }
 
+impl From<PictureError> for RowError {
+    fn from(error: PictureError) -> RowError {
+        let reason = match error {
+            PictureError::TooLarge { .. } | PictureError::TooMuchMemory(_) => Reason::TooLarge,
+            PictureError::Missing(_) => Reason::Missing,
+            PictureError::NotText(_) => Reason::WrongType,
+            PictureError::Duplicate(_) => Reason::Duplicate,
+            PictureError::Unknown
+            | PictureError::Broken(_)
+            | PictureError::Animated
+            | PictureError::Json(_)
+            | PictureError::NotBase64 { .. } => Reason::Malformed,
+        };
+        RowError {
+            reason,
+            detail: error.to_string(),
+        }
+    }
+}
+
 /// The kinds of bad records; the label of `dead_letters_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -129,18 +169,21 @@ pub enum Reason {
     Missing,
     /// A key that the schema names is there twice.
     Duplicate,
+    /// A picture of more bytes or pixels than the settings allow.
+    TooLarge,
     /// The scorer gave no finite score.
     Unscorable,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::Malformed,
         Reason::UnknownSchema,
         Reason::WrongType,
         Reason::OutOfRange,
         Reason::Missing,
         Reason::Duplicate,
+        Reason::TooLarge,
         Reason::Unscorable,
     ];
 
@@ -152,6 +195,7 @@ impl Reason {
             Reason::OutOfRange => "out_of_range",
             Reason::Missing => "missing",
             Reason::Duplicate => "duplicate",
+            Reason::TooLarge => "too_large",
             Reason::Unscorable => "unscorable",
         }
     }

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Scorer, ScorerError};
-use crate::bundle::{Fault, Feature, Golden, Tolerance};
+use super::{Scorer, ScorerError, Seen};
+use crate::bundle::{Fault, Feature, Golden, Input, Pixels, Tolerance};
 use crate::decode::JsonDecoder;
+use crate::picture::{FIELD, Limits, Reader, highest};
 
 const FILE: &str = "golden.ndjson";
 /// Mismatches named in full; the rest are counted.
@@ -24,23 +25,16 @@ pub struct GoldenCheck {
 /// Outer: ONNX Runtime failed. Inner: the faults, each record that cannot be decoded or scores differently.
 pub fn check(
     records: &[Golden],
-    features: &[Feature],
+    input: &Input,
     tolerance: Tolerance,
     scorer: &mut Scorer,
 ) -> Result<Result<GoldenCheck, Vec<Fault>>, ScorerError> {
-    let mut decoder = JsonDecoder::new(features);
-    let mut problems = Vec::new();
-    let (mut rows, mut expected) = (Vec::new(), Vec::new());
-    for (line, golden) in (1..).zip(records) {
-        match decoder.decode(golden.record.get().as_bytes(), &mut rows) {
-            Ok(()) => expected.push((line, golden.score)),
-            Err(e) => problems.push(format!("record {line} does not fit the schema: {e}")),
-        }
-    }
-    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
-    scorer.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+    let (scored, mut problems) = match input {
+        Input::Tabular { features } => score_rows(records, features, scorer)?,
+        Input::Image(pixels) => score_pictures(records, *pixels, scorer)?,
+    };
     let mut worst: f32 = 0.0;
-    for ((line, want), got) in expected.iter().zip(&scores) {
+    for (line, want, got) in &scored {
         worst = worst.max((got - want).abs() / want.abs().max(1e-6));
         if !tolerance.accepts(*got, *want) {
             problems.push(format!(
@@ -50,7 +44,7 @@ pub fn check(
     }
     if problems.is_empty() {
         return Ok(Ok(GoldenCheck {
-            records: scores.len(),
+            records: scored.len(),
             worst_relative_error: worst,
         }));
     }
@@ -60,4 +54,53 @@ pub fn check(
         problems.push(format!("and {more} more"));
     }
     Ok(Err(Fault::all(FILE, problems).collect()))
+}
+
+/// Line, the trainer's score, the score here; and what is wrong with the other records.
+type Scored = (Vec<(usize, f32, f32)>, Vec<String>);
+
+fn score_rows(
+    records: &[Golden],
+    features: &[Feature],
+    scorer: &mut Scorer,
+) -> Result<Scored, ScorerError> {
+    let mut decoder = JsonDecoder::new(features);
+    let mut problems = Vec::new();
+    let (mut rows, mut expected) = (Vec::new(), Vec::new());
+    for (line, golden) in (1..).zip(records) {
+        match decoder.decode(golden.record.get().as_bytes(), &mut rows) {
+            Ok(()) => expected.push((line, golden.score)),
+            Err(e) => problems.push(unfit(line, &e)),
+        }
+    }
+    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+    scorer.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+    let scored = expected.into_iter().zip(scores);
+    let scored = scored.map(|((line, want), got)| (line, want, got));
+    Ok((scored.collect(), problems))
+}
+
+fn score_pictures(
+    records: &[Golden],
+    pixels: Pixels,
+    scorer: &mut Scorer,
+) -> Result<Scored, ScorerError> {
+    let reader = Reader::new(pixels, FIELD, Limits::default());
+    let (mut scored, mut problems) = (Vec::new(), Vec::new());
+    let mut seen = Seen::default();
+    for (line, golden) in (1..).zip(records) {
+        match reader.read(golden.record.get().as_bytes()) {
+            Ok(picture) => {
+                seen.clear();
+                scorer.score_pixels(&picture.rows, &mut seen)?;
+                scored.push((line, golden.score, highest(&seen.scores)));
+            }
+            Err(e) => problems.push(unfit(line, &e)),
+        }
+    }
+    Ok((scored, problems))
+}
+
+fn unfit(line: usize, problem: &impl std::fmt::Display) -> String {
+    format!("record {line} does not fit the schema: {problem}")
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 pub use golden::GoldenCheck;
 pub use runtime::{Runtime, RuntimeError};
-pub use scorer::{Scorer, ScorerError};
+pub use scorer::{Scorer, ScorerError, Seen};
 
 use crate::bundle::{self, Bundle, BundleError, Draft};
 use crate::config::Inference;
@@ -44,12 +44,11 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
     let Some((manifest, model)) = parts.filter(|_| sound) else {
         return Err(draft.finish().expect_err("it lacks a part").into());
     };
-    let features = manifest.input.features();
     let runtime = Runtime::load()?;
     let mut scorers = Vec::with_capacity(inference.workers);
     let mut faults = Vec::new();
     for _ in 0..inference.workers {
-        match Scorer::new(&runtime, model, features.len(), inference, max_records) {
+        match Scorer::new(&runtime, model, &manifest.input, inference, max_records) {
             Ok(scorer) => scorers.push(scorer),
             Err(ScorerError::Graph(found)) => {
                 faults = found;
@@ -60,7 +59,7 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
     }
     let mut golden = GoldenCheck::default();
     if let (Some(records), Some(scorer)) = (&draft.golden, scorers.first_mut()) {
-        match golden::check(records, features, manifest.golden, scorer)? {
+        match golden::check(records, &manifest.input, manifest.golden, scorer)? {
             Ok(check) => golden = check,
             Err(found) => faults.extend(found),
         }

@@ -6,7 +6,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::Runtime;
-use crate::bundle::Fault;
+use crate::bundle::{Fault, Input, Pixels};
 use crate::config::{Inference, Provider};
 
 const MODEL: &str = "model.onnx";
@@ -15,16 +15,41 @@ const MODEL: &str = "model.onnx";
 /// of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
 const SMALLEST_BUCKET: usize = 16;
 const BUCKET_GROWTH: usize = 4;
+/// Pictures that a GPU scores at once, at most: what a network makes of them fills its memory.
+const MOST_PICTURES: usize = 64;
 
 /// Scores rows; single-threaded.
 #[derive(Debug)]
 pub struct Scorer {
     session: Session,
-    features: usize,
+    /// Values a row: features, or height x width x channels.
+    width: usize,
+    /// `None` for a table's rows.
+    pixels: Option<Pixels>,
     buckets: Vec<usize>,
     padded: Vec<f32>,
+    padded_pixels: Vec<u8>,
     /// What it runs on, which with a fallback is not what was asked for.
     pub provider: Provider,
+}
+
+/// What is said of rows of pixels.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// [rows]
+    pub scores: Vec<f32>,
+    /// [rows, height, width]
+    pub heat: Vec<f32>,
+    /// [rows, height, width, channels]
+    pub reconstruction: Vec<u8>,
+}
+
+impl Seen {
+    pub fn clear(&mut self) {
+        self.scores.clear();
+        self.heat.clear();
+        self.reconstruction.clear();
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,28 +70,39 @@ pub enum ScorerError {
 }
 
 impl Scorer {
-    /// A session over the graph `model` for batches of up to `max_records` rows of `features` columns, with its tensors
-    /// checked and every batch size warmed up.
+    /// A session over the graph `model` for batches of up to `max_records` rows of `input`, with its tensors checked and
+    /// every batch size warmed up.
     ///
     /// # Errors
     /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
     pub fn new(
         runtime: &Runtime,
         model: &[u8],
-        features: usize,
+        input: &Input,
         inference: &Inference,
         max_records: usize,
     ) -> Result<Scorer, ScorerError> {
         let (session, provider) = open(runtime, model, inference)?;
-        let faults = tensor_faults(&session, features);
+        let faults = tensor_faults(&session, input);
         if !faults.is_empty() {
             return Err(ScorerError::Graph(faults));
         }
+        let (width, pixels) = match input {
+            Input::Tabular { features } => (features.len(), None),
+            Input::Image(pixels) => (pixels.row_bytes(), Some(*pixels)),
+        };
         let mut scorer = Scorer {
             session,
-            features,
-            buckets: buckets(max_records),
+            width,
+            pixels,
+            buckets: match pixels {
+                None => buckets(max_records),
+                // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
+                Some(_) if provider == Provider::Cpu => vec![1],
+                Some(_) => buckets(max_records.min(MOST_PICTURES)),
+            },
             padded: Vec::new(),
+            padded_pixels: Vec::new(),
             provider,
         };
         scorer.warm_up()?;
@@ -76,7 +112,12 @@ impl Scorer {
     fn warm_up(&mut self) -> Result<(), ScorerError> {
         let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
         for records in self.buckets.clone() {
-            let rows = vec![0.0; records * self.features];
+            if self.pixels.is_some() {
+                let rows = vec![0; records * self.width];
+                self.score_pixels(&rows, &mut Seen::default())?;
+                continue;
+            }
+            let rows = vec![0.0; records * self.width];
             self.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
         }
         Ok(())
@@ -94,20 +135,18 @@ impl Scorer {
         residuals: &mut Vec<f32>,
         reconstructions: &mut Vec<f32>,
     ) -> Result<(), ScorerError> {
-        let largest = self.buckets[self.buckets.len() - 1];
-        for part in rows.chunks(largest * self.features) {
-            let records = part.len() / self.features;
-            let bucket = self.buckets.iter().copied().find(|&b| b >= records);
-            let bucket = bucket.expect("a part is no larger than the largest bucket");
+        for part in rows.chunks(self.largest() * self.width) {
+            let records = part.len() / self.width;
+            let bucket = self.bucket(records);
             let input: &[f32] = if bucket == records {
                 part
             } else {
                 self.padded.clear();
                 self.padded.extend_from_slice(part);
-                self.padded.resize(bucket * self.features, 0.0);
+                self.padded.resize(bucket * self.width, 0.0);
                 &self.padded
             };
-            let x = TensorRef::from_array_view(([bucket, self.features], input))?;
+            let x = TensorRef::from_array_view(([bucket, self.width], input))?;
             let outputs = self.session.run(ort::inputs!["x" => x])?;
             let take = |name: &str, count: usize, into: &mut Vec<f32>| {
                 let (_, values) = outputs[name].try_extract_tensor::<f32>()?;
@@ -119,6 +158,57 @@ impl Scorer {
             take("reconstruction", part.len(), reconstructions)?;
         }
         Ok(())
+    }
+
+    /// Scores `rows`, uint8 [rows, height, width, channels], any number of them; appends to `seen`. A row's results do not depend on
+    /// the others; on the CPU, where each is run alone, to the bit.
+    ///
+    /// # Errors
+    /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
+    pub fn score_pixels(&mut self, rows: &[u8], seen: &mut Seen) -> Result<(), ScorerError> {
+        let Some(Pixels {
+            height,
+            width,
+            channels,
+            ..
+        }) = self.pixels
+        else {
+            unreachable!("the bundle's kind says what its rows are");
+        };
+        for part in rows.chunks(self.largest() * self.width) {
+            let pictures = part.len() / self.width;
+            let bucket = self.bucket(pictures);
+            let input: &[u8] = if bucket == pictures {
+                part
+            } else {
+                self.padded_pixels.clear();
+                self.padded_pixels.extend_from_slice(part);
+                self.padded_pixels.resize(bucket * self.width, 0);
+                &self.padded_pixels
+            };
+            let x = TensorRef::from_array_view(([bucket, height, width, channels], input))?;
+            let outputs = self.session.run(ort::inputs!["x" => x])?;
+            let (_, scores) = outputs["score"].try_extract_tensor::<f32>()?;
+            let (_, heat) = outputs["residual"].try_extract_tensor::<f32>()?;
+            let (_, expected) = outputs["reconstruction"].try_extract_tensor::<u8>()?;
+            seen.scores.extend_from_slice(&scores[..pictures]);
+            seen.heat
+                .extend_from_slice(&heat[..pictures * height * width]);
+            seen.reconstruction
+                .extend_from_slice(&expected[..part.len()]);
+        }
+        Ok(())
+    }
+
+    /// Rows that are scored at once, at most.
+    pub fn largest(&self) -> usize {
+        self.buckets[self.buckets.len() - 1]
+    }
+
+    /// The size that so many records of a part are padded to.
+    fn bucket(&self, records: usize) -> usize {
+        let bucket = self.buckets.iter().copied().find(|&b| b >= records);
+        bucket.expect("a part is no larger than the largest bucket")
     }
 
     /// The batch sizes that run without padding.
@@ -192,27 +282,38 @@ fn commit(builder: &mut SessionBuilder, model: &[u8]) -> Result<Session, ScorerE
 }
 
 /// Names, element types and shapes against what the schema says, all at once.
-fn tensor_faults(session: &Session, features: usize) -> Vec<Fault> {
-    let width = features as i64;
+fn tensor_faults(session: &Session, input: &Input) -> Vec<Fault> {
+    use TensorElementType::{Float32, Uint8};
     let mut faults = Vec::new();
-    let expected_inputs: [(&str, &[i64]); 1] = [("x", &[-1, width])];
-    let expected_outputs: [(&str, &[i64]); 3] = [
-        ("score", &[-1]),
-        ("residual", &[-1, width]),
-        ("reconstruction", &[-1, width]),
+    let (row, heat, element) = match input {
+        Input::Tabular { features } => {
+            let row = vec![-1, features.len() as i64];
+            (row.clone(), row, Float32)
+        }
+        Input::Image(pixels) => {
+            let sides = [-1, pixels.height as i64, pixels.width as i64];
+            let row = [&sides[..], &[pixels.channels as i64]].concat();
+            (row, sides.to_vec(), Uint8)
+        }
+    };
+    let expected_inputs = [("x", element, &row[..])];
+    let expected_outputs = [
+        ("score", Float32, &[-1][..]),
+        ("residual", Float32, &heat[..]),
+        ("reconstruction", element, &row[..]),
     ];
     for (kind, tensors, expected) in [
         ("input", session.inputs(), &expected_inputs[..]),
         ("output", session.outputs(), &expected_outputs[..]),
     ] {
-        for (name, shape) in expected {
+        for (name, element, shape) in expected {
             let found = tensors.iter().find(|tensor| tensor.name() == *name);
-            if let Some(problem) = tensor_fault(kind, name, shape, found) {
+            if let Some(problem) = tensor_fault(kind, name, *element, shape, found) {
                 faults.push(Fault::new(MODEL, problem));
             }
         }
         for extra in tensors.iter().map(Outlet::name) {
-            if kind == "input" && !expected.iter().any(|(name, _)| *name == extra) {
+            if kind == "input" && !expected.iter().any(|(name, ..)| *name == extra) {
                 faults.push(Fault::new(
                     MODEL,
                     format!("{kind} `{extra}` is not part of a scorer graph"),
@@ -223,18 +324,22 @@ fn tensor_faults(session: &Session, features: usize) -> Vec<Fault> {
     faults
 }
 
-fn tensor_fault(kind: &str, name: &str, shape: &[i64], found: Option<&Outlet>) -> Option<String> {
+fn tensor_fault(
+    kind: &str,
+    name: &str,
+    element: TensorElementType,
+    shape: &[i64],
+    found: Option<&Outlet>,
+) -> Option<String> {
     let Some(found) = found else {
         return Some(format!("{kind} `{name}` is missing"));
     };
     match found.dtype() {
         ValueType::Tensor {
-            ty: TensorElementType::Float32,
-            shape: actual,
-            ..
-        } if actual.iter().eq(shape) => None,
+            ty, shape: actual, ..
+        } if *ty == element && actual.iter().eq(shape) => None,
         other => Some(format!(
-            "{kind} `{name}` must be float32 {shape:?} for this schema (-1 is the batch), it is {other:?}"
+            "{kind} `{name}` must be {element} {shape:?} for this schema (-1 is the batch), it is {other:?}"
         )),
     }
 }

@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 /// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
 const TIME_ONE_IN: u64 = 16;
+/// Bytes of pictures and of the rows that they become, taken and not finished: what is beyond waits in Kafka. A second of
+/// scoring or a few, so that a drain is as long.
+const PICTURES_IN_FLIGHT: usize = 16 << 20;
 
 pub struct Channels {
     pub to_score: Sender<Batch>,
@@ -42,6 +45,8 @@ pub struct Intake {
     free: Vec<Batch>,
     sequence: u64,
     records: u64,
+    /// What the batches under way weigh.
+    under_way: usize,
     /// Batches below this sequence are of partitions that are gone: their offsets are not stored.
     disowned_below: u64,
 }
@@ -71,6 +76,7 @@ impl Intake {
             limits,
             sequence: 0,
             records: 0,
+            under_way: 0,
             disowned_below: 0,
         }
     }
@@ -115,7 +121,7 @@ impl Intake {
             // One look at the clock a record: more would cost as much as a small field.
             let now = Instant::now();
             let due = self.is_due(now);
-            if due && self.free.is_empty() {
+            if due && self.is_full() {
                 self.wait_for_room()?;
             } else {
                 if due {
@@ -135,6 +141,12 @@ impl Intake {
             ..
         } = self.limits;
         self.current.is_due(max_records, max_wait, now)
+    }
+
+    /// No batch is free, or what is under way is as much as the memory is meant for.
+    fn is_full(&self) -> bool {
+        let pictures = self.decoder.reads_pictures() && self.under_way >= PICTURES_IN_FLIGHT;
+        self.free.is_empty() || pictures
     }
 
     fn poll_timeout(&self, now: Instant) -> Duration {
@@ -164,12 +176,16 @@ impl Intake {
             None | Some([]) => batch.skip(&record, from, now),
             Some(payload) => {
                 let decoded = self.decoder.decode(payload, &mut batch.rows);
-                if timed {
+                // Pictures are decoded, and timed, elsewhere.
+                if timed && !self.decoder.reads_pictures() {
                     let seconds = now.elapsed().as_secs_f64();
                     self.metrics.decode_seconds.observe(seconds);
                 }
                 match decoded {
-                    Ok(()) => batch.keep(&record, from, now),
+                    Ok(()) => match self.decoder.picture_bytes(payload) {
+                        None => batch.keep(&record, from, now),
+                        Some(bytes) => batch.keep_picture(&record, from, bytes, now),
+                    },
                     Err(DecodeError::Row(error)) => batch.bury(&record, from, error, now),
                     Err(DecodeError::SchemaPending(_)) => {
                         let offset = record.offset;
@@ -244,6 +260,7 @@ impl Intake {
         let mut batch = std::mem::replace(&mut self.current, next);
         batch.sequence = self.sequence;
         self.sequence += 1;
+        self.under_way = self.under_way.saturating_add(batch.weight());
         // Fails only when all workers are gone, and then a stop is under way.
         let _ = self.channels.to_score.send(batch);
     }
@@ -255,6 +272,7 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
+        self.under_way = self.under_way.saturating_sub(batch.weight());
         if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);
         }

@@ -9,28 +9,27 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 use super::PipelineError;
 use super::tally::Tally;
 use super::window::Window;
-use crate::batch::{Batch, DeadLetter, Kept};
+use crate::batch::{Batch, DeadLetter, Kept, Sighting};
 use crate::config;
 use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
 use crate::metrics::Metrics;
-use crate::record::Source;
 use crate::shutdown::Shutdown;
-use crate::verdict::{Judge, Scored};
+use crate::verdict::{Judge, Scored, Verdict};
 
 /// How often a wait looks whether it still makes sense.
 pub(super) const LOOK_UP: Duration = Duration::from_millis(100);
 
 pub struct Publisher {
     pub(super) sink: Sink,
-    judge: Judge,
-    model: Model,
+    pub(super) judge: Judge,
+    pub(super) model: Model,
     /// Says records in JSON.
     input: Input,
-    output: config::Output,
+    pub(super) output: config::Output,
     /// Names by [`crate::batch::TopicPartition::topic`].
-    topics: Vec<String>,
+    pub(super) topics: Vec<String>,
     pub(super) metrics: Metrics,
     pub(super) abandon: Shutdown,
     pub(super) membership: Membership,
@@ -182,6 +181,13 @@ impl Publisher {
         let width = batch.rows.len() / batch.scorable().max(1);
         for (i, record) in batch.records().enumerate() {
             let score = batch.scores[i];
+            let sighting = batch.sightings.get(i);
+            if let Some(Sighting::Dead(error)) = sighting {
+                let letter = record.letter(&self.topics[record.from.topic], error.clone());
+                tally.dead.push(error.reason);
+                self.bury(batch.sequence, letter)?;
+                continue;
+            }
             if !score.is_finite() {
                 self.bury(batch.sequence, self.unscorable(record, score))?;
                 tally.dead.push(Reason::Unscorable);
@@ -193,22 +199,14 @@ impl Publisher {
             if flagged.is_none() && self.output.scores_topic.is_none() {
                 continue;
             }
-            let columns = i * width..(i + 1) * width;
-            let verdict = self.judge.judge(
-                Scored {
-                    score,
-                    row: &batch.rows[columns.clone()],
-                    residual: &batch.residuals[columns.clone()],
-                    reconstruction: &batch.reconstructions[columns],
-                },
-                self.output.attributions,
-            );
-            let topic = &self.topics[record.from.topic];
-            let carried = self.output.include_record;
-            let json = carried
-                .then(|| self.input.to_json(record.payload))
-                .flatten();
-            let message = verdict_message(&self.model, topic, record, &verdict, json.as_deref());
+            let message = match sighting {
+                Some(Sighting::Explained(finding)) => {
+                    self.picture_message(batch.sequence, record, score, finding)?
+                }
+                // A picture that nobody asks about was seen to above.
+                Some(_) => continue,
+                None => self.row_message(batch, i, width, record),
+            };
             if flagged.is_some() {
                 let anomalies = self.output.anomalies_topic.clone();
                 self.send(batch.sequence, &anomalies, message.clone())?;
@@ -220,23 +218,35 @@ impl Publisher {
         Ok(tally)
     }
 
+    fn row_message(&self, batch: &Batch, i: usize, width: usize, record: Kept<'_>) -> Message {
+        let columns = i * width..(i + 1) * width;
+        let verdict = self.judge.judge(
+            Scored {
+                score: batch.scores[i],
+                row: &batch.rows[columns.clone()],
+                residual: &batch.residuals[columns.clone()],
+                reconstruction: &batch.reconstructions[columns],
+            },
+            self.output.attributions,
+        );
+        self.message(record, &verdict)
+    }
+
+    pub(super) fn message(&self, record: Kept<'_>, verdict: &Verdict<'_>) -> Message {
+        let topic = &self.topics[record.from.topic];
+        let carried = self.output.include_record;
+        let json = carried
+            .then(|| self.input.to_json(record.payload))
+            .flatten();
+        verdict_message(&self.model, topic, record, verdict, json.as_deref())
+    }
+
     fn unscorable(&self, record: Kept<'_>, score: f32) -> DeadLetter {
-        let own = |(name, value): (&str, &[u8])| (name.to_owned(), Some(value.to_vec()));
-        DeadLetter {
-            source: Source {
-                topic: self.topics[record.from.topic].clone(),
-                partition: record.from.partition,
-                offset: record.offset,
-            },
-            timestamp_ms: record.timestamp_ms,
-            key: record.key.map(<[u8]>::to_vec),
-            payload: record.payload.to_vec(),
-            headers: record.trace.into_iter().flatten().map(own).collect(),
-            error: RowError {
-                reason: Reason::Unscorable,
-                detail: format!("the model's score is {score}"),
-            },
-        }
+        let error = RowError {
+            reason: Reason::Unscorable,
+            detail: format!("the model's score is {score}"),
+        };
+        record.letter(&self.topics[record.from.topic], error)
     }
 
     fn bury(&mut self, sequence: u64, letter: DeadLetter) -> Result<(), PipelineError> {
@@ -245,7 +255,12 @@ impl Publisher {
     }
 
     /// Hands a message to the producer, waiting while its queue is full.
-    fn send(&mut self, sequence: u64, topic: &str, message: Message) -> Result<(), PipelineError> {
+    pub(super) fn send(
+        &mut self,
+        sequence: u64,
+        topic: &str,
+        message: Message,
+    ) -> Result<(), PipelineError> {
         let mut message = message;
         if self.is_too_large(topic, &message) {
             message = self.slim(topic, &message).unwrap_or(message);

@@ -108,7 +108,7 @@ impl Tally {
 
     /// Takes note of why a record was flagged, given the verdict with all its features.
     pub fn explain(&mut self, verdict: &Verdict<'_>) {
-        for (place, reason) in verdict.relevant_attribution.iter().enumerate() {
+        for (place, reason) in verdict.attributions().iter().enumerate() {
             if !self.features.contains_key(reason.feature) {
                 self.features.insert(reason.feature.to_owned(), (0, 0.0));
             }

@@ -116,7 +116,18 @@ fn reasons(verdict: &Value) -> String {
             short(&a["expected"])
         )
     });
-    shown.collect::<Vec<_>>().join(", ")
+    let regions = verdict["regions"].as_array();
+    let boxes = regions.into_iter().flatten().take(2).map(|r| {
+        format!(
+            "{} x {} at {}, {} ({:.0}% of the heat)",
+            r["width"],
+            r["height"],
+            r["x"],
+            r["y"],
+            r["share"].as_f64().unwrap_or_default() * 100.0
+        )
+    });
+    shown.chain(boxes).collect::<Vec<_>>().join(", ")
 }
 
 fn short(value: &Value) -> String {

@@ -7,7 +7,7 @@ use residuald::dead_letter::{Entry, Revived};
 use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{Model, dead_letter_message, verdict_message, without_bulk};
 use residuald::record::{Header, Record, Source};
-use residuald::verdict::{Severity, Verdict};
+use residuald::verdict::{Explanation, Severity, Verdict};
 
 /// Cuts `rest` at its first zero.
 fn part<'d>(rest: &mut &'d [u8]) -> &'d [u8] {
@@ -44,6 +44,7 @@ fuzz_target!(|data: &[u8]| {
         key: Some(key),
         payload,
         trace: [Some(("traceparent", trace)), None],
+        headers: &[],
     };
     let verdict = Verdict {
         anomaly_score: 1.5,
@@ -51,8 +52,10 @@ fuzz_target!(|data: &[u8]| {
         anomaly_grade: 1.1,
         threshold: 1.0,
         severity: Some(Severity::Warning),
-        relevant_attribution: Vec::new(),
-        feature_imputed: Vec::new(),
+        explanation: Explanation::Features {
+            relevant_attribution: Vec::new(),
+            feature_imputed: Vec::new(),
+        },
     };
     let json = Input::Json.to_json(payload);
     let message = verdict_message(&model, "topic", record, &verdict, json.as_deref());

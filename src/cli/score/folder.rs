@@ -1,0 +1,469 @@
+//! `residuald score FOLDER`: pictures judged as the daemon would judge them, held against their masks, on a contact sheet.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::bundle::Input;
+use crate::dataset::folder::{self, Picture, Truth};
+use crate::decode::RowError;
+use crate::evaluation::auroc;
+use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
+use crate::evaluation::pixels::{Binned, PixelRanking, stretch};
+use crate::onnx::{Scorer, Seen};
+use crate::picture::{Finding, Limits, Mask, PictureError, Reader, highest, mask, thumbnail};
+use crate::verdict::{Judge, Verdict};
+
+use super::super::failure::Failure;
+use super::super::input;
+use super::super::model::Loaded;
+use super::super::scoring::{Highest, finite};
+use super::{Arguments, Labelled, REASONS, Summary, labelled, reasons};
+
+/// Pictures in the memory at once, for each core.
+const PICTURES_A_CORE: usize = 4;
+/// The longer side of an original on the contact sheet.
+const SHOWN: usize = 512;
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    summary: Summary,
+    /// Of each class of anomalies, in the order of their names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    classes: Vec<Class>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pixels: Option<PixelReport>,
+}
+
+/// How well one class of anomalies is told from the normal pictures.
+#[derive(Serialize)]
+struct Class {
+    class: String,
+    pictures: usize,
+    auroc: Option<f64>,
+}
+
+/// How well heat tells anomalous pixels from normal ones.
+#[derive(Serialize)]
+struct PixelReport {
+    pictures: usize,
+    regions: u64,
+    auroc: Option<Binned>,
+    aupro: Option<Binned>,
+}
+
+/// One line of `--out`.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<bool>,
+    #[serde(flatten)]
+    verdict: &'a Verdict<'a>,
+}
+
+/// What a core made of a picture.
+struct Judged {
+    score: f32,
+    finding: Finding,
+    /// Where a mask says what is anomalous: the heat and its width and height.
+    heat: Option<(Vec<f32>, (usize, usize))>,
+    /// JPEG, for the contact sheet.
+    shown: Option<Vec<u8>>,
+}
+
+pub fn run(
+    arguments: &Arguments,
+    loaded: Loaded,
+    out: Option<Box<dyn Write>>,
+    started: Instant,
+) -> Result<(), Failure> {
+    let Input::Image(pixels) = loaded.bundle.manifest.input else {
+        return Err(Failure::usage(format!(
+            "{} is a folder, and the bundle {} reads tables: give a file of records",
+            arguments.file.display(),
+            loaded.bundle.manifest.name
+        )));
+    };
+    if arguments.label.is_some() {
+        return Err(Failure::usage(
+            "--label: of a folder of pictures the folders in it are the labels; --normal names that of the normal ones",
+        ));
+    }
+    let pictures = folder::pictures(
+        &arguments.file,
+        arguments.normal.as_deref(),
+        arguments.masks.as_deref(),
+    )?;
+    let sheet = arguments.html.as_deref().map(ContactSheet::create);
+    let sheet = sheet.transpose().map_err(|e| sheet_failed(arguments, &e))?;
+    let mut run = Run {
+        arguments,
+        name: format!("{} {}", loaded.model.name, loaded.model.version),
+        looking: Looking {
+            reader: input::pictures(pixels),
+            threshold: loaded.judge.threshold,
+            shown: sheet.is_some(),
+        },
+        judge: loaded.judge,
+        out,
+        sheet,
+        refused: 0,
+        scored: Vec::new(),
+        ranking: arguments.masks.is_some().then(PixelRanking::default),
+        ranked: 0,
+        highest: Highest::new(arguments.top),
+    };
+    run.all(&pictures, loaded.scorers)?;
+    run.report(&pictures, started)
+}
+
+/// Or why a picture has no score.
+type Outcome = Result<Judged, RowError>;
+
+/// What the cores share.
+struct Looking {
+    reader: Reader,
+    threshold: f32,
+    /// Whether there will be a contact sheet.
+    shown: bool,
+}
+
+impl Looking {
+    /// On all cores; in the order of the pictures.
+    fn at_all(
+        &self,
+        pictures: &[Picture],
+        scorers: &mut [Scorer],
+    ) -> Result<Vec<(usize, Outcome)>, Failure> {
+        let next = AtomicUsize::new(0);
+        let work = |scorer: &mut Scorer| {
+            let (mut seen, mut done) = (Seen::default(), Vec::new());
+            while let i = next.fetch_add(1, Ordering::Relaxed)
+                && let Some(picture) = pictures.get(i)
+            {
+                done.push((i, self.at(picture, scorer, &mut seen)?));
+            }
+            Ok::<_, Failure>(done)
+        };
+        let parts: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = scorers
+                .iter_mut()
+                .map(|scorer| scope.spawn(|| work(scorer)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join()).collect()
+        });
+        let mut all = Vec::new();
+        for part in parts {
+            all.extend(part.map_err(|_| Failure::internal("a scoring thread panicked"))??);
+        }
+        all.sort_by_key(|(i, _)| *i);
+        Ok(all)
+    }
+
+    /// Outer: what ends the run. Inner: why this picture has no score.
+    fn at(
+        &self,
+        picture: &Picture,
+        scorer: &mut Scorer,
+        seen: &mut Seen,
+    ) -> Result<Outcome, Failure> {
+        let payload = read(&picture.path)?;
+        let rows = match self.reader.read(&payload) {
+            Ok(rows) => rows,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        seen.clear();
+        scorer.score_pixels(&rows.rows, seen)?;
+        let score = match finite(highest(&seen.scores)) {
+            Ok(score) => score,
+            Err(error) => return Ok(Err(error)),
+        };
+        let shown = self
+            .shown
+            .then(|| thumbnail(&payload, Limits::default(), SHOWN));
+        Ok(shown
+            .transpose()
+            .map(|shown| Judged {
+                score,
+                finding: rows.finding(&seen.heat, &seen.reconstruction, self.threshold, REASONS),
+                heat: (picture.truth != Truth::Unknown).then(|| {
+                    (
+                        rows.heat(&seen.heat),
+                        (rows.layout.width, rows.layout.height),
+                    )
+                }),
+                shown,
+            })
+            .map_err(RowError::from))
+    }
+}
+
+struct Run<'a> {
+    arguments: &'a Arguments,
+    /// Of the model.
+    name: String,
+    looking: Looking,
+    judge: Judge,
+    out: Option<Box<dyn Write>>,
+    sheet: Option<ContactSheet>,
+    refused: usize,
+    /// Places in the folder, and scores.
+    scored: Vec<(usize, f32)>,
+    ranking: Option<PixelRanking>,
+    /// Pictures in the ranking.
+    ranked: usize,
+    /// Name and reasons as text.
+    highest: Highest<(String, String)>,
+}
+
+impl Run<'_> {
+    fn all(&mut self, pictures: &[Picture], mut scorers: Vec<Scorer>) -> Result<(), Failure> {
+        let bar = progress_bar(pictures.len(), self.arguments.json);
+        let chunk = PICTURES_A_CORE * scorers.len().max(1);
+        for (first, part) in (0..).step_by(chunk).zip(pictures.chunks(chunk)) {
+            let judged = self.looking.at_all(part, &mut scorers)?;
+            for (i, judged) in judged {
+                let picture = &part[i];
+                match judged {
+                    Ok(judged) => self.take(first + i, picture, judged)?,
+                    Err(error) => self.refuse(picture, &error)?,
+                }
+                bar.inc(1);
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn take(&mut self, at: usize, picture: &Picture, judged: Judged) -> Result<(), Failure> {
+        let Judged {
+            score,
+            finding,
+            heat,
+            shown,
+        } = judged;
+        self.scored.push((at, score));
+        let verdict = self.judge.judge_picture(score, &finding, None, None);
+        if let Some(out) = &mut self.out {
+            let line = Line {
+                file: &picture.name,
+                class: picture.class.as_deref(),
+                label: picture.label,
+                verdict: &verdict,
+            };
+            serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
+            out.write_all(b"\n").map_err(Failure::data)?;
+        }
+        if self.highest.takes(score) {
+            let entry = (picture.name.clone(), reasons(&verdict));
+            self.highest.insert(score, entry);
+        }
+        if let (Some(ranking), Some((heat, size))) = (&mut self.ranking, heat) {
+            let of = (finding.width, finding.height);
+            let mask = truth(&picture.truth, of)?;
+            let heat = stretch(&heat, size, of);
+            ranking.add(&heat, &mask.marked, mask.width);
+            self.ranked += 1;
+        }
+        if let (Some(sheet), Some(shown)) = (&mut self.sheet, shown) {
+            let png = |bytes| Encoded {
+                content_type: "image/png",
+                bytes,
+            };
+            let entry = Entry {
+                name: &picture.name,
+                width: finding.width,
+                height: finding.height,
+                score,
+                p_value: verdict.p_value,
+                grade: verdict.anomaly_grade,
+                label: picture.label,
+                class: picture.class.as_deref(),
+                original: Encoded {
+                    content_type: "image/jpeg",
+                    bytes: &shown,
+                },
+                reconstruction: png(&finding.reconstruction.bytes),
+                heatmap: png(&finding.heatmap.bytes),
+                regions: &finding.regions,
+            };
+            let added = sheet.add(&entry);
+            added.map_err(|e| sheet_failed(self.arguments, &e))?;
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, picture: &Picture, error: &RowError) -> Result<(), Failure> {
+        self.refused += 1;
+        let (reason, detail) = (error.reason.as_str(), &error.detail);
+        if let Some(out) = &mut self.out {
+            let line = json!({"file": picture.name, "reason": reason, "error": detail});
+            writeln!(out, "{line}").map_err(Failure::data)?;
+        }
+        if let Some(sheet) = &mut self.sheet {
+            sheet.add_refused(&picture.name, &format!("{reason}: {detail}"));
+        }
+        Ok(())
+    }
+
+    fn report(mut self, pictures: &[Picture], started: Instant) -> Result<(), Failure> {
+        if let Some(out) = &mut self.out {
+            out.flush().map_err(Failure::data)?;
+        }
+        let threshold = self.judge.threshold;
+        let (places, scores): (Vec<usize>, Vec<f32>) = self.scored.iter().copied().unzip();
+        let labels: Vec<_> = places.iter().map(|at| pictures[*at].label).collect();
+        let anomalies = scores.iter().filter(|s| self.judge.is_anomaly(**s)).count();
+        let report = Report {
+            summary: Summary {
+                records: pictures.len(),
+                scored: scores.len(),
+                dead_letters: self.refused,
+                anomalies,
+                alert_rate: anomalies as f64 / scores.len().max(1) as f64,
+                threshold,
+                seconds: started.elapsed().as_secs_f64(),
+                labelled: labelled(&scores, &labels, threshold),
+            },
+            classes: classes(pictures, &self.scored),
+            pixels: self.ranking.as_ref().map(|ranking| PixelReport {
+                pictures: self.ranked,
+                regions: ranking.regions(),
+                auroc: ranking.auroc(),
+                aupro: ranking.aupro(),
+            }),
+        };
+        if let Some(sheet) = self.sheet.take() {
+            let title = format!("{} scored by {}", self.arguments.file.display(), self.name);
+            let written = sheet.finish(&title, &in_words(&report));
+            written.map_err(|e| sheet_failed(self.arguments, &e))?;
+        }
+        if self.arguments.json {
+            println!("{}", json!(report));
+            return Ok(());
+        }
+        for (name, value) in in_words(&report) {
+            println!("{name:<18} {value}");
+        }
+        for (score, (name, reasons)) in self.highest.iter() {
+            println!("{score:>9.3}  {name}  {reasons}");
+        }
+        Ok(())
+    }
+}
+
+/// Each class of anomalies against all normal pictures.
+fn classes(pictures: &[Picture], scored: &[(usize, f32)]) -> Vec<Class> {
+    let of = |label: bool| {
+        scored
+            .iter()
+            .filter(move |(at, _)| pictures[*at].label == Some(label))
+    };
+    let normal: Vec<f32> = of(false).map(|(_, score)| *score).collect();
+    let mut by_class: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+    for (at, score) in of(true) {
+        let class = pictures[*at].class.as_deref().unwrap_or_default();
+        by_class.entry(class).or_default().push(*score);
+    }
+    by_class
+        .into_iter()
+        .map(|(class, scores)| {
+            let all = [scores.as_slice(), &normal].concat();
+            let labels: Vec<_> = (0..all.len()).map(|i| i < scores.len()).collect();
+            Class {
+                class: class.to_owned(),
+                pictures: scores.len(),
+                auroc: auroc(&all, &labels),
+            }
+        })
+        .collect()
+}
+
+/// The report as names and values, for the terminal and the contact sheet.
+fn in_words(report: &Report) -> Vec<(String, String)> {
+    let summary = &report.summary;
+    let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
+    let mut words = vec![
+        ("pictures".into(), summary.records.to_string()),
+        ("not scored".into(), summary.dead_letters.to_string()),
+        ("anomalies".into(), summary.anomalies.to_string()),
+        ("threshold".into(), format!("{:.4}", summary.threshold)),
+        ("seconds".into(), format!("{:.1}", summary.seconds)),
+    ];
+    if let Some(Labelled {
+        auroc,
+        average_precision,
+        at_threshold,
+        ..
+    }) = &summary.labelled
+    {
+        words.extend([
+            ("AUROC".into(), shown(*auroc)),
+            ("average precision".into(), shown(*average_precision)),
+            ("precision".into(), shown(at_threshold.precision)),
+            ("recall".into(), shown(at_threshold.recall)),
+        ]);
+    }
+    for class in &report.classes {
+        words.push((format!("AUROC {}", class.class), shown(class.auroc)));
+    }
+    if let Some(pixels) = &report.pixels {
+        let value = |binned: Option<Binned>| shown(binned.map(|b| b.value));
+        words.extend([
+            ("pixel AUROC".into(), value(pixels.auroc)),
+            ("AUPRO to 0.3".into(), value(pixels.aupro)),
+        ]);
+    }
+    words
+}
+
+/// Where a picture of `size` = (width, height) is anomalous.
+fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
+    let Truth::Mask(path) = truth else {
+        return Ok(Mask {
+            width: size.0,
+            height: size.1,
+            marked: vec![false; size.0 * size.1],
+        });
+    };
+    let wrong = |what: String| Failure::data(format!("{}: {what}", path.display()));
+    let mask = mask(&read(path)?, Limits::default());
+    let mask = mask.map_err(|e: PictureError| wrong(e.to_string()))?;
+    if (mask.width, mask.height) != size {
+        return Err(wrong(format!(
+            "the mask has {} x {} pixels, its picture {} x {}",
+            mask.width, mask.height, size.0, size.1
+        )));
+    }
+    Ok(mask)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|e| Failure::data(format!("{}: {e}", path.display())))
+}
+
+fn sheet_failed(arguments: &Arguments, error: &std::io::Error) -> Failure {
+    let path = arguments.html.as_deref().unwrap_or(Path::new("--html"));
+    Failure::data(format!("{}: {error}", path.display()))
+}
+
+fn progress_bar(pictures: usize, hidden: bool) -> ProgressBar {
+    if hidden {
+        return ProgressBar::hidden();
+    }
+    let template = "{bar:40} {human_pos}/{human_len} pictures {elapsed}, {eta} left";
+    ProgressBar::new(pictures as u64)
+        .with_style(ProgressStyle::with_template(template).expect("a valid template"))
+}

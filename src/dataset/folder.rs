@@ -1,0 +1,396 @@
+//! The pictures of a folder, in the layout of Anomalib and MVTec AD or in none.
+//!
+//! ```text
+//! FOLDER/test/good/000.png                  normal
+//! FOLDER/test/crack/000.png                 anomalous, of the class `crack`
+//! FOLDER/ground_truth/crack/000_mask.png    its mask, where FOLDER/ground_truth is given for the masks
+//! ```
+//!
+//! Without `test` the classes are FOLDER's own folders. Without a folder of normal pictures nothing is labelled.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use walkdir::{DirEntry, WalkDir};
+
+use super::{Error, ErrorKind};
+
+const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
+/// Anomalib's folders of the pictures to score, of normal ones among them, and of masks, which are no class.
+const TEST: &str = "test";
+const GOOD: &str = "good";
+const GROUND_TRUTH: &str = "ground_truth";
+
+/// A picture by its file, which was not opened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    pub path: PathBuf,
+    /// Its path from the folder on, with `/`.
+    pub name: String,
+    /// The first folder on that path, in a labelled folder.
+    pub class: Option<String>,
+    /// Whether it is anomalous: `None` if nothing says so.
+    pub label: Option<bool>,
+    pub truth: Truth,
+}
+
+/// Where a picture is anomalous.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Truth {
+    /// Nothing says so.
+    Unknown,
+    /// Nowhere: it is normal.
+    Normal,
+    /// Where this picture is not black.
+    Mask(PathBuf),
+}
+
+/// The pictures of `folder` and of the folders in it, sorted by path: PNG, JPEG, WebP, BMP and TIFF by their extension,
+/// in any case. Links are followed, hidden files are left out.
+///
+/// `normal` names the folder of the normal pictures; `good` if it is there and none is named. In `masks`, the mask of
+/// `crack/000.jpg` is `crack/000_mask.png`, or `crack/000.png`, or the same with another extension. Masks may lie beside
+/// their pictures: then a PNG is one if a picture of another format, or one without `_mask`, has its name.
+///
+/// # Errors
+/// A folder that cannot be read, without pictures or without `normal`; a mask without its picture.
+pub fn pictures(
+    folder: &Path,
+    normal: Option<&str>,
+    masks: Option<&Path>,
+) -> Result<Vec<Picture>, Error> {
+    let test = folder.join(TEST);
+    let base = if test.is_dir() { &test } else { folder };
+    let masks = masks.map(Root::new).transpose()?;
+    let base = Root::new(base)?;
+    let mut files = base.files(masks.as_ref())?;
+    let mut found = match &masks {
+        None => Vec::new(),
+        Some(masks) if masks.canonical == base.canonical => {
+            let (masks, pictures) = part(files);
+            files = pictures;
+            masks
+        }
+        Some(masks) => masks.files(None)?,
+    };
+    if files.is_empty() {
+        let reason = format!("no pictures, known are {}", EXTENSIONS.join(", "));
+        return Err(fail(folder, ErrorKind::Folder(reason)));
+    }
+    let labelled = base.path.join(normal.unwrap_or(GOOD)).is_dir();
+    if let (Some(normal), false) = (normal, labelled) {
+        let classes: HashSet<_> = files.iter().filter_map(|file| class(file)).collect();
+        let mut classes: Vec<_> = classes.into_iter().collect();
+        classes.sort();
+        let reason = format!(
+            "no folder `{normal}` of normal pictures, there are {}",
+            classes.join(", ")
+        );
+        return Err(fail(folder, ErrorKind::Folder(reason)));
+    }
+    let mut by_stem: HashMap<PathBuf, PathBuf> =
+        found.drain(..).map(|mask| (stem(&mask), mask)).collect();
+    let mut used = HashSet::new();
+    let pictures = files
+        .iter()
+        .map(|file| {
+            let class = class(file).filter(|_| labelled);
+            let label = class
+                .as_deref()
+                .map(|class| class != normal.unwrap_or(GOOD));
+            let truth = match masks.as_ref() {
+                None => Truth::Unknown,
+                Some(masks) => {
+                    let names = [with_mask(&stem(file)), stem(file)];
+                    match names.into_iter().find(|name| by_stem.contains_key(name)) {
+                        Some(name) => {
+                            let mask = masks.path.join(&by_stem[&name]);
+                            used.insert(name);
+                            Truth::Mask(mask)
+                        }
+                        None if label == Some(false) => Truth::Normal,
+                        None => Truth::Unknown,
+                    }
+                }
+            };
+            Picture {
+                path: base.path.join(file),
+                name: name(file),
+                class,
+                label,
+                truth,
+            }
+        })
+        .collect();
+    by_stem.retain(|stem, _| !used.contains(stem));
+    if let (Some(lone), Some(masks)) = (by_stem.values().min(), &masks) {
+        let reason = format!(
+            "{} of the masks belong to no picture of {}",
+            by_stem.len(),
+            base.path.display()
+        );
+        return Err(fail(&masks.path.join(lone), ErrorKind::Folder(reason)));
+    }
+    Ok(pictures)
+}
+
+/// A folder to look into.
+struct Root {
+    path: PathBuf,
+    canonical: PathBuf,
+}
+
+impl Root {
+    fn new(path: &Path) -> Result<Root, Error> {
+        let canonical = path.canonicalize().and_then(|canonical| {
+            if canonical.is_dir() {
+                Ok(canonical)
+            } else {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
+        });
+        Ok(Root {
+            canonical: canonical.map_err(|e| fail(path, e.into()))?,
+            path: path.into(),
+        })
+    }
+
+    /// Paths of pictures below the folder, sorted, but for those in `without` and in `ground_truth`.
+    fn files(&self, without: Option<&Root>) -> Result<Vec<PathBuf>, Error> {
+        let wanted = |entry: &DirEntry| {
+            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            let masks = entry.depth() == 1 && entry.file_name() == GROUND_TRUTH
+                || without.is_some_and(|root| {
+                    entry.file_type().is_dir()
+                        && entry.path().canonicalize().ok().as_ref() == Some(&root.canonical)
+                });
+            entry.depth() == 0 || !(hidden || masks)
+        };
+        let entries = WalkDir::new(&self.path)
+            .follow_links(true)
+            .sort_by_file_name();
+        let mut files = Vec::new();
+        for entry in entries.into_iter().filter_entry(wanted) {
+            let entry = entry.map_err(|e| {
+                let path = e.path().unwrap_or(&self.path).to_owned();
+                fail(&path, ErrorKind::Io(e.into()))
+            })?;
+            let path = entry.path();
+            if entry.file_type().is_file() && EXTENSIONS.contains(&extension(path).as_str()) {
+                files.push(path.strip_prefix(&self.path).unwrap_or(path).to_owned());
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Masks and pictures that lie beside each other.
+fn part(files: Vec<PathBuf>) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let stems: HashSet<_> = files.iter().map(|file| stem(file)).collect();
+    let masked: HashSet<_> = stems.iter().map(|stem| with_mask(stem)).collect();
+    let not_png = files.iter().filter(|file| extension(file) != "png");
+    let others: HashSet<_> = not_png.map(|file| stem(file)).collect();
+    files.into_iter().partition(|file| {
+        let stem = stem(file);
+        extension(file) == "png" && (masked.contains(&stem) || others.contains(&stem))
+    })
+}
+
+fn fail(path: &Path, kind: ErrorKind) -> Error {
+    Error {
+        path: path.into(),
+        kind,
+    }
+}
+
+fn extension(path: &Path) -> String {
+    let extension = path.extension().and_then(OsStr::to_str);
+    extension.unwrap_or_default().to_ascii_lowercase()
+}
+
+fn stem(path: &Path) -> PathBuf {
+    path.with_extension("")
+}
+
+fn with_mask(stem: &Path) -> PathBuf {
+    let mut name = stem.as_os_str().to_owned();
+    name.push("_mask");
+    name.into()
+}
+
+fn class(file: &Path) -> Option<String> {
+    let folder = file.parent()?.iter().next()?;
+    Some(folder.to_string_lossy().into_owned())
+}
+
+fn name(file: &Path) -> String {
+    let parts: Vec<_> = file.iter().map(OsStr::to_string_lossy).collect();
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        folder
+    }
+
+    fn names(pictures: &[Picture]) -> Vec<&str> {
+        pictures.iter().map(|p| p.name.as_str()).collect()
+    }
+
+    fn refusal(found: Result<Vec<Picture>, Error>, folder: &Path) -> String {
+        let error = found.unwrap_err();
+        assert!(error.is_fatal());
+        let folder = folder.display().to_string();
+        error.to_string().replace(&folder, "DIR")
+    }
+
+    #[test]
+    fn a_plain_folder_has_no_labels() {
+        let dir = folder(&[
+            "b/2.JPG",
+            "b/10.tiff",
+            "a.png",
+            ".c.png",
+            "notes.txt",
+            ".d/e.png",
+        ]);
+        let found = pictures(dir.path(), None, None).unwrap();
+        assert_eq!(names(&found), ["a.png", "b/10.tiff", "b/2.JPG"]);
+        assert_eq!(found[1].path, dir.path().join("b/10.tiff"));
+        for picture in &found {
+            assert_eq!((&picture.class, picture.label), (&None, None));
+            assert_eq!(picture.truth, Truth::Unknown);
+        }
+    }
+
+    #[test]
+    fn anomalibs_layout() {
+        let dir = folder(&[
+            "train/good/9.png",
+            "test/good/0.png",
+            "test/crack/0.png",
+            "test/crack/deep/1.png",
+            "test/lost/0.png",
+            "test/loose.png",
+            "ground_truth/crack/0_mask.png",
+            "ground_truth/crack/deep/1.png",
+        ]);
+        let masks = dir.path().join("ground_truth");
+        let found = pictures(dir.path(), None, Some(&masks)).unwrap();
+        let want = [
+            (
+                "crack/0.png",
+                Some(true),
+                Truth::Mask(masks.join("crack/0_mask.png")),
+            ),
+            (
+                "crack/deep/1.png",
+                Some(true),
+                Truth::Mask(masks.join("crack/deep/1.png")),
+            ),
+            ("good/0.png", Some(false), Truth::Normal),
+            ("loose.png", None, Truth::Unknown),
+            ("lost/0.png", Some(true), Truth::Unknown),
+        ];
+        for (picture, (name, label, truth)) in found.iter().zip(&want) {
+            assert_eq!((&*picture.name, picture.label), (*name, *label));
+            assert_eq!(&picture.truth, truth, "{name}");
+        }
+        assert_eq!(found.len(), want.len());
+        assert_eq!(found[1].class.as_deref(), Some("crack"));
+        assert_eq!(found[3].class, None);
+
+        let unmasked = pictures(dir.path(), None, None).unwrap();
+        assert!(unmasked.iter().all(|p| p.truth == Truth::Unknown));
+    }
+
+    #[test]
+    fn masks_are_no_class() {
+        let dir = folder(&[
+            "good/0.png",
+            "bad/0.png",
+            "ground_truth/bad/0.png",
+            "masks/bad/0.png",
+        ]);
+        let masks = dir.path().join("masks");
+        let found = pictures(dir.path(), None, Some(&masks)).unwrap();
+        assert_eq!(names(&found), ["bad/0.png", "good/0.png"]);
+        assert_eq!(found[0].truth, Truth::Mask(masks.join("bad/0.png")));
+    }
+
+    /// As the magnetic tiles have it.
+    #[test]
+    fn masks_beside_their_pictures() {
+        let dir = folder(&[
+            "free/1.jpg",
+            "free/1.png",
+            "break/2.jpg",
+            "break/2.png",
+            "break/3.png",
+            "break/3_mask.png",
+        ]);
+        let found = pictures(dir.path(), Some("free"), Some(dir.path())).unwrap();
+        assert_eq!(names(&found), ["break/2.jpg", "break/3.png", "free/1.jpg"]);
+        assert_eq!(found[2].label, Some(false));
+        let of = |p: &str| Truth::Mask(dir.path().join(p));
+        assert_eq!(found[0].truth, of("break/2.png"));
+        assert_eq!(found[1].truth, of("break/3_mask.png"));
+        assert_eq!(found[2].truth, of("free/1.png"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let dir = folder(&["readme.txt"]);
+        assert_eq!(
+            refusal(pictures(dir.path(), None, None), dir.path()),
+            "DIR: no pictures, known are png, jpg, jpeg, webp, bmp, tif, tiff"
+        );
+        let absent = dir.path().join("absent");
+        let said = refusal(pictures(&absent, None, None), dir.path());
+        assert!(said.starts_with("DIR/absent: No such file"), "{said}");
+        let said = refusal(
+            pictures(&dir.path().join("readme.txt"), None, None),
+            dir.path(),
+        );
+        assert!(
+            said.starts_with("DIR/readme.txt: not a directory"),
+            "{said}"
+        );
+
+        let dir = folder(&[
+            "good/0.png",
+            "bad/0.png",
+            "masks/bad/1_mask.png",
+            "masks/bad/0.png",
+        ]);
+        let masks = dir.path().join("masks");
+        assert_eq!(
+            refusal(pictures(dir.path(), None, Some(&masks)), dir.path()),
+            "DIR/masks/bad/1_mask.png: 1 of the masks belong to no picture of DIR"
+        );
+        assert_eq!(
+            refusal(pictures(dir.path(), Some("fine"), Some(&masks)), dir.path()),
+            "DIR: no folder `fine` of normal pictures, there are bad, good"
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_circle_of_links_is_refused() {
+        let dir = folder(&["a/0.png"]);
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("a/b")).unwrap();
+        let said = refusal(pictures(dir.path(), None, None), dir.path());
+        assert!(said.contains("loop"), "{said}");
+    }
+}

@@ -1,0 +1,192 @@
+//! Scored pictures on one HTML page: what came, what the model expected, and where the two differ.
+//!
+//! The page holds its pictures as `data:` URIs and has no script, so it can be mailed or kept and needs no network.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use askama::Template;
+use base64::display::Base64Display;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::picture::Region;
+
+/// A scored picture.
+#[derive(Debug, Clone)]
+pub struct Entry<'a> {
+    pub name: &'a str,
+    /// Pixels of the picture as it came, which the boxes of `regions` are in. What is shown may have fewer; it is
+    /// stretched to this shape.
+    pub width: usize,
+    pub height: usize,
+    pub score: f32,
+    pub p_value: f64,
+    /// Score over threshold; above 1 is an anomaly.
+    pub grade: f32,
+    /// Whether it is labelled an anomaly.
+    pub label: Option<bool>,
+    pub class: Option<&'a str>,
+    pub original: Encoded<'a>,
+    pub reconstruction: Encoded<'a>,
+    /// Gray: black is cold.
+    pub heatmap: Encoded<'a>,
+    /// Largest share first.
+    pub regions: &'a [Region],
+}
+
+/// A picture in a format that browsers show.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoded<'a> {
+    /// `image/png`, `image/jpeg` or the like.
+    pub content_type: &'a str,
+    pub bytes: &'a [u8],
+}
+
+/// A page that is being made. The entries wait in an unnamed temporary file beside it, because their order is known
+/// only at the end; memory holds 24 bytes for each.
+pub struct ContactSheet {
+    page: BufWriter<File>,
+    waiting: BufWriter<File>,
+    /// Bytes in `waiting`.
+    written: u64,
+    /// Grade, and where the entry begins and ends in `waiting`.
+    entries: Vec<(f32, u64, u64)>,
+    refused: Vec<(String, String)>,
+}
+
+impl ContactSheet {
+    /// Creates the file at `path` or empties it.
+    ///
+    /// # Errors
+    /// When it or a temporary file beside it cannot be created.
+    pub fn create(path: &Path) -> io::Result<ContactSheet> {
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        Ok(ContactSheet {
+            page: BufWriter::new(File::create(path)?),
+            waiting: BufWriter::new(tempfile::tempfile_in(folder.unwrap_or(Path::new(".")))?),
+            written: 0,
+            entries: Vec::new(),
+            refused: Vec::new(),
+        })
+    }
+
+    /// Adds a picture.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be written.
+    pub fn add(&mut self, entry: &Entry<'_>) -> io::Result<()> {
+        let start = self.written;
+        let number = self.entries.len();
+        let mut out = Counted {
+            inner: &mut self.waiting,
+            written: &mut self.written,
+        };
+        Item { entry, number }.write_into(&mut out)?;
+        self.entries.push((entry.grade, start, self.written));
+        Ok(())
+    }
+
+    /// Adds a picture that could not be scored, and why.
+    pub fn add_refused(&mut self, name: &str, reason: &str) {
+        self.refused.push((name.into(), reason.into()));
+    }
+
+    /// Writes the page: its title, the `summary` as names and values, then the pictures from the highest grade down,
+    /// of equal grades the first added first, then what could not be scored.
+    ///
+    /// # Errors
+    /// When the page cannot be written or the temporary file not be read.
+    pub fn finish(mut self, title: &str, summary: &[(String, String)]) -> io::Result<()> {
+        Head { title, summary }.write_into(&mut self.page)?;
+        let mut waiting = self.waiting.into_inner()?;
+        self.entries.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (_, start, end) in self.entries {
+            waiting.seek(SeekFrom::Start(start))?;
+            io::copy(&mut (&mut waiting).take(end - start), &mut self.page)?;
+        }
+        let refused = &self.refused;
+        Foot { refused }.write_into(&mut self.page)?;
+        self.page.into_inner()?.sync_data()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "contact_sheet/head.html")]
+struct Head<'a> {
+    title: &'a str,
+    summary: &'a [(String, String)],
+}
+
+impl Head<'_> {
+    const STYLE: &'static str = include_str!("contact_sheet.css");
+}
+
+#[derive(Template)]
+#[template(path = "contact_sheet/entry.html")]
+struct Item<'a> {
+    entry: &'a Entry<'a>,
+    /// Names what is drawn twice.
+    number: usize,
+}
+
+#[derive(Template)]
+#[template(path = "contact_sheet/foot.html")]
+struct Foot<'a> {
+    refused: &'a [(String, String)],
+}
+
+impl Entry<'_> {
+    fn flagged(&self) -> bool {
+        self.grade > 1.0
+    }
+
+    /// Of the picture's heat, in percent.
+    fn percent(region: &Region) -> String {
+        format!("{:.0} %", region.share * 100.0)
+    }
+
+    fn wrong(&self) -> bool {
+        self.label.is_some_and(|label| label != self.flagged())
+    }
+
+    /// What was found, and whether the label agrees.
+    fn verdict(&self) -> &'static str {
+        match (self.flagged(), self.label) {
+            (true, None) => "anomaly",
+            (false, None) => "no anomaly",
+            (true, Some(true)) => "anomaly, as labelled",
+            (true, Some(false)) => "false alarm: labelled normal",
+            (false, Some(true)) => "missed: labelled an anomaly",
+            (false, Some(false)) => "no anomaly, as labelled",
+        }
+    }
+}
+
+impl fmt::Display for Encoded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = Base64Display::new(self.bytes, &STANDARD);
+        write!(f, "data:{};base64,{bytes}", self.content_type)
+    }
+}
+
+struct Counted<'a> {
+    inner: &'a mut BufWriter<File>,
+    written: &'a mut u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        *self.written += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! The encoded picture in a payload: the payload itself, or base64 in a field of a JSON object.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::PictureError;
+
+/// The encoded picture, of at most `most` bytes.
+pub fn picture<'p>(
+    payload: &'p [u8],
+    field: &str,
+    most: usize,
+) -> Result<Cow<'p, [u8]>, PictureError> {
+    let too_large = |bytes: usize| PictureError::TooLarge {
+        what: "bytes of the picture",
+        is: bytes as u64,
+        limit: most as u64,
+    };
+    if !is_json(payload) {
+        if payload.len() > most {
+            return Err(too_large(payload.len()));
+        }
+        return Ok(Cow::Borrowed(payload));
+    }
+    let text = std::str::from_utf8(payload).map_err(|e| PictureError::Json(e.to_string()))?;
+    let value = find(text, field, field)?;
+    let base64: Cow<'_, str> = serde_json::from_str::<Text<'_>>(value.get())
+        .map_err(|_| match value.get() {
+            "null" => PictureError::Missing(field.to_owned()),
+            _ => PictureError::NotText(field.to_owned()),
+        })?
+        .0;
+    let bytes = base64.trim_end_matches('=').len() / 4 * 3;
+    if bytes > most {
+        return Err(too_large(bytes));
+    }
+    let decoded = STANDARD.decode(base64.as_bytes());
+    let decoded = decoded.map_err(|e| PictureError::NotBase64 {
+        field: field.to_owned(),
+        problem: e.to_string(),
+    })?;
+    if decoded.len() > most {
+        return Err(too_large(decoded.len()));
+    }
+    Ok(Cow::Owned(decoded))
+}
+
+/// A JSON object without its picture, everything else as it was; `None` if it is no JSON object.
+pub fn context(payload: &[u8], field: &str) -> Option<Box<RawValue>> {
+    if !is_json(payload) {
+        return None;
+    }
+    let text = std::str::from_utf8(payload).ok()?;
+    let mut out = String::new();
+    copy_without(text, field, &mut out).ok()?;
+    RawValue::from_string(out).ok()
+}
+
+fn is_json(payload: &[u8]) -> bool {
+    let first = payload.iter().find(|b| !b.is_ascii_whitespace());
+    first == Some(&b'{')
+}
+
+fn find<'p>(object: &'p str, path: &str, whole: &str) -> Result<&'p RawValue, PictureError> {
+    let entries = entries(object)?;
+    let (name, rest) = split(path);
+    let value = entries.iter().find(|(key, _)| key == name);
+    let (_, value) = value.ok_or_else(|| PictureError::Missing(whole.to_owned()))?;
+    match rest {
+        None => Ok(value),
+        Some(rest) if value.get().starts_with('{') => find(value.get(), rest, whole),
+        Some(_) => Err(PictureError::Missing(whole.to_owned())),
+    }
+}
+
+fn copy_without(object: &str, path: &str, out: &mut String) -> Result<(), PictureError> {
+    let (name, rest) = split(path);
+    out.push('{');
+    for (key, value) in &entries(object)? {
+        if key == name && rest.is_none() {
+            continue;
+        }
+        if out.len() > 1 && !out.ends_with('{') {
+            out.push(',');
+        }
+        out.push_str(&serde_json::Value::from(key.as_ref()).to_string());
+        out.push(':');
+        match rest {
+            Some(rest) if key == name && value.get().starts_with('{') => {
+                copy_without(value.get(), rest, out)?;
+            }
+            _ => out.push_str(value.get()),
+        }
+    }
+    out.push('}');
+    Ok(())
+}
+
+fn split(path: &str) -> (&str, Option<&str>) {
+    match path.split_once('.') {
+        Some((name, rest)) => (name, Some(rest)),
+        None => (path, None),
+    }
+}
+
+type Entry<'p> = (Cow<'p, str>, &'p RawValue);
+
+/// Refuses a key given twice: readers disagree on which counts.
+fn entries(object: &str) -> Result<Vec<Entry<'_>>, PictureError> {
+    let parsed = serde_json::from_str::<Entries<'_>>(object);
+    let Entries(entries) = parsed.map_err(|e| PictureError::Json(e.to_string()))?;
+    let mut seen = HashSet::new();
+    match entries.iter().find(|(key, _)| !seen.insert(key.as_ref())) {
+        Some((twice, _)) => Err(PictureError::Duplicate(twice.to_string())),
+        None => Ok(entries),
+    }
+}
+
+/// Borrowed where the text has no escapes.
+#[derive(serde::Deserialize)]
+struct Text<'p>(#[serde(borrow)] Cow<'p, str>);
+
+struct Entries<'p>(Vec<Entry<'p>>);
+
+impl<'de> Deserialize<'de> for Entries<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some((key, value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    entries.push((key.0, value));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}

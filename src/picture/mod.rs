@@ -1,0 +1,178 @@
+//! Pictures, in the order of their way: out of the payload (`envelope`), to 8-bit pixels (`decode`), resized (`resize`)
+//! and cut into the scorer's rows (`tiles`); and what the scorer says of them into maps (`maps`) and regions (`regions`).
+//!
+//! What becomes of a picture before it is scored, the same as in the trainer:
+//!
+//! | | |
+//! | --- | --- |
+//! | formats | PNG, JPEG, WebP, BMP, TIFF, told by their first bytes |
+//! | EXIF orientation | applied; EXIF that cannot be read counts as none |
+//! | alpha | dropped: the colours under it count |
+//! | 16 bits | v / 257, rounded |
+//! | palette, bilevel, CMYK, YCbCr | to RGB or gray by the format's decoder; colour profiles are not applied |
+//! | colour where gray is wanted | ITU-R 601 luma, (19595 R + 38470 G + 7471 B + 32768) >> 16 |
+//! | gray where colour is wanted | three times the same |
+//! | size | resized by an antialiased triangle, as Pillow's BILINEAR does, to the bit |
+//!
+//! Refused: animations, TIFFs of several pages, floating point samples, whatever is cut off, and what the limits forbid,
+//! which are held against the header before anything is decoded.
+
+mod decode;
+mod envelope;
+mod maps;
+mod regions;
+mod resize;
+mod tiles;
+mod view;
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+
+use crate::bundle::Pixels;
+pub use maps::{Finding, Png, highest};
+pub use regions::Region;
+pub use tiles::Layout;
+pub use view::{Mask, mask, thumbnail};
+
+/// What a payload may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Of the encoded picture.
+    pub bytes: usize,
+    /// Width times height.
+    pub pixels: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            bytes: 32 << 20,
+            pixels: 64 << 20,
+        }
+    }
+}
+
+/// The field of a JSON object that holds the picture.
+pub const FIELD: &str = "image";
+
+/// Why a payload gave no picture. It becomes a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PictureError {
+    #[error("{what}: {is}, the limit is {limit}")]
+    TooLarge {
+        what: &'static str,
+        is: u64,
+        limit: u64,
+    },
+    #[error("to decode it takes more memory than a picture may: {0}")]
+    TooMuchMemory(String),
+    #[error("neither a PNG, JPEG, WebP, BMP or TIFF nor a JSON object")]
+    Unknown,
+    #[error("{0}")]
+    Broken(String),
+    #[error("animated: which of its pictures counts?")]
+    Animated,
+    #[error("not a JSON object that can be read: {0}")]
+    Json(String),
+    #[error("key `{0}` is there twice")]
+    Duplicate(String),
+    #[error("`{0}` is missing: it should hold the picture in base64")]
+    Missing(String),
+    #[error("`{0}` is not a text: it should hold the picture in base64")]
+    NotText(String),
+    #[error("`{field}` is not base64: {problem}")]
+    NotBase64 { field: String, problem: String },
+}
+
+/// Reads payloads into rows for one model.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    pixels: Pixels,
+    /// Dotted path.
+    field: String,
+    limits: Limits,
+}
+
+/// A picture, ready to be scored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    /// Upright, before it was resized.
+    pub width: usize,
+    pub height: usize,
+    pub layout: Layout,
+    /// uint8 [tiles, height, width, channels] of the model.
+    pub rows: Vec<u8>,
+}
+
+impl Reader {
+    /// Pictures for `pixels`; in a JSON object they are at `field`, a dotted path.
+    pub fn new(pixels: Pixels, field: &str, limits: Limits) -> Reader {
+        Reader {
+            pixels,
+            field: field.to_owned(),
+            limits,
+        }
+    }
+
+    pub fn pixels(&self) -> &Pixels {
+        &self.pixels
+    }
+
+    /// Decodes a payload, a picture or a JSON object with one, into rows.
+    ///
+    /// # Errors
+    /// [`PictureError`]; nothing a payload holds makes it panic or take more memory than the limits allow.
+    pub fn read(&self, payload: &[u8]) -> Result<Picture, PictureError> {
+        let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
+        let flat = decode::decode(&encoded, self.pixels.channels, self.limits.pixels)?;
+        let (width, height) = (flat.width, flat.height);
+        self.can_be_resized(width, height)?;
+        let (layout, rows) = tiles::rows(flat, &self.pixels);
+        Ok(Picture {
+            width,
+            height,
+            layout,
+            rows,
+        })
+    }
+
+    /// What is narrower than a tile is stretched to it: 1 x 64 million pixels would become gigabytes.
+    fn can_be_resized(&self, width: usize, height: usize) -> Result<(), PictureError> {
+        let layout = Layout::of(width, height, &self.pixels);
+        let row = layout.tile_width as u64 * layout.tile_height as u64;
+        let limit = self.limits.pixels.max(row);
+        let is = layout.width as u64 * layout.height as u64;
+        if is > limit {
+            return Err(PictureError::TooLarge {
+                what: "pixels once it is resized",
+                is,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the rows that a payload will become, as far as its header tells; 0 if it will become none.
+    pub fn row_bytes(&self, payload: &[u8]) -> usize {
+        let one = self.pixels.row_bytes();
+        if self.pixels.tiles.is_none() {
+            return one;
+        }
+        let rows = || {
+            let encoded = envelope::picture(payload, &self.field, self.limits.bytes).ok()?;
+            let (width, height) = decode::size(&encoded, self.limits.pixels).ok()?;
+            self.can_be_resized(width, height).ok()?;
+            Some(Layout::of(width, height, &self.pixels).rows())
+        };
+        rows().map_or(0, |rows| rows.saturating_mul(one))
+    }
+
+    /// The JSON object around the picture without the picture; `None` for a bare picture.
+    pub fn context(&self, payload: &[u8]) -> Option<Cow<'static, RawValue>> {
+        envelope::context(payload, &self.field).map(Cow::Owned)
+    }
+}
+
+#[cfg(test)]
+mod tests;

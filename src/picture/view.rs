@@ -1,0 +1,130 @@
+//! Pictures that are not scored: small ones to look at, and masks.
+
+use image::ExtendedColorType;
+use image::ImageEncoder;
+use image::codecs::jpeg::JpegEncoder;
+
+use super::decode::{Flat, decode};
+use super::resize::resize;
+use super::{Limits, PictureError, envelope};
+
+const JPEG_QUALITY: u8 = 85;
+
+/// Where a picture is anomalous.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    pub width: usize,
+    pub height: usize,
+    /// [height, width], row-major.
+    pub marked: Vec<bool>,
+}
+
+/// Decodes a mask: what is not black is marked.
+///
+/// # Errors
+/// As for a picture that is to be scored.
+pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
+    let flat = flat(encoded, 1, limits)?;
+    Ok(Mask {
+        width: flat.width,
+        height: flat.height,
+        marked: flat.pixels.iter().map(|level| *level > 0).collect(),
+    })
+}
+
+/// The picture upright as a JPEG in colour, its longer side of at most `side` pixels.
+///
+/// # Errors
+/// As for a picture that is to be scored.
+pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, PictureError> {
+    let flat = flat(encoded, 3, limits)?;
+    let longer = flat.width.max(flat.height).max(side);
+    let (width, height) = (flat.width * side / longer, flat.height * side / longer);
+    let small = resize(flat, width.max(1), height.max(1));
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
+        .write_image(
+            &small.pixels,
+            small.width as u32,
+            small.height as u32,
+            ExtendedColorType::Rgb8,
+        )
+        .map_err(|e| PictureError::Broken(e.to_string()))?;
+    Ok(jpeg)
+}
+
+fn flat(encoded: &[u8], channels: usize, limits: Limits) -> Result<Flat, PictureError> {
+    let encoded = envelope::picture(encoded, super::FIELD, limits.bytes)?;
+    decode(&encoded, channels, limits.pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::png::PngEncoder;
+
+    fn png(width: u32, height: u32, levels: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes)
+            .write_image(levels, width, height, ExtendedColorType::L8)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_not_black_is_marked() {
+        let mask = mask(&png(3, 2, &[0, 1, 255, 0, 0, 7]), Limits::default()).unwrap();
+        assert_eq!((mask.width, mask.height), (3, 2));
+        assert_eq!(mask.marked, [false, true, true, false, false, true]);
+    }
+
+    #[test]
+    fn thumbnails_keep_the_shape_and_are_never_larger() {
+        let size = |width, height, side| {
+            let picture = png(width, height, &vec![90; (width * height) as usize]);
+            let jpeg = thumbnail(&picture, Limits::default(), side).unwrap();
+            let small = image::load_from_memory(&jpeg).unwrap();
+            (small.width(), small.height())
+        };
+        assert_eq!(size(400, 100, 100), (100, 25));
+        assert_eq!(size(40, 10, 100), (40, 10));
+        assert_eq!(size(1, 1000, 100), (1, 100));
+        assert!(thumbnail(b"none", Limits::default(), 100).is_err());
+    }
+
+    /// Found by fuzzing: png 0.18.1 panics of a palette that is not whole colours (image-rs/image-png#694).
+    #[test]
+    fn a_decoder_that_panics_is_a_refusal() {
+        let picture = include_bytes!("../../tests/fuzz/seeds/image/odd_palette.png");
+        let refused = thumbnail(picture, Limits::default(), 100);
+        assert!(
+            matches!(refused, Err(PictureError::Broken(_))),
+            "{refused:?}"
+        );
+    }
+
+    /// A few kilobytes that would become 16 GB of pixels.
+    #[test]
+    fn a_picture_that_resizing_would_blow_up_is_too_large() {
+        let long = png(1, 1 << 20, &vec![0; 1 << 20]);
+        let limits = Limits {
+            bytes: 1 << 20,
+            pixels: 1 << 21,
+        };
+        let mut pixels = serde_json::json!(
+            {"height": 64, "width": 64, "channels": 1, "resize": "bilinear"}
+        );
+        let read = |pixels: &serde_json::Value, picture: &[u8]| {
+            let pixels = serde_json::from_value(pixels.clone()).unwrap();
+            super::super::Reader::new(pixels, super::super::FIELD, limits).read(picture)
+        };
+        assert!(read(&pixels, &long).is_ok());
+        pixels["tiles"] = serde_json::json!({"scale": 1.0, "overlap": 8});
+        let found = read(&pixels, &long);
+        assert!(
+            matches!(found, Err(PictureError::TooLarge { is, .. }) if is == 64 << 20),
+            "{found:?}"
+        );
+        assert!(read(&pixels, &png(1, 1000, &[0; 1000])).is_ok());
+    }
+}

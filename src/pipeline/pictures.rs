@@ -1,0 +1,208 @@
+//! Pictures between intake and publisher: threads that decode, beside the scorer that they feed. A picture's rows and
+//! maps live from its decoding to its scoring, whatever its batch waits for.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::PipelineError;
+use crate::batch::{Batch, Sighting};
+use crate::metrics::Metrics;
+use crate::onnx::{Scorer, Seen};
+use crate::picture::{Picture, PictureError, Reader, highest};
+
+/// Pictures that wait for a scorer, decoded, at least.
+pub const AHEAD: usize = 2;
+
+/// From a decoder to its scorer.
+pub enum Step {
+    /// The next picture of the batch with this sequence.
+    Picture {
+        sequence: u64,
+        opened: Option<Instant>,
+        picture: Result<Picture, PictureError>,
+    },
+    /// The batch, all of its pictures before it.
+    End(Batch),
+}
+
+/// When a picture is to be explained, and how.
+#[derive(Clone, Copy)]
+pub struct Explain {
+    pub threshold: f32,
+    /// Whether or not it is an anomaly.
+    pub all: bool,
+    /// Regions, at most.
+    pub most: usize,
+}
+
+/// A decoder: takes whatever batch comes next and hands its pictures over one by one.
+pub fn decode(
+    reader: &Reader,
+    work: &Receiver<Batch>,
+    steps: &Sender<Step>,
+    metrics: &Metrics,
+) -> Result<(), PipelineError> {
+    for batch in work {
+        for record in batch.records() {
+            let started = Instant::now();
+            let picture = reader.read(record.payload);
+            metrics
+                .decode_seconds
+                .observe(started.elapsed().as_secs_f64());
+            let step = Step::Picture {
+                sequence: batch.sequence,
+                opened: batch.opened(),
+                picture,
+            };
+            if steps.send(step).is_err() {
+                return Ok(());
+            }
+        }
+        if steps.send(Step::End(batch)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// A scorer, and what it has found of batches whose end has not come.
+pub struct Worker {
+    pub scorer: Scorer,
+    pub explain: Explain,
+    pub metrics: Metrics,
+    pub open: BTreeMap<u64, Part>,
+}
+
+#[derive(Default)]
+pub struct Part {
+    scores: Vec<f32>,
+    sightings: Vec<Sighting>,
+    seconds: f64,
+}
+
+impl Worker {
+    /// Scores what its decoders hand over. Where more than one picture can be scored at once, those that wait are.
+    pub fn run(
+        mut self,
+        steps: &Receiver<Step>,
+        to_publish: &Sender<Batch>,
+    ) -> Result<(), PipelineError> {
+        let mut seen = Seen::default();
+        let mut rows = Vec::new();
+        while let Ok(first) = steps.recv() {
+            let mut together = vec![first];
+            while rows_of(&together) < self.scorer.largest() {
+                match steps.try_recv() {
+                    Ok(next) => together.push(next),
+                    Err(_) => break,
+                }
+            }
+            let started = Instant::now();
+            seen.clear();
+            if let [Step::Picture { picture: Ok(p), .. }] = &together[..] {
+                self.scorer.score_pixels(&p.rows, &mut seen)?;
+            } else {
+                rows.clear();
+                for picture in together.iter().filter_map(Step::picture) {
+                    rows.extend_from_slice(&picture.rows);
+                }
+                self.scorer.score_pixels(&rows, &mut seen)?;
+            }
+            let seconds = started.elapsed().as_secs_f64() / rows_of(&together).max(1) as f64;
+            let mut from = 0;
+            for step in together {
+                match step {
+                    Step::Picture {
+                        sequence,
+                        opened,
+                        picture,
+                    } => {
+                        let part = part(&mut self.open, sequence, opened, started, &self.metrics);
+                        match picture {
+                            Ok(picture) => {
+                                let to = from + picture.layout.rows();
+                                self.explain.take(part, &picture, &seen, from..to);
+                                part.seconds += seconds * (to - from) as f64;
+                                from = to;
+                            }
+                            Err(error) => {
+                                part.scores.push(f32::NAN);
+                                part.sightings.push(Sighting::Dead(error.into()));
+                            }
+                        }
+                    }
+                    Step::End(batch) => {
+                        if to_publish.send(self.close(batch)).is_err() {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what was found of a batch into it.
+    fn close(&mut self, mut batch: Batch) -> Batch {
+        if let Some(part) = self.open.remove(&batch.sequence) {
+            self.metrics.inference_seconds.observe(part.seconds);
+            self.metrics.batch_size.observe(batch.scorable() as f64);
+            batch.scores = part.scores;
+            batch.sightings = part.sightings;
+        }
+        batch
+    }
+}
+
+impl Step {
+    fn picture(&self) -> Option<&Picture> {
+        match self {
+            Step::Picture { picture, .. } => picture.as_ref().ok(),
+            Step::End(_) => None,
+        }
+    }
+}
+
+fn rows_of(steps: &[Step]) -> usize {
+    let pictures = steps.iter().filter_map(Step::picture);
+    pictures.map(|picture| picture.layout.rows()).sum()
+}
+
+fn part<'w>(
+    open: &'w mut BTreeMap<u64, Part>,
+    sequence: u64,
+    opened: Option<Instant>,
+    started: Instant,
+    metrics: &Metrics,
+) -> &'w mut Part {
+    open.entry(sequence).or_insert_with(|| {
+        if let Some(opened) = opened {
+            let waited = started.saturating_duration_since(opened);
+            metrics.queue_seconds.observe(waited.as_secs_f64());
+        }
+        Part::default()
+    })
+}
+
+impl Explain {
+    fn take(self, part: &mut Part, picture: &Picture, seen: &Seen, rows: std::ops::Range<usize>) {
+        let score = highest(&seen.scores[rows.clone()]);
+        part.scores.push(score);
+        if !score.is_finite() || !(self.all || score > self.threshold) {
+            part.sightings.push(Sighting::Unexplained);
+            return;
+        }
+        let layout = &picture.layout;
+        let pixels = layout.tile_width * layout.tile_height;
+        let values = pixels * layout.channels;
+        let finding = picture.finding(
+            &seen.heat[rows.start * pixels..rows.end * pixels],
+            &seen.reconstruction[rows.start * values..rows.end * values],
+            self.threshold,
+            self.most,
+        );
+        part.sightings.push(Sighting::Explained(Box::new(finding)));
+    }
+}

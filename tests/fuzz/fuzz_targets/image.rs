@@ -1,0 +1,67 @@
+//! Payloads into pictures, to gray and to colour, whole and in tiles: pixels for whole rows, or a refusal.
+#![no_main]
+
+use std::panic;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use residuald::bundle::Pixels;
+use residuald::picture::{FIELD, Limits, PictureError, Reader};
+use serde_json::json;
+
+/// Small, so that a picture's own size costs most of the time.
+const LIMITS: Limits = Limits {
+    bytes: 3000,
+    pixels: 1 << 16,
+};
+
+static READERS: LazyLock<[Reader; 2]> = LazyLock::new(|| {
+    // A decoder's panic is caught and becomes a refusal. Ours would be caught as well, but must not be.
+    let fatal = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let ours = |at: &panic::Location<'_>| !at.file().contains("/registry/src/");
+        if info.location().is_none_or(ours) {
+            fatal(info);
+        }
+    }));
+    let gray = json!({"height": 16, "width": 24, "channels": 1, "resize": "bilinear"});
+    let tiles = json!({"scale": 0.75, "overlap": 4});
+    let colour =
+        json!({"height": 16, "width": 16, "channels": 3, "resize": "bilinear", "tiles": tiles});
+    [gray, colour].map(|pixels| {
+        let pixels: Pixels = serde_json::from_value(pixels).expect("pixels");
+        Reader::new(pixels, FIELD, LIMITS)
+    })
+});
+
+fuzz_target!(|data: &[u8]| {
+    let mut upright = None;
+    for reader in READERS.iter() {
+        let row = reader.pixels().row_bytes();
+        match reader.read(data) {
+            Ok(picture) => {
+                let size = (picture.width, picture.height);
+                assert!(size.0 > 0 && size.1 > 0);
+                assert!((size.0 * size.1) as u64 <= LIMITS.pixels);
+                assert!(picture.layout.rows() > 0);
+                assert_eq!(picture.rows.len(), picture.layout.rows() * row);
+                assert_eq!(reader.row_bytes(data), picture.rows.len());
+                assert_eq!(*upright.get_or_insert(size), size, "as it came for both");
+            }
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                assert!(
+                    upright.is_none() || matches!(error, PictureError::TooLarge { .. }),
+                    "{error}"
+                );
+            }
+        }
+    }
+    if let Some(context) = READERS[0].context(data) {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(context.get());
+        // As with `json`: an unpaired surrogate or 1e999 is the payload's own.
+        if let Ok(parsed) = parsed {
+            assert!(parsed.get(FIELD).is_none());
+        }
+    }
+});

@@ -1,0 +1,337 @@
+//! Pictures end to end on the embedded broker: every format, hostile ones, the same bytes whatever the way, maps by claim check.
+//! With the bundles of `pictures/make.py`, which judge a picture by how far it is from middle gray.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::kafka::{Note, produce, read_all};
+use common::process::{Daemon, run};
+use common::{parse, root, score_of};
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use residuald::kafka::embedded::EmbeddedBroker;
+use serde_json::Value;
+
+const FORMATS: [ImageFormat; 5] = [
+    ImageFormat::Png,
+    ImageFormat::Jpeg,
+    ImageFormat::WebP,
+    ImageFormat::Bmp,
+    ImageFormat::Tiff,
+];
+
+fn folder(of: &str) -> PathBuf {
+    root().join("tests/pictures").join(of)
+}
+
+fn bundle(name: &str) -> String {
+    format!("model.bundle={:?}", folder(name))
+}
+
+fn broker() -> EmbeddedBroker {
+    let topics = ["in", "anomalies", "scores", "dead", "media"];
+    EmbeddedBroker::start(&topics.map(|topic| (topic, 1))).unwrap()
+}
+
+fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let picture = DynamicImage::from(picture.clone());
+    picture.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// Middle gray with a white square of 20 x 20 at 40, 80.
+fn spotted() -> RgbImage {
+    RgbImage::from_fn(100, 160, |x, y| {
+        let inside = (40..60).contains(&x) && (80..100).contains(&y);
+        Rgb([if inside { 255 } else { 128 }; 3])
+    })
+}
+
+/// Pictures of any size and content, always the same.
+fn noise(number: u32) -> RgbImage {
+    let spread = 1 + 7 * (number % 17);
+    RgbImage::from_fn(20 + 3 * number, 90 - number, |x, y| {
+        let value = |c: u32| (128 + (x * 31 + y * 17 + c * 7 + number * x * y) % spread) as u8;
+        Rgb([value(0), value(1), value(2)])
+    })
+}
+
+fn map(shown: &Value) -> DynamicImage {
+    assert_eq!(shown["content_type"], "image/png");
+    let bytes = STANDARD.decode(shown["data"].as_str().unwrap()).unwrap();
+    let map = image::load_from_memory(&bytes).unwrap();
+    assert_eq!(map.width() as u64, shown["width"].as_u64().unwrap());
+    assert_eq!(map.height() as u64, shown["height"].as_u64().unwrap());
+    map
+}
+
+#[test]
+fn every_picture_has_its_verdict_or_its_dead_letter() {
+    let broker = broker();
+    let spotted = spotted();
+    let mut notes: Vec<Note> = FORMATS
+        .iter()
+        .map(|format| Note::new(&format!("{format:?}"), encoded(&spotted, *format)))
+        .collect();
+    let base64 = STANDARD.encode(encoded(&spotted, ImageFormat::Png));
+    let json = format!(r#"{{"id": 17, "image": "{base64}", "line": {{"belt": 3}}}}"#);
+    notes.push(Note::new("json", json));
+    let good = notes.len();
+    let whole = encoded(&spotted, ImageFormat::Jpeg);
+    let read = |name: &str| std::fs::read(folder("files").join(name)).unwrap();
+    let mut bomb = encoded(&spotted, ImageFormat::Bmp);
+    bomb[18..22].copy_from_slice(&30_000_u32.to_le_bytes());
+    bomb[22..26].copy_from_slice(&30_000_u32.to_le_bytes());
+    let bad = [
+        ("truncated", whole[..whole.len() / 2].to_vec(), "malformed"),
+        ("magic", b"GIF89a....".to_vec(), "malformed"),
+        ("animated", read("animated.webp"), "malformed"),
+        ("pages", read("pages.tiff"), "malformed"),
+        ("bomb", bomb, "too_large"),
+        ("large", vec![0xff; 300_000], "too_large"),
+        ("text", br#"{"image": 5}"#.to_vec(), "wrong_type"),
+        ("absent", br#"{"id": 5}"#.to_vec(), "missing"),
+        (
+            "twice",
+            br#"{"image": "", "image": ""}"#.to_vec(),
+            "duplicate",
+        ),
+    ];
+    for (name, payload, _) in &bad {
+        notes.push(Note {
+            headers: vec![("own".to_owned(), Some(b"x".to_vec()))],
+            ..Note::new(name, payload.clone())
+        });
+    }
+    notes.push(Note::new("tombstone", ""));
+    produce(&broker.brokers, "in", &notes);
+    let settings = [
+        &bundle("gray"),
+        "threshold.score=4",
+        "output.scores_topic=scores",
+        "input.max_image_bytes=200000",
+    ];
+    let daemon = Daemon::ready(&broker.brokers, &settings);
+    daemon.await_count("scored", good as u64);
+    daemon.await_count("dead_letters", bad.len() as u64);
+    daemon.await_count("skipped", 1);
+    daemon.is_balanced();
+    assert_eq!(
+        daemon.metric("residuald_decode_seconds_count"),
+        (good + bad.len()) as f64
+    );
+    daemon.drains();
+
+    let anomalies = read_all(&broker.brokers, "anomalies");
+    assert_eq!(anomalies.len(), good);
+    for (note, sent) in anomalies.iter().zip(&notes) {
+        assert_eq!(note.key, sent.key, "in the order in which they came");
+        let verdict = note.json();
+        assert_eq!(
+            verdict["picture"],
+            serde_json::json!({"width": 100, "height": 160})
+        );
+        let region = &verdict["regions"][0];
+        let at = |name: &str| region[name].as_i64().unwrap();
+        for (name, expected) in [("x", 40), ("y", 80), ("width", 20), ("height", 20)] {
+            assert!((at(name) - expected).abs() <= 12, "{name} in {region}");
+        }
+        assert!(region["share"].as_f64().unwrap() > 0.5, "{region}");
+        let heat = map(&verdict["heatmap"]).into_luma8();
+        assert_eq!(heat.dimensions(), (32, 32));
+        assert!(
+            heat.get_pixel(16, 18).0[0] > 200,
+            "{:?}",
+            heat.get_pixel(16, 18)
+        );
+        assert!(heat.get_pixel(2, 2).0[0] < 10);
+        let expected = map(&verdict["reconstruction"]).into_luma8();
+        assert!(expected.pixels().all(|p| p.0[0] == 128));
+    }
+    let of_json = anomalies[good - 1].json();
+    assert_eq!(
+        of_json["record"],
+        serde_json::json!({"id": 17, "line": {"belt": 3}})
+    );
+    assert!(anomalies[0].json().get("record").is_none());
+
+    let dead = read_all(&broker.brokers, "dead");
+    assert_eq!(dead.len(), bad.len());
+    for (note, (name, payload, reason)) in dead.iter().zip(&bad) {
+        assert_eq!(note.key.as_deref(), Some(name.as_bytes()));
+        assert_eq!(note.payload.as_ref(), Some(payload), "{name}");
+        assert_eq!(note.header("own"), Some("x"), "{name}");
+        let class = note.header("__connect.errors.exception.class.name");
+        assert_eq!(
+            class,
+            Some(format!("residuald.decode.{reason}").as_str()),
+            "{name}"
+        );
+    }
+}
+
+/// Payloads of all verdicts by key, from a daemon with these settings.
+fn verdicts(bundle_name: &str, notes: &[Note], settings: &[&str]) -> BTreeMap<String, Vec<u8>> {
+    let broker = broker();
+    produce(&broker.brokers, "in", notes);
+    let bundle = bundle(bundle_name);
+    let fixed = [&bundle, "threshold.score=4", "output.scores_topic=scores"];
+    let daemon = Daemon::ready(&broker.brokers, &[&fixed, settings].concat());
+    daemon.await_count("scored", notes.len() as u64);
+    daemon.is_balanced();
+    daemon.drains();
+    let published = read_all(&broker.brokers, "scores");
+    assert_eq!(published.len(), notes.len());
+    let by_key = published.into_iter().map(|note| {
+        let key = String::from_utf8(note.key.unwrap()).unwrap();
+        (key, note.payload.unwrap())
+    });
+    by_key.collect()
+}
+
+#[test]
+fn the_same_picture_gets_the_same_verdict_whatever_the_way() {
+    for name in ["gray", "tiles"] {
+        let records: Vec<String> = (0..40)
+            .map(|number| {
+                let base64 = STANDARD.encode(encoded(&noise(number), ImageFormat::Png));
+                format!(r#"{{"number": {number}, "image": "{base64}"}}"#)
+            })
+            .collect();
+        let notes: Vec<Note> = (1..)
+            .zip(&records)
+            .map(|(number, record): (u64, _)| Note {
+                timestamp_ms: Some(1_767_225_600_123),
+                ..Note::new(&number.to_string(), record.as_str())
+            })
+            .collect();
+        let one = verdicts(
+            name,
+            &notes,
+            &["inference.workers=1", "batch.max_records=1"],
+        );
+        let other = verdicts(
+            name,
+            &notes,
+            &["inference.workers=3", "batch.max_records=17"],
+        );
+        assert!(one == other, "{name}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let (file, out) = (dir.path().join("in.ndjson"), dir.path().join("out.ndjson"));
+        std::fs::write(&file, records.join("\n")).unwrap();
+        let ended = run(&[
+            "score",
+            file.to_str().unwrap(),
+            "--bundle",
+            folder(name).to_str().unwrap(),
+            "--score",
+            "4",
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        ended.with_code(0);
+        let lines = std::fs::read_to_string(out).unwrap();
+        assert_eq!(lines.lines().count(), records.len());
+        for line in lines.lines().map(|line| parse(line.as_bytes())) {
+            let verdict = parse(&one[&line["record"].to_string()]);
+            assert_eq!(score_of(&line).to_bits(), score_of(&verdict).to_bits());
+            assert_eq!(line["regions"], verdict["regions"]);
+        }
+    }
+}
+
+#[test]
+fn maps_that_are_too_large_go_where_the_verdict_points() {
+    let notes = [Note::new("a", encoded(&spotted(), ImageFormat::Png))];
+    let none = ["output.inline_limit=0"];
+    let verdict = parse(&verdicts("tiles", &notes, &none)["a"]);
+    assert!(verdict.get("heatmap").is_none() && verdict.get("reconstruction").is_none());
+    assert!(!verdict["regions"].as_array().unwrap().is_empty());
+
+    let dir = tempfile::tempdir().unwrap();
+    let to_folder = format!("output.media_dir={:?}", dir.path());
+    let verdict = parse(&verdicts("tiles", &notes, &["output.inline_limit=0", &to_folder])["a"]);
+    for kind in ["heatmap", "reconstruction"] {
+        let uri = verdict[kind]["uri"].as_str().unwrap();
+        let bytes = std::fs::read(uri.strip_prefix("file://").unwrap()).unwrap();
+        let map = image::load_from_memory(&bytes).unwrap();
+        assert_eq!((map.width(), map.height()), (50, 80), "half the picture");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+
+    let broker = broker();
+    produce(&broker.brokers, "in", &notes);
+    let settings = [
+        &bundle("tiles"),
+        "threshold.score=4",
+        "output.inline_limit=0",
+        "output.media_topic=media",
+    ];
+    let daemon = Daemon::ready(&broker.brokers, &settings);
+    daemon.await_count("scored", 1);
+    daemon.drains();
+    let verdict = read_all(&broker.brokers, "anomalies")[0].json();
+    let media = read_all(&broker.brokers, "media");
+    assert_eq!(media.len(), 2);
+    for (note, kind) in media.iter().zip(["heatmap", "reconstruction"]) {
+        let id = verdict["id"].as_str().unwrap();
+        let key = String::from_utf8(note.key.clone().unwrap()).unwrap();
+        assert_eq!(key, format!("{id}-{kind}"));
+        assert_eq!(verdict[kind]["uri"], format!("kafka://media?key={key}"));
+        assert_eq!(note.header("content-type"), Some("image/png"));
+        image::load_from_memory(note.payload.as_ref().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_bundle_and_an_input_that_do_not_fit_are_refused_in_words() {
+    let check = |settings: &[&str]| {
+        let mut arguments = vec!["check", "--set", "kafka.topics=in"];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        run(&arguments)
+    };
+    let (gray, payments) = (
+        bundle("gray"),
+        format!("model.bundle={:?}", common::payments()),
+    );
+    let rate = "threshold.false_alarm_rate=0.01";
+    check(&[&gray, rate]).with_code(0);
+    check(&[&gray, rate, "input.format=image"]).with_code(0);
+    for (settings, named) in [
+        (
+            vec![gray.as_str(), "input.format=json"],
+            "the bundle reads pictures",
+        ),
+        (
+            vec![&gray, "input.format=avro", "input.schema_file=a.avsc"],
+            "not in Avro or Protobuf",
+        ),
+        (
+            vec![&payments, "input.format=image"],
+            "the bundle reads tables",
+        ),
+        (
+            vec![&gray, "output.media_dir=/nowhere/at/all"],
+            "output.media_dir",
+        ),
+        (
+            vec![&gray, "output.media_dir=/tmp", "output.media_topic=m"],
+            "not both",
+        ),
+        (vec![&gray, "input.image_field=a..b"], "input.image_field"),
+    ] {
+        let ended = check(&[&settings[..], &[rate]].concat());
+        let error = ended.with_code(78);
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    let ended = run(&["bench", "--bundle", folder("gray").to_str().unwrap()]);
+    assert_ne!(ended.code, Some(0));
+}
