@@ -92,7 +92,7 @@ bench: onnxruntime build ## cost of each part and of the whole, then the micro-b
 
 # Sanitizers find little in safe Rust and would hide how much memory a target takes.
 FUZZ_RUNS ?= 1000000
-FUZZ_TARGETS := json avro protobuf wire message
+FUZZ_TARGETS := json avro protobuf wire message picture
 
 .PHONY: fuzz
 fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fuzz/README.md)
