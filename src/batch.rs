@@ -352,6 +352,25 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_counts_by_its_rows_and_keeps_its_headers() {
+        let mut batch = Batch::default();
+        let now = Instant::now();
+        batch.keep_picture(&record(0, 1), P0, MAX_BYTES - 20, now);
+        assert!(!batch.is_due(9, Duration::MAX, now));
+        batch.keep_picture(&record(0, 2), P0, 20, now);
+        assert!(batch.is_due(9, Duration::MAX, now), "full in rows to come");
+        let error = RowError {
+            reason: Reason::TooLarge,
+            detail: "large".into(),
+        };
+        let letter = batch.records().next().unwrap().letter("t", error);
+        assert_eq!(letter.headers[0], ("other".to_owned(), None));
+        assert_eq!((letter.headers.len(), letter.source.offset), (2, 1));
+        batch.clear();
+        assert_eq!(batch.weight(), 0);
+    }
+
+    #[test]
     fn clearing_gives_back_the_memory_of_a_huge_message() {
         let mut batch = Batch::default();
         let huge = vec![b'x'; 20 << 20];

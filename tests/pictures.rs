@@ -3,15 +3,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Cursor;
 use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::kafka::{Note, produce, read_all};
+use common::cluster::cluster;
+use common::kafka::{Note, ends, produce, read_all};
 use common::process::{Daemon, run};
-use common::{parse, root, score_of};
+use common::{parse, root, score_of, wait_for};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::Value;
@@ -334,4 +335,80 @@ fn a_bundle_and_an_input_that_do_not_fit_are_refused_in_words() {
     }
     let ended = run(&["bench", "--bundle", folder("gray").to_str().unwrap()]);
     assert_ne!(ended.code, Some(0));
+}
+
+/// 4000 x 3000 pixels, smooth but for a defect.
+fn photograph() -> Vec<u8> {
+    let picture = RgbImage::from_fn(4000, 3000, |x, y| {
+        let inside = (1000..1200).contains(&x) && (2000..2100).contains(&y);
+        let level = (118 + (x + y) / 350) as u8;
+        Rgb([if inside { 255 } else { level }; 3])
+    });
+    encoded(&picture, ImageFormat::Jpeg)
+}
+
+#[test]
+fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
+    const PICTURES: usize = 400;
+    let Some(cluster) = cluster() else { return };
+    for topic in ["in", "anomalies", "scores", "dead", "media"] {
+        cluster.create_topic(topic, 1);
+    }
+    let brokers = cluster.brokers.as_str();
+    let mut notes: Vec<Note> = (0..PICTURES)
+        .map(|i| {
+            let picture = encoded(&noise(i as u32 % 40), ImageFormat::Png);
+            Note::new(&i.to_string(), picture)
+        })
+        .collect();
+    notes.push(Note::new("photograph", photograph()));
+    produce(brokers, "in", &notes);
+    let settings = [
+        &bundle("tiles"),
+        "threshold.score=4",
+        "kafka.delivery=exactly-once",
+        "kafka.consumer.\"group.instance.id\"=one",
+        "output.scores_topic=scores",
+        "output.inline_limit=0",
+        "output.media_topic=media",
+        "batch.max_records=16",
+    ];
+    let daemon = Daemon::ready(brokers, &settings);
+    daemon.await_count("scored", 50);
+    assert_eq!(daemon.kill_9().code, None, "killed by a signal");
+    let daemon = Daemon::ready(brokers, &settings);
+    wait_for("every verdict", || {
+        (read_all(brokers, "scores").len() > PICTURES).then_some(())
+    });
+    daemon.is_balanced();
+    daemon.drains();
+    assert!(ends(brokers, "dead").iter().all(|(_, end)| *end == 0));
+
+    let scores = read_all(brokers, "scores");
+    let keys: Vec<_> = scores.iter().map(|note| note.key.clone()).collect();
+    let sent: Vec<_> = notes.iter().map(|note| note.key.clone()).collect();
+    assert_eq!(keys, sent, "each once and in order");
+    let media = read_all(brokers, "media");
+    let maps: HashSet<_> = media.iter().map(|note| note.key.clone().unwrap()).collect();
+    assert_eq!(
+        (media.len(), maps.len()),
+        (2 * notes.len(), 2 * notes.len())
+    );
+    for verdict in scores.iter().map(Note::json) {
+        for kind in ["heatmap", "reconstruction"] {
+            let (_, key) = verdict[kind]["uri"]
+                .as_str()
+                .unwrap()
+                .split_once("key=")
+                .unwrap();
+            assert!(maps.contains(key.as_bytes()), "{key}");
+        }
+    }
+    let photograph = scores[PICTURES].json();
+    assert_eq!(photograph["severity"], "critical");
+    let region = &photograph["regions"][0];
+    for (name, expected) in [("x", 1000), ("y", 2000), ("width", 200), ("height", 100)] {
+        let got = region[name].as_i64().unwrap();
+        assert!((got - expected).abs() <= 20, "{name} in {region}");
+    }
 }

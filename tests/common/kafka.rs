@@ -88,6 +88,7 @@ fn consumer(brokers: &str, group: &str) -> BaseConsumer {
         .set("bootstrap.servers", brokers)
         .set("group.id", group)
         .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
         .set("fetch.message.max.bytes", "20000000")
         .set("log_level", "2")
         .create()
@@ -140,7 +141,14 @@ pub fn read_all(brokers: &str, topic: &str) -> Vec<Note> {
         let Some(message) = consumer.poll(Duration::from_millis(100)) else {
             continue;
         };
-        let message = message.unwrap();
+        let message = match message {
+            // The last offsets may be a transaction's end, which is no record.
+            Err(KafkaError::PartitionEOF(partition)) => {
+                waiting_for.remove(&partition);
+                continue;
+            }
+            message => message.unwrap(),
+        };
         if waiting_for.get(&message.partition()) == Some(&(message.offset() + 1)) {
             waiting_for.remove(&message.partition());
         }
