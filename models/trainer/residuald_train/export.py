@@ -38,9 +38,13 @@ FORBIDDEN = {
 FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
 
 
-def to_onnx(scorer):
-    """Scorer -> the bytes of model.onnx: batch axis dynamic, default domain, no control flow, no randomness."""
-    example = torch.zeros(3, len(scorer.space.features))
+def to_onnx(scorer, example=None):
+    """Scorer -> the bytes of model.onnx: batch axis dynamic, default domain, no control flow, no randomness.
+
+    `example` is an input of two or more rows; without it they are those of a table.
+    """
+    if example is None:
+        example = torch.zeros(3, len(scorer.space.features))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
