@@ -120,7 +120,8 @@ class Corruption:
     def __call__(self, x):
         g, n = self.g, len(x)
         y, part = x.clone(), max(1, n // 4)
-        spread = (x - F.avg_pool2d(x, 17, 1, 8, count_include_pad=False)).std((1, 2, 3), keepdim=True) + 0.02
+        coarse = F.interpolate(F.avg_pool2d(x, 16), scale_factor=16.0)
+        spread = (x - coarse).std((1, 2, 3), keepdim=True) + 0.02
         for turn in range(2):
             for a in range(0, n, part):
                 if turn and chance(g) > SECOND:

@@ -91,6 +91,18 @@ def split(pictures, share, seed):
     return [p for p in pictures if p.group not in taken], [p for p in pictures if p.group in taken]
 
 
+def halves(pictures, seed=0):
+    """Pictures of all classes -> (groups to choose settings on, groups to report on), of every class half the groups."""
+    kind = {}
+    for p in sorted(pictures, key=lambda p: (p.normal, p.label)):  # a group with a defect counts as of that class
+        kind.setdefault(p.group, p.label)
+    rng, sides = np.random.default_rng(seed), (set(), set())
+    for label in sorted(set(kind.values())):
+        for i, name in enumerate(rng.permutation(sorted(g for g in kind if kind[g] == label)).tolist()):
+            sides[i % 2].add(name)
+    return sides
+
+
 def fingerprint(pictures):
     """sha256 over names and contents, for the manifest."""
     total = hashlib.sha256()
