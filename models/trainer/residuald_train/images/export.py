@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from .. import TrainerError, __version__
-from ..export import ABSOLUTE, FORMAT, OPSET, RELATIVE, as_json, session, to_onnx
+from ..export import ABSOLUTE, FORMAT, OPSET, RELATIVE, as_json, check_out, session, to_onnx, write
+from .metrics import picture_scores
 from .pixels import decode, rows
 from .scorer import run_torch
 
+__all__ = ["bundle", "check_out", "run_onnx", "session", "write"]
 LOOSEST = 0.01
 
 
@@ -22,13 +24,6 @@ def run_onnx(session, x, batch=8):
     """uint8 [n, H, W, C] -> (score, heat, reconstruction)."""
     parts = [session.run(None, {"x": x[i : i + batch]}) for i in range(0, len(x), batch)]
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
-
-
-def picture_scores(score, owner):
-    """Scores of rows -> of pictures: the highest of their tiles."""
-    out = np.full(owner.max() + 1, -np.inf)
-    np.maximum.at(out, owner, score)
-    return out
 
 
 def calibration(score):
@@ -78,11 +73,11 @@ def tolerance(want, got):
     raise TrainerError(f"ONNX Runtime and torch disagree by {error.max()} on a score; nothing was written")
 
 
-def bundle(scorer, x, owner, facts, scoring):
+def bundle(scorer, x, owner, facts):
     """x uint8 [n, H, W, C] rows of held-out pictures, `owner` [n] whose they are -> ({name: bytes}, largest parity
     error, scores of the held-out pictures)."""
     shape = scorer.shape
-    model = to_onnx(scorer, torch.zeros(2, *x.shape[1:], dtype=torch.uint8))
+    model = to_onnx(scorer, (torch.zeros(2, *x.shape[1:], dtype=torch.uint8),))
     run = session(model)
     pictures = golden_pictures(shape, x, np.random.default_rng(facts["training"]["seed"]))
     golden = [rows(decode(p, shape.channels), shape) for p in pictures]
@@ -109,7 +104,7 @@ def bundle(scorer, x, owner, facts, scoring):
         "version": facts["version"],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "input": shape.manifest(),
-        "scoring": scoring | {"opset": OPSET},
+        "scoring": scorer.facts() | {"opset": OPSET},
         "golden": {"relative_tolerance": relative, "absolute_tolerance": ABSOLUTE},
         "training": {
             "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

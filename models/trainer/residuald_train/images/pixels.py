@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from .. import TrainerError
 
@@ -112,3 +113,13 @@ def mask_rows(path, like, shape):
     whole = np.array(mask.resize(size, Image.NEAREST)) > 127
     across, down = (starts(size[k], (w, h)[k], shape.tiles.overlap) for k in (0, 1))
     return np.stack([whole[y : y + h, x : x + w] for y in down for x in across])
+
+
+def to_rows(pictures, shape):
+    """Picture files -> uint8 [n, H, W, C], and for each row the index of its picture."""
+    out, owner = [], []
+    for i, p in enumerate(tqdm(pictures, desc="read", unit=" pictures", mininterval=0.5)):
+        piece = rows(load(p.path, shape.channels), shape)
+        out.append(piece)
+        owner += [i] * len(piece)
+    return np.concatenate(out), np.array(owner)

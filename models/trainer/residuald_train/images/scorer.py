@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .unet import UNet
+from .unet import UNet, flops
 
 LOCAL = 10.0  # pixels, σ of the local contrast normalisation
 FLOOR = 0.08  # of the local deviation, in standard deviations of the picture
@@ -92,6 +92,17 @@ class Scorer(nn.Module):
         shown = F.interpolate(self.heavy(heat), size=(h, w), mode="bilinear", align_corners=False).squeeze(1)
         clean = ((z - r * local) * deviation + mean).round().clamp(0, 255)
         return self.score(heat), shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
+
+    def facts(self):
+        """For the manifest."""
+        h, w, c = self.shape.height, self.shape.width, self.shape.channels
+        return {
+            "recipe": "blind",
+            "calls": 1,
+            "aggregation": f"mean of the highest {self.top} of {self.half[0]}x{self.half[1]} values of heat",
+            "border": f"{self.border} of these left out at each edge",
+            "gflop": round(flops(self, torch.zeros(1, h, w, c, dtype=torch.uint8)) / 1e9, 3),
+        }
 
     def heat(self, r, level):
         heat = r.abs().mean(1, keepdim=True) * torch.sigmoid(level)

@@ -7,7 +7,6 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -86,61 +85,75 @@ def loss(scorer, x, y, options):
 
 
 def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None):
-    """uint8 [n, H, W, C] normal pictures -> Scorer in eval mode, on the CPU.
-
-    `checkpoint` is a file that is saved to every minute and, with `resume`, gone on from; `sheet(scorer, x, y, step)`
-    is called ten times on the way.
-    """
-    torch.set_num_threads(options.threads)
+    """uint8 [n, H, W, C] normal pictures -> Scorer in eval mode, on the CPU; for the rest see `descend`."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     crop = min(options.crop, *(s - s % 16 for s in pictures.shape[1:3]))
-    scorer = Scorer(shape, options.widths, options.blocks).to(device, memory_format=torch.channels_last).train()
+    scorer = Scorer(shape, options.widths, options.blocks).to(device, memory_format=torch.channels_last)
     corruption = Corruption(crop, options.seed + 1, device)
     crops = Crops(pictures, crop, device, corruption.g)
-    average = {k: v.detach().clone() for k, v in scorer.state_dict().items()}
-    adam = torch.optim.AdamW(
-        scorer.parameters(), lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99)
-    )
-    step, spent = 0, 0.0
-    if resume and checkpoint and checkpoint.exists():
-        step, spent = restore(checkpoint, scorer, adam, average, corruption.g, options)
-    began = saved = time.monotonic()
-    bar = tqdm(total=options.steps, initial=step, desc="train", unit=" steps", mininterval=0.5)
-    while step < options.steps:
-        elapsed = spent + time.monotonic() - began
-        done = max(step / options.steps, elapsed / 60 / options.minutes if options.minutes else 0)
-        if done >= 1:
-            break
-        adam.param_groups[0]["lr"] = options.lr * (min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * done)) + 0.01)
+
+    def batch_loss():
         x = crops(options.batch)
         y = corruption(x)
-        error = loss(scorer, x, y, options)
+        return loss(scorer, x, y, options), x, y
+
+    return descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet)
+
+
+def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None):
+    """AdamW with warm-up and cosine; -> the scorer with the moving average of its weights, on the CPU.
+
+    `batch_loss()` -> (loss, what `sheet` draws ...) draws all its randomness from `g`. `checkpoint` is a file that is
+    saved to every minute and, with `resume`, gone on from; `sheet(scorer, ..., step)` is called ten times on the way.
+    """
+    torch.set_num_threads(options.threads)
+    scorer.train()
+    average = {k: v.detach().clone() for k, v in scorer.state_dict().items()}
+    adam = torch.optim.AdamW(scorer.parameters(), lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99))
+    step, before = 0, 0.0
+    if resume and checkpoint and checkpoint.exists():
+        step, before = restore(checkpoint, scorer, adam, average, g, options)
+    began = saved = time.monotonic()
+    bar = tqdm(total=options.steps, initial=step, desc="train", unit=" steps", mininterval=0.5)
+
+    def spent():
+        return before + time.monotonic() - began
+
+    while (done := progress(step, spent(), options)) < 1:
+        cosine = 0.5 + 0.5 * math.cos(math.pi * done)
+        adam.param_groups[0]["lr"] = options.lr * (min(1, (step + 1) / 50) * cosine + 0.01)
+        error, *shown = batch_loss()
         if not torch.isfinite(error):
             raise TrainerError(f"the loss became {error.item()} at step {step}; try another --seed")
         adam.zero_grad(set_to_none=True)
         error.backward()
         nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
         adam.step()
-        keep = min(options.ema, (step + 1) / (step + 10))
+        step += 1
+        keep = min(options.ema, step / (step + 9))
         for name, value in scorer.state_dict().items():
             if value.is_floating_point():
                 average[name].lerp_(value, 1 - keep)
-        step += 1
         bar.update()
         if step % 50 == 0:
             bar.set_postfix_str(f"loss {error.item():.4f}", refresh=False)
         if sheet and step % max(1, options.steps // 10) == 0:
-            sheet(scorer, x, y, step)
+            sheet(scorer, *shown, step)
         if checkpoint and time.monotonic() - saved > SAVE_EVERY:
-            save(checkpoint, scorer, adam, average, corruption.g, options, step, spent + time.monotonic() - began)
+            save(checkpoint, scorer, adam, average, g, options, step, spent())
             saved = time.monotonic()
     bar.close()
     if checkpoint:
-        save(checkpoint, scorer, adam, average, corruption.g, options, step, spent + time.monotonic() - began)
+        save(checkpoint, scorer, adam, average, g, options, step, spent())
     scorer.load_state_dict(average)
     scorer.steps = step
     return scorer.to("cpu", memory_format=torch.contiguous_format).eval()
+
+
+def progress(step, seconds, options):
+    """0 at the start, 1 when the steps or the minutes are used up."""
+    return max(step / options.steps, seconds / 60 / options.minutes if options.minutes else 0)
 
 
 def save(path, scorer, adam, average, g, options, step, spent):
@@ -166,13 +179,3 @@ def restore(path, scorer, adam, average, g, options):
     average.update(state["average"])
     g.set_state(state["generator"].cpu())
     return state["step"], state["spent"]
-
-
-def to_rows(pictures, shape, load, rows):
-    """Picture files -> uint8 [n, H, W, C], and for each row the index of its picture."""
-    out, owner = [], []
-    for i, p in enumerate(tqdm(pictures, desc="read", unit=" pictures", mininterval=0.5)):
-        piece = rows(load(p.path, shape.channels), shape)
-        out.append(piece)
-        owner += [i] * len(piece)
-    return np.concatenate(out), np.array(owner)

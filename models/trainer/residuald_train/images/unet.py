@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Conv(nn.Sequential):
@@ -69,19 +70,7 @@ class UNet(nn.Module):
 
 
 def flops(model, *example):
-    """Two operations, a product and a sum, for each weight that a convolution or a linear layer applies, for one row."""
-    total, hooks = 0, []
-
-    def count(layer, _, out):
-        nonlocal total
-        weights = layer.weight[0].numel()
-        total += 2 * weights * (out.numel() // len(out))
-
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            hooks.append(layer.register_forward_hook(count))
-    with torch.no_grad():
+    """Operations for one row, a product and its sum counted as two, in convolutions and matrix products."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
-    for hook in hooks:
-        hook.remove()
-    return total
+    return counter.get_total_flops()
