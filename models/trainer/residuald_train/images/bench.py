@@ -21,12 +21,16 @@ TEST_SHARE = 0.3
 def sides(good, bad, part, seed):
     """-> (pictures to train on, normal and other pictures to measure on); no group is on both sides.
 
-    part "all": 30 % of the normal groups are measured on, others each seed, and with them every group that has a
-    defect. "development": the same within the half of the groups that settings are chosen on. "report": trained on the
-    normals of that half, measured on the other one.
+    part "all": test/good of Anomalib's layout if there are such; else 30 % of the normal groups are measured on, others
+    each seed, and with them every group that has a defect. "development": the same within the half of the groups that
+    settings are chosen on. "report": trained on the normals of that half, measured on the other one.
     """
-    if not bad:
+    if all(p.normal for p in bad):
         raise TrainerError("there are no labelled pictures to measure on; see --help for the folder's layout")
+    if part == "all" and any(p.normal for p in bad):  # the layout says what to test on
+        tested = {p.group for p in bad}
+        return [p for p in good if p.group not in tested], bad
+    good, bad = good + [p for p in bad if p.normal], [p for p in bad if not p.normal]
     develop, report = halves(good + bad)
     if part == "report":
         defect = {p.group for p in bad}

@@ -35,6 +35,7 @@ def add_verbs(verb):
     p.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help="saved every minute (default: OUT.checkpoint)")
     p.add_argument("--samples", type=Path, metavar="DIR", help="sheets: clean, corrupted, restored, added, seen")
+    p.add_argument("--denoiser", action="store_true", help="ddim: put denoiser.onnx and its schedule into the bundle")
     p.add_argument("--dry-run", action="store_true", help="print the options and what was found, train nothing")
     p = verb(
         "bench-images",
@@ -117,6 +118,8 @@ def images_verb(args):
     shape = shape_of(args)
     if not 0 < args.held_out < 1:
         raise TrainerError("--held-out wants a share between 0 and 1")
+    if args.denoiser and args.recipe != "ddim":
+        raise TrainerError("--denoiser is for --recipe ddim")
     from . import ddim, train
     from .data import fingerprint, read_folder, split
     from .export import bundle, check_out, run_onnx, session, write
@@ -152,7 +155,7 @@ def images_verb(args):
     training = {"seed": args.seed, "rows": len(fit_on), "held_out_rows": len(held), "steps": scorer.steps}
     training |= {"minutes": round(minutes, 1), "data": fingerprint(good), "options": shown}
     facts = {"name": args.name, "version": args.version, "training": training}
-    files, parity, score = bundle(scorer, y, owner, facts)
+    files, parity, score = bundle(scorer, y, owner, facts, ddim.denoiser_files(scorer) if args.denoiser else {})
     write(args.out, files)
     if not args.checkpoint:
         os.unlink(checkpoint)
@@ -162,9 +165,8 @@ def images_verb(args):
     run, began = session(files["model.onnx"]), time.perf_counter()
     some = y[np.arange(16) % len(y)]
     run_onnx(run, some, 1)
-    print(
-        f"cost: {(time.perf_counter() - began) / len(some) * 1e3:.1f} ms a row of {shape.height}x{shape.width}, one core"
-    )
+    cost = (time.perf_counter() - began) / len(some) * 1e3
+    print(f"cost: {cost:.1f} ms a row of {shape.height}x{shape.width} on one core")
     print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
     if bad:
         z, owner = to_rows(bad, shape)

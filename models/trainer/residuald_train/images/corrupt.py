@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 CLEAN = 0.15  # of the pictures stay as they are
 SECOND = 0.4  # chance of a second corruption
-AMPLITUDE = 0.8, 5.0  # in standard deviations of the picture's fine structure
+AMPLITUDE = 0.4, 5.0  # in standard deviations of the picture's fine structure
 KINDS = "noise", "other", "blur", "contrast", "stroke"
 BANK = 512  # masks and noise fields of each kind, made once
 
@@ -77,6 +77,22 @@ def lines(n, size, g, jagged=0.0):
     return line * torch.sigmoid((where - uniform((n, 1, 1, 1), 0, 1.5, g)) * 20)
 
 
+def regions(n, size, g):
+    """Patches with long, slightly wavy, sharp edges: half planes and bands, half of the time upright."""
+    t = torch.linspace(-1, 1, size)
+    angle = uniform((n, 1, 1, 1), 0, math.pi, g)
+    angle = torch.where(torch.rand(n, 1, 1, 1, generator=g) < 0.5, (angle / (math.pi / 2)).floor() * math.pi / 2, angle)
+    wave = gaussian_field(n, size, 4, 4, g) * column(n, 0.01, 0.1, g)
+    u = t.view(1, 1, 1, -1) * angle.cos() + t.view(1, 1, -1, 1) * angle.sin() + wave
+    v = t.view(1, 1, -1, 1) * angle.cos() - t.view(1, 1, 1, -1) * angle.sin() + wave.flip(2)
+    sharp = size / 2 / uniform((n, 1, 1, 1), 0.15, 1.0, g)
+    out = torch.ones(n, 1, size, size)
+    for axis in (u, v):
+        low, width = uniform((n, 1, 1, 1), -1.5, 0.8, g), column(n, 0.15, 3, g)
+        out = out * torch.sigmoid((axis - low) * sharp) * torch.sigmoid((low + width - axis) * sharp)
+    return out
+
+
 class Corruption:
     """x [n, C, s, s] -> y of the same shape; all randomness from one generator, masks and fields from a bank."""
 
@@ -85,6 +101,7 @@ class Corruption:
         self.size, self.amplitude, self.kinds, self.device = size, amplitude, kinds, device
         bank = size + size // 4
         self.blobs = self.bank(lambda: blobs(8, bank, g))
+        self.regions = self.bank(lambda: regions(8, bank, g), 0.5)
         self.lines = self.bank(lambda: lines(8, bank, g, jagged=6.0 * (chance(g) < 0.5)), 0.5)
         self.fields = self.bank(lambda: gaussian_field(8, bank, *self.knots(bank), g) / 8 + 0.5)
 
@@ -97,17 +114,26 @@ class Corruption:
 
     def pick(self, bank, n):
         """n crops of the bank, turned and mirrored, values 0..1."""
-        g, s, room, out = self.g, self.size, bank.shape[-1] - self.size + 1, []
+        g, out = self.g, []
         for i in torch.randint(len(bank), (n,), generator=g).tolist():
-            y, x = integer(room, g), integer(room, g)
+            for _ in range(4):  # a mask may hold nothing here
+                piece = self.window(bank[i])
+                if int(piece.max()) > 127:
+                    break
             turns = torch.rand(3, generator=g) < 0.5
-            piece = bank[i, :, y : y + s, x : x + s]
             piece = piece.transpose(1, 2) if turns[0] else piece
             out.append(piece.flip([d for d in (1, 2) if turns[d]]))
         return torch.stack(out).to(self.device).float() / 255
 
+    def window(self, field):
+        room, s = field.shape[-1] - self.size + 1, self.size
+        y, x = integer(room, self.g), integer(room, self.g)
+        return field[:, y : y + s, x : x + s]
+
     def mask(self, n, thin):
-        return self.pick(self.lines if thin else self.blobs, n)
+        """[n, 1, size, size]: lines if `thin`, else mostly one of the three kinds of area."""
+        kind = 1.0 if thin else chance(self.g)
+        return self.pick(self.blobs if kind < 0.45 else self.regions if kind < 0.75 else self.lines, n)
 
     def field(self, n):
         return (self.pick(self.fields, n) - 0.5) * 8
@@ -135,7 +161,7 @@ class Corruption:
         """One kind of corruption to all of x."""
         g, n, c, s = self.g, len(x), x.shape[1], self.size
         kind = self.kinds[integer(len(self.kinds), g)]
-        m = self.mask(n, thin=kind == "stroke" or chance(g) < 0.3)
+        m = self.mask(n, thin=kind == "stroke")
         a = column(n, *self.amplitude, g).to(x.device) * spread
         if kind == "noise":
             z = x + 0.8 * a * (self.field(n) + self.offset(n, c))

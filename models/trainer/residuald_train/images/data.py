@@ -92,7 +92,7 @@ def split(pictures, share, seed):
 
 
 def halves(pictures, seed=0):
-    """Pictures of all classes -> (groups to choose settings on, groups to report on), of every class half the groups."""
+    """Pictures of all classes -> (groups to choose settings on, groups to report on); of every class half of them."""
     kind = {}
     for p in sorted(pictures, key=lambda p: (p.normal, p.label)):  # a group with a defect counts as of that class
         kind.setdefault(p.group, p.label)

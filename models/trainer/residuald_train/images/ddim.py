@@ -14,6 +14,7 @@ from torch import nn
 
 from ..export import to_onnx
 from .scorer import Blur
+from .sheet import heat_colours, shades
 from .train import descend
 from .unet import flops
 
@@ -67,8 +68,8 @@ class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
     `denoiser(sample, timestep, return_dict=False)` -> (noise or clean or v [N, C, H, W],), the call of a diffusers
-    model; sample is x / 127.5 - 1, which is mean 0.5 and deviation 0.5. `scheduler`: a diffusers scheduler, of which the
-    betas, the kind of prediction and the clipping are used. Heat is the blurred absolute error, the score the mean
+    model; sample is x / 127.5 - 1, which is mean 0.5 and deviation 0.5. `scheduler`: a diffusers scheduler, of which
+    the betas, the kind of prediction and the clipping are used. Heat is the blurred absolute error, the score the mean
     of its highest 0.5 %.
     """
 
@@ -76,7 +77,7 @@ class Scorer(nn.Module):
 
     def __init__(self, shape, denoiser, scheduler, noise_level=0.25, calls=4, seed=0):
         super().__init__()
-        self.shape, self.denoiser, self.calls = shape, denoiser, calls
+        self.shape, self.denoiser, self.scheduler, self.calls = shape, denoiser, scheduler, calls
         h, w = shape.height, shape.width
         pad_h, pad_w = -h % self.MULTIPLE, -w % self.MULTIPLE
         self.pad = [pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2]
@@ -120,6 +121,13 @@ class Scorer(nn.Module):
             clean = out
         return clean.clamp(-self.clip, self.clip) if self.clip else clean
 
+    def sheet(self, x, _):
+        """Clean pictures [N, C, h, w] -> the columns of a sample sheet: noised to t* and brought back."""
+        a, found = self.alphas[0], self.restore(x)
+        noised = a**0.5 * x + (1 - a) ** 0.5 * self.noise
+        error = (x - found).abs().mean(1).cpu().numpy()
+        return [*(shades(2.5 * t) for t in (x, noised, found)), heat_colours(error, 1)]
+
     def facts(self):
         """For the manifest."""
         h, w, c = self.shape.height, self.shape.width, self.shape.channels
@@ -132,7 +140,7 @@ class Scorer(nn.Module):
         }
 
 
-def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None):
+def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, stop=None):
     """uint8 [n, H, W, C] normal pictures -> Scorer in eval mode, on the CPU. The loss is the error of the noise."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
@@ -156,10 +164,7 @@ def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None):
             out = denoiser(y, t, return_dict=False)[0]
         return (out.float() - noise).square().mean(), x, y
 
-    def draw(scorer, x, y, step):
-        sheet(scorer, x, y, step)
-
-    return descend(scorer, batch_loss, g, options, checkpoint, resume, draw if sheet else None)
+    return descend(scorer, batch_loss, g, options, checkpoint, resume, sheet, stop)
 
 
 class Named(nn.Module):
@@ -173,11 +178,13 @@ class Named(nn.Module):
         return self.denoiser(sample, timestep, return_dict=False)[0]
 
 
-def denoiser_files(scorer, scheduler):
+def denoiser_files(scorer):
     """-> {"denoiser.onnx", "scheduler_config.json"}: the bare denoiser and its schedule, as diffusers has them."""
     _, c, h, w = scorer.noise.shape
     example = torch.zeros(2, c, h, w), torch.tensor([1])
     names = ["sample", "timestep"], ["out_sample"]
     model = to_onnx(Named(scorer.denoiser), example, *names)
-    config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")} | {"_class_name": "DDIMScheduler"}
+    config = {k: v for k, v in scorer.scheduler.config.items() if not k.startswith("_")} | {
+        "_class_name": "DDIMScheduler"
+    }
     return {"denoiser.onnx": model, "scheduler_config.json": (json.dumps(config, indent=2) + "\n").encode()}

@@ -73,9 +73,9 @@ def tolerance(want, got):
     raise TrainerError(f"ONNX Runtime and torch disagree by {error.max()} on a score; nothing was written")
 
 
-def bundle(scorer, x, owner, facts):
+def bundle(scorer, x, owner, facts, more=None):
     """x uint8 [n, H, W, C] rows of held-out pictures, `owner` [n] whose they are -> ({name: bytes}, largest parity
-    error, scores of the held-out pictures)."""
+    error, scores of the held-out pictures). `more` files go in as they are."""
     shape = scorer.shape
     model = to_onnx(scorer, (torch.zeros(2, *x.shape[1:], dtype=torch.uint8),))
     run = session(model)
@@ -97,6 +97,7 @@ def bundle(scorer, x, owner, facts):
         "model.onnx": model,
         "calibration.json": as_json(calibration(score)),
         "golden.ndjson": ("\n".join(lines) + "\n").encode(),
+        **(more or {}),
     }
     manifest = {
         "format": FORMAT,

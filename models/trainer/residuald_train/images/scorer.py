@@ -1,4 +1,4 @@
-"""The scorer graph of the blind recipe: uint8 pictures in; score, heat and reconstruction out. This is what is exported."""
+"""The scorer graph of the blind recipe: pictures in; score, heat and reconstruction out. It is what is exported."""
 
 import math
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .sheet import heat_colours, shades
 from .unet import UNet, flops
 
 LOCAL = 10.0  # pixels, σ of the local contrast normalisation
@@ -14,7 +15,7 @@ LIMIT = 6.0
 
 
 class Blur(nn.Module):
-    """Separable Gaussian of σ pixels, truncated at 3σ, edges reflected; a channel at a time. [N, C, H, W] -> the same."""
+    """Separable Gaussian of σ pixels, truncated at 3σ, edges reflected; each channel of [N, C, H, W]."""
 
     def __init__(self, sigma):
         super().__init__()
@@ -24,7 +25,7 @@ class Blur(nn.Module):
         self.register_buffer("w", (w / w.sum()).float(), persistent=False)
 
     def forward(self, x):
-        n, c, h, w = x.shape
+        _, c, h, w = x.shape
         k = self.k
         x = F.pad(x.reshape(-1, 1, h, w), (k, k, k, k), mode="reflect" if k < min(h, w) else "replicate")
         x = F.conv2d(F.conv2d(x, self.w.view(1, 1, -1, 1)), self.w.view(1, 1, 1, -1))
@@ -65,7 +66,7 @@ class Scorer(nn.Module):
     left out; the heat that is shown is blurred more and keeps its border.
     """
 
-    TOP, BORDER, LIGHT, HEAVY = 0.005, 6 / 128, 1 / 128, 6 / 128
+    TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 6 / 128
 
     def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
         super().__init__()
@@ -103,6 +104,14 @@ class Scorer(nn.Module):
             "border": f"{self.border} of these left out at each edge",
             "gflop": round(flops(self, torch.zeros(1, h, w, c, dtype=torch.uint8)) / 1e9, 3),
         }
+
+    def sheet(self, x, y):
+        """Clean and corrupted [N, C, h, w] -> the columns of a sample sheet."""
+        inputs, local = self.normalise(y)
+        r, level = self.net(inputs)
+        added = ((y - x).abs() / local).mean(1).cpu().numpy()
+        found = (r.abs().mean(1) * torch.sigmoid(level)[:, 0]).cpu().numpy()
+        return [shades(x), shades(y), shades(y - r * local), heat_colours(added, 3), heat_colours(found, 3)]
 
     def heat(self, r, level):
         heat = r.abs().mean(1, keepdim=True) * torch.sigmoid(level)

@@ -4,8 +4,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .scorer import Scorer
-
 GAP = 4
 
 
@@ -33,18 +31,13 @@ def shades(x):
 
 
 def training_sheets(folder):
-    """-> a function for `fit`: writes clean, corrupted, restored, what was added and what the network saw of it."""
+    """-> a function for `fit`: writes a sheet of clean, corrupted, restored, what was added, what the network found."""
     folder.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
-    def draw(scorer: Scorer, x, y, step):
+    def draw(scorer, x, y, step):
         scorer.eval()
-        inputs, local = scorer.normalise(y)
-        r, level = scorer.net(inputs)
+        tile(scorer.sheet(x, y)).save(folder / f"step-{step:06}.png")
         scorer.train()
-        added = ((y - x).abs() / local).mean(1).cpu().numpy()
-        seen = (r.abs().mean(1) * torch.sigmoid(level)[:, 0]).cpu().numpy()
-        columns = [shades(x), shades(y), shades(y - r * local), heat_colours(added, 3), heat_colours(seen, 3)]
-        tile(columns).save(folder / f"step-{step:06}.png")
 
     return draw

@@ -84,7 +84,7 @@ def loss(scorer, x, y, options):
     return options.residual_weight * square + F.binary_cross_entropy_with_logits(got_level.float(), level)
 
 
-def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None):
+def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, stop=None):
     """uint8 [n, H, W, C] normal pictures -> Scorer in eval mode, on the CPU; for the rest see `descend`."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
@@ -98,14 +98,15 @@ def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None):
         y = corruption(x)
         return loss(scorer, x, y, options), x, y
 
-    return descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet)
+    return descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet, stop)
 
 
-def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None):
+def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None, stop=None):
     """AdamW with warm-up and cosine; -> the scorer with the moving average of its weights, on the CPU.
 
     `batch_loss()` -> (loss, what `sheet` draws ...) draws all its randomness from `g`. `checkpoint` is a file that is
-    saved to every minute and, with `resume`, gone on from; `sheet(scorer, ..., step)` is called ten times on the way.
+    saved to every minute and, with `resume`, gone on from; `sheet(scorer, ..., step)` is called ten times on the way;
+    `stop` ends the run after that step, its schedule unfinished.
     """
     torch.set_num_threads(options.threads)
     scorer.train()
@@ -120,7 +121,7 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
     def spent():
         return before + time.monotonic() - began
 
-    while (done := progress(step, spent(), options)) < 1:
+    while step != stop and (done := progress(step, spent(), options)) < 1:
         cosine = 0.5 + 0.5 * math.cos(math.pi * done)
         adam.param_groups[0]["lr"] = options.lr * (min(1, (step + 1) / 50) * cosine + 0.01)
         error, *shown = batch_loss()

@@ -1,5 +1,7 @@
 """The network of the blind recipe: a small U-Net that is told neither where nor how much a picture was corrupted."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -37,7 +39,7 @@ class UNet(nn.Module):
     def __init__(self, inputs, channels, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
         super().__init__()
         self.channels = channels
-        steps = list(zip(widths, widths[1:], strict=False))
+        steps = list(pairwise(widths))
         self.stem = Conv(4 * inputs, widths[0])
         self.down = nn.ModuleList(Conv(a, b, stride=2) for a, b in steps)
         self.encode = nn.ModuleList(nn.Sequential(*map(Block, [w] * n)) for w, n in zip(widths, blocks, strict=True))
