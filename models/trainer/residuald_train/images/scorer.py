@@ -66,7 +66,7 @@ class Scorer(nn.Module):
     left out; the heat that is shown is blurred more and keeps its border.
     """
 
-    TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 6 / 128
+    TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 8 / 128
 
     def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
         super().__init__()

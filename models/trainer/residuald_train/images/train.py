@@ -23,9 +23,9 @@ TOUCH = 0.25  # chance, for each axis, that a crop touches the picture's edge
 @dataclass(frozen=True)
 class Options:
     seed: int = 0
-    steps: int = 4000
+    steps: int = 8000
     minutes: float | None = None  # ends earlier, the schedule with it
-    batch: int = 16
+    batch: int = 8
     crop: int = 128
     widths: tuple = (16, 32, 48, 64)
     blocks: tuple = (0, 0, 1, 1)
