@@ -6,12 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from residuald_train.cli import main
 from residuald_train.export import session, to_onnx
 from residuald_train.images import ddim
-from residuald_train.images.export import run_onnx
+from residuald_train.images.export import bundle, run_onnx
 from residuald_train.images.pixels import Shape
 from residuald_train.images.scorer import run_torch
 
@@ -77,14 +75,13 @@ def test_the_bare_denoiser_has_the_names_of_diffusers(stock):
     assert np.allclose(got, want, atol=1e-4)
 
 
-def test_a_ddim_bundle(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    for i in range(16):
-        Image.fromarray(rng.integers(100, 150, (32, 32, 3), np.uint8)).save(tmp_path / "data" / f"{i}.png")
-    out = tmp_path / "bundle"
-    options = ["--recipe", "ddim", "--size", "32", "--channels", "3", "--steps", "2", "--batch", "2", "--denoiser"]
-    assert main(["images", "--data", str(tmp_path / "data"), "--out", str(out), *options]) == 0
-    manifest = json.loads((out / "manifest.json").read_text())
+def test_a_ddim_bundle(pictures):
+    options = ddim.Options(steps=2, batch=2, widths=(16, 16), calls=2, threads=1)
+    scorer = ddim.fit(SHAPE, pictures, options)
+    facts = {"name": "d", "version": "1", "training": {"seed": 0}}
+    files, _, score = bundle(scorer, pictures, np.arange(3), facts, {"scheduler_config.json": b"{}"})
+    manifest = json.loads(files["manifest.json"])
     assert manifest["scoring"]["recipe"] == "ddim"
-    assert {"denoiser.onnx", "scheduler_config.json"} <= set(manifest["files"])
+    assert manifest["scoring"]["timesteps"] == [250, 125]
+    assert set(manifest["files"]) == set(files) - {"manifest.json"}
+    assert score.shape == (3,)

@@ -107,19 +107,19 @@ class Scorer(nn.Module):
         sample = a**0.5 * x + (1 - a) ** 0.5 * self.noise
         for t, a, after in zip(self.timesteps, self.alphas, self.alphas[1:], strict=False):
             out = self.denoiser(sample, torch.tensor([t], device=x.device), return_dict=False)[0]
-            clean = self.clean(sample, out, a)
-            noise = (sample - a**0.5 * clean) / (1 - a) ** 0.5
+            clean, noise = self.parts(sample, out, a)
             sample = after**0.5 * clean + (1 - after) ** 0.5 * noise
         return sample
 
-    def clean(self, sample, out, a):
+    def parts(self, sample, out, a):
+        """What the denoiser says is picture, clipped, and what is noise, as DDIMScheduler.step has them."""
         if self.predicts == "epsilon":
-            clean = (sample - (1 - a) ** 0.5 * out) / a**0.5
+            clean, noise = (sample - (1 - a) ** 0.5 * out) / a**0.5, out
         elif self.predicts == "v_prediction":
-            clean = a**0.5 * sample - (1 - a) ** 0.5 * out
+            clean, noise = a**0.5 * sample - (1 - a) ** 0.5 * out, a**0.5 * out + (1 - a) ** 0.5 * sample
         else:
-            clean = out
-        return clean.clamp(-self.clip, self.clip) if self.clip else clean
+            clean, noise = out, (sample - a**0.5 * out) / (1 - a) ** 0.5
+        return clean.clamp(-self.clip, self.clip) if self.clip else clean, noise
 
     def sheet(self, x, _):
         """Clean pictures [N, C, h, w] -> the columns of a sample sheet: noised to t* and brought back."""

@@ -46,7 +46,10 @@ def golden_pictures(shape, x, rng):
     """uint8 [n, H, W, C] -> PNGs: of the model's size, one larger, one smaller, gray, RGB, RGBA, palette, 16 bits,
     a flat one and a noisy one."""
     mode = "L" if shape.channels == 1 else "RGB"
-    pick = [Image.fromarray(x[i].squeeze() if shape.channels == 1 else x[i], mode) for i in rng.choice(len(x), 12)]
+    pick = [
+        Image.fromarray(x[i].squeeze() if shape.channels == 1 else x[i], mode)
+        for i in rng.choice(len(x), 12, replace=len(x) < 12)
+    ]
     w, h = pick[0].size
     out = pick[:6]
     out.append(pick[6].resize((w * 3 // 2 + 5, h * 2 + 3), Image.BICUBIC))
