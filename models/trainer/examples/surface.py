@@ -3,7 +3,7 @@
 brick.png, grass.png and gravel.png come in scikit-image's wheel (skimage/data). Each is a photograph under CC0 1.0, as
 the docstrings of `skimage.data.brick`, `grass` and `gravel` say, with where it came from (CC0Textures Bricks25 and
 Gravel04; DeviantArt, linolafett, Grass-01). The left two thirds of each are learned from, in five bands of rows that
-share no pixel, one of them to calibrate on; the sample stream is cut from the right third, so that nothing is on both sides.
+share no pixel, one of them to calibrate on; the sample stream is cut from the right third: nothing is on both sides.
 """
 
 import argparse

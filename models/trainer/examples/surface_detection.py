@@ -1,4 +1,4 @@
-"""How well a bundle finds the defects of a sample stream of pictures: AUROC by defect, and flags at the 99 % quantile."""
+"""How well a bundle finds the defects of its sample stream: AUROC by defect, and flags at the 99 % quantile."""
 
 import argparse
 import base64
