@@ -1,4 +1,4 @@
-"""The command line: `residuald-train schema` and `residuald-train tabular`."""
+"""The command line: `residuald-train schema`, `tabular`, `images` and `bench-images`."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ import numpy as np
 from . import TrainerError, __version__
 from .data import label_is_normal, read
 from .features import encode, load_schema, schema_to_json
+from .images import cli as images
 from .infer import infer
 
 MIN_ROWS = 32
@@ -31,25 +32,32 @@ def parser():
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         p.set_defaults(run=run)
+        return p
+
+    def rows_of(p):
         p.add_argument("--data", nargs="+", required=True, metavar="FILE", help=".csv .parquet .ndjson (also .gz) .npz")
         p.add_argument("--label", metavar="COL", help="column that tells normal rows; never a feature")
         p.add_argument("--normal", metavar="VALUE", help="its value on normal rows (default 0)")
         p.add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
         return p
 
-    p = verb(
-        "schema",
-        schema_verb,
-        "Guess the input schema of data files, for you to edit.",
-        "schema --data history.ndjson.gz --label fraud --out schema.json",
+    p = rows_of(
+        verb(
+            "schema",
+            schema_verb,
+            "Guess the input schema of data files, for you to edit.",
+            "schema --data history.ndjson.gz --label fraud --out schema.json",
+        )
     )
     p.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
 
-    p = verb(
-        "tabular",
-        tabular_verb,
-        "Train on normal rows and export a bundle.",
-        "tabular --data history.ndjson.gz --schema schema.json --label fraud --out models/payments",
+    p = rows_of(
+        verb(
+            "tabular",
+            tabular_verb,
+            "Train on normal rows and export a bundle.",
+            "tabular --data history.ndjson.gz --schema schema.json --label fraud --out models/payments",
+        )
     )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
@@ -61,6 +69,7 @@ def parser():
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000)")
     p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+    images.add_verbs(verb)
     return top
 
 

@@ -38,18 +38,27 @@ FORBIDDEN = {
 FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
 
 
-def to_onnx(scorer):
-    """Scorer -> the bytes of model.onnx: batch axis dynamic, default domain, no control flow, no randomness."""
-    example = torch.zeros(3, len(scorer.space.features))
+OUTPUTS = "score", "residual", "reconstruction"
+
+
+def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
+    """Scorer -> the bytes of model.onnx: batch axis dynamic, default domain, no control flow, no randomness.
+
+    `example` is its inputs, of two or more rows; without it they are those of a table. The first input's batch axis
+    is the dynamic one.
+    """
+    if example is None:
+        example = (torch.zeros(3, len(module.space.features)),)
+    dynamic = {0: torch.export.Dim("batch")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            scorer,
-            (example,),
-            input_names=["x"],
-            output_names=["score", "residual", "reconstruction"],
-            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            module,
+            tuple(example),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes={name: dynamic if i == 0 else None for i, name in enumerate(inputs)},
             opset_version=OPSET,
             dynamo=True,
         )

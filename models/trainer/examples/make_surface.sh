@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes models/surface from nothing: cuts the textures, draws the defects, trains, exports; five minutes of one core.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+bundle=${1:-$here/../../surface}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+python "$here/surface.py" --train "$work/train" --groups "$work/groups.csv" --sample "$work/sample.ndjson.gz"
+residuald-train images --data "$work/train" --groups "$work/groups.csv" --name surface --version 1 \
+    --size 96 --steps "${STEPS:-900}" --out "$bundle"
+cp "$work/sample.ndjson.gz" "$bundle/sample.ndjson.gz"

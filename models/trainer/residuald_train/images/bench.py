@@ -1,0 +1,119 @@
+"""Trains and measures, a seed at a time, beside simpler methods: `residuald-train bench-images`."""
+
+import json
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .. import TrainerError
+from . import peers
+from .data import halves, split
+from .metrics import image_metrics, picture_scores, pixel_metrics
+from .pixels import load, mask_rows, to_rows
+from .scorer import run_torch
+from .train import fit
+
+TEST_SHARE = 0.3
+
+
+def sides(good, bad, part, seed):
+    """-> (pictures to train on, normal and other pictures to measure on); no group is on both sides.
+
+    part "all": test/good of Anomalib's layout if there are such; else 30 % of the normal groups are measured on, others
+    each seed, and with them every group that has a defect. "development": the same within the half of the groups that
+    settings are chosen on. "report": trained on the normals of that half, measured on the other one.
+    """
+    if all(p.normal for p in bad):
+        raise TrainerError("there are no labelled pictures to measure on; see --help for the folder's layout")
+    if part == "all" and any(p.normal for p in bad):  # the layout says what to test on
+        tested = {p.group for p in bad}
+        return [p for p in good if p.group not in tested], bad
+    good, bad = good + [p for p in bad if p.normal], [p for p in bad if not p.normal]
+    develop, report = halves(good + bad)
+    if part == "report":
+        defect = {p.group for p in bad}
+        train = [p for p in good if p.group in develop and p.group not in defect]
+        return train, [p for p in good + bad if p.group in report]
+    if part == "development":
+        good, bad = ([p for p in ps if p.group in develop] for ps in (good, bad))
+    defect = {p.group for p in bad}
+    train, held = split([p for p in good if p.group not in defect], TEST_SHARE, seed)
+    return train, held + [p for p in good if p.group in defect] + bad
+
+
+def measure(scores, heat, labels, masks):
+    out = image_metrics(scores, labels)
+    if masks is not None and heat is not None:
+        out |= pixel_metrics(fit_to(heat, masks.shape[1:]), masks)
+    return out
+
+
+def fit_to(heat, size):
+    """[n, h, w] -> [n, *size], by bilinear interpolation."""
+    if heat.shape[1:] == size:
+        return heat
+    x = torch.as_tensor(np.ascontiguousarray(heat))[:, None].float()
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)[:, 0].numpy()
+
+
+def one_seed(train, test, shape, options, checkpoint=None, with_peers=True):
+    """-> {method: {measure: value}}, facts."""
+    x, _ = to_rows(train, shape)
+    began, cpu = time.monotonic(), time.process_time()
+    scorer = fit(shape, x, options, checkpoint)
+    facts = {
+        "steps": scorer.steps,
+        "minutes": (time.monotonic() - began) / 60,
+        "core_minutes": (time.process_time() - cpu) / 60,
+    }
+    y, owner = to_rows(test, shape)
+    labels = [p.label for p in test]
+    masked = any(p.mask for p in test)
+    sizes = [load(p.path, shape.channels).size for p in test]
+    masks = np.concatenate([mask_rows(p.mask, s, shape) for p, s in zip(test, sizes, strict=True)]) if masked else None
+    score, heat, _ = run_torch(scorer, y)
+    out = {"blind": measure(picture_scores(score, owner), heat, labels, masks)}
+    if with_peers:
+        for name, found in (
+            ("PaDiM-like", lambda: peers.padim(scorer, x, y, options.seed)),
+            ("patch-kNN", lambda: peers.patch_knn(x, y, options.seed)),
+            ("PCA", lambda: peers.pca(x, y, options.seed)),
+        ):
+            heat = found()
+            out[name] = measure(picture_scores(peers.top_mean(heat), owner), heat, labels, masks)
+    return out, facts
+
+
+def bench(good, bad, shape, make_options, seeds, part="all", with_peers=True, say=print):
+    """Runs every seed and prints the table -> {method: {measure: [a value each seed]}}."""
+    total = {}
+    for seed in range(seeds):
+        train, test = sides(good, bad, part, seed)
+        count = {c: sum(p.label == c for p in test) for c in sorted({p.label for p in test})}
+        groups = len({p.group for p in train}), len({p.group for p in test})
+        say(f"seed {seed}: {len(train)} to train on ({groups[0]} groups), to measure on ({groups[1]} groups): {count}")
+        found, facts = one_seed(train, test, shape, make_options(seed), with_peers=with_peers)
+        say(f"seed {seed}: {json.dumps({k: round(v, 2) for k, v in facts.items()})}")
+        for method, values in found.items():
+            say(f"seed {seed}: {method}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in values.items()))
+            for name, value in values.items():
+                total.setdefault(method, {}).setdefault(name, []).append(value)
+    say(table(total))
+    return total
+
+
+def table(total):
+    """Markdown: the mean of the seeds, and ± half of what they span."""
+    names = list(dict.fromkeys(name for values in total.values() for name in values))
+    lines = ["| x 100 | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 1)]
+    for method, values in total.items():
+        cells = [cell(values[n]) if n in values else "" for n in names]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(values):
+    half = (max(values) - min(values)) / 2
+    return f"{100 * np.mean(values):.1f}" + (f" ± {100 * half:.1f}" if len(values) > 1 else "")

@@ -1,0 +1,111 @@
+"""Lists the pictures of a folder: which are normal, which are not, where their masks are, which show the same thing."""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import TrainerError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: Path
+    label: str  # the class: "good" for normal ones
+    mask: Path | None = None
+    group: str = ""  # pictures of one group show the same thing and stay on one side of a split
+
+    @property
+    def normal(self):
+        return self.label == "good"
+
+
+def read_folder(folder, normal=None, groups=None):
+    """Folder -> (normals to train on, labelled pictures to measure on).
+
+    Anomalib's layout (train/good, test/<class>, ground_truth/<class>/<stem>_mask.png); or, with `normal`, a folder a
+    class, `normal` the normal one's name, a mask beside its picture as <stem>.png; or any folder of normal pictures.
+    `groups`: a CSV with columns image (path below the folder) and tile.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise TrainerError(f"{folder} is not a folder")
+    group_of = read_groups(groups) if groups else {}
+
+    def listed(below, label, mask_of=None, skip=()):
+        out = []
+        for path in sorted(p for p in below.rglob("*") if p.suffix.lower() in SUFFIXES and p not in skip):
+            name = path.relative_to(folder).as_posix()
+            if groups and name not in group_of:
+                raise TrainerError(f"{groups} has no line for {name}")
+            mask = mask_of(path) if mask_of else None
+            out.append(Picture(path, label, mask if mask and mask.exists() else None, group_of.get(name, name)))
+        return out
+
+    if normal:
+        if not (folder / normal).is_dir():
+            raise TrainerError(f"--normal: {folder} has no folder {normal}")
+        test = []
+        for below in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != normal):
+            masks = {p for p in below.rglob("*.png") if p.with_suffix(".jpg").exists()}
+            test += listed(below, below.name, lambda p: p.with_suffix(".png"), masks)
+        masks = {p for p in (folder / normal).rglob("*.png") if p.with_suffix(".jpg").exists()}
+        train = listed(folder / normal, "good", skip=masks)
+    elif (folder / "train" / "good").is_dir():
+        train, test = listed(folder / "train" / "good", "good"), []
+        for below in sorted(p for p in (folder / "test").glob("*") if p.is_dir()):
+            truth = folder / "ground_truth" / below.name
+            test += listed(below, below.name, lambda p, truth=truth: truth / f"{p.stem}_mask.png")
+    else:
+        train, test = listed(folder, "good"), []
+    if not train:
+        raise TrainerError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return train, test
+
+
+def read_groups(path):
+    """CSV with columns image, tile -> {image: tile}."""
+    with open(path, newline="") as f:
+        rows = csv.DictReader(f)
+        if not {"image", "tile"} <= set(rows.fieldnames or ()):
+            raise TrainerError(f"{path} wants the columns image and tile")
+        return {row["image"]: row["tile"] for row in rows}
+
+
+def split(pictures, share, seed):
+    """Pictures -> (the rest, about `share` of them), whole groups at random; each side gets at least one group."""
+    names = sorted({p.group for p in pictures})
+    if len(names) < 2:
+        raise TrainerError("there is one group of pictures only; training and calibration want one each")
+    order = np.random.default_rng(seed).permutation(names).tolist()
+    taken, count = set(), 0
+    for name in order[: len(names) - 1]:
+        if taken and count >= share * len(pictures):
+            break
+        taken.add(name)
+        count += sum(p.group == name for p in pictures)
+    return [p for p in pictures if p.group not in taken], [p for p in pictures if p.group in taken]
+
+
+def halves(pictures, seed=0):
+    """Pictures of all classes -> (groups to choose settings on, groups to report on); of every class half of them."""
+    kind = {}
+    for p in sorted(pictures, key=lambda p: (p.normal, p.label)):  # a group with a defect counts as of that class
+        kind.setdefault(p.group, p.label)
+    rng, sides = np.random.default_rng(seed), (set(), set())
+    for label in sorted(set(kind.values())):
+        for i, name in enumerate(rng.permutation(sorted(g for g in kind if kind[g] == label)).tolist()):
+            sides[i % 2].add(name)
+    return sides
+
+
+def fingerprint(pictures):
+    """sha256 over names and contents, for the manifest."""
+    total = hashlib.sha256()
+    for p in pictures:
+        total.update(f"{p.path.name}\0".encode() + hashlib.sha256(p.path.read_bytes()).digest())
+    return total.hexdigest()

@@ -1,0 +1,131 @@
+"""The scorer graph of the blind recipe: pictures in; score, heat and reconstruction out. It is what is exported."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .sheet import heat_colours, shades
+from .unet import UNet, flops
+
+LOCAL = 10.0  # pixels, σ of the local contrast normalisation
+FLOOR = 0.08  # of the local deviation, in standard deviations of the picture
+LIMIT = 6.0
+
+
+class Blur(nn.Module):
+    """Separable Gaussian of σ pixels, truncated at 3σ, edges reflected; each channel of [N, C, H, W]."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.k = k = math.ceil(3 * sigma)
+        t = torch.arange(-k, k + 1, dtype=torch.float64)
+        w = torch.exp(-t * t / (2 * sigma * sigma))
+        self.register_buffer("w", (w / w.sum()).float(), persistent=False)
+
+    def forward(self, x):
+        _, c, h, w = x.shape
+        k = self.k
+        x = F.pad(x.reshape(-1, 1, h, w), (k, k, k, k), mode="reflect" if k < min(h, w) else "replicate")
+        x = F.conv2d(F.conv2d(x, self.w.view(1, 1, -1, 1)), self.w.view(1, 1, 1, -1))
+        return x.reshape(-1, c, h, w)
+
+
+class Normalise(nn.Module):
+    """Standardised pictures [N, C, H, W] -> network input [N, 2C, H, W], local deviation [N, 1, H, W].
+
+    Local contrast normalisation (Jarrett et al. 2009): z = x - G(x), z / (√G(z²) + floor), clipped; beside it the
+    picture as it came, since evenly spread light and dark is what the normalisation takes away.
+    """
+
+    def __init__(self, size):
+        super().__init__()
+        self.blur = Blur(min(LOCAL, size / 6))
+
+    def forward(self, x):
+        z = x - self.blur(x)
+        deviation = self.blur(z.square().mean(1, keepdim=True)).clamp(min=0).sqrt() + FLOOR
+        return torch.cat([(z / deviation).clamp(-LIMIT, LIMIT), x.clamp(-LIMIT, LIMIT)], 1), deviation
+
+
+def standardise(x):
+    """uint8 [N, H, W, C] -> (float32 [N, C, H, W], mean [N, C, 1, 1], deviation [N, 1, 1, 1]); one deviation for all
+    channels, so that a gray picture's faint colours are not blown up."""
+    x = x.float().permute(0, 3, 1, 2)
+    mean = x.mean((2, 3), keepdim=True)
+    deviation = (x - mean).square().mean((1, 2, 3), keepdim=True).sqrt() + 1
+    return (x - mean) / deviation, mean, deviation
+
+
+class Scorer(nn.Module):
+    """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
+
+    One call of the network on the picture as it is, no noise. Heat is |r| times the chance that a pixel is
+    corrupted, at half the size. The score is the mean of its highest 0.5 % after a light blur, the outer border
+    left out; the heat that is shown is blurred more and keeps its border.
+    """
+
+    TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 8 / 128
+
+    def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
+        super().__init__()
+        self.shape = shape
+        h, w, c = shape.height, shape.width, shape.channels
+        self.pad = [(-w % 16) // 2, -w % 16 - (-w % 16) // 2, (-h % 16) // 2, -h % 16 - (-h % 16) // 2]
+        self.normalise = Normalise(min(h, w))
+        self.net = UNet(2 * c, c, widths, blocks)
+        self.half = h // 2, w // 2
+        side = min(self.half)
+        self.border = round(self.BORDER * side)
+        self.light, self.heavy = Blur(self.LIGHT * side), Blur(self.HEAVY * side)
+        inner = (self.half[0] - 2 * self.border) * (self.half[1] - 2 * self.border)
+        self.top = max(1, round(self.TOP * inner))
+
+    def forward(self, x):
+        z, mean, deviation = standardise(x)
+        inputs, local = self.normalise(z)
+        r, level = self.net(F.pad(inputs, self.pad, mode="reflect"))
+        h, w = self.shape.height, self.shape.width
+        left, _, top, _ = self.pad
+        r, level = (t[:, :, top : top + h, left : left + w] for t in (r, level))
+        heat = self.heat(r, level)
+        shown = F.interpolate(self.heavy(heat), size=(h, w), mode="bilinear", align_corners=False).squeeze(1)
+        clean = ((z - r * local) * deviation + mean).round().clamp(0, 255)
+        return self.score(heat), shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
+
+    def facts(self):
+        """For the manifest."""
+        h, w, c = self.shape.height, self.shape.width, self.shape.channels
+        return {
+            "recipe": "blind",
+            "calls": 1,
+            "aggregation": f"mean of the highest {self.top} of {self.half[0]}x{self.half[1]} values of heat",
+            "border": f"{self.border} of these left out at each edge",
+            "gflop": round(flops(self, torch.zeros(1, h, w, c, dtype=torch.uint8)) / 1e9, 3),
+        }
+
+    def sheet(self, x, y):
+        """Clean and corrupted [N, C, h, w] -> the columns of a sample sheet."""
+        inputs, local = self.normalise(y)
+        r, level = self.net(inputs)
+        added = ((y - x).abs() / local).mean(1).cpu().numpy()
+        found = (r.abs().mean(1) * torch.sigmoid(level)[:, 0]).cpu().numpy()
+        return [shades(x), shades(y), shades(y - r * local), heat_colours(added, 3), heat_colours(found, 3)]
+
+    def heat(self, r, level):
+        heat = r.abs().mean(1, keepdim=True) * torch.sigmoid(level)
+        return F.avg_pool2d(heat, 2)
+
+    def score(self, heat):
+        b = self.border
+        inner = self.light(heat)[:, 0, b : self.half[0] - b, b : self.half[1] - b]
+        return inner.flatten(1).topk(self.top, 1).values.mean(1)
+
+
+@torch.no_grad()
+def run_torch(scorer, x, batch=16):
+    """uint8 [n, H, W, C] -> (score, heat, reconstruction) as numpy arrays."""
+    device = next(scorer.parameters()).device
+    parts = [scorer(torch.as_tensor(x[i : i + batch]).to(device)) for i in range(0, len(x), batch)]
+    return tuple(torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))

@@ -1,0 +1,298 @@
+"""Images: what is listed, how pixels come about, the network, a bundle trained in a few steps."""
+
+import base64
+import hashlib
+import io
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from residuald_train import TrainerError
+from residuald_train.cli import main
+from residuald_train.export import FORBIDDEN
+from residuald_train.images import data, metrics, peers, pixels, sheet
+from residuald_train.images.bench import bench, sides
+from residuald_train.images.corrupt import Corruption
+from residuald_train.images.export import run_onnx, session
+from residuald_train.images.pixels import Shape, Tiles
+from residuald_train.images.scorer import Scorer, run_torch
+from residuald_train.images.train import Options, fit
+from residuald_train.images.unet import flops
+
+QUICK = ["--size", "48", "--steps", "8", "--batch", "2", "--threads", "1"]
+
+
+def texture(rng, h=48, w=48):
+    x = np.arange(w)
+    wave = 120 + 50 * np.sin(x / 3 + rng.uniform(0, 6)) + 10 * rng.standard_normal((h, w))
+    return Image.fromarray(wave.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Anomalib's layout: 20 normal pictures, 4 with a black square."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for below in ("train/good", "test/good", "test/square", "ground_truth/square"):
+        (root / below).mkdir(parents=True)
+    for i in range(20):
+        texture(rng).save(root / "train/good" / f"{i:02}.png")
+    for i in range(4):
+        texture(rng).save(root / "test/good" / f"{i}.png")
+        mask = Image.new("L", (48, 48))
+        mask.paste(255, (20, 20, 30, 30))
+        picture = texture(rng)
+        picture.paste(0, (20, 20, 30, 30))
+        picture.save(root / "test/square" / f"{i}.png")
+        mask.save(root / "ground_truth/square" / f"{i}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def small(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundles") / "small"
+    assert main(["images", "--data", str(folder), "--out", str(out), *QUICK]) == 0
+    return out
+
+
+# --- data and pixels -----------------------------------------------------------------------
+
+
+def test_anomalib_layout(folder):
+    good, rest = data.read_folder(folder)
+    assert len(good) == 20
+    assert all(p.normal for p in good)
+    assert sorted({p.label for p in rest}) == ["good", "square"]
+    assert all((p.mask is not None) == (p.label == "square") for p in rest)
+
+
+def test_a_folder_a_class_with_groups(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["image,tile"]
+    for name in ("fine", "crack"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            texture(rng).save(tmp_path / name / f"{i}.jpg")
+            lines.append(f"{name}/{i}.jpg,{i // 2 + (10 if name == 'crack' else 0)}")
+    Image.new("L", (48, 48)).save(tmp_path / "crack" / "0.png")
+    (tmp_path / "tiles.csv").write_text("\n".join(lines))
+    good, rest = data.read_folder(tmp_path, "fine", tmp_path / "tiles.csv")
+    assert [len(good), len(rest)] == [4, 4]
+    assert [p.mask is not None for p in rest] == [True, False, False, False]
+    a, b = data.split(good, 0.3, seed=0)
+    assert not {p.group for p in a} & {p.group for p in b}
+    one, other = data.halves(good + rest)
+    assert not one & other
+    assert {p.group for p in good + rest} == one | other
+    for part in ("all", "development", "report"):
+        if part != "development":  # each half holds one normal group only
+            train, test = sides(good, rest, part, 0)
+            assert not {p.group for p in train} & {p.group for p in test}
+
+
+def encoded(picture, kind="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_every_mode_becomes_gray_or_colour():
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    luma = np.asarray(rgb, np.int64) @ [19595, 38470, 7471] + 0x8000 >> 16
+    assert (np.asarray(pixels.decode(encoded(rgb), 1)) == luma).all()
+    alpha = rgb.copy()
+    alpha.putalpha(3)
+    assert (np.asarray(pixels.decode(encoded(alpha), 3)) == np.asarray(rgb)).all()
+    wide = np.array([[0, 128, 129, 257, 40000, 65535]], np.uint16)
+    assert np.asarray(pixels.decode(encoded(Image.fromarray(wide)), 1)).tolist() == [[0, 0, 1, 1, 156, 255]]
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        assert pixels.decode(encoded(rgb.convert(mode)), 3).mode == "RGB"
+    assert pixels.decode(encoded(rgb.convert("CMYK"), "JPEG"), 1).mode == "L"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert pixels.decode(encoded(rgb, "JPEG", exif=exif), 3).size == (9, 7)
+
+
+def test_broken_pictures_are_said_to_be():
+    with pytest.raises(TrainerError, match="cannot be read"):
+        pixels.decode(b"no picture", 1)
+    two = [Image.new("L", (4, 4), v) for v in (0, 255)]
+    with pytest.raises(TrainerError, match="animated"):
+        pixels.decode(encoded(two[0], "WEBP", save_all=True, append_images=two[1:], duration=9), 1)
+
+
+def test_tiles_cover_the_picture():
+    assert pixels.starts(64, 64, 16) == [0]
+    assert pixels.starts(65, 64, 16) == [0, 1]
+    assert pixels.starts(200, 64, 16) == [0, 45, 91, 136]
+    shape = Shape(32, 32, 1, Tiles(0.5, 8))
+    tiles = pixels.rows(Image.new("L", (100, 40)), shape)  # 50x20, raised to 50x32
+    assert tiles.shape == (2, 32, 32, 1)
+    assert pixels.mask_rows(None, (100, 40), shape).shape == (2, 32, 32)
+
+
+# --- the model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [Shape(48, 48, 1), Shape(40, 56, 3)])
+def test_scorer_shapes(shape):
+    x = np.random.default_rng(0).integers(0, 256, (3, shape.height, shape.width, shape.channels), np.uint8)
+    torch.manual_seed(0)
+    scorer = Scorer(shape).eval()
+    torch.nn.init.normal_(scorer.net.out.weight, std=0.1)
+    score, heat, clean = run_torch(scorer, x)
+    assert score.shape == (3,)
+    assert heat.shape == x.shape[:3]
+    assert heat.min() >= 0
+    assert clean.shape == x.shape
+    assert clean.dtype == np.uint8
+    assert np.allclose(run_torch(scorer, x[1:2])[0], score[1], rtol=1e-5)
+
+
+def test_an_untrained_network_restores_nothing():
+    x = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 1), np.uint8)
+    score, _, clean = run_torch(Scorer(Shape(48, 48, 1)).eval(), x)
+    assert (clean == x).all()
+    assert (score == 0).all()
+
+
+def test_cost_is_within_a_gigaflop():
+    scorer = Scorer(Shape(256, 256, 1)).eval()
+    assert flops(scorer, torch.zeros(1, 256, 256, 1, dtype=torch.uint8)) <= 1e9
+
+
+def test_corruption_is_local_and_of_its_seed():
+    x = torch.randn(8, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    y = Corruption(48, 1)(x)
+    assert torch.equal(y, Corruption(48, 1)(x))
+    assert not torch.equal(y, Corruption(48, 2)(x))
+    assert torch.isfinite(y).all()
+    changed = ((y - x).abs() > 0.01).float().mean()
+    assert 0.01 < changed < 0.7
+
+
+def test_training_resumes_where_it_stopped(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
+    shape, options = Shape(32, 32, 1), Options(steps=4, batch=2, threads=1)
+    file = tmp_path / "checkpoint"
+    whole = fit(shape, x, options)
+    fit(shape, x, options, file, stop=2)
+    gone_on = fit(shape, x, options, file, resume=True)
+    for a, b in zip(whole.parameters(), gone_on.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(TrainerError, match="another seed"):
+        fit(shape, x, Options(steps=4, batch=2, threads=1, seed=1), file, resume=True)
+
+
+# --- the bundle ----------------------------------------------------------------------------
+
+
+def test_small_bundle(small):
+    manifest = json.loads((small / "manifest.json").read_text())
+    assert manifest["input"] == {"kind": "image", "height": 48, "width": 48, "channels": 1, "resize": "bilinear"}
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((small / name).read_bytes()).hexdigest() == digest
+    model = (small / "model.onnx").read_bytes()
+    assert not {node.op_type for node in onnx.load_from_string(model).graph.node} & FORBIDDEN
+    run = session(model)
+    assert [(i.name, i.type, i.shape[1:]) for i in run.get_inputs()] == [("x", "tensor(uint8)", [48, 48, 1])]
+    kinds = [(o.name, o.type, o.shape[1:]) for o in run.get_outputs()]
+    assert kinds == [
+        ("score", "tensor(float)", []),
+        ("residual", "tensor(float)", [48, 48]),
+        ("reconstruction", "tensor(uint8)", [48, 48, 1]),
+    ]
+    tolerance = manifest["golden"]
+    for line in (small / "golden.ndjson").read_text().splitlines():
+        golden = json.loads(line)
+        picture = pixels.decode(base64.b64decode(golden["record"]["image"]), 1)
+        score = run_onnx(run, pixels.rows(picture, Shape(48, 48, 1)))[0].max()
+        assert abs(score - golden["score"]) <= tolerance["absolute_tolerance"] + tolerance["relative_tolerance"] * abs(
+            golden["score"]
+        )
+    calibration = json.loads((small / "calibration.json").read_text())
+    assert calibration["count"] == len(calibration["tail"]) == manifest["training"]["held_out_rows"]
+    assert calibration["tail"][-1] == calibration["quantiles"][-1]
+    assert "residual_scale" not in calibration
+    assert [p.name for p in small.parent.iterdir()] == ["small"]  # no checkpoint is left
+
+
+def test_tiled_colour_bundle_with_samples(folder, tmp_path):
+    out, sheets = tmp_path / "tiled", tmp_path / "sheets"
+    options = ["--channels", "3", "--tiles", "1.5,8", "--samples", str(sheets)]
+    assert main(["images", "--data", str(folder), "--out", str(out), *QUICK, *options]) == 0
+    assert json.loads((out / "manifest.json").read_text())["input"]["tiles"] == {"scale": 1.5, "overlap": 8}
+    assert Image.open(next(iter(sheets.iterdir()))).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "20"], "--size wants 32 to 512 pixels"),
+        (["--size", "64", "--tiles", "1,64"], "an overlap smaller than a tile"),
+        (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
+        (["--normal", "fine"], "has no folder fine"),
+        (["--steps", "0"], "--steps wants a positive number"),
+    ],
+)
+def test_faults_are_one_line(folder, tmp_path, capsys, options, message):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["images", "--data", str(folder), "--out", str(tmp_path / "b"), *options]) == 65
+    assert message in capsys.readouterr().err
+
+
+def test_image_dry_run(folder, tmp_path, capsys):
+    assert main(["images", "--data", str(folder), "--out", str(tmp_path / "b"), "--dry-run"]) == 0
+    assert '"height": 256' in capsys.readouterr().out
+    assert not (tmp_path / "b").exists()
+
+
+# --- measuring -----------------------------------------------------------------------------
+
+
+def test_perfect_heat():
+    masks = np.zeros((3, 16, 16), bool)
+    masks[0, 2:6, 2:6] = masks[1, 8:12, 3:9] = masks[1, 0:2, 0:2] = True
+    heat = masks + np.random.default_rng(0).random(masks.shape) * 0.5
+    found = metrics.pixel_metrics(heat, masks)
+    assert found["pixel"] == pytest.approx(1, abs=1e-3)
+    assert found["PRO"] == pytest.approx(1, abs=0.01)
+    noise = metrics.pixel_metrics(np.random.default_rng(1).random(masks.shape), masks)
+    assert noise["pixel"] == pytest.approx(0.5, abs=0.1)
+    assert noise["PRO"] == pytest.approx(0.15, abs=0.1)
+
+
+def test_image_metrics():
+    found = metrics.image_metrics([1, 2, 3, 4, 0], ["good", "good", "a", "a", "b"])
+    assert found == {"image": pytest.approx(2 / 3), "AP": pytest.approx((1 + 1 + 3 / 5) / 3), "a": 1.0, "b": 0.0}
+
+
+def test_peers_find_a_black_square():
+    rng = np.random.default_rng(0)
+    x = rng.integers(100, 140, (20, 48, 48, 1), np.uint8)
+    y = x[:2].copy()
+    y[1, 20:30, 20:30] = 0
+    scorer = Scorer(Shape(48, 48, 1)).eval()
+    for heat in (peers.pca(x, y, 0), peers.patch_knn(x, y, 0), peers.padim(scorer, x, y, 0)):
+        assert len(heat) == 2
+        clean, broken = peers.top_mean(heat)
+        assert broken > clean
+
+
+def test_bench_prints_a_table(folder):
+    good, rest = data.read_folder(folder)
+    said = []
+    options = Options(steps=4, batch=2, threads=1)
+    total = bench(good, rest, Shape(48, 48, 1), lambda seed: options, 1, say=said.append)
+    assert set(total) == {"blind", "PaDiM-like", "patch-kNN", "PCA"}
+    assert set(total["blind"]) == {"image", "AP", "square", "pixel", "PRO"}
+    assert "| blind |" in said[-1]
+
+
+def test_sheet():
+    x = np.zeros((2, 8, 8, 1), np.uint8)
+    assert sheet.tile([x, sheet.heat_colours(np.ones((2, 8, 8)))]).size == (28, 28)
