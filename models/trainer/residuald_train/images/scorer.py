@@ -62,14 +62,14 @@ class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
     One call of the network on the picture as it is, no noise. Heat is |r| times the chance that a pixel is
-    corrupted, at half the size; what is shown of it is blurred and keeps its border. The score is (h + 0.001) u^4.
+    corrupted, at half the size; what is shown of it is blurred and keeps its border. The score is (h + 0.001) u.
     h is the mean of the highest 0.5 % of heat after a light blur, the outer border left out. u, near 1 for normal
     pictures, is how unlikely the network's own coarse features are at the unlikeliest 2 % of places: the Mahalanobis
     distance over the root of their number, one Gaussian for all places.
     """
 
     TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 8 / 128
-    PLACES, POWER, LEAST, MOST = 0.02, 4, 1e-3, 1e3
+    PLACES, LEAST, MOST = 0.02, 1e-3, 1e3
 
     def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
         super().__init__()
@@ -100,7 +100,7 @@ class Scorer(nn.Module):
         heat = self.heat(r, level)
         shown = F.interpolate(self.heavy(heat), size=(h, w), mode="bilinear", align_corners=False).squeeze(1)
         clean = ((z - r * local) * deviation + mean).round().clamp(0, 255)
-        score = (self.score(heat) + self.LEAST) * self.unlikely(levels) ** self.POWER
+        score = (self.score(heat) + self.LEAST) * self.unlikely(levels)
         return score, shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
 
     def facts(self):
@@ -110,7 +110,7 @@ class Scorer(nn.Module):
             "recipe": "blind",
             "calls": 1,
             "aggregation": f"mean of the highest {self.top} of {self.half[0]}x{self.half[1]} values of heat, "
-            "times the 4th power of the mean Mahalanobis distance of the features at the unlikeliest 2 % of places",
+            "times the mean Mahalanobis distance of the features at the unlikeliest 2 % of places",
             "border": f"{self.border} of these left out at each edge",
             "gflop": round(flops(self, torch.zeros(1, h, w, c, dtype=torch.uint8)) / 1e9, 3),
         }
