@@ -154,9 +154,9 @@ def test_scorer_shapes(shape):
 
 def test_an_untrained_network_restores_nothing():
     x = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 1), np.uint8)
-    score, _, clean = run_torch(Scorer(Shape(48, 48, 1)).eval(), x)
+    _, heat, clean = run_torch(Scorer(Shape(48, 48, 1)).eval(), x)
     assert (clean == x).all()
-    assert (score == 0).all()
+    assert (heat == 0).all()
 
 
 def test_cost_is_within_a_gigaflop():

@@ -62,11 +62,14 @@ class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
     One call of the network on the picture as it is, no noise. Heat is |r| times the chance that a pixel is
-    corrupted, at half the size. The score is the mean of its highest 0.5 % after a light blur, the outer border
-    left out; the heat that is shown is blurred more and keeps its border.
+    corrupted, at half the size; what is shown of it is blurred and keeps its border. The score is (h + 0.001) u.
+    h is the mean of the highest 0.5 % of heat after a light blur, the outer border left out. u, near 1 for normal
+    pictures, is how unlikely the network's own coarse features are at the unlikeliest 2 % of places: the Mahalanobis
+    distance over the root of their number, one Gaussian for all places.
     """
 
     TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 8 / 128
+    PLACES, LEAST, MOST = 0.02, 1e-3, 1e3
 
     def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
         super().__init__()
@@ -81,18 +84,24 @@ class Scorer(nn.Module):
         self.light, self.heavy = Blur(self.LIGHT * side), Blur(self.HEAVY * side)
         inner = (self.half[0] - 2 * self.border) * (self.half[1] - 2 * self.border)
         self.top = max(1, round(self.TOP * inner))
+        dims = sum(widths[-3:])
+        # Fitted after the training, so no part of a checkpoint.
+        self.register_buffer("center", torch.zeros(1, dims, 1, 1), persistent=False)
+        self.register_buffer("whiten", torch.eye(dims)[:, :, None, None], persistent=False)
 
     def forward(self, x):
         z, mean, deviation = standardise(x)
         inputs, local = self.normalise(z)
-        r, level = self.net(F.pad(inputs, self.pad, mode="reflect"))
+        levels = self.net.levels(F.pad(inputs, self.pad, mode="reflect"))
+        r, level = self.net.head(levels[-1])
         h, w = self.shape.height, self.shape.width
         left, _, top, _ = self.pad
         r, level = (t[:, :, top : top + h, left : left + w] for t in (r, level))
         heat = self.heat(r, level)
         shown = F.interpolate(self.heavy(heat), size=(h, w), mode="bilinear", align_corners=False).squeeze(1)
         clean = ((z - r * local) * deviation + mean).round().clamp(0, 255)
-        return self.score(heat), shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
+        score = (self.score(heat) + self.LEAST) * self.unlikely(levels)
+        return score, shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
 
     def facts(self):
         """For the manifest."""
@@ -100,7 +109,8 @@ class Scorer(nn.Module):
         return {
             "recipe": "blind",
             "calls": 1,
-            "aggregation": f"mean of the highest {self.top} of {self.half[0]}x{self.half[1]} values of heat",
+            "aggregation": f"mean of the highest {self.top} of {self.half[0]}x{self.half[1]} values of heat, "
+            "times the mean Mahalanobis distance of the features at the unlikeliest 2 % of places",
             "border": f"{self.border} of these left out at each edge",
             "gflop": round(flops(self, torch.zeros(1, h, w, c, dtype=torch.uint8)) / 1e9, 3),
         }
@@ -116,6 +126,31 @@ class Scorer(nn.Module):
     def heat(self, r, level):
         heat = r.abs().mean(1, keepdim=True) * torch.sigmoid(level)
         return F.avg_pool2d(heat, 2)
+
+    def features(self, levels):
+        """The three coarsest levels, averaged to the coarsest one's places. -> [N, dims, h, w]"""
+        return torch.cat([levels[0], F.avg_pool2d(levels[1], 2), F.avg_pool2d(levels[2], 4)], 1)
+
+    def unlikely(self, levels):
+        d = F.conv2d(self.features(levels) - self.center, self.whiten).square().mean(1).sqrt().flatten(1)
+        return d.topk(max(1, int(self.PLACES * d.shape[1])), 1).values.mean(1).clamp(max=self.MOST)
+
+    @torch.no_grad()
+    def fit_features(self, pictures, batch=16):
+        """Sets the Gaussian from uint8 [n, H, W, C] normal pictures."""
+        dims = self.center.shape[1]
+        count, total, squares = 0, torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
+        for i in range(0, len(pictures), batch):
+            inputs, _ = self.normalise(standardise(torch.as_tensor(pictures[i : i + batch]))[0])
+            f = self.features(self.net.levels(F.pad(inputs, self.pad, mode="reflect")))
+            f = f.permute(1, 0, 2, 3).flatten(1).double()
+            count, total, squares = count + f.shape[1], total + f.sum(1), squares + f @ f.T
+        mean = total / count
+        covariance = squares / count - mean[:, None] * mean
+        covariance += (1e-3 * covariance.diagonal().mean() + 1e-6) * torch.eye(dims)
+        whiten = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), torch.eye(dims).double(), upper=False)
+        self.center.copy_(mean.float()[None, :, None, None])
+        self.whiten.copy_(whiten.float()[:, :, None, None])
 
     def score(self, heat):
         b = self.border

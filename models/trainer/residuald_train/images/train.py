@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +18,7 @@ from .corrupt import Corruption, uniform
 from .scorer import Scorer, standardise
 
 SAVE_EVERY = 60.0  # seconds
+FITTED = 300  # pictures that the Gaussian of the features is fitted to, at most
 TOUCH = 0.25  # chance, for each axis, that a crop touches the picture's edge
 
 
@@ -98,7 +100,10 @@ def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, sto
         y = corruption(x)
         return loss(scorer, x, y, options), x, y
 
-    return descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet, stop)
+    descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet, stop)
+    some = np.random.default_rng(options.seed).permutation(len(pictures))[:FITTED]
+    scorer.fit_features(pictures[np.sort(some)])
+    return scorer
 
 
 def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None, stop=None):

@@ -67,7 +67,10 @@ class UNet(nn.Module):
         return up
 
     def forward(self, x):
-        out = F.pixel_shuffle(self.out(self.levels(x)[-1]), 2)
+        return self.head(self.levels(x)[-1])
+
+    def head(self, finest):
+        out = F.pixel_shuffle(self.out(finest), 2)
         return out[:, : self.channels], out[:, self.channels :]
 
 
