@@ -1,6 +1,6 @@
 """Writes the pictures in files/ that the crate `image` cannot write itself. Needs Pillow.
 
-    python tests/pictures/files.py
+python tests/pictures/files.py
 """
 
 from pathlib import Path

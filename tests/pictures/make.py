@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/pictures/make.py
 
-`gray` stretches a picture to 32 x 32, `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The heat of a pixel is
-its distance from level 128 in sixteenths, the mean of its channels; the score is the largest.
+`gray` stretches a picture to 32 x 32, `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The heat
+of a pixel is its distance from level 128 in sixteenths, the mean of its channels; the score is the largest.
 """
 
 import base64
@@ -33,7 +33,9 @@ INPUTS = {
 
 GRAPH = """
 <ir_version: 9, opset_import: ["": 20]>
-middle (uint8[batch, {h}, {w}, {c}] x) => (float[batch] score, float[batch, {h}, {w}] residual, uint8[batch, {h}, {w}, {c}] reconstruction)
+middle (uint8[batch, {h}, {w}, {c}] x) => (
+    float[batch] score, float[batch, {h}, {w}] residual, uint8[batch, {h}, {w}, {c}] reconstruction
+)
 <float middle = {{128}}, float unit = {{16}}, int64[1] channels = {{3}}, int64[2] sides = {{1, 2}}>
 {{
     levels = Cast <to = 1> (x)
