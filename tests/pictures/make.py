@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/pictures/make.py
 
-`gray` stretches a picture to 32 x 32, `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The heat
-of a pixel is its distance from level 128 in sixteenths, the mean of its channels; the score is the largest.
+`gray` stretches a picture to 32 x 32, `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The
+heat of a pixel is its distance from level 128 in sixteenths, the mean of its channels; the score is the largest.
 """
 
 import base64
