@@ -80,6 +80,10 @@ struct LastComplaint(Arc<Mutex<Option<String>>>);
 
 impl LastComplaint {
     fn set(&self, complaint: &str) {
+        // The other side has hung up; why, it may say before or after.
+        if complaint.contains("Send failed") {
+            return self.set_first(complaint);
+        }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint.to_owned());
     }
 
