@@ -6,7 +6,6 @@
 
 pub mod contact_sheet;
 pub mod pixels;
-mod regions;
 
 use serde::Serialize;
 

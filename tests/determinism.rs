@@ -5,8 +5,8 @@ mod common;
 use std::collections::HashMap;
 
 use common::kafka::{Note, produce, read_all};
-use common::process::{Daemon, run};
-use common::{parse, payments, sample, score_of};
+use common::process::{Daemon, scored};
+use common::{payments, sample, score_of};
 use residuald::bundle::Bundle;
 use residuald::config::{Inference, Provider};
 use residuald::decode::JsonDecoder;
@@ -180,23 +180,9 @@ fn the_daemon_and_the_score_verb_agree_to_the_bit() {
     let mut records: Vec<String> = golden.iter().map(|g| g.record.get().to_owned()).collect();
     records.extend(sample(500));
 
-    let dir = tempfile::tempdir().unwrap();
-    let (file, out) = (dir.path().join("in.ndjson"), dir.path().join("out.ndjson"));
-    std::fs::write(&file, records.join("\n")).unwrap();
-    let ended = run(&[
-        "score",
-        file.to_str().unwrap(),
-        "--bundle",
-        payments().to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ]);
-    ended.with_code(0);
-    let lines = std::fs::read_to_string(out).unwrap();
-    let from_file: HashMap<u64, f32> = lines
-        .lines()
-        .map(|line| parse(line.as_bytes()))
-        .map(|verdict| (verdict["record"].as_u64().unwrap(), score_of(&verdict)))
+    let from_file: HashMap<u64, f32> = scored(&records, &payments(), &[])
+        .iter()
+        .map(|verdict| (verdict["record"].as_u64().unwrap(), score_of(verdict)))
         .collect();
     assert_eq!(from_file.len(), records.len());
 

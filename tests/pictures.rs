@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::cluster::cluster;
 use common::kafka::{Note, ends, produce, read_all};
-use common::process::{Daemon, run};
+use common::process::{Daemon, run, scored};
 use common::{parse, root, score_of, wait_for};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use residuald::kafka::embedded::EmbeddedBroker;
@@ -223,23 +223,9 @@ fn the_same_picture_gets_the_same_verdict_whatever_the_way() {
         );
         assert!(one == other, "{name}");
 
-        let dir = tempfile::tempdir().unwrap();
-        let (file, out) = (dir.path().join("in.ndjson"), dir.path().join("out.ndjson"));
-        std::fs::write(&file, records.join("\n")).unwrap();
-        let ended = run(&[
-            "score",
-            file.to_str().unwrap(),
-            "--bundle",
-            folder(name).to_str().unwrap(),
-            "--score",
-            "4",
-            "--out",
-            out.to_str().unwrap(),
-        ]);
-        ended.with_code(0);
-        let lines = std::fs::read_to_string(out).unwrap();
-        assert_eq!(lines.lines().count(), records.len());
-        for line in lines.lines().map(|line| parse(line.as_bytes())) {
+        let lines = scored(&records, &folder(name), &["--score", "4"]);
+        assert_eq!(lines.len(), records.len());
+        for line in lines {
             let verdict = parse(&one[&line["record"].to_string()]);
             assert_eq!(score_of(&line).to_bits(), score_of(&verdict).to_bits());
             assert_eq!(line["regions"], verdict["regions"]);

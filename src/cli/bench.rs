@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::bundle::{Bundle, Draft, manifest::Input};
+use crate::bundle::{Bundle, manifest::Input};
 use crate::config::{Config, Inference, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
@@ -26,7 +26,7 @@ use super::failure::Failure;
 use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::input;
 use super::model;
-use super::threshold::default_rule;
+use super::threshold::default_rule_of;
 use cpu::Meter;
 
 const TOPIC: &str = "records";
@@ -365,9 +365,7 @@ impl Bench {
             "telemetry.log_level=error".to_owned(),
         ];
         let mut config = Config::load(None, Vec::new(), &settings)?;
-        if let Some(calibration) = Draft::read(&self.bundle).calibration {
-            config.threshold = default_rule(&calibration);
-        }
+        config.threshold = default_rule_of(&self.bundle).unwrap_or(config.threshold);
         telemetry::init(&config.telemetry);
         let output = &config.output;
         let broker = EmbeddedBroker::start(&[

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::bundle::Draft;
 use crate::config::Config;
 use crate::dataset::{self, Example};
 use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
@@ -22,7 +21,7 @@ use super::daemon;
 use super::failure::Failure;
 use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::produce::positive;
-use super::threshold::default_rule;
+use super::threshold::default_rule_of;
 use watch::Watcher;
 
 const TOPIC: &str = "records";
@@ -139,10 +138,7 @@ fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
     ];
     let mut config = Config::load(None, Vec::new(), &settings)?;
     config.kafka.consumer.set(FETCH_WAIT.0, FETCH_WAIT.1);
-    // What else is wrong with the bundle the daemon says.
-    if let Some(calibration) = Draft::read(&arguments.bundle).calibration {
-        config.threshold = default_rule(&calibration);
-    }
+    config.threshold = default_rule_of(&arguments.bundle).unwrap_or(config.threshold);
     Ok(config)
 }
 

@@ -141,6 +141,15 @@ pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
     })
 }
 
+/// A line of `--out`, if it is asked for.
+fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result<(), Failure> {
+    if let Some(out) = out {
+        serde_json::to_writer(&mut *out, line).map_err(Failure::data)?;
+        out.write_all(b"\n").map_err(Failure::data)?;
+    }
+    Ok(())
+}
+
 struct Run {
     judge: Judge,
     decoder: JsonDecoder,
@@ -207,7 +216,8 @@ impl Run {
             };
             if let Some((reason, detail)) = problem {
                 self.dead_letters += 1;
-                self.write(&json!({"record": self.records, "reason": reason, "error": detail}))?;
+                let line = json!({"record": self.records, "reason": reason, "error": detail});
+                write_line(&mut self.out, &line)?;
             }
             if self.numbers.len() == CHUNK || self.pictures.len() == PICTURES {
                 self.score_chunk()?;
@@ -252,15 +262,12 @@ impl Run {
                 return Ok(());
             }
             let verdict = judge.judge(scored, REASONS);
-            if let Some(out) = out {
-                let line = Line {
-                    record,
-                    label,
-                    verdict: &verdict,
-                };
-                serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
-                out.write_all(b"\n").map_err(Failure::data)?;
-            }
+            let line = Line {
+                record,
+                label,
+                verdict: &verdict,
+            };
+            write_line(out, &line)?;
             if enters {
                 highest.insert(score, (record, reasons(&verdict)));
             }
@@ -282,31 +289,21 @@ impl Run {
             Ok(judged) => judged,
             Err(RowError { reason, detail }) => {
                 self.dead_letters += 1;
-                return self
-                    .write(&json!({"record": record, "reason": reason.as_str(), "error": detail}));
+                let line = json!({"record": record, "reason": reason.as_str(), "error": detail});
+                return write_line(&mut self.out, &line);
             }
         };
         self.scores.push(score);
         self.labels.push(label);
         let verdict = self.judge.judge_picture(score, &finding, None, None);
-        if let Some(out) = &mut self.out {
-            let line = Line {
-                record,
-                label,
-                verdict: &verdict,
-            };
-            serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
-            out.write_all(b"\n").map_err(Failure::data)?;
-        }
+        let line = Line {
+            record,
+            label,
+            verdict: &verdict,
+        };
+        write_line(&mut self.out, &line)?;
         if self.highest.takes(score) {
             self.highest.insert(score, (record, reasons(&verdict)));
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
-        if let Some(out) = &mut self.out {
-            writeln!(out, "{value}").map_err(Failure::data)?;
         }
         Ok(())
     }

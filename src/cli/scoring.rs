@@ -6,7 +6,7 @@ use std::thread;
 use crate::batch::Batch;
 use crate::config::{Inference, Provider};
 use crate::decode::{Reason, RowError};
-use crate::onnx::{Scorer, ScorerError, Seen};
+use crate::onnx::{Scorer, Seen};
 use crate::picture::{Finding, Reader, highest};
 use crate::verdict::Scored;
 
@@ -108,41 +108,54 @@ impl Scoring {
         threshold: f32,
         regions: usize,
     ) -> Result<Vec<Judged>, Failure> {
-        let next = AtomicUsize::new(0);
-        let look = |scorer: &mut Scorer| {
-            let (mut seen, mut judged) = (Seen::default(), Vec::new());
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(payload) = payloads.get(i) else {
-                    return Ok::<_, ScorerError>(judged);
-                };
-                let outcome = match reader.read(payload) {
-                    Err(error) => Err(error.into()),
-                    Ok(picture) => {
-                        seen.clear();
-                        scorer.score_pixels(&picture.rows, &mut seen)?;
-                        finite(highest(&seen.scores)).map(|score| {
-                            let (heat, expected) = (&seen.heat, &seen.reconstruction);
-                            (score, picture.finding(heat, expected, threshold, regions))
-                        })
-                    }
-                };
-                judged.push((i, outcome));
-            }
+        let look = |scorer: &mut Scorer, seen: &mut Seen, payload: &&[u8]| {
+            let picture = match reader.read(payload) {
+                Ok(picture) => picture,
+                Err(error) => return Ok(Err(error.into())),
+            };
+            seen.clear();
+            scorer.score_pixels(&picture.rows, seen)?;
+            Ok(finite(highest(&seen.scores)).map(|score| {
+                let (heat, expected) = (&seen.heat, &seen.reconstruction);
+                (score, picture.finding(heat, expected, threshold, regions))
+            }))
         };
-        let parts = thread::scope(|scope| {
-            let scorers = self.scorers.iter_mut();
-            let threads: Vec<_> = scorers.map(|s| scope.spawn(|| look(s))).collect();
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.collect::<Vec<_>>()
-        });
-        let mut all = Vec::new();
-        for part in parts {
-            all.extend(part.map_err(|_| Failure::internal("a scoring thread panicked"))??);
-        }
-        all.sort_by_key(|(i, _)| *i);
-        Ok(all.into_iter().map(|(_, outcome)| outcome).collect())
+        share_out(&mut self.scorers, payloads, look)
     }
+}
+
+/// Has every scorer `look` at the items that are left; what came of them in the order of the items.
+///
+/// # Errors
+/// What `look` fails with.
+pub fn share_out<I: Sync, T: Send>(
+    scorers: &mut [Scorer],
+    items: &[I],
+    look: impl Fn(&mut Scorer, &mut Seen, &I) -> Result<T, Failure> + Sync,
+) -> Result<Vec<T>, Failure> {
+    let next = AtomicUsize::new(0);
+    let work = |scorer: &mut Scorer| {
+        let (mut seen, mut done) = (Seen::default(), Vec::new());
+        while let i = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(item) = items.get(i)
+        {
+            done.push((i, look(scorer, &mut seen, item)?));
+        }
+        Ok::<_, Failure>(done)
+    };
+    let parts: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = scorers
+            .iter_mut()
+            .map(|scorer| scope.spawn(|| work(scorer)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    let mut all = Vec::new();
+    for part in parts {
+        all.extend(part.map_err(|_| Failure::internal("a scoring thread panicked"))??);
+    }
+    all.sort_by_key(|(i, _)| *i);
+    Ok(all.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
 /// # Errors

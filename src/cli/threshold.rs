@@ -1,6 +1,8 @@
 //! Where the line is, as flags: the same rules as in `[threshold]`.
 
-use crate::bundle::Calibration;
+use std::path::Path;
+
+use crate::bundle::{Calibration, Draft};
 use crate::verdict::ThresholdRule;
 
 use super::produce::positive;
@@ -51,6 +53,12 @@ impl ThresholdArguments {
 /// A false-alarm rate that every bundle supports, if nobody says otherwise.
 pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
     ThresholdRule::FalseAlarmRate(DEFAULT_RATE.max(calibration.finest_rate()))
+}
+
+/// The same for a bundle that is still to be loaded; `None` if it is broken, which loading it says.
+pub fn default_rule_of(bundle: &Path) -> Option<ThresholdRule> {
+    let calibration = Draft::read(bundle).calibration?;
+    Some(default_rule(&calibration))
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::regions::Regions;
+use crate::picture::Components;
 
 /// The false positive rate up to which per-region overlap is integrated: beyond it a segmentation is of no use.
 pub const FPR_LIMIT: f64 = 0.3;
@@ -60,7 +60,7 @@ impl PixelRanking {
             bin.normal += u64::from(!anomalous);
             bin.anomalous += u64::from(*anomalous);
         }
-        let regions = Regions::of(mask, width);
+        let regions = Components::of(mask, width);
         for run in regions.runs {
             let share = 1.0 / regions.areas[run.region] as f64;
             for heat in &heat[run.pixels] {

@@ -138,14 +138,7 @@ impl Scorer {
         for part in rows.chunks(self.largest() * self.width) {
             let records = part.len() / self.width;
             let bucket = self.bucket(records);
-            let input: &[f32] = if bucket == records {
-                part
-            } else {
-                self.padded.clear();
-                self.padded.extend_from_slice(part);
-                self.padded.resize(bucket * self.width, 0.0);
-                &self.padded
-            };
+            let input = padded(part, bucket * self.width, &mut self.padded);
             let x = TensorRef::from_array_view(([bucket, self.width], input))?;
             let outputs = self.session.run(ort::inputs!["x" => x])?;
             let take = |name: &str, count: usize, into: &mut Vec<f32>| {
@@ -178,14 +171,7 @@ impl Scorer {
         for part in rows.chunks(self.largest() * self.width) {
             let pictures = part.len() / self.width;
             let bucket = self.bucket(pictures);
-            let input: &[u8] = if bucket == pictures {
-                part
-            } else {
-                self.padded_pixels.clear();
-                self.padded_pixels.extend_from_slice(part);
-                self.padded_pixels.resize(bucket * self.width, 0);
-                &self.padded_pixels
-            };
+            let input = padded(part, bucket * self.width, &mut self.padded_pixels);
             let x = TensorRef::from_array_view(([bucket, height, width, channels], input))?;
             let outputs = self.session.run(ort::inputs!["x" => x])?;
             let (_, scores) = outputs["score"].try_extract_tensor::<f32>()?;
@@ -215,6 +201,17 @@ impl Scorer {
     pub fn buckets(&self) -> &[usize] {
         &self.buckets
     }
+}
+
+/// `part`, or a copy in `buffer` with zeros up to `length` values.
+fn padded<'p, T: Copy + Default>(part: &'p [T], length: usize, buffer: &'p mut Vec<T>) -> &'p [T] {
+    if part.len() == length {
+        return part;
+    }
+    buffer.clear();
+    buffer.extend_from_slice(part);
+    buffer.resize(length, T::default());
+    buffer
 }
 
 fn buckets(max_records: usize) -> Vec<usize> {

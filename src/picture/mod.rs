@@ -17,6 +17,7 @@
 //! Refused: animations, TIFFs of several pages, floating point samples, whatever is cut off, and what the limits forbid,
 //! which are held against the header before anything is decoded.
 
+mod connected;
 mod decode;
 mod envelope;
 mod maps;
@@ -30,6 +31,7 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::bundle::Pixels;
+pub use connected::Components;
 pub use maps::{Finding, Png, highest};
 pub use regions::Region;
 pub use tiles::Layout;

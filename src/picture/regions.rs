@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::Components;
+
 /// A box around connected hot pixels, in pixels of the upright picture before resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Region {
@@ -15,6 +17,16 @@ pub struct Region {
     pub area: f32,
 }
 
+/// A component's box on the map, and its heat.
+#[derive(Clone)]
+struct Extent {
+    left: usize,
+    right: usize,
+    top: usize,
+    bottom: usize,
+    sum: f64,
+}
+
 /// The `most` regions of `heat`, [height, width], where it is above `cut`, those with the largest share first. Pixels are connected
 /// by sides and corners. The picture is `full` = (width, height) pixels.
 pub fn regions(
@@ -26,45 +38,40 @@ pub fn regions(
 ) -> Vec<Region> {
     let height = heat.len() / width;
     let total: f64 = heat.iter().map(|h| f64::from(*h)).sum();
-    let mut seen = vec![false; heat.len()];
-    let mut found = Vec::new();
-    let mut stack = Vec::new();
-    for start in 0..heat.len() {
-        if seen[start] || heat[start] <= cut {
-            continue;
-        }
-        seen[start] = true;
-        stack.push(start);
-        let (mut left, mut right, mut top, mut bottom) = (width, 0, height, 0);
-        let (mut sum, mut pixels) = (0.0, 0_usize);
-        while let Some(at) = stack.pop() {
-            let (x, y) = (at % width, at / width);
-            (left, right) = (left.min(x), right.max(x + 1));
-            (top, bottom) = (top.min(y), bottom.max(y + 1));
-            sum += f64::from(heat[at]);
-            pixels += 1;
-            for y in y.saturating_sub(1)..(y + 2).min(height) {
-                for x in x.saturating_sub(1)..(x + 2).min(width) {
-                    let near = y * width + x;
-                    if !seen[near] && heat[near] > cut {
-                        seen[near] = true;
-                        stack.push(near);
-                    }
-                }
-            }
-        }
-        let across = |x: usize| x * full.0 / width;
-        let down = |y: usize| y * full.1 / height;
-        let (x, y) = (across(left), down(top));
-        found.push(Region {
+    let hot: Vec<bool> = heat.iter().map(|h| *h > cut).collect();
+    let components = Components::of(&hot, width);
+    let empty = Extent {
+        left: width,
+        right: 0,
+        top: height,
+        bottom: 0,
+        sum: 0.0,
+    };
+    let mut extents = vec![empty; components.areas.len()];
+    for run in components.runs {
+        let extent = &mut extents[run.region];
+        let (x, y) = (run.pixels.start % width, run.pixels.start / width);
+        extent.left = extent.left.min(x);
+        extent.right = extent.right.max(x + run.pixels.len());
+        extent.top = extent.top.min(y);
+        extent.bottom = extent.bottom.max(y + 1);
+        extent.sum += heat[run.pixels].iter().map(|h| f64::from(*h)).sum::<f64>();
+    }
+    let across = |x: usize| x * full.0 / width;
+    let down = |y: usize| y * full.1 / height;
+    let region = |(extent, pixels): (Extent, usize)| {
+        let (x, y) = (across(extent.left), down(extent.top));
+        Region {
             x,
             y,
-            width: (right * full.0).div_ceil(width) - x,
-            height: (bottom * full.1).div_ceil(height) - y,
-            share: (sum / total) as f32,
+            width: (extent.right * full.0).div_ceil(width) - x,
+            height: (extent.bottom * full.1).div_ceil(height) - y,
+            share: (extent.sum / total) as f32,
             area: (pixels as f64 / heat.len() as f64) as f32,
-        });
-    }
+        }
+    };
+    let areas = components.areas.iter().copied();
+    let mut found: Vec<_> = extents.into_iter().zip(areas).map(region).collect();
     found.sort_by(|a, b| b.share.total_cmp(&a.share));
     found.truncate(most);
     found

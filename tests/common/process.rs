@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -314,4 +315,16 @@ pub fn ask(mut stream: impl Read + Write, path: &str, header: &str) -> (u16, Str
 
 pub fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")
+}
+
+/// What `residuald score` says of these records, in their order.
+pub fn scored(records: &[String], bundle: &Path, flags: &[&str]) -> Vec<Value> {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("in.ndjson"), dir.path().join("out.ndjson"));
+    std::fs::write(&file, records.join("\n")).unwrap();
+    let paths = [&file, bundle, &out].map(|path| path.to_str().unwrap());
+    let all = ["score", paths[0], "--bundle", paths[1], "--out", paths[2]];
+    run(&[&all, flags].concat()).with_code(0);
+    let lines = std::fs::read_to_string(out).unwrap();
+    lines.lines().map(|line| parse(line.as_bytes())).collect()
 }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,8 +23,8 @@ use crate::verdict::{Judge, Verdict};
 use super::super::failure::Failure;
 use super::super::input;
 use super::super::model::Loaded;
-use super::super::scoring::{Highest, finite};
-use super::{Arguments, Labelled, REASONS, Summary, labelled, reasons};
+use super::super::scoring::{Highest, finite, share_out};
+use super::{Arguments, Labelled, REASONS, Summary, labelled, reasons, write_line};
 
 /// Pictures in the memory at once, for each core.
 const PICTURES_A_CORE: usize = 4;
@@ -141,37 +139,6 @@ struct Looking {
 }
 
 impl Looking {
-    /// On all cores; in the order of the pictures.
-    fn at_all(
-        &self,
-        pictures: &[Picture],
-        scorers: &mut [Scorer],
-    ) -> Result<Vec<(usize, Outcome)>, Failure> {
-        let next = AtomicUsize::new(0);
-        let work = |scorer: &mut Scorer| {
-            let (mut seen, mut done) = (Seen::default(), Vec::new());
-            while let i = next.fetch_add(1, Ordering::Relaxed)
-                && let Some(picture) = pictures.get(i)
-            {
-                done.push((i, self.at(picture, scorer, &mut seen)?));
-            }
-            Ok::<_, Failure>(done)
-        };
-        let parts: Vec<_> = thread::scope(|scope| {
-            let threads: Vec<_> = scorers
-                .iter_mut()
-                .map(|scorer| scope.spawn(|| work(scorer)))
-                .collect();
-            threads.into_iter().map(|thread| thread.join()).collect()
-        });
-        let mut all = Vec::new();
-        for part in parts {
-            all.extend(part.map_err(|_| Failure::internal("a scoring thread panicked"))??);
-        }
-        all.sort_by_key(|(i, _)| *i);
-        Ok(all)
-    }
-
     /// Outer: what ends the run. Inner: why this picture has no score.
     fn at(
         &self,
@@ -233,9 +200,11 @@ impl Run<'_> {
         let bar = progress_bar(pictures.len(), self.arguments.json);
         let chunk = PICTURES_A_CORE * scorers.len().max(1);
         for (first, part) in (0..).step_by(chunk).zip(pictures.chunks(chunk)) {
-            let judged = self.looking.at_all(part, &mut scorers)?;
-            for (i, judged) in judged {
-                let picture = &part[i];
+            let looking = &self.looking;
+            let judged = share_out(&mut scorers, part, |scorer, seen, picture| {
+                looking.at(picture, scorer, seen)
+            })?;
+            for (i, (picture, judged)) in part.iter().zip(judged).enumerate() {
                 match judged {
                     Ok(judged) => self.take(first + i, picture, judged)?,
                     Err(error) => self.refuse(picture, &error)?,
@@ -256,16 +225,13 @@ impl Run<'_> {
         } = judged;
         self.scored.push((at, score));
         let verdict = self.judge.judge_picture(score, &finding, None, None);
-        if let Some(out) = &mut self.out {
-            let line = Line {
-                file: &picture.name,
-                class: picture.class.as_deref(),
-                label: picture.label,
-                verdict: &verdict,
-            };
-            serde_json::to_writer(&mut *out, &line).map_err(Failure::data)?;
-            out.write_all(b"\n").map_err(Failure::data)?;
-        }
+        let line = Line {
+            file: &picture.name,
+            class: picture.class.as_deref(),
+            label: picture.label,
+            verdict: &verdict,
+        };
+        write_line(&mut self.out, &line)?;
         if self.highest.takes(score) {
             let entry = (picture.name.clone(), reasons(&verdict));
             self.highest.insert(score, entry);
@@ -308,10 +274,8 @@ impl Run<'_> {
     fn refuse(&mut self, picture: &Picture, error: &RowError) -> Result<(), Failure> {
         self.refused += 1;
         let (reason, detail) = (error.reason.as_str(), &error.detail);
-        if let Some(out) = &mut self.out {
-            let line = json!({"file": picture.name, "reason": reason, "error": detail});
-            writeln!(out, "{line}").map_err(Failure::data)?;
-        }
+        let line = json!({"file": picture.name, "reason": reason, "error": detail});
+        write_line(&mut self.out, &line)?;
         if let Some(sheet) = &mut self.sheet {
             sheet.add_refused(&picture.name, &format!("{reason}: {detail}"));
         }

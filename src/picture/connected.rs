@@ -1,4 +1,4 @@
-//! The connected regions of a mask.
+//! The connected components of a mask.
 
 use std::ops::Range;
 
@@ -14,22 +14,22 @@ pub struct Run {
 /// The regions of a mask, row-major [height, width]: pixels that touch at an edge or a corner (8-connectivity) are of
 /// one region.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Regions {
+pub struct Components {
     /// In the order of their pixels.
     pub runs: Vec<Run>,
     /// Pixels of each region.
     pub areas: Vec<usize>,
 }
 
-impl Regions {
+impl Components {
     /// In O(pixels), with memory for the runs: those of a row are joined with those above that they touch, by union-find
     /// (Rosenfeld & Pfaltz 1966, "Sequential operations in digital picture processing").
     ///
     /// # Panics
     /// If the mask is not whole rows of `width` pixels.
-    pub fn of(mask: &[bool], width: usize) -> Regions {
+    pub fn of(mask: &[bool], width: usize) -> Components {
         if mask.is_empty() {
-            return Regions::default();
+            return Components::default();
         }
         assert_eq!(mask.len() % width, 0, "whole rows");
         let mut runs: Vec<Run> = Vec::new();
@@ -70,7 +70,7 @@ impl Regions {
             runs[i].region = runs[root].region;
             areas[runs[i].region] += runs[i].pixels.len();
         }
-        Regions { runs, areas }
+        Components { runs, areas }
     }
 }
 
@@ -93,22 +93,22 @@ mod tests {
 
     #[test]
     fn corners_touch_and_the_ends_of_rows_do_not() {
-        let found = Regions::of(&mask(&["#..#", "..#.", "#..."]), 4);
+        let found = Components::of(&mask(&["#..#", "..#.", "#..."]), 4);
         assert_eq!(found.areas, [1, 2, 1]);
-        let found = Regions::of(&mask(&["...#", "#...", "...."]), 4);
+        let found = Components::of(&mask(&["...#", "#...", "...."]), 4);
         assert_eq!(found.areas, [1, 1]);
-        assert!(Regions::of(&[], 0).areas.is_empty());
+        assert!(Components::of(&[], 0).areas.is_empty());
     }
 
     #[test]
     fn what_joins_late_is_one_region() {
-        let found = Regions::of(
+        let found = Components::of(
             &mask(&["#.#.#", "#.#.#", "#####", ".....", "##.##", "..#.."]),
             5,
         );
         assert_eq!(found.areas, [11, 5]);
         let spiral = mask(&["#####", "....#", "###.#", "#...#", "#####"]);
-        assert_eq!(Regions::of(&spiral, 5).areas, [17]);
+        assert_eq!(Components::of(&spiral, 5).areas, [17]);
     }
 
     proptest! {
@@ -120,7 +120,7 @@ mod tests {
                 (Just(w), prop::collection::vec(any::<bool>(), 0..8 * w).prop_map(move |mut v| { v.truncate(v.len() / w * w); v }))
             })
         ) {
-            let regions = Regions::of(&mask, width);
+            let regions = Components::of(&mask, width);
             let mut named = vec![None; mask.len()];
             for run in &regions.runs {
                 named[run.pixels.clone()].fill(Some(run.region));
