@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Cursor;
+use std::io::{BufRead, BufReader, Cursor};
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -395,4 +395,58 @@ fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
         let got = region[name].as_i64().unwrap();
         assert!((got - expected).abs() <= 20, "{name} in {region}");
     }
+}
+
+#[test]
+fn the_sample_stream_on_a_real_kafka() {
+    let Some(cluster) = cluster() else { return };
+    for topic in ["in", "anomalies", "scores", "dead"] {
+        cluster.create_topic(topic, 2);
+    }
+    let brokers = cluster.brokers.as_str();
+    let surface = root().join("models/surface");
+    let packed = std::fs::File::open(surface.join("sample.ndjson.gz")).unwrap();
+    let lines = BufReader::new(flate2::read::MultiGzDecoder::new(packed)).lines();
+    let records: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(records.len(), 500);
+    let notes: Vec<Note> = (1..)
+        .zip(&records)
+        .map(|(number, record): (u64, _)| Note::new(&number.to_string(), record.as_str()))
+        .collect();
+    produce(brokers, "in", &notes);
+    let rate = "threshold.false_alarm_rate=0.01";
+    let settings = [
+        &format!("model.bundle={surface:?}"),
+        rate,
+        "kafka.delivery=exactly-once",
+        "output.scores_topic=scores",
+    ];
+    let daemon = Daemon::ready(brokers, &settings);
+    daemon.await_count("scored", 500);
+    daemon.is_balanced();
+    daemon.drains();
+
+    let published = read_all(brokers, "scores");
+    assert_eq!(published.len(), 500);
+    let by_key: BTreeMap<String, Value> = published
+        .iter()
+        .map(|note| {
+            let key = String::from_utf8(note.key.clone().unwrap()).unwrap();
+            (key, note.json())
+        })
+        .collect();
+    let lines = scored(&records, &surface, &["--false-alarm-rate", "0.01"]);
+    assert_eq!(lines.len(), 500);
+    for line in &lines {
+        let verdict = &by_key[&line["record"].to_string()];
+        assert_eq!(score_of(line).to_bits(), score_of(verdict).to_bits());
+        assert_eq!(line["regions"], verdict["regions"]);
+    }
+    let flagged = |line: &&Value| !line["severity"].is_null();
+    let anomalies = lines.iter().filter(flagged).count();
+    assert!(
+        (50..=110).contains(&anomalies),
+        "100 are defective: {anomalies}"
+    );
+    assert_eq!(read_all(brokers, "anomalies").len(), anomalies);
 }
