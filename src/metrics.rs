@@ -43,6 +43,8 @@ pub struct Metrics {
     pub anomalies: IntCounterVec,
     pub score: Histogram,
     pub threshold: Gauge,
+    pub expected_anomaly_ratio: Gauge,
+    pub score_drift_ratio: Gauge,
     pub batch_size: Histogram,
     pub decode_seconds: Histogram,
     pub queue_seconds: Histogram,
@@ -54,6 +56,7 @@ pub struct Metrics {
     pub paused_partitions: IntGauge,
     pub schema_registry_errors: IntCounter,
     pub model_info: GaugeVec,
+    pub provider_fallback: IntGauge,
 }
 
 impl Metrics {
@@ -103,12 +106,16 @@ impl Metrics {
                 "Anomaly scores; bucket bounds are multiples of the threshold.",
                 &score_buckets,
             ),
-            threshold: register(
+            threshold: number(r, "threshold", "Score above which a record is an anomaly."),
+            expected_anomaly_ratio: number(
                 r,
-                Gauge::with_opts(opts(
-                    "threshold",
-                    "Score above which a record is an anomaly.",
-                )),
+                "expected_anomaly_ratio",
+                "Share of normal records that the threshold flags, by the bundle's calibration. Far more flagged: an attack, or data that changed.",
+            ),
+            score_drift_ratio: number(
+                r,
+                "score_drift_ratio",
+                "Share of the last 10,000 records or so above the calibration's 90 % quantile, over 0.1: 1 is as calibrated. Well above 1 for long: the data changed, calibrate or train again.",
             ),
             batch_size: histogram(r, "batch_size", "Records scored together.", &BATCH_RECORDS),
             decode_seconds: histogram(
@@ -172,6 +179,11 @@ impl Metrics {
                     opts("model_info", "The model in force; always 1."),
                     &["name", "version", "sha256", "provider"],
                 ),
+            ),
+            provider_fallback: gauge(
+                r,
+                "provider_fallback",
+                "1 if the model runs on another provider than asked for (inference.fallback), else 0.",
             ),
             registry: registry.clone(),
         };
@@ -274,6 +286,10 @@ fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCoun
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     register(registry, IntGauge::with_opts(opts(name, help)))
+}
+
+fn number(registry: &Registry, name: &str, help: &str) -> Gauge {
+    register(registry, Gauge::with_opts(opts(name, help)))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {

@@ -12,6 +12,7 @@
 //! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery. With
 //! exactly-once the publisher commits them, in one transaction with the verdicts.
 
+mod drift;
 mod intake;
 mod media;
 mod pictures;

@@ -210,6 +210,16 @@ impl Judge {
         })
     }
 
+    /// The share of normal records that the threshold flags, by the calibration: at least 1 / (count + 1).
+    pub fn expected_anomaly_ratio(&self) -> f64 {
+        self.calibration.p_value(self.threshold.next_up())
+    }
+
+    /// The score that a share of `level` of the calibration's records stays below.
+    pub fn normal_quantile(&self, level: f64) -> f32 {
+        self.calibration.quantile(level)
+    }
+
     pub fn is_anomaly(&self, score: f32) -> bool {
         score > self.threshold
     }

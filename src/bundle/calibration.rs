@@ -105,7 +105,7 @@ impl Calibration {
     }
 
     /// The score at quantile `level` in [0, 1], by linear interpolation.
-    fn quantile(&self, level: f64) -> f32 {
+    pub fn quantile(&self, level: f64) -> f32 {
         let position = level.clamp(0.0, 1.0) * (self.quantiles.len() - 1) as f64;
         let below = position.floor() as usize;
         let above = (below + 1).min(self.quantiles.len() - 1);

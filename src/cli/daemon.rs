@@ -42,6 +42,12 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let provider = loaded.scorers[0].provider.as_str();
     let threshold = loaded.judge.threshold;
     let metrics = Metrics::new(threshold);
+    metrics
+        .expected_anomaly_ratio
+        .set(loaded.judge.expected_anomaly_ratio());
+    metrics.score_drift_ratio.set(1.0);
+    let asked = config.inference.provider.as_str();
+    metrics.provider_fallback.set(i64::from(provider != asked));
     let input = input::open(&config, &loaded.bundle, &metrics)?;
     let model = loaded.model;
     metrics

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::PipelineError;
+use super::drift::{Drift, QUANTILE};
 use super::tally::Tally;
 use super::window::Window;
 use crate::batch::{Batch, DeadLetter, Kept, Sighting};
@@ -35,6 +36,7 @@ pub struct Publisher {
     pub(super) membership: Membership,
     /// Only with exactly-once.
     pub(super) window: Option<Window>,
+    drift: Drift,
     next: u64,
     /// Scored before their turn.
     early: BTreeMap<u64, Batch>,
@@ -66,6 +68,7 @@ impl Publisher {
         window: Option<Window>,
     ) -> Publisher {
         Publisher {
+            drift: Drift::new(judge.normal_quantile(QUANTILE)),
             sink,
             judge,
             model,
@@ -359,6 +362,10 @@ impl Publisher {
         while self.pending.front().is_some_and(|p| p.outstanding == 0) {
             let Pending { batch, tally, .. } = self.pending.pop_front().expect("seen above");
             tally.count(&batch, &self.metrics);
+            if tally.lost == 0 {
+                let drift = self.drift.see(&batch.scores);
+                self.metrics.score_drift_ratio.set(drift);
+            }
             // The intake may be gone after a drain that did not end in time.
             let _ = give_back.send(batch);
         }

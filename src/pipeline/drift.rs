@@ -1,0 +1,53 @@
+//! How recent scores compare with the calibration's: data that changes moves the whole distribution, not only its tail.
+
+/// The quantile of the calibration that scores are compared with.
+pub const QUANTILE: f64 = 0.9;
+/// Records that the average remembers.
+const MEMORY: f64 = 10_000.0;
+
+/// An exponential average of how many scores lie above what one calibration record in ten does.
+#[derive(Debug)]
+pub struct Drift {
+    line: f32,
+    share: f64,
+}
+
+impl Drift {
+    /// `line`: the calibration's score at [`QUANTILE`].
+    pub fn new(line: f32) -> Drift {
+        Drift {
+            line,
+            share: 1.0 - QUANTILE,
+        }
+    }
+
+    /// Takes in scores of any order -> the share above the line over that of the calibration: 1 is as calibrated, 10
+    /// is every record above it.
+    pub fn see(&mut self, scores: &[f32]) -> f64 {
+        for score in scores.iter().filter(|score| score.is_finite()) {
+            let above = f64::from(u8::from(*score > self.line));
+            self.share += (above - self.share) / MEMORY;
+        }
+        self.share / (1.0 - QUANTILE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_as_calibrated_and_ten_is_everything_above() {
+        let mut drift = Drift::new(0.9);
+        let spread: Vec<f32> = (0..100_000_u64)
+            .map(|i| (i * 7919 % 1000) as f32 / 1000.0)
+            .collect();
+        assert!((drift.see(&spread) - 1.0).abs() < 0.05);
+        assert!(
+            (drift.see(&[f32::NAN]) - 1.0).abs() < 0.05,
+            "no score, no news"
+        );
+        assert!((drift.see(&vec![2.0; 100_000]) - 10.0).abs() < 0.01);
+        assert!(drift.see(&vec![0.0; 100_000]) < 0.01);
+    }
+}
