@@ -47,6 +47,7 @@ test: onnxruntime tools venv kafka lint ## everything that must hold: lint, Rust
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
+	.venv/bin/python -m pytest -q tests/triage
 
 # The advisory database is a git repository on GitHub, which not every network lets through.
 .PHONY: lint
@@ -108,10 +109,10 @@ fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fu
 # --- Set up ----------------------------------------------------------------------------------
 
 # COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3.
-WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck
+WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium
 
 .PHONY: tools
-tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck
+tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium
 	@missing=""; \
 	for wanted in $(WANTED); do \
 	    command -v "$${wanted%%:*}" >/dev/null || missing="$$missing $${wanted#*:}"; \

@@ -31,7 +31,17 @@ fn the_token_is_wanted_for_all_but_the_probes() {
     for probe in ["/livez", "/readyz"] {
         assert_eq!(code(probe, "").0, 200, "{probe}");
     }
-    for path in ["/metrics", "/status", "/", "/livez/", "/readyz/../status"] {
+    for path in [
+        "/metrics",
+        "/status",
+        "/events",
+        "/anomalies",
+        "/anomalies/1",
+        "/anomalies/1/picture",
+        "//",
+        "/livez/",
+        "/readyz/../status",
+    ] {
         for wrong in [
             "",
             &bearer("wrong"),
@@ -46,7 +56,14 @@ fn the_token_is_wanted_for_all_but_the_probes() {
             assert!(head.contains("www-authenticate: bearer\r\n"), "{head}");
         }
     }
-    for path in ["/metrics", "/status"] {
+    for page in ["/", "/triage.js", "/triage.css"] {
+        assert_eq!(
+            code(page, "").0,
+            200,
+            "{page}: it asks for the token itself"
+        );
+    }
+    for path in ["/metrics", "/status", "/anomalies"] {
         assert_eq!(code(path, &bearer(TOKEN)).0, 200, "{path}");
         let other_case = format!("authorization: bearer {TOKEN}\r\n");
         assert_eq!(code(path, &other_case).0, 200, "{path}");
@@ -59,14 +76,18 @@ fn the_token_is_wanted_for_all_but_the_probes() {
 #[test]
 fn an_open_address_without_a_token_is_warned_of_once() {
     let broker = broker();
-    let warnings = |settings: &[&str]| {
-        let log = Daemon::ready(&broker.brokers, settings).drains().stderr;
-        log.matches("are open to whoever reaches").count()
+    let seen = |settings: &[&str]| {
+        let daemon = Daemon::ready(&broker.brokers, settings);
+        let port = daemon.address.rsplit_once(':').unwrap().1;
+        let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        let (records, ..) = ask(stream, "/anomalies", "");
+        let log = daemon.drains().stderr;
+        (log.matches("are open to whoever reaches").count(), records)
     };
-    assert_eq!(warnings(&["http.listen=0.0.0.0:0"]), 1);
+    assert_eq!(seen(&["http.listen=0.0.0.0:0"]), (1, 403));
     let token = format!("http.token={TOKEN}");
-    assert_eq!(warnings(&["http.listen=0.0.0.0:0", &token]), 0);
-    assert_eq!(warnings(&["http.listen=127.0.0.1:0"]), 0);
+    assert_eq!(seen(&["http.listen=0.0.0.0:0", &token]), (0, 401));
+    assert_eq!(seen(&["http.listen=127.0.0.1:0"]), (0, 200));
 }
 
 #[test]
