@@ -7,9 +7,10 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
+use common::kafka::{Note, produce};
 use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
 use common::tls::Authority;
-use common::{PATIENCE, payments, readme_example, wait_for};
+use common::{PATIENCE, parse, payments, readme_example, sample, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 
 const TOKEN: &str = "t0ken-of-the-tests";
@@ -71,6 +72,39 @@ fn the_token_is_wanted_for_all_but_the_probes() {
     let ended = daemon.terminate();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(!ended.stderr.contains(TOKEN), "{}", ended.stderr);
+}
+
+#[test]
+fn status_asks_the_daemon() {
+    let broker = broker();
+    let token = format!("http.token={TOKEN}");
+    let record = Note::new("key", sample(1).remove(0));
+    produce(&broker.brokers, "in", &[record]);
+    let daemon = Daemon::ready(&broker.brokers, &[&token]);
+    let url = format!("http://{}/", daemon.address);
+    let status = |token: &str, flags: &[&str]| {
+        let mut command = residuald();
+        command.env("RESIDUALD_TOKEN", token).args(["status", &url]);
+        ended(command.args(flags))
+    };
+    let shown = wait_for("a table of partitions", || {
+        let shown = status(TOKEN, &[]);
+        shown.with_code(0);
+        shown.stdout.contains("finished to").then_some(shown.stdout)
+    });
+    for said in ["ready", "payments 1", "on cpu", "unaccounted    0"] {
+        assert!(shown.contains(said), "{said} in {shown}");
+    }
+    let json = status(TOKEN, &["--json"]);
+    json.with_code(0);
+    assert_eq!(parse(json.stdout.as_bytes())["ready"], true);
+    assert!(
+        status("wrong", &[])
+            .one_line(64)
+            .contains("RESIDUALD_TOKEN")
+    );
+    daemon.drains();
+    assert!(status(TOKEN, &[]).one_line(69).contains("Is the daemon up"));
 }
 
 #[test]
