@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use common::cluster::cluster;
 use common::kafka::{Note, ends, produce, read_all};
 use common::process::{Daemon, run, scored};
+use common::topics::Topics;
 use common::{parse, root, score_of, wait_for};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use residuald::kafka::embedded::EmbeddedBroker;
@@ -399,11 +400,10 @@ fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
 
 #[test]
 fn the_sample_stream_on_a_real_kafka() {
-    let Some(cluster) = cluster() else { return };
-    for topic in ["in", "anomalies", "scores", "dead"] {
-        cluster.create_topic(topic, 2);
-    }
-    let brokers = cluster.brokers.as_str();
+    let Some(topics) = Topics::create("sample") else {
+        return;
+    };
+    let brokers = topics.brokers();
     let surface = root().join("models/surface");
     let packed = std::fs::File::open(surface.join("sample.ndjson.gz")).unwrap();
     let lines = BufReader::new(flate2::read::MultiGzDecoder::new(packed)).lines();
@@ -413,20 +413,17 @@ fn the_sample_stream_on_a_real_kafka() {
         .zip(&records)
         .map(|(number, record): (u64, _)| Note::new(&number.to_string(), record.as_str()))
         .collect();
-    produce(brokers, "in", &notes);
-    let rate = "threshold.false_alarm_rate=0.01";
+    produce(brokers, &topics.name("in"), &notes);
     let settings = [
         &format!("model.bundle={surface:?}"),
-        rate,
         "kafka.delivery=exactly-once",
-        "output.scores_topic=scores",
     ];
-    let daemon = Daemon::ready(brokers, &settings);
+    let daemon = topics.daemon(&settings);
     daemon.await_count("scored", 500);
     daemon.is_balanced();
     daemon.drains();
 
-    let published = read_all(brokers, "scores");
+    let published = read_all(brokers, &topics.name("scores"));
     assert_eq!(published.len(), 500);
     let by_key: BTreeMap<String, Value> = published
         .iter()
@@ -448,5 +445,8 @@ fn the_sample_stream_on_a_real_kafka() {
         (50..=110).contains(&anomalies),
         "100 are defective: {anomalies}"
     );
-    assert_eq!(read_all(brokers, "anomalies").len(), anomalies);
+    assert_eq!(
+        read_all(brokers, &topics.name("anomalies")).len(),
+        anomalies
+    );
 }
