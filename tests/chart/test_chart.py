@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -77,24 +78,25 @@ def closed(schema):
     return schema
 
 
-def complaints(text, custom_schemas):
-    """What kubeconform has to say, by kind."""
+def complaints(texts, custom_schemas, folder):
+    """What kubeconform has to say of manifests by their names: name and kind."""
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_text(text)
     file = "{{.ResourceKind}}{{.KindSuffix}}.json"
-    places = [f"-schema-location={folder}/{file}" for folder in (TOOLS / "schemas", custom_schemas)]
-    checked = run(tool("kubeconform", "make chart-tools"), "-strict", "-output=json", *places, input=text)
-    return {resource["kind"]: resource["msg"] for resource in json.loads(checked.stdout)["resources"]}
+    places = [f"-schema-location={schemas}/{file}" for schemas in (TOOLS / "schemas", custom_schemas)]
+    checked = run(tool("kubeconform", "make chart-tools"), "-strict", "-output=json", *places, folder)
+    return {(Path(r["filename"]).stem, r["kind"]): r["msg"] for r in json.loads(checked.stdout)["resources"]}
 
 
-def test_kubernetes_and_the_operators_would_take_it(values, custom_schemas):
-    assert complaints(manifests(values), custom_schemas) == {}
-
-
-def test_a_field_that_is_not_there_is_found(custom_schemas):
-    """The check above can fail: Kubernetes' own objects and custom ones."""
-    broken = manifests(named("everything")).replace("automountServiceAccountToken:", "automountToken:")
-    broken = broken.replace("pollingInterval:", "pollInterval:").replace("podMetricsEndpoints:", "endpoints:")
-    found = set(complaints(broken, custom_schemas))
-    assert found == {"Deployment", "Pod", "ServiceAccount", "ScaledObject", "PodMonitor"}
+def test_kubernetes_and_the_operators_would_take_it(custom_schemas, tmp_path):
+    texts = {values.stem: manifests(values) for values in VALUES}
+    everything = texts["everything"]
+    broken = everything.replace("automountServiceAccountToken:", "automountToken:").replace("pollingInterval:", "poll:")
+    texts["broken"] = broken.replace("podMetricsEndpoints:", "endpoints:")
+    # That it finds unknown fields, of custom resources as well, shows that it looked.
+    wrong = {"Deployment", "Pod", "ServiceAccount", "ScaledObject", "PodMonitor"}
+    found = complaints(texts, custom_schemas, tmp_path)
+    assert set(found) == {("broken", kind) for kind in wrong}, found
 
 
 def test_it_is_as_before(values, regenerate):
@@ -149,6 +151,12 @@ def test_what_cannot_work_is_refused(arguments, message):
     refused = template(*MINIMAL, *arguments)
     assert refused.returncode != 0
     assert message in refused.stderr
+
+
+def test_it_knows_the_sections_of_residualds_settings():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    sections = tomllib.loads((ROOT / "src/default.toml").read_text())
+    assert set(schema["properties"]["config"]["properties"]) == set(sections)
 
 
 # --- Safe ------------------------------------------------------------------------------------
@@ -311,6 +319,20 @@ def test_its_table_of_values_is_true(regenerate):
         readme.write_text(text)
     assert readme.read_text() == text, "pytest tests/chart --regenerate"
     assert [key for key, _, text in documented(values.read_text()) if not text] == []
+
+
+def test_the_readmes_examples_work(tmp_path):
+    first, secrets = re.findall(r"(?s)(?:<<'YAML'|```yaml)\n(.*?)(?:YAML|```)\n", (CHART / "README.md").read_text())
+    examples = {"first.yaml": first, "secrets.yaml": secrets}
+    for name, text in examples.items():
+        (tmp_path / name).write_text(text)
+    merged = template(*(part for name in examples for part in ("--values", tmp_path / name)))
+    assert "residuald-env" in merged.stdout, merged.stderr
+    command = re.search(
+        r"helm install fraud deploy/helm/residuald((?: .*\\\n)+ .*\n)", (ROOT / "README.md").read_text()
+    )
+    by_flags = template(*shlex.split(command[1].replace("\\\n", " ")))
+    assert "reference: registry.example.com/models/payments:1" in by_flags.stdout, by_flags.stderr
 
 
 def test_the_notes_say_what_is_next():
