@@ -23,7 +23,7 @@ PYTHON_CODE := models/trainer $(wildcard tests benches)
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- Run -------------------------------------------------------------------------------------
 
@@ -86,6 +86,10 @@ chaos-short: # the part of `chaos` that `test` has time for, with the binary tha
 	.venv/bin/python -m pytest -q tests/chaos
 	$(CHAOS) --records 30000 --kills 5 --faults kill,stop:1,network:1
 
+.PHONY: chart-test
+chart-test: onnxruntime build venv chart-tools ## the Helm chart, images, Compose and systemd: rendered, linted, and their settings checked
+	.venv/bin/python -m pytest -q tests/chart
+
 .PHONY: bench
 bench: onnxruntime build ## cost of each part and of the whole, then the micro-benchmarks
 	target/release/residuald bench --bundle models/payments $(ARGS)
@@ -142,6 +146,11 @@ $(VENV): models/trainer/requirements.lock models/trainer/pyproject.toml tests/re
 kafka: ## bring a real Apache Kafka for the tests into .kafka/
 	@tests/kafka/kafka.sh fetch || [ -z "$${RESIDUALD_TEST_STRICT:-}" ]
 
+# Without Go the tests that want Helm skip themselves, or fail when strict.
+.PHONY: chart-tools
+chart-tools: ## bring Helm, kubeconform and Kubernetes' schemas into .tools/
+	@deploy/chart-tools.sh || [ -z "$${RESIDUALD_TEST_STRICT:-}" ]
+
 .PHONY: deny
 deny: # cargo-deny, once, into cargo's own bin; --debug compiles in a third of the time
 	@if [ "$$(cargo deny --version 2>/dev/null)" != "cargo-deny $(CARGO_DENY_VERSION)" ]; then \
@@ -152,4 +161,4 @@ deny: # cargo-deny, once, into cargo's own bin; --debug compiles in a third of t
 clean: ## delete what was built and brought, but for cargo's and pip's caches
 	-tests/kafka/kafka.sh stop
 	cargo clean
-	rm -rf .onnxruntime .onnxruntime-gpu .kafka .venv
+	rm -rf .onnxruntime .onnxruntime-gpu .kafka .tools .venv

@@ -1,0 +1,37 @@
+"""The table of values in the chart's README, from values.yaml and its comments."""
+
+import json
+import re
+
+import yaml
+
+BEGIN, END = "<!-- values: pytest tests/chart --regenerate -->", "<!-- end of values -->"
+
+
+def with_table(readme, values):
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    rows = [f"| `{key}` | `{json.dumps(default)}` | {text} |" for key, default, text in documented(values)]
+    return "\n".join([before + BEGIN, "| value | default | what |", "| --- | --- | --- |", *rows, END + after])
+
+
+def documented(values):
+    """Key, default and description of each value; a map with a description is one value."""
+    lines = values.split("\n")
+    return list(rows(yaml.compose(values), lines, ()))
+
+
+def rows(mapping, lines, path):
+    for key, value in mapping.value:
+        own = (*path, key.value)
+        text = description(lines, key.start_mark.line)
+        if text is None and isinstance(value, yaml.MappingNode) and value.value:
+            yield from rows(value, lines, own)
+        else:
+            yield ".".join(own), yaml.safe_load(yaml.serialize(value)), text
+
+
+def description(lines, line):
+    """What "# --" says directly above a key."""
+    above = re.fullmatch(r"\s*# -- (.*)", lines[line - 1])
+    return above and above[1]
