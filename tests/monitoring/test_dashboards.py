@@ -1,0 +1,62 @@
+"""The dashboards can be provisioned anywhere and explain themselves."""
+
+import itertools
+import json
+import shutil
+import subprocess
+
+import pytest
+from deployed import DASHBOARDS, ROOT, RUNBOOK, panels, unknown
+
+PANELS = [pytest.param(p, id=f"{name}: {p['title']}") for name, d in DASHBOARDS.items() for p in panels(d)]
+EVERY = pytest.mark.parametrize("name", DASHBOARDS)
+
+
+@EVERY
+def test_it_can_be_provisioned_anywhere(name):
+    dashboard = DASHBOARDS[name]
+    assert dashboard["uid"] == f"residuald-{name}"
+    assert dashboard["tags"] == ["residuald"]
+    assert not dashboard["editable"]
+    assert not dashboard.keys() & {"__inputs", "__requires", "id", "version", "iteration"}
+    assert dashboard["templating"]["list"][0]["type"] == "datasource"
+
+
+@EVERY
+def test_no_two_panels_are_in_one_place(name):
+    ids = [panel["id"] for panel in DASHBOARDS[name]["panels"]]
+    assert len(ids) == len(set(ids))
+    for one, other in itertools.combinations([panel["gridPos"] for panel in DASHBOARDS[name]["panels"]], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        assert beside or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"], (one, other)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_explains_itself(panel):
+    assert panel["description"].endswith(".")
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    unit = panel["options"]["yAxis"]["unit"] if panel["type"] == "heatmap" else panel["fieldConfig"]["defaults"]["unit"]
+    assert unit
+    sections = [line.removeprefix("## ").lower() for line in RUNBOOK.read_text().splitlines() if line.startswith("## ")]
+    for link in panel.get("links", []):
+        assert link["url"].removeprefix("${runbook}#") in sections
+    for target in panel["targets"]:
+        assert unknown(target["expr"]) == set()
+
+
+# Not packaged anywhere; go install github.com/grafana/dashboard-linter@latest where GitHub can be reached.
+@pytest.mark.skipif(not shutil.which("dashboard-linter"), reason="dashboard-linter is not on the PATH")
+@EVERY
+def test_grafanas_linter_is_content(name):
+    path = ROOT / f"grafana/{name}.json"
+    done = subprocess.run(["dashboard-linter", "lint", "--strict", path], text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_dashboard_is_valid_json_without_repeated_keys():
+    def once(pairs):
+        assert len(dict(pairs)) == len(pairs), pairs
+        return dict(pairs)
+
+    for name in DASHBOARDS:
+        json.loads((ROOT / f"grafana/{name}.json").read_text(), object_pairs_hook=once)
