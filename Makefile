@@ -47,6 +47,7 @@ test: onnxruntime tools venv kafka lint ## everything that must hold: lint, Rust
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
+	.venv/bin/python -m pytest -q tests/triage
 
 # The advisory database is a git repository on GitHub, which not every network lets through.
 .PHONY: lint
@@ -113,11 +114,11 @@ fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fu
 
 # COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3. Where systemd runs, Debian starts Prometheus and
 # Alertmanager as services when it installs them; the tests use neither.
-WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck \
+WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium \
     promtool:prometheus prometheus-alertmanager:prometheus-alertmanager
 
 .PHONY: tools
-tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Prometheus, Alertmanager
+tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager
 	@missing=""; \
 	for wanted in $(WANTED); do \
 	    command -v "$${wanted%%:*}" >/dev/null || missing="$$missing $${wanted#*:}"; \

@@ -17,6 +17,7 @@ mod produce;
 mod run;
 mod score;
 mod scoring;
+mod status;
 mod threshold;
 
 use std::ffi::OsString;
@@ -48,6 +49,7 @@ enum Verb {
     Score(score::Arguments),
     Backtest(backtest::Arguments),
     Bench(bench::Arguments),
+    Status(status::Arguments),
     Produce(produce::Arguments),
     DeadLetters(dead_letters::Arguments),
     Completions(completions::Arguments),
@@ -85,6 +87,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Score(arguments) => score::run(&arguments),
         Verb::Backtest(arguments) => backtest::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Status(arguments) => status::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),

@@ -1,6 +1,7 @@
-//! `/livez`, `/readyz`, `/metrics` and `/status`, over TLS and behind a token if so configured.
+//! `/livez`, `/readyz`, `/metrics`, `/status` and the triage page, over TLS and behind a token if so configured.
 
 mod tls;
+mod triage;
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 pub use tls::{Tls, TlsError};
+pub use triage::Triage;
 
 /// How long a client may take to shake hands, and then to bring a request: who brings none holds no connection.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -36,16 +38,20 @@ pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
     token: Option<Secret>,
+    triage: Triage,
     metrics: Metrics,
     status: Status,
     done: Shutdown,
 ) -> std::io::Result<()> {
+    // Records are nothing for whoever happens to reach the port.
+    let closed = token.is_none() && !is_loopback(listener.local_addr()?);
     let mut app = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
         .route("/status", get(report))
-        .with_state((metrics, status));
+        .with_state((metrics.clone(), status.clone()))
+        .merge(triage::routes(triage, metrics, status, closed));
     if let Some(token) = token {
         app = app.layer(middleware::from_fn_with_state(token, authorise));
     }
@@ -74,6 +80,11 @@ pub async fn serve(
     }
 }
 
+/// Whether only this machine reaches the address.
+pub fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 /// A client that spoils its own connection is no news; that none can be had is.
 fn complain(client: Option<&SocketAddr>, error: &std::io::Error) {
     match client {
@@ -82,9 +93,11 @@ fn complain(client: Option<&SocketAddr>, error: &std::io::Error) {
     }
 }
 
-/// Lets a request pass that brings the token or asks for a probe.
+/// Lets a request pass that brings the token or asks for what is open.
 async fn authorise(State(token): State<Secret>, request: Request, next: Next) -> Response {
-    if PROBES.contains(&request.uri().path()) || brings(&token, request.headers()) {
+    let path = request.uri().path();
+    let open = PROBES.contains(&path) || triage::OPEN.contains(&path);
+    if open || brings(&token, request.headers()) {
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];

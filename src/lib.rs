@@ -35,6 +35,7 @@ pub mod cli;
 // Support.
 pub mod config;
 pub mod metrics;
+pub mod recent;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;

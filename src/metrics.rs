@@ -224,6 +224,20 @@ impl Metrics {
         }
     }
 
+    /// Of the score's histogram: the upper bounds of the buckets, and how many scores are in each and beyond the last.
+    pub fn score_buckets(&self) -> (Vec<f64>, Vec<u64>) {
+        let families = self.score.collect();
+        let histogram = families[0].get_metric()[0].get_histogram();
+        let (mut bounds, mut counts, mut below) = (Vec::new(), Vec::new(), 0);
+        for bucket in histogram.get_bucket() {
+            bounds.push(bucket.upper_bound());
+            counts.push(bucket.cumulative_count() - below);
+            below = bucket.cumulative_count();
+        }
+        counts.push(histogram.get_sample_count() - below);
+        (bounds, counts)
+    }
+
     /// The text exposition format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
@@ -300,6 +314,44 @@ fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Hi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/metrics.md");
+
+    /// All of them as a Markdown table.
+    fn reference() -> String {
+        let metrics = Metrics::new(1.0);
+        // What has labels is there with its first value only.
+        metrics.model_info.with_label_values(&["", "", "", ""]);
+        metrics.consumer_lag.with_label_values(&["", ""]);
+        let mut text = "# Metrics\n\nOf `/metrics`, in the Prometheus text format; `process_*` are those of every Prometheus client. \
+            Written by `RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics`, which otherwise fails where this page is wrong.\n\n\
+            | metric | type | labels | what |\n| --- | --- | --- | --- |\n"
+            .to_owned();
+        let families = metrics.registry.gather();
+        for family in families
+            .iter()
+            .filter(|f| f.name().starts_with("residuald_"))
+        {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels = family.get_metric()[0].get_label();
+            let labels: Vec<_> = labels.iter().map(|l| format!("`{}`", l.name())).collect();
+            let (name, help) = (family.name(), family.help());
+            text += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(" "));
+        }
+        text
+    }
+
+    #[test]
+    fn the_reference_is_true() {
+        if std::env::var_os("RESIDUALD_WRITE_REFERENCE").is_some() {
+            std::fs::write(REFERENCE, reference()).unwrap();
+        }
+        let written = std::fs::read_to_string(REFERENCE).unwrap_or_default();
+        assert!(
+            written == reference(),
+            "deploy/metrics.md is not what the daemon has: RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics"
+        );
+    }
 
     #[test]
     fn every_series_is_there_before_its_first_event() {

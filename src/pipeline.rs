@@ -32,6 +32,7 @@ use crate::kafka::{KafkaError, Sink, Source};
 use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, ScorerError};
+use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 use crate::verdict::Judge;
@@ -51,6 +52,7 @@ pub struct Stages {
     pub output: config::Output,
     pub drain_timeout: std::time::Duration,
     pub metrics: Metrics,
+    pub recent: Recent,
     pub status: Status,
 }
 
@@ -144,6 +146,7 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         stages.output,
         intake.topics(),
         stages.metrics.clone(),
+        stages.recent,
         stop.abandon.clone(),
         membership,
         window,

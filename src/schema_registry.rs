@@ -356,7 +356,11 @@ impl Registry {
     }
 }
 
-fn roots(path: &Path) -> Result<RootCerts, CaError> {
+/// The certificates in a PEM file.
+///
+/// # Errors
+/// It cannot be read or holds none.
+pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
     let problem = |problem: String| CaError {
         path: path.display().to_string(),
         problem,

@@ -215,6 +215,15 @@ impl Judge {
         self.calibration.p_value(self.threshold.next_up())
     }
 
+    /// The shares of normal records in `..=bounds[0]`, `bounds[0]..=bounds[1]` and so on, and beyond the last.
+    pub fn normal_shares(&self, bounds: &[f64]) -> Vec<f64> {
+        let above = |bound: &f64| self.calibration.p_value((*bound as f32).next_up());
+        let edges: Vec<f64> = bounds.iter().map(above).collect();
+        let from = std::iter::once(1.0).chain(edges.iter().copied());
+        let to = edges.iter().copied().chain([0.0]);
+        from.zip(to).map(|(from, to)| from - to).collect()
+    }
+
     /// The score that a share of `level` of the calibration's records stays below.
     pub fn normal_quantile(&self, level: f64) -> f32 {
         self.calibration.quantile(level)

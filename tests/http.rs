@@ -7,9 +7,10 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
+use common::kafka::{Note, produce};
 use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
 use common::tls::Authority;
-use common::{PATIENCE, payments, readme_example, wait_for};
+use common::{PATIENCE, parse, payments, readme_example, sample, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 
 const TOKEN: &str = "t0ken-of-the-tests";
@@ -31,7 +32,17 @@ fn the_token_is_wanted_for_all_but_the_probes() {
     for probe in ["/livez", "/readyz"] {
         assert_eq!(code(probe, "").0, 200, "{probe}");
     }
-    for path in ["/metrics", "/status", "/", "/livez/", "/readyz/../status"] {
+    for path in [
+        "/metrics",
+        "/status",
+        "/events",
+        "/anomalies",
+        "/anomalies/1",
+        "/anomalies/1/picture",
+        "//",
+        "/livez/",
+        "/readyz/../status",
+    ] {
         for wrong in [
             "",
             &bearer("wrong"),
@@ -46,7 +57,14 @@ fn the_token_is_wanted_for_all_but_the_probes() {
             assert!(head.contains("www-authenticate: bearer\r\n"), "{head}");
         }
     }
-    for path in ["/metrics", "/status"] {
+    for page in ["/", "/triage.js", "/triage.css"] {
+        assert_eq!(
+            code(page, "").0,
+            200,
+            "{page}: it asks for the token itself"
+        );
+    }
+    for path in ["/metrics", "/status", "/anomalies"] {
         assert_eq!(code(path, &bearer(TOKEN)).0, 200, "{path}");
         let other_case = format!("authorization: bearer {TOKEN}\r\n");
         assert_eq!(code(path, &other_case).0, 200, "{path}");
@@ -57,16 +75,53 @@ fn the_token_is_wanted_for_all_but_the_probes() {
 }
 
 #[test]
+fn status_asks_the_daemon() {
+    let broker = broker();
+    let token = format!("http.token={TOKEN}");
+    let record = Note::new("key", sample(1).remove(0));
+    produce(&broker.brokers, "in", &[record]);
+    let daemon = Daemon::ready(&broker.brokers, &[&token]);
+    let url = format!("http://{}/", daemon.address);
+    let status = |token: &str, flags: &[&str]| {
+        let mut command = residuald();
+        command.env("RESIDUALD_TOKEN", token).args(["status", &url]);
+        ended(command.args(flags))
+    };
+    let shown = wait_for("a table of partitions", || {
+        let shown = status(TOKEN, &[]);
+        shown.with_code(0);
+        shown.stdout.contains("finished to").then_some(shown.stdout)
+    });
+    for said in ["ready", "payments 1", "on cpu", "unaccounted    0"] {
+        assert!(shown.contains(said), "{said} in {shown}");
+    }
+    let json = status(TOKEN, &["--json"]);
+    json.with_code(0);
+    assert_eq!(parse(json.stdout.as_bytes())["ready"], true);
+    assert!(
+        status("wrong", &[])
+            .one_line(64)
+            .contains("RESIDUALD_TOKEN")
+    );
+    daemon.drains();
+    assert!(status(TOKEN, &[]).one_line(69).contains("Is the daemon up"));
+}
+
+#[test]
 fn an_open_address_without_a_token_is_warned_of_once() {
     let broker = broker();
-    let warnings = |settings: &[&str]| {
-        let log = Daemon::ready(&broker.brokers, settings).drains().stderr;
-        log.matches("are open to whoever reaches").count()
+    let seen = |settings: &[&str]| {
+        let daemon = Daemon::ready(&broker.brokers, settings);
+        let port = daemon.address.rsplit_once(':').unwrap().1;
+        let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        let (records, ..) = ask(stream, "/anomalies", "");
+        let log = daemon.drains().stderr;
+        (log.matches("are open to whoever reaches").count(), records)
     };
-    assert_eq!(warnings(&["http.listen=0.0.0.0:0"]), 1);
+    assert_eq!(seen(&["http.listen=0.0.0.0:0"]), (1, 403));
     let token = format!("http.token={TOKEN}");
-    assert_eq!(warnings(&["http.listen=0.0.0.0:0", &token]), 0);
-    assert_eq!(warnings(&["http.listen=127.0.0.1:0"]), 0);
+    assert_eq!(seen(&["http.listen=0.0.0.0:0", &token]), (0, 401));
+    assert_eq!(seen(&["http.listen=127.0.0.1:0"]), (0, 200));
 }
 
 #[test]

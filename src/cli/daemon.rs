@@ -5,11 +5,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crate::config::{self, Config, Media, Output};
-use crate::decode::Decoder;
-use crate::http::{self, Tls};
+use crate::decode::{Decoder, Input};
+use crate::http::{self, Tls, Triage};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, PipelineError, Stages};
+use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 
@@ -68,8 +69,17 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     );
 
     let done = Shutdown::default();
-    let (address, http) = serve(&config.http, &metrics, &status, shutdown, &done)?;
-    tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status");
+    let recent = Recent::default();
+    let triage = Triage {
+        recent: recent.clone(),
+        normal: loaded.judge.normal_shares(&metrics.score_buckets().0),
+        reader: match &input {
+            Input::Pictures(reader) => Some(reader.clone()),
+            _ => None,
+        },
+    };
+    let (address, http) = serve(&config.http, triage, &metrics, &status, shutdown, &done)?;
+    tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
     let (source, sink) = match connected {
@@ -92,6 +102,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         output: config.output,
         drain_timeout: config.kafka.drain_timeout,
         metrics: metrics.clone(),
+        recent,
         status,
     };
     let stop = shutdown.clone();
@@ -161,6 +172,7 @@ fn connect(
 /// HTTP and signals, on a thread of their own with a small runtime.
 fn serve(
     settings: &config::Http,
+    triage: Triage,
     metrics: &Metrics,
     status: &Status,
     shutdown: &Shutdown,
@@ -172,9 +184,9 @@ fn serve(
     let listener = TcpListener::bind(listen)
         .map_err(|e| Failure::config(format!("http.listen = \"{listen}\": {e}")))?;
     let address = listener.local_addr().map_err(Failure::internal)?;
-    if settings.token.is_none() && !address.ip().to_canonical().is_loopback() {
+    if settings.token.is_none() && !http::is_loopback(address) {
         tracing::warn!(
-            "/metrics and /status are open to whoever reaches {address}: set http.token, or a loopback address as http.listen"
+            "/metrics and /status are open to whoever reaches {address}, and the triage page shows no records: set http.token, or a loopback address as http.listen"
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -190,7 +202,7 @@ fn serve(
     let thread = named("http", move || {
         runtime.block_on(async {
             tokio::select! {
-                served = http::serve(listener, tls, token, metrics, status, done) => {
+                served = http::serve(listener, tls, token, triage, metrics, status, done) => {
                     if let Err(e) = served {
                         tracing::error!("HTTP: {e}");
                     }

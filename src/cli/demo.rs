@@ -86,10 +86,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let daemon = daemon::start(config, &stop)?;
     let watcher = Watcher::start(&broker.brokers, ANOMALIES)?;
     println!(
-        "scoring {} records of {} again and again; look at http://{}/status and http://{}/metrics, Ctrl-C drains",
+        "scoring {} records of {} again and again; look at http://{} and at its /status and /metrics, Ctrl-C drains",
         sample.len(),
         arguments.bundle.display(),
-        daemon.address,
         daemon.address
     );
     let demo = Demo {

@@ -39,6 +39,10 @@ impl Failure {
         Failure::new(DATA, message)
     }
 
+    pub fn unavailable(message: impl ToString) -> Failure {
+        Failure::new(UNAVAILABLE, message)
+    }
+
     pub fn internal(message: impl ToString) -> Failure {
         Failure::new(INTERNAL, message)
     }

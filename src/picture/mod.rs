@@ -170,6 +170,15 @@ impl Reader {
         rows().map_or(0, |rows| rows.saturating_mul(one))
     }
 
+    /// The picture of a payload, to look at: see [`thumbnail`].
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn thumbnail(&self, payload: &[u8], side: usize) -> Result<Vec<u8>, PictureError> {
+        let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
+        thumbnail(&encoded, self.limits, side)
+    }
+
     /// The JSON object around the picture without the picture; `None` for a bare picture.
     pub fn context(&self, payload: &[u8]) -> Option<Cow<'static, RawValue>> {
         envelope::context(payload, &self.field).map(Cow::Owned)

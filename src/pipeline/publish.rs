@@ -16,6 +16,7 @@ use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
 use crate::metrics::Metrics;
+use crate::recent::{Anomaly, Recent};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Scored, Verdict};
 
@@ -32,6 +33,7 @@ pub struct Publisher {
     /// Names by [`crate::batch::TopicPartition::topic`].
     pub(super) topics: Vec<String>,
     pub(super) metrics: Metrics,
+    recent: Recent,
     pub(super) abandon: Shutdown,
     pub(super) membership: Membership,
     /// Only with exactly-once.
@@ -63,6 +65,7 @@ impl Publisher {
         output: config::Output,
         topics: Vec<String>,
         metrics: Metrics,
+        recent: Recent,
         abandon: Shutdown,
         membership: Membership,
         window: Option<Window>,
@@ -76,6 +79,7 @@ impl Publisher {
             output,
             topics,
             metrics,
+            recent,
             abandon,
             membership,
             window,
@@ -210,7 +214,13 @@ impl Publisher {
                 Some(_) => continue,
                 None => self.row_message(batch, i, width, record),
             };
-            if flagged.is_some() {
+            if let Some(severity) = flagged {
+                tally.shown.push(Anomaly {
+                    severity,
+                    judged_ms: jiff::Timestamp::now().as_millisecond(),
+                    verdict: message.payload.as_slice().into(),
+                    picture: sighting.map(|_| record.payload.into()),
+                });
                 let anomalies = self.output.anomalies_topic.clone();
                 self.send(batch.sequence, &anomalies, message.clone())?;
             }
@@ -361,11 +371,11 @@ impl Publisher {
     fn finish(&mut self, give_back: &Sender<Batch>) {
         while self.pending.front().is_some_and(|p| p.outstanding == 0) {
             let Pending { batch, tally, .. } = self.pending.pop_front().expect("seen above");
-            tally.count(&batch, &self.metrics);
             if tally.lost == 0 {
                 let drift = self.drift.see(&batch.scores);
                 self.metrics.score_drift_ratio.set(drift);
             }
+            tally.count(&batch, &self.metrics, &self.recent);
             // The intake may be gone after a drain that did not end in time.
             let _ = give_back.send(batch);
         }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::batch::Batch;
 use crate::decode::Reason;
 use crate::metrics::{Metrics, SKIP_LOST, SKIP_TOMBSTONE};
+use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
 /// What became of the records of a batch.
@@ -13,6 +14,8 @@ pub struct Tally {
     pub scored: usize,
     pub dead: Vec<Reason>,
     pub anomalies: Vec<Severity>,
+    /// The same, for the triage page.
+    pub shown: Vec<Anomaly>,
     pub tombstones: usize,
     /// Not published: the partitions belong to another, who judges these records.
     pub lost: usize,
@@ -27,7 +30,7 @@ impl Tally {
     }
 
     /// Enters it into the metrics, and with it whatever of the batch has no outcome.
-    pub fn count(&self, batch: &Batch, metrics: &Metrics) {
+    pub fn count(self, batch: &Batch, metrics: &Metrics, recent: &Recent) {
         metrics.records_in_flight.sub(batch.consumed() as i64);
         metrics.records_scored.inc_by(self.scored as u64);
         for reason in &self.dead {
@@ -47,6 +50,9 @@ impl Tally {
         metrics.records_unaccounted.add(unaccounted);
         if self.lost == 0 {
             observe(batch, metrics);
+        }
+        for anomaly in self.shown {
+            recent.add(anomaly);
         }
     }
 }

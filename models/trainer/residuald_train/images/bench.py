@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import TrainerError
-from . import peers
+from . import ddim, peers
 from .data import halves, split
 from .metrics import image_metrics, picture_scores, pixel_metrics
 from .pixels import load, mask_rows, to_rows
@@ -58,11 +58,12 @@ def fit_to(heat, size):
     return F.interpolate(x, size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-def one_seed(train, test, shape, options, checkpoint=None, with_peers=True):
-    """-> {method: {measure: value}}, facts."""
+def one_seed(train, test, shape, options, with_peers=True):
+    """Trains the recipe that the options are of -> {method: {measure: value}}, facts."""
     x, _ = to_rows(train, shape)
+    classical = isinstance(options, ddim.Options)
     began, cpu = time.monotonic(), time.process_time()
-    scorer = fit(shape, x, options, checkpoint)
+    scorer = (ddim.fit if classical else fit)(shape, x, options)
     facts = {
         "steps": scorer.steps,
         "minutes": (time.monotonic() - began) / 60,
@@ -74,13 +75,17 @@ def one_seed(train, test, shape, options, checkpoint=None, with_peers=True):
     sizes = [load(p.path, shape.channels).size for p in test]
     masks = np.concatenate([mask_rows(p.mask, s, shape) for p, s in zip(test, sizes, strict=True)]) if masked else None
     score, heat, _ = run_torch(scorer, y)
-    out = {"blind": measure(picture_scores(score, owner), heat, labels, masks)}
+    name = "ddim" if classical else "blind"
+    out = {name: measure(picture_scores(score, owner), heat, labels, masks)}
+    methods = {
+        "PaDiM-like": lambda: peers.padim(scorer, x, y, options.seed),
+        "patch-kNN": lambda: peers.patch_knn(x, y, options.seed),
+        "PCA": lambda: peers.pca(x, y, options.seed),
+    }
+    if classical:
+        del methods["PaDiM-like"]  # on the blind network's features
     if with_peers:
-        for name, found in (
-            ("PaDiM-like", lambda: peers.padim(scorer, x, y, options.seed)),
-            ("patch-kNN", lambda: peers.patch_knn(x, y, options.seed)),
-            ("PCA", lambda: peers.pca(x, y, options.seed)),
-        ):
+        for name, found in methods.items():
             heat = found()
             out[name] = measure(picture_scores(peers.top_mean(heat), owner), heat, labels, masks)
     return out, facts

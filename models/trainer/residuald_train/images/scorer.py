@@ -63,12 +63,12 @@ class Scorer(nn.Module):
 
     One call of the network on the picture as it is, no noise. Heat is |r| times the chance that a pixel is
     corrupted, at half the size; what is shown of it is blurred and keeps its border. The score is (h + 0.001) u.
-    h is the mean of the highest 0.5 % of heat after a light blur, the outer border left out. u, near 1 for normal
+    h is the mean of the 12 highest values of heat, the outer border left out. u, near 1 for normal
     pictures, is how unlikely the network's own coarse features are at the unlikeliest 2 % of places: the Mahalanobis
     distance over the root of their number, one Gaussian for all places.
     """
 
-    TOP, BORDER, LIGHT, HEAVY = 0.005, 3 / 128, 1 / 128, 8 / 128
+    TOP, BORDER, HEAVY = 12, 3 / 128, 8 / 128
     PLACES, LEAST, MOST = 0.02, 1e-3, 1e3
 
     def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
@@ -81,9 +81,7 @@ class Scorer(nn.Module):
         self.half = h // 2, w // 2
         side = min(self.half)
         self.border = round(self.BORDER * side)
-        self.light, self.heavy = Blur(self.LIGHT * side), Blur(self.HEAVY * side)
-        inner = (self.half[0] - 2 * self.border) * (self.half[1] - 2 * self.border)
-        self.top = max(1, round(self.TOP * inner))
+        self.heavy = Blur(self.HEAVY * side)
         dims = sum(widths[-3:])
         # Fitted after the training, so no part of a checkpoint.
         self.register_buffer("center", torch.zeros(1, dims, 1, 1), persistent=False)
@@ -109,7 +107,7 @@ class Scorer(nn.Module):
         return {
             "recipe": "blind",
             "calls": 1,
-            "aggregation": f"mean of the highest {self.top} of {self.half[0]}x{self.half[1]} values of heat, "
+            "aggregation": f"mean of the highest {self.TOP} of {self.half[0]}x{self.half[1]} values of heat, "
             "times the mean Mahalanobis distance of the features at the unlikeliest 2 % of places",
             "border": f"{self.border} of these left out at each edge",
             "gflop": round(flops(self, torch.zeros(1, h, w, c, dtype=torch.uint8)) / 1e9, 3),
@@ -154,8 +152,8 @@ class Scorer(nn.Module):
 
     def score(self, heat):
         b = self.border
-        inner = self.light(heat)[:, 0, b : self.half[0] - b, b : self.half[1] - b]
-        return inner.flatten(1).topk(self.top, 1).values.mean(1)
+        inner = heat[:, 0, b : self.half[0] - b, b : self.half[1] - b]
+        return inner.flatten(1).topk(self.TOP, 1).values.mean(1)
 
 
 @torch.no_grad()

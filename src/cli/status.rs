@@ -1,0 +1,170 @@
+//! `residuald status`: asks a running daemon how it is.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+
+use crate::schema_registry;
+
+use super::failure::Failure;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ask a running daemon how it is; ends with 0 only if it is ready
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald status
+  residuald status http://10.0.0.7:9464 --json
+  RESIDUALD_TOKEN=… residuald status https://scorer:9464 --ca-file ca.pem")]
+pub struct Arguments {
+    #[arg(default_value = "http://127.0.0.1:9464")]
+    url: String,
+    /// The daemon's http.token; better as a variable, since others see flags
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "RESIDUALD_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+    /// PEM file with the CA of the daemon's certificate, if the system does not know it
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// The daemon's own JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    version: String,
+    uptime_seconds: f64,
+    ready: bool,
+    waiting_for: Vec<String>,
+    model: Model,
+    provider: String,
+    threshold: f64,
+    records: serde_json::Map<String, serde_json::Value>,
+    partitions: Vec<Partition>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+    version: String,
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Partition {
+    topic: String,
+    partition: i32,
+    lag: i64,
+    finished_offset: i64,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let body = ask(arguments)?;
+    let unexpected = |e| {
+        Failure::unavailable(format!(
+            "{}: not the status of a residuald: {e}",
+            arguments.url
+        ))
+    };
+    let status: Status = serde_json::from_str(&body).map_err(unexpected)?;
+    if arguments.json {
+        println!("{body}");
+    } else {
+        show(&status);
+    }
+    if status.ready {
+        return Ok(());
+    }
+    Err(Failure::unavailable(format!(
+        "not ready: waiting for the {}",
+        status.waiting_for.join(", the ")
+    )))
+}
+
+fn ask(arguments: &Arguments) -> Result<String, Failure> {
+    let roots = match &arguments.ca_file {
+        Some(path) => schema_registry::roots(path).map_err(Failure::usage)?,
+        None => RootCerts::PlatformVerifier,
+    };
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::NativeTls)
+        .root_certs(roots)
+        .build();
+    let agent = Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .tls_config(tls)
+        .build()
+        .new_agent();
+    let url = format!("{}/status", arguments.url.trim_end_matches('/'));
+    let unavailable = |e: ureq::Error| {
+        Failure::unavailable(format!(
+            "{url}: {e}. Is the daemon up, and is this its http.listen?"
+        ))
+    };
+    let mut request = agent.get(&url);
+    if let Some(token) = &arguments.token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let mut response = request.call().map_err(unavailable)?;
+    match response.status().as_u16() {
+        200 => response.body_mut().read_to_string().map_err(unavailable),
+        401 => Err(Failure::usage(format!(
+            "{url}: it wants its http.token: set RESIDUALD_TOKEN"
+        ))),
+        code => Err(Failure::unavailable(format!("{url}: HTTP {code}"))),
+    }
+}
+
+fn show(status: &Status) {
+    let Model {
+        name,
+        version,
+        sha256,
+    } = &status.model;
+    let hours = status.uptime_seconds / 3600.0;
+    let state = if status.ready { "ready" } else { "not ready" };
+    let line = |name: &str, value: String| println!("{name:<14} {value}");
+    line("state", state.to_owned());
+    line(
+        "version",
+        format!("{}, up {hours:.1} hours", status.version),
+    );
+    let short = sha256.get(..8).unwrap_or(sha256);
+    line(
+        "model",
+        format!("{name} {version} ({short}) on {}", status.provider),
+    );
+    line("threshold", format!("{:.4}", status.threshold));
+    for (name, count) in &status.records {
+        line(&name.replace('_', " "), count.to_string());
+    }
+    let all = || status.partitions.iter();
+    let width = all()
+        .map(|p| p.topic.len())
+        .max()
+        .unwrap_or_default()
+        .max(5);
+    if status.partitions.is_empty() {
+        return println!("no partitions assigned");
+    }
+    println!(
+        "\n{:<width$} {:>9} {:>12} {:>12}",
+        "topic", "partition", "lag", "finished to"
+    );
+    for p in all() {
+        println!(
+            "{:<width$} {:>9} {:>12} {:>12}",
+            p.topic, p.partition, p.lag, p.finished_offset
+        );
+    }
+}

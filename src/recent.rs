@@ -1,0 +1,193 @@
+//! The latest anomalies, kept for whoever looks: bounded in number and in bytes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::verdict::Severity;
+
+/// Anomalies that are kept, at most.
+pub const MOST: usize = 10_000;
+/// Bytes of their verdicts, and as many of their pictures, at most.
+const MOST_BYTES: usize = 64 << 20;
+
+/// A delivered anomaly.
+#[derive(Debug, Clone)]
+pub struct Anomaly {
+    pub severity: Severity,
+    /// Milliseconds since the Unix epoch: when it was judged, which is later than the record's own time.
+    pub judged_ms: i64,
+    /// JSON, as it was published.
+    pub verdict: Arc<[u8]>,
+    /// The payload with the picture, as long as there is room for it.
+    pub picture: Option<Arc<[u8]>>,
+}
+
+/// Which anomalies, and how many of them at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    pub severity: Option<Severity>,
+    /// Judged then or later.
+    pub since_ms: i64,
+    /// With a lower number: the next page.
+    pub before: u64,
+    pub limit: usize,
+}
+
+/// Shared by the publisher, who adds, and HTTP, who looks.
+#[derive(Debug, Clone, Default)]
+pub struct Recent(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Oldest first, with consecutive numbers.
+    anomalies: VecDeque<Anomaly>,
+    /// The number of the oldest.
+    first: u64,
+    verdict_bytes: usize,
+    picture_bytes: usize,
+    /// Those with a lower number have lost their picture.
+    pictures_from: u64,
+}
+
+impl Recent {
+    pub fn add(&self, anomaly: Anomaly) {
+        self.lock().add(anomaly);
+    }
+
+    /// Of the newest, 0 if there is none; numbers begin at 1 and go up by 1.
+    pub fn latest(&self) -> u64 {
+        let kept = self.lock();
+        kept.first + kept.anomalies.len() as u64
+    }
+
+    /// Newest first, each with its number.
+    pub fn find(&self, wanted: Wanted) -> Vec<(u64, Anomaly)> {
+        let kept = self.lock();
+        let numbered = kept.anomalies.iter().enumerate().rev();
+        numbered
+            .map(|(i, anomaly)| (kept.first + i as u64 + 1, anomaly))
+            .filter(|(number, anomaly)| {
+                *number < wanted.before
+                    && anomaly.judged_ms >= wanted.since_ms
+                    && wanted.severity.is_none_or(|s| s == anomaly.severity)
+            })
+            .take(wanted.limit)
+            .map(|(number, anomaly)| (number, anomaly.clone()))
+            .collect()
+    }
+
+    pub fn get(&self, number: u64) -> Option<Anomaly> {
+        let kept = self.lock();
+        let place = number.checked_sub(kept.first + 1)?;
+        kept.anomalies.get(usize::try_from(place).ok()?).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        // Whoever panicked held whole anomalies only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn add(&mut self, anomaly: Anomaly) {
+        self.verdict_bytes += anomaly.verdict.len();
+        self.picture_bytes += anomaly.picture.as_ref().map_or(0, |p| p.len());
+        self.anomalies.push_back(anomaly);
+        while self.anomalies.len() > MOST || self.verdict_bytes > MOST_BYTES {
+            let Some(oldest) = self.anomalies.pop_front() else {
+                break;
+            };
+            self.first += 1;
+            self.verdict_bytes -= oldest.verdict.len();
+            self.picture_bytes -= oldest.picture.map_or(0, |p| p.len());
+        }
+        self.pictures_from = self.pictures_from.max(self.first);
+        while self.picture_bytes > MOST_BYTES {
+            let place = (self.pictures_from - self.first) as usize;
+            let picture = self.anomalies[place].picture.take();
+            self.picture_bytes -= picture.map_or(0, |p| p.len());
+            self.pictures_from += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anomaly(i: usize, verdict: usize, picture: usize) -> Anomaly {
+        Anomaly {
+            severity: Severity::ALL[i % 2],
+            judged_ms: i as i64,
+            verdict: vec![b'x'; verdict].into(),
+            picture: (picture > 0).then(|| vec![0; picture].into()),
+        }
+    }
+
+    fn wanted() -> Wanted {
+        Wanted {
+            severity: None,
+            since_ms: 0,
+            before: u64::MAX,
+            limit: 100_000,
+        }
+    }
+
+    #[test]
+    fn the_newest_come_first_and_are_filtered() {
+        let recent = Recent::default();
+        assert_eq!(recent.latest(), 0);
+        for i in 0..MOST + 5 {
+            recent.add(anomaly(i, 1, 0));
+        }
+        let numbers = |wanted| -> Vec<u64> {
+            let found = recent.find(wanted);
+            found.into_iter().map(|(number, _)| number).collect()
+        };
+        assert_eq!(recent.latest(), MOST as u64 + 5);
+        let all = numbers(wanted());
+        assert_eq!((all.len(), all[0], all[MOST - 1]), (MOST, 10_005, 6));
+        let two = Wanted {
+            limit: 2,
+            before: 10_000,
+            ..wanted()
+        };
+        assert_eq!(numbers(two), [9_999, 9_998]);
+        let grave = Wanted {
+            severity: Some(Severity::Critical),
+            since_ms: 10_000,
+            ..wanted()
+        };
+        assert_eq!(numbers(grave), [10_004, 10_002]);
+        assert!(recent.get(5).is_none() && recent.get(10_006).is_none() && recent.get(0).is_none());
+        assert_eq!(recent.get(6).unwrap().judged_ms, 5);
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_pictures_go_first() {
+        let recent = Recent::default();
+        for i in 0..40 {
+            recent.add(anomaly(i, 1 << 20, 4 << 20));
+        }
+        let with = |recent: &Recent| {
+            let all = recent.find(wanted());
+            let pictures = all.iter().filter(|(_, a)| a.picture.is_some()).count();
+            (all.len(), pictures)
+        };
+        assert_eq!(with(&recent), (40, 16));
+        assert!(
+            recent.get(40).unwrap().picture.is_some(),
+            "the newest keep theirs"
+        );
+        for i in 0..40 {
+            recent.add(anomaly(i, 2 << 20, 0));
+        }
+        assert_eq!(with(&recent), (32, 0));
+        // What alone is more than all may be leaves nothing behind, and the books are right again.
+        recent.add(anomaly(0, MOST_BYTES + 1, MOST_BYTES + 1));
+        assert_eq!(with(&recent), (0, 0));
+        recent.add(anomaly(0, 1, 1));
+        assert_eq!(with(&recent), (1, 1));
+        assert_eq!(recent.latest(), 82);
+    }
+}
