@@ -90,6 +90,10 @@ chaos-short: # the part of `chaos` that `test` has time for, with the binary tha
 chart-test: onnxruntime build venv chart-tools ## the Helm chart, images, Compose and systemd: rendered, linted, and their settings checked
 	.venv/bin/python -m pytest -q tests/chart
 
+.PHONY: monitoring-test
+monitoring-test: # rules, dashboards and metrics with a real Prometheus and Alertmanager, and the binary that was built last
+	.venv/bin/python -m pytest -q tests/monitoring
+
 .PHONY: bench
 bench: onnxruntime build ## cost of each part and of the whole, then the micro-benchmarks
 	target/release/residuald bench --bundle models/payments $(ARGS)
@@ -112,11 +116,13 @@ fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fu
 
 # --- Set up ----------------------------------------------------------------------------------
 
-# COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3.
-WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium
+# COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3. Where systemd runs, Debian starts Prometheus and
+# Alertmanager as services when it installs them; the tests use neither.
+WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium \
+    promtool:prometheus prometheus-alertmanager:prometheus-alertmanager
 
 .PHONY: tools
-tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium
+tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager
 	@missing=""; \
 	for wanted in $(WANTED); do \
 	    command -v "$${wanted%%:*}" >/dev/null || missing="$$missing $${wanted#*:}"; \

@@ -1,0 +1,35 @@
+"""What is shipped (rules, runbook, dashboards), and the metrics there are."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PENDING = Path(__file__).parent / "pending.prom"
+RULES_FILE = ROOT / "deploy/prometheus/residuald.rules.yaml"
+RULES_TEST = ROOT / "deploy/prometheus/residuald.rules.test.yaml"
+RUNBOOK = ROOT / "deploy/runbook.md"
+RULES = [rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]]
+ALERTS = [rule for rule in RULES if "alert" in rule]
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "grafana").glob("*.json"))}
+
+
+def panels(dashboard):
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def exported():
+    """Metrics by the names that src/metrics.rs gives them."""
+    code = (ROOT / "src/metrics.rs").read_text()
+    made = re.findall(r'\b(?:(?:counters?|gauge|number|histogram)\(\s*r,|opts\()\s*"([a-z0-9_]+)"', code)
+    pending = re.findall(r"^[a-z_]+", PENDING.read_text(), re.M) if PENDING.exists() else []
+    return {f"residuald_{name}" for name in made} | set(pending)
+
+
+def unknown(expression):
+    """Metrics of ours in an expression that nobody serves or records."""
+    used = re.findall(r"\bresiduald_[a-z0-9_:]+", expression)
+    served = exported() | {rule["record"] for rule in RULES if "record" in rule}
+    return {name for name in used if name not in served and re.sub("_(bucket|sum|count)$", "", name) not in served}

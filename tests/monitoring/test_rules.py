@@ -1,0 +1,40 @@
+"""The rules hold, each alert has a section in the runbook and a line in the README, and every metric in them exists."""
+
+import re
+import subprocess
+
+import pytest
+from deployed import ALERTS, ROOT, RULES, RULES_FILE, RULES_TEST, RUNBOOK, unknown
+
+NAMES = {alert["alert"] for alert in ALERTS}
+
+
+@pytest.mark.parametrize(("verb", "file"), [("check", RULES_FILE), ("test", RULES_TEST)])
+def test_promtool_is_content(promtool, verb, file):
+    done = subprocess.run([promtool, verb, "rules", file], text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: f"{alert['alert']}-{alert['labels']['severity']}")
+def test_an_alert_says_how_bad_it_is_and_what_to_do(alert):
+    assert alert["labels"]["severity"] in ("page", "ticket")
+    assert alert["annotations"]["runbook_url"] == f"deploy/runbook.md#{alert['alert'].lower()}"
+    assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+
+
+def test_the_runbook_and_the_readme_have_every_alert_and_no_other():
+    assert set(re.findall(r"^## (.+)$", RUNBOOK.read_text(), re.M)) == NAMES
+    assert set(re.findall(r"^\| `(Residuald\w+)` \|", (ROOT / "README.md").read_text(), re.M)) == NAMES
+
+
+def test_every_alert_fires_in_a_unit_test():
+    assert set(re.findall(r"alertname(?:=\"|: )(Residuald\w+)", RULES_TEST.read_text())) == NAMES
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_the_metrics_of_a_rule_exist(rule):
+    assert unknown(rule["expr"]) == set()
+
+
+def test_the_runbook_names_only_metrics_that_exist():
+    assert unknown(RUNBOOK.read_text()) == set()
