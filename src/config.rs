@@ -11,6 +11,7 @@ use std::time::Duration;
 use config::{Environment, File, FileFormat};
 
 use crate::verdict::ThresholdRule;
+use crate::telemetry;
 pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
@@ -382,7 +383,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
             )
             .unwrap_or(LogFormat::Text),
     };
-    if let Err(e) = tracing_subscriber::EnvFilter::try_new(&telemetry.log_level) {
+    if let Err(problem) = telemetry::filter(&telemetry.log_level) {
         s.problem(format!(
             "telemetry.log_level = \"{}\": {e}",
             telemetry.log_level

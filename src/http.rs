@@ -1,5 +1,6 @@
-//! `/livez`, `/readyz`, `/metrics`, `/status` and the triage page, over TLS and behind a token if so configured.
+//! `/livez`, `/readyz`, `/metrics`, `/status`, `/log-level` and the triage page, over TLS and behind a token if so configured.
 
+mod log_level;
 mod tls;
 mod triage;
 
@@ -43,14 +44,19 @@ pub async fn serve(
     status: Status,
     done: Shutdown,
 ) -> std::io::Result<()> {
-    // Records are nothing for whoever happens to reach the port.
+    // Records and the log's level are nothing for whoever happens to reach the port.
     let closed = token.is_none() && !is_loopback(listener.local_addr()?);
+    let mut log_level = log_level::routes();
+    if closed {
+        log_level = log_level.layer(middleware::from_fn(refuse));
+    }
     let mut app = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(expose))
         .route("/status", get(report))
         .with_state((metrics.clone(), status.clone()))
+        .merge(log_level)
         .merge(triage::routes(triage, metrics, status, closed));
     if let Some(token) = token {
         app = app.layer(middleware::from_fn_with_state(token, authorise));
@@ -103,6 +109,11 @@ async fn authorise(State(token): State<Secret>, request: Request, next: Next) ->
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
     let how = "send the token of http.token: Authorization: Bearer TOKEN\n";
     (StatusCode::UNAUTHORIZED, challenge, how).into_response()
+}
+
+async fn refuse(_: Request, _: Next) -> Response {
+    let why = "only on a loopback address or with http.token\n";
+    (StatusCode::FORBIDDEN, why).into_response()
 }
 
 fn brings(token: &Secret, headers: &HeaderMap) -> bool {

@@ -35,6 +35,7 @@ fn the_token_is_wanted_for_all_but_the_probes() {
     for path in [
         "/metrics",
         "/status",
+        "/log-level",
         "/events",
         "/anomalies",
         "/anomalies/1",
@@ -64,7 +65,10 @@ fn the_token_is_wanted_for_all_but_the_probes() {
             "{page}: it asks for the token itself"
         );
     }
-    for path in ["/metrics", "/status", "/anomalies"] {
+    assert_eq!(put(&daemon.address, "/log-level", "off", "").0, 401);
+    let changed = put(&daemon.address, "/log-level", "info", &bearer(TOKEN));
+    assert_eq!(changed, (200, "info\n".to_owned()));
+    for path in ["/metrics", "/status", "/log-level", "/anomalies"] {
         assert_eq!(code(path, &bearer(TOKEN)).0, 200, "{path}");
         let other_case = format!("authorization: bearer {TOKEN}\r\n");
         assert_eq!(code(path, &other_case).0, 200, "{path}");
@@ -72,6 +76,69 @@ fn the_token_is_wanted_for_all_but_the_probes() {
     let ended = daemon.terminate();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(!ended.stderr.contains(TOKEN), "{}", ended.stderr);
+}
+
+#[test]
+fn the_log_level_changes_while_the_daemon_runs() {
+    let broker = broker();
+    let daemon = Daemon::ready(&broker.brokers, &[]);
+    let mut records = sample(3).into_iter();
+    let mut scored = 0;
+    let mut score_one = || {
+        produce(
+            &broker.brokers,
+            "in",
+            &[Note::new("key", records.next().unwrap())],
+        );
+        scored += 1;
+        daemon.await_count("scored", scored);
+    };
+    let level = || daemon.get("/log-level");
+    let change = |to: &str| put(&daemon.address, "/log-level", to, "");
+    assert_eq!(level(), (200, "info\n".into()));
+    score_one();
+    assert_eq!(change("info,residuald=debug\n").0, 200);
+    assert_eq!(level(), (200, "residuald=debug,info\n".into()));
+    score_one();
+    assert_eq!(change("warn"), (200, "warn\n".into()));
+    score_one();
+    for bad in ["debgu", "", "residuald=loud"] {
+        let (code, why) = change(bad);
+        assert_eq!(code, 400, "{bad}: {why}");
+        assert!(why.contains("expected error, warn, info"), "{why}");
+    }
+    assert_eq!(level(), (200, "warn\n".into()));
+    let log = daemon.terminate().stderr;
+    let delivered: Vec<_> = log
+        .lines()
+        .filter(|l| l.contains("batch delivered"))
+        .collect();
+    assert_eq!(delivered.len(), 1, "of the second record only: {log}");
+    let line = parse(delivered[0].as_bytes());
+    assert_eq!(
+        (&line["level"], &line["records"]),
+        (&"DEBUG".into(), &1.into())
+    );
+    assert!(
+        log.contains("\"from\":\"info\",\"to\":\"residuald=debug,info\""),
+        "{log}"
+    );
+}
+
+/// Status code and body of a PUT.
+fn put(address: &str, path: &str, body: &str, header: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "PUT {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n{header}\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap();
+    (code.parse().unwrap(), body.to_owned())
 }
 
 #[test]
@@ -115,6 +182,8 @@ fn an_open_address_without_a_token_is_warned_of_once() {
         let port = daemon.address.rsplit_once(':').unwrap().1;
         let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
         let (records, ..) = ask(stream, "/anomalies", "");
+        let local = format!("127.0.0.1:{port}");
+        assert_eq!(put(&local, "/log-level", "info", "").0, records);
         let log = daemon.drains().stderr;
         (log.matches("are open to whoever reaches").count(), records)
     };

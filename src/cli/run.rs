@@ -12,7 +12,9 @@ use super::failure::Failure;
 #[command(after_help = "\
 Examples:
   residuald run --config residuald.toml
-  residuald run --set kafka.brokers=kafka:9092 --set kafka.topics=payments --set model.bundle=models/payments")]
+  residuald run --set kafka.brokers=kafka:9092 --set kafka.topics=payments --set model.bundle=models/payments
+While it runs, more in its log:
+  curl -X PUT -d info,residuald=debug http://127.0.0.1:9464/log-level")]
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,

@@ -385,3 +385,10 @@ impl Publisher {
 fn undeliverable(topic: String, problem: String) -> PipelineError {
     KafkaError::Delivery { topic, problem }.into()
 }
+            let (records, anomalies) = (batch.consumed(), tally.anomalies.len());
+            tracing::debug!(
+                sequence = batch.sequence,
+                records,
+                anomalies,
+                "batch delivered"
+            );
