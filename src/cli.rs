@@ -11,7 +11,9 @@ mod dead_letters;
 mod demo;
 mod feed;
 mod failure;
+mod init;
 mod input;
+mod man;
 mod model;
 mod produce;
 mod run;
@@ -42,6 +44,7 @@ Try it: residuald demo --records 5000";
 
 #[derive(Subcommand)]
 enum Verb {
+    Init(init::Arguments),
     Run(run::Arguments),
     Demo(demo::Arguments),
     Check(check::Arguments),
@@ -53,6 +56,7 @@ enum Verb {
     Produce(produce::Arguments),
     DeadLetters(dead_letters::Arguments),
     Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 /// Parses, runs the verb, prints what went wrong in plain words.
@@ -80,6 +84,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(verb: Verb) -> Result<(), Failure> {
     match verb {
+        Verb::Init(arguments) => init::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
@@ -91,5 +96,6 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
+        Verb::Man(arguments) => man::run(&arguments),
     }
 }

@@ -1,6 +1,7 @@
 //! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
 
 mod input;
+pub mod reference;
 mod secret;
 mod settings;
 

@@ -542,6 +542,8 @@ fn usage_errors_are_64_and_help_is_0() {
         "bench",
         "produce",
         "completions",
+        "init",
+        "man",
     ] {
         let ended = run(&[verb, "--help"]);
         ended.with_code(0);

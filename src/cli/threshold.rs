@@ -52,7 +52,11 @@ impl ThresholdArguments {
 
 /// A false-alarm rate that every bundle supports, if nobody says otherwise.
 pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
-    ThresholdRule::FalseAlarmRate(DEFAULT_RATE.max(calibration.finest_rate()))
+    ThresholdRule::FalseAlarmRate(default_rate(calibration))
+}
+
+pub fn default_rate(calibration: &Calibration) -> f64 {
+    DEFAULT_RATE.max(calibration.finest_rate())
 }
 
 /// The same for a bundle that is still to be loaded; `None` if it is broken, which loading it says.

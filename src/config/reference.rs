@@ -1,0 +1,73 @@
+//! What `default.toml` says of a setting or a section, for those who write settings.
+
+use super::DEFAULTS;
+
+/// The comment on a section and its line, or on a setting and its line, which is itself a comment if it has no default.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub comment: Vec<&'static str>,
+    pub line: &'static str,
+}
+
+/// Of the section `section`.
+///
+/// # Panics
+/// If there is none.
+pub fn section(section: &str) -> Entry {
+    let header = format!("[{section}]");
+    find(|_, line| line == header).unwrap_or_else(|| panic!("default.toml has no {header}"))
+}
+
+/// Of the setting `name` in `section`.
+///
+/// # Panics
+/// If there is none.
+pub fn setting(section: &str, name: &str) -> Entry {
+    let header = format!("[{section}]");
+    find(|at, line| at == header && name_of(line) == Some(name))
+        .unwrap_or_else(|| panic!("default.toml has no {section}.{name}"))
+}
+
+/// The first line that `is` it, given its section's header and itself, with the comment right above.
+fn find(is: impl Fn(&str, &str) -> bool) -> Option<Entry> {
+    let (mut header, mut comment) = ("", Vec::new());
+    for line in DEFAULTS.lines() {
+        if is(header, line) {
+            return Some(Entry { comment, line });
+        }
+        if line.starts_with('[') {
+            header = line;
+        }
+        if line.starts_with('#') && name_of(line).is_none() {
+            comment.push(line);
+        } else {
+            comment.clear();
+        }
+    }
+    None
+}
+
+/// The setting that a line sets, or would if it were no comment.
+fn name_of(line: &str) -> Option<&str> {
+    let (name, _) = line.trim_start_matches("# ").split_once(" = ")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.\"".contains(c);
+    name.chars().all(plain).then(|| name.trim_matches('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_comes_with_the_comment_above_it() {
+        let topics = setting("kafka", "topics");
+        assert_eq!(topics.comment, ["# Topics to read, one or a list."]);
+        assert_eq!(topics.line, "# topics = [\"payments\"]");
+        let alerts = setting("threshold", "alerts_per_day");
+        assert_eq!(alerts.comment.len(), 1, "{alerts:?}");
+        let linger = setting("kafka.producer", "linger.ms");
+        assert_eq!(linger.line, "\"linger.ms\" = 5");
+        assert!(section("kafka.client").comment[0].starts_with("# librdkafka's own settings"));
+        assert_eq!(section("model").comment, [""; 0]);
+    }
+}
