@@ -41,6 +41,10 @@ pub struct Batch {
     /// For each partition in the batch the offset to resume from once all of it is delivered.
     pub offsets: Vec<(TopicPartition, i64)>,
     opened: Option<Instant>,
+    /// When it was full and left the intake.
+    pub dispatched: Option<Instant>,
+    /// When its scoring began and ended.
+    pub scoring: Option<(Instant, Instant)>,
     /// Filled by the scorer, [records].
     pub scores: Vec<f32>,
     /// Filled by the scorer, [records, features].
@@ -252,6 +256,8 @@ impl Batch {
         self.skipped = 0;
         self.offsets.clear();
         self.opened = None;
+        self.dispatched = None;
+        self.scoring = None;
         self.scores.clear();
         self.residuals.clear();
         self.reconstructions.clear();

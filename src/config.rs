@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
 
-use crate::verdict::ThresholdRule;
 use crate::telemetry;
+use crate::verdict::ThresholdRule;
 pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
@@ -38,6 +38,8 @@ pub struct Config {
     pub output: Output,
     pub http: Http,
     pub telemetry: Telemetry,
+    /// Off without it.
+    pub traces: Option<Traces>,
     /// What `residuald config` prints: every setting, its value with secrets hidden, and where it came from.
     pub effective: Vec<Effective>,
     /// What must not be printed.
@@ -156,6 +158,14 @@ pub struct TlsFiles {
 pub struct Telemetry {
     pub log_level: String,
     pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Traces {
+    /// An OpenTelemetry collector, without `/v1/traces`.
+    pub endpoint: String,
+    /// Of the records that come without a trace, the share that get one, in [0, 1].
+    pub sample_ratio: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -386,10 +396,11 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
     };
     if let Err(problem) = telemetry::filter(&telemetry.log_level) {
         s.problem(format!(
-            "telemetry.log_level = \"{}\": {e}",
+            "telemetry.log_level = \"{}\": {problem}",
             telemetry.log_level
         ));
     }
+    let traces = traces(&mut s);
     let (effective, secrets) = s.finish().map_err(ConfigError::Settings)?;
     Ok(Config {
         kafka,
@@ -402,8 +413,28 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         output,
         http: Http { listen, tls, token },
         telemetry,
+        traces,
         effective,
         secrets,
+    })
+}
+
+fn traces(s: &mut Settings) -> Option<Traces> {
+    let endpoint = s.url(
+        "telemetry.otlp_endpoint",
+        "http://localhost:4318",
+        "headers come from OTEL_EXPORTER_OTLP_HEADERS",
+    );
+    let ratio = s.number("telemetry.trace_sample_ratio", "from 0 to 1", |ratio| {
+        (0.0..=1.0).contains(&ratio)
+    });
+    let sample_ratio = ratio.unwrap_or_default();
+    if endpoint.is_none() && sample_ratio > 0.0 {
+        s.problem("telemetry.trace_sample_ratio needs telemetry.otlp_endpoint".into());
+    }
+    endpoint.map(|endpoint| Traces {
+        endpoint,
+        sample_ratio,
     })
 }
 
@@ -577,6 +608,38 @@ mod tests {
     fn a_topic_cannot_be_read_and_written() {
         let error = load(SMALLEST, &[], &["output.anomalies_topic=payments"]).unwrap_err();
         assert!(error.contains("both read and written"), "{error}");
+    }
+
+    #[test]
+    fn traces_go_where_they_are_told_and_are_off_otherwise() {
+        assert_eq!(load(SMALLEST, &[], &[]).unwrap().traces, None);
+        let endpoint = "telemetry.otlp_endpoint=http://collector:4318/";
+        let ratio = "telemetry.trace_sample_ratio=0.5";
+        let traces = load(SMALLEST, &[], &[endpoint, ratio]).unwrap().traces;
+        let expected = Traces {
+            endpoint: "http://collector:4318".into(),
+            sample_ratio: 0.5,
+        };
+        assert_eq!(traces, Some(expected));
+        for (flags, said) in [
+            (&[ratio][..], "needs telemetry.otlp_endpoint"),
+            (
+                &[endpoint, "telemetry.trace_sample_ratio=1.5"],
+                "a number from 0 to 1",
+            ),
+            (
+                &["telemetry.otlp_endpoint=collector:4318"],
+                "expected http://",
+            ),
+            (
+                &["telemetry.otlp_endpoint=http://me:pw@collector"],
+                "OTEL_EXPORTER_OTLP_HEADERS",
+            ),
+        ] {
+            let error = load(SMALLEST, &[], flags).unwrap_err();
+            assert!(error.contains(said), "{said}\nnot in\n{error}");
+            assert!(!error.contains("pw"), "{error}");
+        }
     }
 
     #[test]

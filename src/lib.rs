@@ -24,6 +24,7 @@ pub mod evaluation;
 pub mod http;
 pub mod kafka;
 pub mod onnx;
+pub mod otlp;
 pub mod schema_registry;
 
 // Wiring: the only module that knows every stage.

@@ -18,6 +18,7 @@ mod media;
 mod pictures;
 mod publish;
 mod tally;
+mod traces;
 mod window;
 
 use std::thread;
@@ -32,6 +33,7 @@ use crate::kafka::{KafkaError, Sink, Source};
 use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, ScorerError};
+use crate::otlp::Spans;
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
@@ -46,6 +48,7 @@ pub struct Stages {
     pub judge: Judge,
     pub model: Model,
     pub sink: Sink,
+    pub group_id: String,
     /// How long a transaction collects; only with exactly-once.
     pub transaction_window: Option<std::time::Duration>,
     pub batch: config::Batch,
@@ -54,6 +57,8 @@ pub struct Stages {
     pub metrics: Metrics,
     pub recent: Recent,
     pub status: Status,
+    /// Where the spans of traced records go, and the share of those without a trace that get one.
+    pub traces: Option<(Spans, f64)>,
 }
 
 /// Why a run ended other than by request.
@@ -138,6 +143,9 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let decoders = cores.div_ceil(stages.scorers.len());
+    let traces = stages.traces.map(|(spans, sample_ratio)| {
+        traces::Traces::new(spans, sample_ratio, stages.group_id, &stages.output)
+    });
     let publisher = publish::Publisher::new(
         stages.sink,
         stages.judge,
@@ -150,6 +158,7 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         stop.abandon.clone(),
         membership,
         window,
+        traces,
     );
     thread::scope(|scope| {
         let mut threads = Vec::new();
@@ -240,9 +249,11 @@ fn score(
                 &mut batch.residuals,
                 &mut batch.reconstructions,
             )?;
+            let ended = Instant::now();
+            batch.scoring = Some((started, ended));
             metrics
                 .inference_seconds
-                .observe(started.elapsed().as_secs_f64());
+                .observe(ended.duration_since(started).as_secs_f64());
             metrics.batch_size.observe(batch.scorable() as f64);
         }
         if to_publish.send(batch).is_err() {

@@ -54,10 +54,12 @@ pub fn init(telemetry: &Telemetry) {
 /// What is wrong with it, in words.
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
     let expected = "expected error, warn, info, debug, trace or off; also per module, for instance \"info,residuald::kafka=debug\"";
-    let filter = EnvFilter::try_new(text).map_err(|e| format!("{e}: {expected}"))?;
+    let words: Vec<&str> = text.split(',').map(str::trim).collect();
+    let filter = EnvFilter::try_new(words.join(",")).map_err(|e| format!("{e}: {expected}"))?;
     // EnvFilter takes a word that is no level for a module, and then shows nothing else: "debgu" would end the log.
-    let words = text.split(',').map(str::trim);
-    let mut bare = words.filter(|word| !word.contains(['=', '[', ']']));
+    let mut bare = words
+        .into_iter()
+        .filter(|word| !word.contains(['=', '[', ']']));
     match bare.find(|word| word.parse::<LevelFilter>().is_err() || word.is_empty()) {
         Some(word) => Err(format!("`{word}` is no level: {expected}")),
         None => Ok(filter),

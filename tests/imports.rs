@@ -32,7 +32,7 @@ fn layer(module: &str) -> Option<Layer> {
         "message" => Layer::Pure(6),
         "dead_letter" => Layer::Pure(7),
         "dataset" | "evaluation" => Layer::Files,
-        "onnx" | "kafka" | "http" | "schema_registry" => Layer::Edge,
+        "onnx" | "otlp" | "kafka" | "http" | "schema_registry" => Layer::Edge,
         "config" | "metrics" | "recent" | "shutdown" | "status" | "telemetry" => Layer::Support,
         "pipeline" => Layer::Pipeline,
         "cli" => Layer::Cli,

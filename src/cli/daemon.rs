@@ -9,6 +9,7 @@ use crate::decode::{Decoder, Input};
 use crate::http::{self, Tls, Triage};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
+use crate::otlp::Spans;
 use crate::pipeline::{self, PipelineError, Stages};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
@@ -50,6 +51,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let asked = config.inference.provider.as_str();
     metrics.provider_fallback.set(i64::from(provider != asked));
     let input = input::open(&config, &loaded.bundle, &metrics)?;
+    let traces = traces(config.traces.as_ref())?;
     let model = loaded.model;
     metrics
         .model_info
@@ -97,6 +99,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         judge: loaded.judge,
         model,
         sink,
+        group_id: config.kafka.group_id,
         transaction_window: config.kafka.guarantee.window(),
         batch: config.batch,
         output: config.output,
@@ -104,6 +107,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         metrics: metrics.clone(),
         recent,
         status,
+        traces,
     };
     let stop = shutdown.clone();
     let pipeline = named("intake", move || pipeline::run(stages, &stop));
@@ -130,6 +134,20 @@ impl Daemon {
         let _ = self.http.join();
         Ok(result?)
     }
+}
+
+/// Where the spans of traced records go, if the settings say so, and the share of the records that get a trace here.
+fn traces(settings: Option<&config::Traces>) -> Result<Option<(Spans, f64)>, Failure> {
+    let Some(config::Traces {
+        endpoint,
+        sample_ratio,
+    }) = settings
+    else {
+        return Ok(None);
+    };
+    let spans = Spans::to(endpoint)
+        .map_err(|problem| Failure::config(format!("telemetry.otlp_endpoint: {problem}")))?;
+    Ok(Some((spans, *sample_ratio)))
 }
 
 /// The place for maps, a folder by its whole path and there.

@@ -115,7 +115,11 @@ fn source(
 }
 
 fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
-    let url = s.optional_text("input.schema_registry.url");
+    let url = s.url(
+        "input.schema_registry.url",
+        "http://localhost:8081",
+        "set username and password",
+    );
     let username = s.optional_text("input.schema_registry.username");
     let password = s.secret("input.schema_registry.password");
     let token = s.secret("input.schema_registry.token");
@@ -131,19 +135,6 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
         }
         return None;
     };
-    let rest = url
-        .strip_prefix("http://")
-        .or_else(|| url.strip_prefix("https://"));
-    match rest {
-        None | Some("") => s.problem(
-            "input.schema_registry.url: expected http://… or https://…, for instance \"http://localhost:8081\"".into(),
-        ),
-        // What stands before an @ may be a password: the value is not repeated.
-        Some(rest) if rest.contains(['@', '?', '#']) => s.problem(
-            "input.schema_registry.url: expected one without credentials, ? and #; set username and password".into(),
-        ),
-        _ => {}
-    }
     let authorization = match (username, password, token) {
         (None, None, None) => Authorization::None,
         (Some(username), Some(password), None) => Authorization::Basic { username, password },
@@ -154,7 +145,7 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
         }
     };
     Some(SchemaRegistry {
-        url: url.trim_end_matches('/').to_owned(),
+        url,
         authorization,
         ca_file: ca_file.map(PathBuf::from),
         timeout,

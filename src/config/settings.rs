@@ -135,6 +135,25 @@ impl Settings {
         })
     }
 
+    /// The base of an HTTP service, for instance `example`, without a slash at its end. `credentials`: where they go.
+    pub fn url(&mut self, key: &str, example: &str, credentials: &str) -> Option<String> {
+        let url = self.optional_text(key)?;
+        let rest = url
+            .strip_prefix("http://")
+            .or_else(|| url.strip_prefix("https://"));
+        match rest {
+            None | Some("") => self.problem(format!(
+                "{key}: expected http://… or https://…, for instance \"{example}\""
+            )),
+            // What stands before an @ may be a password: the value is not repeated.
+            Some(rest) if rest.contains(['@', '?', '#']) => self.problem(format!(
+                "{key}: expected one without credentials, ? and #; {credentials}"
+            )),
+            _ => {}
+        }
+        Some(url.trim_end_matches('/').to_owned())
+    }
+
     /// An empty text counts as not set.
     pub fn optional_text(&mut self, key: &str) -> Option<String> {
         let value = self.get(key)?;

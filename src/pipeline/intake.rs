@@ -259,6 +259,7 @@ impl Intake {
             .expect("the caller made sure of a free batch");
         let mut batch = std::mem::replace(&mut self.current, next);
         batch.sequence = self.sequence;
+        batch.dispatched = Some(Instant::now());
         self.sequence += 1;
         self.under_way = self.under_way.saturating_add(batch.weight());
         // Fails only when all workers are gone, and then a stop is under way.

@@ -75,8 +75,8 @@ pub struct Worker {
     pub open: BTreeMap<u64, Part>,
 }
 
-#[derive(Default)]
 pub struct Part {
+    started: Instant,
     scores: Vec<f32>,
     sightings: Vec<Sighting>,
     seconds: f64,
@@ -149,6 +149,7 @@ impl Worker {
         if let Some(part) = self.open.remove(&batch.sequence) {
             self.metrics.inference_seconds.observe(part.seconds);
             self.metrics.batch_size.observe(batch.scorable() as f64);
+            batch.scoring = Some((part.started, Instant::now()));
             batch.scores = part.scores;
             batch.sightings = part.sightings;
         }
@@ -182,7 +183,12 @@ fn part<'w>(
             let waited = started.saturating_duration_since(opened);
             metrics.queue_seconds.observe(waited.as_secs_f64());
         }
-        Part::default()
+        Part {
+            started,
+            scores: Vec::new(),
+            sightings: Vec::new(),
+            seconds: 0.0,
+        }
     })
 }
 

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 use super::PipelineError;
 use super::drift::{Drift, QUANTILE};
 use super::tally::Tally;
+use super::traces::{Published, Traces};
 use super::window::Window;
 use crate::batch::{Batch, DeadLetter, Kept, Sighting};
 use crate::config;
@@ -38,6 +39,7 @@ pub struct Publisher {
     pub(super) membership: Membership,
     /// Only with exactly-once.
     pub(super) window: Option<Window>,
+    traces: Option<Traces>,
     drift: Drift,
     next: u64,
     /// Scored before their turn.
@@ -53,6 +55,7 @@ pub(super) struct Pending {
     /// What it waits for: each message not delivered yet, or the one transaction it is in.
     pub outstanding: usize,
     pub tally: Tally,
+    pub published: Instant,
 }
 
 impl Publisher {
@@ -69,6 +72,7 @@ impl Publisher {
         abandon: Shutdown,
         membership: Membership,
         window: Option<Window>,
+        traces: Option<Traces>,
     ) -> Publisher {
         Publisher {
             drift: Drift::new(judge.normal_quantile(QUANTILE)),
@@ -83,6 +87,7 @@ impl Publisher {
             abandon,
             membership,
             window,
+            traces,
             next: 0,
             early: BTreeMap::new(),
             pending: VecDeque::new(),
@@ -102,6 +107,9 @@ impl Publisher {
         let result = self.publish_all(scored, give_back);
         if !self.pending.is_empty() {
             self.sink.abandon();
+        }
+        if let Some(traces) = &self.traces {
+            traces.end();
         }
         result
     }
@@ -150,6 +158,7 @@ impl Publisher {
                 batch,
                 outstanding: 0,
                 tally,
+                published: Instant::now(),
             });
             return Ok(());
         }
@@ -158,6 +167,7 @@ impl Publisher {
             batch: Batch::default(),
             outstanding: 1,
             tally: Tally::default(),
+            published: Instant::now(),
         });
         let tally = self.emit(&batch)?;
         let in_transaction = self.window.is_some();
@@ -206,7 +216,7 @@ impl Publisher {
             if flagged.is_none() && self.output.scores_topic.is_none() {
                 continue;
             }
-            let message = match sighting {
+            let mut message = match sighting {
                 Some(Sighting::Explained(finding)) => {
                     self.picture_message(batch.sequence, record, score, finding)?
                 }
@@ -214,6 +224,15 @@ impl Publisher {
                 Some(_) => continue,
                 None => self.row_message(batch, i, width, record),
             };
+            if let Some(traces) = &self.traces {
+                let topic = &self.topics[record.from.topic];
+                if traces.hand_on(&mut message, topic, record) {
+                    tally.published.push(Published {
+                        record: i,
+                        severity: flagged,
+                    });
+                }
+            }
             if let Some(severity) = flagged {
                 tally.shown.push(Anomaly {
                     severity,
@@ -370,11 +389,26 @@ impl Publisher {
     /// Gives back, in order, the batches that are delivered whole.
     fn finish(&mut self, give_back: &Sender<Batch>) {
         while self.pending.front().is_some_and(|p| p.outstanding == 0) {
-            let Pending { batch, tally, .. } = self.pending.pop_front().expect("seen above");
+            let Pending {
+                batch,
+                tally,
+                published,
+                ..
+            } = self.pending.pop_front().expect("seen above");
             if tally.lost == 0 {
+                if let Some(traces) = &self.traces {
+                    traces.send(&batch, &tally, published, &self.topics);
+                }
                 let drift = self.drift.see(&batch.scores);
                 self.metrics.score_drift_ratio.set(drift);
             }
+            let (records, anomalies) = (batch.consumed(), tally.anomalies.len());
+            tracing::debug!(
+                sequence = batch.sequence,
+                records,
+                anomalies,
+                "batch delivered"
+            );
             tally.count(&batch, &self.metrics, &self.recent);
             // The intake may be gone after a drain that did not end in time.
             let _ = give_back.send(batch);
@@ -385,10 +419,3 @@ impl Publisher {
 fn undeliverable(topic: String, problem: String) -> PipelineError {
     KafkaError::Delivery { topic, problem }.into()
 }
-            let (records, anomalies) = (batch.consumed(), tally.anomalies.len());
-            tracing::debug!(
-                sequence = batch.sequence,
-                records,
-                anomalies,
-                "batch delivered"
-            );

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::traces::Published;
 use crate::batch::Batch;
 use crate::decode::Reason;
 use crate::metrics::{Metrics, SKIP_LOST, SKIP_TOMBSTONE};
@@ -16,6 +17,8 @@ pub struct Tally {
     pub anomalies: Vec<Severity>,
     /// The same, for the triage page.
     pub shown: Vec<Anomaly>,
+    /// Verdicts that went out in a trace, by their records' places.
+    pub published: Vec<Published>,
     pub tombstones: usize,
     /// Not published: the partitions belong to another, who judges these records.
     pub lost: usize,

@@ -1,0 +1,136 @@
+//! Spans to an OpenTelemetry collector, by OTLP over HTTP. The SDK queues and sends them on a thread of its own: who hands
+//! one over never waits, and what the queue does not take is lost.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use opentelemetry::{Key, KeyValue};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanProcessor};
+use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+
+/// For one request, and for the attempts at one.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// What is still queued at the end may take this long.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Spans that wait, at most: some ten megabytes.
+const QUEUE: usize = 16_384;
+const SERVICE_NAME: Key = Key::from_static_str("service.name");
+
+#[derive(Debug)]
+pub struct Spans {
+    processor: BatchSpanProcessor,
+}
+
+impl Spans {
+    /// To the collector at `endpoint`, which need not be there. Headers for it and attributes of the service come from
+    /// OpenTelemetry's own variables.
+    ///
+    /// # Errors
+    /// What is wrong with `endpoint` or the variables.
+    pub fn to(endpoint: &str) -> Result<Spans, String> {
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Client::new())
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+            .with_timeout(TIMEOUT)
+            .build()
+            .map_err(|e| e.to_string())?;
+        let config = BatchConfigBuilder::default()
+            .with_max_queue_size(QUEUE)
+            .build();
+        let mut processor = BatchSpanProcessor::builder(exporter)
+            .with_batch_config(config)
+            .build();
+        processor.set_resource(&resource());
+        Ok(Spans { processor })
+    }
+
+    pub fn send(&self, span: SpanData) {
+        self.processor.on_end(span);
+    }
+
+    /// Sends what is queued, if the collector takes it soon.
+    pub fn end(&self) {
+        let _ = self.processor.shutdown_with_timeout(LAST_WORDS);
+    }
+}
+
+/// As OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME have it, and residuald where they give no name.
+fn resource() -> Resource {
+    let detected = Resource::builder().build();
+    let name = detected.get(&SERVICE_NAME);
+    let unknown = name.is_none_or(|name| name.as_str().starts_with("unknown_service"));
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let builder = Resource::builder().with_attribute(version);
+    match unknown {
+        true => builder.with_service_name("residuald").build(),
+        false => builder.build(),
+    }
+}
+
+/// Says once that the collector fails, and once that it is back.
+#[derive(Debug)]
+struct Client {
+    agent: Agent,
+    fails: AtomicBool,
+}
+
+impl Client {
+    fn new() -> Client {
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::NativeTls)
+            .root_certs(RootCerts::PlatformVerifier)
+            .build();
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(TIMEOUT))
+            .tls_config(tls)
+            .build()
+            .new_agent();
+        Client {
+            agent,
+            fails: AtomicBool::new(false),
+        }
+    }
+
+    fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ureq::Error> {
+        let response = self.agent.run(request.map(|body| body.to_vec()))?;
+        let (head, mut body) = response.into_parts();
+        let body = body.read_to_vec()?;
+        Ok(Response::from_parts(head, body.into()))
+    }
+
+    fn fails(&self, problem: &str) {
+        if !self.fails.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "telemetry.otlp_endpoint: {problem}; traces are lost until the collector takes them"
+            );
+        }
+    }
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let uri = request.uri().clone();
+        let sent = self.send(request);
+        match &sent {
+            Err(e) => self.fails(&format!("{uri}: {e}")),
+            Ok(response) if !response.status().is_success() => {
+                self.fails(&format!("{uri}: HTTP {}", response.status().as_u16()));
+            }
+            Ok(_) => {
+                if self.fails.swap(false, Ordering::Relaxed) {
+                    tracing::info!("telemetry.otlp_endpoint: the collector takes traces again");
+                }
+            }
+        }
+        Ok(sent?)
+    }
+}
