@@ -19,14 +19,13 @@ use crate::onnx::{Scorer, Seen};
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 use crate::telemetry;
-use crate::verdict::ThresholdRule;
 
 use super::daemon;
 use super::failure::Failure;
 use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::input;
 use super::model;
-use super::threshold::default_rule_of;
+use super::threshold::{default_rule, default_rule_of};
 use cpu::Meter;
 
 const TOPIC: &str = "records";
@@ -221,9 +220,7 @@ impl Bench {
             fallback: false,
             workers: self.sessions,
         };
-        model::load(&self.bundle, &inference, BATCH, |_| {
-            ThresholdRule::Quantile(0.99)
-        })
+        model::load(&self.bundle, &inference, BATCH, default_rule)
     }
 
     /// Takes messages from the broker and looks at nothing.
