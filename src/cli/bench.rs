@@ -17,7 +17,7 @@ use crate::kafka::{Event, Source};
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, Seen};
 use crate::shutdown::Shutdown;
-use crate::status::Status;
+use crate::status::{InForce, Status};
 use crate::telemetry;
 
 use super::daemon;
@@ -232,7 +232,14 @@ impl Bench {
             version: String::new(),
             sha256: String::new(),
         };
-        let status = Status::new(model, "none", 1.0, Instant::now());
+        let nothing = InForce {
+            model,
+            provider: "none",
+            threshold: 1.0,
+            normal: Vec::new(),
+            reader: None,
+        };
+        let status = Status::new(nothing, Instant::now());
         let mut source = Source::connect(
             &config.kafka,
             Metrics::new(1.0),

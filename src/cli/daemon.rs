@@ -5,17 +5,16 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crate::config::{self, Config, Media, Output};
-use crate::decode::{Decoder, Input};
-use crate::http::{self, Tls, Triage};
+use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
-use crate::pipeline::{self, PipelineError, Stages};
+use crate::pipeline::{self, Next, PipelineError, Settings, Stages};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 
 use super::failure::Failure;
-use super::{input, model};
+use super::reload::{self, Reloader};
 
 /// A daemon at work.
 pub struct Daemon {
@@ -34,51 +33,36 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
-    let loaded = model::load(
-        &config.model.bundle,
-        &config.inference,
-        config.batch.max_records,
-        |_| config.threshold,
-    )?;
-    let provider = loaded.scorers[0].provider.as_str();
-    let threshold = loaded.judge.threshold;
-    let metrics = Metrics::new(threshold);
-    metrics
-        .expected_anomaly_ratio
-        .set(loaded.judge.expected_anomaly_ratio());
-    metrics.score_drift_ratio.set(1.0);
-    let asked = config.inference.provider.as_str();
-    metrics.provider_fallback.set(i64::from(provider != asked));
-    let input = input::open(&config, &loaded.bundle, &metrics)?;
-    let model = loaded.model;
-    metrics
-        .model_info
-        .with_label_values(&[&model.name, &model.version, &model.sha256, provider])
-        .set(1.0);
-    let status = Status::new(model.clone(), provider, threshold, started);
+    let loaded = reload::load(&config)?;
+    let metrics = Metrics::new(loaded.judge.threshold);
+    let golden_records = loaded.golden.records;
+    let serving = reload::serving(&config, loaded, None, &metrics)?;
+    let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
+    serving.announce(&metrics, &status);
     status.model_is_warm();
+    let model = &serving.model;
     tracing::info!(
         model = model.name,
         version = model.version,
         sha256 = &model.sha256[..8],
-        provider,
-        threshold,
-        golden_records = loaded.golden.records,
-        workers = loaded.scorers.len(),
+        provider = serving.provider(),
+        threshold = serving.judge.threshold,
+        golden_records,
+        workers = serving.scorers.len(),
         "model ready"
     );
 
     let done = Shutdown::default();
     let recent = Recent::default();
-    let triage = Triage {
-        recent: recent.clone(),
-        normal: loaded.judge.normal_shares(&metrics.score_buckets().0),
-        reader: match &input {
-            Input::Pictures(reader) => Some(reader.clone()),
-            _ => None,
-        },
+    let next = Next::default();
+    let reloader = Reloader {
+        config: config.clone(),
+        input: serving.input.clone(),
+        metrics: metrics.clone(),
+        next: next.clone(),
     };
-    let (address, http) = serve(&config.http, triage, &metrics, &status, shutdown, &done)?;
+    let shown = (recent.clone(), metrics.clone(), status.clone());
+    let (address, http) = serve(&config.http, shown, reloader, shutdown, &done)?;
     tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
@@ -91,19 +75,18 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     };
     let stages = Stages {
         source,
-        decoder: Decoder::new(loaded.bundle.features(), input.clone()),
-        input,
-        scorers: loaded.scorers,
-        judge: loaded.judge,
-        model,
         sink,
-        transaction_window: config.kafka.guarantee.window(),
-        batch: config.batch,
-        output: config.output,
-        drain_timeout: config.kafka.drain_timeout,
+        serving,
+        settings: Settings {
+            batch: config.batch,
+            output: config.output,
+            transaction_window: config.kafka.guarantee.window(),
+            drain_timeout: config.kafka.drain_timeout,
+        },
         metrics: metrics.clone(),
         recent,
         status,
+        next,
     };
     let stop = shutdown.clone();
     let pipeline = named("intake", move || pipeline::run(stages, &stop));
@@ -172,9 +155,8 @@ fn connect(
 /// HTTP and signals, on a thread of their own with a small runtime.
 fn serve(
     settings: &config::Http,
-    triage: Triage,
-    metrics: &Metrics,
-    status: &Status,
+    (recent, metrics, status): (Recent, Metrics, Status),
+    reloader: Reloader,
     shutdown: &Shutdown,
     done: &Shutdown,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
@@ -196,18 +178,20 @@ fn serve(
     // Before the address is known: a stop may come at once.
     let context = runtime.enter();
     let signals = shutdown.clone().on_signals().map_err(Failure::internal)?;
+    let reloads = reloader.on_signals().map_err(Failure::internal)?;
     drop(context);
     let token = settings.token.clone();
-    let (metrics, status, done) = (metrics.clone(), status.clone(), done.clone());
+    let done = done.clone();
     let thread = named("http", move || {
         runtime.block_on(async {
             tokio::select! {
-                served = http::serve(listener, tls, token, triage, metrics, status, done) => {
+                served = http::serve(listener, tls, token, recent, metrics, status, done) => {
                     if let Err(e) = served {
                         tracing::error!("HTTP: {e}");
                     }
                 }
                 () = signals => {}
+                () = reloads => {}
             }
         });
     });

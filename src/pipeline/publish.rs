@@ -90,7 +90,7 @@ impl Publisher {
         }
     }
 
-    /// Runs until the workers are gone and everything is delivered, or until that is given up.
+    /// Runs until the workers are gone and everything is delivered, or until that is given up. Gives the producer back.
     ///
     /// # Errors
     /// When a message can never be delivered.
@@ -98,12 +98,12 @@ impl Publisher {
         mut self,
         scored: &Receiver<Batch>,
         give_back: &Sender<Batch>,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Sink, PipelineError> {
         let result = self.publish_all(scored, give_back);
         if !self.pending.is_empty() {
             self.sink.abandon();
         }
-        result
+        result.map(|()| self.sink)
     }
 
     fn publish_all(
