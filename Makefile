@@ -42,12 +42,13 @@ onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 # --- Check -----------------------------------------------------------------------------------
 
 .PHONY: test
-test: onnxruntime tools venv kafka lint ## everything that must hold: lint, Rust tests, trainer tests
+test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold: lint, Rust tests, trainer tests
 	cargo test --locked
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
 	.venv/bin/python -m pytest -q tests/triage
+	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald .venv/bin/python -m pytest -q tests/$$tests; done
 
 # The advisory database is a git repository on GitHub, which not every network lets through.
 .PHONY: lint
@@ -86,13 +87,9 @@ chaos-short: # the part of `chaos` that `test` has time for, with the binary tha
 	.venv/bin/python -m pytest -q tests/chaos
 	$(CHAOS) --records 30000 --kills 5 --faults kill,stop:1,network:1
 
-.PHONY: chart-test
-chart-test: onnxruntime build venv chart-tools ## the Helm chart, images, Compose and systemd: rendered, linted, and their settings checked
-	.venv/bin/python -m pytest -q tests/chart
-
-.PHONY: monitoring-test
-monitoring-test: # rules, dashboards and metrics with a real Prometheus and Alertmanager, and the binary that was built last
-	.venv/bin/python -m pytest -q tests/monitoring
+.PHONY: deploy-test
+deploy-test: onnxruntime build tools venv chart-tools ## what is in deploy/ and grafana/, against a real Prometheus, Helm and the schemas
+	for tests in monitoring chart; do .venv/bin/python -m pytest -q tests/$$tests; done
 
 .PHONY: bench
 bench: onnxruntime build ## cost of each part and of the whole, then the micro-benchmarks
@@ -119,7 +116,7 @@ fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fu
 # COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3. Where systemd runs, Debian starts Prometheus and
 # Alertmanager as services when it installs them; the tests use neither.
 WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium \
-    promtool:prometheus prometheus-alertmanager:prometheus-alertmanager
+    promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
 
 .PHONY: tools
 tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager

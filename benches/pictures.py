@@ -61,7 +61,7 @@ def bundle(directory: Path, size: int, recipe: str) -> Path:
     for i, picture in enumerate(cuttings(size)):
         picture.save(pictures / f"{i}.png")
         jpeg = io.BytesIO()
-        picture.save(jpeg, "JPEG", quality=90)
+        picture.save(jpeg, "JPEG", quality=75)
         lines.append(json.dumps({"image": base64.b64encode(jpeg.getvalue()).decode()}))
     command = [TRAINER, "images", "--data", pictures, "--out", out, "--size", str(size), "--recipe", recipe]
     subprocess.run([*command, "--steps", "2"], check=True, capture_output=True)
@@ -133,7 +133,6 @@ def on_kafka(records: int, rounds: int) -> None:
                     f"kafka.delivery={kind}",
                     f"model.bundle={json.dumps(str(SURFACE))}",
                     "threshold.false_alarm_rate=0.01",
-                    "output.scores_topic=scores",
                     "http.listen=127.0.0.1:0",
                 ]
                 rate, base = records_per_second(settings, len(pictures)), alone(pictures)

@@ -19,10 +19,10 @@ use openssl::sha::sha256;
 
 use crate::config::Secret;
 use crate::metrics::Metrics;
+use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 pub use tls::{Tls, TlsError};
-pub use triage::Triage;
 
 /// How long a client may take to shake hands, and then to bring a request: who brings none holds no connection.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -39,7 +39,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
     token: Option<Secret>,
-    triage: Triage,
+    recent: Recent,
     metrics: Metrics,
     status: Status,
     done: Shutdown,
@@ -57,7 +57,7 @@ pub async fn serve(
         .route("/status", get(report))
         .with_state((metrics.clone(), status.clone()))
         .merge(log_level)
-        .merge(triage::routes(triage, metrics, status, closed));
+        .merge(triage::routes(recent, metrics, status, closed));
     if let Some(token) = token {
         app = app.layer(middleware::from_fn_with_state(token, authorise));
     }

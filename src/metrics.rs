@@ -18,6 +18,10 @@ const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
 pub const COMMITTED: &str = "committed";
 pub const ABORTED: &str = "aborted";
 
+/// What became of a reload.
+pub const RELOADED: &str = "ok";
+pub const NOT_RELOADED: &str = "failed";
+
 /// Seconds; from one small batch on a CPU to a stuck broker.
 const STAGE_SECONDS: [f64; 14] = [
     1e-6, 2.5e-6, 1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25, 1.0,
@@ -56,6 +60,7 @@ pub struct Metrics {
     pub paused_partitions: IntGauge,
     pub schema_registry_errors: IntCounter,
     pub model_info: GaugeVec,
+    pub model_reloads: IntCounterVec,
     pub provider_fallback: IntGauge,
 }
 
@@ -103,7 +108,7 @@ impl Metrics {
             score: histogram(
                 r,
                 "score",
-                "Anomaly scores; bucket bounds are multiples of the threshold.",
+                "Anomaly scores; bucket bounds are multiples of the threshold that the daemon started with.",
                 &score_buckets,
             ),
             threshold: number(r, "threshold", "Score above which a record is an anomaly."),
@@ -180,6 +185,12 @@ impl Metrics {
                     &["name", "version", "sha256", "provider"],
                 ),
             ),
+            model_reloads: counters(
+                r,
+                "model_reloads_total",
+                "Bundles read again (SIGHUP). Failed: the model before stays in force, the log says why.",
+                "status",
+            ),
             provider_fallback: gauge(
                 r,
                 "provider_fallback",
@@ -215,6 +226,9 @@ impl Metrics {
         }
         for outcome in [COMMITTED, ABORTED] {
             self.transactions.with_label_values(&[outcome]);
+        }
+        for status in [RELOADED, NOT_RELOADED] {
+            self.model_reloads.with_label_values(&[status]);
         }
         for severity in Severity::ALL {
             self.anomalies.with_label_values(&[severity.as_str()]);

@@ -17,12 +17,14 @@ mod intake;
 mod media;
 mod pictures;
 mod publish;
+mod serving;
 mod tally;
 mod traces;
 mod window;
 
+use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -30,35 +32,37 @@ use crate::batch::Batch;
 use crate::config;
 use crate::decode::{Decoder, Input};
 use crate::kafka::{KafkaError, Sink, Source};
-use crate::message::Model;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RELOADED};
 use crate::onnx::{Scorer, ScorerError};
-use crate::otlp::Spans;
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
-use crate::verdict::Judge;
+pub use serving::{Next, Serving};
+pub use traces::Traces;
 
 /// Everything that a run needs, made and checked before it starts.
 pub struct Stages {
     pub source: Source,
-    pub decoder: Decoder,
-    pub input: Input,
-    pub scorers: Vec<Scorer>,
-    pub judge: Judge,
-    pub model: Model,
     pub sink: Sink,
-    pub group_id: String,
-    /// How long a transaction collects; only with exactly-once.
-    pub transaction_window: Option<std::time::Duration>,
-    pub batch: config::Batch,
-    pub output: config::Output,
-    pub drain_timeout: std::time::Duration,
+    pub serving: Serving,
+    pub settings: Settings,
     pub metrics: Metrics,
     pub recent: Recent,
     pub status: Status,
-    /// Where the spans of traced records go, and the share of those without a trace that get one.
-    pub traces: Option<(Spans, f64)>,
+    /// Where a model is offered that is to take over.
+    pub next: Next,
+}
+
+/// What stays the same whatever the model.
+#[derive(Clone)]
+pub struct Settings {
+    pub batch: config::Batch,
+    pub output: config::Output,
+    /// How long a transaction collects; only with exactly-once.
+    pub transaction_window: Option<Duration>,
+    pub drain_timeout: Duration,
+    /// Off without it.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// Why a run ended other than by request.
@@ -103,68 +107,90 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Runs until `shutdown` is requested and what is in flight is drained, or until something cannot go on.
-/// Blocks; takes the calling thread for the intake.
+/// Runs until `shutdown` is requested and what is in flight is drained, or until something cannot go on. A model that is
+/// offered takes over between two batches: what the old one has begun is delivered first, so no record is judged by
+/// both and each partition changes once. Blocks; takes the calling thread for the intake.
 ///
 /// # Errors
 /// [`PipelineError`]; whatever it is, no offset of an undelivered verdict was committed.
 pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
+    let traces = stages.settings.traces.clone();
+    let mut stages = Ok(Some(stages));
+    while let Ok(Some(with)) = stages {
+        stages = run_with(with, shutdown);
+    }
+    if let Some(traces) = traces {
+        traces.end();
+    }
+    stages.map(|_| ())
+}
+
+/// Runs with one model. If another is to take over: the stages with that.
+fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, PipelineError> {
+    let Stages {
+        source,
+        sink,
+        serving,
+        settings,
+        metrics,
+        recent,
+        status,
+        next,
+    } = stages;
     let stop = Stop {
         drain: shutdown.clone(),
         abandon: Shutdown::default(),
     };
-    let (to_score, work) = bounded(stages.batch.in_flight);
-    let (to_publish, scored) = bounded(stages.batch.in_flight);
-    let (give_back, finished) = bounded(stages.batch.in_flight);
-    let membership = stages.source.membership();
+    let in_flight = settings.batch.in_flight;
+    let (to_score, work) = bounded(in_flight);
+    let (to_publish, scored) = bounded(in_flight);
+    let (give_back, finished) = bounded(in_flight);
+    let membership = source.membership();
     // Half of the batches, so that the other half can be scored while a transaction is committed.
-    let half = stages.batch.in_flight.div_ceil(2);
-    let window = stages
-        .transaction_window
-        .map(|length| window::Window::new(length, half));
+    let half = in_flight.div_ceil(2);
+    let window = settings.transaction_window;
+    let window = window.map(|length| window::Window::new(length, half));
     let intake = intake::Intake::new(
-        stages.source,
-        stages.decoder,
-        stages.batch,
-        stages.drain_timeout,
-        stages.metrics.clone(),
-        stages.status,
+        source,
+        Decoder::new(&serving.features, serving.input.clone()),
+        settings.batch.clone(),
+        settings.drain_timeout,
+        metrics.clone(),
+        status.clone(),
         intake::Channels { to_score, finished },
+        next.clone(),
         stop.clone(),
     );
-    let reader = match &stages.input {
+    let reader = match &serving.input {
         Input::Pictures(reader) => Some(reader.clone()),
         _ => None,
     };
     let explain = pictures::Explain {
-        threshold: stages.judge.threshold,
-        all: stages.output.scores_topic.is_some(),
-        most: stages.output.attributions,
+        threshold: serving.judge.threshold,
+        all: settings.output.scores_topic.is_some(),
+        most: settings.output.attributions,
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let decoders = cores.div_ceil(stages.scorers.len());
-    let traces = stages.traces.map(|(spans, sample_ratio)| {
-        traces::Traces::new(spans, sample_ratio, stages.group_id, &stages.output)
-    });
+    let decoders = cores.div_ceil(serving.scorers.len());
     let publisher = publish::Publisher::new(
-        stages.sink,
-        stages.judge,
-        stages.model,
-        stages.input,
-        stages.output,
+        sink,
+        serving.judge,
+        serving.model,
+        serving.input,
+        settings.output.clone(),
         intake.topics(),
-        stages.metrics.clone(),
-        stages.recent,
+        metrics.clone(),
+        recent.clone(),
         stop.abandon.clone(),
         membership,
         window,
-        traces,
+        settings.traces.clone(),
     );
-    thread::scope(|scope| {
+    let (source, sink) = thread::scope(|scope| {
         let mut threads = Vec::new();
-        for scorer in stages.scorers {
+        for scorer in serving.scorers {
             let (work, to_publish) = (work.clone(), to_publish.clone());
-            let (metrics, stop) = (stages.metrics.clone(), stop.clone());
+            let (metrics, stop) = (metrics.clone(), stop.clone());
             if let Some(reader) = &reader {
                 let ahead = scorer.largest().max(pictures::AHEAD);
                 let (steps, decoded) = bounded(ahead);
@@ -192,7 +218,7 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         drop((work, to_publish));
         let stop_publisher = stop.clone();
         let publisher = move || guarded(&stop_publisher, || publisher.run(&scored, &give_back));
-        threads.push(("publisher", spawn(scope, "publisher", publisher)));
+        let publisher = spawn(scope, "publisher", publisher);
 
         let taken = guarded(&stop, || intake.run());
         // A stage's own error says more than the drain that it spoiled.
@@ -200,8 +226,36 @@ pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
         for (name, thread) in threads {
             results.push(thread.join().unwrap_or(Err(PipelineError::Panicked(name))));
         }
-        results.into_iter().chain([taken]).collect()
-    })
+        let published = publisher.join();
+        let published = published.unwrap_or(Err(PipelineError::Panicked("publisher")));
+        results.into_iter().collect::<Result<(), _>>()?;
+        let sink = published?;
+        Ok::<_, PipelineError>((taken?, sink))
+    })?;
+    let (Some(source), Some(serving)) = (source, next.take()) else {
+        return Ok(None);
+    };
+    serving.announce(&metrics, &status);
+    metrics.model_reloads.with_label_values(&[RELOADED]).inc();
+    let (model, threshold) = (&serving.model, serving.judge.threshold);
+    tracing::info!(
+        model = model.name,
+        version = model.version,
+        sha256 = &model.sha256[..8],
+        provider = serving.provider(),
+        threshold,
+        "the new model judges from here on"
+    );
+    Ok(Some(Stages {
+        source,
+        sink,
+        serving,
+        settings,
+        metrics,
+        recent,
+        status,
+        next,
+    }))
 }
 
 fn spawn<'scope, T: Send + 'scope>(
@@ -216,10 +270,10 @@ fn spawn<'scope, T: Send + 'scope>(
 }
 
 /// An error in one stage stops all.
-fn guarded(
+fn guarded<T>(
     stop: &Stop,
-    body: impl FnOnce() -> Result<(), PipelineError>,
-) -> Result<(), PipelineError> {
+    body: impl FnOnce() -> Result<T, PipelineError>,
+) -> Result<T, PipelineError> {
     let _guard = PanicGuard(stop.clone());
     let result = body();
     if result.is_err() {

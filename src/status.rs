@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::message::Model;
 use crate::metrics::Metrics;
+use crate::picture::Reader;
 
 /// Where a partition stands. Offsets are those to be read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -23,6 +24,18 @@ pub struct PartitionStatus {
 
 pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
 
+/// The model that judges now, and what is shown of it.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    pub model: Model,
+    pub provider: &'static str,
+    pub threshold: f32,
+    /// Of the buckets of the score's histogram the shares of normal records, by the calibration; the last is beyond all.
+    pub normal: Vec<f64>,
+    /// If the records are pictures.
+    pub reader: Option<Reader>,
+}
+
 /// Shared by all stages.
 #[derive(Clone, Debug)]
 pub struct Status(Arc<Inner>);
@@ -30,9 +43,7 @@ pub struct Status(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     started: Instant,
-    model: Model,
-    provider: &'static str,
-    threshold: f32,
+    in_force: Mutex<InForce>,
     latches: Latches,
     partitions: Mutex<Partitions>,
 }
@@ -46,15 +57,22 @@ struct Latches {
 }
 
 impl Status {
-    pub fn new(model: Model, provider: &'static str, threshold: f32, started: Instant) -> Status {
+    pub fn new(in_force: InForce, started: Instant) -> Status {
         Status(Arc::new(Inner {
             started,
-            model,
-            provider,
-            threshold,
+            in_force: Mutex::new(in_force),
             latches: Latches::default(),
             partitions: Mutex::default(),
         }))
+    }
+
+    /// Another model judges from now on.
+    pub fn serves(&self, in_force: InForce) {
+        *lock(&self.0.in_force) = in_force;
+    }
+
+    pub fn in_force(&self) -> InForce {
+        lock(&self.0.in_force).clone()
     }
 
     /// The model is loaded, proved by its golden records and warmed up.
@@ -76,15 +94,7 @@ impl Status {
     }
 
     pub fn set_partitions(&self, partitions: Partitions) {
-        *self.lock() = partitions;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Partitions> {
-        // Plain data: a panic elsewhere cannot leave it half written.
-        self.0
-            .partitions
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        *lock(&self.0.partitions) = partitions;
     }
 
     /// What readiness still waits for; empty is ready.
@@ -108,22 +118,22 @@ impl Status {
 
     /// `/status`.
     pub fn render(&self, metrics: &Metrics) -> serde_json::Value {
-        let partitions: Vec<_> = self
-            .lock()
+        let partitions: Vec<_> = lock(&self.0.partitions)
             .iter()
             .map(|((topic, partition), status)| {
                 json!({"topic": topic, "partition": partition, "lag": status.lag, "finished_offset": status.finished_offset})
             })
             .collect();
         let waiting_for = self.waiting_for();
+        let in_force = self.in_force();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.0.started.elapsed().as_secs_f64(),
             "ready": waiting_for.is_empty(),
             "waiting_for": waiting_for,
-            "model": self.0.model,
-            "provider": self.0.provider,
-            "threshold": self.0.threshold,
+            "model": in_force.model,
+            "provider": in_force.provider,
+            "threshold": in_force.threshold,
             "records": {
                 "consumed": metrics.records_consumed.get(),
                 "scored": metrics.records_scored.get(),
@@ -136,4 +146,9 @@ impl Status {
             "partitions": partitions,
         })
     }
+}
+
+/// Plain data: a panic elsewhere cannot leave it half written.
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

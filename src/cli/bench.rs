@@ -17,16 +17,15 @@ use crate::kafka::{Event, Source};
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, Seen};
 use crate::shutdown::Shutdown;
-use crate::status::Status;
+use crate::status::{InForce, Status};
 use crate::telemetry;
-use crate::verdict::ThresholdRule;
 
 use super::daemon;
 use super::failure::Failure;
 use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::input;
 use super::model;
-use super::threshold::default_rule_of;
+use super::threshold::{default_rule, default_rule_of};
 use cpu::Meter;
 
 const TOPIC: &str = "records";
@@ -221,9 +220,7 @@ impl Bench {
             fallback: false,
             workers: self.sessions,
         };
-        model::load(&self.bundle, &inference, BATCH, |_| {
-            ThresholdRule::Quantile(0.99)
-        })
+        model::load(&self.bundle, &inference, BATCH, default_rule)
     }
 
     /// Takes messages from the broker and looks at nothing.
@@ -235,7 +232,14 @@ impl Bench {
             version: String::new(),
             sha256: String::new(),
         };
-        let status = Status::new(model, "none", 1.0, Instant::now());
+        let nothing = InForce {
+            model,
+            provider: "none",
+            threshold: 1.0,
+            normal: Vec::new(),
+            reader: None,
+        };
+        let status = Status::new(nothing, Instant::now());
         let mut source = Source::connect(
             &config.kafka,
             Metrics::new(1.0),

@@ -1,22 +1,22 @@
 //! The daemon: model, HTTP, Kafka and pipeline, started in the order in which they can fail.
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crate::config::{self, Config, Media, Output};
-use crate::decode::{Decoder, Input};
-use crate::http::{self, Tls, Triage};
+use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
 use crate::otlp::Spans;
-use crate::pipeline::{self, PipelineError, Stages};
+use crate::pipeline::{self, Next, PipelineError, Settings, Stages, Traces};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 
 use super::failure::Failure;
-use super::{input, model};
+use super::reload::{self, Reloader};
 
 /// A daemon at work.
 pub struct Daemon {
@@ -35,52 +35,37 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
-    let loaded = model::load(
-        &config.model.bundle,
-        &config.inference,
-        config.batch.max_records,
-        |_| config.threshold,
-    )?;
-    let provider = loaded.scorers[0].provider.as_str();
-    let threshold = loaded.judge.threshold;
-    let metrics = Metrics::new(threshold);
-    metrics
-        .expected_anomaly_ratio
-        .set(loaded.judge.expected_anomaly_ratio());
-    metrics.score_drift_ratio.set(1.0);
-    let asked = config.inference.provider.as_str();
-    metrics.provider_fallback.set(i64::from(provider != asked));
-    let input = input::open(&config, &loaded.bundle, &metrics)?;
-    let traces = traces(config.traces.as_ref())?;
-    let model = loaded.model;
-    metrics
-        .model_info
-        .with_label_values(&[&model.name, &model.version, &model.sha256, provider])
-        .set(1.0);
-    let status = Status::new(model.clone(), provider, threshold, started);
+    let loaded = reload::load(&config)?;
+    let metrics = Metrics::new(loaded.judge.threshold);
+    let golden_records = loaded.golden.records;
+    let traces = traces(&config)?.map(Arc::new);
+    let serving = reload::serving(&config, loaded, None, &metrics)?;
+    let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
+    serving.announce(&metrics, &status);
     status.model_is_warm();
+    let model = &serving.model;
     tracing::info!(
         model = model.name,
         version = model.version,
         sha256 = &model.sha256[..8],
-        provider,
-        threshold,
-        golden_records = loaded.golden.records,
-        workers = loaded.scorers.len(),
+        provider = serving.provider(),
+        threshold = serving.judge.threshold,
+        golden_records,
+        workers = serving.scorers.len(),
         "model ready"
     );
 
     let done = Shutdown::default();
     let recent = Recent::default();
-    let triage = Triage {
-        recent: recent.clone(),
-        normal: loaded.judge.normal_shares(&metrics.score_buckets().0),
-        reader: match &input {
-            Input::Pictures(reader) => Some(reader.clone()),
-            _ => None,
-        },
+    let next = Next::default();
+    let reloader = Reloader {
+        config: config.clone(),
+        input: serving.input.clone(),
+        metrics: metrics.clone(),
+        next: next.clone(),
     };
-    let (address, http) = serve(&config.http, triage, &metrics, &status, shutdown, &done)?;
+    let shown = (recent.clone(), metrics.clone(), status.clone());
+    let (address, http) = serve(&config.http, shown, reloader, shutdown, &done)?;
     tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
@@ -93,21 +78,19 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     };
     let stages = Stages {
         source,
-        decoder: Decoder::new(loaded.bundle.features(), input.clone()),
-        input,
-        scorers: loaded.scorers,
-        judge: loaded.judge,
-        model,
         sink,
-        group_id: config.kafka.group_id,
-        transaction_window: config.kafka.guarantee.window(),
-        batch: config.batch,
-        output: config.output,
-        drain_timeout: config.kafka.drain_timeout,
+        serving,
+        settings: Settings {
+            batch: config.batch,
+            output: config.output,
+            transaction_window: config.kafka.guarantee.window(),
+            drain_timeout: config.kafka.drain_timeout,
+            traces,
+        },
         metrics: metrics.clone(),
         recent,
         status,
-        traces,
+        next,
     };
     let stop = shutdown.clone();
     let pipeline = named("intake", move || pipeline::run(stages, &stop));
@@ -136,18 +119,15 @@ impl Daemon {
     }
 }
 
-/// Where the spans of traced records go, if the settings say so, and the share of the records that get a trace here.
-fn traces(settings: Option<&config::Traces>) -> Result<Option<(Spans, f64)>, Failure> {
-    let Some(config::Traces {
-        endpoint,
-        sample_ratio,
-    }) = settings
-    else {
+/// What makes spans, if the settings say where to.
+fn traces(config: &Config) -> Result<Option<Traces>, Failure> {
+    let Some(settings) = &config.traces else {
         return Ok(None);
     };
-    let spans = Spans::to(endpoint)
+    let spans = Spans::to(&settings.endpoint)
         .map_err(|problem| Failure::config(format!("telemetry.otlp_endpoint: {problem}")))?;
-    Ok(Some((spans, *sample_ratio)))
+    let (ratio, group_id) = (settings.sample_ratio, &config.kafka.group_id);
+    Ok(Some(Traces::new(spans, ratio, group_id, &config.output)))
 }
 
 /// The place for maps, a folder by its whole path and there.
@@ -190,9 +170,8 @@ fn connect(
 /// HTTP and signals, on a thread of their own with a small runtime.
 fn serve(
     settings: &config::Http,
-    triage: Triage,
-    metrics: &Metrics,
-    status: &Status,
+    (recent, metrics, status): (Recent, Metrics, Status),
+    reloader: Reloader,
     shutdown: &Shutdown,
     done: &Shutdown,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
@@ -214,18 +193,20 @@ fn serve(
     // Before the address is known: a stop may come at once.
     let context = runtime.enter();
     let signals = shutdown.clone().on_signals().map_err(Failure::internal)?;
+    let reloads = reloader.on_signals().map_err(Failure::internal)?;
     drop(context);
     let token = settings.token.clone();
-    let (metrics, status, done) = (metrics.clone(), status.clone(), done.clone());
+    let done = done.clone();
     let thread = named("http", move || {
         runtime.block_on(async {
             tokio::select! {
-                served = http::serve(listener, tls, token, triage, metrics, status, done) => {
+                served = http::serve(listener, tls, token, recent, metrics, status, done) => {
                     if let Err(e) = served {
                         tracing::error!("HTTP: {e}");
                     }
                 }
                 () = signals => {}
+                () = reloads => {}
             }
         });
     });

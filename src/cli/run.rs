@@ -7,7 +7,7 @@ use super::config::ConfigArguments;
 use super::daemon;
 use super::failure::Failure;
 
-/// Consume, score and publish until SIGTERM or Ctrl-C, then drain
+/// Consume, score and publish until SIGTERM or Ctrl-C, then drain; SIGHUP reads the bundle again
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -1,7 +1,6 @@
 //! The triage page at `/` and what it asks for: numbers once a second, anomalies by page, pictures.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,7 +16,6 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::metrics::Metrics;
-use crate::picture::Reader;
 use crate::recent::{MOST, Recent, Wanted};
 use crate::status::Status;
 use crate::verdict::Severity;
@@ -37,25 +35,15 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// Open without the token: they hold nothing but the page, which asks for it.
 pub const OPEN: [&str; 3] = ["/", "/triage.css", "/triage.js"];
 
-/// What the page shows.
-#[derive(Clone, Debug)]
-pub struct Triage {
-    pub recent: Recent,
-    /// Of the buckets of the score's histogram the shares of normal records, by the calibration; the last is beyond all.
-    pub normal: Vec<f64>,
-    /// If the records are pictures.
-    pub reader: Option<Reader>,
-}
-
 #[derive(Clone)]
 struct Shown {
-    triage: Arc<Triage>,
+    recent: Recent,
     metrics: Metrics,
     status: Status,
 }
 
 /// `closed`: whoever comes may see the page, but no record and no number.
-pub fn routes(triage: Triage, metrics: Metrics, status: Status, closed: bool) -> Router {
+pub fn routes(recent: Recent, metrics: Metrics, status: Status, closed: bool) -> Router {
     let mut data = Router::new()
         .route("/events", get(events))
         .route("/anomalies", get(list))
@@ -79,7 +67,7 @@ pub fn routes(triage: Triage, metrics: Metrics, status: Status, closed: bool) ->
         )
         .merge(data)
         .with_state(Shown {
-            triage: Arc::new(triage),
+            recent,
             metrics,
             status,
         })
@@ -115,12 +103,13 @@ async fn events(State(shown): State<Shown>) -> Sse<impl Stream<Item = Result<Eve
 /// `/status`, and the distribution of the scores.
 fn numbers(shown: &Shown) -> Value {
     let mut numbers = shown.status.render(&shown.metrics);
+    let in_force = shown.status.in_force();
     let (bounds, counts) = shown.metrics.score_buckets();
-    numbers["scores"] = json!({"bounds": bounds, "counts": counts, "normal": shown.triage.normal});
+    numbers["scores"] = json!({"bounds": bounds, "counts": counts, "normal": in_force.normal});
     numbers["drift"] = json!(shown.metrics.score_drift_ratio.get());
     numbers["expected_anomaly_ratio"] = json!(shown.metrics.expected_anomaly_ratio.get());
-    numbers["pictures"] = json!(shown.triage.reader.is_some());
-    numbers["latest"] = json!(shown.triage.recent.latest());
+    numbers["pictures"] = json!(in_force.reader.is_some());
+    numbers["latest"] = json!(shown.recent.latest());
     numbers["kept"] = json!(MOST);
     numbers
 }
@@ -154,7 +143,7 @@ async fn list(State(shown): State<Shown>, Query(asked): Query<Asked>) -> Respons
             }
         },
     };
-    let found = shown.triage.recent.find(Wanted {
+    let found = shown.recent.find(Wanted {
         severity,
         since_ms: asked.since_ms.unwrap_or(0),
         before: asked.before.unwrap_or(u64::MAX),
@@ -182,7 +171,7 @@ fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
 
 /// The whole verdict as it was published.
 async fn one(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
-    match shown.triage.recent.get(number) {
+    match shown.recent.get(number) {
         None => gone(),
         Some(anomaly) => {
             let kind = [(header::CONTENT_TYPE, "application/json")];
@@ -193,8 +182,8 @@ async fn one(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
 
 /// The picture that was judged, upright and small, as a JPEG.
 async fn picture(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
-    let payload = shown.triage.recent.get(number).and_then(|a| a.picture);
-    let (Some(payload), Some(reader)) = (payload, shown.triage.reader.clone()) else {
+    let payload = shown.recent.get(number).and_then(|a| a.picture);
+    let (Some(payload), Some(reader)) = (payload, shown.status.in_force().reader) else {
         return gone();
     };
     // Decoding takes milliseconds, and this thread answers the probes.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::serving::Next;
 use super::{PipelineError, Stop};
 use crate::batch::Batch;
 use crate::config;
@@ -32,6 +33,13 @@ pub struct Channels {
     pub finished: Receiver<Batch>,
 }
 
+/// Why no more is consumed.
+enum Ended {
+    Stopped,
+    /// Everything is delivered, and another model takes over.
+    MakesRoom,
+}
+
 pub struct Intake {
     source: Source,
     decoder: Decoder,
@@ -40,6 +48,7 @@ pub struct Intake {
     metrics: Metrics,
     status: Status,
     channels: Channels,
+    next: Next,
     stop: Stop,
     current: Batch,
     free: Vec<Batch>,
@@ -61,8 +70,11 @@ impl Intake {
         metrics: Metrics,
         status: Status,
         channels: Channels,
+        next: Next,
         stop: Stop,
     ) -> Intake {
+        // Sequences begin again with each model.
+        source.lose_below(0);
         Intake {
             source,
             decoder,
@@ -70,6 +82,7 @@ impl Intake {
             metrics,
             status,
             channels,
+            next,
             stop,
             current: Batch::default(),
             free: (0..limits.in_flight).map(|_| Batch::default()).collect(),
@@ -85,12 +98,16 @@ impl Intake {
         self.source.topics().to_vec()
     }
 
-    /// Consumes until a stop, drains, commits and leaves the group.
+    /// Consumes until a stop, drains, commits and leaves the group. If a model is to take over: gives the consumer back,
+    /// drained and in its group.
     ///
     /// # Errors
     /// When Kafka cannot go on, or the drain did not end in time.
-    pub fn run(mut self) -> Result<(), PipelineError> {
+    pub fn run(mut self) -> Result<Option<Source>, PipelineError> {
         let consumed = self.consume();
+        if let Ok(Ended::MakesRoom) = consumed {
+            return Ok(Some(self.source));
+        }
         self.status.is_draining();
         let deadline = Instant::now() + self.drain_timeout;
         // Exactly-once has nothing to save: what is not committed is judged again, and nobody sees it twice.
@@ -107,14 +124,18 @@ impl Intake {
         consumed?;
         let records = self.metrics.records_in_flight.get();
         match (drained, closed) {
-            (true, true) => Ok(()),
+            (true, true) => Ok(None),
             (true, false) => Err(PipelineError::NotCommitted),
             (false, _) => Err(PipelineError::NotDrained { records }),
         }
     }
 
-    fn consume(&mut self) -> Result<(), PipelineError> {
+    fn consume(&mut self) -> Result<Ended, PipelineError> {
         while !self.stop.drain.is_requested() {
+            // A drain that does not end in time is tried again after the next look at Kafka.
+            if self.next.is_there() && self.drain() {
+                return Ok(Ended::MakesRoom);
+            }
             while let Ok(batch) = self.channels.finished.try_recv() {
                 self.finish(batch);
             }
@@ -131,7 +152,7 @@ impl Intake {
                 self.take(self.poll_timeout(now))?;
             }
         }
-        Ok(())
+        Ok(Ended::Stopped)
     }
 
     fn is_due(&self, now: Instant) -> bool {

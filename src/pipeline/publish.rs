@@ -2,6 +2,7 @@
 //! acknowledged by the brokers, or, with exactly-once, committed together with its offsets.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
@@ -39,7 +40,7 @@ pub struct Publisher {
     pub(super) membership: Membership,
     /// Only with exactly-once.
     pub(super) window: Option<Window>,
-    traces: Option<Traces>,
+    traces: Option<Arc<Traces>>,
     drift: Drift,
     next: u64,
     /// Scored before their turn.
@@ -72,7 +73,7 @@ impl Publisher {
         abandon: Shutdown,
         membership: Membership,
         window: Option<Window>,
-        traces: Option<Traces>,
+        traces: Option<Arc<Traces>>,
     ) -> Publisher {
         Publisher {
             drift: Drift::new(judge.normal_quantile(QUANTILE)),
@@ -95,7 +96,7 @@ impl Publisher {
         }
     }
 
-    /// Runs until the workers are gone and everything is delivered, or until that is given up.
+    /// Runs until the workers are gone and everything is delivered, or until that is given up. Gives the producer back.
     ///
     /// # Errors
     /// When a message can never be delivered.
@@ -103,15 +104,12 @@ impl Publisher {
         mut self,
         scored: &Receiver<Batch>,
         give_back: &Sender<Batch>,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Sink, PipelineError> {
         let result = self.publish_all(scored, give_back);
         if !self.pending.is_empty() {
             self.sink.abandon();
         }
-        if let Some(traces) = &self.traces {
-            traces.end();
-        }
-        result
+        result.map(|()| self.sink)
     }
 
     fn publish_all(

@@ -78,16 +78,11 @@ struct Times {
 }
 
 impl Traces {
-    pub fn new(
-        spans: Spans,
-        sample_ratio: f64,
-        group_id: String,
-        output: &config::Output,
-    ) -> Traces {
+    pub fn new(spans: Spans, sample_ratio: f64, group_id: &str, output: &config::Output) -> Traces {
         Traces {
             spans,
             below: (sample_ratio > 0.0).then_some((sample_ratio * u64::MAX as f64) as u64),
-            group_id,
+            group_id: group_id.to_owned(),
             anomalies_topic: output.anomalies_topic.clone(),
             scores_topic: output.scores_topic.clone(),
             dead_letter_topic: output.dead_letter_topic.clone(),

@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PENDING = Path(__file__).parent / "pending.prom"
 RULES_FILE = ROOT / "deploy/prometheus/residuald.rules.yaml"
 RULES_TEST = ROOT / "deploy/prometheus/residuald.rules.test.yaml"
 RUNBOOK = ROOT / "deploy/runbook.md"
@@ -24,8 +23,7 @@ def exported():
     """Metrics by the names that src/metrics.rs gives them."""
     code = (ROOT / "src/metrics.rs").read_text()
     made = re.findall(r'\b(?:(?:counters?|gauge|number|histogram)\(\s*r,|opts\()\s*"([a-z0-9_]+)"', code)
-    pending = re.findall(r"^[a-z_]+", PENDING.read_text(), re.M) if PENDING.exists() else []
-    return {f"residuald_{name}" for name in made} | set(pending)
+    return {f"residuald_{name}" for name in made}
 
 
 def unknown(expression):

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 
 import yaml
-from deployed import PENDING, ROOT, RULES_FILE
+from deployed import ROOT, RULES_FILE
 
 BUNDLE = ROOT / "models/payments"
 SAMPLE = "sample.ndjson.gz"
@@ -58,8 +58,7 @@ class Stack:
         self.spawn(residuald, "demo", "--bundle", bundle(self.folder), "--rate", RATE, "--listen", self.daemon)
         self.wait_for("the daemon", lambda: get(f"http://{self.daemon}/readyz"))
         rules = write(self.folder / "rules.yml", faster(yaml.safe_load(RULES_FILE.read_text())))
-        targets = [self.daemon, self.receiver.address] if PENDING.exists() else [self.daemon]
-        config = write(self.folder / "prometheus.yml", prometheus_config(rules, targets, alerts))
+        config = write(self.folder / "prometheus.yml", prometheus_config(rules, self.daemon, alerts))
         self.spawn(
             prometheus,
             f"--config.file={config}",
@@ -113,7 +112,7 @@ class Stack:
 
 
 class Receiver:
-    """Whom Alertmanager alerts; and a target with what the daemon does not serve yet."""
+    """Whom Alertmanager alerts."""
 
     def __init__(self):
         self.alerts = []
@@ -123,15 +122,8 @@ class Receiver:
             def do_POST(self):
                 message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 receiver.alerts += [alert for alert in message["alerts"] if alert["status"] == "firing"]
-                self.answer(b"")
-
-            def do_GET(self):
-                self.answer(PENDING.read_bytes())
-
-            def answer(self, body):
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(body)
 
             def log_message(self, *_):
                 pass
@@ -177,12 +169,12 @@ def faster(rules):
     return rules
 
 
-def prometheus_config(rules, targets, alertmanager):
+def prometheus_config(rules, target, alertmanager):
     return {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(rules)],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
-        "scrape_configs": [{"job_name": "payments", "static_configs": [{"targets": targets}]}],
+        "scrape_configs": [{"job_name": "payments", "static_configs": [{"targets": [target]}]}],
     }
 
 
