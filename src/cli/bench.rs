@@ -402,7 +402,8 @@ struct Progress {
 }
 
 impl Progress {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    /// A batch of pictures through a slow model takes a while.
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     fn must_go_on(&mut self, count: u64) -> Result<(), Failure> {
         if count > self.count || self.since.is_none() {

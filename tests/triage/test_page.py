@@ -7,6 +7,7 @@ target/debug's, or what RESIDUALD names.
 """
 
 import contextlib
+import gzip
 import json
 import os
 import re
@@ -159,6 +160,40 @@ def test_payments_live_filtered_and_opened(browser, request):
         assert page.evaluate("document.activeElement.rowIndex") == 2
         page.keyboard.press("Enter")
         expect(page.locator("#id")).to_have_text(rows.nth(1).locator(".id").inner_text())
+
+
+def frauds_only(directory: Path) -> Path:
+    bundle, sample = ROOT / "models/payments", "sample.ndjson.gz"
+    made = shutil.copytree(bundle, directory / "payments", ignore=shutil.ignore_patterns(sample))
+    with gzip.open(bundle / sample, "rt") as records, gzip.open(made / sample, "wt") as frauds:
+        frauds.writelines(record for record in records if json.loads(record)["label"])
+    return made
+
+
+def test_ten_thousand_anomalies_and_no_more_are_kept(browser, tmp_path):
+    def listed(query: str) -> list[int]:
+        with urllib.request.urlopen(f"{address}/anomalies?{query}") as answer:
+            return [anomaly["number"] for anomaly in json.load(answer)]
+
+    with demo("--bundle", str(frauds_only(tmp_path)), "--rate", "2000") as address:
+        until(lambda: listed("limit=1") > [10_500], "more anomalies than are kept")
+        newest = listed("limit=1")[0]
+        kept = listed(f"before={newest - 9_900}")
+        assert 0 < len(kept) <= 200
+        assert min(kept) > newest - 10_000
+        assert listed(f"before={newest - 10_000}") == []
+        with opened(browser, address) as page:
+            rows = page.locator("#anomalies tr")
+            expect(rows.nth(199)).to_be_visible()
+            page.locator("#live").uncheck()
+            for count in (200, 400, 600):
+                expect(rows).to_have_count(count)
+                page.locator("#more").click()
+            expect(rows).to_have_count(800)
+            shown = [int(row.get_attribute("data-number")) for row in rows.all()[::50]]
+            assert shown == sorted(shown, reverse=True)
+            page.locator("#severity").select_option("critical")
+            expect(rows.first).to_be_visible()
 
 
 def test_pictures_side_by_side_in_the_dark(browser, request):
