@@ -2,6 +2,7 @@
 
 mod backtest;
 mod bench;
+mod calibrate;
 mod check;
 mod completions;
 mod config;
@@ -52,6 +53,7 @@ enum Verb {
     Config(config::Arguments),
     Score(score::Arguments),
     Backtest(backtest::Arguments),
+    Calibrate(calibrate::Arguments),
     Bench(bench::Arguments),
     Status(status::Arguments),
     Produce(produce::Arguments),
@@ -92,6 +94,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Config(arguments) => config::run(&arguments),
         Verb::Score(arguments) => score::run(&arguments),
         Verb::Backtest(arguments) => backtest::run(&arguments),
+        Verb::Calibrate(arguments) => calibrate::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),

@@ -1,9 +1,9 @@
 //! `calibration.json`: how held-out normal records score, which is what gives a score a meaning.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Scores of `count` normal records that the model never saw.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Calibration {
     pub count: usize,
     /// Evenly spaced empirical quantiles, from the minimum to the maximum.
@@ -14,6 +14,11 @@ pub struct Calibration {
     #[serde(default)]
     pub residual_scale: Vec<f32>,
 }
+
+/// Scores that are kept exactly, from the largest down.
+const TAIL: usize = 10_000;
+/// Parts that the quantiles divide the scores into.
+const PARTS: usize = 1000;
 
 /// A false-alarm rate finer than the sample can tell apart.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -29,6 +34,26 @@ pub struct RateTooFine {
 }
 
 impl Calibration {
+    /// Of the scores of normal records, at least one and all finite, in any order; the same as the trainer's.
+    pub fn of(scores: Vec<f32>, residual_scale: Vec<f32>) -> Calibration {
+        let mut scores = scores;
+        scores.sort_by(f32::total_cmp);
+        let last = scores.len() - 1;
+        let quantile = |part: usize| {
+            let position = part as f64 / PARTS as f64 * last as f64;
+            let below = position.floor() as usize;
+            let low = f64::from(scores[below]);
+            let high = f64::from(scores[(below + 1).min(last)]);
+            (low + (high - low) * (position - below as f64)) as f32
+        };
+        Calibration {
+            count: scores.len(),
+            quantiles: (0..=PARTS).map(quantile).collect(),
+            tail: scores[scores.len().saturating_sub(TAIL)..].to_vec(),
+            residual_scale,
+        }
+    }
+
     /// Everything that is wrong with the calibration, in words.
     pub fn faults(&self, features: usize) -> Vec<String> {
         let mut faults = Vec::new();
@@ -140,6 +165,32 @@ pub(crate) mod tests {
             tail: (count - tail + 1..=count).map(|i| i as f32).collect(),
             residual_scale: vec![1.0; features],
         }
+    }
+
+    #[test]
+    fn it_is_made_as_the_trainer_makes_it() {
+        let scores: Vec<f32> = (0..12_345)
+            .map(|i| (i * 7919 % 10_007) as f32 / 10_007.0)
+            .collect();
+        let made = Calibration::of(scores, vec![0.5]);
+        assert!(made.faults(1).is_empty());
+        assert_eq!((made.count, made.tail.len()), (12_345, 10_000));
+        // numpy.quantile(scores.astype(float64), part / 1000, method="linear")
+        for (part, expected) in [
+            (0, 0.0_f32),
+            (1, 0.0009337464),
+            (250, 0.24992505),
+            (500, 0.49995002),
+            (777, 0.776885),
+            (999, 0.99896634),
+            (1000, 0.99990004),
+        ] {
+            let got = made.quantiles[part];
+            assert!((got - expected).abs() <= 1e-7, "{part}: {got} {expected}");
+        }
+        assert_eq!(made.tail[0], 0.19006695);
+        let one = Calibration::of(vec![2.0], Vec::new());
+        assert!(one.faults(0).is_empty() && one.quantile(0.3) == 2.0);
     }
 
     #[test]

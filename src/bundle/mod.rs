@@ -218,7 +218,8 @@ fn parse_json<T: serde::de::DeserializeOwned>(
         .ok()
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal, as in a manifest.
+pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))

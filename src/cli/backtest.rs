@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
 use crate::config::{Config, Inference};
-use crate::decode::{DecodeError, Decoder, Input, Reason, RowError};
+use crate::decode::{Decoder, Input, Reason, RowError};
 use crate::kafka::history::{Ended, History, Span};
 use crate::message::{Model, verdict_message};
 use crate::metrics::Metrics;
@@ -23,7 +23,7 @@ use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
-use super::connection::{ConnectionArguments, RangeArguments, progress_bar};
+use super::connection::{ConnectionArguments, RangeArguments, progress_bar, topic};
 use super::failure::Failure;
 use super::input;
 use super::model;
@@ -36,8 +36,6 @@ use tally::{Covered, Tally};
 
 /// Features in the reason of a verdict, where no settings say how many.
 const ATTRIBUTIONS: usize = 5;
-/// While a schema is fetched.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Judge what a topic holds with any bundle: how many alerts a day, which, and what another bundle would say
 #[derive(clap::Args)]
@@ -81,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let connection = arguments.connection.load()?;
     let config = connection.config.as_ref();
-    let topic = topic(arguments, config)?;
+    let topic = topic(arguments.topic.as_deref(), config)?;
     let bundle = arguments
         .bundle
         .clone()
@@ -118,20 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn topic(arguments: &Arguments, config: Option<&Config>) -> Result<String, Failure> {
-    let configured = config.map_or(&[][..], |config| &config.kafka.topics);
-    match (&arguments.topic, configured) {
-        (Some(topic), _) => Ok(topic.clone()),
-        (None, [topic]) => Ok(topic.clone()),
-        (None, []) => Err(Failure::usage("give the topic with --topic")),
-        (None, several) => Err(Failure::usage(format!(
-            "the settings read {}: say which with --topic",
-            several.join(", ")
-        ))),
-    }
-}
-
-fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
+pub fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
     let asked = spans
         .iter()
         .map(|(partition, span)| format!("{partition}:{} to {}", span.start, span.end));
@@ -196,22 +181,7 @@ impl Side {
         let payload = record.payload.unwrap_or_default();
         let number = self.scores.len();
         self.scores.push(f32::NAN);
-        let decoded = loop {
-            match self.decoder.decode(payload, &mut self.batch.rows) {
-                Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
-                    std::thread::sleep(LOOK_AGAIN);
-                }
-                decoded => break decoded,
-            }
-        };
-        if let Err(error) = decoded {
-            let error = match error {
-                DecodeError::Row(error) => error,
-                pending @ DecodeError::SchemaPending(_) => RowError {
-                    reason: Reason::UnknownSchema,
-                    detail: pending.to_string(),
-                },
-            };
+        if let Err(error) = input::decode(&mut self.decoder, payload, &mut self.batch.rows, stop) {
             self.tally.reject(error.reason);
             return Err(error);
         }

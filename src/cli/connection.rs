@@ -116,6 +116,20 @@ impl RangeArguments {
     }
 }
 
+/// The topic that is asked for, or else the one that the settings read.
+pub fn topic(asked: Option<&str>, config: Option<&Config>) -> Result<String, Failure> {
+    let configured = config.map_or(&[][..], |config| &config.kafka.topics);
+    match (asked, configured) {
+        (Some(topic), _) => Ok(topic.to_owned()),
+        (None, [topic]) => Ok(topic.clone()),
+        (None, []) => Err(Failure::usage("give the topic with --topic")),
+        (None, several) => Err(Failure::usage(format!(
+            "the settings read {}: say which with --topic",
+            several.join(", ")
+        ))),
+    }
+}
+
 /// A bar over the offsets of a range; hidden where nobody looks.
 pub fn progress_bar(what: &'static str, hidden: bool) -> ProgressBar {
     if hidden {

@@ -1,15 +1,22 @@
 //! What records are made of, from the settings: for the daemon and for `check`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::bundle::{self, Bundle, Feature, Pixels};
 use crate::config::{self, Config, SchemaRegistry, SchemaSource};
-use crate::decode::{Format, Input, RecordType, TypeSource};
+use crate::decode::{
+    DecodeError, Decoder, Format, Input, Reason, RecordType, RowError, TypeSource,
+};
 use crate::metrics::Metrics;
 use crate::picture::{FIELD, Limits, Reader};
 use crate::schema_registry;
+use crate::shutdown::Shutdown;
 
 use super::failure::Failure;
+
+/// While a schema is fetched.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The input, with a thread that fetches schemas if they come from a registry.
 pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input, Failure> {
@@ -58,6 +65,32 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Fail
 /// How pictures are read where no settings say otherwise.
 pub fn pictures(pixels: Pixels) -> Reader {
     Reader::new(pixels, FIELD, Limits::default())
+}
+
+/// Decodes a payload, waiting while its schema is fetched, unless stopped.
+///
+/// # Errors
+/// Why it cannot be a row.
+pub fn decode(
+    decoder: &mut Decoder,
+    payload: &[u8],
+    rows: &mut Vec<f32>,
+    stop: &Shutdown,
+) -> Result<(), RowError> {
+    loop {
+        return match decoder.decode(payload, rows) {
+            Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
+                std::thread::sleep(LOOK_AGAIN);
+                continue;
+            }
+            Err(DecodeError::Row(error)) => Err(error),
+            Err(pending @ DecodeError::SchemaPending(_)) => Err(RowError {
+                reason: Reason::UnknownSchema,
+                detail: pending.to_string(),
+            }),
+            Ok(()) => Ok(()),
+        };
+    }
 }
 
 /// The schema file, if the settings name one, held against the features.

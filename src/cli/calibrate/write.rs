@@ -1,0 +1,80 @@
+//! A bundle with another calibration: whole, checked, and then in its place.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::bundle::{Calibration, Draft, MANIFEST, sha256_hex};
+use crate::cli::failure::Failure;
+
+const CALIBRATION: &str = "calibration.json";
+
+/// # Errors
+/// There is something at `out`, and nobody said that it may go.
+pub fn may_be_written(out: &Path, force: bool) -> Result<(), Failure> {
+    if out.exists() && !force {
+        return Err(Failure::usage(format!(
+            "--out {}: is there already; choose another folder, or write over it with --force",
+            out.display()
+        )));
+    }
+    if out.exists() && !out.join(MANIFEST).is_file() {
+        return Err(Failure::usage(format!(
+            "--out {}: is there and is no bundle, so it is not written over",
+            out.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Writes the bundle in `from` with `calibration` to `out`, in place of what is there.
+pub fn bundle(
+    from: &Path,
+    out: &Path,
+    calibration: &Calibration,
+    version: Option<&str>,
+    facts: &Value,
+) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::data(format!("{}: {e}", out.display()));
+    let beside = out.parent().filter(|parent| *parent != Path::new(""));
+    let beside = beside.unwrap_or(Path::new("."));
+    fs::create_dir_all(beside).map_err(failed)?;
+    let scratch = tempfile::Builder::new()
+        .prefix(".residuald-calibrate-")
+        .tempdir_in(beside)
+        .map_err(failed)?;
+    let (new, old) = (scratch.path().join("new"), scratch.path().join("old"));
+    copy(from, &new, calibration, version, facts).map_err(failed)?;
+    Draft::read(&new).finish()?;
+    if out.exists() {
+        fs::rename(out, &old).map_err(failed)?;
+    }
+    fs::rename(&new, out).map_err(failed)
+}
+
+fn copy(
+    from: &Path,
+    to: &Path,
+    calibration: &Calibration,
+    version: Option<&str>,
+    facts: &Value,
+) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
+    let text = serde_json::to_vec(calibration)?;
+    let mut manifest: Value = serde_json::from_slice(&fs::read(to.join(MANIFEST))?)?;
+    manifest["files"][CALIBRATION] = sha256_hex(&text).into();
+    manifest["calibration"] = facts.clone();
+    if let Some(version) = version {
+        manifest["version"] = version.into();
+    }
+    fs::write(to.join(CALIBRATION), text)?;
+    fs::write(to.join(MANIFEST), serde_json::to_vec_pretty(&manifest)?)
+}
