@@ -59,6 +59,7 @@ pub struct Metrics {
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
     pub schema_registry_errors: IntCounter,
+    pub trace_spans_lost: IntCounter,
     pub model_info: GaugeVec,
     pub model_reloads: IntCounterVec,
     pub provider_fallback: IntGauge,
@@ -177,6 +178,11 @@ impl Metrics {
                 r,
                 "schema_registry_errors_total",
                 "Requests to the schema registry that failed. While they do, records with schemas not seen before wait.",
+            ),
+            trace_spans_lost: counter(
+                r,
+                "trace_spans_lost_total",
+                "Spans that the collector did not take, or that were too many for the queue. See the log, or lower telemetry.trace_sample_ratio.",
             ),
             model_info: register(
                 r,

@@ -1,15 +1,20 @@
 //! Spans to an OpenTelemetry collector, by OTLP over HTTP. The SDK queues and sends them on a thread of its own: who hands
-//! one over never waits, and what the queue does not take is lost.
+//! one over never waits. What the queue or the collector does not take is lost, and counted.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanProcessor};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanExporter, SpanProcessor,
+};
+use prometheus::IntCounter;
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
@@ -24,6 +29,9 @@ const SERVICE_NAME: Key = Key::from_static_str("service.name");
 #[derive(Debug)]
 pub struct Spans {
     processor: BatchSpanProcessor,
+    /// Those that wait or are being sent.
+    waiting: Arc<AtomicUsize>,
+    lost: IntCounter,
 }
 
 impl Spans {
@@ -32,8 +40,8 @@ impl Spans {
     ///
     /// # Errors
     /// What is wrong with `endpoint` or the variables.
-    pub fn to(endpoint: &str) -> Result<Spans, String> {
-        let exporter = SpanExporter::builder()
+    pub fn to(endpoint: &str, lost: IntCounter) -> Result<Spans, String> {
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_http_client(Client::new())
             .with_protocol(Protocol::HttpBinary)
@@ -44,14 +52,29 @@ impl Spans {
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUE)
             .build();
+        let waiting = Arc::<AtomicUsize>::default();
+        let exporter = Exporter {
+            exporter,
+            waiting: waiting.clone(),
+            lost: lost.clone(),
+        };
         let mut processor = BatchSpanProcessor::builder(exporter)
             .with_batch_config(config)
             .build();
         processor.set_resource(&resource());
-        Ok(Spans { processor })
+        Ok(Spans {
+            processor,
+            waiting,
+            lost,
+        })
     }
 
     pub fn send(&self, span: SpanData) {
+        // The processor would drop it as well, without a word.
+        if self.waiting.load(Ordering::Relaxed) >= QUEUE {
+            return self.lost.inc();
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         self.processor.on_end(span);
     }
 
@@ -71,6 +94,34 @@ fn resource() -> Resource {
     match unknown {
         true => builder.with_service_name("residuald").build(),
         false => builder.build(),
+    }
+}
+
+/// Keeps count of what is sent.
+#[derive(Debug)]
+struct Exporter {
+    exporter: opentelemetry_otlp::SpanExporter,
+    waiting: Arc<AtomicUsize>,
+    lost: IntCounter,
+}
+
+impl SpanExporter for Exporter {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let exported = self.exporter.export(batch).await;
+        self.waiting.fetch_sub(spans, Ordering::Relaxed);
+        if exported.is_err() {
+            self.lost.inc_by(spans as u64);
+        }
+        exported
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 

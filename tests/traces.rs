@@ -260,6 +260,8 @@ fn an_anomaly_says_so_and_a_silent_record_is_not_published() {
         &[&collector.setting(), "threshold.quantile=0.9"],
     );
     daemon.await_count("scored", 600);
+    daemon.is_balanced();
+    assert_eq!(daemon.metric("residuald_trace_spans_lost_total"), 0.0);
     daemon.drains();
     let traces = collector.traces();
     assert_eq!(traces.len(), 600);
@@ -377,6 +379,8 @@ fn a_collector_that_is_away_holds_nothing_up() {
         daemon.await_count("scored", 10_000);
         daemon.is_balanced();
         std::thread::sleep(Duration::from_secs(11)); // two attempts or more
+        let lost = daemon.metric("residuald_trace_spans_lost_total");
+        assert!(lost >= 10_000.0, "{lost} of 30,000 or more");
         let ended = daemon.drains();
         assert!(
             ended.took < Duration::from_secs(12),

@@ -38,7 +38,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let loaded = reload::load(&config)?;
     let metrics = Metrics::new(loaded.judge.threshold);
     let golden_records = loaded.golden.records;
-    let traces = traces(&config)?.map(Arc::new);
+    let traces = traces(&config, &metrics)?.map(Arc::new);
     let serving = reload::serving(&config, loaded, None, &metrics)?;
     let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
     serving.announce(&metrics, &status);
@@ -120,11 +120,11 @@ impl Daemon {
 }
 
 /// What makes spans, if the settings say where to.
-fn traces(config: &Config) -> Result<Option<Traces>, Failure> {
+fn traces(config: &Config, metrics: &Metrics) -> Result<Option<Traces>, Failure> {
     let Some(settings) = &config.traces else {
         return Ok(None);
     };
-    let spans = Spans::to(&settings.endpoint)
+    let spans = Spans::to(&settings.endpoint, metrics.trace_spans_lost.clone())
         .map_err(|problem| Failure::config(format!("telemetry.otlp_endpoint: {problem}")))?;
     let (ratio, group_id) = (settings.sample_ratio, &config.kafka.group_id);
     Ok(Some(Traces::new(spans, ratio, group_id, &config.output)))
