@@ -24,6 +24,10 @@ def skip(install):
     pytest.skip(install)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--render", metavar="DIR", help="draw the dashboards into this folder; needs matplotlib")
+
+
 def pytest_terminal_summary(terminalreporter):
     if SKIPPED:
         terminalreporter.write_line(f"!!! SKIPPED monitoring, in part: {'; '.join(sorted(SKIPPED))}")

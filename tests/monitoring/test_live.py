@@ -51,6 +51,14 @@ def test_every_panel_has_data(stack, name):
 
 
 @EVERY
+def test_its_example_can_be_drawn(stack, name, request):
+    if folder := request.config.getoption("--render"):
+        from render import render
+
+        render(stack, DASHBOARDS[name], filled, f"{folder}/{name}.png")
+
+
+@EVERY
 def test_every_variable_has_values(stack, name):
     for variable in DASHBOARDS[name]["templating"]["list"]:
         if variable["type"] == "query":
