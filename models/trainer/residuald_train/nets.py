@@ -23,8 +23,8 @@ class Net(nn.Module):
         )
         self.out = nn.Sequential(nn.LayerNorm(h), nn.SiLU())
 
-    def forward(self, x):
-        h = self.inp(x)
+    def forward(self, x, shift=0):
+        h = self.inp(x) + shift
         for block in self.blocks:
             h = h + block(h)
         return self.out(h)
