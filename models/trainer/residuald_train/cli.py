@@ -83,7 +83,9 @@ def parser():
     p.add_argument("--protocol", nargs="+", choices=["clean", "published"], default=["clean"], help="default clean")
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="default 5")
     p.add_argument("--recipe", nargs="+", choices=RECIPES, default=["best", "hybrid", "kernel", "blind"])
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="results.json, results.md; goes on from there")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for results.json, gone on from, and results.md"
+    )
     p.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
     p.add_argument("--jobs", type=int, metavar="N", help="runs at a time, one core each (default: all cores)")
     p.add_argument("--no-peers", action="store_true", help="leave the simpler methods out")

@@ -1,4 +1,6 @@
-"""The tables of `bench` as Markdown. A mean over seeds counts once for each set, and only sets that all methods have."""
+"""The tables of `bench` as Markdown, of those sets and seeds that all methods have."""
+
+from collections import Counter
 
 import numpy as np
 
@@ -11,7 +13,8 @@ def grid(runs, key):
     values = {(r["method"], r["set"], r["seed"]): r[key] for r in runs}
     every = {(s, seed) for _, s, seed in values}
     whole = {(s, seed) for s, seed in every if all((m, s, seed) in values for m in methods)}
-    seeds = sorted({seed for _, seed in whole})
+    found = Counter(seed for _, seed in whole)
+    seeds = sorted(seed for seed, count in found.items() if count == max(found.values()))  # others are under way
     sets = sorted(s for s in {s for s, _ in whole} if all((s, seed) in whole for seed in seeds))
     return methods, sets, seeds, np.array([[[values[m, s, k] for k in seeds] for s in sets] for m in methods])
 
@@ -24,9 +27,9 @@ def means_table(runs):
     _, _, _, ap = grid(runs, "ap")
     seconds, micros = (grid(runs, key)[3] for key in ("fit_seconds", "microseconds_a_row"))
     lines = [
-        f"{len(sets)} sets, {len(seeds)} seeds. ±: standard error, of a mean over the seeds, of a difference over the sets.",
+        f"{len(sets)} sets, {len(seeds)} seeds. ±: standard error of a mean over seeds, of a difference over sets.",
         "",
-        f"| method | AUROC | average precision | AUROC over {AGAINST} | AP over {AGAINST} | training, s a set | µs a row |",
+        f"| method | AUROC | AP | AUROC over {AGAINST} | AP over {AGAINST} | training, s a set | µs a row |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = methods.index(AGAINST) if AGAINST in methods else None

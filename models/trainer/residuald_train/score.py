@@ -7,7 +7,6 @@ from torch import nn
 from .nets import row_sum
 
 
-
 class Term(nn.Module):
     """A denoiser, None where it is the kernel, and how its residual counts: see `recipes.Part`."""
 
@@ -17,8 +16,8 @@ class Term(nn.Module):
         self.register_buffer("whitening", None)
 
     def forward(self, z, hidden, kernel, columns, sums):
-        """z, the kernel's answer and `columns`, what is observed [N, D] -> D [N, D], the squared residual of each feature
-        [N, F], the log spread [N, D] or None."""
+        """z, the kernel's answer and `columns`, what is observed, all [N, D] -> D [N, D], the squared residual of each
+        feature [N, F], the log spread [N, D] or None."""
         D, log_spread = (kernel, None) if self.denoiser is None else self.denoiser(z, hidden, kernel)
         error = (z - D) * columns
         if self.whitening is not None:
@@ -33,8 +32,8 @@ class Scorer(nn.Module):
     that are observed. With one plain term the score is √E, in standard deviations. Otherwise it is
     Π (E_k / typical_k)^(a_k / 2) with Σ a_k = 1: its logarithm is a weighted sum of standard scores on normal records.
 
-    residual_f is score² times feature f's share of E, averaged over the terms by a_k, which is how log score² grows with
-    the logarithm of f's squared residuals. So residuals add up to the score's square, whatever the recipe.
+    residual_f is score² times feature f's share of E, averaged over the terms by a_k: how log score² grows with the
+    logarithm of f's squared residuals. So residuals add up to the score's square, whatever the recipe.
     """
 
     def __init__(self, features, space, terms, kernel=None, recipe="blind"):

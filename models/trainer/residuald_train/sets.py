@@ -1,4 +1,4 @@
-"""Labelled data sets for `bench`, and how they are split: train on normal rows, test on other normal rows and anomalies."""
+"""Labelled data sets for `bench`: train on normal rows, test on other normal rows and anomalies."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Split:
 
 
 def read_set(path):
-    """A file -> (X float64 [n, F], anomalous bool [n]). Numbers only; the label column is the first of LABELS, 0 = normal."""
+    """A file -> (X float64 [n, F], anomalous bool [n]); of numbers only; the label is the first of LABELS there."""
     table = read([path])
     label = next((name for name in LABELS if name in table.columns), None)
     if label is None:
