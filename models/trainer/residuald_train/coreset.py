@@ -1,5 +1,7 @@
 """The closed-form denoiser: the exact posterior mean if the records were the coreset's, noised. Nothing is trained."""
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -21,7 +23,8 @@ def coreset(Z, size, seed):
         return Z.clone(), torch.ones(n), torch.arange(n)
     rng = np.random.default_rng(seed)
     some = Z.numpy() if n <= ROWS else Z.numpy()[rng.choice(n, ROWS, replace=False)]
-    with threadpool_limits(1):  # a sum of a center depends on how it is split
+    # One thread: a sum of a center depends on how it is split. It warns of fewer different rows than centers.
+    with threadpool_limits(1), warnings.catch_warnings(action="ignore"):
         means = KMeans(size, init="random", n_init=1, max_iter=15, random_state=seed).fit(some)
         owner = np.concatenate([means.predict(Z.numpy()[i : i + 16_384]) for i in range(0, n, 16_384)])
     used, owner = np.unique(owner, return_inverse=True)
@@ -84,14 +87,15 @@ class Kernel(nn.Module):
     def without(self, rows, z, hidden, columns):
         """As forward, for z made from the training rows [N] of that number, each left out of its center.
 
-        `columns` [N, D] of 0 and 1: what is observed of z.
+        `columns` [N, D] of 0 and 1: what is observed of z; None: all.
         """
         owner, every = self.owner[rows], torch.arange(len(rows))
         count, center, x = self.counts[owner], self.centers[owner], self.rows[rows]
         rest = (count - 1).clamp(min=1)
         moved = torch.where(count[:, None] > 1, (count[:, None] * center - x) / rest[:, None], center)
         logits = self.logits(z, hidden)
-        nearness = (z * moved - moved.square() * columns / 2).to(self.precision).sum(1) / self.variance
+        square = moved.square() if columns is None else moved.square() * columns
+        nearness = (z * moved - square / 2).to(self.precision).sum(1) / self.variance
         logits[every, owner] = torch.where(count > 1, rest.log() + nearness, NEVER).to(self.precision)
         share = self.shares(logits)
         return share @ self.centers + share[every, owner][:, None] * (moved - center)

@@ -41,7 +41,7 @@ class Blind(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """As Blind, and the network also sees the residual of the kernel's answer [N, D], and thinks in its length (at least
+    """As Blind, and the network also sees the residual of the kernel's answer [N, D] and thinks in its length (at least
     √`floor`).
 
     `pick` [I, D] of 0 and 1: the columns of each feature that may be hidden; the kernel fills them in.

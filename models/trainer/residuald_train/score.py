@@ -15,14 +15,25 @@ class Term(nn.Module):
         self.part, self.denoiser = part, denoiser
         self.register_buffer("whitening", None)
 
-    def forward(self, z, hidden, kernel, columns, sums):
-        """z, the kernel's answer and `columns`, what is observed, all [N, D] -> D [N, D], the squared residual of each
-        feature [N, F], the log spread [N, D] or None."""
+    def forward(self, z, hidden, kernel, columns):
+        """z, the kernel's answer and `columns`, what is observed (None: all), [N, D] -> D [N, D], the squared residual
+        [N, D], the log spread [N, D] or None."""
         D, log_spread = (kernel, None) if self.denoiser is None else self.denoiser(z, hidden, kernel)
-        error = (z - D) * columns
+        error = masked(z - D, columns)
         if self.whitening is not None:
             error = error @ self.whitening
-        return D, (error * error) @ sums, log_spread
+        return D, error * error, log_spread
+
+
+def masked(values, mask):
+    return values if mask is None else values * mask
+
+
+def row_mean(values, mask):
+    """[N, k] -> [N, 1] over what the mask says is there."""
+    if mask is None:
+        return row_sum(values) * (1 / values.shape[1])
+    return row_sum(values * mask) / row_sum(mask).clamp(min=1)
 
 
 class Scorer(nn.Module):
@@ -80,20 +91,26 @@ class Scorer(nn.Module):
 
         `rows` [N]: the rows of the training data that these are, for the kernel to leave out.
         """
-        hidden, columns = 1 - observed @ self.pick, observed @ self.space.sums.T
+        hidden, columns = self.hidden(z, observed), self.space.of_columns(observed)
         kernel = self.ask_kernel(z, hidden, columns, rows)
-        count, out = row_sum(observed).clamp(min=1), []
+        count = len(self.space.features) if observed is None else row_sum(observed).clamp(min=1)
+        out = []
         for term, floor in zip(self.terms, self.floor, strict=True):
-            D, square, log_spread = term(z, hidden, kernel, columns, self.space.sums)
-            energy = square / count
+            D, square, log_spread = term(z, hidden, kernel, columns)
+            energy = self.space.of_features(square)
             if not self.plain:
-                energy = energy + floor * observed / count
+                energy = masked(energy + floor, observed)
+            energy = energy * (1 / count)
             total = row_sum(energy)
             log = total.clamp(min=1e-30).log()
             if term.part.spread:
-                log = log + row_sum(log_spread * columns) / row_sum(columns).clamp(min=1)
+                log = log + row_mean(log_spread, columns)
             out.append((D, energy, total, log))
         return out
+
+    def hidden(self, z, observed):
+        """[N, I]: 1 where a feature that may be missing is."""
+        return z[:, :0] if observed is None else 1 - observed @ self.pick
 
     def ask_kernel(self, z, hidden, columns, rows=None):
         if self.kernel is None:

@@ -14,10 +14,11 @@ from .ddim import Reverse
 from .diffusion import Blind, Hybrid, loss
 from .nets import Space
 from .recipes import RECIPES
-from .score import Scorer, Term
+from .score import Scorer, Term, masked
 
 DROP = 0.05  # how often a feature that may be missing is hidden from the network, so that it learns to fill in
 FLOOR = 0.01  # of what is typical: a smaller residual means nothing, and float32 would make much of its noise
+LEAST_DEVIATION = 0.1  # of log E, that a term without variation (duplicates) does not silence the others
 TYPICAL_ROWS = 2000  # that the terms' means and deviations are taken from
 
 
@@ -79,8 +80,8 @@ def train(scorer, term, Z, observed, g, options, quiet=False):
 
     def batch_loss():
         rows = torch.randint(0, len(Z), (options.batch,), generator=g)
-        known, x = observed[rows], Z[rows]
-        shown = known.clone()
+        known = torch.ones(options.batch, scorer.space.sums.shape[1]) if observed is None else observed[rows]
+        x, shown = Z[rows], known.clone()
         if len(optional):
             shown[:, optional] *= (torch.rand(options.batch, len(optional), generator=g) >= DROP).float()
         seen, hidden = shown[:, owner], 1 - shown[:, optional]
@@ -100,29 +101,29 @@ def train(scorer, term, Z, observed, g, options, quiet=False):
 def settle(scorer, Z, observed, g):
     """Sets the whitening and the terms' constants from training rows, which the kernel leaves out of its centers."""
     rows = torch.randperm(len(Z), generator=g)[:TYPICAL_ROWS]
-    z, seen = Z[rows], observed[rows]
-    columns = seen @ scorer.space.sums.T
+    z, seen = Z[rows], None if observed is None else observed[rows]
+    columns = scorer.space.of_columns(seen)
     if any(term.part.whiten for term in scorer.terms):
-        kernel = scorer.ask_kernel(z, 1 - seen @ scorer.pick, columns, rows)
+        kernel = scorer.ask_kernel(z, scorer.hidden(z, seen), columns, rows)
         for term in scorer.terms:
             if term.part.whiten:
-                term.whitening = whitening((z - kernel) * columns)
+                term.whitening = whitening(masked(z - kernel, columns))
     energies = torch.cat([energy for _, _, energy, _ in scorer.ask(z, seen, rows)], 1)
-    scorer.floor.copy_((FLOOR * energies.median(0).values).clamp(min=1e-6)[:, None])
+    scorer.floor.copy_((FLOOR * energies.median(0).values).clamp(min=1e-5)[:, None])
     logs = torch.cat([log for *_, log in scorer.ask(z, seen, rows)], 1)
-    weight = torch.tensor([term.part.weight for term in scorer.terms]) / (logs.std(0) + 1e-3)
+    weight = torch.tensor([term.part.weight for term in scorer.terms]) / logs.std(0).clamp(min=LEAST_DEVIATION)
     scorer.typical.copy_(logs.mean(0)[:, None])
     scorer.exponent.copy_((weight / weight.sum())[:, None])
 
 
 def whitening(residual, shrink=0.5):
     """Symmetric W [D, D] such that residuals r [n, D] become r W without correlation (ZCA), as far as the shrinkage to
-    equal variances lets them; symmetric, so that a column stays its feature's."""
+    equal variances lets them, and as long as they were; symmetric, so that a column stays its feature's."""
     covariance = (residual.T @ residual / len(residual)).double()
     mean = covariance.diagonal().mean()
     covariance = (1 - shrink) * covariance + (shrink * mean + 1e-6) * torch.eye(len(covariance))
     values, vectors = torch.linalg.eigh(covariance)
-    return ((vectors * values.rsqrt()) @ vectors.T).float().contiguous()
+    return ((vectors * ((mean + 1e-6) / values).sqrt()) @ vectors.T).float().contiguous()
 
 
 def descend(model: nn.Module, batch_loss, options, quiet=False):
