@@ -47,15 +47,16 @@ def zero_linear(h, outputs):
 class Space(nn.Module):
     """Raw rows [N, F] <-> the space that is denoised [N, D], each feature a block of unit total variance.
 
-    A number or boolean is one column, asinh((x - center) / spread), which tames heavy tails but keeps them
-    unbounded; a category is one column for each vocabulary entry and one for `unseen`; a part of a timestamp
+    A number or boolean is one column, (x - center) / spread, with `tame` its asinh, which tames heavy tails but keeps
+    them unbounded; a category is one column for each vocabulary entry and one for `unseen`; a part of a timestamp
     is (sin, cos). Blocks are then centred and divided by the root of their total variance. A missing feature is
     zero, its mean, and `observed` says so; it is None if no feature may be missing. What the features do not ask for is
     not computed: at 30 numbers a quarter of a record's cost.
     """
 
-    def __init__(self, features, X):
+    def __init__(self, features, X, tame=True):
         super().__init__()
+        self.tame = tame
         self.features = features
         self.complete = all(f.missing == "reject" for f in features)
         self.numbers = all(f.type in ("number", "bool") for f in features)  # then a column is a feature
@@ -108,7 +109,8 @@ class Space(nn.Module):
         """[N, F] without NaN -> [N, D], not yet centred and scaled."""
         parts = []
         if self.plain_list:
-            parts.append(asinh(((x if self.numbers else x @ self.plain) - self.center) / self.spread))
+            standard = ((x if self.numbers else x @ self.plain) - self.center) / self.spread
+            parts.append(asinh(standard) if self.tame else standard)
         if self.cyclic_list:
             angle = x @ self.cyclic * (2 * math.pi / self.periods)
             parts += [angle.sin(), angle.cos()]
@@ -142,8 +144,10 @@ class Space(nn.Module):
         columns = z.clamp(-CLAMP, CLAMP) * self.scale + self.mean
         parts, n, k = [], len(self.plain_list), len(self.cyclic_list)
         if n:
-            e = columns[:, :n].exp()
-            value = (e - 1 / e) * (self.spread / 2) + self.center  # sinh, which ONNX Runtime takes a number at a time
+            value = columns[:, :n]
+            if self.tame:
+                value = (value.exp() - (-value).exp()) / 2  # sinh, which ONNX Runtime takes a number at a time
+            value = value * self.spread + self.center
             parts.append(torch.minimum(torch.maximum(value, self.least), self.most))
         if k:
             parts.append(clock(columns[:, n : n + k], columns[:, n + k : n + 2 * k], self.periods, self.whole))

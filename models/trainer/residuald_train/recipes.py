@@ -30,16 +30,18 @@ class Part:
         return self.denoiser in ("kernel", "hybrid")
 
 
-HYBRID = Part("hybrid", Noise(0.05, 2.0, 1), spread=True)
+HYBRID = Noise(0.05, 2.0, 1)
 RECIPES = {
     "blind": (Part("blind"),),
     "kernel": (Part("kernel"),),
-    "hybrid": (HYBRID,),
+    "hybrid": (Part("hybrid", HYBRID, spread=True),),
     "ddim": (Part("ddim"),),
     "best": (
         Part("kernel", weight=2.0),
         Part("kernel", weight=2.0, whiten=True),
-        HYBRID,
+        Part("hybrid", HYBRID),
+        Part("hybrid", HYBRID, spread=True),
         Part("blind", SHARP, spread=True),
     ),
 }
+TAME = "blind", "kernel", "ddim"  # those that see the asinh of numbers; the others do better on them as they are

@@ -15,14 +15,12 @@ class Term(nn.Module):
         self.part, self.denoiser = part, denoiser
         self.register_buffer("whitening", None)
 
-    def forward(self, z, hidden, kernel, columns):
-        """z, the kernel's answer and `columns`, what is observed (None: all), [N, D] -> D [N, D], the squared residual
-        [N, D], the log spread [N, D] or None."""
-        D, log_spread = (kernel, None) if self.denoiser is None else self.denoiser(z, hidden, kernel)
+    def forward(self, z, D, columns):
+        """z, the denoiser's D and `columns`, what is observed (None: all), [N, D] -> the squared residual [N, D]."""
         error = masked(z - D, columns)
         if self.whitening is not None:
             error = error @ self.whitening
-        return D, error * error, log_spread
+        return error * error
 
 
 def masked(values, mask):
@@ -76,7 +74,7 @@ class Scorer(nn.Module):
         score = "weighted geometric mean of the terms' root mean square residuals, each over its typical one"
         return {
             "recipe": self.recipe,
-            "calls": sum(term.denoiser.calls for term in self.terms if term.denoiser is not None),
+            "calls": sum(d.calls for d in {term.denoiser for term in self.terms} if d is not None),
             "score": "root mean square residual per feature, in standard deviations" if self.plain else score,
             "terms": [
                 {"denoiser": part.denoiser, "exponent": round(float(exponent), 6)}
@@ -94,10 +92,12 @@ class Scorer(nn.Module):
         hidden, columns = self.hidden(z, observed), self.space.of_columns(observed)
         kernel = self.ask_kernel(z, hidden, columns, rows)
         count = len(self.space.features) if observed is None else row_sum(observed).clamp(min=1)
-        out = []
+        answers, out = {None: (kernel, None)}, []
         for term, floor in zip(self.terms, self.floor, strict=True):
-            D, square, log_spread = term(z, hidden, kernel, columns)
-            energy = self.space.of_features(square)
+            if term.denoiser not in answers:
+                answers[term.denoiser] = term.denoiser(z, hidden, kernel)
+            D, log_spread = answers[term.denoiser]
+            energy = self.space.of_features(term(z, D, columns))
             if not self.plain:
                 energy = masked(energy + floor, observed)
             energy = energy * (1 / count)

@@ -13,7 +13,7 @@ from .coreset import Kernel
 from .ddim import Reverse
 from .diffusion import Blind, Hybrid, loss
 from .nets import Space
-from .recipes import RECIPES
+from .recipes import RECIPES, TAME
 from .score import Scorer, Term, masked
 
 DROP = 0.05  # how often a feature that may be missing is hidden from the network, so that it learns to fill in
@@ -47,7 +47,7 @@ def fit(features, X, options, quiet=False):
     torch.set_num_threads(1)  # the sum of a reduction depends on how it is split
     torch.manual_seed(options.seed)
     g = torch.Generator().manual_seed(options.seed)
-    space = Space(features, X)
+    space = Space(features, X, options.recipe in TAME)
     with torch.no_grad():
         Z, observed = space(torch.as_tensor(X))
         optional = [j for j, f in enumerate(features) if f.missing == "impute"]
@@ -55,9 +55,13 @@ def fit(features, X, options, quiet=False):
         kernel = None
         if any(part.wants_kernel for part in parts):
             kernel = Kernel(Z, space.sums[:, optional], options.coreset, seed=options.seed)
-    terms = [Term(part, make_denoiser(part, space, optional, kernel, options)) for part in parts]
+    made = {}  # parts that ask the same denoiser share it
+    for part in parts:
+        if (part.denoiser, part.noise) not in made:
+            made[part.denoiser, part.noise] = make_denoiser(part, space, optional, kernel, options)
+    terms = [Term(part, made[part.denoiser, part.noise]) for part in parts]
     scorer = Scorer(features, space, terms, kernel, options.recipe)
-    for term in terms:
+    for term in {id(term.denoiser): term for term in terms}.values():
         if term.denoiser is not None:
             train(scorer, term, Z, observed, g, options, quiet)
     with torch.no_grad():
