@@ -22,6 +22,7 @@ from .sets import FAST, TRAIN, read_set, split
 SUFFIXES = ".npz", ".csv"
 FASTEST = 5  # the smallest sets, for --fast
 CAPS = {False: (TRAIN, 4_000, 300), True: FAST}
+WORKERS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TQDM_DISABLE"), "1")
 COST_FEATURES, COST_BATCHES = 30, (64, 256, 1024)
 
 
@@ -44,8 +45,6 @@ def measure(anomalous, scores):
 
 def one(path, protocol, seed, method, recipes, fast, steps):
     """Fits one method on one split of one set -> a run."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
     from threadpoolctl import threadpool_limits
 
     data = split(*read_set(path), protocol, seed, CAPS[fast])
@@ -157,6 +156,7 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
         write(path, json.dumps(results, indent=1) + "\n")
         write(out / "results.md", markdown(results))
 
+    os.environ |= WORKERS  # a spawned process takes them over before its libraries start
     failed, bar = [], tqdm(total=len(wanted), desc="bench", unit=" runs", mininterval=1)
     with ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
         tasks = {pool.submit(one, *task, recipes, fast, steps): task for task in wanted}
