@@ -6,7 +6,7 @@ SHELL := bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 
-# More arguments for `demo` and `bench`: make demo ARGS="--records 5000 --json"
+# More arguments for `demo`, `bench` and `quality`: make demo ARGS="--records 5000 --json"
 ARGS ?=
 # The python that .venv is made with: 3.11 or later.
 PYTHON ?= python3
@@ -95,6 +95,22 @@ deploy-test: onnxruntime build tools venv chart-tools ## what is in deploy/ and 
 bench: onnxruntime build ## cost of each part and of the whole, then the micro-benchmarks
 	target/release/residuald bench --bundle models/payments $(ARGS)
 	cargo bench --locked
+
+# What `quality` measures on: a folder of labelled sets (.npz or .csv), and how; results.json there is gone on from.
+QUALITY_DATA ?= ../shared/data/adbench
+QUALITY_OUT ?= .cache/quality
+QUALITY ?= --protocol clean published --seeds 5 --recipe best hybrid kernel blind
+
+.PHONY: quality
+quality: quality-data venv ## detection of every recipe on labelled sets, beside 1-NN, isolation forest, PyOD: hours, resumable
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/bench.lock
+	.venv/bin/residuald-train bench --data "$(QUALITY_DATA)" --out "$(QUALITY_OUT)" $(QUALITY) $(ARGS)
+
+.PHONY: quality-data
+quality-data:
+	@if [ ! -d "$(QUALITY_DATA)" ]; then \
+	    echo "no $(QUALITY_DATA): give a folder of labelled .npz or .csv sets: make quality QUALITY_DATA=DIR" >&2; exit 1; \
+	fi
 
 # Sanitizers find little in safe Rust and would hide how much memory a target takes.
 FUZZ_RUNS ?= 1000000

@@ -1,8 +1,9 @@
 """Trains a diffusion model on normal records and exports it as a bundle for the residuald daemon.
 
 The modules in the order a record meets them: `data` reads files into columns, `infer` guesses a schema,
-`features` turns records into rows, `nets` and `diffusion` are the model and its loss, `train` fits it,
-`score` is the graph that the daemon runs, `calibrate` describes its scores, `export` writes the bundle.
+`features` turns records into rows, `nets`, `coreset`, `diffusion` and `ddim` are the denoisers and their losses,
+`recipes` says what a score is made of, `train` fits it, `score` is the graph that the daemon runs, `calibrate`
+describes its scores, `export` writes the bundle. `sets`, `peers`, `bench` and `report` measure.
 """
 
 from importlib.metadata import PackageNotFoundError, version

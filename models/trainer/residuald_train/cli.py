@@ -16,6 +16,7 @@ from .images import cli as images
 from .infer import infer
 
 MIN_ROWS = 32
+RECIPES = "kernel", "blind", "hybrid", "ddim", "best"
 
 
 def parser():
@@ -66,9 +67,29 @@ def parser():
     p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
     p.add_argument("--max-rows", type=int, metavar="N", help="use at most N normal rows, drawn at random")
     p.add_argument("--seed", type=int, default=0, help="default 0")
+    p.add_argument("--recipe", choices=RECIPES, default="blind", help="what scores (default blind); see README.md")
+    p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000)")
     p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+
+    p = verb(
+        "bench",
+        bench_verb,
+        "Train and measure recipes on every labelled set of a folder, beside simpler methods.",
+        "bench --data sets --protocol clean --seeds 5 --recipe best hybrid kernel --out build/quality",
+    )
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="of .npz (X, y) and .csv (y or label)")
+    p.add_argument("--protocol", nargs="+", choices=["clean", "published"], default=["clean"], help="default clean")
+    p.add_argument("--seeds", type=int, default=5, metavar="N", help="default 5")
+    p.add_argument("--recipe", nargs="+", choices=RECIPES, default=["best", "hybrid", "kernel", "blind"])
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for results.json, gone on from, and results.md"
+    )
+    p.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
+    p.add_argument("--jobs", type=int, metavar="N", help="runs at a time, one core each (default: all cores)")
+    p.add_argument("--no-peers", action="store_true", help="leave the simpler methods out")
+    p.add_argument("--fast", action="store_true", help="the smallest sets and few rows, for CI")
     images.add_verbs(verb)
     return top
 
@@ -143,6 +164,7 @@ def tabular_verb(args):
         ("--held-out", 0 < args.held_out < 1, "a share between 0 and 1"),
         ("--steps", args.steps > 0, "a positive number"),
         ("--width", args.width > 0, "a positive number"),
+        ("--coreset", args.coreset > 1, "two or more"),
         ("--max-rows", args.max_rows is None or args.max_rows >= MIN_ROWS, f"at least {MIN_ROWS}"),
     ]:
         if not ok:
@@ -169,7 +191,7 @@ def tabular_verb(args):
         features = guess(table, label, args.drop)
     features = [f for f in features if f.path not in args.drop and not (label and f.path == label["path"])]
 
-    options = Options(seed=args.seed, steps=args.steps, width=args.width)
+    options = Options(args.recipe, args.seed, args.steps, width=args.width, coreset=args.coreset)
     shown = asdict(options) | {"held_out": args.held_out, "max_rows": args.max_rows, "label": label}
     print("options:", json.dumps({"name": args.name, "version": args.version, "out": str(args.out)} | shown))
     print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
@@ -205,6 +227,20 @@ def tabular_verb(args):
             area = auroc(score, run_onnx(run, Y[accepted])[0])
             print(f"detection: AUROC {area:.4f} ({accepted.sum()} labelled anomalies against the held-out normals)")
     print(f"wrote {args.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def bench_verb(args):
+    from . import peers
+    from .bench import bench
+
+    for name, value in [("--seeds", args.seeds), ("--steps", args.steps), ("--jobs", args.jobs)]:
+        if value is not None and value < 1:
+            raise TrainerError(f"{name} wants a positive number")
+    beside = [] if args.no_peers else peers.available()
+    left_out = [] if args.no_peers else [name for name in peers.PEERS if name not in beside]
+    if left_out:
+        say(f"without {', '.join(left_out)}: PyOD is not installed (pip install 'residuald-train[bench]')")
+    bench(args.data, args.protocol, args.seeds, args.recipe, beside, args.out, args.fast, args.steps, args.jobs)
 
 
 def main(argv=None):

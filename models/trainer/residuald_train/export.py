@@ -21,7 +21,6 @@ import torch
 from . import TrainerError, __version__
 from .calibrate import calibrate
 from .decode import decode, parse_record
-from .diffusion import SIGMA_MAX, SIGMA_MIN
 from .features import schema_to_json
 from .score import run_torch
 
@@ -121,11 +120,17 @@ def golden_records(features, records, rng):
     return out
 
 
+def tolerance(scorer):
+    """(relative, absolute): what processors may differ by. The kernel subtracts what is nearly equal."""
+    return (RELATIVE, ABSOLUTE) if scorer.kernel is None else (10 * RELATIVE, 10 * ABSOLUTE)
+
+
 def check_parity(scorer, model, X):
     """Raises TrainerError unless torch and ONNX Runtime agree; returns the largest error of a score."""
+    relative, absolute = tolerance(scorer)
     want, got = run_torch(scorer, X), run_onnx(session(model), X)
     error = np.abs(got[0].astype(np.float64) - want[0])
-    if not (error <= ABSOLUTE + RELATIVE * np.abs(want[0])).all() or not np.isfinite(got[0]).all():
+    if not (error <= absolute + relative * np.abs(want[0])).all() or not np.isfinite(got[0]).all():
         raise TrainerError(f"ONNX Runtime and torch disagree by {error.max()} on a score; nothing was written")
     return float(error.max())
 
@@ -143,8 +148,9 @@ def bundle(scorer, features, held_out, records, facts):
     ]
     golden = np.stack([decode(parse_record(line), features) for line in lines])
     parity = check_parity(scorer, model, np.concatenate([golden, held_out[:20_000]]))
-    score, residual, _ = run_onnx(session(model), held_out)
-    wanted = run_torch(scorer, golden)[0]
+    run = session(model)
+    score, residual, _ = run_onnx(run, held_out)
+    wanted = run_onnx(run, golden)[0]
     files = {
         "model.onnx": model,
         "calibration.json": as_json(calibrate(score, residual)),
@@ -158,14 +164,8 @@ def bundle(scorer, features, held_out, records, facts):
         "version": facts["version"],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "input": schema_to_json(features),
-        "scoring": {
-            "recipe": "blind",
-            "calls": 1,
-            "noise_levels": {"min": SIGMA_MIN, "max": SIGMA_MAX},
-            "score": "root mean square residual per feature, in standard deviations",
-            "opset": OPSET,
-        },
-        "golden": {"relative_tolerance": RELATIVE, "absolute_tolerance": ABSOLUTE},
+        "scoring": scorer.facts() | {"opset": OPSET},
+        "golden": dict(zip(("relative_tolerance", "absolute_tolerance"), tolerance(scorer), strict=True)),
         "training": {
             "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "trainer": f"residuald-train {__version__}",

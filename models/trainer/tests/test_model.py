@@ -112,7 +112,7 @@ def test_score_is_the_root_mean_square_residual(scorer):
     np.testing.assert_allclose(score, np.sqrt(residual.sum(1)), rtol=1e-6)
     with torch.no_grad():
         z, observed = scorer.space(torch.as_tensor(X))
-        D, _ = scorer.denoiser(z, 1 - observed[:, scorer.optional])
+        D, _ = scorer.terms[0].denoiser(z, 1 - observed[:, scorer.optional])
         np.testing.assert_allclose(
             score**2, ((z - D) ** 2 * observed[:, scorer.space.owner]).sum(1) / observed.sum(1), rtol=1e-5
         )

@@ -1,0 +1,203 @@
+"""Trains and measures recipes on every set of a folder, beside simpler methods: `residuald-train bench`.
+
+A recipe's scores are those of its exported bundle in ONNX Runtime. Every measurement is a line of `results.json`'s
+`runs`; what is there already is not run again.
+"""
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from . import TrainerError, __version__
+from .report import costs_table, means_table, sets_table
+from .sets import FAST, TRAIN, read_set, split
+
+SUFFIXES = ".npz", ".csv"
+FASTEST = 5  # the smallest sets, for --fast
+CAPS = {False: (TRAIN, 4_000, 300), True: FAST}
+WORKERS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TQDM_DISABLE"), "1")
+COST_FEATURES, COST_BATCHES = 30, (64, 256, 1024)
+
+
+def find(folder, fast):
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix in SUFFIXES) if Path(folder).is_dir() else []
+    if not files:
+        raise TrainerError(f"--data {folder}: no {' or '.join(SUFFIXES)} file there; give a folder of labelled sets")
+    return sorted(sorted(files, key=lambda p: p.stat().st_size)[:FASTEST]) if fast else files
+
+
+def measure(anomalous, scores):
+    """AUROC and average precision, in %."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    return {
+        "auroc": 100 * float(roc_auc_score(anomalous, scores)),
+        "ap": 100 * float(average_precision_score(anomalous, scores)),
+    }
+
+
+def one(path, protocol, seed, method, recipes, fast, steps):
+    """Fits one method on one split of one set -> a run."""
+    from threadpoolctl import threadpool_limits
+
+    data = split(*read_set(path), protocol, seed, CAPS[fast])
+    with threadpool_limits(1):
+        fit = recipe if method in recipes else peer
+        seconds, score, facts = fit(method, data, seed, steps)
+        again = max(1, 2048 // len(data.test))
+        rows, spent = np.concatenate([data.test] * again), []
+        for _ in range(3):
+            began = time.process_time()
+            scores = score(rows)
+            spent.append(time.process_time() - began)
+    return {
+        "set": path.stem,
+        "protocol": protocol,
+        "seed": seed,
+        "method": method,
+        **measure(data.anomalous, scores[: len(data.test)]),
+        "fit_seconds": round(seconds, 3),
+        "microseconds_a_row": round(min(spent) / len(rows) * 1e6, 3),
+        "rows": len(data.train),
+        "features": data.train.shape[1],
+        **facts,
+    }
+
+
+def recipe(name, data, seed, steps):
+    """-> (seconds of CPU, score(rows), facts). The bundle's thresholds, which no measure here uses, are those of the
+    normal rows of the test; its scores do not depend on them."""
+    from .export import bundle, run_onnx, session
+    from .features import Feature
+    from .train import Options, fit
+
+    began = time.process_time()
+    features = [Feature(f"x{j}", f"x{j}", "number") for j in range(data.train.shape[1])]
+    scorer = fit(features, data.train, Options(name, seed, **({"steps": steps} if steps else {})), quiet=True)
+    seconds = time.process_time() - began
+    normal = data.test[~data.anomalous]
+    records = [{f.name: float(v) for f, v in zip(features, row, strict=True)} for row in normal[:200]]
+    facts = {"name": name, "version": "bench", "training": {"seed": seed, "rows": len(data.train)}}
+    files, parity, _ = bundle(scorer, features, normal, records, facts)
+    run = session(files["model.onnx"])
+    return seconds, lambda rows: run_onnx(run, rows)[0], {"parity": parity, "bytes": len(files["model.onnx"])}
+
+
+def peer(name, data, seed, _):
+    from .peers import fit
+
+    began = time.process_time()
+    score = fit(name, data.train, seed)
+    return time.process_time() - began, score, {}
+
+
+def costs(recipes):
+    """µs a row on one thread at 30 features -> {name: {batch: µs}}, a plain 256×3 MLP beside; best of several runs."""
+    import torch
+    from torch import nn
+
+    from .export import session, to_onnx
+    from .features import Feature
+    from .train import Options, fit
+
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(4000, 8)) @ rng.normal(size=(8, COST_FEATURES))).astype(np.float32)
+    X += rng.normal(size=X.shape).astype(np.float32)
+    features = [Feature(f"x{j}", f"x{j}", "number") for j in range(COST_FEATURES)]
+    layers, inputs = [], COST_FEATURES
+    for _ in range(3):
+        layers, inputs = [*layers, nn.Linear(inputs, 256), nn.SiLU()], 256
+    mlp = nn.Sequential(*layers, nn.Linear(256, COST_FEATURES))
+    graphs = {"MLP 256x3": to_onnx(mlp, (torch.zeros(3, COST_FEATURES),), ("input",), ("out",))}
+    graphs |= {name: to_onnx(fit(features, X, Options(name, steps=20), quiet=True)) for name in recipes}
+    runs = {name: session(graph) for name, graph in graphs.items()}
+    out = {name: dict.fromkeys(map(str, COST_BATCHES), np.inf) for name in runs}
+    for _ in range(30):  # in turn, so that a busy moment hits all alike
+        for name, run in runs.items():
+            field = run.get_inputs()[0].name
+            for batch in COST_BATCHES:
+                began = time.perf_counter()
+                for i in range(0, 2048, batch):
+                    run.run(None, {field: X[i : i + batch]})
+                spent = (time.perf_counter() - began) / 2048 * 1e6
+                out[name][str(batch)] = min(out[name][str(batch)], round(spent, 2))
+    return out
+
+
+def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None, jobs=None):
+    """Runs what is not in OUT/results.json yet, writing it after each; then results.md."""
+    files = find(folder, fast)
+    out.mkdir(parents=True, exist_ok=True)
+    path, settings = out / "results.json", {"fast": fast, "steps": steps, "trainer": __version__}
+    results = {"settings": settings, "costs": {}, "runs": []}
+    if path.exists():
+        results = json.loads(path.read_text())
+        if results["settings"] != settings:
+            raise TrainerError(f"{path} is of other settings ({results['settings']}); give --out another folder")
+    done = {(r["set"], r["protocol"], r["seed"], r["method"]) for r in results["runs"]}
+    wanted = [
+        (file, protocol, seed, method)
+        for seed in range(seeds)
+        for protocol in protocols
+        for file in files
+        for method in [*recipes, *peers]
+        if (file.stem, protocol, seed, method) not in done
+    ]
+
+    def save():
+        results["runs"].sort(key=lambda r: (r["protocol"], r["method"], r["set"], r["seed"]))
+        write(path, json.dumps(results, indent=1) + "\n")
+        write(out / "results.md", markdown(results))
+
+    os.environ |= WORKERS  # a spawned process takes them over before its libraries start
+    failed, bar = [], tqdm(total=len(wanted), desc="bench", unit=" runs", mininterval=1)
+    with ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
+        tasks = {pool.submit(one, *task, recipes, fast, steps): task for task in wanted}
+        for task in as_completed(tasks):
+            file, protocol, seed, method = tasks[task]
+            try:
+                results["runs"].append(task.result())
+                save()
+            except TrainerError as error:
+                failed.append(f"{file.name}, {protocol}, seed {seed}, {method}: {error}")
+            bar.set_postfix_str(f"{file.stem} {method}", refresh=False)
+            bar.update()
+    bar.close()
+    if any(name not in results["costs"] for name in recipes):
+        results["costs"] |= costs(recipes)
+    save()
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    print(markdown(results).split("\n\n## Each set")[0])
+    print(f"wrote {path} and {out / 'results.md'}")
+    if failed:
+        raise TrainerError(f"{len(failed)} of {len(wanted)} runs failed")
+
+
+def write(path, text):
+    fresh = path.with_suffix(path.suffix + ".part")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+def markdown(results):
+    settings = results["settings"]
+    lines = ["# Detection: what was measured", ""]
+    if settings["fast"]:
+        lines += ["With `--fast`: the smallest sets, few rows. Not to be compared with a full run.", ""]
+    for protocol in sorted({r["protocol"] for r in results["runs"]}):
+        runs = [r for r in results["runs"] if r["protocol"] == protocol]
+        lines += [f"## Protocol: {protocol}", "", means_table(runs), ""]
+    if results["costs"]:
+        lines += [f"## Cost: µs a row, one thread, {COST_FEATURES} features", "", costs_table(results["costs"]), ""]
+    for protocol in sorted({r["protocol"] for r in results["runs"]}):
+        runs = [r for r in results["runs"] if r["protocol"] == protocol]
+        lines += [f"## Each set: {protocol}, AUROC / average precision", "", sets_table(runs), ""]
+    return "\n".join(lines)

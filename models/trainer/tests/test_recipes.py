@@ -1,0 +1,139 @@
+"""Every recipe: the graph equals torch, a score depends on its record alone, and its reasons add up to it."""
+
+import numpy as np
+import pytest
+import torch
+from test_model import FEATURES, rows
+
+from residuald_train.coreset import Kernel, coreset
+from residuald_train.export import check_parity, run_onnx, session, to_onnx
+from residuald_train.recipes import RECIPES
+from residuald_train.score import auroc, run_torch
+from residuald_train.train import Options, fit, whitening
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def fitted(request):
+    scorer = fit(FEATURES, rows(), Options(request.param, steps=200, width=32, coreset=100), quiet=True)
+    return scorer, to_onnx(scorer)
+
+
+def fresh(seed=2, n=512):
+    X = rows(n, seed)
+    X[:40, 0] = np.geomspace(1e3, 3e38, 40)
+    X[40:80, 4] = -np.geomspace(1e3, 3e38, 40)
+    return X
+
+
+def test_graph_equals_torch_also_far_out(fitted):
+    scorer, model = fitted
+    X = fresh()
+    check_parity(scorer, model, X)
+    for want, got in zip(run_torch(scorer, X), run_onnx(session(model), X), strict=True):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got[80:], want[80:], rtol=2e-3, atol=1e-3)
+
+
+def test_a_score_does_not_depend_on_its_batch(fitted):
+    run, X = session(fitted[1]), fresh(3)
+    want = run.run(None, {"x": X})
+    for batch in (16, 64, 256):
+        order = np.random.default_rng(batch).permutation(len(X)).reshape(-1, batch)
+        for part in order:
+            for got, reference in zip(run.run(None, {"x": X[part]}), want, strict=True):
+                assert got.tobytes() == reference[part].tobytes()
+    for batch in (1, 3, 7):  # other kernels of ONNX Runtime, so not bit for bit
+        np.testing.assert_allclose(run_onnx(run, X[:63], batch)[0], want[0][:63], rtol=1e-5, atol=1e-6)
+
+
+def test_residuals_add_up_to_the_score(fitted):
+    score, residual, _ = run_torch(fitted[0], fresh(4))
+    assert (residual >= 0).all()
+    np.testing.assert_allclose(residual.sum(1), score.astype(float) ** 2, rtol=1e-4)
+    assert (residual[np.isnan(fresh(4))] == 0).all()
+
+
+def test_constants_are_those_of_normal_rows(fitted):
+    scorer, _ = fitted
+    assert abs(float(scorer.exponent.sum()) - 1) < 1e-6
+    if not scorer.plain:
+        score = run_torch(scorer, rows(2000, 5))[0]
+        assert 0.5 < np.exp(np.log(score).mean()) < 2
+
+
+def test_a_broken_value_scores_higher_and_is_the_reason(fitted):
+    scorer, _ = fitted
+    X = rows(400, 6)
+    X = X[~np.isnan(X).any(1)]
+    broken = X.copy()
+    broken[:, 4] = 2000
+    score, residual, _ = run_torch(scorer, broken)
+    assert auroc(run_torch(scorer, X)[0], score) > 0.95
+    if scorer.recipe != "ddim":
+        assert (residual.argmax(1) == 4).mean() > 0.75  # the nearest center may be one with another value of `a` too
+
+
+def points(n=300, d=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, generator=g) @ torch.randn(2, d, generator=g)
+
+
+def test_kernel_is_the_posterior_mean():
+    Z, x = points(), points(20, seed=1)
+    kernel = Kernel(Z, torch.zeros(4, 0), size=1000)
+    weight = torch.exp(-torch.cdist(x.double(), Z.double()).square() / (2 * kernel.variance))
+    want = weight @ Z.double() / weight.sum(1, keepdim=True)
+    np.testing.assert_allclose(kernel(x, torch.zeros(20, 0)), want, atol=1e-4)
+
+
+def test_kernel_fills_in_what_is_hidden():
+    Z, x = points(), points(20, seed=0)[:20]
+    sums = torch.zeros(4, 1)
+    sums[3] = 1
+    kernel = Kernel(Z, sums, size=1000)
+    z = x.clone()
+    z[:, 3] = 0
+    want = torch.softmax(-torch.cdist(x[:, :3], Z[:, :3]).square() / (2 * kernel.variance), 1) @ Z
+    np.testing.assert_allclose(kernel(z, torch.ones(20, 1)), want, atol=1e-3)
+
+
+def test_leaving_a_row_out_is_fitting_without_it():
+    Z = points()
+    kernel = Kernel(Z, torch.zeros(4, 0), size=50)
+    assert kernel.counts.sum() == len(Z)
+    rows_ = torch.arange(30)
+    got = kernel.without(rows_, Z[rows_], torch.zeros(30, 0), torch.ones(30, 4))
+    for i in rows_.tolist():
+        counts, owner = kernel.counts.clone(), kernel.owner[i]
+        centers = kernel.centers.clone()
+        counts[owner] -= 1
+        if counts[owner]:
+            centers[owner] = (centers[owner] * kernel.counts[owner] - Z[i]) / counts[owner]
+        logits = counts.log() - (Z[i] - centers).square().sum(1) / (2 * kernel.variance)
+        np.testing.assert_allclose(got[i], torch.softmax(logits, 0) @ centers, atol=2e-3)
+
+
+def test_coreset_counts_every_row():
+    Z = points(500)
+    centers, counts, owner = coreset(Z, 40, 0)
+    assert counts.sum() == 500
+    np.testing.assert_allclose(centers[7], Z[owner == 7].mean(0), atol=1e-5)
+    assert torch.equal(coreset(Z, 40, 0)[0], centers)
+    assert len(coreset(Z, 500, 0)[0]) == 500
+
+
+def test_duplicates_and_constants():
+    X = np.repeat(rows(40), 10, 0)
+    X[:, 0] = 5
+    scorer = fit(FEATURES, X, Options("best", steps=30, width=32, coreset=100), quiet=True)
+    model = to_onnx(scorer)
+    check_parity(scorer, model, np.concatenate([X, fresh()]))
+    assert np.isfinite(run_onnx(session(model), fresh())[0]).all()
+
+
+def test_whitening_is_symmetric_and_decorrelates():
+    r = points(4000, 3) * torch.tensor([1.0, 2, 3])
+    W = whitening(r, shrink=1e-3)
+    np.testing.assert_allclose(W, W.T, rtol=1e-4, atol=1e-5)
+    values = torch.linalg.eigvalsh((r @ W).T @ (r @ W) / len(r))
+    np.testing.assert_allclose(values[-1], (r * r).mean(), rtol=0.05)
