@@ -45,17 +45,11 @@ pub struct Stages {
     pub source: Source,
     pub sink: Sink,
     pub serving: Serving,
-    pub settings: Settings,
-    pub metrics: Metrics,
-    pub recent: Recent,
-    pub status: Status,
-    /// Where a model is offered that is to take over.
-    pub next: Next,
+    pub lasting: Lasting,
 }
 
 /// What stays the same whatever the model.
-#[derive(Clone)]
-pub struct Settings {
+pub struct Lasting {
     pub batch: config::Batch,
     pub output: config::Output,
     /// How long a transaction collects; only with exactly-once.
@@ -63,6 +57,11 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Off without it.
     pub traces: Option<Arc<Traces>>,
+    pub metrics: Metrics,
+    pub recent: Recent,
+    pub status: Status,
+    /// Where a model is offered that is to take over.
+    pub next: Next,
 }
 
 /// Why a run ended other than by request.
@@ -114,7 +113,7 @@ impl Drop for PanicGuard {
 /// # Errors
 /// [`PipelineError`]; whatever it is, no offset of an undelivered verdict was committed.
 pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
-    let traces = stages.settings.traces.clone();
+    let traces = stages.lasting.traces.clone();
     let mut stages = Ok(Some(stages));
     while let Ok(Some(with)) = stages {
         stages = run_with(with, shutdown);
@@ -131,34 +130,31 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         source,
         sink,
         serving,
-        settings,
-        metrics,
-        recent,
-        status,
-        next,
+        lasting,
     } = stages;
+    let metrics = &lasting.metrics;
     let stop = Stop {
         drain: shutdown.clone(),
         abandon: Shutdown::default(),
     };
-    let in_flight = settings.batch.in_flight;
+    let in_flight = lasting.batch.in_flight;
     let (to_score, work) = bounded(in_flight);
     let (to_publish, scored) = bounded(in_flight);
     let (give_back, finished) = bounded(in_flight);
     let membership = source.membership();
     // Half of the batches, so that the other half can be scored while a transaction is committed.
     let half = in_flight.div_ceil(2);
-    let window = settings.transaction_window;
+    let window = lasting.transaction_window;
     let window = window.map(|length| window::Window::new(length, half));
     let intake = intake::Intake::new(
         source,
         Decoder::new(&serving.features, serving.input.clone()),
-        settings.batch.clone(),
-        settings.drain_timeout,
+        lasting.batch.clone(),
+        lasting.drain_timeout,
         metrics.clone(),
-        status.clone(),
+        lasting.status.clone(),
         intake::Channels { to_score, finished },
-        next.clone(),
+        lasting.next.clone(),
         stop.clone(),
     );
     let reader = match &serving.input {
@@ -167,8 +163,8 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
     };
     let explain = pictures::Explain {
         threshold: serving.judge.threshold,
-        all: settings.output.scores_topic.is_some(),
-        most: settings.output.attributions,
+        all: lasting.output.scores_topic.is_some(),
+        most: lasting.output.attributions,
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let decoders = cores.div_ceil(serving.scorers.len());
@@ -177,14 +173,14 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         serving.judge,
         serving.model,
         serving.input,
-        settings.output.clone(),
+        lasting.output.clone(),
         intake.topics(),
         metrics.clone(),
-        recent.clone(),
+        lasting.recent.clone(),
         stop.abandon.clone(),
         membership,
         window,
-        settings.traces.clone(),
+        lasting.traces.clone(),
     );
     let (source, sink) = thread::scope(|scope| {
         let mut threads = Vec::new();
@@ -232,10 +228,10 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         let sink = published?;
         Ok::<_, PipelineError>((taken?, sink))
     })?;
-    let (Some(source), Some(serving)) = (source, next.take()) else {
+    let (Some(source), Some(serving)) = (source, lasting.next.take()) else {
         return Ok(None);
     };
-    serving.announce(&metrics, &status);
+    serving.announce(metrics, &lasting.status);
     metrics.model_reloads.with_label_values(&[RELOADED]).inc();
     let (model, threshold) = (&serving.model, serving.judge.threshold);
     tracing::info!(
@@ -250,11 +246,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         source,
         sink,
         serving,
-        settings,
-        metrics,
-        recent,
-        status,
-        next,
+        lasting,
     }))
 }
 

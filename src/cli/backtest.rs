@@ -18,7 +18,6 @@ use crate::config::{Config, Inference};
 use crate::decode::{Decoder, Input, Reason, RowError};
 use crate::kafka::history::{Ended, History, Span};
 use crate::message::{Model, verdict_message};
-use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
@@ -157,11 +156,7 @@ impl Side {
         let loaded = model::load(dir, &inference, BATCH, rule)?;
         model::must_read_tables(&loaded.bundle, "backtest")?;
         let features = loaded.bundle.features();
-        let input = match config {
-            // Its metrics are nobody's.
-            Some(config) => input::open(config, &loaded.bundle, &Metrics::new(1.0))?,
-            None => Input::Json,
-        };
+        let input = input::of_topic(config, &loaded.bundle)?;
         Ok(Side {
             dir: dir.to_owned(),
             decoder: Decoder::new(features, input.clone()),

@@ -9,7 +9,7 @@ use indicatif::HumanCount;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::{Bundle, Calibration};
+use crate::bundle::Calibration;
 use crate::config::Config;
 
 use super::connection::{ConnectionArguments, RangeArguments, topic};
@@ -104,8 +104,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             (sample, format!("topic {topic}"))
         }
     };
-    let summary = Summary::of(&sample, &bundle)?;
-    let calibration = sample.calibration();
+    let calibration = sample.calibration()?;
+    let summary = Summary::of(&sample, &bundle.calibration, &calibration)?;
     let facts = json!({
         "time": jiff::Timestamp::now().to_string(),
         "by": concat!("residuald ", env!("CARGO_PKG_VERSION")),
@@ -141,15 +141,8 @@ fn the_topic(arguments: &Arguments, config: Option<&Config>) -> Result<String, F
 }
 
 impl Summary {
-    fn of(sample: &Sample, bundle: &Bundle) -> Result<Summary, Failure> {
-        if sample.scores.is_empty() {
-            return Err(Failure::data(format!(
-                "no normal record could be scored: {} could not, {} are labelled anomalies",
-                sample.refused, sample.left_out
-            )));
-        }
-        let (before, after) = (&bundle.calibration, sample.calibration());
-        let rate = default_rate(before).max(default_rate(&after));
+    fn of(sample: &Sample, before: &Calibration, after: &Calibration) -> Result<Summary, Failure> {
+        let rate = default_rate(before).max(default_rate(after));
         let side = |calibration: &Calibration| -> Result<Side, Failure> {
             Ok(Side {
                 records: calibration.count,
@@ -157,7 +150,7 @@ impl Summary {
                 threshold: calibration.threshold_at(rate)?,
             })
         };
-        let (before, after) = (side(before)?, side(&after)?);
+        let (before, after) = (side(before)?, side(after)?);
         let flagged = sample.scores.iter().filter(|s| **s > before.threshold);
         let flagged_before = flagged.count() as f64 / sample.scores.len() as f64;
         Ok(Summary {

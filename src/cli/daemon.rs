@@ -10,7 +10,7 @@ use crate::http::{self, Tls};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
 use crate::otlp::Spans;
-use crate::pipeline::{self, Next, PipelineError, Settings, Stages, Traces};
+use crate::pipeline::{self, Lasting, Next, PipelineError, Stages, Traces};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
@@ -80,17 +80,17 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         source,
         sink,
         serving,
-        settings: Settings {
+        lasting: Lasting {
             batch: config.batch,
             output: config.output,
             transaction_window: config.kafka.guarantee.window(),
             drain_timeout: config.kafka.drain_timeout,
             traces,
+            metrics: metrics.clone(),
+            recent,
+            status,
+            next,
         },
-        metrics: metrics.clone(),
-        recent,
-        status,
-        next,
     };
     let stop = shutdown.clone();
     let pipeline = named("intake", move || pipeline::run(stages, &stop));

@@ -35,6 +35,15 @@ pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input
     }
 }
 
+/// The input of a topic that is looked at without a daemon: as its settings say, JSON where there are none.
+pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<Input, Failure> {
+    match config {
+        // Its metrics are nobody's.
+        Some(config) => open(config, bundle, &Metrics::new(1.0)),
+        None => Ok(Input::Json),
+    }
+}
+
 /// The input, held against the bundle, if no registry is needed for it.
 pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Failure> {
     use config::Input::{Avro, Image, Json, OfBundle, Protobuf};

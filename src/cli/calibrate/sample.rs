@@ -7,7 +7,6 @@ use crate::bundle::{Calibration, Input as Reads};
 use crate::dataset;
 use crate::decode::{Decoder, Input};
 use crate::kafka::history::{Ended, History};
-use crate::metrics::Metrics;
 use crate::picture::Reader;
 use crate::shutdown::Shutdown;
 
@@ -58,11 +57,7 @@ impl Sample {
         arguments: &Arguments,
     ) -> Result<Sample, Failure> {
         must_read_tables(&loaded.bundle, "calibrate --topic")?;
-        let input = match &connection.config {
-            // Its metrics are nobody's.
-            Some(config) => input::open(config, &loaded.bundle, &Metrics::new(1.0))?,
-            None => Input::Json,
-        };
+        let input = input::of_topic(connection.config.as_ref(), &loaded.bundle)?;
         let mut sample = Sample::new(loaded, input);
         let stop = Shutdown::default();
         stop_on_ctrl_c(&stop)?;
@@ -200,10 +195,17 @@ impl Sample {
         Ok(())
     }
 
-    /// Of at least one score.
-    pub fn calibration(&self) -> Calibration {
+    /// # Errors
+    /// No record has a score.
+    pub fn calibration(&self) -> Result<Calibration, Failure> {
+        if self.scores.is_empty() {
+            return Err(Failure::data(format!(
+                "no normal record could be scored: {} could not, {} are labelled anomalies",
+                self.refused, self.left_out
+            )));
+        }
         let count = self.scores.len() as f64;
         let means = self.residuals.iter().map(|sum| (sum / count) as f32);
-        Calibration::of(self.scores.clone(), means.collect())
+        Ok(Calibration::of(self.scores.clone(), means.collect()))
     }
 }
