@@ -3,7 +3,8 @@
 The modules in the order a record meets them: `data` reads files into columns, `infer` guesses a schema,
 `features` turns records into rows, `nets`, `coreset`, `diffusion` and `ddim` are the denoisers and their losses,
 `recipes` says what a score is made of, `train` fits it, `score` is the graph that the daemon runs, `calibrate`
-describes its scores, `export` writes the bundle. `sets`, `peers`, `bench` and `report` measure.
+describes its scores, `export` writes the bundle, `served` reads it, `card` describes it. `sets`, `peers`,
+`bench` and `report` measure.
 """
 
 from importlib.metadata import PackageNotFoundError, version

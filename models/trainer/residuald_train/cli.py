@@ -1,4 +1,4 @@
-"""The command line: `residuald-train schema`, `tabular`, `images` and `bench-images`."""
+"""The command line: `residuald-train schema`, `tabular`, `report`, `bench`, `images` and `bench-images`."""
 
 import argparse
 import json
@@ -35,11 +35,16 @@ def parser():
         p.set_defaults(run=run)
         return p
 
-    def rows_of(p):
-        p.add_argument("--data", nargs="+", required=True, metavar="FILE", help=".csv .parquet .ndjson (also .gz) .npz")
+    def data_of(p, required=True):
+        p.add_argument(
+            "--data", nargs="+", required=required, metavar="FILE", help=".csv .parquet .ndjson (also .gz) .npz"
+        )
         p.add_argument("--label", metavar="COL", help="column that tells normal rows; never a feature")
         p.add_argument("--normal", metavar="VALUE", help="its value on normal rows (default 0)")
-        p.add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
+        return p
+
+    def rows_of(p):
+        data_of(p).add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
         return p
 
     p = rows_of(
@@ -72,6 +77,16 @@ def parser():
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000)")
     p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+
+    p = verb(
+        "report",
+        report_verb,
+        "Write a bundle's model card: one HTML file with its facts, thresholds and, given data, how it does.",
+        "report models/payments --data models/payments/sample.ndjson.gz --label label --out report.html",
+    )
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular")
+    data_of(p, required=False).set_defaults(drop=[])
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, of one file that loads nothing")
 
     p = verb(
         "bench",
@@ -227,6 +242,23 @@ def tabular_verb(args):
             area = auroc(score, run_onnx(run, Y[accepted])[0])
             print(f"detection: AUROC {area:.4f} ({accepted.sum()} labelled anomalies against the held-out normals)")
     print(f"wrote {args.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def report_verb(args):
+    from .card import Judged, card
+    from .served import Served
+
+    served, judged = Served(args.bundle), None
+    if not args.data and (args.label or args.normal):
+        raise TrainerError("--label and --normal want --data: which records do they tell apart?")
+    if args.data:
+        table, label = load(args)
+        if label is None and (trained := served.manifest.get("training", {}).get("options", {}).get("label")):
+            label = trained if trained["path"] in table.columns else None
+        anomalous = ~label_is_normal(table.columns[label["path"]], label["normal"]) if label else None
+        judged = Judged(served, table, anomalous)
+    args.out.write_text(card(served, judged), encoding="utf-8")
+    print(f"wrote {args.out}" + (f" ({len(judged.score)} of {judged.read} records scored)" if judged else ""))
 
 
 def bench_verb(args):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 
 from . import TrainerError, __version__
@@ -23,6 +22,7 @@ from .calibrate import calibrate
 from .decode import decode, parse_record
 from .features import schema_to_json
 from .score import run_torch
+from .served import run_onnx, session
 
 FORMAT, OPSET = 1, 20
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
@@ -77,20 +77,6 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
-
-
-def session(model):
-    """The daemon's setting: one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def run_onnx(session, X, batch=256):
-    """X [n, F] -> (score, residual, reconstruction)."""
-    parts = [session.run(None, {"x": X[i : i + batch]}) for i in range(0, len(X), batch)]
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
 
 
 def golden_records(features, records, rng):
@@ -170,6 +156,7 @@ def bundle(scorer, features, held_out, records, facts):
             "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "trainer": f"residuald-train {__version__}",
             **facts["training"],
+            "curves": scorer.curves,
         },
     }
     return files | {"manifest.json": as_json(manifest, indent=1)}, parity, score

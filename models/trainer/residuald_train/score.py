@@ -48,7 +48,7 @@ class Scorer(nn.Module):
     def __init__(self, features, space, terms, kernel=None, recipe="blind"):
         super().__init__()
         self.recipe = recipe
-        self.space, self.kernel = space, kernel
+        self.space, self.kernel, self.curves = space, kernel, []
         self.optional = [j for j, f in enumerate(features) if f.missing == "impute"]
         self.register_buffer("pick", torch.eye(len(features))[:, self.optional])
         self.terms = nn.ModuleList(terms)

@@ -19,6 +19,7 @@ from .score import Scorer, Term, masked
 DROP = 0.05  # how often a feature that may be missing is hidden from the network, so that it learns to fill in
 FLOOR = 0.01  # of what is typical: a smaller residual means nothing, and float32 would make much of its noise
 LEAST_DEVIATION = 0.1  # of log E, that a term without variation (duplicates) does not silence the others
+CURVE = 200  # points of a loss curve that the manifest keeps
 TYPICAL_ROWS = 2000  # that the terms' means and deviations are taken from
 
 
@@ -63,7 +64,8 @@ def fit(features, X, options, quiet=False):
     scorer = Scorer(features, space, terms, kernel, options.recipe)
     for term in {id(term.denoiser): term for term in terms}.values():
         if term.denoiser is not None:
-            train(scorer, term, Z, observed, g, options, quiet)
+            curve = train(scorer, term, Z, observed, g, options, quiet)
+            scorer.curves.append({"denoiser": term.part.denoiser, **curve})
     with torch.no_grad():
         settle(scorer, Z, observed, g)
     return scorer.eval()
@@ -79,7 +81,7 @@ def make_denoiser(part, space, optional, kernel, options):
 
 
 def train(scorer, term, Z, observed, g, options, quiet=False):
-    """Fits the term's denoiser on Z [n, D], of which `observed` [n, F] is known."""
+    """Fits the term's denoiser on Z [n, D], of which `observed` [n, F] is known -> its loss curve."""
     optional, owner, denoiser = scorer.optional, scorer.space.owner, term.denoiser
 
     def batch_loss():
@@ -99,7 +101,7 @@ def train(scorer, term, Z, observed, g, options, quiet=False):
 
         return loss(denoise, x, seen, known[:, owner], term.part.noise, g)
 
-    descend(denoiser, batch_loss, options, quiet)
+    return descend(denoiser, batch_loss, options, quiet)
 
 
 def settle(scorer, Z, observed, g):
@@ -131,10 +133,11 @@ def whitening(residual, shrink=0.5):
 
 
 def descend(model: nn.Module, batch_loss, options, quiet=False):
-    """AdamW with warm-up and cosine; leaves the moving average of the weights in `model`."""
+    """AdamW with warm-up and cosine; leaves the moving average of the weights in `model` -> the loss curve."""
     weights = list(model.parameters())
     average = [w.detach().clone() for w in weights]
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99))
+    losses = []
     bar = tqdm(range(options.steps), desc="train", unit=" steps", mininterval=0.5, disable=quiet)
     for step in bar:
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / options.steps)
@@ -142,6 +145,7 @@ def descend(model: nn.Module, batch_loss, options, quiet=False):
         error = batch_loss()
         if not torch.isfinite(error):
             raise TrainerError(f"the loss became {error.item()} at step {step}; look for broken values in the data")
+        losses.append(error.item())
         adam.zero_grad(set_to_none=True)
         error.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -150,7 +154,15 @@ def descend(model: nn.Module, batch_loss, options, quiet=False):
         torch._foreach_mul_(average, keep)
         torch._foreach_add_(average, [w.detach() for w in weights], alpha=1 - keep)
         if step % 50 == 0:
-            bar.set_postfix_str(f"loss {error.item():.4f}", refresh=False)
+            bar.set_postfix_str(f"loss {losses[-1]:.4f}", refresh=False)
     with torch.no_grad():
         for weight, mean in zip(weights, average, strict=True):
             weight.copy_(mean)
+    return curve(losses)
+
+
+def curve(losses):
+    """A loss a step -> {"steps": how many each point is the mean of, "loss": at most CURVE points}."""
+    steps = max(1, math.ceil(len(losses) / CURVE))
+    parts = [losses[i : i + steps] for i in range(0, len(losses), steps)]
+    return {"steps": steps, "loss": [float(f"{np.mean(part):.5g}") for part in parts]}
