@@ -132,6 +132,7 @@ fn parts(criterion: &mut Criterion) {
                     residual: &residuals[..width],
                     reconstruction: &reconstructions[..width],
                 },
+                None,
                 5,
             );
             let json = Input::Json.to_json(kept.payload);

@@ -220,6 +220,7 @@ mod tests {
                     unit: None,
                 }],
                 feature_imputed: vec!["merchant_age_days"],
+                nearest_normal: None,
             },
         };
         let json = serde_json::from_slice(record.payload).unwrap();

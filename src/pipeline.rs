@@ -171,6 +171,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
     let publisher = publish::Publisher::new(
         sink,
         serving.judge,
+        serving.nearest,
         serving.model,
         serving.input,
         lasting.output.clone(),

@@ -90,6 +90,9 @@ pub enum Explanation<'a> {
         relevant_attribution: Vec<Attribution<'a>>,
         /// Features that the record lacked and the model filled in.
         feature_imputed: Vec<&'a str>,
+        /// A normal record of the training data that the anomaly is most like, if the bundle keeps some.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        nearest_normal: Option<NearestNormal<'a>>,
     },
     Picture {
         picture: Size,
@@ -161,6 +164,23 @@ pub struct Attribution<'a> {
     pub unit: Option<&'a str>,
 }
 
+/// A normal record, as far as the schema names its fields.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NearestNormal<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// By feature, in the order of the manifest, without those that it lacks.
+    #[serde(serialize_with = "as_map")]
+    pub values: Vec<(&'a str, Observation<'a>)>,
+}
+
+fn as_map<S: serde::Serializer>(
+    values: &[(&str, Observation<'_>)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(values.iter().copied())
+}
+
 /// A value in the user's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -184,6 +204,13 @@ pub struct Scored<'b> {
     pub row: &'b [f32],
     pub residual: &'b [f32],
     pub reconstruction: &'b [f32],
+}
+
+/// A normal record that the bundle keeps: its id, and its row [features].
+#[derive(Debug, Clone, Copy)]
+pub struct Neighbour<'b> {
+    pub id: Option<&'b str>,
+    pub row: &'b [f32],
 }
 
 impl Judge {
@@ -243,13 +270,19 @@ impl Judge {
         }
     }
 
-    /// The whole verdict, with the `most` features that matter most.
-    pub fn judge(&self, scored: Scored<'_>, most: usize) -> Verdict<'_> {
+    /// The whole verdict, with the `most` features that matter most and the normal record `nearest` to it.
+    pub fn judge(
+        &self,
+        scored: Scored<'_>,
+        nearest: Option<Neighbour<'_>>,
+        most: usize,
+    ) -> Verdict<'_> {
         let columns = self.features.iter().zip(scored.row);
         let imputed = columns.filter(|(_, value)| value.is_nan());
         let explanation = Explanation::Features {
             feature_imputed: imputed.map(|(feature, _)| feature.name.as_str()).collect(),
             relevant_attribution: self.attribute(scored, most),
+            nearest_normal: nearest.map(|normal| self.describe(normal)),
         };
         self.verdict(scored.score, explanation)
     }
@@ -282,6 +315,17 @@ impl Judge {
             threshold: self.threshold,
             severity: self.severity(score),
             explanation,
+        }
+    }
+
+    fn describe(&self, normal: Neighbour<'_>) -> NearestNormal<'_> {
+        let columns = self.features.iter().zip(normal.row);
+        let present = columns.filter(|(_, value)| !value.is_nan());
+        NearestNormal {
+            id: normal.id.map(str::to_owned),
+            values: present
+                .map(|(feature, &value)| (feature.name.as_str(), observe(&feature.kind, value)))
+                .collect(),
         }
     }
 
@@ -388,6 +432,10 @@ mod tests {
                 residual: &[6.0, 2.0, 0.0],
                 reconstruction: &[42.0, 1.0, 1.0],
             },
+            Some(Neighbour {
+                id: Some("p-7"),
+                row: &[40.0, 0.0, f32::NAN],
+            }),
             5,
         );
         assert_eq!(verdict.anomaly_grade, 2.0);
@@ -400,6 +448,10 @@ mod tests {
         let json = serde_json::to_value(&verdict).unwrap();
         assert_eq!(json["severity"], "critical");
         assert_eq!(json["feature_imputed"], serde_json::json!(["present"]));
+        assert_eq!(
+            json["nearest_normal"],
+            serde_json::json!({"id": "p-7", "values": {"amount": 40.0, "category": "a"}})
+        );
         assert_eq!(
             json["relevant_attribution"][1]["observed"],
             "(not seen in training)"

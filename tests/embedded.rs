@@ -143,6 +143,15 @@ fn check_verdict(note: &Note, verdict: &Value, sent: &Note, trace: &str) {
     assert_eq!(grade > 1.0, !verdict["severity"].is_null(), "{verdict}");
     assert!(p_value > 0.0 && p_value <= 1.0, "{verdict}");
     check_reasons(verdict["relevant_attribution"].as_array().unwrap());
+    let normal = &verdict["nearest_normal"];
+    assert_eq!(normal.is_null(), verdict["severity"].is_null(), "{verdict}");
+    if !normal.is_null() {
+        assert_eq!(normal["id"].as_str().unwrap().len(), 15, "{normal}");
+        let values = normal["values"].as_object().unwrap();
+        assert!(values["amount"].as_f64().unwrap() > 0.0, "{normal}");
+        assert!(values["card_present"].is_boolean(), "{normal}");
+        assert!(values["entry_mode"].is_string(), "{normal}");
+    }
 }
 
 fn check_reasons(reasons: &[Value]) {

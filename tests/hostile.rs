@@ -381,6 +381,39 @@ fn a_golden_record_that_scores_differently_refuses_the_bundle() {
 }
 
 #[test]
+fn normal_records_that_do_not_fit_refuse_the_bundle() {
+    let lines = |bundle: &Copy| String::from_utf8(bundle.read("normals.ndjson")).unwrap();
+    let bundle = Copy::new();
+    let few: String = lines(&bundle)
+        .lines()
+        .rev()
+        .take(3)
+        .collect::<Vec<_>>()
+        .join("\n");
+    bundle.write("normals.ndjson", few.as_bytes());
+    let said = refused(&bundle, "nearest.onnx");
+    assert!(said.contains("names a record beyond the 3"), "{said}");
+
+    let bundle = Copy::new();
+    let broken = lines(&bundle).replacen("\"amount\"", "\"amuont\"", 1);
+    bundle.write("normals.ndjson", broken.as_bytes());
+    let said = refused(&bundle, "normals.ndjson");
+    assert!(said.contains("record 1 does not fit the schema"), "{said}");
+
+    let bundle = Copy::new();
+    bundle.write("nearest.onnx", &bundle.read("model.onnx"));
+    let said = refused(&bundle, "nearest.onnx");
+    assert!(said.contains("output `nearest`"), "{said}");
+
+    let bundle = Copy::new();
+    bundle.edit("manifest.json", |manifest| {
+        let files = manifest["files"].as_object_mut().unwrap();
+        files.remove("nearest.onnx");
+    });
+    refused(&bundle, "normals.ndjson");
+}
+
+#[test]
 fn a_bundle_from_another_time_or_elsewhere_is_refused() {
     let newer = Copy::new();
     newer.edit("manifest.json", |m| m["format"] = 99.into());

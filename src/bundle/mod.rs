@@ -3,7 +3,9 @@
 pub mod calibration;
 pub mod golden;
 pub mod manifest;
+pub mod normals;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use sha2::{Digest, Sha256};
 pub use calibration::{Calibration, RateTooFine};
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
+pub use normals::{Normal, Normals};
 
 pub const MANIFEST: &str = "manifest.json";
 const REQUIRED: [&str; 3] = ["model.onnx", "calibration.json", "golden.ndjson"];
@@ -25,6 +28,8 @@ pub struct Bundle {
     pub golden: Vec<Golden>,
     /// The ONNX graph, as bytes whose hash was checked.
     pub model: Vec<u8>,
+    /// To show beside an anomaly; not every bundle has them.
+    pub normals: Option<Normals>,
     /// SHA-256 of `manifest.json`, which holds the hash of every other file: it names the whole bundle.
     pub sha256: String,
 }
@@ -82,6 +87,7 @@ pub struct Draft {
     pub calibration: Option<Calibration>,
     pub golden: Option<Vec<Golden>>,
     pub model: Option<Vec<u8>>,
+    pub normals: Option<Normals>,
     sha256: String,
     pub faults: Vec<Fault>,
 }
@@ -95,6 +101,7 @@ impl Draft {
             calibration: None,
             golden: None,
             model: None,
+            normals: None,
             sha256: String::new(),
             faults: Vec::new(),
         };
@@ -117,6 +124,7 @@ impl Draft {
                     calibration,
                     golden,
                     model,
+                    normals: self.normals,
                     sha256: self.sha256,
                 })
             }
@@ -144,7 +152,7 @@ impl Draft {
                 ));
             }
         }
-        let mut contents = std::collections::BTreeMap::new();
+        let mut contents = BTreeMap::new();
         for (name, expected) in &manifest.files {
             if let Some(bytes) = read_checked(dir, name, expected, faults) {
                 contents.insert(name.as_str(), bytes);
@@ -164,6 +172,7 @@ impl Draft {
                 Err(problem) => faults.push(Fault::new("golden.ndjson", problem)),
             }
         }
+        self.normals = normals(&mut contents, &manifest.input, faults);
         self.model = contents.remove("model.onnx");
         self.sha256 = sha256_hex(&manifest_bytes);
         self.manifest = Some(manifest);
@@ -174,6 +183,34 @@ impl Bundle {
     pub fn features(&self) -> &[Feature] {
         self.manifest.input.features()
     }
+}
+
+/// Both files of the normal records, or neither.
+fn normals(
+    contents: &mut BTreeMap<&str, Vec<u8>>,
+    input: &Input,
+    faults: &mut Vec<Fault>,
+) -> Option<Normals> {
+    const NAMES: (&str, &str) = ("normals.ndjson", "nearest.onnx");
+    let (records, model) = match (contents.remove(NAMES.0), contents.remove(NAMES.1)) {
+        (Some(records), Some(model)) => (records, model),
+        (None, None) => return None,
+        _ => {
+            let problem = format!("is of no use without {}", NAMES.1);
+            faults.push(Fault::new(NAMES.0, problem));
+            return None;
+        }
+    };
+    if matches!(input, Input::Image(_)) {
+        faults.push(Fault::new(NAMES.0, "only tables have normal records"));
+        return None;
+    }
+    let text = std::str::from_utf8(&records).map_err(|e| e.to_string());
+    let parsed = text.and_then(Normal::parse);
+    parsed
+        .map(|records| Normals { records, model })
+        .map_err(|problem| faults.push(Fault::new(NAMES.0, problem)))
+        .ok()
 }
 
 fn read_file(dir: &Path, name: &str, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {

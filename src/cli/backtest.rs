@@ -18,6 +18,7 @@ use crate::config::{Config, Inference};
 use crate::decode::{Decoder, Input, Reason, RowError};
 use crate::kafka::history::{Ended, History, Span};
 use crate::message::{Model, verdict_message};
+use crate::onnx::Nearest;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
@@ -129,6 +130,7 @@ pub fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
 struct Side {
     dir: PathBuf,
     judge: Judge,
+    nearest: Option<Nearest>,
     model: Model,
     input: Input,
     decoder: Decoder,
@@ -164,6 +166,7 @@ impl Side {
             scoring: Scoring::new(loaded.scorers, features.len()),
             tally: Tally::new(arguments.top),
             judge: loaded.judge,
+            nearest: loaded.nearest,
             model: loaded.model,
             batch: Batch::default(),
             numbers: Vec::new(),
@@ -304,6 +307,7 @@ struct Published<'o> {
 fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Result<(), Failure> {
     let Side {
         judge,
+        nearest,
         model,
         input,
         scoring,
@@ -326,11 +330,11 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
         let flagged = judge.is_anomaly(score);
         tally.score(score, flagged, record.timestamp_ms);
         if flagged {
-            tally.explain(&judge.judge(scored, usize::MAX));
+            tally.explain(&judge.judge(scored, None, usize::MAX));
         }
         if tally.highest.takes(score) {
             let id = format!("{topic}-{}-{}", record.from.partition, record.offset);
-            let why = reasons(&judge.judge(scored, ATTRIBUTIONS));
+            let why = reasons(&judge.judge(scored, None, ATTRIBUTIONS));
             tally.highest.insert(score, (id, why));
         }
         if let Some(Published {
@@ -339,7 +343,11 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
             attributions,
         }) = &mut published
         {
-            let verdict = judge.judge(scored, *attributions);
+            let normal = match nearest {
+                Some(nearest) if flagged => nearest.of(scored.row)?,
+                _ => None,
+            };
+            let verdict = judge.judge(scored, normal, *attributions);
             let json = include_record
                 .then(|| input.to_json(record.payload))
                 .flatten();

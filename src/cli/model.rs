@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::bundle::{Bundle, Calibration, Input};
 use crate::config::Inference;
 use crate::message::Model;
-use crate::onnx::{self, GoldenCheck, Scorer};
+use crate::onnx::{self, GoldenCheck, Nearest, Scorer};
 use crate::verdict::{Judge, ThresholdRule};
 
 use super::failure::Failure;
@@ -15,6 +15,7 @@ pub struct Loaded {
     pub scorers: Vec<Scorer>,
     pub golden: GoldenCheck,
     pub judge: Judge,
+    pub nearest: Option<Nearest>,
     pub model: Model,
 }
 
@@ -30,6 +31,7 @@ pub fn load(
         bundle,
         scorers,
         golden,
+        nearest,
     } = onnx::load(dir, inference, max_records)?;
     let calibration = bundle.calibration.clone();
     let rule = rule(&calibration);
@@ -44,6 +46,7 @@ pub fn load(
         scorers,
         golden,
         judge,
+        nearest,
         model,
     })
 }

@@ -39,6 +39,7 @@ pub fn serving(
         input,
         scorers: loaded.scorers,
         judge: loaded.judge,
+        nearest: loaded.nearest,
         model: loaded.model,
         asked: config.inference.provider.as_str(),
     })

@@ -14,6 +14,7 @@ use crate::bundle::{Calibration, Input};
 use crate::dataset;
 use crate::decode::{JsonDecoder, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
+use crate::onnx::Nearest;
 use crate::picture::Reader;
 use crate::verdict::{Judge, Observation, Verdict};
 
@@ -152,6 +153,7 @@ fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result
 
 struct Run {
     judge: Judge,
+    nearest: Option<Nearest>,
     decoder: JsonDecoder,
     /// Of a bundle that reads pictures.
     reader: Option<Reader>,
@@ -181,6 +183,7 @@ impl Run {
             },
             scoring: Scoring::new(loaded.scorers, features.len()),
             judge: loaded.judge,
+            nearest: loaded.nearest,
             out,
             records: 0,
             dead_letters: 0,
@@ -244,6 +247,7 @@ impl Run {
         }
         let Run {
             judge,
+            nearest,
             scoring,
             out,
             scores,
@@ -261,7 +265,11 @@ impl Run {
             if out.is_none() && !enters {
                 return Ok(());
             }
-            let verdict = judge.judge(scored, REASONS);
+            let normal = match nearest {
+                Some(nearest) if judge.is_anomaly(score) => nearest.of(scored.row)?,
+                _ => None,
+            };
+            let verdict = judge.judge(scored, normal, REASONS);
             let line = Line {
                 record,
                 label,

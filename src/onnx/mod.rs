@@ -1,12 +1,14 @@
 //! ONNX Runtime: the library, a session a worker, and the proof that a graph keeps the bundle's promises.
 
 mod golden;
+mod nearest;
 mod runtime;
 mod scorer;
 
 use std::path::Path;
 
 pub use golden::GoldenCheck;
+pub use nearest::Nearest;
 pub use runtime::{Runtime, RuntimeError};
 pub use scorer::{Scorer, ScorerError, Seen};
 
@@ -30,6 +32,8 @@ pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
     pub golden: GoldenCheck,
+    /// Of a bundle that keeps normal records.
+    pub nearest: Option<Nearest>,
 }
 
 /// Reads the bundle, makes `workers` scorers for batches of up to `max_records`, and has the golden records scored.
@@ -64,10 +68,19 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
             Err(found) => faults.extend(found),
         }
     }
+    let mut nearest = None;
+    if let Some(normals) = &draft.normals {
+        match Nearest::new(&runtime, normals, manifest.input.features()) {
+            Ok(found) => nearest = Some(found),
+            Err(ScorerError::Graph(found)) => faults.extend(found),
+            Err(other) => return Err(other.into()),
+        }
+    }
     draft.faults.extend(faults);
     Ok(Loaded {
         bundle: draft.finish()?,
         scorers,
         golden,
+        nearest,
     })
 }

@@ -256,7 +256,7 @@ fn open(
     Ok((commit(&mut builder(runtime)?, model)?, Provider::Cpu))
 }
 
-fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
+pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
     let builder = Session::builder(&runtime.0)?
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(ort::Error::from)?
@@ -321,7 +321,7 @@ fn tensor_faults(session: &Session, input: &Input) -> Vec<Fault> {
     faults
 }
 
-fn tensor_fault(
+pub(super) fn tensor_fault(
     kind: &str,
     name: &str,
     element: TensorElementType,

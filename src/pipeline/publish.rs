@@ -18,6 +18,7 @@ use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
 use crate::metrics::Metrics;
+use crate::onnx::Nearest;
 use crate::recent::{Anomaly, Recent};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Scored, Verdict};
@@ -28,6 +29,7 @@ pub(super) const LOOK_UP: Duration = Duration::from_millis(100);
 pub struct Publisher {
     pub(super) sink: Sink,
     pub(super) judge: Judge,
+    nearest: Option<Nearest>,
     pub(super) model: Model,
     /// Says records in JSON.
     input: Input,
@@ -64,6 +66,7 @@ impl Publisher {
     pub fn new(
         sink: Sink,
         judge: Judge,
+        nearest: Option<Nearest>,
         model: Model,
         input: Input,
         output: config::Output,
@@ -79,6 +82,7 @@ impl Publisher {
             drift: Drift::new(judge.normal_quantile(QUANTILE)),
             sink,
             judge,
+            nearest,
             model,
             input,
             output,
@@ -220,7 +224,7 @@ impl Publisher {
                 }
                 // A picture that nobody asks about was seen to above.
                 Some(_) => continue,
-                None => self.row_message(batch, i, width, record),
+                None => self.row_message(batch, i, width, record, flagged.is_some())?,
             };
             if let Some(traces) = &self.traces {
                 let topic = &self.topics[record.from.topic];
@@ -248,18 +252,31 @@ impl Publisher {
         Ok(tally)
     }
 
-    fn row_message(&self, batch: &Batch, i: usize, width: usize, record: Kept<'_>) -> Message {
+    fn row_message(
+        &mut self,
+        batch: &Batch,
+        i: usize,
+        width: usize,
+        record: Kept<'_>,
+        flagged: bool,
+    ) -> Result<Message, PipelineError> {
         let columns = i * width..(i + 1) * width;
+        let row = &batch.rows[columns.clone()];
+        let nearest = match &mut self.nearest {
+            Some(nearest) if flagged => nearest.of(row)?,
+            _ => None,
+        };
         let verdict = self.judge.judge(
             Scored {
                 score: batch.scores[i],
-                row: &batch.rows[columns.clone()],
+                row,
                 residual: &batch.residuals[columns.clone()],
                 reconstruction: &batch.reconstructions[columns],
             },
+            nearest,
             self.output.attributions,
         );
-        self.message(record, &verdict)
+        Ok(self.message(record, &verdict))
     }
 
     pub(super) fn message(&self, record: Kept<'_>, verdict: &Verdict<'_>) -> Message {

@@ -7,7 +7,7 @@ use crate::bundle::Feature;
 use crate::decode::Input;
 use crate::message::Model;
 use crate::metrics::Metrics;
-use crate::onnx::Scorer;
+use crate::onnx::{Nearest, Scorer};
 use crate::status::{InForce, Status};
 use crate::verdict::Judge;
 
@@ -18,6 +18,7 @@ pub struct Serving {
     /// One a worker.
     pub scorers: Vec<Scorer>,
     pub judge: Judge,
+    pub nearest: Option<Nearest>,
     pub model: Model,
     /// The provider that was asked for.
     pub asked: &'static str,

@@ -14,11 +14,13 @@ pub struct Copy {
     pub path: PathBuf,
 }
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "manifest.json",
     "model.onnx",
     "calibration.json",
     "golden.ndjson",
+    "normals.ndjson",
+    "nearest.onnx",
 ];
 
 impl Copy {

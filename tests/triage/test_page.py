@@ -147,6 +147,7 @@ def test_payments_live_filtered_and_opened(browser, request):
         expect(page.locator("#detail")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == name
         expect(page.locator("#id")).to_have_text(name)
+        expect(page.locator("#reasons")).to_contain_text("most like the normal record")
         record = json.loads(page.locator("#record").inner_text())
         assert {"payment_id", "merchant"} <= record.keys()
         shoot(page, request, "payments-record")

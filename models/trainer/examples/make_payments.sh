@@ -8,5 +8,5 @@ trap 'rm -rf "$work"' EXIT
 
 python "$here/payments.py" --history "$work/history.ndjson.gz" --sample "$work/sample.ndjson.gz"
 residuald-train tabular --data "$work/history.ndjson.gz" --schema "$here/payments_schema.json" \
-    --name payments --version 1 --steps 6000 --out "$bundle"
+    --name payments --version 1 --recipe blind --steps 6000 --coreset 300 --nearest payment_id --out "$bundle"
 cp "$work/sample.ndjson.gz" "$bundle/sample.ndjson.gz"

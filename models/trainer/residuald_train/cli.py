@@ -72,10 +72,18 @@ def parser():
     p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
     p.add_argument("--max-rows", type=int, metavar="N", help="use at most N normal rows, drawn at random")
     p.add_argument("--seed", type=int, default=0, help="default 0")
-    p.add_argument("--recipe", choices=RECIPES, default="blind", help="what scores (default blind); see README.md")
+    p.add_argument("--recipe", choices=RECIPES, default="kernel", help="what scores (default kernel); see README.md")
     p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
-    p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000)")
+    p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel: none")
     p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
+    p.add_argument(
+        "--nearest",
+        nargs="?",
+        const=True,
+        metavar="COL",
+        help="keep normal records (one a center of the kernel, the schema's fields, COL as their id) for the daemon to "
+        "show beside an anomaly; they are in the bundle as they came",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
 
     p = verb(
@@ -184,13 +192,9 @@ def tabular_verb(args):
     ]:
         if not ok:
             raise TrainerError(f"{name} wants {wants}")
-    from .export import (
-        bundle,
-        check_out,
-        run_onnx,
-        session,
-        write,
-    )  # torch loads slowly: only where it is needed
+    # torch loads slowly: only where it is needed
+    from . import nearest
+    from .export import bundle, check_out, run_onnx, session, write
     from .score import auroc
     from .train import Options, fit, split
 
@@ -198,6 +202,8 @@ def tabular_verb(args):
     check_out(args.out)
     features, label = load_schema(args.schema) if args.schema else (None, None)
     table, label = load(args, label)
+    if args.nearest not in (None, True) and args.nearest not in table.columns:
+        raise TrainerError(f"--nearest: no column `{args.nearest}`; there are: {some(table.columns)}")
     table, others = normals(table, label)
     if args.max_rows and table.rows > args.max_rows:
         rows = np.random.default_rng(args.seed).choice(table.rows, args.max_rows, replace=False)
@@ -227,7 +233,17 @@ def tabular_verb(args):
     facts = {"seed": args.seed, "rows": len(fit_rows), "held_out_rows": len(held_rows), "data": table.files}
     facts = {"name": args.name, "version": args.version, "training": facts | {"options": shown}}
     records = [table.record(int(i)) for i in held_rows[:1000]]
-    files, parity, score = bundle(scorer, features, X[held_rows], records, facts)
+    more = {}
+    if args.nearest:
+        fields = table.only({f.path for f in features})
+
+        def normal(i):
+            row = int(fit_rows[i])
+            name = {} if args.nearest is True else {"id": str(table.columns[args.nearest][row])}
+            return name | {"record": fields.record(row)}
+
+        more = nearest.files(scorer, X[fit_rows], options, normal)
+    files, parity, score = bundle(scorer, features, X[held_rows], records, facts, more)
     write(args.out, files)
 
     quantiles = zip((0.5, 0.9, 0.99, 0.999, 1), np.quantile(score, (0.5, 0.9, 0.99, 0.999, 1)), strict=True)

@@ -34,6 +34,10 @@ class Table:
         columns = {path: column[index] for path, column in self.columns.items()}
         return Table(columns, len(index), self.files, self.messages)
 
+    def only(self, paths):
+        columns = {path: column for path, column in self.columns.items() if path in paths}
+        return Table(columns, self.rows, self.files, self.messages)
+
     def record(self, row):
         """The row as a producer would send it: a nested object without the missing values."""
         record = {}

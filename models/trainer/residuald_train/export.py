@@ -121,11 +121,11 @@ def check_parity(scorer, model, X):
     return float(error.max())
 
 
-def bundle(scorer, features, held_out, records, facts):
-    """Makes the four files in memory -> ({name: bytes}, parity error, held-out scores).
+def bundle(scorer, features, held_out, records, facts, more=()):
+    """Makes the files in memory -> ({name: bytes}, parity error, held-out scores).
 
     `held_out` float32 [n, F] normal rows, `records` raw records to take golden ones from, `facts` the
-    manifest's name, version and training.
+    manifest's name, version and training, `more` {name: bytes} files that not every bundle has.
     """
     model = to_onnx(scorer)
     lines = [
@@ -143,6 +143,7 @@ def bundle(scorer, features, held_out, records, facts):
         "golden.ndjson": "".join(
             f'{{"record": {line}, "score": {float(want)!r}}}\n' for line, want in zip(lines, wanted, strict=True)
         ).encode(),
+        **dict(more),
     }
     manifest = {
         "format": FORMAT,

@@ -39,7 +39,7 @@ def history(tmp_path_factory):
 @pytest.fixture(scope="session")
 def train_small(history):
     """Trains on the small records into a folder; the exit code."""
-    options = ["--label", "label", "--steps", "150", "--width", "32"]
+    options = ["--label", "label", "--recipe", "blind", "--steps", "150", "--width", "32"]
     return lambda out: main(["tabular", "--data", str(history), *options, "--out", str(out)])
 
 

@@ -87,5 +87,5 @@ def test_interruption_leaves_nothing(history, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("residuald_train.train.descend", stop)
-    assert cli.main(["tabular", "--data", str(history), "--out", str(tmp_path / "b")]) == 130
+    assert cli.main(["tabular", "--recipe", "blind", "--data", str(history), "--out", str(tmp_path / "b")]) == 130
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def rows(n=400, seed=0):
 
 @pytest.fixture(scope="module")
 def scorer():
-    return fit(FEATURES, rows(), Options(steps=1500, width=32))
+    return fit(FEATURES, rows(), Options("blind", steps=1500, width=32))
 
 
 def standard(v):
@@ -159,7 +159,7 @@ def test_broken_dependencies_score_higher(scorer):
 
 def test_nan_stops_the_training():
     with pytest.raises(TrainerError, match="the loss became nan at step"):
-        fit(FEATURES, rows(), Options(steps=300, width=32, lr=1e20))
+        fit(FEATURES, rows(), Options("blind", steps=300, width=32, lr=1e20))
 
 
 def test_split_is_disjoint_and_whole():

@@ -253,6 +253,11 @@ function reasons(verdict, most) {
   );
 }
 
+function likeness({ id, values }) {
+  const told = Object.entries(values).map(([feature, value]) => `${feature} ${said(value)}`);
+  return `most like the normal record${id ? ` ${id}` : ""}: ${told.join(", ")}`;
+}
+
 const said = (value) => (typeof value === "number" ? short(value) : String(value));
 
 // --- One of them -------------------------------------------------------------------------
@@ -275,6 +280,7 @@ async function open(anomaly) {
   $("facts").textContent = facts.map(([name, value]) => `${name}: ${value}`).join(" · ");
   $("reasons").replaceChildren(...reasons(opened, 100));
   if (opened.feature_imputed?.length) $("reasons").append(`missing, filled in: ${opened.feature_imputed.join(", ")}`);
+  if (opened.nearest_normal) $("reasons").append(element("p", { class: "expected" }, likeness(opened.nearest_normal)));
   $("record").textContent = opened.record ? JSON.stringify(opened.record, null, 2) : "not in the verdict: a bare picture, or output.include_record = false";
   await pictures(anomaly);
   $("detail").showModal();
