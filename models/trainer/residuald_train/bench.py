@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from . import TrainerError, __version__
-from .report import costs_table, means_table, sets_table
+from .calibrate import Calibration, calibrate
+from .report import costs_table, means_table, sets_table, trust_table, trust_totals
 from .sets import FAST, TRAIN, read_set, split
 
 SUFFIXES = ".npz", ".csv"
@@ -24,6 +25,7 @@ FASTEST = 5  # the smallest sets, for --fast
 CAPS = {False: (TRAIN, 4_000, 300), True: FAST}
 WORKERS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TQDM_DISABLE"), "1")
 COST_FEATURES, COST_BATCHES = 30, (64, 256, 1024)
+FLAGGED_AT, CHECKED_AT = 1e-2, (1e-2, 1e-3)  # false-alarm rates: of the records whose reasons are tried, and checked
 
 
 def find(folder, fast):
@@ -87,7 +89,41 @@ def recipe(name, data, seed, steps):
     facts = {"name": name, "version": "bench", "training": {"seed": seed, "rows": len(data.train)}}
     files, parity, _ = bundle(scorer, features, normal, records, facts)
     run = session(files["model.onnx"])
-    return seconds, lambda rows: run_onnx(run, rows)[0], {"parity": parity, "bytes": len(files["model.onnx"])}
+    facts = {"parity": parity, "bytes": len(files["model.onnx"]), **trust(run, data, seed)}
+    return seconds, lambda rows: run_onnx(run, rows)[0], facts
+
+
+def trust(run, data, seed):
+    """Whether thresholds and reasons hold; a random half of the test's normal rows calibrates, the others are judged.
+
+    -> reason_lowers: of the rows flagged at FLAGGED_AT, or the finest rate there is, how many score lower with the
+    feature of the largest residual replaced by its reconstruction, and how many there are; false_alarms: for each rate
+    that the half supports, normal rows flagged, judged, and the share to expect, k / (n + 1).
+    """
+    from .served import run_onnx
+
+    score, residual, expected = run_onnx(run, data.test)
+    normal = np.random.default_rng(2000 + seed).permutation(np.flatnonzero(~data.anomalous))
+    half, fresh = normal[: len(normal) // 2], normal[len(normal) // 2 :]
+    if not len(half):
+        return {}
+    calibration = Calibration(calibrate(score[half], residual[half]))
+    finest = 1 / (len(half) + 1)
+    alarms = {
+        f"{rate:g}": [
+            int((score[fresh] > calibration.threshold(rate)).sum()),
+            len(fresh),
+            calibration.rank(rate) / (len(half) + 1),
+        ]
+        for rate in CHECKED_AT
+        if rate >= finest
+    }
+    judged = np.concatenate([fresh, np.flatnonzero(data.anomalous)])
+    flagged = judged[score[judged] > calibration.threshold(max(FLAGGED_AT, finest))]
+    rows, top, every = data.test[flagged].copy(), residual[flagged].argmax(1), np.arange(len(flagged))
+    rows[every, top] = expected[flagged, top]
+    lowered = int((run_onnx(run, rows)[0] < score[flagged]).sum()) if len(flagged) else 0
+    return {"reason_lowers": [lowered, len(flagged)], "false_alarms": alarms}
 
 
 def peer(name, data, seed, _):
@@ -195,9 +231,13 @@ def markdown(results):
     for protocol in sorted({r["protocol"] for r in results["runs"]}):
         runs = [r for r in results["runs"] if r["protocol"] == protocol]
         lines += [f"## Protocol: {protocol}", "", means_table(runs), ""]
+        if totals := trust_totals(runs):
+            lines += [f"## Thresholds and reasons: {protocol}", "", totals, ""]
     if results["costs"]:
         lines += [f"## Cost: µs a row, one thread, {COST_FEATURES} features", "", costs_table(results["costs"]), ""]
     for protocol in sorted({r["protocol"] for r in results["runs"]}):
         runs = [r for r in results["runs"] if r["protocol"] == protocol]
         lines += [f"## Each set: {protocol}, AUROC / average precision", "", sets_table(runs), ""]
+        if table := trust_table(runs):
+            lines += [f"## Each set: {protocol}, false alarms at 1e-2 and 1e-3, reasons that lower", "", table, ""]
     return "\n".join(lines)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from residuald_train import peers
+from residuald_train.bench import trust
 from residuald_train.cli import main
-from residuald_train.sets import read_set, split
+from residuald_train.report import trust_table, trust_totals
+from residuald_train.sets import Split, read_set, split
 
 
 @pytest.fixture
@@ -38,6 +40,8 @@ def test_bench_goes_on_from_where_it_is(sets, tmp_path, capsys):
     assert all(r["auroc"] > 80 for r in results["runs"] if r["method"] == "kernel")
     assert all(r["microseconds_a_row"] > 0 for r in results["runs"])
     assert set(results["costs"]) == {"MLP 256x3", "kernel", "blind"}
+    for run in results["runs"]:
+        assert ("reason_lowers" in run) == (run["method"] in ("kernel", "blind"))
     text = (out / "results.md").read_text()
     assert "| kernel |" in text
     assert "2 sets, 1 seeds" in text
@@ -49,6 +53,37 @@ def test_bench_goes_on_from_where_it_is(sets, tmp_path, capsys):
     capsys.readouterr()
     assert bench(sets, out, *options, "--seeds", "1", "--steps", "30") == 65
     assert "is of other settings" in capsys.readouterr().err
+
+
+class Ruler:
+    """A bundle whose score is the root of the squares, each its feature's residual, and that expects 0."""
+
+    def run(self, _, inputs):
+        square = inputs["x"] ** 2
+        return np.sqrt(square.sum(1)), square, 0 * square
+
+
+def test_thresholds_and_reasons_are_counted():
+    rng = np.random.default_rng(0)
+    test = np.concatenate([rng.normal(size=(4000, 3)), 9 + rng.normal(size=(50, 3))]).astype(np.float32)
+    found = trust(Ruler(), Split(test[:1], test, np.arange(4050) >= 4000), 0)
+    assert found["false_alarms"]["0.01"][1:] == [2000, 20 / 2001]
+    assert found["false_alarms"]["0.001"][1:] == [2000, 2 / 2001]
+    assert 5 < found["false_alarms"]["0.01"][0] < 40
+    assert found["reason_lowers"] == [50 + found["false_alarms"]["0.01"][0]] * 2
+    few = trust(Ruler(), Split(test[:1], test[-150:], np.arange(150) >= 100), 0)
+    assert few["false_alarms"] == {}
+    assert few["reason_lowers"][0] == few["reason_lowers"][1] >= 50
+    runs = [
+        {"method": "kernel", "set": "a", **found},
+        {"method": "kernel", "set": "b", **few},
+        {"method": "1-NN", "set": "a"},
+    ]
+    k = found["false_alarms"]["0.01"][0]
+    assert f"{k} of 2000" in trust_totals(runs)
+    assert "| 1 % |" in trust_totals(runs)
+    assert "| b | -, - of 0; 100 % of" in trust_table(runs)
+    assert trust_totals(runs[2:]) == trust_table(runs[2:]) == ""
 
 
 def test_a_folder_without_sets(tmp_path, capsys):

@@ -1,0 +1,46 @@
+"""A flagged record's largest share is the feature that is broken, and what is expected there mends it.
+
+Eight features that depend on three hidden ones. One value of each test record is moved by 4 of that feature's own
+standard deviations (marginal, not given the others), up or down; a record counts if it is flagged at 1e-2.
+"""
+
+import numpy as np
+import pytest
+
+from residuald_train.calibrate import Calibration, calibrate
+from residuald_train.export import to_onnx
+from residuald_train.features import Feature
+from residuald_train.served import run_onnx, session
+from residuald_train.train import Options, fit
+
+FEATURES = [Feature(f"x{j}", f"x{j}", "number") for j in range(8)]
+MOVED = 4.0
+FLOOR = 0.95
+
+
+def correlated(n, rng, mix, heavy):
+    X = rng.normal(size=(n, len(mix))) @ mix + 0.5 * rng.normal(size=(n, mix.shape[1]))
+    return (np.exp(X / 2) if heavy else X).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "heavy"),
+    [("blind", False), ("kernel", False), ("hybrid", False), ("best", False), ("best", True)],
+)
+def test_the_reason_is_the_broken_feature(recipe, heavy):
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(3, len(FEATURES)))
+    train, held_out, broken = (correlated(n, rng, mix, heavy) for n in (4000, 2000, 1000))
+    every, feature = np.arange(len(broken)), rng.integers(len(FEATURES), size=len(broken))
+    broken[every, feature] += MOVED * rng.choice([-1, 1], len(broken)) * train.std(0)[feature]
+
+    run = session(to_onnx(fit(FEATURES, train, Options(recipe, steps=300, width=64, coreset=500), quiet=True)))
+    threshold = Calibration(calibrate(*run_onnx(run, held_out)[:2])).threshold(1e-2)
+    score, residual, expected = run_onnx(run, broken)
+    flagged = score > threshold
+    assert flagged.mean() > 0.8
+    top = residual.argmax(1)
+    assert (top == feature)[flagged].mean() >= FLOOR
+    mended = broken.copy()
+    mended[every, top] = expected[every, top]
+    assert (run_onnx(run, mended)[0] < score)[flagged].mean() >= FLOOR
