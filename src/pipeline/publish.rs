@@ -209,7 +209,7 @@ impl Publisher {
                 continue;
             }
             tally.scored += 1;
-            let flagged = self.judge.severity(score);
+            let flagged = self.judge.severity(score, record.segment);
             tally.anomalies.extend(flagged);
             if flagged.is_none() && self.output.scores_topic.is_none() {
                 continue;
@@ -257,6 +257,7 @@ impl Publisher {
                 residual: &batch.residuals[columns.clone()],
                 reconstruction: &batch.reconstructions[columns],
             },
+            record.segment,
             self.output.attributions,
         );
         self.message(record, &verdict)

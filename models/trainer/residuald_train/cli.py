@@ -71,6 +71,7 @@ def parser():
     p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000)")
     p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
+    p.add_argument("--segment", metavar="COL", help="calibrate by its values: thresholds for each segment of the rows")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
 
     p = verb(
@@ -191,8 +192,12 @@ def tabular_verb(args):
         features = guess(table, label, args.drop)
     features = [f for f in features if f.path not in args.drop and not (label and f.path == label["path"])]
 
+    if args.segment:
+        check_segment(args.segment, table, features)
+
     options = Options(args.recipe, args.seed, args.steps, width=args.width, coreset=args.coreset)
     shown = asdict(options) | {"held_out": args.held_out, "max_rows": args.max_rows, "label": label}
+    shown |= {"segment": args.segment} if args.segment else {}
     print("options:", json.dumps({"name": args.name, "version": args.version, "out": str(args.out)} | shown))
     print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
     if args.dry_run:
@@ -212,7 +217,8 @@ def tabular_verb(args):
     facts = {"seed": args.seed, "rows": len(fit_rows), "held_out_rows": len(held_rows), "data": table.files}
     facts = {"name": args.name, "version": args.version, "training": facts | {"options": shown}}
     records = [table.record(int(i)) for i in held_rows[:1000]]
-    files, parity, score = bundle(scorer, features, X[held_rows], records, facts)
+    values = table.columns[args.segment][held_rows].tolist() if args.segment else None
+    files, parity, score = bundle(scorer, features, X[held_rows], records, facts, args.segment, values)
     write(args.out, files)
 
     quantiles = zip((0.5, 0.9, 0.99, 0.999, 1), np.quantile(score, (0.5, 0.9, 0.99, 0.999, 1)), strict=True)
@@ -227,6 +233,14 @@ def tabular_verb(args):
             area = auroc(score, run_onnx(run, Y[accepted])[0])
             print(f"detection: AUROC {area:.4f} ({accepted.sum()} labelled anomalies against the held-out normals)")
     print(f"wrote {args.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def check_segment(path, table, features):
+    if path not in table.columns:
+        raise TrainerError(f"--segment: no column `{path}`; there are: {some(table.columns)}")
+    for feature in features:
+        if feature.path.startswith(path + ".") or path.startswith(feature.path + "."):
+            raise TrainerError(f"--segment: `{path}` cannot be a value where a feature is at `{feature.path}`")
 
 
 def bench_verb(args):
