@@ -239,6 +239,12 @@ impl Judge {
         self.line(segment).threshold
     }
 
+    /// What segments go by, and how many have a line.
+    pub fn segments(&self) -> Option<(SegmentBy, usize)> {
+        let segments = self.calibration.segments.as_ref()?;
+        Some((segments.by.clone(), segments.values.len()))
+    }
+
     /// What segments go by, and their lowest and highest threshold.
     pub fn segment_thresholds(&self) -> Option<(&SegmentBy, f32, f32)> {
         let by = &self.calibration.segments.as_ref()?.by;

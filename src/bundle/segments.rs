@@ -6,7 +6,7 @@
 //! these, and k = 50:
 //!
 //! ```text
-//! p(x) = (#{own scores >= x} + k * p_shape(x / m)) / (n + k)
+//! p(x) = (#{own scores >= x} + k * p_shape(x / m)) / (n + k)      and at least 1 / (records of all + 1)
 //! ```
 //!
 //! which is the mean of a share that was k records' worth of `p_shape` before n records were seen (a Beta prior; Gelman et al.,
@@ -172,11 +172,12 @@ impl Segments {
         whole.map(|fault| format!("segments: {fault}")).collect()
     }
 
-    /// The chance that a normal record of this segment scores at least this high.
+    /// The chance that a normal record of this segment scores at least this high; never less than all records together can tell.
     pub fn p_value(&self, SegmentId(at): SegmentId, score: f32) -> f64 {
         let own = &self.values[at as usize].scores;
         let borrowed = BORROWED * self.shape.p_value(score / typical(own));
-        (own.at_least(score) + borrowed) / (own.count as f64 + BORROWED)
+        let p = (own.at_least(score) + borrowed) / (own.count as f64 + BORROWED);
+        p.max(self.shape.finest_rate())
     }
 
     /// The least score above which `p_value` is at most `rate`, or as small as it gets where that is more than `rate`. All

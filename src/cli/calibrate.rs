@@ -293,9 +293,10 @@ by {}: {} of {} values calibrated, {} of {} records; the others go by the thresh
             count(all),
         );
         for side in &self.largest {
+            // Whoever writes records chooses it.
+            let shown: String = side.segment.escape_debug().take(40).collect();
             println!(
-                "  {:<24} {:>9} {:>12.4}",
-                side.segment,
+                "  {shown:<24} {:>9} {:>12.4}",
                 count(side.records),
                 side.threshold
             );

@@ -36,6 +36,7 @@ impl Serving {
             model: self.model.clone(),
             provider: self.provider(),
             threshold: self.judge.threshold,
+            segments: self.judge.segments(),
             normal: self.judge.normal_shares(bounds),
             reader: match &self.input {
                 Input::Pictures(reader) => Some(reader.clone()),

@@ -248,7 +248,7 @@ impl Sample {
         let names = self.decoder.segments();
         let told = self.segments.iter().flatten().count();
         let nothing = format!(
-            "by {by}: no value has {LEAST_RECORDS} normal records, and no fewer say anything; of {} records {told} have one, {} different ones",
+            "by {by}: no value has {LEAST_RECORDS} normal records; of {} records {told} have a value, {} different ones",
             self.scores.len(),
             names.len()
         );
