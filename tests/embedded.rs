@@ -3,12 +3,12 @@
 mod common;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use common::bundle::calibrated;
 use common::kafka::{Note, committed, ends, produce, read_all, spread};
-use common::process::{Daemon, http_get, run, scored};
-use common::{parse, payments, sample, score_of, wait_for};
+use common::process::{Daemon, http_get, scored};
+use common::{parse, sample, score_of, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::{Value, json};
 
@@ -160,24 +160,6 @@ fn check_reasons(reasons: &[Value]) {
         assert!(!reason["observed"].is_null(), "{reason}");
         assert!(!reason["expected"].is_null(), "{reason}");
     }
-}
-
-/// The shipped bundle, calibrated anew on its sample.
-fn calibrated(dir: &Path, more: &[&str]) -> PathBuf {
-    let (sample, out) = (payments().join("sample.ndjson.gz"), dir.join("calibrated"));
-    let [bundle, sample, to] = [&payments(), &sample, &out].map(|p| p.to_str().unwrap().to_owned());
-    let all = [
-        "calibrate",
-        &bundle,
-        "--data",
-        &sample,
-        "--label",
-        "label",
-        "--out",
-        &to,
-    ];
-    run(&[&all, more].concat()).with_code(0);
-    out
 }
 
 #[test]
