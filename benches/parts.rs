@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use residuald::batch::{Batch, TopicPartition};
-use residuald::bundle::Feature;
+use residuald::bundle::{Feature, SegmentBy};
 use residuald::config::{Inference, Provider};
 use residuald::dataset;
-use residuald::decode::{Decoder, Input, JsonDecoder, RecordType, TypeSource};
+use residuald::decode::{Decoder, Input, JsonDecoder, RecordType, SegmentReader, TypeSource};
 use residuald::message::{Model, verdict_message};
 use residuald::onnx;
 use residuald::record::Record;
@@ -53,13 +53,25 @@ fn parts(criterion: &mut Criterion) {
             black_box(&rows);
         });
     });
+    let by = SegmentBy::Field("merchant.category".into());
+    let mut segmented = JsonDecoder::segmented(&features, Some(SegmentReader::learning(by)));
+    let mut same = Vec::new();
+    group.bench_function("json into rows, with a segment", |bencher| {
+        bencher.iter(|| {
+            same.clear();
+            for payload in &payloads {
+                black_box(segmented.decode(payload, &mut same).expect("it fits"));
+            }
+            black_box(&same);
+        });
+    });
     for (name, mut decoder, payloads) in typed(&payloads, &features) {
         let mut same = Vec::new();
         group.bench_function(format!("{name} into rows"), |bencher| {
             bencher.iter(|| {
                 same.clear();
                 for payload in &payloads {
-                    decoder.decode(payload, &mut same).expect("it fits");
+                    decoder.decode(payload, None, &mut same).expect("it fits");
                 }
                 black_box(&same);
             });
@@ -89,7 +101,7 @@ fn parts(criterion: &mut Criterion) {
             batch.clear();
             let now = Instant::now();
             for (offset, payload) in (0..).zip(&payloads) {
-                batch.keep(&record(payload, offset), from, now);
+                batch.keep(&record(payload, offset), from, None, now);
             }
         });
     });
@@ -132,6 +144,7 @@ fn parts(criterion: &mut Criterion) {
                     residual: &residuals[..width],
                     reconstruction: &reconstructions[..width],
                 },
+                kept.segment,
                 None,
                 5,
             );
@@ -154,7 +167,7 @@ fn typed(payloads: &[Vec<u8>], features: &[Feature]) -> [(&'static str, Decoder,
     let decoder = |file: &str, message: Option<&str>| {
         let path = Path::new("tests/schemas").join(file);
         let source = TypeSource::File(RecordType::open(&path, message).expect("a schema"));
-        Decoder::new(features, Input::Typed(source))
+        Decoder::new(features, Input::Typed(source), None)
     };
     [
         ("avro", decoder("payment.avsc", None), avro.collect()),

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::bundle::SegmentId;
 use crate::decode::RowError;
 use crate::picture::Finding;
 use crate::record::{Header, Record, Source};
@@ -72,6 +73,7 @@ struct Stored {
     timestamp_ms: Option<i64>,
     key: Option<Range<usize>>,
     payload: Range<usize>,
+    segment: Option<SegmentId>,
     trace: [Option<Range<usize>>; 2],
     /// All of them, for what may become a dead letter yet; else none.
     headers: Vec<(String, Option<Vec<u8>>)>,
@@ -85,6 +87,7 @@ pub struct Kept<'b> {
     pub timestamp_ms: Option<i64>,
     pub key: Option<&'b [u8]>,
     pub payload: &'b [u8],
+    pub segment: Option<SegmentId>,
     /// `traceparent` and `tracestate`.
     pub trace: [Option<(&'static str, &'b [u8])>; 2],
     /// All of them, if they were kept.
@@ -167,7 +170,7 @@ impl Batch {
         row_bytes: usize,
         now: Instant,
     ) {
-        self.keep(record, from, now);
+        self.keep(record, from, None, now);
         self.picture_bytes = self.picture_bytes.saturating_add(row_bytes);
         if let Some(stored) = self.records.last_mut() {
             stored.headers = record.headers.iter().map(own_header).collect();
@@ -175,7 +178,13 @@ impl Batch {
     }
 
     /// Keeps a record whose row the decoder has just appended to `rows`.
-    pub fn keep(&mut self, record: &Record<'_>, from: TopicPartition, now: Instant) {
+    pub fn keep(
+        &mut self,
+        record: &Record<'_>,
+        from: TopicPartition,
+        segment: Option<SegmentId>,
+        now: Instant,
+    ) {
         let trace = TRACE_HEADERS.map(|name| {
             let (_, value) = record.headers.iter().find(|(n, _)| *n == name)?;
             value.map(|value| store(&mut self.bytes, value))
@@ -186,6 +195,7 @@ impl Batch {
             timestamp_ms: record.timestamp_ms,
             key: record.key.map(|key| store(&mut self.bytes, key)),
             payload: store(&mut self.bytes, record.payload.unwrap_or_default()),
+            segment,
             trace,
             headers: Vec::new(),
         };
@@ -236,6 +246,7 @@ impl Batch {
             timestamp_ms: stored.timestamp_ms,
             key: stored.key.clone().map(|range| &self.bytes[range]),
             payload: &self.bytes[stored.payload.clone()],
+            segment: stored.segment,
             trace: std::array::from_fn(|i| {
                 let range = stored.trace[i].clone()?;
                 Some((TRACE_HEADERS[i], &self.bytes[range]))
@@ -305,7 +316,7 @@ mod tests {
     fn every_outcome_advances_the_offset() {
         let mut batch = Batch::default();
         let now = Instant::now();
-        batch.keep(&record(0, 4), P0, now);
+        batch.keep(&record(0, 4), P0, None, now);
         batch.skip(&record(1, 9), P1, now);
         let error = RowError {
             reason: Reason::Malformed,
@@ -321,7 +332,7 @@ mod tests {
     #[test]
     fn a_kept_record_comes_back_whole() {
         let mut batch = Batch::default();
-        batch.keep(&record(0, 1), P0, Instant::now());
+        batch.keep(&record(0, 1), P0, Some(SegmentId(3)), Instant::now());
         batch.keep(
             &Record {
                 key: None,
@@ -329,12 +340,14 @@ mod tests {
                 ..record(0, 2)
             },
             P0,
+            None,
             Instant::now(),
         );
         let kept: Vec<_> = batch.records().collect();
         assert_eq!(kept[0].key, Some(&b"k"[..]));
         assert_eq!(kept[0].trace[0], Some(("traceparent", &b"00-ab"[..])));
         assert_eq!(kept[0].trace[1], None);
+        assert_eq!(kept[0].segment, Some(SegmentId(3)));
         assert_eq!(
             (kept[1].key, kept[1].payload, kept[1].offset),
             (None, &b"{}"[..], 2)
@@ -350,7 +363,7 @@ mod tests {
             !batch.is_due(2, wait, start + wait),
             "an empty batch waits for ever"
         );
-        batch.keep(&record(0, 1), P0, start);
+        batch.keep(&record(0, 1), P0, None, start);
         assert!(!batch.is_due(2, wait, start));
         assert!(batch.is_due(2, wait, start + wait));
         batch.skip(&record(0, 2), P0, start);
@@ -385,7 +398,7 @@ mod tests {
             ..record(0, 0)
         };
         let now = Instant::now();
-        batch.keep(&record, P0, now);
+        batch.keep(&record, P0, None, now);
         assert!(batch.is_due(1000, Duration::MAX, now), "full in bytes");
         batch.clear();
         assert!(batch.is_empty() && batch.bytes.capacity() <= 1 << 20);

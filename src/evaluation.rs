@@ -56,7 +56,7 @@ pub fn average_precision(scores: &[f32], labels: &[bool]) -> Option<f64> {
     (positives > 0).then(|| sum / positives as f64)
 }
 
-/// What a threshold does to labelled records; counts are records.
+/// What thresholds do to labelled records; counts are records.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AtThreshold {
     /// Anomalies that were flagged.
@@ -75,18 +75,15 @@ pub struct AtThreshold {
     pub alert_rate: Option<f64>,
 }
 
-/// Counts, precision and recall when a record is flagged iff its score is above `threshold`, as the
-/// daemon does.
+/// Counts, precision and recall of what was flagged.
 ///
 /// # Panics
-/// If `scores` and `labels` differ in length.
-pub fn precision_recall_at(threshold: f32, scores: &[f32], labels: &[bool]) -> AtThreshold {
-    assert_eq!(scores.len(), labels.len(), "one label a score");
-    let counted = |flagged, anomaly| {
-        let pairs = scores.iter().zip(labels);
-        pairs
-            .filter(|&(&s, &l)| (s > threshold, l) == (flagged, anomaly))
-            .count() as u64
+/// If `flagged` and `labels` differ in length.
+pub fn precision_recall(flagged: &[bool], labels: &[bool]) -> AtThreshold {
+    assert_eq!(flagged.len(), labels.len(), "one label a record");
+    let counted = |flag, anomaly| {
+        let pairs = flagged.iter().zip(labels);
+        pairs.filter(|&(&f, &l)| (f, l) == (flag, anomaly)).count() as u64
     };
     let (tp, fp) = (counted(true, true), counted(true, false));
     let (fn_, tn) = (counted(false, true), counted(false, false));
@@ -98,7 +95,7 @@ pub fn precision_recall_at(threshold: f32, scores: &[f32], labels: &[bool]) -> A
         true_negatives: tn,
         precision: ratio(tp, tp + fp),
         recall: ratio(tp, tp + fn_),
-        alert_rate: ratio(tp + fp, scores.len() as u64),
+        alert_rate: ratio(tp + fp, labels.len() as u64),
     }
 }
 
@@ -200,9 +197,9 @@ mod tests {
     }
 
     #[test]
-    fn counts_at_a_threshold() {
-        let scores = [0.5, 1.0, 1.5, 2.0, f32::NAN];
-        let at = precision_recall_at(1.0, &scores, &[true, false, false, true, true]);
+    fn counts_of_what_is_flagged() {
+        let flagged = [false, false, true, true, false];
+        let at = precision_recall(&flagged, &[true, false, false, true, true]);
         let want = AtThreshold {
             true_positives: 1,
             false_positives: 1,
@@ -214,7 +211,7 @@ mod tests {
         };
         assert_eq!(at, want);
 
-        let empty = precision_recall_at(1.0, &[], &[]);
+        let empty = precision_recall(&[], &[]);
         assert_eq!(
             (empty.precision, empty.recall, empty.alert_rate),
             (None, None, None)
@@ -271,7 +268,8 @@ mod tests {
             thresholds.dedup();
             let (mut recall, mut sum) = (0.0, 0.0);
             for threshold in thresholds {
-                let at = precision_recall_at(threshold - 0.1, &scores, &labels);
+                let flagged: Vec<bool> = scores.iter().map(|s| *s >= threshold).collect();
+                let at = precision_recall(&flagged, &labels);
                 let now = at.recall.unwrap_or(0.0);
                 sum += (now - recall) * at.precision.unwrap();
                 recall = now;

@@ -202,6 +202,7 @@ mod tests {
             timestamp_ms: Some(1_767_225_600_123),
             key: Some(b"card-7"),
             payload: br#"{"amount": 930.0}"#,
+            segment: None,
             trace: [Some(("traceparent", b"00-ab-cd-01")), None],
             headers: &[],
         };
@@ -210,6 +211,7 @@ mod tests {
             p_value: 0.00012,
             anomaly_grade: 1.84,
             threshold: 3.97,
+            segment: Some("electronics"),
             severity: Some(Severity::Critical),
             explanation: Explanation::Features {
                 relevant_attribution: vec![Attribution {
@@ -242,7 +244,7 @@ mod tests {
                 "id": "payments-3-120934@9f2c61aa", "time": "2026-01-01T00:00:00.123Z",
                 "source": {"topic": "payments", "partition": 3, "offset": 120_934},
                 "model": {"name": "payments", "version": "3", "sha256": "9f2c61aa00"},
-                "anomaly_score": 7.31, "p_value": 0.00012, "anomaly_grade": 1.84, "threshold": 3.97, "severity": "critical",
+                "anomaly_score": 7.31, "p_value": 0.00012, "anomaly_grade": 1.84, "threshold": 3.97, "segment": "electronics", "severity": "critical",
                 "relevant_attribution": [{"feature": "amount", "share": 0.61, "observed": 930.0, "expected": 42.1}],
                 "feature_imputed": ["merchant_age_days"], "record": {"amount": 930.0},
             })
@@ -296,6 +298,7 @@ mod tests {
             p_value: 0.5,
             anomaly_grade: 2.0,
             threshold: 1.0,
+            segment: None,
             severity: Some(Severity::Warning),
             explanation: Explanation::Picture {
                 picture: Size {
@@ -316,6 +319,7 @@ mod tests {
             timestamp_ms: None,
             key: None,
             payload: b"",
+            segment: None,
             trace: [None, None],
             headers: &[],
         };

@@ -148,7 +148,11 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
     let window = window.map(|length| window::Window::new(length, half));
     let intake = intake::Intake::new(
         source,
-        Decoder::new(&serving.features, serving.input.clone()),
+        Decoder::new(
+            &serving.features,
+            serving.input.clone(),
+            serving.segment.clone(),
+        ),
         lasting.batch.clone(),
         lasting.drain_timeout,
         metrics.clone(),

@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::bundle::SegmentBy;
 use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::picture::Reader;
@@ -29,7 +30,10 @@ pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
 pub struct InForce {
     pub model: Model,
     pub provider: &'static str,
+    /// Of all records.
     pub threshold: f32,
+    /// What some records have thresholds of their own by, and how many there are.
+    pub segments: Option<(SegmentBy, usize)>,
     /// Of the buckets of the score's histogram the shares of normal records, by the calibration; the last is beyond all.
     pub normal: Vec<f64>,
     /// If the records are pictures.
@@ -134,6 +138,7 @@ impl Status {
             "model": in_force.model,
             "provider": in_force.provider,
             "threshold": in_force.threshold,
+            "segments": in_force.segments.map(|(by, calibrated)| json!({"by": by, "calibrated": calibrated})),
             "records": {
                 "consumed": metrics.records_consumed.get(),
                 "scored": metrics.records_scored.get(),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine};
+use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine, SegmentBy, SegmentId};
 use crate::picture::{Finding, Region};
 
 /// Critical is what a normal record would do ten times less often than crossing the threshold.
@@ -17,7 +17,7 @@ pub enum ThresholdRule {
     AlertsPerDay { alerts: f64, records_per_day: f64 },
     /// Calibration quantile, in (0, 1): 0.999 is a false-alarm rate of 0.001.
     Quantile(f64),
-    /// The score itself, where one was found outside.
+    /// The score itself, where one was found outside; the same in every segment.
     Score(f32),
 }
 
@@ -30,7 +30,7 @@ impl ThresholdRule {
                 records_per_day,
             } => alerts / records_per_day,
             ThresholdRule::Quantile(level) => 1.0 - level,
-            ThresholdRule::Score(score) => calibration.p_value(score),
+            ThresholdRule::Score(score) => calibration.all.p_value(score),
         }
     }
 }
@@ -61,8 +61,17 @@ impl Severity {
 pub struct Judge {
     features: Vec<Feature>,
     calibration: Calibration,
-    /// A score above it is an anomaly.
+    /// A score above it is an anomaly, of a record whose segment has no threshold of its own.
     pub threshold: f32,
+    critical: f32,
+    /// Of each segment.
+    lines: Vec<Line>,
+}
+
+/// Where anomalies begin, and where critical ones do.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    threshold: f32,
     critical: f32,
 }
 
@@ -75,6 +84,9 @@ pub struct Verdict<'a> {
     /// Score over threshold; above 1 is an anomaly.
     pub anomaly_grade: f32,
     pub threshold: f32,
+    /// Whose records `p_value` and `threshold` are about; without it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segment: Option<&'a str>,
     /// `None` for a record that is not an anomaly.
     pub severity: Option<Severity>,
     #[serde(flatten)]
@@ -224,27 +236,57 @@ impl Judge {
         let rate = rule.rate(&calibration);
         let threshold = match rule {
             ThresholdRule::Score(score) => score,
-            _ => calibration.threshold_at(rate)?,
+            _ => calibration.all.threshold_at(rate)?,
         };
         let critical = calibration
+            .all
             .threshold_at(rate * CRITICAL_SHARE)
-            .unwrap_or_else(|_| calibration.largest());
+            .unwrap_or_else(|_| calibration.all.largest());
         Ok(Judge {
             features,
-            calibration,
             threshold,
             critical: critical.max(threshold),
+            lines: lines(&calibration, rule, rate),
+            calibration,
         })
+    }
+
+    fn line(&self, segment: Option<SegmentId>) -> Line {
+        match segment {
+            Some(SegmentId(at)) => self.lines[at as usize],
+            None => Line {
+                threshold: self.threshold,
+                critical: self.critical,
+            },
+        }
+    }
+
+    /// The score above which a record of this segment is an anomaly.
+    pub fn threshold_of(&self, segment: Option<SegmentId>) -> f32 {
+        self.line(segment).threshold
+    }
+
+    /// What segments go by, and how many have a line.
+    pub fn segments(&self) -> Option<(SegmentBy, usize)> {
+        let segments = self.calibration.segments.as_ref()?;
+        Some((segments.by.clone(), segments.values.len()))
+    }
+
+    /// What segments go by, and their lowest and highest threshold.
+    pub fn segment_thresholds(&self) -> Option<(&SegmentBy, f32, f32)> {
+        let by = &self.calibration.segments.as_ref()?.by;
+        let all = || self.lines.iter().map(|line| line.threshold);
+        Some((by, all().reduce(f32::min)?, all().reduce(f32::max)?))
     }
 
     /// The share of normal records that the threshold flags, by the calibration: at least 1 / (count + 1).
     pub fn expected_anomaly_ratio(&self) -> f64 {
-        self.calibration.p_value(self.threshold.next_up())
+        self.calibration.all.p_value(self.threshold.next_up())
     }
 
     /// The shares of normal records in `..=bounds[0]`, `bounds[0]..=bounds[1]` and so on, and beyond the last.
     pub fn normal_shares(&self, bounds: &[f64]) -> Vec<f64> {
-        let above = |bound: &f64| self.calibration.p_value((*bound as f32).next_up());
+        let above = |bound: &f64| self.calibration.all.p_value((*bound as f32).next_up());
         let edges: Vec<f64> = bounds.iter().map(above).collect();
         let from = std::iter::once(1.0).chain(edges.iter().copied());
         let to = edges.iter().copied().chain([0.0]);
@@ -253,17 +295,18 @@ impl Judge {
 
     /// The score that a share of `level` of the calibration's records stays below.
     pub fn normal_quantile(&self, level: f64) -> f32 {
-        self.calibration.quantile(level)
+        self.calibration.all.quantile(level)
     }
 
-    pub fn is_anomaly(&self, score: f32) -> bool {
-        score > self.threshold
+    pub fn is_anomaly(&self, score: f32, segment: Option<SegmentId>) -> bool {
+        score > self.threshold_of(segment)
     }
 
-    pub fn severity(&self, score: f32) -> Option<Severity> {
-        if !self.is_anomaly(score) {
+    pub fn severity(&self, score: f32, segment: Option<SegmentId>) -> Option<Severity> {
+        let line = self.line(segment);
+        if score <= line.threshold {
             None
-        } else if score > self.critical {
+        } else if score > line.critical {
             Some(Severity::Critical)
         } else {
             Some(Severity::Warning)
@@ -271,12 +314,13 @@ impl Judge {
     }
 
     /// The whole verdict, with the `most` features that matter most and the normal record `nearest` to it.
-    pub fn judge(
-        &self,
+    pub fn judge<'a>(
+        &'a self,
         scored: Scored<'_>,
+        segment: Option<SegmentId>,
         nearest: Option<Neighbour<'_>>,
         most: usize,
-    ) -> Verdict<'_> {
+    ) -> Verdict<'a> {
         let columns = self.features.iter().zip(scored.row);
         let imputed = columns.filter(|(_, value)| value.is_nan());
         let explanation = Explanation::Features {
@@ -284,12 +328,12 @@ impl Judge {
             relevant_attribution: self.attribute(scored, most),
             nearest_normal: nearest.map(|normal| self.describe(normal)),
         };
-        self.verdict(scored.score, explanation)
+        self.verdict(scored.score, segment, explanation)
     }
 
     /// The whole verdict on a picture, with what is to be shown of its maps.
     pub fn judge_picture<'a>(
-        &self,
+        &'a self,
         score: f32,
         finding: &'a Finding,
         heatmap: Option<Shown>,
@@ -304,16 +348,27 @@ impl Judge {
             heatmap,
             reconstruction,
         };
-        self.verdict(score, explanation)
+        self.verdict(score, None, explanation)
     }
 
-    fn verdict<'a>(&self, score: f32, explanation: Explanation<'a>) -> Verdict<'a> {
+    fn verdict<'a>(
+        &'a self,
+        score: f32,
+        segment: Option<SegmentId>,
+        explanation: Explanation<'a>,
+    ) -> Verdict<'a> {
+        let threshold = self.threshold_of(segment);
+        let own = self.calibration.segments.as_ref().zip(segment);
         Verdict {
             anomaly_score: score,
-            p_value: self.calibration.p_value(score),
-            anomaly_grade: score / self.threshold,
-            threshold: self.threshold,
-            severity: self.severity(score),
+            p_value: match own {
+                Some((segments, segment)) => segments.p_value(segment, score),
+                None => self.calibration.all.p_value(score),
+            },
+            anomaly_grade: score / threshold,
+            threshold,
+            segment: own.map(|(segments, id)| segments.values[id.0 as usize].value.as_str()),
+            severity: self.severity(score, segment),
             explanation,
         }
     }
@@ -348,6 +403,26 @@ impl Judge {
     }
 }
 
+/// Of each segment; of one that has too few records for `rate` what it has.
+fn lines(calibration: &Calibration, rule: ThresholdRule, rate: f64) -> Vec<Line> {
+    let Some(segments) = &calibration.segments else {
+        return Vec::new();
+    };
+    let line = |segment: SegmentId| {
+        let (threshold, rate) = match rule {
+            ThresholdRule::Score(score) => (score, segments.p_value(segment, score)),
+            _ => (segments.threshold_at(segment, rate), rate),
+        };
+        let critical = segments.threshold_at(segment, rate * CRITICAL_SHARE);
+        Line {
+            threshold,
+            critical: critical.max(threshold),
+        }
+    };
+    let ids = (0..segments.values.len()).map(|at| SegmentId(at as u32));
+    ids.map(line).collect()
+}
+
 /// As [`observe`], but of a boolean how much the model leans to true, in [0, 1]: rounded, it would often equal what
 /// was observed and explain nothing.
 fn expect(kind: &FeatureKind, value: f32) -> Observation<'_> {
@@ -374,7 +449,8 @@ fn observe(kind: &FeatureKind, value: f32) -> Observation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::calibration::tests::evenly_spaced;
+    use crate::bundle::Segments;
+    use crate::bundle::scores::tests::evenly_spaced;
 
     fn features() -> Vec<Feature> {
         serde_json::from_value(serde_json::json!([
@@ -385,8 +461,16 @@ mod tests {
         .unwrap()
     }
 
+    fn calibration() -> Calibration {
+        Calibration {
+            all: evenly_spaced(9999, 9999),
+            residual_scale: vec![1.0; 3],
+            segments: None,
+        }
+    }
+
     fn judge(rule: ThresholdRule) -> Judge {
-        Judge::new(features(), evenly_spaced(9999, 9999, 3), rule).unwrap()
+        Judge::new(features(), calibration(), rule).unwrap()
     }
 
     #[test]
@@ -407,9 +491,9 @@ mod tests {
     #[test]
     fn severity_follows_the_rate() {
         let judge = judge(ThresholdRule::FalseAlarmRate(0.001));
-        assert_eq!(judge.severity(9990.0), None);
-        assert_eq!(judge.severity(9995.0), Some(Severity::Warning));
-        assert_eq!(judge.severity(9999.5), Some(Severity::Critical));
+        assert_eq!(judge.severity(9990.0, None), None);
+        assert_eq!(judge.severity(9995.0, None), Some(Severity::Warning));
+        assert_eq!(judge.severity(9999.5, None), Some(Severity::Critical));
     }
 
     #[test]
@@ -418,7 +502,7 @@ mod tests {
             alerts: 1.0,
             records_per_day: 1e6,
         };
-        let error = Judge::new(features(), evenly_spaced(9999, 9999, 3), rule).unwrap_err();
+        let error = Judge::new(features(), calibration(), rule).unwrap_err();
         assert_eq!(error.needed, 999_999);
     }
 
@@ -432,6 +516,7 @@ mod tests {
                 residual: &[6.0, 2.0, 0.0],
                 reconstruction: &[42.0, 1.0, 1.0],
             },
+            None,
             Some(Neighbour {
                 id: Some("p-7"),
                 row: &[40.0, 0.0, f32::NAN],
@@ -456,5 +541,66 @@ mod tests {
             json["relevant_attribution"][1]["observed"],
             "(not seen in training)"
         );
+    }
+
+    /// 9,999 records of which every third is of segment `low`, with a hundredth of the score.
+    fn segmented(rule: ThresholdRule) -> Judge {
+        let scores: Vec<f32> = (1..=9999)
+            .map(|i| i as f32 * if i % 3 == 0 { 0.01 } else { 1.0 })
+            .collect();
+        let ids: Vec<_> = (1..=9999)
+            .map(|i| (i % 3 == 0).then_some(SegmentId(0)))
+            .collect();
+        let by = SegmentBy::Field("c".into());
+        let segments = Segments::of(by, &scores, &ids, vec!["low".into()]);
+        let calibration = Calibration::of(scores, vec![1.0; 3], segments);
+        Judge::new(features(), calibration, rule).unwrap()
+    }
+
+    #[test]
+    fn a_segment_has_its_own_line_and_the_others_that_of_all() {
+        let low = Some(SegmentId(0));
+        for rule in [
+            ThresholdRule::FalseAlarmRate(0.01),
+            ThresholdRule::Quantile(0.99),
+        ] {
+            let judge = segmented(rule);
+            let threshold = judge.threshold_of(low);
+            assert!((98.0..100.0).contains(&threshold), "{threshold}");
+            assert_eq!(judge.threshold_of(None), judge.threshold);
+            assert!(judge.threshold > 9000.0);
+            assert!(judge.is_anomaly(100.5, low) && !judge.is_anomaly(100.5, None));
+            assert_eq!(judge.severity(threshold, low), None);
+            assert_eq!(judge.severity(99.5, low), Some(Severity::Warning));
+            assert_eq!(judge.severity(200.0, low), Some(Severity::Critical));
+            let scored = Scored {
+                score: 99.5,
+                row: &[1.0, 0.0, 1.0],
+                residual: &[1.0, 0.0, 0.0],
+                reconstruction: &[0.0, 0.0, 1.0],
+            };
+            let verdict = judge.judge(scored, low, None, 1);
+            assert_eq!(
+                (verdict.segment, verdict.threshold),
+                (Some("low"), threshold)
+            );
+            assert!(verdict.p_value <= 0.01 && verdict.anomaly_grade > 1.0);
+            let verdict = judge.judge(scored, None, None, 1);
+            assert_eq!(
+                (verdict.segment, verdict.threshold),
+                (None, judge.threshold)
+            );
+            assert!(verdict.p_value > 0.6 && verdict.severity.is_none());
+        }
+        let judge = segmented(ThresholdRule::Score(50.0));
+        assert_eq!((judge.threshold_of(low), judge.threshold), (50.0, 50.0));
+        assert_eq!(judge.severity(60.0, low), Some(Severity::Warning));
+        assert_eq!(judge.severity(99.0, low), Some(Severity::Critical));
+        let refused = Judge::new(
+            features(),
+            segmented(ThresholdRule::Score(1.0)).calibration,
+            ThresholdRule::FalseAlarmRate(1e-5),
+        );
+        assert_eq!(refused.unwrap_err().count, 9999);
     }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::bundle::Copy;
+use common::bundle::{Copy, calibrated};
 use common::cluster::{Cluster, cluster};
 use common::kafka::{Note, committed, ends, produce, read_all};
 use common::process::{Daemon, Ended, residuald};
@@ -98,9 +98,13 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     transaction(brokers, "payments", 30, true);
     transaction(brokers, "payments", 10, false);
 
+    // By segment, which has to be the same here and there.
+    let dir = tempfile::tempdir().unwrap();
+    let segmented = calibrated(dir.path(), &["--by", "merchant.category"]);
     let daemon = Daemon::ready(
         brokers,
         &[
+            &format!("model.bundle={segmented:?}"),
             "kafka.topics=payments",
             "kafka.group_id=same",
             "output.anomalies_topic=anomalies",
@@ -115,13 +119,15 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     });
     daemon.drains();
 
-    let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("verdicts.ndjson");
-    let said = report(
-        cluster,
-        "payments",
-        &["--quantile", "0.99", "--out", out.to_str().unwrap()],
-    );
+    let segmented = [
+        "--quantile",
+        "0.99",
+        "--bundle",
+        segmented.to_str().unwrap(),
+    ];
+    let to_file = [&segmented[..], &["--out", out.to_str().unwrap()]].concat();
+    let said = report(cluster, "payments", &to_file);
     assert_eq!(said["complete"], true);
     assert_eq!(
         (&said["records"], &said["skipped_tombstones"]),
@@ -145,6 +151,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     judged.sort_unstable();
     published.sort_unstable();
     assert_eq!(judged, published, "the same bytes, ids and scores and all");
+    assert!(judged.iter().all(|line| line.contains("\"segment\":")));
 
     let anomalies = read_all(brokers, "anomalies").len();
     assert!(anomalies > 10, "{anomalies} are too few to prove anything");
@@ -189,7 +196,11 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     assert!(!groups.contains(&"residuald-history"), "{groups:?}");
     assert_eq!(ends(brokers, "payments"), before);
 
-    let text = backtest(cluster, "payments", &["--quantile", "0.99", "--top", "3"]);
+    let text = backtest(
+        cluster,
+        "payments",
+        &[&segmented[..], &["--top", "3"]].concat(),
+    );
     text.with_code(0);
     println!("{}", text.stdout);
     for words in [
@@ -200,6 +211,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         &format!("{anomalies} alerts, "),
         "1.00 to 1.50",
         "why records are flagged",
+        ", or above that of its merchant.category, ",
     ] {
         assert!(
             text.stdout.contains(words),

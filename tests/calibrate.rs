@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::process::{ended, run, scored};
+use common::process::{run, scored};
 use common::topics::{RECORDS, Topics};
 use common::{parse, payments, root, sample, score_of};
 use serde_json::Value;
@@ -98,6 +98,107 @@ fn a_file_of_normal_records_gives_the_calibration_of_their_scores() {
     assert_eq!(left, 2, "nothing is left beside the bundle");
 }
 
+/// The normal records of the sample, of two lines whose scores differ in scale, in two halves.
+fn two_lines() -> [Vec<String>; 2] {
+    let mut halves = [Vec::new(), Vec::new()];
+    let records = sample(20_000).into_iter();
+    let normals = records.map(|record| parse(record.as_bytes()));
+    for (i, mut record) in normals.filter(|r| r["label"] == 0).enumerate() {
+        record["line"] = ["calm", "wild"][i / 2 % 2].into();
+        if record["line"] == "wild" {
+            for field in ["amount", "amount_over_usual", "sum_24h"] {
+                record[field] = (10.0 * record[field].as_f64().unwrap()).into();
+            }
+        }
+        halves[i % 2].push(record.to_string());
+    }
+    halves
+}
+
+#[test]
+fn every_segment_flags_the_share_that_was_asked_for_and_one_threshold_for_all_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = two_lines();
+    let (file, bundle) = (dir.path().join("first.ndjson"), payments());
+    std::fs::write(&file, first.join("\n")).unwrap();
+    let calibrate = |from: &Path, name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        let all = ["calibrate", text(from), "--data", text(&file), "--json"];
+        let told = run(&[&all[..], &["--out", text(&out)], more].concat());
+        told.with_code(0);
+        (out, parse(told.stdout.as_bytes()))
+    };
+    let (all, summary) = calibrate(&bundle, "all", &[]);
+    assert_eq!(summary.get("segments"), None);
+    let (by_line, summary) = calibrate(&bundle, "by-line", &["--by", "line"]);
+    let told = &summary["segments"];
+    assert_eq!(told["by"], serde_json::json!({"field": "line"}));
+    let counts = (&told["values"], &told["calibrated"], &told["records"]);
+    assert_eq!(counts, (&2.into(), &2.into(), &first.len().into()));
+    assert_eq!(told["largest"].as_array().unwrap().len(), 2);
+
+    // Of each line in the other half, how many are flagged.
+    let rate = 0.01;
+    let flagged = |bundle: &Path| {
+        let verdicts = scored(&second, bundle, &["--false-alarm-rate", "0.01"]);
+        ["calm", "wild"].map(|line| {
+            let of = format!("\"line\":\"{line}\"");
+            let of: Vec<&Value> = std::iter::zip(&second, &verdicts)
+                .filter_map(|(record, verdict)| record.contains(&of).then_some(verdict))
+                .collect();
+            let flagged = of.iter().filter(|v| !v["severity"].is_null()).count();
+            (of.len() as f64, flagged as f64, of[0]["segment"].clone())
+        })
+    };
+    // Four standard deviations of a share that was itself estimated on as many.
+    let close = |n: f64, flagged: f64| {
+        let deviation = (2.0 * n * rate * (1.0 - rate)).sqrt();
+        (flagged - n * rate).abs() <= 4.0 * deviation
+    };
+    for (n, flagged, segment) in flagged(&all) {
+        assert!(
+            n > 4000.0 && segment.is_null() && !close(n, flagged),
+            "{flagged} of {n}"
+        );
+    }
+    let by_segment = flagged(&by_line);
+    for (n, flagged, _) in &by_segment {
+        assert!(close(*n, *flagged), "{flagged} of {n}");
+    }
+    assert_eq!(
+        (&by_segment[0].2, &by_segment[1].2),
+        (&"calm".into(), &"wild".into())
+    );
+
+    // Calibrated again, a bundle keeps its segments unless told otherwise; a key is as good as a field.
+    let calibration = |bundle: &Path| json(&bundle.join("calibration.json"));
+    let (kept, _) = calibrate(&by_line, "kept", &[]);
+    assert_eq!(calibration(&kept), calibration(&by_line));
+    let (dropped, _) = calibrate(&by_line, "dropped", &["--no-segments"]);
+    assert_eq!(calibration(&dropped), calibration(&all));
+    let (by_key, _) = calibrate(&by_line, "by-key", &["--by-key", "--key", "line"]);
+    let mut same = calibration(&by_key);
+    assert_eq!(same["segments"]["by"], "key");
+    same["segments"]["by"] = serde_json::json!({"field": "line"});
+    assert_eq!(same, calibration(&by_line));
+    let verdicts = scored(&second[..200], &by_key, &["--key", "line"]);
+    assert_eq!(verdicts, scored(&second[..200], &by_line, &[]));
+    let needs = run(&["score", text(&file), "--bundle", text(&by_key)]);
+    assert!(
+        needs.one_line(64).contains("--key FIELD"),
+        "{}",
+        needs.stderr
+    );
+
+    let checked = run(&["check", "--bundle", text(&by_line)]);
+    assert!(checked.with_code(0).is_empty());
+    assert!(
+        checked.stdout.contains("2 segments by line are calibrated"),
+        "{}",
+        checked.stdout
+    );
+}
+
 #[test]
 fn pictures_are_calibrated_on_as_well() {
     let dir = tempfile::tempdir().unwrap();
@@ -128,11 +229,20 @@ fn a_topic_gives_what_its_records_give_as_a_file() {
     let Some(topics) = Topics::create("calibrate") else {
         return;
     };
-    ended(&mut topics.produce(&[])).with_code(0);
+    let (sent, topic) = (payments().join("sample.ndjson.gz"), topics.name("in"));
+    let produce = [
+        "produce",
+        text(&sent),
+        "--topic",
+        &topic,
+        "--records",
+        "5000",
+    ];
+    let key = ["--brokers", topics.brokers(), "--key", "merchant.category"];
+    run(&[&produce[..], &key].concat()).with_code(0);
     let dir = tempfile::tempdir().unwrap();
     let (file, bundle) = (dir.path().join("records.ndjson"), payments());
     std::fs::write(&file, sample(RECORDS).join("\n")).unwrap();
-    let topic = topics.name("in");
     let from_topic = [
         "--topic",
         &topic,
@@ -140,10 +250,20 @@ fn a_topic_gives_what_its_records_give_as_a_file() {
         topics.brokers(),
         "--to",
         "end",
+        "--by-key",
     ];
     let sources = [
         ("topic", &from_topic[..]),
-        ("file", &["--data", text(&file)]),
+        (
+            "file",
+            &[
+                "--data",
+                text(&file),
+                "--by-key",
+                "--key",
+                "merchant.category",
+            ],
+        ),
     ];
     let made = sources.map(|(name, source)| {
         let out = dir.path().join(name);
@@ -152,7 +272,13 @@ fn a_topic_gives_what_its_records_give_as_a_file() {
         json(&out.join("calibration.json"))
     });
     assert_eq!(made[0]["count"], RECORDS);
-    for name in ["count", "quantiles", "tail"] {
+    assert!(
+        made[0]["segments"]["values"][0]["value"]
+            .as_str()
+            .unwrap()
+            .starts_with("cash")
+    );
+    for name in ["count", "quantiles", "tail", "segments"] {
         assert_eq!(made[0][name], made[1][name], "{name}");
     }
     // Sums in another order.
@@ -173,7 +299,34 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
     let (bundle, surface) = (payments(), root().join("models/surface"));
     let own = dir.path().join("own");
     std::fs::create_dir(&own).unwrap();
-    let cases: [(&[&str], i32, &str); 5] = [
+    let normals = dir.path().join("normals.ndjson");
+    std::fs::write(&normals, sample(40).join("\n")).unwrap();
+    let by = |bundle, by| {
+        [
+            "--data",
+            text(&normals),
+            "--out",
+            text(&out),
+            bundle,
+            "--by",
+            by,
+        ]
+    };
+    let (object, id) = (
+        by(text(&bundle), "merchant"),
+        by(text(&bundle), "payment_id"),
+    );
+    let pictures = by(text(&surface), "label");
+    let cases: [(&[&str], i32, &str); 10] = [
+        (&object, 64, "`merchant` cannot be a value"),
+        (&id, 65, "by payment_id: no value has 20 normal records"),
+        (&pictures, 64, "segments are for tables"),
+        (&[&object[..5], &["--by-key"]].concat(), 64, "--key FIELD"),
+        (
+            &[&object[..5], &["--key", "card_id"]].concat(),
+            64,
+            "only where the thresholds go by the message key",
+        ),
         (
             &[text(&bundle), "--data", text(&file), "--out", text(&out)],
             65,

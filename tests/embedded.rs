@@ -5,11 +5,12 @@ mod common;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use common::bundle::calibrated;
 use common::kafka::{Note, committed, ends, produce, read_all, spread};
-use common::process::{Daemon, http_get};
+use common::process::{Daemon, http_get, scored};
 use common::{parse, sample, score_of, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PARTITIONS: i32 = 3;
 /// Small enough that every verdict fits into one partition of the embedded broker, which keeps 5 MiB.
@@ -168,6 +169,134 @@ fn check_reasons(reasons: &[Value]) {
         assert!(!reason["observed"].is_null(), "{reason}");
         assert!(!reason["expected"].is_null(), "{reason}");
     }
+}
+
+#[test]
+fn a_record_is_judged_by_its_segment_and_the_verdict_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = calibrated(dir.path(), &["--by", "merchant.category"]);
+    let broker = broker();
+    let mut records: Vec<Value> = sample(RECORDS)
+        .iter()
+        .map(|r| parse(r.as_bytes()))
+        .collect();
+    // Unseen, null, an array, and a boolean that no segment is named by.
+    for (i, merchant) in [json!("new"), Value::Null, json!(["a"]), json!(true)]
+        .into_iter()
+        .enumerate()
+    {
+        records[i]["merchant"]["category"] = merchant;
+    }
+    let texts: Vec<String> = records.iter().map(Value::to_string).collect();
+    // The model reads the category as well, and neither null nor an array is one.
+    let refused = 2;
+    produce(&broker.brokers, "in", &spread(&texts, PARTITIONS));
+    let setting = format!("model.bundle={bundle:?}");
+    let settings = [&setting, WITH_SCORES, "threshold.false_alarm_rate=0.02"];
+    let daemon = Daemon::ready(&broker.brokers, &settings);
+    daemon.await_count("scored", (RECORDS - refused) as u64);
+    daemon.is_balanced();
+    let of_all = daemon.status()["threshold"].as_f64().unwrap() as f32;
+    assert_eq!(
+        daemon.status()["segments"],
+        json!({"by": {"field": "merchant.category"}, "calibrated": 16})
+    );
+    assert_eq!(daemon.metric("residuald_threshold") as f32, of_all);
+    daemon.drains();
+
+    let verdicts: Vec<Value> = read_all(&broker.brokers, "scores")
+        .iter()
+        .map(Note::json)
+        .collect();
+    let mut thresholds: BTreeMap<Option<String>, HashSet<u32>> = BTreeMap::new();
+    for verdict in &verdicts {
+        let segment = verdict
+            .get("segment")
+            .map(|s| s.as_str().unwrap().to_owned());
+        let category = verdict["record"]["merchant"]["category"].as_str();
+        let known = category.filter(|category| *category != "new");
+        assert_eq!(segment.as_deref(), known, "{verdict}");
+        let threshold = verdict["threshold"].as_f64().unwrap() as f32;
+        thresholds
+            .entry(segment)
+            .or_default()
+            .insert(threshold.to_bits());
+        let flagged = score_of(verdict) > threshold;
+        assert_eq!(flagged, verdict["severity"].is_string(), "{verdict}");
+        assert_eq!(
+            flagged,
+            verdict["p_value"].as_f64().unwrap() <= 0.02 + 1e-9,
+            "{verdict}"
+        );
+    }
+    assert!(thresholds.values().all(|one| one.len() == 1));
+    assert_eq!(thresholds[&None], HashSet::from([of_all.to_bits()]));
+    let different: HashSet<_> = thresholds.values().flatten().collect();
+    assert!(different.len() > 10, "{thresholds:?}");
+    let anomalies = read_all(&broker.brokers, "anomalies");
+    assert!(
+        anomalies
+            .iter()
+            .any(|note| note.json()["segment"].is_string())
+    );
+
+    // `score` says the same of the same records.
+    let scored = scored(&texts, &bundle, &["--false-alarm-rate", "0.02"]);
+    let of_score: HashMap<(i32, i64), &Value> = scored
+        .iter()
+        .map(|line| {
+            let at = line["record"].as_i64().unwrap() - 1;
+            let partitions = i64::from(PARTITIONS);
+            (((at % partitions) as i32, at / partitions), line)
+        })
+        .collect();
+    for verdict in &verdicts {
+        let line = of_score[&place(verdict)];
+        for field in [
+            "anomaly_score",
+            "p_value",
+            "threshold",
+            "segment",
+            "severity",
+        ] {
+            assert_eq!(
+                verdict.get(field),
+                line.get(field),
+                "{field}: {verdict} {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_message_key_can_be_the_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = calibrated(dir.path(), &["--by-key", "--key", "merchant.category"]);
+    let broker = broker();
+    let record = sample(1).remove(0);
+    let keys: [(Option<&[u8]>, Option<&str>); 4] = [
+        (Some(b"grocery"), Some("grocery")),
+        (Some(b"somebody new"), None),
+        (Some(b"\xff"), None),
+        (None, None),
+    ];
+    for (key, _) in keys {
+        let note = Note {
+            key: key.map(<[u8]>::to_vec),
+            ..Note::new("", record.as_str())
+        };
+        produce(&broker.brokers, "in", &[note]);
+    }
+    let setting = format!("model.bundle={bundle:?}");
+    let daemon = Daemon::ready(&broker.brokers, &[&setting, WITH_SCORES]);
+    daemon.await_count("scored", keys.len() as u64);
+    daemon.drains();
+    let scores = read_all(&broker.brokers, "scores");
+    let segments: Vec<Value> = scores
+        .iter()
+        .map(|note| note.json()["segment"].clone())
+        .collect();
+    assert_eq!(segments, keys.map(|(_, segment)| json!(segment)));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::bundle::Copy;
+use common::bundle::{Copy, calibrated};
 use common::process::{Daemon, signal};
 use common::topics::{RECORDS, Topics, ids};
 use common::wait_for;
@@ -38,6 +38,12 @@ fn a_new_model_takes_over_in_mid_stream_exactly_once() {
     let mut producer = topics.produce(&["--rate", "1000"]).spawn().unwrap();
     daemon.await_count("scored", 500);
 
+    // The second judges by segment, the others do not.
+    let before = bundle.read("calibration.json");
+    let dir = tempfile::tempdir().unwrap();
+    let segmented = calibrated(dir.path(), &["--by", "merchant.category"]);
+    let segmented = std::fs::read(segmented.join("calibration.json")).unwrap();
+    bundle.write("calibration.json", &segmented);
     set_version(&bundle, "second");
     reload(&daemon, OK);
     let status = daemon.status();
@@ -55,6 +61,7 @@ fn a_new_model_takes_over_in_mid_stream_exactly_once() {
     assert_eq!(daemon.status()["model"]["version"], "second");
     assert_eq!(daemon.get("/readyz").0, 200);
     bundle.write("model.onnx", &model);
+    bundle.write("calibration.json", &before);
     set_version(&bundle, "third");
     reload(&daemon, OK);
 
@@ -73,6 +80,9 @@ fn a_new_model_takes_over_in_mid_stream_exactly_once() {
     for (_, verdict) in &scores {
         let number = |of: &str| verdict["source"][of].as_i64().unwrap();
         let version = verdict["model"]["version"].as_str().unwrap().to_owned();
+        let category = &verdict["record"]["merchant"]["category"];
+        let expected = (version == "second").then_some(category);
+        assert_eq!(verdict.get("segment"), expected, "{verdict}");
         let partition = by_partition.entry(number("partition")).or_default();
         partition.push((number("offset"), version));
     }

@@ -2,254 +2,56 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Scores of `count` normal records that the model never saw.
+use super::manifest::Input;
+use super::scores::Scores;
+use super::segments::Segments;
+
+/// Scores of normal records that the model never saw.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Calibration {
-    pub count: usize,
-    /// Evenly spaced empirical quantiles, from the minimum to the maximum.
-    quantiles: Vec<f32>,
-    /// The largest `min(count, 10000)` scores, ascending, exact.
-    tail: Vec<f32>,
+    /// Of all of them.
+    #[serde(flatten)]
+    pub all: Scores,
     /// Mean residual of each feature on normal records, in manifest order; pictures have none.
     #[serde(default)]
     pub residual_scale: Vec<f32>,
+    /// The same by a value of the record, where the bundle is calibrated so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Segments>,
 }
 
 /// Scores that are kept exactly, from the largest down.
-const TAIL: usize = 10_000;
+pub const TAIL: usize = 10_000;
 /// Parts that the quantiles divide the scores into.
-const PARTS: usize = 1000;
-
-/// A false-alarm rate finer than the sample can tell apart.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error(
-    "a false-alarm rate of {rate:e} needs at least {needed} calibration records, the bundle has {count}: \
-     ask for {supported:.1e} or more, or calibrate on more normal records"
-)]
-pub struct RateTooFine {
-    pub rate: f64,
-    pub needed: u64,
-    pub count: usize,
-    pub supported: f64,
-}
+pub const PARTS: usize = 1000;
 
 impl Calibration {
-    /// Of the scores of normal records, at least one and all finite, in any order; the same as the trainer's.
-    pub fn of(scores: Vec<f32>, residual_scale: Vec<f32>) -> Calibration {
-        let mut scores = scores;
-        scores.sort_by(f32::total_cmp);
-        let last = scores.len() - 1;
-        let quantile = |part: usize| {
-            let position = part as f64 / PARTS as f64 * last as f64;
-            let below = position.floor() as usize;
-            let low = f64::from(scores[below]);
-            let high = f64::from(scores[(below + 1).min(last)]);
-            (low + (high - low) * (position - below as f64)) as f32
-        };
+    /// Of the scores of normal records, at least one and all finite, in any order.
+    pub fn of(
+        scores: Vec<f32>,
+        residual_scale: Vec<f32>,
+        segments: Option<Segments>,
+    ) -> Calibration {
         Calibration {
-            count: scores.len(),
-            quantiles: (0..=PARTS).map(quantile).collect(),
-            tail: scores[scores.len().saturating_sub(TAIL)..].to_vec(),
+            all: Scores::of(scores, PARTS, TAIL),
             residual_scale,
+            segments,
         }
     }
 
-    /// Everything that is wrong with the calibration, in words.
-    pub fn faults(&self, features: usize) -> Vec<String> {
-        let mut faults = Vec::new();
-        if self.count == 0 || self.tail.is_empty() || self.tail.len() > self.count {
-            faults.push("count and tail do not fit together".to_owned());
-        }
-        for (name, scores) in [("quantiles", &self.quantiles), ("tail", &self.tail)] {
-            if scores.iter().any(|s| !s.is_finite() || *s < 0.0) || !scores.is_sorted() {
-                faults.push(format!("{name} must be finite, not negative and ascending"));
-            }
-        }
-        if self.quantiles.len() < 2 {
-            faults.push("quantiles needs at least the minimum and the maximum".to_owned());
-        }
-        if self.quantiles.last() != self.tail.last() {
-            faults.push("the largest quantile is not the largest tail score".to_owned());
-        }
+    /// Everything that is wrong with the calibration of a bundle that reads `input`, in words.
+    pub fn faults(&self, input: &Input) -> Vec<String> {
+        let features = input.features().len();
+        let mut faults = self.all.faults();
         if self.residual_scale.len() != features {
             faults.push(format!(
                 "residual_scale has {} entries, the schema {features} features",
                 self.residual_scale.len()
             ));
         }
+        if let Some(segments) = &self.segments {
+            faults.extend(segments.faults(input, self.all.count));
+        }
         faults
-    }
-
-    /// Conformal p-value of a score: (1 + #{calibration >= score}) / (count + 1), the chance that a normal record
-    /// scores at least this high (Vovk, Gammerman & Shafer 2005). Exact in the tail, interpolated in the quantiles below it.
-    pub fn p_value(&self, score: f32) -> f64 {
-        let at_least = if score > self.tail[0] || self.tail.len() == self.count {
-            (self.tail.len() - self.tail.partition_point(|&s| s < score)) as f64
-        } else {
-            let body = (1.0 - self.quantile_level(score)) * self.count as f64;
-            body.max(self.tail.len() as f64)
-        };
-        (1.0 + at_least) / (self.count as f64 + 1.0)
-    }
-
-    /// Share of calibration scores below `score`, by linear interpolation between the quantiles.
-    fn quantile_level(&self, score: f32) -> f64 {
-        let above = self.quantiles.partition_point(|&q| q < score);
-        let last = self.quantiles.len() - 1;
-        if above == 0 {
-            return 0.0;
-        }
-        if above > last {
-            return 1.0;
-        }
-        let (low, high) = (self.quantiles[above - 1], self.quantiles[above]);
-        let inside = f64::from(score - low) / f64::from(high - low);
-        (above as f64 - 1.0 + inside) / last as f64
-    }
-
-    /// The score above which a normal record lies with a probability of at most `rate`: flagged means
-    /// `score > threshold`, which is the same as `p_value(score) <= rate` wherever the tail reaches.
-    ///
-    /// # Errors
-    /// [`RateTooFine`] when even the largest calibration score would be crossed more often than asked.
-    pub fn threshold_at(&self, rate: f64) -> Result<f32, RateTooFine> {
-        // The k-th largest score, k = floor(rate * (n + 1)); the small term absorbs rounding in `rate`.
-        let k = (rate * (self.count as f64 + 1.0) + 1e-9).floor() as usize;
-        if k == 0 {
-            return Err(RateTooFine {
-                rate,
-                needed: (1.0 / rate - 1e-9).ceil() as u64 - 1,
-                count: self.count,
-                supported: self.finest_rate(),
-            });
-        }
-        if k <= self.tail.len() {
-            return Ok(self.tail[self.tail.len() - k]);
-        }
-        Ok(self.quantile(1.0 - rate))
-    }
-
-    /// The score at quantile `level` in [0, 1], by linear interpolation.
-    pub fn quantile(&self, level: f64) -> f32 {
-        let position = level.clamp(0.0, 1.0) * (self.quantiles.len() - 1) as f64;
-        let below = position.floor() as usize;
-        let above = (below + 1).min(self.quantiles.len() - 1);
-        let (low, high) = (
-            f64::from(self.quantiles[below]),
-            f64::from(self.quantiles[above]),
-        );
-        (low + (high - low) * (position - below as f64)) as f32
-    }
-
-    /// The finest false-alarm rate that the sample supports: 1 / (count + 1).
-    pub fn finest_rate(&self) -> f64 {
-        1.0 / (self.count as f64 + 1.0)
-    }
-
-    /// The largest score of any calibration record.
-    pub fn largest(&self) -> f32 {
-        self.tail[self.tail.len() - 1]
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// `count` evenly spaced scores 1..=count, a tail of `tail`.
-    pub(crate) fn evenly_spaced(count: usize, tail: usize, features: usize) -> Calibration {
-        let score = |i: f64| (1.0 + i * (count as f64 - 1.0)) as f32;
-        Calibration {
-            count,
-            quantiles: (0..=1000).map(|i| score(f64::from(i) / 1000.0)).collect(),
-            tail: (count - tail + 1..=count).map(|i| i as f32).collect(),
-            residual_scale: vec![1.0; features],
-        }
-    }
-
-    #[test]
-    fn it_is_made_as_the_trainer_makes_it() {
-        let scores: Vec<f32> = (0..12_345)
-            .map(|i| (i * 7919 % 10_007) as f32 / 10_007.0)
-            .collect();
-        let made = Calibration::of(scores, vec![0.5]);
-        assert!(made.faults(1).is_empty());
-        assert_eq!((made.count, made.tail.len()), (12_345, 10_000));
-        // numpy.quantile(scores.astype(float64), part / 1000, method="linear")
-        for (part, expected) in [
-            (0, 0.0_f32),
-            (1, 0.0009337464),
-            (250, 0.24992505),
-            (500, 0.49995002),
-            (777, 0.776885),
-            (999, 0.99896634),
-            (1000, 0.99990004),
-        ] {
-            let got = made.quantiles[part];
-            assert!((got - expected).abs() <= 1e-7, "{part}: {got} {expected}");
-        }
-        assert_eq!(made.tail[0], 0.19006695);
-        let one = Calibration::of(vec![2.0], Vec::new());
-        assert!(one.faults(0).is_empty() && one.quantile(0.3) == 2.0);
-    }
-
-    #[test]
-    fn p_value_is_the_conformal_one() {
-        let calibration = evenly_spaced(99, 99, 1);
-        assert_eq!(calibration.p_value(1e9), 1.0 / 100.0);
-        assert_eq!(calibration.p_value(99.0), 2.0 / 100.0);
-        assert_eq!(calibration.p_value(98.5), 2.0 / 100.0);
-        assert_eq!(calibration.p_value(0.0), 1.0);
-    }
-
-    #[test]
-    fn flagged_is_the_same_as_a_small_p_value() {
-        let calibration = evenly_spaced(999, 999, 1);
-        for rate in [0.001, 0.01, 0.1] {
-            let threshold = calibration.threshold_at(rate).unwrap();
-            for score in (0..11_000).map(|i| i as f32 / 10.0) {
-                let flagged = score > threshold;
-                assert_eq!(
-                    flagged,
-                    calibration.p_value(score) <= rate + 1e-12,
-                    "{rate} {score}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn below_the_tail_the_quantiles_take_over_without_a_jump() {
-        let calibration = evenly_spaced(100_000, 10_000, 1);
-        let exact = |score: f64| (1.0 + (100_001.0 - score)) / 100_001.0;
-        for score in [10.0, 5_000.0, 50_000.0, 89_000.0, 90_500.0, 99_000.0] {
-            let got = calibration.p_value(score as f32);
-            assert!(
-                (got - exact(score)).abs() < 2e-4,
-                "{score}: {got} {}",
-                exact(score)
-            );
-        }
-        let threshold = calibration.threshold_at(0.5).unwrap();
-        assert!((threshold - 50_000.0).abs() < 100.0, "{threshold}");
-    }
-
-    #[test]
-    fn a_rate_finer_than_the_sample_is_refused_with_what_it_needs() {
-        let calibration = evenly_spaced(999, 999, 1);
-        assert_eq!(calibration.threshold_at(0.001).unwrap(), 999.0);
-        let refused = calibration.threshold_at(0.0005).unwrap_err();
-        assert_eq!(refused.needed, 1999);
-        let text = refused.to_string();
-        assert!(text.contains("1999") && text.contains("999"), "{text}");
-    }
-
-    #[test]
-    fn faults_are_found() {
-        let mut calibration = evenly_spaced(99, 99, 3);
-        assert!(calibration.faults(3).is_empty());
-        assert_eq!(calibration.faults(4).len(), 1);
-        calibration.tail[5] = f32::NAN;
-        assert!(!calibration.faults(3).is_empty());
     }
 }

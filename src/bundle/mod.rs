@@ -4,6 +4,8 @@ pub mod calibration;
 pub mod golden;
 pub mod manifest;
 pub mod normals;
+pub mod scores;
+pub mod segments;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,10 +13,12 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-pub use calibration::{Calibration, RateTooFine};
+pub use calibration::Calibration;
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
+pub use scores::{RateTooFine, Scores};
+pub use segments::{SegmentBy, SegmentId, Segments};
 
 pub const MANIFEST: &str = "manifest.json";
 const REQUIRED: [&str; 3] = ["model.onnx", "calibration.json", "golden.ndjson"];
@@ -162,7 +166,7 @@ impl Draft {
             self.calibration = parse_json("calibration.json", bytes, faults);
         }
         if let Some(calibration) = &self.calibration {
-            let problems = calibration.faults(manifest.input.features().len());
+            let problems = calibration.faults(&manifest.input);
             faults.extend(Fault::all("calibration.json", problems));
         }
         if let Some(bytes) = contents.get("golden.ndjson") {

@@ -32,7 +32,7 @@ use super::score::{out, reasons};
 use super::scoring::{BATCH, CHUNK, Scoring, all_cores};
 use super::threshold::{ThresholdArguments, default_rule};
 use comparison::Comparison;
-use tally::{Covered, Tally};
+use tally::{Covered, High, Tally};
 
 /// Features in the reason of a verdict, where no settings say how many.
 const ATTRIBUTIONS: usize = 5;
@@ -47,7 +47,7 @@ Examples:
 
 No group is joined, nothing is committed or published. Ids and scores are the daemon's, to the bit. The end is fixed at \
 the start; committed records are read (-X isolation.level=read_uncommitted for all). Alerts a day go by the records' own \
-timestamps, from an hour on. Memory: 8 bytes a record, with --against 28.")]
+timestamps, from an hour on. Memory: 16 bytes a record, with --against 44.")]
 pub struct Arguments {
     /// The topic; that of --config, if it reads one, if not given
     #[arg(long)]
@@ -139,8 +139,9 @@ struct Side {
     /// The records of the chunk that have a row, and their numbers in it.
     batch: Batch,
     numbers: Vec<usize>,
-    /// The chunk's scores, NaN where there is none.
+    /// The chunk's scores, NaN where there is none, and the thresholds that they are held against.
     scores: Vec<f32>,
+    thresholds: Vec<f32>,
 }
 
 impl Side {
@@ -161,7 +162,7 @@ impl Side {
         let input = input::of_topic(config, &loaded.bundle)?;
         Ok(Side {
             dir: dir.to_owned(),
-            decoder: Decoder::new(features, input.clone()),
+            decoder: Decoder::new(features, input.clone(), loaded.segment()),
             input,
             scoring: Scoring::new(loaded.scorers, features.len()),
             tally: Tally::new(arguments.top),
@@ -171,6 +172,7 @@ impl Side {
             batch: Batch::default(),
             numbers: Vec::new(),
             scores: Vec::new(),
+            thresholds: Vec::new(),
         })
     }
 
@@ -179,10 +181,10 @@ impl Side {
         let payload = record.payload.unwrap_or_default();
         let number = self.scores.len();
         self.scores.push(f32::NAN);
-        if let Err(error) = input::decode(&mut self.decoder, payload, &mut self.batch.rows, stop) {
-            self.tally.reject(error.reason);
-            return Err(error);
-        }
+        self.thresholds.push(f32::NAN);
+        let rows = &mut self.batch.rows;
+        let decoded = input::decode(&mut self.decoder, payload, record.key, rows, stop);
+        let segment = decoded.inspect_err(|error| self.tally.reject(error.reason))?;
         let kept = Record {
             key: None,
             headers: Vec::new(),
@@ -193,7 +195,7 @@ impl Side {
             topic: 0,
             partition: record.partition,
         };
-        self.batch.keep(&kept, from, Instant::now());
+        self.batch.keep(&kept, from, segment, Instant::now());
         self.numbers.push(number);
         Ok(())
     }
@@ -202,6 +204,7 @@ impl Side {
         self.batch.clear();
         self.numbers.clear();
         self.scores.clear();
+        self.thresholds.clear();
     }
 }
 
@@ -279,7 +282,7 @@ impl Run {
             score(second, &self.topic, None)?;
             for (i, &place) in self.places.iter().enumerate() {
                 let scores = [self.first.scores[i], second.scores[i]];
-                let thresholds = [self.first.judge.threshold, second.judge.threshold];
+                let thresholds = [self.first.thresholds[i], second.thresholds[i]];
                 self.comparison.take(place, scores, thresholds);
             }
             second.clear();
@@ -315,6 +318,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
         batch,
         numbers,
         scores,
+        thresholds,
         ..
     } = side;
     let mut published = published;
@@ -326,16 +330,20 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
             tally.reject(Reason::Unscorable);
             return Ok(());
         }
+        let segment = record.segment;
+        let threshold = judge.threshold_of(segment);
         scores[numbers[row]] = score;
-        let flagged = judge.is_anomaly(score);
-        tally.score(score, flagged, record.timestamp_ms);
+        thresholds[numbers[row]] = threshold;
+        tally.score(score, threshold, record.timestamp_ms);
+        let flagged = score > threshold;
         if flagged {
-            tally.explain(&judge.judge(scored, None, usize::MAX));
+            tally.explain(&judge.judge(scored, segment, None, usize::MAX));
         }
-        if tally.highest.takes(score) {
-            let id = format!("{topic}-{}-{}", record.from.partition, record.offset);
-            let why = reasons(&judge.judge(scored, None, ATTRIBUTIONS));
-            tally.highest.insert(score, (id, why));
+        let grade = score / threshold;
+        if tally.highest.takes(grade) {
+            let record = format!("{topic}-{}-{}", record.from.partition, record.offset);
+            let why = reasons(&judge.judge(scored, segment, None, ATTRIBUTIONS));
+            tally.highest.insert(grade, High { record, score, why });
         }
         if let Some(Published {
             out,
@@ -347,7 +355,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
                 Some(nearest) if flagged => nearest.of(scored.row)?,
                 _ => None,
             };
-            let verdict = judge.judge(scored, normal, *attributions);
+            let verdict = judge.judge(scored, segment, normal, *attributions);
             let json = include_record
                 .then(|| input.to_json(record.payload))
                 .flatten();

@@ -236,6 +236,7 @@ impl Bench {
             model,
             provider: "none",
             threshold: 1.0,
+            segments: None,
             normal: Vec::new(),
             reader: None,
         };

@@ -15,6 +15,7 @@ use super::daemon::media_folder;
 use super::failure::Failure;
 use super::input;
 use super::model::{self, Loaded};
+use super::threshold::segments;
 
 /// Check settings and bundle without starting: files, hashes, tensors, golden records, threshold
 #[derive(clap::Args)]
@@ -94,8 +95,9 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
         model,
         ..
     } = loaded;
-    let finest = bundle.calibration.finest_rate();
+    let finest = bundle.calibration.all.finest_rate();
     let threshold = arguments.bundle.is_none().then_some(judge.threshold);
+    let by = bundle.calibration.segments.as_ref();
     if arguments.json {
         println!(
             "{}",
@@ -104,8 +106,9 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
                 "features": bundle.features().len(),
                 "rows": rows(bundle),
                 "golden": golden,
-                "calibration_records": bundle.calibration.count,
+                "calibration_records": bundle.calibration.all.count,
                 "finest_false_alarm_rate": finest,
+                "segments": by.map(|s| json!({"by": s.by, "calibrated": s.values.len()})),
                 "threshold": threshold,
             })
         );
@@ -124,9 +127,14 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
     );
     println!(
         "ok: calibrated on {} normal records, false-alarm rates down to {finest:.1e}",
-        bundle.calibration.count
+        bundle.calibration.all.count
     );
+    if let Some(by) = by {
+        let values = by.values.len();
+        println!("ok: {values} segments by {} are calibrated", by.by);
+    }
     if let Some(threshold) = threshold {
-        println!("ok: settings; a score above {threshold} is an anomaly");
+        let segments = segments(judge);
+        println!("ok: settings; a score above {threshold}{segments} is an anomaly");
     }
 }

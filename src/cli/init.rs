@@ -111,7 +111,7 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
 /// A rate that the calibration supports, and what it means.
 fn threshold(file: &mut Settings, bundle: &Bundle) -> Result<(), Failure> {
     let calibration = bundle.calibration.clone();
-    let (count, finest) = (calibration.count, calibration.finest_rate());
+    let (count, finest) = (calibration.all.count, calibration.all.finest_rate());
     let rate = digits_up(default_rate(&calibration));
     let rule = ThresholdRule::FalseAlarmRate(rate.parse().map_err(Failure::internal)?);
     let judge = Judge::new(bundle.features().to_vec(), calibration, rule)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::bundle::{self, Bundle, Feature, Pixels};
+use crate::bundle::{self, Bundle, Feature, Pixels, SegmentId};
 use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::decode::{
     DecodeError, Decoder, Format, Input, Reason, RecordType, RowError, TypeSource,
@@ -76,18 +76,19 @@ pub fn pictures(pixels: Pixels) -> Reader {
     Reader::new(pixels, FIELD, Limits::default())
 }
 
-/// Decodes a payload, waiting while its schema is fetched, unless stopped.
+/// Decodes a payload, waiting while its schema is fetched, unless stopped. Gives the record's segment.
 ///
 /// # Errors
 /// Why it cannot be a row.
 pub fn decode(
     decoder: &mut Decoder,
     payload: &[u8],
+    key: Option<&[u8]>,
     rows: &mut Vec<f32>,
     stop: &Shutdown,
-) -> Result<(), RowError> {
+) -> Result<Option<SegmentId>, RowError> {
     loop {
-        return match decoder.decode(payload, rows) {
+        return match decoder.decode(payload, key, rows) {
             Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
                 std::thread::sleep(LOOK_AGAIN);
                 continue;
@@ -97,7 +98,7 @@ pub fn decode(
                 reason: Reason::UnknownSchema,
                 detail: pending.to_string(),
             }),
-            Ok(()) => Ok(()),
+            Ok(segment) => Ok(segment),
         };
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::bundle::{Bundle, Calibration, Input};
 use crate::config::Inference;
+use crate::decode::SegmentReader;
 use crate::message::Model;
 use crate::onnx::{self, GoldenCheck, Nearest, Scorer};
 use crate::verdict::{Judge, ThresholdRule};
@@ -49,6 +50,14 @@ pub fn load(
         nearest,
         model,
     })
+}
+
+impl Loaded {
+    /// Where the segments of records are, if the bundle is calibrated by them.
+    pub fn segment(&self) -> Option<SegmentReader> {
+        let segments = self.bundle.calibration.segments.as_ref();
+        segments.map(SegmentReader::of)
+    }
 }
 
 /// For verbs that know no pictures yet.

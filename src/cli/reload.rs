@@ -36,6 +36,7 @@ pub fn serving(
     };
     Ok(Serving {
         features: loaded.bundle.features().to_vec(),
+        segment: loaded.segment(),
         input,
         scorers: loaded.scorers,
         judge: loaded.judge,

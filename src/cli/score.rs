@@ -10,12 +10,13 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::{Calibration, Input};
+use crate::bundle::{Calibration, Input, SegmentBy, SegmentId};
 use crate::dataset;
-use crate::decode::{JsonDecoder, RowError};
-use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall_at};
+use crate::decode::{Decoder, Input as Format, RowError};
+use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::onnx::Nearest;
 use crate::picture::Reader;
+use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Observation, Verdict};
 
 use super::failure::Failure;
@@ -23,7 +24,7 @@ use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
 use super::scoring::{BATCH, CHUNK, Highest, Judged, PICTURES, Scoring, all_cores};
-use super::threshold::{ThresholdArguments, default_rule};
+use super::threshold::{ThresholdArguments, default_rule, segments};
 
 const REASONS: usize = 5;
 
@@ -49,6 +50,9 @@ pub struct Arguments {
     /// The label of a normal record, or the folder of the normal pictures; any other is an anomaly [default: 0, good]
     #[arg(long, value_name = "VALUE")]
     normal: Option<String>,
+    /// Field (dotted path) whose text is the message key; for a bundle that is calibrated by it
+    #[arg(long, value_name = "FIELD")]
+    key: Option<String>,
     /// The folder with the masks of the pictures, for pixel AUROC and AUPRO; FOLDER itself if they lie beside them
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
@@ -116,8 +120,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.normal.is_some() && arguments.label.is_none() {
         return Err(Failure::usage("--normal: give --label as well"));
     }
+    let segments = loaded.bundle.calibration.segments.as_ref();
+    key_fits(segments.map(|s| &s.by), arguments.key.as_deref())?;
     let mut options = dataset::Options {
         label: arguments.label.clone(),
+        key: arguments.key.clone(),
         ..dataset::Options::default()
     };
     if let Some(normal) = &arguments.normal {
@@ -127,6 +134,22 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
     run.all(data, arguments)?;
     run.report(arguments, started)
+}
+
+/// A file has no message keys: where segments go by them, `--key` says which field is one.
+///
+/// # Errors
+/// It does not, or says so without need.
+pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure> {
+    match (by, key) {
+        (Some(SegmentBy::Key), None) => Err(Failure::usage(
+            "the thresholds go by the message key, which a file does not have: say with --key FIELD which field was it",
+        )),
+        (None | Some(SegmentBy::Field(_)), Some(_)) => Err(Failure::usage(
+            "--key: only where the thresholds go by the message key",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The file of `--out`, if there is one.
@@ -154,7 +177,7 @@ fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result
 struct Run {
     judge: Judge,
     nearest: Option<Nearest>,
-    decoder: JsonDecoder,
+    decoder: Decoder,
     /// Of a bundle that reads pictures.
     reader: Option<Reader>,
     scoring: Scoring,
@@ -163,10 +186,13 @@ struct Run {
     dead_letters: usize,
     scores: Vec<f32>,
     labels: Vec<Option<bool>>,
+    /// Whether each score is above its threshold.
+    flagged: Vec<bool>,
     /// Record number and reasons as text.
     highest: Highest<(u64, String)>,
-    /// The chunk at hand: row-major rows and the records that they came from.
+    /// The chunk at hand: row-major rows, their segments and the records that they came from.
     rows: Vec<f32>,
+    segments: Vec<Option<SegmentId>>,
     /// Instead of rows, with the labels that only those need which can be scored.
     pictures: Vec<(u64, Option<bool>, Vec<u8>)>,
     numbers: Vec<u64>,
@@ -176,7 +202,7 @@ impl Run {
     fn new(loaded: Loaded, out: Option<Box<dyn Write>>, top: usize) -> Run {
         let features = loaded.bundle.features();
         Run {
-            decoder: JsonDecoder::new(features),
+            decoder: Decoder::new(features, Format::Json, loaded.segment()),
             reader: match loaded.bundle.manifest.input {
                 Input::Tabular { .. } => None,
                 Input::Image(pixels) => Some(input::pictures(pixels)),
@@ -189,8 +215,10 @@ impl Run {
             dead_letters: 0,
             scores: Vec::new(),
             labels: Vec::new(),
+            flagged: Vec::new(),
             highest: Highest::new(top),
             rows: Vec::new(),
+            segments: Vec::new(),
             pictures: Vec::new(),
             numbers: Vec::new(),
         }
@@ -206,8 +234,9 @@ impl Run {
                     self.pictures.push(picture);
                     None
                 }
-                Ok(example) => match self.decoder.decode(&example.payload, &mut self.rows) {
-                    Ok(()) => {
+                Ok(example) => match self.decode(&example) {
+                    Ok(segment) => {
+                        self.segments.push(segment);
                         self.labels.push(example.label);
                         self.numbers.push(self.records);
                         None
@@ -232,6 +261,11 @@ impl Run {
         Ok(())
     }
 
+    fn decode(&mut self, example: &dataset::Example) -> Result<Option<SegmentId>, RowError> {
+        let (decoder, rows, key) = (&mut self.decoder, &mut self.rows, example.key.as_deref());
+        input::decode(decoder, &example.payload, key, rows, &Shutdown::default())
+    }
+
     fn score_chunk(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
             let pictures = std::mem::take(&mut self.pictures);
@@ -252,24 +286,27 @@ impl Run {
             out,
             scores,
             labels,
+            flagged,
             highest,
             rows,
+            segments,
             numbers,
             ..
         } = self;
         scoring.score(rows, |i, scored| {
-            let (score, record) = (scored.score, numbers[i]);
+            let (score, record, segment) = (scored.score, numbers[i], segments[i]);
             let label = labels[scores.len()];
             scores.push(score);
+            flagged.push(judge.is_anomaly(score, segment));
             let enters = highest.takes(score);
             if out.is_none() && !enters {
                 return Ok(());
             }
             let normal = match nearest {
-                Some(nearest) if judge.is_anomaly(score) => nearest.of(scored.row)?,
+                Some(nearest) if score > judge.threshold_of(segment) => nearest.of(scored.row)?,
                 _ => None,
             };
-            let verdict = judge.judge(scored, normal, REASONS);
+            let verdict = judge.judge(scored, segment, normal, REASONS);
             let line = Line {
                 record,
                 label,
@@ -282,6 +319,7 @@ impl Run {
             Ok(())
         })?;
         rows.clear();
+        segments.clear();
         numbers.clear();
         Ok(())
     }
@@ -303,6 +341,7 @@ impl Run {
         };
         self.scores.push(score);
         self.labels.push(label);
+        self.flagged.push(self.judge.is_anomaly(score, None));
         let verdict = self.judge.judge_picture(score, &finding, None, None);
         let line = Line {
             record,
@@ -326,11 +365,7 @@ impl Run {
                 arguments.file.display()
             )));
         }
-        let anomalies = self
-            .scores
-            .iter()
-            .filter(|s| self.judge.is_anomaly(**s))
-            .count();
+        let anomalies = self.flagged.iter().filter(|flagged| **flagged).count();
         let summary = Summary {
             records: self.records as usize,
             scored: self.scores.len(),
@@ -339,7 +374,7 @@ impl Run {
             alert_rate: anomalies as f64 / self.scores.len().max(1) as f64,
             threshold: self.judge.threshold,
             seconds: started.elapsed().as_secs_f64(),
-            labelled: labelled(&self.scores, &self.labels, self.judge.threshold),
+            labelled: labelled(&self.scores, &self.labels, &self.flagged),
         };
         if arguments.json {
             println!("{}", json!(summary));
@@ -351,13 +386,14 @@ impl Run {
 
     fn print(&self, summary: &Summary) {
         println!(
-            "{} records in {:.1} s: {} scored, {} cannot be scored, {} anomalies (score above {:.4}), alert rate {:.5}",
+            "{} records in {:.1} s: {} scored, {} cannot be scored, {} anomalies (score above {:.4}{}), alert rate {:.5}",
             summary.records,
             summary.seconds,
             summary.scored,
             summary.dead_letters,
             summary.anomalies,
             summary.threshold,
+            segments(&self.judge),
             summary.alert_rate
         );
         if let Some(labelled) = &summary.labelled {
@@ -378,16 +414,15 @@ impl Run {
 }
 
 /// What the labels say of the scores, where there are any.
-fn labelled(scores: &[f32], labels: &[Option<bool>], threshold: f32) -> Option<Labelled> {
-    let pairs = scores.iter().zip(labels);
-    let (scores, labels): (Vec<f32>, Vec<bool>) = pairs
-        .filter_map(|(score, label)| Some((*score, (*label)?)))
-        .unzip();
+fn labelled(scores: &[f32], labels: &[Option<bool>], flagged: &[bool]) -> Option<Labelled> {
+    let all = scores.iter().zip(flagged).zip(labels);
+    let all = all.filter_map(|((score, flagged), label)| Some(((*score, *flagged), (*label)?)));
+    let ((scores, flagged), labels): ((Vec<f32>, Vec<bool>), Vec<bool>) = all.unzip();
     (!labels.is_empty()).then(|| Labelled {
         records: labels.len(),
         auroc: auroc(&scores, &labels),
         average_precision: average_precision(&scores, &labels),
-        at_threshold: precision_recall_at(threshold, &scores, &labels),
+        at_threshold: precision_recall(&flagged, &labels),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::bundle::{Calibration, Draft};
-use crate::verdict::ThresholdRule;
+use crate::verdict::{Judge, ThresholdRule};
 
 use super::produce::positive;
 
@@ -56,7 +56,16 @@ pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
 }
 
 pub fn default_rate(calibration: &Calibration) -> f64 {
-    DEFAULT_RATE.max(calibration.finest_rate())
+    DEFAULT_RATE.max(calibration.all.finest_rate())
+}
+
+/// To be said behind the threshold of all: those of the segments, if there are any.
+pub fn segments(judge: &Judge) -> String {
+    judge
+        .segment_thresholds()
+        .map_or(String::new(), |(by, from, to)| {
+            format!(", or above that of its {by}, {from:.4} to {to:.4}")
+        })
 }
 
 /// The same for a bundle that is still to be loaded; `None` if it is broken, which loading it says.

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
 use super::paths::{Child, Node, Paths, UNSET};
+use super::segment::{Names, SegmentReader};
 use super::value::Value;
 use super::{Reason, RowError, malformed};
-use crate::bundle::Feature;
+use crate::bundle::{Feature, SegmentId};
 
 /// Reads JSON objects into rows. One a thread: it keeps a little scratch space.
 #[derive(Debug)]
@@ -29,17 +30,31 @@ struct Scratch {
 impl JsonDecoder {
     /// `features` as in the manifest.
     pub fn new(features: &[Feature]) -> JsonDecoder {
+        JsonDecoder::segmented(features, None)
+    }
+
+    /// `segment` as in the calibration.
+    pub fn segmented(features: &[Feature], segment: Option<SegmentReader>) -> JsonDecoder {
         JsonDecoder {
-            paths: Paths::new(features),
+            paths: Paths::new(features, segment),
             scratch: Scratch::default(),
         }
     }
 
-    /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error.
+    /// The names of the segments, where a field tells them.
+    pub fn segments(&self) -> Option<Names> {
+        self.paths.segments()
+    }
+
+    /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.
     ///
     /// # Errors
     /// [`RowError`] when the payload is not one JSON object that fits the schema.
-    pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), RowError> {
+    pub fn decode(
+        &mut self,
+        payload: &[u8],
+        rows: &mut Vec<f32>,
+    ) -> Result<Option<SegmentId>, RowError> {
         let JsonDecoder { paths, scratch } = self;
         paths.append(rows, |row| fill(paths, scratch, payload, row))
     }
@@ -142,6 +157,42 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        self.no_object(Unexpected::Bool(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        self.no_object(Unexpected::Unsigned(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        self.no_object(Unexpected::Signed(value))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        self.no_object(Unexpected::Float(value))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        self.no_object(Unexpected::Str(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        self.no_object(Unexpected::Seq)?;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+impl NodeSeed<'_, '_, '_> {
+    /// A record is refused for what the model reads of it, not for its segment.
+    fn no_object<E: Error>(self, found: Unexpected<'_>) -> Result<(), E> {
+        match self.node.has_features {
+            true => Err(E::invalid_type(found, &self)),
+            false => Ok(()),
+        }
+    }
 }
 
 struct KeySeed<'n> {
@@ -175,7 +226,7 @@ struct LeafSeed<'n, 't, 'r> {
 }
 
 impl LeafSeed<'_, '_, '_> {
-    fn store<E: serde::de::Error>(&self, value: Option<Value<'_>>) -> Result<(), E> {
+    fn store<E: Error>(&self, value: Option<Value<'_>>) -> Result<(), E> {
         let Target {
             row,
             paths,
@@ -220,38 +271,41 @@ impl<'de> Visitor<'de> for LeafSeed<'_, '_, '_> {
         f.write_str("a value")
     }
 
-    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
         self.store(Some(Value::Bool(value)))
     }
 
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
         self.store(Some(Value::Unsigned(value)))
     }
 
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
         self.store(Some(Value::Signed(value)))
     }
 
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
         self.store(Some(Value::Float(value)))
     }
 
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
         self.store(Some(Value::Text(value)))
     }
 
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
         self.store(None)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+    // A feature refuses both; a segment passes over them.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         self.store::<A::Error>(Some(Value::Other("an array")))?;
-        Err(A::Error::custom("an array is no value"))
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         self.store::<A::Error>(Some(Value::Other("an object")))?;
-        Err(A::Error::custom("an object is no value"))
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(())
     }
 }
 
@@ -278,7 +332,7 @@ mod tests {
         let result = decoder().decode(payload, &mut rows);
         assert_eq!(rows[0], 7.0, "earlier rows stay");
         match result {
-            Ok(()) => Ok(rows.split_off(1)),
+            Ok(_) => Ok(rows.split_off(1)),
             Err(error) => {
                 assert_eq!(rows.len(), 1, "a refused record leaves nothing");
                 assert!(!error.detail.is_empty());

@@ -15,6 +15,9 @@
 //! Absent is what the record's schema does not have, an Avro null, and in Protobuf what is not on the wire and has presence: messages,
 //! `optional` fields, members of a oneof. A Protobuf scalar without presence that is not on the wire is its default.
 //!
+//! The segment by which a bundle may be calibrated is text as a category is: a string, an enum by its symbol, a number or boolean by its
+//! text. A record without it, or with something else there, has none and is judged all the same.
+//!
 //! Keys that no feature names are skipped. A key given twice in JSON is refused, because readers disagree on which counts; of
 //! a Protobuf field given twice the last counts, as its readers agree.
 
@@ -23,6 +26,7 @@ mod json;
 mod paths;
 mod protobuf;
 mod schemas;
+mod segment;
 mod typed;
 mod value;
 mod wire;
@@ -34,9 +38,11 @@ use serde_json::value::RawValue;
 
 pub use json::JsonDecoder;
 pub use schemas::{Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
+use segment::Names;
+pub use segment::SegmentReader;
 use typed::TypedDecoder;
 
-use crate::bundle::Feature;
+use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::picture::{PictureError, Reader};
 
 /// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
@@ -51,9 +57,16 @@ pub enum Input {
     Pictures(Reader),
 }
 
-/// Reads payloads of one format into rows. One a thread.
+/// Reads records of one format into rows. One a thread.
 #[derive(Debug)]
-pub enum Decoder {
+pub struct Decoder {
+    format: Payloads,
+    /// The names of the segments, where the message key tells them.
+    keys: Option<Names>,
+}
+
+#[derive(Debug)]
+enum Payloads {
     Json(JsonDecoder),
     Typed(Box<TypedDecoder>),
     Pictures(Reader),
@@ -70,35 +83,62 @@ pub enum DecodeError {
 }
 
 impl Decoder {
-    pub fn new(features: &[Feature], input: Input) -> Decoder {
-        match input {
-            Input::Json => Decoder::Json(JsonDecoder::new(features)),
-            Input::Typed(source) => Decoder::Typed(Box::new(TypedDecoder::new(features, source))),
-            Input::Pictures(reader) => Decoder::Pictures(reader),
-        }
+    /// `segment` as in the calibration.
+    pub fn new(features: &[Feature], input: Input, segment: Option<SegmentReader>) -> Decoder {
+        let keys = segment.as_ref().filter(|s| s.by == SegmentBy::Key);
+        let keys = keys.map(|segment| segment.names.clone());
+        let format = match input {
+            Input::Json => Payloads::Json(JsonDecoder::segmented(features, segment)),
+            Input::Typed(source) => {
+                Payloads::Typed(Box::new(TypedDecoder::new(features, source, segment)))
+            }
+            Input::Pictures(reader) => Payloads::Pictures(reader),
+        };
+        Decoder { format, keys }
     }
 
     /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Of a picture it appends nothing: that
-    /// takes long and is done beside the scorer.
+    /// takes long and is done beside the scorer. Gives the segment, if the record has one that is known. `key` is the message's.
     ///
     /// # Errors
     /// [`DecodeError`]: the record is bad, or its schema is still on its way.
-    pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), DecodeError> {
-        match self {
-            Decoder::Json(decoder) => Ok(decoder.decode(payload, rows)?),
-            Decoder::Typed(decoder) => decoder.decode(payload, rows),
-            Decoder::Pictures(_) => Ok(()),
-        }
+    pub fn decode(
+        &mut self,
+        payload: &[u8],
+        key: Option<&[u8]>,
+        rows: &mut Vec<f32>,
+    ) -> Result<Option<SegmentId>, DecodeError> {
+        let by_field = match &mut self.format {
+            Payloads::Json(decoder) => decoder.decode(payload, rows)?,
+            Payloads::Typed(decoder) => decoder.decode(payload, rows)?,
+            Payloads::Pictures(_) => None,
+        };
+        let Some(names) = &mut self.keys else {
+            return Ok(by_field);
+        };
+        let key = key.and_then(|key| std::str::from_utf8(key).ok());
+        Ok(key.and_then(|key| names.number(key)))
+    }
+
+    /// The names of the segments, in the order of their numbers.
+    pub fn segments(&self) -> Vec<String> {
+        let by_field = match &self.format {
+            Payloads::Json(decoder) => decoder.segments(),
+            Payloads::Typed(decoder) => decoder.segments(),
+            Payloads::Pictures(_) => None,
+        };
+        let names = by_field.as_ref().or(self.keys.as_ref());
+        names.map(Names::all).unwrap_or_default()
     }
 
     pub fn reads_pictures(&self) -> bool {
-        matches!(self, Decoder::Pictures(_))
+        matches!(self.format, Payloads::Pictures(_))
     }
 
     /// Of a picture the bytes of the rows that it will become.
     pub fn picture_bytes(&self, payload: &[u8]) -> Option<usize> {
-        match self {
-            Decoder::Pictures(reader) => Some(reader.row_bytes(payload)),
+        match &self.format {
+            Payloads::Pictures(reader) => Some(reader.row_bytes(payload)),
             _ => None,
         }
     }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::segment::{Names, SegmentReader};
 use super::value::{Column, Value};
 use super::{Reason, RowError};
-use crate::bundle::{Feature, Missing};
+use crate::bundle::{Feature, Missing, SegmentBy, SegmentId};
 
 /// Marks a column that nothing has filled yet; a NaN that a null does not produce.
 pub const UNSET: u32 = 0x7fc0_dead;
@@ -13,7 +14,7 @@ pub const UNSET: u32 = 0x7fc0_dead;
 #[derive(Debug)]
 pub struct Paths {
     pub root: Node,
-    /// In the order of the row.
+    /// In the order of the row; behind it the segment's, where a field tells it, which is not in the row.
     pub columns: Vec<Column>,
     features: Vec<Feature>,
 }
@@ -23,6 +24,8 @@ pub struct Paths {
 pub struct Node {
     pub keys: Vec<(String, Child)>,
     index: HashMap<String, usize>,
+    /// Whether a feature is below it, and not only the segment.
+    pub has_features: bool,
 }
 
 #[derive(Debug)]
@@ -33,33 +36,50 @@ pub enum Child {
 }
 
 impl Paths {
-    /// `features` as in the manifest, whose checks guarantee that no path is both a value and a parent.
-    pub fn new(features: &[Feature]) -> Paths {
+    /// `features` as in the manifest, whose checks guarantee that no path is both a value and a parent; those of the calibration
+    /// that this holds for the path of `segment` as well.
+    pub fn new(features: &[Feature], segment: Option<SegmentReader>) -> Paths {
         let mut root = Node::default();
         for (column, feature) in features.iter().enumerate() {
-            root.insert(&feature.path, column);
+            root.insert(&feature.path, column, true);
+        }
+        let mut columns: Vec<Column> = features.iter().map(Column::new).collect();
+        if let Some(SegmentReader {
+            by: SegmentBy::Field(path),
+            names,
+        }) = segment
+        {
+            root.insert(&path, columns.len(), false);
+            columns.push(Column::of_segment(path, names));
         }
         Paths {
             root,
-            columns: features.iter().map(Column::new).collect(),
+            columns,
             features: features.to_vec(),
         }
     }
 
-    /// Appends a row to `rows` that `fill` fills, and applies the rule for missing values; leaves `rows` as it was on an error.
+    /// The names of the segments, where a field tells them.
+    pub fn segments(&self) -> Option<Names> {
+        self.columns.last()?.segments()
+    }
+
+    /// Appends a row to `rows` that `fill` fills, and applies the rule for missing values; leaves `rows` as it was on an error. Gives the
+    /// record's segment.
     pub fn append(
         &self,
         rows: &mut Vec<f32>,
         fill: impl FnOnce(&mut [f32]) -> Result<(), RowError>,
-    ) -> Result<(), RowError> {
+    ) -> Result<Option<SegmentId>, RowError> {
         let start = rows.len();
-        rows.resize(start + self.features.len(), f32::from_bits(UNSET));
+        rows.resize(start + self.columns.len(), f32::from_bits(UNSET));
         let row = &mut rows[start..];
         let result = fill(row).and_then(|()| self.settle_missing(row));
-        if result.is_err() {
-            rows.truncate(start);
-        }
-        result
+        let end = start + self.features.len();
+        let segment = rows.get(end).filter(|number| **number >= 0.0);
+        let segment = segment.map(|number| SegmentId(*number as u32));
+        rows.truncate(if result.is_ok() { end } else { start });
+        result.map(|()| segment)
     }
 
     fn settle_missing(&self, row: &mut [f32]) -> Result<(), RowError> {
@@ -99,7 +119,8 @@ impl Paths {
 }
 
 impl Node {
-    fn insert(&mut self, path: &str, column: usize) {
+    fn insert(&mut self, path: &str, column: usize, is_feature: bool) {
+        self.has_features |= is_feature;
         let (key, rest) = match path.split_once('.') {
             Some((key, rest)) => (key, Some(rest)),
             None => (path, None),
@@ -115,7 +136,7 @@ impl Node {
             self.keys.push((key.to_owned(), child));
         }
         match (&mut self.keys[at].1, rest) {
-            (Child::Node(node), Some(rest)) => node.insert(rest, column),
+            (Child::Node(node), Some(rest)) => node.insert(rest, column, is_feature),
             (Child::Leaf(columns), None) => columns.push(column),
             _ => unreachable!("the manifest's checks refuse a path that is both value and parent"),
         }

@@ -6,8 +6,9 @@ use super::avro::AvroPlan;
 use super::paths::Paths;
 use super::protobuf::{ProtobufPlan, Scratch};
 use super::schemas::{Header, RecordType, TypeSource};
+use super::segment::{Names, SegmentReader};
 use super::{DecodeError, RowError, wire};
-use crate::bundle::Feature;
+use crate::bundle::{Feature, SegmentId};
 
 /// Reads records of types that schemas give. One a thread.
 #[derive(Debug)]
@@ -35,8 +36,12 @@ impl Plan {
 }
 
 impl TypedDecoder {
-    pub fn new(features: &[Feature], source: TypeSource) -> TypedDecoder {
-        let paths = Paths::new(features);
+    pub fn new(
+        features: &[Feature],
+        source: TypeSource,
+        segment: Option<SegmentReader>,
+    ) -> TypedDecoder {
+        let paths = Paths::new(features, segment);
         let mut plans = HashMap::new();
         if let TypeSource::File(record_type) = &source {
             let plan = Plan::new(record_type.clone(), &paths);
@@ -50,8 +55,17 @@ impl TypedDecoder {
         }
     }
 
-    /// Appends one row to `rows`; leaves it as it was on an error.
-    pub fn decode(&mut self, payload: &[u8], rows: &mut Vec<f32>) -> Result<(), DecodeError> {
+    /// The names of the segments, where a field tells them.
+    pub fn segments(&self) -> Option<Names> {
+        self.paths.segments()
+    }
+
+    /// Appends one row to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.
+    pub fn decode(
+        &mut self,
+        payload: &[u8],
+        rows: &mut Vec<f32>,
+    ) -> Result<Option<SegmentId>, DecodeError> {
         match &self.source {
             TypeSource::File(_) => {
                 let plan = &self.plans[&0][0].1;
@@ -95,7 +109,7 @@ fn append(
     record: &[u8],
     rows: &mut Vec<f32>,
     scratch: &mut Scratch,
-) -> Result<(), RowError> {
+) -> Result<Option<SegmentId>, RowError> {
     paths.append(rows, |row| match plan {
         Plan::Avro(plan) => plan.fill(record, paths, row, &mut scratch.text),
         Plan::Protobuf(plan) => plan.fill(record, paths, row, scratch),

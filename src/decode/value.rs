@@ -1,13 +1,15 @@
 //! One decoded value to one column of the row.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
+use super::segment::Names;
 use super::{Reason, RowError};
 use crate::bundle::manifest::{EpochUnit, TimePart};
-use crate::bundle::{Feature, FeatureKind};
+use crate::bundle::{Feature, FeatureKind, SegmentId};
 
 const SECONDS_A_DAY: i64 = 86_400;
 const MICROSECONDS_A_SECOND: i64 = 1_000_000;
@@ -69,6 +71,8 @@ enum Reader {
     Bool,
     Categorical(HashMap<String, f32>),
     Timestamp(TimePart, Option<EpochUnit>),
+    /// Refuses nothing: what cannot be a segment is none.
+    Segment(RefCell<Names>),
 }
 
 impl Column {
@@ -87,6 +91,21 @@ impl Column {
         Column {
             path: feature.path.clone(),
             reader,
+        }
+    }
+
+    /// Reads the number of a segment, -1 for none.
+    pub fn of_segment(path: String, names: Names) -> Column {
+        Column {
+            path,
+            reader: Reader::Segment(RefCell::new(names)),
+        }
+    }
+
+    pub fn segments(&self) -> Option<Names> {
+        match &self.reader {
+            Reader::Segment(names) => Some(names.borrow().clone()),
+            _ => None,
         }
     }
 
@@ -116,13 +135,8 @@ impl Column {
                 _ => Err(self.wrong_type("true or false", value)),
             },
             Reader::Categorical(vocabulary) => {
-                let text = match value {
-                    Value::Text(text) => text,
-                    Value::Bool(_) | Value::Unsigned(_) | Value::Signed(_) | Value::Float(_) => {
-                        literal(value, scratch)
-                    }
-                    _ => return Err(self.wrong_type("a category", value)),
-                };
+                let text =
+                    text(value, scratch).ok_or_else(|| self.wrong_type("a category", value))?;
                 Ok(vocabulary.get(text).copied().unwrap_or(-1.0))
             }
             Reader::Timestamp(part, unit) => {
@@ -134,6 +148,11 @@ impl Column {
                     _ => self.microseconds(value, *unit)?,
                 };
                 Ok(time_part(micros, *part))
+            }
+            Reader::Segment(names) => {
+                let text = text(value, scratch);
+                let number = text.and_then(|text| names.borrow_mut().number(text));
+                Ok(number.map_or(-1.0, |SegmentId(number)| number as f32))
             }
         }
     }
@@ -181,18 +200,19 @@ impl Column {
     }
 }
 
-/// A number or boolean by its text, so that `5411` finds the vocabulary entry "5411".
-fn literal<'s>(value: Value<'_>, scratch: &'s mut String) -> &'s str {
+/// A string; a number or boolean by its text, so that `5411` finds the vocabulary entry "5411". Else `None`.
+fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
     scratch.clear();
     let written = match value {
+        Value::Text(text) => return Some(text),
         Value::Bool(v) => write!(scratch, "{v}"),
         Value::Unsigned(v) => write!(scratch, "{v}"),
         Value::Signed(v) => write!(scratch, "{v}"),
         Value::Float(v) => write!(scratch, "{v}"),
-        _ => unreachable!("numbers and booleans alone are read by their text"),
+        _ => return None,
     };
     written.expect("a String takes every write");
-    scratch
+    Some(scratch)
 }
 
 fn time_part(micros: i64, part: TimePart) -> f32 {

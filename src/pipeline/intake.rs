@@ -196,15 +196,15 @@ impl Intake {
         match record.payload {
             None | Some([]) => batch.skip(&record, from, now),
             Some(payload) => {
-                let decoded = self.decoder.decode(payload, &mut batch.rows);
+                let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
                 // Pictures are decoded, and timed, elsewhere.
                 if timed && !self.decoder.reads_pictures() {
                     let seconds = now.elapsed().as_secs_f64();
                     self.metrics.decode_seconds.observe(seconds);
                 }
                 match decoded {
-                    Ok(()) => match self.decoder.picture_bytes(payload) {
-                        None => batch.keep(&record, from, now),
+                    Ok(segment) => match self.decoder.picture_bytes(payload) {
+                        None => batch.keep(&record, from, segment, now),
                         Some(bytes) => batch.keep_picture(&record, from, bytes, now),
                     },
                     Err(DecodeError::Row(error)) => batch.bury(&record, from, error, now),

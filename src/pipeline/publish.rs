@@ -213,7 +213,7 @@ impl Publisher {
                 continue;
             }
             tally.scored += 1;
-            let flagged = self.judge.severity(score);
+            let flagged = self.judge.severity(score, record.segment);
             tally.anomalies.extend(flagged);
             if flagged.is_none() && self.output.scores_topic.is_none() {
                 continue;
@@ -273,6 +273,7 @@ impl Publisher {
                 residual: &batch.residuals[columns.clone()],
                 reconstruction: &batch.reconstructions[columns],
             },
+            record.segment,
             nearest,
             self.output.attributions,
         );

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bundle::Feature;
-use crate::decode::Input;
+use crate::decode::{Input, SegmentReader};
 use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::onnx::{Nearest, Scorer};
@@ -14,6 +14,8 @@ use crate::verdict::Judge;
 /// A model that has proved itself, warm, and what reads records for it.
 pub struct Serving {
     pub features: Vec<Feature>,
+    /// Where the segments of records are, if it judges by them.
+    pub segment: Option<SegmentReader>,
     pub input: Input,
     /// One a worker.
     pub scorers: Vec<Scorer>,
@@ -35,6 +37,7 @@ impl Serving {
             model: self.model.clone(),
             provider: self.provider(),
             threshold: self.judge.threshold,
+            segments: self.judge.segments(),
             normal: self.judge.normal_shares(bounds),
             reader: match &self.input {
                 Input::Pictures(reader) => Some(reader.clone()),

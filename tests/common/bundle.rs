@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::process::run;
 use super::{parse, payments};
 
 /// A copy that goes away with this value.
@@ -76,6 +77,24 @@ impl AsRef<Path> for Copy {
     fn as_ref(&self) -> &Path {
         &self.path
     }
+}
+
+/// The shipped bundle, calibrated anew on its sample.
+pub fn calibrated(dir: &Path, more: &[&str]) -> PathBuf {
+    let (sample, out) = (payments().join("sample.ndjson.gz"), dir.join("calibrated"));
+    let [bundle, sample, to] = [&payments(), &sample, &out].map(|p| p.to_str().unwrap().to_owned());
+    let all = [
+        "calibrate",
+        &bundle,
+        "--data",
+        &sample,
+        "--label",
+        "label",
+        "--out",
+        &to,
+    ];
+    run(&[&all, more].concat()).with_code(0);
+    out
 }
 
 fn sha256(bytes: &[u8]) -> String {

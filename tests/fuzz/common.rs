@@ -1,8 +1,8 @@
 //! The features that the targets decode into, and what must hold of every payload.
 #![allow(dead_code, reason = "each target uses its part")]
 
-use residuald::bundle::Feature;
-use residuald::decode::{DecodeError, Decoder, Input, Schema, SchemaText, Schemas, Wanted};
+use residuald::bundle::{Feature, SegmentBy};
+use residuald::decode::{DecodeError, Decoder, Input, Schema, SchemaText, Schemas, SegmentReader, Wanted};
 use residuald::decode::{Format, TypeSource};
 use serde_json::json;
 
@@ -39,6 +39,12 @@ pub fn features() -> Vec<Feature> {
     serde_json::from_value(json!(features)).expect("features")
 }
 
+/// With a segment at a place that is an object in some schemas, which must not cost the record.
+pub fn decoder(input: Input) -> Decoder {
+    let by = SegmentBy::Field("children.kind".to_owned());
+    Decoder::new(&features(), input, Some(SegmentReader::learning(by)))
+}
+
 /// A registry that knows one schema, number 1, and refuses number 2.
 pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
     let (schemas, wanted) = Schemas::new();
@@ -57,8 +63,8 @@ pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
 pub fn check(decoder: &mut Decoder, input: &Input, payload: &[u8]) {
     let mut rows = vec![1.0];
     let width = features_wide();
-    match decoder.decode(payload, &mut rows) {
-        Ok(()) => {
+    match decoder.decode(payload, None, &mut rows) {
+        Ok(_) => {
             assert_eq!(rows.len(), 1 + width);
             assert!(rows.iter().all(|n| !n.is_infinite()));
             // A value that nothing filled would have other bits.

@@ -84,6 +84,7 @@ def parser():
         help="keep normal records (one a center of the kernel, the schema's fields, COL as their id) for the daemon to "
         "show beside an anomaly; they are in the bundle as they came",
     )
+    p.add_argument("--segment", metavar="COL", help="calibrate by its values: thresholds for each segment of the rows")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
 
     p = verb(
@@ -212,8 +213,12 @@ def tabular_verb(args):
         features = guess(table, label, args.drop)
     features = [f for f in features if f.path not in args.drop and not (label and f.path == label["path"])]
 
+    if args.segment:
+        check_segment(args.segment, table, features)
+
     options = Options(args.recipe, args.seed, args.steps, width=args.width, coreset=args.coreset)
     shown = asdict(options) | {"held_out": args.held_out, "max_rows": args.max_rows, "label": label}
+    shown |= {"segment": args.segment} if args.segment else {}
     print("options:", json.dumps({"name": args.name, "version": args.version, "out": str(args.out)} | shown))
     print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
     if args.dry_run:
@@ -243,7 +248,8 @@ def tabular_verb(args):
             return name | {"record": fields.record(row)}
 
         more = nearest.files(scorer, X[fit_rows], options, normal)
-    files, parity, score = bundle(scorer, features, X[held_rows], records, facts, more)
+    values = table.columns[args.segment][held_rows].tolist() if args.segment else None
+    files, parity, score = bundle(scorer, features, X[held_rows], records, facts, args.segment, values, more)
     write(args.out, files)
 
     quantiles = zip((0.5, 0.9, 0.99, 0.999, 1), np.quantile(score, (0.5, 0.9, 0.99, 0.999, 1)), strict=True)
@@ -275,6 +281,14 @@ def report_verb(args):
         judged = Judged(served, table, anomalous)
     args.out.write_text(card(served, judged), encoding="utf-8")
     print(f"wrote {args.out}" + (f" ({len(judged.score)} of {judged.read} records scored)" if judged else ""))
+
+
+def check_segment(path, table, features):
+    if path not in table.columns:
+        raise TrainerError(f"--segment: no column `{path}`; there are: {some(table.columns)}")
+    for feature in features:
+        if feature.path.startswith(path + ".") or path.startswith(feature.path + "."):
+            raise TrainerError(f"--segment: `{path}` cannot be a value where a feature is at `{feature.path}`")
 
 
 def bench_verb(args):

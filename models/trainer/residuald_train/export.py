@@ -121,11 +121,12 @@ def check_parity(scorer, model, X):
     return float(error.max())
 
 
-def bundle(scorer, features, held_out, records, facts, more=()):
+def bundle(scorer, features, held_out, records, facts, segment=None, values=None, more=()):
     """Makes the files in memory -> ({name: bytes}, parity error, held-out scores).
 
     `held_out` float32 [n, F] normal rows, `records` raw records to take golden ones from, `facts` the
-    manifest's name, version and training, `more` {name: bytes} files that not every bundle has.
+    manifest's name, version and training. `segment` is the path of the field to calibrate by, `values` what the
+    held-out rows hold there. `more`: {name: bytes}, files that not every bundle has.
     """
     model = to_onnx(scorer)
     lines = [
@@ -139,7 +140,7 @@ def bundle(scorer, features, held_out, records, facts, more=()):
     wanted = run_onnx(run, golden)[0]
     files = {
         "model.onnx": model,
-        "calibration.json": as_json(calibrate(score, residual)),
+        "calibration.json": as_json(calibrate(score, residual, segment, values)),
         "golden.ndjson": "".join(
             f'{{"record": {line}, "score": {float(want)!r}}}\n' for line, want in zip(lines, wanted, strict=True)
         ).encode(),

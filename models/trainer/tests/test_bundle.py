@@ -3,12 +3,13 @@
 import gzip
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from residuald_train.calibrate import calibrate
+from residuald_train.calibrate import calibrate, segment_of
 from residuald_train.cli import main
 from residuald_train.decode import decode, parse_record
 from residuald_train.export import FORBIDDEN, run_onnx, session, write
@@ -124,3 +125,48 @@ def test_a_folder_that_is_no_bundle_is_kept(history, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["tabular", "--data", str(history), "--out", str(tmp_path)]) == 65
     assert "is not a bundle" in capsys.readouterr().err
+
+
+def test_segments_are_as_the_daemon_makes_them():
+    """src/bundle/segments.rs makes the same of the same records: `they_are_made_as_the_trainer_makes_them`."""
+    i = np.arange(3000)
+    score = ((i * 7919 % 10_007 + 1) / 10_007).astype(np.float32) * np.array([1, 4, 1, 0.5, 1], np.float32)[i % 5]
+    values = [["alpha", 5411, "small" if k < 60 else None, True, "alpha"][k % 5] for k in i]
+    got = calibrate(score, np.ones((3000, 1), np.float32), "merchant.code", values)["segments"]
+    assert got["by"] == {"field": "merchant.code"}
+    assert [(s["value"], s["count"], len(s["quantiles"]), len(s["tail"])) for s in got["values"]] == [
+        ("5411", 600, 101, 600),
+        ("alpha", 1200, 101, 1000),
+        ("true", 600, 101, 600),
+    ]
+    want = [[2.0017987, 1.4849525, 0.010792445], [0.5, 0.37020386, 0.16808234], [0.25069952, 0.18610023, 0.001848706]]
+    near = [[s["quantiles"][50], s["quantiles"][37], s["tail"][0]] for s in got["values"]]
+    np.testing.assert_allclose(near, want, atol=2e-7)
+    shape = got["shape"]
+    near = [shape["quantiles"][part] for part in (0, 1, 250, 777, 999)]
+    np.testing.assert_allclose(near, [0.0001998601, 0.0020042092, 0.5, 1.5523609, 1.9979959], atol=2e-7)
+    assert (shape["count"], len(shape["quantiles"]), len(shape["tail"])) == (3000, 1001, 3000)
+
+
+def test_a_segment_is_the_text_that_the_daemon_reads():
+    for value, text in [
+        *[(5411, "5411"), (5411.0, "5411"), (0.5, "0.5"), (1e-7, "0.0000001"), (1e16, "10000000000000000")],
+        *[(True, "true"), ("a", "a"), ("", ""), (2**70, "1180591620717411300000"), (None, None), (math.nan, None)],
+        *[([1], None), ("é" * 128, "é" * 128), ("é" * 129, None), (1e300, None)],
+    ]:
+        assert segment_of(value) == text, value
+
+
+def test_a_bundle_calibrated_by_segment(history, tmp_path, capsys):
+    options = ["--label", "label", "--steps", "20", "--width", "16", "--held-out", "0.5"]
+    train = ["tabular", "--data", str(history), *options, "--out", str(tmp_path / "by"), "--segment"]
+    assert main([*train, "merchant.category"]) == 0
+    manifest = check(tmp_path / "by")
+    assert manifest["training"]["options"]["segment"] == "merchant.category"
+    segments = json.loads((tmp_path / "by" / "calibration.json").read_text())["segments"]
+    assert [s["value"] for s in segments["values"]] == ["fuel", "grocery", "travel"]
+    assert sum(s["count"] for s in segments["values"]) == segments["shape"]["count"] == 300
+    for path, said in [("nowhere", "no column `nowhere`"), ("id", "no value has 20 held-out rows")]:
+        assert main([*train[:-3], "--out", str(tmp_path / "none"), "--segment", path]) == 65
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::kafka::history::Ended;
 
-use super::tally::Bin;
+use super::super::threshold::segments;
+use super::tally::{Bin, High};
 use super::{Run, Side};
 
 /// Features shown.
@@ -52,12 +53,13 @@ fn side(run: &Run, side: &Side) {
     let rejected: u64 = tally.rejected.values().sum();
     println!();
     println!(
-        "{}: {} version {} ({}), flags a score above {:.4}",
+        "{}: {} version {} ({}), flags a score above {:.4}{}",
         side.dir.display(),
         side.model.name,
         side.model.version,
         &side.model.sha256[..8],
-        side.judge.threshold
+        side.judge.threshold,
+        segments(&side.judge)
     );
     let reasons = tally
         .rejected
@@ -89,13 +91,13 @@ fn side(run: &Run, side: &Side) {
     let quantiles = quantiles.iter().map(|q| {
         let level = format!("{:.2}", q.level * 100.0);
         let level = level.trim_end_matches('0').trim_end_matches('.');
-        format!("{level}% {:.2}", q.score / side.judge.threshold)
+        format!("{level}% {:.2}", q.grade)
     });
     println!(
         "  score over threshold, at most: {}",
         quantiles.collect::<Vec<_>>().join(", ")
     );
-    histogram(&tally.histogram(side.judge.threshold));
+    histogram(&tally.histogram());
     if tally.alerts > 0 {
         println!("  why records are flagged: first reason of, and share of the residual");
         for feature in tally.features(FEATURES) {
@@ -117,9 +119,8 @@ fn side(run: &Run, side: &Side) {
             println!("  and {left_out} days before");
         }
     }
-    for (score, (id, why)) in tally.highest.iter() {
-        let grade = score / side.judge.threshold;
-        println!("  {grade:>6.2}  {id}  {why}");
+    for (grade, High { record, why, .. }) in tally.highest.iter() {
+        println!("  {grade:>6.2}  {record}  {why}");
     }
 }
 
@@ -199,7 +200,9 @@ fn one(run: &Run, side: &Side) -> Value {
         .collect();
     let highest = tally.highest.iter();
     let highest: Vec<Value> = highest
-        .map(|(score, (record, why))| json!({"record": record, "anomaly_score": score, "why": why}))
+        .map(|(grade, High { record, score, why })| {
+            json!({"record": record, "anomaly_score": score, "anomaly_grade": grade, "why": why})
+        })
         .collect();
     json!({
         "dir": side.dir,
@@ -211,7 +214,7 @@ fn one(run: &Run, side: &Side) -> Value {
         "alerts_per_day": alerts_a_day(run, side),
         "alert_rate": tally.alerts as f64 / tally.scores.len().max(1) as f64,
         "quantiles": tally.quantiles(),
-        "histogram": tally.histogram(side.judge.threshold),
+        "histogram": tally.histogram(),
         "features": tally.features(usize::MAX),
         "by_day": days,
         "highest": highest,

@@ -45,13 +45,23 @@ impl Covered {
 
 pub struct Tally {
     pub scores: Vec<f32>,
+    /// Each score over its threshold.
+    grades: Vec<f32>,
     pub alerts: u64,
     pub rejected: BTreeMap<&'static str, u64>,
     /// Scored records and alerts of each day, UTC.
     pub days: BTreeMap<Date, (u64, u64)>,
     features: BTreeMap<String, (u64, f64)>,
-    /// Id and reasons.
-    pub highest: Highest<(String, String)>,
+    /// By grade.
+    pub highest: Highest<High>,
+}
+
+/// One of the most anomalous records.
+pub struct High {
+    /// Its place: topic, partition, offset.
+    pub record: String,
+    pub score: f32,
+    pub why: String,
 }
 
 /// How much a feature has to do with what was flagged.
@@ -71,17 +81,19 @@ pub struct Bin {
     pub records: u64,
 }
 
-/// A share of the records, and the score that they do not exceed.
+/// A share of the records, and the score and the grade that they do not exceed.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Quantile {
     pub level: f64,
     pub score: f32,
+    pub grade: f32,
 }
 
 impl Tally {
     pub fn new(top: usize) -> Tally {
         Tally {
             scores: Vec::new(),
+            grades: Vec::new(),
             alerts: 0,
             rejected: BTreeMap::new(),
             days: BTreeMap::new(),
@@ -94,8 +106,10 @@ impl Tally {
         *self.rejected.entry(reason.as_str()).or_default() += 1;
     }
 
-    pub fn score(&mut self, score: f32, flagged: bool, timestamp_ms: Option<i64>) {
+    pub fn score(&mut self, score: f32, threshold: f32, timestamp_ms: Option<i64>) {
+        let flagged = score > threshold;
         self.scores.push(score);
+        self.grades.push(score / threshold);
         self.alerts += u64::from(flagged);
         let at = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         if let Some(at) = at {
@@ -136,21 +150,28 @@ impl Tally {
 
     /// By nearest rank; empty without scores.
     pub fn quantiles(&self) -> Vec<Quantile> {
-        let mut sorted = self.scores.clone();
-        sorted.sort_unstable_by(f32::total_cmp);
+        let sorted = |numbers: &[f32]| {
+            let mut sorted = numbers.to_vec();
+            sorted.sort_unstable_by(f32::total_cmp);
+            sorted
+        };
+        let (scores, grades) = (sorted(&self.scores), sorted(&self.grades));
         let at = |level: f64| {
-            let rank = (level * sorted.len() as f64).ceil() as usize;
-            let score = *sorted.get(rank.max(1) - 1)?;
-            Some(Quantile { level, score })
+            let rank = (level * scores.len() as f64).ceil() as usize;
+            let place = rank.max(1) - 1;
+            Some(Quantile {
+                level,
+                score: *scores.get(place)?,
+                grade: grades[place],
+            })
         };
         LEVELS.iter().filter_map(|&level| at(level)).collect()
     }
 
-    pub fn histogram(&self, threshold: f32) -> Vec<Bin> {
+    pub fn histogram(&self) -> Vec<Bin> {
         let bin = |&from| Bin { from, records: 0 };
         let mut bins: Vec<Bin> = EDGES.iter().map(bin).collect();
-        for &score in &self.scores {
-            let grade = score / threshold;
+        for &grade in &self.grades {
             // A score at the threshold is not over it, and so on.
             let above = EDGES.iter().filter(|&&edge| grade > edge).count();
             bins[above.max(1) - 1].records += 1;
@@ -174,10 +195,10 @@ mod tests {
         }
         assert_eq!((covered.records, covered.days()), (4, Some(2.5)));
         let mut tally = Tally::new(0);
-        tally.score(0.1, false, Some(DAY - 1));
-        tally.score(0.1, true, Some(DAY));
-        tally.score(0.1, true, None);
-        tally.score(0.1, true, Some(i64::MAX));
+        tally.score(0.1, 0.2, Some(DAY - 1));
+        tally.score(0.3, 0.2, Some(DAY));
+        tally.score(0.3, 0.2, None);
+        tally.score(0.3, 0.2, Some(i64::MAX));
         let day = |d| Date::new(1970, 1, d).unwrap();
         assert_eq!(tally.days, [(day(1), (1, 0)), (day(2), (1, 1))].into());
         assert_eq!(tally.alerts, 3);
@@ -187,7 +208,9 @@ mod tests {
     fn quantiles_by_nearest_rank() {
         let mut tally = Tally::new(0);
         assert_eq!(tally.quantiles(), []);
-        tally.scores = (1..=1000).rev().map(|i| i as f32).collect();
+        for i in (1..=1000).rev() {
+            tally.score(i as f32, 10.0, None);
+        }
         let scores: Vec<f32> = tally.quantiles().iter().map(|q| q.score).collect();
         assert_eq!(scores, [500.0, 900.0, 990.0, 999.0, 1000.0, 1000.0]);
     }
@@ -195,8 +218,10 @@ mod tests {
     #[test]
     fn the_histogram_breaks_at_the_threshold_as_the_verdict_does() {
         let mut tally = Tally::new(0);
-        tally.scores = vec![0.0, 0.5, 2.0, 2.0001, 100.0];
-        let bins = tally.histogram(2.0);
+        for score in [0.0, 0.5, 2.0, 2.0001, 100.0] {
+            tally.score(score, 2.0, None);
+        }
+        let bins = tally.histogram();
         let filled: Vec<_> = bins.iter().filter(|b| b.records > 0).collect();
         let expected = [(0.0, 2), (0.75, 1), (1.0, 1), (8.0, 1)];
         let filled: Vec<_> = filled.iter().map(|b| (b.from, b.records)).collect();

@@ -289,7 +289,9 @@ impl Run<'_> {
         let threshold = self.judge.threshold;
         let (places, scores): (Vec<usize>, Vec<f32>) = self.scored.iter().copied().unzip();
         let labels: Vec<_> = places.iter().map(|at| pictures[*at].label).collect();
-        let anomalies = scores.iter().filter(|s| self.judge.is_anomaly(**s)).count();
+        let flagged = scores.iter().map(|s| self.judge.is_anomaly(*s, None));
+        let flagged: Vec<bool> = flagged.collect();
+        let anomalies = flagged.iter().filter(|flagged| **flagged).count();
         let report = Report {
             summary: Summary {
                 records: pictures.len(),
@@ -299,7 +301,7 @@ impl Run<'_> {
                 alert_rate: anomalies as f64 / scores.len().max(1) as f64,
                 threshold,
                 seconds: started.elapsed().as_secs_f64(),
-                labelled: labelled(&scores, &labels, threshold),
+                labelled: labelled(&scores, &labels, &flagged),
             },
             classes: classes(pictures, &self.scored),
             pixels: self.ranking.as_ref().map(|ranking| PixelReport {

@@ -26,7 +26,7 @@ enum Step {
     /// A null: what is below it is missing.
     Missing(Vec<usize>),
     /// A path goes on below a value that has no fields.
-    NoRecord(Vec<usize>),
+    NoRecord(Id, Vec<usize>),
 }
 
 impl AvroPlan {
@@ -77,7 +77,7 @@ fn node(schema: &AvroSchema, id: Id, wanted: &Node) -> Step {
             Step::Union(branches.iter().map(|b| node(schema, *b, wanted)).collect())
         }
         Shape::Null => Step::Missing(wanted.columns()),
-        _ => Step::NoRecord(wanted.columns()),
+        _ => Step::NoRecord(id, wanted.columns()),
     }
 }
 
@@ -109,9 +109,7 @@ impl Reader<'_> {
                 self.step(step, cursor)
             }
             Step::Missing(columns) => self.store(columns, None),
-            Step::NoRecord(columns) => {
-                self.store(columns, Some(Value::Other("no record around it")))
-            }
+            Step::NoRecord(id, columns) => self.pass("no record around it", *id, columns, cursor),
         }
     }
 
@@ -143,13 +141,25 @@ impl Reader<'_> {
                     _ => Value::Other("a decimal of more than 128 bits"),
                 }
             }
-            Shape::Bytes | Shape::Fixed(_) => Value::Other("bytes"),
-            Shape::Array(_) => Value::Other("an array"),
-            Shape::Map(_) => Value::Other("a map"),
-            Shape::Record(_) => Value::Other("a record"),
+            Shape::Bytes | Shape::Fixed(_) => return self.pass("bytes", id, columns, cursor),
+            Shape::Array(_) => return self.pass("an array", id, columns, cursor),
+            Shape::Map(_) => return self.pass("a map", id, columns, cursor),
+            Shape::Record(_) => return self.pass("a record", id, columns, cursor),
             Shape::Null | Shape::Union(_) => unreachable!("steps of their own"),
         };
         self.store(columns, Some(value))
+    }
+
+    /// What is no value: a feature refuses it, a segment passes over it.
+    fn pass(
+        &mut self,
+        what: &'static str,
+        id: Id,
+        columns: &[usize],
+        cursor: &mut Cursor<'_>,
+    ) -> Result<(), RowError> {
+        self.store(columns, Some(Value::Other(what)))?;
+        self.schema.skip(id, cursor, 0)
     }
 }
 

@@ -59,7 +59,7 @@ struct Probe {
 impl Probe {
     fn new(schema: &serde_json::Value, features: &[Feature]) -> Probe {
         let schema = Arc::new(AvroSchema::parse(&text(schema)).unwrap());
-        let paths = Paths::new(features);
+        let paths = Paths::new(features, None);
         let plan = AvroPlan::new(schema.clone(), &paths);
         Probe {
             schema,

@@ -66,7 +66,7 @@ fn features() -> Vec<Feature> {
 }
 
 fn rows(features: &[Feature], payload: &[u8]) -> Result<Vec<f32>, RowError> {
-    let paths = Paths::new(features);
+    let paths = Paths::new(features, None);
     let plan = ProtobufPlan::new(&payment(), &paths);
     let mut rows = Vec::new();
     let scratch = &mut Scratch::default();

@@ -273,6 +273,7 @@ async function open(anomaly) {
     ["score", short(opened.anomaly_score)],
     ["threshold", short(opened.threshold)],
     ["grade", opened.anomaly_grade.toFixed(2)],
+    ...(opened.segment === undefined ? [] : [["segment", opened.segment]]),
     ["p-value", opened.p_value.toPrecision(2)],
     ["time of the record", opened.time ?? "none"],
     ["from", `${opened.source.topic}, partition ${opened.source.partition}, offset ${opened.source.offset}`],

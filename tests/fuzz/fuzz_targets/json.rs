@@ -10,7 +10,7 @@ use residuald::decode::{Decoder, Input};
 mod common;
 
 thread_local! {
-    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::new(&common::features(), Input::Json));
+    static DECODER: RefCell<Decoder> = RefCell::new(common::decoder(Input::Json));
 }
 
 fuzz_target!(|payload: &[u8]| {

@@ -12,7 +12,7 @@ mod common;
 thread_local! {
     static STATE: RefCell<(Decoder, Input)> = {
         let (input, _) = common::registry(Format::Protobuf, common::PROTOBUF);
-        RefCell::new((Decoder::new(&common::features(), input.clone()), input))
+        RefCell::new((common::decoder(input.clone()), input))
     };
 }
 

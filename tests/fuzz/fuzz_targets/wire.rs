@@ -19,7 +19,7 @@ impl One {
     fn new(format: Format, text: &str) -> One {
         let (input, wanted) = common::registry(format, text);
         One {
-            decoder: Decoder::new(&common::features(), input.clone()),
+            decoder: common::decoder(input.clone()),
             input,
             wanted,
         }
