@@ -127,8 +127,17 @@ def test_card_without_data_and_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
     text, words = read_page(out)
     assert "Not measured" in words
-    assert "Not recorded: the bundle is of an older trainer." in words
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 3
+
+
+def test_bundle_of_an_older_trainer_has_no_curve(small, tmp_path):
+    folder = tmp_path / "b"
+    shutil.copytree(small, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["training"]["curves"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert report(folder, "--out", tmp_path / "card.html") == 0
+    assert "Not recorded: the bundle is of an older trainer." in read_page(tmp_path / "card.html")[1]
 
 
 def test_text_of_a_bundle_is_not_markup(small, tmp_path):
