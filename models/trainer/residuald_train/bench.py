@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import TrainerError, __version__
 from .calibrate import Calibration, calibrate
+from .quality_page import page
 from .report import costs_table, means_table, sets_table, trust_table, trust_totals
 from .sets import FAST, TRAIN, read_set, split
 
@@ -209,10 +210,11 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
     if any(name not in results["costs"] for name in recipes):
         results["costs"] |= costs(recipes)
     save()
+    write(out / "results.html", page(results, markdown(results)))
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     print(markdown(results).split("\n\n## Each set")[0])
-    print(f"wrote {path} and {out / 'results.md'}")
+    print(f"wrote {path}, {out / 'results.md'} and {out / 'results.html'}")
     if failed:
         raise TrainerError(f"{len(failed)} of {len(wanted)} runs failed")
 

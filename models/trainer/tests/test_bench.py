@@ -45,6 +45,10 @@ def test_bench_goes_on_from_where_it_is(sets, tmp_path, capsys):
     text = (out / "results.md").read_text()
     assert "| kernel |" in text
     assert "2 sets, 1 seeds" in text
+    page = (out / "results.html").read_text()
+    assert page.count("<svg") == (4 if "1-NN" in methods else 2)
+    assert page.count("<table>") == text.count("| --- |\n|")
+    assert "http" not in page.replace("http://www.w3.org", "")
     kept = results["runs"][0]["auroc"] = 12.5
     (out / "results.json").write_text(json.dumps(results))
     assert bench(sets, out, *options) == 0
