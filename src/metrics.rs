@@ -112,7 +112,11 @@ impl Metrics {
                 "Anomaly scores; bucket bounds are multiples of the threshold that the daemon started with.",
                 &score_buckets,
             ),
-            threshold: number(r, "threshold", "Score above which a record is an anomaly."),
+            threshold: number(
+                r,
+                "threshold",
+                "Score above which a record is an anomaly; in a bundle calibrated by segment that of the records without a segment of their own.",
+            ),
             expected_anomaly_ratio: number(
                 r,
                 "expected_anomaly_ratio",
