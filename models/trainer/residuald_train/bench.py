@@ -19,12 +19,13 @@ from . import TrainerError, __version__
 from .calibrate import Calibration, calibrate
 from .quality_page import page
 from .report import costs_table, means_table, sets_table, trust_table, trust_totals
-from .sets import FAST, TRAIN, read_set, split
+from .sets import FAST, TRAIN, contaminate, read_set, split
 
 SUFFIXES = ".npz", ".csv"
 FASTEST = 5  # the smallest sets, for --fast
 CAPS = {False: (TRAIN, 4_000, 300), True: FAST}
 WORKERS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TQDM_DISABLE"), "1")
+CLEAN, TOLD = "clean", "told"
 COST_FEATURES, COST_BATCHES = 30, (64, 256, 1024)
 FLAGGED_AT, CHECKED_AT = 1e-2, (1e-2, 1e-3)  # false-alarm rates: of the records whose reasons are tried, and checked
 
@@ -46,14 +47,19 @@ def measure(anomalous, scores):
     }
 
 
-def one(path, protocol, seed, method, recipes, fast, steps):
+def one(path, protocol, seed, method, recipes, fast, steps, contamination=0.0):
     """Fits one method on one split of one set -> a run."""
     from threadpoolctl import threadpool_limits
 
     data = split(*read_set(path), protocol, seed, CAPS[fast])
+    if contamination:
+        data = contaminate(data, contamination, seed)
+    name, _, told = method.partition(", ")
     with threadpool_limits(1):
-        fit = recipe if method in recipes else peer
-        seconds, score, facts = fit(method, data, seed, steps)
+        if name in recipes:
+            seconds, score, facts = recipe(name, data, seed, steps, told, contamination)
+        else:
+            seconds, score, facts = peer(name, data, seed)
         again = max(1, 2048 // len(data.test))
         rows, spent = np.concatenate([data.test] * again), []
         for _ in range(3):
@@ -70,27 +76,38 @@ def one(path, protocol, seed, method, recipes, fast, steps):
         "microseconds_a_row": round(min(spent) / len(rows) * 1e6, 3),
         "rows": len(data.train),
         "features": data.train.shape[1],
+        **({"mixed": data.mixed} if contamination else {}),
         **facts,
     }
 
 
-def recipe(name, data, seed, steps):
-    """-> (seconds of CPU, score(rows), facts). The bundle's thresholds, which no measure here uses, are those of the
-    normal rows of the test; its scores do not depend on them."""
+def recipe(name, data, seed, steps, told="", share=0.0):
+    """-> (seconds of CPU, score(rows), facts). CLEAN: without the rows mixed in; TOLD: without the suspected share.
+
+    The bundle's thresholds, which no measure here uses, are those of the normal rows of the test; its scores do not
+    depend on them.
+    """
     from .export import bundle, run_onnx, session
     from .features import Feature
+    from .screen import suspects
     from .train import Options, fit
 
     began = time.process_time()
     features = [Feature(f"x{j}", f"x{j}", "number") for j in range(data.train.shape[1])]
-    scorer = fit(features, data.train, Options(name, seed, **({"steps": steps} if steps else {})), quiet=True)
+    train = data.train[: len(data.train) - data.mixed] if told == CLEAN else data.train
+    found = {}
+    if told == TOLD:
+        strange = suspects(features, train, share, seed)
+        train = train[~strange]
+        found = {"found": int(strange[len(strange) - data.mixed :].sum())}
+    scorer = fit(features, train, Options(name, seed, **({"steps": steps} if steps else {})), quiet=True)
     seconds = time.process_time() - began
     normal = data.test[~data.anomalous]
     records = [{f.name: float(v) for f, v in zip(features, row, strict=True)} for row in normal[:200]]
     facts = {"name": name, "version": "bench", "training": {"seed": seed, "rows": len(data.train)}}
     files, parity, _ = bundle(scorer, features, normal, records, facts)
     run = session(files["model.onnx"])
-    facts = {"parity": parity, "bytes": len(files["model.onnx"]), **trust(run, data, seed)}
+    facts = {"parity": parity, "bytes": len(files["model.onnx"]), **trust(run, data, seed), **found}
     return seconds, lambda rows: run_onnx(run, rows)[0], facts
 
 
@@ -127,7 +144,7 @@ def trust(run, data, seed):
     return {"reason_lowers": [lowered, len(flagged)], "false_alarms": alarms}
 
 
-def peer(name, data, seed, _):
+def peer(name, data, seed):
     from .peers import fit
 
     began = time.process_time()
@@ -168,11 +185,13 @@ def costs(recipes):
     return out
 
 
-def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None, jobs=None):
+def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None, jobs=None, contamination=0.0):
     """Runs what is not in OUT/results.json yet, writing it after each; then results.md."""
     files = find(folder, fast)
+    variants = [f"{name}, {told}" for name in recipes for told in (CLEAN, TOLD)] if contamination else []
     out.mkdir(parents=True, exist_ok=True)
     path, settings = out / "results.json", {"fast": fast, "steps": steps, "trainer": __version__}
+    settings |= {"contamination": contamination} if contamination else {}
     results = {"settings": settings, "costs": {}, "runs": []}
     if path.exists():
         results = json.loads(path.read_text())
@@ -184,7 +203,7 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
         for seed in range(seeds)
         for protocol in protocols
         for file in files
-        for method in [*recipes, *peers]
+        for method in [*recipes, *variants, *peers]
         if (file.stem, protocol, seed, method) not in done
     ]
 
@@ -196,7 +215,7 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
     os.environ |= WORKERS  # a spawned process takes them over before its libraries start
     failed, bar = [], tqdm(total=len(wanted), desc="bench", unit=" runs", mininterval=1)
     with ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
-        tasks = {pool.submit(one, *task, recipes, fast, steps): task for task in wanted}
+        tasks = {pool.submit(one, *task, recipes, fast, steps, contamination): task for task in wanted}
         for task in as_completed(tasks):
             file, protocol, seed, method = tasks[task]
             try:
@@ -230,6 +249,12 @@ def markdown(results):
     lines = ["# Detection: what was measured", ""]
     if settings["fast"]:
         lines += ["With `--fast`: the smallest sets, few rows. Not to be compared with a full run.", ""]
+    if share := settings.get("contamination"):
+        lines += [
+            f"Labelled anomalies, taken out of the test, make {100 * share:g} % of the training rows, at most half of "
+            f"a set's anomalies. `{CLEAN}`: fitted without them; `{TOLD}`: with `--contamination {share:g}`.",
+            "",
+        ]
     for protocol in sorted({r["protocol"] for r in results["runs"]}):
         runs = [r for r in results["runs"] if r["protocol"] == protocol]
         lines += [f"## Protocol: {protocol}", "", means_table(runs), ""]

@@ -16,6 +16,7 @@ from .images import cli as images
 from .infer import infer
 
 MIN_ROWS = 32
+MOST_SUSPECTED = 0.2
 RECIPES = "kernel", "blind", "hybrid", "ddim", "best"
 
 
@@ -70,6 +71,13 @@ def parser():
     p.add_argument("--version", default="1", help="the model's version (default 1)")
     p.add_argument("--schema", type=Path, metavar="FILE", help="an edited schema (default: guess one)")
     p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
+    p.add_argument(
+        "--contamination",
+        type=float,
+        default=0,
+        metavar="SHARE",
+        help="of the rows, suspected to be anomalies that nobody labelled: so many of the strangest are left out",
+    )
     p.add_argument("--max-rows", type=int, metavar="N", help="use at most N normal rows, drawn at random")
     p.add_argument("--seed", type=int, default=0, help="default 0")
     p.add_argument("--recipe", choices=RECIPES, default="kernel", help="what scores (default kernel); see README.md")
@@ -111,6 +119,14 @@ def parser():
         "--out", type=Path, required=True, metavar="DIR", help="for results.json, gone on from, and results.md"
     )
     p.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
+    p.add_argument(
+        "--contamination",
+        type=float,
+        default=0,
+        metavar="SHARE",
+        help="of the training rows, made of labelled anomalies that the test then lacks; recipes run thrice: "
+        "without them (clean), with them, and told of the share",
+    )
     p.add_argument("--jobs", type=int, metavar="N", help="runs at a time, one core each (default: all cores)")
     p.add_argument("--no-peers", action="store_true", help="leave the simpler methods out")
     p.add_argument("--fast", action="store_true", help="the smallest sets and few rows, for CI")
@@ -183,7 +199,13 @@ def schema_verb(args):
         print(text)
 
 
+def check_contamination(share):
+    if not 0 <= share <= MOST_SUSPECTED:
+        raise TrainerError(f"--contamination wants a share from 0 to {MOST_SUSPECTED}: what is more common is normal")
+
+
 def tabular_verb(args):
+    check_contamination(args.contamination)
     for name, ok, wants in [
         ("--held-out", 0 < args.held_out < 1, "a share between 0 and 1"),
         ("--steps", args.steps > 0, "a positive number"),
@@ -197,6 +219,7 @@ def tabular_verb(args):
     from . import nearest
     from .export import bundle, check_out, run_onnx, session, write
     from .score import auroc
+    from .screen import suspects
     from .train import Options, fit, split
 
     args.name = args.name or args.out.resolve().name
@@ -219,6 +242,7 @@ def tabular_verb(args):
     options = Options(args.recipe, args.seed, args.steps, width=args.width, coreset=args.coreset)
     shown = asdict(options) | {"held_out": args.held_out, "max_rows": args.max_rows, "label": label}
     shown |= {"segment": args.segment} if args.segment else {}
+    shown |= {"contamination": args.contamination}
     print("options:", json.dumps({"name": args.name, "version": args.version, "out": str(args.out)} | shown))
     print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
     if args.dry_run:
@@ -228,6 +252,14 @@ def tabular_verb(args):
     for reason, count in refused.most_common(10):
         say(f"left out {count} rows that the schema refuses: {reason}")
     kept = np.flatnonzero(accepted)
+    facts = {"seed": args.seed}
+    if args.contamination and len(kept):
+        strange = suspects(features, X[kept], args.contamination, args.seed)
+        kept, facts["suspected_rows"] = kept[~strange], int(strange.sum())
+        print(
+            f"suspected: {strange.sum()} rows are left out, of those to calibrate on too: where they were normal, "
+            f"false alarms come more often than asked, by up to {args.contamination:g} of the records"
+        )
     if len(kept) < MIN_ROWS:
         raise TrainerError(f"{len(kept)} normal rows fit the schema; training wants at least {MIN_ROWS}")
     fit_rows, held_rows = split(len(kept), args.held_out, args.seed)
@@ -235,7 +267,7 @@ def tabular_verb(args):
     print(f"rows: {len(fit_rows)} to train on, {len(held_rows)} held out")
     scorer = fit(features, X[fit_rows], options)
 
-    facts = {"seed": args.seed, "rows": len(fit_rows), "held_out_rows": len(held_rows), "data": table.files}
+    facts |= {"rows": len(fit_rows), "held_out_rows": len(held_rows), "data": table.files}
     facts = {"name": args.name, "version": args.version, "training": facts | {"options": shown}}
     records = [table.record(int(i)) for i in held_rows[:1000]]
     more = {}
@@ -295,6 +327,7 @@ def bench_verb(args):
     from . import peers
     from .bench import bench
 
+    check_contamination(args.contamination)
     for name, value in [("--seeds", args.seeds), ("--steps", args.steps), ("--jobs", args.jobs)]:
         if value is not None and value < 1:
             raise TrainerError(f"{name} wants a positive number")
@@ -302,7 +335,18 @@ def bench_verb(args):
     left_out = [] if args.no_peers else [name for name in peers.PEERS if name not in beside]
     if left_out:
         say(f"without {', '.join(left_out)}: PyOD is not installed (pip install 'residuald-train[bench]')")
-    bench(args.data, args.protocol, args.seeds, args.recipe, beside, args.out, args.fast, args.steps, args.jobs)
+    bench(
+        args.data,
+        args.protocol,
+        args.seeds,
+        args.recipe,
+        beside,
+        args.out,
+        fast=args.fast,
+        steps=args.steps,
+        jobs=args.jobs,
+        contamination=args.contamination,
+    )
 
 
 def main(argv=None):

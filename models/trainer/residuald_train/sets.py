@@ -17,6 +17,7 @@ class Split:
     train: np.ndarray  # float32 [n, F], normal rows
     test: np.ndarray  # float32 [m, F]
     anomalous: np.ndarray  # bool [m]
+    mixed: int = 0  # rows at the end of `train` that are anomalies
 
 
 def read_set(path):
@@ -59,3 +60,12 @@ def split(X, anomalous, protocol, seed, caps=(TRAIN, TEST, ANOMALIES)):
         other = rng.choice(other, k, replace=False)
     test = np.concatenate([rest, other])
     return Split(X[train].astype(np.float32), X[test].astype(np.float32), anomalous[test])
+
+
+def contaminate(data, share, seed):
+    """Moves anomalies of the test, at most half of them, to the training rows, of which they then make `share`."""
+    other = np.flatnonzero(data.anomalous)
+    wanted = min(round(share / (1 - share) * len(data.train)), len(other) // 2)
+    moved = np.random.default_rng(3000 + seed).choice(other, wanted, replace=False)
+    stay = np.setdiff1d(np.arange(len(data.test)), moved)
+    return Split(np.concatenate([data.train, data.test[moved]]), data.test[stay], data.anomalous[stay], wanted)

@@ -9,7 +9,7 @@ from residuald_train import peers
 from residuald_train.bench import trust
 from residuald_train.cli import main
 from residuald_train.report import trust_table, trust_totals
-from residuald_train.sets import Split, read_set, split
+from residuald_train.sets import Split, contaminate, read_set, split
 
 
 @pytest.fixture
@@ -109,6 +109,30 @@ def test_published_splits_repeat_rows_of_small_sets(sets):
     data = split(X, anomalous, "published", 0)
     assert len(data.train) + len(data.test) == 1000
     assert {r.tobytes() for r in data.train} & {r.tobytes() for r in data.test}
+
+
+def test_contaminated_rows_are_not_tested_on(sets):
+    data = split(*read_set(sets / "a.npz"), "clean", 0)
+    mixed = contaminate(data, 0.05, 0)
+    assert mixed.mixed == 6  # of 116
+    assert len(mixed.train) + len(mixed.test) == len(data.train) + len(data.test)
+    moved = {r.tobytes() for r in mixed.train[-6:]}
+    assert moved <= {r.tobytes() for r in data.test[data.anomalous]}
+    assert not moved & {r.tobytes() for r in mixed.test}
+    assert contaminate(data, 0.2, 0).mixed == 10  # half of the anomalies
+
+
+def test_bench_with_contamination(sets, tmp_path, capsys):
+    out, options = tmp_path / "out", ["--seeds", "1", "--recipe", "kernel", "--no-peers", "--contamination", "0.05"]
+    assert bench(sets, out, *options) == 0
+    results = json.loads((out / "results.json").read_text())
+    by = {(r["set"], r["method"]): r for r in results["runs"]}
+    assert {method for _, method in by} == {"kernel", "kernel, clean", "kernel, told"}
+    assert by["a", "kernel, told"]["found"] == by["a", "kernel"]["mixed"] == 6
+    assert by["a", "kernel, told"]["auroc"] > by["a", "kernel"]["auroc"]
+    assert "make 5 % of the training rows" in (out / "results.md").read_text()
+    assert bench(sets, out, *options[:-1], "0.4") == 65
+    assert "--contamination wants a share from 0 to 0.2" in capsys.readouterr().err
 
 
 def test_caps_keep_anomalies(sets):

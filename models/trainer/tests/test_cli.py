@@ -39,6 +39,7 @@ def test_dry_run_prints_and_stops(history, tmp_path, capsys):
         (["--normal", "0"], "--normal wants --label"),
         (["--drop", "colour"], "no column `colour`"),
         (["--held-out", "1.5"], "--held-out wants"),
+        (["--contamination", "0.3"], "--contamination wants a share from 0 to 0.2"),
         (["--schema", "absent.json"], "cannot read schema absent.json"),
     ],
 )
