@@ -80,7 +80,7 @@ def parser():
     )
     p.add_argument("--max-rows", type=int, metavar="N", help="use at most N normal rows, drawn at random")
     p.add_argument("--seed", type=int, default=0, help="default 0")
-    p.add_argument("--recipe", choices=RECIPES, default="kernel", help="what scores (default kernel); see README.md")
+    p.add_argument("--recipe", choices=RECIPES, default="best", help="what scores (default best); see README.md")
     p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel: none")
     p.add_argument("--width", type=int, default=96, help="of the network (default 96)")

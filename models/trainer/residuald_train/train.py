@@ -25,7 +25,7 @@ TYPICAL_ROWS = 2000  # that the terms' means and deviations are taken from
 
 @dataclass(frozen=True)
 class Options:
-    recipe: str = "kernel"
+    recipe: str = "best"
     seed: int = 0
     steps: int = 1000
     batch: int = 128
