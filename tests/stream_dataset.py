@@ -3,12 +3,14 @@
 
 Splits the normal rows of a labelled data set in half by a seed, trains a bundle on one half, produces the other half
 and every anomaly to a real Apache Kafka, lets `residuald run` judge, and reads the verdicts with kcat. Fails unless
-every record is accounted for and the AUROC over the stream equals `residuald score`'s on the file to 1e-6.
+every record is accounted for, the AUROC over the stream equals `residuald score`'s on the file to 1e-6, both have the
+same scores to the bit, and the trainer, by its own decoder and runtime, the same within the bundle's tolerance: 1e-5
+relative, 1e-4 with a kernel.
 
     .venv/bin/python tests/stream_dataset.py ../shared/data/adbench/34_smtp.npz
     .venv/bin/python tests/stream_dataset.py flows.csv --label attack --normal benign --steps 3000
 
-Prints one JSON line: dataset, records, scored, auroc_stream, auroc_file, average_precision, seconds.
+Prints one JSON line: dataset, records, scored, auroc_stream, auroc_file, average_precision, parity, seconds.
 """
 
 import argparse
@@ -54,6 +56,7 @@ def main():
             verdicts, status = judge_stream(options, brokers, bundle, stream, records)
             seconds = time.monotonic() - streaming
         report = check(options, records, on_file, verdicts, status)
+        compare(report, bundle, on_file, verdicts)
         report |= {"seconds": round(time.monotonic() - started, 1), "stream_seconds": round(seconds, 1)}
         faults = report.pop("faults")
         print(json.dumps(report))
@@ -150,9 +153,17 @@ def read(options):
 
 
 def score_file(options, bundle, stream):
-    """What `residuald score` says; its alarm rate is one that a small calibration supports."""
-    asked = ["--label", LABEL, "--false-alarm-rate", ALARM_RATE, "--json"]
-    return json.loads(call(options.residuald, "score", stream, "--bundle", bundle, *asked))
+    """What `residuald score` says, with the scores."""
+    lines = stream.with_suffix(".verdicts")
+    asked = ["--label", LABEL, "--false-alarm-rate", alarm_rate(bundle), "--json", "--out", lines]
+    said = json.loads(call(options.residuald, "score", stream, "--bundle", bundle, *asked))
+    judged = [json.loads(line) for line in lines.read_text().splitlines()]
+    return said | {"scores": [v["anomaly_score"] for v in judged if "anomaly_score" in v]}
+
+
+def alarm_rate(bundle):
+    """One that a small calibration supports."""
+    return max(ALARM_RATE, 1 / json.loads((bundle / "calibration.json").read_text())["count"])
 
 
 class Cluster:
@@ -182,7 +193,7 @@ def judge_stream(options, brokers, bundle, stream, records):
         "output.dead_letter_topic": "dead",
         "http.listen": "127.0.0.1:0",
         "telemetry.log_format": "json",
-        "threshold.false_alarm_rate": ALARM_RATE,
+        "threshold.false_alarm_rate": alarm_rate(bundle),
     }
     command = [options.residuald, "run"]
     for name, value in settings.items():
@@ -267,6 +278,25 @@ def check(options, records, on_file, verdicts, status):
         "average_precision": labelled["average_precision"],
         "faults": faults,
     }
+
+
+def compare(report, bundle, on_file, verdicts):
+    """Adds `parity`, the largest relative difference between the trainer's score of a record and the daemon's."""
+    from residuald_train.decode import decode
+    from residuald_train.export import run_onnx, session
+    from residuald_train.features import check_feature
+
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    features = [check_feature(feature) for feature in manifest["input"]["features"]]
+    streamed = np.array([v["anomaly_score"] for v in verdicts], np.float32)
+    if not np.array_equal(np.sort(streamed), np.sort(np.array(on_file["scores"], np.float32))):
+        report["faults"].append("the stream and the file have different scores")
+    rows = np.stack([decode(v["record"], features) for v in verdicts])
+    own = run_onnx(session((bundle / "model.onnx").read_bytes()), rows)[0].astype(float)
+    difference, tolerance = abs(streamed - own), manifest["golden"]
+    report["parity"] = float((difference / np.maximum(abs(own), 1e-6)).max())
+    if (difference > tolerance["absolute_tolerance"] + tolerance["relative_tolerance"] * abs(own)).any():
+        report["faults"].append(f"trainer and daemon differ by {report['parity']:.1e} of a score")
 
 
 def auroc(scores, labels):
