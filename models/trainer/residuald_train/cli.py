@@ -15,7 +15,7 @@ from .features import encode, load_schema, schema_to_json
 from .images import cli as images
 from .infer import infer
 
-MIN_ROWS = 32
+MIN_ROWS, MAX_ROWS = 32, 1_000_000
 MOST_SUSPECTED = 0.2
 RECIPES = "kernel", "blind", "hybrid", "ddim", "best"
 
@@ -78,7 +78,13 @@ def parser():
         metavar="SHARE",
         help="of the rows, suspected to be anomalies that nobody labelled: so many of the strangest are left out",
     )
-    p.add_argument("--max-rows", type=int, metavar="N", help="use at most N normal rows, drawn at random")
+    p.add_argument(
+        "--max-rows",
+        type=int,
+        default=MAX_ROWS,
+        metavar="N",
+        help=f"of more rows, N are drawn at random over all files (default {MAX_ROWS:,})",
+    )
     p.add_argument("--seed", type=int, default=0, help="default 0")
     p.add_argument("--recipe", choices=RECIPES, default="best", help="what scores (default best); see README.md")
     p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
@@ -140,7 +146,7 @@ def say(*lines):
 
 def load(args, label=None):
     """Reads the data -> (table, label or None); a label is {"path", "normal"}."""
-    table = read(args.data)
+    table = read(args.data, getattr(args, "max_rows", MAX_ROWS), getattr(args, "seed", 0))
     say(*table.messages)
     if args.label:
         label = {"path": args.label, "normal": plain(args.normal or "0")}
@@ -211,7 +217,7 @@ def tabular_verb(args):
         ("--steps", args.steps > 0, "a positive number"),
         ("--width", args.width > 0, "a positive number"),
         ("--coreset", args.coreset > 1, "two or more"),
-        ("--max-rows", args.max_rows is None or args.max_rows >= MIN_ROWS, f"at least {MIN_ROWS}"),
+        ("--max-rows", args.max_rows >= MIN_ROWS, f"at least {MIN_ROWS}"),
     ]:
         if not ok:
             raise TrainerError(f"{name} wants {wants}")
@@ -229,9 +235,6 @@ def tabular_verb(args):
     if args.nearest not in (None, True) and args.nearest not in table.columns:
         raise TrainerError(f"--nearest: no column `{args.nearest}`; there are: {some(table.columns)}")
     table, others = normals(table, label)
-    if args.max_rows and table.rows > args.max_rows:
-        rows = np.random.default_rng(args.seed).choice(table.rows, args.max_rows, replace=False)
-        table = table.take(np.sort(rows))
     if features is None:
         features = guess(table, label, args.drop)
     features = [f for f in features if f.path not in args.drop and not (label and f.path == label["path"])]

@@ -1,4 +1,4 @@
-"""Reads CSV, Parquet, NDJSON (each also .gz) and NPZ files into columns named by dotted paths."""
+"""Reads CSV, Parquet, NDJSON (each also .gz) and NPZ files into columns named by dotted paths; of many a sample."""
 
 import gzip
 import hashlib
@@ -53,29 +53,74 @@ class Table:
         return record
 
 
-def read(paths):
-    """Reads files one after the other into one Table; raises TrainerError that names the file."""
-    tables = []
-    for path in map(Path, paths):
+def read(paths, max_rows=None, seed=0):
+    """Reads files one after the other into one Table; raises TrainerError that names the file.
+
+    With more than `max_rows` rows, so many are drawn at random over all files, and only these are ever in memory.
+    """
+    tables, sources = [], [Source(path) for path in map(Path, paths)]
+    chosen = draw([source.count() for source in sources], max_rows, seed) if max_rows else [None] * len(sources)
+    for source, rows in zip(sources, chosen, strict=True):
+        columns, messages = source.read(rows)
+        found = len(next(iter(columns.values()), ()))
+        if not found and rows is None:
+            raise TrainerError(f"{source.path} has no rows")
+        facts = {"file": source.path.name, "sha256": source.digest(), "rows": found}
+        if rows is not None:
+            facts |= {"rows": source.rows, "drawn": found}
+            messages = [f"{source.path.name}: {found} of {source.rows} rows, drawn at random (--max-rows)", *messages]
+        if found:
+            tables.append(Table(columns, found, [facts], messages))
+    return join(tables)
+
+
+def draw(counts, most, seed):
+    """Rows in each file -> the chosen ones of each, ascending, all equally likely; None: the files have no more."""
+    total = sum(counts)
+    if total <= most:
+        return [None] * len(counts)
+    rows = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+    ends = np.cumsum(counts)
+    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+    return [part - (end - count) for part, end, count in zip(parts, ends, counts, strict=True)]
+
+
+class Source:
+    """A file; its errors name it."""
+
+    def __init__(self, path):
+        self.path, self.rows = path, None
         suffixes = [s for s in path.suffixes if s != ".gz"]
-        kind = FORMATS.get(suffixes[-1].lower() if suffixes else "")
-        if kind is None:
+        self.kind = FORMATS.get(suffixes[-1].lower() if suffixes else "")
+        if self.kind is None:
             raise TrainerError(
                 f"cannot tell the format of {path}; wants .csv, .parquet, .ndjson (each also .gz) or .npz"
             )
+
+    def open(self):
+        """The content as a stream of bytes; of Parquet and NPZ, which are read here and there, one that can seek."""
+        if self.path.suffix != ".gz":
+            return self.path.open("rb")
+        return gzip.open(self.path) if self.kind in ("csv", "ndjson") else io.BytesIO(gzip.open(self.path).read())
+
+    def attempt(self, act):
         try:
-            content = path.read_bytes()
-            digest = hashlib.sha256(content).hexdigest()
-            if path.suffix == ".gz":
-                content = gzip.decompress(content)
-            columns, messages = READERS[kind](content, path.name)
+            with self.open() as stream:
+                return act(stream)
         except (OSError, EOFError, ValueError, KeyError, pa.ArrowException, zipfile.BadZipFile) as error:
-            raise TrainerError(f"cannot read {path}: {error}") from None
-        rows = len(next(iter(columns.values()), ()))
-        if not rows:
-            raise TrainerError(f"{path} has no rows")
-        tables.append(Table(columns, rows, [{"file": path.name, "sha256": digest, "rows": rows}], messages))
-    return join(tables)
+            raise TrainerError(f"cannot read {self.path}: {error}") from None
+
+    def count(self):
+        self.rows = self.attempt(COUNTERS[self.kind])
+        return self.rows
+
+    def read(self, rows=None):
+        """-> (columns, messages), of all rows or of those, in their order."""
+        return self.attempt(lambda stream: READERS[self.kind](stream, self.path.name, rows))
+
+    def digest(self):
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def join(tables):
@@ -104,17 +149,20 @@ def no_dots(names):
         )
 
 
-def read_ndjson(content, name):
+def read_ndjson(stream, name, chosen=None):
     columns, rows, bad = {}, 0, 0
-    lines = content.splitlines()
-    for number, line in enumerate(tqdm(lines, desc=f"read {name}", unit=" records", mininterval=0.5), 1):
+    lines = enumerate(stream, 1)
+    if chosen is not None:
+        wanted = set((chosen + 1).tolist())
+        lines = ((number, line) for number, line in lines if number in wanted)
+    for number, line in tqdm(lines, desc=f"read {name}", unit=" records", mininterval=0.5):
         if not line.strip():
             continue
         try:
             record = flatten(parse_record(line))
         except RefusedError as error:
             bad += 1
-            if bad > max(10, number // 10):
+            if bad > max(10, (rows + bad) // 10):
                 raise TrainerError(f"{name} line {number}: {error} (and {bad - 1} lines before it)") from None
             continue
         for path, value in record.items():
@@ -162,14 +210,41 @@ def objects(values):
     return array
 
 
-def read_csv(content, name):
+def read_csv(stream, name, chosen=None):
+    if chosen is not None:
+        # What a column holds is told from all that was drawn, so it is text until then.
+        drawn, stream = pick(unread_batches(stream, pa.string()), chosen, name), io.BytesIO()
+        pa.csv.write_csv(drawn, stream)
+        stream.seek(0)
     # No parser matches this, so a time stays the text that it was.
     options = pa.csv.ConvertOptions(timestamp_parsers=["\x01"], strings_can_be_null=True)
-    return from_arrow(pa.csv.read_csv(io.BytesIO(content), convert_options=options), name)
+    return from_arrow(pa.csv.read_csv(stream, convert_options=options), name)
 
 
-def read_parquet(content, name):
-    return from_arrow(pa.parquet.read_table(io.BytesIO(content)), name)
+def unread_batches(stream, kind):
+    """CSV as batches of columns of the kind, text or bytes, as they were written."""
+    head = pa.csv.read_csv(io.BytesIO(stream.readline() + b"\n")).column_names
+    stream.seek(0)
+    options = pa.csv.ConvertOptions(column_types=dict.fromkeys(head, kind), strings_can_be_null=False)
+    return pa.csv.open_csv(stream, convert_options=options)
+
+
+def read_parquet(stream, name, chosen=None):
+    if chosen is None:
+        return from_arrow(pa.parquet.read_table(stream), name)
+    return from_arrow(pick(pa.parquet.ParquetFile(stream).iter_batches(), chosen, name), name)
+
+
+def pick(batches, chosen, name):
+    """The chosen rows, ascending, of a stream of batches -> a table."""
+    parts, start = [], 0
+    with tqdm(total=len(chosen), desc=f"read {name}", unit=" rows", mininterval=0.5) as bar:
+        for batch in batches:
+            inside = chosen[slice(*np.searchsorted(chosen, [start, start + batch.num_rows]))] - start
+            parts.append(batch.take(pa.array(inside)))
+            start += batch.num_rows
+            bar.update(len(inside))
+    return pa.Table.from_batches(parts)
 
 
 def from_arrow(table, name):
@@ -208,16 +283,18 @@ def leaves(table, prefix=""):
             yield prefix + name, column
 
 
-def read_npz(content, name):
-    arrays = np.load(io.BytesIO(content), allow_pickle=False)
+def read_npz(stream, name, chosen=None):
+    arrays = np.load(stream, allow_pickle=False)
     if "X" not in arrays or arrays["X"].ndim != 2 or arrays["X"].dtype.kind not in "fiub":
         raise TrainerError(f"{name} wants a numeric 2-d array under the key X, and labels (0 = normal) under y")
-    X = arrays["X"].astype(np.float64)
-    columns = {f"x{j}": X[:, j].copy() for j in tqdm(range(X.shape[1]), desc=f"read {name}", unit=" columns")}
+    X, every = arrays["X"], slice(None) if chosen is None else chosen
+    columns = {
+        f"x{j}": X[every, j].astype(np.float64) for j in tqdm(range(X.shape[1]), desc=f"read {name}", unit=" columns")
+    }
     if "y" in arrays:
         if arrays["y"].shape != (len(X),):
             raise TrainerError(f"{name}: y wants one label for each row of X")
-        columns["y"] = arrays["y"].astype(np.int64)
+        columns["y"] = arrays["y"][every].astype(np.int64)
     return columns, []
 
 
@@ -234,3 +311,16 @@ def label_is_normal(column, normal):
 
 
 READERS = {"csv": read_csv, "parquet": read_parquet, "ndjson": read_ndjson, "npz": read_npz}
+
+
+def count_npz(stream):
+    arrays = np.load(stream, allow_pickle=False)
+    return arrays["X"].shape[0] if "X" in arrays and arrays["X"].ndim else 0
+
+
+COUNTERS = {
+    "csv": lambda stream: sum(batch.num_rows for batch in unread_batches(stream, pa.binary())),
+    "parquet": lambda stream: pa.parquet.ParquetFile(stream).metadata.num_rows,
+    "ndjson": lambda stream: sum(1 for _ in stream),
+    "npz": count_npz,
+}
