@@ -42,7 +42,6 @@ def card(served, judged=None):
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("residuald_train"),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

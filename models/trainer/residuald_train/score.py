@@ -6,6 +6,8 @@ from torch import nn
 
 from .nets import row_sum
 
+SLIGHT = 1e-6  # of a term's part in an explanation: all alike where none saw anything unusual
+
 
 class Term(nn.Module):
     """A denoiser, None where it is the kernel, and how its residual counts: see `recipes.Part`."""
@@ -41,9 +43,9 @@ class Scorer(nn.Module):
     that are observed. With one plain term the score is √E, in standard deviations. Otherwise it is
     Π (E_k / typical_k)^(a_k / 2) with Σ a_k = 1: its logarithm is a weighted sum of standard scores on normal records.
 
-    residual_f is score² times feature f's share of E, averaged by a_k over the terms that explain, and so is the
-    reconstruction: those with a network, if there are any. A kernel answers with whole records; where one value is
-    broken, those nearest may differ in another. Residuals add up to the score's square, whatever the recipe.
+    residual_f is score² times feature f's share of E, averaged over the terms by how much each has raised the score
+    above what is usual, max(0, a_k log(E_k / typical_k)); so is the reconstruction. A term that sees nothing unusual
+    says nothing of what is. Residuals add up to the score's square, whatever the recipe.
     """
 
     def __init__(self, features, space, terms, kernel=None, recipe="blind"):
@@ -53,8 +55,6 @@ class Scorer(nn.Module):
         self.optional = [j for j, f in enumerate(features) if f.missing == "impute"]
         self.register_buffer("pick", torch.eye(len(features))[:, self.optional])
         self.terms = nn.ModuleList(terms)
-        trained = [k for k, term in enumerate(terms) if term.part.trained]
-        self.explain = trained or list(range(len(terms)))
         self.plain = len(terms) == 1 and not terms[0].part.spread and not terms[0].part.whiten
         self.register_buffer("floor", torch.full((len(terms), 1), 1e-9))  # of E: what lies below is equally normal
         self.register_buffer("typical", torch.zeros(len(terms), 1))  # of log E
@@ -66,12 +66,16 @@ class Scorer(nn.Module):
         if self.plain:
             D, energy, total, _ = found[0]
             return total.sqrt().squeeze(1), energy, self.space.raw(D, x)
-        log = (torch.cat([log for *_, log in found], 1) - self.typical.T) @ self.exponent
-        weight = self.exponent[self.explain] / self.exponent[self.explain].sum()
-        found = [found[k] for k in self.explain]
-        share = sum(a * energy / total for a, (_, energy, total, _) in zip(weight, found, strict=True))
-        D = sum(a * D for a, (D, *_) in zip(weight, found, strict=True))
+        over = torch.cat([log for *_, log in found], 1) - self.typical.T
+        log, weight = over @ self.exponent, self.blame(over)
+        share = sum(w * energy / total for w, (_, energy, total, _) in zip(weight, found, strict=True))
+        D = sum(w * D for w, (D, *_) in zip(weight, found, strict=True))
         return (log / 2).exp().squeeze(1), share * log.exp(), self.space.raw(D, x)
+
+    def blame(self, over):
+        """[N, K], logarithms over the usual ones -> of each term its weight in the explanation [N, 1]."""
+        raised = over.clamp(min=0) * self.exponent.T + SLIGHT
+        return (raised / row_sum(raised)).split(1, 1)
 
     def facts(self):
         """For the manifest."""

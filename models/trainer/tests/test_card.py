@@ -150,6 +150,16 @@ def test_text_of_a_bundle_is_not_markup(small, tmp_path):
     assert "<script>" not in (tmp_path / "card.html").read_text()
 
 
+def test_a_bundle_that_tells_little(small, tmp_path):
+    folder = tmp_path / "b"
+    shutil.copytree(small, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["training"], manifest["scoring"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert report(folder, "--out", tmp_path / "card.html") == 0
+    assert read_page(tmp_path / "card.html")[1].count("not recorded") >= 6
+
+
 def test_what_has_no_card(small, tmp_path, capsys):
     out = tmp_path / "card.html"
     altered = tmp_path / "altered"

@@ -18,19 +18,15 @@ MOVED = 4.0
 FLOOR = 0.95
 
 
-def correlated(n, rng, mix, heavy):
-    X = rng.normal(size=(n, len(mix))) @ mix + 0.5 * rng.normal(size=(n, mix.shape[1]))
-    return (np.exp(X / 2) if heavy else X).astype(np.float32)
+def correlated(n, rng, mix):
+    return (rng.normal(size=(n, len(mix))) @ mix + 0.5 * rng.normal(size=(n, mix.shape[1]))).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "heavy"),
-    [("blind", False), ("kernel", False), ("hybrid", False), ("best", False), ("best", True)],
-)
-def test_the_reason_is_the_broken_feature(recipe, heavy):
+@pytest.mark.parametrize("recipe", ["blind", "kernel", "hybrid", "best"])
+def test_the_reason_is_the_broken_feature(recipe):
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(3, len(FEATURES)))
-    train, held_out, broken = (correlated(n, rng, mix, heavy) for n in (4000, 2000, 1000))
+    train, held_out, broken = (correlated(n, rng, mix) for n in (4000, 2000, 1000))
     every, feature = np.arange(len(broken)), rng.integers(len(FEATURES), size=len(broken))
     broken[every, feature] += MOVED * rng.choice([-1, 1], len(broken)) * train.std(0)[feature]
 
