@@ -43,6 +43,7 @@ fuzz_target!(|data: &[u8]| {
         timestamp_ms: Some(timestamp_ms),
         key: Some(key),
         payload,
+        segment: None,
         trace: [Some(("traceparent", trace)), None],
         headers: &[],
     };
@@ -51,6 +52,7 @@ fuzz_target!(|data: &[u8]| {
         p_value: 0.01,
         anomaly_grade: 1.1,
         threshold: 1.0,
+        segment: std::str::from_utf8(key).ok(),
         severity: Some(Severity::Warning),
         explanation: Explanation::Features {
             relevant_attribution: Vec::new(),
