@@ -68,8 +68,11 @@ class Scorer(nn.Module):
             return total.sqrt().squeeze(1), energy, self.space.raw(D, x)
         over = torch.cat([log for *_, log in found], 1) - self.typical.T
         log, weight = over @ self.exponent, self.blame(over)
-        share = sum(w * energy / total for w, (_, energy, total, _) in zip(weight, found, strict=True))
-        D = sum(w * D for w, (D, *_) in zip(weight, found, strict=True))
+        share = sum(energy * (w / total) for w, (_, energy, total, _) in zip(weight, found, strict=True))
+        answers = {}  # terms that ask the same denoiser share its answer
+        for w, (D, *_) in zip(weight, found, strict=True):
+            answers[D] = answers[D] + w if D in answers else w
+        D = sum(w * D for D, w in answers.items())
         return (log / 2).exp().squeeze(1), share * log.exp(), self.space.raw(D, x)
 
     def blame(self, over):
