@@ -87,9 +87,9 @@ def recipe(name, data, seed, steps, told="", share=0.0):
     The bundle's thresholds, which no measure here uses, are those of the normal rows of the test; its scores do not
     depend on them.
     """
+    from .contamination import suspects
     from .export import bundle, run_onnx, session
     from .features import Feature
-    from .screen import suspects
     from .train import Options, fit
 
     began = time.process_time()

@@ -223,9 +223,9 @@ def tabular_verb(args):
             raise TrainerError(f"{name} wants {wants}")
     # torch loads slowly: only where it is needed
     from . import nearest
+    from .contamination import suspects
     from .export import bundle, check_out, run_onnx, session, write
     from .score import auroc
-    from .screen import suspects
     from .train import Options, fit, split
 
     args.name = args.name or args.out.resolve().name

@@ -7,7 +7,7 @@ from test_model import FEATURES, rows
 
 from residuald_train.calibrate import Calibration
 from residuald_train.cli import main
-from residuald_train.screen import suspects
+from residuald_train.contamination import suspects
 from residuald_train.served import Served
 
 
