@@ -297,13 +297,14 @@ impl Run {
             let (score, record, segment) = (scored.score, numbers[i], segments[i]);
             let label = labels[scores.len()];
             scores.push(score);
-            flagged.push(judge.is_anomaly(score, segment));
+            let anomalous = judge.is_anomaly(score, segment);
+            flagged.push(anomalous);
             let enters = highest.takes(score);
             if out.is_none() && !enters {
                 return Ok(());
             }
             let normal = match nearest {
-                Some(nearest) if score > judge.threshold_of(segment) => nearest.of(scored.row)?,
+                Some(nearest) if anomalous => nearest.of(scored.row)?,
                 _ => None,
             };
             let verdict = judge.judge(scored, segment, normal, REASONS);

@@ -8,7 +8,7 @@ use serde::de::{
 };
 
 use super::paths::{Child, Node, Paths, UNSET};
-use super::segment::{Names, SegmentReader};
+use super::segment::SegmentReader;
 use super::value::Value;
 use super::{Reason, RowError, malformed};
 use crate::bundle::{Feature, SegmentId};
@@ -16,7 +16,7 @@ use crate::bundle::{Feature, SegmentId};
 /// Reads JSON objects into rows. One a thread: it keeps a little scratch space.
 #[derive(Debug)]
 pub struct JsonDecoder {
-    paths: Paths,
+    pub(super) paths: Paths,
     scratch: Scratch,
 }
 
@@ -39,11 +39,6 @@ impl JsonDecoder {
             paths: Paths::new(features, segment),
             scratch: Scratch::default(),
         }
-    }
-
-    /// The names of the segments, where a field tells them.
-    pub fn segments(&self) -> Option<Names> {
-        self.paths.segments()
     }
 
     /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.

@@ -37,6 +37,7 @@ use std::fmt;
 use serde_json::value::RawValue;
 
 pub use json::JsonDecoder;
+use paths::Paths;
 pub use schemas::{Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
 use segment::Names;
 pub use segment::SegmentReader;
@@ -122,11 +123,12 @@ impl Decoder {
 
     /// The names of the segments, in the order of their numbers.
     pub fn segments(&self) -> Vec<String> {
-        let by_field = match &self.format {
-            Payloads::Json(decoder) => decoder.segments(),
-            Payloads::Typed(decoder) => decoder.segments(),
+        let paths = match &self.format {
+            Payloads::Json(decoder) => Some(&decoder.paths),
+            Payloads::Typed(decoder) => Some(&decoder.paths),
             Payloads::Pictures(_) => None,
         };
+        let by_field = paths.and_then(Paths::segments);
         let names = by_field.as_ref().or(self.keys.as_ref());
         names.map(Names::all).unwrap_or_default()
     }

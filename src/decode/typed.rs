@@ -6,14 +6,14 @@ use super::avro::AvroPlan;
 use super::paths::Paths;
 use super::protobuf::{ProtobufPlan, Scratch};
 use super::schemas::{Header, RecordType, TypeSource};
-use super::segment::{Names, SegmentReader};
+use super::segment::SegmentReader;
 use super::{DecodeError, RowError, wire};
 use crate::bundle::{Feature, SegmentId};
 
 /// Reads records of types that schemas give. One a thread.
 #[derive(Debug)]
 pub struct TypedDecoder {
-    paths: Paths,
+    pub(super) paths: Paths,
     source: TypeSource,
     /// By schema id and place of the message; of a file there is one.
     plans: HashMap<u32, Vec<(Vec<usize>, Plan)>>,
@@ -53,11 +53,6 @@ impl TypedDecoder {
             plans,
             scratch: Scratch::default(),
         }
-    }
-
-    /// The names of the segments, where a field tells them.
-    pub fn segments(&self) -> Option<Names> {
-        self.paths.segments()
     }
 
     /// Appends one row to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.

@@ -3,7 +3,7 @@
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
 
-use super::scorer::{builder, tensor_fault};
+use super::scorer::{builder, commit, tensor_fault};
 use super::{Runtime, ScorerError};
 use crate::bundle::{Fault, Feature, Normals};
 use crate::decode::JsonDecoder;
@@ -39,12 +39,7 @@ impl Nearest {
                 fault(RECORDS, problem)
             })?;
         }
-        let session = builder(runtime)?
-            .commit_from_memory(&normals.model)
-            .map_err(|e| {
-                let problem = format!("ONNX Runtime refuses it: {}", e.message().trim());
-                fault(MODEL, problem)
-            })?;
+        let session = commit(&mut builder(runtime)?, MODEL, &normals.model)?;
         let width = features.len();
         let row = [-1, width as i64];
         let (input, output) = (session.inputs().first(), session.outputs().first());

@@ -237,7 +237,9 @@ fn open(
         let with_provider =
             builder(runtime)?.with_execution_providers([dispatch.error_on_failure()]);
         match with_provider {
-            Ok(mut builder) => return Ok((commit(&mut builder, model)?, inference.provider)),
+            Ok(mut builder) => {
+                return Ok((commit(&mut builder, MODEL, model)?, inference.provider));
+            }
             Err(e) if inference.fallback => {
                 tracing::warn!(
                     provider = inference.provider.as_str(),
@@ -253,7 +255,7 @@ fn open(
             }
         }
     }
-    Ok((commit(&mut builder(runtime)?, model)?, Provider::Cpu))
+    Ok((commit(&mut builder(runtime)?, MODEL, model)?, Provider::Cpu))
 }
 
 pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
@@ -269,10 +271,15 @@ pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> 
     Ok(builder)
 }
 
-fn commit(builder: &mut SessionBuilder, model: &[u8]) -> Result<Session, ScorerError> {
+/// A session over the graph in `file` of the bundle.
+pub(super) fn commit(
+    builder: &mut SessionBuilder,
+    file: &str,
+    model: &[u8],
+) -> Result<Session, ScorerError> {
     builder.commit_from_memory(model).map_err(|e| {
         ScorerError::Graph(vec![Fault::new(
-            MODEL,
+            file,
             format!("ONNX Runtime refuses it: {}", e.message().trim()),
         )])
     })

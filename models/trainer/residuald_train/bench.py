@@ -18,8 +18,8 @@ from tqdm import tqdm
 from . import TrainerError, __version__
 from .calibrate import Calibration, calibrate
 from .quality_page import page
-from .report import costs_table, means_table, sets_table, trust_table, trust_totals
 from .sets import FAST, TRAIN, contaminate, read_set, split
+from .tables import costs_table, means_table, sets_table, trust_table, trust_totals
 
 SUFFIXES = ".npz", ".csv"
 FASTEST = 5  # the smallest sets, for --fast
@@ -126,12 +126,12 @@ def trust(run, data, seed):
     if not len(half):
         return {}
     calibration = Calibration(calibrate(score[half], residual[half]))
-    finest = 1 / (len(half) + 1)
+    finest = calibration.finest_rate()
     alarms = {
         f"{rate:g}": [
             int((score[fresh] > calibration.threshold(rate)).sum()),
             len(fresh),
-            calibration.rank(rate) / (len(half) + 1),
+            calibration.rank(rate) / (calibration.count + 1),
         ]
         for rate in CHECKED_AT
         if rate >= finest

@@ -92,6 +92,9 @@ class Calibration:
             at_least = np.where(score > self.tail[0], at_least, body)
         return (1 + at_least) / (self.count + 1)
 
+    def finest_rate(self):
+        return 1 / (self.count + 1)
+
     def rank(self, rate):
         """k of the threshold, the k-th largest score: floor(rate (count + 1)); the small term absorbs rounding."""
         k = math.floor(rate * (self.count + 1) + 1e-9)

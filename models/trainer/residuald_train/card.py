@@ -5,14 +5,15 @@ Scores are those of the bundle's graph in ONNX Runtime, thresholds those of its 
 
 import time
 
-import jinja2
 import numpy as np
-from scipy.stats import betabinom, binomtest
+from scipy.stats import betabinom
 
 from . import TrainerError, __version__
 from .calibrate import RateTooFineError
 from .card_plots import curves_plot, distribution_plot, exceedance_plot
 from .features import encode
+from .pages import render
+from .tables import interval
 
 RATES, VOLUMES = (1e-2, 1e-3, 1e-4), (10_000, 1_000_000, 100_000_000)
 CHECKED = 1e-1, 1e-2, 1e-3
@@ -39,13 +40,6 @@ class Judged:
 
 def card(served, judged=None):
     """Served bundle and Judged records, if there are any -> the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("residuald_train"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figures": figures, "count": "{:,}".format, "percent": percent}
     facts = {
         "bundle": served,
         "manifest": served.manifest,
@@ -69,7 +63,7 @@ def card(served, judged=None):
         facts |= {"checks": checks(served.calibration, judged), "reasons": reasons(served, judged)}
         facts["detection"] = detection(served.calibration, judged) if judged.anomalous.any() else None
         facts["examples"] = examples(served, judged)
-    return environment.get_template("card.html").render(facts)
+    return render("card.html", facts, {"figures": figures, "count": "{:,}".format, "percent": percent})
 
 
 def supported(calibration, rates):
@@ -85,9 +79,8 @@ def threshold_row(calibration, rate):
 
 
 def share(flagged, n):
-    """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
-    interval = binomtest(int(flagged), int(n)).proportion_ci(0.95, method="exact")
-    return {"flagged": int(flagged), "n": int(n), "share": flagged / n, "low": interval.low, "high": interval.high}
+    low, high = interval(flagged, n)
+    return {"flagged": int(flagged), "n": int(n), "share": flagged / n, "low": low, "high": high}
 
 
 def checks(calibration, judged):
@@ -126,7 +119,7 @@ def detection(calibration, judged):
 
 def reasoned(calibration):
     """-> (false-alarm rate, threshold) whose flagged records are explained: REASONED, or the finest one."""
-    rate = max(REASONED, 1 / (calibration.count + 1))
+    rate = max(REASONED, calibration.finest_rate())
     return rate, calibration.threshold(rate)
 
 

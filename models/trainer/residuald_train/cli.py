@@ -275,14 +275,8 @@ def tabular_verb(args):
     records = [table.record(int(i)) for i in held_rows[:1000]]
     more = {}
     if args.nearest:
-        fields = table.only({f.path for f in features})
-
-        def normal(i):
-            row = int(fit_rows[i])
-            name = {} if args.nearest is True else {"id": str(table.columns[args.nearest][row])}
-            return name | {"record": fields.record(row)}
-
-        more = nearest.files(scorer, X[fit_rows], options, normal)
+        name = None if args.nearest is True else args.nearest
+        more = nearest.files(scorer, X[fit_rows], options, table.take(fit_rows), name)
     values = table.columns[args.segment][held_rows].tolist() if args.segment else None
     files, parity, score = bundle(scorer, features, X[held_rows], records, facts, args.segment, values, more)
     write(args.out, files)

@@ -32,17 +32,23 @@ def representatives(kernel):
     return order[np.searchsorted(owner[order], np.arange(len(kernel.centers)))]
 
 
-def files(scorer, X, options, record):
-    """X float32 [n, F], the rows that `scorer` was fitted on; `record(i)` is what to keep of row i -> {name: bytes}.
+def files(scorer, X, options, table, name=None):
+    """X float32 [n, F], the rows that `scorer` was fitted on, and the table that they are of -> {name: bytes}.
 
-    A recipe without a kernel gets one for this alone.
+    `name` is the column of the records' ids. A recipe without a kernel gets one for this alone.
     """
     kernel = scorer.kernel
     if kernel is None:
         with torch.no_grad():
             Z, _ = scorer.space(torch.as_tensor(X))
         kernel = Kernel(Z, scorer.space.sums[:, scorer.optional], options.coreset, seed=options.seed)
-    lines = [json.dumps(record(int(i)), ensure_ascii=False, allow_nan=False) for i in representatives(kernel)]
+    fields = table.only({feature.path for feature in scorer.space.features})
+
+    def normal(row):
+        known = {"id": str(table.columns[name][row])} if name else {}
+        return json.dumps(known | {"record": fields.record(row)}, ensure_ascii=False, allow_nan=False)
+
+    lines = [normal(int(row)) for row in representatives(kernel)]
     return {
         "nearest.onnx": to_onnx(Nearest(scorer, kernel), (torch.zeros(3, X.shape[1]),), outputs=("nearest",)),
         "normals.ndjson": "".join(line + "\n" for line in lines).encode(),

@@ -1,28 +1,24 @@
 """`results.html` of `bench`: the tables of results.md with plots, in one file that loads nothing."""
 
-import jinja2
 import numpy as np
 from markdown import markdown
 
 from .card_plots import OF, plain_ticks, svg
+from .pages import render
 from .recipes import RECIPES
-from .report import AGAINST, grid
+from .tables import AGAINST, grid
 
 RECIPE, PEER = OF["anomaly"], OF["calibration"]
 
 
 def page(results, text):
     """results.json's content and results.md's text -> the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("residuald_train"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     by_protocol = {}
     for run in results["runs"]:
         by_protocol.setdefault(run["protocol"], []).append(run)
     plots = {protocol: plots_of(protocol, runs) for protocol, runs in sorted(by_protocol.items())}
-    return environment.get_template("quality.html").render(
-        plots=plots, body=markdown(text, extensions=["tables"], output_format="html")
-    )
+    body = markdown(text, extensions=["tables"], output_format="html")
+    return render("quality.html", {"plots": plots, "body": body})
 
 
 def plots_of(protocol, runs):

@@ -8,8 +8,8 @@ import pytest
 from residuald_train import peers
 from residuald_train.bench import trust
 from residuald_train.cli import main
-from residuald_train.report import trust_table, trust_totals
 from residuald_train.sets import Split, contaminate, read_set, split
+from residuald_train.tables import trust_table, trust_totals
 
 
 @pytest.fixture

@@ -83,11 +83,15 @@ def added(pairs):
     return sum(p[0] for p in pairs), sum(p[1] for p in pairs), sum(p[1] * p[2] for p in pairs)
 
 
+def interval(k, n):
+    """The exact 95 % interval of a share k of n (Clopper & Pearson 1934)."""
+    return binomtest(int(k), int(n)).proportion_ci(0.95, method="exact")
+
+
 def share_cell(k, n):
-    """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
     if not n:
         return "none"
-    low, high = binomtest(k, n).proportion_ci(0.95, method="exact")
+    low, high = interval(k, n)
     return f"{100 * k / n:.3g} % ({100 * low:.3g} to {100 * high:.3g}), {k} of {n}"
 
 
