@@ -5,6 +5,7 @@ and on rows made strange. Only the order around thresholds matters, so what lies
 """
 
 import hashlib
+import itertools
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Screen(nn.Module):
         super().__init__()
         self.space = space
         sizes = [len(space.owner), *WIDTHS]
-        layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, x):
@@ -149,10 +150,6 @@ class Answers:
 def answers(served, run, X):
     """-> (screen [n], score [n])."""
     return run_screen(run, X), served.score(X)[0]
-
-
-def run_screen(run, X, batch=256):
-    return np.concatenate([run.run(None, {"x": X[i : i + batch]})[0] for i in range(0, len(X), batch)])
 
 
 def add(served, X, seed=0, quiet=False):
