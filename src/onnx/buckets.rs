@@ -2,7 +2,7 @@
 //! of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
 
 const SMALLEST: usize = 16;
-const GROWTH: usize = 4;
+const GROWTH: usize = 2;
 
 /// The sizes of batches, ascending.
 #[derive(Debug, Clone)]
@@ -59,8 +59,8 @@ mod tests {
     #[test]
     fn buckets_are_multiples_of_sixteen_and_reach_the_largest_batch() {
         assert_eq!(Buckets::up_to(1).sizes(), [16]);
-        assert_eq!(Buckets::up_to(256).sizes(), [16, 64, 256]);
-        assert_eq!(Buckets::up_to(100).sizes(), [16, 64, 112]);
+        assert_eq!(Buckets::up_to(256).sizes(), [16, 32, 64, 128, 256]);
+        assert_eq!(Buckets::up_to(100).sizes(), [16, 32, 64, 112]);
         assert_eq!(Buckets::up_to(100).fit(65), 112);
     }
 }
