@@ -102,6 +102,16 @@ def parser():
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
 
     p = verb(
+        "quantize",
+        quantize_verb,
+        "Make a bundle's networks 8-bit integers, with thresholds that fit, and tell what that changes.",
+        "quantize models/payments --data models/payments/sample.ndjson.gz --label label --out models/payments-int8",
+    )
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular")
+    data_of(p).set_defaults(drop=[])
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the other bundle's folder")
+
+    p = verb(
         "report",
         report_verb,
         "Write a bundle's model card: one HTML file with its facts, thresholds and, given data, how it does.",
@@ -160,6 +170,14 @@ def load(args, label=None):
     for column in args.drop:
         if column not in table.columns:
             raise TrainerError(f"--drop: no column `{column}`; there are: {some(table.columns)}")
+    return table, label
+
+
+def load_like(args, served):
+    """As load; without --label by the label that the bundle was trained with, where the data has it."""
+    table, label = load(args)
+    if label is None and (trained := served.manifest.get("training", {}).get("options", {}).get("label")):
+        label = trained if trained["path"] in table.columns else None
     return table, label
 
 
@@ -295,6 +313,22 @@ def tabular_verb(args):
     print(f"wrote {args.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
 
 
+def quantize_verb(args):
+    from .export import check_out, write
+    from .quantize import quantize, summary
+    from .served import Served
+
+    check_out(args.out)
+    if args.out.resolve() == args.bundle.resolve():
+        raise TrainerError(f"--out {args.out} is the bundle itself; give another folder, so that both can be compared")
+    served = Served(args.bundle)
+    table, label = load_like(args, served)
+    anomalous = ~label_is_normal(table.columns[label["path"]], label["normal"]) if label else None
+    files = quantize(served, table, anomalous)
+    write(args.out, files)
+    print(*summary(served, files), f"wrote {args.out}", sep="\n")
+
+
 def report_verb(args):
     from .card import Judged, card
     from .served import Served
@@ -303,9 +337,7 @@ def report_verb(args):
     if not args.data and (args.label or args.normal):
         raise TrainerError("--label and --normal want --data: which records do they tell apart?")
     if args.data:
-        table, label = load(args)
-        if label is None and (trained := served.manifest.get("training", {}).get("options", {}).get("label")):
-            label = trained if trained["path"] in table.columns else None
+        table, label = load_like(args, served)
         anomalous = ~label_is_normal(table.columns[label["path"]], label["normal"]) if label else None
         judged = Judged(served, table, anomalous)
     args.out.write_text(card(served, judged), encoding="utf-8")

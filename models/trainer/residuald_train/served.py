@@ -43,7 +43,7 @@ class Served:
                     "`residuald score FOLDER --html` shows pictures with their scores and heatmaps"
                 )
             self.features = [check_feature(entry) for entry in self.manifest["input"]["features"]]
-            files = {name: (self.folder / name).read_bytes() for name in self.manifest["files"]}
+            self.files = files = {name: (self.folder / name).read_bytes() for name in self.manifest["files"]}
             for name, digest in self.manifest["files"].items():
                 if hashlib.sha256(files[name]).hexdigest() != digest:
                     raise TrainerError(
