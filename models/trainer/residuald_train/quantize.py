@@ -68,24 +68,31 @@ def quantize(served, table, anomalous=None):
 def summary(served, files):
     """What the user is told of the quantized bundle, line by line."""
     facts = json.loads(files["manifest.json"])["scoring"]["quantization"]
-    found, (old, new) = facts["measured"], facts["measured"]["microseconds_a_row"]
+    found, rows = facts["measured"], facts["calibration_rows"]
+    change, (old, new) = found["score_change"], found["microseconds_a_row"]
     yield f"quantized: {len(facts['layers'])} layers, their activations' ranges from {facts['range_rows']} normal rows"
-    rows = facts["calibration_rows"]
-    yield f"calibrated: on {rows} normal rows ({served.calibration.count} before), so for false-alarm rates from {1 / (rows + 1):.2g}"
-    change = found["score_change"]
-    yield f"scores: change by {change['median']:.2%} (median), at most by {change['largest']:.1%}, on {found['rows']} rows"
+    yield (
+        f"calibrated: on {rows} normal rows (the bundle was on {served.calibration.count}), "
+        f"for false-alarm rates from {1 / (rows + 1):.2g}"
+    )
+    yield (
+        f"scores: change by {change['median']:.2%} in the median, at most by {change['largest']:.1%}, "
+        f"on {found['rows']} rows"
+    )
     for row in found["verdicts"]:
-        either = sum(row["flagged"]) - row["flagged_by_both"]
         yield (
-            f"verdicts at a false-alarm rate of {row['false_alarm_rate']:g}: {row['same']:.3%} the same; {row['flagged_by_both']} of "
-            f"{either} flagged by both, {row['with_the_same_first_reason']} of them for the same first reason"
+            f"verdicts at a false-alarm rate of {row['false_alarm_rate']:g}: {row['same']:.3%} the same; "
+            f"{row['flagged'][0]} flagged before, {row['flagged'][1]} now, {row['flagged_by_both']} by both, "
+            f"{row['with_the_same_first_reason']} of these for the same first reason"
         )
     if "auroc" in found:
         area, precision = ("{:.4f} -> {:.4f}".format(*found[key]) for key in ("auroc", "average_precision"))
         yield f"detection: AUROC {area}, average precision {precision} ({found['anomalies']} labelled anomalies)"
-    yield f"cost: {old:.1f} -> {new:.1f} µs a row ({old / new:.2f} times as fast), one core of this machine, batches of {BATCH}"
-    left = [name for name in served.files if name not in files]
-    if left:
+    yield (
+        f"cost: {old:.1f} -> {new:.1f} µs a row on one core of this machine, in batches of {BATCH}: "
+        f"{found['speedup']:.2f} times as fast"
+    )
+    if left := [name for name in served.files if name not in files]:
         yield f"left out: {', '.join(left)}, made from the other scores; make them again"
 
 
@@ -121,16 +128,21 @@ def verdicts(before, after, normals, rate):
 
 
 def speed(before, after, X):
-    """Microseconds a row of two sessions on one thread of this machine, in turn, the best of some rounds."""
-    X, runs = np.resize(X, (SPEED_ROWS, X.shape[1])), (before, after)
-    spent = [[], []]
-    for _ in range(SPEED_ROUNDS):
-        for run, times in zip(runs, spent, strict=True):
-            began = time.perf_counter()
-            for i in range(0, len(X), BATCH):
+    """Microseconds a row of two sessions on one core of this machine, asked in turn, and the first over the second: the
+    least and the median of some rounds."""
+    X, spent = np.resize(X, (SPEED_ROWS, X.shape[1])), np.zeros((SPEED_ROUNDS, 2))
+    for times in spent:
+        for i in range(0, len(X), BATCH):
+            for k, run in enumerate((before, after)):
+                began = time.perf_counter()
                 run.run(None, {"x": X[i : i + BATCH]})
-            times.append(time.perf_counter() - began)
-    return {"microseconds_a_row": [round(min(times) / len(X) * 1e6, 2) for times in spent], "batch": BATCH}
+                times[k] += time.perf_counter() - began
+    micros = spent.min(0) / len(X) * 1e6
+    return {
+        "microseconds_a_row": [round(float(m), 2) for m in micros],
+        "speedup": round(float(np.median(spent[:, 0] / spent[:, 1])), 3),
+        "batch": BATCH,
+    }
 
 
 def segments_of(calibration, table, rows):
@@ -149,8 +161,8 @@ def segments_of(calibration, table, rows):
 
 
 def golden(content, spare, model, features):
-    """The golden records with the scores that `model` gives them. Those whose score hangs on the rounding of one activation
-    give way to others of `spare`, an iterator of records, where too few are left."""
+    """The golden records with the scores that `model` gives them. Those whose score hangs on the rounding of one
+    activation give way to others of `spare`, an iterator of records as JSON, where too few are left."""
     lines = [record_of(line) for line in content.decode().splitlines() if line.strip()]
     least = min(LEAST_GOLDEN, len(lines))
 
@@ -170,6 +182,6 @@ def golden(content, spare, model, features):
 
 
 def record_of(line):
-    """The record in a line of golden.ndjson as it is written there: a category may be a number with a zero at its end."""
+    """The record in a line of golden.ndjson as it is written there: a category may be a number, 1.50."""
     start = line.index("{", line.index("{") + 1)
     return line[start : json.JSONDecoder().raw_decode(line, start)[1]]
