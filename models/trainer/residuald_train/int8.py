@@ -105,7 +105,7 @@ def round_weights(graph, layers, X):
 
 
 def rounded_for(W, moments):
-    """W [out, in] and AᵀA [in, in] of its inputs -> (W on a grid a row, such that A Wᵀ hardly changes; the steps [out]).
+    """W [out, in] and AᵀA [in, in] of its inputs -> (W on a grid a row, so that A Wᵀ hardly changes; steps [out]).
 
     What rounding a column does is made up for by the columns that are still to come (GPTQ; Frantar et al. 2023).
     """
