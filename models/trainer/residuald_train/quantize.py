@@ -44,7 +44,8 @@ def quantize(served, table, anomalous=None):
     check_batches(model, X[normal])
     run = session(model)
     before, after = (run_onnx(graph, X[judged])[:2] for graph in (served.session, run))
-    facts |= {"range_rows": len(ranges), "calibration_rows": len(rest), "data": table.files}
+    facts |= {"range_rows": len(ranges), "calibration_rows": len(rest), "refused_rows": int((~accepted).sum())}
+    facts["data"] = table.files
     facts |= {"measured": compare(before, after, len(rest)) | speed(served.session, run, X[normal])}
 
     old = json.loads(served.files["calibration.json"])
@@ -92,6 +93,8 @@ def summary(served, files):
         f"cost: {old:.1f} -> {new:.1f} µs a row on one core of this machine, in batches of {BATCH}: "
         f"{found['speedup']:.2f} times as fast"
     )
+    if facts["refused_rows"]:
+        yield f"left out: {facts['refused_rows']} rows that the schema refuses"
     if left := [name for name in served.files if name not in files]:
         yield f"left out: {', '.join(left)}, made from the other scores; make them again"
 

@@ -138,6 +138,11 @@ def test_the_manifest_says_what_it_costs(quantized):
     assert found["speedup"] > 0
 
 
+def test_the_card_says_so(quantized, tmp_path):
+    assert main(["report", str(quantized[1]), "--out", str(tmp_path / "card.html")]) == 0
+    assert "in 8-bit integers; scores changed by" in (tmp_path / "card.html").read_text()
+
+
 def test_what_changes_is_counted():
     score = np.arange(1, 1101, dtype=np.float32)
     residual = np.tile(np.float32([1, 0]), (1100, 1))
