@@ -46,14 +46,27 @@ pub struct Batch {
     pub dispatched: Option<Instant>,
     /// When its scoring began and ended.
     pub scoring: Option<(Instant, Instant)>,
-    /// Filled by the scorer, [records].
+    /// Filled by the screen, [records]; without one, empty: all are scored.
+    pub screened: Vec<Screened>,
+    /// Filled by the scorer, [scored].
     pub scores: Vec<f32>,
-    /// Filled by the scorer, [records, features].
+    /// Filled by the scorer, [scored, features].
     pub residuals: Vec<f32>,
-    /// Filled by the scorer, [records, features].
+    /// Filled by the scorer, [scored, features].
     pub reconstructions: Vec<f32>,
     /// Filled by the scorer of pictures, [records].
     pub sightings: Vec<Sighting>,
+}
+
+/// What the screen made of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Screened {
+    /// Clearly normal: it has no score.
+    Cleared,
+    /// It has one, at this place among those that are scored.
+    Passed { place: usize },
+    /// It has one whatever the screen says, which is that it is clearly normal or not.
+    Audited { place: usize, cleared: bool },
 }
 
 /// What became of a picture beside its score.
@@ -255,6 +268,30 @@ impl Batch {
         })
     }
 
+    /// The place of record `i` among those that are scored, if it is.
+    pub fn place(&self, i: usize) -> Option<usize> {
+        match self.screened.get(i) {
+            None => Some(i),
+            Some(Screened::Cleared) => None,
+            Some(Screened::Passed { place } | Screened::Audited { place, .. }) => Some(*place),
+        }
+    }
+
+    /// Scores that stand for those of all records: all of them, or those that the screen had no say in.
+    pub fn fair_scores(&self) -> impl Iterator<Item = f32> {
+        let audited = self.screened.iter().filter_map(|screened| match screened {
+            Screened::Audited { place, .. } => Some(self.scores[*place]),
+            _ => None,
+        });
+        let all = if self.screened.is_empty() {
+            &self.scores[..]
+        } else {
+            &[]
+        };
+        let all = all.iter().copied();
+        all.chain(audited).filter(|score| score.is_finite())
+    }
+
     /// Empties it for reuse and gives back memory that one huge message made it take.
     pub fn clear(&mut self) {
         self.rows.clear();
@@ -269,6 +306,7 @@ impl Batch {
         self.opened = None;
         self.dispatched = None;
         self.scoring = None;
+        self.screened.clear();
         self.scores.clear();
         self.residuals.clear();
         self.reconstructions.clear();

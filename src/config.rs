@@ -2,6 +2,7 @@
 
 mod input;
 pub mod reference;
+mod screen;
 mod secret;
 mod settings;
 
@@ -14,6 +15,7 @@ use config::{Environment, File, FileFormat};
 use crate::telemetry;
 use crate::verdict::ThresholdRule;
 pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
+pub use screen::{Screen, ScreenMode};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
@@ -33,6 +35,7 @@ pub struct Config {
     pub pictures: Pictures,
     pub model: Model,
     pub inference: Inference,
+    pub screen: Screen,
     pub batch: Batch,
     pub threshold: ThresholdRule,
     pub output: Output,
@@ -331,6 +334,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
             workers => workers,
         },
     };
+    let screen = screen::check(&mut s);
     let batch = Batch {
         max_records: s.integer("batch.max_records", 1, 65_536),
         max_wait: s.duration("batch.max_wait"),
@@ -346,6 +350,11 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         inline_limit: s.integer("output.inline_limit", 0, 1 << 30),
         media: media(&mut s),
     };
+    if screen.mode == ScreenMode::On && output.scores_topic.is_some() {
+        s.problem(
+            "screen.mode = \"on\" leaves clearly normal records without a score, and output.scores_topic wants every score: set one of them, or screen.mode = \"audit\"".into(),
+        );
+    }
     let media_topic = match &output.media {
         Some(Media::Topic(topic)) => Some(topic),
         _ => None,
@@ -408,6 +417,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         pictures,
         model,
         inference,
+        screen,
         batch,
         threshold,
         output,

@@ -14,6 +14,13 @@ pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
 const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
 
+/// What the screen made of a record.
+pub const CLEARED: &str = "cleared";
+pub const PASSED: &str = "passed";
+pub const AUDITED: &str = "audited";
+/// What it would have made of an audited one.
+pub const SCREENS: [&str; 2] = [PASSED, CLEARED];
+
 /// Outcomes of a transaction.
 pub const COMMITTED: &str = "committed";
 pub const ABORTED: &str = "aborted";
@@ -45,6 +52,8 @@ pub struct Metrics {
     pub records_unaccounted: IntGauge,
     pub records_in_flight: IntGauge,
     pub anomalies: IntCounterVec,
+    pub screen_records: IntCounterVec,
+    pub screen_audited_anomalies: IntCounterVec,
     pub score: Histogram,
     pub threshold: Gauge,
     pub expected_anomaly_ratio: Gauge,
@@ -106,10 +115,22 @@ impl Metrics {
                 "Records flagged as anomalies.",
                 "severity",
             ),
+            screen_records: counters(
+                r,
+                "screen_records_total",
+                "Records that the screen looked at: cleared as clearly normal, passed to the scorer, or audited, which is scored whatever the screen says.",
+                "outcome",
+            ),
+            screen_audited_anomalies: counters(
+                r,
+                "screen_audited_anomalies_total",
+                "Anomalies among the audited records, by what the screen would have made of them; cleared is what it misses, next to screen.missed_share.",
+                "screen",
+            ),
             score: histogram(
                 r,
                 "score",
-                "Anomaly scores; bucket bounds are multiples of the threshold that the daemon started with.",
+                "Anomaly scores, with screen.mode = \"on\" of the audited records; bucket bounds are multiples of the threshold that the daemon started with.",
                 &score_buckets,
             ),
             threshold: number(
@@ -233,6 +254,12 @@ impl Metrics {
     fn start_at_zero(&self) {
         for reason in Reason::ALL {
             self.dead_letters.with_label_values(&[reason.as_str()]);
+        }
+        for outcome in [CLEARED, PASSED, AUDITED] {
+            self.screen_records.with_label_values(&[outcome]);
+        }
+        for screen in SCREENS {
+            self.screen_audited_anomalies.with_label_values(&[screen]);
         }
         for outcome in [COMMITTED, ABORTED] {
             self.transactions.with_label_values(&[outcome]);

@@ -17,6 +17,7 @@ mod intake;
 mod media;
 mod pictures;
 mod publish;
+mod screening;
 mod serving;
 mod tally;
 mod traces;
@@ -37,6 +38,7 @@ use crate::onnx::{Scorer, ScorerError};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
+pub use screening::{Bounds, Screening};
 pub use serving::{Next, Serving};
 pub use traces::Traces;
 
@@ -187,6 +189,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         window,
         lasting.traces.clone(),
     );
+    let mut screenings = serving.screenings.into_iter();
     let (source, sink) = thread::scope(|scope| {
         let mut threads = Vec::new();
         for scorer in serving.scorers {
@@ -213,7 +216,12 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
                 threads.push(("scorer", spawn(scope, "scorer", worker)));
                 continue;
             }
-            let worker = move || guarded(&stop, || score(scorer, &work, &to_publish, &metrics));
+            let screening = screenings.next();
+            let worker = move || {
+                guarded(&stop, || {
+                    score(scorer, screening, &work, &to_publish, &metrics)
+                })
+            };
             threads.push(("scorer", spawn(scope, "scorer", worker)));
         }
         drop((work, to_publish));
@@ -283,6 +291,7 @@ fn guarded<T>(
 /// A worker: owns its session, scores whatever batch comes next.
 fn score(
     mut scorer: Scorer,
+    mut screening: Option<Screening>,
     work: &Receiver<Batch>,
     to_publish: &Sender<Batch>,
     metrics: &Metrics,
@@ -294,12 +303,15 @@ fn score(
                 let waited = started.duration_since(opened);
                 metrics.queue_seconds.observe(waited.as_secs_f64());
             }
-            scorer.score(
-                &batch.rows,
-                &mut batch.scores,
-                &mut batch.residuals,
-                &mut batch.reconstructions,
-            )?;
+            match &mut screening {
+                Some(screening) => screening.score(&mut scorer, &mut batch)?,
+                None => scorer.score(
+                    &batch.rows,
+                    &mut batch.scores,
+                    &mut batch.residuals,
+                    &mut batch.reconstructions,
+                )?,
+            }
             let ended = Instant::now();
             batch.scoring = Some((started, ended));
             metrics

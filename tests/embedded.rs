@@ -612,3 +612,49 @@ fn a_drain_that_cannot_end_says_so_and_commits_nothing() {
     daemon.drains();
     assert_eq!(distinct_ids(&read_all(&broker.brokers, "scores")), 64);
 }
+
+/// With the screen on, what is flagged is what is flagged without it, to the byte; the books balance; and in audit mode
+/// nothing is left unscored.
+#[test]
+fn a_screen_spares_the_scorer_and_loses_no_anomaly() {
+    let records = 6000;
+    let sent = spread(&sample(records), PARTITIONS);
+    let flagged = |screen: &str, cleared: std::ops::RangeInclusive<f64>| {
+        let broker = broker();
+        produce(&broker.brokers, "in", &sent);
+        let mode = format!("screen.mode={screen}");
+        let daemon = Daemon::ready(&broker.brokers, &["threshold.quantile=0.99", &mode]);
+        daemon.await_count("scored", records as u64);
+        daemon.is_balanced();
+        let count = |outcome: &str| {
+            daemon.metric(&format!(
+                "residuald_screen_records_total{{outcome=\"{outcome}\"}}"
+            ))
+        };
+        let counts = ["cleared", "passed", "audited"].map(count);
+        let share = counts[0] / records as f64;
+        assert!(cleared.contains(&share), "{screen}: {counts:?}");
+        let looked_at: f64 = counts.iter().sum();
+        let all = if screen == "off" { 0 } else { records };
+        assert_eq!(looked_at, all as f64, "{screen}");
+        let observed = daemon.metric("residuald_score_count");
+        match screen {
+            "on" => assert_eq!(observed, counts[2], "scores are those of a fair sample"),
+            _ => assert_eq!(observed, records as f64),
+        }
+        let missed = "residuald_screen_audited_anomalies_total{screen=\"cleared\"}";
+        assert_eq!(daemon.metric(missed), 0.0);
+        daemon.drains();
+        let verdicts = read_all(&broker.brokers, "anomalies");
+        let by_place = verdicts.into_iter().map(|note| {
+            let mut verdict = parse(note.payload.as_ref().unwrap());
+            verdict.as_object_mut().unwrap().remove("time");
+            (place(&verdict), verdict)
+        });
+        by_place.collect::<BTreeMap<_, _>>()
+    };
+    let all = flagged("off", 0.0..=0.0);
+    assert!(all.len() > 60);
+    assert_eq!(flagged("audit", 0.0..=0.0), all);
+    assert_eq!(flagged("on", 0.6..=0.95), all);
+}

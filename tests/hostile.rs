@@ -414,6 +414,65 @@ fn normal_records_that_do_not_fit_refuse_the_bundle() {
 }
 
 #[test]
+fn a_screen_that_does_not_fit_refuses_the_bundle() {
+    let bundle = Copy::new();
+    bundle.edit("screen.json", |screen| {
+        screen["golden"].as_array_mut().unwrap().pop();
+        screen["probes"]["score"].as_array_mut().unwrap().pop();
+    });
+    let said = refused(&bundle, "screen.json");
+    assert!(said.contains("golden records"), "{said}");
+    assert!(said.contains("probes has 12000 values"), "{said}");
+
+    let bundle = Copy::new();
+    bundle.edit("screen.json", |screen| screen["golden"][3] = 99.into());
+    let said = refused(&bundle, "screen.onnx");
+    assert!(said.contains("golden record 4 here, 99"), "{said}");
+
+    let bundle = Copy::new();
+    bundle.write("screen.onnx", &bundle.read("model.onnx"));
+    let said = refused(&bundle, "screen.onnx");
+    assert!(said.contains("output `screen`"), "{said}");
+
+    let bundle = Copy::new();
+    bundle.edit("manifest.json", |manifest| {
+        let files = manifest["files"].as_object_mut().unwrap();
+        files.remove("screen.onnx");
+    });
+    refused(&bundle, "screen.json");
+}
+
+#[test]
+fn a_screen_is_checked_before_the_start() {
+    let check = |settings: &[&str]| {
+        let bundle = format!("model.bundle={:?}", payments());
+        let all = [&["kafka.topics=in", &bundle], settings].concat();
+        let flags = all.into_iter().flat_map(|setting| ["--set", setting]);
+        run(&["check"].into_iter().chain(flags).collect::<Vec<_>>())
+    };
+    let ok = check(&["screen.mode=on"]);
+    let said = &ok.stdout;
+    assert!(said.contains("the screen clears 9"), "{said}{}", ok.stderr);
+    let said = check(&["screen.mode=on", "output.scores_topic=scores"])
+        .with_code(78)
+        .to_owned();
+    assert!(said.contains("screen.mode = \"audit\""), "{said}");
+    let said = check(&["screen.mode=audit", "screen.missed_share=0.00001"])
+        .with_code(78)
+        .to_owned();
+    assert!(said.contains("takes 99999"), "{said}");
+
+    let without = Copy::new();
+    without.edit("manifest.json", |manifest| {
+        let files = manifest["files"].as_object_mut().unwrap();
+        files.retain(|name, _| !name.starts_with("screen"));
+    });
+    let bundle = format!("model.bundle={:?}", without.path);
+    let said = check(&["screen.mode=on", &bundle]).with_code(78).to_owned();
+    assert!(said.contains("has no screen"), "{said}");
+}
+
+#[test]
 fn a_bundle_from_another_time_or_elsewhere_is_refused() {
     let newer = Copy::new();
     newer.edit("manifest.json", |m| m["format"] = 99.into());

@@ -5,6 +5,7 @@ pub mod golden;
 pub mod manifest;
 pub mod normals;
 pub mod scores;
+pub mod screen;
 pub mod segments;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
 pub use scores::{RateTooFine, Scores};
+pub use screen::{Answers, Screen, TooFewProbes};
 pub use segments::{SegmentBy, SegmentId, Segments};
 
 pub const MANIFEST: &str = "manifest.json";
@@ -34,6 +36,8 @@ pub struct Bundle {
     pub model: Vec<u8>,
     /// To show beside an anomaly; not every bundle has them.
     pub normals: Option<Normals>,
+    /// To spare the scorer what is clearly normal; not every bundle has one.
+    pub screen: Option<Screen>,
     /// SHA-256 of `manifest.json`, which holds the hash of every other file: it names the whole bundle.
     pub sha256: String,
 }
@@ -92,6 +96,7 @@ pub struct Draft {
     pub golden: Option<Vec<Golden>>,
     pub model: Option<Vec<u8>>,
     pub normals: Option<Normals>,
+    pub screen: Option<Screen>,
     sha256: String,
     pub faults: Vec<Fault>,
 }
@@ -106,6 +111,7 @@ impl Draft {
             golden: None,
             model: None,
             normals: None,
+            screen: None,
             sha256: String::new(),
             faults: Vec::new(),
         };
@@ -129,6 +135,7 @@ impl Draft {
                     golden,
                     model,
                     normals: self.normals,
+                    screen: self.screen,
                     sha256: self.sha256,
                 })
             }
@@ -177,6 +184,8 @@ impl Draft {
             }
         }
         self.normals = normals(&mut contents, &manifest.input, faults);
+        let golden = self.golden.as_ref().map_or(0, Vec::len);
+        self.screen = screen(&mut contents, &manifest.input, golden, faults);
         self.model = contents.remove("model.onnx");
         self.sha256 = sha256_hex(&manifest_bytes);
         self.manifest = Some(manifest);
@@ -189,32 +198,62 @@ impl Bundle {
     }
 }
 
-/// Both files of the normal records, or neither.
+/// A file that says something and the graph that goes with it, or neither.
+fn pair(
+    contents: &mut BTreeMap<&str, Vec<u8>>,
+    (file, graph): (&'static str, &str),
+    input: &Input,
+    faults: &mut Vec<Fault>,
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let found = match (contents.remove(file), contents.remove(graph)) {
+        (Some(says), Some(model)) => (says, model),
+        (None, None) => return None,
+        _ => {
+            let problem = format!("is of no use without {graph}, nor that without it");
+            faults.push(Fault::new(file, problem));
+            return None;
+        }
+    };
+    if matches!(input, Input::Image(_)) {
+        faults.push(Fault::new(
+            file,
+            "is for tables, and this bundle reads pictures",
+        ));
+        return None;
+    }
+    Some(found)
+}
+
 fn normals(
     contents: &mut BTreeMap<&str, Vec<u8>>,
     input: &Input,
     faults: &mut Vec<Fault>,
 ) -> Option<Normals> {
-    const NAMES: (&str, &str) = ("normals.ndjson", "nearest.onnx");
-    let (records, model) = match (contents.remove(NAMES.0), contents.remove(NAMES.1)) {
-        (Some(records), Some(model)) => (records, model),
-        (None, None) => return None,
-        _ => {
-            let problem = format!("is of no use without {}", NAMES.1);
-            faults.push(Fault::new(NAMES.0, problem));
-            return None;
-        }
-    };
-    if matches!(input, Input::Image(_)) {
-        faults.push(Fault::new(NAMES.0, "only tables have normal records"));
-        return None;
-    }
+    const FILES: (&str, &str) = ("normals.ndjson", "nearest.onnx");
+    let (records, model) = pair(contents, FILES, input, faults)?;
     let text = std::str::from_utf8(&records).map_err(|e| e.to_string());
     let parsed = text.and_then(Normal::parse);
     parsed
         .map(|records| Normals { records, model })
-        .map_err(|problem| faults.push(Fault::new(NAMES.0, problem)))
+        .map_err(|problem| faults.push(Fault::new(FILES.0, problem)))
         .ok()
+}
+
+fn screen(
+    contents: &mut BTreeMap<&str, Vec<u8>>,
+    input: &Input,
+    golden: usize,
+    faults: &mut Vec<Fault>,
+) -> Option<Screen> {
+    const FILES: (&str, &str) = ("screen.json", "screen.onnx");
+    let (answers, model) = pair(contents, FILES, input, faults)?;
+    let answers: Answers = parse_json(FILES.0, &answers, faults)?;
+    let problems = answers.faults(golden);
+    if problems.is_empty() {
+        return Some(Screen { answers, model });
+    }
+    faults.extend(Fault::all(FILES.0, problems));
+    None
 }
 
 fn read_file(dir: &Path, name: &str, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {

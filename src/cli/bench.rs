@@ -32,7 +32,8 @@ const TOPIC: &str = "records";
 const PARTITIONS: i32 = 32;
 const BATCH: usize = 256;
 
-/// Measure consume, decode, score and the whole pipeline; efficiency is the parts' CPU over the whole's
+/// Measure consume, decode, score and the whole pipeline, also with the bundle's screen if it has one; efficiency is the
+/// parts' CPU over the whole's
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -76,6 +77,12 @@ struct Report {
     decode: Cost,
     score: Cost,
     end_to_end: Cost,
+    /// The whole with screen.mode = "on".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    screened: Option<Cost>,
+    /// Its records a second over those without the screen: the median over the rounds, the lowest and the highest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    screened_over_end_to_end: Option<[f64; 3]>,
     /// (consume + decode + score) / end_to_end in CPU a record: the median over the rounds, because what is measured
     /// within one round met the same neighbours on the machine.
     efficiency: f64,
@@ -89,16 +96,18 @@ struct Report {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bench = Bench::new(arguments)?;
-    bench.loaded()?;
-    let mut costs: [Vec<Cost>; 4] = Default::default();
+    let has_screen = bench.loaded()?.bundle.screen.is_some();
+    let mut costs: [Vec<Cost>; 5] = Default::default();
     for round in 1..=arguments.rounds {
         type Measure = fn(&Bench) -> Result<Cost, Failure>;
-        let kinds: [(&str, Measure); 4] = [
+        let kinds: [(&str, Measure); 5] = [
             ("consume", Bench::consume),
             ("decode", Bench::decode),
             ("score", Bench::score),
-            ("end to end", Bench::end_to_end),
+            ("end to end", |bench| bench.end_to_end("off")),
+            ("screened", |bench| bench.end_to_end("on")),
         ];
+        let kinds = &kinds[..if has_screen { 5 } else { 4 }];
         for ((name, measure), into) in kinds.iter().zip(&mut costs) {
             let cost = measure(&bench)?;
             eprintln!(
@@ -114,11 +123,23 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             [0, 1, 2, 3].map(|k| costs[k][round].cpu_us_per_record);
         (consume + decode + score) / whole
     }));
-    let over_score = Spread::of(rounds.map(|round| {
+    let over_score = Spread::of(rounds.clone().map(|round| {
         let [score, whole] = [2, 3].map(|k| costs[k][round].records_per_second);
         whole / score
     }));
-    let [consume, decode, score, end_to_end] = costs.map(median);
+    let over_plain = has_screen.then(|| {
+        let spread = Spread::of(rounds.map(|round| {
+            let [whole, screened] = [3, 4].map(|k| costs[k][round].records_per_second);
+            screened / whole
+        }));
+        [spread.median, spread.range[0], spread.range[1]]
+    });
+    let [consume, decode, score, end_to_end, screened] = costs.map(median);
+    let (Some(consume), Some(decode), Some(score), Some(end_to_end)) =
+        (consume, decode, score, end_to_end)
+    else {
+        return Err(Failure::internal("a measurement is missing"));
+    };
     let report = Report {
         records: bench.records,
         rounds: arguments.rounds,
@@ -127,6 +148,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         decode,
         score,
         end_to_end,
+        screened,
+        screened_over_end_to_end: over_plain,
         efficiency: efficiency.median,
         efficiency_range: efficiency.range,
         end_to_end_over_score: over_score.median,
@@ -151,6 +174,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             report.end_to_end_over_score_range[0],
             report.end_to_end_over_score_range[1]
         );
+        if let (Some(screened), Some([middle, low, high])) = (screened, over_plain) {
+            println!(
+                "with the screen {:.2} µs CPU a record, {:.0} records/s: {middle:.2} ({low:.2} to {high:.2}) of those without",
+                screened.cpu_us_per_record, screened.records_per_second
+            );
+        }
     }
     Ok(())
 }
@@ -171,9 +200,9 @@ impl Spread {
     }
 }
 
-fn median(mut costs: Vec<Cost>) -> Cost {
+fn median(mut costs: Vec<Cost>) -> Option<Cost> {
     costs.sort_by(|a, b| a.cpu_us_per_record.total_cmp(&b.cpu_us_per_record));
-    costs[costs.len() / 2]
+    costs.get(costs.len() / 2).copied()
 }
 
 struct Bench {
@@ -225,7 +254,7 @@ impl Bench {
 
     /// Takes messages from the broker and looks at nothing.
     fn consume(&self) -> Result<Cost, Failure> {
-        let (config, _broker) = self.backlog()?;
+        let (config, _broker) = self.backlog("off")?;
         let others = cpu::threads();
         let model = crate::message::Model {
             name: String::new(),
@@ -336,9 +365,9 @@ impl Bench {
         Ok(Rows::Table { values, width })
     }
 
-    /// The daemon itself.
-    fn end_to_end(&self) -> Result<Cost, Failure> {
-        let (config, _broker) = self.backlog()?;
+    /// The daemon itself, with that screen.mode.
+    fn end_to_end(&self, screen: &str) -> Result<Cost, Failure> {
+        let (config, _broker) = self.backlog(screen)?;
         let others = cpu::threads();
         let stop = Shutdown::default();
         let daemon = daemon::start(config, &stop)?;
@@ -359,13 +388,14 @@ impl Bench {
     }
 
     /// An embedded broker that holds all records, and the settings of a daemon that reads them.
-    fn backlog(&self) -> Result<(Config, EmbeddedBroker), Failure> {
+    fn backlog(&self, screen: &str) -> Result<(Config, EmbeddedBroker), Failure> {
         let quote = |text: &str| serde_json::Value::from(text);
         let settings = [
             format!("kafka.topics={}", quote(TOPIC)),
             format!("model.bundle={}", quote(&self.bundle.to_string_lossy())),
             format!("batch.max_records={BATCH}"),
             format!("inference.workers={}", self.sessions),
+            format!("screen.mode={screen}"),
             "http.listen=127.0.0.1:0".to_owned(),
             "telemetry.log_level=error".to_owned(),
         ];

@@ -8,6 +8,7 @@ use crate::bundle::{Bundle, Input, Pixels};
 use crate::config::{Inference, Provider};
 use crate::http::Tls;
 use crate::kafka;
+use crate::pipeline::Bounds;
 use crate::verdict::ThresholdRule;
 
 use super::config::ConfigArguments;
@@ -35,7 +36,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let loaded = match &arguments.bundle {
+    let (loaded, screen) = match &arguments.bundle {
         Some(dir) => {
             let inference = Inference {
                 provider: Provider::Cpu,
@@ -43,7 +44,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 workers: 1,
             };
             // A quantile that every sample supports: the threshold is not what is checked here.
-            model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?
+            let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
+            (loaded, None)
         }
         None => {
             let config = arguments.config.load()?;
@@ -62,10 +64,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 |_| config.threshold,
             )?;
             input::open_here(&config, &loaded.bundle)?;
-            loaded
+            let bounds = loaded.bounds(config.screen)?;
+            (loaded, bounds)
         }
     };
-    report(arguments, &loaded);
+    report(arguments, &loaded, screen.as_ref());
     Ok(())
 }
 
@@ -87,7 +90,7 @@ fn rows(bundle: &Bundle) -> String {
     }
 }
 
-fn report(arguments: &Arguments, loaded: &Loaded) {
+fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
     let Loaded {
         bundle,
         golden,
@@ -98,6 +101,10 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
     let finest = bundle.calibration.all.finest_rate();
     let threshold = arguments.bundle.is_none().then_some(judge.threshold);
     let by = bundle.calibration.segments.as_ref();
+    let screen = bundle.screen.as_ref().map(|screen| &screen.answers);
+    let cleared = screen
+        .zip(bounds)
+        .map(|(screen, bounds)| screen.cleared(bounds.all));
     if arguments.json {
         println!(
             "{}",
@@ -109,6 +116,7 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
                 "calibration_records": bundle.calibration.all.count,
                 "finest_false_alarm_rate": finest,
                 "segments": by.map(|s| json!({"by": s.by, "calibrated": s.values.len()})),
+                "screen": screen.map(|_| json!({"cleared_share": cleared})),
                 "threshold": threshold,
             })
         );
@@ -132,6 +140,14 @@ fn report(arguments: &Arguments, loaded: &Loaded) {
     if let Some(by) = by {
         let values = by.values.len();
         println!("ok: {values} segments by {} are calibrated", by.by);
+    }
+    match (screen, cleared) {
+        (Some(_), Some(cleared)) => println!(
+            "ok: the screen clears {:.1} % of normal records",
+            100.0 * cleared
+        ),
+        (Some(_), None) => println!("ok: there is a screen, for screen.mode"),
+        (None, _) => {}
     }
     if let Some(threshold) = threshold {
         let segments = segments(judge);

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use crate::bundle::{Bundle, Calibration, Input};
-use crate::config::Inference;
+use crate::config::{self, Inference, ScreenMode};
 use crate::decode::SegmentReader;
 use crate::message::Model;
-use crate::onnx::{self, GoldenCheck, Nearest, Scorer};
+use crate::onnx::{self, GoldenCheck, Nearest, Scorer, Screen};
+use crate::pipeline::{Bounds, Screening};
 use crate::verdict::{Judge, ThresholdRule};
 
 use super::failure::Failure;
@@ -14,6 +15,8 @@ use super::failure::Failure;
 pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
+    /// One a worker, of a bundle that has a screen.
+    pub screens: Vec<Screen>,
     pub golden: GoldenCheck,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
@@ -31,6 +34,7 @@ pub fn load(
     let onnx::Loaded {
         bundle,
         scorers,
+        screens,
         golden,
         nearest,
     } = onnx::load(dir, inference, max_records)?;
@@ -45,6 +49,7 @@ pub fn load(
     Ok(Loaded {
         bundle,
         scorers,
+        screens,
         golden,
         judge,
         nearest,
@@ -53,6 +58,39 @@ pub fn load(
 }
 
 impl Loaded {
+    /// The bounds that the settings ask of the bundle's screen, if they ask for one.
+    ///
+    /// # Errors
+    /// There is none, or it cannot vouch for what is asked.
+    pub fn bounds(&self, settings: config::Screen) -> Result<Option<Bounds>, Failure> {
+        if settings.mode == ScreenMode::Off {
+            return Ok(None);
+        }
+        let Some(screen) = &self.bundle.screen else {
+            return Err(Failure::config(format!(
+                "[screen]: the bundle {} has no screen: add one (residuald-train screen), or set screen.mode = \"off\"",
+                self.bundle.manifest.name
+            )));
+        };
+        let bounds = Bounds::new(screen, &self.judge, settings.missed_share);
+        bounds
+            .map(Some)
+            .map_err(|e| Failure::config(format!("screen.missed_share: {e}")))
+    }
+
+    /// One a worker, if the settings ask for them. Takes the screens.
+    ///
+    /// # Errors
+    /// As [`Loaded::bounds`].
+    pub fn screenings(&mut self, settings: config::Screen) -> Result<Vec<Screening>, Failure> {
+        let Some(bounds) = self.bounds(settings)? else {
+            return Ok(Vec::new());
+        };
+        let screens = std::mem::take(&mut self.screens).into_iter();
+        let made = screens.filter_map(|screen| Screening::new(screen, bounds.clone(), settings));
+        Ok(made.collect())
+    }
+
     /// Where the segments of records are, if the bundle is calibrated by them.
     pub fn segment(&self) -> Option<SegmentReader> {
         let segments = self.bundle.calibration.segments.as_ref();

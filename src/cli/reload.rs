@@ -25,7 +25,7 @@ pub fn load(config: &Config) -> Result<model::Loaded, Failure> {
 /// With it what reads records for it. `before`: the input in force, which stays if it is a schema registry's.
 pub fn serving(
     config: &Config,
-    loaded: model::Loaded,
+    mut loaded: model::Loaded,
     before: Option<&Input>,
     metrics: &Metrics,
 ) -> Result<Serving, Failure> {
@@ -34,11 +34,13 @@ pub fn serving(
         (None, Some(before)) => before.clone(),
         (None, None) => input::open(config, &loaded.bundle, metrics)?,
     };
+    let screenings = loaded.screenings(config.screen)?;
     Ok(Serving {
         features: loaded.bundle.features().to_vec(),
         segment: loaded.segment(),
         input,
         scorers: loaded.scorers,
+        screenings,
         judge: loaded.judge,
         nearest: loaded.nearest,
         model: loaded.model,

@@ -1,9 +1,11 @@
 //! ONNX Runtime: the library, a session a worker, and the proof that a graph keeps the bundle's promises.
 
+mod buckets;
 mod golden;
 mod nearest;
 mod runtime;
 mod scorer;
+mod screen;
 
 use std::path::Path;
 
@@ -11,6 +13,7 @@ pub use golden::GoldenCheck;
 pub use nearest::Nearest;
 pub use runtime::{Runtime, RuntimeError};
 pub use scorer::{Scorer, ScorerError, Seen};
+pub use screen::Screen;
 
 use crate::bundle::{self, Bundle, BundleError, Draft};
 use crate::config::Inference;
@@ -32,6 +35,8 @@ pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
     pub golden: GoldenCheck,
+    /// One a worker, of a bundle that has a screen.
+    pub screens: Vec<Screen>,
     /// Of a bundle that keeps normal records.
     pub nearest: Option<Nearest>,
 }
@@ -76,10 +81,28 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
             Err(other) => return Err(other.into()),
         }
     }
+    let mut screens = Vec::new();
+    if let (Some(screen), Some(golden)) = (&draft.screen, &draft.golden) {
+        let features = manifest.input.features();
+        for _ in 0..inference.workers {
+            match Screen::new(&runtime, &screen.model, features.len(), max_records) {
+                Ok(made) => screens.push(made),
+                Err(ScorerError::Graph(found)) => {
+                    faults.extend(found);
+                    break;
+                }
+                Err(other) => return Err(other.into()),
+            }
+        }
+        if let Some(first) = screens.first_mut() {
+            faults.extend(first.check(golden, &screen.answers.golden, features)?);
+        }
+    }
     draft.faults.extend(faults);
     Ok(Loaded {
         bundle: draft.finish()?,
         scorers,
+        screens,
         golden,
         nearest,
     })

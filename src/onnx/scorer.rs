@@ -6,15 +6,12 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::Runtime;
+use super::buckets::{Buckets, padded};
 use crate::bundle::{Fault, Input, Pixels};
 use crate::config::{Inference, Provider};
 
 const MODEL: &str = "model.onnx";
 
-/// Batches are padded to one of a few sizes, so that memory arenas stop growing after the warm-up. All are multiples
-/// of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
-const SMALLEST_BUCKET: usize = 16;
-const BUCKET_GROWTH: usize = 4;
 /// Pictures that a GPU scores at once, at most: what a network makes of them fills its memory.
 const MOST_PICTURES: usize = 64;
 
@@ -26,7 +23,7 @@ pub struct Scorer {
     width: usize,
     /// `None` for a table's rows.
     pixels: Option<Pixels>,
-    buckets: Vec<usize>,
+    buckets: Buckets,
     padded: Vec<f32>,
     padded_pixels: Vec<u8>,
     /// What it runs on, which with a fallback is not what was asked for.
@@ -96,10 +93,10 @@ impl Scorer {
             width,
             pixels,
             buckets: match pixels {
-                None => buckets(max_records),
+                None => Buckets::up_to(max_records),
                 // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
-                Some(_) if provider == Provider::Cpu => vec![1],
-                Some(_) => buckets(max_records.min(MOST_PICTURES)),
+                Some(_) if provider == Provider::Cpu => Buckets::one(),
+                Some(_) => Buckets::up_to(max_records.min(MOST_PICTURES)),
             },
             padded: Vec::new(),
             padded_pixels: Vec::new(),
@@ -111,7 +108,7 @@ impl Scorer {
 
     fn warm_up(&mut self) -> Result<(), ScorerError> {
         let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
-        for records in self.buckets.clone() {
+        for records in self.buckets.sizes().to_vec() {
             if self.pixels.is_some() {
                 let rows = vec![0; records * self.width];
                 self.score_pixels(&rows, &mut Seen::default())?;
@@ -137,7 +134,7 @@ impl Scorer {
     ) -> Result<(), ScorerError> {
         for part in rows.chunks(self.largest() * self.width) {
             let records = part.len() / self.width;
-            let bucket = self.bucket(records);
+            let bucket = self.buckets.fit(records);
             let input = padded(part, bucket * self.width, &mut self.padded);
             let x = TensorRef::from_array_view(([bucket, self.width], input))?;
             let outputs = self.session.run(ort::inputs!["x" => x])?;
@@ -170,7 +167,7 @@ impl Scorer {
         };
         for part in rows.chunks(self.largest() * self.width) {
             let pictures = part.len() / self.width;
-            let bucket = self.bucket(pictures);
+            let bucket = self.buckets.fit(pictures);
             let input = padded(part, bucket * self.width, &mut self.padded_pixels);
             let x = TensorRef::from_array_view(([bucket, height, width, channels], input))?;
             let outputs = self.session.run(ort::inputs!["x" => x])?;
@@ -188,39 +185,8 @@ impl Scorer {
 
     /// Rows that are scored at once, at most.
     pub fn largest(&self) -> usize {
-        self.buckets[self.buckets.len() - 1]
+        self.buckets.largest()
     }
-
-    /// The size that so many records of a part are padded to.
-    fn bucket(&self, records: usize) -> usize {
-        let bucket = self.buckets.iter().copied().find(|&b| b >= records);
-        bucket.expect("a part is no larger than the largest bucket")
-    }
-
-    /// The batch sizes that run without padding.
-    pub fn buckets(&self) -> &[usize] {
-        &self.buckets
-    }
-}
-
-/// `part`, or a copy in `buffer` with zeros up to `length` values.
-fn padded<'p, T: Copy + Default>(part: &'p [T], length: usize, buffer: &'p mut Vec<T>) -> &'p [T] {
-    if part.len() == length {
-        return part;
-    }
-    buffer.clear();
-    buffer.extend_from_slice(part);
-    buffer.resize(length, T::default());
-    buffer
-}
-
-fn buckets(max_records: usize) -> Vec<usize> {
-    let largest = max_records.next_multiple_of(SMALLEST_BUCKET);
-    let growing = std::iter::successors(Some(SMALLEST_BUCKET), |size| Some(size * BUCKET_GROWTH));
-    growing
-        .take_while(|&size| size < largest)
-        .chain([largest])
-        .collect()
 }
 
 fn open(
@@ -345,17 +311,5 @@ pub(super) fn tensor_fault(
         other => Some(format!(
             "{kind} `{name}` must be {element} {shape:?} for this schema (-1 is the batch), it is {other:?}"
         )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_are_multiples_of_sixteen_and_reach_the_largest_batch() {
-        assert_eq!(buckets(1), [16]);
-        assert_eq!(buckets(256), [16, 64, 256]);
-        assert_eq!(buckets(100), [16, 64, 112]);
     }
 }

@@ -12,7 +12,7 @@ use super::drift::{Drift, QUANTILE};
 use super::tally::Tally;
 use super::traces::{Published, Traces};
 use super::window::Window;
-use crate::batch::{Batch, DeadLetter, Kept, Sighting};
+use crate::batch::{Batch, DeadLetter, Kept, Screened, Sighting};
 use crate::config;
 use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
@@ -197,9 +197,12 @@ impl Publisher {
             tombstones: batch.skipped,
             ..Tally::default()
         };
-        let width = batch.rows.len() / batch.scorable().max(1);
         for (i, record) in batch.records().enumerate() {
-            let score = batch.scores[i];
+            let Some(place) = batch.place(i) else {
+                tally.scored += 1;
+                continue;
+            };
+            let score = batch.scores[place];
             let sighting = batch.sightings.get(i);
             if let Some(Sighting::Dead(error)) = sighting {
                 let letter = record.letter(&self.topics[record.from.topic], error.clone());
@@ -215,6 +218,11 @@ impl Publisher {
             tally.scored += 1;
             let flagged = self.judge.severity(score, record.segment);
             tally.anomalies.extend(flagged);
+            if let (Some(Screened::Audited { cleared, .. }), Some(_)) =
+                (batch.screened.get(i), flagged)
+            {
+                tally.audited_anomalies[usize::from(*cleared)] += 1;
+            }
             if flagged.is_none() && self.output.scores_topic.is_none() {
                 continue;
             }
@@ -224,7 +232,7 @@ impl Publisher {
                 }
                 // A picture that nobody asks about was seen to above.
                 Some(_) => continue,
-                None => self.row_message(batch, i, width, record, flagged.is_some())?,
+                None => self.row_message(batch, (i, place), record, flagged.is_some())?,
             };
             if let Some(traces) = &self.traces {
                 let topic = &self.topics[record.from.topic];
@@ -255,20 +263,20 @@ impl Publisher {
     fn row_message(
         &mut self,
         batch: &Batch,
-        i: usize,
-        width: usize,
+        (i, place): (usize, usize),
         record: Kept<'_>,
         flagged: bool,
     ) -> Result<Message, PipelineError> {
-        let columns = i * width..(i + 1) * width;
-        let row = &batch.rows[columns.clone()];
+        let width = batch.rows.len() / batch.scorable();
+        let row = &batch.rows[i * width..(i + 1) * width];
+        let columns = place * width..(place + 1) * width;
         let nearest = match &mut self.nearest {
             Some(nearest) if flagged => nearest.of(row)?,
             _ => None,
         };
         let verdict = self.judge.judge(
             Scored {
-                score: batch.scores[i],
+                score: batch.scores[place],
                 row,
                 residual: &batch.residuals[columns.clone()],
                 reconstruction: &batch.reconstructions[columns],
@@ -415,7 +423,7 @@ impl Publisher {
                 if let Some(traces) = &self.traces {
                     traces.send(&batch, &tally, published, &self.topics);
                 }
-                let drift = self.drift.see(&batch.scores);
+                let drift = self.drift.see(batch.fair_scores());
                 self.metrics.score_drift_ratio.set(drift);
             }
             let (records, anomalies) = (batch.consumed(), tally.anomalies.len());

@@ -11,6 +11,8 @@ use crate::onnx::{Nearest, Scorer};
 use crate::status::{InForce, Status};
 use crate::verdict::Judge;
 
+use super::screening::Screening;
+
 /// A model that has proved itself, warm, and what reads records for it.
 pub struct Serving {
     pub features: Vec<Feature>,
@@ -19,6 +21,8 @@ pub struct Serving {
     pub input: Input,
     /// One a worker.
     pub scorers: Vec<Scorer>,
+    /// One a worker, or none at all.
+    pub screenings: Vec<Screening>,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub model: Model,

@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::traces::Published;
-use crate::batch::Batch;
+use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
-use crate::metrics::{Metrics, SKIP_LOST, SKIP_TOMBSTONE};
+use crate::metrics::{AUDITED, CLEARED, Metrics, PASSED, SCREENS, SKIP_LOST, SKIP_TOMBSTONE};
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
@@ -15,6 +15,8 @@ pub struct Tally {
     pub scored: usize,
     pub dead: Vec<Reason>,
     pub anomalies: Vec<Severity>,
+    /// Of the audited ones how many the screen would have passed, and how many it would have cleared.
+    pub audited_anomalies: [u64; 2],
     /// The same, for the triage page.
     pub shown: Vec<Anomaly>,
     /// Verdicts that went out in a trace, by their records' places.
@@ -48,6 +50,12 @@ impl Tally {
             let severity = [severity.as_str()];
             metrics.anomalies.with_label_values(&severity).inc();
         }
+        for (screen, anomalies) in SCREENS.into_iter().zip(self.audited_anomalies) {
+            let audited = metrics
+                .screen_audited_anomalies
+                .with_label_values(&[screen]);
+            audited.inc_by(anomalies);
+        }
         let accounted = self.scored + self.dead.len() + self.tombstones + self.lost;
         let unaccounted = batch.consumed() as i64 - accounted as i64;
         metrics.records_unaccounted.add(unaccounted);
@@ -61,9 +69,17 @@ impl Tally {
 }
 
 fn observe(batch: &Batch, metrics: &Metrics) {
+    for screened in &batch.screened {
+        let outcome = match screened {
+            Screened::Cleared => CLEARED,
+            Screened::Passed { .. } => PASSED,
+            Screened::Audited { .. } => AUDITED,
+        };
+        metrics.screen_records.with_label_values(&[outcome]).inc();
+    }
     let scores = metrics.score.local();
-    for score in batch.scores.iter().filter(|score| score.is_finite()) {
-        scores.observe(f64::from(*score));
+    for score in batch.fair_scores() {
+        scores.observe(f64::from(score));
     }
     let now_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)

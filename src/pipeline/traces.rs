@@ -20,6 +20,7 @@ use super::tally::Tally;
 use crate::batch::{Batch, Kept, Sighting};
 use crate::config;
 use crate::message::Message;
+use crate::metrics::CLEARED;
 use crate::otlp::Spans;
 use crate::verdict::Severity;
 
@@ -119,13 +120,13 @@ impl Traces {
                 Some(Sighting::Dead(error)) => Some(error.reason.as_str()),
                 _ => None,
             };
-            let score = batch.scores[i];
+            let score = batch.place(i).map(|place| batch.scores[place]);
             self.consume(&trace, origin, &times);
             self.decode(&trace, &times, dead);
             if dead.is_none() {
                 self.score(&trace, &times, score);
             }
-            if dead.is_some() || !score.is_finite() {
+            if dead.is_some() || score.is_some_and(|score| !score.is_finite()) {
                 self.publish(&trace, &times, &self.dead_letter_topic, None);
             } else if let Some(verdict) = verdict {
                 let scores = self.scores_topic.as_ref();
@@ -232,14 +233,17 @@ impl Traces {
         self.spans.send(span);
     }
 
-    fn score(&self, trace: &Trace, times: &Times, score: f32) {
+    /// Without a score: it was cleared by the screen.
+    fn score(&self, trace: &Trace, times: &Times, score: Option<f32>) {
         let Some(scored) = times.scored else {
             return;
         };
         let mut span = self.span(trace, "score", trace.score, scored);
-        let score = f64::from(score);
-        span.attributes = vec![KeyValue::new("residuald.anomaly_score", score)];
-        if !score.is_finite() {
+        span.attributes = vec![match score {
+            Some(score) => KeyValue::new("residuald.anomaly_score", f64::from(score)),
+            None => KeyValue::new("residuald.screen", CLEARED),
+        }];
+        if score.is_some_and(|score| !score.is_finite()) {
             span.status = Status::error("unscorable");
         }
         self.spans.send(span);

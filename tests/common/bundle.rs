@@ -15,13 +15,15 @@ pub struct Copy {
     pub path: PathBuf,
 }
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "manifest.json",
     "model.onnx",
     "calibration.json",
     "golden.ndjson",
     "normals.ndjson",
     "nearest.onnx",
+    "screen.json",
+    "screen.onnx",
 ];
 
 impl Copy {

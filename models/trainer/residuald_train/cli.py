@@ -1,4 +1,4 @@
-"""The command line: `residuald-train schema`, `tabular`, `report`, `bench`, `images` and `bench-images`."""
+"""The command line: `residuald-train schema`, `tabular`, `screen`, `quantize`, `report`, `bench`, `images`, `bench-images`."""
 
 import argparse
 import json
@@ -100,6 +100,18 @@ def parser():
     )
     p.add_argument("--segment", metavar="COL", help="calibrate by its values: thresholds for each segment of the rows")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+
+    p = verb(
+        "screen",
+        screen_verb,
+        "Add a screen to a bundle: a small network that spares the scorer the records that are clearly normal.",
+        "screen models/payments --data history.ndjson.gz --label fraud",
+    )
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular; changed in place")
+    data_of(p).set_defaults(drop=[])
+    p.add_argument("--max-rows", type=int, default=MAX_ROWS, metavar="N", help=f"as for tabular (default {MAX_ROWS:,})")
+    p.add_argument("--seed", type=int, default=0, help="default 0")
+    p.add_argument("--out", type=Path, metavar="DIR", help="leave BUNDLE as it is and write the other here")
 
     p = verb(
         "quantize",
@@ -311,6 +323,49 @@ def tabular_verb(args):
             area = auroc(score, run_onnx(run, Y[accepted])[0])
             print(f"detection: AUROC {area:.4f} ({accepted.sum()} labelled anomalies against the held-out normals)")
     print(f"wrote {args.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def screen_verb(args):
+    from . import screen
+    from .export import check_out, write
+    from .served import Served, session
+
+    out = args.out or args.bundle
+    check_out(out)
+    served = Served(args.bundle)
+    table, label = load_like(args, served)
+    X, accepted, refused = encode(normals(table, label)[0], served.features)
+    for reason, count in refused.most_common(10):
+        say(f"left out {count} rows that the schema refuses: {reason}")
+    if accepted.sum() < screen.LEAST_ROWS:
+        raise TrainerError(f"{accepted.sum()} normal rows fit the schema; a screen wants at least {screen.LEAST_ROWS}")
+    X = X[accepted]
+    files, answers = screen.add(served, X, args.seed)
+    write(out, files)
+
+    for rate in (1e-2, 1e-3, 1e-4):
+        if rate < served.calibration.finest_rate():
+            continue
+        bound = answers.bound(served.calibration.threshold(rate), screen.MISSED)
+        if bound is None:
+            print(f"at a false-alarm rate of {rate:g}: too few probes score above the threshold for a bound")
+        else:
+            print(f"at a false-alarm rate of {rate:g}: clears {answers.cleared(bound):.1%} of normal records")
+    batch = np.resize(X, (16_384, X.shape[1]))
+    costs = [cost(run, batch) for run in (session(files["screen.onnx"]), served.session)]
+    print("cost: {:.2f} µs a row on one core, in batches of 256; the scorer {:.2f}".format(*costs))
+    print(f'wrote {out}; next: inference.screen = "audit", then "on"')
+
+
+def cost(run, X, rounds=5):
+    """Microseconds a row, the least of some rounds."""
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for i in range(0, len(X), 256):
+            run.run(None, {"x": X[i : i + 256]})
+        taken.append(time.perf_counter() - start)
+    return min(taken) / len(X) * 1e6
 
 
 def quantize_verb(args):

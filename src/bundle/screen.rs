@@ -1,0 +1,150 @@
+//! `screen.json` and `screen.onnx`: a cheap network that tells which records are clearly normal, and what it said of
+//! records whose scores are known.
+
+use serde::Deserialize;
+
+/// Thresholds: a probe that scores more is too easy to vouch for the anomalies to come, of which most score less.
+const HARD: f32 = 2.0;
+
+/// The graph, and what it may be trusted with.
+#[derive(Debug, Clone)]
+pub struct Screen {
+    pub answers: Answers,
+    /// `screen.onnx`: `x` float32 [N, F] -> `screen` float32 [N], the higher the stranger.
+    pub model: Vec<u8>,
+}
+
+/// What screen and scorer said of records that neither was trained on.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Answers {
+    /// The screen's of the bundle's golden records, in their order.
+    pub golden: Vec<f32>,
+    pub normals: Pairs,
+    /// Normal records made strange, that stand for the anomalies to come.
+    pub probes: Pairs,
+}
+
+/// Of the same records, in the same order.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Pairs {
+    pub screen: Vec<f32>,
+    pub score: Vec<f32>,
+}
+
+/// Too few probes score above a threshold to tell how many of them a bound would miss.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error(
+    "of the screen's probes {count} score above the threshold, to miss at most a share of {missed} takes {needed}: \
+     add the screen again (residuald-train screen), allow more, or set inference.screen = \"off\""
+)]
+pub struct TooFewProbes {
+    missed: f64,
+    count: usize,
+    needed: u64,
+}
+
+impl Answers {
+    /// What is wrong with them, for a bundle with so many golden records, in words.
+    pub fn faults(&self, golden: usize) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.golden.len() != golden {
+            let count = self.golden.len();
+            faults.push(format!(
+                "golden has {count} entries, there are {golden} golden records"
+            ));
+        }
+        for (name, Pairs { screen, score }) in
+            [("normals", &self.normals), ("probes", &self.probes)]
+        {
+            if screen.is_empty() || screen.len() != score.len() {
+                faults.push(format!(
+                    "{name} has {} values of `screen` and {} of `score`: it must be as many, and some",
+                    screen.len(),
+                    score.len()
+                ));
+            }
+            if screen.iter().chain(score).any(|value| !value.is_finite()) {
+                faults.push(format!("{name} holds a value that is not finite"));
+            }
+        }
+        faults
+    }
+
+    /// What a record's screen must exceed for the scorer to be asked, so that of the records that score above
+    /// `threshold` it is not asked for at most a share of `missed`: conformal, as thresholds are. If the next such
+    /// record is like the n probes above the threshold, each of the n + 1 places among them is equally likely for it.
+    ///
+    /// # Errors
+    /// [`TooFewProbes`] with fewer than 1 / `missed` - 1 of them.
+    pub fn bound(&self, threshold: f32, missed: f64) -> Result<f32, TooFewProbes> {
+        let pairs = self.probes.screen.iter().zip(&self.probes.score);
+        let above = pairs.filter(|(_, score)| {
+            (threshold..=HARD * threshold).contains(*score) && **score != threshold
+        });
+        let mut above: Vec<f32> = above.map(|(screen, _)| *screen).collect();
+        above.sort_by(f32::total_cmp);
+        // The small term absorbs the rounding of the product.
+        let rank = (missed * (above.len() + 1) as f64 + 1e-9) as usize;
+        match rank.checked_sub(1) {
+            Some(place) => Ok(above[place.min(above.len() - 1)].next_down()),
+            None => Err(TooFewProbes {
+                missed,
+                count: above.len(),
+                needed: (1.0 / missed - 1e-9).ceil() as u64 - 1,
+            }),
+        }
+    }
+
+    /// The share of normal records that the scorer is not asked for.
+    pub fn cleared(&self, bound: f32) -> f64 {
+        let below = self.normals.screen.iter().filter(|s| **s <= bound).count();
+        below as f64 / self.normals.screen.len() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Probe i of 1 to 2999 has screen i and score i; so has normal i of 1 to 100.
+    fn answers() -> Answers {
+        let pairs = |n: usize| Pairs {
+            screen: (1..=n).map(|i| i as f32).collect(),
+            score: (1..=n).map(|i| i as f32).collect(),
+        };
+        Answers {
+            golden: vec![0.0],
+            normals: pairs(100),
+            probes: pairs(2999),
+        }
+    }
+
+    #[test]
+    fn the_bound_misses_no_more_than_it_may() {
+        // 1,400 above 1,400 and up to 2,800: the lowest of them may just be seen, none is missed.
+        let bound = answers().bound(1400.0, 0.001).unwrap();
+        assert_eq!(bound, 1401.0_f32.next_down());
+        let half = answers().bound(1400.0, 0.5).unwrap();
+        assert_eq!(half, 2100.0_f32.next_down());
+        let all = answers().bound(1400.0, 0.9999).unwrap();
+        assert_eq!(all, 2800.0_f32.next_down());
+        assert_eq!(answers().cleared(50.0), 0.5);
+    }
+
+    #[test]
+    fn too_few_probes_are_no_bound() {
+        let error = answers().bound(2001.0, 0.001).unwrap_err();
+        assert_eq!((error.count, error.needed), (998, 999));
+        assert!(answers().bound(2000.0, 0.001).is_ok());
+        assert!(answers().bound(5000.0, 0.001).is_err());
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        assert_eq!(answers().faults(1), Vec::<String>::new());
+        let mut broken = answers();
+        broken.normals.score.pop();
+        broken.probes.screen[3] = f32::NAN;
+        assert_eq!(broken.faults(2).len(), 3, "{:?}", broken.faults(2));
+    }
+}

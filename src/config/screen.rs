@@ -1,0 +1,36 @@
+//! `[screen]`.
+
+use super::settings::Settings;
+
+/// Whether the bundle's screen spares the scorer what is clearly normal.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Screen {
+    pub mode: ScreenMode,
+    /// Of the records that the scorer would flag, the share that it may not be asked for; in (0, 1).
+    pub missed_share: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScreenMode {
+    /// Every record is scored.
+    Off,
+    /// Records that are clearly normal are not.
+    On,
+    /// Every record is scored, and what the screen would have missed is counted.
+    Audit,
+}
+
+pub fn check(s: &mut Settings) -> Screen {
+    let modes = [
+        ("off", ScreenMode::Off),
+        ("on", ScreenMode::On),
+        ("audit", ScreenMode::Audit),
+    ];
+    let mode = s.choice("screen.mode", &modes);
+    let in_between = |share: f64| share > 0.0 && share < 1.0;
+    let share = s.number("screen.missed_share", "between 0 and 1", in_between);
+    Screen {
+        mode: mode.unwrap_or(ScreenMode::Off),
+        missed_share: share.unwrap_or(0.001),
+    }
+}

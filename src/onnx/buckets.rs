@@ -1,0 +1,66 @@
+//! Batches are padded to one of a few sizes, so that memory arenas stop growing after the warm-up. All are multiples
+//! of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
+
+const SMALLEST: usize = 16;
+const GROWTH: usize = 4;
+
+/// The sizes of batches, ascending.
+#[derive(Debug, Clone)]
+pub struct Buckets(Vec<usize>);
+
+impl Buckets {
+    /// For batches of up to `max_records`.
+    pub fn up_to(max_records: usize) -> Buckets {
+        let largest = max_records.next_multiple_of(SMALLEST);
+        let growing = std::iter::successors(Some(SMALLEST), |size| Some(size * GROWTH));
+        let smaller = growing.take_while(|&size| size < largest);
+        Buckets(smaller.chain([largest]).collect())
+    }
+
+    /// Each record by itself.
+    pub fn one() -> Buckets {
+        Buckets(vec![1])
+    }
+
+    pub fn sizes(&self) -> &[usize] {
+        &self.0
+    }
+
+    pub fn largest(&self) -> usize {
+        self.0[self.0.len() - 1]
+    }
+
+    /// The size that so many records, at most the largest, are padded to.
+    pub fn fit(&self, records: usize) -> usize {
+        let bucket = self.0.iter().copied().find(|&b| b >= records);
+        bucket.expect("a part is no larger than the largest bucket")
+    }
+}
+
+/// `part`, or a copy in `buffer` with zeros up to `length` values.
+pub fn padded<'p, T: Copy + Default>(
+    part: &'p [T],
+    length: usize,
+    buffer: &'p mut Vec<T>,
+) -> &'p [T] {
+    if part.len() == length {
+        return part;
+    }
+    buffer.clear();
+    buffer.extend_from_slice(part);
+    buffer.resize(length, T::default());
+    buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_multiples_of_sixteen_and_reach_the_largest_batch() {
+        assert_eq!(Buckets::up_to(1).sizes(), [16]);
+        assert_eq!(Buckets::up_to(256).sizes(), [16, 64, 256]);
+        assert_eq!(Buckets::up_to(100).sizes(), [16, 64, 112]);
+        assert_eq!(Buckets::up_to(100).fit(65), 112);
+    }
+}

@@ -1,0 +1,117 @@
+//! The screen's session: rows in, how strange each looks at first sight out. Owned by one thread, like a scorer.
+
+use ort::session::Session;
+use ort::value::{TensorElementType, TensorRef};
+
+use super::buckets::{Buckets, padded};
+use super::scorer::{builder, commit, tensor_fault};
+use super::{Runtime, ScorerError};
+use crate::bundle::{Fault, Feature, Golden};
+use crate::decode::JsonDecoder;
+
+const MODEL: &str = "screen.onnx";
+/// How far an answer, which is about the logarithm of a score, may lie from the trainer's.
+const TOLERANCE: f32 = 1e-3;
+
+/// Single-threaded, on the CPU.
+#[derive(Debug)]
+pub struct Screen {
+    session: Session,
+    width: usize,
+    buckets: Buckets,
+    padded: Vec<f32>,
+}
+
+impl Screen {
+    /// A session over the graph `model` for rows of `width` features, in batches of up to `max_records`, warmed up.
+    ///
+    /// # Errors
+    /// [`ScorerError::Graph`] with what is wrong with the graph.
+    pub fn new(
+        runtime: &Runtime,
+        model: &[u8],
+        width: usize,
+        max_records: usize,
+    ) -> Result<Screen, ScorerError> {
+        let session = commit(&mut builder(runtime)?, MODEL, model)?;
+        let row = [-1, width as i64];
+        let input = session.inputs().iter().find(|tensor| tensor.name() == "x");
+        let mut outputs = session.outputs().iter();
+        let output = outputs.find(|tensor| tensor.name() == "screen");
+        let faults = [
+            tensor_fault("input", "x", TensorElementType::Float32, &row, input),
+            tensor_fault(
+                "output",
+                "screen",
+                TensorElementType::Float32,
+                &[-1],
+                output,
+            ),
+        ];
+        let faults: Vec<_> = faults.into_iter().flatten().collect();
+        if !faults.is_empty() {
+            return Err(ScorerError::Graph(Fault::all(MODEL, faults).collect()));
+        }
+        let mut screen = Screen {
+            session,
+            width,
+            buckets: Buckets::up_to(max_records),
+            padded: Vec::new(),
+        };
+        for records in screen.buckets.sizes().to_vec() {
+            screen.ask(&vec![0.0; records * width], &mut Vec::new())?;
+        }
+        Ok(screen)
+    }
+
+    /// Of `rows`, [records, features], any number of records, appends [records] to `answers`; the higher the stranger. A
+    /// row's answer is the same bits whatever its batch.
+    ///
+    /// # Errors
+    /// [`ScorerError::Run`] when ONNX Runtime fails.
+    pub fn ask(&mut self, rows: &[f32], answers: &mut Vec<f32>) -> Result<(), ScorerError> {
+        for part in rows.chunks(self.buckets.largest() * self.width) {
+            let records = part.len() / self.width;
+            let bucket = self.buckets.fit(records);
+            let input = padded(part, bucket * self.width, &mut self.padded);
+            let x = TensorRef::from_array_view(([bucket, self.width], input))?;
+            let outputs = self.session.run(ort::inputs!["x" => x])?;
+            let (_, values) = outputs["screen"].try_extract_tensor::<f32>()?;
+            answers.extend_from_slice(&values[..records]);
+        }
+        Ok(())
+    }
+
+    /// What is wrong if the golden records do not get the trainer's answers here. Those that do not fit the schema are
+    /// the scorer's to name.
+    ///
+    /// # Errors
+    /// [`ScorerError::Run`] when ONNX Runtime fails.
+    pub fn check(
+        &mut self,
+        golden: &[Golden],
+        wanted: &[f32],
+        features: &[Feature],
+    ) -> Result<Option<Fault>, ScorerError> {
+        let (mut decoder, mut row, mut answer) = (JsonDecoder::new(features), vec![], vec![]);
+        for ((golden, want), line) in golden.iter().zip(wanted).zip(1..) {
+            row.clear();
+            answer.clear();
+            let decoded = decoder.decode(golden.record.get().as_bytes(), &mut row);
+            if decoded.is_err() {
+                continue;
+            }
+            self.ask(&row, &mut answer)?;
+            let got = answer[0];
+            // Not a number is never close enough.
+            let close = (got - want).abs() <= TOLERANCE;
+            if !close {
+                let problem = format!(
+                    "answers {got} to golden record {line} here, {want} in training: this runtime does not reproduce it"
+                );
+                return Ok(Some(Fault::new(MODEL, problem)));
+            }
+        }
+        Ok(None)
+    }
+}
