@@ -1,4 +1,4 @@
-"""The command line: `residuald-train schema`, `tabular`, `screen`, `quantize`, `report`, `bench`, `images`, `bench-images`."""
+"""The command line: one verb a function, `residuald-train --help` lists them."""
 
 import argparse
 import json

@@ -96,7 +96,7 @@ def summary(served, files):
     if facts["refused_rows"]:
         yield f"left out: {facts['refused_rows']} rows that the schema refuses"
     if left := [name for name in served.files if name not in files]:
-        yield f"left out: {', '.join(left)}, made from the other scores; make them again"
+        yield f"left out: {', '.join(left)}, made from the other scores; `residuald-train screen` makes them again"
 
 
 def compare(before, after, normals):
