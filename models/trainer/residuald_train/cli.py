@@ -1,4 +1,4 @@
-"""The command line: `residuald-train schema`, `tabular`, `screen`, `report`, `bench`, `images` and `bench-images`."""
+"""The command line: one verb a function, `residuald-train --help` lists them."""
 
 import argparse
 import json
@@ -112,6 +112,16 @@ def parser():
     p.add_argument("--max-rows", type=int, default=MAX_ROWS, metavar="N", help=f"as for tabular (default {MAX_ROWS:,})")
     p.add_argument("--seed", type=int, default=0, help="default 0")
     p.add_argument("--out", type=Path, metavar="DIR", help="leave BUNDLE as it is and write the other here")
+
+    p = verb(
+        "quantize",
+        quantize_verb,
+        "Make a bundle's networks 8-bit integers, with thresholds that fit, and tell what that changes.",
+        "quantize models/payments --data models/payments/sample.ndjson.gz --label label --out models/payments-int8",
+    )
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular")
+    data_of(p).set_defaults(drop=[])
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the other bundle's folder")
 
     p = verb(
         "report",
@@ -356,6 +366,22 @@ def cost(run, X, rounds=5):
             run.run(None, {"x": X[i : i + 256]})
         taken.append(time.perf_counter() - start)
     return min(taken) / len(X) * 1e6
+
+
+def quantize_verb(args):
+    from .export import check_out, write
+    from .quantize import quantize, summary
+    from .served import Served
+
+    check_out(args.out)
+    if args.out.resolve() == args.bundle.resolve():
+        raise TrainerError(f"--out {args.out} is the bundle itself; give another folder, so that both can be compared")
+    served = Served(args.bundle)
+    table, label = load_like(args, served)
+    anomalous = ~label_is_normal(table.columns[label["path"]], label["normal"]) if label else None
+    files = quantize(served, table, anomalous)
+    write(args.out, files)
+    print(*summary(served, files), f"wrote {args.out}", sep="\n")
 
 
 def report_verb(args):

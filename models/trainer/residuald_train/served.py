@@ -39,7 +39,7 @@ class Served:
             kind = self.manifest["input"]["kind"]
             if kind != "tabular":
                 raise TrainerError(
-                    f"{folder} is a bundle of kind {kind}: a card is about named features, which pictures have not; "
+                    f"{folder} is a bundle of kind {kind}, and this wants named features, which pictures have not; "
                     "`residuald score FOLDER --html` shows pictures with their scores and heatmaps"
                 )
             self.features = [check_feature(entry) for entry in self.manifest["input"]["features"]]
