@@ -452,7 +452,7 @@ fn a_screen_is_checked_before_the_start() {
     };
     let ok = check(&["screen.mode=on"]);
     let said = &ok.stdout;
-    assert!(said.contains("the screen clears 9"), "{said}{}", ok.stderr);
+    assert!(said.contains("the screen clears 8"), "{said}{}", ok.stderr);
     let said = check(&["screen.mode=on", "output.scores_topic=scores"])
         .with_code(78)
         .to_owned();

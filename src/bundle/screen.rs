@@ -6,11 +6,14 @@ use serde::Deserialize;
 /// Thresholds: a probe that scores more is too easy to vouch for the anomalies to come, of which most score less.
 const HARD: f32 = 2.0;
 
+/// Of a score, that it has a logarithm.
+const LEAST: f32 = 1e-6;
+
 /// The graph, and what it may be trusted with.
 #[derive(Debug, Clone)]
 pub struct Screen {
     pub answers: Answers,
-    /// `screen.onnx`: `x` float32 [N, F] -> `screen` float32 [N], the higher the stranger.
+    /// `screen.onnx`: `x` float32 [N, F] -> `screen` float32 [N], about the logarithm of the score.
     pub model: Vec<u8>,
 }
 
@@ -71,8 +74,12 @@ impl Answers {
     }
 
     /// What a record's screen must exceed for the scorer to be asked, so that of the records that score above
-    /// `threshold` it is not asked for at most a share of `missed`: conformal, as thresholds are. If the next such
-    /// record is like the n probes above the threshold, each of the n + 1 places among them is equally likely for it.
+    /// `threshold` it is not asked for at most a share of `missed`. The lower of two bounds, for two kinds of them:
+    ///
+    /// - Strange ones: conformal over the probes, as thresholds are. If the next such record is like the n probes above
+    ///   the threshold, each of the n + 1 places among them is equally likely for it.
+    /// - Normal ones that happen to score high: the logarithm of the threshold less what the screen underrates such
+    ///   records by, with a share of `missed` of the highest tenth beyond it; the worst of them where they are few.
     ///
     /// # Errors
     /// [`TooFewProbes`] with fewer than 1 / `missed` - 1 of them.
@@ -86,13 +93,30 @@ impl Answers {
         // The small term absorbs the rounding of the product.
         let rank = (missed * (above.len() + 1) as f64 + 1e-9) as usize;
         match rank.checked_sub(1) {
-            Some(place) => Ok(above[place.min(above.len() - 1)].next_down()),
+            Some(place) => {
+                let strange = above[place.min(above.len() - 1)].next_down();
+                Ok(strange.min((threshold + LEAST).ln() + self.underrated(missed)))
+            }
             None => Err(TooFewProbes {
                 missed,
                 count: above.len(),
                 needed: (1.0 / missed - 1e-9).ceil() as u64 - 1,
             }),
         }
+    }
+
+    /// What the screen says of normal records less what it should, negative; of their highest tenth at most a share of
+    /// `missed` is lower, or none.
+    fn underrated(&self, missed: f64) -> f32 {
+        let Pairs { screen, score } = &self.normals;
+        let mut order: Vec<usize> = (0..score.len()).collect();
+        order.sort_by(|&a, &b| score[b].total_cmp(&score[a]));
+        order.truncate(score.len().div_ceil(10));
+        let error = |i: usize| screen[i] - (score[i] + LEAST).ln();
+        let mut errors: Vec<f32> = order.into_iter().map(error).collect();
+        errors.sort_by(f32::total_cmp);
+        let rank = (missed * (errors.len() + 1) as f64 + 1e-9) as usize;
+        errors[rank.saturating_sub(1).min(errors.len() - 1)]
     }
 
     /// The share of normal records that the scorer is not asked for.
@@ -106,43 +130,60 @@ impl Answers {
 mod tests {
     use super::*;
 
-    /// Probe i of 1 to 2999 has screen i and score i; so has normal i of 1 to 100.
-    fn answers() -> Answers {
-        let pairs = |n: usize| Pairs {
-            screen: (1..=n).map(|i| i as f32).collect(),
-            score: (1..=n).map(|i| i as f32).collect(),
-        };
+    /// Probe i of 1 to 2999 has score i and what `screen` says of it; normals i of 1 to 100 are rated right but for the
+    /// highest, which is underrated by 0.5.
+    fn answers(screen: impl Fn(f32) -> f32) -> Answers {
+        let numbers = |n: usize| (1..=n).map(|i| i as f32);
+        let mut rated: Vec<f32> = numbers(100).map(f32::ln).collect();
+        rated[99] -= 0.5;
         Answers {
             golden: vec![0.0],
-            normals: pairs(100),
-            probes: pairs(2999),
+            normals: Pairs {
+                screen: rated,
+                score: numbers(100).collect(),
+            },
+            probes: Pairs {
+                screen: numbers(2999).map(screen).collect(),
+                score: numbers(2999).collect(),
+            },
         }
     }
 
     #[test]
-    fn the_bound_misses_no_more_than_it_may() {
+    fn the_bound_misses_no_more_of_the_probes_than_it_may() {
+        // Below what the normals ask for, so that probes settle it.
+        let (low, answers) = (|score: f32| score / 1000.0, answers(|score| score / 1000.0));
         // 1,400 above 1,400 and up to 2,800: the lowest of them may just be seen, none is missed.
-        let bound = answers().bound(1400.0, 0.001).unwrap();
-        assert_eq!(bound, 1401.0_f32.next_down());
-        let half = answers().bound(1400.0, 0.5).unwrap();
-        assert_eq!(half, 2100.0_f32.next_down());
-        let all = answers().bound(1400.0, 0.9999).unwrap();
-        assert_eq!(all, 2800.0_f32.next_down());
-        assert_eq!(answers().cleared(50.0), 0.5);
+        for (missed, lowest_seen) in [(0.001, 1401.0), (0.5, 2100.0), (0.9999, 2800.0)] {
+            let bound = answers.bound(1400.0, missed).unwrap();
+            assert_eq!(bound, low(lowest_seen).next_down(), "{missed}");
+        }
+        assert_eq!(answers.cleared(50.5_f32.ln()), 0.5);
+    }
+
+    #[test]
+    fn normal_records_that_score_high_are_seen_too() {
+        let answers = answers(|_| 1e9);
+        let near = |bound: f32, wanted: f32| (bound - wanted).abs() < 1e-5;
+        // Ten in the highest tenth: the worst of them counts, until a share of them may be missed.
+        let worst = answers.bound(1400.0, 0.01).unwrap();
+        assert!(near(worst, 1400.0_f32.ln() - 0.5), "{worst}");
+        let second = answers.bound(1400.0, 0.19).unwrap();
+        assert!(near(second, 1400.0_f32.ln()), "{second}");
     }
 
     #[test]
     fn too_few_probes_are_no_bound() {
-        let error = answers().bound(2001.0, 0.001).unwrap_err();
+        let error = answers(f32::ln).bound(2001.0, 0.001).unwrap_err();
         assert_eq!((error.count, error.needed), (998, 999));
-        assert!(answers().bound(2000.0, 0.001).is_ok());
-        assert!(answers().bound(5000.0, 0.001).is_err());
+        assert!(answers(f32::ln).bound(2000.0, 0.001).is_ok());
+        assert!(answers(f32::ln).bound(5000.0, 0.001).is_err());
     }
 
     #[test]
     fn what_does_not_fit_together_is_named() {
-        assert_eq!(answers().faults(1), Vec::<String>::new());
-        let mut broken = answers();
+        assert_eq!(answers(f32::ln).faults(1), Vec::<String>::new());
+        let mut broken = answers(f32::ln);
         broken.normals.score.pop();
         broken.probes.screen[3] = f32::NAN;
         assert_eq!(broken.faults(2).len(), 3, "{:?}", broken.faults(2));

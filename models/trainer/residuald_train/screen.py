@@ -21,7 +21,7 @@ ROWS = 600_000  # that the scorer is asked for, a third of them normal
 STEPS, BATCH, RATE = 12_000, 512, 3e-3
 LEAST_ROWS, HELD_OUT = 500, 0.2
 MISSED = 1e-3  # the daemon's default of inference.screen_missed_share
-PROBES, NORMALS = 12_000, 4_000  # held-out rows whose answers the bundle keeps
+PROBES, NORMALS = 12_000, 10_000  # held-out rows whose answers the bundle keeps
 HARD = np.float32(2)  # thresholds: a probe that scores more is too easy to vouch for anomalies to come
 UNDERRATED = 8.0  # how much worse it is to think too little of a record than too much
 MARGIN = 0.3  # above the highest threshold, of the logarithm
@@ -46,18 +46,20 @@ class Screen(nn.Module):
 
 
 def strange(space, X, count, rng):
-    """`count` rows float32 [count, F], each a row of X with a random share of its features changed: to those of another
-    row, in half of them also by noise of a random strength, a few to what was never seen or to nothing."""
+    """`count` rows float32 [count, F], each a row of X, most with a random share of the features changed: to those of
+    another row, by noise of a random strength, or both; a few to what was never seen or to nothing."""
     features = space.features
     rows = X[rng.integers(0, len(X), count)]
     shape = rows.shape
-    chosen = rng.random(shape) < rng.random((count, 1)) ** 2
-    chosen[np.arange(count), rng.integers(0, shape[1], count)] = True
-    rows = np.where(chosen, X[rng.integers(0, len(X), count)], rows)
+    swapped = (rng.random((count, 1)) < 0.6) & (rng.random(shape) < rng.random((count, 1)) ** 2)
+    one = np.flatnonzero(rng.random(count) < 0.5)
+    swapped[one, rng.integers(0, shape[1], len(one))] = True
+    rows = np.where(swapped, X[rng.integers(0, len(X), count)], rows)
 
     numbers = np.array([f.type == "number" for f in features])
     sigma = np.exp(rng.uniform(*np.log(NOISE), (count, 1))).astype(np.float32)
-    noisy = (rng.random((count, 1)) < 0.5) & (rng.random(shape) < rng.random((count, 1))) & numbers & ~np.isnan(rows)
+    noisy = (rng.random((count, 1)) < 0.7) & (rng.random(shape) < rng.random((count, 1)) ** 0.5)
+    noisy &= numbers & ~np.isnan(rows)
     with torch.no_grad():
         z, _ = space(torch.as_tensor(rows))
         moved = z + torch.as_tensor(sigma * rng.standard_normal(z.shape, np.float32))
@@ -140,7 +142,16 @@ class Answers:
         guess, score = self.probes
         above = np.sort(guess[(score > threshold) & (score <= HARD * threshold)])
         rank = int(missed * (len(above) + 1) + 1e-9)
-        return np.nextafter(above[rank - 1], np.float32(-np.inf)) if rank else None
+        if not rank:
+            return None
+        strange = np.nextafter(above[rank - 1], np.float32(-np.inf))
+        return min(strange, np.log(threshold + LEAST) + self.underrated(missed))
+
+    def underrated(self, missed):
+        guess, score = self.normals
+        highest = np.argsort(-score, kind="stable")[: -(-len(score) // 10)]
+        errors = np.sort(guess[highest] - np.log(score[highest] + LEAST))
+        return errors[max(int(missed * (len(errors) + 1) + 1e-9), 1) - 1]
 
     def cleared(self, bound):
         """The share of normal rows that the scorer need not see."""

@@ -56,15 +56,20 @@ def test_it_clears_most_normal_rows_and_few_that_the_scorer_flags(screened):
 
 
 def test_a_bound_is_the_daemons():
-    # As in src/bundle/screen.rs: probe i of 1 to 2999 has screen i and score i.
+    # As in src/bundle/screen.rs.
     found = screen.Answers.__new__(screen.Answers)
-    found.probes = (np.arange(1, 3000, dtype=np.float32),) * 2
-    found.normals = (np.arange(1, 101, dtype=np.float32),) * 2
-    below = np.nextafter(np.float32(1401), np.float32(0))
+    numbers = np.arange(1, 3000, dtype=np.float32)
+    rated = np.log(numbers[:100])
+    rated[99] -= 0.5
+    found.normals, found.probes = (rated, numbers[:100]), (numbers / 1000, numbers)
+    below = np.nextafter(np.float32(1.401), np.float32(0))
     assert found.bound(np.float32(1400), 1e-3) == below
     assert found.bound(np.float32(2000), 1e-3) is not None
     assert found.bound(np.float32(2001), 1e-3) is None
-    assert found.cleared(50) == 0.5
+    assert found.cleared(np.log(50.5)) == 0.5
+    found.probes = (np.full(2999, 1e9, np.float32), numbers)
+    assert found.bound(np.float32(1400), 0.01) == pytest.approx(np.log(1400) - 0.5)
+    assert found.bound(np.float32(1400), 0.19) == pytest.approx(np.log(1400))
 
 
 def test_a_row_gets_the_same_answer_in_every_batch(screened):
