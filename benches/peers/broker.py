@@ -1,6 +1,7 @@
 """An Apache Kafka for the bench, and what is asked of it: topics, groups, what a contender wrote and when."""
 
 import contextlib
+import os
 import subprocess
 import tempfile
 import time
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupTopicPartitions, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, TopicPartition
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
 
 
-class Stuck(RuntimeError):
+class StuckError(RuntimeError):
     """It did not get where it should in time."""
 
 
@@ -29,7 +31,7 @@ def started():
             return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
         try:
-            yield Broker(kafka("start").splitlines()[-1])
+            yield Broker(kafka("start", "--while-pid", str(os.getpid())).splitlines()[-1])
         finally:
             kafka("stop")
 
@@ -37,17 +39,15 @@ def started():
 class Broker:
     def __init__(self, address):
         self.address = address
-        self.admin = AdminClient({"bootstrap.servers": address})
+        self.admin = KafkaAdminClient(bootstrap_servers=address)
 
     def create(self, topic):
-        """Of its messages the time when the broker appended them is kept as well as, in `in…` alone, that of sending."""
+        """Messages of `in…` keep the time of sending; all others have that of the broker's append."""
         kind = "CreateTime" if topic.startswith("in") else "LogAppendTime"
-        new = NewTopic(topic, PARTITIONS, config={"message.timestamp.type": kind})
-        self.admin.create_topics([new])[topic].result()
+        self.admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs={"message.timestamp.type": kind})])
 
     def delete(self, *topics):
-        for done in self.admin.delete_topics(list(topics)).values():
-            done.result()
+        self.admin.delete_topics(list(topics))
 
     def ends(self, topic):
         """Offset behind the last message, by partition."""
@@ -56,16 +56,20 @@ class Broker:
 
     def lag(self, group, topic, ends):
         """Messages whose offset is not committed."""
-        request = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in ends])
-        found = self.admin.list_consumer_group_offsets([request])[group].result().topic_partitions
-        return sum(ends[p.partition] - max(p.offset, 0) for p in found)
+        committed = self.admin.list_group_offsets({group: None})[group]
+        done = {place.partition: found.offset for place, found in committed.items() if place.topic == topic}
+        return sum(end - max(done.get(partition, 0), 0) for partition, end in ends.items())
 
     def joined(self, group, members):
         """Whether all of the group are there and share out all partitions."""
-        found = self.admin.describe_consumer_groups([group])[group].result()
-        given = [len(member.assignment.topic_partitions) for member in found.members]
-        stable = found.state == ConsumerGroupState.STABLE
-        return stable and len(given) == members and sum(given) == PARTITIONS and all(given)
+        found = self.admin.describe_groups([group])[group]
+        if found["group_state"] != "Stable":
+            return False
+        given = [
+            sum(len(topic["partitions"]) for topic in member["member_assignment"]["assigned_partitions"])
+            for member in found["members"]
+        ]
+        return len(given) == members and sum(given) == PARTITIONS and all(given)
 
     def read(self, topic):
         """Each message once, as (partition, offset, milliseconds since 1970, bytes)."""
@@ -75,10 +79,10 @@ class Broker:
             left, deadline = sum(ends.values()), time.monotonic() + 120
             while left:
                 if time.monotonic() > deadline:
-                    raise Stuck(f"{left} messages of {topic} could not be read")
+                    raise StuckError(f"{left} messages of {topic} could not be read")
                 for message in reader.consume(10_000, 0.1):
                     if message.error():
-                        raise Stuck(f"{topic}: {message.error()}")
+                        raise StuckError(f"{topic}: {message.error()}")
                     left -= 1
                     yield message.partition(), message.offset(), message.timestamp()[1], message.value()
 

@@ -14,16 +14,16 @@ import ddpm
 import numpy as np
 import orjson
 import torch
-from bundle import Bundle
 from confluent_kafka import Consumer, Producer
+
+from bundle import Bundle
 
 BATCH, WAIT = 256, 0.005
 
 
 def main():
     model, bundle, brokers, group, topic, anomalies = sys.argv[1:]
-    row, (model, threshold) = Bundle(bundle).row, ddpm.load(model)
-    model.score(torch.zeros(BATCH, len(Bundle(bundle).names)))
+    bundle, (model, threshold) = Bundle(bundle), ddpm.load(model)
     producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True, "compression.type": "lz4"})
     settings = {"bootstrap.servers": brokers, "group.id": group, "auto.offset.reset": "earliest"}
     consumer = Consumer(settings | {"enable.auto.commit": False})
@@ -39,7 +39,7 @@ def main():
         messages = consumer.consume(BATCH, WAIT)
         if not messages:
             continue
-        rows = [row(orjson.loads(message.value())) for message in messages]
+        rows = [bundle.row(orjson.loads(message.value())) for message in messages]
         scores = model.score(torch.from_numpy(np.array(rows, np.float32))).tolist()
         for message, score in zip(messages, scores, strict=True):
             verdict = {

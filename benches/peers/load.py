@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The sample into a topic, again and again, as fast as the broker takes it or at a steady rate.
 
-    load.py BROKERS TOPIC RECORDS [RATE]
+load.py BROKERS TOPIC RECORDS [RATE]
 """
 
 import gzip

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from broker import Stuck
+from broker import StuckError
 from contenders import ENVIRONMENT, PEERS, PYTHON
+from kafka.errors import KafkaError
 
 TICK = os.sysconf("SC_CLK_TCK")
 # Of a backlog's verdicts the first and the last are not timed: starting, joining the group and warming up, and the
@@ -23,7 +24,7 @@ class Running:
     """The processes of a contender; each takes care to be ended."""
 
     def __init__(self, commands):
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.processes = [
             subprocess.Popen(command, stdout=self.log, stderr=self.log, env=ENVIRONMENT) for command in commands
         ]
@@ -44,15 +45,19 @@ class Running:
     def check(self):
         for process in self.processes:
             if process.poll() is not None:
-                raise Stuck(f"a process ended with {process.returncode}:\n{self.tail()}")
+                raise StuckError(f"a process ended with {process.returncode}:\n{self.tail()}")
 
     def wait(self, what, ready, patience):
-        deadline = time.monotonic() + patience
-        while not ready():
+        deadline, trouble = time.monotonic() + patience, ""
+        while time.monotonic() < deadline:
             self.check()
-            if time.monotonic() > deadline:
-                raise Stuck(f"{what} took more than {patience} s:\n{self.tail()}")
+            try:
+                if ready():
+                    return
+            except KafkaError as error:  # the coordinator of the first group takes a while to be there
+                trouble = f" ({error})"
             time.sleep(0.2)
+        raise StuckError(f"{what} took more than {patience} s{trouble}:\n{self.tail()}")
 
     def stop(self):
         """As one does it to a service; what it then does not finish in a minute is killed."""
@@ -65,7 +70,7 @@ class Running:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise Stuck(f"it did not end within a minute of SIGTERM:\n{self.tail()}") from None
+                raise StuckError(f"it did not end within a minute of SIGTERM:\n{self.tail()}") from None
 
     def kill(self):
         self.ended.set()
@@ -115,7 +120,7 @@ def load(broker, topic, records, *rate):
 def fill(broker, topic, records):
     broker.create(topic)
     if load(broker, topic, records).wait() != 0:
-        raise Stuck(f"{topic} could not be filled")
+        raise StuckError(f"{topic} could not be filled")
 
 
 def throughput(broker, contender, name, topic, records):
@@ -127,7 +132,7 @@ def throughput(broker, contender, name, topic, records):
         run.wait("reading the topic", lambda: broker.lag(name, topic, ends) == 0, LEAST)
         run.stop()
         if left := broker.lag(name, topic, ends):
-            raise Stuck(f"{left} records are not committed")
+            raise StuckError(f"{left} records are not committed")
         verdicts = broker.verdicts(anomalies)
         broker.delete(anomalies)
         first, last = int(FROM * len(verdicts)), int(TO * len(verdicts)) - 1
@@ -157,7 +162,7 @@ def latency(broker, contender, name, rate, seconds, warm_up):
         finally:
             feed.kill()
         if feed.returncode != 0:
-            raise Stuck("the load could not be made")
+            raise StuckError("the load could not be made")
         ends = broker.ends(topic)
         run.wait("what was still on its way", lambda: broker.lag(name, topic, ends) == 0, 60)
         run.stop()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The hand-tuned peer: confluent-kafka in batches, orjson, ONNX Runtime with one thread. Two processes are two of these.
+"""The hand-tuned peer: confluent-kafka in batches, orjson, ONNX Runtime with one thread a process.
 
     python_consumer.py BUNDLE BROKERS GROUP TOPIC ANOMALIES
 
@@ -11,8 +11,9 @@ import sys
 import time
 
 import orjson
-from bundle import Bundle
 from confluent_kafka import Consumer, Producer, TopicPartition
+
+from bundle import Bundle
 
 BATCH, WAIT = 1024, 0.005  # records and seconds; `consume` waits for the first to be reached
 COMMIT = 1.0

@@ -10,9 +10,10 @@ that is asked before offsets are committed: at least once. Scoring each record a
 import sys
 import time
 
-from bundle import Bundle
 from quixstreams import Application
 from quixstreams.sinks import BaseSink
+
+from bundle import Bundle
 
 BATCH, WAIT = 256, 0.005  # records, and seconds that the first of them may wait while others come
 COMMIT = 1.0

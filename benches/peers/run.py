@@ -1,149 +1,167 @@
 #!/usr/bin/env python3
 """residuald beside other consumers on one Apache Kafka: the same topic, the same bundle, the same anomalies.
 
-    benches/peers/run.py [--records N] [--rounds N]
+    benches/peers/run.py [--records N] [--rounds N] [--seconds S] [--only NAME] [--fast]
 
-A topic of 4 partitions is filled with the payments of the sample, again and again. Then each contender in turn reads
-all of it in a group of its own, writes the anomalies and commits its offsets; who goes first changes by round. Broker,
-contender and this script share the machine. Prints a line a round, and writes benches/results.json and
-benches/RESULTS.md: medians, and of each round the ratio of residuald to each peer, which is what counts. All must find
-the same number of anomalies. `make bench-peers` sets up.
+Each contender in turn, another one first in each round, takes a backlog of the sample's payments in a group of its
+own, and then a steady load at half of the rate that it reached, and at one rate for all. Broker, load, contender and
+this script share the machine. Writes benches/results.json and benches/RESULTS.md. `make bench-peers` sets up.
 """
 
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
+import traceback
 
-BENCHES = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(BENCHES))
+import broker as kafka
+import measure
+import report
+from contenders import BUNDLE, CONTENDERS, ENVIRONMENT, RESIDUALD
+from versions import machine, versions
 
-from delivery import RESIDUALD, ROOT, SAMPLE_RECORDS, await_address, cluster, fill, status  # noqa: E402
-
-BUNDLE = ROOT / "models/payments"
-LIBRARY = {"ORT_DYLIB_PATH": str(ROOT / ".onnxruntime/libonnxruntime.so")}
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid):
-    """User and system time of a process with all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+RESULTS = kafka.ROOT / "benches"
+# How far a score may be off in another runtime, and so how near to the threshold a record may be judged otherwise.
+TOLERANCE = 1e-4
 
 
-def memory(pid):
-    """The most that was resident, in MiB."""
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+def say(*words):
+    print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
 
 
-def residuald(brokers, group, records, _):
-    settings = {
-        "kafka.brokers": brokers,
-        "kafka.topics": "in",
-        "kafka.group_id": group,
-        "model.bundle": json.dumps(str(BUNDLE)),
-        "http.listen": "127.0.0.1:0",
-    }
-    command = [RESIDUALD, "run", *(f"--set={name}={value}" for name, value in settings.items())]
-    with tempfile.TemporaryFile("w+") as log:
-        daemon = subprocess.Popen(command, stderr=log, env=os.environ | LIBRARY)
+def slug(name, *more):
+    return "-".join([name.lower().replace(",", "").replace(" ", "-"), *map(str, more)])
+
+
+class Bench:
+    def __init__(self, broker, names, options):
+        self.broker, self.names, self.options = broker, names, options
+        self.filled, self.failures, self.lateness = {}, [], {}
+
+    def topic(self, records):
+        """A backlog of so many, filled when it is first wanted."""
+        if records not in self.filled:
+            say(f"filling a topic with {records:,} records")
+            self.filled[records] = f"in-{records}"
+            measure.fill(self.broker, self.filled[records], records)
+        return self.filled[records]
+
+    def attempt(self, name, what, run, *arguments):
         try:
-            address, first = await_address(daemon, log), None
-            while True:
-                counts, now = status(address), time.monotonic()
-                if first is None and counts["consumed"]:
-                    first, cpu, before = now, cpu_seconds(daemon.pid), counts["scored"]
-                if counts["scored"] + counts["dead_letters"] >= records:
-                    break
-                time.sleep(0.01)
-            spent = cpu_seconds(daemon.pid) - cpu
-            return {
-                "rate": (records - before) / (now - first),
-                "cpu": spent / (records - before) * 1e6,
-                "memory": memory(daemon.pid),
-                "anomalies": counts["anomalies"],
-            }
-        finally:
-            daemon.terminate()
-            daemon.wait(60)
+            return run(*arguments)
+        except kafka.StuckError as trouble:
+            say(f"FAILED {name}, {what}: {trouble}")
+            self.failures.append(f"{name}, {what}: {str(trouble).splitlines()[0]}")
+        except Exception as error:
+            traceback.print_exc()
+            self.failures.append(f"{name}, {what}: {error!r}")
+
+    def backlog(self, number, order):
+        runs, scores = {}, {}
+        for name in order:
+            contender = CONTENDERS[name]
+            records = int(self.options.records * contender.share)
+            topic, group = self.topic(records), slug(name, number)
+            measured = self.attempt(name, "backlog", measure.throughput, self.broker, contender, group, topic, records)
+            if measured:
+                runs[name], scores[name] = measured
+                run = runs[name]
+                say(f"{name}: {run['rate']:,.0f} records/s, {run['cpu']:.1f} µs, {run['memory']:.0f} MiB")
+        if "residuald" in scores:
+            for name, found in scores.items():
+                if CONTENDERS[name].flags == "anomalies":
+                    self.attempt(name, "agreement", agree, scores["residuald"], found, self.ends(name))
+        return runs
+
+    def ends(self, name):
+        return self.broker.ends(self.topic(int(self.options.records * CONTENDERS[name].share)))
+
+    def late(self, number, order, runs, what, rates):
+        warm_up, seconds = (2, 5) if self.options.fast else (5, self.options.seconds)
+        for name in order:
+            if name not in runs or name not in rates:
+                continue
+            group, rate = slug(name, number, what), rates[name]
+            what_for = f"at {rate:,.0f} records/s"
+            load = self.broker, CONTENDERS[name], group, rate, seconds, warm_up
+            late = self.attempt(name, what_for, measure.latency, *load)
+            if late:
+                runs[name][what] = report.percentiles(late) | {"rate": rate}
+                self.lateness.setdefault((name, what), []).extend(late)
+                p = runs[name][what]
+                say(f"{name} at {rate:,.0f}/s: p50 {p['p50']:.0f}, p99 {p['p99']:.0f}, p99.9 {p['p99.9']:.0f} ms")
+
+    def round(self, number):
+        order = self.names[number % len(self.names) :] + self.names[: number % len(self.names)]
+        runs = self.backlog(number, order)
+        own = {name: run["rate"] / 2 for name, run in runs.items()}
+        bundled = {name: rate for name, rate in own.items() if CONTENDERS[name].flags == "anomalies"}
+        self.late(number, order, runs, "own", own)
+        self.late(number, order, runs, "common", dict.fromkeys(bundled, min(bundled.values(), default=0)))
+        return runs
 
 
-def python(brokers, group, records, processes):
-    command = [sys.executable, Path(__file__).parent / "python_consumer.py", BUNDLE, brokers, group]
-    done = subprocess.run([*command, str(records), str(processes)], check=True, capture_output=True, text=True)
-    report = json.loads(done.stdout.splitlines()[-1])
-    return {
-        "rate": records / (report["ended"] - report["first"]),
-        "cpu": report["cpu_seconds"] / records * 1e6,
-        "memory": report["memory"],
-        "anomalies": report["anomalies"],
-    }
+def agree(ours, theirs, ends):
+    """Both must have flagged the same records of those before `ends`, but for one that is at the threshold."""
+    ours = {place: score for place, score in ours.items() if place[1] < ends[place[0]]}
+    threshold = min(ours.values())
+    for place in ours.keys() ^ theirs.keys():
+        score = ours.get(place) or theirs[place]
+        if abs(score / threshold - 1) > TOLERANCE:
+            raise kafka.StuckError(f"record {place} with score {score} was flagged by one only")
+    for place in ours.keys() & theirs.keys():
+        if abs(theirs[place] / ours[place] - 1) > TOLERANCE:
+            raise kafka.StuckError(f"record {place} has the scores {ours[place]} and {theirs[place]}")
 
 
-CONTENDERS = {
-    "residuald": (residuald, None),
-    "Python, one process": (python, 1),
-    "Python, two processes": (python, 2),
-}
+def quality():
+    """Of the bundle and of the DDPM, on the labelled sample."""
+    import ddpm
+    from contenders import DDPM
+
+    command = [RESIDUALD, "score", BUNDLE / "sample.ndjson.gz", "--bundle", BUNDLE, "--label", "label", "--json"]
+    bundle = json.loads(subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT).stdout)["labelled"]
+    return {"bundle": bundle, "DDPM": ddpm.quality(DDPM)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=400_000, help="rounded up to 20,000")
+    parser.add_argument("--records", type=int, default=600_000, help="of the fastest; slower ones get a share")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=20, help="of steady load, after 5 that are not counted")
+    parser.add_argument("--only", action="append", choices=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS))
+    parser.add_argument("--fast", action="store_true", help="one short round, to see that all works; writes nothing")
     options = parser.parse_args()
-    times = -(-options.records // SAMPLE_RECORDS)
-    records, rounds = times * SAMPLE_RECORDS, []
-    with cluster(1) as brokers:
-        fill(brokers, times)
+    if options.fast:
+        options.records, options.rounds = 100_000, 1
+    with kafka.started() as broker:
+        broker.create("dead-letters")
+        bench = Bench(broker, options.only or list(CONTENDERS), options)
+        rounds = []
         for number in range(options.rounds):
-            names = list(CONTENDERS)
-            found = {}
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                run, argument = CONTENDERS[name]
-                found[name] = run(brokers, f"{name.replace(' ', '-').replace(',', '')}-{number}", records, argument)
-            if len({run["anomalies"] for run in found.values()}) != 1:
-                sys.exit(f"they disagree: { {name: run['anomalies'] for name, run in found.items()} }")
-            rounds.append(found)
-            print(f"round {number + 1}:", ", ".join(f"{n} {r['rate']:,.0f}/s" for n, r in found.items()), flush=True)
-    results = {"records": records, "cores": os.cpu_count(), "machine": platform.machine(), "rounds": rounds}
-    (BENCHES / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (BENCHES / "RESULTS.md").write_text(markdown(results))
-    print(markdown(results))
-
-
-def markdown(results):
-    rounds = results["rounds"]
-    lines = [
-        "# Beside other consumers",
-        "",
-        f"`benches/peers/run.py`: {results['records']:,} payments in 4 partitions of an Apache Kafka on the same "
-        f"{results['cores']} cores, medians of {len(rounds)} rounds (smallest to largest), the same "
-        f"{rounds[0]['residuald']['anomalies']:,} anomalies by all. "
-        "The ratio is taken in each round.",
-        "",
-        "| | records/s | residuald over it | CPU, µs a record | memory, MiB |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in rounds[0]:
-        runs = [r[name] for r in rounds]
-        ratio = spread([r["residuald"]["rate"] / r[name]["rate"] for r in rounds], ".2f") if name != "residuald" else ""
-        cells = [spread([r["rate"] for r in runs], ",.0f"), ratio]
-        cells += [spread([r["cpu"] for r in runs], ".1f"), spread([r["memory"] for r in runs], ".0f")]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(values, form):
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+            say(f"round {number + 1} of {options.rounds}")
+            rounds.append(bench.round(number))
+        if dead := sum(broker.ends("dead-letters").values()):
+            bench.failures.append(f"{dead} dead letters")
+    results = {
+        "machine": machine(),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "records": options.records,
+        "seconds": options.seconds,
+        "failures": bench.failures,
+        "quality": quality(),
+        "rounds": rounds,
+        "latency": {f"{name}, {what}": report.percentiles(late) for (name, what), late in bench.lateness.items()},
+    }
+    page = report.page(results)
+    print(page)
+    if not options.fast:
+        (RESULTS / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        (RESULTS / "RESULTS.md").write_text(page)
+    sys.exit(1 if bench.failures else 0)
 
 
 if __name__ == "__main__":
