@@ -23,8 +23,8 @@ def page(results):
         "load and contender run together. How it is measured: [peers/README.md](peers/README.md).",
         "## A backlog",
         f"{results['records']:,} payments in 4 partitions (Quix Streams a quarter, DDPM a hundredth of them), medians "
-        "of the rounds (smallest to largest). The ratio is taken in each round. CPU is that of all threads and processes "
-        "of the contender; memory the sum of what its processes had resident at most.",
+        "of the rounds (smallest to largest). The ratio is taken in each round. CPU is that of all threads and "
+        "processes of the contender; memory the sum of what its processes had resident at most.",
         backlog(rounds),
         "## Lateness at a steady load",
         "Milliseconds from sending a record (its timestamp) to the broker's append of its verdict, pooled over the "
