@@ -1,9 +1,9 @@
 """The classical way: a denoising diffusion model (DDPM) on table rows, scored by the error of its reconstruction.
 
-As published by Livernoche et al., "On Diffusion Modeling for Anomaly Detection", ICLR 2024, and set in their code
-(github.com/vicliv/DTE, diffusion/ddpm.py), written anew: 1000 steps of noise with β from 1e-4 to 0.01, a residual
-network (Gorishniy et al. 2021) that is told the step, and at scoring the 250 last steps back, without noise, from the
-record itself. The score is the mean squared difference between the record and what came back.
+As published by Livernoche et al., "On Diffusion Modeling for Anomaly Detection", ICLR 2024 (arXiv 2305.18593), and set
+in their code (github.com/vicliv/DTE, diffusion/ddpm.py), written anew: 1000 steps of noise with β from 1e-4 to 0.01, a
+residual network (Gorishniy et al. 2021) that is told the step, and at scoring the 250 last steps back, without noise,
+from the record itself. The score is the mean squared difference between the record and what came back.
 
     ddpm.py HISTORY MODEL [--updates N]
 
