@@ -96,6 +96,12 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
+def machine_seconds():
+    """All cores: (busy, idle)."""
+    user, nice, system, idle, wait, *more = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return user + nice + system + sum(more), idle + wait
+
+
 def peak_memory(pid):
     """The most that was resident, in MiB."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -149,16 +155,17 @@ def throughput(broker, contender, name, topic, records):
 
 
 def latency(broker, contender, name, rate, seconds, warm_up):
-    """Milliseconds from sending a record to its verdict's append, a value each of those that have one."""
+    """-> (milliseconds from sending a record to its verdict's append, one by one; share of the machine busy)."""
     topic, anomalies = f"in-{name}", f"out-{name}"
     broker.create(topic)
     broker.create(anomalies)
     records = int(rate * (warm_up + seconds))
     with running(broker, contender, name, topic, anomalies) as run:
         run.wait("joining the group", lambda: broker.joined(name, contender.members), START)
-        feed = load(broker, topic, records, rate)
+        feed, before = load(broker, topic, records, rate), machine_seconds()
         try:
             run.wait("the load", lambda: feed.poll() is not None, warm_up + seconds + 30)
+            busy, idle = (after - start for after, start in zip(machine_seconds(), before, strict=True))
         finally:
             feed.kill()
         if feed.returncode != 0:
@@ -173,4 +180,4 @@ def latency(broker, contender, name, rate, seconds, warm_up):
             if at >= began:
                 late.append(int(appended - at))
         broker.delete(topic, anomalies)
-        return late
+        return late, busy / (busy + idle)

@@ -80,8 +80,9 @@ def lateness(results, what):
             cells = [f"{pooled[p]:,.0f} {between([run[p] for run in runs], ',.0f')}".strip() for p in ("p50", "p99")]
             cells.append(f"{pooled['p99.9']:,.0f}" if pooled["samples"] >= ENOUGH else "too few")
             rate = statistics.median(run["rate"] for run in runs)
-            rows.append([name, f"{rate:,.0f}", *cells, f"{pooled['samples']:,}"])
-    return table(["", "records/s", "p50", "p99", "p99.9", "verdicts"], rows)
+            busy = f"{statistics.median(run['busy'] for run in runs):.0%}"
+            rows.append([name, f"{rate:,.0f}", *cells, f"{pooled['samples']:,}", busy])
+    return table(["", "records/s", "p50", "p99", "p99.9", "verdicts", "machine busy"], rows)
 
 
 def quality(found):

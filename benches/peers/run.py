@@ -86,9 +86,10 @@ class Bench:
             group, rate = slug(name, number, what), rates[name]
             what_for = f"at {rate:,.0f} records/s"
             load = self.broker, CONTENDERS[name], group, rate, seconds, warm_up
-            late = self.attempt(name, what_for, measure.latency, *load)
-            if late:
-                runs[name][what] = report.percentiles(late) | {"rate": rate}
+            measured = self.attempt(name, what_for, measure.latency, *load)
+            if measured:
+                late, busy = measured
+                runs[name][what] = report.percentiles(late) | {"rate": rate, "busy": busy}
                 self.lateness.setdefault((name, what), []).extend(late)
                 p = runs[name][what]
                 say(f"{name} at {rate:,.0f}/s: p50 {p['p50']:.0f}, p99 {p['p99']:.0f}, p99.9 {p['p99.9']:.0f} ms")
