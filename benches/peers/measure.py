@@ -17,11 +17,11 @@ TICK = os.sysconf("SC_CLK_TCK")
 # Of a backlog's verdicts the first and the last are not timed: starting, joining the group and warming up, and the
 # last batches, when some threads have nothing left to do.
 FROM, TO = 0.25, 0.95
-LEAST, START = 300, 60  # seconds for a run, and for the group to be complete
+PATIENCE, START = 300, 60  # seconds for a backlog, and for the group to be complete; then it is killed
 
 
 class Running:
-    """The processes of a contender; each takes care to be ended."""
+    """The processes of a contender, and what they use."""
 
     def __init__(self, commands):
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -135,7 +135,7 @@ def throughput(broker, contender, name, topic, records):
     broker.create(anomalies)
     ends = broker.ends(topic)
     with running(broker, contender, name, topic, anomalies) as run:
-        run.wait("reading the topic", lambda: broker.lag(name, topic, ends) == 0, LEAST)
+        run.wait("reading the topic", lambda: broker.lag(name, topic, ends) == 0, PATIENCE)
         run.stop()
         if left := broker.lag(name, topic, ends):
             raise StuckError(f"{left} records are not committed")

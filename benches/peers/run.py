@@ -11,6 +11,7 @@ this script share the machine. Writes benches/results.json and benches/RESULTS.m
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,7 +54,8 @@ class Bench:
             return run(*arguments)
         except kafka.StuckError as trouble:
             say(f"FAILED {name}, {what}: {trouble}")
-            self.failures.append(f"{name}, {what}: {str(trouble).splitlines()[0]}")
+            lines = str(trouble).rstrip().splitlines()
+            self.failures.append(f"{name}, {what}: " + " ".join(dict.fromkeys([lines[0], lines[-1]])))
         except Exception as error:
             traceback.print_exc()
             self.failures.append(f"{name}, {what}: {error!r}")
@@ -135,6 +137,7 @@ def main():
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS))
     parser.add_argument("--fast", action="store_true", help="one short round, to see that all works; writes nothing")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and end what was started
     if options.fast:
         options.records, options.rounds = 100_000, 1
     with kafka.started() as broker:

@@ -66,6 +66,9 @@ final class Peer implements Runnable {
                         "auto.offset.reset", "earliest",
                         "enable.auto.commit", false,
                         "max.poll.records", BATCH,
+                        // Where there is no backlog the broker waits for a batch, but not long.
+                        "fetch.min.bytes", 1 << 18,
+                        "fetch.max.wait.ms", 5,
                         "heartbeat.interval.ms", 500),
                 new ByteArrayDeserializer(),
                 new ByteArrayDeserializer());
