@@ -15,8 +15,7 @@ import numpy as np
 import orjson
 import torch
 from confluent_kafka import Consumer, Producer
-
-from bundle import Bundle
+from scoring import Bundle
 
 BATCH, WAIT = 256, 0.005
 

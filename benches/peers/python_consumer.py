@@ -12,8 +12,7 @@ import time
 
 import orjson
 from confluent_kafka import Consumer, Producer, TopicPartition
-
-from bundle import Bundle
+from scoring import Bundle
 
 BATCH, WAIT = 1024, 0.005  # records and seconds; `consume` waits for the first to be reached
 COMMIT = 1.0

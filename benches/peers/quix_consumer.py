@@ -12,8 +12,7 @@ import time
 
 from quixstreams import Application
 from quixstreams.sinks import BaseSink
-
-from bundle import Bundle
+from scoring import Bundle
 
 BATCH, WAIT = 256, 0.005  # records, and seconds that the first of them may wait while others come
 COMMIT = 1.0

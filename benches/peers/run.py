@@ -17,13 +17,14 @@ import sys
 import time
 import traceback
 
-import broker as kafka
+import broker
 import measure
 import report
 from contenders import BUNDLE, CONTENDERS, ENVIRONMENT, RESIDUALD
+from scoring import Bundle
 from versions import machine, versions
 
-RESULTS = kafka.ROOT / "benches"
+RESULTS = broker.ROOT / "benches"
 # How far a score may be off in another runtime, and so how near to the threshold a record may be judged otherwise.
 TOLERANCE = 1e-4
 
@@ -37,22 +38,23 @@ def slug(name, *more):
 
 
 class Bench:
-    def __init__(self, broker, names, options):
-        self.broker, self.names, self.options = broker, names, options
+    def __init__(self, kafka, names, options):
+        self.kafka, self.names, self.options = kafka, names, options
         self.filled, self.failures, self.lateness = {}, [], {}
+        self.threshold = Bundle(BUNDLE).threshold
 
     def topic(self, records):
         """A backlog of so many, filled when it is first wanted."""
         if records not in self.filled:
             say(f"filling a topic with {records:,} records")
             self.filled[records] = f"in-{records}"
-            measure.fill(self.broker, self.filled[records], records)
+            measure.fill(self.kafka, self.filled[records], records)
         return self.filled[records]
 
     def attempt(self, name, what, run, *arguments):
         try:
             return run(*arguments)
-        except kafka.StuckError as trouble:
+        except broker.StuckError as trouble:
             say(f"FAILED {name}, {what}: {trouble}")
             lines = str(trouble).rstrip().splitlines()
             self.failures.append(f"{name}, {what}: " + " ".join(dict.fromkeys([lines[0], lines[-1]])))
@@ -66,7 +68,7 @@ class Bench:
             contender = CONTENDERS[name]
             records = int(self.options.records * contender.share)
             topic, group = self.topic(records), slug(name, number)
-            measured = self.attempt(name, "backlog", measure.throughput, self.broker, contender, group, topic, records)
+            measured = self.attempt(name, "backlog", measure.throughput, self.kafka, contender, group, topic, records)
             if measured:
                 runs[name], scores[name] = measured
                 run = runs[name]
@@ -74,11 +76,11 @@ class Bench:
         if "residuald" in scores:
             for name, found in scores.items():
                 if CONTENDERS[name].flags == "anomalies":
-                    self.attempt(name, "agreement", agree, scores["residuald"], found, self.ends(name))
+                    self.attempt(name, "agreement", agree, scores["residuald"], found, self.ends(name), self.threshold)
         return runs
 
     def ends(self, name):
-        return self.broker.ends(self.topic(int(self.options.records * CONTENDERS[name].share)))
+        return self.kafka.ends(self.topic(int(self.options.records * CONTENDERS[name].share)))
 
     def late(self, number, order, runs, what, rates):
         warm_up, seconds = (2, 5) if self.options.fast else (5, self.options.seconds)
@@ -87,7 +89,7 @@ class Bench:
                 continue
             group, rate = slug(name, number, what), rates[name]
             what_for = f"at {rate:,.0f} records/s"
-            load = self.broker, CONTENDERS[name], group, rate, seconds, warm_up
+            load = self.kafka, CONTENDERS[name], group, rate, seconds, warm_up
             measured = self.attempt(name, what_for, measure.latency, *load)
             if measured:
                 late, busy = measured
@@ -106,17 +108,16 @@ class Bench:
         return runs
 
 
-def agree(ours, theirs, ends):
+def agree(ours, theirs, ends, threshold):
     """Both must have flagged the same records of those before `ends`, but for one that is at the threshold."""
     ours = {place: score for place, score in ours.items() if place[1] < ends[place[0]]}
-    threshold = min(ours.values())
     for place in ours.keys() ^ theirs.keys():
         score = ours.get(place) or theirs[place]
         if abs(score / threshold - 1) > TOLERANCE:
-            raise kafka.StuckError(f"record {place} with score {score} was flagged by one only")
+            raise broker.StuckError(f"record {place} with score {score} was flagged by one only")
     for place in ours.keys() & theirs.keys():
         if abs(theirs[place] / ours[place] - 1) > TOLERANCE:
-            raise kafka.StuckError(f"record {place} has the scores {ours[place]} and {theirs[place]}")
+            raise broker.StuckError(f"record {place} has the scores {ours[place]} and {theirs[place]}")
 
 
 def quality():
@@ -140,14 +141,14 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and end what was started
     if options.fast:
         options.records, options.rounds = 100_000, 1
-    with kafka.started() as broker:
-        broker.create("dead-letters")
-        bench = Bench(broker, options.only or list(CONTENDERS), options)
+    with broker.started() as kafka:
+        kafka.create("dead-letters")
+        bench = Bench(kafka, options.only or list(CONTENDERS), options)
         rounds = []
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")
             rounds.append(bench.round(number))
-        if dead := sum(broker.ends("dead-letters").values()):
+        if dead := sum(kafka.ends("dead-letters").values()):
             bench.failures.append(f"{dead} dead letters")
     results = {
         "machine": machine(),
