@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 SAMPLE = Path(__file__).resolve().parents[2] / "models/payments/sample.ndjson.gz"
 PACE = 0.001  # seconds: a steady rate is kept in steps of this
 # Milliseconds. At 1 load and broker would need twice the CPU, at 5, librdkafka's default, the load itself would be
-# half of the lateness.
+# a good part of the latency.
 LINGER = 2
 AT_ONCE, QUEUE = 1000, 50_000  # records; librdkafka's own limit is 100,000
 

@@ -18,6 +18,12 @@ BATCH, WAIT = 1024, 0.005  # records and seconds; `consume` waits for the first 
 COMMIT = 1.0
 
 
+def delivered(error, _):
+    """Raised where the producer is polled or flushed, so before the commit."""
+    if error:
+        raise RuntimeError(error)
+
+
 class Peer:
     def __init__(self, bundle, brokers, group, topic, anomalies):
         self.bundle, self.topic, self.anomalies = Bundle(bundle), topic, anomalies
@@ -65,7 +71,7 @@ class Peer:
     def send(self, topic, value, key, headers=None):
         while True:
             try:
-                return self.producer.produce(topic, value, key, headers=headers)
+                return self.producer.produce(topic, value, key, headers=headers, on_delivery=delivered)
             except BufferError:
                 self.producer.poll(0.01)
 

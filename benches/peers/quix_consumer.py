@@ -10,12 +10,19 @@ that is asked before offsets are committed: at least once. Scoring each record a
 import sys
 import time
 
+import orjson
 from quixstreams import Application
 from quixstreams.sinks import BaseSink
 from scoring import Bundle
 
 BATCH, WAIT = 256, 0.005  # records, and seconds that the first of them may wait while others come
 COMMIT = 1.0
+
+
+def delivered(error, _):
+    """Raised where the producer is polled or flushed, so before the commit."""
+    if error:
+        raise RuntimeError(error)
 
 
 class Scorer(BaseSink):
@@ -38,7 +45,7 @@ class Scorer(BaseSink):
         for i in self.bundle.flagged(score):
             row, payload, key, place = self.waiting[i]
             verdict = self.bundle.verdict(*place, payload, row, score[i], residual[i], expected[i])
-            self.producer.produce(self.anomalies, verdict, key)
+            self.producer.produce(self.anomalies, verdict, key, on_delivery=delivered)
         self.producer.poll(0)
         self.waiting = []
 
@@ -49,8 +56,6 @@ class Scorer(BaseSink):
 
 
 def main():
-    import orjson
-
     bundle, brokers, group, topic, anomalies = sys.argv[1:]
     bundle = Bundle(bundle)
     app = Application(

@@ -26,12 +26,12 @@ def page(results):
         "of the rounds (smallest to largest). The ratio is taken in each round. CPU is that of all threads and "
         "processes of the contender; memory the sum of what its processes had resident at most.",
         backlog(rounds),
-        "## Lateness at a steady load",
+        "## Latency at a steady load",
         "Milliseconds from sending a record (its timestamp) to the broker's append of its verdict, pooled over the "
         "rounds (smallest to largest of a round's own). Half of the rate that the contender itself reached:",
-        lateness(results, "own"),
+        latency(results, "own"),
         "The same rate for all, half of what the slowest that runs the bundle reached:",
-        lateness(results, "common"),
+        latency(results, "common"),
         "## Detection",
         "On the 20,000 labelled payments of the sample, threshold for 1 false alarm in 1,000 from held-out normal "
         "payments. All but the DDPM run the same bundle and flag the same records, which was checked in every round; "
@@ -71,7 +71,7 @@ def backlog(rounds):
     return table(["", "records/s", "residuald over it", "CPU, µs a record", "memory, MiB"], rows)
 
 
-def lateness(results, what):
+def latency(results, what):
     rows = []
     for name in names_of(results["rounds"]):
         pooled = results["latency"].get(f"{name}, {what}")

@@ -9,12 +9,13 @@ import onnxruntime
 import orjson
 
 REASONS = 5
+FALSE_ALARMS = 1e-3  # the share of normal records that may be flagged
 
 
 class Bundle:
-    """Judges by `rate`, the share of normal records that may be flagged, with one thread."""
+    """With a session of one thread."""
 
-    def __init__(self, folder, rate=1e-3):
+    def __init__(self, folder):
         folder = Path(folder)
         manifest = json.loads((folder / "manifest.json").read_text())
         calibration = json.loads((folder / "calibration.json").read_text())
@@ -23,7 +24,7 @@ class Bundle:
         self.names = [feature["name"] for feature in features]
         self.row = reader(features)
         self.tail, self.count = np.array(calibration["tail"], np.float32), calibration["count"]
-        self.threshold = self.tail[-int(rate * (self.count + 1) + 1e-9)]
+        self.threshold = self.tail[-int(FALSE_ALARMS * (self.count + 1) + 1e-9)]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
