@@ -96,6 +96,23 @@ bench: onnxruntime build ## cost of each part and of the whole, then the micro-b
 	target/release/residuald bench --bundle models/payments $(ARGS)
 	cargo bench --locked
 
+# What `bench-peers` does; --fast is one short round, --help says more.
+PEERS ?= --rounds 5
+
+.PHONY: bench-peers
+bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt ## beside Python, Quix Streams, Java and a DDPM on one Kafka: 40 minutes; PEERS=--fast
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
+	[ -d benches/peers/.venv ] || "$(PYTHON)" -m venv benches/peers/.venv
+	benches/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements-quix.txt
+	mvn --batch-mode --quiet --strict-checksums --file benches/peers/java/pom.xml package
+	.venv/bin/python benches/peers/run.py $(PEERS)
+
+.cache/peers/ddpm.pt: benches/peers/ddpm.py | $(VENV)
+	mkdir -p .cache/peers
+	.venv/bin/python models/trainer/examples/payments.py \
+	    --history .cache/peers/history.ndjson.gz --sample .cache/peers/sample.ndjson.gz
+	.venv/bin/python benches/peers/ddpm.py .cache/peers/history.ndjson.gz $@
+
 # What `quality` measures on: a folder of labelled sets (.npz or .csv), and how; results.json there is gone on from.
 QUALITY_DATA ?= ../shared/data/adbench
 QUALITY_OUT ?= .cache/quality

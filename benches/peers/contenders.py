@@ -1,0 +1,64 @@
+"""Who runs, with which command. Each reads a topic in a group until SIGTERM and writes anomalies; see README.md."""
+
+import json
+import os
+from dataclasses import dataclass
+
+from broker import ROOT
+
+PEERS = ROOT / "benches/peers"
+BUNDLE = ROOT / "models/payments"
+DDPM = ROOT / ".cache/peers/ddpm.pt"
+RESIDUALD = ROOT / "target/release/residuald"
+PYTHON, QUIX_PYTHON = ROOT / ".venv/bin/python", PEERS / ".venv/bin/python"
+CLASSES = f"{PEERS}/java/target/classes:{PEERS}/java/target/libs/*"
+ENVIRONMENT = os.environ | {"ORT_DYLIB_PATH": str(ROOT / ".onnxruntime/libonnxruntime.so")}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`share`: of the records, so that a slow one does not take for ever. `members`: of its consumer group."""
+
+    command: callable
+    processes: int = 1
+    members: int = 1
+    share: float = 1.0
+    flags: str = "anomalies"
+
+
+def residuald(brokers, group, topic, anomalies):
+    settings = {
+        "kafka.brokers": brokers,
+        "kafka.topics": topic,
+        "kafka.group_id": group,
+        "model.bundle": json.dumps(str(BUNDLE)),
+        "output.anomalies_topic": anomalies,
+        "http.listen": "127.0.0.1:0",
+    }
+    return [RESIDUALD, "run", *(f"--set={name}={value}" for name, value in settings.items())]
+
+
+def python(*arguments):
+    return [PYTHON, PEERS / "python_consumer.py", BUNDLE, *arguments]
+
+
+def quix(*arguments):
+    return [QUIX_PYTHON, PEERS / "quix_consumer.py", BUNDLE, *arguments]
+
+
+def java(*arguments):
+    return ["java", "-Xmx512m", "-cp", CLASSES, "residuald.Peer", BUNDLE, *arguments, "2"]
+
+
+def ddpm(*arguments):
+    return [PYTHON, PEERS / "ddpm_consumer.py", DDPM, BUNDLE, *arguments]
+
+
+CONTENDERS = {
+    "residuald": Contender(residuald),
+    "Python, one process": Contender(python),
+    "Python, two processes": Contender(python, processes=2, members=2),
+    "Quix Streams, two processes": Contender(quix, processes=2, members=2, share=0.25),
+    "Java, two threads": Contender(java, members=2),
+    "DDPM in PyTorch": Contender(ddpm, share=0.01, flags="all"),
+}

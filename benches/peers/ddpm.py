@@ -1,0 +1,199 @@
+"""The classical way: a denoising diffusion model (DDPM) on table rows, scored by the error of its reconstruction.
+
+As published by Livernoche et al., "On Diffusion Modeling for Anomaly Detection", ICLR 2024 (arXiv 2305.18593), and set
+in their code (github.com/vicliv/DTE, diffusion/ddpm.py), written anew: 1000 steps of noise with β from 1e-4 to 0.01, a
+residual network (Gorishniy et al. 2021) that is told the step, and at scoring the 250 last steps back, without noise,
+from the record itself. The score is the mean squared difference between the record and what came back.
+
+    ddpm.py HISTORY MODEL [--updates N]
+
+trains it on the rows of the history that the bundle models/payments was trained on.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+BUNDLE = Path(__file__).resolve().parents[2] / "models/payments"
+STEPS, STEPS_BACK, TIME = 1000, 250, 256
+BATCH, RATE, DECAY = 64, 1e-4, 5e-4
+FALSE_ALARMS = 1e-3
+# Some 100 of their epochs, which have 25,000 rows at most. They allow 400 and stop once the loss falls no more.
+UPDATES = 40_000
+
+
+class Rows(nn.Module):
+    """Rows of a bundle's features, NaN = missing -> standardised columns, a category one column each."""
+
+    def __init__(self, features, rows):
+        super().__init__()
+        self.categories = {j: len(f["vocabulary"]) for j, f in enumerate(features) if f["type"] == "categorical"}
+        self.numbers = [j for j in range(len(features)) if j not in self.categories]
+        columns = self.columns(rows)
+        known = ~columns.isnan()
+        count, zeroed = known.sum(0).clamp(min=1), columns.nan_to_num().double()
+        self.register_buffer("mean", (zeroed.sum(0) / count).float())
+        variance = ((zeroed - self.mean).square() * known).sum(0) / count
+        self.register_buffer("deviation", torch.where(variance > 0, variance.sqrt(), 1.0).float())
+
+    def columns(self, rows):
+        # One column more, for what is missing or was never seen, is dropped.
+        codes = {j: rows[:, j].nan_to_num(-1).long() + 1 for j in self.categories}
+        known = [nn.functional.one_hot(codes[j], n + 1)[:, 1:] for j, n in self.categories.items()]
+        return torch.cat([rows[:, self.numbers], *known], 1)
+
+    def forward(self, rows):
+        return ((self.columns(rows) - self.mean) / self.deviation).nan_to_num(0)
+
+
+class Block(nn.Module):
+    def __init__(self, width=128, hidden=256):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm1d(width),
+            nn.Linear(width, hidden),
+            nn.ReLU(),
+            nn.Dropout(0.4),
+            nn.Linear(hidden, width),
+            nn.Dropout(0.1),
+        )
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Denoiser(nn.Module):
+    """x_t [N, D] and t [N], or [1] for all -> the noise in it [N, D]."""
+
+    def __init__(self, columns, width=128):
+        super().__init__()
+        self.time = nn.Sequential(
+            nn.Linear(TIME, TIME), nn.SiLU(), nn.Linear(TIME, TIME), nn.SiLU(), nn.Linear(TIME, width)
+        )
+        self.first = nn.Linear(columns, width)
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.last = nn.Sequential(nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, columns))
+        half = torch.arange(TIME // 2) / (TIME // 2)
+        self.register_buffer("frequencies", torch.exp(-math.log(10_000) * half))
+
+    def shift(self, t):
+        angle = t[:, None].float() * self.frequencies
+        return self.time(torch.cat([angle.cos(), angle.sin()], -1))
+
+    def forward(self, x, shift):
+        return self.last(self.blocks(self.first(x) + shift))
+
+
+class DDPM(nn.Module):
+    def __init__(self, features, rows):
+        super().__init__()
+        self.rows = Rows(features, rows)
+        self.denoiser = Denoiser(len(self.rows.mean))
+        self.beta = torch.linspace(1e-4, 0.01, STEPS)
+        self.alpha = torch.cumprod(1 - self.beta, 0)
+
+    def loss(self, x):
+        t = torch.randint(STEPS, (len(x),))
+        noise, alpha = torch.randn_like(x), self.alpha[t][:, None]
+        found = self.denoiser(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, self.denoiser.shift(t))
+        return (found - noise).square().mean()
+
+    @torch.inference_mode()
+    def score(self, rows):
+        """float32 [n, F] -> [n]. What depends on the step alone is computed once a step, not once a row."""
+        x = start = self.rows(rows)
+        shifts = self.denoiser.shift(torch.arange(STEPS_BACK))
+        for t in reversed(range(STEPS_BACK)):
+            noise = self.denoiser(x, shifts[t])
+            x = (x - self.beta[t] / (1 - self.alpha[t]).sqrt() * noise) / (1 - self.beta[t]).sqrt()
+        return (start - x).square().mean(1)
+
+
+def load(file):
+    """-> (the model, the threshold for 1 false alarm in 1000)."""
+    saved = torch.load(file, weights_only=True)
+    features = manifest()["input"]["features"]
+    model = DDPM(features, torch.zeros(1, len(features)))
+    model.load_state_dict(saved["model"])
+    return model.eval(), saved["threshold"]
+
+
+def quality(file):
+    return torch.load(file, weights_only=True)["quality"]
+
+
+def manifest():
+    return json.loads((BUNDLE / "manifest.json").read_text())
+
+
+def train(history, file, updates):
+    from residuald_train.data import read
+    from residuald_train.features import check_feature, encode
+    from residuald_train.train import split
+
+    facts, features = manifest()["training"], manifest()["input"]["features"]
+    checked = [check_feature(feature) for feature in features]
+    rows, accepted, _ = encode(read([history]), checked)
+    used, held = split(len(rows), facts["options"]["held_out"], facts["seed"])
+    if not accepted.all() or (len(used), len(held)) != (facts["rows"], facts["held_out_rows"]):
+        sys.exit(f"{history}: these are not the rows that the bundle was trained on")
+    rows = torch.from_numpy(rows)
+    torch.manual_seed(0)
+    model = DDPM(features, rows[used])
+    fit(model, model.rows(rows[used]), updates)
+    normal = model.eval().score(rows[held]).sort().values
+    threshold = normal[-int(FALSE_ALARMS * (len(normal) + 1))].item()
+    sample = read([BUNDLE / "sample.ndjson.gz"])
+    scores = model.score(torch.from_numpy(encode(sample, checked)[0])).numpy()
+    found = judge(scores, sample.columns["label"].astype(int), threshold)
+    print(json.dumps(found))
+    torch.save({"model": model.state_dict(), "threshold": threshold, "quality": found}, file)
+
+
+def fit(model, x, updates):
+    optimizer = torch.optim.Adam(model.denoiser.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+    began, done, total = time.monotonic(), 0, 0.0
+    while done < updates:
+        for batch in torch.randperm(len(x)).split(BATCH)[: updates - done]:
+            if len(batch) < BATCH:
+                break
+            optimizer.zero_grad()
+            loss = model.loss(x[batch])
+            loss.backward()
+            optimizer.step()
+            done, total = done + 1, total + loss.item()
+            if done % 2000 == 0:
+                print(f"{done} of {updates} updates, {time.monotonic() - began:.0f} s, loss {total / 2000:.4f}")
+                total = 0.0
+
+
+def judge(scores, labels, threshold):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    flagged = scores > threshold
+    return {
+        "auroc": float(roc_auc_score(labels, scores)),
+        "average_precision": float(average_precision_score(labels, scores)),
+        "precision": float(labels[flagged].mean()),
+        "recall": float(flagged[labels == 1].mean()),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("history", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--updates", type=int, default=UPDATES)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    train(options.history, options.model, options.updates)
+
+
+if __name__ == "__main__":
+    main()
