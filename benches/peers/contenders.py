@@ -17,13 +17,15 @@ ENVIRONMENT = os.environ | {"ORT_DYLIB_PATH": str(ROOT / ".onnxruntime/libonnxru
 
 @dataclass(frozen=True)
 class Contender:
-    """`share`: of the records, so that a slow one does not take for ever. `members`: of its consumer group."""
+    """`share`: of the records, so that a slow one does not take for ever. `members`: of its consumer group. `misses`:
+    what share of residuald's anomalies it may leave out."""
 
     command: callable
     processes: int = 1
     members: int = 1
     share: float = 1.0
     flags: str = "anomalies"
+    misses: float = 0.0
 
 
 def residuald(brokers, group, topic, anomalies):
@@ -36,6 +38,10 @@ def residuald(brokers, group, topic, anomalies):
         "http.listen": "127.0.0.1:0",
     }
     return [RESIDUALD, "run", *(f"--set={name}={value}" for name, value in settings.items())]
+
+
+def screened(*arguments):
+    return [*residuald(*arguments), "--set=screen.mode=on"]
 
 
 def python(*arguments):
@@ -56,6 +62,7 @@ def ddpm(*arguments):
 
 CONTENDERS = {
     "residuald": Contender(residuald),
+    "residuald with its screen": Contender(screened, misses=0.001),
     "Python, one process": Contender(python),
     "Python, two processes": Contender(python, processes=2, members=2),
     "Quix Streams, two processes": Contender(quix, processes=2, members=2, share=0.25),

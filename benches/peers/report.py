@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 
-US = "residuald"
+US, SCREENED = "residuald", "residuald with its screen"
 # Of fewer than this the thousandth is no more than the largest.
 ENOUGH = 2000
 
@@ -57,18 +57,23 @@ def backlog(rounds):
     rows = []
     for name in names_of(rounds):
         runs = [found[name] for found in rounds if name in found]
-        both = [found for found in rounds if name in found and US in found and name != US]
-        ratio = spread([found[US]["rate"] / found[name]["rate"] for found in both], ".2f")
+        ratios = []
+        for ours in (US, SCREENED):
+            both = [found for found in rounds if name in found and ours in found and name != ours]
+            ratios.append(spread([found[ours]["rate"] / found[name]["rate"] for found in both], ".2f"))
         rows.append(
             [
                 name,
                 spread([run["rate"] for run in runs], ",.0f"),
-                ratio,
+                *ratios,
                 spread([run["cpu"] for run in runs], ",.1f"),
                 spread([run["memory"] for run in runs], ",.0f"),
             ]
         )
-    return table(["", "records/s", "residuald over it", "CPU, µs a record", "memory, MiB"], rows)
+    head = ["", "records/s", "residuald over it", "with its screen over it", "CPU, µs a record", "memory, MiB"]
+    missed = [found[SCREENED]["missed"] for found in rounds if "missed" in found.get(SCREENED, {})]
+    said = f"\n\nOf residuald's anomalies the screen missed {spread(missed, '.3%')}." if missed else ""
+    return table(head, rows) + said
 
 
 def latency(results, what):

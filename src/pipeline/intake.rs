@@ -17,6 +17,8 @@ use crate::status::Status;
 const IDLE_POLL: Duration = Duration::from_millis(100);
 /// The same while partitions wait for something.
 const HOLDING_POLL: Duration = Duration::from_millis(10);
+/// A batch leaves when no record came for so long and nothing waits to be scored: more would only make it late.
+const GAP: Duration = Duration::from_millis(1);
 /// How long to wait for a free batch before pausing. Pausing throws away what librdkafka has fetched, so short
 /// hold-ups are sat out.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -177,7 +179,18 @@ impl Intake {
             true => HOLDING_POLL,
             false => IDLE_POLL,
         };
-        waited.map_or(idle, |waited| self.limits.max_wait.saturating_sub(waited))
+        waited.map_or(idle, |waited| {
+            self.limits.max_wait.saturating_sub(waited).min(GAP)
+        })
+    }
+
+    /// Kafka had nothing more: a backlog fills batches, a lone record leaves. A transaction takes longer than any wait, and
+    /// holds only so many batches.
+    fn leave_early(&mut self) {
+        let waits = self.current.is_empty() || self.source.is_exactly_once();
+        if !waits && !self.is_full() && self.channels.to_score.is_empty() {
+            self.dispatch();
+        }
     }
 
     /// Takes one event from Kafka: most often a record, which goes into the current batch.
@@ -185,7 +198,10 @@ impl Intake {
         let message = match self.source.poll(timeout)? {
             Event::Message(message) => message,
             Event::Rebalance(rebalance) => return self.rebalance(&rebalance),
-            Event::Idle => return Ok(()),
+            Event::Idle => {
+                self.leave_early();
+                return Ok(());
+            }
         };
         let (record, from) = self.source.record(&message);
         self.records += 1;

@@ -69,13 +69,15 @@ impl Tally {
 }
 
 fn observe(batch: &Batch, metrics: &Metrics) {
+    let (mut passed, mut audited) = (0, 0);
     for screened in &batch.screened {
-        let outcome = match screened {
-            Screened::Cleared => CLEARED,
-            Screened::Passed { .. } => PASSED,
-            Screened::Audited { .. } => AUDITED,
-        };
-        metrics.screen_records.with_label_values(&[outcome]).inc();
+        passed += u64::from(matches!(screened, Screened::Passed { .. }));
+        audited += u64::from(matches!(screened, Screened::Audited { .. }));
+    }
+    let cleared = batch.screened.len() as u64 - passed - audited;
+    for (outcome, records) in [(CLEARED, cleared), (PASSED, passed), (AUDITED, audited)] {
+        let screened = metrics.screen_records.with_label_values(&[outcome]);
+        screened.inc_by(records);
     }
     let scores = metrics.score.local();
     for score in batch.fair_scores() {
