@@ -38,7 +38,7 @@ pub struct Pairs {
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error(
     "of the screen's probes {count} score above the threshold, to miss at most a share of {missed} takes {needed}: \
-     add the screen again (residuald-train screen), allow more, or set inference.screen = \"off\""
+     add the screen again (residuald-train screen), allow more, or set screen.mode = \"off\""
 )]
 pub struct TooFewProbes {
     missed: f64,

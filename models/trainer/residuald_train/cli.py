@@ -354,7 +354,7 @@ def screen_verb(args):
     batch = np.resize(X, (16_384, X.shape[1]))
     costs = [cost(run, batch) for run in (session(files["screen.onnx"]), served.session)]
     print("cost: {:.2f} µs a row on one core, in batches of 256; the scorer {:.2f}".format(*costs))
-    print(f'wrote {out}; next: inference.screen = "audit", then "on"')
+    print(f'wrote {out}; next: screen.mode = "audit", then "on"')
 
 
 def cost(run, X, rounds=5):

@@ -88,9 +88,7 @@ def round_weights(graph, layers, X):
     inputs = list(dict.fromkeys(node.input[0] for node in layers))
     watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inputs)
     run = session(watched.SerializeToString())
-    moments = dict.fromkeys(
-        (node.input[1] for node in layers), 0
-    )  # of a layer that is asked more than once all together
+    moments = dict.fromkeys((node.input[1] for node in layers), 0)  # a layer may be asked more than once
     for i in range(0, len(X), BATCH):
         found = dict(zip(inputs, run.run(inputs, {"x": X[i : i + BATCH]}), strict=True))
         for node in layers:
