@@ -102,12 +102,12 @@ impl Scores {
     /// # Errors
     /// [`RateTooFine`] when even the largest calibration score would be crossed more often than asked.
     pub fn threshold_at(&self, rate: f64) -> Result<f32, RateTooFine> {
-        // The k-th largest score, k = floor(rate * (n + 1)); the small term absorbs rounding in `rate`.
-        let k = (rate * (self.count as f64 + 1.0) + 1e-9).floor() as usize;
+        // The k-th largest score.
+        let k = rank(rate, self.count);
         if k == 0 {
             return Err(RateTooFine {
                 rate,
-                needed: (1.0 / rate - 1e-9).ceil() as u64 - 1,
+                needed: needed(rate),
                 count: self.count,
                 supported: self.finest_rate(),
             });
@@ -139,6 +139,17 @@ impl Scores {
     pub fn largest(&self) -> f32 {
         self.tail[self.tail.len() - 1]
     }
+}
+
+/// Of `count` records, how many from the end make a share of at most `share` of them and the next one: floor(share *
+/// (n + 1)), 0 where they are too few. The small term absorbs rounding in `share`.
+pub(super) fn rank(share: f64, count: usize) -> usize {
+    (share * (count as f64 + 1.0) + 1e-9).floor() as usize
+}
+
+/// Records that it takes for a rank of 1.
+pub(super) fn needed(share: f64) -> u64 {
+    (1.0 / share - 1e-9).ceil() as u64 - 1
 }
 
 #[cfg(test)]

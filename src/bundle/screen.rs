@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use super::scores::{needed, rank};
+
 /// Thresholds: a probe that scores more is too easy to vouch for the anomalies to come, of which most score less.
 const HARD: f32 = 2.0;
 
@@ -85,14 +87,10 @@ impl Answers {
     /// [`TooFewProbes`] with fewer than 1 / `missed` - 1 of them.
     pub fn bound(&self, threshold: f32, missed: f64) -> Result<f32, TooFewProbes> {
         let pairs = self.probes.screen.iter().zip(&self.probes.score);
-        let above = pairs.filter(|(_, score)| {
-            (threshold..=HARD * threshold).contains(*score) && **score != threshold
-        });
+        let above = pairs.filter(|(_, score)| **score > threshold && **score <= HARD * threshold);
         let mut above: Vec<f32> = above.map(|(screen, _)| *screen).collect();
         above.sort_by(f32::total_cmp);
-        // The small term absorbs the rounding of the product.
-        let rank = (missed * (above.len() + 1) as f64 + 1e-9) as usize;
-        match rank.checked_sub(1) {
+        match rank(missed, above.len()).checked_sub(1) {
             Some(place) => {
                 let strange = above[place.min(above.len() - 1)].next_down();
                 Ok(strange.min((threshold + LEAST).ln() + self.underrated(missed)))
@@ -100,7 +98,7 @@ impl Answers {
             None => Err(TooFewProbes {
                 missed,
                 count: above.len(),
-                needed: (1.0 / missed - 1e-9).ceil() as u64 - 1,
+                needed: needed(missed),
             }),
         }
     }
@@ -115,8 +113,8 @@ impl Answers {
         let error = |i: usize| screen[i] - (score[i] + LEAST).ln();
         let mut errors: Vec<f32> = order.into_iter().map(error).collect();
         errors.sort_by(f32::total_cmp);
-        let rank = (missed * (errors.len() + 1) as f64 + 1e-9) as usize;
-        errors[rank.saturating_sub(1).min(errors.len() - 1)]
+        let place = rank(missed, errors.len()).saturating_sub(1);
+        errors[place.min(errors.len() - 1)]
     }
 
     /// The share of normal records that the scorer is not asked for.

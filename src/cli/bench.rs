@@ -134,12 +134,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }));
         [spread.median, spread.range[0], spread.range[1]]
     });
-    let [consume, decode, score, end_to_end, screened] = costs.map(median);
-    let (Some(consume), Some(decode), Some(score), Some(end_to_end)) =
-        (consume, decode, score, end_to_end)
-    else {
-        return Err(Failure::internal("a measurement is missing"));
-    };
+    let [consume, decode, score, end_to_end, screened] = costs;
+    let screened = has_screen.then(|| median(screened));
+    let [consume, decode, score, end_to_end] = [consume, decode, score, end_to_end].map(median);
     let report = Report {
         records: bench.records,
         rounds: arguments.rounds,
@@ -200,9 +197,9 @@ impl Spread {
     }
 }
 
-fn median(mut costs: Vec<Cost>) -> Option<Cost> {
+fn median(mut costs: Vec<Cost>) -> Cost {
     costs.sort_by(|a, b| a.cpu_us_per_record.total_cmp(&b.cpu_us_per_record));
-    costs.get(costs.len() / 2).copied()
+    costs[costs.len() / 2]
 }
 
 struct Bench {

@@ -3,8 +3,6 @@
 Scores are those of the bundle's graph in ONNX Runtime, thresholds those of its calibration; labels only judge.
 """
 
-import time
-
 import numpy as np
 from scipy.stats import betabinom
 
@@ -13,6 +11,7 @@ from .calibrate import RateTooFineError
 from .card_plots import curves_plot, distribution_plot, exceedance_plot
 from .features import encode
 from .pages import render
+from .served import microseconds_a_row
 from .tables import interval
 
 RATES, VOLUMES = (1e-2, 1e-3, 1e-4), (10_000, 1_000_000, 100_000_000)
@@ -197,15 +196,9 @@ def moment(feature, value):
 
 
 def microseconds(served, batch):
-    """µs a row on one thread, the best of five runs over the golden records."""
+    """µs a row on one thread, over the golden records."""
     X = np.resize(served.golden, (4096 if batch > 1 else 512, len(served.features)))
-    served.score(X[:64], batch)
-    best = np.inf
-    for _ in range(5):
-        began = time.perf_counter()
-        served.score(X, batch)
-        best = min(best, time.perf_counter() - began)
-    return best / len(X) * 1e6
+    return microseconds_a_row(served.session, X, batch)
 
 
 def figures(value, digits=4):

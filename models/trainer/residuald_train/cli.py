@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,6 +41,10 @@ def parser():
         )
         p.add_argument("--label", metavar="COL", help="column that tells normal rows; never a feature")
         p.add_argument("--normal", metavar="VALUE", help="its value on normal rows (default 0)")
+        return p
+
+    def bundle_of(p, more=""):
+        p.add_argument("bundle", type=Path, metavar="BUNDLE", help=f"the bundle's folder, of kind tabular{more}")
         return p
 
     def rows_of(p):
@@ -107,8 +110,7 @@ def parser():
         "Add a screen to a bundle: a small network that spares the scorer the records that are clearly normal.",
         "screen models/payments --data history.ndjson.gz --label fraud",
     )
-    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular; changed in place")
-    data_of(p).set_defaults(drop=[])
+    data_of(bundle_of(p, "; changed in place")).set_defaults(drop=[])
     p.add_argument("--max-rows", type=int, default=MAX_ROWS, metavar="N", help=f"as for tabular (default {MAX_ROWS:,})")
     p.add_argument("--seed", type=int, default=0, help="default 0")
     p.add_argument("--out", type=Path, metavar="DIR", help="leave BUNDLE as it is and write the other here")
@@ -119,8 +121,7 @@ def parser():
         "Make a bundle's networks 8-bit integers, with thresholds that fit, and tell what that changes.",
         "quantize models/payments --data models/payments/sample.ndjson.gz --label label --out models/payments-int8",
     )
-    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular")
-    data_of(p).set_defaults(drop=[])
+    data_of(bundle_of(p)).set_defaults(drop=[])
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the other bundle's folder")
 
     p = verb(
@@ -129,8 +130,7 @@ def parser():
         "Write a bundle's model card: one HTML file with its facts, thresholds and, given data, how it does.",
         "report models/payments --data models/payments/sample.ndjson.gz --label label --out report.html",
     )
-    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder, of kind tabular")
-    data_of(p, required=False).set_defaults(drop=[])
+    data_of(bundle_of(p), required=False).set_defaults(drop=[])
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, of one file that loads nothing")
 
     p = verb(
@@ -256,6 +256,7 @@ def tabular_verb(args):
     from .contamination import suspects
     from .export import bundle, check_out, run_onnx, session, write
     from .score import auroc
+    from .served import microseconds_a_row
     from .train import Options, fit, split
 
     args.name = args.name or args.out.resolve().name
@@ -312,10 +313,10 @@ def tabular_verb(args):
     write(args.out, files)
 
     quantiles = zip((0.5, 0.9, 0.99, 0.999, 1), np.quantile(score, (0.5, 0.9, 0.99, 0.999, 1)), strict=True)
-    run, start = session(files["model.onnx"]), time.perf_counter()
-    run_onnx(run, np.resize(X[held_rows], (16_384, len(features))))
+    run = session(files["model.onnx"])
+    cost = microseconds_a_row(run, np.resize(X[held_rows], (16_384, len(features))), rounds=1)
     print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
-    print(f"cost: {(time.perf_counter() - start) / 16_384 * 1e6:.1f} µs a row on one core, in batches of 256")
+    print(f"cost: {cost:.1f} µs a row on one core, in batches of 256")
     print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
     if others is not None and others.rows:
         Y, accepted, _ = encode(others, features)
@@ -328,7 +329,7 @@ def tabular_verb(args):
 def screen_verb(args):
     from . import screen
     from .export import check_out, write
-    from .served import Served, session
+    from .served import Served, microseconds_a_row, session
 
     out = args.out or args.bundle
     check_out(out)
@@ -352,20 +353,9 @@ def screen_verb(args):
         else:
             print(f"at a false-alarm rate of {rate:g}: clears {answers.cleared(bound):.1%} of normal records")
     batch = np.resize(X, (16_384, X.shape[1]))
-    costs = [cost(run, batch) for run in (session(files["screen.onnx"]), served.session)]
+    costs = [microseconds_a_row(run, batch) for run in (session(files["screen.onnx"]), served.session)]
     print("cost: {:.2f} µs a row on one core, in batches of 256; the scorer {:.2f}".format(*costs))
     print(f'wrote {out}; next: screen.mode = "audit", then "on"')
-
-
-def cost(run, X, rounds=5):
-    """Microseconds a row, the least of some rounds."""
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for i in range(0, len(X), 256):
-            run.run(None, {"x": X[i : i + 256]})
-        taken.append(time.perf_counter() - start)
-    return min(taken) / len(X) * 1e6
 
 
 def quantize_verb(args):

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import io
 import json
 import logging
@@ -22,7 +21,7 @@ from .calibrate import calibrate
 from .decode import decode, parse_record
 from .features import schema_to_json
 from .score import run_torch
-from .served import run_onnx, session
+from .served import run_onnx, session, sha256s
 
 FORMAT, OPSET = 1, 20
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
@@ -150,7 +149,7 @@ def bundle(scorer, features, held_out, records, facts, segment=None, values=None
         "format": FORMAT,
         "name": facts["name"],
         "version": facts["version"],
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "files": sha256s(files),
         "input": schema_to_json(features),
         "scoring": scorer.facts() | {"opset": OPSET},
         "golden": dict(zip(("relative_tolerance", "absolute_tolerance"), tolerance(scorer), strict=True)),

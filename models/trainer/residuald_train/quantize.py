@@ -1,6 +1,5 @@
 """A bundle again with its networks in 8-bit integers, and what that costs in detection: `residuald-train quantize`."""
 
-import hashlib
 import json
 import time
 
@@ -12,7 +11,7 @@ from .decode import decode, parse_record
 from .export import as_json
 from .features import encode
 from .int8 import BATCH, check_batches, steady, to_int8
-from .served import run_onnx, session
+from .served import run_onnx, session, sha256s
 
 RATES = 1e-2, 1e-3  # false-alarm rates at which verdicts are compared
 RANGE_ROWS, RANGE_SHARE = 4096, 0.25  # normal rows that set the activations' ranges and are not calibrated on
@@ -59,7 +58,7 @@ def quantize(served, table, anomalous=None):
     # `screen` and `calibration` tell how files came about that are not these any more
     manifest = {key: value for key, value in served.manifest.items() if key not in ("screen", "calibration")} | {
         "version": f"{served.manifest['version']}-int8",
-        "files": {name: hashlib.sha256(held).hexdigest() for name, held in files.items()},
+        "files": sha256s(files),
         "scoring": served.manifest.get("scoring", {}) | {"quantization": facts},
         "golden": {"relative_tolerance": RELATIVE, "absolute_tolerance": ABSOLUTE},
     }

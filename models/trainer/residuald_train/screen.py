@@ -4,7 +4,6 @@ It is distilled from the bundle's own scorer (Hinton et al. 2015): it learns the
 and on rows made strange. Only the order around thresholds matters, so what lies outside of them counts as their edge.
 """
 
-import hashlib
 import itertools
 
 import numpy as np
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from .export import as_json, to_onnx
 from .nets import Space
-from .served import session
+from .served import run_onnx, session, sha256s
 
 WIDTHS = 64, 32
 ROWS = 600_000  # that the scorer is asked for, a third of them normal
@@ -109,15 +108,11 @@ def bar(steps, what, quiet):
     return tqdm(steps, desc=what, mininterval=0.5, disable=quiet)
 
 
-def run_screen(run, X, batch=256):
-    return np.concatenate([run.run(None, {"x": X[i : i + batch]})[0] for i in range(0, len(X), batch)])
-
-
 class Answers:
     """What screen and scorer say of held-out rows: normal ones, and such made strange, of scores around thresholds."""
 
     def __init__(self, served, run, space, X, rng):
-        self.golden = run_screen(run, served.golden)
+        self.golden = run_onnx(run, served.golden)[0]
         self.normals = answers(served, run, X[rng.permutation(len(X))[:NORMALS]])
         quantiles, kept = served.calibration.quantiles, []
         low, high = quantiles[len(quantiles) * 9 // 10], HARD * quantiles[-1]
@@ -160,7 +155,7 @@ class Answers:
 
 def answers(served, run, X):
     """-> (screen [n], score [n])."""
-    return run_screen(run, X), served.score(X)[0]
+    return run_onnx(run, X)[0], served.score(X)[0]
 
 
 def add(served, X, seed=0, quiet=False):
@@ -172,6 +167,6 @@ def add(served, X, seed=0, quiet=False):
     found = Answers(served, session(model), screen.space, X[held], rng)
     files = served.files | {"screen.onnx": model, "screen.json": as_json(found.content())}
     manifest = dict(served.manifest)
-    manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest["files"] = sha256s(files)
     manifest["screen"] = {"rows": len(fit), "held_out_rows": len(held), "seed": seed, "widths": WIDTHS, "steps": STEPS}
     return files | {"manifest.json": as_json(manifest, indent=1)}, found

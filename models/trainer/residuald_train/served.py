@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,22 @@ def run_onnx(session, X, batch=256):
     """X [n, F] -> (score, residual, reconstruction)."""
     parts = [session.run(None, {"x": X[i : i + batch]}) for i in range(0, len(X), batch)]
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def microseconds_a_row(session, X, batch=256, rounds=5):
+    """Of X [n, F] on this machine's one thread: the least of some rounds, after a short one that does not count."""
+    run_onnx(session, X[:batch], batch)
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run_onnx(session, X, batch)
+        taken.append(time.perf_counter() - began)
+    return min(taken) / len(X) * 1e6
+
+
+def sha256s(files):
+    """{name: bytes} -> {name: its hash}, as a manifest lists them."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 class Served:

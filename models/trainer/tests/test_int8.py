@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from test_bundle import check
 from test_model import FEATURES, rows
-from test_recipes import fresh
+from test_recipes import assert_each_alone, fresh
 
 from residuald_train import TrainerError
 from residuald_train.cli import main
@@ -38,13 +38,7 @@ def integers(model):
 
 def test_a_score_does_not_depend_on_its_batch(graphs):
     check_batches(graphs[1], fresh(3))
-    run, X = session(graphs[1]), fresh(3)
-    want = run.run(None, {"x": X})
-    for batch in (16, 64, 256):
-        order = np.random.default_rng(batch).permutation(len(X)).reshape(-1, batch)
-        for part in order:
-            for got, reference in zip(run.run(None, {"x": X[part]}), want, strict=True):
-                assert got.tobytes() == reference[part].tobytes()
+    assert_each_alone(session(graphs[1]), fresh(3))
 
 
 def test_scores_stay_close_also_far_out(graphs):

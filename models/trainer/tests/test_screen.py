@@ -8,7 +8,7 @@ import pytest
 
 from residuald_train import screen
 from residuald_train.cli import main
-from residuald_train.served import Served, session
+from residuald_train.served import Served, run_onnx, session
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_it_joins_the_bundle_and_leaves_the_rest_alone(small, screened, tmp_path
     assert served.files.keys() - before.files.keys() == {"screen.onnx", "screen.json"}
     assert all(served.files[name] == content for name, content in before.files.items())
     answers = json.loads(served.files["screen.json"])
-    golden = screen.run_screen(session(served.files["screen.onnx"]), served.golden)
+    golden = run_onnx(session(served.files["screen.onnx"]), served.golden)[0]
     np.testing.assert_array_equal(np.float32(answers["golden"]), golden)
     assert len(answers["probes"]["score"]) == screen.PROBES
     shutil.copytree(small, tmp_path / "b")

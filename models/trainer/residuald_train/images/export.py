@@ -1,7 +1,6 @@
 """Writes the bundle of an image model; the same four files as of a tabular one."""
 
 import base64
-import hashlib
 import io
 import json
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from PIL import Image
 
 from .. import TrainerError, __version__
 from ..export import ABSOLUTE, FORMAT, OPSET, RELATIVE, as_json, check_out, session, to_onnx, write
+from ..served import sha256s
 from .metrics import picture_scores
 from .pixels import decode, rows
 from .scorer import run_torch
@@ -106,7 +106,7 @@ def bundle(scorer, x, owner, facts, more=None):
         "format": FORMAT,
         "name": facts["name"],
         "version": facts["version"],
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "files": sha256s(files),
         "input": shape.manifest(),
         "scoring": scorer.facts() | {"opset": OPSET},
         "golden": {"relative_tolerance": relative, "absolute_tolerance": ABSOLUTE},
