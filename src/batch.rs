@@ -253,7 +253,16 @@ impl Batch {
 
     /// The records with a row, in order.
     pub fn records(&self) -> impl ExactSizeIterator<Item = Kept<'_>> {
-        self.records.iter().map(|stored| Kept {
+        self.records.iter().map(|stored| self.kept(stored))
+    }
+
+    /// Record `i` of them.
+    pub fn record(&self, i: usize) -> Kept<'_> {
+        self.kept(&self.records[i])
+    }
+
+    fn kept<'b>(&'b self, stored: &'b Stored) -> Kept<'b> {
+        Kept {
             from: stored.from,
             offset: stored.offset,
             timestamp_ms: stored.timestamp_ms,
@@ -265,7 +274,13 @@ impl Batch {
                 Some((TRACE_HEADERS[i], &self.bytes[range]))
             }),
             headers: &stored.headers,
-        })
+        }
+    }
+
+    /// The row of record `i`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        let width = self.rows.len() / self.records.len();
+        &self.rows[i * width..(i + 1) * width]
     }
 
     /// The place of record `i` among those that are scored, if it is.

@@ -15,6 +15,7 @@
 mod drift;
 mod intake;
 mod media;
+mod outbox;
 mod pictures;
 mod publish;
 mod screening;

@@ -66,7 +66,7 @@ mod tests {
         let alerts = setting("threshold", "alerts_per_day");
         assert_eq!(alerts.comment.len(), 1, "{alerts:?}");
         let linger = setting("kafka.producer", "linger.ms");
-        assert_eq!(linger.line, "\"linger.ms\" = 5");
+        assert_eq!(linger.line, "\"linger.ms\" = 1");
         assert!(section("kafka.client").comment[0].starts_with("# librdkafka's own settings"));
         assert_eq!(section("model").comment, [""; 0]);
     }

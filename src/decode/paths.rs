@@ -1,6 +1,6 @@
 //! The features by their paths: a tree that a format walks along a record, and the row that it fills on the way.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use super::segment::{Names, SegmentReader};
 use super::value::{Column, Value};
@@ -23,7 +23,7 @@ pub struct Paths {
 #[derive(Debug, Default)]
 pub struct Node {
     pub keys: Vec<(String, Child)>,
-    index: HashMap<String, usize>,
+    index: FxHashMap<String, usize>,
     /// Whether a feature is below it, and not only the segment.
     pub has_features: bool,
 }

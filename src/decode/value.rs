@@ -1,10 +1,10 @@
 //! One decoded value to one column of the row.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use rustc_hash::FxHashMap;
 
 use super::segment::Names;
 use super::{Reason, RowError};
@@ -69,7 +69,8 @@ pub struct Column {
 enum Reader {
     Number,
     Bool,
-    Categorical(HashMap<String, f32>),
+    /// By [`rustc_hash`]: what is looked up comes from records, what is in it from the bundle, so nobody can make it slow.
+    Categorical(FxHashMap<String, f32>),
     Timestamp(TimePart, Option<EpochUnit>),
     /// Refuses nothing: what cannot be a segment is none.
     Segment(RefCell<Names>),

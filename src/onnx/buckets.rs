@@ -2,18 +2,19 @@
 //! of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
 
 const SMALLEST: usize = 16;
-const GROWTH: usize = 2;
 
 /// The sizes of batches, ascending.
 #[derive(Debug, Clone)]
 pub struct Buckets(Vec<usize>);
 
 impl Buckets {
-    /// For batches of up to `max_records`.
+    /// For batches of up to `max_records`: at most half of one is padding.
     pub fn up_to(max_records: usize) -> Buckets {
         let largest = max_records.next_multiple_of(SMALLEST);
-        let growing = std::iter::successors(Some(SMALLEST), |size| Some(size * GROWTH));
-        let smaller = growing.take_while(|&size| size < largest);
+        let doubling = std::iter::successors(Some(2 * SMALLEST), |size| Some(size * 2));
+        let between = doubling.flat_map(|size| [size, size / 2 * 3]);
+        let smaller = std::iter::once(SMALLEST).chain(between);
+        let smaller = smaller.take_while(|&size| size < largest);
         Buckets(smaller.chain([largest]).collect())
     }
 
@@ -59,8 +60,11 @@ mod tests {
     #[test]
     fn buckets_are_multiples_of_sixteen_and_reach_the_largest_batch() {
         assert_eq!(Buckets::up_to(1).sizes(), [16]);
-        assert_eq!(Buckets::up_to(256).sizes(), [16, 32, 64, 128, 256]);
-        assert_eq!(Buckets::up_to(100).sizes(), [16, 32, 64, 112]);
-        assert_eq!(Buckets::up_to(100).fit(65), 112);
+        assert_eq!(
+            Buckets::up_to(256).sizes(),
+            [16, 32, 48, 64, 96, 128, 192, 256]
+        );
+        assert_eq!(Buckets::up_to(100).sizes(), [16, 32, 48, 64, 96, 112]);
+        assert_eq!(Buckets::up_to(100).fit(65), 96);
     }
 }

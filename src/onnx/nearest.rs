@@ -3,6 +3,7 @@
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
 
+use super::buckets::{Buckets, padded};
 use super::scorer::{builder, commit, tensor_fault};
 use super::{Runtime, ScorerError};
 use crate::bundle::{Fault, Feature, Normals};
@@ -11,6 +12,8 @@ use crate::verdict::Neighbour;
 
 const MODEL: &str = "nearest.onnx";
 const RECORDS: &str = "normals.ndjson";
+/// Anomalies of a batch; there are seldom more.
+const AT_ONCE: usize = 64;
 
 /// Single-threaded, on the CPU.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Nearest {
     /// [records, width]
     rows: Vec<f32>,
     ids: Vec<Option<String>>,
+    buckets: Buckets,
+    padded: Vec<f32>,
 }
 
 impl Nearest {
@@ -55,6 +60,8 @@ impl Nearest {
             width,
             rows,
             ids: normals.records.iter().map(|n| n.id.clone()).collect(),
+            buckets: Buckets::up_to(AT_ONCE),
+            padded: Vec::new(),
         };
         let rows = nearest.rows.clone();
         if nearest.ask(&rows)?.contains(&None) {
@@ -65,17 +72,32 @@ impl Nearest {
         Ok(nearest)
     }
 
-    /// The number of a record for each row of `rows`, [n, features]; `None` where the graph names no record.
+    /// For each row of `rows`, [n, features], the number of the record that it is most like, whatever the other rows; `None`
+    /// where the graph names no record.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
-    fn ask(&mut self, rows: &[f32]) -> Result<Vec<Option<usize>>, ScorerError> {
-        let shape = [rows.len() / self.width, self.width];
-        let x = TensorRef::from_array_view((shape, rows))?;
-        let outputs = self.session.run(ort::inputs!["x" => x])?;
-        let (_, found) = outputs["nearest"].try_extract_tensor::<i64>()?;
-        let known = |&n: &i64| usize::try_from(n).ok().filter(|n| *n < self.ids.len());
-        Ok(found.iter().map(known).collect())
+    pub fn ask(&mut self, rows: &[f32]) -> Result<Vec<Option<usize>>, ScorerError> {
+        let mut numbers = Vec::with_capacity(rows.len() / self.width);
+        for part in rows.chunks(self.buckets.largest() * self.width) {
+            let count = part.len() / self.width;
+            let bucket = self.buckets.fit(count);
+            let input = padded(part, bucket * self.width, &mut self.padded);
+            let x = TensorRef::from_array_view(([bucket, self.width], input))?;
+            let outputs = self.session.run(ort::inputs!["x" => x])?;
+            let (_, found) = outputs["nearest"].try_extract_tensor::<i64>()?;
+            let known = |&n: &i64| usize::try_from(n).ok().filter(|n| *n < self.ids.len());
+            numbers.extend(found[..count].iter().map(known));
+        }
+        Ok(numbers)
+    }
+
+    /// The record of that number.
+    pub fn record(&self, number: usize) -> Neighbour<'_> {
+        Neighbour {
+            id: self.ids[number].as_deref(),
+            row: &self.rows[number * self.width..(number + 1) * self.width],
+        }
     }
 
     /// The record that is most like `row`, [features].
@@ -84,9 +106,6 @@ impl Nearest {
     /// [`ScorerError::Run`] when ONNX Runtime fails.
     pub fn of(&mut self, row: &[f32]) -> Result<Option<Neighbour<'_>>, ScorerError> {
         let found = self.ask(row)?[0];
-        Ok(found.map(|n| Neighbour {
-            id: self.ids[n].as_deref(),
-            row: &self.rows[n * self.width..(n + 1) * self.width],
-        }))
+        Ok(found.map(|number| self.record(number)))
     }
 }

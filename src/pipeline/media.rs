@@ -66,8 +66,9 @@ impl Publisher {
             Some(Media::Topic(topic)) => {
                 let key = format!("{id}-{kind}");
                 let message = media_message(&key, &png.bytes, record.timestamp_ms);
-                self.send(sequence, &topic, message)?;
-                format!("kafka://{topic}?key={key}")
+                let uri = format!("kafka://{topic}?key={key}");
+                self.send(sequence, topic, message);
+                uri
             }
             Some(Media::Folder(folder)) => {
                 let name = format!("{id}-{kind}.png");

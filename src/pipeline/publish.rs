@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::PipelineError;
 use super::drift::{Drift, QUANTILE};
+use super::outbox::{Outbox, Outgoing};
 use super::tally::Tally;
 use super::traces::{Published, Traces};
 use super::window::Window;
@@ -21,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::onnx::Nearest;
 use crate::recent::{Anomaly, Recent};
 use crate::shutdown::Shutdown;
-use crate::verdict::{Judge, Scored, Verdict};
+use crate::verdict::{Judge, Scored, Severity, Verdict};
 
 /// How often a wait looks whether it still makes sense.
 pub(super) const LOOK_UP: Duration = Duration::from_millis(100);
@@ -44,6 +45,7 @@ pub struct Publisher {
     pub(super) window: Option<Window>,
     traces: Option<Arc<Traces>>,
     drift: Drift,
+    pub(super) outbox: Outbox,
     next: u64,
     /// Scored before their turn.
     early: BTreeMap<u64, Batch>,
@@ -59,6 +61,14 @@ pub(super) struct Pending {
     pub outstanding: usize,
     pub tally: Tally,
     pub published: Instant,
+}
+
+/// A record about which there is something to say.
+struct Told {
+    i: usize,
+    /// Among those that are scored.
+    place: usize,
+    flagged: Option<Severity>,
 }
 
 impl Publisher {
@@ -93,6 +103,7 @@ impl Publisher {
             membership,
             window,
             traces,
+            outbox: Outbox::default(),
             next: 0,
             early: BTreeMap::new(),
             pending: VecDeque::new(),
@@ -147,6 +158,9 @@ impl Publisher {
                 }
                 default(patience.map_or(LOOK_UP, |left| left.min(LOOK_UP))) => {}
             }
+            if self.outbox.is_due(Instant::now()) {
+                self.hand_over()?;
+            }
             self.commit_if_due()?;
             self.finish(give_back);
         }
@@ -186,7 +200,7 @@ impl Publisher {
     pub(super) fn emit(&mut self, batch: &Batch) -> Result<Tally, PipelineError> {
         let tally = self.judge(batch)?;
         for letter in &batch.dead_letters {
-            self.bury(batch.sequence, letter.clone())?;
+            self.bury(batch.sequence, letter.clone());
         }
         Ok(tally)
     }
@@ -197,21 +211,21 @@ impl Publisher {
             tombstones: batch.skipped,
             ..Tally::default()
         };
+        let mut told = Vec::new();
         for (i, record) in batch.records().enumerate() {
             let Some(place) = batch.place(i) else {
                 tally.scored += 1;
                 continue;
             };
             let score = batch.scores[place];
-            let sighting = batch.sightings.get(i);
-            if let Some(Sighting::Dead(error)) = sighting {
+            if let Some(Sighting::Dead(error)) = batch.sightings.get(i) {
                 let letter = record.letter(&self.topics[record.from.topic], error.clone());
                 tally.dead.push(error.reason);
-                self.bury(batch.sequence, letter)?;
+                self.bury(batch.sequence, letter);
                 continue;
             }
             if !score.is_finite() {
-                self.bury(batch.sequence, self.unscorable(record, score))?;
+                self.bury(batch.sequence, self.unscorable(record, score));
                 tally.dead.push(Reason::Unscorable);
                 continue;
             }
@@ -223,16 +237,21 @@ impl Publisher {
             {
                 tally.audited_anomalies[usize::from(*cleared)] += 1;
             }
-            if flagged.is_none() && self.output.scores_topic.is_none() {
-                continue;
+            if flagged.is_some() || self.output.scores_topic.is_some() {
+                told.push(Told { i, place, flagged });
             }
+        }
+        let nearest = self.nearest(batch, &told)?;
+        for (Told { i, place, flagged }, nearest) in told.into_iter().zip(nearest) {
+            let record = batch.record(i);
+            let sighting = batch.sightings.get(i);
             let mut message = match sighting {
                 Some(Sighting::Explained(finding)) => {
-                    self.picture_message(batch.sequence, record, score, finding)?
+                    self.picture_message(batch.sequence, record, batch.scores[place], finding)?
                 }
                 // A picture that nobody asks about was seen to above.
                 Some(_) => continue,
-                None => self.row_message(batch, (i, place), record, flagged.is_some())?,
+                None => self.row_message(batch, (i, place), record, nearest),
             };
             if let Some(traces) = &self.traces {
                 let topic = &self.topics[record.from.topic];
@@ -251,29 +270,46 @@ impl Publisher {
                     picture: sighting.map(|_| record.payload.into()),
                 });
                 let anomalies = self.output.anomalies_topic.clone();
-                self.send(batch.sequence, &anomalies, message.clone())?;
+                self.send(batch.sequence, anomalies, message.clone());
             }
             if let Some(scores) = self.output.scores_topic.clone() {
-                self.send(batch.sequence, &scores, message)?;
+                self.send(batch.sequence, scores, message);
             }
         }
         Ok(tally)
     }
 
-    fn row_message(
+    /// For each of `told` the number of the normal record that it is most like, if it is an anomaly. Asked for all of a batch at
+    /// once, because most of the cost is one a call.
+    fn nearest(
         &mut self,
+        batch: &Batch,
+        told: &[Told],
+    ) -> Result<Vec<Option<usize>>, PipelineError> {
+        let mut found = vec![None; told.len()];
+        let Some(nearest) = &mut self.nearest else {
+            return Ok(found);
+        };
+        let anomalies = || (0..).zip(told).filter(|(_, told)| told.flagged.is_some());
+        let rows: Vec<f32> = anomalies()
+            .flat_map(|(_, told)| batch.row(told.i))
+            .copied()
+            .collect();
+        for ((at, _), number) in anomalies().zip(nearest.ask(&rows)?) {
+            found[at] = number;
+        }
+        Ok(found)
+    }
+
+    fn row_message(
+        &self,
         batch: &Batch,
         (i, place): (usize, usize),
         record: Kept<'_>,
-        flagged: bool,
-    ) -> Result<Message, PipelineError> {
-        let width = batch.rows.len() / batch.scorable();
-        let row = &batch.rows[i * width..(i + 1) * width];
-        let columns = place * width..(place + 1) * width;
-        let nearest = match &mut self.nearest {
-            Some(nearest) if flagged => nearest.of(row)?,
-            _ => None,
-        };
+        nearest: Option<usize>,
+    ) -> Message {
+        let row = batch.row(i);
+        let columns = place * row.len()..(place + 1) * row.len();
         let verdict = self.judge.judge(
             Scored {
                 score: batch.scores[place],
@@ -282,10 +318,10 @@ impl Publisher {
                 reconstruction: &batch.reconstructions[columns],
             },
             record.segment,
-            nearest,
+            nearest.and_then(|n| Some(self.nearest.as_ref()?.record(n))),
             self.output.attributions,
         );
-        Ok(self.message(record, &verdict))
+        self.message(record, &verdict)
     }
 
     pub(super) fn message(&self, record: Kept<'_>, verdict: &Verdict<'_>) -> Message {
@@ -305,48 +341,53 @@ impl Publisher {
         record.letter(&self.topics[record.from.topic], error)
     }
 
-    fn bury(&mut self, sequence: u64, letter: DeadLetter) -> Result<(), PipelineError> {
+    fn bury(&mut self, sequence: u64, letter: DeadLetter) {
         let topic = self.output.dead_letter_topic.clone();
-        self.send(sequence, &topic, dead_letter_message(letter))
+        self.send(sequence, topic, dead_letter_message(letter));
     }
 
-    /// Hands a message to the producer, waiting while its queue is full.
-    pub(super) fn send(
-        &mut self,
-        sequence: u64,
-        topic: &str,
-        message: Message,
-    ) -> Result<(), PipelineError> {
-        let mut message = message;
-        if self.is_too_large(topic, &message) {
-            message = self.slim(topic, &message).unwrap_or(message);
-        }
+    /// Has a message sent after those that wait already.
+    pub(super) fn send(&mut self, sequence: u64, topic: String, message: Message) {
         match &mut self.window {
             Some(window) => window.sent(),
             None => self.pending_of(sequence).outstanding += 1,
         }
-        loop {
-            match self.sink.send(sequence, topic, &message) {
-                Ok(()) => return Ok(()),
+        let mut message = message;
+        if self.is_too_large(&topic, &message) {
+            message = self.slim(&topic, &message).unwrap_or(message);
+        }
+        self.outbox.put(Outgoing {
+            sequence,
+            topic,
+            message,
+        });
+    }
+
+    /// Gives the producer all that waits, or as much as its queue takes.
+    pub(super) fn hand_over(&mut self) -> Result<(), PipelineError> {
+        while let Some(mut outgoing) = self.outbox.take() {
+            let Outgoing {
+                sequence,
+                topic,
+                message,
+            } = &outgoing;
+            match self.sink.send(*sequence, topic, message) {
+                Ok(()) => self.outbox.handed_over(Instant::now()),
                 Err(SendError::QueueFull) => {
-                    if self.abandon.is_requested() {
-                        // Counted as sent and never acknowledged: its batch is not finished.
-                        return Ok(());
-                    }
-                    if let Ok(delivery) = self.sink.deliveries().recv_timeout(LOOK_UP) {
-                        self.delivered(delivery)?;
-                    }
+                    self.outbox.put_back(outgoing);
+                    break;
                 }
-                Err(SendError::TooLarge { .. }) => message = self.slim(topic, &message)?,
+                Err(SendError::TooLarge { .. }) => {
+                    outgoing.message = self.slim(topic, message)?;
+                    self.outbox.put_back(outgoing);
+                }
                 Err(SendError::Failed { topic, problem }) => match &mut self.window {
-                    Some(window) => {
-                        window.fails(problem);
-                        return Ok(());
-                    }
+                    Some(window) => window.fails(problem),
                     None => return Err(undeliverable(topic, problem)),
                 },
             }
         }
+        Ok(())
     }
 
     fn is_too_large(&self, topic: &str, message: &Message) -> bool {
@@ -355,6 +396,7 @@ impl Publisher {
     }
 
     pub(super) fn delivered(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
+        self.outbox.answered();
         if self.window.is_some() {
             return self.delivered_in_window(delivery.result);
         }
@@ -362,7 +404,7 @@ impl Publisher {
             Ok(()) => {}
             Err(SendError::TooLarge { topic, message }) => {
                 let slim = self.slim(&topic, &message)?;
-                self.send(delivery.sequence, &topic, slim)?;
+                self.send(delivery.sequence, topic, slim);
             }
             Err(SendError::Failed { topic, problem }) => return Err(undeliverable(topic, problem)),
             Err(SendError::QueueFull) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::PipelineError;
+use super::outbox::Outbox;
 use super::publish::{LOOK_UP, Publisher};
 use super::tally::Tally;
 use crate::batch::TopicPartition;
@@ -153,11 +154,13 @@ impl Publisher {
     /// but what this is about is worth a look of one's own.
     fn await_deliveries(&mut self) -> Result<(), PipelineError> {
         let deliveries = self.sink.deliveries().clone();
+        self.hand_over()?;
         while self.window().outstanding > 0 && self.window().failed.is_none() {
             if self.abandon.is_requested() {
                 self.window().fails("given up".to_owned());
             } else if let Ok(delivery) = deliveries.recv_timeout(LOOK_UP) {
                 self.delivered(delivery)?;
+                self.hand_over()?;
             }
         }
         Ok(())
@@ -169,6 +172,7 @@ impl Publisher {
         while let Ok(delivery) = self.sink.deliveries().try_recv() {
             self.delivered(delivery)?;
         }
+        self.outbox = Outbox::default();
         self.window().reset();
         let mut ours = Vec::new();
         for (i, pending) in self.pending.iter_mut().enumerate() {
