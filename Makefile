@@ -107,6 +107,11 @@ bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt ## beside P
 	mvn --batch-mode --quiet --strict-checksums --file benches/peers/java/pom.xml package
 	.venv/bin/python benches/peers/run.py $(PEERS)
 
+.PHONY: bench-scaling
+bench-scaling: onnxruntime build tools venv kafka ## cost by features, message and picture size, partitions, processes: 20 minutes
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
+	.venv/bin/python benches/scaling/run.py $(ARGS)
+
 .cache/peers/ddpm.pt: benches/peers/ddpm.py | $(VENV)
 	mkdir -p .cache/peers
 	.venv/bin/python models/trainer/examples/payments.py \

@@ -153,6 +153,8 @@ def main():
     with broker.started() as kafka:
         kafka.create("dead-letters")
         bench = Bench(kafka, options.only or list(CONTENDERS), options)
+        # Once for nothing: the broker's own code is compiled by then.
+        bench.backlog("warm-up", ["Python, two processes"])
         rounds = []
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")

@@ -1,8 +1,8 @@
 //! Messages that wait until the brokers have answered for those before them, then go out together.
 //!
 //! librdkafka's idempotent producer sends no more of a partition while five of its messages are under way, and while others wait
-//! for that past their `linger.ms`, its thread asks again and again without a pause: a fourth of all CPU that residuald took
-//! behind a busy broker (`benches/profile/`). Here they wait at no cost, and the longer the answer takes, the more go at once.
+//! for that past their `linger.ms`, its thread looks again and again without a pause: a third of all CPU that residuald took
+//! behind a slow broker (`benches/profile/`). Here they wait at no cost, and the longer the answer takes, the more go at once.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

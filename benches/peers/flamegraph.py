@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where residuald's CPU goes behind Apache Kafka: a flame graph, and µs a record of each kind of thread.
 
-    benches/peers/profile.py OUT.svg [--binary FILE] [--records N] [--slow-broker] [--set KEY=VALUE ...]
+    benches/peers/flamegraph.py OUT.svg [--binary FILE] [--records N] [--slow-broker] [--set KEY=VALUE ...]
 
 Takes a backlog, as run.py does. --slow-broker gives the broker the lowest priority, so that it answers as late as one
 that is busy or far away. Wants perf (Debian: linux-perf) and inferno (cargo install inferno); `make bench-peers` sets
