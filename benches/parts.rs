@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use residuald::batch::{Batch, TopicPartition};
 use residuald::bundle::{Feature, SegmentBy};
-use residuald::config::{Inference, Provider};
+use residuald::config::Inference;
 use residuald::dataset;
 use residuald::decode::{Decoder, Input, JsonDecoder, RecordType, SegmentReader, TypeSource};
 use residuald::message::{Model, verdict_message};
@@ -30,11 +30,7 @@ fn sample() -> Vec<Vec<u8>> {
 }
 
 fn parts(criterion: &mut Criterion) {
-    let inference = Inference {
-        provider: Provider::Cpu,
-        fallback: false,
-        workers: 1,
-    };
+    let inference = Inference::on_cpu(1);
     let loaded = onnx::load(Path::new(BUNDLE), &inference, RECORDS).expect("the bundle is whole");
     let features = loaded.bundle.features().to_vec();
     let mut scorer = loaded.scorers.into_iter().next().expect("one worker");

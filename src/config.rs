@@ -93,6 +93,25 @@ pub struct Inference {
     pub fallback: bool,
     /// At least 1.
     pub workers: usize,
+    /// CUDA's numbers of them, at least one; worker n has the n-th, over and over.
+    pub devices: Vec<i32>,
+    /// Bytes of a device's memory that one worker's tensors may take.
+    pub device_memory: Option<usize>,
+    /// Where TensorRT keeps what it has built.
+    pub engine_cache: Option<PathBuf>,
+}
+
+impl Inference {
+    pub fn on_cpu(workers: usize) -> Inference {
+        Inference {
+            provider: Provider::Cpu,
+            fallback: false,
+            workers,
+            devices: vec![0],
+            device_memory: None,
+            engine_cache: None,
+        }
+    }
 }
 
 /// ONNX Runtime execution providers.
@@ -333,6 +352,10 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
             0 => cores,
             workers => workers,
         },
+        devices: s.integers("inference.devices", 0, 63),
+        device_memory: Some(s.integer("inference.device_memory", 0, 1 << 40))
+            .filter(|&bytes| bytes > 0),
+        engine_cache: s.optional_text("inference.engine_cache").map(PathBuf::from),
     };
     let screen = screen::check(&mut s);
     let batch = Batch {
@@ -582,6 +605,24 @@ mod tests {
         assert_eq!(origin("batch.max_records"), "--set");
         assert_eq!(origin("kafka.group_id"), "the environment");
         assert_eq!(origin("batch.max_wait"), "default");
+    }
+
+    #[test]
+    fn devices_are_one_number_a_list_or_an_array() {
+        for (flag, devices) in [
+            ("inference.devices=3", &[3][..]),
+            ("inference.devices=0, 2", &[0, 2]),
+            ("inference.devices=[1, 0]", &[1, 0]),
+        ] {
+            let config = load(SMALLEST, &[], &[flag]).unwrap();
+            assert_eq!(config.inference.devices, devices, "{flag}");
+        }
+        for flag in ["inference.devices=-1", "inference.devices=0,x"] {
+            let error = load(SMALLEST, &[], &[flag]).unwrap_err();
+            assert!(error.contains("whole numbers from 0 to 63"), "{error}");
+        }
+        let error = load(SMALLEST, &[], &["inference.devices=[]"]).unwrap_err();
+        assert!(error.contains("inference.devices"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use common::kafka::{Note, produce, read_all};
 use common::process::{Daemon, scored};
 use common::{payments, sample, score_of};
 use residuald::bundle::Bundle;
-use residuald::config::{Inference, Provider};
+use residuald::config::Inference;
 use residuald::decode::JsonDecoder;
 use residuald::kafka::embedded::EmbeddedBroker;
 use residuald::onnx::{self, Scorer};
@@ -17,11 +17,7 @@ const BATCHES: [usize; 10] = [1, 2, 7, 16, 17, 63, 64, 255, 256, 1000];
 const RECORDS: usize = 1000;
 
 fn load(workers: usize, max_records: usize) -> (Bundle, Vec<Scorer>) {
-    let inference = Inference {
-        provider: Provider::Cpu,
-        fallback: false,
-        workers,
-    };
+    let inference = Inference::on_cpu(workers);
     let loaded = onnx::load(&payments(), &inference, max_records).unwrap();
     assert_eq!(loaded.scorers.len(), workers);
     (loaded.bundle, loaded.scorers)

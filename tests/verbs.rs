@@ -42,6 +42,9 @@ fn init_writes_settings_that_check_takes() {
 
         let check = in_folder(folder.path(), &["check", "--config", "residuald.toml"]);
         check.with_code(0);
+        let (_, placed) = check.stdout.split_once("ok: runs on cpu: ").unwrap();
+        let (nodes, on) = placed.split_once(' ').unwrap();
+        assert!(nodes.parse::<u32>().unwrap() > 50 && on.starts_with("nodes on CPU\n"));
         let config = in_folder(folder.path(), &["config"]);
         config.with_code(0);
         for setting in [

@@ -124,14 +124,12 @@ def plot(results):
             costs = [cost(found, part) for found in results["messages"]]
             middle.loglog(sizes, costs, "o-", label=label)
         middle.set(xlabel="bytes a message (payments)")
-        right.loglog(
-            [found["side"] for found in results["pictures"]],
-            [cost(found) / 1e3 for found in results["pictures"]],
-            "o-",
-            label="whole",
-        )
+        sides = [found["side"] for found in results["pictures"]]
+        right.loglog(sides, [cost(found) / 1e3 for found in results["pictures"]], "o-")
         right.set(xlabel="pixels a side", ylabel="ms of CPU a picture")
-        for axes in (left, middle, right):
+        right.minorticks_off()
+        right.set_xticks(sides, sides)
+        for axes in (left, middle):
             axes.legend(frameon=False)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -51,7 +51,7 @@ def call(*command):
 
 def bench(bundle, data, payload, rounds, most=100_000):
     """`residuald bench`, with as many records as are worth the time -> its report."""
-    records = int(min(max(HELD / payload, 1_000), most))
+    records = int(min(HELD / payload, most))
     command = RESIDUALD, "bench", "--bundle", bundle, "--data", data, "--json"
     return json.loads(call(*command, "--records", records, "--rounds", rounds))
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::bundle::{Bundle, manifest::Input};
-use crate::config::{Config, Inference, Provider};
+use crate::config::{Config, Inference};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
 use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
@@ -46,7 +46,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Records a measurement; as many as the embedded broker holds if not given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
     records: Option<u64>,
     /// Measurements of each kind, taken in turn; medians count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
@@ -241,11 +241,7 @@ impl Bench {
     }
 
     fn loaded(&self) -> Result<model::Loaded, Failure> {
-        let inference = Inference {
-            provider: Provider::Cpu,
-            fallback: false,
-            workers: self.sessions,
-        };
+        let inference = Inference::on_cpu(self.sessions);
         model::load(&self.bundle, &inference, BATCH, default_rule)
     }
 
@@ -273,12 +269,19 @@ impl Bench {
             status,
             &Shutdown::default(),
         )?;
+        let cost = self.take_all(&mut source, &others);
+        // In any case: a consumer that is dropped while it owns partitions waits for good.
+        source.close(Duration::from_secs(1));
+        cost
+    }
+
+    fn take_all(&self, source: &mut Source, others: &[u64]) -> Result<Cost, Failure> {
         let (mut consumed, mut meter) = (0, None);
         let mut progress = Progress::default();
         while consumed < self.records {
             let rebalance = match source.poll(Duration::from_millis(100))? {
                 Event::Message(_) => {
-                    meter.get_or_insert_with(|| Meter::start(&others));
+                    meter.get_or_insert_with(|| Meter::start(others));
                     consumed += 1;
                     continue;
                 }
@@ -291,9 +294,7 @@ impl Bench {
             source.complete(&rebalance)?;
         }
         let meter = meter.expect("there are records");
-        let cost = meter.stop(self.records);
-        source.close(Duration::from_secs(1));
-        Ok(cost)
+        Ok(meter.stop(self.records))
     }
 
     /// Payloads in memory to rows.
@@ -374,14 +375,15 @@ impl Bench {
         }
         let meter = Meter::start(&others);
         let mut progress = Progress::default();
-        while metrics.finished() < self.records {
-            progress.must_go_on(metrics.finished())?;
+        let mut went_on = Ok(());
+        while went_on.is_ok() && metrics.finished() < self.records {
+            went_on = progress.must_go_on(metrics.finished());
             thread::sleep(Duration::from_millis(5));
         }
         let cost = meter.stop(self.records);
         stop.request();
         daemon.wait()?;
-        Ok(cost)
+        went_on.map(|()| cost)
     }
 
     /// An embedded broker that holds all records, and the settings of a daemon that reads them.

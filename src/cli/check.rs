@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::bundle::{Bundle, Input, Pixels};
-use crate::config::{Inference, Provider};
+use crate::config::Inference;
 use crate::http::Tls;
 use crate::kafka;
 use crate::pipeline::Bounds;
@@ -38,11 +38,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (loaded, screen) = match &arguments.bundle {
         Some(dir) => {
-            let inference = Inference {
-                provider: Provider::Cpu,
-                fallback: false,
-                workers: 1,
-            };
+            let inference = Inference::on_cpu(1);
             // A quantile that every sample supports: the threshold is not what is checked here.
             let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
             (loaded, None)
@@ -96,8 +92,10 @@ fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
         golden,
         judge,
         model,
+        scorers,
         ..
     } = loaded;
+    let (provider, placement) = (scorers[0].provider.as_str(), &scorers[0].placement);
     let finest = bundle.calibration.all.finest_rate();
     let threshold = arguments.bundle.is_none().then_some(judge.threshold);
     let by = bundle.calibration.segments.as_ref();
@@ -112,6 +110,8 @@ fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
                 "model": model,
                 "features": bundle.features().len(),
                 "rows": rows(bundle),
+                "provider": provider,
+                "placement": placement,
                 "golden": golden,
                 "calibration_records": bundle.calibration.all.count,
                 "finest_false_alarm_rate": finest,
@@ -129,6 +129,7 @@ fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
         &model.sha256[..8],
         rows(bundle)
     );
+    println!("ok: runs on {provider}: {placement}");
     println!(
         "ok: {} golden records reproduced, worst relative error {:.1e}",
         golden.records, golden.worst_relative_error

@@ -49,6 +49,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         version = model.version,
         sha256 = &model.sha256[..8],
         provider = serving.provider(),
+        placement = %serving.scorers[0].placement,
         threshold = serving.judge.threshold,
         golden_records,
         workers = serving.scorers.len(),

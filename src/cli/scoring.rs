@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::batch::Batch;
-use crate::config::{Inference, Provider};
+use crate::config::Inference;
 use crate::decode::{Reason, RowError};
 use crate::onnx::{Scorer, Seen};
 use crate::picture::{Finding, Reader, highest};
@@ -21,11 +21,7 @@ pub const PICTURES: usize = 64;
 
 /// A session for each core.
 pub fn all_cores() -> Inference {
-    Inference {
-        provider: Provider::Cpu,
-        fallback: false,
-        workers: thread::available_parallelism().map_or(1, usize::from),
-    }
+    Inference::on_cpu(thread::available_parallelism().map_or(1, usize::from))
 }
 
 pub struct Scoring {

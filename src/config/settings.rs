@@ -240,6 +240,22 @@ impl Settings {
         }
     }
 
+    /// One whole number, a comma-separated list or an array; at least one.
+    pub fn integers(&mut self, key: &str, least: i32, most: i32) -> Vec<i32> {
+        let texts = self.texts(key, "one or more whole numbers");
+        let numbers = texts.iter().map(|text| text.parse().ok());
+        let numbers: Option<Vec<i32>> = numbers
+            .map(|n| n.filter(|n| (least..=most).contains(n)))
+            .collect();
+        numbers.unwrap_or_else(|| {
+            let found = texts.join(", ");
+            self.problem(format!(
+                "{key} = {found}: expected whole numbers from {least} to {most}"
+            ));
+            Vec::new()
+        })
+    }
+
     pub fn number(&mut self, key: &str, range: &str, fits: impl Fn(f64) -> bool) -> Option<f64> {
         let value = self.get(key)?;
         match value.clone().into_float() {

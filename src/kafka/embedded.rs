@@ -28,12 +28,15 @@ pub const FETCH_WAIT: (&str, &str) = ("fetch.wait.max.ms", "5");
 /// For a producer to it: records spread one by one, so that no partition overflows before the others.
 pub const SPREAD: (&str, &str) = ("sticky.partitioning.linger.ms", "0");
 
-/// Records of this average size that `partitions` hold without forgetting any,
-/// even if one gets half as much again as the others.
+/// Records of this average size that `partitions` hold without forgetting any, even if one gets half as much again as the
+/// others, or five standard deviations more where chance says which record goes where.
 pub fn capacity(partitions: i32, average_payload: u64) -> u64 {
-    let partitions = partitions as u64;
-    let by_size = partitions * PARTITION_BYTES / (average_payload + RECORD_OVERHEAD);
-    by_size.min(partitions * PARTITION_RECORDS) * 2 / 3
+    let by_size = PARTITION_BYTES / (average_payload + RECORD_OVERHEAD);
+    let each = by_size.min(PARTITION_RECORDS);
+    // The mean of a Poisson distribution: mean + 5 √mean = each.
+    let root = ((25 + 4 * each) as f64).sqrt() / 2.0 - 2.5;
+    let by_chance = (root * root) as u64;
+    partitions as u64 * by_chance.min(each * 2 / 3)
 }
 
 impl EmbeddedBroker {
@@ -73,5 +76,18 @@ impl EmbeddedBroker {
             false => cluster.broker_down(1)?,
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_large_records_leave_more_room_for_chance() {
+        // 50 fit into a partition; with 25 on average the fullest has hardly more than 50.
+        assert_eq!(capacity(32, 104_000), 32 * 25);
+        assert_eq!(capacity(32, 924), 32 * 3413);
+        assert_eq!(capacity(1, 0), 34_952);
     }
 }

@@ -3,6 +3,7 @@
 mod buckets;
 mod golden;
 mod nearest;
+mod provider;
 mod runtime;
 mod scorer;
 mod screen;
@@ -11,6 +12,7 @@ use std::path::Path;
 
 pub use golden::GoldenCheck;
 pub use nearest::Nearest;
+pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError};
 pub use scorer::{Scorer, ScorerError, Seen};
 pub use screen::Screen;
@@ -56,8 +58,15 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
     let runtime = Runtime::load()?;
     let mut scorers = Vec::with_capacity(inference.workers);
     let mut faults = Vec::new();
-    for _ in 0..inference.workers {
-        match Scorer::new(&runtime, model, &manifest.input, inference, max_records) {
+    for worker in 0..inference.workers {
+        match Scorer::new(
+            &runtime,
+            model,
+            &manifest.input,
+            inference,
+            worker,
+            max_records,
+        ) {
             Ok(scorer) => scorers.push(scorer),
             Err(ScorerError::Graph(found)) => {
                 faults = found;

@@ -1,12 +1,13 @@
 //! One ONNX Runtime session, owned by one thread: rows in; score, residual and reconstruction out.
 
-use ort::ep;
+use ort::ep::ExecutionProviderDispatch;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::Runtime;
 use super::buckets::{Buckets, padded};
+use super::provider::{self, Placement};
 use crate::bundle::{Fault, Input, Pixels};
 use crate::config::{Inference, Provider};
 
@@ -28,6 +29,7 @@ pub struct Scorer {
     padded_pixels: Vec<u8>,
     /// What it runs on, which with a fallback is not what was asked for.
     pub provider: Provider,
+    pub placement: Placement,
 }
 
 /// What is said of rows of pixels.
@@ -56,7 +58,7 @@ pub enum ScorerError {
     Graph(Vec<Fault>),
     #[error(
         "inference.provider = \"{provider}\" cannot be had: {problem}. Use an image or library with ONNX Runtime's {provider} \
-         build, or set inference.provider = \"cpu\", or allow inference.fallback"
+         build on a machine with such a device, or set inference.provider = \"cpu\", or allow inference.fallback"
     )]
     Provider {
         provider: &'static str,
@@ -67,8 +69,8 @@ pub enum ScorerError {
 }
 
 impl Scorer {
-    /// A session over the graph `model` for batches of up to `max_records` rows of `input`, with its tensors checked and
-    /// every batch size warmed up.
+    /// The session of the `worker`th thread over the graph `model`, for batches of up to `max_records` rows of `input`, with
+    /// its tensors checked and every batch size warmed up.
     ///
     /// # Errors
     /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
@@ -77,30 +79,38 @@ impl Scorer {
         model: &[u8],
         input: &Input,
         inference: &Inference,
+        worker: usize,
         max_records: usize,
     ) -> Result<Scorer, ScorerError> {
-        let (session, provider) = open(runtime, model, inference)?;
+        let pixels = match input {
+            Input::Tabular { .. } => None,
+            Input::Image(pixels) => Some(*pixels),
+        };
+        let buckets = |provider| match pixels {
+            None => Buckets::up_to(max_records),
+            // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
+            Some(_) if provider == Provider::Cpu => Buckets::one(),
+            Some(_) => Buckets::up_to(max_records.min(MOST_PICTURES)),
+        };
+        let row = match input {
+            Input::Tabular { features } => vec![features.len()],
+            Input::Image(pixels) => vec![pixels.height, pixels.width, pixels.channels],
+        };
+        let offered = provider::offered(inference, worker, &row, &buckets(inference.provider));
+        let (session, provider, placement) = open(runtime, model, inference, &offered)?;
         let faults = tensor_faults(&session, input);
         if !faults.is_empty() {
             return Err(ScorerError::Graph(faults));
         }
-        let (width, pixels) = match input {
-            Input::Tabular { features } => (features.len(), None),
-            Input::Image(pixels) => (pixels.row_bytes(), Some(*pixels)),
-        };
         let mut scorer = Scorer {
             session,
-            width,
+            width: row.iter().product(),
             pixels,
-            buckets: match pixels {
-                None => Buckets::up_to(max_records),
-                // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
-                Some(_) if provider == Provider::Cpu => Buckets::one(),
-                Some(_) => Buckets::up_to(max_records.min(MOST_PICTURES)),
-            },
+            buckets: buckets(provider),
             padded: Vec::new(),
             padded_pixels: Vec::new(),
             provider,
+            placement,
         };
         scorer.warm_up()?;
         Ok(scorer)
@@ -109,6 +119,10 @@ impl Scorer {
     fn warm_up(&mut self) -> Result<(), ScorerError> {
         let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
         for records in self.buckets.sizes().to_vec() {
+            if self.provider != Provider::Cpu {
+                // TensorRT builds its engine in the first one, which can take minutes.
+                tracing::info!(provider = self.provider.as_str(), records, "warming up");
+            }
             if self.pixels.is_some() {
                 let rows = vec![0; records * self.width];
                 self.score_pixels(&rows, &mut Seen::default())?;
@@ -189,39 +203,61 @@ impl Scorer {
     }
 }
 
+/// A session over the graph on what was asked for, or on the CPU where that is allowed.
 fn open(
     runtime: &Runtime,
     model: &[u8],
     inference: &Inference,
-) -> Result<(Session, Provider), ScorerError> {
-    let dispatch = match inference.provider {
-        Provider::Cpu => None,
-        Provider::Cuda => Some(ep::CUDA::default().build()),
-        Provider::TensorRt => Some(ep::TensorRT::default().build()),
-    };
-    if let Some(dispatch) = dispatch {
-        let with_provider =
-            builder(runtime)?.with_execution_providers([dispatch.error_on_failure()]);
-        match with_provider {
-            Ok(mut builder) => {
-                return Ok((commit(&mut builder, MODEL, model)?, inference.provider));
-            }
-            Err(e) if inference.fallback => {
-                tracing::warn!(
-                    provider = inference.provider.as_str(),
-                    problem = e.message(),
-                    "asked-for provider cannot be had, falling back to the CPU"
-                );
-            }
-            Err(e) => {
-                return Err(ScorerError::Provider {
-                    provider: inference.provider.as_str(),
-                    problem: e.message().trim().to_owned(),
-                });
-            }
+    offered: &[ExecutionProviderDispatch],
+) -> Result<(Session, Provider, Placement), ScorerError> {
+    let asked = inference.provider;
+    let problem = match session_on(runtime, model, offered)? {
+        Ok((session, placement)) if placement.has(asked) => {
+            return Ok((session, asked, placement));
         }
+        Ok((_, placement)) => format!("ONNX Runtime runs nothing on it ({placement})"),
+        Err(problem) => problem,
+    };
+    let provider = asked.as_str();
+    if !inference.fallback {
+        return Err(ScorerError::Provider { provider, problem });
     }
-    Ok((commit(&mut builder(runtime)?, MODEL, model)?, Provider::Cpu))
+    tracing::warn!(
+        provider,
+        problem,
+        "asked-for provider cannot be had, falling back to the CPU"
+    );
+    let session = commit(&mut builder(runtime)?, MODEL, model)?;
+    let placement = Placement::of(&session)?;
+    Ok((session, Provider::Cpu, placement))
+}
+
+/// The inner error is why the providers cannot be had.
+type Had<T> = Result<T, String>;
+
+fn session_on(
+    runtime: &Runtime,
+    model: &[u8],
+    offered: &[ExecutionProviderDispatch],
+) -> Result<Had<(Session, Placement)>, ScorerError> {
+    let mut builder = match builder(runtime)?.with_execution_providers(offered) {
+        Ok(builder) => builder,
+        // Before it stands where in ONNX Runtime's source that was.
+        Err(e) => {
+            let problem = e.message().rsplit(" : FAIL : ").next();
+            return Ok(Err(problem.unwrap_or_default().trim().to_owned()));
+        }
+    };
+    let session = match commit(&mut builder, MODEL, model) {
+        Err(refused) if !offered.is_empty() => {
+            // If the CPU takes the graph, it is the device that fails.
+            commit(&mut self::builder(runtime)?, MODEL, model)?;
+            return Ok(Err(refused.to_string()));
+        }
+        committed => committed?,
+    };
+    let placement = Placement::of(&session)?;
+    Ok(Ok((session, placement)))
 }
 
 pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
@@ -233,6 +269,8 @@ pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> 
         .with_inter_threads(1)
         .map_err(ort::Error::from)?
         .with_intra_op_spinning(false)
+        .map_err(ort::Error::from)?
+        .with_config_entry(provider::REMEMBER.0, provider::REMEMBER.1)
         .map_err(ort::Error::from)?;
     Ok(builder)
 }

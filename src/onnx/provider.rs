@@ -1,0 +1,155 @@
+//! What a graph runs on: the execution providers that it is offered to, and which took its nodes.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::fmt;
+use std::ptr;
+
+use ort::AsPointer;
+use ort::ep::{self, ArenaExtendStrategy, ExecutionProviderDispatch};
+use ort::session::Session;
+
+use super::buckets::Buckets;
+use crate::config::{Inference, Provider};
+
+/// Has a session remember which provider took which node.
+pub const REMEMBER: (&str, &str) = ("session.record_ep_graph_assignment_info", "1");
+
+/// The providers that are offered a graph, first come first served; what none of them takes the CPU runs. `row`: the
+/// shape of one record. None for the CPU alone.
+pub fn offered(
+    inference: &Inference,
+    worker: usize,
+    row: &[usize],
+    buckets: &Buckets,
+) -> Vec<ExecutionProviderDispatch> {
+    let devices = &inference.devices;
+    let device = devices[worker % devices.len()];
+    let providers = match inference.provider {
+        Provider::Cpu => vec![],
+        Provider::Cuda => vec![cuda(inference, device)],
+        Provider::TensorRt => vec![
+            tensorrt(inference, device, row, buckets),
+            cuda(inference, device),
+        ],
+    };
+    let strict = providers.into_iter().map(|p| p.error_on_failure());
+    strict.collect()
+}
+
+fn cuda(inference: &Inference, device: i32) -> ExecutionProviderDispatch {
+    let cuda = ep::CUDA::default()
+        .with_device_id(device)
+        // TF32, on by default, has 10 bits of mantissa: too few for the golden records.
+        .with_tf32(false)
+        // After the warm-up the arena has what every batch needs; doubling it would only waste.
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested);
+    match inference.device_memory {
+        Some(bytes) => cuda.with_memory_limit(bytes).build(),
+        None => cuda.build(),
+    }
+}
+
+fn tensorrt(
+    inference: &Inference,
+    device: i32,
+    row: &[usize],
+    buckets: &Buckets,
+) -> ExecutionProviderDispatch {
+    let [least, most] = profile(row, buckets);
+    // One profile for all batches, so one engine, which no new size of a batch makes it build again.
+    let mut tensorrt = ep::TensorRT::default()
+        .with_device_id(device)
+        .with_profile_min_shapes(least)
+        .with_profile_opt_shapes(&most)
+        .with_profile_max_shapes(&most);
+    if let Some(bytes) = inference.device_memory {
+        tensorrt = tensorrt.with_max_workspace_size(bytes);
+    }
+    if let Some(folder) = &inference.engine_cache {
+        tensorrt = tensorrt
+            .with_engine_cache(true)
+            .with_engine_cache_path(folder.display())
+            .with_timing_cache(true)
+            .with_timing_cache_path(folder.display());
+    }
+    tensorrt.build()
+}
+
+/// The least and the largest batch, in TensorRT's words.
+fn profile(row: &[usize], buckets: &Buckets) -> [String; 2] {
+    let row: String = row.iter().map(|side| format!("x{side}")).collect();
+    let sizes = buckets.sizes();
+    [sizes[0], buckets.largest()].map(|records| format!("x:{records}{row}"))
+}
+
+/// How many of a graph's nodes each provider took, by ONNX Runtime's own account.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Placement(BTreeMap<String, usize>);
+
+impl Placement {
+    /// Of a session that was made to [`REMEMBER`].
+    ///
+    /// # Errors
+    /// ONNX Runtime does not tell.
+    pub fn of(session: &Session) -> Result<Placement, ort::Error> {
+        let api = ort::api();
+        let mut nodes = BTreeMap::new();
+        let (mut parts, mut count) = (ptr::null(), 0);
+        // SAFETY: ONNX Runtime fills in the pointers, or else there is an error; what they point to is the session's and
+        // lives as long as it does.
+        unsafe {
+            let asked = (api.Session_GetEpGraphAssignmentInfo)(
+                session.ptr(),
+                &raw mut parts,
+                &raw mut count,
+            );
+            ort::Error::result_from_status(asked)?;
+            for i in 0..count {
+                let part = *parts.add(i);
+                let (mut name, mut members, mut taken) = (ptr::null(), ptr::null(), 0);
+                let asked = (api.EpAssignedSubgraph_GetEpName)(part, &raw mut name);
+                ort::Error::result_from_status(asked)?;
+                let asked =
+                    (api.EpAssignedSubgraph_GetNodes)(part, &raw mut members, &raw mut taken);
+                ort::Error::result_from_status(asked)?;
+                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                *nodes.entry(name).or_default() += taken;
+            }
+        }
+        Ok(Placement(nodes))
+    }
+
+    /// Whether the provider took any.
+    pub fn has(&self, provider: Provider) -> bool {
+        self.0.contains_key(match provider {
+            Provider::Cpu => "CPUExecutionProvider",
+            Provider::Cuda => "CUDAExecutionProvider",
+            Provider::TensorRt => "TensorrtExecutionProvider",
+        })
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (provider, nodes)) in self.0.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            let provider = provider.trim_end_matches("ExecutionProvider");
+            write!(f, "{comma}{nodes} nodes on {provider}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_reaches_from_the_least_batch_to_the_largest() {
+        let of = profile(&[22], &Buckets::up_to(256));
+        assert_eq!(of, ["x:16x22", "x:256x22"]);
+        let of = profile(&[96, 96, 1], &Buckets::up_to(64));
+        assert_eq!(of, ["x:16x96x96x1", "x:64x96x96x1"]);
+    }
+}
