@@ -120,13 +120,14 @@ impl Placement {
         Ok(Placement(nodes))
     }
 
-    /// Whether the provider took any.
+    /// Whether the provider took any, or is the CPU, which would take what there is.
     pub fn has(&self, provider: Provider) -> bool {
-        self.0.contains_key(match provider {
-            Provider::Cpu => "CPUExecutionProvider",
+        let name = match provider {
+            Provider::Cpu => return true,
             Provider::Cuda => "CUDAExecutionProvider",
             Provider::TensorRt => "TensorrtExecutionProvider",
-        })
+        };
+        self.0.contains_key(name)
     }
 }
 

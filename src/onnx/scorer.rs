@@ -210,54 +210,49 @@ fn open(
     inference: &Inference,
     offered: &[ExecutionProviderDispatch],
 ) -> Result<(Session, Provider, Placement), ScorerError> {
-    let asked = inference.provider;
-    let problem = match session_on(runtime, model, offered)? {
-        Ok((session, placement)) if placement.has(asked) => {
-            return Ok((session, asked, placement));
+    match session_on(runtime, model, inference.provider, offered) {
+        Err(ScorerError::Provider { provider, problem }) if inference.fallback => {
+            tracing::warn!(
+                provider,
+                problem,
+                "asked-for provider cannot be had, falling back to the CPU"
+            );
+            session_on(runtime, model, Provider::Cpu, &[])
         }
-        Ok((_, placement)) => format!("ONNX Runtime runs nothing on it ({placement})"),
-        Err(problem) => problem,
-    };
-    let provider = asked.as_str();
-    if !inference.fallback {
-        return Err(ScorerError::Provider { provider, problem });
+        had => had,
     }
-    tracing::warn!(
-        provider,
-        problem,
-        "asked-for provider cannot be had, falling back to the CPU"
-    );
-    let session = commit(&mut builder(runtime)?, MODEL, model)?;
-    let placement = Placement::of(&session)?;
-    Ok((session, Provider::Cpu, placement))
 }
-
-/// The inner error is why the providers cannot be had.
-type Had<T> = Result<T, String>;
 
 fn session_on(
     runtime: &Runtime,
     model: &[u8],
+    provider: Provider,
     offered: &[ExecutionProviderDispatch],
-) -> Result<Had<(Session, Placement)>, ScorerError> {
-    let mut builder = match builder(runtime)?.with_execution_providers(offered) {
-        Ok(builder) => builder,
-        // Before it stands where in ONNX Runtime's source that was.
-        Err(e) => {
-            let problem = e.message().rsplit(" : FAIL : ").next();
-            return Ok(Err(problem.unwrap_or_default().trim().to_owned()));
-        }
+) -> Result<(Session, Provider, Placement), ScorerError> {
+    let absent = |problem: &str| ScorerError::Provider {
+        provider: provider.as_str(),
+        problem: problem.trim().to_owned(),
     };
-    let session = match commit(&mut builder, MODEL, model) {
+    let with_providers = builder(runtime)?.with_execution_providers(offered);
+    let mut with_providers = with_providers.map_err(|e| {
+        // Before it stands where in ONNX Runtime's source that was.
+        let problem = e.message().rsplit(" : FAIL : ").next();
+        absent(problem.unwrap_or_default())
+    })?;
+    let session = match commit(&mut with_providers, MODEL, model) {
         Err(refused) if !offered.is_empty() => {
             // If the CPU takes the graph, it is the device that fails.
-            commit(&mut self::builder(runtime)?, MODEL, model)?;
-            return Ok(Err(refused.to_string()));
+            commit(&mut builder(runtime)?, MODEL, model)?;
+            return Err(absent(&refused.to_string()));
         }
         committed => committed?,
     };
     let placement = Placement::of(&session)?;
-    Ok(Ok((session, placement)))
+    if !placement.has(provider) {
+        let nothing = format!("ONNX Runtime runs nothing on it ({placement})");
+        return Err(absent(&nothing));
+    }
+    Ok((session, provider, placement))
 }
 
 pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
