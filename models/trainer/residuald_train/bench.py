@@ -112,16 +112,19 @@ def recipe(name, data, seed, steps, told="", share=0.0):
 
 
 def trust(run, data, seed):
-    """Whether thresholds and reasons hold; a random half of the test's normal rows calibrates, the others are judged.
+    """Whether thresholds and reasons hold; a random half of the normal rows that did not train calibrates, the others
+    are judged.
 
-    -> reason_lowers: of the rows flagged at FLAGGED_AT, or the finest rate there is, how many score lower with the
-    feature of the largest residual replaced by its reconstruction, and how many there are; false_alarms: for each rate
-    that the half supports, normal rows flagged, judged, and the share to expect, k / (n + 1).
+    -> reason_lowers: of the test's judged rows flagged at FLAGGED_AT, or the finest rate there is, how many score lower
+    with the feature of the largest residual replaced by its reconstruction, and how many there are; false_alarms: for
+    each rate that the half supports, normal rows flagged, judged, and the share to expect, k / (n + 1).
     """
     from .served import run_onnx
 
-    score, residual, expected = run_onnx(run, data.test)
-    normal = np.random.default_rng(2000 + seed).permutation(np.flatnonzero(~data.anomalous))
+    X = data.test if data.spare is None else np.concatenate([data.test, data.spare])
+    score, residual, expected = run_onnx(run, X)
+    normal = np.concatenate([np.flatnonzero(~data.anomalous), np.arange(len(data.test), len(X))])
+    normal = np.random.default_rng(2000 + seed).permutation(normal)
     half, fresh = normal[: len(normal) // 2], normal[len(normal) // 2 :]
     if not len(half):
         return {}
@@ -136,7 +139,7 @@ def trust(run, data, seed):
         for rate in CHECKED_AT
         if rate >= finest
     }
-    judged = np.concatenate([fresh, np.flatnonzero(data.anomalous)])
+    judged = np.concatenate([fresh[fresh < len(data.test)], np.flatnonzero(data.anomalous)])
     flagged = judged[score[judged] > calibration.threshold(max(FLAGGED_AT, finest))]
     rows, top, every = data.test[flagged].copy(), residual[flagged].argmax(1), np.arange(len(flagged))
     rows[every, top] = expected[flagged, top]

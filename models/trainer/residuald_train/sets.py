@@ -9,6 +9,7 @@ from .data import label_is_normal, read
 
 LABELS = "y", "label", "Label", "class", "Class", "outlier", "anomaly"
 TRAIN, TEST, ANOMALIES = 10_000, 4_000, 300
+SPARE = 100_000  # normal rows beyond the test at most, for false alarms
 FAST = 1_500, 1_000, 200
 
 
@@ -18,6 +19,7 @@ class Split:
     test: np.ndarray  # float32 [m, F]
     anomalous: np.ndarray  # bool [m]
     mixed: int = 0  # rows at the end of `train` that are anomalies
+    spare: np.ndarray | None = None  # float32 [k, F], normal rows that the test had no room for
 
 
 def read_set(path):
@@ -50,6 +52,7 @@ def split(X, anomalous, protocol, seed, caps=(TRAIN, TEST, ANOMALIES)):
         normal = np.random.default_rng(seed).permutation(normal)
     half = round(len(normal) / 2)
     train, rest = normal[:half], normal[half:]
+    untrained = rest
     rng, (most, tested, kept) = np.random.default_rng(1000 + seed), caps
     if len(train) > most:
         train = rng.choice(train, most, replace=False)
@@ -59,7 +62,9 @@ def split(X, anomalous, protocol, seed, caps=(TRAIN, TEST, ANOMALIES)):
         rest = rng.choice(rest, min(len(rest), tested - k), replace=False)
         other = rng.choice(other, k, replace=False)
     test = np.concatenate([rest, other])
-    return Split(X[train].astype(np.float32), X[test].astype(np.float32), anomalous[test])
+    spare = rng.permutation(np.setdiff1d(untrained, rest))[:SPARE]
+    X = X.astype(np.float32)
+    return Split(X[train], X[test], anomalous[test], spare=X[spare])
 
 
 def contaminate(data, share, seed):
@@ -68,4 +73,5 @@ def contaminate(data, share, seed):
     wanted = min(round(share / (1 - share) * len(data.train)), len(other) // 2)
     moved = np.random.default_rng(3000 + seed).choice(other, wanted, replace=False)
     stay = np.setdiff1d(np.arange(len(data.test)), moved)
-    return Split(np.concatenate([data.train, data.test[moved]]), data.test[stay], data.anomalous[stay], wanted)
+    train = np.concatenate([data.train, data.test[moved]])
+    return Split(train, data.test[stay], data.anomalous[stay], wanted, data.spare)

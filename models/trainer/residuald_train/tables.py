@@ -101,23 +101,43 @@ def trust_totals(runs):
     if not found:
         return ""
     lines = [
-        "A random half of each test's normal rows calibrates; false alarms are among the other half, if the first is "
-        "large enough for the rate. Expected is what its size lets the rate be, k / (n + 1). A reason lowers if the "
-        "score falls when the feature of the largest residual is replaced by its reconstruction; of rows flagged at "
-        "1e-2, or the finest rate there is. In brackets 95 % intervals of a binomial share: that a set's threshold is "
-        "common to its rows is not in them, and seeds share rows.",
+        "A random half of the normal rows that did not train calibrates (of the test, and at most 100,000 more). The "
+        "other half is judged, if the first is large enough for the rate. Expected is what its size lets the rate be, "
+        "k / (n + 1). In brackets 95 % intervals of a binomial share: that a set's threshold is common to its rows is "
+        "not in them, and seeds share rows. The ratio is the mean over the sets, ± its standard error.",
         "",
-        "| recipe | false alarms at 1e-2 | expected | at 1e-3 | expected | reason lowers |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| recipe | " + " | ".join(f"false alarms at {float(rate):g} | expected | ratio" for rate in RATES) + " |",
+        "|" + " --- |" * (1 + 3 * len(RATES)),
     ]
     for method, own in found.items():
         cells = [method]
         for rate in RATES:
-            k, n, wanted = added([run["false_alarms"][rate] for run in own if rate in run["false_alarms"]])
-            cells += [share_cell(k, n), f"{100 * wanted / n:.3g} %" if n else ""]
-        cells.append(share_cell(*np.sum([run["reason_lowers"] for run in own], 0).tolist()))
+            own_rate = [run for run in own if rate in run["false_alarms"]]
+            k, n, wanted = added([run["false_alarms"][rate] for run in own_rate])
+            cells += [share_cell(k, n), f"{100 * wanted / n:.3g} %" if n else "", ratio_cell(own_rate, rate)]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "A reason lowers if the score falls when the feature of the largest residual is replaced by its "
+        "reconstruction; of the test's rows flagged at 1e-2, or the finest rate there is.",
+        "",
+        "| recipe | reason lowers |",
+        "| --- | --- |",
+    ]
+    for method, own in found.items():
+        lines.append(f"| {method} | {share_cell(*np.sum([run['reason_lowers'] for run in own], 0).tolist())} |")
     return "\n".join(lines)
+
+
+def ratio_cell(runs, rate):
+    """False alarms over those expected, each set's seeds together, as the mean over the sets."""
+    by_set = {}
+    for run in runs:
+        by_set.setdefault(run["set"], []).append(run["false_alarms"][rate])
+    ratios = [k / wanted for k, _, wanted in map(added, by_set.values())]
+    if len(ratios) < 2:
+        return f"{ratios[0]:.2f}, 1 set" if ratios else ""
+    return f"{np.mean(ratios):.2f} ± {np.std(ratios, ddof=1) / np.sqrt(len(ratios)):.2f}, {len(ratios)} sets"
 
 
 def trust_table(runs):

@@ -75,6 +75,9 @@ def test_thresholds_and_reasons_are_counted():
     assert found["false_alarms"]["0.001"][1:] == [2000, 2 / 2001]
     assert 5 < found["false_alarms"]["0.01"][0] < 40
     assert found["reason_lowers"] == [50 + found["false_alarms"]["0.01"][0]] * 2
+    more = trust(Ruler(), Split(test[:1], test[2000:], np.arange(2050) >= 2000, spare=test[:2000]), 0)
+    assert more["false_alarms"]["0.001"][1:] == [2000, 2 / 2001]
+    assert 50 < more["reason_lowers"][0] < found["reason_lowers"][0]
     few = trust(Ruler(), Split(test[:1], test[-150:], np.arange(150) >= 100), 0)
     assert few["false_alarms"] == {}
     assert few["reason_lowers"][0] == few["reason_lowers"][1] >= 50
@@ -85,7 +88,9 @@ def test_thresholds_and_reasons_are_counted():
     ]
     k = found["false_alarms"]["0.01"][0]
     assert f"{k} of 2000" in trust_totals(runs)
-    assert "| 1 % |" in trust_totals(runs)
+    assert f"| 1 % | {k / 2000 / (20 / 2001):.2f}, 1 set |" in trust_totals(runs)
+    twice = trust_totals([*runs, {**runs[0], "set": "c"}])
+    assert f"| {k / 2000 / (20 / 2001):.2f} ± 0.00, 2 sets |" in twice
     assert "| b | -, - of 0; 100 % of" in trust_table(runs)
     assert trust_totals(runs[2:]) == trust_table(runs[2:]) == ""
 
@@ -140,3 +145,6 @@ def test_caps_keep_anomalies(sets):
     assert len(data.train) == 50
     assert len(data.test) == 40
     assert data.anomalous.sum() == 10
+    normal = {r.tobytes() for r in data.spare}
+    assert len(normal) == len(data.spare) == 110 - 30
+    assert not normal & {r.tobytes() for part in (data.train, data.test) for r in part}
