@@ -100,7 +100,7 @@ bench: onnxruntime build ## cost of each part and of the whole, then the micro-b
 PEERS ?= --rounds 5
 
 .PHONY: bench-peers
-bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt ## beside Python, Quix Streams, Java and a DDPM on one Kafka: 40 minutes; PEERS=--fast
+bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt .cache/peers/best .cache/peers/wide ## beside Python, Quix Streams, Java and a DDPM on one Kafka: 40 minutes; PEERS=--fast
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
 	[ -d benches/peers/.venv ] || "$(PYTHON)" -m venv benches/peers/.venv
 	benches/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements-quix.txt
@@ -112,11 +112,21 @@ bench-scaling: onnxruntime build tools venv kafka ## cost by features, message a
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
 	.venv/bin/python benches/scaling/run.py $(ARGS)
 
-.cache/peers/ddpm.pt: benches/peers/ddpm.py | $(VENV)
+.cache/peers/history.ndjson.gz: | $(VENV)
 	mkdir -p .cache/peers
-	.venv/bin/python models/trainer/examples/payments.py \
-	    --history .cache/peers/history.ndjson.gz --sample .cache/peers/sample.ndjson.gz
+	.venv/bin/python models/trainer/examples/payments.py --history $@ --sample .cache/peers/sample.ndjson.gz
+
+.cache/peers/ddpm.pt: benches/peers/ddpm.py .cache/peers/history.ndjson.gz
 	.venv/bin/python benches/peers/ddpm.py .cache/peers/history.ndjson.gz $@
+
+# Scorers with more arithmetic than that of models/payments.
+.cache/peers/wide: WIDER := --width 256
+.cache/peers/best .cache/peers/wide: .cache/peers/history.ndjson.gz
+	.venv/bin/residuald-train tabular --data $< --schema models/trainer/examples/payments_schema.json \
+	    --name payments-$(@F) --version 1 --recipe best --steps 2000 $(WIDER) --out $@.part
+	.venv/bin/residuald-train screen $@.part --data $<
+	rm -rf $@
+	mv $@.part $@
 
 # What `quality` measures on: a folder of labelled sets (.npz or .csv), and how; results.json there is gone on from.
 QUALITY_DATA ?= ../shared/data/adbench

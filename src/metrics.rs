@@ -14,12 +14,12 @@ pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
 const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
 
-/// What the screen made of a record.
+/// What the screen says of a record: clearly normal, or not.
 pub const CLEARED: &str = "cleared";
 pub const PASSED: &str = "passed";
-pub const AUDITED: &str = "audited";
-/// What it would have made of an audited one.
 pub const SCREENS: [&str; 2] = [PASSED, CLEARED];
+/// Whether the record is scored whatever the screen says.
+pub const AUDITED: [&str; 2] = ["false", "true"];
 
 /// Outcomes of a transaction.
 pub const COMMITTED: &str = "committed";
@@ -115,11 +115,15 @@ impl Metrics {
                 "Records flagged as anomalies.",
                 "severity",
             ),
-            screen_records: counters(
+            screen_records: register(
                 r,
-                "screen_records_total",
-                "Records that the screen looked at: cleared as clearly normal, passed to the scorer, or audited, which is scored whatever the screen says.",
-                "outcome",
+                IntCounterVec::new(
+                    opts(
+                        "screen_records_total",
+                        "Records that the screen looked at: cleared as clearly normal, or passed to the scorer. What is audited is scored whatever it says.",
+                    ),
+                    &["screen", "audited"],
+                ),
             ),
             screen_audited_anomalies: counters(
                 r,
@@ -255,10 +259,10 @@ impl Metrics {
         for reason in Reason::ALL {
             self.dead_letters.with_label_values(&[reason.as_str()]);
         }
-        for outcome in [CLEARED, PASSED, AUDITED] {
-            self.screen_records.with_label_values(&[outcome]);
-        }
         for screen in SCREENS {
+            for audited in AUDITED {
+                self.screen_records.with_label_values(&[screen, audited]);
+            }
             self.screen_audited_anomalies.with_label_values(&[screen]);
         }
         for outcome in [COMMITTED, ABORTED] {

@@ -2,13 +2,16 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from broker import ROOT
 
 PEERS = ROOT / "benches/peers"
 BUNDLE = ROOT / "models/payments"
 DDPM = ROOT / ".cache/peers/ddpm.pt"
+# Bundles of the same payments whose scorer takes more arithmetic; `make bench-peers` trains them.
+HEAVIER = {"`best`": ROOT / ".cache/peers/best", "`best`, 256 wide": ROOT / ".cache/peers/wide"}
 RESIDUALD = ROOT / "target/release/residuald"
 PYTHON, QUIX_PYTHON = ROOT / ".venv/bin/python", PEERS / ".venv/bin/python"
 CLASSES = f"{PEERS}/java/target/classes:{PEERS}/java/target/libs/*"
@@ -28,24 +31,24 @@ class Contender:
     misses: float = 0.0
 
 
-def residuald(brokers, group, topic, anomalies):
+def residuald(brokers, group, topic, anomalies, bundle=BUNDLE):
     settings = {
         "kafka.brokers": brokers,
         "kafka.topics": topic,
         "kafka.group_id": group,
-        "model.bundle": json.dumps(str(BUNDLE)),
+        "model.bundle": json.dumps(str(bundle)),
         "output.anomalies_topic": anomalies,
         "http.listen": "127.0.0.1:0",
     }
     return [RESIDUALD, "run", *(f"--set={name}={value}" for name, value in settings.items())]
 
 
-def screened(*arguments):
-    return [*residuald(*arguments), "--set=screen.mode=on"]
+def screened(*arguments, bundle=BUNDLE):
+    return [*residuald(*arguments, bundle=bundle), "--set=screen.mode=on"]
 
 
-def python(*arguments):
-    return [PYTHON, PEERS / "python_consumer.py", BUNDLE, *arguments]
+def python(*arguments, bundle=BUNDLE):
+    return [PYTHON, PEERS / "python_consumer.py", bundle, *arguments]
 
 
 def quix(*arguments):
@@ -69,3 +72,17 @@ CONTENDERS = {
     "Java, two threads": Contender(java, members=2),
     "DDPM in PyTorch": Contender(ddpm, share=0.01, flags="all"),
 }
+
+
+def with_scorer(bundle):
+    """The fastest peer and residuald on another bundle. A screen may miss one of the some 190 different anomalies."""
+    fastest = "Python, two processes", "residuald", "residuald with its screen"
+    return {
+        name: replace(
+            CONTENDERS[name],
+            command=partial(CONTENDERS[name].command, bundle=bundle),
+            share=0.5,
+            misses=CONTENDERS[name].misses and 0.01,
+        )
+        for name in fastest
+    }

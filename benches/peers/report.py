@@ -1,10 +1,11 @@
 """The results as a page."""
 
+import math
 import statistics
 
 import numpy as np
 
-US, SCREENED = "residuald", "residuald with its screen"
+US, SCREENED, PEER = "residuald", "residuald with its screen", "Python, two processes"
 # Of fewer than this the thousandth is no more than the largest.
 ENOUGH = 2000
 
@@ -26,6 +27,7 @@ def page(results):
         "of the rounds (smallest to largest). The ratio is taken in each round. CPU is that of all threads and "
         "processes of the contender; memory the sum of what its processes had resident at most.",
         backlog(rounds),
+        *heavier(results),
         "## Latency at a steady load",
         "Milliseconds from sending a record (its timestamp) to the broker's append of its verdict, pooled over the "
         "rounds (smallest to largest of a round's own). Half of the rate that the contender itself reached:",
@@ -74,6 +76,26 @@ def backlog(rounds):
     missed = [found[SCREENED]["missed"] for found in rounds if "missed" in found.get(SCREENED, {})]
     said = f"\n\nOf residuald's anomalies the screen missed {spread(missed, '.3%')}." if missed else ""
     return table(head, rows) + said
+
+
+def heavier(results):
+    rounds = results["heavier"]
+    if not any(rounds):
+        return []
+    rows = []
+    for scorer in rounds[0]:
+        found = [runs[scorer] for runs in rounds if {PEER, US, SCREENED} <= runs.get(scorer, {}).keys()]
+        rates = [spread([runs[name]["rate"] for runs in found], ",.0f") for name in (PEER, US, SCREENED)]
+        ratios = [spread([runs[name]["rate"] / runs[PEER]["rate"] for runs in found], ".2f") for name in (US, SCREENED)]
+        missed = spread([runs[SCREENED].get("missed", math.nan) for runs in found], ".2%")
+        rows.append([scorer, *rates, *ratios, missed])
+    head = ["scorer", PEER, US, SCREENED, f"{US} over Python", "with its screen", "anomalies missed by the screen"]
+    return [
+        "## Where the scorer takes more arithmetic",
+        "The same payments and the fastest peer, records/s of half as many records. The bundles are trained on the "
+        "history of `models/payments`, with the trainer's defaults but for 2,000 steps; each with a screen of its own.",
+        table(head, rows),
+    ]
 
 
 def latency(results, what):

@@ -20,7 +20,7 @@ import traceback
 import broker
 import measure
 import report
-from contenders import BUNDLE, CONTENDERS, ENVIRONMENT, RESIDUALD
+from contenders import BUNDLE, CONTENDERS, ENVIRONMENT, HEAVIER, RESIDUALD, with_scorer
 from scoring import Bundle
 from versions import machine, versions
 
@@ -41,7 +41,6 @@ class Bench:
     def __init__(self, kafka, names, options):
         self.kafka, self.names, self.options = kafka, names, options
         self.filled, self.failures, self.lateness = {}, [], {}
-        self.threshold = Bundle(BUNDLE).threshold
 
     def topic(self, records):
         """A backlog of so many, filled when it is first wanted."""
@@ -62,12 +61,13 @@ class Bench:
             traceback.print_exc()
             self.failures.append(f"{name}, {what}: {error!r}")
 
-    def backlog(self, number, order):
+    def backlog(self, number, order, contenders=CONTENDERS, bundle=BUNDLE):
         runs, scores = {}, {}
+        threshold = Bundle(bundle).threshold
         for name in order:
-            contender = CONTENDERS[name]
+            contender = contenders[name]
             records = int(self.options.records * contender.share)
-            topic, group = self.topic(records), slug(name, number)
+            topic, group = self.topic(records), slug(name, bundle.name, number)
             measured = self.attempt(name, "backlog", measure.throughput, self.kafka, contender, group, topic, records)
             if measured:
                 runs[name], scores[name] = measured
@@ -75,16 +75,25 @@ class Bench:
                 say(f"{name}: {run['rate']:,.0f} records/s, {run['cpu']:.1f} µs, {run['memory']:.0f} MiB")
         if "residuald" in scores:
             for name, found in scores.items():
-                if CONTENDERS[name].flags == "anomalies":
-                    may_miss = CONTENDERS[name].misses
-                    sets = scores["residuald"], found, self.ends(name), self.threshold, may_miss
+                contender = contenders[name]
+                if contender.flags == "anomalies":
+                    ends = self.kafka.ends(self.topic(int(self.options.records * contender.share)))
+                    sets = scores["residuald"], found, ends, threshold, contender.misses
                     missed = self.attempt(name, "agreement", agree, *sets)
-                    if may_miss and missed is not None:
+                    if contender.misses and missed is not None:
                         runs[name]["missed"] = missed
         return runs
 
-    def ends(self, name):
-        return self.kafka.ends(self.topic(int(self.options.records * CONTENDERS[name].share)))
+    def heavier(self, number):
+        """-> {scorer: its backlog}"""
+        runs = {}
+        for scorer, bundle in HEAVIER.items():
+            say(f"with {scorer}")
+            contenders = with_scorer(bundle)
+            order = list(contenders)
+            turn = number % len(order)
+            runs[scorer] = self.backlog(number, order[turn:] + order[:turn], contenders, bundle)
+        return runs
 
     def late(self, number, order, runs, what, rates):
         warm_up, seconds = (2, 5) if self.options.fast else (5, self.options.seconds)
@@ -155,10 +164,11 @@ def main():
         bench = Bench(kafka, options.only or list(CONTENDERS), options)
         # Once for nothing: the broker's own code is compiled by then.
         bench.backlog("warm-up", ["Python, two processes"])
-        rounds = []
+        rounds, heavier = [], []
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")
             rounds.append(bench.round(number))
+            heavier.append({} if options.only or options.fast else bench.heavier(number))
         if dead := sum(kafka.ends("dead-letters").values()):
             bench.failures.append(f"{dead} dead letters")
     results = {
@@ -170,6 +180,7 @@ def main():
         "failures": bench.failures,
         "quality": quality(),
         "rounds": rounds,
+        "heavier": heavier,
         "latency": {f"{name}, {what}": report.percentiles(late) for (name, what), late in bench.lateness.items()},
     }
     page = report.page(results)

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::traces::Published;
 use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
-use crate::metrics::{AUDITED, CLEARED, Metrics, PASSED, SCREENS, SKIP_LOST, SKIP_TOMBSTONE};
+use crate::metrics::{AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_TOMBSTONE};
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
@@ -69,15 +69,20 @@ impl Tally {
 }
 
 fn observe(batch: &Batch, metrics: &Metrics) {
-    let (mut passed, mut audited) = (0, 0);
+    let mut looked_at = [[0; AUDITED.len()]; SCREENS.len()];
     for screened in &batch.screened {
-        passed += u64::from(matches!(screened, Screened::Passed { .. }));
-        audited += u64::from(matches!(screened, Screened::Audited { .. }));
+        let (cleared, audited) = match *screened {
+            Screened::Cleared => (true, false),
+            Screened::Passed { .. } => (false, false),
+            Screened::Audited { cleared, .. } => (cleared, true),
+        };
+        looked_at[usize::from(cleared)][usize::from(audited)] += 1;
     }
-    let cleared = batch.screened.len() as u64 - passed - audited;
-    for (outcome, records) in [(CLEARED, cleared), (PASSED, passed), (AUDITED, audited)] {
-        let screened = metrics.screen_records.with_label_values(&[outcome]);
-        screened.inc_by(records);
+    for (screen, counts) in SCREENS.into_iter().zip(looked_at) {
+        for (audited, records) in AUDITED.into_iter().zip(counts) {
+            let screened = metrics.screen_records.with_label_values(&[screen, audited]);
+            screened.inc_by(records);
+        }
     }
     let scores = metrics.score.local();
     for score in batch.fair_scores() {
