@@ -24,6 +24,9 @@ const GAP: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What a goodbye to the brokers gets even when the drain took all the time.
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
+/// Records that are taken before the rest is looked after again, the clock and finished batches among it: all of that at
+/// each record would cost as much as a few fields.
+const TURN: usize = 32;
 /// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
 const TIME_ONE_IN: u64 = 16;
 /// Bytes of pictures and of the rows that they become, taken and not finished: what is beyond waits in Kafka. A second of
@@ -141,7 +144,6 @@ impl Intake {
             while let Ok(batch) = self.channels.finished.try_recv() {
                 self.finish(batch);
             }
-            // One look at the clock a record: more would cost as much as a small field.
             let now = Instant::now();
             let due = self.is_due(now);
             if due && self.is_full() {
@@ -151,7 +153,7 @@ impl Intake {
                     self.dispatch();
                 }
                 self.source.resume(now)?;
-                self.take(self.poll_timeout(now))?;
+                self.take_turn(now)?;
             }
         }
         Ok(Ended::Stopped)
@@ -184,6 +186,20 @@ impl Intake {
         })
     }
 
+    /// Waits for something to happen, then takes records as long as they are there, at most a turn of them.
+    fn take_turn(&mut self, now: Instant) -> Result<(), PipelineError> {
+        if !self.take(self.poll_timeout(now))? {
+            self.leave_early();
+            return Ok(());
+        }
+        for _ in 1..TURN {
+            if self.is_due(now) || !self.take(Duration::ZERO)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Kafka had nothing more: a backlog fills batches, a lone record leaves. A transaction takes longer than any wait, and
     /// holds only so many batches.
     fn leave_early(&mut self) {
@@ -193,15 +209,15 @@ impl Intake {
         }
     }
 
-    /// Takes one event from Kafka: most often a record, which goes into the current batch.
-    fn take(&mut self, timeout: Duration) -> Result<(), PipelineError> {
+    /// Takes one event from Kafka: most often a record, which goes into the current batch; `false` if there is none.
+    fn take(&mut self, timeout: Duration) -> Result<bool, PipelineError> {
         let message = match self.source.poll(timeout)? {
             Event::Message(message) => message,
-            Event::Rebalance(rebalance) => return self.rebalance(&rebalance),
-            Event::Idle => {
-                self.leave_early();
-                return Ok(());
+            Event::Rebalance(rebalance) => {
+                self.rebalance(&rebalance)?;
+                return Ok(true);
             }
+            Event::Idle => return Ok(false),
         };
         let (record, from) = self.source.record(&message);
         self.records += 1;
@@ -227,14 +243,15 @@ impl Intake {
                     Err(DecodeError::SchemaPending(_)) => {
                         let offset = record.offset;
                         drop(message);
-                        return Ok(self.source.hold(from, offset)?);
+                        self.source.hold(from, offset)?;
+                        return Ok(true);
                     }
                 }
             }
         }
         self.metrics.records_consumed.inc();
         self.metrics.records_in_flight.inc();
-        Ok(())
+        Ok(true)
     }
 
     fn rebalance(&mut self, rebalance: &Rebalance) -> Result<(), PipelineError> {
@@ -284,7 +301,8 @@ impl Intake {
             Err(_) => {
                 self.source.pause()?;
                 // Keeps the membership alive; a message that still comes goes into the current batch.
-                self.take(Duration::ZERO)
+                self.take(Duration::ZERO)?;
+                Ok(())
             }
         }
     }
