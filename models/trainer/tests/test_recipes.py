@@ -6,7 +6,8 @@ import torch
 from test_model import FEATURES, rows
 
 from residuald_train.coreset import Kernel, coreset
-from residuald_train.export import check_parity, run_onnx, session, to_onnx
+from residuald_train.export import allowed, check_parity, run_onnx, session, shaken, to_onnx
+from residuald_train.features import Feature
 from residuald_train.recipes import RECIPES
 from residuald_train.score import auroc, run_torch
 from residuald_train.train import Options, fit, whitening
@@ -135,6 +136,22 @@ def test_duplicates_and_constants():
     model = to_onnx(scorer)
     check_parity(scorer, model, np.concatenate([X, fresh()]))
     assert np.isfinite(run_onnx(session(model), fresh())[0]).all()
+
+
+def test_a_record_between_centers_hangs_on_its_rounding():
+    """Two heaps far apart for the kernel: what lies between them belongs to this one or that by its last bit."""
+    heap = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32) / 300
+    X = np.concatenate([heap + 3, heap + 5])
+    scorer = fit([Feature(f"x{j}", f"x{j}", "number") for j in range(2)], X, Options("kernel", coreset=2), quiet=True)
+    centers = scorer.kernel.centers
+    z = torch.lerp(centers[0], centers[1], torch.linspace(0, 1, 100_001)[:, None])
+    shares = scorer.kernel.shares(scorer.kernel.logits(z, z[:, :0]))[:, 0]
+    between = z[(shares - 0.5).abs().argmin()][None]
+    rows = np.concatenate([X, scorer.space.raw(between, between).numpy()])
+    moved, limit = shaken(scorer, rows), allowed(scorer, run_torch(scorer, rows)[0])
+    assert (4 * moved[:-1] <= limit[:-1]).all()
+    assert 4 * moved[-1] > 10 * limit[-1]
+    check_parity(scorer, to_onnx(scorer), rows)
 
 
 def test_whitening_is_symmetric_and_decorrelates():
