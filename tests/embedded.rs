@@ -645,7 +645,10 @@ fn a_screen_spares_the_scorer_and_loses_no_anomaly() {
             "on" => assert_eq!(observed, audited, "scores are those of a fair sample"),
             _ => assert_eq!(observed, records as f64),
         }
-        assert!(screen == "off" || clears.contains(&cleared), "{screen}: {cleared}");
+        assert!(
+            screen == "off" || clears.contains(&cleared),
+            "{screen}: {cleared}"
+        );
         let missed = "residuald_screen_audited_anomalies_total{screen=\"cleared\"}";
         assert_eq!(daemon.metric(missed), 0.0);
         daemon.drains();
