@@ -100,7 +100,7 @@ bench: onnxruntime build ## cost of each part and of the whole, then the micro-b
 PEERS ?= --rounds 5
 
 .PHONY: bench-peers
-bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt .cache/peers/best .cache/peers/wide ## beside Python, Quix Streams, Java and a DDPM on one Kafka: 40 minutes; PEERS=--fast
+bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt .cache/peers/best .cache/peers/wide ## beside Python, Quix Streams, Java and a DDPM on one Kafka: 50 minutes; PEERS=--fast
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
 	[ -d benches/peers/.venv ] || "$(PYTHON)" -m venv benches/peers/.venv
 	benches/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements-quix.txt

@@ -150,7 +150,7 @@ def quality():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=600_000, help="of the fastest; slower ones get a share")
+    parser.add_argument("--records", type=int, default=2_000_000, help="of the fastest; slower ones get a share")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=20, help="of steady load, after 5 that are not counted")
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS))
