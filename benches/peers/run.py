@@ -37,10 +37,19 @@ def slug(name, *more):
     return "-".join([name.lower().replace(",", "").replace(" ", "-"), *map(str, more)])
 
 
+def in_turn(names, number):
+    """Another one first in each round."""
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
 class Bench:
     def __init__(self, kafka, names, options):
         self.kafka, self.names, self.options = kafka, names, options
         self.filled, self.failures, self.lateness = {}, [], {}
+
+    def records(self, contender):
+        return int(self.options.records * contender.share)
 
     def topic(self, records):
         """A backlog of so many, filled when it is first wanted."""
@@ -66,7 +75,7 @@ class Bench:
         threshold = Bundle(bundle).threshold
         for name in order:
             contender = contenders[name]
-            records = int(self.options.records * contender.share)
+            records = self.records(contender)
             topic, group = self.topic(records), slug(name, bundle.name, number)
             measured = self.attempt(name, "backlog", measure.throughput, self.kafka, contender, group, topic, records)
             if measured:
@@ -77,7 +86,7 @@ class Bench:
             for name, found in scores.items():
                 contender = contenders[name]
                 if contender.flags == "anomalies":
-                    ends = self.kafka.ends(self.topic(int(self.options.records * contender.share)))
+                    ends = self.kafka.ends(self.topic(self.records(contender)))
                     sets = scores["residuald"], found, ends, threshold, contender.misses
                     missed = self.attempt(name, "agreement", agree, *sets)
                     if contender.misses and missed is not None:
@@ -90,9 +99,7 @@ class Bench:
         for scorer, bundle in HEAVIER.items():
             say(f"with {scorer}")
             contenders = with_scorer(bundle)
-            order = list(contenders)
-            turn = number % len(order)
-            runs[scorer] = self.backlog(number, order[turn:] + order[:turn], contenders, bundle)
+            runs[scorer] = self.backlog(number, in_turn(list(contenders), number), contenders, bundle)
         return runs
 
     def late(self, number, order, runs, what, rates):
@@ -112,7 +119,7 @@ class Bench:
                 say(f"{name} at {rate:,.0f}/s: p50 {p['p50']:.0f}, p99 {p['p99']:.0f}, p99.9 {p['p99.9']:.0f} ms")
 
     def round(self, number):
-        order = self.names[number % len(self.names) :] + self.names[: number % len(self.names)]
+        order = in_turn(self.names, number)
         runs = self.backlog(number, order)
         own = {name: run["rate"] / 2 for name, run in runs.items()}
         bundled = {name: rate for name, rate in own.items() if CONTENDERS[name].flags == "anomalies"}

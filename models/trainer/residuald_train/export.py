@@ -25,6 +25,7 @@ from .served import run_onnx, session, sha256s
 
 FORMAT, OPSET = 1, 20
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
+MARGIN = 4  # times what a shaken score moves: another runtime rounds each step otherwise, not the record alone
 FORBIDDEN = {
     "RandomNormal",
     "RandomNormalLike",
@@ -121,7 +122,7 @@ def check_parity(scorer, model, X):
     want, got = run_torch(scorer, X)[0].astype(np.float64), run_onnx(session(model), X)[0]
     error, limit = np.abs(got - want), allowed(scorer, want)
     wide = ~(error <= limit)
-    limit[wide] += 4 * shaken(scorer, X[wide])
+    limit[wide] += MARGIN * shaken(scorer, X[wide])
     if not (error <= limit).all() or not np.isfinite(got).all():
         raise TrainerError(f"ONNX Runtime and torch disagree by {error.max()} on a score; nothing was written")
     return float(error.max())
@@ -155,7 +156,7 @@ def bundle(scorer, features, held_out, records, facts, segment=None, values=None
     ]
     golden = np.stack([decode(parse_record(line), features) for line in lines])
     # Another processor may round otherwise; what would then fail proves nothing.
-    steady = 4 * shaken(scorer, golden) <= allowed(scorer, run_torch(scorer, golden)[0])
+    steady = MARGIN * shaken(scorer, golden) <= allowed(scorer, run_torch(scorer, golden)[0])
     if not steady.any():
         raise TrainerError(
             "every golden score hangs on how the record's numbers are rounded; the bundle could not prove itself. "
