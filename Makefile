@@ -18,7 +18,7 @@ CARGO_DENY_VERSION := 0.20.2
 export ORT_DYLIB_PATH ?= $(CURDIR)/.onnxruntime/libonnxruntime.so
 
 VENV := .venv/.installed
-SCRIPTS := .ci/run $(wildcard deploy/*.sh tests/*.sh tests/*/*.sh benches/*.sh)
+SCRIPTS := .ci/run $(wildcard deploy/*.sh tests/*.sh tests/*/*.sh benches/*.sh benches/*/*.sh)
 PYTHON_CODE := models/trainer $(wildcard tests benches)
 
 .PHONY: help
@@ -47,7 +47,7 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
-	.venv/bin/python -m pytest -q tests/triage
+	.venv/bin/python -m pytest -q tests/triage tests/gpu
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald .venv/bin/python -m pytest -q tests/$$tests; done
 
 # The advisory database is a git repository on GitHub, which not every network lets through.
@@ -106,6 +106,12 @@ bench-peers: onnxruntime build tools venv kafka .cache/peers/ddpm.pt .cache/peer
 	benches/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements-quix.txt
 	mvn --batch-mode --quiet --strict-checksums --file benches/peers/java/pom.xml package
 	.venv/bin/python benches/peers/run.py $(PEERS)
+
+.PHONY: gpu-kit
+gpu-kit: venv ## what proves and measures a GPU, in parts to carry: benches/gpu/README.md
+	cargo build --release --locked --bin residuald --example device
+	deploy/onnxruntime.sh --gpu
+	.venv/bin/python benches/gpu/kit.py $(ARGS)
 
 .PHONY: bench-scaling
 bench-scaling: onnxruntime build tools venv kafka ## cost by features, message and picture size, partitions, processes: 20 minutes

@@ -115,10 +115,11 @@ impl Inference {
 }
 
 /// ONNX Runtime execution providers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Provider {
     Cpu,
     Cuda,
+    #[value(name = "tensorrt")]
     TensorRt,
 }
 

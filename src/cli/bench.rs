@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::bundle::{Bundle, manifest::Input};
-use crate::config::{Config, Inference};
+use crate::config::{Config, Inference, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
 use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
@@ -30,7 +30,6 @@ use cpu::Meter;
 
 const TOPIC: &str = "records";
 const PARTITIONS: i32 = 32;
-const BATCH: usize = 256;
 
 /// Measure consume, decode, score and the whole pipeline, also with the bundle's screen if it has one; efficiency is the
 /// parts' CPU over the whole's
@@ -38,7 +37,8 @@ const BATCH: usize = 256;
 #[command(after_help = "\
 Examples:
   residuald bench --bundle models/payments --json
-  residuald bench --bundle models/surface --records 4000")]
+  residuald bench --bundle models/surface --records 4000
+  residuald bench --provider cuda --sessions 2 --batch 4096")]
 pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "models/payments")]
     bundle: PathBuf,
@@ -54,6 +54,12 @@ pub struct Arguments {
     /// Scoring sessions, each with a thread; one for each core if not given
     #[arg(long, value_name = "N")]
     sessions: Option<usize>,
+    /// Score on the CPU, or on the first GPU, which all sessions share
+    #[arg(long, value_enum, default_value_t = Provider::Cpu)]
+    provider: Provider,
+    /// Records that a session scores at once
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    batch: u64,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -207,6 +213,8 @@ struct Bench {
     sample: Vec<Example>,
     records: u64,
     sessions: usize,
+    provider: Provider,
+    batch: usize,
 }
 
 impl Bench {
@@ -228,6 +236,8 @@ impl Bench {
             sample,
             records,
             sessions: arguments.sessions.unwrap_or(cores).max(1),
+            provider: arguments.provider,
+            batch: usize::try_from(arguments.batch).expect("it is in range"),
         })
     }
 
@@ -241,8 +251,11 @@ impl Bench {
     }
 
     fn loaded(&self) -> Result<model::Loaded, Failure> {
-        let inference = Inference::on_cpu(self.sessions);
-        model::load(&self.bundle, &inference, BATCH, default_rule)
+        let inference = Inference {
+            provider: self.provider,
+            ..Inference::on_cpu(self.sessions)
+        };
+        model::load(&self.bundle, &inference, self.batch, default_rule)
     }
 
     /// Takes messages from the broker and looks at nothing.
@@ -313,7 +326,7 @@ impl Bench {
         let mut rows = Vec::new();
         let meter = Meter::start(&[]);
         for (i, payload) in self.payloads().enumerate() {
-            if i % BATCH == 0 {
+            if i % self.batch == 0 {
                 rows.clear();
             }
             let _ = decoder.decode(payload, &mut rows);
@@ -331,7 +344,7 @@ impl Bench {
             let threads: Vec<_> = loaded
                 .scorers
                 .iter_mut()
-                .map(|scorer| scope.spawn(|| score_share(scorer, &rows, share)))
+                .map(|scorer| scope.spawn(|| score_share(scorer, &rows, self.batch, share)))
                 .collect();
             threads
                 .into_iter()
@@ -392,8 +405,9 @@ impl Bench {
         let settings = [
             format!("kafka.topics={}", quote(TOPIC)),
             format!("model.bundle={}", quote(&self.bundle.to_string_lossy())),
-            format!("batch.max_records={BATCH}"),
+            format!("batch.max_records={}", self.batch),
             format!("inference.workers={}", self.sessions),
+            format!("inference.provider={}", self.provider.as_str()),
             format!("screen.mode={screen}"),
             "http.listen=127.0.0.1:0".to_owned(),
             "telemetry.log_level=error".to_owned(),
@@ -457,7 +471,12 @@ enum Rows {
     Pictures(Vec<Vec<u8>>),
 }
 
-fn score_share(scorer: &mut Scorer, rows: &Rows, records: usize) -> Result<(), Failure> {
+fn score_share(
+    scorer: &mut Scorer,
+    rows: &Rows,
+    batch: usize,
+    records: usize,
+) -> Result<(), Failure> {
     let (values, width) = match rows {
         Rows::Table { values, width } => (values, *width),
         Rows::Pictures(pictures) => {
@@ -471,7 +490,7 @@ fn score_share(scorer: &mut Scorer, rows: &Rows, records: usize) -> Result<(), F
     };
     let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
     let mut left = records;
-    for batch in values.chunks(BATCH * width).cycle() {
+    for batch in values.chunks(batch * width).cycle() {
         if left == 0 {
             break;
         }

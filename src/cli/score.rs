@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bundle::{Calibration, Input, SegmentBy, SegmentId};
+use crate::config::Provider;
 use crate::dataset;
 use crate::decode::{Decoder, Input as Format, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
@@ -23,7 +24,7 @@ use super::failure::Failure;
 use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
-use super::scoring::{BATCH, CHUNK, Highest, Judged, PICTURES, Scoring, all_cores};
+use super::scoring::{self, CHUNK, Highest, Judged, PICTURES, Scoring};
 use super::threshold::{ThresholdArguments, default_rule, segments};
 
 const REASONS: usize = 5;
@@ -59,6 +60,9 @@ pub struct Arguments {
     /// Write a contact sheet of the pictures to this file: original, reconstruction and heatmap, by grade
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Score on all cores, or on the first GPU
+    #[arg(long, value_enum, default_value_t = Provider::Cpu)]
+    provider: Provider,
     #[command(flatten)]
     threshold: ThresholdArguments,
     /// Write every verdict to this file, one JSON object a line; - is standard output
@@ -108,7 +112,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let asked = arguments.threshold.rule();
     let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
-    let loaded = model::load(&arguments.bundle, &all_cores(), BATCH, rule)?;
+    let (inference, batch) = scoring::on(arguments.provider);
+    let loaded = model::load(&arguments.bundle, &inference, batch, rule)?;
     if arguments.file.is_dir() {
         return folder::run(arguments, loaded, out(arguments.out.as_deref())?, started);
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::batch::Batch;
-use crate::config::Inference;
+use crate::config::{Inference, Provider};
 use crate::decode::{Reason, RowError};
 use crate::onnx::{Scorer, Seen};
 use crate::picture::{Finding, Reader, highest};
@@ -19,9 +19,24 @@ pub const BATCH: usize = 256;
 /// Encoded pictures that are worth sharing out.
 pub const PICTURES: usize = 64;
 
+/// Rows that a GPU scores at once: each launch costs the same whatever its rows.
+const GPU_BATCH: usize = 4_096;
+
 /// A session for each core.
 pub fn all_cores() -> Inference {
     Inference::on_cpu(thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Where a verb scores: on every core, or on the first GPU. And the rows that a session scores at once.
+pub fn on(provider: Provider) -> (Inference, usize) {
+    if provider == Provider::Cpu {
+        return (all_cores(), BATCH);
+    }
+    let inference = Inference {
+        provider,
+        ..Inference::on_cpu(1)
+    };
+    (inference, GPU_BATCH)
 }
 
 pub struct Scoring {

@@ -18,6 +18,17 @@ impl Buckets {
         Buckets(smaller.chain([largest]).collect())
     }
 
+    /// For batches of up to `most` on a GPU, whose kernels do not care for multiples of 16.
+    pub fn doubling(most: usize) -> Buckets {
+        let doubling = std::iter::successors(Some(1), |size| Some(size * 2));
+        Buckets(
+            doubling
+                .take_while(|&size| size < most)
+                .chain([most])
+                .collect(),
+        )
+    }
+
     /// Each record by itself.
     pub fn one() -> Buckets {
         Buckets(vec![1])
@@ -66,5 +77,7 @@ mod tests {
         );
         assert_eq!(Buckets::up_to(100).sizes(), [16, 32, 48, 64, 96, 112]);
         assert_eq!(Buckets::up_to(100).fit(65), 96);
+        assert_eq!(Buckets::doubling(1).sizes(), [1]);
+        assert_eq!(Buckets::doubling(48).sizes(), [1, 2, 4, 8, 16, 32, 48]);
     }
 }

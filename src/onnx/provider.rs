@@ -120,14 +120,21 @@ impl Placement {
         Ok(Placement(nodes))
     }
 
-    /// Whether the provider took any, or is the CPU, which would take what there is.
-    pub fn has(&self, provider: Provider) -> bool {
+    /// Whether the provider took some nodes and no fewer run on GPUs than on the CPU; always for the CPU. ONNX Runtime keeps a few
+    /// nodes that compute shapes on the CPU even if it runs all arithmetic on the GPU.
+    pub fn is_mostly_on(&self, provider: Provider) -> bool {
         let name = match provider {
             Provider::Cpu => return true,
             Provider::Cuda => "CUDAExecutionProvider",
             Provider::TensorRt => "TensorrtExecutionProvider",
         };
-        self.0.contains_key(name)
+        let all: usize = self.0.values().sum();
+        self.0.contains_key(name) && 2 * self.on_cpu() <= all
+    }
+
+    /// Nodes that the CPU runs.
+    pub fn on_cpu(&self) -> usize {
+        self.0.get("CPUExecutionProvider").copied().unwrap_or(0)
     }
 }
 
@@ -152,5 +159,22 @@ mod tests {
         assert_eq!(of, ["x:16x22", "x:256x22"]);
         let of = profile(&[96, 96, 1], &Buckets::up_to(64));
         assert_eq!(of, ["x:16x96x96x1", "x:64x96x96x1"]);
+    }
+
+    #[test]
+    fn a_graph_that_the_cpu_runs_for_the_most_part_is_not_on_the_gpu() {
+        let placement = |nodes: &[(&str, usize)]| {
+            let named = nodes
+                .iter()
+                .map(|(name, count)| (format!("{name}ExecutionProvider"), *count));
+            Placement(named.collect())
+        };
+        let most = placement(&[("CPU", 1), ("CUDA", 143)]);
+        assert!(most.is_mostly_on(Provider::Cuda));
+        assert!(!most.is_mostly_on(Provider::TensorRt));
+        assert!(!placement(&[("CPU", 3), ("CUDA", 1)]).is_mostly_on(Provider::Cuda));
+        assert!(!placement(&[("CPU", 4)]).is_mostly_on(Provider::Cuda));
+        assert!(placement(&[("CPU", 4)]).is_mostly_on(Provider::Cpu));
+        assert!(placement(&[("CUDA", 3), ("Tensorrt", 1)]).is_mostly_on(Provider::TensorRt));
     }
 }

@@ -90,7 +90,7 @@ impl Scorer {
             None => Buckets::up_to(max_records),
             // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
             Some(_) if provider == Provider::Cpu => Buckets::one(),
-            Some(_) => Buckets::up_to(max_records.min(MOST_PICTURES)),
+            Some(_) => Buckets::doubling(max_records.min(MOST_PICTURES)),
         };
         let row = match input {
             Input::Tabular { features } => vec![features.len()],
@@ -248,9 +248,12 @@ fn session_on(
         committed => committed?,
     };
     let placement = Placement::of(&session)?;
-    if !placement.has(provider) {
-        let nothing = format!("ONNX Runtime runs nothing on it ({placement})");
-        return Err(absent(&nothing));
+    if !placement.is_mostly_on(provider) {
+        let elsewhere = format!("ONNX Runtime runs most of the graph elsewhere ({placement})");
+        return Err(absent(&elsewhere));
+    }
+    if provider != Provider::Cpu && placement.on_cpu() > 0 {
+        tracing::info!(%placement, "some nodes run on the CPU, with copies to and from the GPU around them");
     }
     Ok((session, provider, placement))
 }
