@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster import cluster
 from tools import CHART, ROOT, TOOLS, VALUES, helm, manifests, objects, residuald, run, skip, template, tool
 from values_table import documented, with_table
 
@@ -233,6 +234,25 @@ def test_who_scales_sets_the_replicas():
         kinds = {o["kind"] for o in objects(manifests(values))}
         scaled = bool(kinds & {"ScaledObject", "HorizontalPodAutoscaler"})
         assert scaled != ("replicas" in one("Deployment", manifests(values))["spec"]), values
+
+
+@pytest.mark.parametrize("scaler", ["hpa", "keda"])
+def test_the_replicas_that_run_stay_when_an_autoscaler_is_turned_on(scaler):
+    def replicas(deployment):
+        with cluster("scoring", deployment, 7) as server:
+            rendered = template("--values", named(scaler), *server)
+        assert rendered.returncode == 0, rendered.stderr
+        return one("Deployment", rendered.stdout)["spec"].get("replicas")
+
+    assert replicas("residuald") == 7
+    # Before the first install nothing runs that could be kept.
+    assert replicas("another") is None
+
+
+def test_the_replicas_are_the_values_without_an_autoscaler():
+    with cluster("scoring", "residuald", 7) as server:
+        rendered = template(*MINIMAL, "--set", "replicas=3", *server)
+    assert one("Deployment", rendered.stdout)["spec"]["replicas"] == 3
 
 
 # --- residuald's settings ----------------------------------------------------------------------
