@@ -35,6 +35,16 @@ demo: onnxruntime build ## score the sample stream on an embedded broker, live i
 build: ## target/release/residuald
 	cargo build --release --locked
 
+# Where `install` puts what `make build onnxruntime` made, and what it takes.
+PREFIX ?= /usr/local
+RESIDUALD ?= target/release/residuald
+
+.PHONY: install
+install: ## residuald into PREFIX/bin and ONNX Runtime into PREFIX/lib/onnxruntime: sudo make install
+	@[ -x "$(RESIDUALD)" ] || { echo "no $(RESIDUALD): run \`make build onnxruntime\` first" >&2; exit 1; }
+	install -D -m 755 "$(RESIDUALD)" "$(DESTDIR)$(PREFIX)/bin/residuald"
+	deploy/onnxruntime.sh --dest "$(DESTDIR)$(PREFIX)/lib/onnxruntime"
+
 .PHONY: onnxruntime
 onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 	@deploy/onnxruntime.sh

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::dotted;
 use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
 
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
@@ -306,11 +307,9 @@ impl Settings {
             }
             None => return settings,
         };
-        let mut entries: Vec<(String, Value)> = table.into_iter().collect();
-        // The environment last, so that it wins over the same setting spelled with dots in the file.
-        entries.sort_by_key(|(name, value)| (from_environment(value), name.clone()));
-        for (name, value) in entries {
-            self.known.insert(format!("{key}.{name}"));
+        self.known
+            .extend(table.keys().map(|name| format!("{key}.{name}")));
+        for (name, value) in dotted::entries(table) {
             let name = match from_environment(&value) {
                 true => name.replace('_', "."),
                 false => name,
@@ -394,7 +393,7 @@ fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves:
     leaves.sort();
 }
 
-const ENVIRONMENT: &str = "the environment";
+pub(super) const ENVIRONMENT: &str = "the environment";
 
 fn from_environment(value: &Value) -> bool {
     value.origin() == Some(ENVIRONMENT)

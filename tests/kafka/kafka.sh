@@ -87,7 +87,10 @@ known() { # ID
 launch() { # ID
     # A session of its own, so that Ctrl-C in a test's terminal is not the broker's.
     # shellcheck disable=SC2016
+    # Kafka reads keys of no issuer that is not named so.
     python3 -c 'import os, sys; os.setsid(); os.execvp("java", ["java", *sys.argv[1:]])' \
+        "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://$dir/oauth/jwks.json" \
+        "-Dorg.apache.kafka.sasl.oauthbearer.allowed.files=$dir/oauth/jwks.json" \
         -Xms128m -Xmx512m -XX:+UseSerialGC -Djava.io.tmpdir="$dir" -Dlog4j2.configurationFile="$here/log4j2.xml" \
         -cp "$libs/*" kafka.Kafka "$(properties "$1")" >"$dir/server-$1.log" 2>&1 </dev/null &
     echo $! >"$dir/server-$1.pid"
@@ -139,7 +142,7 @@ stop() {
     each_broker kill_broker
     # A killed broker leaves the native libraries that it unpacked.
     rm -rf "$dir"/data-* "$dir"/liblz4-* "$dir"/libzstd-* "$dir"/server-*.pid "$dir"/server-*.properties \
-        "$dir"/bootstrap* "$dir/proxied" "$dir/tls"
+        "$dir"/bootstrap* "$dir/proxied" "$dir/tls" "$dir/oauth"
 }
 
 # COUNT ports, a line each.
@@ -158,7 +161,7 @@ PY
 configure() {
     local names=(PLAINTEXT CONTROLLER) in_sync=$((brokers > 1 ? 2 : 1)) voters="" id i
     [ -z "$proxied" ] || names+=(PROXIED)
-    [ -z "$secure" ] || names+=(TLS MTLS SASL)
+    [ -z "$secure" ] || names+=(TLS MTLS SASL OAUTH)
     # By listener, then by broker.
     local ports
     # shellcheck disable=SC2207
@@ -189,7 +192,7 @@ controller.quorum.voters=$voters
 controller.listener.names=CONTROLLER
 listeners=$listeners
 advertised.listeners=$advertised
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MTLS:SSL,SASL:SASL_SSL
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MTLS:SSL,SASL:SASL_SSL,OAUTH:SASL_SSL
 log.dirs=$dir/data-$id
 
 auto.create.topics.enable=false
@@ -230,6 +233,13 @@ listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
 listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
     user_plain="plain-s3cret";
 listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.oauth.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.oauth.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;
+listener.name.oauth.oauthbearer.sasl.server.callback.handler.class=org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler
+listener.name.oauth.oauthbearer.sasl.oauthbearer.jwks.endpoint.url=file://$dir/oauth/jwks.json
+listener.name.oauth.oauthbearer.sasl.oauthbearer.expected.issuer=residuald-tests
+listener.name.oauth.oauthbearer.sasl.oauthbearer.expected.audience=residuald-tests
+listener.name.oauth.oauthbearer.connections.max.reauth.ms=10000
 CONF
     done
 }
@@ -262,6 +272,18 @@ CONF
     openssl pkcs8 -topk8 -in "$dir/tls/client.key" -passout pass:key-s3cret -out "$dir/tls/client.encrypted.key"
 }
 
+# The key of an issuer of tokens, and what brokers know of it.
+issue() {
+    mkdir -p "$dir/oauth"
+    openssl genrsa -out "$dir/oauth/issuer.key" 2048 2>/dev/null
+    openssl rsa -in "$dir/oauth/issuer.key" -noout -modulus | python3 -c '
+import base64, json, sys
+modulus = bytes.fromhex(sys.stdin.read().strip().split("=")[1])
+n = base64.urlsafe_b64encode(modulus).decode().rstrip("=")
+print(json.dumps({"keys": [{"kty": "RSA", "kid": "issuer", "use": "sig", "alg": "RS256", "n": n, "e": "AQAB"}]}))
+' >"$dir/oauth/jwks.json"
+}
+
 certificate() { # NAME KIND [ISSUER]
     openssl req -x509 -config "$dir/tls/openssl.cnf" -extensions "$2" -subj "/O=residuald tests/CN=$1" -days 2 \
         -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes ${3:+-CA "$dir/tls/$3.pem" -CAkey "$dir/tls/$3.key"} \
@@ -281,7 +303,7 @@ start() {
     dir=$(cd "$dir" && pwd)
     if alive 1; then die "a cluster runs in ${dir#"$root"/} at $(cat "$dir/bootstrap"); stop it first, or give another --dir"; fi
     stop
-    [ -z "$secure" ] || certify
+    [ -z "$secure" ] || { certify; issue; }
     configure
     local id formats=""
     for id in $(seq "$brokers"); do

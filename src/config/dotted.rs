@@ -1,0 +1,51 @@
+//! librdkafka's names have dots. Without quotes TOML, and so `--set`, takes each dot for a table in a table.
+
+use config::{Map, Value, ValueKind};
+
+/// Names whose last part looks as if it said where a secret is: `a.file` is a name here, not `a = { file = … }`.
+const FILES: [&str; 3] = [
+    "sasl.oauthbearer.assertion",
+    "sasl.oauthbearer.assertion.jwt.template",
+    "sasl.oauthbearer.assertion.private.key",
+];
+
+/// The settings of a client by librdkafka's names, however they were written. What wins comes last.
+pub fn entries(table: Map<String, Value>) -> Vec<(String, Value)> {
+    let mut entries = Vec::new();
+    flatten("", table, &mut entries);
+    entries.sort_by_key(|(name, value)| (rank(value), name.clone()));
+    entries
+}
+
+fn flatten(prefix: &str, table: Map<String, Value>, entries: &mut Vec<(String, Value)>) {
+    for (part, value) in table {
+        let name = match prefix {
+            "" => part,
+            _ => format!("{prefix}.{part}"),
+        };
+        match &value.kind {
+            ValueKind::Table(below) if !is_place(&name, below) => {
+                flatten(&name, below.clone(), entries);
+            }
+            _ => entries.push((name, value)),
+        }
+    }
+}
+
+/// Whether this says where the value of `name` is: `{ env = … }` or `{ file = … }`.
+fn is_place(name: &str, table: &Map<String, Value>) -> bool {
+    let scalar = |key| {
+        let value: Option<&Value> = table.get(key);
+        value.is_some_and(|value| !matches!(value.kind, ValueKind::Table(_)))
+    };
+    table.len() == 1 && (scalar("env") || scalar("file") && !FILES.contains(&name))
+}
+
+/// The same setting may be in several places in several spellings, which are not merged.
+fn rank(value: &Value) -> usize {
+    match value.origin() {
+        Some(super::FLAG) => 2,
+        Some(super::settings::ENVIRONMENT) => 1,
+        _ => 0,
+    }
+}
