@@ -151,6 +151,10 @@ fn outlives_its_tokens(cluster: &Cluster, delivery: &str) {
 }
 
 fn refused(cluster: &Cluster, settings: &[String]) -> Ended {
+    refused_with(&[], cluster, settings)
+}
+
+fn refused_with(environment: &[(&str, &str)], cluster: &Cluster, settings: &[String]) -> Ended {
     static TOPICS: OnceLock<[String; 4]> = OnceLock::new();
     let [input, _, anomalies, dead] = TOPICS.get_or_init(|| topics(cluster, "refused"));
     let mut command = residuald();
@@ -165,7 +169,7 @@ fn refused(cluster: &Cluster, settings: &[String]) -> Ended {
     ] {
         command.env_remove(name);
     }
-    command.arg("run");
+    command.arg("run").envs(environment.iter().copied());
     let own = [
         format!("kafka.brokers={}", brokers(cluster)),
         format!("model.bundle={:?}", payments()),
@@ -223,6 +227,35 @@ fn who_gets_no_token_or_one_that_the_brokers_refuse_is_told_what_to_look_at() {
         for secret in [SECRET, wrong, "eyJ"] {
             assert!(!ended.stderr.contains(secret), "{}", ended.stderr);
         }
+    }
+}
+
+/// There is no Amazon MSK here: these brokers get the token and refuse it.
+#[test]
+#[cfg(feature = "aws-msk-iam")]
+fn a_token_of_aws_reaches_the_brokers_and_no_log() {
+    let Some(cluster) = secure() else { return };
+    let ca = cluster.dir.join("tls/ca.pem");
+    let settings = client(&[
+        ("security.protocol", "sasl_ssl"),
+        ("ssl.ca.location", ca.to_str().unwrap()),
+        ("sasl.mechanisms", "OAUTHBEARER"),
+        ("sasl.oauthbearer.config", "aws_msk_iam region=eu-central-1"),
+        ("debug", "all"),
+    ]);
+    let talkative = ["telemetry.log_level=trace".to_owned()];
+    let secrets = [
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "aws-s3cret"),
+        ("AWS_SESSION_TOKEN", "session-s3cret"),
+    ];
+    let ended = refused_with(&secrets, cluster, &[&settings[..], &talkative].concat());
+    let line = ended.one_line(69);
+    assert!(line.contains("invalid_token"), "{line}");
+    // The last is how each of these tokens begins: https://
+    for secret in ["s3cret", "X-Amz-Signature", "aHR0cHM6Ly9"] {
+        let spilt = ended.stderr.lines().find(|line| line.contains(secret));
+        assert_eq!(spilt, None);
     }
 }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use rdkafka::client::OAuthToken;
 use reqsign_aws_core::{Credential, DefaultCredentialProvider};
 use reqsign_core::{Context, Env, FileRead, HttpSend, OsEnv, ProvideCredential as _};
+use tracing::subscriber::NoSubscriber;
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
@@ -71,7 +72,7 @@ fn sign_in(region: &str, credential: &Credential, now: SystemTime) -> Result<OAu
     let empty = SignableBody::Bytes(&[]);
     let request =
         SignableRequest::new("GET", &url, std::iter::empty(), empty).map_err(|e| e.to_string())?;
-    let signed = sign(request, &parameters.into()).map_err(|e| e.to_string())?;
+    let signed = quietly(|| sign(request, &parameters.into())).map_err(|e| e.to_string())?;
     let mut request = http::Request::get(&url)
         .body(())
         .map_err(|e| e.to_string())?;
@@ -93,6 +94,11 @@ fn end_of(credential: &Credential, now: SystemTime) -> Result<i64, String> {
     let end = i64::try_from(end.as_millis()).map_err(|e| e.to_string())?;
     let of_credential = credential.expires_in.map(|at| at.as_second() * 1000);
     Ok(of_credential.map_or(end, |of_credential| of_credential.min(end)))
+}
+
+/// Without a log: at TRACE these libraries write down what they sign and send.
+fn quietly<T>(body: impl FnOnce() -> T) -> T {
+    tracing::subscriber::with_default(NoSubscriber::default(), body)
 }
 
 #[derive(Debug)]
@@ -136,15 +142,14 @@ impl HttpSend for Http {
         request: http::Request<Bytes>,
     ) -> reqsign_core::Result<http::Response<Bytes>> {
         let host = request.uri().host().unwrap_or_default().to_owned();
-        let failed = |e| reqsign_core::Error::unexpected(format!("{host}: {e}"));
+        let failed = |e: ureq::Error| reqsign_core::Error::unexpected(format!("{host}: {e}"));
         let request = request.map(|body| body.to_vec());
-        let (parts, mut body) = self.0.run(request).map_err(failed)?.into_parts();
-        let body = body
-            .with_config()
-            .limit(MOST_BYTES)
-            .read_to_vec()
-            .map_err(failed)?;
-        Ok(http::Response::from_parts(parts, body.into()))
+        let answer = quietly(|| {
+            let (parts, mut body) = self.0.run(request)?.into_parts();
+            let body = body.with_config().limit(MOST_BYTES).read_to_vec()?;
+            Ok(http::Response::from_parts(parts, body.into()))
+        });
+        answer.map_err(failed)
     }
 }
 

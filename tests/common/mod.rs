@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod cluster;
 pub mod formats;
 pub mod kafka;
+pub mod kdc;
 pub mod oidc;
 pub mod process;
 pub mod registry;
