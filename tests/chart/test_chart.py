@@ -342,12 +342,18 @@ def test_its_table_of_values_is_true(regenerate):
 
 
 def test_the_readmes_examples_work(tmp_path):
-    first, secrets = re.findall(r"(?s)(?:<<'YAML'|```yaml)\n(.*?)(?:YAML|```)\n", (CHART / "README.md").read_text())
+    readme = (CHART / "README.md").read_text()
+    first, secrets, kerberos = re.findall(r"(?s)(?:<<'YAML'|```yaml)\n(.*?)(?:YAML|```)\n", readme)
     examples = {"first.yaml": first, "secrets.yaml": secrets}
     for name, text in examples.items():
         (tmp_path / name).write_text(text)
     merged = template(*(part for name in examples for part in ("--values", tmp_path / name)))
     assert "residuald-env" in merged.stdout, merged.stderr
+    (tmp_path / "kerberos.yaml").write_text(kerberos)
+    by_kerberos = template("--values", tmp_path / "first.yaml", "--values", tmp_path / "kerberos.yaml")
+    assert by_kerberos.returncode == 0, by_kerberos.stderr
+    mounts = {mount["mountPath"] for mount in container(by_kerberos.stdout)["volumeMounts"]}
+    assert {"/krb5", "/tickets", "/etc/residuald"} <= mounts
     command = re.search(
         r"helm install fraud deploy/helm/residuald((?: .*\\\n)+ .*\n)", (ROOT / "README.md").read_text()
     )
