@@ -730,7 +730,7 @@ mod tests {
     #[test]
     fn client_settings_need_no_quotes_around_their_dots() {
         let text = format!(
-            "{SMALLEST}\n[kafka.client]\n\"sasl.username\" = \"quoted\"\nsasl.mechanism = \"PLAIN\"\n\
+            "{SMALLEST}\n[kafka.client]\n\"sasl.username\" = \"quoted\"\n\"ssl.ca.location\" = \"/no/such/file\"\nsasl.mechanism = \"PLAIN\"\n\
              ssl.key.password.env = \"PATH\"\n[kafka.client.security]\nprotocol = \"sasl_ssl\""
         );
         let variables = [
@@ -741,6 +741,7 @@ mod tests {
         let flags = [
             "kafka.client.sasl.mechanism=OAUTHBEARER",
             "kafka.client.client.id=flag",
+            "kafka.client.ssl.ca.location=probe",
             "kafka.client.sasl.oauthbearer.assertion.file=/the/assertion",
             "kafka.client.sasl.oauthbearer.token.endpoint.url=http://idp/token",
             "kafka.consumer.fetch.wait.max.ms=7",
@@ -758,6 +759,7 @@ mod tests {
                 ("sasl.password", "variable"),
                 ("sasl.username", "variable"),
                 ("security.protocol", "sasl_ssl"),
+                ("ssl.ca.location", "probe"),
                 ("ssl.key.password", path.as_str()),
             ]
         );

@@ -1,6 +1,11 @@
 //! librdkafka's names have dots. Without quotes TOML, and so `--set`, takes each dot for a table in a table.
 
+use std::collections::BTreeMap;
+
 use config::{Map, Value, ValueKind};
+
+use super::FLAG;
+use super::settings::ENVIRONMENT;
 
 /// Names whose last part looks as if it said where a secret is: `a.file` is a name here, not `a = { file = … }`.
 const FILES: [&str; 3] = [
@@ -9,12 +14,20 @@ const FILES: [&str; 3] = [
     "sasl.oauthbearer.assertion.private.key",
 ];
 
-/// The settings of a client by librdkafka's names, however they were written. What wins comes last.
-pub fn entries(table: Map<String, Value>) -> Vec<(String, Value)> {
+/// The settings of a client by librdkafka's names, however they were written; of those in several places what wins.
+pub fn entries(table: Map<String, Value>) -> BTreeMap<String, Value> {
     let mut entries = Vec::new();
     flatten("", table, &mut entries);
-    entries.sort_by_key(|(name, value)| (rank(value), name.clone()));
-    entries
+    entries.sort_by_key(|(_, value)| rank(value));
+    let named = entries.into_iter().map(|(name, value)| {
+        let name = match value.origin() {
+            // There a dot is an underscore.
+            Some(ENVIRONMENT) => name.replace('_', "."),
+            _ => name,
+        };
+        (name, value)
+    });
+    named.collect()
 }
 
 fn flatten(prefix: &str, table: Map<String, Value>, entries: &mut Vec<(String, Value)>) {
@@ -44,8 +57,8 @@ fn is_place(name: &str, table: &Map<String, Value>) -> bool {
 /// The same setting may be in several places in several spellings, which are not merged.
 fn rank(value: &Value) -> usize {
     match value.origin() {
-        Some(super::FLAG) => 2,
-        Some(super::settings::ENVIRONMENT) => 1,
+        Some(FLAG) => 2,
+        Some(ENVIRONMENT) => 1,
         _ => 0,
     }
 }

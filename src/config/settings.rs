@@ -310,10 +310,6 @@ impl Settings {
         self.known
             .extend(table.keys().map(|name| format!("{key}.{name}")));
         for (name, value) in dotted::entries(table) {
-            let name = match from_environment(&value) {
-                true => name.replace('_', "."),
-                false => name,
-            };
             if reserved.contains(&name.as_str()) {
                 self.problem(format!(
                     "{key}: `{name}` is set by residuald, because delivery depends on it: remove it"
@@ -330,8 +326,6 @@ impl Settings {
                         self.keep_user(&text);
                         literal(&value)
                     };
-                    self.effective
-                        .retain(|e| e.key != format!("{key}.\"{name}\""));
                     self.show(&format!("{key}.\"{name}\""), shown, origin(&value));
                     if let Some(problem) = unreadable(&name, &text) {
                         self.problem(format!("{key}.\"{name}\": {problem}"));
@@ -395,10 +389,6 @@ fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves:
 
 pub(super) const ENVIRONMENT: &str = "the environment";
 
-fn from_environment(value: &Value) -> bool {
-    value.origin() == Some(ENVIRONMENT)
-}
-
 fn origin(value: &Value) -> String {
     value.origin().unwrap_or("default").to_owned()
 }
@@ -441,7 +431,9 @@ fn resolve(value: &Value) -> Result<(String, bool), String> {
 
 /// Files that librdkafka reads at start; its own errors do not say what is wrong with them.
 fn unreadable(name: &str, path: &str) -> Option<String> {
-    const FILES: [&str; 5] = [
+    const FILES: [&str; 7] = [
+        "https.ca.location",
+        "sasl.kerberos.keytab",
         "ssl.ca.location",
         "ssl.certificate.location",
         "ssl.key.location",

@@ -386,14 +386,13 @@ impl History {
                 code @ (Code::UnknownTopicOrPartition
                 | Code::UnknownTopic
                 | Code::UnknownPartition
-                | Code::TopicAuthorizationFailed
-                | Code::SaslAuthenticationFailed
-                | Code::Authentication),
+                | Code::TopicAuthorizationFailed),
             )
             | ClientError::MessageConsumptionFatal(code) => {
                 let problem = format!("topic `{}`: {code}", self.topic);
                 Err(KafkaError::Client(problem).into())
             }
+            // Among them that a token cannot be renewed: unless it comes back, the silence ends the reading.
             _ => Ok(()),
         }
     }

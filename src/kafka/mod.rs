@@ -24,7 +24,6 @@ use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, Owne
 use rdkafka::types::RDKafkaErrorCode;
 
 pub use membership::Membership;
-pub use sasl::MECHANISMS;
 pub use sink::{Delivery, SendError, Sink};
 pub use source::{Event, Rebalance, RebalanceKind, Source};
 pub use transaction::Outcome;

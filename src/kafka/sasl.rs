@@ -13,7 +13,7 @@ use super::msk_iam;
 const MSK_IAM: &str = "aws_msk_iam";
 
 /// The mechanisms of this build, as librdkafka calls them.
-pub const MECHANISMS: &[&str] = if cfg!(feature = "kerberos") {
+const MECHANISMS: &[&str] = if cfg!(feature = "kerberos") {
     &[
         "PLAIN",
         "SCRAM-SHA-256",
@@ -35,7 +35,7 @@ pub(super) fn check(config: &ClientConfig) -> Result<(), KafkaError> {
     let mechanism = named.into_iter().flatten().next();
     let problem = match mechanism {
         None if !cfg!(feature = "kerberos") => format!(
-            "is not set, and librdkafka's default GSSAPI (Kerberos) is not in this build: set one of {}",
+            "it is not set, and librdkafka's default GSSAPI (Kerberos) is not in this build: set one of {}",
             MECHANISMS.join(", ")
         ),
         Some("GSSAPI") if !cfg!(feature = "kerberos") => format!(

@@ -251,9 +251,8 @@ CONF
         [ -z "$kerberos" ] || cat >>"$(properties "$id")" <<CONF
 
 listener.name.kerberos.sasl.enabled.mechanisms=GSSAPI
-listener.name.kerberos.gssapi.sasl.kerberos.service.name=kafka
 listener.name.kerberos.gssapi.sasl.jaas.config=com.sun.security.auth.module.Krb5LoginModule required \\
-    useKeyTab=true storeKey=true keyTab="$dir/kerberos/broker.keytab" principal="kafka/127.0.0.1";
+    serviceName=kafka useKeyTab=true storeKey=true keyTab="$dir/kerberos/broker.keytab" principal="kafka/127.0.0.1";
 CONF
     done
 }
