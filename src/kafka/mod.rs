@@ -83,8 +83,8 @@ struct LastComplaint(Arc<Mutex<Option<String>>>);
 
 impl LastComplaint {
     fn set(&self, complaint: &str) {
-        // The other side has hung up; why, it may say before or after.
-        if complaint.contains("Send failed") {
+        // The other side has hung up; why, it may say before or after. And why there was no first token was said before.
+        if complaint.contains("Send failed") || complaint.contains(sasl::UNSECURED) {
             return self.set_first(complaint);
         }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint.to_owned());
