@@ -60,6 +60,7 @@ pub(super) fn explain(complaint: &str) -> String {
 /// Why librdkafka makes no client: it starts with the setting, or else it is about one.
 pub(super) fn refused(problem: &str) -> KafkaError {
     let first = problem.split(' ').next().unwrap_or_default();
+    let first = first.trim_matches('`');
     let name = match first.contains('.') {
         true => first,
         false if problem.contains("SASL mechanism") => "sasl.mechanism",
@@ -96,8 +97,21 @@ mod tests {
                 format!("b:1/1: Disconnected. {LISTENER}"),
             ),
             ("no answer", format!("no answer. {ADDRESS}")),
+            (
+                "Kerberos ticket refresh failed: kinit: exited with code 1",
+                format!("Kerberos ticket refresh failed: kinit: exited with code 1. {KERBEROS}"),
+            ),
         ] {
             assert_eq!(explain(complaint), explained);
         }
+    }
+
+    #[test]
+    fn a_refusal_names_the_setting() {
+        let problem = "`sasl.oauthbearer.token.endpoint.url` is mandatory when `sasl.oauthbearer.method=oidc` is set";
+        let KafkaError::Setting { name, .. } = refused(problem) else {
+            panic!("it is about a setting");
+        };
+        assert_eq!(name, "sasl.oauthbearer.token.endpoint.url");
     }
 }
