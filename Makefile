@@ -35,6 +35,16 @@ demo: onnxruntime build ## score the sample stream on an embedded broker, live i
 build: ## target/release/residuald
 	cargo build --release --locked
 
+# Where `install` puts what `make build onnxruntime` made, and what it takes.
+PREFIX ?= /usr/local
+RESIDUALD ?= target/release/residuald
+
+.PHONY: install
+install: ## residuald into PREFIX/bin and ONNX Runtime into PREFIX/lib/onnxruntime: sudo make install
+	@[ -x "$(RESIDUALD)" ] || { echo "no $(RESIDUALD): run \`make build onnxruntime\` first" >&2; exit 1; }
+	install -D -m 755 "$(RESIDUALD)" "$(DESTDIR)$(PREFIX)/bin/residuald"
+	deploy/onnxruntime.sh --dest "$(DESTDIR)$(PREFIX)/lib/onnxruntime"
+
 .PHONY: onnxruntime
 onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 	@deploy/onnxruntime.sh
@@ -44,6 +54,8 @@ onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 .PHONY: test
 test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold: lint, Rust tests, trainer tests
 	cargo test --locked
+	@if pkg-config --exists libsasl2; then set -x; cargo test --locked --features kerberos --test kerberos; \
+	else echo "!!! KERBEROS NOT TESTED: install libsasl2-dev (make tools)"; [ -z "$${RESIDUALD_TEST_STRICT:-}" ]; fi
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	.venv/bin/python -m pytest models/trainer
@@ -170,13 +182,15 @@ fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fu
 # COMMAND:DEBIAN-PACKAGE of what the tests want besides Rust and python3. Where systemd runs, Debian starts Prometheus and
 # Alertmanager as services when it installs them; the tests use neither.
 WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium \
-    promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd
+    promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd \
+    cmake:cmake /usr/sbin/krb5kdc:krb5-kdc /usr/sbin/kadmin.local:krb5-admin-server kinit:krb5-user \
+    /usr/include/sasl/sasl.h:libsasl2-dev /usr/share/doc/libsasl2-modules-gssapi-mit:libsasl2-modules-gssapi-mit
 
 .PHONY: tools
-tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager
+tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager, Kerberos
 	@missing=""; \
 	for wanted in $(WANTED); do \
-	    command -v "$${wanted%%:*}" >/dev/null || missing="$$missing $${wanted#*:}"; \
+	    command -v "$${wanted%%:*}" >/dev/null || [ -e "$${wanted%%:*}" ] || missing="$$missing $${wanted#*:}"; \
 	done; \
 	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use apache_avro::Schema;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use common::formats::{AVRO, PROTOBUF, avro, framed, message, protobuf};
 use common::kafka::{Note, produce, read_all};
 use common::process::{Daemon, run};
@@ -144,6 +145,45 @@ fn every_format_gives_the_same_scores() {
         1,
         "a schema is fetched once"
     );
+    assert_eq!(read_all(&broker.brokers, "dead"), []);
+}
+
+/// Confluent's serialisers for Python, Go, .NET and JavaScript register compiled files in base64, not .proto text.
+#[test]
+fn what_confluents_serialiser_for_python_registers_and_sends_is_scored() {
+    let made = include_str!("schemas/confluent/registered.json");
+    let made: Value = serde_json::from_str(made).unwrap();
+    let registry = SchemaRegistry::start();
+    for (id, answer) in made["schemas"].as_object().unwrap() {
+        let schema = answer["schema"].as_str().unwrap();
+        registry.schema(
+            id.parse().unwrap(),
+            "PROTOBUF",
+            schema,
+            answer["references"].clone(),
+        );
+    }
+    let sent = made["payments"].as_array().unwrap();
+    let sent: Vec<Vec<u8>> = sent
+        .iter()
+        .map(|p| BASE64_STANDARD.decode(p.as_str().unwrap()).unwrap())
+        .collect();
+    let broker = broker();
+    let payments = sample(sent.len());
+    let json = payments.iter().map(|p| p.clone().into_bytes());
+    produce(&broker.brokers, "json", &spread(json.cycle().take(RECORDS)));
+    produce(
+        &broker.brokers,
+        "protobuf",
+        &spread(sent.into_iter().cycle().take(RECORDS)),
+    );
+    let expected = judged(&broker, "json", &[]);
+    let got = judged(
+        &broker,
+        "protobuf",
+        &["input.format=protobuf", &registry.setting()],
+    );
+    assert_eq!(scores(&got), scores(&expected));
     assert_eq!(read_all(&broker.brokers, "dead"), []);
 }
 

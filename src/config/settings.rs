@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::dotted;
 use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
 
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
@@ -306,15 +307,9 @@ impl Settings {
             }
             None => return settings,
         };
-        let mut entries: Vec<(String, Value)> = table.into_iter().collect();
-        // The environment last, so that it wins over the same setting spelled with dots in the file.
-        entries.sort_by_key(|(name, value)| (from_environment(value), name.clone()));
-        for (name, value) in entries {
-            self.known.insert(format!("{key}.{name}"));
-            let name = match from_environment(&value) {
-                true => name.replace('_', "."),
-                false => name,
-            };
+        self.known
+            .extend(table.keys().map(|name| format!("{key}.{name}")));
+        for (name, value) in dotted::entries(table) {
             if reserved.contains(&name.as_str()) {
                 self.problem(format!(
                     "{key}: `{name}` is set by residuald, because delivery depends on it: remove it"
@@ -331,8 +326,6 @@ impl Settings {
                         self.keep_user(&text);
                         literal(&value)
                     };
-                    self.effective
-                        .retain(|e| e.key != format!("{key}.\"{name}\""));
                     self.show(&format!("{key}.\"{name}\""), shown, origin(&value));
                     if let Some(problem) = unreadable(&name, &text) {
                         self.problem(format!("{key}.\"{name}\": {problem}"));
@@ -394,11 +387,7 @@ fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves:
     leaves.sort();
 }
 
-const ENVIRONMENT: &str = "the environment";
-
-fn from_environment(value: &Value) -> bool {
-    value.origin() == Some(ENVIRONMENT)
-}
+pub(super) const ENVIRONMENT: &str = "the environment";
 
 fn origin(value: &Value) -> String {
     value.origin().unwrap_or("default").to_owned()
@@ -442,7 +431,9 @@ fn resolve(value: &Value) -> Result<(String, bool), String> {
 
 /// Files that librdkafka reads at start; its own errors do not say what is wrong with them.
 fn unreadable(name: &str, path: &str) -> Option<String> {
-    const FILES: [&str; 5] = [
+    const FILES: [&str; 7] = [
+        "https.ca.location",
+        "sasl.kerberos.keytab",
         "ssl.ca.location",
         "ssl.certificate.location",
         "ssl.key.location",

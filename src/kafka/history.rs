@@ -3,11 +3,12 @@
 mod range;
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError as ClientError;
@@ -17,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 pub use range::Bound;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config, record};
+use super::{KafkaError, LastComplaint, await_topic, client, client_config, record, sasl};
 use crate::config::Kafka;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -141,8 +142,7 @@ impl History {
             config.set("isolation.level", "read_committed");
         }
         let complaint = LastComplaint::default();
-        let consumer: BaseConsumer<Context> =
-            config.create_with_context(Context(complaint.clone()))?;
+        let consumer: BaseConsumer<Context> = client(&config, Context(complaint.clone()))?;
         let serve = || while consumer.poll(Duration::from_millis(5)).is_some() {};
         let count = await_topic(consumer.client(), kafka, topic, &complaint, stop, serve)?;
         let partitions = partitions(topic, range, count)?;
@@ -169,8 +169,9 @@ impl History {
         stop: &Shutdown,
     ) -> Result<(), HistoryError> {
         config.set("isolation.level", "read_uncommitted");
-        let everything: BaseConsumer<Context> =
-            config.create_with_context(Context(LastComplaint::default()))?;
+        let everything: BaseConsumer<Context> = client(&config, Context(LastComplaint::default()))?;
+        // It may want a token, which only a poll brings.
+        everything.poll(Duration::ZERO);
         let started = Instant::now();
         for &partition in partitions {
             let written = everything.fetch_watermarks(&self.topic, partition, self.patience);
@@ -385,14 +386,13 @@ impl History {
                 code @ (Code::UnknownTopicOrPartition
                 | Code::UnknownTopic
                 | Code::UnknownPartition
-                | Code::TopicAuthorizationFailed
-                | Code::SaslAuthenticationFailed
-                | Code::Authentication),
+                | Code::TopicAuthorizationFailed),
             )
             | ClientError::MessageConsumptionFatal(code) => {
                 let problem = format!("topic `{}`: {code}", self.topic);
                 Err(KafkaError::Client(problem).into())
             }
+            // Among them that a token cannot be renewed: unless it comes back, the silence ends the reading.
             _ => Ok(()),
         }
     }
@@ -423,6 +423,12 @@ fn partitions(topic: &str, range: &Range, count: usize) -> Result<Vec<i32>, Hist
 struct Context(LastComplaint);
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        sasl::token(source)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.0.log(level, facility, message);
     }

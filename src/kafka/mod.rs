@@ -5,8 +5,11 @@ pub mod embedded;
 mod assignment;
 mod hold;
 mod membership;
+#[cfg(feature = "aws-msk-iam")]
+mod msk_iam;
 pub mod history;
 pub mod replay;
+mod sasl;
 mod sink;
 mod source;
 mod transaction;
@@ -15,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::types::RDKafkaErrorCode;
@@ -80,8 +83,8 @@ struct LastComplaint(Arc<Mutex<Option<String>>>);
 
 impl LastComplaint {
     fn set(&self, complaint: &str) {
-        // The other side has hung up; why, it may say before or after.
-        if complaint.contains("Send failed") {
+        // The other side has hung up; why, it may say before or after. And why there was no first token was said before.
+        if complaint.contains("Send failed") || complaint.contains(sasl::UNSECURED) {
             return self.set_first(complaint);
         }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(complaint.to_owned());
@@ -149,6 +152,16 @@ fn client_config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
     config
 }
 
+/// A client, unless it could not sign in whatever the brokers say.
+fn client<C, T>(config: &ClientConfig, context: C) -> Result<T, KafkaError>
+where
+    C: ClientContext,
+    T: FromClientConfigAndContext<C>,
+{
+    sasl::check(config)?;
+    Ok(config.create_with_context(context)?)
+}
+
 /// A message as a record; nothing is copied.
 fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
     let headers = message.headers().map(|headers| {
@@ -189,8 +202,10 @@ fn is_fenced(code: RDKafkaErrorCode) -> bool {
 /// # Errors
 /// [`KafkaError::Setting`] for the first that it does not know or accept.
 pub fn check_settings(kafka: &Kafka) -> Result<(), KafkaError> {
-    source::config(kafka).create_native_config()?;
-    sink::config(kafka).create_native_config()?;
+    for config in [source::config(kafka), sink::config(kafka)] {
+        config.create_native_config()?;
+        sasl::check(&config)?;
+    }
     Ok(())
 }
 
@@ -216,6 +231,8 @@ fn await_topic<C: ClientContext>(
         if stop.is_requested() {
             return Err(KafkaError::Stopped);
         }
+        // Tokens are asked for here as well, and without one nothing connects.
+        serve();
         let left = kafka.connect_timeout.saturating_sub(started.elapsed());
         match client.fetch_metadata(Some(topic), left.clamp(RETRY, ATTEMPT)) {
             Ok(metadata) => {

@@ -1,16 +1,19 @@
 //! The producer of replayed letters: a transaction for each chunk, and one replay of a dead letter topic at a time.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config, is_fenced, owned_headers};
+use super::{
+    KafkaError, LastComplaint, await_topic, client, client_config, is_fenced, owned_headers, sasl,
+};
 use crate::config::Kafka;
 use crate::dead_letter::Revived;
 use crate::shutdown::Shutdown;
@@ -84,9 +87,7 @@ impl Replay {
             complaint: complaint.clone(),
             refused: refused.clone(),
         };
-        let producer = config(kafka, topic)
-            .create_with_context(context)
-            .map_err(KafkaError::from)?;
+        let producer = client(&config(kafka, topic), context)?;
         let replay = Replay {
             producer,
             kafka: kafka.clone(),
@@ -215,6 +216,12 @@ struct Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        sasl::token(source)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.complaint.log(level, facility, message);
     }

@@ -1,17 +1,20 @@
 //! The producer: idempotent, every delivery reported back.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{DeliveryResult, Headers as _, Message as _};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config, owned_headers, transaction};
+use super::{
+    KafkaError, LastComplaint, await_topic, client, client_config, owned_headers, sasl, transaction,
+};
 use crate::config::{Guarantee, Kafka};
 use crate::message::Message;
 use crate::shutdown::Shutdown;
@@ -86,7 +89,7 @@ impl Sink {
             transactional: transactional_id.is_some(),
         };
         Ok(Sink {
-            producer: Arc::new(config.create_with_context(context)?),
+            producer: Arc::new(client(&config, context)?),
             transactional_id,
             deliveries,
             config,
@@ -163,6 +166,12 @@ pub(super) struct Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        sasl::token(source)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.complaint.log(level, facility, message);
     }

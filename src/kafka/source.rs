@@ -1,12 +1,13 @@
 //! The consumer. Rebalances come out as events: whoever polls drains first and completes them after.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError as ClientError;
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use super::assignment::{Assigning, reset_offset};
 use super::hold::Held;
 use super::membership::Membership;
-use super::{KafkaError, LastComplaint, await_topic, client_config, report};
+use super::{KafkaError, LastComplaint, await_topic, client, client_config, report, sasl};
 use crate::batch::TopicPartition;
 use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
@@ -98,7 +99,7 @@ impl Source {
             metrics: metrics.clone(),
             status: status.clone(),
         };
-        let consumer: BaseConsumer<Context> = config(kafka).create_with_context(context)?;
+        let consumer: BaseConsumer<Context> = client(&config(kafka), context)?;
         let serve = || while consumer.poll(SERVE).is_some() {};
         for topic in &kafka.topics {
             await_topic(consumer.client(), kafka, topic, &complaint, stop, serve)?;
@@ -168,13 +169,12 @@ impl Source {
                 | Code::UnknownTopic
                 | Code::TopicAuthorizationFailed
                 | Code::GroupAuthorizationFailed
-                | Code::SaslAuthenticationFailed
-                | Code::Authentication
                 | Code::AutoOffsetReset),
             ) => Err(KafkaError::Client(format!("consumer: {code}"))),
             ClientError::MessageConsumptionFatal(code) => {
                 Err(KafkaError::Client(format!("consumer was shut out: {code}")))
             }
+            // Among them that nobody lets it in: at the start somebody did, and an identity provider that is away comes back.
             passing => {
                 report("consumer", &passing, "trying again");
                 Ok(())
@@ -375,6 +375,12 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        sasl::token(source)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.complaint.log(level, facility, message);
     }

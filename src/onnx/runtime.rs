@@ -29,8 +29,8 @@ pub enum RuntimeError {
 }
 
 impl Runtime {
-    /// Loads the library that `ORT_DYLIB_PATH` names; or else the one beside the executable, the one that
-    /// `make onnxruntime` brought into its checkout, or the system's.
+    /// Loads the library that `ORT_DYLIB_PATH` names; or else the one beside the executable, the one that `make install` put
+    /// near it, the one that `make onnxruntime` brought into its checkout, or the system's.
     ///
     /// # Errors
     /// [`RuntimeError`] says what to do.
@@ -55,10 +55,15 @@ fn library() -> PathBuf {
     }
     let executable = std::env::current_exe().unwrap_or_default();
     let beside = executable.with_file_name(LIBRARY);
+    let bin = executable.parent();
+    let installed = bin
+        .and_then(|bin| bin.parent())
+        .map(|prefix| prefix.join("lib/onnxruntime").join(LIBRARY));
     let in_checkout = executable
         .ancestors()
         .map(|folder| folder.join(".onnxruntime").join(LIBRARY));
     let found = std::iter::once(beside)
+        .chain(installed)
         .chain(in_checkout)
         .find(|path| path.exists());
     found.unwrap_or_else(|| LIBRARY.into())

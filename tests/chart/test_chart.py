@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster import cluster
 from tools import CHART, ROOT, TOOLS, VALUES, helm, manifests, objects, residuald, run, skip, template, tool
 from values_table import documented, with_table
 
@@ -235,6 +236,25 @@ def test_who_scales_sets_the_replicas():
         assert scaled != ("replicas" in one("Deployment", manifests(values))["spec"]), values
 
 
+@pytest.mark.parametrize("scaler", ["hpa", "keda"])
+def test_the_replicas_that_run_stay_when_an_autoscaler_is_turned_on(scaler):
+    def replicas(deployment):
+        with cluster("scoring", deployment, 7) as server:
+            rendered = template("--values", named(scaler), *server)
+        assert rendered.returncode == 0, rendered.stderr
+        return one("Deployment", rendered.stdout)["spec"].get("replicas")
+
+    assert replicas("residuald") == 7
+    # Before the first install nothing runs that could be kept.
+    assert replicas("another") is None
+
+
+def test_the_replicas_are_the_values_without_an_autoscaler():
+    with cluster("scoring", "residuald", 7) as server:
+        rendered = template(*MINIMAL, "--set", "replicas=3", *server)
+    assert one("Deployment", rendered.stdout)["spec"]["replicas"] == 3
+
+
 # --- residuald's settings ----------------------------------------------------------------------
 
 
@@ -322,12 +342,18 @@ def test_its_table_of_values_is_true(regenerate):
 
 
 def test_the_readmes_examples_work(tmp_path):
-    first, secrets = re.findall(r"(?s)(?:<<'YAML'|```yaml)\n(.*?)(?:YAML|```)\n", (CHART / "README.md").read_text())
+    readme = (CHART / "README.md").read_text()
+    first, secrets, kerberos = re.findall(r"(?s)(?:<<'YAML'|```yaml)\n(.*?)(?:YAML|```)\n", readme)
     examples = {"first.yaml": first, "secrets.yaml": secrets}
     for name, text in examples.items():
         (tmp_path / name).write_text(text)
     merged = template(*(part for name in examples for part in ("--values", tmp_path / name)))
     assert "residuald-env" in merged.stdout, merged.stderr
+    (tmp_path / "kerberos.yaml").write_text(kerberos)
+    by_kerberos = template("--values", tmp_path / "first.yaml", "--values", tmp_path / "kerberos.yaml")
+    assert by_kerberos.returncode == 0, by_kerberos.stderr
+    mounts = {mount["mountPath"] for mount in container(by_kerberos.stdout)["volumeMounts"]}
+    assert {"/krb5", "/tickets", "/etc/residuald"} <= mounts
     command = re.search(
         r"helm install fraud deploy/helm/residuald((?: .*\\\n)+ .*\n)", (ROOT / "README.md").read_text()
     )

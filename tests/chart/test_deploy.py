@@ -1,8 +1,11 @@
 """Images, Compose and systemd: linted and held against what they rest on; no image is built here."""
 
 import configparser
+import os
 import re
+import shutil
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +15,31 @@ DEPLOY = ROOT / "deploy"
 CRATE = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]
 DEFAULTS = tomllib.loads((ROOT / "src/default.toml").read_text())
 DRAIN = int(DEFAULTS["kafka"]["drain_timeout"].removesuffix("s"))
+
+
+# --- From source ------------------------------------------------------------------------------
+
+
+def test_make_install_puts_what_runs_anywhere(tmp_path):
+    residuald("--version")
+    binary = Path(os.environ.get("RESIDUALD") or ROOT / "target/release/residuald")
+    # As `make onnxruntime` has brought it: installing it then downloads nothing.
+    shutil.copytree(ROOT / ".onnxruntime", tmp_path / "lib/onnxruntime", symlinks=True)
+    made = run("make", "-C", ROOT, "install", f"PREFIX={tmp_path}", f"RESIDUALD={binary}")
+    assert made.returncode == 0, made.stderr
+    settings = [f"model.bundle={ROOT / 'models/payments'}", "kafka.topics=payments"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    # Found by the PATH, in a folder and an environment that know nothing of the checkout.
+    command = ["env", "-i", f"PATH={tmp_path / 'bin'}:/usr/bin:/bin", "residuald", "check", *arguments]
+    checked = run(*command, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_readme_names_what_a_build_needs():
+    (line,) = re.findall(r"^sudo apt-get install (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    # make, cc and c++; cmake and c++ for librdkafka; pkg-config and the headers for openssl-sys; pip for ONNX Runtime.
+    needed = {"build-essential", "cmake", "pkg-config", "libssl-dev", "zlib1g-dev", "python3-pip"}
+    assert set(line.split()) == needed
 
 
 # --- Images ----------------------------------------------------------------------------------

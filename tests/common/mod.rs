@@ -6,6 +6,8 @@ pub mod bundle;
 pub mod cluster;
 pub mod formats;
 pub mod kafka;
+pub mod kdc;
+pub mod oidc;
 pub mod process;
 pub mod registry;
 pub mod tls;

@@ -15,6 +15,9 @@
 #                                         plain-s3cret. In DIR/tls, each with .pem and .key: ca, broker, client,
 #                                         and untrusted-ca, untrusted-client, that no broker trusts;
 #                                         client.encrypted.key wants the passphrase key-s3cret.
+#                  [--kerberos DIR]       each broker also has the listener KERBEROS (GSSAPI, no TLS), see
+#                                         bootstrap-kerberos; DIR holds krb5.conf and broker.keytab with
+#                                         kafka/127.0.0.1, and its KDC has to run.
 #   kafka.sh stop                         kill every broker and delete the data; the logs stay
 #   kafka.sh kill ID                      kill -9 one broker (1 to N)
 #   kafka.sh stop-broker ID               SIGTERM: the broker hands its partitions over; wait until it ended
@@ -34,6 +37,7 @@ brokers=1
 port=
 proxied=
 secure=
+kerberos=
 while_pid=
 ready_within=60 # seconds, and for a broker that is asked to stop as well
 
@@ -87,8 +91,13 @@ known() { # ID
 launch() { # ID
     # A session of its own, so that Ctrl-C in a test's terminal is not the broker's.
     # shellcheck disable=SC2016
+    local realm=()
+    [ ! -e "$dir/kerberos" ] || realm=("-Djava.security.krb5.conf=$dir/kerberos/krb5.conf")
+    # Kafka reads keys of no issuer that is not named so.
     python3 -c 'import os, sys; os.setsid(); os.execvp("java", ["java", *sys.argv[1:]])' \
-        -Xms128m -Xmx512m -XX:+UseSerialGC -Djava.io.tmpdir="$dir" -Dlog4j2.configurationFile="$here/log4j2.xml" \
+        "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://$dir/oauth/jwks.json" \
+        "-Dorg.apache.kafka.sasl.oauthbearer.allowed.files=$dir/oauth/jwks.json" \
+        ${realm[@]+"${realm[@]}"} -Xms128m -Xmx512m -XX:+UseSerialGC -Djava.io.tmpdir="$dir" -Dlog4j2.configurationFile="$here/log4j2.xml" \
         -cp "$libs/*" kafka.Kafka "$(properties "$1")" >"$dir/server-$1.log" 2>&1 </dev/null &
     echo $! >"$dir/server-$1.pid"
 }
@@ -139,7 +148,7 @@ stop() {
     each_broker kill_broker
     # A killed broker leaves the native libraries that it unpacked.
     rm -rf "$dir"/data-* "$dir"/liblz4-* "$dir"/libzstd-* "$dir"/server-*.pid "$dir"/server-*.properties \
-        "$dir"/bootstrap* "$dir/proxied" "$dir/tls"
+        "$dir"/bootstrap* "$dir/proxied" "$dir/tls" "$dir/oauth" "$dir/kerberos"
 }
 
 # COUNT ports, a line each.
@@ -158,7 +167,8 @@ PY
 configure() {
     local names=(PLAINTEXT CONTROLLER) in_sync=$((brokers > 1 ? 2 : 1)) voters="" id i
     [ -z "$proxied" ] || names+=(PROXIED)
-    [ -z "$secure" ] || names+=(TLS MTLS SASL)
+    [ -z "$secure" ] || names+=(TLS MTLS SASL OAUTH)
+    [ -z "$kerberos" ] || names+=(KERBEROS)
     # By listener, then by broker.
     local ports
     # shellcheck disable=SC2207
@@ -189,7 +199,7 @@ controller.quorum.voters=$voters
 controller.listener.names=CONTROLLER
 listeners=$listeners
 advertised.listeners=$advertised
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MTLS:SSL,SASL:SASL_SSL
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,TLS:SSL,MTLS:SSL,SASL:SASL_SSL,OAUTH:SASL_SSL,KERBEROS:SASL_PLAINTEXT
 log.dirs=$dir/data-$id
 
 auto.create.topics.enable=false
@@ -230,6 +240,19 @@ listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
 listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
     user_plain="plain-s3cret";
 listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.oauth.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.oauth.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;
+listener.name.oauth.oauthbearer.sasl.server.callback.handler.class=org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler
+listener.name.oauth.oauthbearer.sasl.oauthbearer.jwks.endpoint.url=file://$dir/oauth/jwks.json
+listener.name.oauth.oauthbearer.sasl.oauthbearer.expected.issuer=residuald-tests
+listener.name.oauth.oauthbearer.sasl.oauthbearer.expected.audience=residuald-tests
+listener.name.oauth.oauthbearer.connections.max.reauth.ms=10000
+CONF
+        [ -z "$kerberos" ] || cat >>"$(properties "$id")" <<CONF
+
+listener.name.kerberos.sasl.enabled.mechanisms=GSSAPI
+listener.name.kerberos.gssapi.sasl.jaas.config=com.sun.security.auth.module.Krb5LoginModule required \\
+    serviceName=kafka useKeyTab=true storeKey=true keyTab="$dir/kerberos/broker.keytab" principal="kafka/127.0.0.1";
 CONF
     done
 }
@@ -262,6 +285,18 @@ CONF
     openssl pkcs8 -topk8 -in "$dir/tls/client.key" -passout pass:key-s3cret -out "$dir/tls/client.encrypted.key"
 }
 
+# The key of an issuer of tokens, and what brokers know of it.
+issue() {
+    mkdir -p "$dir/oauth"
+    openssl genrsa -out "$dir/oauth/issuer.key" 2048 2>/dev/null
+    openssl rsa -in "$dir/oauth/issuer.key" -noout -modulus | python3 -c '
+import base64, json, sys
+modulus = bytes.fromhex(sys.stdin.read().strip().split("=")[1])
+n = base64.urlsafe_b64encode(modulus).decode().rstrip("=")
+print(json.dumps({"keys": [{"kty": "RSA", "kid": "issuer", "use": "sig", "alg": "RS256", "n": n, "e": "AQAB"}]}))
+' >"$dir/oauth/jwks.json"
+}
+
 certificate() { # NAME KIND [ISSUER]
     openssl req -x509 -config "$dir/tls/openssl.cnf" -extensions "$2" -subj "/O=residuald tests/CN=$1" -days 2 \
         -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes ${3:+-CA "$dir/tls/$3.pem" -CAkey "$dir/tls/$3.key"} \
@@ -281,7 +316,8 @@ start() {
     dir=$(cd "$dir" && pwd)
     if alive 1; then die "a cluster runs in ${dir#"$root"/} at $(cat "$dir/bootstrap"); stop it first, or give another --dir"; fi
     stop
-    [ -z "$secure" ] || certify
+    [ -z "$secure" ] || { certify; issue; }
+    [ -z "$kerberos" ] || { mkdir "$dir/kerberos"; cp "$kerberos/krb5.conf" "$kerberos/broker.keytab" "$dir/kerberos"; }
     configure
     local id formats=""
     for id in $(seq "$brokers"); do
@@ -326,6 +362,7 @@ while [ $# -gt 0 ]; do
         "start --port") port=${2:?--port wants a number}; shift ;;
         "start --proxied") proxied=${2:?--proxied wants a port}; shift ;;
         "start --secure") secure=yes ;;
+        "start --kerberos") kerberos=${2:?--kerberos wants a folder}; shift ;;
         "start --while-pid") while_pid=${2:?--while-pid wants a process id}; shift ;;
         "topic "* | "kill "[0-9]* | "stop-broker "[0-9]* | "start-broker "[0-9]*) rest+=("$1") ;;
         *) die "unknown argument '$1' of $verb; see --help" ;;

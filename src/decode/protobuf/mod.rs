@@ -3,50 +3,20 @@
 //! Schemas are compiled by `protox` and described by `prost-reflect`. Messages go straight into the row, because a tree for each record costs
 //! several times the decoding; for a verdict, where cost does not matter, `prost-reflect` writes them in Protobuf's own JSON.
 
+mod known;
+mod registered;
 mod row;
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FileDescriptor, Kind, MessageDescriptor, SerializeOptions,
 };
-use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 
-use super::schemas::SchemaText;
 use super::{RowError, malformed};
 
+pub use registered::parse;
 pub use row::{ProtobufPlan, Scratch};
-
-/// What protox calls the schema itself; imports of it go by their own names.
-const MAIN: &str = "the schema";
-
-/// A .proto file from a registry, with what it imports.
-pub fn parse(schema: &SchemaText) -> Result<FileDescriptor, String> {
-    let mut files: HashMap<String, String> = schema.references.iter().cloned().collect();
-    files.insert(MAIN.to_owned(), schema.text.clone());
-    let mut resolver = ChainFileResolver::new();
-    resolver.add(Texts(files));
-    resolver.add(GoogleFileResolver::new());
-    let mut compiler = protox::Compiler::with_file_resolver(resolver);
-    compiler.include_imports(true);
-    compiler
-        .open_file(MAIN)
-        .map_err(|e| format!("not a Protobuf schema: {e}"))?;
-    let file = compiler.descriptor_pool().get_file_by_name(MAIN);
-    file.ok_or_else(|| "not a Protobuf schema".to_owned())
-}
-
-struct Texts(HashMap<String, String>);
-
-impl FileResolver for Texts {
-    fn open_file(&self, name: &str) -> Result<File, protox::Error> {
-        match self.0.get(name) {
-            Some(text) => File::from_source(name, text),
-            None => Err(protox::Error::file_not_found(name)),
-        }
-    }
-}
 
 /// The message type `name` in a .proto file or a compiled descriptor set.
 pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
