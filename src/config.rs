@@ -1,5 +1,6 @@
 //! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
 
+mod environment;
 mod input;
 pub mod reference;
 mod screen;
@@ -227,6 +228,7 @@ impl Config {
         if let Some(path) = file {
             builder = builder.add_source(File::from(path).format(FileFormat::Toml));
         }
+        let of_libraries = environment::secrets(&variables);
         let environment = Environment::with_prefix("RESIDUALD")
             .prefix_separator("__")
             .separator("__")
@@ -239,7 +241,9 @@ impl Config {
             path: file.map_or("settings".into(), |p| p.display().to_string()),
             problem: problem(file, e),
         })?;
-        check(Settings::new(merged.cache))
+        let mut config = check(Settings::new(merged.cache))?;
+        config.secrets.extend(&of_libraries);
+        Ok(config)
     }
 }
 

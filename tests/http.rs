@@ -130,7 +130,7 @@ fn put(address: &str, path: &str, body: &str, header: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(
         stream,
-        "PUT {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n{header}\r\n{body}",
+        "PUT {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{header}\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -230,7 +230,7 @@ fn tls_as_in_the_readme() {
     let stranger = Authority::new().connect(&daemon.address);
     assert!(stranger.is_err(), "a certificate of another CA is accepted");
     let mut plain = TcpStream::connect(&daemon.address).unwrap();
-    write!(plain, "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    write!(plain, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "plain HTTP is answered");
@@ -276,7 +276,7 @@ fn clients_that_hold_their_connection_do_not_hold_up_the_end() {
     let mut half = TcpStream::connect(&daemon.address).unwrap();
     write!(half, "GET /status HTTP/1.1\r\nHost:").unwrap();
     let mut kept = TcpStream::connect(&daemon.address).unwrap();
-    write!(kept, "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    write!(kept, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(http_get(&daemon.address, "/livez").0, 200);
     let ended = daemon.drains();
     assert!(ended.took < Duration::from_secs(15), "{:?}", ended.took);
