@@ -18,7 +18,9 @@ use residuald::kafka::embedded::EmbeddedBroker;
 /// What the daemon may open, and what is opened to it.
 const FILES: usize = 256;
 const HELD: usize = 600;
-const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// A whole request for / by HTTP/2, asked for at once: settings, then headers by HPACK's tables.
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
+    \0\0\x0e\x01\x05\0\0\0\x01\x82\x86\x84\x41\x09localhost";
 const TOKEN: &str = "t0ken-of-the-tests";
 
 fn broker() -> EmbeddedBroker {
@@ -114,8 +116,12 @@ fn the_same_over_tls() {
         assert_eq!((probe("/livez"), probe("/readyz")), (200, 200));
         drop(held);
     }
-    let held: Vec<_> = (0..100)
-        .map(|_| authority.connect(&daemon.address))
+    let held: Vec<_> = (0..FILES)
+        .map(|_| {
+            let mut stream = authority.connect(&daemon.address).unwrap();
+            let _ = stream.write_all(HTTP2);
+            stream
+        })
         .collect();
     assert_eq!((probe("/livez"), probe("/readyz")), (200, 200));
     let files = open_files(&daemon);
@@ -141,12 +147,25 @@ fn a_start_gets_through_clients_that_wait_for_it() {
                 }
             }
         });
+        let _attack = Ends(&over);
         let listen = format!("http.listen={address}");
         let daemon = Daemon::start_with_files(FILES, &broker.brokers, &[&listen]);
-        let daemon = daemon.await_ready();
-        over.store(true, Ordering::Relaxed);
+        // A probe that meets the attack's rush may be lost, the next one is not.
+        wait_for("readiness", || {
+            let request = request("GET", "/readyz", "", "");
+            (send(&address, &request).0 == 200).then_some(())
+        });
         daemon.drains();
     });
+}
+
+/// Ends the attack when it is dropped, by a panic too.
+struct Ends<'o>(&'o AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]

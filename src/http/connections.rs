@@ -18,6 +18,8 @@ use crate::metrics::{CLOSED_FOR_ROOM, CLOSED_SLOW, Metrics};
 
 /// How long a client may take to take an answer.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+/// A connection keeps its place for so long after its last bytes: its request may be on the way.
+const SPARED: Duration = Duration::from_millis(100);
 /// How long a connection that has to go may take to go.
 const GONE_WITHIN: Duration = Duration::from_millis(100);
 /// Between two lines of the log about the same.
@@ -137,30 +139,44 @@ impl Places {
         (place, ended)
     }
 
-    /// Closes connections until there is a place for all, and waits for them to be gone.
+    /// Closes connections until there is a place for all, and waits for them to be gone. Meanwhile others wait in the
+    /// system's queue.
     async fn make_room(&self) {
-        while self.lock().open.len() > self.0.most && self.close_one("all places are taken") {
-            // One that is not gone in time is about to be answered: the next one goes too.
-            let _ = timeout(GONE_WITHIN, self.0.freed.notified()).await;
+        while self.lock().open.len() > self.0.most {
+            match self.close_one("all places are taken") {
+                Closed::One => {
+                    // One that is not gone in time is about to be answered: the next one goes too.
+                    let _ = timeout(GONE_WITHIN, self.0.freed.notified()).await;
+                }
+                Closed::NoneYet(wait) => sleep(wait).await,
+                Closed::None => return,
+            }
         }
     }
 
-    /// Whether there was one to close.
-    fn close_one(&self, why: &str) -> bool {
+    fn close_one(&self, why: &str) -> Closed {
         let mut table = self.lock();
         let closed = table.close_one();
-        if closed {
+        if matches!(closed, Closed::One) {
             let count = &self.0.metrics.http_connections_closed;
             count.with_label_values(&[CLOSED_FOR_ROOM]).inc();
+            table.say(why, self.0.most);
         }
-        table.say(closed, why, self.0.most);
         closed
     }
 }
 
+/// What came of closing one.
+enum Closed {
+    One,
+    /// All have been active just now; the first may be closed after this.
+    NoneYet(Duration),
+    None,
+}
+
 impl Table {
-    /// Closes the least active connection of the client with the most; whether there was one.
-    fn close_one(&mut self) -> bool {
+    /// Closes the least active connection of the client with the most.
+    fn close_one(&mut self) -> Closed {
         let staying = || self.open.iter().filter(|(_, open)| open.end.is_some());
         let mut of_client = HashMap::<IpAddr, usize>::new();
         for (_, open) in staying() {
@@ -170,15 +186,21 @@ impl Table {
         let others = staying().filter(|(number, _)| **number != self.next);
         let first = others
             .max_by_key(|(_, open)| (of_client[&open.client], std::cmp::Reverse(open.active)));
-        let Some((&number, _)) = first else {
-            return false;
+        let Some((&number, open)) = first else {
+            return Closed::None;
         };
+        let idle = open.active.elapsed();
+        if idle < SPARED {
+            return Closed::NoneYet(SPARED - idle);
+        }
         let end = self.open.get_mut(&number).and_then(|open| open.end.take());
-        end.is_some_and(|end| end.send(()).is_ok())
+        // One that is gone by itself has made room as well.
+        end.map(|end| end.send(()));
+        Closed::One
     }
 
-    fn say(&mut self, closed: bool, why: &str, most: usize) {
-        self.unsaid += u64::from(closed);
+    fn say(&mut self, why: &str, most: usize) {
+        self.unsaid += 1;
         if self.said.is_some_and(|said| said.elapsed() < QUIET) {
             return;
         }

@@ -290,8 +290,10 @@ fn follow(stderr: ChildStderr, found: &Sender<String>) -> String {
     let mut log = String::new();
     for line in BufReader::new(stderr).lines() {
         let line = line.unwrap();
-        if let Some((_, rest)) = line.split_once("\"address\":\"") {
-            let address = rest.split('"').next().unwrap();
+        // As JSON or as text.
+        let address = line.split_once("\"address\":\"");
+        if let Some((_, rest)) = address.or_else(|| line.split_once(" address=")) {
+            let address = rest.split(['"', ' ']).next().unwrap();
             let _ = found.send(address.to_owned());
         }
         log.push_str(&line);
