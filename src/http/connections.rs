@@ -1,5 +1,6 @@
 //! The connections that are open: no more than there is room for, and none that a client only holds.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +19,7 @@ use crate::metrics::{CLOSED_FOR_ROOM, CLOSED_SLOW, Metrics};
 
 /// How long a client may take to take an answer.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
-/// A connection keeps its place for so long after its last bytes: its request may be on the way.
+/// A new connection keeps its place for so long: its request is on the way.
 const SPARED: Duration = Duration::from_millis(100);
 /// How long a connection that has to go may take to go.
 const GONE_WITHIN: Duration = Duration::from_millis(100);
@@ -110,6 +111,7 @@ struct Table {
 
 struct Open {
     client: IpAddr,
+    since: Instant,
     /// When the last bytes came or went.
     active: Instant,
     /// Ends the connection; none if it has to go already.
@@ -126,9 +128,11 @@ impl Places {
         let mut table = self.lock();
         table.next += 1;
         let number = table.next;
+        let now = Instant::now();
         let open = Open {
             client,
-            active: Instant::now(),
+            since: now,
+            active: now,
             end: Some(end),
         };
         table.open.insert(number, open);
@@ -169,7 +173,7 @@ impl Places {
 /// What came of closing one.
 enum Closed {
     One,
-    /// All have been active just now; the first may be closed after this.
+    /// All are new; the first may be closed after this.
     NoneYet(Duration),
     None,
 }
@@ -182,17 +186,16 @@ impl Table {
         for (_, open) in staying() {
             *of_client.entry(open.client).or_default() += 1;
         }
-        // The newest is the one that room is made for.
-        let others = staying().filter(|(number, _)| **number != self.next);
-        let first = others
-            .max_by_key(|(_, open)| (of_client[&open.client], std::cmp::Reverse(open.active)));
-        let Some((&number, open)) = first else {
-            return Closed::None;
+        let is_new = |open: &Open| open.since.elapsed() < SPARED;
+        let first = staying()
+            .filter(|(_, open)| !is_new(open))
+            .max_by_key(|(_, open)| (of_client[&open.client], Reverse(open.active)));
+        let Some((&number, _)) = first else {
+            let oldest = staying().map(|(_, open)| open.since.elapsed()).max();
+            return oldest.map_or(Closed::None, |age| {
+                Closed::NoneYet(SPARED.saturating_sub(age))
+            });
         };
-        let idle = open.active.elapsed();
-        if idle < SPARED {
-            return Closed::NoneYet(SPARED - idle);
-        }
         let end = self.open.get_mut(&number).and_then(|open| open.end.take());
         // One that is gone by itself has made room as well.
         end.map(|end| end.send(()));
