@@ -205,6 +205,39 @@ fn loopback_is_the_default() {
     assert!(config.stdout.contains(listen), "{}", config.stdout);
 }
 
+#[test]
+fn status_says_what_is_missing_over_tls() {
+    let (broker, authority, etc) = (broker(), Authority::new(), tempfile::tempdir().unwrap());
+    let daemon = with_tls(&authority, etc.path(), &broker);
+    let (known, other) = (etc.path().join("ca.pem"), etc.path().join("other.pem"));
+    authority.write(&known);
+    Authority::new().write(&other);
+    let status = |url: String, ca: Option<&Path>| {
+        let mut command = residuald();
+        command.env("RESIDUALD_TOKEN", TOKEN).args(["status", &url]);
+        command.args(ca.iter().flat_map(|ca| ["--ca-file", ca.to_str().unwrap()]));
+        ended(&mut command)
+    };
+    let (http, https) = ("http://", "https://");
+    let url = |scheme: &str| format!("{scheme}{}", daemon.address);
+    wait_for("an answer", || {
+        (status(url(https), Some(&known)).code == Some(0)).then_some(())
+    });
+    for (scheme, ca, said) in [
+        (https, None, "--ca-file"),
+        (https, Some(&*other), "--ca-file sign"),
+        (http, None, "ask by https://"),
+    ] {
+        let ended = status(url(scheme), ca);
+        let line = ended.one_line(69);
+        assert!(line.contains(said), "{said} in {line}");
+    }
+    let plain = Daemon::ready(&broker.brokers, &["kafka.group_id=plain"]);
+    let ended = status(format!("https://{}", plain.address), None);
+    let line = ended.one_line(69);
+    assert!(line.contains("ask by http://"), "{line}");
+}
+
 /// A folder as the README's example has it, and the daemon on it.
 fn with_tls(authority: &Authority, etc: &Path, broker: &EmbeddedBroker) -> Daemon {
     authority.issue(&etc.join("tls.crt"), &etc.join("tls.key"));
