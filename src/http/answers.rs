@@ -45,10 +45,10 @@ impl Answers {
         }
     }
 
-    /// Makes an answer on a thread, in its turn.
+    /// Makes an answer on a thread, in its turn; none if what it would show is no longer kept.
     pub async fn make<F>(&self, make: F) -> Response
     where
-        F: FnOnce() -> Result<Answer<Vec<u8>>, Response> + Send + 'static,
+        F: FnOnce() -> Option<Answer<Vec<u8>>> + Send + 'static,
     {
         let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
             return later("too many requests wait for their answer");
@@ -62,8 +62,8 @@ impl Answers {
             make()
         });
         match made.await {
-            Ok(Ok(answer)) => self.send(answer),
-            Ok(Err(refusal)) => refusal,
+            Ok(Some(answer)) => self.send(answer),
+            Ok(None) => gone(),
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         }
     }
@@ -91,10 +91,9 @@ impl Answers {
         (headers, Body::from_stream(pieces)).into_response()
     }
 
-    /// The right to one more live stream, or why there is none.
-    pub fn stream(&self) -> Result<OwnedSemaphorePermit, Response> {
-        let permit = self.streams.clone().try_acquire_owned();
-        permit.map_err(|_| later("32 pages show the stream already: close one"))
+    /// The right to one more live stream, if there is one.
+    pub fn stream(&self) -> Option<OwnedSemaphorePermit> {
+        self.streams.clone().try_acquire_owned().ok()
     }
 }
 
@@ -108,6 +107,14 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
     fn as_ref(&self) -> &[u8] {
         self.bytes.as_ref()
     }
+}
+
+pub fn no_stream() -> Response {
+    later("32 pages show the stream already: close one")
+}
+
+pub fn gone() -> Response {
+    (StatusCode::NOT_FOUND, "no longer kept\n").into_response()
 }
 
 fn later(why: &str) -> Response {

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::Shown;
-use super::answers::{Answer, Answers};
+use super::answers::{Answer, Answers, gone, no_stream};
 use crate::recent::{MOST, Wanted};
 use crate::verdict::Severity;
 
@@ -74,9 +74,8 @@ fn page(
 
 /// Server-sent events: at once and then every second all numbers as JSON.
 async fn events(State((shown, answers)): Asking) -> Response {
-    let held = match answers.stream() {
-        Ok(held) => held,
-        Err(refusal) => return refusal,
+    let Some(held) = answers.stream() else {
+        return no_stream();
     };
     let mut clock = tokio::time::interval(EVERY);
     // A client that lags gets the numbers of then, not those that it missed.
@@ -154,7 +153,7 @@ async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Re
                 verdict: without_bulk(&anomaly.verdict),
             });
             let listed = serde_json::to_vec(&listed.collect::<Vec<_>>());
-            Ok(as_json(listed.expect("names and JSON values")))
+            Some(as_json(listed.expect("names and JSON values")))
         })
         .await
 }
@@ -193,15 +192,11 @@ async fn picture(State((shown, answers)): Asking, Path(number): Path<u64>) -> Re
     };
     answers
         .make(move || {
-            let jpeg = reader.thumbnail(&payload, SIDE).map_err(|_| gone())?;
-            Ok(Answer {
+            let jpeg = reader.thumbnail(&payload, SIDE).ok()?;
+            Some(Answer {
                 kind: "image/jpeg",
                 bytes: jpeg,
             })
         })
         .await
-}
-
-fn gone() -> Response {
-    (StatusCode::NOT_FOUND, "no longer kept\n").into_response()
 }
