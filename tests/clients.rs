@@ -127,6 +127,7 @@ fn the_same_over_tls() {
     let files = open_files(&daemon);
     assert!(files < FILES * 3 / 4, "{files} files are open");
     drop(held);
+    daemon.drains();
 }
 
 /// An attack that goes on while the daemon starts.

@@ -78,7 +78,7 @@ impl AddrListener<Connection, Client> for Listener {
         let connection = Connection {
             place,
             stream,
-            ended,
+            ended: Some(ended),
             taking: None,
         };
         Ok((connection, Client(address)))
@@ -244,7 +244,8 @@ pub struct Connection {
     // First, so that the descriptor is free when the place is.
     stream: TcpStream,
     place: Place,
-    ended: oneshot::Receiver<()>,
+    /// Comes when it has to go; none once it did.
+    ended: Option<oneshot::Receiver<()>>,
     /// Runs from when the client takes no more until all that was to be written is.
     taking: Option<Pin<Box<Sleep>>>,
 }
@@ -252,13 +253,13 @@ pub struct Connection {
 impl Connection {
     /// Fails when the connection has to go.
     fn stays(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match Pin::new(&mut self.ended).poll(cx) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(_) => Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "its place is wanted",
-            )),
+        let ended = self.ended.as_mut().map(|ended| Pin::new(ended).poll(cx));
+        if ended.is_some_and(|ended| ended.is_pending()) {
+            return Ok(());
         }
+        self.ended = None;
+        let wanted = "its place is wanted";
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, wanted))
     }
 
     /// What came of a write; one that waits may not wait for long.

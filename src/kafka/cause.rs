@@ -44,7 +44,7 @@ pub(super) fn explain(complaint: &str) -> String {
 }
 
 /// The settings that have names as values, with these names; librdkafka does not say them.
-const CHOICES: [(&str, &str); 11] = [
+const CHOICES: [(&str, &str); 10] = [
     (
         "security.protocol",
         "plaintext, ssl, sasl_plaintext, sasl_ssl",
@@ -58,7 +58,6 @@ const CHOICES: [(&str, &str); 11] = [
     ("compression.codec", COMPRESSIONS),
     ("group.protocol", "classic, consumer"),
     ("ssl.endpoint.identification.algorithm", "none, https"),
-    ("sasl.oauthbearer.method", "default, oidc"),
     ("broker.address.family", "any, v4, v6"),
     (
         "client.dns.lookup",
@@ -76,7 +75,9 @@ pub(super) fn wrong_value(problem: &str, name: &str, value: &str, is_known: bool
         false => problem.replace(&format!("\"{value}\""), "***"),
     };
     match CHOICES.iter().find(|(setting, _)| *setting == name) {
-        Some((_, choices)) => format!("{problem}: expected one of {choices}"),
+        Some((_, choices)) => {
+            format!("{problem}: expected one of {choices}")
+        }
         None => problem,
     }
 }
