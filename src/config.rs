@@ -1,6 +1,7 @@
 //! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
 
 mod dotted;
+mod environment;
 mod input;
 pub mod reference;
 mod screen;
@@ -19,7 +20,7 @@ pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
 pub use screen::{Screen, ScreenMode};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
-pub use settings::{ClientSettings, Effective};
+pub use settings::{ClientSettings, Effective, is_secret};
 
 const DEFAULTS: &str = include_str!("default.toml");
 const FLAG: &str = "--set";
@@ -229,6 +230,7 @@ impl Config {
         if let Some(path) = file {
             builder = builder.add_source(File::from(path).format(FileFormat::Toml));
         }
+        let of_libraries = environment::secrets(&variables);
         let environment = Environment::with_prefix("RESIDUALD")
             .prefix_separator("__")
             .separator("__")
@@ -241,7 +243,9 @@ impl Config {
             path: file.map_or("settings".into(), |p| p.display().to_string()),
             problem: problem(file, e),
         })?;
-        check(Settings::new(merged.cache))
+        let mut config = check(Settings::new(merged.cache))?;
+        config.secrets.extend(&of_libraries);
+        Ok(config)
     }
 }
 
@@ -774,6 +778,50 @@ mod tests {
         assert_eq!(mechanism, ["--set"]);
         let error = load(SMALLEST, &[], &["kafka.client.group.id=other"]).unwrap_err();
         assert!(error.contains("`group.id` is set by residuald"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_says_where_it_came_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "hunter2").unwrap();
+        let file = format!("{{ file = {secret:?} }}");
+        let origin = |text: &str, variables: &[(&str, &str)], flags: &[&str], key: &str| {
+            let config = load(&format!("{SMALLEST}\n{text}"), variables, flags).unwrap();
+            let setting = config.effective.into_iter().find(|e| e.key == key);
+            setting.unwrap().origin
+        };
+        let password = "kafka.client.\"sasl.password\"";
+        for key in ["http.token", password] {
+            for value in ["\"hunter2\"", &file] {
+                let line = format!("{key} = {value}");
+                let origin_of_file = origin(&line, &[], &[], key);
+                assert!(
+                    origin_of_file.ends_with("residuald.toml"),
+                    "{origin_of_file}"
+                );
+                let flag = format!("{key}={value}");
+                assert_eq!(origin("", &[], &[&flag], key), "--set", "{flag}");
+            }
+        }
+        let path = secret.to_str().unwrap();
+        for (variable, value, key) in [
+            ("RESIDUALD__HTTP__TOKEN", "hunter2", "http.token"),
+            ("RESIDUALD__HTTP__TOKEN__FILE", path, "http.token"),
+            (
+                "RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD",
+                "hunter2",
+                password,
+            ),
+            (
+                "RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD__FILE",
+                path,
+                password,
+            ),
+        ] {
+            let origin = origin("", &[(variable, value)], &[], key);
+            assert_eq!(origin, "the environment", "{variable}");
+        }
     }
 
     #[test]

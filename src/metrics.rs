@@ -29,6 +29,10 @@ pub const ABORTED: &str = "aborted";
 pub const RELOADED: &str = "ok";
 pub const NOT_RELOADED: &str = "failed";
 
+/// Why a client lost its connection: another one needed the place, or it did not take its answer.
+pub const CLOSED_FOR_ROOM: &str = "no_room";
+pub const CLOSED_SLOW: &str = "slow";
+
 /// Seconds; from one small batch on a CPU to a stuck broker.
 const STAGE_SECONDS: [f64; 14] = [
     1e-6, 2.5e-6, 1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25, 1.0,
@@ -72,6 +76,7 @@ pub struct Metrics {
     pub model_info: GaugeVec,
     pub model_reloads: IntCounterVec,
     pub provider_fallback: IntGauge,
+    pub http_connections_closed: IntCounterVec,
 }
 
 impl Metrics {
@@ -231,6 +236,12 @@ impl Metrics {
                 "provider_fallback",
                 "1 if the model runs on another provider than asked for (inference.fallback), else 0.",
             ),
+            http_connections_closed: counters(
+                r,
+                "http_connections_closed_total",
+                "Connections of HTTP clients that were closed: no_room, the least active one when another client needed its place; slow, a client did not take its answer.",
+                "reason",
+            ),
             registry: registry.clone(),
         };
         let build: GaugeVec = register(
@@ -273,6 +284,9 @@ impl Metrics {
         }
         for severity in Severity::ALL {
             self.anomalies.with_label_values(&[severity.as_str()]);
+        }
+        for reason in [CLOSED_FOR_ROOM, CLOSED_SLOW] {
+            self.http_connections_closed.with_label_values(&[reason]);
         }
         for reason in SKIPS {
             self.records_skipped.with_label_values(&[reason]);

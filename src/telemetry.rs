@@ -5,7 +5,9 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
 use tracing_log::{AsLog, log};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -42,9 +44,32 @@ pub fn init(telemetry: &Telemetry) {
         LogFormat::Text => layer.with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    let started = tracing_subscriber::registry().with(filter).with(layer);
+    let started = tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(may_show))
+        .with(layer);
     if started.try_init().is_ok() {
         let _ = FILTER.set(handle);
+        say_what_is_left_out();
+    }
+}
+
+/// Whether an event may be logged at all. At trace libraries print what they send, passwords among it, in pieces and as
+/// hexadecimal numbers that [`hide`] cannot know.
+fn may_show(event: &Metadata<'_>) -> bool {
+    let target = event.target();
+    let ours = target == OURS || target.starts_with("residuald::");
+    ours || *event.level() <= LIBRARIES
+}
+
+const OURS: &str = "residuald";
+const LIBRARIES: Level = Level::DEBUG;
+
+fn say_what_is_left_out() {
+    if LevelFilter::current() == LevelFilter::TRACE {
+        tracing::info!(
+            "trace is residuald's own: libraries are logged up to debug, because their trace holds passwords and tokens"
+        );
     }
 }
 
@@ -55,7 +80,10 @@ pub fn init(telemetry: &Telemetry) {
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
     let expected = "expected error, warn, info, debug, trace or off; also per module, for instance \"info,residuald::kafka=debug\"";
     let words: Vec<&str> = text.split(',').map(str::trim).collect();
-    let filter = EnvFilter::try_new(words.join(",")).map_err(|e| format!("{e}: {expected}"))?;
+    // Without regular expressions, which may take any amount of memory.
+    let filter = EnvFilter::builder().with_regex(false);
+    let filter = filter.parse(words.join(","));
+    let filter = filter.map_err(|e| format!("{e}: {expected}"))?;
     // EnvFilter takes a word that is no level for a module, and then shows nothing else: "debgu" would end the log.
     let mut bare = words
         .into_iter()
@@ -81,6 +109,7 @@ pub fn set_log_level(filter: EnvFilter) {
     if handle.reload(filter).is_ok() {
         // What logs by the `log` crate asks for its own limit, which is set once otherwise.
         log::set_max_level(LevelFilter::current().as_log());
+        say_what_is_left_out();
     }
 }
 

@@ -130,7 +130,7 @@ fn put(address: &str, path: &str, body: &str, header: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(
         stream,
-        "PUT {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n{header}\r\n{body}",
+        "PUT {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{header}\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -205,6 +205,39 @@ fn loopback_is_the_default() {
     assert!(config.stdout.contains(listen), "{}", config.stdout);
 }
 
+#[test]
+fn status_says_what_is_missing_over_tls() {
+    let (broker, authority, etc) = (broker(), Authority::new(), tempfile::tempdir().unwrap());
+    let daemon = with_tls(&authority, etc.path(), &broker);
+    let (known, other) = (etc.path().join("ca.pem"), etc.path().join("other.pem"));
+    authority.write(&known);
+    Authority::new().write(&other);
+    let status = |url: String, ca: Option<&Path>| {
+        let mut command = residuald();
+        command.env("RESIDUALD_TOKEN", TOKEN).args(["status", &url]);
+        command.args(ca.iter().flat_map(|ca| ["--ca-file", ca.to_str().unwrap()]));
+        ended(&mut command)
+    };
+    let (http, https) = ("http://", "https://");
+    let url = |scheme: &str| format!("{scheme}{}", daemon.address);
+    wait_for("an answer", || {
+        (status(url(https), Some(&known)).code == Some(0)).then_some(())
+    });
+    for (scheme, ca, said) in [
+        (https, None, "--ca-file"),
+        (https, Some(&*other), "--ca-file sign"),
+        (http, None, "ask by https://"),
+    ] {
+        let ended = status(url(scheme), ca);
+        let line = ended.one_line(69);
+        assert!(line.contains(said), "{said} in {line}");
+    }
+    let plain = Daemon::ready(&broker.brokers, &["kafka.group_id=plain"]);
+    let ended = status(format!("https://{}", plain.address), None);
+    let line = ended.one_line(69);
+    assert!(line.contains("ask by http://"), "{line}");
+}
+
 /// A folder as the README's example has it, and the daemon on it.
 fn with_tls(authority: &Authority, etc: &Path, broker: &EmbeddedBroker) -> Daemon {
     authority.issue(&etc.join("tls.crt"), &etc.join("tls.key"));
@@ -230,7 +263,7 @@ fn tls_as_in_the_readme() {
     let stranger = Authority::new().connect(&daemon.address);
     assert!(stranger.is_err(), "a certificate of another CA is accepted");
     let mut plain = TcpStream::connect(&daemon.address).unwrap();
-    write!(plain, "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    write!(plain, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "plain HTTP is answered");
@@ -276,7 +309,7 @@ fn clients_that_hold_their_connection_do_not_hold_up_the_end() {
     let mut half = TcpStream::connect(&daemon.address).unwrap();
     write!(half, "GET /status HTTP/1.1\r\nHost:").unwrap();
     let mut kept = TcpStream::connect(&daemon.address).unwrap();
-    write!(kept, "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    write!(kept, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(http_get(&daemon.address, "/livez").0, 200);
     let ended = daemon.drains();
     assert!(ended.took < Duration::from_secs(15), "{:?}", ended.took);

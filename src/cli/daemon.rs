@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crate::config::{self, Config, Media, Output};
-use crate::http::{self, Tls};
+use crate::http::{self, Access, Shown, Tls};
 use crate::kafka::{Sink, Source};
 use crate::metrics::Metrics;
 use crate::otlp::Spans;
@@ -15,6 +15,7 @@ use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 
+use super::descriptors;
 use super::failure::Failure;
 use super::reload::{self, Reloader};
 
@@ -33,6 +34,7 @@ pub struct Daemon {
 /// The first thing that cannot be had.
 pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
+    let connections = descriptors::for_http()?;
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
     let loaded = reload::load(&config)?;
@@ -65,8 +67,12 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
         metrics: metrics.clone(),
         next: next.clone(),
     };
-    let shown = (recent.clone(), metrics.clone(), status.clone());
-    let (address, http) = serve(&config.http, shown, reloader, shutdown, &done)?;
+    let shown = Shown {
+        recent: recent.clone(),
+        metrics: metrics.clone(),
+        status: status.clone(),
+    };
+    let (address, http) = serve(&config.http, connections, shown, reloader, shutdown, &done)?;
     tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
@@ -171,7 +177,8 @@ fn connect(
 /// HTTP and signals, on a thread of their own with a small runtime.
 fn serve(
     settings: &config::Http,
-    (recent, metrics, status): (Recent, Metrics, Status),
+    connections: usize,
+    shown: Shown,
     reloader: Reloader,
     shutdown: &Shutdown,
     done: &Shutdown,
@@ -196,12 +203,12 @@ fn serve(
     let signals = shutdown.clone().on_signals().map_err(Failure::internal)?;
     let reloads = reloader.on_signals().map_err(Failure::internal)?;
     drop(context);
-    let token = settings.token.clone();
+    let access = Access::new(settings.token.clone(), address);
     let done = done.clone();
     let thread = named("http", move || {
         runtime.block_on(async {
             tokio::select! {
-                served = http::serve(listener, tls, token, recent, metrics, status, done) => {
+                served = http::serve(listener, connections, tls, access, shown, done) => {
                     if let Err(e) = served {
                         tracing::error!("HTTP: {e}");
                     }

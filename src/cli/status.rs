@@ -107,9 +107,8 @@ fn ask(arguments: &Arguments) -> Result<String, Failure> {
         .new_agent();
     let url = format!("{}/status", arguments.url.trim_end_matches('/'));
     let unavailable = |e: ureq::Error| {
-        Failure::unavailable(format!(
-            "{url}: {e}. Is the daemon up, and is this its http.listen?"
-        ))
+        let advice = advice(&url, &e.to_string(), arguments.ca_file.is_some());
+        Failure::unavailable(format!("{url}: {e}. {advice}"))
     };
     let mut request = agent.get(&url);
     if let Some(token) = &arguments.token {
@@ -121,7 +120,44 @@ fn ask(arguments: &Arguments) -> Result<String, Failure> {
         401 => Err(Failure::usage(format!(
             "{url}: it wants its http.token: set RESIDUALD_TOKEN"
         ))),
-        code => Err(Failure::unavailable(format!("{url}: HTTP {code}"))),
+        code => {
+            let said = response.body_mut().read_to_string().unwrap_or_default();
+            let said: String = said
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(300)
+                .collect();
+            let said = said.escape_debug();
+            Err(Failure::unavailable(format!("{url}: HTTP {code}: {said}")))
+        }
+    }
+}
+
+/// What to try when there was no answer.
+fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
+    let about = |words: &[&str]| words.iter().any(|word| problem.contains(word));
+    if about(&["certificate"]) {
+        return match has_ca_file {
+            false => {
+                "The system does not know who signed the daemon's certificate: give its CA with --ca-file, and ask by a name that the certificate has"
+            }
+            true => {
+                "Did the CA in --ca-file sign the daemon's certificate, and does that have the name you ask by?"
+            }
+        };
+    }
+    let plain_answer = &["wrong version number", "packet length", "record layer"];
+    let tls_answer = &["protocol", "disconnected", "reset"];
+    match url.starts_with("https://") {
+        true if about(plain_answer) => {
+            "Does the daemon speak TLS (http.tls_certificate)? If not, ask by http://"
+        }
+        false if about(tls_answer) => {
+            "Does the daemon speak TLS (http.tls_certificate)? Then ask by https://"
+        }
+        _ => "Is the daemon up, and is this its http.listen?",
     }
 }
 

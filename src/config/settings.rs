@@ -389,8 +389,20 @@ fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves:
 
 pub(super) const ENVIRONMENT: &str = "the environment";
 
+fn from_environment(value: &Value) -> bool {
+    place_of(value) == Some(ENVIRONMENT)
+}
+
 fn origin(value: &Value) -> String {
-    value.origin().unwrap_or("default").to_owned()
+    place_of(value).unwrap_or("default").to_owned()
+}
+
+/// A table, such as `{ file = … }`, does not know where it came from, but what is in it does.
+fn place_of(value: &Value) -> Option<&str> {
+    match &value.kind {
+        ValueKind::Table(table) => table.values().find_map(place_of),
+        _ => value.origin(),
+    }
 }
 
 /// Says of a value and all in it where they came from.
@@ -449,7 +461,7 @@ fn unreadable(name: &str, path: &str) -> Option<String> {
 }
 
 /// By its name; what librdkafka itself hides is among it.
-fn is_secret(name: &str) -> bool {
+pub fn is_secret(name: &str) -> bool {
     const PARTS: [&str; 9] = [
         "password",
         "passphrase",

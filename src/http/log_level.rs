@@ -1,14 +1,22 @@
 //! `/log-level`: what is logged, to read and to change while the daemon runs.
 
 use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::time::timeout;
 
+use super::REQUEST_WITHIN;
 use crate::telemetry;
 
+/// Bytes of a level, or of levels by module.
+const MOST: usize = 4096;
+
 pub fn routes() -> Router {
-    Router::new().route("/log-level", get(show).put(change))
+    Router::new()
+        .route("/log-level", get(show).put(change))
+        .layer(DefaultBodyLimit::max(MOST))
 }
 
 async fn show() -> Response {
@@ -18,7 +26,13 @@ async fn show() -> Response {
     }
 }
 
-async fn change(body: String) -> Response {
+async fn change(request: Request) -> Response {
+    let body = timeout(REQUEST_WITHIN, String::from_request(request, &()));
+    let body = match body.await {
+        Ok(Ok(body)) => body,
+        Ok(Err(refusal)) => return refusal.into_response(),
+        Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the body does not come\n").into_response(),
+    };
     match telemetry::filter(body.trim()) {
         Ok(filter) => {
             telemetry::set_log_level(filter);

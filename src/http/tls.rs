@@ -1,11 +1,13 @@
 //! The certificate and key of HTTP, read again when they are renewed.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::tls_openssl::OpenSSLConfig;
+use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
-use openssl::ssl::{self, SslAcceptor, SslMethod};
+use openssl::ssl::{self, AlpnError, SslAcceptor, SslMethod};
 use openssl::x509::X509;
 
 use crate::config::TlsFiles;
@@ -30,7 +32,7 @@ pub enum TlsError {
         problem: String,
     },
     #[error("http.tls_certificate and http.tls_key do not make a TLS server: {0}")]
-    Pair(ssl::Error),
+    Pair(ErrorStack),
 }
 
 #[derive(PartialEq)]
@@ -111,14 +113,19 @@ fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
     // Without a passphrase: by default OpenSSL would ask at the terminal.
     let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0))
         .map_err(|_| bad_file(KEY, &files.key, "no PEM key without passphrase"))?;
-    let build = || {
+    let build = || -> Result<OpenSSLConfig, ErrorStack> {
         let mut server = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server())?;
         server.set_certificate(certificate)?;
         for issuer in issuers {
             server.add_extra_chain_cert(issuer.clone())?;
         }
         server.set_private_key(&key)?;
-        OpenSSLConfig::try_from(server)
+        server.check_private_key()?;
+        // A client that also speaks HTTP/2 must not choose it; one that speaks only that hears of it at once.
+        server.set_alpn_select_callback(|_, offered| {
+            ssl::select_next_proto(b"\x08http/1.1", offered).ok_or(AlpnError::ALERT_FATAL)
+        });
+        Ok(OpenSSLConfig::from_acceptor(Arc::new(server.build())))
     };
     build().map_err(TlsError::Pair)
 }

@@ -4,26 +4,25 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderName, StatusCode, header};
-use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use futures_util::stream::{self, Stream};
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::metrics::Metrics;
-use crate::recent::{MOST, Recent, Wanted};
-use crate::status::Status;
+use super::Shown;
+use super::answers::{Answer, Answers, gone, no_stream};
+use crate::recent::{MOST, Wanted};
 use crate::verdict::Severity;
 
 /// How often the numbers come.
 const EVERY: Duration = Duration::from_secs(1);
 /// Anomalies at once, at most.
-const PAGE: usize = 200;
+const MOST_LISTED: usize = 200;
 /// The longer side of a picture.
 const SIDE: usize = 640;
 /// What the list leaves out, for it may be large.
@@ -32,27 +31,17 @@ const BULK: [&str; 3] = ["record", "heatmap", "reconstruction"];
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Open without the token: they hold nothing but the page, which asks for it.
-pub const OPEN: [&str; 3] = ["/", "/triage.css", "/triage.js"];
+/// The page itself, which holds nothing and asks for the token.
+pub const PAGE: [&str; 3] = ["/", "/triage.css", "/triage.js"];
 
-#[derive(Clone)]
-struct Shown {
-    recent: Recent,
-    metrics: Metrics,
-    status: Status,
-}
+type Asking = State<(Shown, Answers)>;
 
-/// `closed`: whoever comes may see the page, but no record and no number.
-pub fn routes(recent: Recent, metrics: Metrics, status: Status, closed: bool) -> Router {
-    let mut data = Router::new()
+pub fn routes(shown: Shown) -> Router {
+    Router::new()
         .route("/events", get(events))
         .route("/anomalies", get(list))
         .route("/anomalies/{number}", get(one))
-        .route("/anomalies/{number}/picture", get(picture));
-    if closed {
-        data = data.layer(middleware::from_fn(refuse));
-    }
-    Router::new()
+        .route("/anomalies/{number}/picture", get(picture))
         .route(
             "/",
             get(page("text/html", include_str!("triage/index.html"))),
@@ -65,12 +54,7 @@ pub fn routes(recent: Recent, metrics: Metrics, status: Status, closed: bool) ->
             "/triage.js",
             get(page("text/javascript", include_str!("triage/triage.js"))),
         )
-        .merge(data)
-        .with_state(Shown {
-            recent,
-            metrics,
-            status,
-        })
+        .with_state((shown, Answers::new()))
 }
 
 fn page(
@@ -89,15 +73,24 @@ fn page(
 }
 
 /// Server-sent events: at once and then every second all numbers as JSON.
-async fn events(State(shown): State<Shown>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+async fn events(State((shown, answers)): Asking) -> Response {
+    let Some(held) = answers.stream() else {
+        return no_stream();
+    };
     let mut clock = tokio::time::interval(EVERY);
+    // A client that lags gets the numbers of then, not those that it missed.
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let stream = stream::unfold((shown, clock), |(shown, mut clock)| async move {
-        clock.tick().await;
-        let event = Event::default().data(numbers(&shown).to_string());
-        Some((Ok(event), (shown, clock)))
-    });
-    Sse::new(stream).keep_alive(KeepAlive::default())
+    let stream = stream::unfold(
+        (shown, clock, held),
+        |(shown, mut clock, held)| async move {
+            clock.tick().await;
+            let event = Event::default().data(numbers(&shown).to_string());
+            Some((Ok::<_, Infallible>(event), (shown, clock, held)))
+        },
+    );
+    Sse::new(stream)
+        .keep_alive(KeepAlive::default())
+        .into_response()
 }
 
 /// `/status`, and the distribution of the scores.
@@ -115,6 +108,7 @@ fn numbers(shown: &Shown) -> Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     severity: Option<String>,
     since_ms: Option<i64>,
@@ -132,7 +126,7 @@ struct Listed {
 }
 
 /// Newest first, without the bulk.
-async fn list(State(shown): State<Shown>, Query(asked): Query<Asked>) -> Response {
+async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Response {
     let severity = match asked.severity.as_deref() {
         None | Some("") => None,
         Some(name) => match Severity::ALL.into_iter().find(|s| s.as_str() == name) {
@@ -143,19 +137,32 @@ async fn list(State(shown): State<Shown>, Query(asked): Query<Asked>) -> Respons
             }
         },
     };
-    let found = shown.recent.find(Wanted {
+    let wanted = Wanted {
         severity,
         since_ms: asked.since_ms.unwrap_or(0),
         before: asked.before.unwrap_or(u64::MAX),
-        limit: asked.limit.unwrap_or(PAGE).min(PAGE),
-    });
-    let listed = found.into_iter().map(|(number, anomaly)| Listed {
-        number,
-        judged_ms: anomaly.judged_ms,
-        picture: anomaly.picture.is_some(),
-        verdict: without_bulk(&anomaly.verdict),
-    });
-    Json(listed.collect::<Vec<_>>()).into_response()
+        limit: asked.limit.unwrap_or(MOST_LISTED).min(MOST_LISTED),
+    };
+    answers
+        .make(move || {
+            let found = shown.recent.find(wanted).into_iter();
+            let listed = found.map(|(number, anomaly)| Listed {
+                number,
+                judged_ms: anomaly.judged_ms,
+                picture: anomaly.picture.is_some(),
+                verdict: without_bulk(&anomaly.verdict),
+            });
+            let listed = serde_json::to_vec(&listed.collect::<Vec<_>>());
+            Some(as_json(listed.expect("names and JSON values")))
+        })
+        .await
+}
+
+fn as_json<B>(bytes: B) -> Answer<B> {
+    Answer {
+        kind: "application/json",
+        bytes,
+    }
 }
 
 fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
@@ -170,35 +177,26 @@ fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
 }
 
 /// The whole verdict as it was published.
-async fn one(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
+async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     match shown.recent.get(number) {
         None => gone(),
-        Some(anomaly) => {
-            let kind = [(header::CONTENT_TYPE, "application/json")];
-            (kind, anomaly.verdict.to_vec()).into_response()
-        }
+        Some(anomaly) => answers.send(as_json(anomaly.verdict)),
     }
 }
 
 /// The picture that was judged, upright and small, as a JPEG.
-async fn picture(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
+async fn picture(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     let payload = shown.recent.get(number).and_then(|a| a.picture);
     let (Some(payload), Some(reader)) = (payload, shown.status.in_force().reader) else {
         return gone();
     };
-    // Decoding takes milliseconds, and this thread answers the probes.
-    let made = tokio::task::spawn_blocking(move || reader.thumbnail(&payload, SIDE)).await;
-    match made {
-        Ok(Ok(jpeg)) => ([(header::CONTENT_TYPE, "image/jpeg")], jpeg).into_response(),
-        _ => gone(),
-    }
-}
-
-async fn refuse(_: Request, _: Next) -> Response {
-    let why = "records are shown on a loopback address or with http.token only\n";
-    (StatusCode::FORBIDDEN, why).into_response()
-}
-
-fn gone() -> Response {
-    (StatusCode::NOT_FOUND, "no longer kept\n").into_response()
+    answers
+        .make(move || {
+            let jpeg = reader.thumbnail(&payload, SIDE).ok()?;
+            Some(Answer {
+                kind: "image/jpeg",
+                bytes: jpeg,
+            })
+        })
+        .await
 }

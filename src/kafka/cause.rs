@@ -1,6 +1,7 @@
 //! From librdkafka's complaints to the setting to look at.
 
 use super::KafkaError;
+use crate::config::is_secret;
 
 /// By a part of the complaint; the first that fits.
 const ADVICE: [(&str, &str); 16] = [
@@ -57,6 +58,45 @@ pub(super) fn explain(complaint: &str) -> String {
     format!("{words}. {advice}")
 }
 
+/// The settings that have names as values, with these names; librdkafka does not say them.
+const CHOICES: [(&str, &str); 10] = [
+    (
+        "security.protocol",
+        "plaintext, ssl, sasl_plaintext, sasl_ssl",
+    ),
+    (
+        "auto.offset.reset",
+        "smallest, earliest, beginning, largest, latest, end, error",
+    ),
+    ("isolation.level", "read_uncommitted, read_committed"),
+    ("compression.type", COMPRESSIONS),
+    ("compression.codec", COMPRESSIONS),
+    ("group.protocol", "classic, consumer"),
+    ("ssl.endpoint.identification.algorithm", "none, https"),
+    ("broker.address.family", "any, v4, v6"),
+    (
+        "client.dns.lookup",
+        "use_all_dns_ips, resolve_canonical_bootstrap_servers_only",
+    ),
+    ("metadata.recovery.strategy", "none, rebootstrap"),
+];
+const COMPRESSIONS: &str = "none, gzip, snappy, lz4, zstd";
+
+/// librdkafka's words about a value, and the right ones. The value is left out if it may be a secret: by the name of
+/// its setting, or because the name is misspelled.
+pub(super) fn wrong_value(problem: &str, name: &str, value: &str, is_known: bool) -> String {
+    let problem = match is_known && !is_secret(name) {
+        true => problem.to_owned(),
+        false => problem.replace(&format!("\"{value}\""), "***"),
+    };
+    match CHOICES.iter().find(|(setting, _)| *setting == name) {
+        Some((_, choices)) => {
+            format!("{problem}: expected one of {choices}")
+        }
+        None => problem,
+    }
+}
+
 /// Why librdkafka makes no client: it starts with the setting, or else it is about one.
 pub(super) fn refused(problem: &str) -> KafkaError {
     let first = problem.split(' ').next().unwrap_or_default();
@@ -81,7 +121,44 @@ pub(super) fn refused(problem: &str) -> KafkaError {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::config::ClientConfig;
+
     use super::*;
+
+    fn refusal(name: &str, value: &str) -> Option<String> {
+        let set = ClientConfig::new().set(name, value).create_native_config();
+        set.err().map(|e| KafkaError::from(e).to_string())
+    }
+
+    #[test]
+    fn every_choice_is_one_and_a_wrong_one_is_shown() {
+        for (name, choices) in CHOICES {
+            for choice in choices.split(", ") {
+                assert_eq!(refusal(name, choice), None);
+            }
+            let problem = refusal(name, "whatever").unwrap();
+            assert!(problem.contains("\"whatever\""), "{problem}");
+            assert!(problem.contains(choices), "{problem}");
+        }
+        let range = refusal("fetch.wait.max.ms", "-5").unwrap();
+        assert!(
+            range.contains("-5") && range.contains("0..300000"),
+            "{range}"
+        );
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for name in ["sasl.passwrd", "no.such.setting"] {
+            let problem = refusal(name, "hunter2").unwrap();
+            assert!(!problem.contains("hunter2"), "{problem}");
+        }
+        for name in ["sasl.password", "ssl.key.password"] {
+            let words = format!("Invalid value \"hunter2\" for \"{name}\"");
+            let problem = wrong_value(&words, name, "hunter2", true);
+            assert!(!problem.contains("hunter2"), "{problem}");
+        }
+    }
 
     #[test]
     fn a_complaint_becomes_advice() {

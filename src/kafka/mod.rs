@@ -21,7 +21,7 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
-use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::types::{RDKafkaConfRes, RDKafkaErrorCode};
 
 pub use membership::Membership;
 pub use sink::{Delivery, SendError, Sink};
@@ -66,11 +66,11 @@ pub enum KafkaError {
 impl From<ClientError> for KafkaError {
     fn from(error: ClientError) -> Self {
         match error {
-            // The value may be a secret: leave it out, librdkafka's own words included.
-            ClientError::ClientConfig(_, problem, name, value) => KafkaError::Setting {
-                name,
-                problem: problem.replace(&format!("\"{value}\""), "***"),
-            },
+            ClientError::ClientConfig(why, problem, name, value) => {
+                let is_known = why != RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN;
+                let problem = cause::wrong_value(&problem, &name, &value, is_known);
+                KafkaError::Setting { name, problem }
+            }
             ClientError::ClientCreation(problem) => cause::refused(&problem),
             other => KafkaError::Client(other.to_string()),
         }

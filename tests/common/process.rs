@@ -104,10 +104,25 @@ impl Daemon {
 
     /// The same with variables in its environment.
     pub fn start_in(environment: &[(&str, &str)], brokers: &str, settings: &[&str]) -> Daemon {
+        let mut command = residuald();
+        command.envs(environment.iter().copied());
+        Daemon::start_by(command, brokers, settings)
+    }
+
+    /// The same in a process that may open so many files.
+    pub fn start_with_files(files: usize, brokers: &str, settings: &[&str]) -> Daemon {
+        let mut command = Command::new("sh");
+        command.stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
+        command.arg("-c");
+        command.arg(format!("ulimit -n {files}; exec \"$0\" \"$@\""));
+        command.arg(env!("CARGO_BIN_EXE_residuald"));
+        Daemon::start_by(command, brokers, settings)
+    }
+
+    fn start_by(mut command: Command, brokers: &str, settings: &[&str]) -> Daemon {
         let bundle = format!("model.bundle={:?}", payments());
         let brokers = format!("kafka.brokers={brokers}");
-        let mut command = residuald();
-        command.arg("run").envs(environment.iter().copied());
+        command.arg("run");
         let own = [
             &brokers,
             &bundle,
@@ -275,8 +290,10 @@ fn follow(stderr: ChildStderr, found: &Sender<String>) -> String {
     let mut log = String::new();
     for line in BufReader::new(stderr).lines() {
         let line = line.unwrap();
-        if let Some((_, rest)) = line.split_once("\"address\":\"") {
-            let address = rest.split('"').next().unwrap();
+        // As JSON or as text.
+        let address = line.split_once("\"address\":\"");
+        if let Some((_, rest)) = address.or_else(|| line.split_once(" address=")) {
+            let address = rest.split(['"', ' ']).next().unwrap();
             let _ = found.send(address.to_owned());
         }
         log.push_str(&line);
@@ -296,7 +313,7 @@ pub fn http_get(address: &str, path: &str) -> (u16, String, String) {
 pub fn ask(mut stream: impl Read + Write, path: &str, header: &str) -> (u16, String, String) {
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{header}\r\n"
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n"
     )
     .unwrap();
     let mut answer = Vec::new();

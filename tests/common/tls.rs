@@ -32,6 +32,11 @@ impl Authority {
         }
     }
 
+    /// Writes its own certificate, PEM.
+    pub fn write(&self, certificate: &Path) {
+        std::fs::write(certificate, self.certificate.to_pem().unwrap()).unwrap();
+    }
+
     /// Writes a certificate for 127.0.0.1 and its key, PEM each.
     pub fn issue(&self, certificate: &Path, key_file: &Path) {
         let key = key();

@@ -1,0 +1,158 @@
+//! Requests as bytes through HTTP and the router: an answer of ours to each, never a 5xx, no secret, no end of it.
+//!
+//! The first byte says by which rule requests are let in, whether the rest is a request as it is or one to be made
+//! whole, and whether that brings the token.
+#![no_main]
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use libfuzzer_sys::fuzz_target;
+use residuald::config::Secret;
+use residuald::http::{Access, Shown, router};
+use residuald::message::Model;
+use residuald::metrics::Metrics;
+use residuald::picture::{FIELD, Limits, Reader};
+use residuald::recent::{Anomaly, Recent};
+use residuald::status::{InForce, Status};
+use residuald::verdict::Severity;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+const TOKEN: &str = "t0ken-s3cret";
+const WHOLE: u8 = 0x80;
+const WITH_TOKEN: u8 = 0x40;
+/// The largest answer is the page's script.
+const MOST_BYTES: usize = 64 << 10;
+/// Shown to whoever comes, with a token set.
+const OPEN: [&str; 5] = ["/livez", "/readyz", "/", "/triage.css", "/triage.js"];
+const VERDICT: &[u8] = br#"{"id":"in-0-1@01234567","anomaly_score":1.5,"record":{"amount":1},"severity":"critical"}"#;
+
+thread_local! {
+    static STATE: (Runtime, [Router; 3]) = {
+        // The clock stands still and jumps when all wait, so that nothing really waits.
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_time().start_paused(true).build().expect("a runtime");
+        let rules = [
+            Access::Token(Secret::new(TOKEN.into())),
+            Access::Local,
+            Access::Exposed,
+        ];
+        (runtime, rules.map(app))
+    };
+}
+
+fn app(access: Access) -> Router {
+    let pixels = json!({"height": 16, "width": 16, "channels": 3, "resize": "bilinear"});
+    let pixels = serde_json::from_value(pixels).expect("pixels");
+    let status = Status::new(
+        InForce {
+            model: Model {
+                name: "m".into(),
+                version: "1".into(),
+                sha256: "0123456789".into(),
+            },
+            provider: "cpu",
+            threshold: 1.0,
+            segments: None,
+            normal: vec![0.5, 0.5],
+            reader: Some(Reader::new(pixels, FIELD, Limits::default())),
+        },
+        std::time::Instant::now(),
+    );
+    status.model_is_warm();
+    status.partitions_are_assigned(true);
+    status.producer_is_connected();
+    let recent = Recent::default();
+    for picture in [
+        None,
+        Some(&include_bytes!("../seeds/image/palette.png")[..]),
+        Some(b"none"),
+    ] {
+        recent.add(Anomaly {
+            severity: Severity::Critical,
+            judged_ms: 1_700_000_000_000,
+            verdict: VERDICT.into(),
+            picture: picture.map(Into::into),
+        });
+    }
+    let by_token = matches!(access, Access::Token(_));
+    let shown = Shown {
+        recent,
+        metrics: Metrics::new(1.0),
+        status,
+    };
+    router(access, shown).layer(middleware::from_fn_with_state(by_token, check))
+}
+
+async fn check(
+    axum::extract::State(by_token): axum::extract::State<bool>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path().to_owned();
+    let brought = format!("{:?}", request.headers()).contains(TOKEN);
+    let response = next.run(request).await;
+    let status = response.status();
+    assert!(!status.is_server_error(), "{path}: {status}");
+    if by_token && !brought && !OPEN.contains(&path.as_str()) {
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    response
+}
+
+/// A request as HTTP wants it, of a head (target, headers) and a body with an empty line between.
+fn whole(parts: &[u8], with_token: bool) -> Vec<u8> {
+    let cut = parts.windows(2).position(|two| two == b"\n\n");
+    let (head, body) = match cut {
+        Some(at) => (&parts[..at], &parts[at + 2..]),
+        None => (parts, &[][..]),
+    };
+    let mut lines = head.split(|byte| *byte == b'\n');
+    let mut request = lines.next().unwrap_or_default().to_vec();
+    request.extend_from_slice(b" HTTP/1.1\r\nHost: localhost\r\n");
+    if with_token {
+        request.extend_from_slice(format!("Authorization: Bearer {TOKEN}\r\n").as_bytes());
+    }
+    request.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+    for line in lines {
+        request.extend_from_slice(line);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"\r\n");
+    [&request, body].concat()
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let request = match kind & WHOLE {
+        0 => rest.to_vec(),
+        _ => whole(rest, kind & WITH_TOKEN != 0),
+    };
+    STATE.with(|(runtime, apps)| {
+        let service = TowerToHyperService::new(apps[usize::from(kind % 3)].clone());
+        let mut answer = Vec::new();
+        runtime.block_on(async {
+            let client = TokioIo::new(tokio::io::join(&request[..], &mut answer));
+            let served = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .max_buf_size(64 << 10)
+                .serve_connection(client, service);
+            // Only the live stream is still there then.
+            let _ = tokio::time::timeout(Duration::from_secs(3), served).await;
+        });
+        assert!(answer.len() <= (1 + request.len() / 16) * MOST_BYTES);
+        let has = |text: &[u8]| text.windows(TOKEN.len()).any(|at| at == TOKEN.as_bytes());
+        // An unknown log level is repeated to the one who sent it.
+        assert!(!has(&answer) || has(rest), "the token is in the answer");
+    });
+});
