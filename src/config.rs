@@ -5,6 +5,7 @@ pub mod reference;
 mod screen;
 mod secret;
 mod settings;
+mod topics;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use screen::{Screen, ScreenMode};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
+pub use topics::is_pattern;
 
 const DEFAULTS: &str = include_str!("default.toml");
 const FLAG: &str = "--set";
@@ -325,6 +327,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         producer: s.client_settings("kafka.producer", &RESERVED),
     };
     check_delivery(&kafka, &mut s);
+    topics::check(&kafka.topics, &mut s);
     let input = input::check(&mut s);
     let pictures = input::pictures(&mut s);
     let model = Model {

@@ -2,14 +2,23 @@
 
 mod cause;
 pub mod embedded;
+mod admin;
 mod assignment;
 mod hold;
+mod mark;
 mod membership;
+mod presence;
+mod question;
+mod rejoin;
 pub mod history;
 pub mod replay;
 mod sink;
 mod source;
+mod start;
+mod topics;
 mod transaction;
+mod wanted;
+mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +32,7 @@ use rdkafka::types::RDKafkaErrorCode;
 pub use membership::Membership;
 pub use sink::{Delivery, SendError, Sink};
 pub use source::{Event, Rebalance, RebalanceKind, Source};
+pub use topics::Topics;
 pub use transaction::Outcome;
 
 use crate::config::{ClientSettings, Kafka};
@@ -44,6 +54,15 @@ pub enum KafkaError {
         "topic `{topic}` does not exist at {brokers}: create it (kafka-topics.sh --create --topic {topic}) or correct the setting"
     )]
     TopicAbsent { topic: String, brokers: String },
+    #[error("topics do not exist at {brokers}: {}; create them, or correct the setting", listed(.topics))]
+    TopicsAbsent {
+        topics: Vec<String>,
+        brokers: String,
+    },
+    #[error(
+        "{partition}: {problem}, and auto.offset.reset is none: set the group's offset (kafka-consumer-groups.sh --reset-offsets), or set kafka.consumer.\"auto.offset.reset\" to earliest or latest"
+    )]
+    NoOffset { partition: String, problem: String },
     #[error("a verdict or dead letter for topic `{topic}` cannot be delivered: {problem}")]
     Delivery { topic: String, problem: String },
     #[error(
@@ -146,7 +165,16 @@ fn client_config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
     for (name, value) in kafka.client.iter().chain(own.iter()) {
         config.set(name, value);
     }
+    // As Java's client calls it.
+    if config.get("auto.offset.reset") == Some("none") {
+        config.set("auto.offset.reset", "error");
+    }
     config
+}
+
+fn listed(topics: &[String]) -> String {
+    let quoted: Vec<String> = topics.iter().map(|topic| format!("`{topic}`")).collect();
+    quoted.join(", ")
 }
 
 /// A message as a record; nothing is copied.

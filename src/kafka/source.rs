@@ -1,6 +1,6 @@
 //! The consumer. Rebalances come out as events: whoever polls drains first and completes them after.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,10 +15,15 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Deserialize;
 
-use super::assignment::{Assigning, reset_offset};
+use super::assignment::{Assigning, reset};
 use super::hold::Held;
 use super::membership::Membership;
-use super::{KafkaError, LastComplaint, await_topic, client_config, report};
+use super::presence::await_topics;
+use super::start::Reset;
+use super::topics::Topics;
+use super::wanted::Wanted;
+use super::watch::{Watch, is_missing};
+use super::{KafkaError, LastComplaint, client_config, report};
 use crate::batch::TopicPartition;
 use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
@@ -54,17 +59,24 @@ pub enum RebalanceKind {
 
 pub struct Source {
     pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) topics: Vec<String>,
+    pub(super) topics: Topics,
+    pub(super) watch: Watch,
     guarantee: Guarantee,
     lost_below: Arc<AtomicU64>,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     status: Status,
     /// Nothing is fetched: the stages behind are busy.
     paused: bool,
     pub(super) held: Vec<Held>,
     /// Where a partition starts that was never read.
-    pub(super) reset: Option<Offset>,
+    pub(super) reset: Reset,
     pub(super) assigning: Option<Assigning>,
+    /// Some partition has to be read from another place.
+    pub(super) astray: AtomicBool,
+    /// When that was last seen to.
+    pub(super) rejoined: Option<Instant>,
+    /// What to join the group with once everything is given back.
+    pub(super) resubscribe: Option<BTreeSet<String>>,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -80,12 +92,13 @@ pub(super) fn config(kafka: &Kafka) -> ClientConfig {
 }
 
 impl Source {
-    /// Connects, makes sure that every topic exists, and subscribes.
+    /// Connects, makes sure that the topics exist, and subscribes. `written` are topics that no pattern may match.
     ///
     /// # Errors
-    /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
+    /// [`KafkaError`] when a setting is refused, no broker answers in time, topics are absent, or a stop comes first.
     pub fn connect(
         kafka: &Kafka,
+        written: &[&str],
         metrics: Metrics,
         status: Status,
         stop: &Shutdown,
@@ -98,28 +111,35 @@ impl Source {
             metrics: metrics.clone(),
             status: status.clone(),
         };
-        let consumer: BaseConsumer<Context> = config(kafka).create_with_context(context)?;
-        let serve = || while consumer.poll(SERVE).is_some() {};
-        for topic in &kafka.topics {
-            await_topic(consumer.client(), kafka, topic, &complaint, stop, serve)?;
-        }
-        let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics)?;
-        Ok(Source {
-            consumer: Arc::new(consumer),
-            topics: kafka.topics.clone(),
+        let mut config = config(kafka);
+        // Where to start is decided in `start`; librdkafka only says that an offset is not there.
+        config.set("auto.offset.reset", "error");
+        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
+        let wanted = Wanted::new(&kafka.topics, written)?;
+        let found = await_topics(&consumer, kafka, &wanted, &complaint, stop)?;
+        let consumer = Arc::new(consumer);
+        let watch = Watch::begin(&consumer, wanted, kafka, found);
+        let mut source = Source {
+            consumer,
+            topics: Topics::default(),
+            watch,
             guarantee: kafka.guarantee,
             lost_below: Arc::default(),
             metrics,
             status,
             paused: false,
             held: Vec::new(),
-            reset: reset_offset(kafka),
+            reset: reset(kafka),
             assigning: None,
-        })
+            astray: AtomicBool::new(false),
+            rejoined: None,
+            resubscribe: None,
+        };
+        source.follow_topics()?;
+        Ok(source)
     }
 
-    pub fn topics(&self) -> &[String] {
+    pub fn topics(&self) -> &Topics {
         &self.topics
     }
 
@@ -163,14 +183,19 @@ impl Source {
     fn survive(&self, error: ClientError) -> Result<(), KafkaError> {
         use RDKafkaErrorCode as Code;
         match error {
+            ClientError::MessageConsumption(code) if is_missing(code) => {
+                tracing::debug!("a topic cannot be read: {code}");
+                self.watch.look_now();
+                Ok(())
+            }
+            ClientError::MessageConsumption(Code::AutoOffsetReset) => {
+                self.astray.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             ClientError::MessageConsumption(
-                code @ (Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
+                code @ (Code::GroupAuthorizationFailed
                 | Code::SaslAuthenticationFailed
-                | Code::Authentication
-                | Code::AutoOffsetReset),
+                | Code::Authentication),
             ) => Err(KafkaError::Client(format!("consumer: {code}"))),
             ClientError::MessageConsumptionFatal(code) => {
                 Err(KafkaError::Client(format!("consumer was shut out: {code}")))
@@ -185,9 +210,8 @@ impl Source {
     /// The message as a record, and its partition.
     pub fn record<'m>(&self, message: &'m BorrowedMessage<'_>) -> (Record<'m>, TopicPartition) {
         let record = super::record(message);
-        let topic = self.topics.iter().position(|topic| topic == record.topic);
         let from = TopicPartition {
-            topic: topic.expect("only subscribed topics are delivered"),
+            topic: self.topics.number(record.topic),
             partition: record.partition,
         };
         (record, from)
@@ -206,7 +230,7 @@ impl Source {
             "rebalance"
         );
         if rebalance.kind == RebalanceKind::Assign {
-            if self.is_exactly_once() && partitions.count() > 0 {
+            if partitions.count() > 0 {
                 self.assign_when_known(partitions);
                 return Ok(());
             }
@@ -227,6 +251,7 @@ impl Source {
             // Absent if no statistics came in between.
             let _ = self.metrics.consumer_lag.remove_label_values(&labels);
         }
+        self.forget_marks(partitions)?;
         self.count_paused()
     }
 
@@ -282,6 +307,8 @@ impl Source {
     /// # Errors
     /// When librdkafka refuses.
     pub fn resume(&mut self, now: Instant) -> Result<(), KafkaError> {
+        self.follow_topics()?;
+        self.rejoin_if_astray(now)?;
         if self.paused {
             let assigned = self.consumer.assignment()?;
             self.consumer.resume(&self.without_held(&assigned))?;
@@ -329,14 +356,18 @@ impl Source {
 }
 
 pub(super) fn offset_list(
-    topics: &[String],
+    topics: &Topics,
     offsets: &[(TopicPartition, i64)],
 ) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for (from, next) in offsets {
-        let offset = Offset::Offset(*next);
-        list.add_partition_offset(&topics[from.topic], from.partition, offset)
+        let mut element = list.add_partition(&topics[from.topic], from.partition);
+        element
+            .set_offset(Offset::Offset(*next))
             .expect("an offset from a record is valid");
+        if let Some(mark) = topics.mark(from.topic) {
+            element.set_metadata(mark.to_string());
+        }
     }
     list
 }
