@@ -64,7 +64,7 @@ pub struct Source {
     guarantee: Guarantee,
     lost_below: Arc<AtomicU64>,
     pub(super) metrics: Metrics,
-    status: Status,
+    pub(super) status: Status,
     /// Nothing is fetched: the stages behind are busy.
     paused: bool,
     pub(super) held: Vec<Held>,
@@ -283,6 +283,9 @@ impl Source {
         }
         match self.consumer.commit_consumer_state(CommitMode::Sync) {
             Ok(()) | Err(ClientError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(e) if e.rdkafka_error_code().is_some_and(is_missing) => {
+                tracing::info!("the offsets of a topic that is gone are not committed");
+            }
             Err(e) => tracing::warn!(
                 "offsets not committed: {e}; the records since the last commit will be judged again"
             ),

@@ -277,7 +277,11 @@ impl Source {
         match (&mut self.resubscribe, topics.is_empty()) {
             // About to join again, with these then.
             (Some(next), _) => next.clone_from(&topics),
-            (None, true) => self.consumer.unsubscribe(),
+            (None, true) => {
+                self.consumer.unsubscribe();
+                // Nothing to do is no reason not to be ready.
+                self.status.partitions_are_assigned(true);
+            }
             (None, false) => self.consumer.subscribe(&names(topics.iter()))?,
         }
         self.watch.subscribed = topics;
