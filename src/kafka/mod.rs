@@ -14,6 +14,7 @@ pub mod history;
 pub mod replay;
 mod sink;
 mod source;
+mod stale;
 mod start;
 mod topics;
 mod transaction;

@@ -27,7 +27,7 @@ impl Source {
         let rested = self
             .rejoined
             .is_none_or(|last| now.saturating_duration_since(last) >= NOT_SOONER_THAN);
-        if rested && self.astray.swap(false, Ordering::Relaxed) {
+        if rested && self.watch.astray.swap(false, Ordering::Relaxed) {
             tracing::info!("leaving the group and joining it again, to ask where to read on");
             self.rejoined = Some(now);
             self.resubscribe = Some(self.watch.subscribed.clone());

@@ -71,9 +71,7 @@ pub struct Source {
     /// Where a partition starts that was never read.
     pub(super) reset: Reset,
     pub(super) assigning: Option<Assigning>,
-    /// Some partition has to be read from another place.
-    pub(super) astray: AtomicBool,
-    /// When that was last seen to.
+    /// When it last left the group to ask anew.
     pub(super) rejoined: Option<Instant>,
     /// What to join the group with once everything is given back.
     pub(super) resubscribe: Option<BTreeSet<String>>,
@@ -118,10 +116,11 @@ impl Source {
         let wanted = Wanted::new(&kafka.topics, written)?;
         let found = await_topics(&consumer, kafka, &wanted, &complaint, stop)?;
         let consumer = Arc::new(consumer);
-        let watch = Watch::begin(&consumer, wanted, kafka, found);
+        let topics = Topics::default();
+        let watch = Watch::begin(&consumer, wanted, kafka, topics.clone(), found);
         let mut source = Source {
             consumer,
-            topics: Topics::default(),
+            topics,
             watch,
             guarantee: kafka.guarantee,
             lost_below: Arc::default(),
@@ -131,7 +130,6 @@ impl Source {
             held: Vec::new(),
             reset: reset(kafka),
             assigning: None,
-            astray: AtomicBool::new(false),
             rejoined: None,
             resubscribe: None,
         };
@@ -189,7 +187,7 @@ impl Source {
                 Ok(())
             }
             ClientError::MessageConsumption(Code::AutoOffsetReset) => {
-                self.astray.store(true, Ordering::Relaxed);
+                self.watch.astray.store(true, Ordering::Relaxed);
                 Ok(())
             }
             ClientError::MessageConsumption(
@@ -414,7 +412,11 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        self.complaint.error("consumer", &error, reason);
+        // What is missing is said once, by whoever looks for it.
+        match error.rdkafka_error_code() {
+            Some(code) if is_missing(code) => tracing::debug!("consumer: {error}: {reason}"),
+            _ => self.complaint.error("consumer", &error, reason),
+        }
     }
 
     fn stats_raw(&self, statistics: &[u8]) {

@@ -2,7 +2,7 @@
 //! tells neither.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::admin::{Described, Descriptions};
 use super::source::Context;
 use super::start::Age;
+use super::topics::Topics;
 use super::wanted::Wanted;
-use super::{KafkaError, Source};
+use super::{KafkaError, Source, stale};
 use crate::config::Kafka;
 
 const INTERVAL: &str = "topic.metadata.refresh.interval.ms";
@@ -22,6 +23,7 @@ const INTERVAL: &str = "topic.metadata.refresh.interval.ms";
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// A topic that is missing is looked for once more before that is believed.
+/// And so is a group whose assignments are not settled.
 const LOOK_TWICE_AFTER: Duration = Duration::from_secs(1);
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
@@ -30,8 +32,9 @@ pub(super) struct Watch {
     pub seen: Seen,
     looks: Receiver<Descriptions>,
     look_now: Sender<()>,
-    /// How often in a row each topic was not there.
-    missing: BTreeMap<String, u32>,
+    /// Some partition has to be read from another place.
+    pub astray: Arc<AtomicBool>,
+    missing: BTreeSet<String>,
     pub subscribed: BTreeSet<String>,
 }
 
@@ -115,6 +118,7 @@ impl Watch {
         consumer: &Arc<BaseConsumer<Context>>,
         wanted: Wanted,
         kafka: &Kafka,
+        topics: Topics,
         found: Descriptions,
     ) -> Watch {
         let seen = Seen::default();
@@ -122,12 +126,16 @@ impl Watch {
         let (look_now, asked) = bounded(1);
         let (tell, looks) = bounded(1);
         let _ = tell.send(found);
-        let wanted = Arc::new(wanted);
+        let (wanted, astray) = (Arc::new(wanted), Arc::default());
         let looker = Looker {
             consumer: Arc::downgrade(consumer),
             wanted: Arc::clone(&wanted),
+            topics,
             seen: seen.clone(),
             interval: interval(kafka),
+            stale: stale::group(kafka),
+            astray: Arc::clone(&astray),
+            missing: BTreeMap::new(),
         };
         std::thread::spawn(move || looker.run(&asked, &tell));
         Watch {
@@ -135,7 +143,8 @@ impl Watch {
             seen,
             looks,
             look_now,
-            missing: BTreeMap::new(),
+            astray,
+            missing: BTreeSet::new(),
             subscribed: BTreeSet::new(),
         }
     }
@@ -159,14 +168,19 @@ struct Looker {
     /// Weak, so that leaving the group does not wait for this.
     consumer: Weak<BaseConsumer<Context>>,
     wanted: Arc<Wanted>,
+    topics: Topics,
     seen: Seen,
     interval: Duration,
+    /// The group, until it is known that its assignments are not stale.
+    stale: Option<String>,
+    astray: Arc<AtomicBool>,
+    /// How often in a row each topic was not there.
+    missing: BTreeMap<String, u32>,
 }
 
 impl Looker {
-    fn run(&self, asked: &Receiver<()>, tell: &Sender<Descriptions>) {
-        let mut missing = BTreeSet::new();
-        let mut wait = self.interval;
+    fn run(mut self, asked: &Receiver<()>, tell: &Sender<Descriptions>) {
+        let mut wait = self.interval.min(LOOK_TWICE_AFTER);
         loop {
             if asked.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
                 return;
@@ -174,25 +188,53 @@ impl Looker {
             let Some(consumer) = self.consumer.upgrade() else {
                 return;
             };
-            let found = self.wanted.look(consumer.client(), LOOK_WITHIN);
-            drop(consumer);
-            let found = match found {
-                Ok(found) => found,
-                Err(e) => {
-                    tracing::debug!("the brokers do not say what topics there are: {e}");
-                    continue;
+            match self.wanted.look(consumer.client(), LOOK_WITHIN) {
+                Ok(found) => {
+                    self.seen.note_all(&found);
+                    self.note_missing(&found);
+                    self.look_for_stale(&consumer, &found);
+                    // Full only while the intake waits; what is in there brings it here again.
+                    let _ = tell.try_send(found);
                 }
+                Err(e) => tracing::debug!("the brokers do not say what topics there are: {e}"),
+            }
+            let unsure = self.stale.is_some() || self.missing.values().any(|looks| *looks == 1);
+            wait = match unsure {
+                true => LOOK_TWICE_AFTER.min(self.interval),
+                false => self.interval,
             };
-            self.seen.note_all(&found);
-            let gone = found.iter().filter(|(_, topic)| topic.is_err());
-            let gone: BTreeSet<String> = gone.map(|(topic, _)| topic.clone()).collect();
-            wait = match gone.is_subset(&missing) {
-                true => self.interval,
-                false => LOOK_TWICE_AFTER.min(self.interval),
-            };
-            missing = gone;
-            // Full only while the intake waits; what is in there brings it here again.
-            let _ = tell.try_send(found);
+        }
+    }
+
+    /// Not left to the intake, which may be draining: a transaction with the offsets of a topic that is gone fails.
+    fn note_missing(&mut self, found: &Descriptions) {
+        for (topic, described) in found {
+            match described {
+                Err(code) if is_missing(*code) => {
+                    *self.missing.entry(topic.clone()).or_default() += 1;
+                }
+                Err(_) => continue,
+                Ok(_) => {
+                    self.missing.remove(topic);
+                }
+            }
+            let looks = self.missing.get(topic).copied().unwrap_or_default();
+            self.topics
+                .set_deleted(self.topics.number(topic), looks > 1);
+        }
+    }
+
+    fn look_for_stale(&mut self, consumer: &BaseConsumer<Context>, found: &Descriptions) {
+        let Some(group) = &self.stale else {
+            return;
+        };
+        let Some(stale) = stale::is_stale(consumer.client(), group, found) else {
+            return;
+        };
+        self.stale = None;
+        if stale {
+            tracing::info!("topics or partitions have changed while no member of the group ran");
+            self.astray.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -214,31 +256,24 @@ impl Source {
 
     fn count_missing(&mut self, found: &Descriptions) {
         for (topic, described) in found {
-            let number = self.topics.number(topic);
-            let named = self.watch.wanted.named.contains(topic);
             match described {
                 Err(code) if is_missing(*code) => {
-                    let looks = self.watch.missing.entry(topic.clone()).or_default();
-                    *looks += 1;
-                    if *looks == 1 && named {
+                    let new = self.watch.missing.insert(topic.clone());
+                    if new && self.watch.wanted.named.contains(topic) {
                         tracing::warn!(
                             "topic `{topic}` cannot be read: {code}; the others are read on, and it is taken up as soon as it is there"
                         );
                     }
-                    self.topics.set_deleted(number, *looks > 1);
                 }
                 Err(_) => {}
-                Ok(_) => {
-                    self.topics.set_deleted(number, false);
-                    if self.watch.missing.remove(topic).is_some() {
-                        tracing::info!("topic `{topic}` is there");
-                    }
+                Ok(_) if self.watch.missing.remove(topic) => {
+                    tracing::info!("topic `{topic}` is there");
                 }
+                Ok(_) => {}
             }
-            if named {
-                let missing = self.watch.missing.contains_key(topic);
-                self.set_missing(topic, missing);
-            }
+        }
+        for topic in &self.watch.wanted.named {
+            self.set_missing(topic, self.watch.missing.contains(topic));
         }
         for pattern in &self.watch.wanted.patterns {
             let mut there = found.iter().filter(|(_, topic)| topic.is_ok());
@@ -263,6 +298,10 @@ impl Source {
         };
         topics.extend(self.watch.subscribed.iter().filter(unsure).cloned());
         topics.extend(self.watch.wanted.named.iter().cloned());
+        if topics.is_empty() {
+            // Nothing to do is no reason not to be ready.
+            self.status.partitions_are_assigned(true);
+        }
         if topics == self.watch.subscribed {
             return Ok(());
         }
@@ -277,11 +316,7 @@ impl Source {
         match (&mut self.resubscribe, topics.is_empty()) {
             // About to join again, with these then.
             (Some(next), _) => next.clone_from(&topics),
-            (None, true) => {
-                self.consumer.unsubscribe();
-                // Nothing to do is no reason not to be ready.
-                self.status.partitions_are_assigned(true);
-            }
+            (None, true) => self.consumer.unsubscribe(),
             (None, false) => self.consumer.subscribe(&names(topics.iter()))?,
         }
         self.watch.subscribed = topics;
@@ -296,7 +331,7 @@ impl Source {
             let then = self.topics.mark(self.topics.number(topic));
             let then = then.and_then(|then| then.id);
             if matches!((now, &then), (Some(now), Some(then)) if now != then) {
-                self.astray.store(true, Ordering::Relaxed);
+                self.watch.astray.store(true, Ordering::Relaxed);
             }
         }
         Ok(())
