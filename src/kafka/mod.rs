@@ -12,6 +12,7 @@ mod question;
 mod rejoin;
 pub mod history;
 pub mod replay;
+mod siblings;
 mod sink;
 mod source;
 mod stale;

@@ -1,16 +1,17 @@
 //! What has to be known of partitions before they are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::admin::{self, Descriptions, Offsets};
+use super::admin::{self, Described, Descriptions, Offsets};
 use super::mark::Mark;
+use super::siblings::{self, Committed};
 use super::source::Context;
-use super::start::{Found, Reset, Siblings};
+use super::start::{Age, Found, Reset};
 use super::watch::Seen;
 
 const ASK_WITHIN: Duration = Duration::from_secs(1);
@@ -26,13 +27,21 @@ pub(super) struct Question {
 }
 
 /// The group's offsets, with what they say of their topic.
-type Committed = BTreeMap<(String, i32), (i64, Option<Mark>)>;
+type Told = BTreeMap<(String, i32), (i64, Option<Mark>)>;
+
+/// A topic of which partitions are asked for.
+struct Topic {
+    age: Age,
+    mark: Mark,
+    /// `None` if the other members' transactions hide them.
+    committed: Option<Committed>,
+}
 
 impl Question {
     /// Fails with the reason if something is not known yet.
     pub fn ask(&self) -> Result<Vec<Found>, String> {
-        let committed = self.committed(self.partitions.clone())?;
-        let topics = self.describe()?;
+        let told = self.committed(self.partitions.clone())?;
+        let topics = self.topics(&told)?;
         let client = self.consumer.client();
         let ends = |end| {
             let offsets = admin::list_offsets(client, &self.partitions, end, ASK_WITHIN);
@@ -43,45 +52,79 @@ impl Question {
             Reset::End => self.committed_ends()?,
             _ => high.clone(),
         };
-        let mut siblings = BTreeMap::new();
         let mut all = Vec::with_capacity(self.partitions.count());
         for element in self.partitions.elements() {
-            let (topic, partition) = (element.topic().to_owned(), element.partition());
-            let place = (topic.clone(), partition);
+            let place = (element.topic().to_owned(), element.partition());
             let offset = |of: &Offsets| of.get(&place).copied().ok_or("an offset is missing");
-            let described = topics[&topic].as_ref().expect("seen above");
-            let mark = Mark {
-                id: described.id.clone(),
-                partitions: described.partitions,
-            };
-            let (own, own_mark) = committed.get(&place).cloned().unzip();
-            if own.is_none() && !siblings.contains_key(&topic) {
-                let others = self.siblings(&topic, described.partitions);
-                siblings.insert(topic.clone(), others);
-            }
-            let others = siblings.get(&topic).map(Option::as_ref);
+            let topic = &topics[&place.0];
+            let (committed, committed_mark) = told.get(&place).cloned().unzip();
             all.push(Found {
-                age: self.seen.note(&topic, described),
-                siblings: others.map_or(Siblings::Unknown, |others| {
-                    compare(others, &topic, partition, &mark)
-                }),
-                topic,
-                partition,
-                committed: own,
-                committed_mark: own_mark.flatten(),
-                mark,
+                committed,
+                committed_mark: committed_mark.flatten(),
+                mark: topic.mark.clone(),
                 low: offset(&low)?,
                 high: offset(&high)?,
                 end: offset(&end)?,
+                age: topic.age,
+                siblings: siblings::compare(topic.committed.as_ref(), place.1),
+                topic: place.0,
+                partition: place.1,
             });
         }
         Ok(all)
     }
 
-    fn committed(&self, partitions: TopicPartitionList) -> Result<Committed, String> {
+    fn topics(&self, told: &Told) -> Result<BTreeMap<String, Topic>, String> {
+        let mut assigned: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+        for element in self.partitions.elements() {
+            let partitions = assigned.entry(element.topic().to_owned()).or_default();
+            partitions.insert(element.partition());
+        }
+        let names: Vec<&str> = assigned.keys().map(String::as_str).collect();
+        let mut described = self.describe(&names)?;
+        let mut topics = BTreeMap::new();
+        for (name, assigned) in assigned {
+            let Some(Ok(described)) = described.remove(&name) else {
+                return Err(format!("topic `{name}` is not described"));
+            };
+            let topic = self.topic(&name, &described, &assigned, told);
+            topics.insert(name, topic);
+        }
+        Ok(topics)
+    }
+
+    fn topic(
+        &self,
+        name: &str,
+        described: &Described,
+        assigned: &BTreeSet<i32>,
+        told: &Told,
+    ) -> Topic {
+        let (id, partitions) = (described.id.clone(), described.partitions);
+        let mut committed = of_topic(name, id.as_ref(), told);
+        let own = |partition| committed.get(partition).and_then(Option::as_ref);
+        let up_to_date = |mark: &Mark| mark.existed == partitions && mark.read == partitions;
+        let mut hidden = false;
+        if !assigned
+            .iter()
+            .all(|partition| own(partition).is_some_and(up_to_date))
+        {
+            match self.all_of(name, partitions) {
+                Some(all) => committed = of_topic(name, id.as_ref(), &all),
+                None => hidden = true,
+            }
+        }
+        Topic {
+            age: self.seen.note(name, described),
+            mark: siblings::mark(id, partitions, assigned, &committed, hidden),
+            committed: (!hidden).then_some(committed),
+        }
+    }
+
+    fn committed(&self, partitions: TopicPartitionList) -> Result<Told, String> {
         let told = self.consumer.committed_offsets(partitions, ASK_WITHIN);
         let told = told.map_err(|e| e.to_string())?;
-        let mut committed = Committed::new();
+        let mut committed = Told::new();
         for element in told.elements() {
             element.error().map_err(|e| e.to_string())?;
             if let Offset::Offset(offset) = element.offset() {
@@ -92,18 +135,12 @@ impl Question {
         Ok(committed)
     }
 
-    fn describe(&self) -> Result<Descriptions, String> {
-        let elements = self.partitions.elements();
-        let mut names: Vec<&str> = elements.iter().map(|element| element.topic()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let topics = admin::describe(self.consumer.client(), &names, ASK_WITHIN);
+    fn describe(&self, names: &[&str]) -> Result<Descriptions, String> {
+        let topics = admin::describe(self.consumer.client(), names, ASK_WITHIN);
         let topics = topics.map_err(|code| code.to_string())?;
-        for name in names {
-            match topics.get(name) {
-                Some(Ok(_)) => {}
-                Some(Err(code)) => return Err(format!("topic `{name}`: {code}")),
-                None => return Err(format!("topic `{name}` is not described")),
+        for (name, described) in &topics {
+            if let Err(code) = described {
+                return Err(format!("topic `{name}`: {code}"));
             }
         }
         Ok(topics)
@@ -127,7 +164,7 @@ impl Question {
     }
 
     /// The offsets of a whole topic; `None` if they stay hidden.
-    fn siblings(&self, topic: &str, partitions: i32) -> Option<Committed> {
+    fn all_of(&self, topic: &str, partitions: i32) -> Option<Told> {
         for _ in 0..TRIES {
             let mut all = TopicPartitionList::new();
             for partition in 0..partitions {
@@ -143,47 +180,15 @@ impl Question {
     }
 }
 
-/// What `others` say of a partition without an offset. What is hidden counts as older: rather read twice than never.
-fn compare(others: Option<&Committed>, topic: &str, partition: i32, mark: &Mark) -> Siblings {
-    let Some(others) = others else {
-        return Siblings::Older;
-    };
-    let mut compared = Siblings::Unknown;
-    for ((_, other), (_, theirs)) in others.iter().filter(|((name, _), _)| name == topic) {
-        match theirs {
-            _ if *other == partition => {}
-            // Of a topic that is gone.
-            Some(theirs) if theirs.differs(mark) => {}
-            Some(theirs) if theirs.partitions > partition => compared = Siblings::Known,
-            _ => return Siblings::Older,
+/// Those offsets that are of this very topic, not of another that had its name.
+fn of_topic(name: &str, id: Option<&String>, told: &Told) -> Committed {
+    let mut committed = Committed::new();
+    for ((topic, partition), (_, mark)) in told {
+        let then = mark.as_ref().and_then(|mark| mark.id.as_ref());
+        let of_another = matches!((then, id), (Some(then), Some(now)) if then != now);
+        if topic == name && !of_another {
+            committed.insert(*partition, mark.clone());
         }
     }
-    compared
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_is_newer_than_an_offset_that_does_not_know_it() {
-        let mark = |id: &str, partitions| {
-            let id = Some(id.to_owned());
-            Mark { id, partitions }
-        };
-        let now = mark("now", 6);
-        let compared = |others: &[(i32, Option<Mark>)]| {
-            let others = others.iter().cloned();
-            let others = others.map(|(partition, mark)| (("t".to_owned(), partition), (7, mark)));
-            compare(Some(&others.collect()), "t", 4, &now)
-        };
-        assert_eq!(compared(&[]), Siblings::Unknown);
-        assert_eq!(compared(&[(0, Some(mark("now", 6)))]), Siblings::Known);
-        assert_eq!(compared(&[(0, Some(mark("now", 4)))]), Siblings::Older);
-        let some_older = [(0, Some(mark("now", 6))), (1, Some(mark("now", 4)))];
-        assert_eq!(compared(&some_older), Siblings::Older);
-        assert_eq!(compared(&[(0, Some(mark("gone", 4)))]), Siblings::Unknown);
-        assert_eq!(compared(&[(0, None)]), Siblings::Older);
-        assert_eq!(compare(None, "t", 4, &now), Siblings::Older);
-    }
+    committed
 }

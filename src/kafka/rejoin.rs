@@ -20,6 +20,8 @@ impl Source {
                 self.resubscribe = Some(topics);
                 return Ok(());
             }
+            // Everything is asked for anyway.
+            self.watch.astray.store(false, Ordering::Relaxed);
             let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
             self.consumer.subscribe(&topics)?;
             return Ok(());
@@ -31,6 +33,11 @@ impl Source {
             tracing::info!("leaving the group and joining it again, to ask where to read on");
             self.rejoined = Some(now);
             self.resubscribe = Some(self.watch.subscribed.clone());
+            if let Some(assigning) = self.assigning.take() {
+                // Taken, so that they can be given back; nothing of them is read until they are.
+                self.assign(&assigning.partitions)?;
+                self.consumer.pause(&assigning.partitions)?;
+            }
             self.consumer.unsubscribe();
         }
         Ok(())

@@ -258,8 +258,10 @@ impl Source {
             true => self.consumer.incremental_assign(partitions)?,
             false => self.consumer.assign(partitions)?,
         }
-        if self.paused {
-            self.consumer.pause(partitions)?;
+        match self.paused {
+            true => self.consumer.pause(partitions)?,
+            // They may have been paused when they were given back.
+            false => self.consumer.resume(partitions)?,
         }
         self.status.partitions_are_assigned(true);
         self.count_paused()

@@ -11,6 +11,7 @@
 
 use super::KafkaError;
 use super::mark::Mark;
+use super::siblings::Siblings;
 
 /// `auto.offset.reset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,16 +30,6 @@ pub(super) enum Age {
     Newer,
     /// There was another one of its name.
     MadeAgain,
-}
-
-/// What the group knows of the other partitions of the topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Siblings {
-    Unknown,
-    /// It has offsets of them, from a time when this partition existed too.
-    Known,
-    /// It has offsets of them, from a time before this partition existed.
-    Older,
 }
 
 /// What was found out about a partition.
@@ -169,7 +160,8 @@ mod tests {
 
     fn mark(id: &str) -> Mark {
         let id = Some(id.to_owned());
-        Mark { id, partitions: 2 }
+        let (existed, read) = (2, 2);
+        Mark { id, existed, read }
     }
 
     /// A partition that holds 100 to 200 and of which the group has read half.
