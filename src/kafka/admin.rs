@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::KafkaError;
+use rdkafka::metadata::Metadata;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -33,8 +35,13 @@ pub(super) fn describe<C: ClientContext>(
     names: &[&str],
     within: Duration,
 ) -> Result<Descriptions, RDKafkaErrorCode> {
-    if names.is_empty() {
+    let Some(first) = names.first() else {
         return Ok(Descriptions::new());
+    };
+    let code = |e: KafkaError| e.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+    let metadata = client.fetch_metadata(Some(first), within).map_err(code)?;
+    if !has_controller(client, &metadata) {
+        return describe_without_ids(client, names, within).map_err(code);
     }
     let invalid = |_| RDKafkaErrorCode::InvalidTopic;
     let names: Vec<CString> = names
@@ -60,6 +67,37 @@ pub(super) fn describe<C: ClientContext>(
         let topics = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
         Ok(list(topics, count).iter().map(|t| described(*t)).collect())
     }
+}
+
+/// The embedded broker names a controller that is not there; a question to it gets no answer.
+fn has_controller<C: ClientContext>(client: &Client<C>, metadata: &Metadata) -> bool {
+    // SAFETY: the client outlives the call. It knows the answer from the metadata already.
+    let controller = unsafe { rd::rd_kafka_controllerid(client.native_ptr(), 0) };
+    metadata.brokers().iter().any(|b| b.id() == controller)
+}
+
+fn describe_without_ids<C: ClientContext>(
+    client: &Client<C>,
+    names: &[&str],
+    within: Duration,
+) -> Result<Descriptions, KafkaError> {
+    let mut all = Descriptions::new();
+    for name in names {
+        let metadata = client.fetch_metadata(Some(name), within)?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == *name);
+        let partitions = topic.map_or(0, |topic| topic.partitions().len());
+        let described = match topic.and_then(|topic| topic.error()) {
+            Some(code) => Err(code.into()),
+            None if partitions == 0 => Err(RDKafkaErrorCode::UnknownTopicOrPartition),
+            None => Ok(Described {
+                id: None,
+                partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+                is_internal: false,
+            }),
+        };
+        all.insert((*name).to_owned(), described);
+    }
+    Ok(all)
 }
 
 /// # Safety
