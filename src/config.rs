@@ -7,6 +7,7 @@ pub mod reference;
 mod screen;
 mod secret;
 mod settings;
+mod topics;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use screen::{Screen, ScreenMode};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective, is_secret};
+pub use topics::is_pattern;
 
 const DEFAULTS: &str = include_str!("default.toml");
 const FLAG: &str = "--set";
@@ -331,6 +333,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         producer: s.client_settings("kafka.producer", &RESERVED),
     };
     check_delivery(&kafka, &mut s);
+    topics::check(&kafka.topics, &mut s);
     let input = input::check(&mut s);
     let pictures = input::pictures(&mut s);
     let model = Model {
@@ -588,6 +591,24 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_is_a_name_or_a_pattern() {
+        let loaded = |topics: &str| load(SMALLEST, &[], &[&format!("kafka.topics={topics}")]);
+        for fine in ["a.b_c-D", "[\"^pay-.*\", \"x\"]", "^pay-(eu|us)$"] {
+            loaded(fine).unwrap();
+        }
+        for (wrong, problem) in [
+            ("[\"^pay-(\"]", "`^pay-(` is no pattern: unclosed group"),
+            ("^(?!dead).*", "look-around"),
+            ("^a{1,2}", "needs a list"),
+            ("pay-*", "`pay-*` is no topic"),
+            ("[\"two words\"]", "`two words` is no topic"),
+        ] {
+            let error = loaded(wrong).unwrap_err();
+            assert!(error.contains(problem), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn flags_win_over_the_environment_and_that_over_the_file() {
         let text = format!("{SMALLEST}\nbatch.max_records = 2\nkafka.group_id = \"file\"");
         let variables = [
@@ -710,9 +731,10 @@ mod tests {
         );
         let variables = [("RESIDUALD__KAFKA__CLIENT__SSL_KEY_PASSWORD", "open sesame")];
         let config = load(&text, &variables, &[]).unwrap();
-        let client = config.kafka.client.iter().collect::<Vec<_>>();
+        let client = config.kafka.client.iter();
+        let client = client.filter(|(name, _)| name.starts_with('s'));
         assert_eq!(
-            client,
+            client.collect::<Vec<_>>(),
             [
                 ("sasl.password", "hunter2"),
                 ("sasl.username", "me"),

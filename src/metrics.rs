@@ -14,6 +14,18 @@ pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
 const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
 
+/// Why a partition is not read on from the group's offset.
+pub const RESET_RECREATED: &str = "recreated";
+pub const RESET_DELETED: &str = "records_deleted";
+pub const RESET_TRUNCATED: &str = "truncated";
+pub const RESET_OFFSET_DELETED: &str = "offset_deleted";
+const RESETS: [&str; 4] = [
+    RESET_RECREATED,
+    RESET_DELETED,
+    RESET_TRUNCATED,
+    RESET_OFFSET_DELETED,
+];
+
 /// What the screen says of a record: clearly normal, or not.
 pub const CLEARED: &str = "cleared";
 pub const PASSED: &str = "passed";
@@ -69,6 +81,10 @@ pub struct Metrics {
     pub end_to_end_seconds: Histogram,
     pub consumer_lag: IntGaugeVec,
     pub rebalances: IntCounter,
+    pub topic_missing: IntGaugeVec,
+    pub partition_resets: IntCounterVec,
+    pub records_unread: IntCounter,
+    pub records_read_again: IntCounter,
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
     pub schema_registry_errors: IntCounter,
@@ -197,6 +213,32 @@ impl Metrics {
                 "rebalances_total",
                 "Assignments and revocations of partitions.",
             ),
+            topic_missing: register(
+                r,
+                IntGaugeVec::new(
+                    opts(
+                        "topic_missing",
+                        "1 if a topic of kafka.topics cannot be read, or no topic matches the pattern, else 0. The other topics are read on.",
+                    ),
+                    &["topic"],
+                ),
+            ),
+            partition_resets: counters(
+                r,
+                "partition_resets_total",
+                "Partitions that were not read on from the group's offset: the topic was deleted and made again (recreated), retention deleted what was not read (records_deleted), the brokers lost records (truncated), or the offset itself was deleted (offset_deleted). The log says which.",
+                "reason",
+            ),
+            records_unread: counter(
+                r,
+                "records_unread_total",
+                "Records that nobody judges: retention deleted them before they were read, or auto.offset.reset = \"latest\" left them out after the group's offset was deleted.",
+            ),
+            records_read_again: counter(
+                r,
+                "records_read_again_total",
+                "Records that may be judged once more, because the brokers lost the group's place.",
+            ),
             transactions: counters(
                 r,
                 "transactions_total",
@@ -287,6 +329,9 @@ impl Metrics {
         }
         for reason in [CLOSED_FOR_ROOM, CLOSED_SLOW] {
             self.http_connections_closed.with_label_values(&[reason]);
+        }
+        for reason in RESETS {
+            self.partition_resets.with_label_values(&[reason]);
         }
         for reason in SKIPS {
             self.records_skipped.with_label_values(&[reason]);
@@ -392,6 +437,7 @@ mod tests {
         // What has labels is there with its first value only.
         metrics.model_info.with_label_values(&["", "", "", ""]);
         metrics.consumer_lag.with_label_values(&["", ""]);
+        metrics.topic_missing.with_label_values(&[""]);
         let mut text = "# Metrics\n\nOf `/metrics`, in the Prometheus text format; `process_*` are those of every Prometheus client. \
             Written by `RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics`, which otherwise fails where this page is wrong.\n\n\
             | metric | type | labels | what |\n| --- | --- | --- | --- |\n"

@@ -106,7 +106,8 @@ fn allocations_a_record(screen: &str) -> f64 {
         asked: "cpu",
     };
     let status = Status::new(serving.in_force(&metrics.score_buckets().0), Instant::now());
-    let source = Source::connect(&config.kafka, metrics.clone(), status.clone(), &stop).unwrap();
+    let source =
+        Source::connect(&config.kafka, &[], metrics.clone(), status.clone(), &stop).unwrap();
     let sink = Sink::connect(&config.kafka, &["anomalies", "dead"], &stop).unwrap();
     let stages = Stages {
         source,

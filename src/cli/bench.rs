@@ -278,6 +278,7 @@ impl Bench {
         let status = Status::new(nothing, Instant::now());
         let mut source = Source::connect(
             &config.kafka,
+            &[],
             Metrics::new(1.0),
             status,
             &Shutdown::default(),
@@ -292,6 +293,9 @@ impl Bench {
         let (mut consumed, mut meter) = (0, None);
         let mut progress = Progress::default();
         while consumed < self.records {
+            if source.is_holding() {
+                source.resume(Instant::now())?;
+            }
             let rebalance = match source.poll(Duration::from_millis(100))? {
                 Event::Message(_) => {
                     meter.get_or_insert_with(|| Meter::start(others));

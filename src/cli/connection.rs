@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 
-use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry};
+use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry, is_pattern};
 use crate::kafka::history::{Bound, Range};
 use crate::telemetry;
 
@@ -121,6 +121,9 @@ pub fn topic(asked: Option<&str>, config: Option<&Config>) -> Result<String, Fai
     let configured = config.map_or(&[][..], |config| &config.kafka.topics);
     match (asked, configured) {
         (Some(topic), _) => Ok(topic.to_owned()),
+        (None, [topic]) if is_pattern(topic) => Err(Failure::usage(format!(
+            "the settings read what matches {topic}: say which topic with --topic"
+        ))),
         (None, [topic]) => Ok(topic.clone()),
         (None, []) => Err(Failure::usage("give the topic with --topic")),
         (None, several) => Err(Failure::usage(format!(

@@ -168,7 +168,13 @@ fn connect(
     if let Some(Media::Topic(topic)) = &output.media {
         topics.push(topic);
     }
-    let source = Source::connect(&config.kafka, metrics.clone(), status.clone(), stop)?;
+    let source = Source::connect(
+        &config.kafka,
+        &topics,
+        metrics.clone(),
+        status.clone(),
+        stop,
+    )?;
     let sink = Sink::connect(&config.kafka, &topics, stop)?;
     status.producer_is_connected();
     Ok((source, sink))

@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn a_setting_comes_with_the_comment_above_it() {
         let topics = setting("kafka", "topics");
-        assert_eq!(topics.comment, ["# Topics to read, one or a list."]);
+        assert_eq!(topics.comment.len(), 2, "{topics:?}");
         assert_eq!(topics.line, "# topics = [\"payments\"]");
         let alerts = setting("threshold", "alerts_per_day");
         assert_eq!(alerts.comment.len(), 1, "{alerts:?}");

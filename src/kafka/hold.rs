@@ -60,7 +60,7 @@ impl Source {
         for element in all.elements() {
             let is_held = |held: &Held| {
                 held.from.partition == element.partition()
-                    && self.topics[held.from.topic] == element.topic()
+                    && &self.topics[held.from.topic] == element.topic()
             };
             if !self.held.iter().any(is_held) {
                 list.add_partition(element.topic(), element.partition());

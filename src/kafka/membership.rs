@@ -7,6 +7,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 
 use super::source::{Context, offset_list};
+use super::topics::Topics;
 use crate::batch::TopicPartition;
 
 /// A consumer's place in its group.
@@ -14,7 +15,7 @@ pub struct Membership {
     /// Weak, so that leaving the group does not wait for this.
     pub(super) consumer: Weak<BaseConsumer<Context>>,
     pub(super) lost_below: Arc<AtomicU64>,
-    pub(super) topics: Vec<String>,
+    pub(super) topics: Topics,
 }
 
 impl Membership {
@@ -36,7 +37,10 @@ impl Membership {
     }
 
     pub(super) fn offsets(&self, offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
-        offset_list(&self.topics, offsets)
+        // A commit for a topic that is gone fails, and the whole transaction with it.
+        let of_deleted = |(from, _): &&(TopicPartition, i64)| !self.topics.is_deleted(from.topic);
+        let offsets: Vec<_> = offsets.iter().filter(of_deleted).copied().collect();
+        offset_list(&self.topics, &offsets)
     }
 }
 

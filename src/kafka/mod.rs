@@ -2,17 +2,28 @@
 
 mod cause;
 pub mod embedded;
+mod admin;
 mod assignment;
 mod hold;
+mod mark;
 mod membership;
 #[cfg(feature = "aws-msk-iam")]
 mod msk_iam;
 pub mod history;
 pub mod replay;
 mod sasl;
+mod presence;
+mod question;
+mod rejoin;
+mod siblings;
 mod sink;
 mod source;
+mod stale;
+mod start;
+mod topics;
 mod transaction;
+mod wanted;
+mod watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +37,7 @@ use rdkafka::types::{RDKafkaConfRes, RDKafkaErrorCode};
 pub use membership::Membership;
 pub use sink::{Delivery, SendError, Sink};
 pub use source::{Event, Rebalance, RebalanceKind, Source};
+pub use topics::Topics;
 pub use transaction::Outcome;
 
 use crate::config::{ClientSettings, Kafka};
@@ -47,6 +59,15 @@ pub enum KafkaError {
         "topic `{topic}` does not exist at {brokers}: create it (kafka-topics.sh --create --topic {topic}) or correct the setting"
     )]
     TopicAbsent { topic: String, brokers: String },
+    #[error("topics do not exist at {brokers}: {}; create them, or correct the setting", listed(.topics))]
+    TopicsAbsent {
+        topics: Vec<String>,
+        brokers: String,
+    },
+    #[error(
+        "{partition}: {problem}, and auto.offset.reset is none: set the group's offset (kafka-consumer-groups.sh --reset-offsets), or set kafka.consumer.\"auto.offset.reset\" to earliest or latest"
+    )]
+    NoOffset { partition: String, problem: String },
     #[error("a verdict or dead letter for topic `{topic}` cannot be delivered: {problem}")]
     Delivery { topic: String, problem: String },
     #[error(
@@ -149,6 +170,10 @@ fn client_config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
     for (name, value) in kafka.client.iter().chain(own.iter()) {
         config.set(name, value);
     }
+    // As Java's client calls it.
+    if config.get("auto.offset.reset") == Some("none") {
+        config.set("auto.offset.reset", "error");
+    }
     config
 }
 
@@ -160,6 +185,11 @@ where
 {
     sasl::check(config)?;
     Ok(config.create_with_context(context)?)
+}
+
+fn listed(topics: &[String]) -> String {
+    let quoted: Vec<String> = topics.iter().map(|topic| format!("`{topic}`")).collect();
+    quoted.join(", ")
 }
 
 /// A message as a record; nothing is copied.

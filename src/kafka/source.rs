@@ -1,6 +1,6 @@
 //! The consumer. Rebalances come out as events: whoever polls drains first and completes them after.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,10 +16,15 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Deserialize;
 
-use super::assignment::{Assigning, reset_offset};
+use super::assignment::{Assigning, reset};
 use super::hold::Held;
 use super::membership::Membership;
-use super::{KafkaError, LastComplaint, await_topic, client, client_config, report, sasl};
+use super::presence::await_topics;
+use super::start::Reset;
+use super::topics::Topics;
+use super::wanted::Wanted;
+use super::watch::{Watch, is_missing};
+use super::{KafkaError, LastComplaint, client, client_config, report, sasl};
 use crate::batch::TopicPartition;
 use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
@@ -55,17 +60,22 @@ pub enum RebalanceKind {
 
 pub struct Source {
     pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) topics: Vec<String>,
+    pub(super) topics: Topics,
+    pub(super) watch: Watch,
     guarantee: Guarantee,
     lost_below: Arc<AtomicU64>,
-    metrics: Metrics,
-    status: Status,
+    pub(super) metrics: Metrics,
+    pub(super) status: Status,
     /// Nothing is fetched: the stages behind are busy.
     paused: bool,
     pub(super) held: Vec<Held>,
     /// Where a partition starts that was never read.
-    pub(super) reset: Option<Offset>,
+    pub(super) reset: Reset,
     pub(super) assigning: Option<Assigning>,
+    /// When it last left the group to ask anew.
+    pub(super) rejoined: Option<Instant>,
+    /// What to join the group with once everything is given back.
+    pub(super) resubscribe: Option<BTreeSet<String>>,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -81,12 +91,13 @@ pub(super) fn config(kafka: &Kafka) -> ClientConfig {
 }
 
 impl Source {
-    /// Connects, makes sure that every topic exists, and subscribes.
+    /// Connects, makes sure that the topics exist, and subscribes. `written` are topics that no pattern may match.
     ///
     /// # Errors
-    /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
+    /// [`KafkaError`] when a setting is refused, no broker answers in time, topics are absent, or a stop comes first.
     pub fn connect(
         kafka: &Kafka,
+        written: &[&str],
         metrics: Metrics,
         status: Status,
         stop: &Shutdown,
@@ -99,28 +110,35 @@ impl Source {
             metrics: metrics.clone(),
             status: status.clone(),
         };
-        let consumer: BaseConsumer<Context> = client(&config(kafka), context)?;
-        let serve = || while consumer.poll(SERVE).is_some() {};
-        for topic in &kafka.topics {
-            await_topic(consumer.client(), kafka, topic, &complaint, stop, serve)?;
-        }
-        let topics: Vec<&str> = kafka.topics.iter().map(String::as_str).collect();
-        consumer.subscribe(&topics)?;
-        Ok(Source {
-            consumer: Arc::new(consumer),
-            topics: kafka.topics.clone(),
+        let mut config = config(kafka);
+        // Where to start is decided in `start`; librdkafka only says that an offset is not there.
+        config.set("auto.offset.reset", "error");
+        let consumer: BaseConsumer<Context> = client(&config, context)?;
+        let wanted = Wanted::new(&kafka.topics, written)?;
+        let found = await_topics(&consumer, kafka, &wanted, &complaint, stop)?;
+        let consumer = Arc::new(consumer);
+        let topics = Topics::default();
+        let watch = Watch::begin(&consumer, wanted, kafka, topics.clone(), found);
+        let mut source = Source {
+            consumer,
+            topics,
+            watch,
             guarantee: kafka.guarantee,
             lost_below: Arc::default(),
             metrics,
             status,
             paused: false,
             held: Vec::new(),
-            reset: reset_offset(kafka),
+            reset: reset(kafka),
             assigning: None,
-        })
+            rejoined: None,
+            resubscribe: None,
+        };
+        source.follow_topics()?;
+        Ok(source)
     }
 
-    pub fn topics(&self) -> &[String] {
+    pub fn topics(&self) -> &Topics {
         &self.topics
     }
 
@@ -164,13 +182,18 @@ impl Source {
     fn survive(&self, error: ClientError) -> Result<(), KafkaError> {
         use RDKafkaErrorCode as Code;
         match error {
-            ClientError::MessageConsumption(
-                code @ (Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::AutoOffsetReset),
-            ) => Err(KafkaError::Client(format!("consumer: {code}"))),
+            ClientError::MessageConsumption(code) if is_missing(code) => {
+                tracing::debug!("a topic cannot be read: {code}");
+                self.watch.look_now();
+                Ok(())
+            }
+            ClientError::MessageConsumption(Code::AutoOffsetReset) => {
+                self.watch.astray.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            ClientError::MessageConsumption(code @ Code::GroupAuthorizationFailed) => {
+                Err(KafkaError::Client(format!("consumer: {code}")))
+            }
             ClientError::MessageConsumptionFatal(code) => {
                 Err(KafkaError::Client(format!("consumer was shut out: {code}")))
             }
@@ -185,9 +208,8 @@ impl Source {
     /// The message as a record, and its partition.
     pub fn record<'m>(&self, message: &'m BorrowedMessage<'_>) -> (Record<'m>, TopicPartition) {
         let record = super::record(message);
-        let topic = self.topics.iter().position(|topic| topic == record.topic);
         let from = TopicPartition {
-            topic: topic.expect("only subscribed topics are delivered"),
+            topic: self.topics.number(record.topic),
             partition: record.partition,
         };
         (record, from)
@@ -206,7 +228,7 @@ impl Source {
             "rebalance"
         );
         if rebalance.kind == RebalanceKind::Assign {
-            if self.is_exactly_once() && partitions.count() > 0 {
+            if partitions.count() > 0 {
                 self.assign_when_known(partitions);
                 return Ok(());
             }
@@ -227,6 +249,7 @@ impl Source {
             // Absent if no statistics came in between.
             let _ = self.metrics.consumer_lag.remove_label_values(&labels);
         }
+        self.forget_marks(partitions)?;
         self.count_paused()
     }
 
@@ -235,8 +258,10 @@ impl Source {
             true => self.consumer.incremental_assign(partitions)?,
             false => self.consumer.assign(partitions)?,
         }
-        if self.paused {
-            self.consumer.pause(partitions)?;
+        match self.paused {
+            true => self.consumer.pause(partitions)?,
+            // They may have been paused when they were given back.
+            false => self.consumer.resume(partitions)?,
         }
         self.status.partitions_are_assigned(true);
         self.count_paused()
@@ -258,6 +283,9 @@ impl Source {
         }
         match self.consumer.commit_consumer_state(CommitMode::Sync) {
             Ok(()) | Err(ClientError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(e) if e.rdkafka_error_code().is_some_and(is_missing) => {
+                tracing::info!("the offsets of a topic that is gone are not committed");
+            }
             Err(e) => tracing::warn!(
                 "offsets not committed: {e}; the records since the last commit will be judged again"
             ),
@@ -282,6 +310,8 @@ impl Source {
     /// # Errors
     /// When librdkafka refuses.
     pub fn resume(&mut self, now: Instant) -> Result<(), KafkaError> {
+        self.follow_topics()?;
+        self.rejoin_if_astray(now)?;
         if self.paused {
             let assigned = self.consumer.assignment()?;
             self.consumer.resume(&self.without_held(&assigned))?;
@@ -329,14 +359,18 @@ impl Source {
 }
 
 pub(super) fn offset_list(
-    topics: &[String],
+    topics: &Topics,
     offsets: &[(TopicPartition, i64)],
 ) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for (from, next) in offsets {
-        let offset = Offset::Offset(*next);
-        list.add_partition_offset(&topics[from.topic], from.partition, offset)
+        let mut element = list.add_partition(&topics[from.topic], from.partition);
+        element
+            .set_offset(Offset::Offset(*next))
             .expect("an offset from a record is valid");
+        if let Some(mark) = topics.mark(from.topic) {
+            element.set_metadata(mark.to_string());
+        }
     }
     list
 }
@@ -386,7 +420,11 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        self.complaint.error("consumer", &error, reason);
+        // What is missing is said once, by whoever looks for it.
+        match error.rdkafka_error_code() {
+            Some(code) if is_missing(code) => tracing::debug!("consumer: {error}: {reason}"),
+            _ => self.complaint.error("consumer", &error, reason),
+        }
     }
 
     fn stats_raw(&self, statistics: &[u8]) {

@@ -9,7 +9,7 @@ use super::{PipelineError, Stop};
 use crate::batch::Batch;
 use crate::config;
 use crate::decode::{DecodeError, Decoder};
-use crate::kafka::{Event, Rebalance, RebalanceKind, Source};
+use crate::kafka::{Event, Rebalance, RebalanceKind, Source, Topics};
 use crate::metrics::{Metrics, SKIP_LOST};
 use crate::status::Status;
 
@@ -99,8 +99,8 @@ impl Intake {
         }
     }
 
-    pub fn topics(&self) -> Vec<String> {
-        self.source.topics().to_vec()
+    pub fn topics(&self) -> Topics {
+        self.source.topics().clone()
     }
 
     /// Consumes until a stop, drains, commits and leaves the group. If a model is to take over: gives the consumer back,

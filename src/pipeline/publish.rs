@@ -16,7 +16,7 @@ use super::window::Window;
 use crate::batch::{Batch, DeadLetter, Kept, Screened, Sighting};
 use crate::config;
 use crate::decode::{Input, Reason, RowError};
-use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink};
+use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink, Topics};
 use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
 use crate::metrics::Metrics;
 use crate::onnx::Nearest;
@@ -36,7 +36,7 @@ pub struct Publisher {
     input: Input,
     pub(super) output: config::Output,
     /// Names by [`crate::batch::TopicPartition::topic`].
-    pub(super) topics: Vec<String>,
+    pub(super) topics: Topics,
     pub(super) metrics: Metrics,
     recent: Recent,
     pub(super) abandon: Shutdown,
@@ -80,7 +80,7 @@ impl Publisher {
         model: Model,
         input: Input,
         output: config::Output,
-        topics: Vec<String>,
+        topics: Topics,
         metrics: Metrics,
         recent: Recent,
         abandon: Shutdown,

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha512};
 use super::tally::Tally;
 use crate::batch::{Batch, Kept, Sighting};
 use crate::config;
+use crate::kafka::Topics;
 use crate::message::Message;
 use crate::metrics::CLEARED;
 use crate::otlp::Spans;
@@ -106,7 +107,7 @@ impl Traces {
     }
 
     /// Sends the spans of a delivered batch's traced records.
-    pub fn send(&self, batch: &Batch, tally: &Tally, published: Instant, topics: &[String]) {
+    pub fn send(&self, batch: &Batch, tally: &Tally, published: Instant, topics: &Topics) {
         let times = Times::of(batch, published);
         let mut verdicts = tally.published.iter().peekable();
         for (i, record) in batch.records().enumerate() {

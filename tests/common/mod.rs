@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod admin;
 pub mod bundle;
 pub mod cluster;
 pub mod formats;

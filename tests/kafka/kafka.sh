@@ -26,6 +26,8 @@
 #                                         any other verb and option of TopicCommand (describe, list,
 #                                         delete, alter) goes as well
 #
+#   kafka.sh group OPTIONS                ConsumerGroupCommand, for instance --delete-offsets --group G --topic T
+#
 # Each takes --dir DIR, the cluster's folder (default .kafka/run): DIR/server-ID.log, DIR/bootstrap.
 set -euo pipefail
 
@@ -351,6 +353,11 @@ topic() { # VERB NAME OPTIONS...
         "--$verb" ${name[@]+"${name[@]}"} "$@"
 }
 
+group() { # OPTIONS...
+    [ -f "$dir/bootstrap" ] || die "no cluster runs in ${dir#"$root"/}; start one first"
+    tool org.apache.kafka.tools.consumer.group.ConsumerGroupCommand --bootstrap-server "$(cat "$dir/bootstrap")" "$@"
+}
+
 [ $# -ge 1 ] || set -- --help
 verb=$1
 shift
@@ -364,7 +371,7 @@ while [ $# -gt 0 ]; do
         "start --secure") secure=yes ;;
         "start --kerberos") kerberos=${2:?--kerberos wants a folder}; shift ;;
         "start --while-pid") while_pid=${2:?--while-pid wants a process id}; shift ;;
-        "topic "* | "kill "[0-9]* | "stop-broker "[0-9]* | "start-broker "[0-9]*) rest+=("$1") ;;
+        "topic "* | "group "* | "kill "[0-9]* | "stop-broker "[0-9]* | "start-broker "[0-9]*) rest+=("$1") ;;
         *) die "unknown argument '$1' of $verb; see --help" ;;
     esac
     shift
@@ -384,6 +391,7 @@ case $verb in
         await "${rest[0]}"
         ;;
     topic) topic ${rest[@]+"${rest[@]}"} ;;
+    group) group ${rest[@]+"${rest[@]}"} ;;
     -h | --help | help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" ;;
     *) die "unknown command '$verb'; see --help" ;;
 esac

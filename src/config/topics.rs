@@ -1,0 +1,39 @@
+//! The topics to read: names, and patterns that begin with `^`.
+
+use super::settings::Settings;
+
+/// Kafka takes no longer name.
+const LONGEST: usize = 249;
+
+/// Whether it stands for every topic that it matches.
+pub fn is_pattern(topic: &str) -> bool {
+    topic.starts_with('^')
+}
+
+pub(super) fn check(topics: &[String], s: &mut Settings) {
+    for topic in topics {
+        if is_pattern(topic) {
+            if let Err(e) = regex::Regex::new(topic) {
+                s.problem(format!(
+                    "kafka.topics: `{topic}` is no pattern: {}; a pattern with a comma needs a list: [\"…\"]",
+                    last_line(&e.to_string())
+                ));
+            }
+        } else if !is_name(topic) {
+            s.problem(format!(
+                "kafka.topics: `{topic}` is no topic: Kafka takes up to {LONGEST} letters, digits, dots, underscores and hyphens; a pattern begins with ^"
+            ));
+        }
+    }
+}
+
+fn is_name(topic: &str) -> bool {
+    let fits = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    topic.len() <= LONGEST && topic.bytes().all(fits) && !matches!(topic, "." | "..")
+}
+
+/// The problem itself: the lines before it show the pattern with a pointer, for a terminal.
+fn last_line(error: &str) -> &str {
+    let last = error.lines().last().unwrap_or(error);
+    last.trim_start_matches("error: ")
+}
