@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -102,7 +102,8 @@ fn complain(client: Option<&SocketAddr>, error: &std::io::Error) {
 /// Lets a request pass that brings the token or asks for what is open.
 async fn authorise(State(token): State<Secret>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let open = PROBES.contains(&path) || triage::OPEN.contains(&path);
+    let probe = PROBES.contains(&path) && !is_verbose(request.uri());
+    let open = probe || triage::OPEN.contains(&path);
     if open || brings(&token, request.headers()) {
         return next.run(request).await;
     }
@@ -131,14 +132,28 @@ fn brings(token: &Secret, headers: &HeaderMap) -> bool {
 
 type Shared = State<(Metrics, Status)>;
 
-async fn ready(State((_, status)): Shared) -> (StatusCode, String) {
+/// With `?verbose` it names partitions and what they wait for, which is not for everybody.
+fn is_verbose(uri: &Uri) -> bool {
+    let query = uri.query().unwrap_or_default();
+    let mut names = query.split('&').map(|pair| pair.split('=').next());
+    names.any(|name| name == Some("verbose"))
+}
+
+async fn ready(State((_, status)): Shared, uri: Uri) -> (StatusCode, String) {
     let waiting_for = status.waiting_for();
-    if waiting_for.is_empty() {
+    let (code, mut text) = if waiting_for.is_empty() {
         (StatusCode::OK, "ready\n".into())
     } else {
         let text = format!("waiting for the {}\n", waiting_for.join(", the "));
         (StatusCode::SERVICE_UNAVAILABLE, text)
+    };
+    if is_verbose(&uri) {
+        for line in status.waiting_partitions() {
+            text += &line;
+            text.push('\n');
+        }
     }
+    (code, text)
 }
 
 async fn expose(State((metrics, _)): Shared) -> Response {

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::progress::Name;
 use super::source::Context;
 use super::{KafkaError, Source};
 use crate::config::Kafka;
@@ -81,6 +82,13 @@ impl Source {
         };
         self.assigning = None;
         self.assign(&starts?)
+    }
+
+    /// Whether the group has not told yet from where to read it.
+    pub(super) fn is_assigning(&self, (topic, partition): &Name) -> bool {
+        let assigning = self.assigning.as_ref();
+        let found = assigning.and_then(|a| a.partitions.find_partition(topic, *partition));
+        found.is_some()
     }
 
     /// Gives up asking: who leaves the group must have taken what it was given.

@@ -1,14 +1,17 @@
 //! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
 
 mod cause;
+mod edges;
 pub mod embedded;
 mod assignment;
 mod hold;
 mod membership;
 pub mod history;
+mod progress;
 pub mod replay;
 mod sink;
 mod source;
+mod tail;
 mod transaction;
 
 use std::sync::{Arc, Mutex, PoisonError};
