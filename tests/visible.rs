@@ -146,13 +146,13 @@ fn a_held_partition_is_held_at_every_look_and_says_why() {
     assert_eq!(daemon.status()["partitions"][0]["waiting_since"], since);
     assert_eq!(daemon.metric(&stale), finished, "nothing was finished");
 
-    let line = format!("in-0 waits for schema 7 (");
+    let line = "in-0 waits for schema 7 (";
     let (code, text) = daemon.get("/readyz?verbose");
     assert!(code == 200 && text.starts_with("ready\n"), "{code} {text}");
-    assert!(text.contains(&line), "{text}");
+    assert!(text.contains(line), "{text}");
     assert_eq!(daemon.get("/readyz").1, "ready\n");
     let said = run(&["status", &format!("http://{}", daemon.address)]);
-    assert!(said.stdout.contains(&line), "{}", said.stdout);
+    assert!(said.stdout.contains(line), "{}", said.stdout);
 
     // The registry is back and has no such schema: all are dead letters, and nothing waits.
     registry.is(Mood::Well);
@@ -192,8 +192,9 @@ fn a_pause_says_why_and_the_lag_goes_on_growing() {
     ];
     let daemon = Daemon::ready(&broker.brokers, &settings);
     produce(&broker.brokers, "in", &spread(&sample(200), 2));
-    let what = waits_for(&daemon);
-    assert!(what.contains("behind"), "{what}");
+    wait_for("a pause", || {
+        waits_for(&daemon).contains("behind").then_some(())
+    });
     assert_eq!(daemon.metric("residuald_paused_partitions"), 2.0);
     await_lags(&daemon, &[100, 100]);
     produce(&broker.brokers, "in", &spread(&sample(100), 2));
