@@ -317,8 +317,10 @@ impl Metrics {
     pub fn partition_moved(&self, topic: &str, partition: i32, lag: Option<i64>, at: i64) {
         let partition = partition.to_string();
         let labels = [topic, &partition];
-        if let Some(lag) = lag {
-            self.consumer_lag.with_label_values(&labels).set(lag);
+        match lag {
+            Some(lag) => self.consumer_lag.with_label_values(&labels).set(lag),
+            // What is not known has no series.
+            None => drop(self.consumer_lag.remove_label_values(&labels)),
         }
         let last_finished = &self.partition_last_finished;
         last_finished.with_label_values(&labels).set(at);

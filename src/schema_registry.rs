@@ -278,11 +278,15 @@ type Fetched = Result<Schema, FetchError>;
 /// Each on a thread of its own, so that they wait together and one that cannot be read spoils no other.
 fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
     thread::scope(|scope| {
-        let fetch = |id: u32| scope.spawn(move || registry.parsed(id, format));
+        let fetch = |id: u32| {
+            let thread = thread::Builder::new().name("schema".into());
+            thread.spawn_scoped(scope, move || registry.parsed(id, format))
+        };
         let threads: Vec<_> = ids.iter().map(|&id| fetch(id)).collect();
         let joined = ids.iter().zip(threads).map(|(id, thread)| {
+            let no_thread = |e| FetchError::Unavailable(format!("no thread to fetch it: {e}"));
             let panicked = |_| Err(FetchError::Unfit(format!("schema {id} cannot be read")));
-            thread.join().unwrap_or_else(panicked)
+            thread.map_err(no_thread)?.join().unwrap_or_else(panicked)
         });
         joined.collect()
     })

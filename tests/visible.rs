@@ -202,6 +202,44 @@ fn a_pause_says_why_and_the_lag_goes_on_growing() {
     signal(daemon.pid(), "KILL");
 }
 
+/// Brokers that are gone tell no lag: it is not 0 for ever, and a member that lost its partitions is not ready.
+#[test]
+fn without_the_brokers_no_lag_is_made_up() {
+    let broker = broker(1);
+    let stay = "kafka.consumer.\"session.timeout.ms\"=120000";
+    let daemon = Daemon::ready(&broker.brokers, &[stay]);
+    assert_eq!(lags(&daemon, 1), [0]);
+    broker.set_up(false).unwrap();
+    wait_for("an unknown lag", || {
+        daemon.status()["partitions"][0]["lag"]
+            .is_null()
+            .then_some(())
+    });
+    assert_eq!(waits_for(&daemon), "its offsets from the brokers");
+    assert!(!daemon.get("/metrics").1.contains(&lag_series("in", 0)));
+    broker.set_up(true).unwrap();
+    await_lags(&daemon, &[0]);
+    assert_eq!(daemon.metric(&lag_series("in", 0)), 0.0);
+    signal(daemon.pid(), "KILL");
+}
+
+#[test]
+fn who_lost_its_partitions_is_not_ready() {
+    let broker = broker(1);
+    let daemon = Daemon::ready(&broker.brokers, &[]);
+    broker.set_up(false).unwrap();
+    wait_for("the loss to be seen", || {
+        let (code, text) = daemon.get("/readyz");
+        (code == 503 && text.contains("partitions")).then_some(())
+    });
+    broker.set_up(true).unwrap();
+    wait_for("readiness", || {
+        (daemon.get("/readyz").0 == 200).then_some(())
+    });
+    assert_eq!(lags(&daemon, 1), [0]);
+    signal(daemon.pid(), "KILL");
+}
+
 fn transactional(brokers: &str, id: &str) -> ThreadedProducer<DefaultProducerContext> {
     let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)

@@ -42,12 +42,14 @@ pub(super) fn ask(
     let (unknown, ends) = (own(unknown), own(ends));
     let (answer, answered) = bounded(1);
     let consumer = Arc::clone(consumer);
-    std::thread::spawn(move || {
+    let ask = move || {
         let edges = find(&consumer, &unknown, &ends);
         drop(consumer);
         let _ = answer.send(edges);
-    });
-    Some(answered)
+    };
+    // Without a thread it is tried again later.
+    let thread = std::thread::Builder::new().name("edges".into()).spawn(ask);
+    thread.ok().map(|_| answered)
 }
 
 fn find(consumer: &BaseConsumer<Context>, unknown: &[Name], ends: &[Name]) -> Vec<Edges> {

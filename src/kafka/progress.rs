@@ -16,8 +16,10 @@ use crate::status::{PartitionStatus, Partitions, Status, Waiting};
 
 /// How often metrics and status are brought up to date.
 const EVERY: Duration = Duration::from_secs(1);
-/// Fetches tell where a partition ends. The brokers are asked where no fetch told for so long.
-const FRESH: Duration = Duration::from_secs(2);
+/// Fetches tell where a partition ends. The brokers are asked where none told anything new for so long.
+const FRESH: Duration = Duration::from_secs(3);
+/// After so long it is not known any more that nothing is left.
+const OUTDATED: Duration = Duration::from_secs(30);
 /// A partition without news for so long may end in offsets that hold no record.
 pub(super) const QUIET: Duration = Duration::from_secs(2);
 
@@ -39,7 +41,9 @@ pub(super) struct Place {
     pub finished: Option<i64>,
     /// What readers may see ends here.
     pub end: Option<i64>,
-    end_seen: Option<Instant>,
+    end_seen: Option<(Instant, Timestamp)>,
+    /// The end that the fetches told last.
+    fetched_end: Option<i64>,
     /// When a record was finished last, or none was left.
     moved: Timestamp,
     pub quiet_since: Instant,
@@ -88,22 +92,37 @@ impl Place {
             },
             end: None,
             end_seen: None,
+            fetched_end: None,
             moved: now,
             quiet_since: Instant::now(),
             tail: Tail::Unknown,
         }
     }
 
-    /// Records that are not finished; `None` before the brokers have told.
+    /// Records that are not finished; `None` if the brokers have not told, or told long ago that there are none.
     pub fn lag(&self) -> Option<i64> {
-        Some((self.end? - self.finished?).max(0))
+        let lag = (self.end? - self.finished?).max(0);
+        let (seen, _) = self.end_seen?;
+        (lag > 0 || seen.elapsed() < OUTDATED).then_some(lag)
+    }
+
+    /// Since when the brokers tell nothing.
+    fn unknown_since(&self) -> Timestamp {
+        self.end_seen.map_or(self.assigned, |(_, at)| at)
     }
 
     fn ends_at(&mut self, end: i64) {
         self.end = Some(end);
-        self.end_seen = Some(Instant::now());
+        self.end_seen = Some((Instant::now(), Timestamp::now()));
         if self.lag() == Some(0) {
             self.moved = Timestamp::now();
+        }
+    }
+
+    /// What fetches told: librdkafka repeats it, whether or not it fetches. So only a change is news.
+    fn fetches_tell(&mut self, end: i64) {
+        if self.fetched_end.replace(end) != Some(end) {
+            self.ends_at(end);
         }
     }
 
@@ -230,7 +249,7 @@ impl Progress {
     fn to_ask(&self, now: Instant) -> (Vec<&Name>, Vec<&Name>) {
         let stale = |place: &Place| {
             let seen = place.end_seen;
-            seen.is_none_or(|seen| now.saturating_duration_since(seen) >= FRESH)
+            seen.is_none_or(|(seen, _)| now.saturating_duration_since(seen) >= FRESH)
         };
         let (mut unknown, mut ends) = (Vec::new(), Vec::new());
         for (name, place) in &self.places {
@@ -279,7 +298,7 @@ impl Source {
         self.show();
     }
 
-    /// What the last fetches told. Of a partition that is not fetched, librdkafka repeats what was.
+    /// What the last fetches told.
     fn take_ends(&mut self) {
         let Some(ends) = self.consumer.context().take_ends() else {
             return;
@@ -288,7 +307,7 @@ impl Source {
             if !self.is_stopped(&name)
                 && let Some(place) = self.progress.places.get_mut(&name)
             {
-                place.ends_at(end);
+                place.fetches_tell(end);
             }
         }
     }
@@ -314,7 +333,10 @@ impl Source {
             let what = "the scorers or the delivery of verdicts, which are behind";
             (what.to_owned(), since)
         } else if place.lag().is_none() {
-            ("its offsets from the brokers".to_owned(), place.assigned)
+            (
+                "its offsets from the brokers".to_owned(),
+                place.unknown_since(),
+            )
         } else {
             return None;
         };

@@ -219,6 +219,9 @@ impl Source {
             }
             return self.assign(partitions);
         }
+        if rebalance.kind == RebalanceKind::Lost {
+            self.status.partitions_are_assigned(false);
+        }
         self.stop_assigning();
         match is_cooperative(&self.consumer) {
             true => self.consumer.incremental_unassign(partitions)?,

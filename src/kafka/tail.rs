@@ -29,6 +29,14 @@ struct Question {
     from: BTreeMap<i32, i64>,
 }
 
+impl Question {
+    fn names(&self) -> impl Iterator<Item = Name> {
+        self.from
+            .keys()
+            .map(|partition| (self.topic.clone(), *partition))
+    }
+}
+
 struct Answer {
     topic: String,
     found: BTreeMap<i32, Found>,
@@ -67,8 +75,12 @@ impl Tails {
     }
 
     fn ask(&mut self, question: Question) {
-        let looker = self.looker.get_or_insert_with(|| start(&self.config));
-        self.busy = looker.questions.try_send(question).is_ok();
+        if self.looker.is_none() {
+            // Without a thread it is tried again later.
+            self.looker = start(&self.config).ok();
+        }
+        let looker = self.looker.as_ref();
+        self.busy = looker.is_some_and(|looker| looker.questions.try_send(question).is_ok());
     }
 
     fn answer(&mut self) -> Option<Answer> {
@@ -103,11 +115,11 @@ fn config(kafka: &Kafka) -> ClientConfig {
     config
 }
 
-fn start(config: &ClientConfig) -> Looker {
+fn start(config: &ClientConfig) -> std::io::Result<Looker> {
     let (questions, asked) = bounded::<Question>(1);
     let (answer, answers) = bounded(1);
     let config = config.clone();
-    std::thread::spawn(move || {
+    let looks = move || {
         let mut consumer = None;
         let mut within = LOOK_WITHIN.0;
         for Question { topic, from } in asked {
@@ -129,8 +141,11 @@ fn start(config: &ClientConfig) -> Looker {
                 break;
             }
         }
-    });
-    Looker { questions, answers }
+    };
+    std::thread::Builder::new()
+        .name("tails".into())
+        .spawn(looks)?;
+    Ok(Looker { questions, answers })
 }
 
 fn look(
@@ -204,8 +219,15 @@ impl Source {
                 place.tail = Tail::Sought(finished);
             }
         }
-        if let Some(question) = question {
-            self.tails.ask(question);
+        let Some(question) = question else { return };
+        let asked: Vec<Name> = question.names().collect();
+        self.tails.ask(question);
+        if !self.tails.busy {
+            for name in asked {
+                if let Some(place) = self.progress.get(&name) {
+                    place.tail = Tail::Unknown;
+                }
+            }
         }
     }
 
