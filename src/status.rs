@@ -17,7 +17,7 @@ use crate::picture::Reader;
 /// Where a partition stands. Offsets are those to be read next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionStatus {
-    /// Records in the partition that are not finished yet; `None` before the brokers have told.
+    /// Records in the partition that are not finished yet; `None`, shown as -1, while the brokers do not tell.
     pub lag: Option<i64>,
     /// Everything below it is finished; -1 before the brokers have told.
     pub finished_offset: i64,
@@ -182,7 +182,7 @@ impl PartitionStatus {
         let mut rendered = json!({
             "topic": topic,
             "partition": partition,
-            "lag": self.lag,
+            "lag": self.lag.unwrap_or(-1),
             "finished_offset": self.finished_offset,
             "end_offset": self.end_offset,
         });

@@ -63,8 +63,8 @@ struct Model {
 struct Partition {
     topic: String,
     partition: i32,
-    /// `None` before the brokers have told.
-    lag: Option<i64>,
+    /// -1 while the brokers do not tell.
+    lag: i64,
     finished_offset: i64,
     waiting_for: Option<String>,
     waiting_since: Option<String>,
@@ -165,7 +165,10 @@ fn show(status: &Status) {
         "topic", "partition", "lag", "finished to"
     );
     for p in all() {
-        let lag = p.lag.map_or("unknown".to_owned(), |lag| lag.to_string());
+        let lag = match p.lag {
+            0.. => p.lag.to_string(),
+            _ => "unknown".to_owned(),
+        };
         let (topic, partition, finished) = (&p.topic, p.partition, p.finished_offset);
         println!("{topic:<width$} {partition:>9} {lag:>12} {finished:>12}");
     }

@@ -323,6 +323,6 @@ mod tests {
         wanted.answer(7, Schema::parse(Format::Avro, &text));
         assert!(schemas.get(7).is_ok());
         drop(schemas);
-        assert!(wanted.ids.recv().is_err(), "the fetcher sees the end");
+        assert!(wanted.asks.recv().is_err(), "the fetcher sees the end");
     }
 }
