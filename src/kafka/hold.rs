@@ -53,9 +53,12 @@ impl Source {
             schema,
             what: format!("schema {schema}"),
             since: since.map_or_else(Timestamp::now, |held| held.since),
-            state: State::LooksAhead {
-                records: AHEAD_RECORDS,
-                bytes: AHEAD_BYTES,
+            state: match self.paused {
+                Some(_) => State::Paused(None),
+                None => State::LooksAhead {
+                    records: AHEAD_RECORDS,
+                    bytes: AHEAD_BYTES,
+                },
             },
         });
         self.count_paused();
