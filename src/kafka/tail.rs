@@ -180,8 +180,9 @@ fn look(
             }
             Some(Err(e)) => tracing::debug!("looking at the end of {topic}: {e}"),
             Some(Ok(message)) => {
-                if left.remove(&message.partition()).is_some() {
-                    found.insert(message.partition(), Found::Record);
+                let partition = message.partition();
+                if left.remove(&partition).is_some() {
+                    found.insert(partition, Found::Record);
                 }
             }
         }
