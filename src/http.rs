@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -104,14 +104,28 @@ fn complain(client: Option<&Client>, error: &std::io::Error) {
 
 type Shared = State<(Metrics, Status)>;
 
-async fn ready(State((_, status)): Shared) -> (StatusCode, String) {
+/// With `?verbose` it names partitions and what they wait for, which is not for everybody.
+fn is_verbose(uri: &Uri) -> bool {
+    let query = uri.query().unwrap_or_default();
+    let mut names = query.split('&').map(|pair| pair.split('=').next());
+    names.any(|name| name == Some("verbose"))
+}
+
+async fn ready(State((_, status)): Shared, uri: Uri) -> (StatusCode, String) {
     let waiting_for = status.waiting_for();
-    if waiting_for.is_empty() {
+    let (code, mut text) = if waiting_for.is_empty() {
         (StatusCode::OK, "ready\n".into())
     } else {
         let text = format!("waiting for the {}\n", waiting_for.join(", the "));
         (StatusCode::SERVICE_UNAVAILABLE, text)
+    };
+    if is_verbose(&uri) {
+        for line in status.waiting_partitions() {
+            text += &line;
+            text.push('\n');
+        }
     }
+    (code, text)
 }
 
 async fn expose(State((metrics, _)): Shared) -> Response {

@@ -80,6 +80,7 @@ pub struct Metrics {
     pub inference_seconds: Histogram,
     pub end_to_end_seconds: Histogram,
     pub consumer_lag: IntGaugeVec,
+    pub partition_last_finished: IntGaugeVec,
     pub rebalances: IntCounter,
     pub topic_missing: IntGaugeVec,
     pub partition_resets: IntCounterVec,
@@ -208,6 +209,16 @@ impl Metrics {
                     &["topic", "partition"],
                 ),
             ),
+            partition_last_finished: register(
+                r,
+                IntGaugeVec::new(
+                    opts(
+                        "partition_last_finished_timestamp_seconds",
+                        "When a record of the partition was finished last, or none was left; at first, when it was assigned. Long ago with a lag: it is stuck, and /status says what it waits for.",
+                    ),
+                    &["topic", "partition"],
+                ),
+            ),
             rebalances: counter(
                 r,
                 "rebalances_total",
@@ -248,7 +259,7 @@ impl Metrics {
             paused_partitions: gauge(
                 r,
                 "paused_partitions",
-                "Partitions paused because scoring or delivery is behind.",
+                "Partitions that stand still: their next record waits for its schema, or scoring or delivery is behind. /status says which.",
             ),
             schema_registry_errors: counter(
                 r,
@@ -361,6 +372,28 @@ impl Metrics {
         String::from_utf8(text).expect("the text format is UTF-8")
     }
 
+    /// Where a partition stands; its lag may not be known yet.
+    pub fn partition_moved(&self, topic: &str, partition: i32, lag: Option<i64>, at: i64) {
+        let partition = partition.to_string();
+        let labels = [topic, &partition];
+        match lag {
+            Some(lag) => self.consumer_lag.with_label_values(&labels).set(lag),
+            // What is not known has no series.
+            None => drop(self.consumer_lag.remove_label_values(&labels)),
+        }
+        let last_finished = &self.partition_last_finished;
+        last_finished.with_label_values(&labels).set(at);
+    }
+
+    /// It belongs to somebody else now.
+    pub fn forget_partition(&self, topic: &str, partition: i32) {
+        let partition = partition.to_string();
+        for of in [&self.consumer_lag, &self.partition_last_finished] {
+            // A series that is not there need not be removed.
+            let _ = of.remove_label_values(&[topic, &partition]);
+        }
+    }
+
     /// Records with a delivered outcome.
     pub fn finished(&self) -> u64 {
         self.records_scored.get() + self.dead_letters_total() + self.skipped_total()
@@ -436,8 +469,8 @@ mod tests {
         let metrics = Metrics::new(1.0);
         // What has labels is there with its first value only.
         metrics.model_info.with_label_values(&["", "", "", ""]);
-        metrics.consumer_lag.with_label_values(&["", ""]);
         metrics.topic_missing.with_label_values(&[""]);
+        metrics.partition_moved("", 0, Some(0), 0);
         let mut text = "# Metrics\n\nOf `/metrics`, in the Prometheus text format; `process_*` are those of every Prometheus client. \
             Written by `RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics`, which otherwise fails where this page is wrong.\n\n\
             | metric | type | labels | what |\n| --- | --- | --- | --- |\n"

@@ -8,22 +8,32 @@ use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use crossbeam_channel::RecvTimeoutError;
+use jiff::Timestamp;
 use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 use crate::config::{self, Authorization};
-use crate::decode::{Format, Schema, SchemaText, Schemas, Wanted};
+use crate::decode::{Ask, Format, Schema, SchemaText, Schemas, Wanted};
 use crate::metrics::Metrics;
 
 /// Between tries while the registry is down, growing from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// How long a schema may be unknown to a registry that answers: its followers lag behind its leader.
+/// How long a registry that answers may not know a schema that was just registered: its followers lag behind its leader. A
+/// record that is older waits no longer.
 const LAG: Duration = Duration::from_secs(3);
 /// How long an answer counts that there is no such schema. Ids are given out one after the other: it may come yet.
 const REFUSAL: Duration = Duration::from_secs(60);
+/// Answers of this kind to remember, at most.
+const MOST_REFUSALS: usize = 10_000;
+/// Schemas to ask for at the same time.
+const AT_ONCE: usize = 8;
 /// Schemas that one refers to, at most.
 const MOST_REFERENCES: usize = 256;
+/// Bytes of a schema with all that it refers to, at most, as JSON.
+const MOST_BYTES: u64 = 8 << 20;
+/// How many times the timeout of one request all requests for a schema may take together.
+const MOST_TIMEOUTS: u32 = 10;
 
 /// Why there is no registry to ask.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +75,7 @@ struct Fetcher {
     format: Format,
     metrics: Metrics,
     wanted: Wanted,
-    /// Ids to fetch: since when the registry answers that it does not have them, and when to ask next.
+    /// Schemas to fetch, by id.
     waiting: BTreeMap<u32, Waiting>,
     /// Ids answered with no, oldest first.
     refused: VecDeque<(Instant, u32)>,
@@ -73,13 +83,17 @@ struct Fetcher {
 }
 
 struct Waiting {
-    absent_since: Option<Instant>,
+    /// The registry may not know it yet until then.
+    young_until: Instant,
     next: Instant,
+    /// Between two tries.
+    pause: Duration,
 }
 
 struct Outage {
     since: Instant,
     pause: Duration,
+    next: Instant,
 }
 
 impl Fetcher {
@@ -89,80 +103,128 @@ impl Fetcher {
             self.is_down(&problem);
         }
         loop {
-            let now = Instant::now();
-            let next = self.waiting.values().map(|waiting| waiting.next).min();
-            let forget = self.refused.front().map(|(at, _)| *at + REFUSAL);
-            let next = next.into_iter().chain(forget).min();
-            let wait = next.map_or(REFUSAL, |next| next.saturating_duration_since(now));
-            match self.wanted.ids.recv_timeout(wait) {
-                Ok(id) => {
-                    let next = Instant::now();
-                    let absent_since = None;
-                    self.waiting.insert(id, Waiting { absent_since, next });
-                }
+            match self.wanted.asks.recv_timeout(self.nap()) {
+                Ok(ask) => self.enlist(ask),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let now = Instant::now();
-            while let Some((at, id)) = self.refused.front().copied() {
-                if now.saturating_duration_since(at) < REFUSAL {
-                    break;
-                }
-                self.refused.pop_front();
-                self.wanted.forget(id);
+            while let Ok(ask) = self.wanted.asks.try_recv() {
+                self.enlist(ask);
             }
-            let due = |waiting: &Waiting| waiting.next <= now;
-            let ids: Vec<u32> = self
-                .waiting
-                .iter()
-                .filter(|(_, w)| due(w))
-                .map(|(id, _)| *id)
-                .collect();
-            for id in ids {
-                if !self.fetch(id) {
-                    break;
-                }
+            self.forget_refusals(Instant::now());
+            self.fetch_due(Instant::now());
+        }
+    }
+
+    /// Until something is due.
+    fn nap(&self) -> Duration {
+        let next = self.waiting.values().map(|waiting| waiting.next);
+        let forget = self.refused.front().map(|(at, _)| *at + REFUSAL);
+        let next = next.chain(forget).min();
+        next.map_or(REFUSAL, |next| {
+            next.saturating_duration_since(Instant::now())
+        })
+    }
+
+    fn enlist(&mut self, ask: Ask) {
+        let now = Instant::now();
+        let young_until = now + youth_left(ask.written_ms);
+        let waiting = self.waiting.entry(ask.id).or_insert(Waiting {
+            young_until,
+            next: now,
+            pause: RETRY.0,
+        });
+        waiting.young_until = waiting.young_until.max(young_until);
+    }
+
+    fn forget_refusals(&mut self, now: Instant) {
+        while let Some((at, id)) = self.refused.front().copied() {
+            let over = now.saturating_duration_since(at) >= REFUSAL;
+            if !over && self.refused.len() <= MOST_REFUSALS {
+                break;
+            }
+            self.refused.pop_front();
+            self.wanted.forget(id);
+        }
+    }
+
+    /// Fetches what is due, some at once: a slow answer holds up few others.
+    fn fetch_due(&mut self, now: Instant) {
+        let due = self.waiting.iter().filter(|(_, w)| w.next <= now);
+        let ids: Vec<u32> = due.map(|(id, _)| *id).collect();
+        for ids in ids.chunks(AT_ONCE) {
+            let fetched = fetch_all(&self.registry, ids, self.format);
+            let is_answer = |fetched: &Fetched| !matches!(fetched, Err(FetchError::Unavailable(_)));
+            let answered = fetched.iter().any(is_answer);
+            if answered {
+                self.is_up();
+            }
+            for (&id, fetched) in ids.iter().zip(fetched) {
+                self.settle(id, fetched, answered);
+            }
+            if !answered {
+                break;
             }
         }
     }
 
-    /// Whether the registry answered.
-    fn fetch(&mut self, id: u32) -> bool {
-        let fetched = self.registry.schema(id, self.format);
-        let now = Instant::now();
-        let answered = !matches!(fetched, Err(FetchError::Unavailable(_)));
-        if answered {
-            self.is_up();
-        }
+    /// `answered`: the registry is there, whatever became of this schema.
+    fn settle(&mut self, id: u32, fetched: Fetched, answered: bool) {
         match fetched {
-            Ok(text) => match Schema::parse(self.format, &text) {
-                Ok(schema) => {
-                    tracing::info!(id, "schema fetched");
-                    self.waiting.remove(&id);
-                    self.wanted.answer(id, Ok(schema));
-                }
-                Err(problem) => self.refuse(id, format!("schema {id}: {problem}")),
-            },
-            Err(FetchError::Unfit(problem)) => self.refuse(id, problem),
-            Err(FetchError::Absent(problem)) => {
-                let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
-                let since = *waiting.absent_since.get_or_insert(now);
-                if now.saturating_duration_since(since) < LAG {
-                    waiting.next = now + RETRY.0;
-                } else {
-                    self.refuse(id, problem);
-                }
+            Ok(schema) => {
+                tracing::info!(id, "schema fetched");
+                self.waiting.remove(&id);
+                self.wanted.answer(id, Ok(schema));
             }
+            Err(FetchError::Unfit(problem)) => self.refuse(id, problem),
+            Err(FetchError::Absent(problem)) => self.is_absent(id, problem),
+            Err(FetchError::Unavailable(problem)) if answered => self.is_stuck(id, &problem),
             Err(FetchError::Unavailable(problem)) => {
                 self.metrics.schema_registry_errors.inc();
-                let pause = self.is_down(&problem);
-                // All wait for the same registry.
-                for waiting in self.waiting.values_mut() {
-                    waiting.next = now + pause;
-                }
+                self.wait_for_the_registry(&problem);
             }
         }
-        answered
+    }
+
+    fn is_absent(&mut self, id: u32, problem: String) {
+        let now = Instant::now();
+        let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
+        if now >= waiting.young_until {
+            return self.refuse(id, problem);
+        }
+        self.wanted.delay(id, "the registry does not have it yet");
+        waiting.next = waiting.young_until.min(now + waiting.pause);
+        waiting.pause = RETRY.1.min(2 * waiting.pause);
+    }
+
+    /// The registry answers, but not for this one.
+    fn is_stuck(&mut self, id: u32, problem: &str) {
+        self.metrics.schema_registry_errors.inc();
+        let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
+        if waiting.pause == RETRY.0 {
+            tracing::warn!(
+                id,
+                problem,
+                "this schema cannot be fetched; records that need it wait, and it is asked for again"
+            );
+        }
+        waiting.next = Instant::now() + waiting.pause;
+        waiting.pause = RETRY.1.min(2 * waiting.pause);
+        self.wanted.delay(id, problem);
+    }
+
+    fn wait_for_the_registry(&mut self, problem: &str) {
+        let now = Instant::now();
+        // Those that were asked for together have failed together.
+        let fresh = self.outage.as_ref().is_none_or(|outage| outage.next <= now);
+        let next = match (&self.outage, fresh) {
+            (Some(outage), false) => outage.next,
+            _ => now + self.is_down(problem),
+        };
+        for (id, waiting) in &mut self.waiting {
+            waiting.next = next;
+            self.wanted.delay(*id, problem);
+        }
     }
 
     fn refuse(&mut self, id: u32, problem: String) {
@@ -184,12 +246,15 @@ impl Fetcher {
                 "the schema registry cannot be had: {problem}; records with schemas not seen before wait for it"
             );
         }
+        let now = Instant::now();
         let outage = self.outage.get_or_insert(Outage {
-            since: Instant::now(),
+            since: now,
             pause: RETRY.0,
+            next: now,
         });
         let pause = outage.pause;
         outage.pause = (pause * 2).min(RETRY.1);
+        outage.next = now + pause;
         pause
     }
 
@@ -199,6 +264,32 @@ impl Fetcher {
             tracing::info!(after_seconds = seconds, "the schema registry answers again");
         }
     }
+}
+
+/// How much longer a schema may be unknown that a record of this time needs. Its producer has registered it before.
+fn youth_left(written_ms: Option<i64>) -> Duration {
+    let now_ms = Timestamp::now().as_millisecond();
+    let age = written_ms.map_or(0, |written| now_ms.saturating_sub(written).max(0));
+    LAG.saturating_sub(Duration::from_millis(age as u64))
+}
+
+type Fetched = Result<Schema, FetchError>;
+
+/// Each on a thread of its own, so that they wait together and one that cannot be read spoils no other.
+fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
+    thread::scope(|scope| {
+        let fetch = |id: u32| {
+            let thread = thread::Builder::new().name("schema".into());
+            thread.spawn_scoped(scope, move || registry.parsed(id, format))
+        };
+        let threads: Vec<_> = ids.iter().map(|&id| fetch(id)).collect();
+        let joined = ids.iter().zip(threads).map(|(id, thread)| {
+            let no_thread = |e| FetchError::Unavailable(format!("no thread to fetch it: {e}"));
+            let panicked = |_| Err(FetchError::Unfit(format!("schema {id} cannot be read")));
+            thread.map_err(no_thread)?.join().unwrap_or_else(panicked)
+        });
+        joined.collect()
+    })
 }
 
 enum FetchError {
@@ -219,6 +310,9 @@ struct Answer {
     schema_type: String,
     #[serde(default)]
     references: Vec<Reference>,
+    /// What it is the answer to, as far as the registry says that.
+    id: Option<u32>,
+    version: Option<u32>,
 }
 
 fn avro() -> String {
@@ -241,6 +335,8 @@ struct Problem {
 
 struct Registry {
     agent: Agent,
+    /// Of one request.
+    timeout: Duration,
     url: String,
     authorization: Option<String>,
 }
@@ -272,6 +368,7 @@ impl Registry {
         };
         Ok(Registry {
             agent,
+            timeout: settings.timeout,
             url: settings.url.clone(),
             authorization,
         })
@@ -279,15 +376,29 @@ impl Registry {
 
     /// Asks for something that costs nothing and needs no rights.
     fn is_there(&self) -> Result<(), String> {
-        match self.get("/schemas/types") {
+        match self.get("/schemas/types", MOST_BYTES) {
             Err(FetchError::Unavailable(problem)) => Err(problem),
             _ => Ok(()),
         }
     }
 
+    fn parsed(&self, id: u32, format: Format) -> Fetched {
+        let text = self.schema(id, format)?;
+        let unfit = |problem| FetchError::Unfit(format!("schema {id}: {problem}"));
+        Schema::parse(format, &text).map_err(unfit)
+    }
+
     /// A schema and everything that it refers to.
     fn schema(&self, id: u32, format: Format) -> Result<SchemaText, FetchError> {
-        let answer = self.answer(&format!("/schemas/ids/{id}"))?;
+        let mut budget = Budget {
+            bytes: MOST_BYTES,
+            until: Instant::now() + self.timeout * MOST_TIMEOUTS,
+        };
+        let path = format!("/schemas/ids/{id}");
+        let answer = self.answer(&path, &mut budget)?;
+        if let Some(other) = answer.id.filter(|other| *other != id) {
+            return Err(mixed_up(&path, &format!("schema {other}")));
+        }
         let expected = match format {
             Format::Avro => "AVRO",
             Format::Protobuf => "PROTOBUF",
@@ -295,18 +406,25 @@ impl Registry {
         if answer.schema_type != expected {
             return Err(FetchError::Unfit(format!(
                 "schema {id} is {}, not {expected}",
-                answer.schema_type
+                shortened(&answer.schema_type)
             )));
         }
+        let references = self.references(id, answer.references, &mut budget)?;
+        Ok(SchemaText {
+            text: answer.schema,
+            references,
+        })
+    }
+
+    fn references(
+        &self,
+        id: u32,
+        mut to_fetch: Vec<Reference>,
+        budget: &mut Budget,
+    ) -> Result<Vec<(String, String)>, FetchError> {
         let mut references: Vec<(String, String)> = Vec::new();
-        let mut to_fetch = answer.references;
-        while let Some(Reference {
-            name,
-            subject,
-            version,
-        }) = to_fetch.pop()
-        {
-            if references.iter().any(|(known, _)| *known == name) {
+        while let Some(reference) = to_fetch.pop() {
+            if references.iter().any(|(known, _)| *known == reference.name) {
                 continue;
             }
             if references.len() == MOST_REFERENCES {
@@ -314,25 +432,44 @@ impl Registry {
                     "schema {id} refers to more than {MOST_REFERENCES} others"
                 )));
             }
-            let subject = escaped(&subject);
-            let referred = self.answer(&format!("/subjects/{subject}/versions/{version}"))?;
-            references.push((name, referred.schema));
+            let referred = self.referred(&reference, budget)?;
+            references.push((reference.name, referred.schema));
             to_fetch.extend(referred.references);
         }
-        Ok(SchemaText {
-            text: answer.schema,
-            references,
-        })
+        Ok(references)
     }
 
-    fn answer(&self, path: &str) -> Result<Answer, FetchError> {
-        let body = self.get(path)?;
+    fn referred(&self, reference: &Reference, budget: &mut Budget) -> Result<Answer, FetchError> {
+        let (subject, version) = (&reference.subject, reference.version);
+        let path = format!("/subjects/{}/versions/{version}", escaped(subject));
+        let answer = self.answer(&path, budget)?;
+        // Its subject is not compared: registries write one with odd characters in more than one way.
+        match answer.version.filter(|other| *other != version) {
+            Some(other) => Err(mixed_up(&path, &format!("version {other}"))),
+            None => Ok(answer),
+        }
+    }
+
+    fn answer(&self, path: &str, budget: &mut Budget) -> Result<Answer, FetchError> {
+        if Instant::now() >= budget.until {
+            let waited = self.timeout * MOST_TIMEOUTS;
+            return Err(FetchError::Unavailable(format!(
+                "{path}: all requests for one schema took more than {waited:?}"
+            )));
+        }
+        let body = self.get(path, budget.bytes)?;
+        budget.bytes -= budget.bytes.min(body.len() as u64);
         serde_json::from_str(&body)
             .map_err(|e| FetchError::Unavailable(format!("{path}: not a registry's answer: {e}")))
     }
 
-    fn get(&self, path: &str) -> Result<String, FetchError> {
-        let unavailable = |e: ureq::Error| FetchError::Unavailable(format!("{path}: {e}"));
+    fn get(&self, path: &str, most_bytes: u64) -> Result<String, FetchError> {
+        let unavailable = |e: ureq::Error| match e {
+            ureq::Error::BodyExceedsLimit(_) => FetchError::Unavailable(format!(
+                "{path}: the answer, with what the schema refers to, is larger than {MOST_BYTES} bytes"
+            )),
+            e => FetchError::Unavailable(format!("{path}: {e}")),
+        };
         let mut request = self.agent.get(format!("{}{path}", self.url)).header(
             "Accept",
             "application/vnd.schemaregistry.v1+json, application/json",
@@ -342,17 +479,38 @@ impl Registry {
         }
         let mut response = request.call().map_err(unavailable)?;
         let status = response.status();
-        let body = response.body_mut().read_to_string().map_err(unavailable)?;
+        let body = response.body_mut().with_config().limit(most_bytes);
+        let body = body.read_to_string().map_err(unavailable)?;
         if status.is_success() {
             return Ok(body);
         }
         // A proxy or a wrong url says 404 as well, but not in the registry's words.
         match serde_json::from_str::<Problem>(&body) {
             Ok(problem) if status == 404 && matches!(problem.error_code, 404 | 40_400..=40_499) => {
-                Err(FetchError::Absent(format!("{path}: {}", problem.message)))
+                let message = shortened(&problem.message);
+                Err(FetchError::Absent(format!("{path}: {message}")))
             }
             _ => Err(FetchError::Unavailable(format!("{path}: HTTP {status}"))),
         }
+    }
+}
+
+/// What the requests for one schema may still take.
+struct Budget {
+    bytes: u64,
+    until: Instant,
+}
+
+fn mixed_up(path: &str, what: &str) -> FetchError {
+    FetchError::Unavailable(format!("{path}: the registry answers with {what}"))
+}
+
+/// The registry's words, as much of them as fits into a line.
+fn shortened(words: &str) -> String {
+    const MOST: usize = 200;
+    match words.char_indices().nth(MOST) {
+        None => words.to_owned(),
+        Some((at, _)) => format!("{}…", &words[..at]),
     }
 }
 
@@ -400,6 +558,29 @@ mod tests {
     fn a_subject_is_one_segment() {
         assert_eq!(escaped("payments-value"), "payments-value");
         assert_eq!(escaped("a/b c:é"), "a%2Fb%20c%3A%C3%A9");
+    }
+
+    #[test]
+    fn the_wait_is_for_young_records_only() {
+        let now_ms = Timestamp::now().as_millisecond();
+        let second = Duration::from_secs(1);
+        assert_eq!(youth_left(Some(0)), Duration::ZERO);
+        assert_eq!(youth_left(Some(i64::MIN)), Duration::ZERO);
+        assert_eq!(youth_left(Some(now_ms - 3000)), Duration::ZERO);
+        assert!(youth_left(Some(now_ms - 1500)) <= LAG - second);
+        // A clock that is ahead prolongs nothing.
+        for young in [Some(now_ms + 60_000), Some(i64::MAX), None] {
+            assert!(
+                (LAG - second..=LAG).contains(&youth_left(young)),
+                "{young:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_registry_is_quoted_in_a_few_words() {
+        assert_eq!(shortened("not found"), "not found");
+        assert_eq!(shortened(&"ä".repeat(300)), format!("{}…", "ä".repeat(200)));
     }
 
     #[test]

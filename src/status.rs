@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use serde::Serialize;
-use serde_json::json;
+use jiff::Timestamp;
+use serde_json::{Value, json};
 
 use crate::bundle::SegmentBy;
 use crate::message::Model;
@@ -15,12 +15,23 @@ use crate::metrics::Metrics;
 use crate::picture::Reader;
 
 /// Where a partition stands. Offsets are those to be read next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionStatus {
-    /// Records in the partition that are not finished yet.
-    pub lag: i64,
-    /// Everything below it is finished; -1 before the first batch.
+    /// Records in the partition that are not finished yet; `None`, shown as -1, while the brokers do not tell.
+    pub lag: Option<i64>,
+    /// Everything below it is finished; -1 before the brokers have told.
     pub finished_offset: i64,
+    /// Where it ends.
+    pub end_offset: Option<i64>,
+    /// Why nothing happens, if so.
+    pub waiting: Option<Waiting>,
+}
+
+/// What a partition waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    pub what: String,
+    pub since: Timestamp,
 }
 
 pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
@@ -120,13 +131,26 @@ impl Status {
         waiting
     }
 
+    /// A line for each partition that waits: for what, and since when.
+    pub fn waiting_partitions(&self) -> Vec<String> {
+        let partitions = lock(&self.0.partitions);
+        let lines = partitions
+            .iter()
+            .filter_map(|((topic, partition), status)| {
+                let Waiting { what, since } = status.waiting.as_ref()?;
+                let since = seconds(*since);
+                Some(format!(
+                    "{topic}-{partition} waits for {what}, since {since}"
+                ))
+            });
+        lines.collect()
+    }
+
     /// `/status`.
     pub fn render(&self, metrics: &Metrics) -> serde_json::Value {
         let partitions: Vec<_> = lock(&self.0.partitions)
             .iter()
-            .map(|((topic, partition), status)| {
-                json!({"topic": topic, "partition": partition, "lag": status.lag, "finished_offset": status.finished_offset})
-            })
+            .map(|((topic, partition), status)| status.render(topic, *partition))
             .collect();
         let waiting_for = self.waiting_for();
         let in_force = self.in_force();
@@ -151,6 +175,28 @@ impl Status {
             "partitions": partitions,
         })
     }
+}
+
+impl PartitionStatus {
+    fn render(&self, topic: &str, partition: i32) -> Value {
+        let mut rendered = json!({
+            "topic": topic,
+            "partition": partition,
+            "lag": self.lag.unwrap_or(-1),
+            "finished_offset": self.finished_offset,
+            "end_offset": self.end_offset,
+        });
+        if let Some(Waiting { what, since }) = &self.waiting {
+            rendered["waiting_for"] = what.as_str().into();
+            rendered["waiting_since"] = seconds(*since).to_string().into();
+        }
+        rendered
+    }
+}
+
+/// Without its fraction.
+fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// Plain data: a panic elsewhere cannot leave it half written.

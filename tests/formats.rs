@@ -276,9 +276,18 @@ fn while_the_registry_is_down_only_records_with_new_schemas_wait() {
     daemon.await_count("scored", 30);
     assert_eq!(daemon.metric("residuald_paused_partitions"), 0.0);
 
-    // Down in mid-stream, in three ways.
-    for (round, mood) in [(1, Mood::Silent), (2, Mood::Failing), (3, Mood::Misplaced)] {
-        let id = 10 + round;
+    // Down in mid-stream, in every way.
+    let moods = [
+        Mood::Silent,
+        Mood::Failing,
+        Mood::Misplaced,
+        Mood::Hanging,
+        Mood::Endless,
+        Mood::Login,
+        Mood::Redirecting,
+        Mood::MixedUp,
+    ];
+    for (id, mood) in (10..).zip(moods) {
         registry.schema(id, "AVRO", AVRO, json!([]));
         registry.is(mood);
         let before = daemon.count("scored");
@@ -297,22 +306,98 @@ fn while_the_registry_is_down_only_records_with_new_schemas_wait() {
         std::thread::sleep(Duration::from_millis(3500));
         assert_eq!(daemon.count("scored"), before + 60);
         assert_eq!(daemon.count("dead_letters"), 0);
-        // It is read on for a moment each time its record is tried again.
-        wait_for("the partition that still waits", || {
-            (daemon.metric("residuald_paused_partitions") == 1.0).then_some(())
-        });
+        assert_eq!(daemon.metric("residuald_paused_partitions"), 1.0);
+        let waits = format!("in-1 waits for schema {id} (");
+        let said = daemon.get("/readyz?verbose").1;
+        assert!(said.contains(&waits), "{said}");
         assert_eq!(daemon.get("/readyz").0, 200);
         registry.is(Mood::Well);
         daemon.await_count("scored", before + 90);
     }
-    assert!(daemon.metric("residuald_schema_registry_errors_total") >= 12.0);
+    assert!(daemon.metric("residuald_schema_registry_errors_total") >= 32.0);
     daemon.is_balanced();
     let ended = daemon.drains();
     let lines = |part: &str| ended.stderr.lines().filter(|l| l.contains(part)).count();
-    assert_eq!(lines("cannot be had"), 4, "{}", ended.stderr);
-    assert_eq!(lines("answers again"), 4, "{}", ended.stderr);
-    assert_eq!(read_all(&broker.brokers, "scores").len(), 300);
+    assert_eq!(lines("cannot be had"), 9, "{}", ended.stderr);
+    assert_eq!(lines("answers again"), 9, "{}", ended.stderr);
+    assert_eq!(read_all(&broker.brokers, "scores").len(), 750);
     assert_eq!(read_all(&broker.brokers, "dead"), []);
+}
+
+/// Records of a partition, each with a schema that the registry does not have, twice each.
+fn unknown(ids: std::ops::Range<u32>, timestamp_ms: i64) -> Vec<Note> {
+    let notes = ids.flat_map(|id| [id, id]).map(|id| Note {
+        timestamp_ms: Some(timestamp_ms),
+        ..Note::new("key", framed(id, b"x"))
+    });
+    notes.collect()
+}
+
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+#[test]
+fn an_old_record_with_an_unknown_schema_costs_one_request_and_no_wait() {
+    let broker = broker();
+    let registry = SchemaRegistry::start();
+    let notes = unknown(100..160, now_ms() - 3_600_000);
+    produce(&broker.brokers, "in", &notes);
+    let url = registry.setting();
+    let daemon = Daemon::ready(&broker.brokers, &[&WITH_SCORES[..], &[&url]].concat());
+    daemon.await_count("dead_letters", 120);
+    // The answer is remembered.
+    produce(&broker.brokers, "in", &notes);
+    daemon.await_count("dead_letters", 240);
+    daemon.is_balanced();
+    daemon.drains();
+    for id in 100..160 {
+        let path = format!("/schemas/ids/{id}");
+        assert_eq!(registry.requests(&path), 1, "{path}");
+    }
+    assert_eq!(registry.asked().len(), 61, "and one whether it is there");
+    assert_eq!(read_all(&broker.brokers, "dead").len(), 240);
+}
+
+#[test]
+fn schemas_of_young_records_are_waited_for_together() {
+    let broker = broker();
+    let registry = SchemaRegistry::start();
+    // A producer's clock that is ahead: all of them are as young as can be.
+    let mut notes = unknown(100..120, now_ms() + 600_000);
+    let schema = Schema::parse_str(AVRO).unwrap();
+    let good = framed(7, &avro(&schema, &sample(1)[0]));
+    notes.push(Note {
+        timestamp_ms: Some(now_ms() + 600_000),
+        ..Note::new("key", good)
+    });
+    produce(&broker.brokers, "in", &notes);
+    let url = registry.setting();
+    let daemon = Daemon::ready(&broker.brokers, &[&WITH_SCORES[..], &[&url]].concat());
+    // The last of them is registered a moment too late.
+    wait_for("the last id to be asked for", || {
+        (registry.requests("/schemas/ids/7") >= 1).then_some(())
+    });
+    let first = registry.requests("/schemas/ids/100");
+    registry.schema(7, "AVRO", AVRO, json!([]));
+    daemon.await_count("scored", 1);
+    daemon.await_count("dead_letters", 40);
+    daemon.is_balanced();
+    daemon.drains();
+    assert!(first <= 4, "asked {first} times before the last was");
+    for id in 100..120 {
+        let path = format!("/schemas/ids/{id}");
+        let requests = registry.requests(&path);
+        assert!((2..=6).contains(&requests), "{path}: {requests}");
+    }
+    // In their order, whatever was looked at ahead.
+    let dead = read_all(&broker.brokers, "dead");
+    let payloads: Vec<_> = dead.into_iter().map(|note| note.payload).collect();
+    let sent: Vec<_> = notes[..40]
+        .iter()
+        .map(|note| note.payload.clone())
+        .collect();
+    assert_eq!(payloads, sent);
 }
 
 #[test]

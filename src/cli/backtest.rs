@@ -183,7 +183,8 @@ impl Side {
         self.scores.push(f32::NAN);
         self.thresholds.push(f32::NAN);
         let rows = &mut self.batch.rows;
-        let decoded = input::decode(&mut self.decoder, payload, record.key, rows, stop);
+        let known = (record.key, record.timestamp_ms);
+        let decoded = input::decode_written(&mut self.decoder, payload, known, rows, stop);
         let segment = decoded.inspect_err(|error| self.tally.reject(error.reason))?;
         let kept = Record {
             key: None,

@@ -87,9 +87,25 @@ pub fn decode(
     rows: &mut Vec<f32>,
     stop: &Shutdown,
 ) -> Result<Option<SegmentId>, RowError> {
+    decode_written(decoder, payload, (key, None), rows, stop)
+}
+
+/// The same for a record of a topic, of which key and timestamp are known: no schema is waited for that its registry
+/// should have long since.
+///
+/// # Errors
+/// Why it cannot be a row.
+pub fn decode_written(
+    decoder: &mut Decoder,
+    payload: &[u8],
+    (key, written_ms): (Option<&[u8]>, Option<i64>),
+    rows: &mut Vec<f32>,
+    stop: &Shutdown,
+) -> Result<Option<SegmentId>, RowError> {
     loop {
         return match decoder.decode(payload, key, rows) {
             Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
+                decoder.ask_for_schema(payload, written_ms);
                 std::thread::sleep(LOOK_AGAIN);
                 continue;
             }

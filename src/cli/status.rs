@@ -63,8 +63,11 @@ struct Model {
 struct Partition {
     topic: String,
     partition: i32,
+    /// -1 while the brokers do not tell.
     lag: i64,
     finished_offset: i64,
+    waiting_for: Option<String>,
+    waiting_since: Option<String>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -198,9 +201,19 @@ fn show(status: &Status) {
         "topic", "partition", "lag", "finished to"
     );
     for p in all() {
-        println!(
-            "{:<width$} {:>9} {:>12} {:>12}",
-            p.topic, p.partition, p.lag, p.finished_offset
-        );
+        let lag = match p.lag {
+            0.. => p.lag.to_string(),
+            _ => "unknown".to_owned(),
+        };
+        let (topic, partition, finished) = (&p.topic, p.partition, p.finished_offset);
+        println!("{topic:<width$} {partition:>9} {lag:>12} {finished:>12}");
+    }
+    for p in all() {
+        if let (Some(what), Some(since)) = (&p.waiting_for, &p.waiting_since) {
+            println!(
+                "{}-{} waits for {what}, since {since}",
+                p.topic, p.partition
+            );
+        }
     }
 }

@@ -38,7 +38,7 @@ use serde_json::value::RawValue;
 
 pub use json::JsonDecoder;
 use paths::Paths;
-pub use schemas::{Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
+pub use schemas::{Ask, Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
 use segment::Names;
 pub use segment::SegmentReader;
 use typed::TypedDecoder;
@@ -78,7 +78,7 @@ enum Payloads {
 pub enum DecodeError {
     #[error(transparent)]
     Row(#[from] RowError),
-    /// Its schema is not known yet: ask again, the record may be good.
+    /// Its schema is not known yet: ask for it ([`Decoder::ask_for_schema`]), then try again. The record may be good.
     #[error("the schema with id {0} is not known yet")]
     SchemaPending(u32),
 }
@@ -119,6 +119,21 @@ impl Decoder {
         };
         let key = key.and_then(|key| std::str::from_utf8(key).ok());
         Ok(key.and_then(|key| names.number(key)))
+    }
+
+    /// Has the schema of this record fetched if it is not known. `written_ms`: when the record was written.
+    pub fn ask_for_schema(&self, payload: &[u8], written_ms: Option<i64>) {
+        if let Payloads::Typed(decoder) = &self.format {
+            decoder.ask_for_schema(payload, written_ms);
+        }
+    }
+
+    /// What a record with this schema waits for, in words; `None` if it is worth another try.
+    pub fn waits_for_schema(&self, id: u32) -> Option<String> {
+        match &self.format {
+            Payloads::Typed(decoder) => decoder.waits_for_schema(id),
+            _ => None,
+        }
     }
 
     /// The names of the segments, in the order of their numbers.

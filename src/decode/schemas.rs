@@ -155,21 +155,33 @@ impl<'p> Header<'p> {
 #[derive(Debug, Clone)]
 pub struct Schemas {
     known: Known,
-    wanted: Sender<u32>,
+    wanted: Sender<Ask>,
 }
 
 /// The side that fetches: it answers what is wanted, and ends when no [`Schemas`] is left.
 #[derive(Debug)]
 pub struct Wanted {
     known: Known,
-    pub ids: Receiver<u32>,
+    pub asks: Receiver<Ask>,
 }
 
 type Known = Arc<RwLock<HashMap<u32, Entry>>>;
 
+/// A wish for a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub id: u32,
+    /// When the newest record that needs it was written, in ms since 1970, if that is known.
+    pub written_ms: Option<i64>,
+}
+
 #[derive(Debug, Clone)]
 enum Entry {
-    OnItsWay,
+    OnItsWay {
+        written_ms: Option<i64>,
+        /// Why it is not here yet, if something is wrong.
+        problem: Option<String>,
+    },
     Known(Arc<Schema>),
     Refused(String),
 }
@@ -177,15 +189,15 @@ enum Entry {
 impl Schemas {
     pub fn new() -> (Schemas, Wanted) {
         let known = Known::default();
-        let (wanted, ids) = unbounded();
+        let (wanted, asks) = unbounded();
         let schemas = Schemas {
             known: known.clone(),
             wanted,
         };
-        (schemas, Wanted { known, ids })
+        (schemas, Wanted { known, asks })
     }
 
-    /// A schema; one that is not known is asked for, once.
+    /// A schema that is known. What is not known has to be asked for ([`Schemas::ask`]).
     pub(super) fn get(&self, id: u32) -> Result<Arc<Schema>, DecodeError> {
         let entry = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -197,13 +209,49 @@ impl Schemas {
                 reason: Reason::UnknownSchema,
                 detail,
             })),
-            Some(Entry::OnItsWay) => Err(DecodeError::SchemaPending(id)),
-            None => {
-                put(&self.known, id, Entry::OnItsWay);
-                // Without a fetcher the process is about to end.
-                let _ = self.wanted.send(id);
-                Err(DecodeError::SchemaPending(id))
+            Some(Entry::OnItsWay { .. }) | None => Err(DecodeError::SchemaPending(id)),
+        }
+    }
+
+    /// Asks for a schema that is not known, for a record written at that time: once, and again for a newer record.
+    pub(super) fn ask(&self, id: u32, written_ms: Option<i64>) {
+        // Without a time it counts as written now.
+        let newness = |written_ms: Option<i64>| written_ms.unwrap_or(i64::MAX);
+        let problem = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            match known.get(&id) {
+                None => None,
+                Some(Entry::OnItsWay {
+                    written_ms: asked,
+                    problem,
+                }) => {
+                    if newness(written_ms) <= newness(*asked) {
+                        return;
+                    }
+                    problem.clone()
+                }
+                Some(_) => return,
             }
+        };
+        let entry = Entry::OnItsWay {
+            written_ms,
+            problem,
+        };
+        put(&self.known, id, entry);
+        // Without a fetcher the process is about to end.
+        let _ = self.wanted.send(Ask { id, written_ms });
+    }
+
+    /// What a record with this schema waits for, in words; `None` if there is an answer, or nobody has asked.
+    pub(super) fn waits_for(&self, id: u32) -> Option<String> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&id)? {
+            Entry::OnItsWay { problem: None, .. } => Some(format!("schema {id}")),
+            Entry::OnItsWay {
+                problem: Some(problem),
+                ..
+            } => Some(format!("schema {id} ({problem})")),
+            Entry::Known(_) | Entry::Refused(_) => None,
         }
     }
 }
@@ -216,6 +264,14 @@ impl Wanted {
             Err(detail) => Entry::Refused(detail),
         };
         put(&self.known, id, entry);
+    }
+
+    /// Says why there is no answer yet.
+    pub fn delay(&self, id: u32, why: &str) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Entry::OnItsWay { problem, .. }) = known.get_mut(&id) {
+            *problem = Some(why.to_owned());
+        }
     }
 
     /// Takes an answer back: the next record with this id asks anew.
@@ -237,19 +293,29 @@ mod tests {
     #[test]
     fn a_schema_is_asked_for_once_and_an_answer_can_be_taken_back() {
         let (schemas, wanted) = Schemas::new();
-        for _ in 0..3 {
+        let asks = || wanted.asks.try_iter().collect::<Vec<_>>();
+        let ask = |written_ms| Ask { id: 7, written_ms };
+        for written_ms in [Some(5), Some(5), Some(4), Some(6), None, Some(7)] {
             let pending = schemas.get(7).unwrap_err();
             assert_eq!(pending, DecodeError::SchemaPending(7));
+            schemas.ask(7, written_ms);
         }
-        assert_eq!(wanted.ids.try_iter().collect::<Vec<_>>(), [7]);
+        assert_eq!(asks(), [ask(Some(5)), ask(Some(6)), ask(None)]);
+        assert_eq!(schemas.waits_for(7).unwrap(), "schema 7");
+        wanted.delay(7, "no answer");
+        assert_eq!(schemas.waits_for(7).unwrap(), "schema 7 (no answer)");
         wanted.answer(7, Err("nobody knows it".into()));
         let DecodeError::Row(error) = schemas.get(7).unwrap_err() else {
             panic!("it was answered");
         };
         assert_eq!(error.reason, Reason::UnknownSchema);
+        assert_eq!(schemas.waits_for(7), None);
+        schemas.ask(7, None);
+        assert_eq!(asks(), []);
         wanted.forget(7);
         assert_eq!(schemas.get(7).unwrap_err(), DecodeError::SchemaPending(7));
-        assert_eq!(wanted.ids.try_iter().collect::<Vec<_>>(), [7]);
+        schemas.ask(7, Some(1));
+        assert_eq!(asks(), [ask(Some(1))]);
         let text = SchemaText {
             text: r#"{"type": "record", "name": "R", "fields": []}"#.into(),
             references: Vec::new(),
@@ -257,6 +323,6 @@ mod tests {
         wanted.answer(7, Schema::parse(Format::Avro, &text));
         assert!(schemas.get(7).is_ok());
         drop(schemas);
-        assert!(wanted.ids.recv().is_err(), "the fetcher sees the end");
+        assert!(wanted.asks.recv().is_err(), "the fetcher sees the end");
     }
 }

@@ -55,6 +55,21 @@ impl TypedDecoder {
         }
     }
 
+    pub fn ask_for_schema(&self, payload: &[u8], written_ms: Option<i64>) {
+        if let TypeSource::Registry(format, schemas) = &self.source
+            && let Ok(header) = Header::read(*format, payload)
+        {
+            schemas.ask(header.id, written_ms);
+        }
+    }
+
+    pub fn waits_for_schema(&self, id: u32) -> Option<String> {
+        match &self.source {
+            TypeSource::Registry(_, schemas) => schemas.waits_for(id),
+            TypeSource::File(_) => None,
+        }
+    }
+
     /// Appends one row to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.
     pub fn decode(
         &mut self,

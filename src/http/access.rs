@@ -17,7 +17,7 @@ const PROBES: [&str; 2] = ["/livez", "/readyz"];
 /// Counts without records. A Prometheus on this machine may know it by another name.
 const COUNTS: [&str; 1] = ["/metrics"];
 /// What an address without a token shows to the network.
-const EXPOSED: [&str; 2] = ["/metrics", "/status"];
+const EXPOSED: [&str; 3] = ["/metrics", "/status", "/readyz"];
 
 /// The rule for requests that are no probes.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ impl Access {
         let path = request.uri().path();
         let is_page = triage::PAGE.contains(&path);
         match self {
-            _ if PROBES.contains(&path) => None,
+            _ if PROBES.contains(&path) && !super::is_verbose(request.uri()) => None,
             Access::Token(_) if is_page => None,
             Access::Token(token) if brings(token, request.headers()) => None,
             Access::Token(_) => Some(unauthorised()),

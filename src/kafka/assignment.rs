@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::progress::Name;
 use super::question::Question;
 use super::start::{Found, Reset, Start, Why};
 use super::{KafkaError, Source};
@@ -114,6 +115,13 @@ impl Source {
                 "the brokers do not say yet from where to read the new partitions, so they wait: {problem}"
             );
         }
+    }
+
+    /// Whether the group has not told yet from where to read it.
+    pub(super) fn is_assigning(&self, (topic, partition): &Name) -> bool {
+        let assigning = self.assigning.as_ref();
+        let found = assigning.and_then(|a| a.partitions.find_partition(topic, *partition));
+        found.is_some()
     }
 
     /// Gives up asking: who leaves the group must have taken what it was given.

@@ -1,6 +1,7 @@
 //! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
 
 mod cause;
+mod edges;
 pub mod embedded;
 mod admin;
 mod assignment;
@@ -10,6 +11,7 @@ mod membership;
 #[cfg(feature = "aws-msk-iam")]
 mod msk_iam;
 pub mod history;
+mod progress;
 pub mod replay;
 mod sasl;
 mod presence;
@@ -21,6 +23,7 @@ mod source;
 mod stale;
 mod start;
 mod topics;
+mod tail;
 mod transaction;
 mod wanted;
 mod watch;

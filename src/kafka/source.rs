@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
+use jiff::Timestamp;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
@@ -20,7 +21,9 @@ use super::assignment::{Assigning, reset};
 use super::hold::Held;
 use super::membership::Membership;
 use super::presence::await_topics;
+use super::progress::{Name, Progress};
 use super::start::Reset;
+use super::tail::Tails;
 use super::topics::Topics;
 use super::wanted::Wanted;
 use super::watch::{Watch, is_missing};
@@ -30,7 +33,7 @@ use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
-use crate::status::{PartitionStatus, Partitions, Status};
+use crate::status::Status;
 
 /// Enough for a poll to go through more than one report; one of zero ends after the first.
 const SERVE: Duration = Duration::from_millis(5);
@@ -66,8 +69,8 @@ pub struct Source {
     lost_below: Arc<AtomicU64>,
     pub(super) metrics: Metrics,
     pub(super) status: Status,
-    /// Nothing is fetched: the stages behind are busy.
-    paused: bool,
+    /// Since when nothing is fetched, because the stages behind are busy.
+    pub(super) paused: Option<Timestamp>,
     pub(super) held: Vec<Held>,
     /// Where a partition starts that was never read.
     pub(super) reset: Reset,
@@ -76,6 +79,8 @@ pub struct Source {
     pub(super) rejoined: Option<Instant>,
     /// What to join the group with once everything is given back.
     pub(super) resubscribe: Option<BTreeSet<String>>,
+    pub(super) progress: Progress,
+    pub(super) tails: Tails,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -107,8 +112,7 @@ impl Source {
             complaint: complaint.clone(),
             rebalances: Mutex::default(),
             closing: AtomicBool::new(false),
-            metrics: metrics.clone(),
-            status: status.clone(),
+            ends: Mutex::default(),
         };
         let mut config = config(kafka);
         // Where to start is decided in `start`; librdkafka only says that an offset is not there.
@@ -125,9 +129,11 @@ impl Source {
             watch,
             guarantee: kafka.guarantee,
             lost_below: Arc::default(),
+            progress: Progress::new(metrics.clone(), status.clone()),
+            tails: Tails::new(kafka),
             metrics,
             status,
-            paused: false,
+            paused: None,
             held: Vec::new(),
             reset: reset(kafka),
             assigning: None,
@@ -229,10 +235,14 @@ impl Source {
         );
         if rebalance.kind == RebalanceKind::Assign {
             if partitions.count() > 0 {
+                self.progress.assigned(partitions);
                 self.assign_when_known(partitions);
                 return Ok(());
             }
             return self.assign(partitions);
+        }
+        if rebalance.kind == RebalanceKind::Lost {
+            self.status.partitions_are_assigned(false);
         }
         self.stop_assigning();
         match is_cooperative(&self.consumer) {
@@ -244,13 +254,10 @@ impl Source {
             let topic = &topics[from.topic];
             partitions.find_partition(topic, from.partition).is_none()
         });
-        for element in partitions.elements() {
-            let labels = [element.topic(), &element.partition().to_string()];
-            // Absent if no statistics came in between.
-            let _ = self.metrics.consumer_lag.remove_label_values(&labels);
-        }
         self.forget_marks(partitions)?;
-        self.count_paused()
+        self.progress.revoked(partitions);
+        self.count_paused();
+        Ok(())
     }
 
     pub(super) fn assign(&mut self, partitions: &TopicPartitionList) -> Result<(), KafkaError> {
@@ -258,17 +265,23 @@ impl Source {
             true => self.consumer.incremental_assign(partitions)?,
             false => self.consumer.assign(partitions)?,
         }
-        match self.paused {
+        match self.paused.is_some() {
             true => self.consumer.pause(partitions)?,
             // They may have been paused when they were given back.
             false => self.consumer.resume(partitions)?,
         }
+        self.progress.assigned(partitions);
         self.status.partitions_are_assigned(true);
-        self.count_paused()
+        self.count_paused();
+        Ok(())
     }
 
     /// Marks everything below these offsets as finished; the next commit takes them along.
-    pub fn finish(&self, offsets: &[(TopicPartition, i64)]) {
+    pub fn finish(&mut self, offsets: &[(TopicPartition, i64)]) {
+        for (from, next) in offsets {
+            let topic = &self.topics[from.topic];
+            self.progress.finished(topic, from.partition, *next);
+        }
         let offsets = offset_list(&self.topics, offsets);
         if let Err(e) = self.consumer.store_offsets(&offsets) {
             // The partition was taken away meanwhile; its new owner reads these records again.
@@ -297,29 +310,29 @@ impl Source {
     /// # Errors
     /// When librdkafka refuses.
     pub fn pause(&mut self) -> Result<(), KafkaError> {
-        if !self.paused {
+        if self.paused.is_none() {
             self.consumer.pause(&self.consumer.assignment()?)?;
-            self.paused = true;
-            self.count_paused()?;
+            self.paused = Some(Timestamp::now());
+            self.stop_looking_ahead();
+            self.count_paused();
         }
         Ok(())
     }
 
-    /// Fetches again: after [`Source::pause`], and held partitions whose time has come.
+    /// Fetches again after [`Source::pause`].
     ///
     /// # Errors
     /// When librdkafka refuses.
     pub fn resume(&mut self, now: Instant) -> Result<(), KafkaError> {
         self.follow_topics()?;
         self.rejoin_if_astray(now)?;
-        if self.paused {
+        if self.paused.is_some() {
             let assigned = self.consumer.assignment()?;
             self.consumer.resume(&self.without_held(&assigned))?;
-            self.paused = false;
-            self.count_paused()?;
+            self.paused = None;
+            self.count_paused();
         }
-        self.try_assign(now)?;
-        self.try_held(now)
+        self.try_assign(now)
     }
 
     /// Whether some partition waits for something.
@@ -348,13 +361,14 @@ impl Source {
         closing.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected)
     }
 
-    pub(super) fn count_paused(&self) -> Result<(), KafkaError> {
+    /// Shows which partitions wait, and how many.
+    pub(super) fn count_paused(&self) {
         let paused = match self.paused {
-            true => self.consumer.assignment()?.count(),
-            false => self.held.len(),
+            Some(_) => self.progress.names().count(),
+            None => self.held.len(),
         };
         self.metrics.paused_partitions.set(paused as i64);
-        Ok(())
+        self.show();
     }
 }
 
@@ -395,8 +409,8 @@ pub(super) struct Context {
     rebalances: Mutex<VecDeque<Rebalance>>,
     /// Nobody polls for events any more: rebalances are completed in place.
     closing: AtomicBool,
-    metrics: Metrics,
-    status: Status,
+    /// What the last statistics told of the ends of partitions.
+    ends: Mutex<Option<Vec<(Name, i64)>>>,
 }
 
 impl Context {
@@ -429,33 +443,29 @@ impl ClientContext for Context {
 
     fn stats_raw(&self, statistics: &[u8]) {
         match serde_json::from_slice::<Statistics>(statistics) {
-            Ok(statistics) => self.publish(&statistics),
+            Ok(statistics) => self.tell(statistics),
             Err(e) => tracing::warn!("librdkafka's statistics cannot be read: {e}"),
         }
     }
 }
 
 impl Context {
-    fn publish(&self, statistics: &Statistics) {
-        let mut partitions = Partitions::new();
-        for (topic, of_topic) in &statistics.topics {
-            for (id, partition) in &of_topic.partitions {
-                // -1 is librdkafka's internal partition; no lag is known before the first fetch.
-                if *id < 0 || !partition.desired || partition.consumer_lag_stored < 0 {
-                    continue;
+    fn tell(&self, statistics: Statistics) {
+        let mut ends = Vec::new();
+        for (topic, of_topic) in statistics.topics {
+            for (id, partition) in of_topic.partitions {
+                // -1 is librdkafka's internal partition; no end is known before the first fetch.
+                if id >= 0 && partition.desired && partition.ls_offset >= 0 {
+                    ends.push(((topic.clone(), id), partition.ls_offset));
                 }
-                self.metrics
-                    .consumer_lag
-                    .with_label_values(&[topic.as_str(), &id.to_string()])
-                    .set(partition.consumer_lag_stored);
-                let status = PartitionStatus {
-                    lag: partition.consumer_lag_stored,
-                    finished_offset: partition.stored_offset.max(-1),
-                };
-                partitions.insert((topic.clone(), *id), status);
             }
         }
-        self.status.set_partitions(partitions);
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = Some(ends);
+    }
+
+    pub(super) fn take_ends(&self) -> Option<Vec<(Name, i64)>> {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.take()
     }
 }
 
@@ -506,6 +516,6 @@ struct TopicStatistics {
 #[derive(Deserialize)]
 struct PartitionStatistics {
     desired: bool,
-    stored_offset: i64,
-    consumer_lag_stored: i64,
+    /// Where the records end that may be seen, by the isolation level.
+    ls_offset: i64,
 }

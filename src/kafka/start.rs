@@ -22,6 +22,18 @@ pub(super) enum Reset {
     Refuse,
 }
 
+impl Reset {
+    /// Where reading begins, if that does not wait for the operator.
+    pub fn offset(self) -> Option<rdkafka::Offset> {
+        use rdkafka::Offset;
+        match self {
+            Reset::Beginning => Some(Offset::Beginning),
+            Reset::End => Some(Offset::End),
+            Reset::Refuse => None,
+        }
+    }
+}
+
 /// How the topic's age compares with that of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Age {

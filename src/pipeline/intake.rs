@@ -145,6 +145,8 @@ impl Intake {
                 self.finish(batch);
             }
             let now = Instant::now();
+            self.source.look(now);
+            self.pass_tails();
             let due = self.is_due(now);
             if due && self.is_full() {
                 self.wait_for_room()?;
@@ -153,6 +155,9 @@ impl Intake {
                     self.dispatch();
                 }
                 self.source.resume(now)?;
+                let decoder = &self.decoder;
+                self.source
+                    .release(now, |id| decoder.waits_for_schema(id))?;
                 self.take_turn(now)?;
             }
         }
@@ -220,6 +225,15 @@ impl Intake {
             Event::Idle => return Ok(false),
         };
         let (record, from) = self.source.record(&message);
+        if self.source.stands_still(from) {
+            // It comes again; here it only tells which schema it will need.
+            let payload = record.payload.unwrap_or_default();
+            self.decoder.ask_for_schema(payload, record.timestamp_ms);
+            let size = payload.len();
+            drop(message);
+            self.source.looked_ahead(from, size)?;
+            return Ok(true);
+        }
         self.records += 1;
         let timed = self.records.is_multiple_of(TIME_ONE_IN);
         let opened = self.current.opened().filter(|_| !timed);
@@ -240,15 +254,18 @@ impl Intake {
                         Some(bytes) => batch.keep_picture(&record, from, bytes, now),
                     },
                     Err(DecodeError::Row(error)) => batch.bury(&record, from, error, now),
-                    Err(DecodeError::SchemaPending(_)) => {
+                    Err(DecodeError::SchemaPending(id)) => {
+                        self.decoder.ask_for_schema(payload, record.timestamp_ms);
                         let offset = record.offset;
                         drop(message);
-                        self.source.hold(from, offset)?;
+                        self.source.hold(from, offset, id);
                         return Ok(true);
                     }
                 }
             }
         }
+        drop(message);
+        self.source.got_through(from);
         self.metrics.records_consumed.inc();
         self.metrics.records_in_flight.inc();
         Ok(true)
@@ -312,7 +329,24 @@ impl Intake {
             .free
             .pop()
             .expect("the caller made sure of a free batch");
-        let mut batch = std::mem::replace(&mut self.current, next);
+        let batch = std::mem::replace(&mut self.current, next);
+        self.send(batch);
+    }
+
+    /// Offsets that hold no record are finished as a batch without records, so that they take the way of all others.
+    fn pass_tails(&mut self) {
+        if self.free.is_empty() {
+            return;
+        }
+        let tails = self.source.empty_tails();
+        if !tails.is_empty() {
+            let mut batch = self.free.pop().expect("looked at above");
+            batch.offsets = tails;
+            self.send(batch);
+        }
+    }
+
+    fn send(&mut self, mut batch: Batch) {
         batch.sequence = self.sequence;
         batch.dispatched = Some(Instant::now());
         self.sequence += 1;

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
+use super::PATIENCE;
+
 /// Runs until the process ends.
 #[derive(Clone)]
 pub struct SchemaRegistry {
@@ -33,6 +35,16 @@ pub enum Mood {
     Failing,
     /// A proxy before it does not find it.
     Misplaced,
+    /// Takes requests and never answers.
+    Hanging,
+    /// Answers without end.
+    Endless,
+    /// A proxy before it wants a login, with a page and 200.
+    Login,
+    /// Sends the client in a circle.
+    Redirecting,
+    /// Answers with another schema than it was asked for.
+    MixedUp,
 }
 
 impl SchemaRegistry {
@@ -46,8 +58,9 @@ impl SchemaRegistry {
         };
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                let state = state.clone();
                 // One that is gone again is no business of the others.
-                let _ = stream.and_then(|stream| answer(&stream, &state));
+                std::thread::spawn(move || stream.and_then(|stream| answer(&stream, &state)));
             }
         });
         registry
@@ -80,6 +93,11 @@ impl SchemaRegistry {
         self.state.lock().unwrap().authorization = Some(authorization.to_owned());
     }
 
+    /// Everything that was asked for so far.
+    pub fn asked(&self) -> Vec<String> {
+        self.state.lock().unwrap().requests.clone()
+    }
+
     /// Requests so far for this path.
     pub fn requests(&self, path: &str) -> usize {
         let state = self.state.lock().unwrap();
@@ -105,8 +123,31 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let mut state = state.lock().unwrap();
     state.requests.push(path.clone());
     let absent = json!({"error_code": 40403, "message": "Schema not found"});
+    let location = format!("Location: {path}\r\n");
+    let mut header = "";
     let (status, body) = match state.mood {
         Mood::Silent => return Ok(()),
+        Mood::Hanging => {
+            drop(state);
+            std::thread::park_timeout(PATIENCE);
+            return Ok(());
+        }
+        Mood::Endless => {
+            drop(state);
+            write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{{")?;
+            loop {
+                stream.write_all(&[b' '; 4096])?;
+            }
+        }
+        Mood::Login => (200, "<html>Who are you?</html>".to_owned()),
+        Mood::Redirecting => {
+            header = &location;
+            (302, String::new())
+        }
+        Mood::MixedUp => {
+            let answer = json!({"schema": "\"string\"", "id": 4_000_000});
+            (200, answer.to_string())
+        }
         Mood::Failing => (
             503,
             json!({"error_code": 50003, "message": "no leader"}).to_string(),
@@ -123,7 +164,7 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     };
     write!(
         stream,
-        "HTTP/1.1 {status} Whatever\r\nContent-Type: application/vnd.schemaregistry.v1+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} Whatever\r\nContent-Type: application/vnd.schemaregistry.v1+json\r\n{header}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
 }

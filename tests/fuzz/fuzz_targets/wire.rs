@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::decode::{Decoder, Format, Input, Wanted};
+use residuald::decode::{Ask, Decoder, Format, Input, Wanted};
 
 #[path = "../common.rs"]
 mod common;
@@ -28,7 +28,7 @@ impl One {
     fn check(&mut self, payload: &[u8]) {
         common::check(&mut self.decoder, &self.input, payload);
         // What is asked for is answered with no and forgotten, as the fetcher does; else ids would fill the memory.
-        for id in self.wanted.ids.try_iter() {
+        for Ask { id, .. } in self.wanted.asks.try_iter() {
             self.wanted.answer(id, Err("unknown".to_owned()));
             self.wanted.forget(id);
         }
