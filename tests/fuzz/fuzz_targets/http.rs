@@ -1,9 +1,11 @@
 //! Requests as bytes through HTTP and the router: an answer of ours to each, never a 5xx, no secret, no end of it.
 //!
 //! The first byte says by which rule requests are let in, whether the rest is a request as it is or one to be made
-//! whole, and whether that brings the token.
+//! whole, whether that brings the token, and whether the client hangs up after it.
 #![no_main]
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -24,16 +26,19 @@ use residuald::recent::{Anomaly, Recent};
 use residuald::status::{InForce, Status};
 use residuald::verdict::Severity;
 use serde_json::json;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::Runtime;
 
 const TOKEN: &str = "t0ken-s3cret";
 const WHOLE: u8 = 0x80;
 const WITH_TOKEN: u8 = 0x40;
+const HANGS_UP: u8 = 0x20;
 /// The largest answer is the page's script.
 const MOST_BYTES: usize = 64 << 10;
 /// Shown to whoever comes, with a token set.
 const OPEN: [&str; 5] = ["/livez", "/readyz", "/", "/triage.css", "/triage.js"];
-const VERDICT: &[u8] = br#"{"id":"in-0-1@01234567","anomaly_score":1.5,"record":{"amount":1},"severity":"critical"}"#;
+const VERDICT: &[u8] =
+    br#"{"id":"in-0-1@01234567","anomaly_score":1.5,"record":{"amount":1},"severity":"critical"}"#;
 
 thread_local! {
     static STATE: (Runtime, [Router; 3]) = {
@@ -130,6 +135,28 @@ fn whole(parts: &[u8], with_token: bool) -> Vec<u8> {
     [&request, body].concat()
 }
 
+/// What a client sends, and then nothing or its end.
+struct Client<'d> {
+    rest: &'d [u8],
+    hangs_up: bool,
+}
+
+impl AsyncRead for Client<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.rest.is_empty() && !self.hangs_up {
+            return Poll::Pending;
+        }
+        let (now, later) = self.rest.split_at(self.rest.len().min(buffer.remaining()));
+        buffer.put_slice(now);
+        self.rest = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((kind, rest)) = data.split_first() else {
         return;
@@ -142,13 +169,17 @@ fuzz_target!(|data: &[u8]| {
         let service = TowerToHyperService::new(apps[usize::from(kind % 3)].clone());
         let mut answer = Vec::new();
         runtime.block_on(async {
-            let client = TokioIo::new(tokio::io::join(&request[..], &mut answer));
+            let client = Client {
+                rest: &request,
+                hangs_up: kind & HANGS_UP != 0,
+            };
+            let client = TokioIo::new(tokio::io::join(client, &mut answer));
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .max_buf_size(64 << 10)
                 .serve_connection(client, service);
-            // Only the live stream is still there then.
-            let _ = tokio::time::timeout(Duration::from_secs(3), served).await;
+            // All that is to be answered is by then.
+            let _ = tokio::time::timeout(Duration::from_secs(15), served).await;
         });
         assert!(answer.len() <= (1 + request.len() / 16) * MOST_BYTES);
         let has = |text: &[u8]| text.windows(TOKEN.len()).any(|at| at == TOKEN.as_bytes());
