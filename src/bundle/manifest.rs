@@ -4,6 +4,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 
+use super::files::MOST_FILES;
+
+/// Columns of a table, at most.
+const MOST_FEATURES: usize = 10_000;
+/// Bytes of a name, a version or a unit, at most: they are shown, and labels of metrics.
+const LONGEST_WORD: usize = 256;
+/// Bytes of a path, at most.
+const LONGEST_PATH: usize = 1024;
+
 /// The only bundle format this version reads.
 pub const FORMAT: u32 = 1;
 
@@ -124,7 +133,7 @@ impl Pixels {
                     tiles.scale
                 ));
             }
-            if 2 * tiles.overlap > self.height.min(self.width) {
+            if tiles.overlap > self.height.min(self.width) / 2 {
                 faults.push(format!(
                     "input.tiles.overlap is {}: it must be at most half of a tile's side",
                     tiles.overlap
@@ -210,6 +219,14 @@ impl Manifest {
         if self.name.is_empty() || self.version.is_empty() {
             faults.push("name and version must not be empty".into());
         }
+        faults.extend(word_fault("name", &self.name));
+        faults.extend(word_fault("version", &self.version));
+        if self.files.len() > MOST_FILES {
+            let count = self.files.len();
+            faults.push(format!(
+                "`files` lists {count} files, {MOST_FILES} at most are read"
+            ));
+        }
         let tolerances = [
             self.golden.relative_tolerance,
             self.golden.absolute_tolerance,
@@ -227,8 +244,25 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     if features.is_empty() {
         faults.push("input has no features".into());
     }
+    if features.len() > MOST_FEATURES {
+        let count = features.len();
+        return vec![format!(
+            "input has {count} features, {MOST_FEATURES} at most are read"
+        )];
+    }
     let mut names = HashSet::new();
     for feature in features {
+        faults.extend(word_fault("a feature's name", &feature.name));
+        faults.extend(word_fault(
+            "a feature's unit",
+            feature.unit.as_deref().unwrap_or_default(),
+        ));
+        if feature.path.len() > LONGEST_PATH {
+            faults.push(format!(
+                "the path of feature `{}` has more than {LONGEST_PATH} bytes",
+                feature.name
+            ));
+        }
         if !names.insert(&feature.name) {
             faults.push(format!("feature `{}` is listed twice", feature.name));
         }
@@ -250,6 +284,18 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     }
     faults.extend(path_conflicts(features));
     faults
+}
+
+/// Why a word cannot be shown as it is, if it cannot.
+fn word_fault(what: &str, word: &str) -> Option<String> {
+    if word.len() > LONGEST_WORD {
+        let start: String = word.chars().take(32).collect();
+        return Some(format!(
+            "{what} `{start}…` has more than {LONGEST_WORD} bytes"
+        ));
+    }
+    let controls = word.contains(char::is_control);
+    controls.then(|| format!("{what} `{word}` has control characters"))
 }
 
 /// A path that is a value for one feature and an object for another can never both be read.
@@ -295,6 +341,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_is_short_and_has_no_control_characters() {
+        let mut manifest = manifest(serde_json::json!([
+            {"name": "a\u{1b}[2J", "path": "a", "type": "number"},
+            {"name": "b", "path": "b".repeat(2000), "type": "number", "unit": "x".repeat(300)},
+        ]));
+        manifest.name = "n".repeat(300);
+        manifest.version = "1\n2".into();
+        let files = (0..65).map(|i| (format!("{i}"), String::new()));
+        manifest.files = files.collect();
+        let faults = manifest.faults();
+        assert_eq!(faults.len(), 6, "{faults:#?}");
+    }
+
+    #[test]
     fn an_image_schema_is_checked() {
         let image = |input: serde_json::Value| {
             let input: Input = serde_json::from_value(input).unwrap();
@@ -305,7 +365,9 @@ mod tests {
         });
         assert_eq!(image(input.clone()), Vec::<String>::new());
         input["tiles"] = serde_json::json!({"scale": 0.5, "overlap": 16});
-        assert_eq!(image(input), Vec::<String>::new());
+        assert_eq!(image(input.clone()), Vec::<String>::new());
+        input["tiles"]["overlap"] = (1_u64 << 63).into();
+        assert_eq!(image(input).len(), 1);
         let faults = image(serde_json::json!({
             "kind": "image", "height": 0, "width": 5000, "channels": 4, "resize": "bilinear",
             "tiles": {"scale": 0.0, "overlap": 16},
