@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::text::escaped;
 pub use calibration::Calibration;
+pub use files::is_graph;
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
 pub use normals::{Normal, Normals};

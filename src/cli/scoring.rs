@@ -8,7 +8,7 @@ use crate::config::Inference;
 use crate::decode::{Reason, RowError};
 use crate::onnx::{Scorer, Seen};
 use crate::picture::{Finding, Reader, highest};
-use crate::verdict::Scored;
+use crate::verdict::{Scored, is_score};
 
 use super::failure::Failure;
 
@@ -155,9 +155,9 @@ pub fn share_out<I: Sync, T: Send>(
 }
 
 /// # Errors
-/// A score that is no number.
+/// A score that is no number or negative.
 pub fn finite(score: f32) -> Result<f32, RowError> {
-    match score.is_finite() {
+    match is_score(score) {
         true => Ok(score),
         false => Err(RowError {
             reason: Reason::Unscorable,
