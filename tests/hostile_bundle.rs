@@ -145,6 +145,23 @@ fn what_a_graph_returns_is_checked_at_load() {
 }
 
 #[test]
+fn an_output_of_another_name_is_refused() {
+    for (graph, output) in [("nearest.onnx", "nearest"), ("screen.onnx", "screen")] {
+        let bundle = Copy::new();
+        let bytes = bundle.read(graph);
+        let mut renamed = bytes.clone();
+        for at in 0..bytes.len() - output.len() {
+            if bytes[at..].starts_with(output.as_bytes()) {
+                renamed[at] = b'_';
+            }
+        }
+        bundle.write(graph, &renamed);
+        let missing = format!("output `{output}` is missing");
+        is_refused(&bundle.path, &[graph, &missing]);
+    }
+}
+
+#[test]
 fn numbers_beyond_reason_are_refused() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(&str, Edit, &str); 8] = [
@@ -551,6 +568,17 @@ fn settings_are_read_again_and_what_needs_a_restart_is_named() {
         reload(&daemon, FAILED);
         assert_eq!(threshold(), 3.0);
     }
+    // Nor does a pipe that nobody writes to: it is given up.
+    fs::remove_file(&file).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&file)
+            .status()
+            .unwrap()
+            .success()
+    );
+    reload(&daemon, FAILED);
+    fs::remove_file(&file).unwrap();
     fs::write(&file, "threshold.score = 4.0\n").unwrap();
     reload(&daemon, OK);
     assert_eq!(threshold(), 4.0);

@@ -10,6 +10,8 @@ use super::files::MOST_FILES;
 const MOST_FEATURES: usize = 10_000;
 /// Bytes of a name, a version or a unit, at most: they are shown, and labels of metrics.
 const LONGEST_WORD: usize = 256;
+/// Conflicts of paths that are collected: there can be as many as the square of the features.
+const MOST_CONFLICTS: usize = 100;
 /// Bytes of a path, at most.
 const LONGEST_PATH: usize = 1024;
 
@@ -304,7 +306,7 @@ fn path_conflicts(features: &[Feature]) -> Vec<String> {
     let mut faults = Vec::new();
     for path in &paths {
         for (dot, _) in path.match_indices('.') {
-            if paths.contains(&path[..dot]) {
+            if paths.contains(&path[..dot]) && faults.len() < MOST_CONFLICTS {
                 faults.push(format!(
                     "path `{}` is both a value and the parent of `{path}`",
                     &path[..dot]

@@ -40,6 +40,10 @@ const KNOWN: [&str; 7] = [
     "screen.onnx",
 ];
 
+/// Characters of a fault's text.
+const LONGEST_TEXT: usize = 1000;
+const MOST_SHOWN: usize = 20;
+
 /// Gives the content of a file of a bundle, or says why it cannot be had.
 pub type Read<'r> = &'r dyn Fn(&str) -> Result<Vec<u8>, String>;
 
@@ -70,8 +74,8 @@ pub struct Fault {
 impl Fault {
     pub fn new(file: &str, problem: impl Into<String>) -> Fault {
         Fault {
-            file: file.to_owned(),
-            problem: problem.into(),
+            file: cut(file.to_owned()),
+            problem: cut(problem.into()),
         }
     }
 
@@ -89,7 +93,16 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Why a bundle was refused: every fault that was found.
+/// What is quoted may be as long as a file.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// Why a bundle was refused: every fault that was found, of which so many are shown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct BundleError {
     pub dir: PathBuf,
@@ -99,9 +112,12 @@ pub struct BundleError {
 impl fmt::Display for BundleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "bundle {} refused", self.dir.display())?;
-        self.faults
-            .iter()
-            .try_for_each(|fault| write!(f, "\n  {fault}"))
+        let mut shown = self.faults.iter().take(MOST_SHOWN);
+        shown.try_for_each(|fault| write!(f, "\n  {fault}"))?;
+        match self.faults.len().saturating_sub(MOST_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
     }
 }
 
@@ -344,6 +360,18 @@ mod tests {
         let error = Draft::read(dir.path()).finish().unwrap_err();
         assert_eq!(error.faults.len(), 1);
         assert_eq!(error.faults[0].file, MANIFEST);
+    }
+
+    #[test]
+    fn what_is_said_is_bounded_whatever_the_bundle_holds() {
+        let long = "x".repeat(1 << 20);
+        let dir = PathBuf::from("b");
+        let faults = (0..1000)
+            .map(|_| Fault::new(&long, long.as_str()))
+            .collect();
+        let text = BundleError { dir, faults }.to_string();
+        assert!(text.len() < 50_000, "{}", text.len());
+        assert!(text.ends_with("and 980 more"));
     }
 
     #[test]

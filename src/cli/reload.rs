@@ -1,6 +1,7 @@
 //! Another model and other settings without a restart: SIGHUP has both read again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
@@ -14,7 +15,7 @@ use crate::status::Status;
 use crate::telemetry;
 
 use super::failure::Failure;
-use super::loading::panicked;
+use super::loading::{self, panicked};
 use super::{input, model};
 
 /// The model that the settings name, proved and warm.
@@ -56,12 +57,12 @@ pub fn serving(
 }
 
 /// Reads the settings from where they came from.
-pub type Settings = Box<dyn Fn() -> Result<Config, Failure> + Send>;
+pub type Settings = Arc<dyn Fn() -> Result<Config, Failure> + Send + Sync>;
 
 /// For a verb that made its settings itself.
 pub fn unchanging(config: &Config) -> Settings {
     let same = config.clone();
-    Box::new(move || Ok(same.clone()))
+    Arc::new(move || Ok(same.clone()))
 }
 
 /// Reads settings and bundle again when it is told to.
@@ -114,7 +115,9 @@ impl Reloader {
     }
 
     fn prepare(&self) -> Result<Prepared, Failure> {
-        let settings = self.config.reloaded((self.settings)()?)?;
+        let read = self.settings.clone();
+        let settings = loading::settings(move || read(), &self.stop)?;
+        let settings = self.config.reloaded(settings)?;
         let config = &settings.config;
         let loaded = load(config, &self.stop)?;
         let schema = loaded.bundle.manifest.input.clone();

@@ -1,5 +1,7 @@
 //! `residuald run`: the daemon.
 
+use std::sync::Arc;
+
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
@@ -25,6 +27,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     telemetry::init(&config.telemetry);
     let shutdown = Shutdown::default();
     let source = arguments.config.clone();
-    let settings = Box::new(move || source.load());
+    let settings = Arc::new(move || source.load());
     daemon::start(config, settings, &shutdown)?.wait()
 }
