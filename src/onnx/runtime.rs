@@ -1,7 +1,7 @@
 //! Finds and loads the ONNX Runtime library.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
@@ -51,6 +51,9 @@ impl Runtime {
 }
 
 fn environment() -> Result<&'static Environment, RuntimeError> {
+    // A second one that is made meanwhile and dropped would take the logger of the first with it.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(environment) = ENVIRONMENT.get() {
         return Ok(environment);
     }
