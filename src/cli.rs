@@ -42,6 +42,7 @@ mod status;
 mod stdout;
 mod threshold;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
@@ -83,6 +84,13 @@ enum Verb {
 
 /// Parses, runs the verb, prints what went wrong in plain words.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{}", telemetry::hide(&panic.to_string()));
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            eprintln!("{trace}");
+        }
+    }));
     let verb = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments.verb,
         Err(e) => {

@@ -259,7 +259,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         let publisher = spawn(scope, "publisher", publisher);
 
         let taken = guarded(&stop, || intake.run());
-        if taken.is_err() {
+        if taken.is_err() || stop.abandon.is_requested() {
             // Nobody waits for what the scorers are at, and a graph may never end.
             interrupt.request();
         }
@@ -276,7 +276,13 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         results
             .collect::<Result<(), _>>()
             .map_err(|e| e.of(&model))?;
-        let sink = published.map_err(|e| e.of(&model))?;
+        let sink = match published {
+            Err(e) if e.is_by_request() => {
+                taken?;
+                return Err(e);
+            }
+            published => published.map_err(|e| e.of(&model))?,
+        };
         Ok::<_, PipelineError>((taken?, sink))
     })?;
     let (Some(source), Some((serving, output))) = (source, lasting.next.take()) else {

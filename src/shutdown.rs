@@ -65,9 +65,7 @@ impl Shutdown {
 
     fn catch(&self, signals: &[i32]) -> io::Result<Receiver<()>> {
         let mut signals = Signals::new(signals)?;
-        for signal in [SIGTERM, SIGINT] {
-            end_at_the_second(signal)?;
-        }
+        end_at_the_second()?;
         let stop = self.clone();
         let (hang_up, hangups) = bounded(1);
         let wait = move || {
@@ -91,15 +89,23 @@ impl Shutdown {
 /// One for the process, as signals are.
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
 
-fn end_at_the_second(signal: i32) -> io::Result<()> {
+fn end_at_the_second() -> io::Result<()> {
+    // Twice registered, the first signal would count as two.
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if REGISTERED.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
     let handler = || {
         if SIGNALLED.swap(true, Ordering::SeqCst) {
             say_if_possible();
             low_level::exit(AT_ONCE);
         }
     };
-    // SAFETY: the handler swaps an atomic and makes the system calls poll, write and _exit; all are safe in a signal handler.
-    unsafe { low_level::register(signal, handler) }.map(drop)
+    for signal in [SIGTERM, SIGINT] {
+        // SAFETY: the handler swaps an atomic and makes the system calls poll, write and _exit; all are safe in a signal handler.
+        unsafe { low_level::register(signal, handler) }?;
+    }
+    Ok(())
 }
 
 /// A reader that takes nothing any more must not hold up the end.

@@ -2,7 +2,7 @@
 //! and at a stop. What is still at work then is told to end. If it cannot, it is left behind until the process ends.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::failure::Failure;
 
 /// Threads that load a bundle now, those left behind among them.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+static IN_USE: AtomicBool = AtomicBool::new(false);
 /// With so many left behind, no more are begun.
 const MOST_LEFT_BEHIND: usize = 2;
 /// How long one that was told to end may take.
@@ -24,9 +25,25 @@ const SETTINGS_WITHIN: Duration = Duration::from_secs(10);
 /// How often a wait looks for a stop.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
-/// Whether a thread that loads a bundle is still at work.
+/// Whether one is at work, or what it gave is being put to use.
 pub fn is_at_work() -> bool {
-    AT_WORK.load(Ordering::SeqCst) > 0
+    AT_WORK.load(Ordering::SeqCst) > 0 || IN_USE.load(Ordering::SeqCst)
+}
+
+/// Says so until it is dropped.
+pub struct InUse;
+
+impl InUse {
+    pub fn begin() -> InUse {
+        IN_USE.store(true, Ordering::SeqCst);
+        InUse
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        IN_USE.store(false, Ordering::SeqCst);
+    }
 }
 
 /// [`onnx::load`] within `limit`, and only until a stop.

@@ -15,7 +15,7 @@ use crate::status::Status;
 use crate::telemetry;
 
 use super::failure::Failure;
-use super::loading::{self, panicked};
+use super::loading::{self, InUse, panicked};
 use super::{input, model};
 
 /// The model that the settings name, proved and warm.
@@ -96,10 +96,13 @@ impl Reloader {
 
     fn reload(&mut self) {
         tracing::info!("reading settings and bundle again");
+        let _in_use = InUse::begin();
         let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare()));
         let bundle = &self.config.model.bundle;
         match prepared.unwrap_or_else(|_| Err(panicked(bundle))) {
             Ok(prepared) => self.offer(prepared),
+            // Nobody has refused it.
+            Err(_) if self.stop.is_requested() => {}
             Err(failure) => {
                 let failed = self
                     .metrics

@@ -127,6 +127,11 @@ impl Settings {
     /// The same of a secret, whose value is not shown.
     fn show_hidden(&mut self, key: &str, secret: &str, origin: String) {
         self.show(key, format!("\"{HIDDEN}\""), origin);
+        self.remember(secret);
+    }
+
+    /// Tells the setting shown last from one with another hidden text.
+    fn remember(&mut self, secret: &str) {
         if let Some(shown) = self.effective.last_mut() {
             shown.hidden = Some(sha256_hex(secret.as_bytes()));
         }
@@ -356,6 +361,9 @@ impl Settings {
                     } else {
                         self.keep_user(&text);
                         self.show(&shown_key, literal(&value), origin(&value));
+                        if user_of(&text).is_some() {
+                            self.remember(&text);
+                        }
                     }
                     if let Some(problem) = unreadable(&name, &text) {
                         self.problem(format!("{key}.\"{name}\": {problem}"));
