@@ -19,7 +19,7 @@ static IN_USE: AtomicBool = AtomicBool::new(false);
 /// With so many left behind, no more are begun.
 const MOST_LEFT_BEHIND: usize = 2;
 /// How long one that was told to end may take.
-const GRACE: Duration = Duration::from_secs(3);
+const GRACE: Duration = Duration::from_secs(5);
 /// How long it may take to read settings.
 const SETTINGS_WITHIN: Duration = Duration::from_secs(10);
 /// How often a wait looks for a stop.
