@@ -227,7 +227,7 @@ fn text_from_a_bundle_cannot_steer_a_terminal() {
     bundle.edit("manifest.json", |manifest| {
         manifest["files"][hostile] = "\u{1b}[31m".into();
         manifest["name"] = hostile.into();
-        manifest["input"]["features"][0]["name"] = hostile.into();
+        manifest["input"]["features"][0]["path"] = format!("{hostile}..").into();
     });
     is_refused(
         &bundle.path,
@@ -432,6 +432,47 @@ fn a_second_signal_ends_a_process_that_scores_for_ever() {
     let ended = daemon.end();
     assert_eq!(ended.code, Some(130), "{}", ended.stderr);
     assert!(ended.stderr.contains("second signal"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_second_signal_ends_a_process_whose_log_nobody_reads() {
+    let broker = broker();
+    let mut command = residuald();
+    command.arg("run");
+    let bundle = format!("model.bundle={:?}", root().join("tests/slow_model"));
+    let brokers = format!("kafka.brokers={}", broker.brokers);
+    for setting in [
+        bundle.as_str(),
+        brokers.as_str(),
+        "kafka.topics=in",
+        "output.dead_letter_topic=dead",
+        "threshold.quantile=0.99",
+        "http.listen=127.0.0.1:0",
+        "telemetry.log_level=trace",
+        "kafka.client.\"debug\"=all",
+    ] {
+        command.args(["--set", setting]);
+    }
+    let child = command.stderr(std::process::Stdio::piped()).spawn();
+    let mut child = child.unwrap();
+    let log = child.stderr.as_ref().unwrap();
+    // A pipe holds 64 KiB, of which the last write may not fill all.
+    wait_for("a full pipe", || {
+        let waiting = rustix::io::ioctl_fionread(log).unwrap();
+        (waiting > 60 << 10).then_some(())
+    });
+    signal(child.id(), "TERM");
+    wait_for("its end", || {
+        // Pending signals of a kind are one: until the first is seen, the next says nothing.
+        signal_if_there(child.id());
+        child.try_wait().unwrap()
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+fn signal_if_there(pid: u32) {
+    let kill = format!("kill -TERM {pid} 2>/dev/null || true");
+    Command::new("sh").args(["-c", &kill]).status().unwrap();
 }
 
 #[test]

@@ -8,11 +8,11 @@ use super::files::MOST_FILES;
 
 /// Columns of a table, at most.
 const MOST_FEATURES: usize = 10_000;
-/// Bytes of a name, a version or a unit, at most: they are shown, and labels of metrics.
+/// Bytes of a bundle's name, its version or a unit, at most: they are shown, and labels of metrics.
 const LONGEST_WORD: usize = 256;
 /// Conflicts of paths that are collected: there can be as many as the square of the features.
 const MOST_CONFLICTS: usize = 100;
-/// Bytes of a path, at most.
+/// Bytes of a feature's path or name, at most: a column's name in the user's data, whatever that is.
 const LONGEST_PATH: usize = 1024;
 
 /// The only bundle format this version reads.
@@ -221,8 +221,8 @@ impl Manifest {
         if self.name.is_empty() || self.version.is_empty() {
             faults.push("name and version must not be empty".into());
         }
-        faults.extend(word_fault("name", &self.name));
-        faults.extend(word_fault("version", &self.version));
+        faults.extend(name_fault("name", &self.name));
+        faults.extend(name_fault("version", &self.version));
         if self.files.len() > MOST_FILES {
             let count = self.files.len();
             faults.push(format!(
@@ -254,17 +254,18 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     }
     let mut names = HashSet::new();
     for feature in features {
-        faults.extend(word_fault("a feature's name", &feature.name));
-        faults.extend(word_fault(
-            "a feature's unit",
-            feature.unit.as_deref().unwrap_or_default(),
+        let unit = feature.unit.as_deref().unwrap_or_default();
+        faults.extend(length_fault(
+            "a feature's name",
+            &feature.name,
+            LONGEST_PATH,
         ));
-        if feature.path.len() > LONGEST_PATH {
-            faults.push(format!(
-                "the path of feature `{}` has more than {LONGEST_PATH} bytes",
-                feature.name
-            ));
-        }
+        faults.extend(length_fault(
+            "a feature's path",
+            &feature.path,
+            LONGEST_PATH,
+        ));
+        faults.extend(length_fault("a feature's unit", unit, LONGEST_WORD));
         if !names.insert(&feature.name) {
             faults.push(format!("feature `{}` is listed twice", feature.name));
         }
@@ -288,16 +289,17 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     faults
 }
 
-/// Why a word cannot be shown as it is, if it cannot.
-fn word_fault(what: &str, word: &str) -> Option<String> {
-    if word.len() > LONGEST_WORD {
-        let start: String = word.chars().take(32).collect();
-        return Some(format!(
-            "{what} `{start}…` has more than {LONGEST_WORD} bytes"
-        ));
-    }
-    let controls = word.contains(char::is_control);
-    controls.then(|| format!("{what} `{word}` has control characters"))
+/// Why a bundle cannot be called so, if it cannot.
+fn name_fault(what: &str, name: &str) -> Option<String> {
+    let controls = name.contains(char::is_control);
+    let controls = controls.then(|| format!("{what} `{name}` has control characters"));
+    length_fault(what, name, LONGEST_WORD).or(controls)
+}
+
+fn length_fault(what: &str, text: &str, longest: usize) -> Option<String> {
+    let start: String = text.chars().take(32).collect();
+    let too_long = text.len() > longest;
+    too_long.then(|| format!("{what} `{start}…` has more than {longest} bytes"))
 }
 
 /// A path that is a value for one feature and an object for another can never both be read.
@@ -343,10 +345,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_is_short_and_has_no_control_characters() {
+    fn what_is_shown_is_short() {
         let mut manifest = manifest(serde_json::json!([
-            {"name": "a\u{1b}[2J", "path": "a", "type": "number"},
-            {"name": "b", "path": "b".repeat(2000), "type": "number", "unit": "x".repeat(300)},
+            {"name": "a\n", "path": "a\n", "type": "number"},
+            {"name": "n".repeat(2000), "path": "b".repeat(2000), "type": "number", "unit": "x".repeat(300)},
         ]));
         manifest.name = "n".repeat(300);
         manifest.version = "1\n2".into();

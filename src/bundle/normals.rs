@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// Bytes of an id, at most: it is part of every verdict that names it.
-const LONGEST_ID: usize = 256;
+const LONGEST_ID: usize = 1024;
 
 /// A record that stands for those like it.
 #[derive(Debug, Clone, Deserialize)]
