@@ -332,6 +332,17 @@ fn guarded<T>(
     result
 }
 
+/// Says in the log what the model fails on.
+fn report(refused: &[(usize, String)]) {
+    if let Some((_, why)) = refused.first() {
+        let records = refused.len();
+        tracing::error!(
+            records,
+            "the model fails on records, which become dead letters: {why}"
+        );
+    }
+}
+
 /// A worker: owns its session, scores whatever batch comes next.
 fn score(
     mut scorer: Scorer,
@@ -349,13 +360,16 @@ fn score(
             }
             match &mut screening {
                 Some(screening) => screening.score(&mut scorer, &mut batch)?,
-                None => scorer.score(
-                    &batch.rows,
-                    &mut batch.scores,
-                    &mut batch.residuals,
-                    &mut batch.reconstructions,
-                )?,
+                None => {
+                    batch.refused = scorer.score_apart(
+                        &batch.rows,
+                        &mut batch.scores,
+                        &mut batch.residuals,
+                        &mut batch.reconstructions,
+                    )?;
+                }
             }
+            report(&batch.refused);
             let ended = Instant::now();
             batch.scoring = Some((started, ended));
             metrics

@@ -495,21 +495,36 @@ fn a_drain_that_a_graph_holds_up_ends_at_its_deadline() {
 }
 
 #[test]
-fn a_graph_that_breaks_its_promise_in_mid_stream_ends_the_daemon_by_name() {
+fn a_record_on_which_the_graph_fails_is_a_dead_letter_and_its_batch_goes_on() {
     let (broker, bundle, dir) = (broker(), broken("few_later"), tempfile::tempdir().unwrap());
     let file = dir.path().join("settings.toml");
-    let mut daemon = daemon(&broker, &bundle, &file, &["threshold.quantile=0.99"]);
-    send(&broker, &[r#"{"value": 1, "work": 1}"#]);
-    let ended = daemon.end();
-    let said = ended.with_code(65);
-    for word in [
-        "model slow_model version 1",
-        "model.onnx",
-        "`score`",
-        "shape [8]",
-    ] {
-        assert!(said.contains(word), "{word} not in {said}");
+    let settings = ["threshold.quantile=0.99", "batch.max_wait=1s"];
+    let daemon = daemon(&broker, &bundle, &file, &settings);
+    let good = r#"{"value": 1, "work": 0}"#;
+    send(&broker, &[good, r#"{"value": 1, "work": 1}"#, good]);
+    daemon.await_count("scored", 2);
+    daemon.await_count("dead_letters", 1);
+    daemon.is_balanced();
+    let ended = daemon.drains();
+    for said in ["the model fails on records", "model.onnx", "shape [8]"] {
+        assert!(
+            ended.stderr.contains(said),
+            "{said} not in {}",
+            ended.stderr
+        );
     }
+    let letters = read_all(&broker.brokers, "dead");
+    assert_eq!(letters.len(), 1);
+    let message = letters[0].headers.iter();
+    let message = message.filter(|(name, _)| name == "__connect.errors.exception.message");
+    let message: Vec<u8> = message
+        .flat_map(|(_, text)| text.clone().unwrap())
+        .collect();
+    let message = String::from_utf8(message).unwrap();
+    assert!(
+        message.starts_with("the model fails on it: model.onnx"),
+        "{message}"
+    );
 }
 
 #[test]

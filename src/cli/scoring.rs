@@ -6,7 +6,7 @@ use std::thread;
 use crate::batch::Batch;
 use crate::config::Inference;
 use crate::decode::{Reason, RowError};
-use crate::onnx::{Scorer, Seen};
+use crate::onnx::{Scorer, ScorerError, Seen};
 use crate::picture::{Finding, Reader, highest};
 use crate::verdict::{Scored, is_score};
 
@@ -55,14 +55,13 @@ impl Scoring {
                 .map(|(scorer, rows)| {
                     scope.spawn(move || {
                         let mut part = Batch::default();
-                        scorer
-                            .score(
-                                rows,
-                                &mut part.scores,
-                                &mut part.residuals,
-                                &mut part.reconstructions,
-                            )
-                            .map(|()| part)
+                        part.refused = scorer.score_apart(
+                            rows,
+                            &mut part.scores,
+                            &mut part.residuals,
+                            &mut part.reconstructions,
+                        )?;
+                        Ok::<_, ScorerError>(part)
                     })
                 })
                 .collect();

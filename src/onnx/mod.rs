@@ -1,5 +1,6 @@
 //! ONNX Runtime: the library, a session a worker, and the proof that a graph keeps the bundle's promises.
 
+mod apart;
 mod buckets;
 mod golden;
 mod interrupt;
@@ -12,6 +13,7 @@ mod screen;
 
 use std::path::Path;
 
+pub use apart::Refused;
 pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;

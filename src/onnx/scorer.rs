@@ -216,6 +216,30 @@ impl Scorer {
         Ok(())
     }
 
+    /// Whether what it scored at the start it scores still.
+    pub(super) fn score_zeros(&mut self) -> Result<(), ScorerError> {
+        match self.pixels {
+            None => {
+                let row = vec![0.0; self.width];
+                self.score(&row, &mut vec![], &mut vec![], &mut vec![])
+            }
+            Some(_) => self.score_pixels(&vec![0; self.width], &mut Seen::default()),
+        }
+    }
+
+    /// Values a row.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Fills up what was not seen of the rows up to `values` values: scores that are no numbers, and nothing else.
+    pub(super) fn fill(&self, seen: &mut Seen, values: usize) {
+        let channels = self.pixels.map_or(1, |pixels| pixels.channels);
+        seen.scores.resize(values / self.width, f32::NAN);
+        seen.heat.resize(values / channels, 0.0);
+        seen.reconstruction.resize(values, 0);
+    }
+
     /// Ends what it does, from another thread.
     pub fn interrupt(&self) -> Interrupt {
         self.interrupt.clone()

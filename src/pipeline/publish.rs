@@ -489,6 +489,10 @@ fn scored(batch: &Batch, i: usize, place: usize) -> Scored<'_> {
 
 /// Why there can be no verdict on record `i`, if there can be none.
 fn flaw(batch: &Batch, i: usize, place: usize) -> Option<String> {
+    // They are in the order of their places.
+    if let Ok(at) = batch.refused.binary_search_by_key(&place, |(at, _)| *at) {
+        return Some(format!("the model fails on it: {}", batch.refused[at].1));
+    }
     if batch.sightings.is_empty() {
         return scored(batch, i, place).flaw();
     }
