@@ -25,7 +25,7 @@ pub enum Step {
         picture: Result<Picture, PictureError>,
     },
     /// The batch, all of its pictures before it.
-    End(Batch),
+    End(Box<Batch>),
 }
 
 /// When a picture is to be explained, and how.
@@ -61,7 +61,7 @@ pub fn decode(
                 return Ok(());
             }
         }
-        if steps.send(Step::End(batch)).is_err() {
+        if steps.send(Step::End(Box::new(batch))).is_err() {
             return Ok(());
         }
     }
@@ -134,7 +134,7 @@ impl Worker {
                         }
                     }
                     Step::End(batch) => {
-                        if to_publish.send(self.close(batch)).is_err() {
+                        if to_publish.send(self.close(*batch)).is_err() {
                             return Ok(());
                         }
                     }
