@@ -48,6 +48,8 @@ pub struct Batch {
     pub scoring: Option<(Instant, Instant)>,
     /// Filled by the screen, [records]; without one, empty: all are scored.
     pub screened: Vec<Screened>,
+    /// Filled by the scorer: what the model fails on, by its place among those that are scored, and why.
+    pub refused: Vec<(usize, String)>,
     /// Filled by the scorer, [scored].
     pub scores: Vec<f32>,
     /// Filled by the scorer, [scored, features].
@@ -322,6 +324,7 @@ impl Batch {
         self.dispatched = None;
         self.scoring = None;
         self.screened.clear();
+        self.refused.clear();
         self.scores.clear();
         self.residuals.clear();
         self.reconstructions.clear();

@@ -1,5 +1,21 @@
 //! The command line: one file a verb.
 
+/// Prints a line in which nothing from outside can steer a terminal. It stands for the standard macro in every verb.
+macro_rules! println {
+    () => {
+        std::println!()
+    };
+    ($($text:tt)*) => {
+        std::println!("{}", $crate::text::escaped_lines(&format!($($text)*)))
+    };
+}
+
+macro_rules! eprintln {
+    ($($text:tt)*) => {
+        std::eprintln!("{}", $crate::text::escaped_lines(&format!($($text)*)))
+    };
+}
+
 mod backtest;
 mod bench;
 mod calibrate;
@@ -15,6 +31,7 @@ mod failure;
 mod feed;
 mod init;
 mod input;
+mod loading;
 mod man;
 mod model;
 mod produce;
@@ -23,9 +40,12 @@ mod run;
 mod score;
 mod scoring;
 mod status;
+mod stdout;
 mod threshold;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -65,6 +85,13 @@ enum Verb {
 
 /// Parses, runs the verb, prints what went wrong in plain words.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{}", telemetry::hide(&panic.to_string()));
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            eprintln!("{trace}");
+        }
+    }));
     let verb = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments.verb,
         Err(e) => {
@@ -76,14 +103,20 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    match dispatch(verb) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match dispatch(verb) {
+        Ok(()) => 0,
         Err(failure) => {
             let kind = if failure.code == 0 { "" } else { "error: " };
             eprintln!("{kind}{}", telemetry::hide(&failure.message));
-            ExitCode::from(failure.code)
+            failure.code
         }
+    };
+    if loading::is_at_work() {
+        // An orderly end would take ONNX Runtime away from a thread that still uses it.
+        let _ = std::io::stdout().flush();
+        signal_hook::low_level::exit(code.into());
     }
+    ExitCode::from(code)
 }
 
 fn dispatch(verb: Verb) -> Result<(), Failure> {

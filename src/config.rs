@@ -3,6 +3,7 @@
 mod dotted;
 mod environment;
 mod input;
+mod live;
 pub mod reference;
 mod screen;
 mod secret;
@@ -18,6 +19,7 @@ use config::{Environment, File, FileFormat};
 use crate::telemetry;
 use crate::verdict::ThresholdRule;
 pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
+pub use live::Reloaded;
 pub use screen::{Screen, ScreenMode};
 pub use secret::{Secret, Secrets};
 use settings::Settings;
@@ -30,6 +32,7 @@ const FLAG: &str = "--set";
 /// the same transactional.id.
 pub const TRANSACTION_TIMEOUT_MS: u64 = 10_000;
 const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
+const LEAST_LOAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Checked settings, a section for each stage.
 #[derive(Debug, Clone)]
@@ -89,6 +92,10 @@ impl Guarantee {
 #[derive(Debug, Clone)]
 pub struct Model {
     pub bundle: PathBuf,
+    /// How long it may take to load and prove it.
+    pub load_timeout: Duration,
+    /// Whether another bundle may read other fields than the one in force.
+    pub allow_schema_change: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -133,6 +140,15 @@ impl Provider {
             Provider::Cpu => "cpu",
             Provider::Cuda => "cuda",
             Provider::TensorRt => "tensorrt",
+        }
+    }
+
+    /// How long loading a bundle may take if no setting says so: building TensorRT's engines takes minutes, and so can a first
+    /// use of CUDA.
+    pub fn load_timeout(self) -> Duration {
+        match self {
+            Provider::Cpu => Duration::from_secs(60),
+            Provider::Cuda | Provider::TensorRt => Duration::from_secs(15 * 60),
         }
     }
 }
@@ -336,14 +352,6 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
     topics::check(&kafka.topics, &mut s);
     let input = input::check(&mut s);
     let pictures = input::pictures(&mut s);
-    let model = Model {
-        bundle: s
-            .required_text(
-                "model.bundle",
-                "the folder of the model, for instance bundle = \"models/payments\"",
-            )
-            .into(),
-    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let inference = Inference {
         provider: s
@@ -366,6 +374,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
             .filter(|&bytes| bytes > 0),
         engine_cache: s.optional_text("inference.engine_cache").map(PathBuf::from),
     };
+    let model = model(&mut s, inference.provider);
     let screen = screen::check(&mut s);
     let batch = Batch {
         max_records: s.integer("batch.max_records", 1, 65_536),
@@ -459,6 +468,22 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         effective,
         secrets,
     })
+}
+
+fn model(s: &mut Settings, provider: Provider) -> Model {
+    let what = "the folder of the model, for instance bundle = \"models/payments\"";
+    let bundle = s.required_text("model.bundle", what).into();
+    let asked = s.optional_duration("model.load_timeout");
+    if asked.is_some_and(|asked| asked < LEAST_LOAD_TIMEOUT) {
+        s.problem(format!(
+            "model.load_timeout must be at least {LEAST_LOAD_TIMEOUT:?}"
+        ));
+    }
+    Model {
+        bundle,
+        load_timeout: asked.unwrap_or(provider.load_timeout()),
+        allow_schema_change: s.boolean("model.allow_schema_change"),
+    }
 }
 
 fn traces(s: &mut Settings) -> Option<Traces> {

@@ -4,6 +4,7 @@
 
 // Pure: no tokio, no Kafka, no ONNX Runtime, no metrics.
 pub mod record;
+pub mod text;
 
 pub mod bundle;
 pub mod picture;

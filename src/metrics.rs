@@ -281,7 +281,7 @@ impl Metrics {
             model_reloads: counters(
                 r,
                 "model_reloads_total",
-                "Bundles read again (SIGHUP). Failed: the model before stays in force, the log says why.",
+                "Settings and bundle read again (SIGHUP). Failed: settings and model in force stay, the log says why.",
                 "status",
             ),
             provider_fallback: gauge(

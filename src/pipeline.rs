@@ -34,6 +34,7 @@ use crate::batch::Batch;
 use crate::config;
 use crate::decode::{Decoder, Input};
 use crate::kafka::{KafkaError, Sink, Source};
+use crate::message::Model;
 use crate::metrics::{Metrics, RELOADED};
 use crate::onnx::{Scorer, ScorerError};
 use crate::recent::Recent;
@@ -74,6 +75,12 @@ pub enum PipelineError {
     Kafka(#[from] KafkaError),
     #[error(transparent)]
     Scorer(#[from] ScorerError),
+    #[error("model {name} version {version}: {error}")]
+    Model {
+        name: String,
+        version: String,
+        error: ScorerError,
+    },
     #[error(
         "{records} records were still in flight when the drain ended; their offsets are not committed, so they will be judged again"
     )]
@@ -86,6 +93,25 @@ pub enum PipelineError {
     Media { path: String, problem: String },
     #[error("the {0} thread panicked; this is a bug, please report it")]
     Panicked(&'static str),
+}
+
+impl PipelineError {
+    /// Names the model that fails.
+    fn of(self, model: &Model) -> PipelineError {
+        match self {
+            PipelineError::Scorer(error) => PipelineError::Model {
+                name: model.name.clone(),
+                version: model.version.clone(),
+                error,
+            },
+            other => other,
+        }
+    }
+
+    /// Whether a stage was told to end: what it was told for is the error.
+    fn is_by_request(&self) -> bool {
+        matches!(self, PipelineError::Scorer(ScorerError::Interrupted))
+    }
 }
 
 /// The two latches of a run.
@@ -175,6 +201,8 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let decoders = cores.div_ceil(serving.scorers.len());
+    let interrupt = serving.scorers[0].interrupt();
+    let model = serving.model.clone();
     let publisher = publish::Publisher::new(
         sink,
         serving.judge,
@@ -231,6 +259,10 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         let publisher = spawn(scope, "publisher", publisher);
 
         let taken = guarded(&stop, || intake.run());
+        if taken.is_err() || stop.abandon.is_requested() {
+            // Nobody waits for what the scorers are at, and a graph may never end.
+            interrupt.request();
+        }
         // A stage's own error says more than the drain that it spoiled.
         let mut results = Vec::new();
         for (name, thread) in threads {
@@ -238,11 +270,22 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         }
         let published = publisher.join();
         let published = published.unwrap_or(Err(PipelineError::Panicked("publisher")));
-        results.into_iter().collect::<Result<(), _>>()?;
-        let sink = published?;
+        let own =
+            |result: &Result<(), PipelineError>| !matches!(result, Err(e) if e.is_by_request());
+        let results = results.into_iter().filter(own);
+        results
+            .collect::<Result<(), _>>()
+            .map_err(|e| e.of(&model))?;
+        let sink = match published {
+            Err(e) if e.is_by_request() => {
+                taken?;
+                return Err(e);
+            }
+            published => published.map_err(|e| e.of(&model))?,
+        };
         Ok::<_, PipelineError>((taken?, sink))
     })?;
-    let (Some(source), Some(serving)) = (source, lasting.next.take()) else {
+    let (Some(source), Some((serving, output))) = (source, lasting.next.take()) else {
         return Ok(None);
     };
     serving.announce(metrics, &lasting.status);
@@ -260,7 +303,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         source,
         sink,
         serving,
-        lasting,
+        lasting: Lasting { output, ..lasting },
     }))
 }
 
@@ -289,6 +332,17 @@ fn guarded<T>(
     result
 }
 
+/// Says in the log what the model fails on.
+fn report(refused: &[(usize, String)]) {
+    if let Some((_, why)) = refused.first() {
+        let records = refused.len();
+        tracing::error!(
+            records,
+            "the model fails on records, which become dead letters: {why}"
+        );
+    }
+}
+
 /// A worker: owns its session, scores whatever batch comes next.
 fn score(
     mut scorer: Scorer,
@@ -306,13 +360,16 @@ fn score(
             }
             match &mut screening {
                 Some(screening) => screening.score(&mut scorer, &mut batch)?,
-                None => scorer.score(
-                    &batch.rows,
-                    &mut batch.scores,
-                    &mut batch.residuals,
-                    &mut batch.reconstructions,
-                )?,
+                None => {
+                    batch.refused = scorer.score_apart(
+                        &batch.rows,
+                        &mut batch.scores,
+                        &mut batch.residuals,
+                        &mut batch.reconstructions,
+                    )?;
+                }
             }
+            report(&batch.refused);
             let ended = Instant::now();
             batch.scoring = Some((started, ended));
             metrics

@@ -1,8 +1,20 @@
-//! The stop signal: asked for once, seen by every thread.
+//! The stop signal: asked for once, seen by every thread. The second one ends the process, whatever is stuck.
 
+use std::io::{self, stderr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam_channel::{Receiver, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
 use tokio::sync::watch;
+
+/// What the process ends with on the second signal.
+const AT_ONCE: i32 = 130;
+const LAST_WORDS: &[u8] =
+    b"second signal: the process ends at once, without waiting for what is in flight\n";
 
 /// Cloned into every stage. Once requested it stays so.
 #[derive(Clone, Debug)]
@@ -34,36 +46,77 @@ impl Shutdown {
         let _ = seen.wait_for(|requested| *requested).await;
     }
 
-    /// Turns SIGTERM and Ctrl-C into a request; the second one ends the process at once. They are caught from this call
-    /// on, which wants the context of a runtime.
+    /// From this call on SIGTERM and Ctrl-C are a request, and the second of them ends the process at once: in the handler itself,
+    /// which needs no thread of ours.
     ///
     /// # Errors
     /// When the system does not let them be caught.
-    pub fn on_signals(self) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        Ok(async move {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+    pub fn on_signals(&self) -> io::Result<()> {
+        self.catch(&[SIGTERM, SIGINT]).map(drop)
+    }
+
+    /// The same, and SIGHUP as a message. Those that come before it is taken are one.
+    ///
+    /// # Errors
+    /// As [`Shutdown::on_signals`].
+    pub fn on_signals_and_hangups(&self) -> io::Result<Receiver<()>> {
+        self.catch(&[SIGTERM, SIGINT, SIGHUP])
+    }
+
+    fn catch(&self, signals: &[i32]) -> io::Result<Receiver<()>> {
+        let mut signals = Signals::new(signals)?;
+        end_at_the_second()?;
+        let stop = self.clone();
+        let (hang_up, hangups) = bounded(1);
+        let wait = move || {
+            for signal in &mut signals {
+                if signal == SIGHUP {
+                    let _ = hang_up.try_send(());
+                    continue;
                 }
-                if self.is_requested() {
-                    tracing::warn!(
-                        "second signal: stopping without waiting for verdicts in flight"
-                    );
-                    #[allow(
-                        clippy::disallowed_methods,
-                        reason = "the second signal asks for just that"
-                    )]
-                    std::process::exit(130);
-                }
+                stop.request();
                 tracing::info!(
                     "stopping: draining what is in flight; signal again to stop at once"
                 );
-                self.request();
             }
-        })
+        };
+        let thread = std::thread::Builder::new().name("signals".to_owned());
+        thread.spawn(wait)?;
+        Ok(hangups)
+    }
+}
+
+/// One for the process, as signals are.
+static SIGNALLED: AtomicBool = AtomicBool::new(false);
+
+fn end_at_the_second() -> io::Result<()> {
+    // Twice registered, the first signal would count as two.
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if REGISTERED.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
+    let handler = || {
+        if SIGNALLED.swap(true, Ordering::SeqCst) {
+            say_if_possible();
+            low_level::exit(AT_ONCE);
+        }
+    };
+    for signal in [SIGTERM, SIGINT] {
+        // SAFETY: the handler swaps an atomic and makes the system calls poll, write and _exit; all are safe in a signal handler.
+        unsafe { low_level::register(signal, handler) }?;
+    }
+    Ok(())
+}
+
+/// A reader that takes nothing any more must not hold up the end.
+fn say_if_possible() {
+    let stderr = stderr();
+    let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if poll(&mut ready, Some(&at_once)) == Ok(1) && ready[0].revents().contains(PollFlags::OUT) {
+        let _ = rustix::io::write(&stderr, LAST_WORDS);
     }
 }

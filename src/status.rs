@@ -61,6 +61,7 @@ struct Inner {
     in_force: Mutex<InForce>,
     latches: Latches,
     partitions: Mutex<Partitions>,
+    needs_restart: Mutex<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +79,7 @@ impl Status {
             in_force: Mutex::new(in_force),
             latches: Latches::default(),
             partitions: Mutex::default(),
+            needs_restart: Mutex::default(),
         }))
     }
 
@@ -110,6 +112,11 @@ impl Status {
 
     pub fn set_partitions(&self, partitions: Partitions) {
         *lock(&self.0.partitions) = partitions;
+    }
+
+    /// Settings that were changed and take effect at the next start only.
+    pub fn needs_restart(&self, keys: Vec<String>) {
+        *lock(&self.0.needs_restart) = keys;
     }
 
     /// What readiness still waits for; empty is ready.
@@ -162,6 +169,7 @@ impl Status {
             "model": in_force.model,
             "provider": in_force.provider,
             "threshold": in_force.threshold,
+            "needs_restart": *lock(&self.0.needs_restart),
             "segments": in_force.segments.map(|(by, calibrated)| json!({"by": by, "calibrated": calibrated})),
             "records": {
                 "consumed": metrics.records_consumed.get(),

@@ -1,7 +1,7 @@
 //! Logs: to standard error, as text or JSON, without secrets, at a level that can be changed.
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use tracing::level_filters::LevelFilter;
@@ -13,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::{LogFormat, Secrets, Telemetry};
+use crate::text::escaped_lines;
 
 /// What this process does not print. One for the process, as its log is: whoever prints need not know of it.
 static SECRETS: RwLock<Option<Secrets>> = RwLock::new(None);
@@ -37,9 +38,8 @@ pub fn hide(text: &str) -> Cow<'_, str> {
 pub fn init(telemetry: &Telemetry) {
     let filter = filter(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
-    let layer = fmt::layer()
-        .with_writer(|| Redacted)
-        .with_ansi(io::stderr().is_terminal());
+    // Without colours: an escape sequence in the log is then never ours.
+    let layer = fmt::layer().with_writer(|| Redacted).with_ansi(false);
     let layer = match telemetry.log_format {
         LogFormat::Text => layer.with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
@@ -113,13 +113,27 @@ pub fn set_log_level(filter: EnvFilter) {
     }
 }
 
+/// An event whose text cannot steer a terminal, nor look like another event: lines after the first are set in.
+fn printable(event: &str) -> String {
+    let lines = event.trim_end_matches('\n').split('\n').enumerate();
+    let mut text = String::with_capacity(event.len() + 2);
+    for (at, line) in lines {
+        if at > 0 && !line.starts_with(' ') {
+            text.push_str("  ");
+        }
+        text.push_str(&escaped_lines(line));
+        text.push('\n');
+    }
+    text
+}
+
 /// Standard error without secrets. An event comes in one write.
 struct Redacted;
 
 impl Write for Redacted {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        io::stderr().write_all(hide(&text).as_bytes())?;
+        io::stderr().write_all(printable(&hide(&text)).as_bytes())?;
         Ok(event.len())
     }
 
@@ -130,7 +144,14 @@ impl Write for Redacted {
 
 #[cfg(test)]
 mod tests {
-    use super::filter;
+    use super::{filter, printable};
+
+    #[test]
+    fn an_event_cannot_look_like_two_or_steer_a_terminal() {
+        let event = "INFO topic=\u{1b}[2Jx\n2026-01-01 ERROR forged\n  own\n";
+        let shown = "INFO topic=\\u001b[2Jx\n  2026-01-01 ERROR forged\n  own\n";
+        assert_eq!(printable(event), shown);
+    }
 
     #[test]
     fn a_filter_is_levels_and_modules() {

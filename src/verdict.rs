@@ -218,6 +218,25 @@ pub struct Scored<'b> {
     pub reconstruction: &'b [f32],
 }
 
+impl Scored<'_> {
+    /// Why there is no verdict on it, if there can be none: a score measures a distance, and what explains it is finite.
+    pub fn flaw(&self) -> Option<String> {
+        if !is_score(self.score) {
+            return Some(format!("the model's score is {}", self.score));
+        }
+        if let Some(residual) = self.residual.iter().find(|residual| !residual.is_finite()) {
+            return Some(format!("a residual of the model is {residual}"));
+        }
+        let expected = self.reconstruction.iter().find(|e| !e.is_finite());
+        expected.map(|expected| format!("a value that the model expects is {expected}"))
+    }
+}
+
+/// Finite and not negative.
+pub fn is_score(score: f32) -> bool {
+    score.is_finite() && score >= 0.0
+}
+
 /// A normal record that the bundle keeps: its id, and its row [features].
 #[derive(Debug, Clone, Copy)]
 pub struct Neighbour<'b> {

@@ -305,11 +305,15 @@ fn a_schema_with_a_feature_fewer_does_not_fit_the_graph() {
 
 #[test]
 fn a_model_that_is_no_onnx_graph_is_refused() {
-    for model in [&b""[..], b"not an ONNX graph", &[0xff; 4096]] {
+    for (model, why) in [
+        (&b""[..], "ONNX Runtime refuses it"),
+        (b"not an ONNX graph", "is no ONNX model"),
+        (&[0xff; 4096], "is no ONNX model"),
+    ] {
         let bundle = Copy::new();
         bundle.write("model.onnx", model);
         let said = refused(&bundle, "model.onnx");
-        assert!(said.contains("ONNX Runtime refuses it"), "{said}");
+        assert!(said.contains(why), "{said}");
     }
 }
 

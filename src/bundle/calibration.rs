@@ -49,6 +49,10 @@ impl Calibration {
                 self.residual_scale.len()
             ));
         }
+        let sound = |residual: &f32| residual.is_finite() && *residual >= 0.0;
+        if !self.residual_scale.iter().all(sound) {
+            faults.push("residual_scale must be finite and not negative".to_owned());
+        }
         if let Some(segments) = &self.segments {
             faults.extend(segments.faults(input, self.all.count));
         }

@@ -3,6 +3,9 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// Each of them is scored at every load.
+const MOST: usize = 10_000;
+
 /// One golden record: the payload a producer would send and the score it must get.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Golden {
@@ -23,10 +26,41 @@ impl Golden {
             .map(|(number, line)| {
                 serde_json::from_str(line).map_err(|e| format!("line {}: {e}", number + 1))
             })
+            .take(MOST + 1)
             .collect::<Result<_, _>>()?;
+        if golden.len() > MOST {
+            return Err(format!(
+                "more than {MOST} golden records: every load scores them all"
+            ));
+        }
+        let sound = |golden: &Golden| golden.score.is_finite() && golden.score >= 0.0;
+        if let Some(at) = golden.iter().position(|golden| !sound(golden)) {
+            return Err(format!(
+                "the score of golden record {} must be finite and not negative",
+                at + 1
+            ));
+        }
         if golden.is_empty() {
             return Err("no golden records: the bundle could not prove itself".into());
         }
         Ok(golden)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_sound_and_records_not_too_many() {
+        let parse = |text: &str| Golden::parse(text).map(|golden| golden.len());
+        assert_eq!(parse("{\"record\": 1, \"score\": 0}\n\n"), Ok(1));
+        for score in ["-1", "1e39", "-0.5"] {
+            let line = format!("{{\"record\": {{}}, \"score\": {score}}}");
+            assert!(parse(&line).unwrap_err().contains("record 1"), "{score}");
+        }
+        let many = "{\"record\": 1, \"score\": 0}\n".repeat(MOST + 1);
+        assert!(parse(&many).unwrap_err().contains("more than"));
+        assert!(parse("").is_err());
     }
 }

@@ -4,6 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 
+use super::files::MOST_FILES;
+
+/// Columns of a table, at most.
+const MOST_FEATURES: usize = 10_000;
+/// Bytes of a bundle's name, its version or a unit, at most: they are shown, and labels of metrics.
+const LONGEST_WORD: usize = 256;
+/// Conflicts of paths that are collected: there can be as many as the square of the features.
+const MOST_CONFLICTS: usize = 100;
+/// Bytes of a feature's path or name, at most: a column's name in the user's data, whatever that is.
+const LONGEST_PATH: usize = 1024;
+
 /// The only bundle format this version reads.
 pub const FORMAT: u32 = 1;
 
@@ -124,7 +135,7 @@ impl Pixels {
                     tiles.scale
                 ));
             }
-            if 2 * tiles.overlap > self.height.min(self.width) {
+            if tiles.overlap > self.height.min(self.width) / 2 {
                 faults.push(format!(
                     "input.tiles.overlap is {}: it must be at most half of a tile's side",
                     tiles.overlap
@@ -210,6 +221,14 @@ impl Manifest {
         if self.name.is_empty() || self.version.is_empty() {
             faults.push("name and version must not be empty".into());
         }
+        faults.extend(name_fault("name", &self.name));
+        faults.extend(name_fault("version", &self.version));
+        if self.files.len() > MOST_FILES {
+            let count = self.files.len();
+            faults.push(format!(
+                "`files` lists {count} files, {MOST_FILES} at most are read"
+            ));
+        }
         let tolerances = [
             self.golden.relative_tolerance,
             self.golden.absolute_tolerance,
@@ -227,8 +246,26 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     if features.is_empty() {
         faults.push("input has no features".into());
     }
+    if features.len() > MOST_FEATURES {
+        let count = features.len();
+        return vec![format!(
+            "input has {count} features, {MOST_FEATURES} at most are read"
+        )];
+    }
     let mut names = HashSet::new();
     for feature in features {
+        let unit = feature.unit.as_deref().unwrap_or_default();
+        faults.extend(length_fault(
+            "a feature's name",
+            &feature.name,
+            LONGEST_PATH,
+        ));
+        faults.extend(length_fault(
+            "a feature's path",
+            &feature.path,
+            LONGEST_PATH,
+        ));
+        faults.extend(length_fault("a feature's unit", unit, LONGEST_WORD));
         if !names.insert(&feature.name) {
             faults.push(format!("feature `{}` is listed twice", feature.name));
         }
@@ -252,13 +289,26 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     faults
 }
 
+/// Why a bundle cannot be called so, if it cannot.
+fn name_fault(what: &str, name: &str) -> Option<String> {
+    let controls = name.contains(char::is_control);
+    let controls = controls.then(|| format!("{what} `{name}` has control characters"));
+    length_fault(what, name, LONGEST_WORD).or(controls)
+}
+
+fn length_fault(what: &str, text: &str, longest: usize) -> Option<String> {
+    let start: String = text.chars().take(32).collect();
+    let too_long = text.len() > longest;
+    too_long.then(|| format!("{what} `{start}…` has more than {longest} bytes"))
+}
+
 /// A path that is a value for one feature and an object for another can never both be read.
 fn path_conflicts(features: &[Feature]) -> Vec<String> {
     let paths: HashSet<&str> = features.iter().map(|f| f.path.as_str()).collect();
     let mut faults = Vec::new();
     for path in &paths {
         for (dot, _) in path.match_indices('.') {
-            if paths.contains(&path[..dot]) {
+            if paths.contains(&path[..dot]) && faults.len() < MOST_CONFLICTS {
                 faults.push(format!(
                     "path `{}` is both a value and the parent of `{path}`",
                     &path[..dot]
@@ -295,6 +345,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_is_short() {
+        let mut manifest = manifest(serde_json::json!([
+            {"name": "a\n", "path": "a\n", "type": "number"},
+            {"name": "n".repeat(2000), "path": "b".repeat(2000), "type": "number", "unit": "x".repeat(300)},
+        ]));
+        manifest.name = "n".repeat(300);
+        manifest.version = "1\n2".into();
+        let files = (0..65).map(|i| (format!("{i}"), String::new()));
+        manifest.files = files.collect();
+        let faults = manifest.faults();
+        assert_eq!(faults.len(), 6, "{faults:#?}");
+    }
+
+    #[test]
     fn an_image_schema_is_checked() {
         let image = |input: serde_json::Value| {
             let input: Input = serde_json::from_value(input).unwrap();
@@ -305,7 +369,9 @@ mod tests {
         });
         assert_eq!(image(input.clone()), Vec::<String>::new());
         input["tiles"] = serde_json::json!({"scale": 0.5, "overlap": 16});
-        assert_eq!(image(input), Vec::<String>::new());
+        assert_eq!(image(input.clone()), Vec::<String>::new());
+        input["tiles"]["overlap"] = (1_u64 << 63).into();
+        assert_eq!(image(input).len(), 1);
         let faults = image(serde_json::json!({
             "kind": "image", "height": 0, "width": 5000, "channels": 4, "resize": "bilinear",
             "tiles": {"scale": 0.0, "overlap": 16},

@@ -1,10 +1,13 @@
 //! The model bundle: a folder with everything that scoring needs. Read raw, then checked; every fault at once.
 
 pub mod calibration;
+mod files;
 pub mod golden;
+mod graph;
 pub mod manifest;
 pub mod normals;
 pub mod scores;
+mod schema;
 pub mod screen;
 pub mod segments;
 
@@ -14,16 +17,35 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::text::escaped;
 pub use calibration::Calibration;
+pub use files::is_graph;
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
+pub use schema::incompatibilities;
 pub use scores::{RateTooFine, Scores};
 pub use screen::{Answers, Screen, TooFewProbes};
 pub use segments::{SegmentBy, SegmentId, Segments};
 
 pub const MANIFEST: &str = "manifest.json";
 const REQUIRED: [&str; 3] = ["model.onnx", "calibration.json", "golden.ndjson"];
+const KNOWN: [&str; 7] = [
+    "model.onnx",
+    "calibration.json",
+    "golden.ndjson",
+    "normals.ndjson",
+    "nearest.onnx",
+    "screen.json",
+    "screen.onnx",
+];
+
+/// Characters of a fault's text.
+const LONGEST_TEXT: usize = 1000;
+const MOST_SHOWN: usize = 20;
+
+/// Gives the content of a file of a bundle, or says why it cannot be had.
+pub type Read<'r> = &'r dyn Fn(&str) -> Result<Vec<u8>, String>;
 
 /// A bundle whose files agree with its manifest. Whether the graph keeps its promises only ONNX Runtime can say:
 /// [`crate::onnx`] checks tensors and golden records.
@@ -52,8 +74,8 @@ pub struct Fault {
 impl Fault {
     pub fn new(file: &str, problem: impl Into<String>) -> Fault {
         Fault {
-            file: file.to_owned(),
-            problem: problem.into(),
+            file: cut(file.to_owned()),
+            problem: cut(problem.into()),
         }
     }
 
@@ -67,11 +89,20 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file, self.problem)
+        write!(f, "{}: {}", escaped(&self.file), escaped(&self.problem))
     }
 }
 
-/// Why a bundle was refused: every fault that was found.
+/// What is quoted may be as long as a file.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// Why a bundle was refused: every fault that was found, of which so many are shown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct BundleError {
     pub dir: PathBuf,
@@ -81,9 +112,12 @@ pub struct BundleError {
 impl fmt::Display for BundleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "bundle {} refused", self.dir.display())?;
-        self.faults
-            .iter()
-            .try_for_each(|fault| write!(f, "\n  {fault}"))
+        let mut shown = self.faults.iter().take(MOST_SHOWN);
+        shown.try_for_each(|fault| write!(f, "\n  {fault}"))?;
+        match self.faults.len().saturating_sub(MOST_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
     }
 }
 
@@ -104,6 +138,11 @@ pub struct Draft {
 impl Draft {
     /// Reads and checks the folder `dir`: missing and altered files, a manifest or calibration that does not parse or fit.
     pub fn read(dir: &Path) -> Draft {
+        Draft::of(dir, &|name| files::read(dir, name))
+    }
+
+    /// The same of files that `read` has.
+    pub fn of(dir: &Path, read: Read<'_>) -> Draft {
         let mut draft = Draft {
             dir: dir.to_owned(),
             manifest: None,
@@ -115,7 +154,7 @@ impl Draft {
             sha256: String::new(),
             faults: Vec::new(),
         };
-        draft.read_parts();
+        draft.read_parts(read);
         draft
     }
 
@@ -146,9 +185,9 @@ impl Draft {
         }
     }
 
-    fn read_parts(&mut self) {
-        let Draft { dir, faults, .. } = self;
-        let Some(manifest_bytes) = read_file(dir, MANIFEST, faults) else {
+    fn read_parts(&mut self, read: Read<'_>) {
+        let faults = &mut self.faults;
+        let Some(manifest_bytes) = read_file(read, MANIFEST, faults) else {
             return;
         };
         let Some(manifest) = parse_json::<Manifest>(MANIFEST, &manifest_bytes, faults) else {
@@ -164,9 +203,13 @@ impl Draft {
             }
         }
         let mut contents = BTreeMap::new();
-        for (name, expected) in &manifest.files {
-            if let Some(bytes) = read_checked(dir, name, expected, faults) {
-                contents.insert(name.as_str(), bytes);
+        for (name, expected) in manifest.files.iter().take(files::MOST_FILES) {
+            if let Some(bytes) = read_checked(read, name, expected, faults) {
+                faults.extend(graph_fault(name, &bytes));
+                // What nobody asks for need not stay in memory.
+                if KNOWN.contains(&name.as_str()) {
+                    contents.insert(name.as_str(), bytes);
+                }
             }
         }
         if let Some(bytes) = contents.get("calibration.json") {
@@ -256,27 +299,28 @@ fn screen(
     None
 }
 
-fn read_file(dir: &Path, name: &str, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
-    std::fs::read(dir.join(name))
-        .map_err(|e| faults.push(Fault::new(name, format!("cannot be read: {e}"))))
+fn read_file(read: Read<'_>, name: &str, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
+    read(name)
+        .map_err(|problem| faults.push(Fault::new(name, problem)))
         .ok()
 }
 
+fn graph_fault(name: &str, bytes: &[u8]) -> Option<Fault> {
+    let problem = files::is_graph(name).then(|| graph::fault(bytes))?;
+    problem.map(|problem| Fault::new(name, problem))
+}
+
 fn read_checked(
-    dir: &Path,
+    read: Read<'_>,
     name: &str,
     expected: &str,
     faults: &mut Vec<Fault>,
 ) -> Option<Vec<u8>> {
-    // A name is a file in this folder, never a way out of it.
-    if name.contains(['/', '\\']) || name == ".." {
-        faults.push(Fault::new(
-            name,
-            "a bundle's file must lie in the bundle's folder",
-        ));
+    if let Some(problem) = files::name_fault(name) {
+        faults.push(Fault::new(name, problem));
         return None;
     }
-    let bytes = read_file(dir, name, faults)?;
+    let bytes = read_file(read, name, faults)?;
     let actual = sha256_hex(&bytes);
     if actual != expected {
         faults.push(Fault::new(
@@ -316,6 +360,18 @@ mod tests {
         let error = Draft::read(dir.path()).finish().unwrap_err();
         assert_eq!(error.faults.len(), 1);
         assert_eq!(error.faults[0].file, MANIFEST);
+    }
+
+    #[test]
+    fn what_is_said_is_bounded_whatever_the_bundle_holds() {
+        let long = "x".repeat(1 << 20);
+        let dir = PathBuf::from("b");
+        let faults = (0..1000)
+            .map(|_| Fault::new(&long, long.as_str()))
+            .collect();
+        let text = BundleError { dir, faults }.to_string();
+        assert!(text.len() < 50_000, "{}", text.len());
+        assert!(text.ends_with("and 980 more"));
     }
 
     #[test]

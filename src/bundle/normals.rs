@@ -3,6 +3,9 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// Bytes of an id, at most: it is part of every verdict that names it.
+const LONGEST_ID: usize = 1024;
+
 /// A record that stands for those like it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Normal {
@@ -28,9 +31,17 @@ impl Normal {
     /// A sentence that names the line.
     pub fn parse(text: &str) -> Result<Vec<Normal>, String> {
         let parsed = text.lines().enumerate().map(|(number, line)| {
-            serde_json::from_str(line).map_err(|e| format!("line {}: {e}", number + 1))
+            let normal: Normal =
+                serde_json::from_str(line).map_err(|e| format!("line {}: {e}", number + 1))?;
+            match normal.id.as_ref().map_or(0, String::len) {
+                length if length > LONGEST_ID => Err(format!(
+                    "line {}: the id has {length} bytes, it may have {LONGEST_ID}",
+                    number + 1
+                )),
+                _ => Ok(normal),
+            }
         });
-        let normals: Vec<Normal> = parsed.collect::<Result<_, _>>()?;
+        let normals: Vec<Normal> = parsed.collect::<Result<_, String>>()?;
         if normals.is_empty() {
             return Err("no records: leave it out of the bundle instead".into());
         }

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Records that a calibration can be of: more do not fit a machine's memory, and their number is a mistake.
+const MOST_RECORDS: usize = 1_000_000_000;
+/// Parts that quantiles can divide them into.
+const MOST_PARTS: usize = 100_000;
+
 /// Of `count` scores what p-values and thresholds need.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Scores {
@@ -51,6 +56,18 @@ impl Scores {
         let mut faults = Vec::new();
         if self.count == 0 || self.tail.is_empty() || self.tail.len() > self.count {
             faults.push("count and tail do not fit together".to_owned());
+        }
+        if self.count > MOST_RECORDS {
+            faults.push(format!(
+                "count is {}: it must be at most {MOST_RECORDS}",
+                self.count
+            ));
+        }
+        if self.quantiles.len() > MOST_PARTS + 1 {
+            let count = self.quantiles.len();
+            faults.push(format!(
+                "quantiles has {count} entries: more than {MOST_PARTS} parts"
+            ));
         }
         for (name, scores) in [("quantiles", &self.quantiles), ("tail", &self.tail)] {
             if scores.iter().any(|s| !s.is_finite() || *s < 0.0) || !scores.is_sorted() {
@@ -250,5 +267,13 @@ pub(crate) mod tests {
         assert!(scores.faults().is_empty());
         scores.tail[5] = f32::NAN;
         assert!(!scores.faults().is_empty());
+        for count in [0, 98, MOST_RECORDS + 1, 1 << 62, usize::MAX] {
+            let mut scores = evenly_spaced(99, 99);
+            scores.count = count;
+            assert_eq!(scores.faults().len(), 1, "{count}");
+        }
+        let mut scores = evenly_spaced(99, 99);
+        scores.quantiles = vec![99.0; MOST_PARTS + 2];
+        assert_eq!(scores.faults().len(), 1);
     }
 }

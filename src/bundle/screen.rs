@@ -71,6 +71,12 @@ impl Answers {
             if screen.iter().chain(score).any(|value| !value.is_finite()) {
                 faults.push(format!("{name} holds a value that is not finite"));
             }
+            if score.iter().any(|score| *score < 0.0) {
+                faults.push(format!("{name} holds a score that is negative"));
+            }
+        }
+        if self.golden.iter().any(|answer| !answer.is_finite()) {
+            faults.push("golden holds a value that is not finite".to_owned());
         }
         faults
     }
@@ -185,5 +191,9 @@ mod tests {
         broken.normals.score.pop();
         broken.probes.screen[3] = f32::NAN;
         assert_eq!(broken.faults(2).len(), 3, "{:?}", broken.faults(2));
+        let mut broken = answers(f32::ln);
+        broken.golden[0] = f32::INFINITY;
+        broken.normals.score[0] = -1.0;
+        assert_eq!(broken.faults(1).len(), 2, "{:?}", broken.faults(1));
     }
 }

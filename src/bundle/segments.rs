@@ -156,6 +156,14 @@ impl Segments {
         if self.values.len() > MOST_SEGMENTS {
             faults.push(format!("more than {MOST_SEGMENTS} values"));
         }
+        if self.values.iter().any(|s| s.value.len() > LONGEST_VALUE) {
+            faults.push(format!("a value has more than {LONGEST_VALUE} bytes"));
+        }
+        if self.values.iter().any(|s| s.scores.count > records) {
+            faults.push(format!(
+                "a value has more records than the calibration's {records}"
+            ));
+        }
         // Otherwise there could be a rate that all records support and a segment does not.
         if self.shape.count != records {
             faults.push(format!(
@@ -392,7 +400,9 @@ pub(crate) mod tests {
             let segments: Segments = serde_json::from_value(json).unwrap();
             segments.faults(&input(), 3000).join("; ")
         };
-        let cases: [(&str, serde_json::Value, &str); 9] = [
+        let cases: [(&str, serde_json::Value, &str); 11] = [
+            ("/values/1/value", "x".repeat(257).into(), "256 bytes"),
+            ("/values/1/count", 3001.into(), "more records"),
             ("/by/field", "merchant".into(), "feature `age`"),
             ("/by/field", "amount.eur".into(), "feature `amount`"),
             ("/by/field", "a..b".into(), "no dotted path"),

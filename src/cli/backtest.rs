@@ -156,7 +156,9 @@ impl Side {
         let asked: Option<ThresholdRule> = arguments.threshold.rule();
         let asked = asked.or(config.map(|config| config.threshold));
         let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
-        let loaded = model::load(dir, &inference, BATCH, rule)?;
+        let limit = config.map_or(inference.provider.load_timeout(), |c| c.model.load_timeout);
+        let stop = Shutdown::default();
+        let loaded = model::load_within(dir, &inference, BATCH, limit, &stop, rule)?;
         model::must_read_tables(&loaded.bundle, "backtest")?;
         let features = loaded.bundle.features();
         let input = input::of_topic(config, &loaded.bundle)?;
@@ -327,7 +329,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
     scoring.score(&batch.rows, |row, scored| {
         let record = records.next().expect("a record a row");
         let score = scored.score;
-        if !score.is_finite() {
+        if scored.flaw().is_some() {
             tally.reject(Reason::Unscorable);
             return Ok(());
         }

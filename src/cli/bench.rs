@@ -25,6 +25,7 @@ use super::failure::Failure;
 use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::input;
 use super::model;
+use super::reload::unchanging;
 use super::threshold::{default_rule, default_rule_of};
 use cpu::Meter;
 
@@ -385,7 +386,8 @@ impl Bench {
         let (config, _broker) = self.backlog(screen)?;
         let others = cpu::threads();
         let stop = Shutdown::default();
-        let daemon = daemon::start(config, &stop)?;
+        let settings = unchanging(&config);
+        let daemon = daemon::start(config, settings, &stop)?;
         let metrics = daemon.metrics.clone();
         while metrics.records_consumed.get() == 0 {
             thread::sleep(Duration::from_millis(1));

@@ -9,6 +9,7 @@ use crate::config::Inference;
 use crate::http::Tls;
 use crate::kafka;
 use crate::pipeline::Bounds;
+use crate::shutdown::Shutdown;
 use crate::verdict::ThresholdRule;
 
 use super::config::ConfigArguments;
@@ -53,10 +54,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
                 workers: 1,
                 ..config.inference.clone()
             };
-            let loaded = model::load(
+            let loaded = model::load_within(
                 &config.model.bundle,
                 &inference,
                 config.batch.max_records,
+                config.model.load_timeout,
+                &Shutdown::default(),
                 |_| config.threshold,
             )?;
             input::open_here(&config, &loaded.bundle)?;

@@ -11,7 +11,7 @@ use super::failure::Failure;
 const DEFAULT_FILE: &str = "residuald.toml";
 
 /// Where settings come from; shared by the verbs that need them.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct ConfigArguments {
     /// Settings as TOML; residuald.toml in this folder if it is there
     #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]

@@ -17,7 +17,7 @@ use crate::status::Status;
 
 use super::descriptors;
 use super::failure::Failure;
-use super::reload::{self, Reloader};
+use super::reload::{self, Reloader, Settings};
 
 /// A daemon at work.
 pub struct Daemon {
@@ -28,18 +28,22 @@ pub struct Daemon {
     done: Shutdown,
 }
 
-/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline.
+/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline. `settings` gives the settings anew at SIGHUP.
 ///
 /// # Errors
 /// The first thing that cannot be had.
-pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
+pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
+    // First of all: a stop may come at once.
+    let hangups = shutdown.on_signals_and_hangups();
+    let hangups = hangups.map_err(Failure::internal)?;
     let connections = descriptors::for_http()?;
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
-    let loaded = reload::load(&config)?;
+    let loaded = reload::load(&config, shutdown)?;
     let metrics = Metrics::new(loaded.judge.threshold);
     let golden_records = loaded.golden.records;
+    let schema = loaded.bundle.manifest.input.clone();
     let traces = traces(&config, &metrics)?.map(Arc::new);
     let serving = reload::serving(&config, loaded, None, &metrics)?;
     let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
@@ -62,17 +66,23 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let recent = Recent::default();
     let next = Next::default();
     let reloader = Reloader {
+        settings,
         config: config.clone(),
+        schema,
         input: serving.input.clone(),
         metrics: metrics.clone(),
+        status: status.clone(),
         next: next.clone(),
+        stop: shutdown.clone(),
     };
+    // Ends with the process.
+    named("reloader", move || reloader.run(&hangups));
     let shown = Shown {
         recent: recent.clone(),
         metrics: metrics.clone(),
         status: status.clone(),
     };
-    let (address, http) = serve(&config.http, connections, shown, reloader, shutdown, &done)?;
+    let (address, http) = serve(&config.http, connections, shown, &done)?;
     tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
@@ -180,13 +190,11 @@ fn connect(
     Ok((source, sink))
 }
 
-/// HTTP and signals, on a thread of their own with a small runtime.
+/// HTTP, on a thread of its own with a small runtime.
 fn serve(
     settings: &config::Http,
     connections: usize,
     shown: Shown,
-    reloader: Reloader,
-    shutdown: &Shutdown,
     done: &Shutdown,
 ) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
     let tls = settings.tls.clone().map(Tls::load).transpose();
@@ -204,23 +212,13 @@ fn serve(
         .enable_all()
         .build()
         .map_err(Failure::internal)?;
-    // Before the address is known: a stop may come at once.
-    let context = runtime.enter();
-    let signals = shutdown.clone().on_signals().map_err(Failure::internal)?;
-    let reloads = reloader.on_signals().map_err(Failure::internal)?;
-    drop(context);
     let access = Access::new(settings.token.clone(), address);
     let done = done.clone();
     let thread = named("http", move || {
         runtime.block_on(async {
-            tokio::select! {
-                served = http::serve(listener, connections, tls, access, shown, done) => {
-                    if let Err(e) = served {
-                        tracing::error!("HTTP: {e}");
-                    }
-                }
-                () = signals => {}
-                () = reloads => {}
+            let served = http::serve(listener, connections, tls, access, shown, done).await;
+            if let Err(e) = served {
+                tracing::error!("HTTP: {e}");
             }
         });
     });

@@ -16,11 +16,13 @@ use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
+use crate::text::escaped_lines;
 
 use super::daemon;
 use super::failure::Failure;
 use super::feed::{Feed, average_payload, embedded_sink, read_sample};
 use super::produce::positive;
+use super::reload::unchanging;
 use super::threshold::default_rule_of;
 use watch::Watcher;
 
@@ -83,7 +85,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = config(arguments, &broker.brokers)?;
     telemetry::init(&config.telemetry);
     let stop = Shutdown::default();
-    let daemon = daemon::start(config, &stop)?;
+    let settings = unchanging(&config);
+    let daemon = daemon::start(config, settings, &stop)?;
     let watcher = Watcher::start(&broker.brokers, ANOMALIES)?;
     println!(
         "scoring {} records of {} again and again; look at http://{} and at its /status and /metrics, Ctrl-C drains",
@@ -209,7 +212,7 @@ impl Demo<'_> {
             );
             if terminal {
                 for anomaly in self.watcher.latest() {
-                    bar.println(anomaly);
+                    bar.println(escaped_lines(&anomaly));
                 }
                 bar.set_message(line);
                 bar.tick();

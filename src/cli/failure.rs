@@ -47,6 +47,11 @@ impl Failure {
         Failure::new(INTERNAL, message)
     }
 
+    /// Asked for: nothing was taken, nothing is lost.
+    pub fn stopped(message: impl ToString) -> Failure {
+        Failure::new(0, message)
+    }
+
     pub fn config(message: impl ToString) -> Failure {
         Failure::new(CONFIG, message)
     }
@@ -87,7 +92,7 @@ impl From<ScorerError> for Failure {
         let code = match e {
             ScorerError::Graph(_) => DATA,
             ScorerError::Provider { .. } => CONFIG,
-            ScorerError::Run(_) => INTERNAL,
+            ScorerError::Run(_) | ScorerError::Interrupted => INTERNAL,
         };
         Failure::new(code, e)
     }
@@ -149,6 +154,15 @@ impl From<PipelineError> for Failure {
         match e {
             PipelineError::Kafka(e) => e.into(),
             PipelineError::Scorer(e) => e.into(),
+            PipelineError::Model {
+                name,
+                version,
+                error,
+            } => {
+                let failure = Failure::from(error);
+                let message = format!("model {name} version {version}: {}", failure.message);
+                Failure { message, ..failure }
+            }
             e @ (PipelineError::NotDrained { .. }
             | PipelineError::NotCommitted
             | PipelineError::Media { .. }) => Failure::new(UNAVAILABLE, e),

@@ -1,6 +1,7 @@
 //! A bundle, loaded and proved, for every verb that scores.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::bundle::{Bundle, Calibration, Input};
 use crate::config::{self, Inference, ScreenMode};
@@ -8,9 +9,11 @@ use crate::decode::SegmentReader;
 use crate::message::Model;
 use crate::onnx::{self, GoldenCheck, Nearest, Scorer, Screen};
 use crate::pipeline::{Bounds, Screening};
+use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
 use super::failure::Failure;
+use super::loading;
 
 pub struct Loaded {
     pub bundle: Bundle,
@@ -31,13 +34,33 @@ pub fn load(
     max_records: usize,
     rule: impl FnOnce(&Calibration) -> ThresholdRule,
 ) -> Result<Loaded, Failure> {
+    let limit = inference.provider.load_timeout();
+    load_within(
+        dir,
+        inference,
+        max_records,
+        limit,
+        &Shutdown::default(),
+        rule,
+    )
+}
+
+/// The same within `limit`, and only until `stop` is requested.
+pub fn load_within(
+    dir: &Path,
+    inference: &Inference,
+    max_records: usize,
+    limit: Duration,
+    stop: &Shutdown,
+    rule: impl FnOnce(&Calibration) -> ThresholdRule,
+) -> Result<Loaded, Failure> {
     let onnx::Loaded {
         bundle,
         scorers,
         screens,
         golden,
         nearest,
-    } = onnx::load(dir, inference, max_records)?;
+    } = loading::load(dir, inference, max_records, limit, stop)?;
     let calibration = bundle.calibration.clone();
     let rule = rule(&calibration);
     let judge = Judge::new(bundle.features().to_vec(), calibration, rule)?;

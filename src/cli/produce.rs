@@ -125,14 +125,5 @@ pub fn progress_bar(data: &Dataset, hidden: bool) -> ProgressBar {
 
 /// For verbs without HTTP: Ctrl-C and SIGTERM end the work after what is in flight.
 pub fn stop_on_ctrl_c(stop: &Shutdown) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::internal)?;
-    let context = runtime.enter();
-    let signals = stop.clone().on_signals().map_err(Failure::internal)?;
-    drop(context);
-    // Ends with the process.
-    std::thread::spawn(move || runtime.block_on(signals));
-    Ok(())
+    stop.on_signals().map_err(Failure::internal)
 }

@@ -1,23 +1,31 @@
-//! Another model without a restart: SIGHUP reads the bundle again.
+//! Another model and other settings without a restart: SIGHUP has both read again.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use crossbeam_channel::Receiver;
 
-use crate::config::Config;
+use crate::bundle::{self, incompatibilities};
+use crate::config::{Config, Reloaded};
 use crate::decode::Input;
 use crate::metrics::{Metrics, NOT_RELOADED};
 use crate::pipeline::{Next, Serving};
+use crate::shutdown::Shutdown;
+use crate::status::Status;
+use crate::telemetry;
 
 use super::failure::Failure;
+use super::loading::{self, InUse, panicked};
 use super::{input, model};
 
 /// The model that the settings name, proved and warm.
-pub fn load(config: &Config) -> Result<model::Loaded, Failure> {
-    model::load(
+pub fn load(config: &Config, stop: &Shutdown) -> Result<model::Loaded, Failure> {
+    model::load_within(
         &config.model.bundle,
         &config.inference,
         config.batch.max_records,
+        config.model.load_timeout,
+        stop,
         |_| config.threshold,
     )
 }
@@ -48,38 +56,53 @@ pub fn serving(
     })
 }
 
-/// Reads the bundle again when it is told to.
+/// Reads the settings from where they came from.
+pub type Settings = Arc<dyn Fn() -> Result<Config, Failure> + Send + Sync>;
+
+/// For a verb that made its settings itself.
+pub fn unchanging(config: &Config) -> Settings {
+    let same = config.clone();
+    Arc::new(move || Ok(same.clone()))
+}
+
+/// Reads settings and bundle again when it is told to.
 pub struct Reloader {
+    pub settings: Settings,
+    /// In force, or offered last.
     pub config: Config,
+    /// What the bundle in force reads.
+    pub schema: bundle::Input,
     pub input: Input,
     pub metrics: Metrics,
+    pub status: Status,
     pub next: Next,
+    pub stop: Shutdown,
+}
+
+/// What takes over, if it is let.
+struct Prepared {
+    serving: Serving,
+    schema: bundle::Input,
+    settings: Reloaded,
 }
 
 impl Reloader {
-    /// Catches SIGHUP from this call on, which wants the context of a runtime.
-    ///
-    /// # Errors
-    /// When the system does not let it be caught.
-    pub fn on_signals(self) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
-        let mut hangup = signal(SignalKind::hangup())?;
-        let reloader = Arc::new(self);
-        Ok(async move {
-            while hangup.recv().await.is_some() {
-                let reloader = Arc::clone(&reloader);
-                // One at a time; records go on being judged by the model in force.
-                let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
-            }
-        })
+    /// One at a time; records go on being judged by the model in force.
+    pub fn run(mut self, hangups: &Receiver<()>) {
+        for () in hangups {
+            self.reload();
+        }
     }
 
-    fn reload(&self) {
-        let bundle = self.config.model.bundle.display();
-        tracing::info!(%bundle, "reading the bundle again");
-        let loaded = load(&self.config)
-            .and_then(|new| serving(&self.config, new, Some(&self.input), &self.metrics));
-        match loaded {
-            Ok(serving) => self.next.offer(serving),
+    fn reload(&mut self) {
+        tracing::info!("reading settings and bundle again");
+        let _in_use = InUse::begin();
+        let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare()));
+        let bundle = &self.config.model.bundle;
+        match prepared.unwrap_or_else(|_| Err(panicked(bundle))) {
+            Ok(prepared) => self.offer(prepared),
+            // Nobody has refused it.
+            Err(_) if self.stop.is_requested() => {}
             Err(failure) => {
                 let failed = self
                     .metrics
@@ -87,10 +110,69 @@ impl Reloader {
                     .with_label_values(&[NOT_RELOADED]);
                 failed.inc();
                 tracing::error!(
-                    "the model in force stays, the new one is refused: {}",
+                    "settings and model in force stay, the new ones are refused: {}",
                     failure.message
                 );
             }
         }
+    }
+
+    fn prepare(&self) -> Result<Prepared, Failure> {
+        let read = self.settings.clone();
+        let settings = loading::settings(move || read(), &self.stop)?;
+        let settings = self.config.reloaded(settings)?;
+        let config = &settings.config;
+        let loaded = load(config, &self.stop)?;
+        let schema = loaded.bundle.manifest.input.clone();
+        let differences = incompatibilities(&self.schema, &schema);
+        if !differences.is_empty() && !config.model.allow_schema_change {
+            return Err(Failure::data(format!(
+                "bundle {} reads other records than the one in force: set model.allow_schema_change = true if that is meant\n  {}",
+                config.model.bundle.display(),
+                differences.join("\n  ")
+            )));
+        }
+        let serving = serving(config, loaded, Some(&self.input), &self.metrics)?;
+        Ok(Prepared {
+            serving,
+            schema,
+            settings,
+        })
+    }
+
+    fn offer(&mut self, prepared: Prepared) {
+        let Prepared {
+            serving,
+            schema,
+            settings,
+        } = prepared;
+        let Reloaded {
+            config,
+            changed,
+            needs_restart,
+        } = settings;
+        if !changed.is_empty() {
+            tracing::info!(
+                settings = changed.join(", "),
+                "changed settings take effect"
+            );
+        }
+        if !needs_restart.is_empty() {
+            tracing::warn!(
+                settings = needs_restart.join(", "),
+                "changed settings take effect at the next start only"
+            );
+        }
+        self.status.needs_restart(needs_restart);
+        let level = &config.telemetry.log_level;
+        // A level that was set over HTTP stays until the setting changes.
+        if *level != self.config.telemetry.log_level
+            && let Ok(filter) = telemetry::filter(level)
+        {
+            telemetry::set_log_level(filter);
+        }
+        self.next.offer(serving, config.output.clone());
+        self.config = config;
+        self.schema = schema;
     }
 }

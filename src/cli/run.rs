@@ -1,5 +1,7 @@
 //! `residuald run`: the daemon.
 
+use std::sync::Arc;
+
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
@@ -7,7 +9,7 @@ use super::config::ConfigArguments;
 use super::daemon;
 use super::failure::Failure;
 
-/// Consume, score and publish until SIGTERM or Ctrl-C, then drain; SIGHUP reads the bundle again
+/// Consume, score and publish until SIGTERM or Ctrl-C, then drain; SIGHUP reads settings and bundle again
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,5 +26,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = arguments.config.load()?;
     telemetry::init(&config.telemetry);
     let shutdown = Shutdown::default();
-    daemon::start(config, &shutdown)?.wait()
+    let source = arguments.config.clone();
+    let settings = Arc::new(move || source.load());
+    daemon::start(config, settings, &shutdown)?.wait()
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::bundle::{Calibration, Input, SegmentBy, SegmentId};
 use crate::config::Provider;
 use crate::dataset;
-use crate::decode::{Decoder, Input as Format, RowError};
+use crate::decode::{Decoder, Input as Format, Reason, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::onnx::Nearest;
 use crate::picture::Reader;
@@ -25,6 +25,7 @@ use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
 use super::scoring::{self, CHUNK, Highest, Judged, PICTURES, Scoring};
+use super::stdout::stdout;
 use super::threshold::{ThresholdArguments, default_rule, segments};
 
 const REASONS: usize = 5;
@@ -161,7 +162,7 @@ pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure
 pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
     Ok(match path {
         None => None,
-        Some(path) if path.as_os_str() == "-" => Some(Box::new(std::io::stdout().lock())),
+        Some(path) if path.as_os_str() == "-" => Some(Box::new(stdout())),
         Some(path) => {
             let file = File::create(path);
             let file = file.map_err(|e| Failure::data(format!("{}: {e}", path.display())))?;
@@ -296,10 +297,18 @@ impl Run {
             rows,
             segments,
             numbers,
+            dead_letters,
             ..
         } = self;
         scoring.score(rows, |i, scored| {
             let (score, record, segment) = (scored.score, numbers[i], segments[i]);
+            if let Some(flaw) = scored.flaw() {
+                labels.remove(scores.len());
+                *dead_letters += 1;
+                let reason = Reason::Unscorable.as_str();
+                let line = json!({"record": record, "reason": reason, "error": flaw});
+                return write_line(out, &line);
+            }
             let label = labels[scores.len()];
             scores.push(score);
             let anomalous = judge.is_anomaly(score, segment);

@@ -6,9 +6,9 @@ use std::thread;
 use crate::batch::Batch;
 use crate::config::{Inference, Provider};
 use crate::decode::{Reason, RowError};
-use crate::onnx::{Scorer, Seen};
+use crate::onnx::{Scorer, ScorerError, Seen};
 use crate::picture::{Finding, Reader, highest};
-use crate::verdict::Scored;
+use crate::verdict::{Scored, is_score};
 
 use super::failure::Failure;
 
@@ -70,14 +70,13 @@ impl Scoring {
                 .map(|(scorer, rows)| {
                     scope.spawn(move || {
                         let mut part = Batch::default();
-                        scorer
-                            .score(
-                                rows,
-                                &mut part.scores,
-                                &mut part.residuals,
-                                &mut part.reconstructions,
-                            )
-                            .map(|()| part)
+                        part.refused = scorer.score_apart(
+                            rows,
+                            &mut part.scores,
+                            &mut part.residuals,
+                            &mut part.reconstructions,
+                        )?;
+                        Ok::<_, ScorerError>(part)
                     })
                 })
                 .collect();
@@ -170,9 +169,9 @@ pub fn share_out<I: Sync, T: Send>(
 }
 
 /// # Errors
-/// A score that is no number.
+/// A score that is no number or negative.
 pub fn finite(score: f32) -> Result<f32, RowError> {
-    match score.is_finite() {
+    match is_score(score) {
         true => Ok(score),
         false => Err(RowError {
             reason: Reason::Unscorable,

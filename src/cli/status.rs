@@ -48,6 +48,9 @@ struct Status {
     model: Model,
     provider: String,
     threshold: f64,
+    /// Absent from a daemon of before.
+    #[serde(default)]
+    needs_restart: Vec<String>,
     records: serde_json::Map<String, serde_json::Value>,
     partitions: Vec<Partition>,
 }
@@ -184,6 +187,9 @@ fn show(status: &Status) {
         format!("{name} {version} ({short}) on {}", status.provider),
     );
     line("threshold", format!("{:.4}", status.threshold));
+    if !status.needs_restart.is_empty() {
+        line("needs restart", status.needs_restart.join(", "));
+    }
     for (name, count) in &status.records {
         line(&name.replace('_', " "), count.to_string());
     }

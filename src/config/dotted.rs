@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use config::{Map, Value, ValueKind};
 
 use super::FLAG;
-use super::settings::ENVIRONMENT;
+use super::settings::{ENVIRONMENT, place_of};
 
 /// Names whose last part looks as if it said where a secret is: `a.file` is a name here, not `a = { file = … }`.
 const FILES: [&str; 3] = [
@@ -20,7 +20,7 @@ pub fn entries(table: Map<String, Value>) -> BTreeMap<String, Value> {
     flatten("", table, &mut entries);
     entries.sort_by_key(|(_, value)| rank(value));
     let named = entries.into_iter().map(|(name, value)| {
-        let name = match value.origin() {
+        let name = match place_of(&value) {
             // There a dot is an underscore.
             Some(ENVIRONMENT) => name.replace('_', "."),
             _ => name,
@@ -56,7 +56,7 @@ fn is_place(name: &str, table: &Map<String, Value>) -> bool {
 
 /// The same setting may be in several places in several spellings, which are not merged.
 fn rank(value: &Value) -> usize {
-    match value.origin() {
+    match place_of(value) {
         Some(FLAG) => 2,
         Some(ENVIRONMENT) => 1,
         _ => 0,

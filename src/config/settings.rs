@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use crate::bundle::sha256_hex;
+
 use super::dotted;
 use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
 
@@ -49,6 +51,16 @@ pub struct Effective {
     pub value: String,
     /// `default`, the file, `the environment` or `--set`.
     pub origin: String,
+    /// A hash of the value if that is a secret.
+    #[serde(skip)]
+    hidden: Option<String>,
+}
+
+impl Effective {
+    /// What is another if the value is another.
+    pub fn identity(&self) -> String {
+        self.hidden.clone().unwrap_or_else(|| self.value.clone())
+    }
 }
 
 pub struct Settings {
@@ -109,7 +121,21 @@ impl Settings {
             key: key.to_owned(),
             value,
             origin,
+            hidden: None,
         });
+    }
+
+    /// The same of a secret, whose value is not shown.
+    fn show_hidden(&mut self, key: &str, secret: &str, origin: String) {
+        self.show(key, format!("\"{HIDDEN}\""), origin);
+        self.remember(secret);
+    }
+
+    /// Tells the setting shown last from one with another hidden text.
+    fn remember(&mut self, secret: &str) {
+        if let Some(shown) = self.effective.last_mut() {
+            shown.hidden = Some(sha256_hex(secret.as_bytes()));
+        }
     }
 
     fn wrong(&mut self, key: &str, value: &Value, expected: &str) {
@@ -173,8 +199,10 @@ impl Settings {
     /// A text of visible ASCII, or `{ env = … }` or `{ file = … }`; never shown. Set but empty is a mistake, not "none".
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
         let value = self.find(key)?;
-        self.show(key, format!("\"{HIDDEN}\""), origin(&value));
-        match resolve(&value) {
+        let resolved = resolve(&value);
+        let text = resolved.as_ref().map_or("", |(text, _)| text);
+        self.show_hidden(key, text, origin(&value));
+        match resolved {
             Ok((text, _)) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) => {
                 self.secrets.add(&text);
                 return Some(Secret::new(text));
@@ -268,21 +296,23 @@ impl Settings {
         }
     }
 
-    /// A text such as `5ms`, `30s` or `1m 30s`.
+    /// A text such as `5ms`, `30s` or `1m 30s`, that has a default.
     pub fn duration(&mut self, key: &str) -> Duration {
-        let Some(value) = self.get(key) else {
-            return Duration::ZERO;
-        };
+        self.optional_duration(key).unwrap_or_default()
+    }
+
+    pub fn optional_duration(&mut self, key: &str) -> Option<Duration> {
+        let value = self.get(key)?;
         let parsed = value
             .clone()
             .into_string()
             .ok()
             .and_then(|text| text.parse::<jiff::SignedDuration>().ok())
             .and_then(|duration| Duration::try_from(duration).ok());
-        parsed.unwrap_or_else(|| {
+        if parsed.is_none() {
             self.wrong(key, &value, "a duration such as \"5ms\" or \"30s\"");
-            Duration::ZERO
-        })
+        }
+        parsed
     }
 
     pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
@@ -318,15 +348,18 @@ impl Settings {
             }
             match resolve(&value) {
                 Ok((text, secret)) => {
-                    let hidden = secret || is_secret(&name);
-                    let shown = if hidden {
+                    let shown_key = format!("{key}.\"{name}\"");
+                    self.effective.retain(|e| e.key != shown_key);
+                    if secret || is_secret(&name) {
                         self.secrets.add(&text);
-                        format!("\"{HIDDEN}\"")
+                        self.show_hidden(&shown_key, &text, origin(&value));
                     } else {
                         self.keep_user(&text);
-                        literal(&value)
-                    };
-                    self.show(&format!("{key}.\"{name}\""), shown, origin(&value));
+                        self.show(&shown_key, literal(&value), origin(&value));
+                        if user_of(&text).is_some() {
+                            self.remember(&text);
+                        }
+                    }
                     if let Some(problem) = unreadable(&name, &text) {
                         self.problem(format!("{key}.\"{name}\": {problem}"));
                     }
@@ -389,16 +422,12 @@ fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves:
 
 pub(super) const ENVIRONMENT: &str = "the environment";
 
-fn from_environment(value: &Value) -> bool {
-    place_of(value) == Some(ENVIRONMENT)
-}
-
 fn origin(value: &Value) -> String {
     place_of(value).unwrap_or("default").to_owned()
 }
 
 /// A table, such as `{ file = … }`, does not know where it came from, but what is in it does.
-fn place_of(value: &Value) -> Option<&str> {
+pub(super) fn place_of(value: &Value) -> Option<&str> {
     match &value.kind {
         ValueKind::Table(table) => table.values().find_map(place_of),
         _ => value.origin(),

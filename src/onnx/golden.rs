@@ -6,6 +6,7 @@ use super::{Scorer, ScorerError, Seen};
 use crate::bundle::{Fault, Feature, Golden, Input, Pixels, Tolerance};
 use crate::decode::JsonDecoder;
 use crate::picture::{FIELD, Limits, Reader, highest};
+use crate::verdict::Scored;
 
 const FILE: &str = "golden.ndjson";
 /// Mismatches named in full; the rest are counted.
@@ -57,13 +58,13 @@ pub fn check(
 }
 
 /// Line, the trainer's score, the score here; and what is wrong with the other records.
-type Scored = (Vec<(usize, f32, f32)>, Vec<String>);
+type Outcome = (Vec<(usize, f32, f32)>, Vec<String>);
 
 fn score_rows(
     records: &[Golden],
     features: &[Feature],
     scorer: &mut Scorer,
-) -> Result<Scored, ScorerError> {
+) -> Result<Outcome, ScorerError> {
     let mut decoder = JsonDecoder::new(features);
     let mut problems = Vec::new();
     let (mut rows, mut expected) = (Vec::new(), Vec::new());
@@ -75,16 +76,29 @@ fn score_rows(
     }
     let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
     scorer.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
-    let scored = expected.into_iter().zip(scores);
-    let scored = scored.map(|((line, want), got)| (line, want, got));
-    Ok((scored.collect(), problems))
+    let width = features.len();
+    let mut scored = Vec::new();
+    for (at, (line, want)) in expected.into_iter().enumerate() {
+        let columns = at * width..(at + 1) * width;
+        let found = Scored {
+            score: scores[at],
+            row: &rows[columns.clone()],
+            residual: &residuals[columns.clone()],
+            reconstruction: &reconstructions[columns],
+        };
+        match found.flaw() {
+            Some(flaw) => problems.push(format!("record {line} cannot be judged: {flaw}")),
+            None => scored.push((line, want, scores[at])),
+        }
+    }
+    Ok((scored, problems))
 }
 
 fn score_pictures(
     records: &[Golden],
     pixels: Pixels,
     scorer: &mut Scorer,
-) -> Result<Scored, ScorerError> {
+) -> Result<Outcome, ScorerError> {
     let reader = Reader::new(pixels, FIELD, Limits::default());
     let (mut scored, mut problems) = (Vec::new(), Vec::new());
     let mut seen = Seen::default();

@@ -1,8 +1,11 @@
 //! ONNX Runtime: the library, a session a worker, and the proof that a graph keeps the bundle's promises.
 
+mod apart;
 mod buckets;
 mod golden;
+mod interrupt;
 mod nearest;
+mod outputs;
 mod provider;
 mod runtime;
 mod scorer;
@@ -10,15 +13,17 @@ mod screen;
 
 use std::path::Path;
 
+pub use apart::Refused;
 pub use golden::GoldenCheck;
+pub use interrupt::Interrupt;
 pub use nearest::Nearest;
 pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError};
 pub use scorer::{Scorer, ScorerError, Seen};
 pub use screen::Screen;
 
-use crate::bundle::{self, Bundle, BundleError, Draft};
-use crate::config::Inference;
+use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
+use crate::config::{Inference, Provider};
 
 /// Why no scorer could be had.
 #[derive(Debug, thiserror::Error)]
@@ -48,66 +53,68 @@ pub struct Loaded {
 /// # Errors
 /// [`LoadError::Bundle`] with every fault of files, graph and golden records at once; the others when nothing can be said of the bundle.
 pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loaded, LoadError> {
+    load_unless(dir, inference, max_records, &Interrupt::default())
+}
+
+/// The same, given up when `interrupt` is requested, as far as ONNX Runtime lets it be.
+///
+/// # Errors
+/// As [`load`], and [`ScorerError::Interrupted`] or what ONNX Runtime says when it is.
+pub fn load_unless(
+    dir: &Path,
+    inference: &Inference,
+    max_records: usize,
+    interrupt: &Interrupt,
+) -> Result<Loaded, LoadError> {
     let mut draft = Draft::read(dir);
-    // Without a sound schema there is nothing to hold the graph against.
-    let sound = draft.faults.iter().all(|f| f.file != bundle::MANIFEST);
+    // Without a sound schema there is nothing to hold the graph against, and an unsound graph is not for ONNX Runtime.
+    let sound = draft.faults.iter().all(|fault| !forbids_sessions(fault));
     let parts = draft.manifest.as_ref().zip(draft.model.as_ref());
     let Some((manifest, model)) = parts.filter(|_| sound) else {
         return Err(draft.finish().expect_err("it lacks a part").into());
     };
-    let runtime = Runtime::load()?;
+    let runtime = Runtime::load(interrupt.clone())?;
+    let mut faults = Faults::new(inference.provider, interrupt);
     let mut scorers = Vec::with_capacity(inference.workers);
-    let mut faults = Vec::new();
     for worker in 0..inference.workers {
-        match Scorer::new(
-            &runtime,
-            model,
-            &manifest.input,
-            inference,
-            worker,
-            max_records,
-        ) {
-            Ok(scorer) => scorers.push(scorer),
-            Err(ScorerError::Graph(found)) => {
-                faults = found;
-                break;
-            }
-            Err(other) => return Err(other.into()),
-        }
+        let input = &manifest.input;
+        let made = Scorer::new(&runtime, model, input, inference, worker, max_records);
+        let Some(scorer) = faults.take(scorer::MODEL, made)? else {
+            break;
+        };
+        scorers.push(scorer);
     }
     let mut golden = GoldenCheck::default();
     if let (Some(records), Some(scorer)) = (&draft.golden, scorers.first_mut()) {
-        match golden::check(records, &manifest.input, manifest.golden, scorer)? {
-            Ok(check) => golden = check,
-            Err(found) => faults.extend(found),
+        let checked = golden::check(records, &manifest.input, manifest.golden, scorer);
+        match faults.take(scorer::MODEL, checked)? {
+            Some(Ok(check)) => golden = check,
+            Some(Err(found)) => faults.found.extend(found),
+            None => {}
         }
     }
+    let features = manifest.input.features();
     let mut nearest = None;
     if let Some(normals) = &draft.normals {
-        match Nearest::new(&runtime, normals, manifest.input.features()) {
-            Ok(found) => nearest = Some(found),
-            Err(ScorerError::Graph(found)) => faults.extend(found),
-            Err(other) => return Err(other.into()),
-        }
+        let made = Nearest::new(&runtime, normals, features);
+        nearest = faults.take(nearest::MODEL, made)?;
     }
     let mut screens = Vec::new();
     if let (Some(screen), Some(golden)) = (&draft.screen, &draft.golden) {
-        let features = manifest.input.features();
         for _ in 0..inference.workers {
-            match Screen::new(&runtime, &screen.model, features.len(), max_records) {
-                Ok(made) => screens.push(made),
-                Err(ScorerError::Graph(found)) => {
-                    faults.extend(found);
-                    break;
-                }
-                Err(other) => return Err(other.into()),
-            }
+            let made = Screen::new(&runtime, &screen.model, features.len(), max_records);
+            let Some(made) = faults.take(screen::MODEL, made)? else {
+                break;
+            };
+            screens.push(made);
         }
         if let Some(first) = screens.first_mut() {
-            faults.extend(first.check(golden, &screen.answers.golden, features)?);
+            let checked = first.check(golden, &screen.answers.golden, features);
+            let fault = faults.take(screen::MODEL, checked)?.flatten();
+            faults.found.extend(fault);
         }
     }
-    draft.faults.extend(faults);
+    draft.faults.extend(faults.found);
     Ok(Loaded {
         bundle: draft.finish()?,
         scorers,
@@ -115,4 +122,49 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
         golden,
         nearest,
     })
+}
+
+/// Whether no session may be made because of it.
+fn forbids_sessions(fault: &Fault) -> bool {
+    fault.file == bundle::MANIFEST || bundle::is_graph(&fault.file)
+}
+
+/// What is wrong with a bundle's graphs, as far as their sessions show it.
+struct Faults<'i> {
+    found: Vec<Fault>,
+    /// On a device a run can fail because of the device.
+    on_cpu: bool,
+    interrupt: &'i Interrupt,
+}
+
+impl Faults<'_> {
+    fn new(provider: Provider, interrupt: &Interrupt) -> Faults<'_> {
+        Faults {
+            found: Vec::new(),
+            on_cpu: provider == Provider::Cpu,
+            interrupt,
+        }
+    }
+
+    /// What came of the graph in `file`, or nothing if the graph is at fault.
+    ///
+    /// # Errors
+    /// Something else is.
+    fn take<T>(
+        &mut self,
+        file: &str,
+        made: Result<T, ScorerError>,
+    ) -> Result<Option<T>, ScorerError> {
+        match made {
+            Ok(made) => return Ok(Some(made)),
+            Err(_) if self.interrupt.is_requested() => return Err(ScorerError::Interrupted),
+            Err(ScorerError::Graph(found)) => self.found.extend(found),
+            Err(ScorerError::Run(e)) if self.on_cpu => {
+                let problem = format!("ONNX Runtime fails to run it: {}", e.message().trim());
+                self.found.push(Fault::new(file, problem));
+            }
+            Err(other) => return Err(other),
+        }
+        Ok(None)
+    }
 }

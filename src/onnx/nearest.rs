@@ -4,13 +4,15 @@ use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
 
 use super::buckets::{Buckets, padded};
+use super::interrupt::Interrupt;
+use super::outputs::values;
 use super::scorer::{builder, commit, tensor_fault};
 use super::{Runtime, ScorerError};
 use crate::bundle::{Fault, Feature, Normals};
 use crate::decode::JsonDecoder;
 use crate::verdict::Neighbour;
 
-const MODEL: &str = "nearest.onnx";
+pub(super) const MODEL: &str = "nearest.onnx";
 const RECORDS: &str = "normals.ndjson";
 /// Anomalies of a batch; there are seldom more.
 const AT_ONCE: usize = 64;
@@ -25,6 +27,7 @@ pub struct Nearest {
     ids: Vec<Option<String>>,
     buckets: Buckets,
     padded: Vec<f32>,
+    interrupt: Interrupt,
 }
 
 impl Nearest {
@@ -47,7 +50,9 @@ impl Nearest {
         let session = commit(&mut builder(runtime)?, MODEL, &normals.model)?;
         let width = features.len();
         let row = [-1, width as i64];
-        let (input, output) = (session.inputs().first(), session.outputs().first());
+        let input = session.inputs().iter().find(|tensor| tensor.name() == "x");
+        let mut outputs = session.outputs().iter();
+        let output = outputs.find(|tensor| tensor.name() == "nearest");
         let faults = [
             tensor_fault("input", "x", TensorElementType::Float32, &row, input),
             tensor_fault("output", "nearest", TensorElementType::Int64, &[-1], output),
@@ -62,6 +67,7 @@ impl Nearest {
             ids: normals.records.iter().map(|n| n.id.clone()).collect(),
             buckets: Buckets::up_to(AT_ONCE),
             padded: Vec::new(),
+            interrupt: runtime.interrupt.clone(),
         };
         let rows = nearest.rows.clone();
         if nearest.ask(&rows)?.contains(&None) {
@@ -84,8 +90,12 @@ impl Nearest {
             let bucket = self.buckets.fit(count);
             let input = padded(part, bucket * self.width, &mut self.padded);
             let x = TensorRef::from_array_view(([bucket, self.width], input))?;
-            let outputs = self.session.run(ort::inputs!["x" => x])?;
-            let (_, found) = outputs["nearest"].try_extract_tensor::<i64>()?;
+            let runs = self.interrupt.runs()?;
+            let outputs = self
+                .session
+                .run_with_options(ort::inputs!["x" => x], runs)
+                .map_err(|e| self.interrupt.failure(e))?;
+            let found = values::<i64>(&outputs, MODEL, "nearest", &[bucket])?;
             let known = |&n: &i64| usize::try_from(n).ok().filter(|n| *n < self.ids.len());
             numbers.extend(found[..count].iter().map(known));
         }

@@ -1,9 +1,12 @@
 //! Finds and loads the ONNX Runtime library.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ort::environment::Environment;
+use ort::logging::LogLevel;
+
+use super::Interrupt;
 
 const LIBRARY: &str = if cfg!(target_os = "macos") {
     "libonnxruntime.dylib"
@@ -14,9 +17,13 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
 /// ONNX Runtime allows one environment a process, made once and never unmade.
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 
-/// The process's ONNX Runtime; clones share it.
+/// The process's ONNX Runtime, for one model; clones share both.
 #[derive(Clone, Debug)]
-pub struct Runtime(pub(super) Environment);
+pub struct Runtime {
+    pub(super) environment: Environment,
+    /// Ends what is done for the model.
+    pub(super) interrupt: Interrupt,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -34,18 +41,39 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RuntimeError`] says what to do.
-    pub fn load() -> Result<Runtime, RuntimeError> {
-        if let Some(environment) = ENVIRONMENT.get() {
-            return Ok(Runtime(environment.clone()));
-        }
-        let builder = ort::init_from(library()).map_err(|e| RuntimeError::Library {
-            problem: e.to_string(),
-        })?;
-        let made = builder
-            .with_name("residuald")
-            .with_telemetry(false)
-            .build()?;
-        Ok(Runtime(ENVIRONMENT.get_or_init(|| made).clone()))
+    pub fn load(interrupt: Interrupt) -> Result<Runtime, RuntimeError> {
+        let environment = environment()?.clone();
+        Ok(Runtime {
+            environment,
+            interrupt,
+        })
+    }
+}
+
+fn environment() -> Result<&'static Environment, RuntimeError> {
+    // A second one that is made meanwhile and dropped would take the logger of the first with it.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = ENVIRONMENT.get() {
+        return Ok(environment);
+    }
+    let builder = ort::init_from(library()).map_err(|e| RuntimeError::Library {
+        problem: e.to_string(),
+    })?;
+    let made = builder
+        .with_name("residuald")
+        .with_telemetry(false)
+        .with_logger(Arc::new(log))
+        .build()?;
+    Ok(ENVIRONMENT.get_or_init(|| made))
+}
+
+/// What ONNX Runtime says goes to the log, not to standard error as it is: it quotes names from the graph.
+fn log(level: LogLevel, _category: &str, _id: &str, _place: &str, message: &str) {
+    match level {
+        LogLevel::Fatal | LogLevel::Error => tracing::error!("ONNX Runtime: {message}"),
+        LogLevel::Warning => tracing::warn!("ONNX Runtime: {message}"),
+        LogLevel::Info | LogLevel::Verbose => tracing::debug!("ONNX Runtime: {message}"),
     }
 }
 

@@ -7,11 +7,15 @@ use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::Runtime;
 use super::buckets::{Buckets, padded};
+use super::interrupt::Interrupt;
+use super::outputs::values;
 use super::provider::{self, Placement};
 use crate::bundle::{Fault, Input, Pixels};
 use crate::config::{Inference, Provider};
 
-const MODEL: &str = "model.onnx";
+pub(super) const MODEL: &str = "model.onnx";
+/// Has ONNX Runtime read a graph as what it was checked as.
+const ONNX_ONLY: (&str, &str) = ("session.load_model_format", "ONNX");
 
 /// Pictures that a GPU scores at once, at most: what a network makes of them fills its memory.
 const MOST_PICTURES: usize = 64;
@@ -27,6 +31,7 @@ pub struct Scorer {
     buckets: Buckets,
     padded: Vec<f32>,
     padded_pixels: Vec<u8>,
+    interrupt: Interrupt,
     /// What it runs on, which with a fallback is not what was asked for.
     pub provider: Provider,
     pub placement: Placement,
@@ -66,6 +71,8 @@ pub enum ScorerError {
     },
     #[error("ONNX Runtime failed while scoring: {0}")]
     Run(#[from] ort::Error),
+    #[error("ONNX Runtime was told to end")]
+    Interrupted,
 }
 
 impl Scorer {
@@ -109,6 +116,7 @@ impl Scorer {
             buckets: buckets(provider),
             padded: Vec::new(),
             padded_pixels: Vec::new(),
+            interrupt: runtime.interrupt.clone(),
             provider,
             placement,
         };
@@ -151,15 +159,21 @@ impl Scorer {
             let bucket = self.buckets.fit(records);
             let input = padded(part, bucket * self.width, &mut self.padded);
             let x = TensorRef::from_array_view(([bucket, self.width], input))?;
-            let outputs = self.session.run(ort::inputs!["x" => x])?;
-            let take = |name: &str, count: usize, into: &mut Vec<f32>| {
-                let (_, values) = outputs[name].try_extract_tensor::<f32>()?;
-                into.extend_from_slice(&values[..count]);
-                Ok::<(), ort::Error>(())
-            };
-            take("score", records, scores)?;
-            take("residual", part.len(), residuals)?;
-            take("reconstruction", part.len(), reconstructions)?;
+            let runs = self.interrupt.runs()?;
+            let outputs = self
+                .session
+                .run_with_options(ort::inputs!["x" => x], runs)
+                .map_err(|e| self.interrupt.failure(e))?;
+            let row = [bucket, self.width];
+            let found = values(&outputs, MODEL, "score", &row[..1])?;
+            scores.extend_from_slice(&found[..records]);
+            for (name, into) in [
+                ("residual", &mut *residuals),
+                ("reconstruction", &mut *reconstructions),
+            ] {
+                let found = values(&outputs, MODEL, name, &row)?;
+                into.extend_from_slice(&found[..part.len()]);
+            }
         }
         Ok(())
     }
@@ -184,10 +198,15 @@ impl Scorer {
             let bucket = self.buckets.fit(pictures);
             let input = padded(part, bucket * self.width, &mut self.padded_pixels);
             let x = TensorRef::from_array_view(([bucket, height, width, channels], input))?;
-            let outputs = self.session.run(ort::inputs!["x" => x])?;
-            let (_, scores) = outputs["score"].try_extract_tensor::<f32>()?;
-            let (_, heat) = outputs["residual"].try_extract_tensor::<f32>()?;
-            let (_, expected) = outputs["reconstruction"].try_extract_tensor::<u8>()?;
+            let runs = self.interrupt.runs()?;
+            let outputs = self
+                .session
+                .run_with_options(ort::inputs!["x" => x], runs)
+                .map_err(|e| self.interrupt.failure(e))?;
+            let shape = [bucket, height, width, channels];
+            let scores: &[f32] = values(&outputs, MODEL, "score", &shape[..1])?;
+            let heat: &[f32] = values(&outputs, MODEL, "residual", &shape[..3])?;
+            let expected: &[u8] = values(&outputs, MODEL, "reconstruction", &shape)?;
             seen.scores.extend_from_slice(&scores[..pictures]);
             seen.heat
                 .extend_from_slice(&heat[..pictures * height * width]);
@@ -195,6 +214,35 @@ impl Scorer {
                 .extend_from_slice(&expected[..part.len()]);
         }
         Ok(())
+    }
+
+    /// Whether what it scored at the start it scores still.
+    pub(super) fn score_zeros(&mut self) -> Result<(), ScorerError> {
+        match self.pixels {
+            None => {
+                let row = vec![0.0; self.width];
+                self.score(&row, &mut vec![], &mut vec![], &mut vec![])
+            }
+            Some(_) => self.score_pixels(&vec![0; self.width], &mut Seen::default()),
+        }
+    }
+
+    /// Values a row.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Fills up what was not seen of the rows up to `values` values: scores that are no numbers, and nothing else.
+    pub(super) fn fill(&self, seen: &mut Seen, values: usize) {
+        let channels = self.pixels.map_or(1, |pixels| pixels.channels);
+        seen.scores.resize(values / self.width, f32::NAN);
+        seen.heat.resize(values / channels, 0.0);
+        seen.reconstruction.resize(values, 0);
+    }
+
+    /// Ends what it does, from another thread.
+    pub fn interrupt(&self) -> Interrupt {
+        self.interrupt.clone()
     }
 
     /// Rows that are scored at once, at most.
@@ -259,7 +307,7 @@ fn session_on(
 }
 
 pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> {
-    let builder = Session::builder(&runtime.0)?
+    let builder = Session::builder(&runtime.environment)?
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(ort::Error::from)?
         .with_intra_threads(1)
@@ -269,7 +317,10 @@ pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> 
         .with_intra_op_spinning(false)
         .map_err(ort::Error::from)?
         .with_config_entry(provider::REMEMBER.0, provider::REMEMBER.1)
+        .map_err(ort::Error::from)?
+        .with_config_entry(ONNX_ONLY.0, ONNX_ONLY.1)
         .map_err(ort::Error::from)?;
+    runtime.interrupt.watch(&builder)?;
     Ok(builder)
 }
 

@@ -4,12 +4,14 @@ use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
 
 use super::buckets::{Buckets, padded};
+use super::interrupt::Interrupt;
+use super::outputs::values;
 use super::scorer::{builder, commit, tensor_fault};
 use super::{Runtime, ScorerError};
 use crate::bundle::{Fault, Feature, Golden};
 use crate::decode::JsonDecoder;
 
-const MODEL: &str = "screen.onnx";
+pub(super) const MODEL: &str = "screen.onnx";
 /// How far an answer, which is about the logarithm of a score, may lie from the trainer's.
 const TOLERANCE: f32 = 1e-3;
 
@@ -20,6 +22,7 @@ pub struct Screen {
     width: usize,
     buckets: Buckets,
     padded: Vec<f32>,
+    interrupt: Interrupt,
 }
 
 impl Screen {
@@ -57,6 +60,7 @@ impl Screen {
             width,
             buckets: Buckets::up_to(max_records),
             padded: Vec::new(),
+            interrupt: runtime.interrupt.clone(),
         };
         for records in screen.buckets.sizes().to_vec() {
             screen.ask(&vec![0.0; records * width], &mut Vec::new())?;
@@ -75,9 +79,13 @@ impl Screen {
             let bucket = self.buckets.fit(records);
             let input = padded(part, bucket * self.width, &mut self.padded);
             let x = TensorRef::from_array_view(([bucket, self.width], input))?;
-            let outputs = self.session.run(ort::inputs!["x" => x])?;
-            let (_, values) = outputs["screen"].try_extract_tensor::<f32>()?;
-            answers.extend_from_slice(&values[..records]);
+            let runs = self.interrupt.runs()?;
+            let outputs = self
+                .session
+                .run_with_options(ort::inputs!["x" => x], runs)
+                .map_err(|e| self.interrupt.failure(e))?;
+            let found = values(&outputs, MODEL, "screen", &[bucket])?;
+            answers.extend_from_slice(&found[..records]);
         }
         Ok(())
     }

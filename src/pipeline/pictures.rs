@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::PipelineError;
 use crate::batch::{Batch, Sighting};
+use crate::decode::{Reason, RowError};
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, Seen};
 use crate::picture::{Picture, PictureError, Reader, highest};
@@ -24,7 +25,7 @@ pub enum Step {
         picture: Result<Picture, PictureError>,
     },
     /// The batch, all of its pictures before it.
-    End(Batch),
+    End(Box<Batch>),
 }
 
 /// When a picture is to be explained, and how.
@@ -60,7 +61,7 @@ pub fn decode(
                 return Ok(());
             }
         }
-        if steps.send(Step::End(batch)).is_err() {
+        if steps.send(Step::End(Box::new(batch))).is_err() {
             return Ok(());
         }
     }
@@ -101,17 +102,15 @@ impl Worker {
             }
             let started = Instant::now();
             seen.clear();
-            if let [Step::Picture { picture: Ok(p), .. }] = &together[..] {
-                self.scorer.score_pixels(&p.rows, &mut seen)?;
-            } else {
-                rows.clear();
-                for picture in together.iter().filter_map(Step::picture) {
-                    rows.extend_from_slice(&picture.rows);
-                }
-                self.scorer.score_pixels(&rows, &mut seen)?;
-            }
+            let pictures = together.iter().filter_map(Step::picture);
+            let pictures: Vec<&[u8]> = pictures.map(|p| p.rows.as_slice()).collect();
+            let refused = self
+                .scorer
+                .score_pictures_apart(&pictures, &mut rows, &mut seen)?;
+            super::report(&refused);
+            let mut refused = refused.into_iter().peekable();
             let seconds = started.elapsed().as_secs_f64() / rows_of(&together).max(1) as f64;
-            let mut from = 0;
+            let (mut from, mut place) = (0, 0);
             for step in together {
                 match step {
                     Step::Picture {
@@ -123,18 +122,19 @@ impl Worker {
                         match picture {
                             Ok(picture) => {
                                 let to = from + picture.layout.rows();
-                                self.explain.take(part, &picture, &seen, from..to);
+                                match refused.next_if(|(at, _)| *at == place) {
+                                    None => self.explain.take(part, &picture, &seen, from..to),
+                                    Some((_, why)) => part.refuse(why),
+                                }
+                                place += 1;
                                 part.seconds += seconds * (to - from) as f64;
                                 from = to;
                             }
-                            Err(error) => {
-                                part.scores.push(f32::NAN);
-                                part.sightings.push(Sighting::Dead(error.into()));
-                            }
+                            Err(error) => part.bury(error.into()),
                         }
                     }
                     Step::End(batch) => {
-                        if to_publish.send(self.close(batch)).is_err() {
+                        if to_publish.send(self.close(*batch)).is_err() {
                             return Ok(());
                         }
                     }
@@ -154,6 +154,20 @@ impl Worker {
             batch.sightings = part.sightings;
         }
         batch
+    }
+}
+
+impl Part {
+    fn bury(&mut self, error: RowError) {
+        self.scores.push(f32::NAN);
+        self.sightings.push(Sighting::Dead(error));
+    }
+
+    fn refuse(&mut self, why: String) {
+        self.bury(RowError {
+            reason: Reason::Unscorable,
+            detail: format!("the model fails on it: {why}"),
+        });
     }
 }
 

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::onnx::Nearest;
 use crate::recent::{Anomaly, Recent};
 use crate::shutdown::Shutdown;
-use crate::verdict::{Judge, Scored, Severity, Verdict};
+use crate::verdict::{Judge, Scored, Severity, Verdict, is_score};
 
 /// How often a wait looks whether it still makes sense.
 pub(super) const LOOK_UP: Duration = Duration::from_millis(100);
@@ -224,8 +224,8 @@ impl Publisher {
                 self.bury(batch.sequence, letter);
                 continue;
             }
-            if !score.is_finite() {
-                self.bury(batch.sequence, self.unscorable(record, score));
+            if let Some(flaw) = flaw(batch, i, place) {
+                self.bury(batch.sequence, self.unscorable(record, flaw));
                 tally.dead.push(Reason::Unscorable);
                 continue;
             }
@@ -308,15 +308,8 @@ impl Publisher {
         record: Kept<'_>,
         nearest: Option<usize>,
     ) -> Message {
-        let row = batch.row(i);
-        let columns = place * row.len()..(place + 1) * row.len();
         let verdict = self.judge.judge(
-            Scored {
-                score: batch.scores[place],
-                row,
-                residual: &batch.residuals[columns.clone()],
-                reconstruction: &batch.reconstructions[columns],
-            },
+            scored(batch, i, place),
             record.segment,
             nearest.and_then(|n| Some(self.nearest.as_ref()?.record(n))),
             self.output.attributions,
@@ -333,10 +326,10 @@ impl Publisher {
         verdict_message(&self.model, topic, record, verdict, json.as_deref())
     }
 
-    fn unscorable(&self, record: Kept<'_>, score: f32) -> DeadLetter {
+    fn unscorable(&self, record: Kept<'_>, flaw: String) -> DeadLetter {
         let error = RowError {
             reason: Reason::Unscorable,
-            detail: format!("the model's score is {score}"),
+            detail: flaw,
         };
         record.letter(&self.topics[record.from.topic], error)
     }
@@ -480,6 +473,31 @@ impl Publisher {
             let _ = give_back.send(batch);
         }
     }
+}
+
+/// What the model says of record `i`, which is a row.
+fn scored(batch: &Batch, i: usize, place: usize) -> Scored<'_> {
+    let row = batch.row(i);
+    let columns = place * row.len()..(place + 1) * row.len();
+    Scored {
+        score: batch.scores[place],
+        row,
+        residual: &batch.residuals[columns.clone()],
+        reconstruction: &batch.reconstructions[columns],
+    }
+}
+
+/// Why there can be no verdict on record `i`, if there can be none.
+fn flaw(batch: &Batch, i: usize, place: usize) -> Option<String> {
+    // They are in the order of their places.
+    if let Ok(at) = batch.refused.binary_search_by_key(&place, |(at, _)| *at) {
+        return Some(format!("the model fails on it: {}", batch.refused[at].1));
+    }
+    if batch.sightings.is_empty() {
+        return scored(batch, i, place).flaw();
+    }
+    let score = batch.scores[place];
+    (!is_score(score)).then(|| format!("the model's score is {score}"))
 }
 
 fn undeliverable(topic: String, problem: String) -> PipelineError {

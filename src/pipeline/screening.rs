@@ -77,7 +77,14 @@ impl Screening {
     pub fn score(&mut self, scorer: &mut Scorer, batch: &mut Batch) -> Result<(), ScorerError> {
         self.answers.clear();
         self.picked.clear();
-        self.screen.ask(&batch.rows, &mut self.answers)?;
+        if let Err(error) = self.screen.ask(&batch.rows, &mut self.answers) {
+            if matches!(error, ScorerError::Interrupted) {
+                return Err(error);
+            }
+            tracing::error!("the screen fails on a batch, which is scored in full: {error}");
+            self.answers.clear();
+            self.answers.resize(batch.scorable(), f32::NAN);
+        }
         let width = batch.rows.len() / batch.scorable();
         let mut screened = std::mem::take(&mut batch.screened);
         for (i, (record, answer)) in batch.records().zip(&self.answers).enumerate() {
@@ -98,12 +105,13 @@ impl Screening {
             screened.push(outcome);
         }
         batch.screened = screened;
-        scorer.score(
+        batch.refused = scorer.score_apart(
             &self.picked,
             &mut batch.scores,
             &mut batch.residuals,
             &mut batch.reconstructions,
-        )
+        )?;
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bundle::Feature;
+use crate::config;
 use crate::decode::{Input, SegmentReader};
 use crate::message::Model;
 use crate::metrics::Metrics;
@@ -76,13 +77,13 @@ pub struct Next(Arc<Offered>);
 struct Offered {
     /// Looked at for each record, which a lock is too dear for.
     is_there: AtomicBool,
-    serving: Mutex<Option<Serving>>,
+    serving: Mutex<Option<(Serving, config::Output)>>,
 }
 
 impl Next {
-    /// The newest counts, if one that was offered before is still waiting.
-    pub fn offer(&self, serving: Serving) {
-        *self.lock() = Some(serving);
+    /// With what is said of its verdicts. The newest counts, if one that was offered before is still waiting.
+    pub fn offer(&self, serving: Serving, output: config::Output) {
+        *self.lock() = Some((serving, output));
         self.0.is_there.store(true, Ordering::Release);
     }
 
@@ -90,12 +91,12 @@ impl Next {
         self.0.is_there.load(Ordering::Acquire)
     }
 
-    pub fn take(&self) -> Option<Serving> {
+    pub fn take(&self) -> Option<(Serving, config::Output)> {
         self.0.is_there.store(false, Ordering::Release);
         self.lock().take()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Serving>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Serving, config::Output)>> {
         // It is whole or not there, whoever panicked.
         let serving = self.0.serving.lock();
         serving.unwrap_or_else(PoisonError::into_inner)

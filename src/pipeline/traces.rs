@@ -23,7 +23,7 @@ use crate::kafka::Topics;
 use crate::message::Message;
 use crate::metrics::CLEARED;
 use crate::otlp::Spans;
-use crate::verdict::Severity;
+use crate::verdict::{Severity, is_score};
 
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
@@ -127,7 +127,7 @@ impl Traces {
             if dead.is_none() {
                 self.score(&trace, &times, score);
             }
-            if dead.is_some() || score.is_some_and(|score| !score.is_finite()) {
+            if dead.is_some() || score.is_some_and(|score| !is_score(score)) {
                 self.publish(&trace, &times, &self.dead_letter_topic, None);
             } else if let Some(verdict) = verdict {
                 let scores = self.scores_topic.as_ref();
@@ -244,7 +244,7 @@ impl Traces {
             Some(score) => KeyValue::new("residuald.anomaly_score", f64::from(score)),
             None => KeyValue::new("residuald.screen", CLEARED),
         }];
-        if score.is_some_and(|score| !score.is_finite()) {
+        if score.is_some_and(|score| !is_score(score)) {
             span.status = Status::error("unscorable");
         }
         self.spans.send(span);

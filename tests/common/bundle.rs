@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::process::run;
-use super::{parse, payments};
+use super::{parse, payments, root};
 
 /// A copy that goes away with this value.
 pub struct Copy {
@@ -33,6 +33,18 @@ impl Copy {
         fs::create_dir(&path).unwrap();
         for file in FILES {
             fs::copy(payments().join(file), path.join(file)).unwrap();
+        }
+        Copy { _dir: dir, path }
+    }
+
+    /// Of `tests/slow_model`: a record's `work` says how long it takes, and 1e15 is for ever.
+    pub fn slow() -> Copy {
+        let from = root().join("tests/slow_model");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("slow_model");
+        fs::create_dir(&path).unwrap();
+        for file in &FILES[..4] {
+            fs::copy(from.join(file), path.join(file)).unwrap();
         }
         Copy { _dir: dir, path }
     }

@@ -207,7 +207,7 @@ impl Sample {
         let told_apart = self.by.is_some();
         let (segments, waiting) = (&mut self.segments, &self.waiting);
         self.scoring.score(&self.rows, |row, scored| {
-            if !scored.score.is_finite() {
+            if scored.flaw().is_some() {
                 *refused += 1;
                 return Ok(());
             }

@@ -12,6 +12,7 @@ use crate::shutdown::Shutdown;
 
 use super::super::failure::Failure;
 use super::super::produce::stop_on_ctrl_c;
+use super::super::stdout::stdout;
 use super::{Selection, Survey, shown, time};
 
 /// List dead letters: where each lies, where it came from, when, why, and whether it was replayed
@@ -48,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout();
     let mut left = arguments.limit.unwrap_or(u64::MAX);
     let mut ended = survey.ended;
     if left > 0 && ended == Ended::Complete {

@@ -1,0 +1,322 @@
+//! An ONNX graph before ONNX Runtime sees it: it must hold all its data itself. Otherwise it would read files that no hash of
+//! the manifest covers, from wherever the process runs.
+//!
+//! Only the fields through which a tensor can be reached are declared; the rest of the file is skipped unread. Messages nested
+//! more than 100 deep are refused by `prost`, as they are by ONNX Runtime.
+
+use prost::Message;
+
+/// `data_location` of a tensor whose values lie in its own message.
+const INSIDE: i32 = 0;
+/// Place and content of the mark of ONNX Runtime's own format, which this check cannot read.
+const ORT_FORMAT: (std::ops::Range<usize>, &[u8]) = (4..8, b"ORTM");
+/// An operator that runs what a file beside the graph holds.
+const CONTEXT: &str = "EPContext";
+
+#[derive(Clone, PartialEq, Message)]
+struct Model {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<Graph>,
+    #[prost(message, repeated, tag = "20")]
+    training: Vec<Training>,
+    #[prost(message, repeated, tag = "25")]
+    functions: Vec<Function>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Training {
+    #[prost(message, optional, tag = "1")]
+    initialization: Option<Graph>,
+    #[prost(message, optional, tag = "2")]
+    algorithm: Option<Graph>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Function {
+    #[prost(message, repeated, tag = "7")]
+    nodes: Vec<Node>,
+    #[prost(message, repeated, tag = "11")]
+    defaults: Vec<Attribute>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Graph {
+    #[prost(message, repeated, tag = "1")]
+    nodes: Vec<Node>,
+    #[prost(message, repeated, tag = "5")]
+    initializers: Vec<Tensor>,
+    #[prost(message, repeated, tag = "15")]
+    sparse: Vec<SparseTensor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Node {
+    #[prost(bytes = "vec", tag = "4")]
+    operator: Vec<u8>,
+    #[prost(message, repeated, tag = "5")]
+    attributes: Vec<Attribute>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Attribute {
+    #[prost(message, optional, tag = "5")]
+    tensor: Option<Tensor>,
+    #[prost(message, optional, tag = "6")]
+    graph: Option<Graph>,
+    #[prost(message, repeated, tag = "10")]
+    tensors: Vec<Tensor>,
+    #[prost(message, repeated, tag = "11")]
+    graphs: Vec<Graph>,
+    #[prost(message, optional, tag = "22")]
+    sparse: Option<SparseTensor>,
+    #[prost(message, repeated, tag = "23")]
+    sparse_list: Vec<SparseTensor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SparseTensor {
+    #[prost(message, optional, tag = "1")]
+    values: Option<Tensor>,
+    #[prost(message, optional, tag = "2")]
+    indices: Option<Tensor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Tensor {
+    #[prost(bytes = "vec", tag = "8")]
+    name: Vec<u8>,
+    #[prost(message, repeated, tag = "13")]
+    external: Vec<Entry>,
+    #[prost(int32, tag = "14")]
+    location: i32,
+}
+
+/// What is said of the file; that there is one is enough.
+#[derive(Clone, PartialEq, Message)]
+struct Entry {}
+
+/// What is wrong with the ONNX model in `bytes`, as far as its data is concerned, in words.
+pub fn fault(bytes: &[u8]) -> Option<String> {
+    let (place, mark) = ORT_FORMAT;
+    if bytes.get(place) == Some(mark) {
+        return Some("is in ONNX Runtime's own format: export it as ONNX".to_owned());
+    }
+    match Model::decode(bytes) {
+        Ok(model) => model.fault(),
+        Err(e) => Some(format!("is no ONNX model: {e}")),
+    }
+}
+
+impl Model {
+    fn fault(&self) -> Option<String> {
+        let training = self.training.iter();
+        let training = training.flat_map(|t| t.initialization.iter().chain(&t.algorithm));
+        let graphs = self.graph.iter().chain(training);
+        graphs
+            .map(Graph::fault)
+            .chain(self.functions.iter().map(Function::fault))
+            .find_map(|fault| fault)
+    }
+}
+
+impl Function {
+    fn fault(&self) -> Option<String> {
+        let nodes = self.nodes.iter().find_map(Node::fault);
+        nodes.or_else(|| self.defaults.iter().find_map(Attribute::fault))
+    }
+}
+
+impl Graph {
+    fn fault(&self) -> Option<String> {
+        let tensors = self.initializers.iter().find_map(Tensor::fault);
+        tensors
+            .or_else(|| self.sparse.iter().find_map(SparseTensor::fault))
+            .or_else(|| self.nodes.iter().find_map(Node::fault))
+    }
+}
+
+impl Node {
+    fn fault(&self) -> Option<String> {
+        if self.operator == CONTEXT.as_bytes() {
+            return Some(format!(
+                "has an {CONTEXT} node, which runs code from outside the graph: export the plain graph"
+            ));
+        }
+        self.attributes.iter().find_map(Attribute::fault)
+    }
+}
+
+impl Attribute {
+    fn fault(&self) -> Option<String> {
+        let tensors = self.tensor.iter().chain(&self.tensors);
+        let sparse = self.sparse.iter().chain(&self.sparse_list);
+        let graphs = self.graph.iter().chain(&self.graphs);
+        tensors
+            .map(Tensor::fault)
+            .chain(sparse.map(SparseTensor::fault))
+            .chain(graphs.map(Graph::fault))
+            .find_map(|fault| fault)
+    }
+}
+
+impl SparseTensor {
+    fn fault(&self) -> Option<String> {
+        let parts = self.values.iter().chain(&self.indices);
+        parts.map(Tensor::fault).find_map(|fault| fault)
+    }
+}
+
+impl Tensor {
+    fn fault(&self) -> Option<String> {
+        if self.location == INSIDE && self.external.is_empty() {
+            return None;
+        }
+        let name: String = String::from_utf8_lossy(&self.name)
+            .chars()
+            .take(80)
+            .collect();
+        Some(format!(
+            "tensor `{name}` keeps its data in another file, which no hash covers: export the graph without external data"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn external() -> Tensor {
+        Tensor {
+            name: b"weights".to_vec(),
+            location: 1,
+            external: vec![],
+        }
+    }
+
+    fn in_graph(node: Node) -> Graph {
+        Graph {
+            nodes: vec![node],
+            ..Graph::default()
+        }
+    }
+
+    fn with(attribute: Attribute) -> Node {
+        Node {
+            operator: b"Any".to_vec(),
+            attributes: vec![attribute],
+        }
+    }
+
+    fn model(graph: Graph) -> Model {
+        Model {
+            graph: Some(graph),
+            ..Model::default()
+        }
+    }
+
+    #[test]
+    fn external_data_is_found_wherever_a_tensor_can_be() {
+        let initializer = Graph {
+            initializers: vec![Tensor::default(), external()],
+            ..Graph::default()
+        };
+        let sparse = |tensor| SparseTensor {
+            values: Some(Tensor::default()),
+            indices: Some(tensor),
+        };
+        let entries_alone = Tensor {
+            external: vec![Entry {}],
+            ..Tensor::default()
+        };
+        let constant = |tensor| Attribute {
+            tensor: Some(tensor),
+            ..Attribute::default()
+        };
+        let body = Attribute {
+            graphs: vec![Graph::default(), initializer.clone()],
+            ..Attribute::default()
+        };
+        let nested = Attribute {
+            graph: Some(in_graph(with(body))),
+            ..Attribute::default()
+        };
+        let models = [
+            model(initializer.clone()),
+            model(Graph {
+                sparse: vec![sparse(external())],
+                ..Graph::default()
+            }),
+            model(in_graph(with(constant(external())))),
+            model(in_graph(with(constant(entries_alone)))),
+            model(in_graph(with(Attribute {
+                tensors: vec![external()],
+                ..Attribute::default()
+            }))),
+            model(in_graph(with(Attribute {
+                sparse: Some(sparse(external())),
+                ..Attribute::default()
+            }))),
+            model(in_graph(with(Attribute {
+                sparse_list: vec![sparse(external())],
+                ..Attribute::default()
+            }))),
+            model(in_graph(with(nested))),
+            Model {
+                functions: vec![Function {
+                    nodes: vec![with(constant(external()))],
+                    defaults: vec![],
+                }],
+                ..Model::default()
+            },
+            Model {
+                functions: vec![Function {
+                    nodes: vec![],
+                    defaults: vec![constant(external())],
+                }],
+                ..Model::default()
+            },
+            Model {
+                training: vec![Training {
+                    initialization: None,
+                    algorithm: Some(initializer),
+                }],
+                ..Model::default()
+            },
+        ];
+        for model in models {
+            let fault = fault(&model.encode_to_vec());
+            let said = fault.is_some_and(|fault| fault.contains("keeps its data in another file"));
+            assert!(said, "{model:?}");
+        }
+    }
+
+    #[test]
+    fn what_runs_a_file_and_what_cannot_be_read_is_refused() {
+        let context = Node {
+            operator: CONTEXT.into(),
+            attributes: vec![],
+        };
+        let refused = [
+            (model(in_graph(context)).encode_to_vec(), "EPContext"),
+            (b"\x08\x01\x08\x01ORTM".to_vec(), "own format"),
+            (b"\xff\xff\xff".to_vec(), "no ONNX model"),
+            (deep(200), "no ONNX model"),
+        ];
+        for (bytes, said) in refused {
+            let fault = fault(&bytes).unwrap();
+            assert!(fault.contains(said), "{fault}");
+        }
+        assert_eq!(fault(&deep(20)), None);
+    }
+
+    /// Graphs within graphs.
+    fn deep(levels: usize) -> Vec<u8> {
+        let wrap = |graph, _| {
+            in_graph(with(Attribute {
+                graph: Some(graph),
+                ..Attribute::default()
+            }))
+        };
+        model((0..levels).fold(Graph::default(), wrap)).encode_to_vec()
+    }
+}

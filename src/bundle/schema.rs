@@ -1,0 +1,153 @@
+//! Whether one bundle can take over from another in mid-stream: the records stay what they are.
+
+use std::collections::HashSet;
+use std::mem::discriminant;
+
+use super::manifest::{EpochUnit, Feature, FeatureKind, Input, Missing};
+
+/// Why records that `old` reads are not what `new` reads, in words; empty if they can be.
+///
+/// Both read tables or both pictures. For tables: some path is read by both; a feature that both have is read from the same path
+/// with the same type; a path that both read holds the same type; and a field that only `new` reads may be missing from a record.
+/// Vocabularies, units, the rest of the model, and the size of pictures may change.
+pub fn incompatibilities(old: &Input, new: &Input) -> Vec<String> {
+    match (old, new) {
+        (Input::Image(_), Input::Image(_)) => vec![],
+        (Input::Tabular { features: old }, Input::Tabular { features: new }) => {
+            between_tables(old, new)
+        }
+        (Input::Tabular { .. }, Input::Image(_)) => {
+            vec!["it reads pictures, and the one in force tables".to_owned()]
+        }
+        (Input::Image(_), Input::Tabular { .. }) => {
+            vec!["it reads tables, and the one in force pictures".to_owned()]
+        }
+    }
+}
+
+fn between_tables(old: &[Feature], new: &[Feature]) -> Vec<String> {
+    let paths: HashSet<&str> = old.iter().map(|f| f.path.as_str()).collect();
+    if !new.iter().any(|f| paths.contains(f.path.as_str())) {
+        return vec!["it reads no field that the one in force reads".to_owned()];
+    }
+    new.iter()
+        .filter_map(|feature| fault(old, feature))
+        .collect()
+}
+
+fn fault(old: &[Feature], new: &Feature) -> Option<String> {
+    let name = &new.name;
+    if let Some(before) = old.iter().find(|f| f.name == *name) {
+        if before.path != new.path {
+            return Some(format!(
+                "feature `{name}` is read from `{}`, in force from `{}`",
+                new.path, before.path
+            ));
+        }
+        let same = kind(&before.kind) == kind(&new.kind);
+        return (!same).then(|| format!("feature `{name}` is of another type than in force"));
+    }
+    let mut there = old.iter().filter(|f| f.path == new.path).peekable();
+    if there.peek().is_none() {
+        let required = new.missing == Missing::Reject;
+        return required.then(|| {
+            format!(
+                "feature `{name}` needs the field `{}`, which the one in force does not read",
+                new.path
+            )
+        });
+    }
+    let same = there.any(|f| kind(&f.kind) == kind(&new.kind));
+    (!same).then(|| format!("the field `{}` is of another type than in force", new.path))
+}
+
+/// What of a kind says how a field is read.
+fn kind(kind: &FeatureKind) -> (std::mem::Discriminant<FeatureKind>, Option<EpochUnit>) {
+    let unit = match kind {
+        FeatureKind::Timestamp { epoch_unit, .. } => *epoch_unit,
+        _ => None,
+    };
+    (discriminant(kind), unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn table(features: serde_json::Value) -> Input {
+        serde_json::from_value(json!({"kind": "tabular", "features": features})).unwrap()
+    }
+
+    fn picture(side: usize) -> Input {
+        let input = json!({"kind": "image", "height": side, "width": side, "channels": 1, "resize": "bilinear"});
+        serde_json::from_value(input).unwrap()
+    }
+
+    fn in_force() -> Input {
+        table(json!([
+            {"name": "amount", "path": "amount", "type": "number"},
+            {"name": "hour", "path": "time", "type": "timestamp", "part": "hour_of_day"},
+            {"name": "category", "path": "merchant.category", "type": "categorical", "vocabulary": ["a"]},
+        ]))
+    }
+
+    #[test]
+    fn what_a_new_training_changes_is_compatible() {
+        let new = table(json!([
+            {"name": "amount", "path": "amount", "type": "number", "missing": "impute", "unit": "USD"},
+            {"name": "day", "path": "time", "type": "timestamp", "part": "day_of_week"},
+            {"name": "category", "path": "merchant.category", "type": "categorical", "vocabulary": ["a", "b"]},
+            {"name": "age", "path": "age", "type": "number", "missing": "impute"},
+        ]));
+        for (old, new) in [
+            (in_force(), new),
+            (in_force(), in_force()),
+            (picture(8), picture(16)),
+        ] {
+            assert_eq!(incompatibilities(&old, &new), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn another_schema_is_not() {
+        for (new, said) in [
+            (picture(8), "reads pictures"),
+            (
+                table(json!([{"name": "x", "path": "x", "type": "number", "missing": "impute"}])),
+                "no field",
+            ),
+            (
+                table(json!([{"name": "amount", "path": "x", "type": "number"},
+                          {"name": "hour", "path": "time", "type": "timestamp", "part": "hour_of_day"}])),
+                "from `x`",
+            ),
+            (
+                table(json!([{"name": "amount", "path": "amount", "type": "bool"}])),
+                "another type",
+            ),
+            (
+                table(json!([{"name": "sum", "path": "amount", "type": "bool"}])),
+                "field `amount` is of another type",
+            ),
+            (
+                table(
+                    json!([{"name": "hour", "path": "time", "type": "timestamp", "part": "hour_of_day", "epoch_unit": "ms"}]),
+                ),
+                "another type",
+            ),
+            (
+                table(
+                    json!([{"name": "amount", "path": "amount", "type": "number"},
+                          {"name": "age", "path": "age", "type": "number"}]),
+                ),
+                "needs the field `age`",
+            ),
+        ] {
+            let found = incompatibilities(&in_force(), &new).join("; ");
+            assert!(found.contains(said), "{said} not in {found}");
+        }
+        assert_eq!(incompatibilities(&picture(8), &in_force()).len(), 1);
+    }
+}

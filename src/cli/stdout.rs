@@ -1,0 +1,70 @@
+//! Standard output for verbs that write many lines: nothing in them can steer a terminal.
+
+use std::io::{self, StdoutLock, Write};
+
+use crate::text::escaped_lines;
+
+/// Escapes whole lines, because a write may end within a character. JSON stays JSON with the same meaning.
+pub struct Safe<W: Write> {
+    out: W,
+    line: Vec<u8>,
+}
+
+pub fn stdout() -> Safe<StdoutLock<'static>> {
+    Safe::new(io::stdout().lock())
+}
+
+impl<W: Write> Safe<W> {
+    fn new(out: W) -> Safe<W> {
+        Safe {
+            out,
+            line: Vec::new(),
+        }
+    }
+
+    fn write_line(&mut self) -> io::Result<()> {
+        let text = String::from_utf8_lossy(&self.line);
+        let written = self.out.write_all(escaped_lines(&text).as_bytes());
+        self.line.clear();
+        written
+    }
+}
+
+impl<W: Write> Write for Safe<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                self.write_line()?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.write_line()?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Drop for Safe<W> {
+    fn drop(&mut self) {
+        let _ = self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_character_in_two_writes_is_whole_and_an_escape_is_shown() {
+        let mut out = Vec::new();
+        let mut safe = Safe::new(&mut out);
+        let (first, second) = "gr\u{fc}n \u{1b}[2J\nend".as_bytes().split_at(3);
+        safe.write_all(first).unwrap();
+        safe.write_all(second).unwrap();
+        drop(safe);
+        assert_eq!(String::from_utf8(out).unwrap(), "gr\u{fc}n \\u001b[2J\nend");
+    }
+}
