@@ -105,15 +105,21 @@ impl Source {
     }
 
     fn ask_again(&mut self, at: Instant, problem: &str) {
+        let exactly_once = self.is_exactly_once();
         let Some(assigning) = &mut self.assigning else {
             return;
         };
         assigning.ask_again = Some(at);
         if !assigning.complained {
             assigning.complained = true;
-            tracing::info!(
-                "the brokers do not say yet from where to read the new partitions, so they wait: {problem}"
-            );
+            match exactly_once {
+                true => tracing::info!(
+                    "waiting for the transaction of the last owner of these partitions to end: {problem}"
+                ),
+                false => tracing::info!(
+                    "the brokers do not say yet from where to read the new partitions, so they wait: {problem}"
+                ),
+            }
         }
     }
 
