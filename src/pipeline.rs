@@ -16,6 +16,7 @@ mod drift;
 mod intake;
 mod media;
 mod outbox;
+mod oversize;
 mod pictures;
 mod publish;
 mod screening;

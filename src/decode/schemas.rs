@@ -195,7 +195,7 @@ impl Schemas {
             Some(Entry::Known(schema)) => Ok(schema),
             Some(Entry::Refused(detail)) => Err(DecodeError::Row(RowError {
                 reason: Reason::UnknownSchema,
-                detail,
+                detail: detail.into(),
             })),
             Some(Entry::OnItsWay) => Err(DecodeError::SchemaPending(id)),
             None => {

@@ -6,6 +6,7 @@ mod assignment;
 mod hold;
 mod membership;
 pub mod history;
+pub mod limits;
 pub mod replay;
 mod sink;
 mod source;
@@ -20,8 +21,9 @@ use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::types::RDKafkaErrorCode;
 
+pub use limits::Limits;
 pub use membership::Membership;
-pub use sink::{Delivery, SendError, Sink};
+pub use sink::{Delivery, SendError, Sink, Ticket};
 pub use source::{Event, Rebalance, RebalanceKind, Source};
 pub use transaction::Outcome;
 

@@ -11,16 +11,26 @@ use rdkafka::message::{DeliveryResult, Headers as _, Message as _};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaError, LastComplaint, await_topic, client_config, owned_headers, transaction};
+use super::{
+    KafkaError, LastComplaint, Limits, await_topic, client_config, owned_headers, transaction,
+};
 use crate::config::{Guarantee, Kafka};
-use crate::message::Message;
+use crate::message::{About, Message};
 use crate::shutdown::Shutdown;
+
+/// What goes with a message to the brokers and comes back with their answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket {
+    /// The batch it belongs to.
+    pub sequence: u64,
+    /// No other message was on its way, so that a refusal is about this one.
+    pub alone: bool,
+}
 
 /// How one message of a batch fared.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The batch it belongs to.
-    pub sequence: u64,
+    pub ticket: Ticket,
     pub result: Result<(), SendError>,
 }
 
@@ -42,6 +52,7 @@ pub struct Sink {
     pub(super) transactional_id: Option<String>,
     deliveries: Receiver<Delivery>,
     config: ClientConfig,
+    limits: Limits,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -53,6 +64,12 @@ pub(super) fn config(kafka: &Kafka) -> ClientConfig {
     config
 }
 
+/// What a batch may come to, by librdkafka's default if nothing else is set.
+fn batch_size(config: &ClientConfig) -> usize {
+    let size = config.get("batch.size").and_then(|size| size.parse().ok());
+    size.unwrap_or(1_000_000)
+}
+
 impl Sink {
     /// Connects and makes sure that every topic exists.
     ///
@@ -60,7 +77,8 @@ impl Sink {
     /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
     pub fn connect(kafka: &Kafka, topics: &[&str], stop: &Shutdown) -> Result<Sink, KafkaError> {
         let complaint = LastComplaint::default();
-        let sink = Sink::open(config(kafka), &complaint)?;
+        let mut config = config(kafka);
+        let mut sink = Sink::open(config.clone(), &complaint)?;
         for topic in topics {
             await_topic(
                 sink.producer.client(),
@@ -71,6 +89,17 @@ impl Sink {
                 || {},
             )?;
         }
+        let limits = Limits::ask(&config, topics);
+        for line in limits.lines() {
+            tracing::info!("{line}");
+        }
+        // A topic refuses a batch that is too large, whatever is in it.
+        let least = limits.least().filter(|least| *least < batch_size(&config));
+        if let Some(least) = least {
+            config.set("batch.size", least.to_string());
+            sink = Sink::open(config, &complaint)?;
+        }
+        sink.limits = limits;
         if sink.transactional_id.is_some() {
             sink.init_transactions(kafka.connect_timeout, &complaint, stop)?;
         }
@@ -89,6 +118,7 @@ impl Sink {
             producer: Arc::new(config.create_with_context(context)?),
             transactional_id,
             deliveries,
+            limits: Limits::of_client(&config),
             config,
         })
     }
@@ -99,7 +129,8 @@ impl Sink {
     /// [`KafkaError`] when the brokers do not let it.
     pub fn replace(&mut self, patience: Duration, stop: &Shutdown) -> Result<(), KafkaError> {
         let complaint = LastComplaint::default();
-        let sink = Sink::open(self.config.clone(), &complaint)?;
+        let mut sink = Sink::open(self.config.clone(), &complaint)?;
+        sink.limits = self.limits.clone();
         sink.init_transactions(patience, &complaint, stop)?;
         let stuck = std::mem::replace(self, sink);
         // Ending it could wait for the stuck call.
@@ -111,8 +142,9 @@ impl Sink {
     ///
     /// # Errors
     /// [`SendError`], with the message where sending it in another shape or later makes sense.
-    pub fn send(&self, sequence: u64, topic: &str, message: &Message) -> Result<(), SendError> {
-        let mut record = BaseRecord::with_opaque_to(topic, Box::new(sequence))
+    pub fn send(&self, ticket: Ticket, topic: &str, message: &Message) -> Result<(), SendError> {
+        let sent = Box::new((ticket, message.about.clone()));
+        let mut record = BaseRecord::with_opaque_to(topic, sent)
             .payload(&message.payload)
             .headers(owned_headers(&message.headers));
         if let Some(key) = &message.key {
@@ -140,6 +172,10 @@ impl Sink {
 
     pub(super) fn brokers(&self) -> &str {
         self.config.get("bootstrap.servers").unwrap_or_default()
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Outcomes of what was sent, in the order in which brokers answer.
@@ -173,9 +209,10 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = Box<u64>;
+    type DeliveryOpaque = Box<(Ticket, About)>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, sequence: Box<u64>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Self::DeliveryOpaque) {
+        let (ticket, about) = *sent;
         let result = match result {
             // Acknowledged as a repeat, so its place is not known: in a transaction better to send it again than to
             // believe that it is the same one, and in this transaction.
@@ -190,6 +227,7 @@ impl ProducerContext for Context {
             )) => Err(SendError::TooLarge {
                 topic: message.topic().to_owned(),
                 message: Message {
+                    about,
                     key: message.key().map(<[u8]>::to_vec),
                     headers: message.headers().map_or_else(Vec::new, |headers| {
                         let own = headers.iter();
@@ -206,9 +244,6 @@ impl ProducerContext for Context {
             }),
         };
         // Nobody listens any more once the publisher has ended.
-        let _ = self.deliveries.send(Delivery {
-            sequence: *sequence,
-            result,
-        });
+        let _ = self.deliveries.send(Delivery { ticket, result });
     }
 }

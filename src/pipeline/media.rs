@@ -65,7 +65,8 @@ impl Publisher {
             None => return Ok(None),
             Some(Media::Topic(topic)) => {
                 let key = format!("{id}-{kind}");
-                let message = media_message(&key, &png.bytes, record.timestamp_ms);
+                let source = record.source(&self.topics[record.from.topic]);
+                let message = media_message(source, &key, &png.bytes, record.timestamp_ms);
                 let uri = format!("kafka://{topic}?key={key}");
                 self.send(sequence, topic, message);
                 uri
