@@ -70,6 +70,7 @@ pub struct Metrics {
     pub rebalances: IntCounter,
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
+    pub media_dir_blocked: IntGauge,
     pub schema_registry_errors: IntCounter,
     pub trace_spans_lost: IntCounter,
     pub model_info: GaugeVec,
@@ -211,6 +212,11 @@ impl Metrics {
                 r,
                 "paused_partitions",
                 "Partitions paused because scoring or delivery is behind.",
+            ),
+            media_dir_blocked: gauge(
+                r,
+                "media_dir_blocked",
+                "1 while publishing waits because output.media_dir takes no maps, for instance because the disk is full; else 0.",
             ),
             schema_registry_errors: counter(
                 r,

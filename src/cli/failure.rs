@@ -149,9 +149,9 @@ impl From<PipelineError> for Failure {
         match e {
             PipelineError::Kafka(e) => e.into(),
             PipelineError::Scorer(e) => e.into(),
-            e @ (PipelineError::NotDrained { .. }
-            | PipelineError::NotCommitted
-            | PipelineError::Media { .. }) => Failure::new(UNAVAILABLE, e),
+            e @ (PipelineError::NotDrained { .. } | PipelineError::NotCommitted) => {
+                Failure::new(UNAVAILABLE, e)
+            }
             e @ PipelineError::Panicked(_) => Failure::internal(e),
         }
     }

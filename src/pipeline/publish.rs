@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::PipelineError;
 use super::drift::{Drift, QUANTILE};
+use super::media::Blocked;
 use super::outbox::{Outbox, Outgoing};
 use super::oversize::{Omissions, Refusal};
 use super::tally::{Losses, Tally};
@@ -58,6 +59,7 @@ pub struct Publisher {
     /// By topic, with exactly-once.
     pub(super) too_large: HashMap<String, Refusal>,
     pub(super) omissions: Omissions,
+    pub(super) blocked: Blocked,
 }
 
 pub(super) struct Pending {
@@ -116,6 +118,7 @@ impl Publisher {
             pending: VecDeque::new(),
             too_large: HashMap::new(),
             omissions: Omissions::default(),
+            blocked: Blocked::default(),
         }
     }
 
@@ -149,10 +152,6 @@ impl Publisher {
                 recv(scored) -> batch => match batch {
                     Ok(batch) => {
                         self.early.insert(batch.sequence, batch);
-                        while let Some(batch) = self.early.remove(&self.next) {
-                            self.next += 1;
-                            self.publish(batch)?;
-                        }
                     }
                     Err(_) => {
                         open = false;
@@ -166,11 +165,25 @@ impl Publisher {
                 }
                 default(patience.map_or(LOOK_UP, |left| left.min(LOOK_UP))) => {}
             }
+            self.publish_in_order()?;
             if self.outbox.is_due(Instant::now()) {
                 self.hand_over()?;
             }
             self.commit_if_due()?;
             self.finish(give_back);
+        }
+        Ok(())
+    }
+
+    /// Publishes what is next, as far as the folder for maps takes them.
+    fn publish_in_order(&mut self) -> Result<(), PipelineError> {
+        while let Some(batch) = self.early.remove(&self.next) {
+            if !self.membership.is_lost(batch.sequence) && !self.shelve(&batch) {
+                self.early.insert(batch.sequence, batch);
+                break;
+            }
+            self.next += 1;
+            self.publish(batch)?;
         }
         Ok(())
     }
@@ -259,7 +272,7 @@ impl Publisher {
             let sighting = batch.sightings.get(i);
             let mut message = match sighting {
                 Some(Sighting::Explained(finding)) => {
-                    self.picture_message(batch.sequence, record, batch.scores[place], finding)?
+                    self.picture_message(batch.sequence, record, batch.scores[place], finding)
                 }
                 // A picture that nobody asks about was seen to above.
                 Some(_) => continue,
