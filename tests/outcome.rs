@@ -15,6 +15,8 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 
+/// Brokers hold compressed batches against their limits, and what is sent here would be next to nothing.
+const UNCOMPRESSED: &str = "kafka.producer.\"compression.type\"=none";
 const DELIVERIES: [&str; 2] = ["at-least-once", "exactly-once"];
 /// Of the brokers, for a topic that says nothing else.
 const DEFAULT_LIMIT: usize = 1_048_588;
@@ -334,7 +336,7 @@ fn a_topic_that_takes_little_takes_what_is_small() {
         };
         let notes = some_bad();
         stream.produce(&notes);
-        let daemon = stream.daemon(&[]);
+        let daemon = stream.daemon(&[UNCOMPRESSED]);
         daemon.await_count("consumed", notes.len() as u64);
         stream.until_all_is_committed();
         daemon.is_balanced();
@@ -360,7 +362,7 @@ fn a_topic_that_takes_less_than_it_said_takes_what_is_small() {
         };
         let first = some_bad();
         stream.produce(&first);
-        let daemon = stream.daemon(&["kafka.producer.\"linger.ms\"=50"]);
+        let daemon = stream.daemon(&[UNCOMPRESSED]);
         daemon.await_count("consumed", first.len() as u64);
         stream.until_all_is_committed();
         stream.alter("dead", 5_000);
@@ -383,7 +385,7 @@ fn what_no_topic_takes_is_counted_and_named_and_the_stream_goes_on() {
         let Some(stream) = Stream::create("nothing", delivery, DEFAULT_LIMIT) else {
             return;
         };
-        stream.alter("dead", 400);
+        stream.alter("dead", 200);
         let notes = [
             Note::new("k", good_with("1")),
             Note::new("k", "not json"),
@@ -391,7 +393,7 @@ fn what_no_topic_takes_is_counted_and_named_and_the_stream_goes_on() {
             Note::new("k", good_with("2")),
         ];
         stream.produce(&notes);
-        let daemon = stream.daemon(&[]);
+        let daemon = stream.daemon(&[UNCOMPRESSED]);
         daemon.await_count("consumed", 4);
         stream.until_all_is_committed();
         daemon.is_balanced();

@@ -34,7 +34,9 @@ impl Limits {
     }
 
     /// Asks the brokers (DescribeConfigs), for a few seconds at most. `config` is the producer's.
-    pub fn ask(config: &ClientConfig, topics: &[&str]) -> Limits {
+    pub fn ask(config: &ClientConfig, topics: &[impl AsRef<str>]) -> Limits {
+        let topics: Vec<&str> = topics.iter().map(AsRef::as_ref).collect();
+        let topics = topics.as_slice();
         let unknown = |problem: String| {
             let topics = topics.iter();
             topics
@@ -54,6 +56,14 @@ impl Limits {
     /// What a topic takes, if that is known.
     pub fn topic(&self, topic: &str) -> Option<usize> {
         self.topics.get(topic)?.as_ref().ok().copied()
+    }
+
+    pub fn topics(&self) -> Vec<String> {
+        self.topics.keys().cloned().collect()
+    }
+
+    pub fn are_known(&self) -> bool {
+        self.topics.values().all(Result::is_ok)
     }
 
     /// What every topic takes whose limit is known.

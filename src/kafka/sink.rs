@@ -138,6 +138,28 @@ impl Sink {
         Ok(())
     }
 
+    /// Asks again for the limits of the topics: somebody may have changed them.
+    pub fn ask_limits(&mut self) {
+        self.limits = Limits::ask(&self.config, &self.limits.topics());
+    }
+
+    /// Another producer in place of one whose batches are too large for a topic.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when the brokers do not let it.
+    pub fn shrink_batches(
+        &mut self,
+        patience: Duration,
+        stop: &Shutdown,
+    ) -> Result<(), KafkaError> {
+        self.ask_limits();
+        // Where a limit is not known, each message goes by itself.
+        let bytes = self.limits.least().filter(|_| self.limits.are_known());
+        self.config
+            .set("batch.size", bytes.unwrap_or(1).to_string());
+        self.replace(patience, stop)
+    }
+
     /// Hands a message over; its [`Delivery`] comes later, unless this fails at once.
     ///
     /// # Errors

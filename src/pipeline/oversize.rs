@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::publish::Publisher;
-use super::window::Window;
-use crate::kafka::Ticket;
+use super::window::{REPLACED_WITHIN, Window};
+use crate::kafka::{KafkaError, Ticket};
 use crate::message::{About, Kind, Message};
 
 /// After a refusal that may be about the whole batch, so many messages go one by one.
@@ -36,14 +36,18 @@ impl Publisher {
     /// The brokers found a message too large.
     pub(super) fn is_refused(&mut self, ticket: &Ticket, topic: String, message: Message) {
         let size = message.size();
-        let fit = self.fit(ticket, &topic, size);
         if let Some(window) = &mut self.window {
             window.fails_for_size(format!("a message is too large for topic {topic}"));
-            match fit {
-                None => self.outbox.go_alone(usize::MAX),
+            match self.fit(&topic, size, self.has_small_batches) {
+                None => self.wants_small_batches = true,
                 Some(fit) => self.learn(topic, size, fit),
             }
             return;
+        }
+        let mut fit = self.fit(&topic, size, ticket.alone);
+        if fit.is_none() && !self.outbox.is_alone() {
+            self.sink.ask_limits();
+            fit = self.fit(&topic, size, ticket.alone);
         }
         let again = match fit {
             None => {
@@ -70,13 +74,22 @@ impl Publisher {
     }
 
     /// The size that a topic may take in place of `size`, which it refused; `None` if the refusal may be about others in the
-    /// same batch.
-    fn fit(&self, ticket: &Ticket, topic: &str, size: usize) -> Option<usize> {
+    /// same batch, which it is not if the message was alone in it.
+    fn fit(&self, topic: &str, size: usize, alone: bool) -> Option<usize> {
         match self.sink.limits().topic(topic) {
             Some(limit) if limit < size => Some(limit),
-            _ if ticket.alone => Some(size / 2),
+            _ if alone => Some(size / 2),
             _ => None,
         }
+    }
+
+    /// A transaction failed for the size of a batch: another producer makes smaller ones.
+    pub(super) fn make_small_batches(&mut self) -> Result<(), KafkaError> {
+        if std::mem::take(&mut self.wants_small_batches) && !self.abandon.is_requested() {
+            self.sink.shrink_batches(REPLACED_WITHIN, &self.abandon)?;
+            self.has_small_batches = true;
+        }
+        Ok(())
     }
 
     /// What was refused is judged again from its batch, so its size is remembered.
@@ -194,7 +207,7 @@ impl Publisher {
     /// A window went through: what its topics refused may be compressed better the next time.
     pub(super) fn forget_refusals(&mut self) {
         self.too_large.clear();
-        self.outbox.go_alone(0);
+        self.has_small_batches = false;
     }
 }
 

@@ -58,6 +58,9 @@ pub struct Publisher {
     pub(super) pending: VecDeque<Pending>,
     /// By topic, with exactly-once.
     pub(super) too_large: HashMap<String, Refusal>,
+    /// With exactly-once, since the last commit: a batch was refused for its size, and the producer now makes smaller ones.
+    pub(super) wants_small_batches: bool,
+    pub(super) has_small_batches: bool,
     pub(super) omissions: Omissions,
     pub(super) blocked: Blocked,
 }
@@ -117,6 +120,8 @@ impl Publisher {
             early: BTreeMap::new(),
             pending: VecDeque::new(),
             too_large: HashMap::new(),
+            wants_small_batches: false,
+            has_small_batches: false,
             omissions: Omissions::default(),
             blocked: Blocked::default(),
         }

@@ -13,7 +13,7 @@ use crate::metrics::{ABORTED, COMMITTED};
 /// A window that is aborted this often in a row will not go through.
 const ATTEMPTS: u32 = 10;
 /// How long the brokers may take to let another producer in.
-const REPLACED_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const REPLACED_WITHIN: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -129,6 +129,7 @@ impl Publisher {
                 std::thread::sleep(backoff);
                 backoff = LONGEST_BACKOFF.min(2 * backoff);
             }
+            self.make_small_batches()?;
             if self.abandon.is_requested() || !self.send_again()? {
                 return Ok(());
             }
