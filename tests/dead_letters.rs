@@ -633,7 +633,7 @@ fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
         // One that this program gives is no slip.
         let ended = topics.run(verb, &[&["--reason", "malformed"], yes].concat());
         ended.with_code(0);
-        assert!(ended.stderr.contains("there are missing (3)"), "{ended}");
+        assert!(ended.stderr.contains("there are missing (3)"), "{verb}");
     }
     assert_eq!(topics.written("in"), 0);
 }

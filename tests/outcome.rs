@@ -3,6 +3,10 @@
 
 mod common;
 
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::cluster::{Cluster, cluster};
@@ -53,6 +57,14 @@ impl Stream {
         Some(stream)
     }
 
+    /// Another setting for a topic, in place of all others.
+    fn set(&self, topic: &str, setting: &str, value: &str) {
+        let name = self.name(topic);
+        let config = AlterConfig::new(ResourceSpecifier::Topic(&name)).set(setting, value);
+        let altered = block_on(self.admin().alter_configs([&config], &AdminOptions::new()));
+        altered.unwrap().remove(0).unwrap();
+    }
+
     fn admin(&self) -> AdminClient<DefaultClientContext> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.cluster.brokers);
@@ -75,6 +87,19 @@ impl Stream {
 
     fn produce(&self, notes: &[Note]) {
         produce(&self.cluster.brokers, &self.name("in"), notes);
+    }
+
+    /// A record with a header whose name is no text, which rdkafka cannot send.
+    fn kcat(&self, payload: &[u8]) {
+        let mut kcat = Command::new("kcat")
+            .args(["-P", "-b", &self.cluster.brokers, "-t", &self.name("in")])
+            .arg("-H")
+            .arg(OsStr::from_bytes(b"\xff\xfe=own"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        kcat.stdin.take().unwrap().write_all(payload).unwrap();
+        assert!(kcat.wait().unwrap().success());
     }
 
     fn daemon(&self, settings: &[&str]) -> Daemon {
@@ -410,5 +435,62 @@ fn what_no_topic_takes_is_counted_and_named_and_the_stream_goes_on() {
         }
         assert_eq!(stream.read("dead").len(), 0);
         assert_eq!(stream.read("scores").len(), 2, "{delivery}");
+    }
+}
+
+#[test]
+fn times_keys_and_header_names_that_others_do_not_take_cost_no_record() {
+    const DAY: i64 = 86_400_000;
+    for delivery in DELIVERIES {
+        let Some(stream) = Stream::create("odd", delivery, DEFAULT_LIMIT) else {
+            return;
+        };
+        stream.set(
+            "in",
+            "message.timestamp.after.max.ms",
+            &i64::MAX.to_string(),
+        );
+        stream.set("scores", "cleanup.policy", "compact");
+        // Brokers hear of it a little later.
+        std::thread::sleep(Duration::from_secs(2));
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+        let at = |timestamp_ms, note: Note| Note {
+            timestamp_ms: Some(timestamp_ms),
+            ..note
+        };
+        let keyless = |payload: Vec<u8>| Note {
+            key: None,
+            ..Note::new("", payload)
+        };
+        stream.produce(&[
+            at(now + 30 * DAY, Note::new("k", good_with("1"))),
+            at(now + 30 * DAY, Note::new("k", "not json")),
+            at(now, keyless(good_with("2"))),
+            at(now, keyless(b"not json".to_vec())),
+        ]);
+        stream.kcat(&good_with("3"));
+        stream.kcat(b"not json");
+        let daemon = stream.daemon(&[]);
+        daemon.await_count("consumed", 6);
+        stream.until_all_is_committed();
+        daemon.is_balanced();
+        assert_eq!(
+            (daemon.count("scored"), daemon.count("dead_letters")),
+            (3, 3)
+        );
+        daemon.drains();
+        let (scores, dead) = (stream.read("scores"), stream.read("dead"));
+        for (offset, future) in [(0, true), (2, false)] {
+            for (notes, offset) in [(&scores, offset), (&dead, offset + 1)] {
+                let note = about(notes, offset);
+                assert_eq!(omitted(note), if future { "timestamp" } else { "" });
+                assert_eq!(note.timestamp_ms != Some(now), future);
+            }
+        }
+        let place = format!("{}-0-2", stream.name("in"));
+        assert_eq!(about(&scores, 2).key, Some(place.into_bytes()));
+        assert_eq!(about(&dead, 3).key, None);
+        let named = about(&dead, 5).header("(header name is not UTF-8)");
+        assert_eq!(named, Some("own"));
     }
 }

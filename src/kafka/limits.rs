@@ -1,10 +1,12 @@
-//! The largest message that the client and each output topic take. The smaller of the two decides what a verdict or dead
-//! letter may carry.
+//! What the client and each output topic take: the largest message, of which the smaller limit decides what a verdict or dead
+//! letter may carry, timestamps, and messages without a key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier,
+};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
@@ -16,11 +18,54 @@ const TOPIC: &str = "max.message.bytes";
 /// librdkafka's default.
 const CLIENT_DEFAULT: usize = 1_000_000;
 
+/// Brokers' default since Apache Kafka 4.0; before, every timestamp was taken.
+const FUTURE_MS: i64 = 3_600_000;
+/// How far the brokers' clocks may be from this one.
+const CLOCKS_MS: i64 = 60_000;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     client: usize,
-    /// By topic: bytes, or why they are not known.
-    topics: BTreeMap<String, Result<usize, String>>,
+    /// By topic: what it takes, or why that is not known.
+    topics: BTreeMap<String, Result<Takes, String>>,
+}
+
+/// What a topic takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Takes {
+    bytes: usize,
+    /// Milliseconds that a timestamp may be in the past and in the future.
+    past_ms: i64,
+    future_ms: i64,
+    /// It is compacted.
+    keys_only: bool,
+}
+
+impl Takes {
+    /// Of a topic that tells nothing.
+    const UNKNOWN: Takes = Takes {
+        bytes: usize::MAX,
+        past_ms: i64::MAX,
+        future_ms: FUTURE_MS,
+        keys_only: false,
+    };
+
+    fn of(resource: &ConfigResource) -> Result<Takes, String> {
+        let setting = |name: &str| resource.get(name)?.value.as_deref();
+        let number = |name: &str| setting(name)?.parse::<i64>().ok();
+        let bytes = setting(TOPIC).and_then(|value| value.parse().ok());
+        let by_broker = setting("message.timestamp.type") == Some("LogAppendTime");
+        let far = |name: &str| match by_broker {
+            true => i64::MAX,
+            false => number(name).unwrap_or(i64::MAX),
+        };
+        Ok(Takes {
+            bytes: bytes.ok_or_else(|| format!("no {TOPIC} in their answer"))?,
+            past_ms: far("message.timestamp.before.max.ms"),
+            future_ms: far("message.timestamp.after.max.ms"),
+            keys_only: setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+        })
+    }
 }
 
 impl Limits {
@@ -35,8 +80,8 @@ impl Limits {
 
     /// Asks the brokers (DescribeConfigs), for a few seconds at most. `config` is the producer's.
     pub fn ask(config: &ClientConfig, topics: &[impl AsRef<str>]) -> Limits {
-        let topics: Vec<&str> = topics.iter().map(AsRef::as_ref).collect();
-        let topics = topics.as_slice();
+        let topics: BTreeSet<&str> = topics.iter().map(AsRef::as_ref).collect();
+        let topics: &[&str] = &Vec::from_iter(topics);
         let unknown = |problem: String| {
             let topics = topics.iter();
             topics
@@ -55,7 +100,30 @@ impl Limits {
 
     /// What a topic takes, if that is known.
     pub fn topic(&self, topic: &str) -> Option<usize> {
-        self.topics.get(topic)?.as_ref().ok().copied()
+        let takes = self.topics.get(topic)?.as_ref().ok()?;
+        Some(takes.bytes)
+    }
+
+    fn takes(&self, topic: &str) -> Takes {
+        match self.topics.get(topic) {
+            Some(Ok(takes)) => *takes,
+            _ => Takes::UNKNOWN,
+        }
+    }
+
+    /// Whether a topic takes messages of this time. A broker's clock may differ from ours, so what is close to a limit is
+    /// not sent either.
+    pub fn takes_time(&self, topic: &str, timestamp_ms: i64, now_ms: i64) -> bool {
+        let takes = self.takes(topic);
+        let oldest = now_ms.saturating_sub(takes.past_ms.saturating_sub(CLOCKS_MS));
+        let newest = now_ms.saturating_add(takes.future_ms.saturating_sub(CLOCKS_MS).max(0));
+        let oldest = if takes.past_ms == i64::MAX { 0 } else { oldest };
+        (oldest.max(0)..=newest).contains(&timestamp_ms)
+    }
+
+    /// Whether a topic refuses a message without a key.
+    pub fn needs_key(&self, topic: &str) -> bool {
+        self.takes(topic).keys_only
     }
 
     pub fn topics(&self) -> Vec<String> {
@@ -68,7 +136,11 @@ impl Limits {
 
     /// What every topic takes whose limit is known.
     pub fn least(&self) -> Option<usize> {
-        self.topics.values().flatten().min().copied()
+        self.topics
+            .values()
+            .flatten()
+            .map(|takes| takes.bytes)
+            .min()
     }
 
     /// What to do about a message that is too large for a topic.
@@ -90,8 +162,8 @@ impl Limits {
     /// For each topic a line that compares its limit with the client's.
     pub fn lines(&self) -> Vec<String> {
         let client = self.client;
-        let line = |(topic, limit): (&String, &Result<usize, String>)| match limit {
-            Ok(limit) => format!(
+        let line = |(topic, takes): (&String, &Result<Takes, String>)| match takes {
+            Ok(Takes { bytes: limit, .. }) => format!(
                 "a message for topic `{topic}` may have {} bytes: {TOPIC} of the topic is {limit}, kafka.producer.\"{CLIENT}\" is {client}",
                 client.min(*limit)
             ),
@@ -103,7 +175,7 @@ impl Limits {
     }
 }
 
-type ByTopic = BTreeMap<String, Result<usize, String>>;
+type ByTopic = BTreeMap<String, Result<Takes, String>>;
 
 fn described(config: &ClientConfig, topics: &[&str]) -> Result<ByTopic, String> {
     let mut config = config.clone();
@@ -124,16 +196,12 @@ fn described(config: &ClientConfig, topics: &[&str]) -> Result<ByTopic, String> 
         .map_err(|e| e.to_string())?;
     let mut found: ByTopic = BTreeMap::new();
     for (topic, answer) in topics.iter().zip(answers) {
-        let limit = match answer {
-            Ok(resource) if is_topic(&resource.specifier, topic) => {
-                let value = resource.get(TOPIC).and_then(|entry| entry.value.as_deref());
-                let bytes = value.and_then(|value| value.parse().ok());
-                bytes.ok_or_else(|| format!("no {TOPIC} in their answer"))
-            }
+        let takes = match answer {
+            Ok(resource) if is_topic(&resource.specifier, topic) => Takes::of(&resource),
             Ok(_) => Err("they answered for another topic".to_owned()),
             Err(code) => Err(code.to_string()),
         };
-        found.insert((*topic).to_owned(), limit);
+        found.insert((*topic).to_owned(), takes);
     }
     Ok(found)
 }
@@ -160,10 +228,40 @@ mod tests {
     use super::*;
 
     fn limits(client: usize, topic: Result<usize, String>) -> Limits {
+        let takes = topic.map(|bytes| Takes {
+            bytes,
+            ..Takes::UNKNOWN
+        });
         Limits {
             client,
-            topics: BTreeMap::from([("dead".to_owned(), topic)]),
+            topics: BTreeMap::from([("dead".to_owned(), takes)]),
         }
+    }
+
+    #[test]
+    fn a_time_that_the_topic_refuses_is_known_before() {
+        const DAY: i64 = 86_400_000;
+        let (now, mut limits) = (1_800_000_000_000, limits(1, Ok(1)));
+        let takes = |limits: &Limits, time| limits.takes_time("dead", time, now);
+        for (time, taken) in [
+            (now, true),
+            (0, true),
+            (-2, false),
+            (now + FUTURE_MS / 2, true),
+            (now + FUTURE_MS, false),
+            (i64::MAX, false),
+        ] {
+            assert_eq!(takes(&limits, time), taken, "{time}");
+            assert_eq!(limits.takes_time("another", time, now), taken, "{time}");
+        }
+        let any = Takes {
+            past_ms: DAY,
+            future_ms: i64::MAX,
+            ..Takes::UNKNOWN
+        };
+        limits.topics.insert("dead".to_owned(), Ok(any));
+        assert!(takes(&limits, i64::MAX) && takes(&limits, now - DAY / 2));
+        assert!(!takes(&limits, now - DAY));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod cause;
 pub mod embedded;
 mod assignment;
+mod headers;
 mod hold;
 mod membership;
 pub mod history;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::types::RDKafkaErrorCode;
 
 pub use limits::Limits;
@@ -153,17 +154,13 @@ fn client_config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
 
 /// A message as a record; nothing is copied.
 fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
-    let headers = message.headers().map(|headers| {
-        let own = headers.iter();
-        own.map(|header| (header.key, header.value)).collect()
-    });
     Record {
         topic: message.topic(),
         partition: message.partition(),
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis(),
         key: message.key(),
-        headers: headers.unwrap_or_default(),
+        headers: headers::headers(message),
         payload: message.payload(),
     }
 }

@@ -1,4 +1,4 @@
-//! Messages that the client or the brokers refuse for their size. They leave something out; about a record of which nothing
+//! Messages that the client or the brokers would not take as they are, most often for their size. They leave something out; about a record of which nothing
 //! can be said even so, that is counted and logged, and the stream goes on.
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use super::publish::Publisher;
 use super::window::{REPLACED_WITHIN, Window};
 use crate::kafka::{KafkaError, Ticket};
 use crate::message::{About, Kind, Message};
+use crate::record::Source;
 
 /// After a refusal that may be about the whole batch, so many messages go one by one.
 const ALONE: usize = 1000;
@@ -109,6 +110,33 @@ impl Publisher {
         };
     }
 
+    /// The message with a time and a key that its topic takes.
+    pub(super) fn shaped(&mut self, sequence: u64, topic: &str, message: Message) -> Message {
+        let mut message = message;
+        let now = jiff::Timestamp::now().as_millisecond();
+        let refused = |time: &i64| !self.sink.limits().takes_time(topic, *time, now);
+        if message.timestamp_ms.as_ref().is_some_and(refused) {
+            let why = format!("topic `{topic}` takes no such time");
+            message.timestamp_ms = None;
+            message.omit(&["timestamp"], &why);
+            self.omits(sequence, &["timestamp"], &message.about, &why);
+        }
+        self.give_key(topic, &mut message);
+        message
+    }
+
+    /// A compacted topic refuses a message without a key, so the record's place becomes its key.
+    fn give_key(&self, topic: &str, message: &mut Message) {
+        if message.key.is_none() && self.sink.limits().needs_key(topic) {
+            let Source {
+                topic,
+                partition,
+                offset,
+            } = &message.about.source;
+            message.key = Some(format!("{topic}-{partition}-{offset}").into_bytes());
+        }
+    }
+
     /// The message as it may go to a topic after what that refused; `None` if it cannot.
     pub(super) fn fitted(
         &mut self,
@@ -136,7 +164,8 @@ impl Publisher {
     ) -> Option<Message> {
         let hint = self.sink.limits().hint(topic);
         let why = format!("too large for topic `{topic}`");
-        let (slim, parts) = message.slimmed(fit, &why);
+        let (mut slim, parts) = message.slimmed(fit, &why);
+        self.give_key(topic, &mut slim);
         if slim.size() >= refused {
             self.is_undeliverable(sequence, topic, &message.about, &hint);
             return None;

@@ -394,6 +394,7 @@ impl Publisher {
 
     /// Has a message sent after those that wait already.
     pub(super) fn send(&mut self, sequence: u64, topic: String, message: Message) {
+        let message = self.shaped(sequence, &topic, message);
         let Some(message) = self.fitted(sequence, &topic, message) else {
             return;
         };
