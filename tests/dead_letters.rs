@@ -581,11 +581,7 @@ fn letters_that_are_discarded_stay_and_are_not_replayed() {
         (&replayed["replayed"], &replayed["discarded"]),
         (&json!(26), &json!(5))
     );
-    assert_eq!(
-        topics.written("in"),
-        27,
-        "26 letters and the end of a transaction"
-    );
+    assert_eq!(topics.committed("in").len(), 26);
     // What was replayed is done already.
     let rest = discard(&["--yes"]);
     assert_eq!(

@@ -11,6 +11,8 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
 
+use crate::config::Kafka;
+
 /// The answer only improves what is said, so a broker that does not give it is not waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 const CLIENT: &str = "message.max.bytes";
@@ -92,6 +94,11 @@ impl Limits {
             topics: described(config, topics).unwrap_or_else(unknown),
             ..Limits::of_client(config)
         }
+    }
+
+    /// The same by the settings.
+    pub fn of(kafka: &Kafka, topics: &[impl AsRef<str>]) -> Limits {
+        Limits::ask(&super::sink::config(kafka), topics)
     }
 
     pub fn client(&self) -> usize {

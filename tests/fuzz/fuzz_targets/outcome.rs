@@ -29,7 +29,7 @@ impl Sizes<'_> {
     }
 
     fn bytes(&mut self) -> Vec<u8> {
-        let size = self.number() % 6_000;
+        let size = self.number() % 1_200;
         self.contents.iter().cycle().take(size).copied().collect()
     }
 
@@ -41,12 +41,12 @@ impl Sizes<'_> {
 fuzz_target!(|data: &[u8]| {
     let (sizes, contents) = data.split_at(data.len().min(18));
     let mut from = Sizes { sizes, contents };
-    let limit = from.number() % 10_000;
+    let limit = from.number() % 3_000;
     let (key, payload) = (from.bytes(), from.bytes());
     let (name, value) = (from.text(), from.bytes());
     let reason = from.text();
     check_letter(limit, &key, &payload, (name, value.clone()), &reason);
-    let levels = from.number() % 400;
+    let levels = from.number() % 200;
     check_verdict(limit, &key, &value, &from.text(), levels, &reason);
 });
 
