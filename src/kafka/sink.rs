@@ -40,7 +40,10 @@ pub enum SendError {
     /// The local queue is full: wait for deliveries, then send again.
     QueueFull,
     /// Larger than the client or the topic takes.
-    TooLarge { topic: String, message: Message },
+    TooLarge {
+        topic: String,
+        message: Box<Message>,
+    },
     /// librdkafka gave up for good.
     Failed { topic: String, problem: String },
 }
@@ -182,7 +185,7 @@ impl Sink {
                 ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge) => {
                     SendError::TooLarge {
                         topic: topic.to_owned(),
-                        message: message.clone(),
+                        message: Box::new(message.clone()),
                     }
                 }
                 other => SendError::Failed {
@@ -248,7 +251,7 @@ impl ProducerContext for Context {
                 message,
             )) => Err(SendError::TooLarge {
                 topic: message.topic().to_owned(),
-                message: Message {
+                message: Box::new(Message {
                     about,
                     key: message.key().map(<[u8]>::to_vec),
                     headers: message.headers().map_or_else(Vec::new, |headers| {
@@ -258,7 +261,7 @@ impl ProducerContext for Context {
                     }),
                     payload: message.payload().unwrap_or_default().to_vec(),
                     timestamp_ms: message.timestamp().to_millis(),
-                },
+                }),
             }),
             Err((error, message)) => Err(SendError::Failed {
                 topic: message.topic().to_owned(),

@@ -454,7 +454,7 @@ impl Publisher {
         match delivery.result {
             Ok(()) => {}
             Err(SendError::TooLarge { topic, message }) => {
-                self.is_refused(&delivery.ticket, topic, message);
+                self.is_refused(&delivery.ticket, topic, *message);
             }
             Err(SendError::Failed { topic, problem }) => return Err(undeliverable(topic, problem)),
             Err(SendError::QueueFull) => {
@@ -469,7 +469,7 @@ impl Publisher {
         let problem = match delivery.result {
             Ok(()) => None,
             Err(SendError::TooLarge { topic, message }) => {
-                self.is_refused(&delivery.ticket, topic, message);
+                self.is_refused(&delivery.ticket, topic, *message);
                 return;
             }
             Err(SendError::Failed { topic, problem }) => Some(format!("topic {topic}: {problem}")),
