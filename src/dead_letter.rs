@@ -382,7 +382,7 @@ impl Ledger {
         left
     }
 
-    /// What is in this one and at none of `places`.
+    /// The letters of this one that are at none of `places`.
     pub fn without_places(&self, places: &Places) -> Ledger {
         let kept = self.0.iter().map(|(to, own)| (to, own.without(places)));
         let kept = kept.filter(|(_, own)| !own.0.is_empty());

@@ -22,7 +22,7 @@ use rdkafka::client::DefaultClientContext;
 /// Brokers hold compressed batches against their limits, and what is sent here would be next to nothing.
 const UNCOMPRESSED: &str = "kafka.producer.\"compression.type\"=none";
 const DELIVERIES: [&str; 2] = ["at-least-once", "exactly-once"];
-/// Of the brokers, for a topic that says nothing else.
+/// The default of the brokers.
 const DEFAULT_LIMIT: usize = 1_048_588;
 
 /// Topics of a test's own and a daemon's settings for them.
@@ -144,7 +144,7 @@ fn good_with(field: &str) -> Vec<u8> {
     format!("{{\"unread\": {field}, {}", &good[1..]).into_bytes()
 }
 
-/// Of the record at an offset: the source's offset in the header or the verdict.
+/// The one message about the record at this offset.
 fn about(notes: &[Note], offset: i64) -> &Note {
     let mut found = notes.iter().filter(|note| match note.header("ce_id") {
         Some(_) => note.json()["source"]["offset"] == offset,
@@ -162,7 +162,7 @@ fn omitted(note: &Note) -> &str {
     note.split(": ").next().unwrap()
 }
 
-/// What cannot be scored, and what its dead letter lacks.
+/// Records that cannot be scored, and the parts that their dead letters lack.
 fn bad_records() -> Vec<(Note, &'static str)> {
     let large = || vec![b'x'; 1_040_000];
     let inner = serde_json::json!({"text": "\u{1}\"\\".repeat(100_000)}).to_string();
@@ -217,7 +217,7 @@ fn bad_records() -> Vec<(Note, &'static str)> {
     ]
 }
 
-/// What is scored, and what its verdict lacks.
+/// Records that are scored, and the parts that their verdicts lack.
 fn good_records() -> Vec<(Note, &'static str)> {
     let large = || vec![b'x'; 1_040_000];
     let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));

@@ -44,7 +44,7 @@ struct Takes {
 }
 
 impl Takes {
-    /// Of a topic that tells nothing.
+    /// For a topic whose settings are not known.
     const UNKNOWN: Takes = Takes {
         bytes: usize::MAX,
         past_ms: i64::MAX,
@@ -71,7 +71,7 @@ impl Takes {
 }
 
 impl Limits {
-    /// Of topics nothing is known.
+    /// Only the limit of the client is known.
     pub fn of_client(config: &ClientConfig) -> Limits {
         let client = config.get(CLIENT).and_then(|value| value.parse().ok());
         Limits {

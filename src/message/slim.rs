@@ -17,7 +17,7 @@ const HEADER_OVERHEAD: usize = 10;
 /// Something that a message can go without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Of a verdict's JSON.
+    /// A field in the JSON of a verdict.
     Field(&'static str),
     /// A map that the verdict holds itself, not one that it points to.
     Map(&'static str),

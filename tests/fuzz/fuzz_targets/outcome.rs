@@ -156,7 +156,7 @@ fn check_verdict(
     assert_eq!(text(&slim.headers, "ce_id"), Some("topic-1-7@01234567"));
 }
 
-/// What is left out is named, and what is not is as it was.
+/// The header names every part that is left out; all other parts are as they were.
 fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
     assert!(slim.size() <= limit || !names.is_empty() || slim.size() == whole.size());
     assert_eq!(slim.about, whole.about);
