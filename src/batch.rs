@@ -121,16 +121,21 @@ pub struct DeadLetter {
 }
 
 impl Kept<'_> {
+    /// Where it came from; `topic` is the name of its topic.
+    pub fn source(self, topic: &str) -> Source {
+        Source {
+            topic: topic.to_owned(),
+            partition: self.from.partition,
+            offset: self.offset,
+        }
+    }
+
     /// The record as a dead letter, with all its headers if they were kept, else with those of its trace.
     pub fn letter(self, topic: &str, error: RowError) -> DeadLetter {
         let own = |(name, value): (&str, &[u8])| (name.to_owned(), Some(value.to_vec()));
         let trace = self.trace.into_iter().flatten().map(own);
         DeadLetter {
-            source: Source {
-                topic: topic.to_owned(),
-                partition: self.from.partition,
-                offset: self.offset,
-            },
+            source: self.source(topic),
             timestamp_ms: self.timestamp_ms,
             key: self.key.map(<[u8]>::to_vec),
             payload: self.payload.to_vec(),

@@ -1,7 +1,8 @@
-//! Dead letters as they lie in their topic, the markers of those that were replayed, and what is left to replay.
+//! Dead letters as they lie in their topic, the markers of those that were replayed or discarded, and what is left to replay.
 //!
 //! A marker is a record in the partition of its letters: no key, the header `residuald.replayed`, and the value
 //! `{"replayed": {"to": "payments", "offsets": [[3, 17], [19, 19]]}}`, first and last offset of each run.
+//! That of discarded letters has the header `residuald.discarded` and the value `{"discarded": {"offsets": [[3, 17]]}}`.
 
 mod intervals;
 
@@ -16,12 +17,17 @@ use crate::message::{ERRORS_PREFIX, OMITTED};
 use crate::record::Record;
 
 const REPLAYED: &str = "residuald.replayed";
+const DISCARDED: &str = "residuald.discarded";
+/// A marker of discarded letters has so many runs of offsets at most, which is half a megabyte.
+const MOST_RUNS: usize = 10_000;
 
 /// What a record of a dead letter topic is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Entry<'m> {
     Letter(Letter<'m>),
     Marker(Marker),
+    /// Letters of the same partition that are not to be replayed.
+    Discarded(Intervals),
 }
 
 /// A record that could not be scored, by what its headers say of it; other producers than residuald may say less.
@@ -33,7 +39,7 @@ pub struct Letter<'m> {
     /// The last part of the exception's name: `missing` of `residuald.decode.missing`.
     pub reason: Option<Cow<'m, str>>,
     pub message: Option<Cow<'m, str>>,
-    /// The value was left out because it was too large for the topic.
+    /// Its value, headers or key were left out, because it was too large for the topic.
     pub omitted: bool,
 }
 
@@ -46,7 +52,7 @@ pub struct Marker {
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "the marker of replayed letters at {partition}:{offset} cannot be read: {problem}. What it stands for is unknown; \
+    "the marker of replayed or discarded letters at {partition}:{offset} cannot be read: {problem}. What it stands for is unknown; \
      begin after it, with --from"
 )]
 pub struct BadMarker {
@@ -56,14 +62,15 @@ pub struct BadMarker {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Body<'a> {
-    replayed: Replayed<'a>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Replayed<'a> {
-    to: Cow<'a, str>,
-    offsets: Vec<[i64; 2]>,
+#[serde(rename_all = "lowercase")]
+enum Body<'a> {
+    Replayed {
+        to: Cow<'a, str>,
+        offsets: Vec<[i64; 2]>,
+    },
+    Discarded {
+        offsets: Vec<[i64; 2]>,
+    },
 }
 
 impl<'m> Entry<'m> {
@@ -72,11 +79,12 @@ impl<'m> Entry<'m> {
     pub fn of(record: &Record<'m>) -> Result<Entry<'m>, BadMarker> {
         let errors = |(name, _): &(&str, _)| name.starts_with(ERRORS_PREFIX);
         // A source record may have any header; as a letter it has those of its error, too.
-        let is_marker = header(record, REPLAYED).is_some()
+        let marks = [REPLAYED, DISCARDED];
+        let is_marker = marks.iter().any(|mark| header(record, mark).is_some())
             && record.key.is_none()
             && !record.headers.iter().any(errors);
         if is_marker {
-            return Marker::of(record).map(Entry::Marker);
+            return Entry::marker(record);
         }
         let said = |name: &str| {
             let value = header(record, &format!("{ERRORS_PREFIX}{name}"))??;
@@ -91,6 +99,36 @@ impl<'m> Entry<'m> {
             message: said("exception.message"),
             omitted: header(record, OMITTED).is_some(),
         }))
+    }
+
+    fn marker(record: &Record<'_>) -> Result<Entry<'m>, BadMarker> {
+        let bad = |problem: String| BadMarker {
+            partition: record.partition,
+            offset: record.offset,
+            problem,
+        };
+        let body: Body<'_> = serde_json::from_slice(record.payload.unwrap_or_default())
+            .map_err(|e| bad(e.to_string()))?;
+        let intervals = |runs: Vec<[i64; 2]>| {
+            let mut offsets = Intervals::default();
+            for [first, last] in runs {
+                // It can only tell of letters that were there before it.
+                if first > last || first < 0 || last >= record.offset {
+                    return Err(bad(format!(
+                        "[{first}, {last}] is no run of earlier offsets"
+                    )));
+                }
+                offsets.insert(first, last);
+            }
+            Ok(offsets)
+        };
+        Ok(match body {
+            Body::Discarded { offsets } => Entry::Discarded(intervals(offsets)?),
+            Body::Replayed { to, offsets } => Entry::Marker(Marker {
+                to: to.into_owned(),
+                offsets: intervals(offsets)?,
+            }),
+        })
     }
 }
 
@@ -108,46 +146,41 @@ fn last_part(name: Cow<'_, str>) -> Cow<'_, str> {
 }
 
 impl Marker {
-    fn of(record: &Record<'_>) -> Result<Marker, BadMarker> {
-        let bad = |problem: String| BadMarker {
-            partition: record.partition,
-            offset: record.offset,
-            problem,
-        };
-        let body: Body<'_> = serde_json::from_slice(record.payload.unwrap_or_default())
-            .map_err(|e| bad(e.to_string()))?;
-        let mut offsets = Intervals::default();
-        for [first, last] in body.replayed.offsets {
-            // It can only tell of letters that were there before it.
-            if first > last || first < 0 || last >= record.offset {
-                return Err(bad(format!(
-                    "[{first}, {last}] is no run of earlier offsets"
-                )));
-            }
-            offsets.insert(first, last);
-        }
-        Ok(Marker {
-            to: body.replayed.to.into_owned(),
-            offsets,
-        })
-    }
-
     /// The record that is written into the letters' partition.
     pub fn revived(&self, topic: &str, partition: i32) -> Revived {
-        let body = Body {
-            replayed: Replayed {
-                to: Cow::Borrowed(&self.to),
-                offsets: self.offsets.iter().map(|(a, b)| [a, b]).collect(),
-            },
+        let body = Body::Replayed {
+            to: Cow::Borrowed(&self.to),
+            offsets: self.offsets.iter().map(|(a, b)| [a, b]).collect(),
         };
-        Revived {
-            topic: topic.to_owned(),
-            partition: Some(partition),
-            key: None,
-            payload: Some(serde_json::to_vec(&body).expect("strings and numbers always serialise")),
-            headers: vec![(REPLAYED.to_owned(), Some(self.to.clone().into_bytes()))],
-            timestamp_ms: None,
-        }
+        let header = (REPLAYED.to_owned(), Some(self.to.clone().into_bytes()));
+        marker_record(topic, partition, header, &body)
+    }
+}
+
+/// The markers of letters of one partition that are discarded.
+pub fn discarded(topic: &str, partition: i32, offsets: &Intervals) -> Vec<Revived> {
+    let runs: Vec<[i64; 2]> = offsets.iter().map(|(a, b)| [a, b]).collect();
+    let markers = runs.chunks(MOST_RUNS).map(|runs| {
+        let offsets = runs.to_vec();
+        let header = (DISCARDED.to_owned(), None);
+        marker_record(topic, partition, header, &Body::Discarded { offsets })
+    });
+    markers.collect()
+}
+
+fn marker_record(
+    topic: &str,
+    partition: i32,
+    header: (String, Option<Vec<u8>>),
+    body: &Body<'_>,
+) -> Revived {
+    Revived {
+        topic: topic.to_owned(),
+        partition: Some(partition),
+        key: None,
+        payload: Some(serde_json::to_vec(body).expect("strings and numbers always serialise")),
+        headers: vec![header],
+        timestamp_ms: None,
     }
 }
 
@@ -194,7 +227,7 @@ impl Revived {
 /// Why a letter cannot be sent anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Obstacle {
-    /// Its value was left out, because it was too large.
+    /// Its value, headers or key were left out, because it was too large: it cannot come back as it was.
     ValueOmitted,
     /// Its headers name no topic to go back to.
     NoSourceTopic,
@@ -257,7 +290,7 @@ impl Places {
         self.0.entry(partition).or_default().insert(offset, offset);
     }
 
-    fn add_all(&mut self, partition: i32, offsets: &Intervals) {
+    pub fn add_all(&mut self, partition: i32, offsets: &Intervals) {
         let own = self.0.entry(partition).or_default();
         for (first, last) in offsets.iter() {
             own.insert(first, last);
@@ -347,6 +380,13 @@ impl Ledger {
             }
         }
         left
+    }
+
+    /// The letters of this one that are at none of `places`.
+    pub fn without_places(&self, places: &Places) -> Ledger {
+        let kept = self.0.iter().map(|(to, own)| (to, own.without(places)));
+        let kept = kept.filter(|(_, own)| !own.0.is_empty());
+        Ledger(kept.map(|(to, own)| (to.clone(), own)).collect())
     }
 
     /// Every letter, whatever its target.

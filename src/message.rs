@@ -1,5 +1,8 @@
 //! Verdicts and dead letters as Kafka messages: key, headers, bytes.
 
+mod nesting;
+mod slim;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -8,20 +11,39 @@ use crate::batch::{DeadLetter, Kept};
 use crate::decode::Reason;
 use crate::record::Source;
 use crate::verdict::Verdict;
+pub use nesting::{MOST_LEVELS, is_deeper};
 
 /// What the headers of Kafka Connect's dead letter queue (KIP-298) begin with.
 pub const ERRORS_PREFIX: &str = "__connect.errors.";
-/// The header of a message that had to leave without its bulk.
+/// The header of a message that leaves something out: what, and why.
 pub const OMITTED: &str = "residuald.omitted";
 
 /// A message on its way to Kafka.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
+    pub about: About,
     pub key: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     pub payload: Vec<u8>,
     /// Milliseconds since the Unix epoch; dead letters keep the one they came with.
     pub timestamp_ms: Option<i64>,
+}
+
+/// The record that a message is about, and what the message is to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct About {
+    pub source: Source,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Verdict,
+    DeadLetter(Reason),
+    /// A picture that a verdict points to.
+    Map,
+    /// Itself, from a file.
+    Record,
 }
 
 /// The model as a verdict names it.
@@ -51,9 +73,28 @@ pub fn verdict_id(model: &Model, topic: &str, record: Kept<'_>) -> String {
     format!("{topic}-{partition}-{offset}@{}", &model.sha256[..8])
 }
 
-/// A map of a verdict, a PNG, as a message of its own with the key `key`.
-pub fn media_message(key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
+/// A record of a file.
+pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
+    let source = Source {
+        topic: String::new(),
+        partition: 0,
+        offset: 0,
+    };
+    let kind = Kind::Record;
     Message {
+        about: About { source, kind },
+        key,
+        headers: Vec::new(),
+        payload,
+        timestamp_ms: None,
+    }
+}
+
+/// A map of a verdict, a PNG, as a message of its own with the key `key`.
+pub fn media_message(source: Source, key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
+    let kind = Kind::Map;
+    Message {
+        about: About { source, kind },
         key: Some(key.as_bytes().to_vec()),
         headers: vec![header("content-type", "image/png")],
         payload: png.to_vec(),
@@ -71,11 +112,7 @@ pub fn verdict_message(
     verdict: &Verdict<'_>,
     record_json: Option<&RawValue>,
 ) -> Message {
-    let source = Source {
-        topic: topic.to_owned(),
-        partition: record.from.partition,
-        offset: record.offset,
-    };
+    let source = record.source(topic);
     let id = verdict_id(model, topic, record);
     let time = record.timestamp_ms.and_then(rfc3339);
     let body = Body {
@@ -103,19 +140,23 @@ pub fn verdict_message(
     for (name, value) in record.trace.into_iter().flatten() {
         headers.push((name.to_owned(), Some(value.to_vec())));
     }
+    let payload = serde_json::to_vec(&body).expect("strings and numbers always serialise");
+    let kind = Kind::Verdict;
     Message {
+        about: About { source, kind },
         key: record.key.map(<[u8]>::to_vec),
         headers,
-        payload: serde_json::to_vec(&body).expect("strings and numbers always serialise"),
+        payload,
         timestamp_ms: record.timestamp_ms,
     }
 }
 
 /// A dead letter: key, value, headers and timestamp as they came, with the headers of Kafka Connect's dead letter queue
-/// (KIP-298). Headers of an earlier failure are replaced, so a record that fails twice tells of the last time.
+/// (KIP-298). Headers of an earlier failure are replaced, so a record that fails twice tells of the last time. A record cannot
+/// say of itself that something was left out of it.
 pub fn dead_letter_message(letter: DeadLetter) -> Message {
     let mut headers = letter.headers;
-    headers.retain(|(name, _)| !name.starts_with(ERRORS_PREFIX));
+    headers.retain(|(name, _)| !name.starts_with(ERRORS_PREFIX) && name != OMITTED);
     let reason = letter.error.reason.as_str();
     let stage = match letter.error.reason {
         Reason::Unscorable => "TRANSFORMATION",
@@ -127,43 +168,20 @@ pub fn dead_letter_message(letter: DeadLetter) -> Message {
         ("offset", letter.source.offset.to_string()),
         ("stage", stage.to_owned()),
         ("exception.class.name", format!("residuald.decode.{reason}")),
-        ("exception.message", letter.error.detail),
+        ("exception.message", letter.error.detail.to_string()),
     ] {
         headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
     }
+    let kind = Kind::DeadLetter(letter.error.reason);
     Message {
+        about: About {
+            source: letter.source,
+            kind,
+        },
         key: letter.key,
         headers,
         payload: letter.payload,
         timestamp_ms: letter.timestamp_ms,
-    }
-}
-
-/// What is left of a message that the broker finds too large: everything but its bulk, and a header that says so.
-/// A verdict loses its `record` and the maps that it holds itself, anything else its value; both still say where the record is.
-pub fn without_bulk(message: &Message, limit_hit: &str) -> Message {
-    let body: Option<serde_json::Map<String, serde_json::Value>> =
-        serde_json::from_slice(&message.payload).ok();
-    let is_verdict = message.headers.iter().any(|(name, _)| name == "ce_id");
-    let payload = match body {
-        Some(mut body) if is_verdict => {
-            body.remove("record");
-            for map in ["heatmap", "reconstruction"] {
-                if body.get(map).is_some_and(|map| map.get("data").is_some()) {
-                    body.remove(map);
-                }
-            }
-            serde_json::to_vec(&body).expect("what was parsed serialises")
-        }
-        _ => Vec::new(),
-    };
-    let mut headers = message.headers.clone();
-    headers.push(header(OMITTED, limit_hit));
-    Message {
-        key: message.key.clone(),
-        headers,
-        payload,
-        timestamp_ms: message.timestamp_ms,
     }
 }
 
@@ -269,16 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_too_large_loses_only_its_record() {
-        let slim = without_bulk(&message(true), "message too large");
-        let whole = message(false);
-        let parse = |m: &Message| serde_json::from_slice::<serde_json::Value>(&m.payload).unwrap();
-        assert_eq!(parse(&slim), parse(&whole));
-        assert_eq!(value(&slim, "residuald.omitted"), Some("message too large"));
-    }
-
-    #[test]
-    fn a_verdict_on_a_picture_is_the_documented_json_and_loses_only_the_maps_it_holds() {
+    fn a_verdict_on_a_picture_is_the_documented_json() {
         let shown = |place| Shown {
             content_type: "image/png",
             width: 64,
@@ -324,7 +333,7 @@ mod tests {
             headers: &[],
         };
         let message = verdict_message(&model(), "belt", record, &verdict, None);
-        let mut body: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
         assert_eq!(
             body["picture"],
             serde_json::json!({"width": 4000, "height": 3000})
@@ -341,10 +350,6 @@ mod tests {
             body["reconstruction"],
             serde_json::json!({"content_type": "image/png", "width": 64, "height": 32, "uri": "kafka://media?key=a"})
         );
-        let slim = without_bulk(&message, "too large");
-        body.as_object_mut().unwrap().remove("heatmap");
-        let slim: serde_json::Value = serde_json::from_slice(&slim.payload).unwrap();
-        assert_eq!(slim, body);
     }
 
     #[test]
@@ -386,6 +391,5 @@ mod tests {
         ] {
             assert_eq!(value(&message, name), Some(expected), "{name}");
         }
-        assert_eq!(without_bulk(&message, "x").payload, b"");
     }
 }

@@ -9,10 +9,12 @@ use prometheus::{
 use crate::decode::Reason;
 use crate::verdict::Severity;
 
-/// Reasons to skip a record: a tombstone has nothing to score, and of a lost partition others judge the records.
+/// Reasons to skip a record: a tombstone has nothing to score, of a lost partition others judge the records, and a topic may take
+/// not even the smallest message about a record.
 pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
-const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
+pub const SKIP_UNDELIVERABLE: &str = "undeliverable";
+const SKIPS: [&str; 3] = [SKIP_TOMBSTONE, SKIP_LOST, SKIP_UNDELIVERABLE];
 
 /// Why a partition is not read on from the group's offset.
 pub const RESET_RECREATED: &str = "recreated";
@@ -65,6 +67,7 @@ pub struct Metrics {
     pub records_scored: IntCounter,
     pub records_skipped: IntCounterVec,
     pub dead_letters: IntCounterVec,
+    pub omitted_parts: IntCounterVec,
     pub records_unaccounted: IntGauge,
     pub records_in_flight: IntGauge,
     pub anomalies: IntCounterVec,
@@ -88,6 +91,7 @@ pub struct Metrics {
     pub records_read_again: IntCounter,
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
+    pub media_dir_blocked: IntGauge,
     pub schema_registry_errors: IntCounter,
     pub trace_spans_lost: IntCounter,
     pub model_info: GaugeVec,
@@ -112,7 +116,7 @@ impl Metrics {
             records_skipped: counters(
                 r,
                 "records_skipped_total",
-                "Records without a verdict of ours: tombstones carry nothing to score, and records of a lost partition are judged by its new owner.",
+                "Records without a verdict of ours: tombstones carry nothing to score, records of a lost partition are judged by its new owner, and of undeliverable ones the topic takes not even the smallest message (the log has topic, partition and offset).",
                 "reason",
             ),
             dead_letters: counters(
@@ -120,6 +124,12 @@ impl Metrics {
                 "dead_letters_total",
                 "Records that could not be scored and went to the dead letter topic. Read the header __connect.errors.exception.message there.",
                 "reason",
+            ),
+            omitted_parts: counters(
+                r,
+                "omitted_parts_total",
+                "Parts of records and verdicts left out of published messages, because the topic does not take so much or the record nests too deep. The header residuald.omitted of a message names its parts.",
+                "part",
             ),
             records_unaccounted: gauge(
                 r,
@@ -261,6 +271,11 @@ impl Metrics {
                 "paused_partitions",
                 "Partitions that stand still: their next record waits for its schema, or scoring or delivery is behind. /status says which.",
             ),
+            media_dir_blocked: gauge(
+                r,
+                "media_dir_blocked",
+                "1 while publishing waits because output.media_dir takes no maps, for instance because the disk is full; else 0.",
+            ),
             schema_registry_errors: counter(
                 r,
                 "schema_registry_errors_total",
@@ -334,6 +349,9 @@ impl Metrics {
         }
         for status in [RELOADED, NOT_RELOADED] {
             self.model_reloads.with_label_values(&[status]);
+        }
+        for part in ["record", "value", "headers", "key"] {
+            self.omitted_parts.with_label_values(&[part]);
         }
         for severity in Severity::ALL {
             self.anomalies.with_label_values(&[severity.as_str()]);

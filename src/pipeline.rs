@@ -13,9 +13,11 @@
 //! exactly-once the publisher commits them, in one transaction with the verdicts.
 
 mod drift;
+mod folder;
 mod intake;
 mod media;
 mod outbox;
+mod oversize;
 mod pictures;
 mod publish;
 mod screening;
@@ -40,6 +42,7 @@ use crate::onnx::{Scorer, ScorerError};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
+pub use folder::{probe as probe_folder, sweep as sweep_folder};
 pub use screening::{Bounds, Screening};
 pub use serving::{Next, Serving};
 pub use traces::Traces;
@@ -89,8 +92,6 @@ pub enum PipelineError {
         "everything is delivered, but the brokers did not answer the last commit in time; records since the one before it will be judged again"
     )]
     NotCommitted,
-    #[error("output.media_dir: {path}: {problem}")]
-    Media { path: String, problem: String },
     #[error("the {0} thread panicked; this is a bug, please report it")]
     Panicked(&'static str),
 }

@@ -537,3 +537,99 @@ fn ended_with(arguments: &[&str], code: i32, words: &str) {
     let line = ended.one_line(code);
     assert!(line.contains(words), "{line}");
 }
+
+#[test]
+fn letters_that_are_discarded_stay_and_are_not_replayed() {
+    let Some(topics) = Topics::create("discard") else {
+        return;
+    };
+    let mut malformed = error_headers(&topics.name("in"), 0, 9);
+    malformed[3].1 = Some(b"residuald.decode.malformed".to_vec());
+    malformed.push(header("residuald.omitted", "value: too large"));
+    topics.bury_many(30);
+    let letter = Note {
+        headers: malformed,
+        ..Note::new("k", "")
+    };
+    topics.produce("dead", &[letter]);
+    let discard = |flags: &[&str]| {
+        let ended = topics.run("discard", &[flags, &["--json"]].concat());
+        ended.with_code(0);
+        parse(ended.stdout.as_bytes())
+    };
+
+    // Nobody is there to be asked.
+    let ended = topics.run("discard", &["--reason", "malformed"]);
+    assert!(ended.one_line(64).contains("--yes"));
+    let would = discard(&["--reason", "malformed", "--dry-run"]);
+    assert_eq!(
+        (&would["discarded"], &would["left"]),
+        (&json!(0), &json!(1))
+    );
+    let done = discard(&["--reason", "malformed", "--yes"]);
+    assert_eq!((&done["discarded"], &done["left"]), (&json!(1), &json!(0)));
+    let again = discard(&["--reason", "malformed", "--yes"]);
+    assert_eq!(
+        (&again["discarded"], &again["done_before"]),
+        (&json!(0), &json!(1))
+    );
+    let some = discard(&["--from", "1:0", "--to", "1:4", "--yes"]);
+    assert_eq!(some["discarded"], 4);
+
+    let replayed = topics.replay(&[]);
+    assert_eq!(
+        (&replayed["replayed"], &replayed["discarded"]),
+        (&json!(26), &json!(5))
+    );
+    assert_eq!(topics.committed("in").len(), 26);
+    // What was replayed is done already.
+    let rest = discard(&["--yes"]);
+    assert_eq!(
+        (&rest["discarded"], &rest["done_before"]),
+        (&json!(0), &json!(31))
+    );
+    let (letters, counts) = topics.list(&[]);
+    assert_eq!((letters.len(), &counts["discarded"]), (31, &json!(5)));
+    let marked = letters.iter().filter(|letter| letter["discarded"] == true);
+    assert_eq!(marked.count(), 5);
+    let shown = topics.run("list", &[]);
+    shown.with_code(0);
+    let expected = "31 letters, 26 of them replayed, 5 discarded\n";
+    assert!(shown.stdout.contains(expected), "{}", shown.stdout);
+    assert!(shown.stdout.contains("  (discarded)\n"), "{}", shown.stdout);
+    let text = topics.run("discard", &["--yes"]);
+    text.with_code(0);
+    assert!(
+        text.stdout
+            .contains("0 discarded, 31 replayed or discarded before")
+    );
+    // For every target.
+    let other = topics.name("other");
+    assert_eq!(topics.replay(&["--to-topic", &other])["replayed"], 26);
+}
+
+#[test]
+fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
+    let Some(topics) = Topics::create("reasons") else {
+        return;
+    };
+    let nothing = topics.run("replay", &["--reason", "nonsense"]);
+    let line = nothing.one_line(64);
+    assert!(
+        line.contains("there are no letters; reasons are malformed, "),
+        "{line}"
+    );
+    topics.bury_many(3);
+    for verb in ["replay", "list", "discard"] {
+        let yes: &[&str] = if verb == "discard" { &["--yes"] } else { &[] };
+        let ended = topics.run(verb, &[&["--reason", "missing,nonsense"], yes].concat());
+        let line = ended.one_line(64);
+        let expected = "--reason nonsense: no letter of topic `reasons-dead` has this reason; there are missing (3)";
+        assert!(line.contains(expected), "{verb}: {line}");
+        // One that this program gives is no slip.
+        let ended = topics.run(verb, &[&["--reason", "malformed"], yes].concat());
+        ended.with_code(0);
+        assert!(ended.stderr.contains("there are missing (3)"), "{verb}");
+    }
+    assert_eq!(topics.written("in"), 0);
+}

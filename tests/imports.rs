@@ -23,7 +23,7 @@ enum Layer {
 
 fn layer(module: &str) -> Option<Layer> {
     Some(match module {
-        "record" | "text" => Layer::Pure(0),
+        "clip" | "record" | "text" => Layer::Pure(0),
         "bundle" => Layer::Pure(1),
         "picture" => Layer::Pure(2),
         "decode" => Layer::Pure(3),

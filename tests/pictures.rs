@@ -450,3 +450,83 @@ fn the_sample_stream_on_a_real_kafka() {
         anomalies
     );
 }
+
+/// A small file system of its own, unmounted at the end.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount(size: &str) -> Option<Disk> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={size}");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Disk(dir));
+        }
+        common::skip(
+            "the test of a full disk",
+            "run it as root, who may mount a tmpfs",
+        );
+        None
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut umount = std::process::Command::new("umount");
+        let _ = umount.args(["-l"]).arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_its_drafts_are_removed() {
+    let Some(disk) = Disk::mount("64k") else {
+        return;
+    };
+    let folder = disk.0.path();
+    let bulk = folder.join("bulk");
+    let full = |path: &std::path::Path| {
+        let written = std::fs::write(path, vec![b'x'; 1 << 20]);
+        assert!(written.is_err(), "the disk is not full");
+    };
+    full(&bulk);
+    std::fs::write(folder.join(".residuald-dead.part"), "").unwrap();
+    let broker = broker();
+    produce(
+        &broker.brokers,
+        "in",
+        &[Note::new("a", encoded(&spotted(), ImageFormat::Png))],
+    );
+    let to_folder = format!("output.media_dir={folder:?}");
+    let settings = [
+        &bundle("tiles"),
+        "threshold.score=4",
+        "output.inline_limit=0",
+        &to_folder,
+    ];
+    let daemon = Daemon::ready(&broker.brokers, &settings);
+    let blocked = || daemon.metric("residuald_media_dir_blocked");
+    common::wait_for("a wait for the disk", || (blocked() == 1.0).then_some(()));
+    assert_eq!((daemon.count("scored"), daemon.get("/livez").0), (0, 200));
+    let names = || {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["bulk"], "drafts are left behind");
+
+    std::fs::remove_file(&bulk).unwrap();
+    daemon.await_count("scored", 1);
+    assert_eq!(blocked(), 0.0);
+    daemon.is_balanced();
+    let log = daemon.drains().stderr;
+    assert!(log.contains("No space left on device"), "{log}");
+    assert!(log.contains("takes maps again"), "{log}");
+    assert_eq!(names().len(), 2);
+    let verdict = read_all(&broker.brokers, "anomalies")[0].json();
+    let uri = verdict["heatmap"]["uri"].as_str().unwrap();
+    let bytes = std::fs::read(uri.strip_prefix("file://").unwrap()).unwrap();
+    image::load_from_memory(&bytes).unwrap();
+}

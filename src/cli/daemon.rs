@@ -40,6 +40,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     let connections = descriptors::for_http()?;
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
+    sweep(&config.output);
     let loaded = reload::load(&config, shutdown)?;
     let metrics = Metrics::new(loaded.judge.threshold);
     let golden_records = loaded.golden.records;
@@ -160,7 +161,20 @@ pub fn media_folder(output: &Output) -> Result<Option<Media>, Failure> {
     if !whole.is_dir() {
         return Err(problem("it is not a folder".to_owned()));
     }
+    pipeline::probe_folder(&whole).map_err(|e| problem(e.to_string()))?;
     Ok(Some(Media::Folder(whole)))
+}
+
+/// Takes away the drafts of maps that a predecessor left that was killed.
+fn sweep(output: &Output) {
+    let Some(Media::Folder(folder)) = &output.media else {
+        return;
+    };
+    match pipeline::sweep_folder(folder) {
+        Ok(0) => {}
+        Ok(drafts) => tracing::info!(drafts, "unfinished maps in output.media_dir are removed"),
+        Err(e) => tracing::warn!("output.media_dir: unfinished maps cannot be looked for: {e}"),
+    }
 }
 
 fn connect(

@@ -1,16 +1,20 @@
-//! `residuald dead-letters`: what could not be scored, listed, and sent back once it can.
+//! `residuald dead-letters`: what could not be scored, listed, sent back once it can, or discarded.
 
+mod discard;
 mod list;
 mod replay;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use clap::Subcommand;
 use jiff::Timestamp;
 
+use crate::clip::clip;
 use crate::config;
 use crate::dead_letter::{Entry, Filter, Ledger, Letter, Obstacle, Places};
+use crate::decode::Reason;
 use crate::kafka::history::{Bound, Ended, History, Range};
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -18,12 +22,13 @@ use crate::shutdown::Shutdown;
 use super::connection::{Connection, ConnectionArguments, RangeArguments, progress_bar};
 use super::failure::Failure;
 
-/// List the records that could not be scored, and send them back once they can
+/// List the records that could not be scored, send them back once they can, or discard them
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald dead-letters list --from -24h
-  residuald dead-letters replay --reason missing --dry-run")]
+  residuald dead-letters replay --reason missing --dry-run
+  residuald dead-letters discard --reason malformed --to -7d")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -33,12 +38,14 @@ pub struct Arguments {
 enum Verb {
     List(list::Arguments),
     Replay(replay::Arguments),
+    Discard(discard::Arguments),
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.verb {
         Verb::List(arguments) => list::run(arguments),
         Verb::Replay(arguments) => replay::run(arguments),
+        Verb::Discard(arguments) => discard::run(arguments),
     }
 }
 
@@ -70,13 +77,22 @@ struct Survey {
     wanted: Ledger,
     /// Why others cannot.
     obstacles: BTreeMap<Obstacle, u64>,
+    /// How many letters there are, by reason, whether or not they match.
+    reasons: BTreeMap<String, u64>,
     /// What the markers tell, of any letter and target.
     replayed: Ledger,
+    /// What the markers tell of letters that are not to be replayed.
+    discarded: Places,
     notes: Vec<String>,
     ended: Ended,
 }
 
 const UNKNOWN: &str = "(unknown)";
+const OTHERS: &str = "(others)";
+/// So many reasons and topics are counted each by itself.
+const MOST_KINDS: usize = 1000;
+/// So many reasons are named.
+const MOST_SHOWN: usize = 20;
 
 impl Selection {
     fn load(&self) -> Result<(Connection, String), Failure> {
@@ -118,7 +134,9 @@ impl Selection {
             kinds: BTreeMap::new(),
             wanted: Ledger::default(),
             obstacles: BTreeMap::new(),
+            reasons: BTreeMap::new(),
             replayed: Ledger::default(),
+            discarded: Places::default(),
             notes: letters.notes,
             ended: Ended::Complete,
         };
@@ -128,6 +146,7 @@ impl Selection {
             bar.set_position(progress.done);
             match Entry::of(record)? {
                 Entry::Marker(marker) => survey.replayed.mark(record.partition, &marker),
+                Entry::Discarded(offsets) => survey.discarded.add_all(record.partition, &offsets),
                 Entry::Letter(letter) if record.offset < spans[&record.partition].end => {
                     survey.take(record, &letter);
                 }
@@ -139,18 +158,72 @@ impl Selection {
         for note in &survey.notes {
             eprintln!("{topic}: {note}");
         }
+        survey.has_the_reasons()?;
         Ok(survey)
     }
 }
 
+/// Counts one more; names come from outside, so there are only so many.
+fn count<K: Ord>(counts: &mut BTreeMap<K, u64>, name: K, others: K) {
+    let name = match counts.len() < MOST_KINDS || counts.contains_key(&name) {
+        true => name,
+        false => others,
+    };
+    *counts.entry(name).or_default() += 1;
+}
+
 impl Survey {
+    /// # Errors
+    /// A reason that was asked for is one that neither a letter has nor this program gives: most likely a slip.
+    fn has_the_reasons(&self) -> Result<(), Failure> {
+        let known = |asked: &str| {
+            let ours = Reason::ALL.iter().any(|reason| reason.as_str() == asked);
+            ours || self.reasons.contains_key(asked) || self.reasons.contains_key(OTHERS)
+        };
+        let asked = &self.filter.reasons;
+        let problem = match asked.iter().find(|asked| !known(asked)) {
+            Some(slip) if self.ended == Ended::Complete => {
+                return Err(Failure::usage(format!(
+                    "--reason {}: no letter of topic `{}` has this reason; {}",
+                    shown(slip),
+                    self.topic,
+                    self.said_reasons()
+                )));
+            }
+            _ => asked.join(", "),
+        };
+        if !asked.is_empty() && self.places.count() == 0 && self.ended == Ended::Complete {
+            let (topic, reasons) = (&self.topic, self.said_reasons());
+            eprintln!("{topic}: no letter has the reason {problem}; {reasons}");
+        }
+        Ok(())
+    }
+
+    fn said_reasons(&self) -> String {
+        if self.reasons.is_empty() {
+            let ours: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+            return format!("there are no letters; reasons are {}", ours.join(", "));
+        }
+        let reasons = self.reasons.iter().take(MOST_SHOWN);
+        let reasons = reasons.map(|(reason, letters)| format!("{} ({letters})", shown(reason)));
+        let more = match self.reasons.len() > MOST_SHOWN {
+            true => ", and more",
+            false => "",
+        };
+        let reasons: Vec<String> = reasons.collect();
+        format!("there are {}{more}", reasons.join(", "))
+    }
+
     fn take(&mut self, record: &Record<'_>, letter: &Letter<'_>) {
+        let name =
+            |name: &Option<Cow<'_, str>>| clip(name.as_deref().unwrap_or(UNKNOWN)).into_owned();
+        let reason = name(&letter.reason);
+        count(&mut self.reasons, reason.clone(), OTHERS.to_owned());
         if !self.filter.matches(letter) {
             return;
         }
-        let name = |name: &Option<_>| name.as_deref().unwrap_or(UNKNOWN).to_owned();
-        let kind = (name(&letter.reason), name(&letter.topic));
-        *self.kinds.entry(kind).or_default() += 1;
+        let others = (OTHERS.to_owned(), OTHERS.to_owned());
+        count(&mut self.kinds, (reason, name(&letter.topic)), others);
         self.places.add(record.partition, record.offset);
         match self.filter.target(letter, &self.topic) {
             Ok(to) => self.wanted.add(to, record.partition, record.offset),

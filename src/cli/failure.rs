@@ -163,9 +163,9 @@ impl From<PipelineError> for Failure {
                 let message = format!("model {name} version {version}: {}", failure.message);
                 Failure { message, ..failure }
             }
-            e @ (PipelineError::NotDrained { .. }
-            | PipelineError::NotCommitted
-            | PipelineError::Media { .. }) => Failure::new(UNAVAILABLE, e),
+            e @ (PipelineError::NotDrained { .. } | PipelineError::NotCommitted) => {
+                Failure::new(UNAVAILABLE, e)
+            }
             e @ PipelineError::Panicked(_) => Failure::internal(e),
         }
     }

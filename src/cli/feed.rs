@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::config;
 use crate::dataset::{self, Example};
 use crate::kafka::embedded::SPREAD;
-use crate::kafka::{SendError, Sink};
-use crate::message::Message;
+use crate::kafka::{SendError, Sink, Ticket};
+use crate::message::record_message;
 use crate::shutdown::Shutdown;
 
 use super::failure::Failure;
@@ -86,13 +86,12 @@ impl Feed<'_> {
             if self.stop.is_requested() {
                 break;
             }
-            let message = Message {
-                key: example.key,
-                headers: Vec::new(),
-                payload: example.payload,
-                timestamp_ms: None,
+            let message = record_message(example.key, example.payload);
+            let ticket = Ticket {
+                sequence: sent,
+                alone: false,
             };
-            while let Err(e) = self.sink.send(sent, self.topic, &message) {
+            while let Err(e) = self.sink.send(ticket, self.topic, &message) {
                 match e {
                     SendError::QueueFull => delivered += self.await_deliveries(NAP)?,
                     e => return Err(refused(e)),

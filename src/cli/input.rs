@@ -112,7 +112,7 @@ pub fn decode_written(
             Err(DecodeError::Row(error)) => Err(error),
             Err(pending @ DecodeError::SchemaPending(_)) => Err(RowError {
                 reason: Reason::UnknownSchema,
-                detail: pending.to_string(),
+                detail: pending.to_string().into(),
             }),
             Ok(segment) => Ok(segment),
         };

@@ -250,7 +250,7 @@ impl Run {
                     Err(e) => Some((e.reason.as_str(), e.detail)),
                 },
                 Err(e) if e.is_fatal() => return Err(e.into()),
-                Err(e) => Some(("malformed", e.to_string())),
+                Err(e) => Some(("malformed", e.to_string().into())),
             };
             if let Some((reason, detail)) = problem {
                 self.dead_letters += 1;

@@ -175,7 +175,7 @@ pub fn finite(score: f32) -> Result<f32, RowError> {
         true => Ok(score),
         false => Err(RowError {
             reason: Reason::Unscorable,
-            detail: format!("the model's score is {score}"),
+            detail: format!("the model's score is {score}").into(),
         }),
     }
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::batch::DeadLetter;
 use crate::decode::{Reason, RowError};
-use crate::message::{Message, dead_letter_message, without_bulk};
+use crate::message::{Message, dead_letter_message};
 use crate::record::Source;
 
 fn message(reason: Reason) -> Message {
@@ -129,7 +129,7 @@ fn a_letter_of_kafka_connect_is_listed_with_what_it_has() {
 #[test]
 fn obstacles() {
     let whole = message(Reason::Missing);
-    let slim = without_bulk(&whole, "message too large");
+    let (slim, _) = whole.slimmed(0, "message too large");
     let to = |topic: Option<&str>| Filter {
         to_topic: topic.map(Into::into),
         ..Filter::default()

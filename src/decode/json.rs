@@ -12,6 +12,7 @@ use super::segment::SegmentReader;
 use super::value::Value;
 use super::{Reason, RowError, malformed};
 use crate::bundle::{Feature, SegmentId};
+use crate::clip::clip;
 
 /// Reads JSON objects into rows. One a thread: it keeps a little scratch space.
 #[derive(Debug)]
@@ -170,7 +171,8 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        self.no_object(Unexpected::Str(value))
+        // The error quotes the text with its escapes, which can be many times as long.
+        self.no_object(Unexpected::Str(&clip(value)))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {

@@ -44,6 +44,7 @@ pub use segment::SegmentReader;
 use typed::TypedDecoder;
 
 use crate::bundle::{Feature, SegmentBy, SegmentId};
+use crate::clip::Clipped;
 use crate::picture::{PictureError, Reader};
 
 /// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
@@ -162,6 +163,11 @@ impl Decoder {
 }
 
 impl Input {
+    /// Whether every record of it that was decoded is one that JSON can say.
+    pub fn is_json_or_typed(&self) -> bool {
+        !matches!(self, Input::Pictures(_))
+    }
+
     /// A record that was decoded as JSON, for its verdict, a picture left out; `None` if it cannot be said in JSON of a sensible size.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
@@ -176,7 +182,7 @@ impl Input {
     }
 }
 
-fn malformed(detail: impl Into<String>) -> RowError {
+fn malformed(detail: impl Into<Clipped>) -> RowError {
     RowError {
         reason: Reason::Malformed,
         detail: detail.into(),
@@ -188,7 +194,8 @@ fn malformed(detail: impl Into<String>) -> RowError {
 #[error("{detail}")]
 pub struct RowError {
     pub reason: Reason,
-    pub detail: String,
+    /// It may quote the record, so its length is bounded.
+    pub detail: Clipped,
 }
 
 impl From<PictureError> for RowError {
@@ -206,7 +213,7 @@ impl From<PictureError> for RowError {
         };
         RowError {
             reason,
-            detail: error.to_string(),
+            detail: error.to_string().into(),
         }
     }
 }

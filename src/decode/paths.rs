@@ -91,7 +91,8 @@ impl Paths {
                         detail: format!(
                             "field `{}`: required by feature `{}`, absent or null",
                             feature.path, feature.name
-                        ),
+                        )
+                        .into(),
                     });
                 }
                 *value = f32::NAN;

@@ -207,7 +207,7 @@ impl Schemas {
             Some(Entry::Known(schema)) => Ok(schema),
             Some(Entry::Refused(detail)) => Err(DecodeError::Row(RowError {
                 reason: Reason::UnknownSchema,
-                detail,
+                detail: detail.into(),
             })),
             Some(Entry::OnItsWay { .. }) | None => Err(DecodeError::SchemaPending(id)),
         }

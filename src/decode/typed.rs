@@ -82,9 +82,11 @@ impl TypedDecoder {
                 let filled = append(plan, &self.paths, payload, rows, &mut self.scratch);
                 filled.map_err(|mut error| {
                     if wire::looks_framed(payload) {
-                        error.detail.push_str(
-                            " (it begins like a record of a schema registry, but input.schema_file is set)",
+                        let detail = format!(
+                            "{} (it begins like a record of a schema registry, but input.schema_file is set)",
+                            error.detail
                         );
+                        error.detail = detail.into();
                     }
                     error.into()
                 })

@@ -189,7 +189,7 @@ impl Column {
     pub fn error(&self, reason: Reason, problem: &str) -> RowError {
         RowError {
             reason,
-            detail: format!("field `{}`: {problem}", self.path),
+            detail: format!("field `{}`: {problem}", self.path).into(),
         }
     }
 

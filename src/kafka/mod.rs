@@ -5,17 +5,20 @@ mod edges;
 pub mod embedded;
 mod admin;
 mod assignment;
+mod headers;
 mod hold;
 mod mark;
 mod membership;
 #[cfg(feature = "aws-msk-iam")]
 mod msk_iam;
 pub mod history;
+pub mod limits;
 mod progress;
 pub mod replay;
 mod sasl;
 mod presence;
 mod question;
+mod quiet;
 mod rejoin;
 mod siblings;
 mod sink;
@@ -34,11 +37,12 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError as ClientError;
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::types::{RDKafkaConfRes, RDKafkaErrorCode};
 
+pub use limits::Limits;
 pub use membership::Membership;
-pub use sink::{Delivery, SendError, Sink};
+pub use sink::{Delivery, SendError, Sink, Ticket};
 pub use source::{Event, Rebalance, RebalanceKind, Source};
 pub use topics::Topics;
 pub use transaction::Outcome;
@@ -197,17 +201,13 @@ fn listed(topics: &[String]) -> String {
 
 /// A message as a record; nothing is copied.
 fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
-    let headers = message.headers().map(|headers| {
-        let own = headers.iter();
-        own.map(|header| (header.key, header.value)).collect()
-    });
     Record {
         topic: message.topic(),
         partition: message.partition(),
         offset: message.offset(),
         timestamp_ms: message.timestamp().to_millis(),
         key: message.key(),
-        headers: headers.unwrap_or_default(),
+        headers: headers::headers(message),
         payload: message.payload(),
     }
 }

@@ -13,17 +13,26 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::{
-    KafkaError, LastComplaint, await_topic, client, client_config, owned_headers, sasl, transaction,
+    KafkaError, LastComplaint, Limits, await_topic, client, client_config, owned_headers, sasl,
+    transaction,
 };
 use crate::config::{Guarantee, Kafka};
-use crate::message::Message;
+use crate::message::{About, Message};
 use crate::shutdown::Shutdown;
+
+/// What goes with a message to the brokers and comes back with their answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket {
+    /// The batch it belongs to.
+    pub sequence: u64,
+    /// No other message was on its way, so that a refusal is about this one.
+    pub alone: bool,
+}
 
 /// How one message of a batch fared.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The batch it belongs to.
-    pub sequence: u64,
+    pub ticket: Ticket,
     pub result: Result<(), SendError>,
 }
 
@@ -33,7 +42,10 @@ pub enum SendError {
     /// The local queue is full: wait for deliveries, then send again.
     QueueFull,
     /// Larger than the client or the topic takes.
-    TooLarge { topic: String, message: Message },
+    TooLarge {
+        topic: String,
+        message: Box<Message>,
+    },
     /// librdkafka gave up for good.
     Failed { topic: String, problem: String },
 }
@@ -45,6 +57,7 @@ pub struct Sink {
     pub(super) transactional_id: Option<String>,
     deliveries: Receiver<Delivery>,
     config: ClientConfig,
+    limits: Limits,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -56,6 +69,12 @@ pub(super) fn config(kafka: &Kafka) -> ClientConfig {
     config
 }
 
+/// What a batch may come to, by librdkafka's default if nothing else is set.
+fn batch_size(config: &ClientConfig) -> usize {
+    let size = config.get("batch.size").and_then(|size| size.parse().ok());
+    size.unwrap_or(1_000_000)
+}
+
 impl Sink {
     /// Connects and makes sure that every topic exists.
     ///
@@ -63,7 +82,8 @@ impl Sink {
     /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
     pub fn connect(kafka: &Kafka, topics: &[&str], stop: &Shutdown) -> Result<Sink, KafkaError> {
         let complaint = LastComplaint::default();
-        let sink = Sink::open(config(kafka), &complaint)?;
+        let mut config = config(kafka);
+        let mut sink = Sink::open(config.clone(), &complaint)?;
         for topic in topics {
             await_topic(
                 sink.producer.client(),
@@ -74,6 +94,17 @@ impl Sink {
                 || {},
             )?;
         }
+        let limits = Limits::ask(&config, topics);
+        for line in limits.lines() {
+            tracing::info!("{line}");
+        }
+        // A topic refuses a batch that is too large, whatever is in it.
+        let least = limits.least().filter(|least| *least < batch_size(&config));
+        if let Some(least) = least {
+            config.set("batch.size", least.to_string());
+            sink = Sink::open(config, &complaint)?;
+        }
+        sink.limits = limits;
         if sink.transactional_id.is_some() {
             sink.init_transactions(kafka.connect_timeout, &complaint, stop)?;
         }
@@ -92,6 +123,7 @@ impl Sink {
             producer: Arc::new(client(&config, context)?),
             transactional_id,
             deliveries,
+            limits: Limits::of_client(&config),
             config,
         })
     }
@@ -102,7 +134,8 @@ impl Sink {
     /// [`KafkaError`] when the brokers do not let it.
     pub fn replace(&mut self, patience: Duration, stop: &Shutdown) -> Result<(), KafkaError> {
         let complaint = LastComplaint::default();
-        let sink = Sink::open(self.config.clone(), &complaint)?;
+        let mut sink = Sink::open(self.config.clone(), &complaint)?;
+        sink.limits = self.limits.clone();
         sink.init_transactions(patience, &complaint, stop)?;
         let stuck = std::mem::replace(self, sink);
         // Ending it could wait for the stuck call.
@@ -110,12 +143,35 @@ impl Sink {
         Ok(())
     }
 
+    /// Asks again for the limits of the topics: somebody may have changed them.
+    pub fn ask_limits(&mut self) {
+        self.limits = Limits::ask(&self.config, &self.limits.topics());
+    }
+
+    /// Another producer in place of one whose batches are too large for a topic.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when the brokers do not let it.
+    pub fn shrink_batches(
+        &mut self,
+        patience: Duration,
+        stop: &Shutdown,
+    ) -> Result<(), KafkaError> {
+        self.ask_limits();
+        // Where a limit is not known, each message goes by itself.
+        let bytes = self.limits.least().filter(|_| self.limits.are_known());
+        self.config
+            .set("batch.size", bytes.unwrap_or(1).to_string());
+        self.replace(patience, stop)
+    }
+
     /// Hands a message over; its [`Delivery`] comes later, unless this fails at once.
     ///
     /// # Errors
     /// [`SendError`], with the message where sending it in another shape or later makes sense.
-    pub fn send(&self, sequence: u64, topic: &str, message: &Message) -> Result<(), SendError> {
-        let mut record = BaseRecord::with_opaque_to(topic, Box::new(sequence))
+    pub fn send(&self, ticket: Ticket, topic: &str, message: &Message) -> Result<(), SendError> {
+        let sent = Box::new((ticket, message.about.clone()));
+        let mut record = BaseRecord::with_opaque_to(topic, sent)
             .payload(&message.payload)
             .headers(owned_headers(&message.headers));
         if let Some(key) = &message.key {
@@ -131,7 +187,7 @@ impl Sink {
                 ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge) => {
                     SendError::TooLarge {
                         topic: topic.to_owned(),
-                        message: message.clone(),
+                        message: Box::new(message.clone()),
                     }
                 }
                 other => SendError::Failed {
@@ -143,6 +199,10 @@ impl Sink {
 
     pub(super) fn brokers(&self) -> &str {
         self.config.get("bootstrap.servers").unwrap_or_default()
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Outcomes of what was sent, in the order in which brokers answer.
@@ -182,9 +242,10 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = Box<u64>;
+    type DeliveryOpaque = Box<(Ticket, About)>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, sequence: Box<u64>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Self::DeliveryOpaque) {
+        let (ticket, about) = *sent;
         let result = match result {
             // Acknowledged as a repeat, so its place is not known: in a transaction better to send it again than to
             // believe that it is the same one, and in this transaction.
@@ -198,7 +259,8 @@ impl ProducerContext for Context {
                 message,
             )) => Err(SendError::TooLarge {
                 topic: message.topic().to_owned(),
-                message: Message {
+                message: Box::new(Message {
+                    about,
                     key: message.key().map(<[u8]>::to_vec),
                     headers: message.headers().map_or_else(Vec::new, |headers| {
                         let own = headers.iter();
@@ -207,7 +269,7 @@ impl ProducerContext for Context {
                     }),
                     payload: message.payload().unwrap_or_default().to_vec(),
                     timestamp_ms: message.timestamp().to_millis(),
-                },
+                }),
             }),
             Err((error, message)) => Err(SendError::Failed {
                 topic: message.topic().to_owned(),
@@ -215,9 +277,6 @@ impl ProducerContext for Context {
             }),
         };
         // Nobody listens any more once the publisher has ended.
-        let _ = self.deliveries.send(Delivery {
-            sequence: *sequence,
-            result,
-        });
+        let _ = self.deliveries.send(Delivery { ticket, result });
     }
 }

@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::progress::{Name, QUIET, Tail};
+use super::quiet::Quiet;
 use super::{Source, client_config};
 use crate::batch::TopicPartition;
 use crate::config::Kafka;
@@ -156,9 +156,11 @@ fn look(
     within: Duration,
 ) -> Result<BTreeMap<i32, Found>, ClientError> {
     if kept.is_none() {
-        *kept = Some(config.create_with_context(Quiet)?);
+        *kept = Some(config.create_with_context(Quiet("looking at the end of a partition"))?);
     }
     let consumer = kept.as_ref().expect("made above");
+    // Tokens to sign in with come in a poll only.
+    let _ = consumer.poll(POLL);
     // The ends are asked before the reading: what comes meanwhile is not in question.
     let mut left = BTreeMap::new();
     let mut assignment = TopicPartitionList::new();
@@ -291,18 +293,3 @@ impl Source {
         tails
     }
 }
-
-/// Librdkafka's words are the other consumer's as well.
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(facility, "{message}");
-    }
-
-    fn error(&self, error: ClientError, reason: &str) {
-        tracing::debug!("looking at the end of a partition: {error}: {reason}");
-    }
-}
-
-impl ConsumerContext for Quiet {}

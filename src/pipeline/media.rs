@@ -1,42 +1,52 @@
 //! The maps of a verdict: in it, or where it points to.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::PipelineError;
+use super::folder;
 use super::publish::Publisher;
-use crate::batch::Kept;
+use crate::batch::{Batch, Kept, Sighting};
 use crate::config::Media;
 use crate::message::{Message, media_message, verdict_id};
 use crate::picture::{Finding, Png};
 use crate::verdict::{Place, Shown};
 
 const CONTENT_TYPE: &str = "image/png";
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the folder for maps keeps waiting.
+#[derive(Debug, Default)]
+pub(super) struct Blocked {
+    since: Option<Instant>,
+    tried: Option<Instant>,
+}
+
+fn maps(finding: &Finding) -> [(&'static str, &Png); 2] {
+    [
+        ("heatmap", &finding.heatmap),
+        ("reconstruction", &finding.reconstruction),
+    ]
+}
 
 impl Publisher {
-    /// The verdict on a picture, its maps on their way before it.
+    /// The verdict on a picture, its maps on their way before it or written already.
     pub(super) fn picture_message(
         &mut self,
         sequence: u64,
         record: Kept<'_>,
         score: f32,
         finding: &Finding,
-    ) -> Result<Message, PipelineError> {
+    ) -> Message {
         let id = verdict_id(&self.model, &self.topics[record.from.topic], record);
-        let maps = [
-            ("heatmap", &finding.heatmap),
-            ("reconstruction", &finding.reconstruction),
-        ];
-        let bytes: usize = maps.iter().map(|(_, png)| png.bytes.len()).sum();
-        let inline = bytes <= self.output.inline_limit;
+        let inline = self.is_inline(finding);
         let mut shown = [None, None];
-        for (shown, (kind, png)) in shown.iter_mut().zip(maps) {
+        for (shown, (kind, png)) in shown.iter_mut().zip(maps(finding)) {
             let place = match inline {
                 true => Some(Place::Data(STANDARD.encode(&png.bytes))),
-                false => self.put_aside(sequence, record, &id, kind, png)?,
+                false => self.place(sequence, record, &id, kind, png),
             };
             *shown = place.map(|place| Shown {
                 content_type: CONTENT_TYPE,
@@ -49,45 +59,97 @@ impl Publisher {
         let verdict = self
             .judge
             .judge_picture(score, finding, heatmap, reconstruction);
-        Ok(self.message(record, &verdict))
+        self.message(record, &verdict)
     }
 
-    /// To the media topic or folder, if there is one. The same verdict always goes to the same place.
-    fn put_aside(
+    fn is_inline(&self, finding: &Finding) -> bool {
+        let bytes: usize = maps(finding).iter().map(|(_, png)| png.bytes.len()).sum();
+        bytes <= self.output.inline_limit
+    }
+
+    /// Where a map is, or is sent now: the media topic or folder, if there is one. The same verdict always names the same place.
+    fn place(
         &mut self,
         sequence: u64,
         record: Kept<'_>,
         id: &str,
         kind: &str,
         png: &Png,
-    ) -> Result<Option<Place>, PipelineError> {
-        let uri = match self.output.media.clone() {
-            None => return Ok(None),
-            Some(Media::Topic(topic)) => {
+    ) -> Option<Place> {
+        let uri = match self.output.media.clone()? {
+            Media::Topic(topic) => {
                 let key = format!("{id}-{kind}");
-                let message = media_message(&key, &png.bytes, record.timestamp_ms);
+                let source = record.source(&self.topics[record.from.topic]);
+                let message = media_message(source, &key, &png.bytes, record.timestamp_ms);
                 let uri = format!("kafka://{topic}?key={key}");
                 self.send(sequence, topic, message);
                 uri
             }
-            Some(Media::Folder(folder)) => {
-                let name = format!("{id}-{kind}.png");
-                write_whole(&folder, &name, &png.bytes).map_err(|e| PipelineError::Media {
-                    path: folder.join(&name).display().to_string(),
-                    problem: e.to_string(),
-                })?;
-                format!("file://{}", escaped(&folder.join(name)))
+            Media::Folder(folder) => {
+                format!("file://{}", escaped(&folder.join(folder::name(id, kind))))
             }
         };
-        Ok(Some(Place::Uri(uri)))
+        Some(Place::Uri(uri))
     }
-}
 
-/// Under its name there is the whole file or none, whoever else writes it at the same time.
-fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let draft = folder.join(format!(".{name}.{}", std::process::id()));
-    fs::write(&draft, bytes)?;
-    fs::rename(draft, folder.join(name))
+    /// Writes the maps of a batch into the folder, if that is where they go; `false` if that has to be tried again later. Before
+    /// the batch is published: no transaction may be open for as long as a disk is full.
+    pub(super) fn shelve(&mut self, batch: &Batch) -> bool {
+        let Some(Media::Folder(folder)) = self.output.media.clone() else {
+            return true;
+        };
+        let too_soon = |tried: Instant| tried.elapsed() < RETRY;
+        if self.blocked.tried.is_some_and(too_soon) {
+            return false;
+        }
+        let problem = self.write_maps(&folder, batch).err();
+        self.folder_answers(problem)
+    }
+
+    fn write_maps(&self, folder: &Path, batch: &Batch) -> Result<(), (PathBuf, std::io::Error)> {
+        for (i, record) in batch.records().enumerate() {
+            let finding = match batch.sightings.get(i) {
+                Some(Sighting::Explained(finding)) if !self.is_inline(finding) => finding,
+                _ => continue,
+            };
+            let id = verdict_id(&self.model, &self.topics[record.from.topic], record);
+            for (kind, png) in maps(finding) {
+                let name = folder::name(&id, kind);
+                let written = folder::write(folder, &name, &png.bytes);
+                written.map_err(|e| (folder.join(name), e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says when the folder takes no maps, and when it does again; whether it does.
+    fn folder_answers(&mut self, problem: Option<(PathBuf, std::io::Error)>) -> bool {
+        let blocked = &mut self.blocked;
+        match (problem, blocked.since) {
+            (None, None) => {}
+            (None, Some(since)) => {
+                tracing::info!(
+                    seconds = since.elapsed().as_secs(),
+                    "output.media_dir takes maps again"
+                );
+                *blocked = Blocked::default();
+                self.metrics.media_dir_blocked.set(0);
+            }
+            (Some((path, problem)), since) => {
+                if since.is_none() {
+                    tracing::error!(
+                        path = %path.display(),
+                        "output.media_dir: {problem}; publishing waits until the map can be written: free some space, or mend the folder"
+                    );
+                    self.metrics.media_dir_blocked.set(1);
+                }
+                blocked.since.get_or_insert_with(Instant::now);
+                blocked.tried = Some(Instant::now());
+                return false;
+            }
+        }
+        true
+    }
 }
 
 fn escaped(path: &Path) -> String {
@@ -103,16 +165,6 @@ fn escaped(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_is_written_whole_and_again() {
-        let folder = tempfile::tempdir().unwrap();
-        for bytes in [&b"one"[..], b"two"] {
-            write_whole(folder.path(), "a.png", bytes).unwrap();
-            assert_eq!(fs::read(folder.path().join("a.png")).unwrap(), bytes);
-        }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
 
     #[test]
     fn a_path_becomes_a_part_of_a_uri() {

@@ -18,6 +18,8 @@ pub struct Outbox {
     /// Handed over, without an answer yet.
     under_way: usize,
     handed_over: Option<Instant>,
+    /// So many messages still go one by one.
+    alone: usize,
 }
 
 /// A message and the batch that it belongs to.
@@ -39,19 +41,41 @@ impl Outbox {
     }
 
     pub fn take(&mut self) -> Option<Outgoing> {
-        self.waiting.pop_front()
+        match self.is_alone() && self.under_way > 0 {
+            true => None,
+            false => self.waiting.pop_front(),
+        }
+    }
+
+    /// Has the next `count` messages go one by one: a batch was refused for its size, which does not tell whose fault that is.
+    pub fn go_alone(&mut self, count: usize) {
+        self.alone = count;
+    }
+
+    pub fn is_alone(&self) -> bool {
+        self.alone > 0
+    }
+
+    /// Forgets what waits and what is under way.
+    pub fn clear(&mut self) {
+        *self = Outbox {
+            alone: self.alone,
+            ..Outbox::default()
+        };
     }
 
     /// Whether something waits that may go.
     pub fn is_due(&self, now: Instant) -> bool {
         let patient = |handed_over| now.saturating_duration_since(handed_over) < PATIENCE;
-        let waits = self.under_way > 0 && self.handed_over.is_some_and(patient);
+        let answer_is_near = self.handed_over.is_some_and(patient);
+        let waits = self.under_way > 0 && (self.is_alone() || answer_is_near);
         !self.waiting.is_empty() && !waits
     }
 
     pub fn handed_over(&mut self, now: Instant) {
         self.under_way += 1;
         self.handed_over = Some(now);
+        self.alone = self.alone.saturating_sub(1);
     }
 
     /// An answer may be to a message from before an abort.
@@ -63,12 +87,22 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{About, Kind};
+    use crate::record::Source;
 
     fn message(sequence: u64) -> Outgoing {
         Outgoing {
             sequence,
             topic: "anomalies".to_owned(),
             message: Message {
+                about: About {
+                    source: Source {
+                        topic: "in".to_owned(),
+                        partition: 0,
+                        offset: 0,
+                    },
+                    kind: Kind::Map,
+                },
                 key: None,
                 headers: Vec::new(),
                 payload: Vec::new(),
@@ -101,5 +135,29 @@ mod tests {
         outbox.put(message(1));
         assert!(!outbox.is_due(now));
         assert!(outbox.is_due(now + PATIENCE));
+    }
+
+    #[test]
+    fn after_a_refused_batch_messages_go_one_by_one_for_a_while() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        for sequence in 0..4 {
+            outbox.put(message(sequence));
+        }
+        outbox.go_alone(2);
+        for _ in 0..2 {
+            assert!(outbox.is_due(now) && outbox.is_alone());
+            assert!(outbox.take().is_some());
+            outbox.handed_over(now);
+            outbox.answered();
+        }
+        assert!(!outbox.is_alone(), "the rest go together");
+        outbox.go_alone(1);
+        outbox.take().unwrap();
+        outbox.handed_over(now);
+        outbox.go_alone(1);
+        assert!(!outbox.is_due(now + 2 * PATIENCE), "an answer is missing");
+        assert!(outbox.take().is_none());
+        outbox.clear();
+        assert!(outbox.is_alone() && !outbox.is_due(now));
     }
 }

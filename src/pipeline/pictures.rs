@@ -166,7 +166,7 @@ impl Part {
     fn refuse(&mut self, why: String) {
         self.bury(RowError {
             reason: Reason::Unscorable,
-            detail: format!("the model fails on it: {why}"),
+            detail: format!("the model fails on it: {why}").into(),
         });
     }
 }

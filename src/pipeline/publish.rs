@@ -6,18 +6,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
+use serde_json::value::RawValue;
 
 use super::PipelineError;
 use super::drift::{Drift, QUANTILE};
+use super::media::Blocked;
 use super::outbox::{Outbox, Outgoing};
-use super::tally::Tally;
+use super::oversize::{Omissions, Refusal};
+use super::tally::{Losses, Tally};
 use super::traces::{Published, Traces};
 use super::window::Window;
 use crate::batch::{Batch, DeadLetter, Kept, Screened, Sighting};
 use crate::config;
 use crate::decode::{Input, Reason, RowError};
-use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink, Topics};
-use crate::message::{Message, Model, dead_letter_message, verdict_message, without_bulk};
+use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink, Ticket, Topics};
+use crate::message::{
+    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, is_deeper, verdict_message,
+};
 use crate::metrics::Metrics;
 use crate::onnx::Nearest;
 use crate::recent::{Anomaly, Recent};
@@ -51,15 +56,22 @@ pub struct Publisher {
     early: BTreeMap<u64, Batch>,
     /// Judged and on their way, by consecutive sequence.
     pub(super) pending: VecDeque<Pending>,
-    /// With exactly-once, for each topic the least payload that it refused since the last commit.
-    pub(super) too_large: HashMap<String, usize>,
+    /// By topic, with exactly-once.
+    pub(super) too_large: HashMap<String, Refusal>,
+    /// With exactly-once, since the last commit: a batch was refused for its size, and the producer now makes smaller ones.
+    pub(super) wants_small_batches: bool,
+    pub(super) has_small_batches: bool,
+    pub(super) omissions: Omissions,
+    pub(super) blocked: Blocked,
 }
 
 pub(super) struct Pending {
+    pub sequence: u64,
     pub batch: Batch,
     /// What it waits for: each message not delivered yet, or the one transaction it is in.
     pub outstanding: usize,
     pub tally: Tally,
+    pub losses: Losses,
     pub published: Instant,
 }
 
@@ -108,6 +120,10 @@ impl Publisher {
             early: BTreeMap::new(),
             pending: VecDeque::new(),
             too_large: HashMap::new(),
+            wants_small_batches: false,
+            has_small_batches: false,
+            omissions: Omissions::default(),
+            blocked: Blocked::default(),
         }
     }
 
@@ -141,10 +157,6 @@ impl Publisher {
                 recv(scored) -> batch => match batch {
                     Ok(batch) => {
                         self.early.insert(batch.sequence, batch);
-                        while let Some(batch) = self.early.remove(&self.next) {
-                            self.next += 1;
-                            self.publish(batch)?;
-                        }
                     }
                     Err(_) => {
                         open = false;
@@ -158,6 +170,7 @@ impl Publisher {
                 }
                 default(patience.map_or(LOOK_UP, |left| left.min(LOOK_UP))) => {}
             }
+            self.publish_in_order()?;
             if self.outbox.is_due(Instant::now()) {
                 self.hand_over()?;
             }
@@ -167,22 +180,39 @@ impl Publisher {
         Ok(())
     }
 
+    /// Publishes what is next, as far as the folder for maps takes them.
+    fn publish_in_order(&mut self) -> Result<(), PipelineError> {
+        while let Some(batch) = self.early.remove(&self.next) {
+            if !self.membership.is_lost(batch.sequence) && !self.shelve(&batch) {
+                self.early.insert(batch.sequence, batch);
+                break;
+            }
+            self.next += 1;
+            self.publish(batch)?;
+        }
+        Ok(())
+    }
+
     fn publish(&mut self, batch: Batch) -> Result<(), PipelineError> {
         if self.membership.is_lost(batch.sequence) {
             let tally = Tally::lost(&batch);
             self.pending.push_back(Pending {
+                sequence: batch.sequence,
                 batch,
                 outstanding: 0,
                 tally,
+                losses: Losses::default(),
                 published: Instant::now(),
             });
             return Ok(());
         }
         self.open_window()?;
         self.pending.push_back(Pending {
+            sequence: batch.sequence,
             batch: Batch::default(),
             outstanding: 1,
             tally: Tally::default(),
+            losses: Losses::default(),
             published: Instant::now(),
         });
         let tally = self.emit(&batch)?;
@@ -247,12 +277,15 @@ impl Publisher {
             let sighting = batch.sightings.get(i);
             let mut message = match sighting {
                 Some(Sighting::Explained(finding)) => {
-                    self.picture_message(batch.sequence, record, batch.scores[place], finding)?
+                    self.picture_message(batch.sequence, record, batch.scores[place], finding)
                 }
                 // A picture that nobody asks about was seen to above.
                 Some(_) => continue,
                 None => self.row_message(batch, (i, place), record, nearest),
             };
+            if message.headers.iter().any(|(name, _)| name == OMITTED) {
+                *tally.omitted.entry("record").or_default() += 1;
+            }
             if let Some(traces) = &self.traces {
                 let topic = &self.topics[record.from.topic];
                 if traces.hand_on(&mut message, topic, record) {
@@ -323,13 +356,26 @@ impl Publisher {
         let json = carried
             .then(|| self.input.to_json(record.payload))
             .flatten();
-        verdict_message(&self.model, topic, record, verdict, json.as_deref())
+        let deep = |json: &RawValue| is_deeper(json.get(), MOST_LEVELS);
+        let omitted = match json.as_deref() {
+            Some(json) if deep(json) => Some(format!("it nests deeper than {MOST_LEVELS} levels")),
+            None if carried && self.input.is_json_or_typed() => {
+                Some("it is too long in JSON".to_owned())
+            }
+            _ => None,
+        };
+        let json = json.as_deref().filter(|_| omitted.is_none());
+        let mut message = verdict_message(&self.model, topic, record, verdict, json);
+        if let Some(why) = omitted {
+            message.omit(&["record"], &why);
+        }
+        message
     }
 
     fn unscorable(&self, record: Kept<'_>, flaw: String) -> DeadLetter {
         let error = RowError {
             reason: Reason::Unscorable,
-            detail: flaw,
+            detail: flaw.into(),
         };
         record.letter(&self.topics[record.from.topic], error)
     }
@@ -341,13 +387,13 @@ impl Publisher {
 
     /// Has a message sent after those that wait already.
     pub(super) fn send(&mut self, sequence: u64, topic: String, message: Message) {
+        let message = self.shaped(sequence, &topic, message);
+        let Some(message) = self.fitted(sequence, &topic, message) else {
+            return;
+        };
         match &mut self.window {
             Some(window) => window.sent(),
             None => self.pending_of(sequence).outstanding += 1,
-        }
-        let mut message = message;
-        if self.is_too_large(&topic, &message) {
-            message = self.slim(&topic, &message).unwrap_or(message);
         }
         self.outbox.put(Outgoing {
             sequence,
@@ -364,15 +410,24 @@ impl Publisher {
                 topic,
                 message,
             } = &outgoing;
-            match self.sink.send(*sequence, topic, message) {
+            let ticket = Ticket {
+                sequence: *sequence,
+                alone: self.outbox.is_alone(),
+            };
+            match self.sink.send(ticket, topic, message) {
                 Ok(()) => self.outbox.handed_over(Instant::now()),
                 Err(SendError::QueueFull) => {
                     self.outbox.put_back(outgoing);
                     break;
                 }
                 Err(SendError::TooLarge { .. }) => {
-                    outgoing.message = self.slim(topic, message)?;
-                    self.outbox.put_back(outgoing);
+                    match self.is_too_large_here(*sequence, topic, message) {
+                        Some(slim) => {
+                            outgoing.message = slim;
+                            self.outbox.put_back(outgoing);
+                        }
+                        None => self.is_given_up(*sequence),
+                    }
                 }
                 Err(SendError::Failed { topic, problem }) => match &mut self.window {
                     Some(window) => window.fails(problem),
@@ -383,39 +438,32 @@ impl Publisher {
         Ok(())
     }
 
-    fn is_too_large(&self, topic: &str, message: &Message) -> bool {
-        let refused = self.too_large.get(topic);
-        refused.is_some_and(|refused| message.payload.len() >= *refused)
-    }
-
     pub(super) fn delivered(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
         self.outbox.answered();
         if self.window.is_some() {
-            return self.delivered_in_window(delivery.result);
+            self.delivered_in_window(delivery);
+            return Ok(());
         }
         match delivery.result {
             Ok(()) => {}
             Err(SendError::TooLarge { topic, message }) => {
-                let slim = self.slim(&topic, &message)?;
-                self.send(delivery.sequence, topic, slim);
+                self.is_refused(&delivery.ticket, topic, *message);
             }
             Err(SendError::Failed { topic, problem }) => return Err(undeliverable(topic, problem)),
             Err(SendError::QueueFull) => {
                 unreachable!("a queued message is not refused for the queue")
             }
         }
-        self.pending_of(delivery.sequence).outstanding -= 1;
+        self.pending_of(delivery.ticket.sequence).outstanding -= 1;
         Ok(())
     }
 
-    fn delivered_in_window(&mut self, result: Result<(), SendError>) -> Result<(), PipelineError> {
-        let problem = match result {
+    fn delivered_in_window(&mut self, delivery: Delivery) {
+        let problem = match delivery.result {
             Ok(()) => None,
             Err(SendError::TooLarge { topic, message }) => {
-                self.slim(&topic, &message)?;
-                let refused = self.too_large.entry(topic.clone()).or_insert(usize::MAX);
-                *refused = message.payload.len().min(*refused);
-                Some(format!("a message is too large for topic {topic}"))
+                self.is_refused(&delivery.ticket, topic, *message);
+                return;
             }
             Err(SendError::Failed { topic, problem }) => Some(format!("topic {topic}: {problem}")),
             Err(SendError::QueueFull) => {
@@ -427,21 +475,10 @@ impl Publisher {
             None => window.acknowledged(),
             Some(problem) => window.fails(problem),
         }
-        Ok(())
     }
 
-    /// The message without its bulk, if it had any left.
-    fn slim(&self, topic: &str, message: &Message) -> Result<Message, PipelineError> {
-        let slim = without_bulk(message, "the message is too large for the topic");
-        if slim.payload.len() >= message.payload.len() {
-            let problem = "too large even without the record: raise the topic's max.message.bytes";
-            return Err(undeliverable(topic.to_owned(), problem.to_owned()));
-        }
-        Ok(slim)
-    }
-
-    fn pending_of(&mut self, sequence: u64) -> &mut Pending {
-        let first = self.next - self.pending.len() as u64;
+    pub(super) fn pending_of(&mut self, sequence: u64) -> &mut Pending {
+        let first = self.pending[0].sequence;
         &mut self.pending[(sequence - first) as usize]
     }
 
@@ -450,7 +487,8 @@ impl Publisher {
         while self.pending.front().is_some_and(|p| p.outstanding == 0) {
             let Pending {
                 batch,
-                tally,
+                mut tally,
+                losses,
                 published,
                 ..
             } = self.pending.pop_front().expect("seen above");
@@ -468,6 +506,7 @@ impl Publisher {
                 anomalies,
                 "batch delivered"
             );
+            tally.lose(losses);
             tally.count(&batch, &self.metrics, &self.recent);
             // The intake may be gone after a drain that did not end in time.
             let _ = give_back.send(batch);

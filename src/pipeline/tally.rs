@@ -1,11 +1,13 @@
 //! The books of a batch: every record of it has one outcome, counted when that is delivered.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::traces::Published;
 use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
-use crate::metrics::{AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_TOMBSTONE};
+use crate::message::{About, Kind};
+use crate::metrics::{AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_TOMBSTONE, SKIP_UNDELIVERABLE};
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
@@ -22,11 +24,50 @@ pub struct Tally {
     /// Verdicts that went out in a trace, by their records' places.
     pub published: Vec<Published>,
     pub tombstones: usize,
+    /// What messages lack.
+    pub omitted: BTreeMap<&'static str, u64>,
+    /// Nothing could be published about them.
+    pub undeliverable: usize,
     /// Not published: the partitions belong to another, who judges these records.
     pub lost: usize,
 }
 
+/// What could not be published of a batch, known once it is on its way.
+#[derive(Debug, Default)]
+pub struct Losses {
+    pub omitted: BTreeMap<&'static str, u64>,
+    undeliverable: Vec<About>,
+}
+
+impl Losses {
+    /// A record counts once, however many messages there were about it.
+    pub fn lose(&mut self, about: &About) {
+        if !self.undeliverable.contains(about) {
+            self.undeliverable.push(about.clone());
+        }
+    }
+}
+
 impl Tally {
+    /// Takes away what was counted and is not published.
+    pub fn lose(&mut self, losses: Losses) {
+        for (part, messages) in losses.omitted {
+            *self.omitted.entry(part).or_default() += messages;
+        }
+        for about in losses.undeliverable {
+            match about.kind {
+                Kind::Verdict => self.scored -= 1,
+                Kind::DeadLetter(reason) => {
+                    let at = self.dead.iter().position(|dead| *dead == reason);
+                    self.dead
+                        .swap_remove(at.expect("a dead letter is counted when it is made"));
+                }
+                Kind::Map | Kind::Record => continue,
+            }
+            self.undeliverable += 1;
+        }
+    }
+
     pub fn lost(batch: &Batch) -> Tally {
         Tally {
             lost: batch.consumed(),
@@ -42,7 +83,15 @@ impl Tally {
             let reason = [reason.as_str()];
             metrics.dead_letters.with_label_values(&reason).inc();
         }
-        for (reason, records) in [(SKIP_TOMBSTONE, self.tombstones), (SKIP_LOST, self.lost)] {
+        for (part, messages) in &self.omitted {
+            let omitted = metrics.omitted_parts.with_label_values(&[*part]);
+            omitted.inc_by(*messages);
+        }
+        for (reason, records) in [
+            (SKIP_TOMBSTONE, self.tombstones),
+            (SKIP_LOST, self.lost),
+            (SKIP_UNDELIVERABLE, self.undeliverable),
+        ] {
             let skipped = metrics.records_skipped.with_label_values(&[reason]);
             skipped.inc_by(records as u64);
         }
@@ -56,7 +105,8 @@ impl Tally {
                 .with_label_values(&[screen]);
             audited.inc_by(anomalies);
         }
-        let accounted = self.scored + self.dead.len() + self.tombstones + self.lost;
+        let skipped = self.tombstones + self.lost + self.undeliverable;
+        let accounted = self.scored + self.dead.len() + skipped;
         let unaccounted = batch.consumed() as i64 - accounted as i64;
         metrics.records_unaccounted.add(unaccounted);
         if self.lost == 0 {

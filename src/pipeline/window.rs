@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::PipelineError;
-use super::outbox::Outbox;
 use super::publish::{LOOK_UP, Publisher};
-use super::tally::Tally;
+use super::tally::{Losses, Tally};
 use crate::batch::TopicPartition;
 use crate::kafka::{KafkaError, Outcome};
 use crate::metrics::{ABORTED, COMMITTED};
@@ -14,7 +13,7 @@ use crate::metrics::{ABORTED, COMMITTED};
 /// A window that is aborted this often in a row will not go through.
 const ATTEMPTS: u32 = 10;
 /// How long the brokers may take to let another producer in.
-const REPLACED_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const REPLACED_WITHIN: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -30,6 +29,8 @@ pub struct Window {
     outstanding: usize,
     /// Why it cannot be committed.
     failed: Option<String>,
+    /// That is because of a message's size.
+    pub(super) for_size: bool,
 }
 
 impl Window {
@@ -42,6 +43,7 @@ impl Window {
             size: 0,
             outstanding: 0,
             failed: None,
+            for_size: false,
         }
     }
 
@@ -101,12 +103,13 @@ impl Publisher {
     /// from the batches themselves: they are still here, and judging them again says the same.
     fn commit(&mut self) -> Result<(), PipelineError> {
         let mut backoff = FIRST_BACKOFF;
-        for _ in 0..ATTEMPTS {
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             let problem = match self.try_commit()? {
                 Outcome::Committed => {
                     self.count(COMMITTED);
                     self.window().reset();
-                    self.too_large.clear();
+                    self.forget_refusals();
                     for pending in &mut self.pending {
                         pending.outstanding = 0;
                     }
@@ -120,8 +123,13 @@ impl Publisher {
             };
             self.count(ABORTED);
             tracing::warn!("transaction aborted: {problem}; its records are sent again in another");
-            std::thread::sleep(backoff);
-            backoff = LONGEST_BACKOFF.min(2 * backoff);
+            // The next one has smaller messages: it is not the same attempt, and nothing is to be waited for.
+            if !self.window().for_size {
+                attempts += 1;
+                std::thread::sleep(backoff);
+                backoff = LONGEST_BACKOFF.min(2 * backoff);
+            }
+            self.make_small_batches()?;
             if self.abandon.is_requested() || !self.send_again()? {
                 return Ok(());
             }
@@ -172,7 +180,7 @@ impl Publisher {
         while let Ok(delivery) = self.sink.deliveries().try_recv() {
             self.delivered(delivery)?;
         }
-        self.outbox = Outbox::default();
+        self.outbox.clear();
         self.window().reset();
         let mut ours = Vec::new();
         for (i, pending) in self.pending.iter_mut().enumerate() {
@@ -182,12 +190,14 @@ impl Publisher {
             if self.membership.is_lost(pending.batch.sequence) {
                 pending.tally = Tally::lost(&pending.batch);
                 pending.outstanding = 0;
+                pending.losses = Losses::default();
             } else {
                 ours.push(i);
             }
         }
         for &i in &ours {
             self.open_window()?;
+            self.pending[i].losses = Losses::default();
             let batch = std::mem::take(&mut self.pending[i].batch);
             let emitted = self.emit(&batch);
             self.pending[i].batch = batch;

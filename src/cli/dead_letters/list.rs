@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use serde_json::json;
 
-use crate::dead_letter::{Ledger, Letter};
+use crate::dead_letter::Letter;
 use crate::kafka::history::Ended;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -54,7 +54,7 @@ fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), 
     let mut ended = survey.ended;
     if left > 0 && ended == Ended::Complete {
         ended = survey.reread(&survey.places, stop, |record, letter| {
-            line(arguments, &survey.replayed, record, letter, &mut out).map_err(Failure::data)?;
+            line(arguments, survey, record, letter, &mut out).map_err(Failure::data)?;
             left -= 1;
             Ok(match left {
                 0 => ControlFlow::Break(()),
@@ -73,14 +73,15 @@ fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), 
 
 fn line(
     arguments: &Arguments,
-    replayed: &Ledger,
+    survey: &Survey,
     record: &Record<'_>,
     letter: &Letter<'_>,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
-    let replayed = replayed.topics_of(record.partition, record.offset);
+    let replayed = survey.replayed.topics_of(record.partition, record.offset);
+    let discarded = survey.discarded.contains(record.partition, record.offset);
     if arguments.json {
-        return json_line(arguments.payload, &replayed, record, letter, out);
+        return json_line(arguments.payload, &replayed, discarded, record, letter, out);
     }
     let place = format!("{}:{}", record.partition, record.offset);
     let number = |number: Option<i64>| number.map_or("?".to_owned(), |n| n.to_string());
@@ -101,7 +102,10 @@ fn line(
         shown(letter.message.as_deref().unwrap_or("-")),
     )?;
     if letter.omitted {
-        write!(out, "  (value left out: too large)")?;
+        write!(out, "  (not whole: too large)")?;
+    }
+    if discarded {
+        write!(out, "  (discarded)")?;
     }
     if !replayed.is_empty() {
         write!(out, "  (replayed to {})", replayed.join(", "))?;
@@ -117,6 +121,7 @@ fn line(
 fn json_line(
     payload: bool,
     replayed: &[&str],
+    discarded: bool,
     record: &Record<'_>,
     letter: &Letter<'_>,
     out: &mut impl Write,
@@ -130,6 +135,7 @@ fn json_line(
         "message": letter.message,
         "value_omitted": letter.omitted,
         "replayed_to": replayed,
+        "discarded": discarded,
     });
     if payload {
         match record.payload.map(std::str::from_utf8) {
@@ -153,18 +159,26 @@ fn summary(
 ) -> std::io::Result<()> {
     let letters = survey.places.count();
     let replayed = letters - survey.places.without(&survey.replayed.places()).count();
+    let discarded = letters - survey.places.without(&survey.discarded).count();
     if arguments.json {
         let by = survey.kinds.iter();
         let by: Vec<_> = by
             .map(|((reason, topic), count)| json!({"reason": reason, "source_topic": topic, "letters": count}))
             .collect();
         let line = json!({
-            "letters": letters, "replayed": replayed, "by": by, "complete": !stopped, "notes": survey.notes,
+            "letters": letters, "replayed": replayed, "discarded": discarded, "by": by, "complete": !stopped, "notes": survey.notes,
         });
         return writeln!(out, "{line}");
     }
     let early = if stopped { ", stopped early" } else { "" };
-    writeln!(out, "{letters} letters, {replayed} of them replayed{early}")?;
+    let thrown = match discarded {
+        0 => String::new(),
+        discarded => format!(", {discarded} discarded"),
+    };
+    writeln!(
+        out,
+        "{letters} letters, {replayed} of them replayed{thrown}{early}"
+    )?;
     for ((reason, topic), count) in &survey.kinds {
         writeln!(
             out,

@@ -74,13 +74,17 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let to_topic = arguments.to_topic.clone();
     let survey = selection.survey(&connection.kafka, &topic, to_topic, arguments.json, &stop)?;
     let left = match survey.ended {
-        Ended::Complete => survey.wanted.without(&survey.replayed),
+        Ended::Complete => {
+            let left = survey.wanted.without(&survey.replayed);
+            left.without_places(&survey.discarded)
+        }
         // It was stopped before it knew of all markers.
         Ended::Early => Ledger::default(),
     };
     let mut report = Report {
         letters: survey.places.count(),
         before: survey.wanted.count() - survey.wanted.without(&survey.replayed).count(),
+        discarded: survey.places.count() - survey.places.without(&survey.discarded).count(),
         obstacles: &survey.obstacles,
         sent: BTreeMap::new(),
         left: left.count(),
@@ -195,6 +199,8 @@ fn commit(
 struct Report<'a> {
     letters: u64,
     before: u64,
+    /// Letters that are not to be sent.
+    discarded: u64,
     obstacles: &'a BTreeMap<Obstacle, u64>,
     /// Letters by the topic that they were sent to.
     sent: BTreeMap<String, u64>,
@@ -216,7 +222,7 @@ impl Report<'_> {
             println!(
                 "{}",
                 json!({
-                    "letters": self.letters, "replayed": self.total(), "to": self.sent, "replayed_before": self.before,
+                    "letters": self.letters, "replayed": self.total(), "to": self.sent, "replayed_before": self.before, "discarded": self.discarded,
                     "cannot_be_replayed": obstacles, "complete": self.complete, "dry_run": self.dry_run,
                 })
             );
@@ -227,8 +233,12 @@ impl Report<'_> {
         } else {
             "replayed"
         };
+        let discarded = match self.discarded {
+            0 => String::new(),
+            discarded => format!(", {discarded} discarded"),
+        };
         println!(
-            "{} letters: {} {done}, {} replayed before, {} cannot be",
+            "{} letters: {} {done}, {} replayed before, {} cannot be{discarded}",
             self.letters,
             self.total(),
             self.before,
@@ -239,7 +249,9 @@ impl Report<'_> {
         }
         for (obstacle, count) in self.obstacles {
             let why = match obstacle {
-                Obstacle::ValueOmitted => "had a value too large for the topic, which was left out",
+                Obstacle::ValueOmitted => {
+                    "were too large for the topic, which has them without value, headers or key"
+                }
                 Obstacle::NoSourceTopic => {
                     "name no topic that they came from: give one with --to-topic"
                 }

@@ -3,9 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use residuald::batch::{DeadLetter, Kept, TopicPartition};
-use residuald::dead_letter::{Entry, Revived};
+use residuald::dead_letter::{Entry, Revived, discarded};
 use residuald::decode::{Input, Reason, RowError};
-use residuald::message::{Model, dead_letter_message, verdict_message, without_bulk};
+use residuald::message::{Model, dead_letter_message, verdict_message};
 use residuald::record::{Header, Record, Source};
 use residuald::verdict::{Explanation, Severity, Verdict};
 
@@ -57,6 +57,7 @@ fuzz_target!(|data: &[u8]| {
         explanation: Explanation::Features {
             relevant_attribution: Vec::new(),
             feature_imputed: Vec::new(),
+            nearest_normal: None,
         },
     };
     let json = Input::Json.to_json(payload);
@@ -64,8 +65,8 @@ fuzz_target!(|data: &[u8]| {
     let text = std::str::from_utf8(&message.payload).expect("a verdict is text");
     assert!(text.starts_with("{\"id\":\"topic-1-"));
     assert_eq!(text.contains("\"record\":"), json.is_some());
-    let slim = without_bulk(&message, "too large");
-    assert!(slim.payload.len() <= message.payload.len() || json.is_none());
+    let (slim, _) = message.slimmed(0, "too large");
+    assert!(slim.payload.len() <= message.payload.len());
 
     let letter = DeadLetter {
         source: Source {
@@ -82,7 +83,7 @@ fuzz_target!(|data: &[u8]| {
         )],
         error: RowError {
             reason: Reason::Malformed,
-            detail: String::from_utf8_lossy(trace).into_owned(),
+            detail: String::from_utf8_lossy(trace).into_owned().into(),
         },
     };
     let message = dead_letter_message(letter);
@@ -91,7 +92,7 @@ fuzz_target!(|data: &[u8]| {
     let errors = errors.filter(|(name, _)| name.starts_with("__connect.errors."));
     assert_eq!(errors.count(), 6);
     assert_eq!(message.key.as_deref(), Some(key));
-    without_bulk(&message, "too large");
+    message.slimmed(0, "too large");
 
     // Read back as a dead letter or a marker, with our headers and with whatever there is.
     let ours: Vec<Header<'_>> = message
@@ -118,6 +119,7 @@ fuzz_target!(|data: &[u8]| {
         match Entry::of(&record) {
             Ok(Entry::Letter(letter)) => drop(Revived::of(&record, &letter, "topic", 3)),
             Ok(Entry::Marker(marker)) => drop(marker.revived("dead-letters", 0)),
+            Ok(Entry::Discarded(offsets)) => drop(discarded("dead-letters", 0, &offsets)),
             Err(_) => {}
         }
     }

@@ -1,0 +1,114 @@
+//! `residuald dead-letters discard`: letters that nobody wants back, so that a replay passes over them.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use serde_json::json;
+
+use crate::dead_letter::{Places, discarded};
+use crate::kafka::history::Ended;
+use crate::kafka::replay::Replay;
+use crate::shutdown::Shutdown;
+
+use super::super::failure::Failure;
+use super::super::produce::stop_on_ctrl_c;
+use super::{Selection, Survey};
+
+/// Mark dead letters as done, so that no replay sends them
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald dead-letters discard --config residuald.toml --reason malformed --dry-run
+  residuald dead-letters discard --brokers kafka:9092 --reason malformed --to -7d --yes
+
+Nothing is deleted: the letters stay until the topic's retention takes them, and `list` shows them as discarded. A marker \
+is written into the dead letter topic, which must not be compacted. It holds for every target of a replay and cannot be \
+taken back. Letters that were replayed before are left as they are. A replay that is running is stopped.")]
+pub struct Arguments {
+    #[command(flatten)]
+    selection: Selection,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Only say what would be discarded
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (connection, topic) = arguments.selection.load()?;
+    if !arguments.yes && !arguments.dry_run && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "nobody is there to be asked: say --yes to discard, or --dry-run to see what it would be",
+        ));
+    }
+    let stop = Shutdown::default();
+    stop_on_ctrl_c(&stop)?;
+    // Before the markers are read: nobody else writes one from here on.
+    let producer = match arguments.dry_run {
+        true => None,
+        false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),
+    };
+    let selection = &arguments.selection;
+    let survey = selection.survey(&connection.kafka, &topic, None, arguments.json, &stop)?;
+    let left = match survey.ended {
+        Ended::Complete => left(&survey),
+        Ended::Early => Places::default(),
+    };
+    let mut done = 0;
+    if let Some(producer) = producer
+        && left.count() > 0
+        && (arguments.yes || agreed(&topic, left.count())?)
+    {
+        for (partition, offsets) in left.iter() {
+            producer.send(&discarded(&topic, partition, offsets))?;
+            done += offsets.count();
+        }
+    }
+    report(arguments, &survey, left.count(), done);
+    Ok(())
+}
+
+/// The letters that match and are neither replayed nor discarded.
+fn left(survey: &Survey) -> Places {
+    let places = survey.places.without(&survey.replayed.places());
+    places.without(&survey.discarded)
+}
+
+fn agreed(topic: &str, letters: u64) -> Result<bool, Failure> {
+    let mut out = std::io::stderr();
+    write!(
+        out,
+        "Discard {letters} letters of topic `{topic}`? No replay will send them. [y/N] "
+    )
+    .and_then(|()| out.flush())
+    .map_err(Failure::internal)?;
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    read.map_err(Failure::internal)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn report(arguments: &Arguments, survey: &Survey, left: u64, done: u64) {
+    let letters = survey.places.count();
+    let complete = survey.ended == Ended::Complete;
+    let before = letters - left;
+    if arguments.json {
+        let line = json!({
+            "letters": letters, "discarded": done, "left": left - done, "done_before": before,
+            "complete": complete, "dry_run": arguments.dry_run,
+        });
+        println!("{line}");
+        return;
+    }
+    let what = match arguments.dry_run {
+        true => format!("{left} would be discarded"),
+        false => format!("{done} discarded"),
+    };
+    println!("{letters} letters: {what}, {before} replayed or discarded before");
+    if !complete {
+        println!("stopped early: run it again to go on");
+    }
+}

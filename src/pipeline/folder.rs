@@ -1,0 +1,197 @@
+//! Maps as files in `output.media_dir`. Under its name there is the whole file or none, whoever else writes the same folder.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+const PREFIX: &str = ".residuald-";
+const SUFFIX: &str = ".part";
+/// File systems take 255 bytes.
+const LONGEST_NAME: usize = 200;
+
+/// The name of a map of the verdict `id`. The same verdict always has the same one.
+pub fn name(id: &str, kind: &str) -> String {
+    let name = format!("{id}-{kind}.png");
+    if name.len() <= LONGEST_NAME {
+        return name;
+    }
+    let hash = Sha256::digest(id);
+    let hash: String = hash
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let start = &id[..id.floor_char_boundary(100)];
+    format!("{start}-{hash}-{kind}.png")
+}
+
+/// Writes a map, unless it is there already. Links are replaced, not followed.
+///
+/// # Errors
+/// Why it cannot be written; then nothing of it is left behind.
+pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let path = folder.join(name);
+    if is_there(&path, bytes) {
+        return Ok(());
+    }
+    let mut draft = draft(folder)?;
+    draft.write_all(bytes)?;
+    draft.persist(&path)?;
+    Ok(())
+}
+
+/// Whether files can be made there at all. A full disk is waited for, so it is no error.
+///
+/// # Errors
+/// What the settings have to be mended for.
+pub fn probe(folder: &Path) -> io::Result<()> {
+    use ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    match draft(folder) {
+        Err(e) if matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the drafts that processes left which were killed, and says how many. A draft that is being written is locked.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn sweep(folder: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if !is_file || !is_draft(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let unlocked = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        if unlocked && fs::remove_file(entry.path()).is_ok() {
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// A file of its own name, which goes when it is dropped.
+fn draft(folder: &Path) -> io::Result<NamedTempFile> {
+    let draft = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .suffix(SUFFIX)
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
+    // A file system without locks: another process that starts may take this draft away, and it is written again.
+    let _ = draft.as_file().try_lock();
+    Ok(draft)
+}
+
+/// The names of drafts, now and in versions up to 0.1.0: `.NAME.png.PID`.
+fn is_draft(name: &str) -> bool {
+    let now = name.starts_with(PREFIX) && name.ends_with(SUFFIX);
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let before = name.starts_with('.')
+        && name
+            .rsplit_once(".png.")
+            .is_some_and(|(_, pid)| number(pid));
+    now || before
+}
+
+fn is_there(path: &Path, bytes: &[u8]) -> bool {
+    let same_size = |meta: fs::Metadata| meta.is_file() && meta.len() == bytes.len() as u64;
+    fs::symlink_metadata(path).is_ok_and(same_size)
+        && fs::read(path).is_ok_and(|there| there == bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_written_whole_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        for bytes in [&b"one"[..], b"two"] {
+            write(folder.path(), "a.png", bytes).unwrap();
+            assert_eq!(fs::read(folder.path().join("a.png")).unwrap(), bytes);
+        }
+        assert_eq!(names(folder.path()), ["a.png"]);
+        let mode = fs::metadata(folder.path().join("a.png"))
+            .unwrap()
+            .permissions();
+        assert_eq!(mode.mode() & 0o600, 0o600);
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("a.png")).unwrap();
+        assert!(write(folder.path(), "a.png", b"one").is_err());
+        assert_eq!(names(folder.path()), ["a.png"]);
+        assert!(write(&folder.path().join("gone"), "a.png", b"one").is_err());
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_its_target_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        fs::write(&target, "mine").unwrap();
+        for (link, bytes) in [("a.png", &b"other"[..]), ("b.png", b"mine")] {
+            let path = folder.path().join(link);
+            std::os::unix::fs::symlink(&target, &path).unwrap();
+            write(folder.path(), link, bytes).unwrap();
+            assert!(fs::symlink_metadata(&path).unwrap().is_file(), "{link}");
+        }
+        assert_eq!(fs::read(&target).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn drafts_of_the_dead_go_and_those_of_the_living_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let living = draft(folder.path()).unwrap();
+        for dead in [".residuald-abc.part", ".in-0-1@9f2c61aa-heatmap.png.17"] {
+            fs::write(folder.path().join(dead), "").unwrap();
+        }
+        for other in [".residuald-abc", ".a.png.17b", "a.png.17", "a.part"] {
+            fs::write(folder.path().join(other), "").unwrap();
+        }
+        std::os::unix::fs::symlink("a.part", folder.path().join(".residuald-x.part")).unwrap();
+        assert_eq!(sweep(folder.path()).unwrap(), 2);
+        let left = names(folder.path());
+        let living = living.path().file_name().unwrap().to_string_lossy();
+        assert!(left.iter().any(|name| *name == living), "{left:?}");
+        assert_eq!(left.len(), 6, "{left:?}");
+    }
+
+    #[test]
+    fn a_long_name_is_hashed() {
+        let id = |offset| format!("{}-3-{offset}@9f2c61aa", "t".repeat(249));
+        assert_eq!(
+            name("t-3-7@9f2c61aa", "heatmap"),
+            "t-3-7@9f2c61aa-heatmap.png"
+        );
+        let names = [
+            name(&id(1), "heatmap"),
+            name(&id(2), "heatmap"),
+            name(&id(1), "reconstruction"),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        for name in &names {
+            write(folder.path(), name, name.as_bytes()).unwrap();
+        }
+        let read = names
+            .iter()
+            .map(|name| fs::read(folder.path().join(name)).unwrap());
+        assert!(read.eq(names.iter().map(|name| name.as_bytes().to_vec())));
+    }
+}

@@ -1,0 +1,181 @@
+//! Keys, headers, values and reasons of any size, through a small limit: what is published fits, or has nothing left to leave
+//! out, and always says which record it is about and why.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use residuald::batch::{DeadLetter, Kept, TopicPartition};
+use residuald::decode::{Input, Reason, RowError};
+use residuald::message::{
+    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, is_deeper, verdict_message,
+};
+use residuald::record::Source;
+use residuald::verdict::{Attribution, Explanation, Observation, Severity, Verdict};
+
+const WHY: &str = "too large for topic `t`";
+/// No reason is longer, cut or not.
+const LONGEST_REASON: usize = 500;
+
+/// Sizes from the front of the input, contents from the rest, over and over.
+struct Sizes<'d> {
+    sizes: &'d [u8],
+    contents: &'d [u8],
+}
+
+impl Sizes<'_> {
+    fn number(&mut self) -> usize {
+        let (taken, rest) = self.sizes.split_at(self.sizes.len().min(2));
+        self.sizes = rest;
+        taken.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let size = self.number() % 1_200;
+        self.contents.iter().cycle().take(size).copied().collect()
+    }
+
+    fn text(&mut self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let (sizes, contents) = data.split_at(data.len().min(18));
+    let mut from = Sizes { sizes, contents };
+    let limit = from.number() % 3_000;
+    let (key, payload) = (from.bytes(), from.bytes());
+    let (name, value) = (from.text(), from.bytes());
+    let reason = from.text();
+    check_letter(limit, &key, &payload, (name, value.clone()), &reason);
+    let levels = from.number() % 200;
+    check_verdict(limit, &key, &value, &from.text(), levels, &reason);
+});
+
+fn check_letter(limit: usize, key: &[u8], payload: &[u8], header: (String, Vec<u8>), reason: &str) {
+    let (name, value) = header;
+    let whole = dead_letter_message(DeadLetter {
+        source: Source {
+            topic: "topic".into(),
+            partition: 1,
+            offset: 7,
+        },
+        timestamp_ms: None,
+        key: Some(key.to_vec()),
+        payload: payload.to_vec(),
+        headers: vec![(name, Some(value)), (OMITTED.into(), None)],
+        error: RowError {
+            reason: Reason::Malformed,
+            detail: reason.into(),
+        },
+    });
+    let (slim, names) = whole.slimmed(limit, WHY);
+    fits(&whole, &slim, &names, limit);
+    let lacks = |name: &str| names.contains(&name);
+    assert!(slim.payload == if lacks("value") { &b""[..] } else { payload });
+    if slim.size() > limit {
+        assert!(slim.payload.is_empty() && slim.key.is_none_or(|key| key.is_empty()));
+        let ours = |name: &str| name.starts_with("__connect.errors.") || name == OMITTED;
+        assert!(slim.headers.iter().all(|(name, _)| ours(name)));
+    }
+    for (name, expected) in [
+        ("topic", "topic"),
+        ("partition", "1"),
+        ("offset", "7"),
+        ("exception.class.name", "residuald.decode.malformed"),
+    ] {
+        let said = text(&slim.headers, &format!("__connect.errors.{name}"));
+        assert_eq!(said, Some(expected));
+    }
+    let said = text(&slim.headers, "__connect.errors.exception.message").unwrap();
+    assert!(said.len() <= LONGEST_REASON && said.is_empty() == reason.is_empty());
+}
+
+fn check_verdict(
+    limit: usize,
+    key: &[u8],
+    trace: &[u8],
+    content: &str,
+    levels: usize,
+    category: &str,
+) {
+    let json = serde_json::json!({ "text": content }).to_string();
+    let json = format!("{}{json}{}", "[".repeat(levels), "]".repeat(levels));
+    let record = Kept {
+        from: TopicPartition {
+            topic: 0,
+            partition: 1,
+        },
+        offset: 7,
+        timestamp_ms: Some(1),
+        key: Some(key),
+        payload: json.as_bytes(),
+        segment: None,
+        trace: [Some(("traceparent", trace)), None],
+        headers: &[],
+    };
+    let verdict = Verdict {
+        anomaly_score: 1.5,
+        p_value: 0.01,
+        anomaly_grade: 1.1,
+        threshold: 1.0,
+        segment: Some(category),
+        severity: Some(Severity::Warning),
+        explanation: Explanation::Features {
+            relevant_attribution: vec![Attribution {
+                feature: "f",
+                share: 1.0,
+                observed: Observation::Category(category),
+                expected: Observation::Unseen,
+                unit: None,
+            }],
+            feature_imputed: vec!["g"],
+            nearest_normal: None,
+        },
+    };
+    let model = Model {
+        name: "m".into(),
+        version: "1".into(),
+        sha256: "0123456789".into(),
+    };
+    let carried = Input::Json.to_json(json.as_bytes()).expect("valid JSON");
+    let deep = is_deeper(carried.get(), MOST_LEVELS);
+    assert_eq!(deep, levels + 1 > MOST_LEVELS);
+    // With the record however deep: what is left out must not be parsed.
+    let whole = verdict_message(&model, "topic", record, &verdict, Some(&*carried));
+    let (slim, names) = whole.slimmed(limit, WHY);
+    fits(&whole, &slim, &names, limit);
+    if !deep || names.contains(&"record") {
+        let body: serde_json::Value = serde_json::from_slice(&slim.payload).unwrap();
+        assert_eq!(body["anomaly_score"], 1.5);
+        assert_eq!(body["source"]["offset"], 7);
+        assert_eq!(body.get("record").is_none(), names.contains(&"record"));
+        assert_eq!(
+            body.get("relevant_attribution").is_none(),
+            names.contains(&"relevant_attribution")
+        );
+    }
+    assert_eq!(text(&slim.headers, "ce_id"), Some("topic-1-7@01234567"));
+}
+
+/// The header names every part that is left out; all other parts are as they were.
+fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
+    assert!(slim.size() <= limit || !names.is_empty() || slim.size() == whole.size());
+    assert_eq!(slim.about, whole.about);
+    let said = text(&slim.headers, OMITTED);
+    match names {
+        [] => assert_eq!((said, slim), (None, whole)),
+        names => assert_eq!(said, Some(&*format!("{}: {WHY}", names.join(", ")))),
+    }
+    if !names.contains(&"key") {
+        assert_eq!(slim.key, whole.key);
+    }
+    if !names.contains(&"headers") {
+        let kept = whole.headers.iter().all(|header| slim.headers.contains(header));
+        assert!(kept);
+    }
+}
+
+/// The last header of a name, which is ours.
+fn text<'m>(headers: &'m [(String, Option<Vec<u8>>)], name: &str) -> Option<&'m str> {
+    let (_, value) = headers.iter().rev().find(|(n, _)| n == name)?;
+    std::str::from_utf8(value.as_ref()?).ok()
+}
