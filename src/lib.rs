@@ -35,6 +35,7 @@ pub mod cli;
 
 // Support.
 pub mod config;
+pub mod memory;
 pub mod metrics;
 pub mod recent;
 pub mod shutdown;
