@@ -2,6 +2,7 @@
 
 mod backtest;
 mod bench;
+mod budget;
 mod calibrate;
 mod check;
 mod completions;

@@ -67,6 +67,10 @@ pub struct Metrics {
     pub rebalances: IntCounter,
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
+    pub memory_budget_bytes: IntGaugeVec,
+    pub memory_in_flight_bytes: IntGauge,
+    pub memory_decoding_bytes: IntGauge,
+    pub memory_decompressed_bytes: IntGauge,
     pub schema_registry_errors: IntCounter,
     pub trace_spans_lost: IntCounter,
     pub model_info: GaugeVec,
@@ -202,6 +206,31 @@ impl Metrics {
                 r,
                 "paused_partitions",
                 "Partitions paused because scoring or delivery is behind.",
+            ),
+            memory_budget_bytes: register(
+                r,
+                IntGaugeVec::new(
+                    opts(
+                        "memory_budget_bytes",
+                        "Bytes of memory: the limit of the process, and the share of each part of it; base is the process with its model and room for a reload.",
+                    ),
+                    &["share"],
+                ),
+            ),
+            memory_in_flight_bytes: gauge(
+                r,
+                "memory_in_flight_bytes",
+                "Bytes of the records that are taken and not finished. Two thirds of the share in_flight are kept for the messages made of them.",
+            ),
+            memory_decoding_bytes: gauge(
+                r,
+                "memory_decoding_bytes",
+                "Bytes set aside for pictures that are decoded and scored now, when the last one was begun.",
+            ),
+            memory_decompressed_bytes: gauge(
+                r,
+                "memory_decompressed_bytes",
+                "Bytes of decompressed batches that Kafka's client holds for us, every second.",
             ),
             schema_registry_errors: counter(
                 r,

@@ -6,6 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::decode::Input;
+use crate::memory::Room;
 use crate::metrics::{Metrics, NOT_RELOADED};
 use crate::pipeline::{Next, Serving};
 
@@ -27,6 +28,7 @@ pub fn serving(
     config: &Config,
     mut loaded: model::Loaded,
     before: Option<&Input>,
+    decoding: &Room,
     metrics: &Metrics,
 ) -> Result<Serving, Failure> {
     let input = match (input::open_here(config, &loaded.bundle)?, before) {
@@ -39,6 +41,7 @@ pub fn serving(
         features: loaded.bundle.features().to_vec(),
         segment: loaded.segment(),
         input,
+        decoding: decoding.clone(),
         scorers: loaded.scorers,
         screenings,
         judge: loaded.judge,
@@ -52,6 +55,7 @@ pub fn serving(
 pub struct Reloader {
     pub config: Config,
     pub input: Input,
+    pub decoding: Room,
     pub metrics: Metrics,
     pub next: Next,
 }
@@ -76,8 +80,10 @@ impl Reloader {
     fn reload(&self) {
         let bundle = self.config.model.bundle.display();
         tracing::info!(%bundle, "reading the bundle again");
-        let loaded = load(&self.config)
-            .and_then(|new| serving(&self.config, new, Some(&self.input), &self.metrics));
+        let loaded = load(&self.config).and_then(|new| {
+            let before = Some(&self.input);
+            serving(&self.config, new, before, &self.decoding, &self.metrics)
+        });
         match loaded {
             Ok(serving) => self.next.offer(serving),
             Err(failure) => {

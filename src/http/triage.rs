@@ -183,11 +183,12 @@ async fn one(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
 /// The picture that was judged, upright and small, as a JPEG.
 async fn picture(State(shown): State<Shown>, Path(number): Path<u64>) -> Response {
     let payload = shown.recent.get(number).and_then(|a| a.picture);
-    let (Some(payload), Some(reader)) = (payload, shown.status.in_force().reader) else {
+    let (Some(payload), Some((reader, room))) = (payload, shown.status.in_force().reader) else {
         return gone();
     };
     // Decoding takes milliseconds, and this thread answers the probes.
-    let made = tokio::task::spawn_blocking(move || reader.thumbnail(&payload, SIDE)).await;
+    let make = move || reader.thumbnail(&payload, SIDE, |bytes| room.take(bytes));
+    let made = tokio::task::spawn_blocking(make).await;
     match made {
         Ok(Ok(jpeg)) => ([(header::CONTENT_TYPE, "image/jpeg")], jpeg).into_response(),
         _ => gone(),

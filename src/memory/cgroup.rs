@@ -148,7 +148,10 @@ mod tests {
     #[test]
     fn without_a_cgroup_it_is_the_machines() {
         let limit = system("", "", &[]).unwrap();
-        assert_eq!((limit.bytes, limit.from.as_str()), (8 << 30, "the machine's memory"));
+        assert_eq!(
+            (limit.bytes, limit.from.as_str()),
+            (8 << 30, "the machine's memory")
+        );
         assert_eq!(super::limit(Path::new("/nowhere")), None);
     }
 }

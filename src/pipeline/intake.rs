@@ -29,8 +29,8 @@ const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 const TURN: usize = 32;
 /// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
 const TIME_ONE_IN: u64 = 16;
-/// Bytes of pictures and of the rows that they become, taken and not finished: what is beyond waits in Kafka. A second of
-/// scoring or a few, so that a drain is as long.
+/// Bytes of pictures and of the rows that they become, taken and not finished, however much memory there is: what is beyond
+/// waits in Kafka. A second of scoring or a few, so that a drain is as long.
 const PICTURES_IN_FLIGHT: usize = 16 << 20;
 
 pub struct Channels {
@@ -49,6 +49,8 @@ pub struct Intake {
     source: Source,
     decoder: Decoder,
     limits: config::Batch,
+    /// Bytes of the batches under way, at most; what is beyond waits in Kafka.
+    share: usize,
     drain_timeout: Duration,
     metrics: Metrics,
     status: Status,
@@ -71,6 +73,7 @@ impl Intake {
         source: Source,
         decoder: Decoder,
         limits: config::Batch,
+        share: usize,
         drain_timeout: Duration,
         metrics: Metrics,
         status: Status,
@@ -81,6 +84,10 @@ impl Intake {
         // Sequences begin again with each model.
         source.lose_below(0);
         Intake {
+            share: match decoder.reads_pictures() {
+                true => share.min(PICTURES_IN_FLIGHT),
+                false => share,
+            },
             source,
             decoder,
             drain_timeout,
@@ -170,8 +177,7 @@ impl Intake {
 
     /// No batch is free, or what is under way is as much as the memory is meant for.
     fn is_full(&self) -> bool {
-        let pictures = self.decoder.reads_pictures() && self.under_way >= PICTURES_IN_FLIGHT;
-        self.free.is_empty() || pictures
+        self.free.is_empty() || self.under_way >= self.share
     }
 
     fn poll_timeout(&self, now: Instant) -> Duration {
@@ -316,7 +322,8 @@ impl Intake {
         batch.sequence = self.sequence;
         batch.dispatched = Some(Instant::now());
         self.sequence += 1;
-        self.under_way = self.under_way.saturating_add(batch.weight());
+        batch.charged = batch.weight();
+        self.weigh(self.under_way.saturating_add(batch.charged));
         // Fails only when all workers are gone, and then a stop is under way.
         let _ = self.channels.to_score.send(batch);
     }
@@ -328,12 +335,17 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
-        self.under_way = self.under_way.saturating_sub(batch.weight());
+        self.weigh(self.under_way.saturating_sub(batch.charged));
         if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);
         }
         batch.clear();
         self.free.push(batch);
+    }
+
+    fn weigh(&mut self, under_way: usize) {
+        self.under_way = under_way;
+        self.metrics.memory_in_flight_bytes.set(under_way as i64);
     }
 
     /// Waits until everything taken is delivered; `false` if that does not happen in time.

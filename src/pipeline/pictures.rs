@@ -2,12 +2,13 @@
 //! maps live from its decoding to its scoring, whatever its batch waits for.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::PipelineError;
 use crate::batch::{Batch, Sighting};
+use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, Seen};
 use crate::picture::{Picture, PictureError, Reader, highest};
@@ -21,7 +22,8 @@ pub enum Step {
     Picture {
         sequence: u64,
         opened: Option<Instant>,
-        picture: Result<Picture, PictureError>,
+        /// With the memory that it takes until it is scored.
+        picture: Result<(Picture, Taken), PictureError>,
     },
     /// The batch, all of its pictures before it.
     End(Batch),
@@ -40,6 +42,7 @@ pub struct Explain {
 /// A decoder: takes whatever batch comes next and hands its pictures over one by one.
 pub fn decode(
     reader: &Reader,
+    room: &Room,
     work: &Receiver<Batch>,
     steps: &Sender<Step>,
     metrics: &Metrics,
@@ -47,10 +50,21 @@ pub fn decode(
     for batch in work {
         for record in batch.records() {
             let started = Instant::now();
-            let picture = reader.read(record.payload);
+            let mut waited = Duration::ZERO;
+            let picture = reader.read_within(record.payload, |bytes| {
+                let asked = Instant::now();
+                let taken = room.take(bytes);
+                waited = asked.elapsed();
+                metrics.memory_decoding_bytes.set(room.taken() as i64);
+                taken
+            });
+            let picture = picture.map(|(picture, mut taken)| {
+                taken.shrink(picture.bytes());
+                (picture, taken)
+            });
             metrics
                 .decode_seconds
-                .observe(started.elapsed().as_secs_f64());
+                .observe((started.elapsed() - waited).as_secs_f64());
             let step = Step::Picture {
                 sequence: batch.sequence,
                 opened: batch.opened(),
@@ -101,10 +115,18 @@ impl Worker {
             }
             let started = Instant::now();
             seen.clear();
-            if let [Step::Picture { picture: Ok(p), .. }] = &together[..] {
+            if let [
+                Step::Picture {
+                    picture: Ok((p, _)),
+                    ..
+                },
+            ] = &together[..]
+            {
                 self.scorer.score_pixels(&p.rows, &mut seen)?;
             } else {
                 rows.clear();
+                // One huge picture must not hold its memory for good.
+                rows.shrink_to(4 << 20);
                 for picture in together.iter().filter_map(Step::picture) {
                     rows.extend_from_slice(&picture.rows);
                 }
@@ -121,7 +143,7 @@ impl Worker {
                     } => {
                         let part = part(&mut self.open, sequence, opened, started, &self.metrics);
                         match picture {
-                            Ok(picture) => {
+                            Ok((picture, _taken)) => {
                                 let to = from + picture.layout.rows();
                                 self.explain.take(part, &picture, &seen, from..to);
                                 part.seconds += seconds * (to - from) as f64;
@@ -160,7 +182,7 @@ impl Worker {
 impl Step {
     fn picture(&self) -> Option<&Picture> {
         match self {
-            Step::Picture { picture, .. } => picture.as_ref().ok(),
+            Step::Picture { picture, .. } => Some(&picture.as_ref().ok()?.0),
             Step::End(_) => None,
         }
     }
