@@ -39,6 +39,8 @@ pub struct Batch {
     pub dead_letters: Vec<DeadLetter>,
     /// Tombstones: nothing to score.
     pub skipped: usize,
+    /// Of batches that Kafka's client could not hold, the records without a dead letter of their own.
+    pub oversized: usize,
     /// For each partition in the batch the offset to resume from once all of it is delivered.
     pub offsets: Vec<(TopicPartition, i64)>,
     opened: Option<Instant>,
@@ -146,7 +148,7 @@ impl Kept<'_> {
 impl Batch {
     /// Every record that is in it: scored, dead or skipped.
     pub fn consumed(&self) -> usize {
-        self.records.len() + self.dead_letters.len() + self.skipped
+        self.records.len() + self.dead_letters.len() + self.skipped + self.oversized
     }
 
     pub fn is_empty(&self) -> bool {
@@ -250,6 +252,19 @@ impl Batch {
         self.advance(from, record.offset, now);
     }
 
+    /// Keeps what stands for `records` records that could not be read: one dead letter for all of them.
+    pub fn bury_many(
+        &mut self,
+        last: &Record<'_>,
+        records: usize,
+        from: TopicPartition,
+        error: RowError,
+        now: Instant,
+    ) {
+        self.oversized += records.saturating_sub(1);
+        self.bury(last, from, error, now);
+    }
+
     /// Counts a tombstone.
     pub fn skip(&mut self, record: &Record<'_>, from: TopicPartition, now: Instant) {
         self.skipped += 1;
@@ -332,6 +347,7 @@ impl Batch {
         self.charged = 0;
         self.dead_letters.clear();
         self.skipped = 0;
+        self.oversized = 0;
         self.offsets.clear();
         self.opened = None;
         self.dispatched = None;

@@ -9,10 +9,12 @@ use prometheus::{
 use crate::decode::Reason;
 use crate::verdict::Severity;
 
-/// Reasons to skip a record: a tombstone has nothing to score, and of a lost partition others judge the records.
+/// Reasons to skip a record: a tombstone has nothing to score; of a lost partition others judge the records; of a batch
+/// that is too large to be read only the last record has a dead letter, for all of them.
 pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
-const SKIPS: [&str; 2] = [SKIP_TOMBSTONE, SKIP_LOST];
+pub const SKIP_OVERSIZED: &str = "oversized_batch";
+const SKIPS: [&str; 3] = [SKIP_TOMBSTONE, SKIP_LOST, SKIP_OVERSIZED];
 
 /// What the screen says of a record: clearly normal, or not.
 pub const CLEARED: &str = "cleared";
@@ -94,7 +96,7 @@ impl Metrics {
             records_skipped: counters(
                 r,
                 "records_skipped_total",
-                "Records without a verdict of ours: tombstones carry nothing to score, and records of a lost partition are judged by its new owner.",
+                "Records without a verdict of ours: tombstones carry nothing to score, records of a lost partition are judged by its new owner, and one dead letter stands for all records of a compressed batch that is larger than its share of memory (oversized_batch).",
                 "reason",
             ),
             dead_letters: counters(

@@ -144,6 +144,7 @@ fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Roo
         gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
     kafka::queues::fit(&mut config.kafka, budget.fetch);
+    kafka::decompression::bound(budget.fetch / 2);
     config.pictures.limits.memory = budget.decoding;
     Room::of(budget.decoding)
 }

@@ -1,6 +1,7 @@
 //! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
 
 mod cause;
+pub mod decompression;
 pub mod embedded;
 mod assignment;
 mod hold;

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use super::assignment::{Assigning, reset_offset};
 use super::hold::Held;
 use super::membership::Membership;
-use super::{KafkaError, LastComplaint, await_topic, client_config, report};
+use super::{KafkaError, LastComplaint, await_topic, client_config, decompression, report};
 use crate::batch::TopicPartition;
 use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
@@ -174,6 +174,18 @@ impl Source {
             ) => Err(KafkaError::Client(format!("consumer: {code}"))),
             ClientError::MessageConsumptionFatal(code) => {
                 Err(KafkaError::Client(format!("consumer was shut out: {code}")))
+            }
+            ClientError::MessageConsumption(Code::BadCompression) if decompression::held_back() => {
+                tracing::debug!(
+                    "a compressed batch waits: those before it take their share of memory"
+                );
+                Ok(())
+            }
+            ClientError::MessageConsumption(Code::BadCompression) => {
+                tracing::warn!(
+                    "a compressed batch cannot be read, or not within its share of memory, and its partition waits: raise memory.limit, or move the group past it (kafka-consumer-groups.sh --reset-offsets)"
+                );
+                Ok(())
             }
             passing => {
                 report("consumer", &passing, "trying again");
@@ -411,6 +423,8 @@ impl Context {
                 partitions.insert((topic.clone(), *id), status);
             }
         }
+        let held = i64::try_from(decompression::held()).unwrap_or(i64::MAX);
+        self.metrics.memory_decompressed_bytes.set(held);
         self.status.set_partitions(partitions);
     }
 }

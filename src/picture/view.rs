@@ -131,6 +131,7 @@ mod tests {
         let limits = Limits {
             bytes: 1 << 20,
             pixels: 1 << 21,
+            memory: u64::MAX,
         };
         let mut pixels = serde_json::json!(
             {"height": 64, "width": 64, "channels": 1, "resize": "bilinear"}

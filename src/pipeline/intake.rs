@@ -7,10 +7,14 @@ use crossbeam_channel::{Receiver, Sender};
 use super::serving::Next;
 use super::{PipelineError, Stop};
 use crate::batch::Batch;
+use crate::batch::TopicPartition;
 use crate::config;
-use crate::decode::{DecodeError, Decoder};
+use crate::decode::{DecodeError, Decoder, Reason, RowError};
+use crate::kafka::decompression::Oversized;
 use crate::kafka::{Event, Rebalance, RebalanceKind, Source};
+use crate::message::OMITTED;
 use crate::metrics::{Metrics, SKIP_LOST};
+use crate::record::Record;
 use crate::status::Status;
 
 /// How long a poll waits when nothing is due; bounds how late a stop is noticed.
@@ -231,8 +235,14 @@ impl Intake {
         let opened = self.current.opened().filter(|_| !timed);
         let now = opened.unwrap_or_else(Instant::now);
         let batch = &mut self.current;
+        let mut taken = 1;
         match record.payload {
-            None | Some([]) => batch.skip(&record, from, now),
+            None | Some([]) => match Oversized::of(&record) {
+                Some(oversized) => {
+                    taken = bury_batch(batch, &record, from, oversized, now);
+                }
+                None => batch.skip(&record, from, now),
+            },
             Some(payload) => {
                 let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
                 // Pictures are decoded, and timed, elsewhere.
@@ -255,8 +265,8 @@ impl Intake {
                 }
             }
         }
-        self.metrics.records_consumed.inc();
-        self.metrics.records_in_flight.inc();
+        self.metrics.records_consumed.inc_by(taken);
+        self.metrics.records_in_flight.add(taken as i64);
         Ok(true)
     }
 
@@ -366,4 +376,39 @@ impl Intake {
             }
         }
     }
+}
+
+/// One dead letter for all records of a batch that Kafka's client could not hold; gives their number.
+fn bury_batch(
+    batch: &mut Batch,
+    last: &Record<'_>,
+    from: TopicPartition,
+    oversized: Oversized,
+    now: Instant,
+) -> u64 {
+    let Oversized {
+        first,
+        last: end,
+        records,
+        bytes,
+        share,
+    } = oversized;
+    let detail = format!(
+        "a compressed batch of {records} records, offsets {first} to {end}, takes {bytes} bytes of memory, and the share of one batch is {share}: none of them is judged. Let the producer make smaller batches, or raise memory.limit"
+    );
+    let (topic, partition) = (last.topic, last.partition);
+    tracing::warn!(topic, partition, "{detail}");
+    let error = RowError {
+        reason: Reason::TooLarge,
+        detail,
+    };
+    // Who replays dead letters has to know that this one is not the record.
+    let headers = vec![(OMITTED, Some(&b"the batch is too large to be read"[..]))];
+    let letter = Record {
+        headers,
+        ..last.clone()
+    };
+    let count = usize::try_from(records).unwrap_or(usize::MAX);
+    batch.bury_many(&letter, count, from, error, now);
+    records
 }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::traces::Published;
 use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
-use crate::metrics::{AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_TOMBSTONE};
+use crate::metrics::{AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_OVERSIZED, SKIP_TOMBSTONE};
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
@@ -22,6 +22,8 @@ pub struct Tally {
     /// Verdicts that went out in a trace, by their records' places.
     pub published: Vec<Published>,
     pub tombstones: usize,
+    /// In a batch that was too large to be read; one dead letter stands for it.
+    pub oversized: usize,
     /// Not published: the partitions belong to another, who judges these records.
     pub lost: usize,
 }
@@ -42,7 +44,11 @@ impl Tally {
             let reason = [reason.as_str()];
             metrics.dead_letters.with_label_values(&reason).inc();
         }
-        for (reason, records) in [(SKIP_TOMBSTONE, self.tombstones), (SKIP_LOST, self.lost)] {
+        for (reason, records) in [
+            (SKIP_TOMBSTONE, self.tombstones),
+            (SKIP_OVERSIZED, self.oversized),
+            (SKIP_LOST, self.lost),
+        ] {
             let skipped = metrics.records_skipped.with_label_values(&[reason]);
             skipped.inc_by(records as u64);
         }
@@ -56,7 +62,8 @@ impl Tally {
                 .with_label_values(&[screen]);
             audited.inc_by(anomalies);
         }
-        let accounted = self.scored + self.dead.len() + self.tombstones + self.lost;
+        let skipped = self.tombstones + self.oversized + self.lost;
+        let accounted = self.scored + self.dead.len() + skipped;
         let unaccounted = batch.consumed() as i64 - accounted as i64;
         metrics.records_unaccounted.add(unaccounted);
         if self.lost == 0 {
