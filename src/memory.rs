@@ -1,6 +1,7 @@
 //! One budget of memory for the process: what it may take in all, and the share of each part that holds what comes from
 //! outside. Each part keeps to its share by itself; a record that does not fit into its share alone is a dead letter.
 
+mod allocator;
 mod cgroup;
 mod room;
 mod size;
@@ -8,6 +9,7 @@ mod size;
 use std::fmt;
 use std::path::Path;
 
+pub use allocator::give_back;
 pub use room::{Room, Taken};
 pub use size::{human, parse};
 

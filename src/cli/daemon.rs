@@ -37,6 +37,7 @@ pub fn start(config: Config, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
+    memory::give_back();
     let before = memory::resident();
     let loaded = reload::load(&config)?;
     let metrics = Metrics::new(loaded.judge.threshold);

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod bundle;
+pub mod cgroup;
 pub mod cluster;
 pub mod formats;
 pub mod kafka;

@@ -104,10 +104,16 @@ impl Daemon {
 
     /// The same with variables in its environment.
     pub fn start_in(environment: &[(&str, &str)], brokers: &str, settings: &[&str]) -> Daemon {
+        let mut command = residuald();
+        command.envs(environment.iter().copied());
+        Daemon::start_by(command, brokers, settings)
+    }
+
+    /// The same by a command that ends with the program.
+    pub fn start_by(mut command: Command, brokers: &str, settings: &[&str]) -> Daemon {
         let bundle = format!("model.bundle={:?}", payments());
         let brokers = format!("kafka.brokers={brokers}");
-        let mut command = residuald();
-        command.arg("run").envs(environment.iter().copied());
+        command.arg("run");
         let own = [
             &brokers,
             &bundle,

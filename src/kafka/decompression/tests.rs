@@ -60,11 +60,11 @@ fn packed(bytes: &[u8]) -> [(Codec, Vec<u8>); 5] {
 
 /// What the bytes that a batch became stand for, read as a consumer would.
 fn stands_for(bytes: &[u8], base: i64) -> Option<Oversized> {
+    let secret = SECRET.as_bytes();
     let at = bytes
-        .windows(HEADER.len())
-        .position(|part| part == HEADER.as_bytes())?;
-    // Behind the name two bytes of length.
-    let value = &bytes[at + HEADER.len() + 2..];
+        .windows(secret.len())
+        .position(|part| part == secret)?;
+    let value = &bytes[at..];
     let seen = records::walk(bytes).unwrap();
     Oversized::of(&Record {
         topic: "t",
