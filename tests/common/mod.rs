@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+// Holds what librdkafka is linked with, see build.rs.
+use residuald as _;
+
 /// Generous: the machine may be busy, and a test that passes does not wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
+use std::panic::catch_unwind;
 use std::ptr::null_mut;
 use std::slice::from_raw_parts;
 use std::sync::atomic::Ordering;
@@ -55,7 +56,8 @@ pub fn link() {
 unsafe fn unpacked(codec: Codec, compressed: *const c_void, length: usize) -> Option<Batch> {
     // SAFETY: the caller's.
     let compressed = unsafe { from_raw_parts(compressed.cast::<u8>(), length) };
-    let batch = unpack(codec, compressed);
+    // A panic must not go through C.
+    let batch = catch_unwind(|| unpack(codec, compressed)).unwrap_or(Err(Refused::Broken));
     if matches!(batch, Err(Refused::ForNow)) {
         HELD_BACK.store(true, Ordering::Relaxed);
     }
