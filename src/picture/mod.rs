@@ -87,7 +87,7 @@ pub enum PictureError {
         is: u64,
         limit: u64,
     },
-    #[error("to decode it takes more memory than its header says: {0}")]
+    #[error("its lines, profiles or texts take more memory than those of a picture may: {0}")]
     TooMuchMemory(String),
     #[error(
         "to decode and score it, {width} x {height} pixels, takes {is} bytes of memory; the share for pictures is {limit}: raise memory.limit, or send smaller pictures"
