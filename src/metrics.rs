@@ -222,7 +222,7 @@ impl Metrics {
             memory_in_flight_bytes: gauge(
                 r,
                 "memory_in_flight_bytes",
-                "Bytes of the records that are taken and not finished. Two thirds of the share in_flight are kept for the messages made of them.",
+                "Bytes of the records that are taken and not finished. Three quarters of the share in_flight are kept for the messages made of them.",
             ),
             memory_decoding_bytes: gauge(
                 r,

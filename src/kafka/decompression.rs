@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::record::Record;
 use codec::Codec;
@@ -81,6 +82,18 @@ pub fn held() -> u64 {
 /// Whether, since the last look, a batch was refused that will be fetched again.
 pub fn held_back() -> bool {
     HELD_BACK.swap(false, Ordering::Relaxed)
+}
+
+/// Whether it is worth a line in the log that a batch cannot be read: librdkafka tries again twice a second.
+pub fn is_news() -> bool {
+    const EVERY: Duration = Duration::from_secs(30);
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let news = said.is_none_or(|said| said.elapsed() >= EVERY);
+    if news {
+        *said = Some(Instant::now());
+    }
+    news
 }
 
 /// Why a batch is not given to the parser.

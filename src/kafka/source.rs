@@ -182,9 +182,11 @@ impl Source {
                 Ok(())
             }
             ClientError::MessageConsumption(Code::BadCompression) => {
-                tracing::warn!(
-                    "a compressed batch cannot be read, or not within its share of memory, and its partition waits: raise memory.limit, or move the group past it (kafka-consumer-groups.sh --reset-offsets)"
-                );
+                if decompression::is_news() {
+                    tracing::warn!(
+                        "a compressed batch cannot be read, or not within its share of memory, and its partition waits: raise memory.limit, or move the group past it (kafka-consumer-groups.sh --reset-offsets)"
+                    );
+                }
                 Ok(())
             }
             passing => {

@@ -176,7 +176,9 @@ impl Intake {
             max_wait,
             ..
         } = self.limits;
-        self.current.is_due(max_records, max_wait, now)
+        let due = self.current.is_due(max_records, max_wait, now);
+        // Wide rows in large batches: one alone could be more than all may be.
+        due || self.current.weight() >= self.share
     }
 
     /// No batch is free, or what is under way is as much as the memory is meant for.
