@@ -57,7 +57,7 @@ fn write(picture: DynamicImage, format: ImageFormat) -> Vec<u8> {
 }
 
 fn level(x: u32, y: u32) -> u8 {
-    ((x * 31) ^ (y * 17) ^ (x * y >> 6)) as u8
+    ((x * 31) ^ (y * 17) ^ ((x * y) >> 6)) as u8
 }
 
 /// Every format and kind of pixel that can be written here.

@@ -131,7 +131,7 @@ fn nobody_else_can_say_that_a_record_stands_for_a_batch() {
 
 #[test]
 fn what_is_no_batch_is_refused_or_left_to_the_parser() {
-    for (codec, compressed) in packed(&vec![0xff; 100]) {
+    for (codec, compressed) in packed(&[0xff; 100]) {
         assert!(within(codec, &compressed, 1000).is_ok(), "{codec:?}");
         let none = within(codec, &compressed, 50).map(|batch| batch.weight);
         assert_eq!(none, Err(Refused::Broken), "{codec:?}");
