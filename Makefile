@@ -99,6 +99,11 @@ chaos-short: # the part of `chaos` that `test` has time for, with the binary tha
 	.venv/bin/python -m pytest -q tests/chaos
 	$(CHAOS) --records 30000 --kills 5 --faults kill,stop:1,network:1
 
+MINUTES ?= 10
+.PHONY: memory-test
+memory-test: onnxruntime venv kafka ## bombs of every codec and picture format under a cgroup, as root: MINUTES=10 each
+	RESIDUALD_MEMORY_MINUTES=$(MINUTES) cargo test --locked --test memory -- --nocapture --test-threads 1
+
 .PHONY: deploy-test
 deploy-test: onnxruntime build tools venv chart-tools ## what is in deploy/ and grafana/, against a real Prometheus, Helm and the schemas
 	for tests in monitoring chart; do .venv/bin/python -m pytest -q tests/$$tests; done

@@ -34,14 +34,18 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// What the rows of its pictures will take, bytes; they are made and dropped one by one.
     picture_bytes: usize,
-    /// What the dead letters hold, in bytes.
-    dead_bytes: usize,
+    /// What dead letters and kept headers hold, in bytes.
+    loose_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
     /// Tombstones: nothing to score.
     pub skipped: usize,
+    /// Of batches that Kafka's client could not hold, the records without a dead letter of their own.
+    pub oversized: usize,
     /// For each partition in the batch the offset to resume from once all of it is delivered.
     pub offsets: Vec<(TopicPartition, i64)>,
     opened: Option<Instant>,
+    /// What it weighed when it left the intake.
+    pub charged: usize,
     /// When it was full and left the intake.
     pub dispatched: Option<Instant>,
     /// When its scoring began and ended.
@@ -151,7 +155,7 @@ impl Kept<'_> {
 impl Batch {
     /// Every record that is in it: scored, dead or skipped.
     pub fn consumed(&self) -> usize {
-        self.records.len() + self.dead_letters.len() + self.skipped
+        self.records.len() + self.dead_letters.len() + self.skipped + self.oversized
     }
 
     pub fn is_empty(&self) -> bool {
@@ -171,15 +175,22 @@ impl Batch {
     /// Whether it should leave: full in records or bytes, or its first record has waited long enough.
     pub fn is_due(&self, max_records: usize, max_wait: Duration, now: Instant) -> bool {
         self.consumed() >= max_records
-            || self.weight() >= MAX_BYTES
+            || self.held() >= MAX_BYTES
             || self
                 .opened
                 .is_some_and(|opened| now.duration_since(opened) >= max_wait)
     }
 
-    /// Bytes that it holds and that its pictures' rows will.
+    /// Bytes of records that it holds, and of rows that its pictures will become.
+    fn held(&self) -> usize {
+        (self.bytes.len() + self.loose_bytes).saturating_add(self.picture_bytes)
+    }
+
+    /// Bytes that it takes until it is finished: the records, the rows, and the two answers of the scorer that are as large.
     pub fn weight(&self) -> usize {
-        (self.bytes.len() + self.dead_bytes).saturating_add(self.picture_bytes)
+        let rows = 3 * size_of::<f32>() * self.rows.len();
+        let books = size_of::<Stored>() * self.records.len();
+        self.held().saturating_add(rows + books)
     }
 
     /// Keeps a record with a picture that is still to be decoded, into rows of `row_bytes` bytes.
@@ -194,6 +205,7 @@ impl Batch {
         self.picture_bytes = self.picture_bytes.saturating_add(row_bytes);
         if let Some(stored) = self.records.last_mut() {
             stored.headers = record.headers.iter().map(own_header).collect();
+            self.loose_bytes += headers_weigh(record);
         }
     }
 
@@ -231,7 +243,11 @@ impl Batch {
         error: RowError,
         now: Instant,
     ) {
-        self.dead_bytes += record.payload.map_or(0, <[u8]>::len);
+        let parts = [record.key, record.payload].into_iter().flatten();
+        self.loose_bytes += size_of::<DeadLetter>()
+            + parts.map(<[u8]>::len).sum::<usize>()
+            + error.detail.len()
+            + headers_weigh(record);
         self.dead_letters.push(DeadLetter {
             source: record.source(),
             timestamp_ms: record.timestamp_ms,
@@ -241,6 +257,19 @@ impl Batch {
             error,
         });
         self.advance(from, record.offset, now);
+    }
+
+    /// Keeps what stands for `records` records that could not be read: one dead letter for all of them.
+    pub fn bury_many(
+        &mut self,
+        last: &Record<'_>,
+        records: usize,
+        from: TopicPartition,
+        error: RowError,
+        now: Instant,
+    ) {
+        self.oversized += records.saturating_sub(1);
+        self.bury(last, from, error, now);
     }
 
     /// Counts a tombstone.
@@ -321,9 +350,11 @@ impl Batch {
         self.bytes.clear();
         self.bytes.shrink_to(MAX_BYTES);
         self.picture_bytes = 0;
-        self.dead_bytes = 0;
+        self.loose_bytes = 0;
+        self.charged = 0;
         self.dead_letters.clear();
         self.skipped = 0;
+        self.oversized = 0;
         self.offsets.clear();
         self.opened = None;
         self.dispatched = None;
@@ -335,6 +366,15 @@ impl Batch {
         self.reconstructions.clear();
         self.sightings.clear();
     }
+}
+
+/// Bytes of the headers as they are kept: names and values, each in an allocation of its own.
+fn headers_weigh(record: &Record<'_>) -> usize {
+    const EACH: usize = size_of::<(String, Option<Vec<u8>>)>() + 32;
+    let headers = record.headers.iter();
+    headers
+        .map(|(name, value)| EACH + name.len() + value.map_or(0, <[u8]>::len))
+        .sum()
 }
 
 fn own_header((name, value): &Header<'_>) -> (String, Option<Vec<u8>>) {
@@ -432,12 +472,50 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_letter_weighs_its_key_and_headers() {
+        let (mut batch, now) = (Batch::default(), Instant::now());
+        let large = vec![0; MAX_BYTES / 4];
+        let error = || RowError {
+            reason: Reason::Malformed,
+            detail: "bad".into(),
+        };
+        let headers: Vec<Header<'_>> = vec![("a", Some(&large)), ("b", Some(&large))];
+        let record = Record {
+            headers,
+            ..record(0, 1)
+        };
+        batch.bury(&record, P0, error(), now);
+        assert!(batch.weight() > MAX_BYTES / 2);
+        assert!(!batch.is_due(9, Duration::MAX, now));
+        let keyed = Record {
+            key: Some(&large),
+            ..record
+        };
+        batch.bury(&keyed, P0, error(), now);
+        assert!(
+            batch.is_due(9, Duration::MAX, now),
+            "full in headers and key"
+        );
+        let small = vec![("h", None); MAX_BYTES / 50];
+        let many = Record {
+            headers: small,
+            ..keyed
+        };
+        batch.clear();
+        batch.bury(&many, P0, error(), now);
+        assert!(
+            batch.is_due(9, Duration::MAX, now),
+            "empty headers take room too"
+        );
+    }
+
+    #[test]
     fn a_picture_counts_by_its_rows_and_keeps_its_headers() {
         let mut batch = Batch::default();
         let now = Instant::now();
-        batch.keep_picture(&record(0, 1), P0, MAX_BYTES - 20, now);
+        batch.keep_picture(&record(0, 1), P0, MAX_BYTES - 1000, now);
         assert!(!batch.is_due(9, Duration::MAX, now));
-        batch.keep_picture(&record(0, 2), P0, 20, now);
+        batch.keep_picture(&record(0, 2), P0, 1000, now);
         assert!(batch.is_due(9, Duration::MAX, now), "full in rows to come");
         let error = RowError {
             reason: Reason::TooLarge,

@@ -18,6 +18,7 @@ macro_rules! eprintln {
 
 mod backtest;
 mod bench;
+mod budget;
 mod calibrate;
 mod check;
 mod completions;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use config::{Environment, File, FileFormat};
 
+use crate::memory;
 use crate::telemetry;
 use crate::verdict::ThresholdRule;
 pub use input::{Authorization, Input, Pictures, SchemaRegistry, SchemaSource};
@@ -44,6 +45,8 @@ pub struct Config {
     pub inference: Inference,
     pub screen: Screen,
     pub batch: Batch,
+    /// Bytes that the process may take; what the system grants unless set.
+    pub memory_limit: Option<u64>,
     pub threshold: ThresholdRule,
     pub output: Output,
     pub http: Http,
@@ -381,6 +384,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         max_wait: s.duration("batch.max_wait"),
         in_flight: s.integer("batch.in_flight", 1, 65_536),
     };
+    let memory_limit = memory_limit(&mut s);
     let threshold = threshold(&mut s);
     let output = Output {
         anomalies_topic: s.text("output.anomalies_topic"),
@@ -460,6 +464,7 @@ fn check(mut s: Settings) -> Result<Config, ConfigError> {
         inference,
         screen,
         batch,
+        memory_limit,
         threshold,
         output,
         http: Http { listen, tls, token },
@@ -484,6 +489,17 @@ fn model(s: &mut Settings, provider: Provider) -> Model {
         load_timeout: asked.unwrap_or(provider.load_timeout()),
         allow_schema_change: s.boolean("model.allow_schema_change"),
     }
+}
+
+fn memory_limit(s: &mut Settings) -> Option<u64> {
+    let text = s.text("memory.limit");
+    let limit = memory::parse(&text);
+    if limit.is_none() && text != "auto" {
+        s.problem(format!(
+            "memory.limit = \"{text}\": expected \"auto\", or a size such as \"768MiB\" or \"2GiB\""
+        ));
+    }
+    limit
 }
 
 fn traces(s: &mut Settings) -> Option<Traces> {
@@ -705,6 +721,16 @@ mod tests {
         ] {
             assert!(error.contains(expected), "{expected}\nnot in\n{error}");
         }
+    }
+
+    #[test]
+    fn the_memory_limit_is_a_size_or_what_the_system_grants() {
+        let limit = |flag: &str| load(SMALLEST, &[], &[flag]).map(|config| config.memory_limit);
+        assert_eq!(limit("memory.limit=auto"), Ok(None));
+        assert_eq!(limit("memory.limit=768MiB"), Ok(Some(768 << 20)));
+        assert_eq!(limit("memory.limit=536870912"), Ok(Some(512 << 20)));
+        let error = limit("memory.limit=plenty").unwrap_err();
+        assert!(error.contains("memory.limit = \"plenty\""), "{error}");
     }
 
     #[test]

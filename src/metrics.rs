@@ -9,12 +9,19 @@ use prometheus::{
 use crate::decode::Reason;
 use crate::verdict::Severity;
 
-/// Reasons to skip a record: a tombstone has nothing to score, of a lost partition others judge the records, and a topic may take
-/// not even the smallest message about a record.
+/// Reasons to skip a record: a tombstone has nothing to score, of a lost partition others judge the records, a topic may take not
+/// even the smallest message about a record, and of a batch that is too large to be read only the last record has a dead letter, for
+/// all of them.
 pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
 pub const SKIP_UNDELIVERABLE: &str = "undeliverable";
-const SKIPS: [&str; 3] = [SKIP_TOMBSTONE, SKIP_LOST, SKIP_UNDELIVERABLE];
+pub const SKIP_OVERSIZED: &str = "oversized_batch";
+const SKIPS: [&str; 4] = [
+    SKIP_TOMBSTONE,
+    SKIP_LOST,
+    SKIP_UNDELIVERABLE,
+    SKIP_OVERSIZED,
+];
 
 /// Why a partition is not read on from the group's offset.
 pub const RESET_RECREATED: &str = "recreated";
@@ -92,6 +99,10 @@ pub struct Metrics {
     pub transactions: IntCounterVec,
     pub paused_partitions: IntGauge,
     pub media_dir_blocked: IntGauge,
+    pub memory_budget_bytes: IntGaugeVec,
+    pub memory_in_flight_bytes: IntGauge,
+    pub memory_decoding_bytes: IntGauge,
+    pub memory_decompressed_bytes: IntGauge,
     pub schema_registry_errors: IntCounter,
     pub trace_spans_lost: IntCounter,
     pub model_info: GaugeVec,
@@ -116,7 +127,7 @@ impl Metrics {
             records_skipped: counters(
                 r,
                 "records_skipped_total",
-                "Records without a verdict of ours: tombstones carry nothing to score, records of a lost partition are judged by its new owner, and of undeliverable ones the topic takes not even the smallest message (the log has topic, partition and offset).",
+                "Records without a verdict of ours: tombstones carry nothing to score, records of a lost partition are judged by its new owner, of undeliverable ones the topic takes not even the smallest message (the log has topic, partition and offset), and one dead letter stands for all records of a compressed batch that is larger than its share of memory (oversized_batch).",
                 "reason",
             ),
             dead_letters: counters(
@@ -275,6 +286,31 @@ impl Metrics {
                 r,
                 "media_dir_blocked",
                 "1 while publishing waits because output.media_dir takes no maps, for instance because the disk is full; else 0.",
+            ),
+            memory_budget_bytes: register(
+                r,
+                IntGaugeVec::new(
+                    opts(
+                        "memory_budget_bytes",
+                        "Bytes of memory: the limit of the process, and the share of each part of it; base is the process with its model and room for a reload.",
+                    ),
+                    &["share"],
+                ),
+            ),
+            memory_in_flight_bytes: gauge(
+                r,
+                "memory_in_flight_bytes",
+                "Bytes of the records that are taken and not finished. Three quarters of the share in_flight are kept for the messages made of them.",
+            ),
+            memory_decoding_bytes: gauge(
+                r,
+                "memory_decoding_bytes",
+                "Bytes set aside for pictures that are decoded and scored now, when the last one was begun.",
+            ),
+            memory_decompressed_bytes: gauge(
+                r,
+                "memory_decompressed_bytes",
+                "Bytes of decompressed batches that Kafka's client holds for us, every second.",
             ),
             schema_registry_errors: counter(
                 r,

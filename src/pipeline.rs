@@ -62,6 +62,8 @@ pub struct Lasting {
     /// How long a transaction collects; only with exactly-once.
     pub transaction_window: Option<Duration>,
     pub drain_timeout: Duration,
+    /// Bytes of the batches under way, at most.
+    pub in_flight_share: usize,
     /// Off without it.
     pub traces: Option<Arc<Traces>>,
     pub metrics: Metrics,
@@ -184,6 +186,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
             serving.segment.clone(),
         ),
         lasting.batch.clone(),
+        lasting.in_flight_share,
         lasting.drain_timeout,
         metrics.clone(),
         lasting.status.clone(),
@@ -192,7 +195,7 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         stop.clone(),
     );
     let reader = match &serving.input {
-        Input::Pictures(reader) => Some(reader.clone()),
+        Input::Pictures(reader) => Some((reader.clone(), serving.decoding.clone())),
         _ => None,
     };
     let explain = pictures::Explain {
@@ -229,10 +232,13 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
                 let ahead = scorer.largest().max(pictures::AHEAD);
                 let (steps, decoded) = bounded(ahead);
                 for _ in 0..decoders {
-                    let (work, steps, reader) = (work.clone(), steps.clone(), reader.clone());
+                    let (work, steps, (reader, room)) =
+                        (work.clone(), steps.clone(), reader.clone());
                     let (metrics, stop) = (metrics.clone(), stop.clone());
                     let decoder = move || {
-                        guarded(&stop, || pictures::decode(&reader, &work, &steps, &metrics))
+                        guarded(&stop, || {
+                            pictures::decode(&reader, &room, &work, &steps, &metrics)
+                        })
                     };
                     threads.push(("decoder", spawn(scope, "decoder", decoder)));
                 }

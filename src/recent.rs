@@ -7,7 +7,7 @@ use crate::verdict::Severity;
 
 /// Anomalies that are kept, at most.
 pub const MOST: usize = 10_000;
-/// Bytes of their verdicts, and as many of their pictures, at most.
+/// Bytes of their verdicts, and as many of their pictures, at most, where nobody says how many.
 const MOST_BYTES: usize = 64 << 20;
 
 /// A delivered anomaly.
@@ -37,8 +37,10 @@ pub struct Wanted {
 #[derive(Debug, Clone, Default)]
 pub struct Recent(Arc<Mutex<Kept>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
+    /// Bytes of verdicts, and as many of pictures.
+    most: usize,
     /// Oldest first, with consecutive numbers.
     anomalies: VecDeque<Anomaly>,
     /// The number of the oldest.
@@ -49,7 +51,31 @@ struct Kept {
     pictures_from: u64,
 }
 
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept {
+            most: MOST_BYTES,
+            anomalies: VecDeque::new(),
+            first: 0,
+            verdict_bytes: 0,
+            picture_bytes: 0,
+            pictures_from: 0,
+        }
+    }
+}
+
 impl Recent {
+    /// Takes so many bytes of memory at most.
+    pub fn within(bytes: u64) -> Recent {
+        // Half for pictures, and of both a fifth for the lists and what the allocator wastes.
+        let most = usize::try_from(bytes / 5 * 2).unwrap_or(usize::MAX);
+        let kept = Kept {
+            most,
+            ..Kept::default()
+        };
+        Recent(Arc::new(Mutex::new(kept)))
+    }
+
     pub fn add(&self, anomaly: Anomaly) {
         self.lock().add(anomaly);
     }
@@ -93,7 +119,7 @@ impl Kept {
         self.verdict_bytes += anomaly.verdict.len();
         self.picture_bytes += anomaly.picture.as_ref().map_or(0, |p| p.len());
         self.anomalies.push_back(anomaly);
-        while self.anomalies.len() > MOST || self.verdict_bytes > MOST_BYTES {
+        while self.anomalies.len() > MOST || self.verdict_bytes > self.most {
             let Some(oldest) = self.anomalies.pop_front() else {
                 break;
             };
@@ -102,7 +128,7 @@ impl Kept {
             self.picture_bytes -= oldest.picture.map_or(0, |p| p.len());
         }
         self.pictures_from = self.pictures_from.max(self.first);
-        while self.picture_bytes > MOST_BYTES {
+        while self.picture_bytes > self.most {
             let place = (self.pictures_from - self.first) as usize;
             let picture = self.anomalies[place].picture.take();
             self.picture_bytes -= picture.map_or(0, |p| p.len());
@@ -161,6 +187,17 @@ mod tests {
         assert_eq!(numbers(grave), [10_004, 10_002]);
         assert!(recent.get(5).is_none() && recent.get(10_006).is_none() && recent.get(0).is_none());
         assert_eq!(recent.get(6).unwrap().judged_ms, 5);
+    }
+
+    #[test]
+    fn a_share_of_memory_holds_fewer() {
+        let recent = Recent::within(20 << 20);
+        for i in 0..40 {
+            recent.add(anomaly(i, 1 << 20, 4 << 20));
+        }
+        let all = recent.find(wanted());
+        let pictures = all.iter().filter(|(_, a)| a.picture.is_some()).count();
+        assert_eq!((all.len(), pictures), (8, 2));
     }
 
     #[test]

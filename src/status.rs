@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::bundle::SegmentBy;
+use crate::memory::Room;
 use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::picture::Reader;
@@ -47,8 +48,8 @@ pub struct InForce {
     pub segments: Option<(SegmentBy, usize)>,
     /// Of the buckets of the score's histogram the shares of normal records, by the calibration; the last is beyond all.
     pub normal: Vec<f64>,
-    /// If the records are pictures.
-    pub reader: Option<Reader>,
+    /// If the records are pictures: what decodes them, and where.
+    pub reader: Option<(Reader, Room)>,
 }
 
 /// Shared by all stages.

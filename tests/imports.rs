@@ -33,7 +33,9 @@ fn layer(module: &str) -> Option<Layer> {
         "dead_letter" => Layer::Pure(7),
         "dataset" | "evaluation" => Layer::Files,
         "onnx" | "otlp" | "kafka" | "http" | "schema_registry" => Layer::Edge,
-        "config" | "metrics" | "recent" | "shutdown" | "status" | "telemetry" => Layer::Support,
+        "config" | "memory" | "metrics" | "recent" | "shutdown" | "status" | "telemetry" => {
+            Layer::Support
+        }
         "pipeline" => Layer::Pipeline,
         "cli" => Layer::Cli,
         "main" => Layer::Main,

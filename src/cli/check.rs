@@ -1,5 +1,6 @@
 //! `residuald check`: everything that a start checks, without starting.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -8,10 +9,12 @@ use crate::bundle::{Bundle, Input, Pixels};
 use crate::config::Inference;
 use crate::http::Tls;
 use crate::kafka;
+use crate::memory::{self, Budget};
 use crate::pipeline::Bounds;
 use crate::shutdown::Shutdown;
 use crate::verdict::ThresholdRule;
 
+use super::budget;
 use super::config::ConfigArguments;
 use super::daemon::media_folder;
 use super::failure::Failure;
@@ -37,12 +40,13 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (loaded, screen) = match &arguments.bundle {
+    let before = memory::resident();
+    let (loaded, screen, budget) = match &arguments.bundle {
         Some(dir) => {
             let inference = Inference::on_cpu(1);
             // A quantile that every sample supports: the threshold is not what is checked here.
             let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
-            (loaded, None)
+            (loaded, None, None)
         }
         None => {
             let config = arguments.config.load()?;
@@ -64,10 +68,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             )?;
             input::open_here(&config, &loaded.bundle)?;
             let bounds = loaded.bounds(config.screen)?;
-            (loaded, bounds)
+            let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
+            (loaded, bounds, budget)
         }
     };
-    report(arguments, &loaded, screen.as_ref());
+    report(arguments, &loaded, screen.as_ref(), budget.as_ref());
     Ok(())
 }
 
@@ -89,7 +94,12 @@ fn rows(bundle: &Bundle) -> String {
     }
 }
 
-fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
+fn report(
+    arguments: &Arguments,
+    loaded: &Loaded,
+    bounds: Option<&Bounds>,
+    budget: Option<&Budget>,
+) {
     let Loaded {
         bundle,
         golden,
@@ -121,6 +131,7 @@ fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
                 "segments": by.map(|s| json!({"by": s.by, "calibrated": s.values.len()})),
                 "screen": screen.map(|_| json!({"cleared_share": cleared})),
                 "threshold": threshold,
+                "memory": budget.map(|budget| BTreeMap::from(budget.shares())),
             })
         );
         return;
@@ -152,6 +163,9 @@ fn report(arguments: &Arguments, loaded: &Loaded, bounds: Option<&Bounds>) {
         ),
         (Some(_), None) => println!("ok: there is a screen, for screen.mode"),
         (None, _) => {}
+    }
+    if let Some(budget) = budget {
+        println!("ok: memory, with one worker: {budget}");
     }
     if let Some(threshold) = threshold {
         let segments = segments(judge);

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use crate::config::{self, Config, Media, Output};
 use crate::http::{self, Access, Shown, Tls};
-use crate::kafka::{Sink, Source};
+use crate::kafka::{self, Sink, Source};
+use crate::memory::{self, Budget, Room};
 use crate::metrics::Metrics;
 use crate::otlp::Spans;
 use crate::pipeline::{self, Lasting, Next, PipelineError, Stages, Traces};
@@ -15,6 +16,7 @@ use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 
+use super::budget;
 use super::descriptors;
 use super::failure::Failure;
 use super::reload::{self, Reloader, Settings};
@@ -41,12 +43,16 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     let mut config = config;
     config.output.media = media_folder(&config.output)?;
     sweep(&config.output);
+    memory::give_back();
+    let before = memory::resident();
     let loaded = reload::load(&config, shutdown)?;
     let metrics = Metrics::new(loaded.judge.threshold);
+    let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
+    let decoding = share(&mut config, budget.as_ref(), &metrics);
     let golden_records = loaded.golden.records;
     let schema = loaded.bundle.manifest.input.clone();
     let traces = traces(&config, &metrics)?.map(Arc::new);
-    let serving = reload::serving(&config, loaded, None, &metrics)?;
+    let serving = reload::serving(&config, loaded, None, &decoding, &metrics)?;
     let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
     serving.announce(&metrics, &status);
     status.model_is_warm();
@@ -64,13 +70,17 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     );
 
     let done = Shutdown::default();
-    let recent = Recent::default();
+    let recent = match &budget {
+        Some(budget) => Recent::within(budget.recent),
+        None => Recent::default(),
+    };
     let next = Next::default();
     let reloader = Reloader {
         settings,
         config: config.clone(),
         schema,
         input: serving.input.clone(),
+        decoding,
         metrics: metrics.clone(),
         status: status.clone(),
         next: next.clone(),
@@ -103,6 +113,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
             output: config.output,
             transaction_window: config.kafka.guarantee.window(),
             drain_timeout: config.kafka.drain_timeout,
+            in_flight_share: budget.map_or(usize::MAX, |budget| budget.batches() as usize),
             traces,
             metrics: metrics.clone(),
             recent,
@@ -135,6 +146,25 @@ impl Daemon {
         let _ = self.http.join();
         Ok(result?)
     }
+}
+
+/// Gives each part its share of the memory, and what pictures are decoded in.
+fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Room {
+    let Some(budget) = budget else {
+        tracing::warn!(
+            "neither memory.limit nor a cgroup nor the system says how much memory there is: nothing is held to a budget"
+        );
+        return Room::of(u64::MAX);
+    };
+    tracing::info!("memory: {budget}");
+    for (share, bytes) in budget.shares() {
+        let gauge = metrics.memory_budget_bytes.with_label_values(&[share]);
+        gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+    kafka::queues::fit(&mut config.kafka, budget.fetch);
+    kafka::decompression::bound(budget.fetch / 2);
+    config.pictures.limits.memory = budget.decoding;
+    Room::of(budget.decoding)
 }
 
 /// What makes spans, if the settings say where to.

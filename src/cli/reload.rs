@@ -8,6 +8,7 @@ use crossbeam_channel::Receiver;
 use crate::bundle::{self, incompatibilities};
 use crate::config::{Config, Reloaded};
 use crate::decode::Input;
+use crate::memory::Room;
 use crate::metrics::{Metrics, NOT_RELOADED};
 use crate::pipeline::{Next, Serving};
 use crate::shutdown::Shutdown;
@@ -35,6 +36,7 @@ pub fn serving(
     config: &Config,
     mut loaded: model::Loaded,
     before: Option<&Input>,
+    decoding: &Room,
     metrics: &Metrics,
 ) -> Result<Serving, Failure> {
     let input = match (input::open_here(config, &loaded.bundle)?, before) {
@@ -47,6 +49,7 @@ pub fn serving(
         features: loaded.bundle.features().to_vec(),
         segment: loaded.segment(),
         input,
+        decoding: decoding.clone(),
         scorers: loaded.scorers,
         screenings,
         judge: loaded.judge,
@@ -73,6 +76,7 @@ pub struct Reloader {
     /// What the bundle in force reads.
     pub schema: bundle::Input,
     pub input: Input,
+    pub decoding: Room,
     pub metrics: Metrics,
     pub status: Status,
     pub next: Next,
@@ -132,7 +136,13 @@ impl Reloader {
                 differences.join("\n  ")
             )));
         }
-        let serving = serving(config, loaded, Some(&self.input), &self.metrics)?;
+        let serving = serving(
+            config,
+            loaded,
+            Some(&self.input),
+            &self.decoding,
+            &self.metrics,
+        )?;
         Ok(Prepared {
             serving,
             schema,

@@ -172,6 +172,7 @@ pub fn pictures(s: &mut Settings) -> Pictures {
         limits: Limits {
             bytes: s.integer("input.max_image_bytes", 1, 1 << 30),
             pixels: s.integer("input.max_pixels", 1, 1 << 32) as u64,
+            ..Limits::default()
         },
     }
 }

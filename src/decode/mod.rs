@@ -201,7 +201,9 @@ pub struct RowError {
 impl From<PictureError> for RowError {
     fn from(error: PictureError) -> RowError {
         let reason = match error {
-            PictureError::TooLarge { .. } | PictureError::TooMuchMemory(_) => Reason::TooLarge,
+            PictureError::TooLarge { .. }
+            | PictureError::TooMuchMemory(_)
+            | PictureError::OverShare { .. } => Reason::TooLarge,
             PictureError::Missing(_) => Reason::Missing,
             PictureError::NotText(_) => Reason::WrongType,
             PictureError::Duplicate(_) => Reason::Duplicate,

@@ -187,12 +187,14 @@ async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Respon
 /// The picture that was judged, upright and small, as a JPEG.
 async fn picture(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     let payload = shown.recent.get(number).and_then(|a| a.picture);
-    let (Some(payload), Some(reader)) = (payload, shown.status.in_force().reader) else {
+    let (Some(payload), Some((reader, room))) = (payload, shown.status.in_force().reader) else {
         return gone();
     };
     answers
         .make(move || {
-            let jpeg = reader.thumbnail(&payload, SIDE).ok()?;
+            let jpeg = reader
+                .thumbnail(&payload, SIDE, |bytes| room.take(bytes))
+                .ok()?;
             Some(Answer {
                 kind: "image/jpeg",
                 bytes: jpeg,

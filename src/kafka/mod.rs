@@ -1,6 +1,7 @@
 //! Kafka: records in, verdicts out. Blocking, on the stages' own threads.
 
 mod cause;
+pub mod decompression;
 mod edges;
 pub mod embedded;
 mod admin;
@@ -14,6 +15,7 @@ mod msk_iam;
 pub mod history;
 pub mod limits;
 mod progress;
+pub mod queues;
 pub mod replay;
 mod sasl;
 mod presence;

@@ -10,6 +10,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Source;
+use super::decompression;
 use super::edges::{self, Edges};
 use crate::metrics::Metrics;
 use crate::status::{PartitionStatus, Partitions, Status, Waiting};
@@ -296,6 +297,8 @@ impl Source {
         }
         self.seek_tails(now);
         self.show();
+        let held = i64::try_from(decompression::held()).unwrap_or(i64::MAX);
+        self.metrics.memory_decompressed_bytes.set(held);
     }
 
     /// What the last fetches told.

@@ -27,7 +27,7 @@ use super::tail::Tails;
 use super::topics::Topics;
 use super::wanted::Wanted;
 use super::watch::{Watch, is_missing};
-use super::{KafkaError, LastComplaint, client, client_config, report, sasl};
+use super::{KafkaError, LastComplaint, client, client_config, decompression, report, sasl};
 use crate::batch::TopicPartition;
 use crate::config::{Guarantee, Kafka};
 use crate::metrics::Metrics;
@@ -202,6 +202,20 @@ impl Source {
             }
             ClientError::MessageConsumptionFatal(code) => {
                 Err(KafkaError::Client(format!("consumer was shut out: {code}")))
+            }
+            ClientError::MessageConsumption(Code::BadCompression) if decompression::held_back() => {
+                tracing::debug!(
+                    "a compressed batch waits: those before it take their share of memory"
+                );
+                Ok(())
+            }
+            ClientError::MessageConsumption(Code::BadCompression) => {
+                if decompression::is_news() {
+                    tracing::warn!(
+                        "a compressed batch cannot be read, or not within its share of memory, and its partition waits: raise memory.limit, or move the group past it (kafka-consumer-groups.sh --reset-offsets)"
+                    );
+                }
+                Ok(())
             }
             // Among them that nobody lets it in: at the start somebody did, and an identity provider that is away comes back.
             passing => {

@@ -37,6 +37,9 @@ pub struct Scorer {
     pub placement: Placement,
 }
 
+/// Pixels whose room is kept from one picture to the next.
+const KEPT: usize = 1 << 20;
+
 /// What is said of rows of pixels.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -53,6 +56,9 @@ impl Seen {
         self.scores.clear();
         self.heat.clear();
         self.reconstruction.clear();
+        // One huge picture must not hold its memory for good.
+        self.heat.shrink_to(KEPT);
+        self.reconstruction.shrink_to(KEPT);
     }
 }
 

@@ -9,14 +9,12 @@ use image::codecs::png::PngDecoder;
 use image::codecs::tiff::TiffDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits};
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
 
-use super::PictureError;
+use super::{PictureError, cost};
 
-/// What a decoder may take beside the pixels, bytes.
-const SCRATCH: u64 = 64 << 20;
-/// Of the widest pixel, 16 bits of red, green, blue and alpha.
-const PIXEL_BYTES: u64 = 8;
+/// What a decoder may take to read the header and what stands beside the pixels: profiles, EXIF, texts.
+const HEADER: u64 = 8 << 20;
 
 /// uint8 [height, width, channels], row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,37 +25,60 @@ pub struct Flat {
     pub pixels: Vec<u8>,
 }
 
-/// Decodes a picture of at most `most` pixels to `channels`, 1 or 3.
-pub fn decode(encoded: &[u8], channels: usize, most: u64) -> Result<Flat, PictureError> {
-    guarded(|| {
-        let mut decoder = open(encoded, most)?;
-        // EXIF that cannot be read must not cost the picture.
-        let upright = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let mut picture = DynamicImage::from_decoder(decoder).map_err(broken)?;
-        picture.apply_orientation(upright);
-        flatten(picture, channels)
-    })
+/// A picture whose header is read.
+pub struct Opened<'e> {
+    decoder: Box<dyn ImageDecoder + 'e>,
+    /// How it gets upright.
+    turn: Orientation,
+    /// Upright.
+    pub width: usize,
+    pub height: usize,
+    channels: usize,
+    /// Bytes that [`Opened::decode`] takes at most.
+    pub bytes: u64,
 }
 
-/// Width and height as the header says, upright, held against the limit of `most` pixels.
-pub fn size(encoded: &[u8], most: u64) -> Result<(usize, usize), PictureError> {
-    guarded(|| {
-        let mut decoder = open(encoded, most)?;
-        let (width, height) = decoder.dimensions();
-        let (width, height) = (width as usize, height as usize);
-        let turned = matches!(
-            decoder.orientation(),
-            Ok(Orientation::Rotate90
+impl<'e> Opened<'e> {
+    /// Reads the header of a picture of at most `most` pixels, to be decoded to `channels`, 1 or 3.
+    pub fn new(encoded: &'e [u8], channels: usize, most: u64) -> Result<Self, PictureError> {
+        guarded(|| {
+            let (mut decoder, format) = open(encoded, most)?;
+            // EXIF that cannot be read must not cost the picture.
+            let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+            let (width, height) = decoder.dimensions();
+            let (width, height) = match turn {
+                Orientation::Rotate90
                 | Orientation::Rotate270
                 | Orientation::Rotate90FlipH
-                | Orientation::Rotate270FlipH)
-        );
-        Ok(if turned {
-            (height, width)
-        } else {
-            (width, height)
+                | Orientation::Rotate270FlipH => (height, width),
+                _ => (width, height),
+            };
+            let turned = turn != Orientation::NoTransforms;
+            let bytes = cost::decoding(&*decoder, format, encoded, channels, turned);
+            let mut limits = Limits::no_limits();
+            limits.max_alloc = Some(bytes.saturating_add(HEADER));
+            decoder.set_limits(limits).map_err(broken)?;
+            Ok(Opened {
+                decoder,
+                turn,
+                width: width as usize,
+                height: height as usize,
+                channels,
+                bytes,
+            })
         })
-    })
+    }
+
+    pub fn decode(self) -> Result<Flat, PictureError> {
+        guarded(|| {
+            let picture = DynamicImage::from_decoder(self.decoder).map_err(broken)?;
+            let flat = flatten(picture, self.channels)?;
+            match self.turn {
+                Orientation::NoTransforms => Ok(flat),
+                turn => turned(flat, turn),
+            }
+        })
+    }
 }
 
 /// A decoder's panic on bytes from outside is that picture's fault, not the end of the process.
@@ -66,34 +87,37 @@ fn guarded<T>(body: impl FnOnce() -> Result<T, PictureError>) -> Result<T, Pictu
         .unwrap_or_else(|_| Err(PictureError::Broken("its decoder panicked".to_owned())))
 }
 
+type Header<'e> = (Box<dyn ImageDecoder + 'e>, ImageFormat);
+
 /// Reads the header, and refuses what is too large or animated.
-fn open(encoded: &[u8], most: u64) -> Result<Box<dyn ImageDecoder + '_>, PictureError> {
+fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, PictureError> {
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(most.saturating_mul(PIXEL_BYTES).saturating_add(SCRATCH));
+    limits.max_alloc = Some(HEADER);
     let bytes = Cursor::new(encoded);
-    let mut decoder: Box<dyn ImageDecoder + '_> = match image::guess_format(encoded) {
-        Ok(ImageFormat::Png) => {
-            let png = PngDecoder::with_limits(bytes, limits.clone()).map_err(broken)?;
+    let format = image::guess_format(encoded).map_err(|_| PictureError::Unknown)?;
+    let decoder: Box<dyn ImageDecoder + '_> = match format {
+        ImageFormat::Png => {
+            let png = PngDecoder::with_limits(bytes, limits).map_err(broken)?;
             if png.is_apng().map_err(broken)? {
                 return Err(PictureError::Animated);
             }
             Box::new(png)
         }
-        Ok(ImageFormat::WebP) => {
+        ImageFormat::WebP => {
             let webp = WebPDecoder::new(bytes).map_err(broken)?;
             if webp.has_animation() {
                 return Err(PictureError::Animated);
             }
             Box::new(webp)
         }
-        Ok(ImageFormat::Jpeg) => {
+        ImageFormat::Jpeg => {
             if !jpeg_has_its_end(encoded) {
                 return Err(PictureError::Broken("JPEG: cut off".to_owned()));
             }
             Box::new(JpegDecoder::new(bytes).map_err(broken)?)
         }
-        Ok(ImageFormat::Bmp) => Box::new(BmpDecoder::new(bytes).map_err(broken)?),
-        Ok(ImageFormat::Tiff) => {
+        ImageFormat::Bmp => Box::new(BmpDecoder::new(bytes).map_err(broken)?),
+        ImageFormat::Tiff => {
             if tiff_goes_on(encoded) {
                 return Err(PictureError::Broken("TIFF: several pages".to_owned()));
             }
@@ -113,8 +137,7 @@ fn open(encoded: &[u8], most: u64) -> Result<Box<dyn ImageDecoder + '_>, Picture
             limit: most,
         });
     }
-    decoder.set_limits(limits).map_err(broken)?;
-    Ok(decoder)
+    Ok((decoder, format))
 }
 
 fn broken(error: ImageError) -> PictureError {
@@ -152,44 +175,77 @@ fn tiff_goes_on(encoded: &[u8]) -> bool {
     next().is_some_and(|next| next != 0)
 }
 
-/// Alpha dropped, 16 bits to 8, to `channels`.
+/// Alpha dropped, 16 bits to 8, to `channels`, in one pass: no second picture beside the two.
 fn flatten(picture: DynamicImage, channels: usize) -> Result<Flat, PictureError> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let samples = usize::from(picture.color().channel_count());
-    let eight_bits = match picture {
-        DynamicImage::ImageLuma8(b) => b.into_raw(),
-        DynamicImage::ImageLumaA8(b) => b.into_raw(),
-        DynamicImage::ImageRgb8(b) => b.into_raw(),
-        DynamicImage::ImageRgba8(b) => b.into_raw(),
-        DynamicImage::ImageLuma16(b) => narrow(&b.into_raw()),
-        DynamicImage::ImageLumaA16(b) => narrow(&b.into_raw()),
-        DynamicImage::ImageRgb16(b) => narrow(&b.into_raw()),
-        DynamicImage::ImageRgba16(b) => narrow(&b.into_raw()),
+    let pixels = match picture {
+        DynamicImage::ImageLuma8(b) if channels == 1 => b.into_raw(),
+        DynamicImage::ImageRgb8(b) if channels == 3 => b.into_raw(),
+        DynamicImage::ImageLuma8(b) => gray::<_, 1>(&b, channels, |v| v),
+        DynamicImage::ImageLumaA8(b) => gray::<_, 2>(&b, channels, |v| v),
+        DynamicImage::ImageLuma16(b) => gray::<_, 1>(&b, channels, narrow),
+        DynamicImage::ImageLumaA16(b) => gray::<_, 2>(&b, channels, narrow),
+        DynamicImage::ImageRgb8(b) => colour::<_, 3>(&b, channels, |v| v),
+        DynamicImage::ImageRgba8(b) => colour::<_, 4>(&b, channels, |v| v),
+        DynamicImage::ImageRgb16(b) => colour::<_, 3>(&b, channels, narrow),
+        DynamicImage::ImageRgba16(b) => colour::<_, 4>(&b, channels, narrow),
         _ => return Err(PictureError::Broken("floating point samples".to_owned())),
     };
     Ok(Flat {
         width,
         height,
         channels,
-        pixels: to_channels(eight_bits, samples, channels),
+        pixels,
     })
 }
 
-fn narrow(samples: &[u16]) -> Vec<u8> {
-    let rounded = |v: &u16| ((u32::from(*v) + 128) / 257) as u8;
-    samples.iter().map(rounded).collect()
+fn narrow(sample: u16) -> u8 {
+    ((u32::from(sample) + 128) / 257) as u8
 }
 
-/// `samples` a pixel are 1 or 2 of gray, 3 or 4 of colour, the even ones with alpha.
-fn to_channels(pixels: Vec<u8>, samples: usize, channels: usize) -> Vec<u8> {
-    let each = pixels.chunks_exact(samples);
-    match (samples, channels) {
-        (1, 1) | (3, 3) => pixels,
-        (2, 1) => each.map(|p| p[0]).collect(),
-        (1 | 2, _) => each.flat_map(|p| [p[0]; 3]).collect(),
-        (_, 1) => each.map(luma).collect(),
-        (_, _) => each.flat_map(|p| [p[0], p[1], p[2]]).collect(),
+/// `N` samples a pixel, the first of them gray.
+fn gray<T: Copy, const N: usize>(samples: &[T], channels: usize, to: impl Fn(T) -> u8) -> Vec<u8> {
+    let mut pixels = Vec::with_capacity(samples.len() / N * channels);
+    for pixel in samples.as_chunks::<N>().0 {
+        let level = to(pixel[0]);
+        pixels.extend_from_slice(&[level; 3][..channels]);
     }
+    pixels
+}
+
+/// `N` samples a pixel, the first three of them red, green and blue.
+fn colour<T: Copy, const N: usize>(
+    samples: &[T],
+    channels: usize,
+    to: impl Fn(T) -> u8,
+) -> Vec<u8> {
+    let mut pixels = Vec::with_capacity(samples.len() / N * channels);
+    for pixel in samples.as_chunks::<N>().0 {
+        let rgb = [0, 1, 2].map(|i| to(pixel[i]));
+        match channels {
+            1 => pixels.push(luma(&rgb)),
+            _ => pixels.extend_from_slice(&rgb),
+        }
+    }
+    pixels
+}
+
+/// Upright.
+fn turned(flat: Flat, turn: Orientation) -> Result<Flat, PictureError> {
+    let (width, height, channels) = (flat.width as u32, flat.height as u32, flat.channels);
+    let picture = match channels {
+        1 => GrayImage::from_raw(width, height, flat.pixels).map(DynamicImage::from),
+        _ => RgbImage::from_raw(width, height, flat.pixels).map(DynamicImage::from),
+    };
+    let wrong = || PictureError::Broken(format!("not {width} x {height} pixels"));
+    let mut picture = picture.ok_or_else(wrong)?;
+    picture.apply_orientation(turn);
+    Ok(Flat {
+        width: picture.width() as usize,
+        height: picture.height() as usize,
+        channels,
+        pixels: picture.into_bytes(),
+    })
 }
 
 /// ITU-R 601, in the integers of Pillow's `convert("L")`.

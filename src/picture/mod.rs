@@ -18,6 +18,7 @@
 //! which are held against the header before anything is decoded.
 
 mod connected;
+mod cost;
 mod decode;
 mod envelope;
 mod maps;
@@ -32,6 +33,7 @@ use serde_json::value::RawValue;
 
 use crate::bundle::Pixels;
 pub use connected::Components;
+use decode::Opened;
 pub use maps::{Finding, Png, highest};
 pub use regions::Region;
 pub use tiles::Layout;
@@ -44,6 +46,8 @@ pub struct Limits {
     pub bytes: usize,
     /// Width times height.
     pub pixels: u64,
+    /// Bytes that one picture may take while it is decoded, resized and scored.
+    pub memory: u64,
 }
 
 impl Default for Limits {
@@ -51,6 +55,22 @@ impl Default for Limits {
         Limits {
             bytes: 32 << 20,
             pixels: 64 << 20,
+            memory: u64::MAX,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether a picture of that size may take `bytes`.
+    fn allow(&self, width: usize, height: usize, bytes: u64) -> Result<(), PictureError> {
+        match bytes <= self.memory {
+            true => Ok(()),
+            false => Err(PictureError::OverShare {
+                width,
+                height,
+                is: bytes,
+                limit: self.memory,
+            }),
         }
     }
 }
@@ -67,8 +87,17 @@ pub enum PictureError {
         is: u64,
         limit: u64,
     },
-    #[error("to decode it takes more memory than a picture may: {0}")]
+    #[error("its lines, profiles or texts take more memory than those of a picture may: {0}")]
     TooMuchMemory(String),
+    #[error(
+        "to decode and score it, {width} x {height} pixels, takes {is} bytes of memory; the share for pictures is {limit}: raise memory.limit, or send smaller pictures"
+    )]
+    OverShare {
+        width: usize,
+        height: usize,
+        is: u64,
+        limit: u64,
+    },
     #[error("neither a PNG, JPEG, WebP, BMP or TIFF nor a JSON object")]
     Unknown,
     #[error("{0}")]
@@ -107,6 +136,13 @@ pub struct Picture {
     pub rows: Vec<u8>,
 }
 
+impl Picture {
+    /// Bytes that its scoring takes from here on, the rows included.
+    pub fn bytes(&self) -> u64 {
+        cost::scoring(0, 0, &self.layout)
+    }
+}
+
 impl Reader {
     /// Pictures for `pixels`; in a JSON object they are at `field`, a dotted path.
     pub fn new(pixels: Pixels, field: &str, limits: Limits) -> Reader {
@@ -126,17 +162,40 @@ impl Reader {
     /// # Errors
     /// [`PictureError`]; nothing a payload holds makes it panic or take more memory than the limits allow.
     pub fn read(&self, payload: &[u8]) -> Result<Picture, PictureError> {
+        self.read_within(payload, |_| ())
+            .map(|(picture, ())| picture)
+    }
+
+    /// The same. `take` is told the bytes that it takes until the picture is scored, before anything is decoded; what it gives comes back with
+    /// the picture.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn read_within<T>(
+        &self,
+        payload: &[u8],
+        take: impl FnOnce(u64) -> T,
+    ) -> Result<(Picture, T), PictureError> {
         let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
-        let flat = decode::decode(&encoded, self.pixels.channels, self.limits.pixels)?;
-        let (width, height) = (flat.width, flat.height);
+        let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels)?;
+        let (width, height) = (opened.width, opened.height);
         self.can_be_resized(width, height)?;
-        let (layout, rows) = tiles::rows(flat, &self.pixels);
-        Ok(Picture {
+        let layout = Layout::of(width, height, &self.pixels);
+        let unpacked = match &encoded {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(bytes) => bytes.len() as u64,
+        };
+        let bytes = unpacked + opened.bytes.max(cost::scoring(width, height, &layout));
+        self.limits.allow(width, height, bytes)?;
+        let taken = take(bytes);
+        let (layout, rows) = tiles::rows(opened.decode()?, &self.pixels);
+        let picture = Picture {
             width,
             height,
             layout,
             rows,
-        })
+        };
+        Ok((picture, taken))
     }
 
     /// What is narrower than a tile is stretched to it: 1 x 64 million pixels would become gigabytes.
@@ -163,20 +222,26 @@ impl Reader {
         }
         let rows = || {
             let encoded = envelope::picture(payload, &self.field, self.limits.bytes).ok()?;
-            let (width, height) = decode::size(&encoded, self.limits.pixels).ok()?;
+            let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels).ok()?;
+            let (width, height) = (opened.width, opened.height);
             self.can_be_resized(width, height).ok()?;
             Some(Layout::of(width, height, &self.pixels).rows())
         };
         rows().map_or(0, |rows| rows.saturating_mul(one))
     }
 
-    /// The picture of a payload, to look at: see [`thumbnail`].
+    /// The picture of a payload, to look at: see [`thumbnail`]. `take` as in [`Reader::read_within`].
     ///
     /// # Errors
     /// As [`Reader::read`].
-    pub fn thumbnail(&self, payload: &[u8], side: usize) -> Result<Vec<u8>, PictureError> {
+    pub fn thumbnail<T>(
+        &self,
+        payload: &[u8],
+        side: usize,
+        take: impl FnOnce(u64) -> T,
+    ) -> Result<Vec<u8>, PictureError> {
         let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
-        thumbnail(&encoded, self.limits, side)
+        view::thumbnail_within(&encoded, self.limits, side, take)
     }
 
     /// The JSON object around the picture without the picture; `None` for a bare picture.

@@ -4,7 +4,7 @@ use image::ExtendedColorType;
 use image::ImageEncoder;
 use image::codecs::jpeg::JpegEncoder;
 
-use super::decode::{Flat, decode};
+use super::decode::{Flat, Opened};
 use super::resize::resize;
 use super::{Limits, PictureError, envelope};
 
@@ -24,7 +24,7 @@ pub struct Mask {
 /// # Errors
 /// As for a picture that is to be scored.
 pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
-    let flat = flat(encoded, 1, limits)?;
+    let (flat, ()) = flat(encoded, 1, limits, |_| ())?;
     Ok(Mask {
         width: flat.width,
         height: flat.height,
@@ -37,7 +37,17 @@ pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
 /// # Errors
 /// As for a picture that is to be scored.
 pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, PictureError> {
-    let flat = flat(encoded, 3, limits)?;
+    thumbnail_within(encoded, limits, side, |_| ())
+}
+
+/// The same; `take` is told the bytes that it takes before anything is decoded, and kept until it is made.
+pub fn thumbnail_within<T>(
+    encoded: &[u8],
+    limits: Limits,
+    side: usize,
+    take: impl FnOnce(u64) -> T,
+) -> Result<Vec<u8>, PictureError> {
+    let (flat, _taken) = flat(encoded, 3, limits, take)?;
     let longer = flat.width.max(flat.height).max(side);
     let (width, height) = (flat.width * side / longer, flat.height * side / longer);
     let small = resize(flat, width.max(1), height.max(1));
@@ -53,9 +63,20 @@ pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>,
     Ok(jpeg)
 }
 
-fn flat(encoded: &[u8], channels: usize, limits: Limits) -> Result<Flat, PictureError> {
+fn flat<T>(
+    encoded: &[u8],
+    channels: usize,
+    limits: Limits,
+    take: impl FnOnce(u64) -> T,
+) -> Result<(Flat, T), PictureError> {
     let encoded = envelope::picture(encoded, super::FIELD, limits.bytes)?;
-    decode(&encoded, channels, limits.pixels)
+    let opened = Opened::new(&encoded, channels, limits.pixels)?;
+    // Resizing first makes a picture as high as this one, at most as wide.
+    let pixels = (opened.width * opened.height * channels) as u64;
+    let bytes = opened.bytes.max(2 * pixels);
+    limits.allow(opened.width, opened.height, bytes)?;
+    let taken = take(bytes);
+    Ok((opened.decode()?, taken))
 }
 
 #[cfg(test)]
@@ -110,6 +131,7 @@ mod tests {
         let limits = Limits {
             bytes: 1 << 20,
             pixels: 1 << 21,
+            memory: u64::MAX,
         };
         let mut pixels = serde_json::json!(
             {"height": 64, "width": 64, "channels": 1, "resize": "bilinear"}

@@ -7,10 +7,14 @@ use crossbeam_channel::{Receiver, Sender};
 use super::serving::Next;
 use super::{PipelineError, Stop};
 use crate::batch::Batch;
+use crate::batch::TopicPartition;
 use crate::config;
-use crate::decode::{DecodeError, Decoder};
+use crate::decode::{DecodeError, Decoder, Reason, RowError};
+use crate::kafka::decompression::Oversized;
 use crate::kafka::{Event, Rebalance, RebalanceKind, Source, Topics};
+use crate::message::OMITTED;
 use crate::metrics::{Metrics, SKIP_LOST};
+use crate::record::Record;
 use crate::status::Status;
 
 /// How long a poll waits when nothing is due; bounds how late a stop is noticed.
@@ -29,8 +33,8 @@ const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 const TURN: usize = 32;
 /// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
 const TIME_ONE_IN: u64 = 16;
-/// Bytes of pictures and of the rows that they become, taken and not finished: what is beyond waits in Kafka. A second of
-/// scoring or a few, so that a drain is as long.
+/// Bytes of pictures and of the rows that they become, taken and not finished, however much memory there is: what is beyond
+/// waits in Kafka. A second of scoring or a few, so that a drain is as long.
 const PICTURES_IN_FLIGHT: usize = 16 << 20;
 
 pub struct Channels {
@@ -49,6 +53,8 @@ pub struct Intake {
     source: Source,
     decoder: Decoder,
     limits: config::Batch,
+    /// Bytes of the batches under way, at most; what is beyond waits in Kafka.
+    share: usize,
     drain_timeout: Duration,
     metrics: Metrics,
     status: Status,
@@ -71,6 +77,7 @@ impl Intake {
         source: Source,
         decoder: Decoder,
         limits: config::Batch,
+        share: usize,
         drain_timeout: Duration,
         metrics: Metrics,
         status: Status,
@@ -81,6 +88,10 @@ impl Intake {
         // Sequences begin again with each model.
         source.lose_below(0);
         Intake {
+            share: match decoder.reads_pictures() {
+                true => share.min(PICTURES_IN_FLIGHT),
+                false => share,
+            },
             source,
             decoder,
             drain_timeout,
@@ -170,13 +181,14 @@ impl Intake {
             max_wait,
             ..
         } = self.limits;
-        self.current.is_due(max_records, max_wait, now)
+        let due = self.current.is_due(max_records, max_wait, now);
+        // Wide rows in large batches: one alone could be more than all may be.
+        due || self.current.weight() >= self.share
     }
 
     /// No batch is free, or what is under way is as much as the memory is meant for.
     fn is_full(&self) -> bool {
-        let pictures = self.decoder.reads_pictures() && self.under_way >= PICTURES_IN_FLIGHT;
-        self.free.is_empty() || pictures
+        self.free.is_empty() || self.under_way >= self.share
     }
 
     fn poll_timeout(&self, now: Instant) -> Duration {
@@ -239,8 +251,14 @@ impl Intake {
         let opened = self.current.opened().filter(|_| !timed);
         let now = opened.unwrap_or_else(Instant::now);
         let batch = &mut self.current;
+        let mut taken = 1;
         match record.payload {
-            None | Some([]) => batch.skip(&record, from, now),
+            None | Some([]) => match Oversized::of(&record) {
+                Some(oversized) => {
+                    taken = bury_batch(batch, &record, from, oversized, now);
+                }
+                None => batch.skip(&record, from, now),
+            },
             Some(payload) => {
                 let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
                 // Pictures are decoded, and timed, elsewhere.
@@ -266,8 +284,8 @@ impl Intake {
         }
         drop(message);
         self.source.got_through(from);
-        self.metrics.records_consumed.inc();
-        self.metrics.records_in_flight.inc();
+        self.metrics.records_consumed.inc_by(taken);
+        self.metrics.records_in_flight.add(taken as i64);
         Ok(true)
     }
 
@@ -350,7 +368,8 @@ impl Intake {
         batch.sequence = self.sequence;
         batch.dispatched = Some(Instant::now());
         self.sequence += 1;
-        self.under_way = self.under_way.saturating_add(batch.weight());
+        batch.charged = batch.weight();
+        self.weigh(self.under_way.saturating_add(batch.charged));
         // Fails only when all workers are gone, and then a stop is under way.
         let _ = self.channels.to_score.send(batch);
     }
@@ -362,12 +381,17 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
-        self.under_way = self.under_way.saturating_sub(batch.weight());
+        self.weigh(self.under_way.saturating_sub(batch.charged));
         if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);
         }
         batch.clear();
         self.free.push(batch);
+    }
+
+    fn weigh(&mut self, under_way: usize) {
+        self.under_way = under_way;
+        self.metrics.memory_in_flight_bytes.set(under_way as i64);
     }
 
     /// Waits until everything taken is delivered; `false` if that does not happen in time.
@@ -388,4 +412,39 @@ impl Intake {
             }
         }
     }
+}
+
+/// One dead letter for all records of a batch that Kafka's client could not hold; gives their number.
+fn bury_batch(
+    batch: &mut Batch,
+    last: &Record<'_>,
+    from: TopicPartition,
+    oversized: Oversized,
+    now: Instant,
+) -> u64 {
+    let Oversized {
+        first,
+        last: end,
+        records,
+        bytes,
+        share,
+    } = oversized;
+    let detail = format!(
+        "a compressed batch of {records} records, offsets {first} to {end}, takes {bytes} bytes of memory, and the share of one batch is {share}: none of them is judged. Let the producer make smaller batches, or raise memory.limit"
+    );
+    let (topic, partition) = (last.topic, last.partition);
+    tracing::warn!(topic, partition, "{detail}");
+    let error = RowError {
+        reason: Reason::TooLarge,
+        detail: detail.into(),
+    };
+    // Who replays dead letters has to know that this one is not the record.
+    let headers = vec![(OMITTED, Some(&b"the batch is too large to be read"[..]))];
+    let letter = Record {
+        headers,
+        ..last.clone()
+    };
+    let count = usize::try_from(records).unwrap_or(usize::MAX);
+    batch.bury_many(&letter, count, from, error, now);
+    records
 }

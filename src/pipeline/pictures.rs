@@ -2,13 +2,14 @@
 //! maps live from its decoding to its scoring, whatever its batch waits for.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::PipelineError;
 use crate::batch::{Batch, Sighting};
 use crate::decode::{Reason, RowError};
+use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{Scorer, Seen};
 use crate::picture::{Picture, PictureError, Reader, highest};
@@ -22,7 +23,8 @@ pub enum Step {
     Picture {
         sequence: u64,
         opened: Option<Instant>,
-        picture: Result<Picture, PictureError>,
+        /// With the memory that it takes until it is scored.
+        picture: Result<(Picture, Taken), PictureError>,
     },
     /// The batch, all of its pictures before it.
     End(Box<Batch>),
@@ -41,6 +43,7 @@ pub struct Explain {
 /// A decoder: takes whatever batch comes next and hands its pictures over one by one.
 pub fn decode(
     reader: &Reader,
+    room: &Room,
     work: &Receiver<Batch>,
     steps: &Sender<Step>,
     metrics: &Metrics,
@@ -48,10 +51,21 @@ pub fn decode(
     for batch in work {
         for record in batch.records() {
             let started = Instant::now();
-            let picture = reader.read(record.payload);
+            let mut waited = Duration::ZERO;
+            let picture = reader.read_within(record.payload, |bytes| {
+                let asked = Instant::now();
+                let taken = room.take(bytes);
+                waited = asked.elapsed();
+                metrics.memory_decoding_bytes.set(room.taken() as i64);
+                taken
+            });
+            let picture = picture.map(|(picture, mut taken)| {
+                taken.shrink(picture.bytes());
+                (picture, taken)
+            });
             metrics
                 .decode_seconds
-                .observe(started.elapsed().as_secs_f64());
+                .observe((started.elapsed() - waited).as_secs_f64());
             let step = Step::Picture {
                 sequence: batch.sequence,
                 opened: batch.opened(),
@@ -102,6 +116,9 @@ impl Worker {
             }
             let started = Instant::now();
             seen.clear();
+            // One huge picture must not hold its memory for good.
+            rows.clear();
+            rows.shrink_to(4 << 20);
             let pictures = together.iter().filter_map(Step::picture);
             let pictures: Vec<&[u8]> = pictures.map(|p| p.rows.as_slice()).collect();
             let refused = self
@@ -120,7 +137,7 @@ impl Worker {
                     } => {
                         let part = part(&mut self.open, sequence, opened, started, &self.metrics);
                         match picture {
-                            Ok(picture) => {
+                            Ok((picture, _taken)) => {
                                 let to = from + picture.layout.rows();
                                 match refused.next_if(|(at, _)| *at == place) {
                                     None => self.explain.take(part, &picture, &seen, from..to),
@@ -174,7 +191,7 @@ impl Part {
 impl Step {
     fn picture(&self) -> Option<&Picture> {
         match self {
-            Step::Picture { picture, .. } => picture.as_ref().ok(),
+            Step::Picture { picture, .. } => Some(&picture.as_ref().ok()?.0),
             Step::End(_) => None,
         }
     }

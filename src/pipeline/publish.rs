@@ -239,6 +239,7 @@ impl Publisher {
         let mut tally = Tally {
             dead: batch.dead_letters.iter().map(|l| l.error.reason).collect(),
             tombstones: batch.skipped,
+            oversized: batch.oversized,
             ..Tally::default()
         };
         let mut told = Vec::new();

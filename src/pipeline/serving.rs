@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::bundle::Feature;
 use crate::config;
 use crate::decode::{Input, SegmentReader};
+use crate::memory::Room;
 use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::onnx::{Nearest, Scorer};
@@ -20,6 +21,8 @@ pub struct Serving {
     /// Where the segments of records are, if it judges by them.
     pub segment: Option<SegmentReader>,
     pub input: Input,
+    /// Where pictures are decoded, the same for every model.
+    pub decoding: Room,
     /// One a worker.
     pub scorers: Vec<Scorer>,
     /// One a worker, or none at all.
@@ -45,7 +48,7 @@ impl Serving {
             segments: self.judge.segments(),
             normal: self.judge.normal_shares(bounds),
             reader: match &self.input {
-                Input::Pictures(reader) => Some(reader.clone()),
+                Input::Pictures(reader) => Some((reader.clone(), self.decoding.clone())),
                 _ => None,
             },
         }

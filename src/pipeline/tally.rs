@@ -7,7 +7,9 @@ use super::traces::Published;
 use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
 use crate::message::{About, Kind};
-use crate::metrics::{AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_TOMBSTONE, SKIP_UNDELIVERABLE};
+use crate::metrics::{
+    AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_OVERSIZED, SKIP_TOMBSTONE, SKIP_UNDELIVERABLE,
+};
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
@@ -28,6 +30,8 @@ pub struct Tally {
     pub omitted: BTreeMap<&'static str, u64>,
     /// Nothing could be published about them.
     pub undeliverable: usize,
+    /// In a batch that was too large to be read; one dead letter stands for it.
+    pub oversized: usize,
     /// Not published: the partitions belong to another, who judges these records.
     pub lost: usize,
 }
@@ -91,6 +95,7 @@ impl Tally {
             (SKIP_TOMBSTONE, self.tombstones),
             (SKIP_LOST, self.lost),
             (SKIP_UNDELIVERABLE, self.undeliverable),
+            (SKIP_OVERSIZED, self.oversized),
         ] {
             let skipped = metrics.records_skipped.with_label_values(&[reason]);
             skipped.inc_by(records as u64);
@@ -105,7 +110,7 @@ impl Tally {
                 .with_label_values(&[screen]);
             audited.inc_by(anomalies);
         }
-        let skipped = self.tombstones + self.lost + self.undeliverable;
+        let skipped = self.tombstones + self.oversized + self.lost + self.undeliverable;
         let accounted = self.scored + self.dead.len() + skipped;
         let unaccounted = batch.consumed() as i64 - accounted as i64;
         metrics.records_unaccounted.add(unaccounted);

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod bundle;
+pub mod cgroup;
 pub mod cluster;
 pub mod formats;
 pub mod kafka;
@@ -18,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+// Holds what librdkafka is linked with, see build.rs.
+use residuald as _;
 
 /// Generous: the machine may be busy, and a test that passes does not wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(120);

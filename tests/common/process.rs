@@ -119,7 +119,8 @@ impl Daemon {
         Daemon::start_by(command, brokers, settings)
     }
 
-    fn start_by(mut command: Command, brokers: &str, settings: &[&str]) -> Daemon {
+    /// The same by a command that ends with the program.
+    pub fn start_by(mut command: Command, brokers: &str, settings: &[&str]) -> Daemon {
         let bundle = format!("model.bundle={:?}", payments());
         let brokers = format!("kafka.brokers={brokers}");
         command.arg("run");

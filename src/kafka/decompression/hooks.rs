@@ -1,0 +1,255 @@
+//! The functions that librdkafka calls in place of its own: the linker puts `__wrap_x` where `x` is called, see `build.rs`.
+//!
+//! librdkafka has no setting that bounds a decompressed batch, but for zstd, where a batch above it holds its partition for ever.
+
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::panic::catch_unwind;
+use std::ptr::null_mut;
+use std::slice::from_raw_parts;
+use std::sync::atomic::Ordering;
+
+use super::codec::Codec;
+use super::{Batch, HELD_BACK, Kept, Refused, batches, unpack};
+
+type Free = Option<unsafe extern "C" fn(*mut c_void)>;
+
+/// `RD_KAFKA_RESP_ERR__BAD_COMPRESSION`
+const BAD_COMPRESSION: c_int = -198;
+
+unsafe extern "C" {
+    fn __real_rd_kafka_buf_new_shadow(bytes: *const c_void, size: usize, free: Free)
+    -> *mut c_void;
+    fn __real_rd_kafka_lz4_decompress(
+        broker: *mut c_void,
+        proper_checksum: c_int,
+        offset: i64,
+        compressed: *mut c_char,
+        length: usize,
+        out: *mut *mut c_void,
+        out_length: *mut usize,
+    ) -> c_int;
+}
+
+thread_local! {
+    /// A batch of snappy between the call that asks for its length and the one that wants it: librdkafka makes the room for it.
+    static SNAPPY: RefCell<Option<Batch>> = const { RefCell::new(None) };
+}
+
+/// Keeps the functions in the program: nothing in Rust calls them.
+pub fn link() {
+    std::hint::black_box([
+        __wrap_rd_gz_decompress as *const (),
+        __wrap_rd_kafka_lz4_decompress as *const (),
+        __wrap_rd_kafka_zstd_decompress as *const (),
+        __wrap_rd_kafka_snappy_java_uncompress as *const (),
+        __wrap_rd_kafka_snappy_uncompressed_length as *const (),
+        __wrap_rd_kafka_snappy_uncompress as *const (),
+        __wrap_rd_kafka_buf_new_shadow as *const (),
+    ]);
+}
+
+/// The batch, decompressed by us; nothing if it is refused.
+///
+/// # Safety
+/// `compressed` are `length` bytes.
+unsafe fn unpacked(codec: Codec, compressed: *const c_void, length: usize) -> Option<Batch> {
+    // SAFETY: the caller's.
+    let compressed = unsafe { from_raw_parts(compressed.cast::<u8>(), length) };
+    // A panic must not go through C.
+    let batch = catch_unwind(|| unpack(codec, compressed)).unwrap_or(Err(Refused::Broken));
+    if matches!(batch, Err(Refused::ForNow)) {
+        HELD_BACK.store(true, Ordering::Relaxed);
+    }
+    // The parser wants an address even of nothing.
+    batch.ok().filter(|batch| !batch.bytes.is_empty())
+}
+
+/// Address and length for librdkafka, which gives it back to [`release`].
+fn lend(batch: Batch) -> (*mut c_void, usize) {
+    let (address, length) = (batch.bytes.as_ptr(), batch.bytes.len());
+    keep(address as usize, batch.weight, Some(batch.bytes));
+    (address.cast_mut().cast(), length)
+}
+
+fn keep(address: usize, weight: u64, ours: Option<Vec<u8>>) {
+    let mut batches = batches();
+    batches.bytes += weight;
+    let free = None;
+    let kept = Kept { weight, ours, free };
+    if let Some(before) = batches.by_address.insert(address, kept) {
+        batches.bytes -= before.weight;
+    }
+}
+
+unsafe extern "C" fn release(address: *mut c_void) {
+    let kept = {
+        let mut batches = batches();
+        let kept = batches.by_address.remove(&(address as usize));
+        batches.bytes -= kept.as_ref().map_or(0, |kept| kept.weight);
+        kept
+    };
+    if let Some(Kept {
+        ours: None,
+        free: Some(free),
+        ..
+    }) = kept
+    {
+        // SAFETY: librdkafka gave both together.
+        unsafe { free(address) };
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
+    bytes: *const c_void,
+    size: usize,
+    free: Free,
+) -> *mut c_void {
+    let free = match batches().by_address.get_mut(&(bytes as usize)) {
+        Some(kept) => {
+            kept.free = free;
+            Some(release as unsafe extern "C" fn(*mut c_void))
+        }
+        None => free,
+    };
+    // SAFETY: what librdkafka called it with, but for how it is freed.
+    unsafe { __real_rd_kafka_buf_new_shadow(bytes, size, free) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_gz_decompress(
+    compressed: *const c_void,
+    length: c_int,
+    out_length: *mut u64,
+) -> *mut c_void {
+    // SAFETY: librdkafka's bytes and their length.
+    let batch = unsafe { unpacked(Codec::Gzip, compressed, length as usize) };
+    let (address, bytes) = batch.map_or((null_mut(), 0), lend);
+    // SAFETY: where librdkafka wants it.
+    unsafe { *out_length = bytes as u64 };
+    address
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
+    broker: *mut c_void,
+    proper_checksum: c_int,
+    offset: i64,
+    compressed: *mut c_char,
+    length: usize,
+    out: *mut *mut c_void,
+    out_length: *mut usize,
+) -> c_int {
+    if proper_checksum == 0 {
+        // Only brokers before 0.10 write these.
+        // SAFETY: what librdkafka called it with.
+        return unsafe {
+            __real_rd_kafka_lz4_decompress(
+                broker,
+                proper_checksum,
+                offset,
+                compressed,
+                length,
+                out,
+                out_length,
+            )
+        };
+    }
+    // SAFETY: librdkafka's bytes, and where it wants the others.
+    unsafe {
+        hand_out(
+            unpacked(Codec::Lz4, compressed.cast(), length),
+            out,
+            out_length,
+        )
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_zstd_decompress(
+    _broker: *mut c_void,
+    compressed: *mut c_char,
+    length: usize,
+    out: *mut *mut c_void,
+    out_length: *mut usize,
+) -> c_int {
+    // SAFETY: librdkafka's bytes, and where it wants the others.
+    unsafe {
+        hand_out(
+            unpacked(Codec::Zstd, compressed.cast(), length),
+            out,
+            out_length,
+        )
+    }
+}
+
+/// # Safety
+/// Both can be written to.
+unsafe fn hand_out(batch: Option<Batch>, out: *mut *mut c_void, out_length: *mut usize) -> c_int {
+    let Some(batch) = batch else {
+        return BAD_COMPRESSION;
+    };
+    let (address, bytes) = lend(batch);
+    // SAFETY: the caller's.
+    unsafe {
+        *out = address;
+        *out_length = bytes;
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
+    compressed: *const c_char,
+    length: usize,
+    out_length: *mut usize,
+    error: *mut c_char,
+    error_size: usize,
+) -> *mut c_char {
+    // SAFETY: librdkafka's bytes, and where it wants the others and a text.
+    unsafe {
+        let batch = unpacked(Codec::SnappyBlocks, compressed.cast(), length);
+        let (address, bytes) = batch.map_or((null_mut(), 0), lend);
+        *out_length = bytes;
+        if address.is_null() && error_size > 0 {
+            *error = 0;
+        }
+        address.cast()
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
+    compressed: *const c_char,
+    length: usize,
+    out_length: *mut usize,
+) -> bool {
+    // SAFETY: librdkafka's bytes and their length.
+    let Some(batch) = (unsafe { unpacked(Codec::Snappy, compressed.cast(), length) }) else {
+        return false;
+    };
+    // SAFETY: where librdkafka wants it.
+    unsafe { *out_length = batch.bytes.len() };
+    SNAPPY.set(Some(batch));
+    true
+}
+
+/// 0 if it is done.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompress(
+    _compressed: *const c_char,
+    _length: usize,
+    out: *mut c_char,
+) -> c_int {
+    let Some(Batch { bytes, weight }) = SNAPPY.take() else {
+        return -1;
+    };
+    // SAFETY: librdkafka made room for as many bytes as it was told.
+    unsafe {
+        out.cast::<u8>()
+            .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+    };
+    keep(out as usize, weight, None);
+    0
+}

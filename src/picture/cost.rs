@@ -1,0 +1,82 @@
+//! What a picture takes at most until it is scored, by its header: asked before anything is decoded.
+
+use image::{ImageDecoder, ImageFormat};
+
+use super::Layout;
+
+/// Tables, rows and buffers of a decoder, whatever the picture.
+const SCRATCH: u64 = 4 << 20;
+
+/// Bytes that decoding takes: what the decoder holds beside its input, and the 8-bit pixels that are made of its output.
+pub fn decoding(
+    decoder: &dyn ImageDecoder,
+    format: ImageFormat,
+    encoded: &[u8],
+    channels: usize,
+    turned: bool,
+) -> u64 {
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (u64::from(width), u64::from(height));
+    let out = decoder.total_bytes();
+    let bytes = encoded.len() as u64;
+    let held = match format {
+        ImageFormat::Jpeg => bytes + jpeg(width, height, decoder, encoded),
+        // Planes of YUV and alpha, or the pixels once more with an image of the transforms.
+        ImageFormat::WebP => {
+            8 * width.next_multiple_of(16) * height.next_multiple_of(16) + webp_tables(bytes)
+        }
+        // The output once more, and a strip, which may be all of it.
+        ImageFormat::Tiff => match holds_jpeg(encoded) {
+            false => 2 * out,
+            true => 5 * out,
+        },
+        // Rows that others are told apart from.
+        _ => 4 * out / height.max(1),
+    };
+    let flat = width * height * channels as u64;
+    let decoding = out + held + if out == flat { 0 } else { flat };
+    let turning = if turned { 2 * flat } else { 0 };
+    SCRATCH.saturating_add(decoding.max(turning))
+}
+
+/// Bytes from the 8-bit pixels to the score: the picture between the two passes of resizing, the rows, and what the scorer says of each
+/// pixel, from which the maps of a verdict are made.
+pub fn scoring(width: usize, height: usize, layout: &Layout) -> u64 {
+    let [width, height, canvas_width, canvas_height, channels] =
+        [width, height, layout.width, layout.height, layout.channels].map(|n| n as u64);
+    let canvas = canvas_width * canvas_height;
+    let between = (canvas_width * height).max(width * canvas_height);
+    let kept = rows(layout);
+    let resizing = width * height + between + canvas;
+    // In rows: red, green, blue as they were and as they are expected, and the heat, a float. On the canvas both maps again.
+    kept + (resizing * channels).max(kept + canvas * (12 + 2 * channels))
+}
+
+/// Bytes that a decoded picture takes while it waits for the scorer.
+pub fn rows(layout: &Layout) -> u64 {
+    let one = layout.tile_width * layout.tile_height;
+    (layout.rows() * one * layout.channels) as u64
+}
+
+/// Strips of samples; and where a component comes in several scans, all coefficients, 16 bits each.
+fn jpeg(width: u64, height: u64, decoder: &dyn ImageDecoder, encoded: &[u8]) -> u64 {
+    let components = u64::from(decoder.original_color_type().channel_count()).max(3);
+    let strips = 512 * components * width;
+    let marks = |code: u8| encoded.windows(2).filter(move |pair| *pair == [0xff, code]);
+    let progressive = marks(0xc2).next().is_some();
+    let coefficients = match progressive || marks(0xda).nth(1).is_some() {
+        true => 2 * components * width.next_multiple_of(32) * height.next_multiple_of(32),
+        false => 0,
+    };
+    strips + coefficients
+}
+
+/// A lossless WebP may bring thousands of Huffman codes, whose tables take more than they do in the file.
+fn webp_tables(bytes: u64) -> u64 {
+    32 * bytes
+}
+
+/// A strip in JPEG is decoded whole, perhaps by all its coefficients.
+fn holds_jpeg(encoded: &[u8]) -> bool {
+    encoded.windows(3).any(|mark| mark == [0xff, 0xd8, 0xff])
+}
