@@ -147,13 +147,8 @@ pub fn media_folder(output: &Output) -> Result<Option<Media>, Failure> {
     Ok(Some(Media::Folder(whole)))
 }
 
-fn connect(
-    config: &Config,
-    metrics: &Metrics,
-    status: &Status,
-    stop: &Shutdown,
-) -> Result<(Source, Sink), Failure> {
-    let output = &config.output;
+/// The topics that the settings have it write to.
+pub fn written_topics(output: &Output) -> Vec<&str> {
     let mut topics = vec![
         output.anomalies_topic.as_str(),
         output.dead_letter_topic.as_str(),
@@ -162,6 +157,16 @@ fn connect(
     if let Some(Media::Topic(topic)) = &output.media {
         topics.push(topic);
     }
+    topics
+}
+
+fn connect(
+    config: &Config,
+    metrics: &Metrics,
+    status: &Status,
+    stop: &Shutdown,
+) -> Result<(Source, Sink), Failure> {
+    let topics = written_topics(&config.output);
     let source = Source::connect(&config.kafka, metrics.clone(), status.clone(), stop)?;
     let sink = Sink::connect(&config.kafka, &topics, stop)?;
     status.producer_is_connected();

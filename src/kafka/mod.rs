@@ -6,6 +6,7 @@ mod assignment;
 mod hold;
 mod membership;
 pub mod history;
+pub mod probe;
 pub mod replay;
 mod sink;
 mod source;
