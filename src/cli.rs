@@ -1,5 +1,16 @@
 //! The command line: one file a verb.
 
+/// Takes the place of `std`'s in all verbs: that one panics when nobody reads standard output any more.
+macro_rules! println {
+    () => { $crate::cli::print::line(format_args!("")) };
+    ($($text:tt)+) => { $crate::cli::print::line(format_args!($($text)+)) };
+}
+
+/// The same for standard error.
+macro_rules! eprintln {
+    ($($text:tt)+) => { $crate::cli::print::error_line(format_args!($($text)+)) };
+}
+
 mod backtest;
 mod bench;
 mod calibrate;
@@ -16,7 +27,9 @@ mod init;
 mod input;
 mod man;
 mod model;
+mod print;
 mod produce;
+mod refusals;
 mod reload;
 mod run;
 mod score;
@@ -27,7 +40,7 @@ mod threshold;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::telemetry;
 use failure::{Failure, USAGE};
@@ -62,6 +75,11 @@ enum Verb {
     Man(man::Arguments),
 }
 
+/// All verbs with their arguments, for whoever documents or tests them.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Parses, runs the verb, prints what went wrong in plain words.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let verb = match Arguments::try_parse_from(arguments) {
@@ -75,9 +93,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    match dispatch(verb) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
+    match print::unless_unread(|| dispatch(verb)) {
+        None | Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(failure)) if failure.is_unread() => ExitCode::SUCCESS,
+        Some(Err(failure)) => {
             let kind = if failure.code == 0 { "" } else { "error: " };
             eprintln!("{kind}{}", telemetry::hide(&failure.message));
             ExitCode::from(failure.code)

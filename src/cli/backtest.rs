@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
 use crate::config::{Config, Inference};
-use crate::decode::{Decoder, Input, Reason, RowError};
+use crate::decode::{Decoder, Input, RowError};
 use crate::kafka::history::{Ended, History, Span};
 use crate::message::{Model, verdict_message};
 use crate::onnx::Nearest;
@@ -28,8 +28,8 @@ use super::failure::Failure;
 use super::input;
 use super::model;
 use super::produce::stop_on_ctrl_c;
-use super::score::{out, reasons};
-use super::scoring::{BATCH, CHUNK, Scoring, all_cores};
+use super::score::{out, reasons, some_scored};
+use super::scoring::{BATCH, CHUNK, Scoring, all_cores, finite};
 use super::threshold::{ThresholdArguments, default_rule};
 use comparison::Comparison;
 use tally::{Covered, High, Tally};
@@ -113,7 +113,16 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(nothing(&run.topic, &spans));
     }
     report::print(&run, ended, &notes, started.elapsed(), arguments.json);
-    Ok(())
+    let sides = [Some(&run.first), run.second.as_ref()];
+    sides.into_iter().flatten().try_for_each(|side| {
+        let Tally {
+            scores, rejected, ..
+        } = &side.tally;
+        match rejected.count() {
+            0 => Ok(()),
+            _ => some_scored(scores.len(), rejected),
+        }
+    })
 }
 
 pub fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
@@ -184,7 +193,7 @@ impl Side {
         self.thresholds.push(f32::NAN);
         let rows = &mut self.batch.rows;
         let decoded = input::decode(&mut self.decoder, payload, record.key, rows, stop);
-        let segment = decoded.inspect_err(|error| self.tally.reject(error.reason))?;
+        let segment = decoded.inspect_err(|error| self.tally.reject(error))?;
         let kept = Record {
             key: None,
             headers: Vec::new(),
@@ -245,7 +254,7 @@ impl Run {
         })?;
         self.score_chunk()?;
         if let Some(out) = &mut self.out {
-            out.flush().map_err(Failure::data)?;
+            out.flush().map_err(Failure::output)?;
         }
         bar.finish_and_clear();
         Ok(ended)
@@ -294,7 +303,7 @@ impl Run {
 
     fn write(&mut self, line: &serde_json::Value) -> Result<(), Failure> {
         if let Some(out) = &mut self.out {
-            writeln!(out, "{line}").map_err(Failure::data)?;
+            writeln!(out, "{line}").map_err(Failure::output)?;
         }
         Ok(())
     }
@@ -326,8 +335,8 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
     scoring.score(&batch.rows, |row, scored| {
         let record = records.next().expect("a record a row");
         let score = scored.score;
-        if !score.is_finite() {
-            tally.reject(Reason::Unscorable);
+        if let Err(error) = finite(score) {
+            tally.reject(&error);
             return Ok(());
         }
         let segment = record.segment;
@@ -360,8 +369,8 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
                 .then(|| input.to_json(record.payload))
                 .flatten();
             let message = verdict_message(model, topic, record, &verdict, json.as_deref());
-            out.write_all(&message.payload).map_err(Failure::data)?;
-            out.write_all(b"\n").map_err(Failure::data)?;
+            out.write_all(&message.payload).map_err(Failure::output)?;
+            out.write_all(b"\n").map_err(Failure::output)?;
         }
         Ok(())
     })
