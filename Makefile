@@ -62,22 +62,36 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 	.venv/bin/python -m pytest -q tests/triage tests/gpu
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald .venv/bin/python -m pytest -q tests/$$tests; done
 
-# The advisory database is a git repository on GitHub, which not every network lets through.
+# The advisory database is a git repository on GitHub, which not every network lets through. What was checked is only as good as the
+# database is young, so its date is said.
+ADVISORIES = $(firstword $(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-dbs/*/))
+
 .PHONY: lint
 lint: venv deny ## formatting, clippy, licences and duplicates, ruff, shell scripts
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo deny --locked check licenses bans sources
-	@if cargo deny --locked fetch db </dev/null 2>/dev/null; then \
-	    set -x; cargo deny --locked check --disable-fetch advisories; \
-	else \
-	    echo "!!! ADVISORIES NOT CHECKED: the RustSec database could not be fetched from GitHub"; \
-	fi
+	@$(MAKE) advisories
 	.venv/bin/ruff check --config models/trainer/pyproject.toml $(PYTHON_CODE)
 	.venv/bin/ruff format --check --config models/trainer/pyproject.toml $(PYTHON_CODE)
 	for script in $(SCRIPTS); do bash -n "$$script"; done
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); \
 	else echo "!!! SHELL SCRIPTS NOT CHECKED: install shellcheck (make tools)"; fi
+
+.PHONY: advisories
+advisories: deny
+	@cargo deny --locked fetch db </dev/null 2>/dev/null \
+	    || echo "!!! ADVISORIES NOT UP TO DATE: the RustSec database could not be fetched from GitHub"
+	@$(MAKE) check-advisories
+
+.PHONY: check-advisories
+check-advisories: # in a make of its own, which sees the database that was fetched
+	@if [ -n "$(ADVISORIES)" ]; then \
+	    echo "advisories: the RustSec database of $$(git -C "$(ADVISORIES)" log -1 --format=%cs)"; \
+	    cargo deny --locked check --disable-fetch advisories; \
+	else \
+	    echo "!!! ADVISORIES NOT CHECKED: there is no copy of the RustSec database"; \
+	fi
 
 # What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of kill stop freeze term rolling brokers crash network.
 KILLS ?= 10

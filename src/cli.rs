@@ -1,19 +1,14 @@
 //! The command line: one file a verb.
 
-/// Prints a line in which nothing from outside can steer a terminal. It stands for the standard macro in every verb.
+/// Takes the place of `std`'s in all verbs: that one panics when nobody reads standard output any more.
 macro_rules! println {
-    () => {
-        std::println!()
-    };
-    ($($text:tt)*) => {
-        std::println!("{}", $crate::text::escaped_lines(&format!($($text)*)))
-    };
+    () => { $crate::cli::print::line(format_args!("")) };
+    ($($text:tt)+) => { $crate::cli::print::line(format_args!($($text)+)) };
 }
 
+/// The same for standard error.
 macro_rules! eprintln {
-    ($($text:tt)*) => {
-        std::eprintln!("{}", $crate::text::escaped_lines(&format!($($text)*)))
-    };
+    ($($text:tt)+) => { $crate::cli::print::error_line(format_args!($($text)+)) };
 }
 
 mod backtest;
@@ -35,7 +30,9 @@ mod input;
 mod loading;
 mod man;
 mod model;
+mod print;
 mod produce;
+mod refusals;
 mod reload;
 mod run;
 mod score;
@@ -49,7 +46,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::telemetry;
 use failure::{Failure, USAGE};
@@ -84,6 +81,11 @@ enum Verb {
     Man(man::Arguments),
 }
 
+/// All verbs with their arguments, for whoever documents or tests them.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Parses, runs the verb, prints what went wrong in plain words.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
@@ -104,9 +106,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    let code = match dispatch(verb) {
-        Ok(()) => 0,
-        Err(failure) => {
+    let code = match print::unless_unread(|| dispatch(verb)) {
+        None | Some(Ok(())) => 0,
+        Some(Err(failure)) if failure.is_unread() => 0,
+        Some(Err(failure)) => {
             let kind = if failure.code == 0 { "" } else { "error: " };
             eprintln!("{kind}{}", telemetry::hide(&failure.message));
             failure.code

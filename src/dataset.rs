@@ -19,6 +19,7 @@
 
 mod csv;
 pub mod folder;
+mod labels;
 mod layout;
 mod ndjson;
 mod parquet;
@@ -220,6 +221,20 @@ impl Dataset {
                 total: self.size,
                 unit: Unit::Bytes,
             },
+        }
+    }
+
+    /// To be asked at the end.
+    ///
+    /// # Errors
+    /// Labels were asked for, and no record has that of a normal one.
+    pub fn check_labels(&self) -> Result<(), Error> {
+        match self.picker.fault() {
+            None => Ok(()),
+            Some(fault) => Err(Error {
+                path: self.path.clone(),
+                kind: ErrorKind::Columns(fault),
+            }),
         }
     }
 

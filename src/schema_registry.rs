@@ -70,6 +70,16 @@ pub fn start(
     Ok(schemas)
 }
 
+/// Asks the registry for something that costs nothing.
+///
+/// # Errors
+/// Why it cannot be had, in words.
+pub fn reach(settings: &config::SchemaRegistry) -> Result<(), String> {
+    Registry::new(settings)
+        .map_err(|e| e.to_string())?
+        .is_there()
+}
+
 struct Fetcher {
     registry: Registry,
     format: Format,

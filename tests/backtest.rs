@@ -207,7 +207,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         "payments: 995 records in ",
         "2 tombstones skipped",
         "from 2026-01-01T00:00:00Z to 2026-02-07T11:00:00Z: 37.5 days",
-        "990 scored, 3 cannot be: malformed 1, missing 2",
+        "990 scored, 3 cannot be: missing 2 (",
         &format!("{anomalies} alerts, "),
         "1.00 to 1.50",
         "why records are flagged",

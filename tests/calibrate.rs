@@ -123,7 +123,10 @@ fn every_segment_flags_the_share_that_was_asked_for_and_one_threshold_for_all_do
     std::fs::write(&file, first.join("\n")).unwrap();
     let calibrate = |from: &Path, name: &str, more: &[&str]| {
         let out = dir.path().join(name);
-        let all = ["calibrate", text(from), "--data", text(&file), "--json"];
+        // One of the lines is new to the bundle, and normal.
+        let normal = ["--contamination", "0", "--json"];
+        let all = ["calibrate", text(from), "--data", text(&file)];
+        let all = [&all[..], &normal].concat();
         let told = run(&[&all[..], &["--out", text(&out)], more].concat());
         told.with_code(0);
         (out, parse(told.stdout.as_bytes()))
@@ -224,6 +227,266 @@ fn pictures_are_calibrated_on_as_well() {
     assert_eq!(json(&out.join("calibration.json"))["count"], 391);
 }
 
+/// Labels of the stream, and what `bundle` flags of it: recall, and false alarms a normal record.
+fn judged(stream: &Path, bundle: &Path, flags: &[&str]) -> (f64, f64) {
+    let score = ["score", text(stream), "--bundle", text(bundle)];
+    let told = run(&[&score[..], &["--label", "label", "--json"], flags].concat());
+    told.with_code(0);
+    let labelled = parse(told.stdout.as_bytes())["labelled"].clone();
+    let count = |name: &str| labelled[name].as_f64().unwrap();
+    let normal = count("false_positives") + count("true_negatives");
+    (count("recall"), count("false_positives") / normal)
+}
+
+#[test]
+fn anomalies_in_a_stream_do_not_hide_others_like_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = payments();
+    let stream = bundle.join("sample.ndjson.gz");
+    let calibrate = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        let all = ["calibrate", text(&bundle), "--data", text(&stream)];
+        let told = run(&[&all[..], &["--out", text(&out)], more].concat());
+        told.with_code(0);
+        (out, told.stdout)
+    };
+    let (before, _) = judged(&stream, &bundle, &[]);
+    assert!((0.64..0.67).contains(&before), "{before}");
+
+    // 1.6 % of the stream is fraud: nobody says so, and it is left out.
+    let (out, told) = calibrate("robust", &[]);
+    assert!(told.contains("360 records (1.80 %)"), "{told}");
+    assert!(
+        told.contains(
+            "are left out as likely anomalies: the threshold before flags 12.2 times its share"
+        ),
+        "{told}"
+    );
+    let (recall, false_alarms) = judged(&stream, &out, &[]);
+    assert!(recall > 0.9 * before, "{recall}, before {before}");
+    assert!(false_alarms < 0.002, "{false_alarms}");
+    // New segments begin with what all records are like: much better than with all of them, which leaves a recall of 0.02.
+    let (by, _) = calibrate("by", &["--by", "merchant.category"]);
+    let (recall, false_alarms) = judged(&stream, &by, &[]);
+    assert!(recall > 0.2, "{recall}");
+    assert!(false_alarms < 0.004, "{false_alarms}");
+    // Normal records are not taken for anomalies because a segment scores higher than others.
+    let normal = dir.path().join("normal.ndjson");
+    let normals = sample(6000).into_iter();
+    let normals = normals.filter(|r| parse(r.as_bytes())["label"] == 0);
+    let normals: Vec<String> = normals.collect();
+    std::fs::write(&normal, normals.join("\n")).unwrap();
+    let kept = dir.path().join("kept");
+    run(&[
+        "calibrate",
+        text(&bundle),
+        "--data",
+        text(&normal),
+        "--by",
+        "merchant.category",
+        "--out",
+        text(&kept),
+    ])
+    .with_code(0);
+    assert_eq!(json(&kept.join("calibration.json"))["count"], normals.len());
+    // Calibrated again on the same stream nothing creeps.
+    let twice = dir.path().join("twice");
+    let command = [
+        "calibrate",
+        text(&out),
+        "--data",
+        text(&stream),
+        "--out",
+        text(&twice),
+    ];
+    run(&command).with_code(0);
+    let (recall, false_alarms) = judged(&stream, &twice, &[]);
+    assert!(
+        recall > 0.9 * before && false_alarms < 0.002,
+        "{recall} {false_alarms}"
+    );
+
+    // What is asked for is done: all kept, a share left out, the labelled left out.
+    let (out, told) = calibrate("all", &["--contamination", "0"]);
+    assert!(
+        told.contains("0 records (0.00 %) with the highest scores"),
+        "{told}"
+    );
+    assert_eq!(json(&out.join("calibration.json"))["count"], 20_000);
+    assert!(judged(&stream, &out, &[]).0 < 0.1);
+    let (out, told) = calibrate("share", &["--contamination", "0.0164"]);
+    assert!(
+        told.contains("328 records (1.64 %) with the highest scores"),
+        "{told}"
+    );
+    assert!(judged(&stream, &out, &[]).0 > 0.7);
+    let (out, _) = calibrate("labels", &["--label", "label"]);
+    assert_eq!(json(&out.join("calibration.json"))["count"], 20_000 - 328);
+    let refused = run(&[
+        "calibrate",
+        text(&bundle),
+        "--data",
+        text(&stream),
+        "--contamination",
+        "0.6",
+        "--out",
+        "x",
+    ]);
+    assert!(
+        refused.with_code(64).contains("0 to 0.5"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn a_stream_of_another_kind_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("two.ndjson"), dir.path().join("made"));
+    let [first, _] = two_lines();
+    std::fs::write(&file, first.join("\n")).unwrap();
+    let bundle = payments();
+    let refused = run(&[
+        "calibrate",
+        text(&bundle),
+        "--data",
+        text(&file),
+        "--out",
+        text(&out),
+    ]);
+    let line = refused.one_line(65);
+    assert!(
+        line.contains("too many") && line.contains("--contamination"),
+        "{line}"
+    );
+    assert!(!out.exists());
+}
+
+#[test]
+fn the_new_bundle_has_a_version_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("records.ndjson");
+    std::fs::write(&file, sample(2000).join("\n")).unwrap();
+    let version = |bundle: &Path| json(&bundle.join("manifest.json"))["version"].clone();
+    let calibrated = |from: &Path, name: &str| {
+        let out = dir.path().join(name);
+        run(&[
+            "calibrate",
+            text(from),
+            "--data",
+            text(&file),
+            "--out",
+            text(&out),
+        ])
+        .with_code(0);
+        out
+    };
+    let once = calibrated(&payments(), "once");
+    let own = version(&once).as_str().unwrap().to_owned();
+    let (trained, time) = own.split_once('+').unwrap();
+    assert_eq!(
+        (trained, time.len()),
+        (version(&payments()).as_str().unwrap(), 15),
+        "{own}"
+    );
+    let twice = calibrated(&once, "twice");
+    let own = version(&twice).as_str().unwrap().to_owned();
+    assert_eq!(own.matches('+').count(), 1, "{own}");
+}
+
+#[test]
+fn labels_without_the_normal_value_are_refused_with_what_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("records.ndjson"), dir.path().join("made"));
+    std::fs::write(&file, sample(2000).join("\n")).unwrap();
+    let bundle = payments();
+    let labels = ["--label", "label", "--normal", "benign"];
+    let calibrate = [
+        "calibrate",
+        text(&bundle),
+        "--data",
+        text(&file),
+        "--out",
+        text(&out),
+    ];
+    let score = ["score", text(&file), "--bundle", text(&bundle)];
+    for command in [&calibrate[..], &score] {
+        let refused = run(&[command, &labels].concat());
+        let line = refused.one_line(65);
+        assert!(
+            line.contains("`label` is never `benign`, it holds `0` (19"),
+            "{line}"
+        );
+        assert!(line.contains("`1` ("), "{line}");
+        assert!(refused.stdout.is_empty(), "{}", refused.stdout);
+    }
+    // A field that no record has is the records' fault.
+    let refused = run(&[&score[..], &["--label", "fraud"]].concat());
+    let line = refused.one_line(65);
+    assert!(
+        line.contains("none of the 2000 records could be scored: malformed 2000"),
+        "{line}"
+    );
+    assert!(line.contains("no field `fraud`"), "{line}");
+    // Nulls are no labels.
+    std::fs::write(
+        &file,
+        sample(50)
+            .join("\n")
+            .replace("\"label\":0", "\"label\":null")
+            .replace("\"label\": 0", "\"label\": null"),
+    )
+    .unwrap();
+    let refused = run(&[&score[..], &["--label", "label"]].concat());
+    assert!(
+        refused.one_line(65).contains("null ("),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn what_a_daemon_has_flagged_is_left_out_of_its_topic() {
+    let Some(topics) = Topics::create("calibrate-flagged") else {
+        return;
+    };
+    let daemon = topics.daemon(&["threshold.quantile=0.999"]);
+    let sent = topics.produce(&[]).output().unwrap();
+    assert!(sent.status.success());
+    daemon.await_count("scored", RECORDS as u64);
+    let flagged = daemon.count("anomalies") as usize;
+    daemon.drains();
+    let dir = tempfile::tempdir().unwrap();
+    let (bundle, out, topic) = (payments(), dir.path().join("made"), topics.name("in"));
+    let verdicts = format!("--exclude-flagged={}", topics.name("anomalies"));
+    let told = run(&[
+        "calibrate",
+        text(&bundle),
+        "--topic",
+        &topic,
+        "--brokers",
+        topics.brokers(),
+        &verdicts,
+        "--out",
+        text(&out),
+        "--json",
+    ]);
+    told.with_code(0);
+    let summary = parse(told.stdout.as_bytes());
+    let left_out = summary["left_out_flagged"].as_u64().unwrap() as usize;
+    // But for the false alarms that the threshold makes of the others: 5 of 5,000.
+    assert!(
+        (flagged - 5..flagged).contains(&left_out),
+        "{left_out} of {flagged}"
+    );
+    assert_eq!(summary["records"], RECORDS - left_out);
+    let thresholds = ["before", "after"].map(|side| summary[side]["threshold"].as_f64().unwrap());
+    assert!(
+        (thresholds[1] / thresholds[0] - 1.0).abs() < 0.1,
+        "{thresholds:?}"
+    );
+}
+
 #[test]
 fn a_topic_gives_what_its_records_give_as_a_file() {
     let Some(topics) = Topics::create("calibrate") else {
@@ -267,7 +530,8 @@ fn a_topic_gives_what_its_records_give_as_a_file() {
     ];
     let made = sources.map(|(name, source)| {
         let out = dir.path().join(name);
-        let all = [&["calibrate", text(&bundle), "--out", text(&out)], source].concat();
+        let all = ["calibrate", text(&bundle), "--out", text(&out)];
+        let all = [&all[..], &["--contamination", "0"], source].concat();
         run(&all).with_code(0);
         json(&out.join("calibration.json"))
     });

@@ -753,7 +753,11 @@ fn files_that_cannot_be_scored_are_65() {
     run(&["score", path, "--bundle", bundle]).one_line(65);
     fs::write(&empty, "not json\n{}\n").unwrap();
     let ended = run(&["score", path, "--bundle", bundle, "--json"]);
-    ended.with_code(0);
+    let line = ended.one_line(65);
+    assert!(
+        line.contains("none of the 2 records could be scored: malformed 1 ("),
+        "{line}"
+    );
     let summary = parse(ended.stdout.as_bytes());
     assert_eq!(
         (&summary["records"], &summary["dead_letters"]),

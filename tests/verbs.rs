@@ -1,11 +1,14 @@
-//! Verbs that write what a new user needs: settings to begin with, manual pages.
+//! Verbs that write what a new user needs: settings to begin with, manual pages. What verbs say where they could do nothing, and to nobody.
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
-use common::process::{Ended, ended, residuald};
-use common::root;
+use ::residuald::kafka::embedded::EmbeddedBroker;
+use common::process::{Ended, ended, http_get, residuald, run, signal};
+use common::{parse, payments, root, sample, wait_for};
 
 /// `residuald` in `folder`, with `models` in it as in the repository.
 fn in_folder(folder: &Path, arguments: &[&str]) -> Ended {
@@ -135,4 +138,241 @@ fn every_verb_has_a_manual_page() {
     assert!(page("residuald-dead-letters-replay.1").contains("replay"));
     let nowhere = in_folder(folder.path(), &["man", "no/such/folder"]);
     assert!(nowhere.one_line(64).contains("no/such/folder"));
+}
+
+#[test]
+fn where_nobody_reads_the_output_every_verb_ends_quietly() {
+    let folder = folder();
+    let records = folder.path().join("records.ndjson");
+    std::fs::write(&records, sample(3000).join("\n")).unwrap();
+    in_folder(
+        folder.path(),
+        &["init", "--bundle", "models/payments", "--topic", "a"],
+    )
+    .with_code(0);
+    let score = ["score", "records.ndjson", "--bundle", "models/payments"];
+    let verbs: [&[&str]; 11] = [
+        &["--help"],
+        &["score", "--help"],
+        &["man"],
+        &["completions", "bash"],
+        &["config"],
+        &["config", "--json"],
+        &["check"],
+        &[
+            "init",
+            "--bundle",
+            "models/payments",
+            "--topic",
+            "a",
+            "--force",
+        ],
+        &score,
+        &[&score[..], &["--out", "-"]].concat(),
+        &[&score[..], &["--json"]].concat(),
+    ];
+    for verb in verbs {
+        let mut child = residuald()
+            .current_dir(folder.path())
+            .args(verb)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (output.status.code(), said.as_ref()),
+            (Some(0), ""),
+            "{verb:?}"
+        );
+    }
+}
+
+#[test]
+fn a_demo_ends_with_its_reader_and_goes_on_without_a_log() {
+    let demo = |records: &str| {
+        let mut command = residuald();
+        let bundle = payments();
+        command.args([
+            "demo",
+            "--listen",
+            "127.0.0.1:0",
+            "--rate",
+            "500",
+            "--records",
+            records,
+        ]);
+        command.arg("--bundle").arg(bundle);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    // Standard output, after the first line.
+    let mut child = demo("100000");
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    lines.read_line(&mut String::new()).unwrap();
+    drop(lines);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    // Standard error: what is logged is lost, the work is done.
+    let mut child = demo("2000");
+    drop(child.stderr.take());
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+/// A daemon whose log nobody can read any more, at its most talkative.
+#[test]
+fn a_daemon_outlives_the_reader_of_its_log() {
+    let broker = EmbeddedBroker::start(&[("in", 1), ("anomalies", 1), ("dead", 1)]).unwrap();
+    let bundle = payments();
+    let mut command = residuald();
+    command.arg("run").stderr(Stdio::piped());
+    for setting in [
+        &format!("kafka.brokers={}", broker.brokers),
+        &format!("model.bundle={:?}", bundle),
+        "kafka.topics=in",
+        "output.dead_letter_topic=dead",
+        "http.listen=127.0.0.1:0",
+        "telemetry.log_format=json",
+        "telemetry.log_level=debug",
+    ] {
+        command.args(["--set", setting]);
+    }
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let address = loop {
+        let mut line = String::new();
+        assert!(
+            log.read_line(&mut line).unwrap() > 0,
+            "no address in the log"
+        );
+        if let Some((_, rest)) = line.split_once("\"address\":\"") {
+            break rest.split('"').next().unwrap().to_owned();
+        }
+    };
+    drop(log);
+    wait_for("readiness", || {
+        (http_get(&address, "/readyz").0 == 200).then_some(())
+    });
+    signal(child.id(), "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_verb_that_could_use_no_record_says_why_and_ends_with_65() {
+    let folder = folder();
+    let german = sample(200).into_iter().map(|record| {
+        let mut record = parse(record.as_bytes());
+        record["amount"] = record["amount"].to_string().replace('.', ",").into();
+        record.to_string()
+    });
+    let mut records: Vec<String> = german.collect();
+    records.extend(["{".to_owned(), "{}".to_owned(), "{\u{1b}[2J".to_owned()]);
+    let write = |name: &str, lines: &[String]| {
+        std::fs::write(folder.path().join(name), lines.join("\n")).unwrap()
+    };
+    write("none.ndjson", &records);
+    let score = ["score", "none.ndjson", "--bundle", "models/payments"];
+    let calibrate = [
+        "calibrate",
+        "models/payments",
+        "--data",
+        "none.ndjson",
+        "--out",
+        "made",
+    ];
+    for verb in [&score[..], &calibrate] {
+        let ended = in_folder(folder.path(), verb);
+        let line = ended.one_line(65);
+        for part in [
+            "wrong_type 200 (field `amount`",
+            "malformed 2 (",
+            "missing 1 (",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        assert!(!line.contains('\u{1b}'), "{line}");
+    }
+    let ended = in_folder(folder.path(), &score);
+    assert!(
+        ended
+            .stdout
+            .contains("203 cannot be scored: wrong_type 200 ("),
+        "{}",
+        ended.stdout
+    );
+    let ended = in_folder(folder.path(), &[&score[..], &["--json"]].concat());
+    ended.one_line(65);
+    let reasons = parse(ended.stdout.as_bytes())["reasons"].clone();
+    assert_eq!(
+        (&reasons[0]["reason"], &reasons[0]["records"]),
+        (&"wrong_type".into(), &200.into())
+    );
+
+    // One that can be scored is enough for a success; the reasons are told all the same.
+    records.push(sample(1).remove(0));
+    write("one.ndjson", &records);
+    let ended = in_folder(
+        folder.path(),
+        &["score", "one.ndjson", "--bundle", "models/payments"],
+    );
+    ended.with_code(0);
+    assert!(
+        ended
+            .stdout
+            .contains("203 cannot be scored: wrong_type 200 ("),
+        "{}",
+        ended.stdout
+    );
+
+    // A CSV of another kind: every line but the header has one cell too many.
+    let broker = EmbeddedBroker::start(&[("in", 1)]).unwrap();
+    let produce = |file: &str, text: &str| {
+        std::fs::write(folder.path().join(file), text).unwrap();
+        run(&[
+            "produce",
+            folder.path().join(file).to_str().unwrap(),
+            "--topic",
+            "in",
+            "--brokers",
+            &broker.brokers,
+        ])
+    };
+    let ended = produce("bad.csv", "a,b\n1,2,3\n4,5,6\n");
+    let line = ended.one_line(65);
+    assert!(
+        line.contains("none of the 2 records could be sent: malformed 2 ("),
+        "{line}"
+    );
+    assert!(
+        produce("empty.csv", "a,b\n")
+            .one_line(65)
+            .contains("holds no records")
+    );
+    let ended = produce("some.csv", "a,b\n1,2,3\n4,5\n");
+    ended.with_code(0);
+    assert!(
+        ended.stdout.contains("1 records delivered")
+            && ended.stdout.contains("left out: malformed 1 ("),
+        "{}",
+        ended.stdout
+    );
+
+    // Pictures.
+    std::fs::create_dir(folder.path().join("pictures")).unwrap();
+    std::fs::write(folder.path().join("pictures/0.png"), "no picture").unwrap();
+    let ended = in_folder(
+        folder.path(),
+        &["score", "pictures", "--bundle", "models/surface"],
+    );
+    assert!(
+        ended
+            .one_line(65)
+            .contains("none of the 1 records could be scored: malformed 1 ("),
+        "{}",
+        ended.stderr
+    );
 }

@@ -101,6 +101,11 @@ impl fmt::Display for SegmentBy {
 }
 
 impl Segments {
+    /// The scores of all records, each over the median of its segment.
+    pub fn shape(&self) -> &Scores {
+        &self.shape
+    }
+
     /// Of the scores of normal records, with the segment of each as a place in `names`, if it has one: the same as the trainer's. `None`
     /// if no value has enough records.
     pub fn of(

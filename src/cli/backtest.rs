@@ -28,7 +28,7 @@ use super::failure::Failure;
 use super::input;
 use super::model;
 use super::produce::stop_on_ctrl_c;
-use super::score::{out, reasons};
+use super::score::{out, reasons, some_scored};
 use super::scoring::{BATCH, CHUNK, Scoring, all_cores};
 use super::threshold::{ThresholdArguments, default_rule};
 use comparison::Comparison;
@@ -113,7 +113,16 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(nothing(&run.topic, &spans));
     }
     report::print(&run, ended, &notes, started.elapsed(), arguments.json);
-    Ok(())
+    let sides = [Some(&run.first), run.second.as_ref()];
+    sides.into_iter().flatten().try_for_each(|side| {
+        let Tally {
+            scores, rejected, ..
+        } = &side.tally;
+        match rejected.count() {
+            0 => Ok(()),
+            _ => some_scored(scores.len(), rejected),
+        }
+    })
 }
 
 pub fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
@@ -187,7 +196,7 @@ impl Side {
         let rows = &mut self.batch.rows;
         let known = (record.key, record.timestamp_ms);
         let decoded = input::decode_written(&mut self.decoder, payload, known, rows, stop);
-        let segment = decoded.inspect_err(|error| self.tally.reject(error.reason))?;
+        let segment = decoded.inspect_err(|error| self.tally.reject(error))?;
         let kept = Record {
             key: None,
             headers: Vec::new(),
@@ -248,7 +257,7 @@ impl Run {
         })?;
         self.score_chunk()?;
         if let Some(out) = &mut self.out {
-            out.flush().map_err(Failure::data)?;
+            out.flush().map_err(Failure::output)?;
         }
         bar.finish_and_clear();
         Ok(ended)
@@ -297,7 +306,7 @@ impl Run {
 
     fn write(&mut self, line: &serde_json::Value) -> Result<(), Failure> {
         if let Some(out) = &mut self.out {
-            writeln!(out, "{line}").map_err(Failure::data)?;
+            writeln!(out, "{line}").map_err(Failure::output)?;
         }
         Ok(())
     }
@@ -329,8 +338,11 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
     scoring.score(&batch.rows, |row, scored| {
         let record = records.next().expect("a record a row");
         let score = scored.score;
-        if scored.flaw().is_some() {
-            tally.reject(Reason::Unscorable);
+        if let Some(flaw) = scored.flaw() {
+            tally.reject(&RowError {
+                reason: Reason::Unscorable,
+                detail: flaw.into(),
+            });
             return Ok(());
         }
         let segment = record.segment;
@@ -363,8 +375,8 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
                 .then(|| input.to_json(record.payload))
                 .flatten();
             let message = verdict_message(model, topic, record, &verdict, json.as_deref());
-            out.write_all(&message.payload).map_err(Failure::data)?;
-            out.write_all(b"\n").map_err(Failure::data)?;
+            out.write_all(&message.payload).map_err(Failure::output)?;
+            out.write_all(b"\n").map_err(Failure::output)?;
         }
         Ok(())
     })

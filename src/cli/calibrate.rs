@@ -1,9 +1,12 @@
 //! `residuald calibrate`: what a score means, anew, from recent normal records, and no training.
 
+mod flagged;
+mod residuals;
 mod sample;
+mod trim;
 mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::HumanCount;
 use serde::Serialize;
@@ -16,6 +19,7 @@ use crate::config::Config;
 use super::connection::{ConnectionArguments, RangeArguments, topic};
 use super::failure::Failure;
 use super::model;
+use super::refusals::{Refusal, Refusals};
 use super::scoring::{BATCH, all_cores};
 use super::threshold::{default_rate, default_rule};
 use sample::Sample;
@@ -26,13 +30,19 @@ use sample::Sample;
 Examples:
   residuald calibrate models/payments --data normal.csv --out models/payments-june
   residuald calibrate models/payments --topic payments --from -7d --out models/payments-june
+  residuald calibrate models/payments --topic payments --from -7d --exclude-flagged --out models/payments-june
   residuald calibrate models/payments --data normal.csv --by merchant.category --out models/payments-june
   residuald calibrate models/surface --data parts/test --out models/surface-line2
 
-The records should be normal, or nearly all of them: what share of them may be flagged is what a false-alarm rate says. \
-With --label, and in a folder of pictures with folders for its classes, anomalies are left out. The bundle that is written is the \
-old one with another calibration.json. To put it in force set model.bundle, or write over the old one (--out the same, \
---force) and send SIGHUP.
+Only normal records may count: a false-alarm rate says what share of them is flagged, so anomalies among them hide others like them. \
+What is left out is said. With --label, and in a folder of pictures with folders for its classes, it is the labelled anomalies. \
+With --exclude-flagged it is what a daemon has flagged, but for as many records as it flags of normal ones. With --contamination \
+it is that share of the records, those with the highest scores. Without any of them the bundle's calibration says how many \
+normal records score how high: if its threshold flags more than twice its share, the records beyond that number are left out. \
+--contamination 0 keeps them all.
+
+The bundle that is written is the old one with another calibration.json and another version. To put it in force set model.bundle, or write \
+over the old one (--out the same, --force) and send SIGHUP.
 
 With --by every segment of the records, a merchant's category for example, gets thresholds and p-values of its own; the \
 smaller it is, the more it borrows from all. Values with fewer than 20 records, records without the field and values that come \
@@ -65,6 +75,12 @@ pub struct Arguments {
     /// A topic of normal records instead; that of --config, if it reads one, if neither is given
     #[arg(long)]
     topic: Option<String>,
+    /// Leave out this share of the records, those with the highest scores; 0 if all are normal
+    #[arg(long, value_name = "SHARE", value_parser = contamination)]
+    contamination: Option<f64>,
+    /// Leave out the records that a daemon has flagged, by its verdicts in this topic; that of the settings, or anomalies, if it is not named
+    #[arg(long, value_name = "TOPIC", num_args = 0..=1, require_equals = true, conflicts_with = "data")]
+    exclude_flagged: Option<Option<String>>,
     #[command(flatten)]
     range: RangeArguments,
     #[command(flatten)]
@@ -72,7 +88,7 @@ pub struct Arguments {
     /// The bundle to write: a folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Its version; that of the bundle if not given
+    /// Its version; that of the bundle and the time, as 1+20260131-080000, if not given
     #[arg(long)]
     version: Option<String>,
     /// Write over --out if it is there
@@ -88,17 +104,24 @@ const SHOWN: usize = 10;
 
 /// What changed.
 #[derive(Serialize)]
-struct Summary {
-    /// Normal records that were scored.
+struct Summary<'r> {
+    /// Records that the calibration is made of.
     records: usize,
-    cannot_be_scored: usize,
-    /// Labelled anomalies, left out.
+    cannot_be_scored: u64,
+    /// Why, the most frequent reason first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<Refusal<'r>>,
+    /// Labelled anomalies.
     left_out: usize,
+    /// Anomalies by a daemon's verdicts, and by their scores.
+    left_out_flagged: usize,
+    left_out_too_high: usize,
+    version: String,
     /// The false-alarm rate of the thresholds below.
     rate: f64,
     before: Side,
     after: Side,
-    /// The share of these records that the threshold before, of all, flags; expected are `rate`.
+    /// The share of all that were scored that the threshold before, of all, flags; expected are `rate`.
     flagged_before: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     segments: Option<SegmentSummary>,
@@ -148,8 +171,19 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             (sample, format!("topic {topic}"))
         }
     };
+    let mut sample = sample;
+    let flagged_before = sample.flagged_by(default_threshold(&bundle.calibration)?);
+    sample.trim(arguments.contamination, &bundle.calibration)?;
     let calibration = sample.calibration()?;
-    let summary = Summary::of(&sample, &bundle.calibration, &calibration)?;
+    let version = match &arguments.version {
+        Some(version) => version.clone(),
+        None => own_version(&bundle.manifest.version),
+    };
+    let summary = Summary {
+        flagged_before,
+        version,
+        ..Summary::of(&sample, &bundle.calibration, &calibration)?
+    };
     let facts = json!({
         "time": jiff::Timestamp::now().to_string(),
         "by": concat!("residuald ", env!("CARGO_PKG_VERSION")),
@@ -157,23 +191,48 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         "records": summary.records,
         "cannot_be_scored": summary.cannot_be_scored,
         "left_out": summary.left_out,
+        "left_out_flagged": summary.left_out_flagged,
+        "left_out_too_high": summary.left_out_too_high,
+        "version_before": bundle.manifest.version,
         "sha256_before": bundle.sha256,
         "segments": summary.segments.as_ref().map(|s| json!({"by": s.by, "calibrated": s.calibrated})),
     });
-    let version = arguments.version.as_deref();
     write::bundle(
         &arguments.bundle,
         &arguments.out,
         &calibration,
-        version,
+        &summary.version,
         &facts,
     )?;
     if arguments.json {
         println!("{}", json!(summary));
     } else {
-        summary.print(&arguments.out);
+        summary.print(arguments, &sample.refusals);
     }
     Ok(())
+}
+
+fn contamination(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),
+        _ => Err("expected a share from 0 to 0.5: what is more frequent is normal".into()),
+    }
+}
+
+/// The version before with the time behind it, in place of one that was put there by an earlier calibration.
+fn own_version(before: &str) -> String {
+    let trained = before
+        .split_once('+')
+        .map_or(before, |(trained, _)| trained);
+    format!(
+        "{trained}+{}",
+        jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S")
+    )
+}
+
+fn default_threshold(calibration: &Calibration) -> Result<f32, Failure> {
+    let rate = default_rate(calibration);
+    Ok(calibration.all.threshold_at(rate)?)
 }
 
 /// What the records are told apart by, if they are.
@@ -200,8 +259,12 @@ fn the_topic(arguments: &Arguments, config: Option<&Config>) -> Result<String, F
     topic(arguments.topic.as_deref(), config)
 }
 
-impl Summary {
-    fn of(sample: &Sample, before: &Calibration, after: &Calibration) -> Result<Summary, Failure> {
+impl<'r> Summary<'r> {
+    fn of(
+        sample: &'r Sample,
+        before: &Calibration,
+        after: &Calibration,
+    ) -> Result<Summary<'r>, Failure> {
         let rate = default_rate(before).max(default_rate(after));
         let side = |calibration: &Calibration| -> Result<Side, Failure> {
             Ok(Side {
@@ -212,22 +275,23 @@ impl Summary {
         };
         let segments = after.segments.as_ref();
         let segments = segments.map(|segments| SegmentSummary::of(sample, segments, rate));
-        let (before, after) = (side(before)?, side(after)?);
-        let flagged = sample.scores.iter().filter(|s| **s > before.threshold);
-        let flagged_before = flagged.count() as f64 / sample.scores.len() as f64;
         Ok(Summary {
             records: sample.scores.len(),
-            cannot_be_scored: sample.refused,
-            left_out: sample.left_out,
+            cannot_be_scored: sample.refusals.count(),
+            reasons: sample.refusals.all(),
+            left_out: sample.left_out.labelled,
+            left_out_flagged: sample.left_out.flagged,
+            left_out_too_high: sample.left_out.too_high,
+            version: String::new(),
             rate,
-            before,
-            after,
-            flagged_before,
+            before: side(before)?,
+            after: side(after)?,
+            flagged_before: 0.0,
             segments,
         })
     }
 
-    fn print(&self, out: &Path) {
+    fn print(&self, arguments: &Arguments, refusals: &Refusals) {
         let Summary { before, after, .. } = self;
         let count = |number: usize| HumanCount(number as u64).to_string();
         println!(
@@ -238,9 +302,9 @@ impl Summary {
   median score    {:>14.4} {:>12.4}
   threshold       {:>14.4} {:>12.4}   at a false-alarm rate of {:.2e}
 
-The threshold before flags {:.2e} of these records.",
+The threshold before flags {:.2e} of the records.",
             count(self.records),
-            count(self.cannot_be_scored),
+            HumanCount(self.cannot_be_scored),
             count(self.left_out),
             count(before.records),
             count(after.records),
@@ -251,10 +315,44 @@ The threshold before flags {:.2e} of these records.",
             self.rate,
             self.flagged_before,
         );
+        self.print_left_out(arguments);
+        if self.cannot_be_scored > 0 {
+            println!("{} cannot be scored: {refusals}", self.cannot_be_scored);
+        }
         if let Some(segments) = &self.segments {
             segments.print(self.records);
         }
-        println!("wrote {}", out.display());
+        println!(
+            "wrote {}, version {}",
+            arguments.out.display(),
+            self.version
+        );
+    }
+
+    fn print_left_out(&self, arguments: &Arguments) {
+        let all = self.records + self.left_out_flagged + self.left_out_too_high;
+        let told = |records: usize| {
+            let share = 100.0 * records as f64 / all as f64;
+            format!("{} records ({share:.2} %)", HumanCount(records as u64))
+        };
+        if arguments.exclude_flagged.is_some() {
+            println!(
+                "{} are left out because a daemon has flagged them.",
+                told(self.left_out_flagged)
+            );
+        }
+        let too_high = told(self.left_out_too_high);
+        match arguments.contamination {
+            Some(_) => println!(
+                "{too_high} with the highest scores are left out, as --contamination says."
+            ),
+            None if self.left_out_too_high > 0 => println!(
+                "{too_high} are left out as likely anomalies: the threshold before flags {:.1} times its share, and so many normal records\n\
+                 do not score so high. If they are normal, keep them with --contamination 0.",
+                self.flagged_before / self.rate
+            ),
+            None => {}
+        }
     }
 }
 

@@ -1,14 +1,17 @@
 //! `residuald check`: everything that a start checks, without starting.
 
+mod connect;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
 
 use crate::bundle::{Bundle, Input, Pixels};
-use crate::config::Inference;
+use crate::config::{Config, Inference};
 use crate::http::Tls;
 use crate::kafka;
+use crate::kafka::probe::Findings;
 use crate::memory::{self, Budget};
 use crate::pipeline::Bounds;
 use crate::shutdown::Shutdown;
@@ -27,53 +30,70 @@ use super::threshold::segments;
 #[command(after_help = "\
 Examples:
   residuald check --config residuald.toml
-  residuald check --bundle models/payments")]
+  residuald check --config residuald.toml --connect
+  residuald check --bundle models/payments
+
+With --connect nothing is written and no group is joined; what could not be tried is said.")]
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
     /// Check only this bundle, without any settings
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "set"])]
     bundle: Option<PathBuf>,
+    /// Also ask Kafka and the schema registry: topics, the rights to read, the group, transactions
+    #[arg(long, conflicts_with = "bundle")]
+    connect: bool,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(dir) = &arguments.bundle {
+        let inference = Inference::on_cpu(1);
+        // A quantile that every sample supports: the threshold is not what is checked here.
+        let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
+        report(arguments, &loaded, None, None, None);
+        return Ok(());
+    }
+    let config = arguments.config.load()?;
+    if !arguments.connect {
+        let (loaded, bounds, budget) = start(&config)?;
+        report(arguments, &loaded, bounds.as_ref(), budget.as_ref(), None);
+        return Ok(());
+    }
+    let findings = connect::ask(&config)?;
+    let started = start(&config);
+    if let Ok((loaded, bounds, budget)) = &started {
+        let (bounds, budget) = (bounds.as_ref(), budget.as_ref());
+        report(arguments, loaded, bounds, budget, Some(&findings));
+    }
+    connect::verdict(&findings, started).map(|_| ())
+}
+
+/// What a start does before it connects.
+fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Failure> {
     let before = memory::resident();
-    let (loaded, screen, budget) = match &arguments.bundle {
-        Some(dir) => {
-            let inference = Inference::on_cpu(1);
-            // A quantile that every sample supports: the threshold is not what is checked here.
-            let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
-            (loaded, None, None)
-        }
-        None => {
-            let config = arguments.config.load()?;
-            kafka::check_settings(&config.kafka)?;
-            media_folder(&config.output)?;
-            let tls = config.http.tls.clone().map(Tls::load).transpose();
-            tls.map_err(Failure::config)?;
-            let inference = Inference {
-                workers: 1,
-                ..config.inference.clone()
-            };
-            let loaded = model::load_within(
-                &config.model.bundle,
-                &inference,
-                config.batch.max_records,
-                config.model.load_timeout,
-                &Shutdown::default(),
-                |_| config.threshold,
-            )?;
-            input::open_here(&config, &loaded.bundle)?;
-            let bounds = loaded.bounds(config.screen)?;
-            let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
-            (loaded, bounds, budget)
-        }
+    kafka::check_settings(&config.kafka)?;
+    media_folder(&config.output)?;
+    let tls = config.http.tls.clone().map(Tls::load).transpose();
+    tls.map_err(Failure::config)?;
+    let inference = Inference {
+        workers: 1,
+        ..config.inference.clone()
     };
-    report(arguments, &loaded, screen.as_ref(), budget.as_ref());
-    Ok(())
+    let loaded = model::load_within(
+        &config.model.bundle,
+        &inference,
+        config.batch.max_records,
+        config.model.load_timeout,
+        &Shutdown::default(),
+        |_| config.threshold,
+    )?;
+    input::open_here(config, &loaded.bundle)?;
+    let bounds = loaded.bounds(config.screen)?;
+    let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
+    Ok((loaded, bounds, budget))
 }
 
 /// What the bundle scores, in words.
@@ -99,6 +119,7 @@ fn report(
     loaded: &Loaded,
     bounds: Option<&Bounds>,
     budget: Option<&Budget>,
+    connected: Option<&Findings>,
 ) {
     let Loaded {
         bundle,
@@ -132,6 +153,7 @@ fn report(
                 "screen": screen.map(|_| json!({"cleared_share": cleared})),
                 "threshold": threshold,
                 "memory": budget.map(|budget| BTreeMap::from(budget.shares())),
+                "connected": connected,
             })
         );
         return;
@@ -170,5 +192,10 @@ fn report(
     if let Some(threshold) = threshold {
         let segments = segments(judge);
         println!("ok: settings; a score above {threshold}{segments} is an anomaly");
+    }
+    if let Some(findings) = connected {
+        findings.fine.iter().for_each(|fine| println!("ok: {fine}"));
+        let unknown = findings.unknown.iter();
+        unknown.for_each(|unknown| println!("not checked: {unknown}"));
     }
 }

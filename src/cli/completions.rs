@@ -18,11 +18,8 @@ pub struct Arguments {
 )]
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut command = super::Arguments::command();
-    clap_complete::generate(
-        arguments.shell,
-        &mut command,
-        "residuald",
-        &mut std::io::stdout(),
-    );
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut command, "residuald", &mut script);
+    println!("{}", String::from_utf8_lossy(&script).trim_end());
     Ok(())
 }

@@ -31,18 +31,24 @@ impl ConfigArguments {
     }
 
     pub fn load(&self) -> Result<Config, Failure> {
-        let file = self.config.clone().or_else(|| {
-            let default = PathBuf::from(DEFAULT_FILE);
-            default.exists().then_some(default)
-        });
+        let file = settings_file(self.config.as_deref());
         // A variable that is not UTF-8 cannot be one of ours.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let config = Config::load(file.as_deref().map(Path::new), variables, &self.set)?;
+        let config = Config::load(file.as_deref(), variables, &self.set)?;
         telemetry::keep(&config.secrets);
         Ok(config)
     }
+}
+
+/// The file that was named, or residuald.toml in this folder if it is there: the same for every verb.
+pub fn settings_file(named: Option<&Path>) -> Option<PathBuf> {
+    let default = || {
+        let default = Path::new(DEFAULT_FILE);
+        default.exists().then_some(default)
+    };
+    named.or_else(default).map(Path::to_owned)
 }
 
 /// Print the settings in force, where each came from, secrets hidden

@@ -9,7 +9,7 @@ use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry, is_patte
 use crate::kafka::history::{Bound, Range};
 use crate::telemetry;
 
-use super::config::ConfigArguments;
+use super::config::{ConfigArguments, settings_file};
 use super::failure::Failure;
 use super::feed::kafka_settings;
 
@@ -41,12 +41,12 @@ fn name_and_value(setting: &str) -> Result<(String, String), String> {
 
 #[derive(clap::Args)]
 pub struct ConnectionArguments {
-    /// Bootstrap servers; those of --config or localhost:9092 if not given
+    /// Bootstrap servers; those of the settings or localhost:9092 if not given
     #[arg(long)]
     brokers: Option<String>,
     #[command(flatten)]
     client: ClientArguments,
-    /// A daemon's settings as TOML: its connection, secrets included, and what else they say
+    /// A daemon's settings as TOML: its connection, secrets included, and what else they say; residuald.toml in this folder if it is there
     #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -64,7 +64,8 @@ impl ConnectionArguments {
             log_level: "error".into(),
             log_format: LogFormat::Text,
         });
-        let config = self.config.clone().map(ConfigArguments::file);
+        let file = settings_file(self.config.as_deref());
+        let config = file.map(ConfigArguments::file);
         let config = config.map(|arguments| arguments.load()).transpose()?;
         let mut kafka = config.as_ref().map_or_else(
             || kafka_settings(DEFAULT_BROKERS, ClientSettings::default()),
@@ -125,7 +126,9 @@ pub fn topic(asked: Option<&str>, config: Option<&Config>) -> Result<String, Fai
             "the settings read what matches {topic}: say which topic with --topic"
         ))),
         (None, [topic]) => Ok(topic.clone()),
-        (None, []) => Err(Failure::usage("give the topic with --topic")),
+        (None, []) => Err(Failure::usage(
+            "give the topic with --topic, or settings with --config",
+        )),
         (None, several) => Err(Failure::usage(format!(
             "the settings read {}: say which with --topic",
             several.join(", ")

@@ -207,13 +207,8 @@ fn sweep(output: &Output) {
     }
 }
 
-fn connect(
-    config: &Config,
-    metrics: &Metrics,
-    status: &Status,
-    stop: &Shutdown,
-) -> Result<(Source, Sink), Failure> {
-    let output = &config.output;
+/// The topics that the settings have it write to.
+pub fn written_topics(output: &Output) -> Vec<&str> {
     let mut topics = vec![
         output.anomalies_topic.as_str(),
         output.dead_letter_topic.as_str(),
@@ -222,6 +217,16 @@ fn connect(
     if let Some(Media::Topic(topic)) = &output.media {
         topics.push(topic);
     }
+    topics
+}
+
+fn connect(
+    config: &Config,
+    metrics: &Metrics,
+    status: &Status,
+    stop: &Shutdown,
+) -> Result<(Source, Sink), Failure> {
+    let topics = written_topics(&config.output);
     let source = Source::connect(
         &config.kafka,
         &topics,

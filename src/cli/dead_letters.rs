@@ -259,7 +259,7 @@ impl Survey {
 }
 
 /// What the headers of foreign records say must not steer a terminal.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     let visible = |c: char| match c {
         c if c.is_control() => c.escape_default().collect::<String>(),
         // Marks that turn the direction of writing.

@@ -155,6 +155,15 @@ struct Demo<'a> {
     started: Instant,
 }
 
+/// Stops the demo when it goes, also by unwinding: nobody reads what is shown any more.
+struct StopsAtEnd<'s>(&'s Shutdown);
+
+impl Drop for StopsAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.request();
+    }
+}
+
 impl Demo<'_> {
     /// Sends the sample until the limit or a stop. With a limit, asks for the stop once everything is finished.
     fn feed(&self) -> Result<(), Failure> {
@@ -188,6 +197,7 @@ impl Demo<'_> {
 
     /// Shows rate, lag and what was found until a stop.
     fn show(&self) {
+        let _last = StopsAtEnd(self.stop);
         let terminal = std::io::stderr().is_terminal() && !self.arguments.json;
         let bar = if terminal {
             let style = ProgressStyle::with_template("{spinner} {msg}").expect("a valid template");

@@ -1,5 +1,7 @@
 //! What a verb ends with when it cannot do its job: words for the person, a code for the orchestrator.
 
+use std::io;
+
 use crate::bundle::{BundleError, RateTooFine};
 use crate::config::ConfigError;
 use crate::dataset;
@@ -16,6 +18,9 @@ const DATA: u8 = 65;
 const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
+
+/// With this code and no message: nobody reads the output any more, so there is nothing to do and nobody to tell.
+const UNREAD: u8 = 0;
 
 #[derive(Debug)]
 pub struct Failure {
@@ -54,6 +59,22 @@ impl Failure {
 
     pub fn config(message: impl ToString) -> Failure {
         Failure::new(CONFIG, message)
+    }
+
+    /// Output that could not be written. That its reader has gone is no failure.
+    pub fn output(error: impl Into<io::Error>) -> Failure {
+        match error.into() {
+            e if e.kind() == io::ErrorKind::BrokenPipe => Failure::new(UNREAD, ""),
+            e => Failure::data(e),
+        }
+    }
+
+    pub fn is_unavailable(&self) -> bool {
+        self.code == UNAVAILABLE
+    }
+
+    pub fn is_unread(&self) -> bool {
+        self.code == UNREAD && self.message.is_empty()
     }
 }
 

@@ -1,6 +1,5 @@
 //! `residuald man`: manual pages.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
@@ -25,9 +24,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Gives each verb its whole name.
     command.build();
     match &arguments.folder {
-        None => std::io::stdout()
-            .write_all(page(&manual(&command))?.as_bytes())
-            .map_err(Failure::internal),
+        None => {
+            println!("{}", page(&manual(&command))?.trim_end_matches('\n'));
+            Ok(())
+        }
         Some(folder) => write(&command, folder),
     }
 }

@@ -6,15 +6,15 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{self, ClientSettings, Guarantee};
 use crate::dataset::{self, Dataset, Unit};
 use crate::kafka::Sink;
 use crate::shutdown::Shutdown;
-use crate::telemetry;
 
-use super::connection::ClientArguments;
+use super::connection::{ConnectionArguments, topic};
 use super::failure::Failure;
-use super::feed::{Feed, kafka_settings};
+use super::feed::Feed;
+use super::refusals::Refusals;
 
 /// Send the records of a CSV, Parquet or NDJSON file to a topic, one JSON object a message
 #[derive(clap::Args)]
@@ -25,10 +25,9 @@ Examples:
 pub struct Arguments {
     /// .csv, .ndjson or .jsonl, each also .gz, or .parquet
     file: PathBuf,
+    /// The topic; that of the settings, if they read one, if not given
     #[arg(long)]
-    topic: String,
-    #[arg(long, default_value = "localhost:9092")]
-    brokers: String,
+    topic: Option<String>,
     /// Records a second; as fast as the broker takes them if not given
     #[arg(long, value_parser = positive)]
     rate: Option<f64>,
@@ -39,7 +38,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     records: Option<u64>,
     #[command(flatten)]
-    client: ClientArguments,
+    connection: ConnectionArguments,
     /// One JSON object at the end instead of text
     #[arg(long)]
     json: bool,
@@ -54,22 +53,20 @@ pub fn positive(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    telemetry::init(&Telemetry {
-        log_level: "error".into(),
-        log_format: LogFormat::Text,
-    });
+    let connection = arguments.connection.load()?;
+    let topic = topic(arguments.topic.as_deref(), connection.config.as_ref())?;
     let options = dataset::Options {
         key: arguments.key.clone(),
         ..dataset::Options::default()
     };
     let mut data = dataset::open(&arguments.file, &options)?;
-    let kafka = kafka_settings(&arguments.brokers, arguments.client.settings());
+    let kafka = of_a_tool(connection.kafka);
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    let sink = Sink::connect(&kafka, &[&arguments.topic], &stop)?;
+    let sink = Sink::connect(&kafka, &[&topic], &stop)?;
     let started = Instant::now();
     let bar = progress_bar(&data, arguments.json);
-    let mut bad_records = 0;
+    let mut left_out = Refusals::default();
     let limit = usize::try_from(arguments.records.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     let examples = std::iter::from_fn(|| {
         loop {
@@ -78,17 +75,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             match next {
                 Ok(example) => return Some(Ok(example)),
                 Err(e) if e.is_fatal() => return Some(Err(e.into())),
-                Err(e) => {
-                    bad_records += 1;
-                    bar.println(format!("left out: {e}"));
-                }
+                Err(e) => left_out.add("malformed", &e.to_string()),
             }
         }
     })
     .take(limit);
     let feed = Feed {
         sink: &sink,
-        topic: &arguments.topic,
+        topic: &topic,
         rate: arguments.rate,
         stop: &stop,
     };
@@ -98,15 +92,46 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.json {
         println!(
             "{}",
-            json!({"produced": delivered, "left_out": bad_records, "seconds": seconds})
+            json!({
+                "produced": delivered,
+                "left_out": left_out.count(),
+                "reasons": left_out.all(),
+                "seconds": seconds,
+            })
         );
     } else {
         println!(
-            "{delivered} records delivered to {} in {seconds:.1} s, {bad_records} left out",
-            arguments.topic
+            "{delivered} records delivered to {topic} in {seconds:.1} s, {} left out",
+            left_out.count()
         );
+        if left_out.count() > 0 {
+            println!("left out: {left_out}");
+        }
     }
-    Ok(())
+    match (delivered, left_out.count()) {
+        (0, 0) if limit > 0 && !stop.is_requested() => Err(Failure::data(format!(
+            "{} holds no records",
+            arguments.file.display()
+        ))),
+        (0, bad) if bad > 0 => Err(Failure::data(format!(
+            "none of the {bad} records could be sent: {left_out}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The connection without the daemon's transactions: with its transactional.id `produce` would shut the daemon out.
+fn of_a_tool(kafka: config::Kafka) -> config::Kafka {
+    let mut producer = ClientSettings::default();
+    let others = kafka.producer.iter();
+    for (name, value) in others.filter(|(name, _)| *name != "transactional.id") {
+        producer.set(name, value);
+    }
+    config::Kafka {
+        guarantee: Guarantee::AtLeastOnce,
+        producer,
+        ..kafka
+    }
 }
 
 /// A bar for reading a file; hidden where nobody looks.

@@ -24,6 +24,7 @@ use super::failure::Failure;
 use super::input;
 use super::model::{self, Loaded};
 use super::produce::progress_bar;
+use super::refusals::{Refusal, Refusals};
 use super::scoring::{self, CHUNK, Highest, Judged, PICTURES, Scoring};
 use super::stdout::stdout;
 use super::threshold::{ThresholdArguments, default_rule, segments};
@@ -78,10 +79,13 @@ pub struct Arguments {
 }
 
 #[derive(Serialize)]
-struct Summary {
+struct Summary<'r> {
     records: usize,
     scored: usize,
-    dead_letters: usize,
+    dead_letters: u64,
+    /// Why, the most frequent reason first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<Refusal<'r>>,
     anomalies: usize,
     alert_rate: f64,
     threshold: f32,
@@ -174,8 +178,8 @@ pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
 /// A line of `--out`, if it is asked for.
 fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result<(), Failure> {
     if let Some(out) = out {
-        serde_json::to_writer(&mut *out, line).map_err(Failure::data)?;
-        out.write_all(b"\n").map_err(Failure::data)?;
+        serde_json::to_writer(&mut *out, line).map_err(Failure::output)?;
+        out.write_all(b"\n").map_err(Failure::output)?;
     }
     Ok(())
 }
@@ -189,7 +193,7 @@ struct Run {
     scoring: Scoring,
     out: Option<Box<dyn Write>>,
     records: u64,
-    dead_letters: usize,
+    refusals: Refusals,
     scores: Vec<f32>,
     labels: Vec<Option<bool>>,
     /// Whether each score is above its threshold.
@@ -218,7 +222,7 @@ impl Run {
             nearest: loaded.nearest,
             out,
             records: 0,
-            dead_letters: 0,
+            refusals: Refusals::default(),
             scores: Vec::new(),
             labels: Vec::new(),
             flagged: Vec::new(),
@@ -253,7 +257,7 @@ impl Run {
                 Err(e) => Some(("malformed", e.to_string().into())),
             };
             if let Some((reason, detail)) = problem {
-                self.dead_letters += 1;
+                self.refusals.add(reason, &detail);
                 let line = json!({"record": self.records, "reason": reason, "error": detail});
                 write_line(&mut self.out, &line)?;
             }
@@ -264,7 +268,7 @@ impl Run {
         }
         self.score_chunk()?;
         bar.finish_and_clear();
-        Ok(())
+        Ok(data.check_labels()?)
     }
 
     fn decode(&mut self, example: &dataset::Example) -> Result<Option<SegmentId>, RowError> {
@@ -297,15 +301,15 @@ impl Run {
             rows,
             segments,
             numbers,
-            dead_letters,
+            refusals,
             ..
         } = self;
         scoring.score(rows, |i, scored| {
             let (score, record, segment) = (scored.score, numbers[i], segments[i]);
             if let Some(flaw) = scored.flaw() {
                 labels.remove(scores.len());
-                *dead_letters += 1;
                 let reason = Reason::Unscorable.as_str();
+                refusals.add(reason, &flaw);
                 let line = json!({"record": record, "reason": reason, "error": flaw});
                 return write_line(out, &line);
             }
@@ -349,7 +353,7 @@ impl Run {
         let (score, finding) = match judged {
             Ok(judged) => judged,
             Err(RowError { reason, detail }) => {
-                self.dead_letters += 1;
+                self.refusals.add(reason.as_str(), &detail);
                 let line = json!({"record": record, "reason": reason.as_str(), "error": detail});
                 return write_line(&mut self.out, &line);
             }
@@ -372,7 +376,7 @@ impl Run {
 
     fn report(mut self, arguments: &Arguments, started: Instant) -> Result<(), Failure> {
         if let Some(out) = &mut self.out {
-            out.flush().map_err(Failure::data)?;
+            out.flush().map_err(Failure::output)?;
         }
         if self.records == 0 {
             return Err(Failure::data(format!(
@@ -384,7 +388,8 @@ impl Run {
         let summary = Summary {
             records: self.records as usize,
             scored: self.scores.len(),
-            dead_letters: self.dead_letters,
+            dead_letters: self.refusals.count(),
+            reasons: self.refusals.all(),
             anomalies,
             alert_rate: anomalies as f64 / self.scores.len().max(1) as f64,
             threshold: self.judge.threshold,
@@ -393,13 +398,13 @@ impl Run {
         };
         if arguments.json {
             println!("{}", json!(summary));
-            return Ok(());
+        } else {
+            self.print(&summary);
         }
-        self.print(&summary);
-        Ok(())
+        some_scored(self.scores.len(), &self.refusals)
     }
 
-    fn print(&self, summary: &Summary) {
+    fn print(&self, summary: &Summary<'_>) {
         println!(
             "{} records in {:.1} s: {} scored, {} cannot be scored, {} anomalies (score above {:.4}{}), alert rate {:.5}",
             summary.records,
@@ -411,6 +416,12 @@ impl Run {
             segments(&self.judge),
             summary.alert_rate
         );
+        if summary.dead_letters > 0 {
+            println!(
+                "{} cannot be scored: {}",
+                summary.dead_letters, self.refusals
+            );
+        }
         if let Some(labelled) = &summary.labelled {
             let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
             println!(
@@ -425,6 +436,18 @@ impl Run {
         for (score, (record, reasons)) in self.highest.iter() {
             println!("{score:>9.3}  record {record:<8} {reasons}");
         }
+    }
+}
+
+/// # Errors
+/// Nothing was: that is no success, whatever the numbers above say.
+pub fn some_scored(scored: usize, refusals: &Refusals) -> Result<(), Failure> {
+    match scored {
+        0 => Err(Failure::data(format!(
+            "none of the {} records could be scored: {refusals}",
+            refusals.count()
+        ))),
+        _ => Ok(()),
     }
 }
 

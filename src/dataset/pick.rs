@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use serde_json::value::RawValue;
 
 use super::Options;
+use super::labels::Labels;
 
 pub struct Picker {
     label: Option<String>,
     normal: String,
     key: Option<String>,
+    labels: Labels,
 }
 
 impl Picker {
@@ -19,6 +21,7 @@ impl Picker {
             label,
             normal: canonical(&normal),
             key,
+            labels: Labels::default(),
         }
     }
 
@@ -27,14 +30,25 @@ impl Picker {
     /// # Errors
     /// Why the payload has none: it is not a JSON object, lacks the field, or holds no plain value
     /// there. A payload is only parsed if something is asked of it.
-    pub fn pick(&self, payload: &[u8]) -> Result<(Option<bool>, Option<Vec<u8>>), String> {
+    pub fn pick(&mut self, payload: &[u8]) -> Result<(Option<bool>, Option<Vec<u8>>), String> {
         let text = |path: &Option<String>| {
             path.as_deref()
                 .map_or(Ok(None), |path| text_at(payload, path))
         };
-        let label = text(&self.label)?.map(|label| canonical(&label) != self.normal);
+        let label = text(&self.label)?;
         let key = text(&self.key)?.map(String::into_bytes);
-        Ok((label, key))
+        let anomalous = label.as_deref().map(|l| canonical(l) != self.normal);
+        if self.label.is_some() {
+            let normal = anomalous == Some(false);
+            self.labels.take(label.as_deref(), normal);
+        }
+        Ok((anomalous, key))
+    }
+
+    /// Why the labels of what was picked say nothing, if they do not.
+    pub fn fault(&self) -> Option<String> {
+        let field = self.label.as_deref()?;
+        self.labels.fault(field, &self.normal)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::shutdown::Shutdown;
 /// librdkafka wants a group for a consumer that only reads; nothing is ever committed to it.
 const GROUP: &str = "residuald-history";
 /// One wait for a record; bounds how late a stop is noticed.
-const POLL: Duration = Duration::from_millis(100);
+pub(super) const POLL: Duration = Duration::from_millis(100);
 /// How long the brokers may say nothing at all while there is more to read.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long transactions of others that are open may hold the reading up; their default timeout is a minute.
@@ -420,7 +420,7 @@ fn partitions(topic: &str, range: &Range, count: usize) -> Result<Vec<i32>, Hist
     }
 }
 
-struct Context(LastComplaint);
+pub(super) struct Context(pub(super) LastComplaint);
 
 impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;

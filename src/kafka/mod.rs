@@ -15,6 +15,7 @@ mod msk_iam;
 pub mod history;
 pub mod limits;
 mod progress;
+pub mod probe;
 pub mod queues;
 pub mod replay;
 mod sasl;

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -424,6 +425,17 @@ def bench_verb(args):
 
 
 def main(argv=None):
+    code = attempt(argv)
+    if argv is None and code:
+        # A failed read leaves threads of PyArrow behind. Python's normal exit may destroy them while they run, which
+        # aborts the process with a signal instead of this code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def attempt(argv):
     args = parser().parse_args(argv)
     try:
         args.run(args)

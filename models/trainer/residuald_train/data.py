@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +86,28 @@ def draw(counts, most, seed):
     return [part - (end - count) for part, end, count in zip(parts, ends, counts, strict=True)]
 
 
+# What the readers raise where a file is damaged, or is not what its name says.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    pa.ArrowException,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+LONGEST_REASON = 300
+
+
+def one_line(error):
+    """Some errors repeat the data: without line ends, and cut."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+
+
 class Source:
     """A file; its errors name it."""
 
@@ -107,8 +130,8 @@ class Source:
         try:
             with self.open() as stream:
                 return act(stream)
-        except (OSError, EOFError, ValueError, KeyError, pa.ArrowException, zipfile.BadZipFile) as error:
-            raise TrainerError(f"cannot read {self.path}: {error}") from None
+        except UNREADABLE as error:
+            raise TrainerError(f"cannot read {self.path}: {one_line(error)}") from None
 
     def count(self):
         self.rows = self.attempt(COUNTERS[self.kind])

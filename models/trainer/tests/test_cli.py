@@ -1,6 +1,10 @@
 """The command line: help, dry run, one clear line for each fault."""
 
+import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,3 +94,43 @@ def test_interruption_leaves_nothing(history, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("residuald_train.train.descend", stop)
     assert cli.main(["tabular", "--recipe", "blind", "--data", str(history), "--out", str(tmp_path / "b")]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+# Names of the files and what is in them. Each is read by a path of its own.
+DAMAGED = {
+    "short-row.csv": b"a,b\n1,2\n3\n",
+    "late-short-row.csv": b"a,b\n" + b"1,2\n" * 500_000 + b"3\n",
+    "long-row.csv": b"a,b\n1,2\n" + b"x," * 5000 + b"\n",
+    "quote.csv": b'a,b\n"1,2\n3,4\n',
+    "binary.csv": bytes(range(256)) * 100,
+    "empty.csv": b"",
+    "no-gzip.csv.gz": b"a,b\n1,2\n",
+    "cut.csv.gz": gzip.compress(b"a,b\n" + b"1,2\n" * 5000)[:-20],
+    "broken.csv.gz": gzip.compress(b"a,b\n" + b"1,2\n" * 5000)[:20] + b"\xff" * 50,
+    "broken.ndjson.gz": gzip.compress(b'{"a": 1}\n' * 5000)[:20] + b"\xff" * 50,
+    "deep.ndjson": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "cut.parquet": b"PAR1" + b"\0" * 100 + b"PAR1",
+    "no-zip.npz": b"PK\x03\x04 and no more",
+    "absent.csv": None,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_process_with_damaged_data_ends_with_65_and_one_line(name, tmp_path):
+    """In a process of its own, because threads that outlive an error only matter when it ends."""
+    if DAMAGED[name] is not None:
+        (tmp_path / name).write_bytes(DAMAGED[name])
+    command = [sys.executable, "-c", "from residuald_train.cli import main; main()"]
+    told = subprocess.run(
+        [*command, "tabular", "--data", tmp_path / name, "--out", tmp_path / "bundle"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    # A progress bar, if there is one, stands before the last line.
+    last = told.stderr.rstrip().rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
+    assert (told.returncode, last.startswith("residuald-train: "), "Traceback" in told.stderr) == (65, True, False), (
+        told.stderr
+    )
+    assert name in last
+    assert len(last) < 600

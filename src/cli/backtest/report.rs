@@ -50,7 +50,7 @@ pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json:
 
 fn side(run: &Run, side: &Side) {
     let tally = &side.tally;
-    let rejected: u64 = tally.rejected.values().sum();
+    let rejected = tally.rejected.count();
     println!();
     println!(
         "{}: {} version {} ({}), flags a score above {:.4}{}",
@@ -61,15 +61,10 @@ fn side(run: &Run, side: &Side) {
         side.judge.threshold,
         segments(&side.judge)
     );
-    let reasons = tally
-        .rejected
-        .iter()
-        .map(|(reason, n)| format!("{reason} {n}"));
-    let reasons = reasons.collect::<Vec<_>>().join(", ");
     let reasons = if rejected > 0 {
-        format!(": {reasons}")
+        format!(": {}", tally.rejected)
     } else {
-        reasons
+        String::new()
     };
     println!(
         "  {} scored, {rejected} cannot be{reasons}",
@@ -209,7 +204,8 @@ fn one(run: &Run, side: &Side) -> Value {
         "model": side.model,
         "threshold": side.judge.threshold,
         "scored": tally.scores.len(),
-        "cannot_be_scored": tally.rejected,
+        "cannot_be_scored": tally.rejected.by_reason(),
+        "reasons": tally.rejected.all(),
         "alerts": tally.alerts,
         "alerts_per_day": alerts_a_day(run, side),
         "alert_rate": tally.alerts as f64 / tally.scores.len().max(1) as f64,

@@ -7,9 +7,10 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::decode::Reason;
+use crate::decode::RowError;
 use crate::verdict::Verdict;
 
+use super::super::refusals::Refusals;
 use super::super::scoring::Highest;
 
 const DAY_MS: f64 = 86_400_000.0;
@@ -48,7 +49,7 @@ pub struct Tally {
     /// Each score over its threshold.
     grades: Vec<f32>,
     pub alerts: u64,
-    pub rejected: BTreeMap<&'static str, u64>,
+    pub rejected: Refusals,
     /// Scored records and alerts of each day, UTC.
     pub days: BTreeMap<Date, (u64, u64)>,
     features: BTreeMap<String, (u64, f64)>,
@@ -95,15 +96,15 @@ impl Tally {
             scores: Vec::new(),
             grades: Vec::new(),
             alerts: 0,
-            rejected: BTreeMap::new(),
+            rejected: Refusals::default(),
             days: BTreeMap::new(),
             features: BTreeMap::new(),
             highest: Highest::new(top),
         }
     }
 
-    pub fn reject(&mut self, reason: Reason) {
-        *self.rejected.entry(reason.as_str()).or_default() += 1;
+    pub fn reject(&mut self, error: &RowError) {
+        self.rejected.add(error.reason.as_str(), &error.detail);
     }
 
     pub fn score(&mut self, score: f32, threshold: f32, timestamp_ms: Option<i64>) {

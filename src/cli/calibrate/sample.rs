@@ -6,20 +6,38 @@ use std::path::Path;
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, Input as Reads, SegmentBy, SegmentId, Segments};
 use crate::dataset;
-use crate::decode::{Decoder, Input, SegmentReader};
+use crate::decode::{Decoder, Input, Reason, SegmentReader};
 use crate::kafka::history::{Ended, History};
 use crate::picture::Reader;
 use crate::shutdown::Shutdown;
 
 use super::Arguments;
+use super::flagged::{self, Flagged};
+use super::residuals::Residuals;
+use super::trim::Tail;
 use crate::cli::backtest::nothing;
 use crate::cli::connection::{self, Connection};
 use crate::cli::failure::Failure;
 use crate::cli::input;
 use crate::cli::model::{Loaded, must_read_tables};
 use crate::cli::produce::{progress_bar, stop_on_ctrl_c};
+use crate::cli::refusals::Refusals;
 use crate::cli::score::key_fits;
 use crate::cli::scoring::{CHUNK, PICTURES, Scoring};
+
+/// Where verdicts go unless settings say otherwise.
+const ANOMALIES: &str = "anomalies";
+
+/// Records that could be scored and are no part of the calibration.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct LeftOut {
+    /// Anomalies by their labels, which were not even scored.
+    pub labelled: usize,
+    /// By a daemon's verdicts.
+    pub flagged: usize,
+    /// By their scores.
+    pub too_high: usize,
+}
 
 pub struct Sample {
     /// Of the records that could be scored, in any order.
@@ -27,19 +45,45 @@ pub struct Sample {
     /// And their segments, if they are told apart.
     segments: Vec<Option<SegmentId>>,
     by: Option<SegmentBy>,
-    /// Sums over those, [features].
-    residuals: Vec<f64>,
-    pub refused: usize,
-    /// Labelled anomalies.
-    pub left_out: usize,
+    residuals: Residuals,
+    pub refusals: Refusals,
+    pub left_out: LeftOut,
+    /// Whether labels say which records are normal.
+    labelled: bool,
+    /// Places in `scores` of the records that a daemon has flagged, and what share of normal records it flags.
+    flagged: Vec<usize>,
+    flagged_rate: f64,
     decoder: Decoder,
     /// Of a bundle that reads pictures.
     reader: Option<Reader>,
     scoring: Scoring,
     /// What waits for its scores: rows, row-major, with their segments, or payloads with pictures.
     rows: Vec<f32>,
-    waiting: Vec<Option<SegmentId>>,
+    waiting: Vec<Waiting>,
     pictures: Vec<Vec<u8>>,
+}
+
+struct Waiting {
+    segment: Option<SegmentId>,
+    flagged: bool,
+}
+
+/// What is scored.
+struct Taken<'p> {
+    payload: &'p [u8],
+    key: Option<&'p [u8]>,
+    flagged: bool,
+}
+
+/// The topic with a daemon's verdicts, if they are to be looked at.
+fn verdicts_topic(arguments: &Arguments, connection: &Connection) -> Option<String> {
+    let named = arguments.exclude_flagged.as_ref()?;
+    let configured = connection.config.as_ref();
+    let configured = configured.map(|config| config.output.anomalies_topic.clone());
+    named
+        .clone()
+        .or(configured)
+        .or_else(|| Some(ANOMALIES.into()))
 }
 
 impl Sample {
@@ -80,11 +124,27 @@ impl Sample {
             eprintln!("{topic}: {note}");
         }
         let spans = history.spans().clone();
+        let flagged = match verdicts_topic(arguments, connection) {
+            None => Flagged::default(),
+            Some(verdicts) => Flagged::read(connection, &verdicts, topic, &spans, &stop)?,
+        };
+        if flagged.unreadable > 0 {
+            eprintln!(
+                "{} records of the anomalies topic are no verdicts and say nothing here",
+                flagged.unreadable
+            );
+        }
+        sample.flagged_rate = flagged.rate;
         let bar = connection::progress_bar("scoring", arguments.json);
         bar.set_length(history.total());
         let ended = history.read::<Failure>(&stop, |record, progress| {
             if let Some(payload) = record.payload.filter(|payload| !payload.is_empty()) {
-                sample.take(payload, record.key, &stop)?;
+                let taken = Taken {
+                    payload,
+                    key: record.key,
+                    flagged: flagged.contains(record.partition, record.offset),
+                };
+                sample.take(&taken, &stop)?;
                 bar.set_position(progress.done);
             }
             Ok(ControlFlow::Continue(()))
@@ -96,7 +156,7 @@ impl Sample {
                 "stopped before the end of the range: nothing was written",
             ));
         }
-        match sample.scores.len() + sample.refused {
+        match sample.scores.len() as u64 + sample.refusals.count() {
             0 => Err(nothing(topic, &spans)),
             _ => Ok(sample),
         }
@@ -109,9 +169,12 @@ impl Sample {
             scores: Vec::new(),
             segments: Vec::new(),
             by,
-            residuals: vec![0.0; features.len()],
-            refused: 0,
-            left_out: 0,
+            residuals: Residuals::new(features.len()),
+            refusals: Refusals::default(),
+            left_out: LeftOut::default(),
+            labelled: false,
+            flagged: Vec::new(),
+            flagged_rate: 0.0,
             decoder: Decoder::new(features, input, segment),
             reader: match loaded.bundle.manifest.input {
                 Reads::Tabular { .. } => None,
@@ -137,18 +200,23 @@ impl Sample {
         let bar = progress_bar(&data, arguments.json);
         while let Some(next) = data.next() {
             match next {
-                Ok(example) if example.label == Some(true) => self.left_out += 1,
-                Ok(example) => {
-                    let key = example.key.as_deref();
-                    self.take(&example.payload, key, &Shutdown::default())?;
-                }
+                Ok(example) if example.label == Some(true) => self.left_out.labelled += 1,
+                Ok(example) => self.take(
+                    &Taken {
+                        payload: &example.payload,
+                        key: example.key.as_deref(),
+                        flagged: false,
+                    },
+                    &Shutdown::default(),
+                )?,
                 Err(e) if e.is_fatal() => return Err(e.into()),
-                Err(_) => self.refused += 1,
+                Err(e) => self.refusals.add("malformed", &e.to_string()),
             }
             bar.set_position(data.progress().done);
         }
         bar.finish_and_clear();
-        Ok(())
+        self.labelled = arguments.label.is_some();
+        Ok(data.check_labels()?)
     }
 
     fn read_folder(&mut self, folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
@@ -159,27 +227,38 @@ impl Sample {
             )));
         }
         for picture in dataset::folder::pictures(folder, arguments.normal.as_deref(), None)? {
+            self.labelled |= picture.label.is_some();
             if picture.label == Some(true) {
-                self.left_out += 1;
+                self.left_out.labelled += 1;
                 continue;
             }
             let payload = std::fs::read(&picture.path)
                 .map_err(|e| Failure::data(format!("{}: {e}", picture.path.display())))?;
-            self.take(&payload, None, &Shutdown::default())?;
+            let taken = Taken {
+                payload: &payload,
+                key: None,
+                flagged: false,
+            };
+            self.take(&taken, &Shutdown::default())?;
         }
         Ok(())
     }
 
-    fn take(&mut self, payload: &[u8], key: Option<&[u8]>, stop: &Shutdown) -> Result<(), Failure> {
+    fn take(&mut self, taken: &Taken<'_>, stop: &Shutdown) -> Result<(), Failure> {
+        let Taken {
+            payload,
+            key,
+            flagged,
+        } = *taken;
         if self.reader.is_some() {
             self.pictures.push(payload.to_vec());
         } else {
             match input::decode(&mut self.decoder, payload, key, &mut self.rows, stop) {
-                Ok(segment) => self.waiting.push(segment),
-                Err(_) => self.refused += 1,
+                Ok(segment) => self.waiting.push(Waiting { segment, flagged }),
+                Err(e) => self.refusals.add(e.reason.as_str(), &e.detail),
             }
         }
-        let full = self.rows.len() >= CHUNK * self.residuals.len().max(1);
+        let full = self.waiting.len() >= CHUNK;
         if full || self.pictures.len() == PICTURES {
             self.score()?;
         }
@@ -197,27 +276,34 @@ impl Sample {
             for judged in judged {
                 match judged {
                     Ok((score, _)) => self.scores.push(score),
-                    Err(_) => self.refused += 1,
+                    Err(e) => self.refusals.add(e.reason.as_str(), &e.detail),
                 }
             }
             return Ok(());
         }
-        let (scores, residuals, refused) =
-            (&mut self.scores, &mut self.residuals, &mut self.refused);
-        let told_apart = self.by.is_some();
-        let (segments, waiting) = (&mut self.segments, &self.waiting);
+        let Sample {
+            scores,
+            segments,
+            by,
+            residuals,
+            refusals,
+            flagged,
+            waiting,
+            ..
+        } = self;
         self.scoring.score(&self.rows, |row, scored| {
-            if scored.flaw().is_some() {
-                *refused += 1;
+            if let Some(flaw) = scored.flaw() {
+                refusals.add(Reason::Unscorable.as_str(), &flaw);
                 return Ok(());
             }
+            if waiting[row].flagged {
+                flagged.push(scores.len());
+            }
             scores.push(scored.score);
-            if told_apart {
-                segments.push(waiting[row]);
+            if by.is_some() {
+                segments.push(waiting[row].segment);
             }
-            for (sum, residual) in residuals.iter_mut().zip(scored.residual) {
-                *sum += f64::from(*residual);
-            }
+            residuals.add(scored.score, scored.residual);
             Ok(())
         })?;
         self.rows.clear();
@@ -225,21 +311,70 @@ impl Sample {
         Ok(())
     }
 
+    /// The share of the scores above a threshold.
+    pub fn flagged_by(&self, threshold: f32) -> f64 {
+        let above = self.scores.iter().filter(|score| **score > threshold);
+        above.count() as f64 / self.scores.len().max(1) as f64
+    }
+
+    /// Leaves out what is not normal: what a daemon has flagged, then the `contamination`, a share of the highest scores. Where nothing
+    /// says how many that are, the calibration `before` does.
+    ///
+    /// # Errors
+    /// So many records score so high that they cannot be anomalies.
+    pub fn trim(
+        &mut self,
+        contamination: Option<f64>,
+        before: &Calibration,
+    ) -> Result<(), Failure> {
+        let flagged = flagged::left_out(&self.scores, &self.flagged, self.flagged_rate);
+        self.left_out.flagged = flagged.len();
+        self.leave_out(flagged);
+        let tail = Tail::new(&self.scores, &self.segments, self.by.as_ref(), before);
+        let too_high = match contamination {
+            Some(share) => tail.highest(share),
+            None if self.labelled => Vec::new(),
+            None => tail.excess()?,
+        };
+        self.left_out.too_high = too_high.len();
+        self.leave_out(too_high);
+        Ok(())
+    }
+
+    fn leave_out(&mut self, places: Vec<usize>) {
+        let mut places = places;
+        places.sort_unstable_by_key(|place| std::cmp::Reverse(*place));
+        for place in places {
+            self.residuals.leave_out(self.scores.swap_remove(place));
+            if self.by.is_some() {
+                self.segments.swap_remove(place);
+            }
+        }
+    }
+
     /// # Errors
     /// No record has a score, or no segment enough of them.
     pub fn calibration(&self) -> Result<Calibration, Failure> {
         if self.scores.is_empty() {
+            let reasons = match self.refusals.count() {
+                0 => String::new(),
+                _ => format!(": {}", self.refusals),
+            };
+            let LeftOut {
+                labelled,
+                flagged,
+                too_high,
+            } = self.left_out;
             return Err(Failure::data(format!(
-                "no normal record could be scored: {} could not, {} are labelled anomalies",
-                self.refused, self.left_out
+                "no normal record could be scored: {} could not, {} are left out as anomalies{reasons}",
+                self.refusals.count(),
+                labelled + flagged + too_high
             )));
         }
-        let count = self.scores.len() as f64;
-        let means = self.residuals.iter().map(|sum| (sum / count) as f32);
         let segments = self.by.clone().map(|by| self.by_segment(by)).transpose()?;
         Ok(Calibration::of(
             self.scores.clone(),
-            means.collect(),
+            self.residuals.means(),
             segments,
         ))
     }

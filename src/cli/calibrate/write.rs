@@ -34,7 +34,7 @@ pub fn bundle(
     from: &Path,
     out: &Path,
     calibration: &Calibration,
-    version: Option<&str>,
+    version: &str,
     facts: &Value,
 ) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::data(format!("{}: {e}", out.display()));
@@ -58,7 +58,7 @@ fn copy(
     from: &Path,
     to: &Path,
     calibration: &Calibration,
-    version: Option<&str>,
+    version: &str,
     facts: &Value,
 ) -> io::Result<()> {
     fs::create_dir(to)?;
@@ -72,9 +72,7 @@ fn copy(
     let mut manifest: Value = serde_json::from_slice(&fs::read(to.join(MANIFEST))?)?;
     manifest["files"][CALIBRATION] = sha256_hex(&text).into();
     manifest["calibration"] = facts.clone();
-    if let Some(version) = version {
-        manifest["version"] = version.into();
-    }
+    manifest["version"] = version.into();
     fs::write(to.join(CALIBRATION), text)?;
     fs::write(to.join(MANIFEST), serde_json::to_vec_pretty(&manifest)?)
 }

@@ -54,7 +54,7 @@ fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), 
     let mut ended = survey.ended;
     if left > 0 && ended == Ended::Complete {
         ended = survey.reread(&survey.places, stop, |record, letter| {
-            line(arguments, survey, record, letter, &mut out).map_err(Failure::data)?;
+            line(arguments, survey, record, letter, &mut out).map_err(Failure::output)?;
             left -= 1;
             Ok(match left {
                 0 => ControlFlow::Break(()),
@@ -68,7 +68,7 @@ fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), 
         ended == Ended::Early && left > 0,
         &mut out,
     )
-    .map_err(Failure::data)
+    .map_err(Failure::output)
 }
 
 fn line(

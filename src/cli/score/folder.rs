@@ -23,8 +23,9 @@ use crate::verdict::{Judge, Verdict};
 use super::super::failure::Failure;
 use super::super::input;
 use super::super::model::Loaded;
+use super::super::refusals::Refusals;
 use super::super::scoring::{Highest, finite, share_out};
-use super::{Arguments, Labelled, REASONS, Summary, labelled, reasons, write_line};
+use super::{Arguments, Labelled, REASONS, Summary, labelled, reasons, some_scored, write_line};
 
 /// Pictures in the memory at once, for each core.
 const PICTURES_A_CORE: usize = 4;
@@ -32,9 +33,9 @@ const PICTURES_A_CORE: usize = 4;
 const SHOWN: usize = 512;
 
 #[derive(Serialize)]
-struct Report {
+struct Report<'r> {
     #[serde(flatten)]
-    summary: Summary,
+    summary: Summary<'r>,
     /// Of each class of anomalies, in the order of their names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     classes: Vec<Class>,
@@ -117,7 +118,7 @@ pub fn run(
         judge: loaded.judge,
         out,
         sheet,
-        refused: 0,
+        refusals: Refusals::default(),
         scored: Vec::new(),
         ranking: arguments.masks.is_some().then(PixelRanking::default),
         ranked: 0,
@@ -185,7 +186,7 @@ struct Run<'a> {
     judge: Judge,
     out: Option<Box<dyn Write>>,
     sheet: Option<ContactSheet>,
-    refused: usize,
+    refusals: Refusals,
     /// Places in the folder, and scores.
     scored: Vec<(usize, f32)>,
     ranking: Option<PixelRanking>,
@@ -272,8 +273,8 @@ impl Run<'_> {
     }
 
     fn refuse(&mut self, picture: &Picture, error: &RowError) -> Result<(), Failure> {
-        self.refused += 1;
         let (reason, detail) = (error.reason.as_str(), &error.detail);
+        self.refusals.add(reason, detail);
         let line = json!({"file": picture.name, "reason": reason, "error": detail});
         write_line(&mut self.out, &line)?;
         if let Some(sheet) = &mut self.sheet {
@@ -284,7 +285,7 @@ impl Run<'_> {
 
     fn report(mut self, pictures: &[Picture], started: Instant) -> Result<(), Failure> {
         if let Some(out) = &mut self.out {
-            out.flush().map_err(Failure::data)?;
+            out.flush().map_err(Failure::output)?;
         }
         let threshold = self.judge.threshold;
         let (places, scores): (Vec<usize>, Vec<f32>) = self.scored.iter().copied().unzip();
@@ -296,7 +297,8 @@ impl Run<'_> {
             summary: Summary {
                 records: pictures.len(),
                 scored: scores.len(),
-                dead_letters: self.refused,
+                dead_letters: self.refusals.count(),
+                reasons: self.refusals.all(),
                 anomalies,
                 alert_rate: anomalies as f64 / scores.len().max(1) as f64,
                 threshold,
@@ -318,15 +320,18 @@ impl Run<'_> {
         }
         if self.arguments.json {
             println!("{}", json!(report));
-            return Ok(());
+            return some_scored(scores.len(), &self.refusals);
         }
         for (name, value) in in_words(&report) {
             println!("{name:<18} {value}");
         }
+        if report.summary.dead_letters > 0 {
+            println!("{:<18} {}", "reasons", self.refusals);
+        }
         for (score, (name, reasons)) in self.highest.iter() {
             println!("{score:>9.3}  {name}  {reasons}");
         }
-        Ok(())
+        some_scored(scores.len(), &self.refusals)
     }
 }
 
@@ -358,7 +363,7 @@ fn classes(pictures: &[Picture], scored: &[(usize, f32)]) -> Vec<Class> {
 }
 
 /// The report as names and values, for the terminal and the contact sheet.
-fn in_words(report: &Report) -> Vec<(String, String)> {
+fn in_words(report: &Report<'_>) -> Vec<(String, String)> {
     let summary = &report.summary;
     let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
     let mut words = vec![

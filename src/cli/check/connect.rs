@@ -1,0 +1,68 @@
+//! `residuald check --connect`: what the surroundings of a daemon lack, all of it at once.
+
+use crate::config::{self, Config, SchemaRegistry, SchemaSource};
+use crate::kafka::probe::{Findings, probe};
+use crate::schema_registry;
+use crate::shutdown::Shutdown;
+
+use crate::cli::daemon::written_topics;
+use crate::cli::failure::Failure;
+
+/// Asks the brokers and the schema registry.
+///
+/// # Errors
+/// A setting that librdkafka refuses.
+pub fn ask(config: &Config) -> Result<Findings, Failure> {
+    let outputs = written_topics(&config.output);
+    let asked = probe(&config.kafka, &outputs, &Shutdown::default());
+    let mut findings = match asked.map_err(Failure::from) {
+        Ok(findings) => findings,
+        Err(failure) if failure.is_unavailable() => Findings {
+            faults: vec![failure.message],
+            ..Findings::default()
+        },
+        Err(failure) => return Err(failure),
+    };
+    if let Some(registry) = registry(&config.input) {
+        match schema_registry::reach(registry) {
+            Ok(()) => findings.fine.push("the schema registry answers".to_owned()),
+            Err(problem) => findings
+                .faults
+                .push(format!("the schema registry cannot be had: {problem}")),
+        }
+    }
+    Ok(findings)
+}
+
+fn registry(input: &config::Input) -> Option<&SchemaRegistry> {
+    use config::Input::{Avro, Protobuf};
+    match input {
+        Avro(SchemaSource::Registry(registry)) | Protobuf(SchemaSource::Registry(registry), _) => {
+            Some(registry)
+        }
+        _ => None,
+    }
+}
+
+/// All that is wrong, the faults of the start itself with them.
+///
+/// # Errors
+/// There is something.
+pub fn verdict<T>(findings: &Findings, start: Result<T, Failure>) -> Result<T, Failure> {
+    let faults = &findings.faults;
+    if faults.is_empty() {
+        return start;
+    }
+    let own = start.err();
+    let code = own.as_ref().map(|failure| failure.code);
+    let own = own.into_iter().map(|failure| failure.message);
+    let all: Vec<String> = own.chain(faults.iter().cloned()).collect();
+    let message = match all.as_slice() {
+        [one] => one.clone(),
+        several => format!("{} faults:\n  {}", several.len(), several.join("\n  ")),
+    };
+    Err(match code {
+        Some(code) => Failure { code, message },
+        None => Failure::unavailable(message),
+    })
+}

@@ -1,0 +1,120 @@
+//! Records that a verb could not use: how many, why, and what one of them looked like.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::dead_letters::shown;
+
+/// Reasons that a person is told.
+const TOLD: usize = 3;
+/// Characters of an example. It may repeat what a record holds.
+const LONGEST: usize = 200;
+
+#[derive(Debug, Default)]
+pub struct Refusals(BTreeMap<&'static str, Kind>);
+
+#[derive(Debug)]
+struct Kind {
+    records: u64,
+    /// What was wrong with the first of them.
+    example: String,
+}
+
+/// One reason, for JSON.
+#[derive(Serialize)]
+pub struct Refusal<'r> {
+    reason: &'static str,
+    records: u64,
+    example: &'r str,
+}
+
+impl Refusals {
+    pub fn add(&mut self, reason: &'static str, detail: &str) {
+        let kind = self.0.entry(reason).or_insert_with(|| Kind {
+            records: 0,
+            example: cut(&shown(detail)),
+        });
+        kind.records += 1;
+    }
+
+    /// Records in all.
+    pub fn count(&self) -> u64 {
+        self.0.values().map(|kind| kind.records).sum()
+    }
+
+    /// The records by their reasons.
+    pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
+        let all = self.0.iter();
+        all.map(|(reason, kind)| (*reason, kind.records)).collect()
+    }
+
+    /// All reasons, the most frequent first.
+    pub fn all(&self) -> Vec<Refusal<'_>> {
+        let all = self.0.iter();
+        let mut all: Vec<Refusal<'_>> = all
+            .map(|(&reason, kind)| Refusal {
+                reason,
+                records: kind.records,
+                example: &kind.example,
+            })
+            .collect();
+        all.sort_by_key(|refusal| std::cmp::Reverse(refusal.records));
+        all
+    }
+}
+
+/// The three most frequent reasons, each with an example.
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.all();
+        for (i, refusal) in all.iter().take(TOLD).enumerate() {
+            let comma = if i > 0 { ", " } else { "" };
+            let Refusal {
+                reason,
+                records,
+                example,
+            } = refusal;
+            write!(f, "{comma}{reason} {records} ({example})")?;
+        }
+        let others: u64 = all.iter().skip(TOLD).map(|refusal| refusal.records).sum();
+        match others {
+            0 => Ok(()),
+            others => write!(f, ", other reasons {others}"),
+        }
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_most_frequent_are_told_with_an_example() {
+        let mut refusals = Refusals::default();
+        for (reason, detail, records) in [
+            ("malformed", "not JSON\u{1b}[2J", 2),
+            ("missing", "field `a`", 5),
+            ("wrong_type", &"x".repeat(1000), 3),
+            ("duplicate", "", 1),
+        ] {
+            (0..records).for_each(|_| refusals.add(reason, detail));
+        }
+        let long = "x".repeat(200);
+        assert_eq!(
+            refusals.to_string(),
+            format!(
+                "missing 5 (field `a`), wrong_type 3 ({long}…), malformed 2 (not JSON\\u{{1b}}[2J), other reasons 1"
+            )
+        );
+        assert_eq!((refusals.count(), refusals.all().len()), (11, 4));
+    }
+}

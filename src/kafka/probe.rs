@@ -1,0 +1,225 @@
+//! What a start needs of the brokers, asked for all at once. Nothing is taken: no group is joined, nothing is committed or written.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError as ClientError;
+use rdkafka::message::Message as _;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+use serde::Serialize;
+
+use super::history::{Context, POLL};
+use super::sink::Sink;
+use super::{KafkaError, LastComplaint, await_topic, source};
+use crate::config::{Guarantee, Kafka};
+use crate::shutdown::Shutdown;
+
+/// In words for the person.
+#[derive(Debug, Default, Serialize)]
+pub struct Findings {
+    pub fine: Vec<String>,
+    /// What could not be tried, and why.
+    pub unknown: Vec<String>,
+    pub faults: Vec<String>,
+}
+
+/// Asks for the topics that are read and written, for the right to read, for the group and for the transactional.id.
+///
+/// # Errors
+/// No broker answers, or a setting is refused: then nothing else can be found.
+pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Findings, KafkaError> {
+    let complaint = LastComplaint::default();
+    let mut config = source::config(kafka);
+    config
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true");
+    let consumer: BaseConsumer<Context> = config.create_with_context(Context(complaint.clone()))?;
+    let mut probe = Probe {
+        kafka,
+        consumer,
+        complaint,
+        stop,
+        findings: Findings::default(),
+    };
+    for topic in &kafka.topics {
+        if let Some(partitions) = probe.exists(topic)? {
+            probe.may_be_read(topic, partitions)?;
+        }
+    }
+    for topic in outputs {
+        probe.exists(topic)?;
+    }
+    probe.findings.unknown.push(format!(
+        "whether {} may be written to was not tried: that takes a message",
+        outputs.join(", ")
+    ));
+    probe.group()?;
+    if kafka.guarantee != Guarantee::AtLeastOnce {
+        probe.transactional_id();
+    }
+    Ok(probe.findings)
+}
+
+struct Probe<'k> {
+    kafka: &'k Kafka,
+    consumer: BaseConsumer<Context>,
+    complaint: LastComplaint,
+    stop: &'k Shutdown,
+    findings: Findings,
+}
+
+impl Probe<'_> {
+    /// The number of its partitions.
+    fn exists(&mut self, topic: &str) -> Result<Option<usize>, KafkaError> {
+        if topic.starts_with('^') {
+            let unknown =
+                format!("topics {topic}: a pattern, which is matched when the daemon runs");
+            self.findings.unknown.push(unknown);
+            return Ok(None);
+        }
+        let consumer = &self.consumer;
+        let serve = || while consumer.poll(POLL / 20).is_some() {};
+        let (kafka, complaint) = (self.kafka, &self.complaint);
+        match await_topic(consumer.client(), kafka, topic, complaint, self.stop, serve) {
+            Ok(partitions) => {
+                let fine = format!("topic `{topic}` has {partitions} partitions");
+                self.findings.fine.push(fine);
+                Ok(Some(partitions))
+            }
+            Err(e @ (KafkaError::TopicAbsent { .. } | KafkaError::Client(_))) => {
+                self.findings.faults.push(e.to_string());
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Fetches from the end of every partition, where there is nothing to get but a refusal.
+    fn may_be_read(&mut self, topic: &str, partitions: usize) -> Result<(), KafkaError> {
+        let mut all = TopicPartitionList::new();
+        for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
+            all.add_partition_offset(topic, partition, Offset::End)?;
+        }
+        self.consumer.assign(&all)?;
+        let started = Instant::now();
+        let mut answered = HashSet::new();
+        while answered.len() < partitions && started.elapsed() < self.kafka.connect_timeout {
+            if self.stop.is_requested() {
+                return Err(KafkaError::Stopped);
+            }
+            match self.consumer.poll(POLL) {
+                Some(Ok(message)) => _ = answered.insert(message.partition()),
+                Some(Err(ClientError::PartitionEOF(partition))) => _ = answered.insert(partition),
+                Some(Err(ClientError::MessageConsumption(
+                    code @ RDKafkaErrorCode::TopicAuthorizationFailed,
+                ))) => {
+                    let fault = format!("topic `{topic}` may not be read: {code}");
+                    self.findings.faults.push(fault);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        self.consumer.assign(&TopicPartitionList::new())?;
+        match partitions - answered.len() {
+            0 => self
+                .findings
+                .fine
+                .push(format!("topic `{topic}` can be read")),
+            silent if started.elapsed() >= self.kafka.connect_timeout => {
+                let waited = self.kafka.connect_timeout;
+                let fault = format!(
+                    "topic `{topic}`: {silent} of {partitions} partitions gave no answer within {waited:?}"
+                );
+                self.findings.faults.push(fault);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Asks for a committed offset, which takes the right to read with the group.
+    fn group(&mut self) -> Result<(), KafkaError> {
+        let group = &self.kafka.group_id;
+        let mut first = TopicPartitionList::new();
+        let topics = self.kafka.topics.iter();
+        for topic in topics.filter(|topic| !topic.starts_with('^')) {
+            first.add_partition(topic, 0);
+        }
+        let asked = self
+            .consumer
+            .committed_offsets(first, self.kafka.connect_timeout);
+        let refused = asked.and_then(|offsets| {
+            let answers = offsets.elements();
+            answers
+                .iter()
+                .try_for_each(rdkafka::topic_partition_list::TopicPartitionListElem::error)
+        });
+        match refused {
+            Ok(()) => self
+                .findings
+                .fine
+                .push(format!("group `{group}` can be used")),
+            Err(e) => {
+                let why = e
+                    .rdkafka_error_code()
+                    .map_or_else(|| e.to_string(), |code| code.to_string());
+                self.findings.faults.push(format!("group `{group}`: {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn transactional_id(&mut self) {
+        if let Some(unknown) = self.would_shut_out() {
+            self.findings.unknown.push(unknown);
+            return;
+        }
+        match Sink::connect(self.kafka, &[], self.stop) {
+            Ok(_) => self
+                .findings
+                .fine
+                .push("transactions can be opened".to_owned()),
+            Err(e) => self.findings.faults.push(format!("transactions: {e}")),
+        }
+    }
+
+    /// Why the transactional.id is not tried: a daemon that runs may have it, and would be shut out.
+    fn would_shut_out(&self) -> Option<String> {
+        let Kafka {
+            client,
+            consumer,
+            producer,
+            ..
+        } = self.kafka;
+        let fixed = [client, consumer, producer].iter().any(|of| {
+            of.get("transactional.id")
+                .or(of.get("group.instance.id"))
+                .is_some()
+        });
+        let group = &self.kafka.group_id;
+        let groups = fixed.then(|| {
+            let timeout = self.kafka.connect_timeout;
+            self.consumer
+                .client()
+                .fetch_group_list(Some(group), timeout)
+        })?;
+        let members = groups.map(|list| {
+            list.groups()
+                .iter()
+                .map(|g| g.members().len())
+                .sum::<usize>()
+        });
+        match members {
+            Ok(0) => None,
+            Ok(n) => Some(format!(
+                "transactions were not tried: group `{group}` has {n} members, and one may use the transactional.id"
+            )),
+            Err(e) => Some(format!(
+                "transactions were not tried: who is in group `{group}` is not known: {e}"
+            )),
+        }
+    }
+}
