@@ -7,6 +7,7 @@
 
 use std::ffi::c_void;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -85,17 +86,19 @@ enum Way {
     GraphCopies,
 }
 
-fn main() {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let measured = match arguments.way {
         Way::Scorer => scorer(&arguments),
         _ => bound(&arguments),
     };
-    // CUDA's libraries may crash while the process unloads them; everything is printed by now.
-    if let Err(Error(e)) = &measured {
-        eprintln!("error: {e}");
+    match measured {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error(e)) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
     }
-    std::process::exit(i32::from(measured.is_err()));
 }
 
 /// Prints one measurement: all sessions together.
