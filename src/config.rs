@@ -839,6 +839,7 @@ mod tests {
                 ("security.protocol", "sasl_ssl"),
                 ("ssl.ca.location", "probe"),
                 ("ssl.key.password", path.as_str()),
+                ("topic.metadata.refresh.interval.ms", "10000"),
             ]
         );
         assert_eq!(config.kafka.consumer.get("fetch.wait.max.ms"), Some("7"));
