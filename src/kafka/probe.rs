@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::history::{Context, POLL};
 use super::sink::Sink;
-use super::{KafkaError, LastComplaint, await_topic, source};
+use super::{KafkaError, LastComplaint, Limits, await_topic, client, source};
 use crate::config::{Guarantee, Kafka};
 use crate::shutdown::Shutdown;
 
@@ -35,7 +35,7 @@ pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Finding
     config
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
-    let consumer: BaseConsumer<Context> = config.create_with_context(Context(complaint.clone()))?;
+    let consumer: BaseConsumer<Context> = client(&config, Context(complaint.clone()))?;
     let mut probe = Probe {
         kafka,
         consumer,
@@ -50,6 +50,11 @@ pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Finding
     }
     for topic in outputs {
         probe.exists(topic)?;
+    }
+    let limits = Limits::of(kafka, outputs);
+    match limits.are_known() {
+        true => probe.findings.fine.extend(limits.lines()),
+        false => probe.findings.unknown.extend(limits.lines()),
     }
     probe.findings.unknown.push(format!(
         "whether {} may be written to was not tried: that takes a message",
