@@ -11,7 +11,7 @@ use common::cgroup::Group;
 use common::kafka::{Note, produce, read_all, spread};
 use common::process::{Daemon, run};
 use common::topics::Topics;
-use common::{payments, root, sample, skip, wait_for_within};
+use common::{not_here, payments, root, sample, wait_for_within};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
@@ -25,7 +25,7 @@ fn group(mib: u64) -> Option<Group> {
         let need = format!(
             "a cgroup cannot be made ({problem}): run it as root, or in a group with memory delegated"
         );
-        skip("the tests under a memory limit", &need);
+        not_here("the tests under a memory limit", &need);
     }
     group.ok()
 }
@@ -215,7 +215,7 @@ fn no_picture_has_the_daemon_killed() {
         .arg(&folder)
         .status();
     if !made.is_ok_and(|status| status.success()) {
-        skip(
+        not_here(
             "the pictures under a memory limit",
             "`make venv` brings Pillow",
         );

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::process::signal;
 
@@ -25,7 +26,10 @@ impl Group {
                 what(controllers).then_some(parts.next()?.trim_start_matches('/').to_owned())
             })
         };
-        let name = format!("residuald-test-{}", std::process::id());
+        // One for each test, which may run beside another.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("residuald-test-{}-{number}", std::process::id());
         let v1 = path(|controllers| controllers.split(',').any(|c| c == "memory"));
         let (dir, v1) = match v1 {
             Some(own) => (Path::new("/sys/fs/cgroup/memory").join(own), true),

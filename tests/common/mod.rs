@@ -80,8 +80,13 @@ pub fn skip(what: &str, install: &str) {
         std::env::var_os("RESIDUALD_TEST_STRICT").is_none_or(|v| v.is_empty()),
         "RESIDUALD_TEST_STRICT is set and {what} cannot run: {install}"
     );
+    not_here(what, install);
+}
+
+/// Says loudly that a test cannot run on this machine, whatever is installed: it does not permit what the test needs.
+pub fn not_here(what: &str, need: &str) {
     // Past the test harness, which hides the output of tests that pass.
-    let line = format!("\n!!! SKIPPED {what}: {install}\n");
+    let line = format!("\n!!! SKIPPED {what}: {need}\n");
     let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
 }
 
