@@ -11,7 +11,7 @@ use common::cgroup::Group;
 use common::kafka::{Note, produce, read_all, spread};
 use common::process::{Daemon, run};
 use common::topics::Topics;
-use common::{not_here, payments, root, sample, wait_for_within};
+use common::{not_here, payments, root, sample, skip, wait_for_within};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
