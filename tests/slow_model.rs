@@ -60,21 +60,26 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
     let measured = 300;
     produce(brokers, "in", &[record(0, measured)]);
     await_scored(&daemon, 1);
-    let work = measured as f64 * SLOW / scoring();
-
-    let before = scoring();
-    let mut notes = vec![record(1, work as usize)];
-    notes.extend((2..RECORDS).map(|value| record(value, 0)));
-    produce(brokers, "in", &notes);
-    wait_for_within(LONG, "paused partitions", || {
-        (daemon.metric("residuald_paused_partitions") > 0.0).then_some(())
-    });
-    await_scored(&daemon, RECORDS);
-    let took = scoring() - before;
-    assert!(
-        took > POLL_INTERVAL,
-        "{took} s: not slow enough to tell anything"
-    );
+    let mut work = measured as f64 * SLOW / scoring();
+    let mut scored = 1;
+    // A busy machine may have more time to spare than when its speed was measured.
+    for attempt in 1.. {
+        let before = scoring();
+        let mut notes = vec![record(scored, work as usize)];
+        notes.extend((1..RECORDS - 1).map(|after| record(scored + after, 0)));
+        produce(brokers, "in", &notes);
+        wait_for_within(LONG, "paused partitions", || {
+            (daemon.metric("residuald_paused_partitions") > 0.0).then_some(())
+        });
+        scored += RECORDS - 1;
+        await_scored(&daemon, scored);
+        let took = scoring() - before;
+        if took > POLL_INTERVAL {
+            break;
+        }
+        assert!(attempt < 4, "{took} s: not slow enough to tell anything");
+        work *= 2.0;
+    }
     daemon.is_balanced();
     assert_eq!(daemon.metric("residuald_paused_partitions"), 0.0);
     assert_eq!(daemon.metric("residuald_rebalances_total"), rebalances);
@@ -94,7 +99,7 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
             verdict["anomaly_score"].as_f64().unwrap() as u64
         })
         .collect();
-    assert_eq!((scores.len(), values.len()), (RECORDS, RECORDS));
+    assert_eq!((scores.len(), values.len()), (scored, scored));
 }
 
 fn await_scored(daemon: &Daemon, count: usize) {
