@@ -29,7 +29,7 @@ fn init_writes_settings_that_check_takes() {
     ] {
         let folder = folder();
         let init = [
-            "init", "--bundle", bundle, "--topic", "a \"b\"", "--topic", "c",
+            "init", "--bundle", bundle, "--topic", "^a \"b\"", "--topic", "c",
         ];
         let told = in_folder(
             folder.path(),

@@ -378,7 +378,8 @@ fn a_held_record_is_not_taken_for_the_end() {
     await_lags(&daemon, &[1, 0, 0]);
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(lags(&daemon, 3), [1, 0, 0]);
-    assert_eq!(topics.committed().get(&0), None);
+    // Where it starts is committed at once; the record is not.
+    assert!(topics.committed().get(&0).is_none_or(|&next| next == 0));
     registry.is(Mood::Well);
     daemon.await_count("dead_letters", 1);
     await_lags(&daemon, &[0, 0, 0]);
