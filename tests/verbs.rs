@@ -52,7 +52,7 @@ fn init_writes_settings_that_check_takes() {
         config.with_code(0);
         for setting in [
             "kafka.brokers = \"k1:1,k2:2\"",
-            "kafka.topics = [\"a \\\"b\\\"\", \"c\"]",
+            "kafka.topics = [\"^a \\\"b\\\"\", \"c\"]",
             &format!("model.bundle = \"{bundle}\""),
             &format!("input.format = \"{format}\""),
             &format!("threshold.false_alarm_rate = {rate}"),
