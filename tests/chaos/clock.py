@@ -1,20 +1,28 @@
 """A daemon's wall clock that jumps while the daemon runs. Its monotonic clock is left alone, as by a real jump."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 # Of Debian's package faketime; MT is for programs with threads.
 LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+# What that lacks.
+WAITS = Path(__file__).resolve().parent / "wall_clock_waits.c"
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def missing():
     """What the fault cannot be done without, in words for the person."""
-    return None if LIBRARY else "install faketime (`make tools`; Debian: faketime)"
+    if LIBRARY is None:
+        return "install faketime (`make tools`; Debian: faketime)"
+    return None if shutil.which("cc") else "install a C compiler (Debian: build-essential)"
 
 
 class Clock:
     def __init__(self, file):
         self.file = file
+        self.waits = file.with_suffix(".so")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", self.waits, WAITS], check=True)
         self.shift("+0d")
 
     def shift(self, by):
@@ -26,7 +34,7 @@ class Clock:
 
     def environment(self):
         return {
-            "LD_PRELOAD": str(LIBRARY),
+            "LD_PRELOAD": f"{self.waits}:{LIBRARY}",
             "FAKETIME_TIMESTAMP_FILE": str(self.file),
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
