@@ -93,7 +93,7 @@ check-advisories: # in a make of its own, which sees the database that was fetch
 	    echo "!!! ADVISORIES NOT CHECKED: there is no copy of the RustSec database"; \
 	fi
 
-# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of those named there.
+# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of those below.
 KILLS ?= 10
 RECORDS ?= 100000
 DELIVERY ?= exactly-once

@@ -1,7 +1,8 @@
 """Does delivery hold while everything around it breaks?
 
 A stream goes through residuald on three brokers of a real Apache Kafka while daemons are killed, stopped and restarted,
-brokers go and come, and the network fails, by a plan that a seed gives. Then every record produced is looked for.
+brokers go and come, the network fails, clocks jump and disks are full, by a plan that a seed gives. Then every record
+produced is looked for.
 
     .venv/bin/python tests/chaos --records 100000 --kills 10 --delivery exactly-once --seed 7
 
@@ -82,7 +83,7 @@ def parse_options():
     parser.add_argument("--daemons", type=int, default=2)
     parser.add_argument("--group", choices=GROUPS, default="cooperative", help="how replicas share (cooperative)")
     parser.add_argument("--session", type=float, default=3, help="the group's session timeout in seconds (3)")
-    parser.add_argument("--faults", default=",".join(LANES), help="kind[:count],... (all kinds)")
+    parser.add_argument("--faults", default=",".join(LANES), help=f"kind[:count],... (all kinds: {' '.join(LANES)})")
     parser.add_argument("--rate", type=float, default=0, help="records a second, at most (as fast as they are judged)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target/chaos", help="for logs (target/chaos)")
     parser.add_argument("--residuald", type=Path, default=built_last(), help="the binary (release or debug, the newer)")
