@@ -93,14 +93,14 @@ check-advisories: # in a make of its own, which sees the database that was fetch
 	    echo "!!! ADVISORIES NOT CHECKED: there is no copy of the RustSec database"; \
 	fi
 
-# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of kill stop freeze term rolling brokers crash network.
+# What `chaos` does; tests/chaos --help says more. FAULTS: kind[:count],... of those below.
 KILLS ?= 10
 RECORDS ?= 100000
 DELIVERY ?= exactly-once
 SEED ?= 0
 DAEMONS ?= 2
 GROUP ?= cooperative
-FAULTS ?= kill,stop,freeze,term,rolling,brokers,crash,network
+FAULTS ?= kill,stop,freeze,term,rolling,brokers,crash,network,sleep,clock,disk,partitions
 CHAOS := .venv/bin/python tests/chaos
 
 .PHONY: chaos
@@ -202,11 +202,11 @@ fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fu
 # Alertmanager as services when it installs them; the tests use neither.
 WANTED := java:openjdk-17-jre-headless mvn:maven kcat:kcat openssl:openssl shellcheck:shellcheck chromium:chromium \
     promtool:prometheus prometheus-alertmanager:prometheus-alertmanager systemd-analyze:systemd \
-    cmake:cmake /usr/sbin/krb5kdc:krb5-kdc /usr/sbin/kadmin.local:krb5-admin-server kinit:krb5-user \
+    cmake:cmake faketime:faketime /usr/sbin/krb5kdc:krb5-kdc /usr/sbin/kadmin.local:krb5-admin-server kinit:krb5-user \
     /usr/include/sasl/sasl.h:libsasl2-dev /usr/share/doc/libsasl2-modules-gssapi-mit:libsasl2-modules-gssapi-mit
 
 .PHONY: tools
-tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager, Kerberos
+tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, Chromium, Prometheus, Alertmanager, Kerberos, faketime
 	@missing=""; \
 	for wanted in $(WANTED); do \
 	    command -v "$${wanted%%:*}" >/dev/null || [ -e "$${wanted%%:*}" ] || missing="$$missing $${wanted#*:}"; \

@@ -1,7 +1,8 @@
 """Does delivery hold while everything around it breaks?
 
 A stream goes through residuald on three brokers of a real Apache Kafka while daemons are killed, stopped and restarted,
-brokers go and come, and the network fails, by a plan that a seed gives. Then every record produced is looked for.
+brokers go and come, the network fails, clocks jump and disks are full, by a plan that a seed gives. Then every record
+produced is looked for.
 
     .venv/bin/python tests/chaos --records 100000 --kills 10 --delivery exactly-once --seed 7
 
@@ -21,9 +22,11 @@ import threading
 import time
 from pathlib import Path
 
+import clock
+import disk
 from cluster import ROOT, Cluster, missing_tools
 from daemons import GROUP, GROUPS, TOPICS, Fleet
-from faults import World
+from faults import ADDED, World
 from kafka import TopicPartition
 from plan import LANES, make_plan, parse_faults
 from stream import Records, Stream
@@ -49,12 +52,26 @@ def main():
     if missing := missing_tools(options.residuald):
         say(f"!!! SKIPPED chaos: {missing}")
         sys.exit(bool(os.environ.get("RESIDUALD_TEST_STRICT")))
+    plan = without_missing(plan)
+    options.fake_clocks = any(fault.kind == "clock" for fault in plan)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    disk.unmount_left_over(options.dir / "kafka")
     shutil.rmtree(options.dir, ignore_errors=True)
     options.dir.mkdir(parents=True)
     report = run(options, plan)
     print(json.dumps(report))
     sys.exit(not report["held"])
+
+
+def without_missing(plan):
+    """The faults that can be done here."""
+    for kind, missing in {"clock": clock.missing, "disk": disk.missing}.items():
+        if any(fault.kind == kind for fault in plan) and (why := missing()):
+            say(f"!!! SKIPPED the fault {kind}: {why}")
+            if os.environ.get("RESIDUALD_TEST_STRICT"):
+                sys.exit(1)
+            plan = [fault for fault in plan if fault.kind != kind]
+    return plan
 
 
 def parse_options():
@@ -66,7 +83,7 @@ def parse_options():
     parser.add_argument("--daemons", type=int, default=2)
     parser.add_argument("--group", choices=GROUPS, default="cooperative", help="how replicas share (cooperative)")
     parser.add_argument("--session", type=float, default=3, help="the group's session timeout in seconds (3)")
-    parser.add_argument("--faults", default=",".join(LANES), help="kind[:count],... (all kinds)")
+    parser.add_argument("--faults", default=",".join(LANES), help=f"kind[:count],... (all kinds: {' '.join(LANES)})")
     parser.add_argument("--rate", type=float, default=0, help="records a second, at most (as fast as they are judged)")
     parser.add_argument("--dir", type=Path, default=ROOT / "target/chaos", help="for logs (target/chaos)")
     parser.add_argument("--residuald", type=Path, default=built_last(), help="the binary (release or debug, the newer)")
@@ -87,6 +104,8 @@ def run(options, plan):
     expected = expected_verdicts(options.residuald)
     records = Records(options.records)
     with Cluster(options.dir / "kafka", BROKERS) as cluster:
+        for broker in {fault.target for fault in plan if fault.kind == "disk"}:
+            cluster.put_on_small_disk(broker)
         cluster.create_topics(list(TOPICS.values()), PARTITIONS)
         fleet = Fleet(options.dir, cluster.proxied, options)
         world = World(cluster, fleet)
@@ -129,7 +148,7 @@ class Show:
         self.stream = Stream(
             cluster.bootstrap, TOPICS["in"], PARTITIONS, records, options.rate, limit=self.may_be_produced
         )
-        self.partitions = [TopicPartition(TOPICS["in"], p) for p in range(PARTITIONS)]
+        world.stream = self.stream
         self.ended = threading.Event()
 
     def may_be_produced(self):
@@ -196,19 +215,27 @@ class Show:
             time.sleep(0.2)
 
     def committed(self):
-        offsets = self.world.cluster.committed(GROUP, self.partitions)
-        return {p: max(0, offsets.get(p, 0)) for p in range(PARTITIONS)}
+        # They become more where some are added.
+        partitions = range(len(self.stream.placed))
+        offsets = self.world.cluster.committed(GROUP, [TopicPartition(TOPICS["in"], p) for p in partitions])
+        return {p: max(0, offsets.get(p, 0)) for p in partitions}
 
     def check_commits(self):
         """The group's last word; what an ended daemon leaves open may take a moment."""
         if (committed := self.committed()) != self.stream.ends():
             self.world.fleet.violation(f"committed {committed}, produced up to {self.stream.ends()}")
+        due = PARTITIONS + ADDED * self.world.done.get("partitions", 0)
+        used = sum(1 for placed in self.stream.placed if placed)
+        if used < due and self.stream.failure is None:
+            self.world.fleet.violation(f"records went to {used} partitions of {due}: a longer stream is needed")
 
 
 def result(options, show, findings, seconds):
     fleet = show.world.fleet
     exact = options.delivery == "exactly-once"
-    broken = findings.lost or findings.reordered or findings.wrong or (exact and findings.duplicated)
+    # Only a daemon whose clock is wrong may leave a time out.
+    wrong = findings.wrong + (0 if show.world.done.get("clock") else findings.timeless)
+    broken = findings.lost or findings.reordered or wrong or (exact and findings.duplicated)
     kinds = [show.records.kind(n) for n in range(options.records)]
     report = {
         "produced": show.stream.acknowledged,
@@ -216,7 +243,8 @@ def result(options, show, findings, seconds):
         "duplicated": findings.duplicated,
         "reordered": findings.reordered,
         "kills": show.world.done.get("kill", 0),
-        "wrong": findings.wrong,
+        "wrong": wrong,
+        "timeless": findings.timeless,
         "held": not (broken or fleet.violations or show.stream.acknowledged != options.records),
         "delivery": options.delivery,
         "seed": options.seed,

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from disk import SmallDisk
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
@@ -25,6 +26,8 @@ class Cluster:
     def __init__(self, folder, brokers):
         self.folder = folder
         self.brokers = brokers
+        # By broker; of those whose disk can be full.
+        self.disks = {}
 
     def __enter__(self):
         base = free_ports(self.brokers)
@@ -39,6 +42,8 @@ class Cluster:
         self.proxy.end()
         self.admin.close()
         self.kafka_sh("stop")
+        for disk in self.disks.values():
+            disk.unmount()
 
     def kafka_sh(self, *arguments):
         command = [KAFKA, *map(str, arguments), "--dir", self.folder]
@@ -54,6 +59,32 @@ class Cluster:
         topics = [NewTopic(name, num_partitions=partitions, replication_factor=self.brokers) for name in names]
         self.admin.create_topics(topics)
         self.await_in_sync(names)
+
+    def add_partitions(self, topic, total):
+        admin = self.new_admin()
+        try:
+            patient(lambda: admin.create_partitions({topic: total}))
+        finally:
+            admin.close()
+        self.await_in_sync([topic])
+
+    def put_on_small_disk(self, broker):
+        """Moves a broker that has no topics yet to a disk that can be full."""
+        data = self.folder / f"data-{broker}"
+        disk = self.disks[broker] = SmallDisk(self.folder / f"disk-{broker}")
+        self.kafka_sh("stop-broker", broker)
+        subprocess.run(["cp", "-a", "--sparse=always", f"{data}/.", disk.folder], check=True)
+        shutil.rmtree(data)
+        data.symlink_to(disk.folder)
+        self.kafka_sh("start-broker", broker)
+
+    def runs(self, broker):
+        """Whether the broker's process is there: it may have ended by itself."""
+        pid = (self.folder / f"server-{broker}.pid").read_text().strip()
+        try:
+            return f"server-{broker}.properties" in Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return False
 
     def await_in_sync(self, names, patience=120):
         """Waits until every replica is in sync, so that the next broker may go."""

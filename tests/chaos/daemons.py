@@ -7,7 +7,9 @@ import subprocess
 import threading
 import time
 import urllib.request
+from datetime import UTC, datetime
 
+from clock import Clock
 from cluster import ROOT
 from stream import BUNDLE
 
@@ -18,6 +20,8 @@ DRAIN = 15.0  # seconds
 # What a daemon may take beyond its drain: starting up, a last commit, a busy machine.
 DRAIN_GRACE = 15.0
 BACKOFF = 0.5  # seconds between an end and the next start
+# Between two polls a daemon may take so long; the fault `sleep` takes longer.
+MAX_POLL_INTERVAL = 45  # seconds
 # Of the exit codes in README.md those that a sound daemon with sound settings may meet: done, and Kafka unreachable.
 NAMED_CODES = {0, 69}
 
@@ -89,6 +93,7 @@ class Slot:
         self.binary = options.residuald
         self.config = folder / f"daemon-{number}.toml"
         self.config.write_text(config(number, brokers, options))
+        self.clock = Clock(folder / f"clock-{number}") if options.fake_clocks else None
         self.process = None
         self.logs = []
         self.wanted = True
@@ -108,8 +113,12 @@ class Slot:
             with log.open("w") as stderr:
                 command = [self.binary, "run", "--config", self.config]
                 self.started, self.expected = time.monotonic(), None
-                self.process = subprocess.Popen(command, stderr=stderr, stdin=subprocess.DEVNULL, env=environment())
-            self.ended(self.process.wait())
+                own = environment() | (self.clock.environment() if self.clock else {})
+                self.process = subprocess.Popen(command, stderr=stderr, stdin=subprocess.DEVNULL, env=own)
+            code = self.process.wait()
+            if self.clock:
+                self.clock.forget(self.process.pid)
+            self.ended(code)
             if self.wanted:
                 time.sleep(BACKOFF)
 
@@ -158,16 +167,28 @@ class Slot:
                 return json.loads(line)["address"]
         return None
 
-    def get(self, path):
+    def get(self, path, put=None):
         """The body; None from a daemon that is down, stopped, or not ready."""
         try:
-            with urllib.request.urlopen(f"http://{self.address()}{path}", timeout=1) as answer:
+            question = urllib.request.Request(f"http://{self.address()}{path}", put, method="PUT" if put else "GET")
+            with urllib.request.urlopen(question, timeout=1) as answer:
                 return answer.read().decode()
         except (OSError, ValueError):
             return None
 
     def ready(self):
         return self.alive() and self.get("/readyz") is not None
+
+    def days_off(self):
+        """How far its wall clock is off, by the line that it logs when its log level is set; None if it has no say."""
+        level = self.get("/log-level")
+        if level is None or self.get("/log-level", put=level.encode()) is None:
+            return None
+        told = [line for line in self.logs[-1].read_text().splitlines() if "the log level changes" in line]
+        if not told:
+            return None
+        said = datetime.fromisoformat(json.loads(told[-1])["timestamp"])
+        return (said - datetime.now(UTC)).total_seconds() / 86_400
 
     def scrape(self):
         for line in (self.get("/metrics") or "").splitlines():
@@ -181,10 +202,11 @@ def environment():
 
 
 def timeouts(options):
+    poll = {"max.poll.interval.ms": int(max(MAX_POLL_INTERVAL, options.session) * 1000)}
     # KIP-848: the session timeout is the broker's.
     if options.group == "consumer":
-        return {}
-    return {"session.timeout.ms": int(options.session * 1000), "heartbeat.interval.ms": 500}
+        return poll
+    return poll | {"session.timeout.ms": int(options.session * 1000), "heartbeat.interval.ms": 500}
 
 
 def config(slot, brokers, options):

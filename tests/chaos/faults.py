@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from cluster import Cluster, wait_for
 from daemons import TOPICS, Fleet
+from stream import Stream
+
+# Partitions that one fault adds.
+ADDED = 2
 
 
 @dataclass
@@ -15,6 +19,7 @@ class World:
 
     cluster: Cluster
     fleet: Fleet
+    stream: Stream | None = None
     done: dict = field(default_factory=dict)
 
     def strike(self, fault):
@@ -39,7 +44,8 @@ def kill(world, fault):
 
 
 def stop(world, fault):
-    """Stands still, `stop` for longer than its session, `freeze` for less, then goes on as if nothing had been."""
+    """Stands still, then goes on as if nothing had been: `stop` for longer than its session, `freeze` for less, `sleep`
+    for longer than every interval that the group or a transaction knows."""
     slot = world.fleet[fault.target]
     with world.trouble():
         wait_for(f"daemon {fault.target} to be ready", slot.ready)
@@ -90,6 +96,40 @@ def network(world, fault):
         world.cluster.proxy.set("pass", client)
 
 
+def clock(world, fault):
+    """The wall clock of a daemon jumps, and stays there until the next jump."""
+    slot = world.fleet[fault.target]
+    slot.clock.shift(fault.mode)
+
+    def jumped():
+        off = slot.days_off()
+        return off is not None and abs(off - int(fault.mode[:-1])) < 0.1
+
+    wait_for(f"the clock of daemon {fault.target} to be off by {fault.mode}", jumped)
+
+
+def disk(world, fault):
+    """A broker's disk is full; Kafka then ends. It is started again once there is room."""
+    cluster, broker = world.cluster, fault.target
+    small = cluster.disks[broker]
+    with world.trouble():
+        try:
+            wait_for(f"the disk of broker {broker} to be full", small.fill)
+            wait_for(f"broker {broker} to end since its disk is full", lambda: not cluster.runs(broker))
+            time.sleep(fault.seconds)
+        finally:
+            small.make_room()
+        cluster.kafka_sh("start-broker", broker)
+        cluster.await_in_sync(list(TOPICS.values()))
+
+
+def partitions(world, fault):
+    """The input topic gets more partitions, and the producer writes to them."""
+    known = len(world.stream.partitions())
+    world.cluster.add_partitions(TOPICS["in"], known + ADDED)
+    wait_for("the producer to know the new partitions", lambda: len(world.stream.partitions()) == known + ADDED)
+
+
 FAULTS = {
     "kill": kill,
     "stop": stop,
@@ -99,4 +139,8 @@ FAULTS = {
     "brokers": brokers,
     "crash": crash,
     "network": network,
+    "sleep": stop,
+    "clock": clock,
+    "disk": disk,
+    "partitions": partitions,
 }

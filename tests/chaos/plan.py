@@ -1,7 +1,8 @@
 """What goes wrong, where in the stream. The same seed gives the same plan."""
 
+import itertools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Kind: what it does it to. Faults of one lane follow each other; lanes go on side by side, so a daemon may be killed
 # while a broker is down.
@@ -14,10 +15,18 @@ LANES = {
     "brokers": "brokers",
     "crash": "brokers",
     "network": "network",
+    "sleep": "daemons",
+    "clock": "daemons",
+    "disk": "brokers",
+    "partitions": "topics",
 }
 NETWORK_MODES = ("cut", "hole", "deaf", "slow")
 # The last record that a fault may wait for, as a share of the stream: what follows shows that it was survived.
 LAST = 0.95
+# Of a fault after which records have to go where none went before.
+LAST_PARTITIONS = 0.6
+# In this order: a day ahead, a day behind, right again.
+CLOCKS = ("+1d", "-1d", "+0d")
 
 
 @dataclass(frozen=True)
@@ -38,20 +47,25 @@ class Fault:
 
     def __str__(self):
         whom = f"{'broker' if self.lane == 'brokers' else 'daemon'} {self.target}" if self.target else "all"
+        if self.lane == "topics":
+            whom = "the input topic"
         how = f" {self.mode}" if self.mode else ""
         lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
         return f"{self.kind}{how}, {whom}{lasts}"
 
 
 def parse_faults(text, kills):
-    """`kill,stop:3,network` to {kind: count}; what has no count happens once for every ten kills, at least once."""
+    """`kill,stop:3,network` to {kind: count}; what has no count happens once for every ten kills, at least once.
+
+    A sleep is long and happens once for every fifty. The clock jumps three times for every ten: there and back.
+    """
     counts = {}
     for part in text.split(","):
         kind, _, count = part.strip().partition(":")
         if kind not in LANES:
             raise ValueError(f"no fault is named '{kind}': one of {', '.join(LANES)}")
-        usual = kills if kind == "kill" else max(1, kills // 10)
-        counts[kind] = int(count) if count else usual
+        usual = {"kill": kills, "sleep": max(1, kills // 50), "clock": len(CLOCKS) * max(1, kills // 10)}
+        counts[kind] = int(count) if count else usual.get(kind, max(1, kills // 10))
     return counts
 
 
@@ -61,9 +75,17 @@ def make_plan(seed, records, counts, daemons, brokers, session):
     plan = []
     for kind, count in counts.items():
         for number in range(count):
-            at = rng.randrange(int(records * 0.02), int(records * LAST))
+            last = LAST_PARTITIONS if kind == "partitions" else LAST
+            at = rng.randrange(int(records * 0.02), int(records * last))
             plan.append(one(rng, kind, number, at, daemons, brokers, session))
-    return sorted(plan, key=lambda fault: fault.at)
+    return with_clocks(sorted(plan, key=lambda fault: fault.at))
+
+
+def with_clocks(plan):
+    """Says to which time the clock jumps: always the same daemon's, so that each is a jump."""
+    modes = itertools.cycle(CLOCKS)
+    target = next((fault.target for fault in plan if fault.kind == "clock"), 0)
+    return [replace(fault, mode=next(modes), target=target) if fault.kind == "clock" else fault for fault in plan]
 
 
 def one(rng, kind, number, at, daemons, brokers, session):
@@ -74,7 +96,11 @@ def one(rng, kind, number, at, daemons, brokers, session):
             return Fault(at, kind, wait, daemon, session * rng.uniform(1.5, 2.5))
         case "freeze":
             return Fault(at, kind, wait, daemon, session * rng.uniform(0.3, 0.9))
-        case "rolling" | "brokers":
+        case "sleep":
+            return Fault(at, kind, wait, daemon, rng.uniform(60, 70))
+        case "disk":
+            return Fault(at, kind, wait, rng.randint(1, brokers), rng.uniform(3, 10))
+        case "rolling" | "brokers" | "partitions":
             return Fault(at, kind, wait, 0, 0)
         case "crash":
             return Fault(at, kind, wait, rng.randint(1, brokers), rng.uniform(1, 8))

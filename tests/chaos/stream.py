@@ -78,9 +78,14 @@ class Stream(threading.Thread):
         self.acknowledged = 0
         self.failure = None
         self.stopped = threading.Event()
+        self.producer = None
+
+    def partitions(self):
+        """Those of the topic that the producer knows."""
+        return self.producer.partitions_for(self.topic)
 
     def run(self):
-        producer = KafkaProducer(
+        self.producer = producer = KafkaProducer(
             bootstrap_servers=self.bootstrap,
             enable_idempotence=True,
             acks="all",
@@ -88,6 +93,8 @@ class Stream(threading.Thread):
             batch_size=1 << 16,
             compression_type="lz4",
             delivery_timeout_ms=600_000,
+            # New partitions are soon written to.
+            metadata_max_age_ms=1000,
         )
         try:
             self.send_all(producer)
@@ -111,6 +118,8 @@ class Stream(threading.Thread):
             sent.add_callback(self.put, n).add_errback(self.failed)
 
     def put(self, n, where):
+        while len(self.placed) <= where.partition:
+            self.placed.append([])
         placed = self.placed[where.partition]
         # Offsets are given in order, but a retried batch may be acknowledged late.
         placed.extend([None] * (where.offset + 1 - len(placed)))

@@ -98,6 +98,17 @@ def test_another_content_is_wrong(topic, change, monkeypatch):
     assert find(topics, monkeypatch) == (0, 0, 0, 1)
 
 
+def test_a_time_may_be_left_out_if_the_message_says_so_and_is_counted(monkeypatch):
+    for topic in ("scores", "dead-letters"):
+        topics = perfect()
+        first = topics[topic][0]
+        said = [*first.headers, (verify.OMITTED, b"key: why; value, timestamp: topic `x` takes no such time")]
+        topics[topic][0] = SimpleNamespace(**vars(first) | {"timestamp": first.timestamp + 1, "headers": said})
+        monkeypatch.setattr(verify, "read", lambda _, topic, topics=topics: topics[topic])
+        found = verify.verify(None, RECORDS, PLACED, EXPECTED)
+        assert (found.wrong, found.timeless) == (0, 1)
+
+
 def test_what_nobody_produced_or_belongs_elsewhere_is_wrong(monkeypatch):
     topics = perfect()
     extra = topics["scores"][0]
