@@ -106,10 +106,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
     };
-    let code = match print::unless_unread(|| dispatch(verb)) {
-        None | Some(Ok(())) => 0,
-        Some(Err(failure)) if failure.is_unread() => 0,
-        Some(Err(failure)) => {
+    let ended =
+        print::unless_unwritten(|| dispatch(verb)).unwrap_or_else(|e| Err(Failure::output(e)));
+    // What is left of a line, and whether the disk took it.
+    let flushed = ended.and_then(|()| std::io::stdout().flush().map_err(Failure::output));
+    let code = match flushed {
+        Ok(()) => 0,
+        Err(failure) if failure.is_unread() => 0,
+        Err(failure) => {
             let kind = if failure.code == 0 { "" } else { "error: " };
             eprintln!("{kind}{}", telemetry::hide(&failure.message));
             failure.code

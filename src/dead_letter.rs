@@ -39,7 +39,7 @@ pub struct Letter<'m> {
     /// The last part of the exception's name: `missing` of `residuald.decode.missing`.
     pub reason: Option<Cow<'m, str>>,
     pub message: Option<Cow<'m, str>>,
-    /// Its value, headers or key were left out, because it was too large for the topic.
+    /// Its value, headers or key were left out. A time that the topic does not take is not missed: a replay gives it a new one.
     pub omitted: bool,
 }
 
@@ -97,7 +97,7 @@ impl<'m> Entry<'m> {
             offset: number("offset"),
             reason: said("exception.class.name").map(last_part),
             message: said("exception.message"),
-            omitted: header(record, OMITTED).is_some(),
+            omitted: header(record, OMITTED).is_some_and(|note| lacks_more_than_its_time(note)),
         }))
     }
 
@@ -243,6 +243,15 @@ impl Obstacle {
             Obstacle::SourceIsDeadLetterTopic => "source_is_dead_letter_topic",
         }
     }
+}
+
+/// Whether a note of what was left out (`value, headers: why; timestamp: why`) names anything but the time.
+fn lacks_more_than_its_time(note: Option<&[u8]>) -> bool {
+    let note = String::from_utf8_lossy(note.unwrap_or_default());
+    note.split("; ").any(|part| {
+        let names = part.split_once(": ").map(|(names, _)| names);
+        names != Some("timestamp")
+    })
 }
 
 /// Which letters a person means, and where they are to go.

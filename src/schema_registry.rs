@@ -170,7 +170,7 @@ impl Fetcher {
                 self.is_up();
             }
             for (&id, fetched) in ids.iter().zip(fetched) {
-                self.settle(id, fetched, answered);
+                self.settle(id, fetched, answered, ids);
             }
             if !answered {
                 break;
@@ -178,8 +178,8 @@ impl Fetcher {
         }
     }
 
-    /// `answered`: the registry is there, whatever became of this schema.
-    fn settle(&mut self, id: u32, fetched: Fetched, answered: bool) {
+    /// `answered`: the registry is there, whatever became of this schema. `asked`: all that were asked for together.
+    fn settle(&mut self, id: u32, fetched: Fetched, answered: bool, asked: &[u32]) {
         match fetched {
             Ok(schema) => {
                 tracing::info!(id, "schema fetched");
@@ -191,7 +191,7 @@ impl Fetcher {
             Err(FetchError::Unavailable(problem)) if answered => self.is_stuck(id, &problem),
             Err(FetchError::Unavailable(problem)) => {
                 self.metrics.schema_registry_errors.inc();
-                self.wait_for_the_registry(&problem);
+                self.wait_for_the_registry(id, &problem, asked);
             }
         }
     }
@@ -223,7 +223,7 @@ impl Fetcher {
         self.wanted.delay(id, problem);
     }
 
-    fn wait_for_the_registry(&mut self, problem: &str) {
+    fn wait_for_the_registry(&mut self, id: u32, problem: &str, asked: &[u32]) {
         let now = Instant::now();
         // Those that were asked for together have failed together.
         let fresh = self.outage.as_ref().is_none_or(|outage| outage.next <= now);
@@ -231,9 +231,14 @@ impl Fetcher {
             (Some(outage), false) => outage.next,
             _ => now + self.is_down(problem),
         };
-        for (id, waiting) in &mut self.waiting {
+        self.wanted.delay(id, problem);
+        for (other, waiting) in &mut self.waiting {
             waiting.next = next;
-            self.wanted.delay(*id, problem);
+            // Those that were asked for have words of their own.
+            if !asked.contains(other) {
+                let why = format!("the registry does not answer: {problem}");
+                self.wanted.delay(*other, &why);
+            }
         }
     }
 

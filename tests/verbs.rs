@@ -376,3 +376,27 @@ fn a_verb_that_could_use_no_record_says_why_and_ends_with_65() {
         ended.stderr
     );
 }
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    for arguments in [
+        &["config"][..],
+        &["completions", "bash"],
+        &["check", "--bundle", "models/payments"],
+    ] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_residuald"));
+        command.args(arguments).current_dir(root());
+        command.env("RESIDUALD__KAFKA__TOPICS", "t");
+        command.env("RESIDUALD__MODEL__BUNDLE", "models/payments");
+        command.stdout(
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        );
+        let ended = command.output().unwrap();
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(65), "{arguments:?}: {told}");
+        assert!(told.contains("No space left on device"), "{told}");
+    }
+}

@@ -23,6 +23,7 @@ use super::refusals::{Refusal, Refusals};
 use super::scoring::{BATCH, all_cores};
 use super::threshold::{default_rate, default_rule};
 use sample::Sample;
+use trim::MOST_TIMES;
 
 /// Calibrate a bundle on recent normal records: new thresholds and p-values for the same model
 #[derive(clap::Args)]
@@ -38,7 +39,8 @@ Only normal records may count: a false-alarm rate says what share of them is fla
 What is left out is said. With --label, and in a folder of pictures with folders for its classes, it is the labelled anomalies. \
 With --exclude-flagged it is what a daemon has flagged, but for as many records as it flags of normal ones. With --contamination \
 it is that share of the records, those with the highest scores. Without any of them the bundle's calibration says how many \
-normal records score how high: if its threshold flags more than twice its share, the records beyond that number are left out. \
+normal records score how high: if its threshold flags more than twice its share, and more than chance explains, the records beyond \
+that number are left out. \
 --contamination 0 keeps them all.
 
 The bundle that is written is the old one with another calibration.json and another version. To put it in force set model.bundle, or write \
@@ -121,8 +123,11 @@ struct Summary<'r> {
     rate: f64,
     before: Side,
     after: Side,
-    /// The share of all that were scored that the threshold before, of all, flags; expected are `rate`.
+    /// The share of all that were scored that the threshold before, of all, flags at the bundle's own rate.
     flagged_before: f64,
+    /// That threshold and that rate.
+    #[serde(skip)]
+    in_force: (f32, f64),
     #[serde(skip_serializing_if = "Option::is_none")]
     segments: Option<SegmentSummary>,
 }
@@ -172,7 +177,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     };
     let mut sample = sample;
-    let flagged_before = sample.flagged_by(default_threshold(&bundle.calibration)?);
+    let in_force = (
+        default_threshold(&bundle.calibration)?,
+        default_rate(&bundle.calibration),
+    );
+    let flagged_before = sample.flagged_by(in_force.0);
     sample.trim(arguments.contamination, &bundle.calibration)?;
     let calibration = sample.calibration()?;
     let version = match &arguments.version {
@@ -181,6 +190,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let summary = Summary {
         flagged_before,
+        in_force,
         version,
         ..Summary::of(&sample, &bundle.calibration, &calibration)?
     };
@@ -287,6 +297,7 @@ impl<'r> Summary<'r> {
             before: side(before)?,
             after: side(after)?,
             flagged_before: 0.0,
+            in_force: (0.0, rate),
             segments,
         })
     }
@@ -302,7 +313,7 @@ impl<'r> Summary<'r> {
   median score    {:>14.4} {:>12.4}
   threshold       {:>14.4} {:>12.4}   at a false-alarm rate of {:.2e}
 
-The threshold before flags {:.2e} of the records.",
+The threshold before, {:.4} at a rate of {:.2e}, flags {:.2e} of the records.",
             count(self.records),
             HumanCount(self.cannot_be_scored),
             count(self.left_out),
@@ -313,6 +324,8 @@ The threshold before flags {:.2e} of the records.",
             before.threshold,
             after.threshold,
             self.rate,
+            self.in_force.0,
+            self.in_force.1,
             self.flagged_before,
         );
         self.print_left_out(arguments);
@@ -342,6 +355,7 @@ The threshold before flags {:.2e} of the records.",
             );
         }
         let too_high = told(self.left_out_too_high);
+        let times = self.flagged_before / self.in_force.1;
         match arguments.contamination {
             Some(_) => println!(
                 "{too_high} with the highest scores are left out, as --contamination says."
@@ -349,7 +363,11 @@ The threshold before flags {:.2e} of the records.",
             None if self.left_out_too_high > 0 => println!(
                 "{too_high} are left out as likely anomalies: the threshold before flags {:.1} times its share, and so many normal records\n\
                  do not score so high. If they are normal, keep them with --contamination 0.",
-                self.flagged_before / self.rate
+                times
+            ),
+            None if times > MOST_TIMES => println!(
+                "That is {times:.1} times its share, which in so few records may be chance, so none is left out. If they are anomalies,\n\
+                 say so with --label, --exclude-flagged or --contamination."
             ),
             None => {}
         }

@@ -6,17 +6,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::text::escaped_lines;
 
-/// Unwinds to [`unless_unread`], past everything that is to be closed on the way.
-struct Unread;
+/// Unwinds to [`unless_unwritten`], past everything that is to be closed on the way.
+struct Unwritten(io::Error);
 
-/// A line on standard output. If nobody reads it any more, the verb ends here, quietly.
+/// A line on standard output. If it cannot be written, the verb ends here: quietly if nobody reads it any more.
 pub fn line(text: Arguments<'_>) {
     let mut out = io::stdout().lock();
     let written = out.write_all(safe(text).as_bytes());
     drop(out);
-    if written.is_err() {
+    if let Err(e) = written {
         // Not `panic_any`, which would print that there was a panic.
-        resume_unwind(Box::new(Unread));
+        resume_unwind(Box::new(Unwritten(e)));
     }
 }
 
@@ -33,11 +33,13 @@ fn safe(text: Arguments<'_>) -> String {
     line
 }
 
-/// What `verb` gives; `None` if it ended because nobody reads its output.
-pub fn unless_unread<T>(verb: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(verb)) {
-        Ok(outcome) => Some(outcome),
-        Err(panic) if panic.is::<Unread>() => None,
+/// What `verb` gives.
+///
+/// # Errors
+/// It ended because standard output could not be written.
+pub fn unless_unwritten<T>(verb: impl FnOnce() -> T) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(verb)).or_else(|panic| match panic.downcast::<Unwritten>() {
+        Ok(unwritten) => Err(unwritten.0),
         Err(panic) => resume_unwind(panic),
-    }
+    })
 }

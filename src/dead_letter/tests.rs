@@ -127,6 +127,22 @@ fn a_letter_of_kafka_connect_is_listed_with_what_it_has() {
 }
 
 #[test]
+fn only_what_lacks_more_than_its_time_cannot_come_back() {
+    for (note, omitted) in [
+        ("timestamp: topic `a` takes no such time", false),
+        ("value: the topic takes 100 bytes", true),
+        ("value, headers: too large; timestamp: no such time", true),
+        ("the batch is too large to be read", true),
+        ("", true),
+    ] {
+        let mut message = message(Reason::Missing);
+        let note = Some(note.as_bytes().to_vec());
+        message.headers.push(("residuald.omitted".into(), note));
+        assert_eq!(letter(&record(&message)).omitted, omitted);
+    }
+}
+
+#[test]
 fn obstacles() {
     let whole = message(Reason::Missing);
     let (slim, _) = whole.slimmed(0, "message too large");

@@ -19,7 +19,7 @@ use crate::cli::threshold::default_rate;
 /// Below this quantile all records are kept.
 const BODY: f64 = 0.9;
 /// The threshold before may flag so many times its rate: chance, or a normal that has changed a little.
-const MOST_TIMES: f64 = 2.0;
+pub const MOST_TIMES: f64 = 2.0;
 /// More than this share are not left out on a guess.
 const MOST: f64 = 0.05;
 

@@ -19,6 +19,7 @@ use hyper_util::service::TowerToHyperService;
 use libfuzzer_sys::fuzz_target;
 use residuald::config::Secret;
 use residuald::http::{Access, Shown, router};
+use residuald::memory::Room;
 use residuald::message::Model;
 use residuald::metrics::Metrics;
 use residuald::picture::{FIELD, Limits, Reader};
@@ -68,7 +69,10 @@ fn app(access: Access) -> Router {
             threshold: 1.0,
             segments: None,
             normal: vec![0.5, 0.5],
-            reader: Some(Reader::new(pixels, FIELD, Limits::default())),
+            reader: Some((
+                Reader::new(pixels, FIELD, Limits::default()),
+                Room::of(16 << 20),
+            )),
         },
         std::time::Instant::now(),
     );
