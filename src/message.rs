@@ -172,6 +172,11 @@ pub fn dead_letter_message(letter: DeadLetter) -> Message {
     ] {
         headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
     }
+    if letter.payload.is_empty() {
+        // A record without a value is no dead letter: this one stands for a batch, and must not come back in place of it.
+        let note = "value, headers, key: the batch is too large to be read";
+        headers.push(header(OMITTED, note));
+    }
     let kind = Kind::DeadLetter(letter.error.reason);
     Message {
         about: About {

@@ -12,7 +12,6 @@ use crate::config;
 use crate::decode::{DecodeError, Decoder, Reason, RowError};
 use crate::kafka::decompression::Oversized;
 use crate::kafka::{Event, Rebalance, RebalanceKind, Source, Topics};
-use crate::message::OMITTED;
 use crate::metrics::{Metrics, SKIP_LOST};
 use crate::record::Record;
 use crate::status::Status;
@@ -438,10 +437,8 @@ fn bury_batch(
         reason: Reason::TooLarge,
         detail: detail.into(),
     };
-    // Who replays dead letters has to know that this one is not the record.
-    let headers = vec![(OMITTED, Some(&b"the batch is too large to be read"[..]))];
     let letter = Record {
-        headers,
+        headers: Vec::new(),
         ..last.clone()
     };
     let count = usize::try_from(records).unwrap_or(usize::MAX);

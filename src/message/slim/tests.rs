@@ -124,7 +124,7 @@ fn a_dead_letter_loses_as_little_as_makes_it_fit() {
 
 #[test]
 fn a_reason_is_cut_and_a_record_does_not_speak_of_what_it_lacks() {
-    let mut letter = letter(0, 0, 0);
+    let mut letter = letter(1, 1, 1);
     let reason = text(&letter, "__connect.errors.exception.message");
     assert!(
         reason.len() < 500 && reason.contains("bytes cut"),
@@ -136,14 +136,22 @@ fn a_reason_is_cut_and_a_record_does_not_speak_of_what_it_lacks() {
         source: source(),
         timestamp_ms: None,
         key: None,
-        payload: Vec::new(),
+        payload: b"{}".to_vec(),
         headers: letter.headers,
         error: RowError {
             reason: Reason::Missing,
             detail: "absent".into(),
         },
     };
+    let batch = DeadLetter {
+        payload: Vec::new(),
+        ..again.clone()
+    };
     assert!(!has(&dead_letter_message(again), OMITTED));
+    // No record lacks its value: this one stands for a batch that was too large.
+    let stands_in = dead_letter_message(batch);
+    let note = text(&stands_in, OMITTED);
+    assert!(note.starts_with("value, headers, key: "), "{note}");
 }
 
 #[test]
