@@ -1,5 +1,6 @@
 """Three brokers of a real Apache Kafka behind a proxy, and the harness' own view of them, which is not proxied."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from disk import SmallDisk
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -57,7 +58,9 @@ class Cluster:
 
     def create_topics(self, names, partitions):
         topics = [NewTopic(name, num_partitions=partitions, replication_factor=self.brokers) for name in names]
-        self.admin.create_topics(topics)
+        # A broker that was moved to a small disk has just come back.
+        with contextlib.suppress(TopicAlreadyExistsError):
+            patient(lambda: self.admin.create_topics(topics), but=TopicAlreadyExistsError)
         self.await_in_sync(names)
 
     def add_partitions(self, topic, total):
@@ -155,14 +158,14 @@ def free_ports(count):
                 own.close()
 
 
-def patient(question, patience=120):
-    """Asks again while brokers are away."""
+def patient(question, patience=120, but=()):
+    """Asks again while brokers are away. Errors of the kind `but` are answers."""
     deadline = time.monotonic() + patience
     while True:
         try:
             return question()
-        except KafkaError:
-            if time.monotonic() > deadline:
+        except KafkaError as error:
+            if isinstance(error, but) or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY)
 
