@@ -164,7 +164,7 @@ fn at_trace_from_the_start() {
 #[test]
 fn at_the_trace_of_each_library_while_it_runs() {
     let libraries = "trace,ureq=trace,ureq_proto=trace,ureq_proto::util=trace,log=trace,hyper=trace,\
-                     opentelemetry=trace,opentelemetry_otlp=trace,[x]=trace";
+                     opentelemetry=trace,opentelemetry_otlp=trace";
     logs(&BASIC, &["info", libraries]);
 }
 
