@@ -39,7 +39,7 @@ pub struct Batch {
     pub dead_letters: Vec<DeadLetter>,
     /// Tombstones: nothing to score.
     pub skipped: usize,
-    /// Of batches that Kafka's client could not hold, the records without a dead letter of their own.
+    /// Records of oversized batches that have no dead letter of their own.
     pub oversized: usize,
     /// For each partition in the batch the offset to resume from once all of it is delivered.
     pub offsets: Vec<(TopicPartition, i64)>,

@@ -1,6 +1,6 @@
 //! The command line: one file a verb.
 
-/// Takes the place of `std`'s in all verbs: that one panics when nobody reads standard output any more.
+/// Replaces the standard macro in all verbs, because that one panics when the reader of standard output has gone.
 macro_rules! println {
     () => { $crate::cli::print::line(format_args!("")) };
     ($($text:tt)+) => { $crate::cli::print::line(format_args!($($text)+)) };
@@ -81,7 +81,7 @@ enum Verb {
     Man(man::Arguments),
 }
 
-/// All verbs with their arguments, for whoever documents or tests them.
+/// All verbs with their arguments, for documentation and tests.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
@@ -108,7 +108,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let ended =
         print::unless_unwritten(|| dispatch(verb)).unwrap_or_else(|e| Err(Failure::output(e)));
-    // What is left of a line, and whether the disk took it.
+    // Flushes the last line and learns whether the disk took it.
     let flushed = ended.and_then(|()| std::io::stdout().flush().map_err(Failure::output));
     let code = match flushed {
         Ok(()) => 0,

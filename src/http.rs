@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Bytes of a request's line and headers, roughly, and of an answer that wait for the client. Longer requests are 414 or 431.
 const BUFFER: usize = 64 << 10;
 
-/// What is shown.
+/// The state that HTTP answers show.
 #[derive(Clone)]
 pub struct Shown {
     pub recent: Recent,

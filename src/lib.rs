@@ -37,6 +37,7 @@ pub mod cli;
 
 // Support.
 pub mod config;
+pub mod http_client;
 pub mod memory;
 pub mod metrics;
 pub mod recent;

@@ -432,7 +432,7 @@ impl Metrics {
         let labels = [topic, &partition];
         match lag {
             Some(lag) => self.consumer_lag.with_label_values(&labels).set(lag),
-            // What is not known has no series.
+            // An unknown lag has no series.
             None => drop(self.consumer_lag.remove_label_values(&labels)),
         }
         let last_finished = &self.partition_last_finished;

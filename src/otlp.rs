@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::http_client;
 use async_trait::async_trait;
 use opentelemetry::{Key, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
@@ -16,7 +17,7 @@ use opentelemetry_sdk::trace::{
 };
 use prometheus::IntCounter;
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::RootCerts;
 
 /// For one request, and for the attempts at one.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -134,14 +135,7 @@ struct Client {
 
 impl Client {
     fn new() -> Client {
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::NativeTls)
-            .root_certs(RootCerts::PlatformVerifier)
-            .build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(TIMEOUT))
-            .tls_config(tls)
+        let agent = http_client::agent(RootCerts::PlatformVerifier, TIMEOUT)
             .build()
             .new_agent();
         Client {

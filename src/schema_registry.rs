@@ -11,10 +11,11 @@ use crossbeam_channel::RecvTimeoutError;
 use jiff::Timestamp;
 use serde::Deserialize;
 use ureq::Agent;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::tls::{PemItem, RootCerts, parse_pem};
 
 use crate::config::{self, Authorization};
 use crate::decode::{Ask, Format, Schema, SchemaText, Schemas, Wanted};
+use crate::http_client;
 use crate::metrics::Metrics;
 
 /// Between tries while the registry is down, growing from the one to the other.
@@ -350,7 +351,7 @@ struct Problem {
 
 struct Registry {
     agent: Agent,
-    /// Of one request.
+    /// Limit for one request.
     timeout: Duration,
     url: String,
     authorization: Option<String>,
@@ -362,14 +363,7 @@ impl Registry {
             Some(path) => roots(path)?,
             None => RootCerts::PlatformVerifier,
         };
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::NativeTls)
-            .root_certs(roots)
-            .build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(settings.timeout))
-            .tls_config(tls)
+        let agent = http_client::agent(roots, settings.timeout)
             .user_agent(concat!("residuald/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();

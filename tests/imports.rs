@@ -33,9 +33,8 @@ fn layer(module: &str) -> Option<Layer> {
         "dead_letter" => Layer::Pure(7),
         "dataset" | "evaluation" => Layer::Files,
         "onnx" | "otlp" | "kafka" | "http" | "schema_registry" => Layer::Edge,
-        "config" | "memory" | "metrics" | "recent" | "shutdown" | "status" | "telemetry" => {
-            Layer::Support
-        }
+        "config" | "http_client" | "memory" | "metrics" | "recent" | "shutdown" | "status"
+        | "telemetry" => Layer::Support,
         "pipeline" => Layer::Pipeline,
         "cli" => Layer::Cli,
         "main" => Layer::Main,

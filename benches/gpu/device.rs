@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -256,7 +256,7 @@ fn bound(arguments: &Arguments) -> Result<(), Error> {
         for _ in 0..arguments.sessions {
             bound.push(Bound::new(arguments, &environment, &graph, batch)?);
         }
-        let barrier = Arc::new(Barrier::new(arguments.sessions));
+        let barrier = Barrier::new(arguments.sessions);
         let results = side_by_side(bound, |bound: &mut Bound| {
             let timed = measure(arguments, &barrier, || bound.run())?;
             Ok((timed, bound.sum()?))
@@ -272,7 +272,7 @@ struct Bound {
     way: Way,
     /// Page-locked input and outputs that are copied to and from those on the device, where the way has both.
     copies: Option<Copies>,
-    /// What is bound, so that it lives as long.
+    /// Bound to the session, so they live as long.
     outputs: Vec<DynTensor>,
     input: DynTensor,
     sum: f64,

@@ -253,17 +253,19 @@ def rate(measured, batch):
     return None
 
 
+def on_device(ways, sizes):
+    """(batch size, the scorer's rate over that on inputs in device memory), where both were measured."""
+    rates = [(size, rate(ways["scorer"], size), rate(ways["in device memory"], size)) for size in sizes]
+    return [(size, scorer / device) for size, scorer, device in rates if scorer and device]
+
+
 def rows(run):
     sizes = (1, 16, 64) if run.tiny else (1, 16, 64, 256, 1024, 4096, 16384)
     found = ways(run, "payments", sizes)
     core = [rate(found["CPU, one core, scorer"], size) for size in sizes]
     device = [rate(found["scorer"], size) for size in sizes]
     crosses = [s for s, c, d in zip(sizes, core, device, strict=True) if c and d and d > c]
-    share = [
-        (size, rate(found["scorer"], size) / rate(found["in device memory"], size))
-        for size in sizes
-        if rate(found["in device memory"], size) and rate(found["scorer"], size)
-    ]
+    share = on_device(found, sizes)
     return {
         "ways": found,
         "faster than one core from a batch of": crosses[0] if crosses else None,
@@ -275,11 +277,7 @@ def rows(run):
 def images(run):
     sizes = (1, 2) if run.tiny else (1, 4, 16, 64, 256)
     found = ways(run, "image256", sizes)
-    share = [
-        (size, rate(found["scorer"], size) / rate(found["in device memory"], size))
-        for size in sizes
-        if rate(found["in device memory"], size) and rate(found["scorer"], size)
-    ]
+    share = on_device(found, sizes)
     best = max((ratio for _, ratio in share), default=0)
     return {
         "ways": found,

@@ -91,7 +91,7 @@ struct Tensor {
     location: i32,
 }
 
-/// What is said of the file; that there is one is enough.
+/// Presence is enough; the content is not read.
 #[derive(Clone, PartialEq, Message)]
 struct Entry {}
 

@@ -93,7 +93,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What is quoted may be as long as a file.
+/// Quoted text is cut, because it may be as long as a file.
 fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
         text.truncate(end);

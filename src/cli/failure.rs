@@ -19,7 +19,7 @@ const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
 
-/// With this code and no message: nobody reads the output any more, so there is nothing to do and nobody to tell.
+/// With this code and no message, the reader of the output has gone: there is nothing to do and nobody to tell.
 const UNREAD: u8 = 0;
 
 #[derive(Debug)]

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::RootCerts;
 
+use crate::http_client;
 use crate::schema_registry;
 
 use super::failure::Failure;
@@ -101,16 +101,7 @@ fn ask(arguments: &Arguments) -> Result<String, Failure> {
         Some(path) => schema_registry::roots(path).map_err(Failure::usage)?,
         None => RootCerts::PlatformVerifier,
     };
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::NativeTls)
-        .root_certs(roots)
-        .build();
-    let agent = Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
-        .tls_config(tls)
-        .build()
-        .new_agent();
+    let agent = http_client::agent(roots, PATIENCE).build().new_agent();
     let url = format!("{}/status", arguments.url.trim_end_matches('/'));
     let unavailable = |e: ureq::Error| {
         let advice = advice(&url, &e.to_string(), arguments.ca_file.is_some());

@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::http_client;
 use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{
     SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign,
@@ -15,7 +16,7 @@ use reqsign_aws_core::{Credential, DefaultCredentialProvider};
 use reqsign_core::{Context, Env, FileRead, HttpSend, OsEnv, ProvideCredential as _};
 use tracing::subscriber::NoSubscriber;
 use ureq::Agent;
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::RootCerts;
 
 /// As AWS's own signers: the longest that MSK takes.
 const LIFETIME: Duration = Duration::from_secs(900);
@@ -121,14 +122,7 @@ struct Http(Agent);
 
 impl Http {
     fn new() -> Http {
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::NativeTls)
-            .root_certs(RootCerts::PlatformVerifier)
-            .build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(TIMEOUT))
-            .tls_config(tls)
+        let agent = http_client::agent(RootCerts::PlatformVerifier, TIMEOUT)
             .user_agent(USER_AGENT)
             .build()
             .new_agent();

@@ -448,7 +448,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        // What is missing is said once, by whoever looks for it.
+        // The watch reports a missing topic once.
         match error.rdkafka_error_code() {
             Some(code) if is_missing(code) => tracing::debug!("consumer: {error}: {reason}"),
             _ => self.complaint.error("consumer", &error, reason),

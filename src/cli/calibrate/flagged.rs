@@ -11,7 +11,7 @@ use crate::cli::failure::Failure;
 use crate::kafka::history::{Bound, History, Range, Span};
 use crate::shutdown::Shutdown;
 
-/// Of the records in a range.
+/// The flagged records of a range.
 #[derive(Default)]
 pub struct Flagged {
     /// Partition and offset: no more than the range has.

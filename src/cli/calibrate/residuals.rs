@@ -36,7 +36,7 @@ impl Residuals {
         self.left_out[bin(score)] += 1;
     }
 
-    /// Of each feature, over the records that are kept.
+    /// One value per feature, over the records that are kept.
     pub fn means(&self) -> Vec<f32> {
         let bins = || 0..BINS;
         let kept = |bin: usize| self.records[bin].saturating_sub(self.left_out[bin]);

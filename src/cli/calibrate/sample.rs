@@ -68,7 +68,7 @@ struct Waiting {
     flagged: bool,
 }
 
-/// What is scored.
+/// The records to score.
 struct Taken<'p> {
     payload: &'p [u8],
     key: Option<&'p [u8]>,

@@ -1,0 +1,20 @@
+//! The HTTP client that everything asks with: the schema registry, a collector of traces, AWS, a running daemon.
+
+use std::time::Duration;
+
+use ureq::Agent;
+use ureq::config::ConfigBuilder;
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::typestate::AgentScope;
+
+/// An agent that trusts `roots`, gives an exchange up after `timeout` and hands answers of any status over.
+pub fn agent(roots: RootCerts, timeout: Duration) -> ConfigBuilder<AgentScope> {
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::NativeTls)
+        .root_certs(roots)
+        .build();
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(timeout))
+        .tls_config(tls)
+}
