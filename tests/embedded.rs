@@ -407,7 +407,7 @@ fn http_tells_what_goes_on() {
         ("residuald_paused_partitions", 0.0),
         ("residuald_consumer_lag{partition=\"0\",topic=\"in\"}", 0.0),
     ] {
-        assert_eq!(daemon.metric(series), value, "{series}");
+        daemon.await_metric(series, value);
     }
     let anomalies = ["warning", "critical"]
         .map(|s| daemon.metric(&format!("residuald_anomalies_total{{severity=\"{s}\"}}")));

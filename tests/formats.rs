@@ -274,7 +274,7 @@ fn while_the_registry_is_down_only_records_with_new_schemas_wait() {
     });
     registry.is(Mood::Well);
     daemon.await_count("scored", 30);
-    assert_eq!(daemon.metric("residuald_paused_partitions"), 0.0);
+    daemon.await_metric("residuald_paused_partitions", 0.0);
 
     // Down in mid-stream, in every way.
     let moods = [

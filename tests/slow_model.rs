@@ -81,7 +81,7 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
         work *= 2.0;
     }
     daemon.is_balanced();
-    assert_eq!(daemon.metric("residuald_paused_partitions"), 0.0);
+    daemon.await_metric("residuald_paused_partitions", 0.0);
     assert_eq!(daemon.metric("residuald_rebalances_total"), rebalances);
     let ended = daemon.drains();
     assert!(

@@ -160,7 +160,7 @@ fn a_held_partition_is_held_at_every_look_and_says_why() {
     registry.is(Mood::Well);
     daemon.await_count("dead_letters", 50);
     await_lags(&daemon, &[0, 0]);
-    assert_eq!(daemon.metric("residuald_paused_partitions"), 0.0);
+    daemon.await_metric("residuald_paused_partitions", 0.0);
     assert_eq!(daemon.get("/readyz?verbose").1, "ready\n");
     daemon.drains();
 }
@@ -197,7 +197,7 @@ fn a_pause_says_why_and_the_lag_goes_on_growing() {
     wait_for("a pause", || {
         waits_for(&daemon).contains("behind").then_some(())
     });
-    assert_eq!(daemon.metric("residuald_paused_partitions"), 2.0);
+    daemon.await_metric("residuald_paused_partitions", 2.0);
     await_lags(&daemon, &[100, 100]);
     produce(&broker.brokers, "in", &spread(&sample(100), 2));
     await_lags(&daemon, &[150, 150]);
@@ -219,7 +219,7 @@ fn without_the_brokers_no_lag_is_made_up() {
     assert!(!daemon.get("/metrics").1.contains(&lag_series("in", 0)));
     broker.set_up(true).unwrap();
     await_lags(&daemon, &[0]);
-    assert_eq!(daemon.metric(&lag_series("in", 0)), 0.0);
+    daemon.await_metric(&lag_series("in", 0), 0.0);
     signal(daemon.pid(), "KILL");
 }
 

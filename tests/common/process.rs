@@ -210,6 +210,13 @@ impl Daemon {
             .unwrap()
     }
 
+    /// Waits until a gauge has `value`: it is set shortly after the counters of the same record.
+    pub fn await_metric(&self, series: &str, value: f64) {
+        wait_for(&format!("{series} {value}"), || {
+            (self.metric(series) == value).then_some(())
+        });
+    }
+
     /// Waits until nothing is in flight; then the books must balance.
     pub fn is_balanced(&self) {
         wait_for("an empty pipeline", || {
