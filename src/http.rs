@@ -111,7 +111,7 @@ fn is_verbose(uri: &Uri) -> bool {
     names.any(|name| name == Some("verbose"))
 }
 
-async fn ready(State((_, status)): Shared, uri: Uri) -> (StatusCode, String) {
+async fn ready(State((metrics, status)): Shared, uri: Uri) -> (StatusCode, String) {
     let waiting_for = status.waiting_for();
     let (code, mut text) = if waiting_for.is_empty() {
         (StatusCode::OK, "ready\n".into())
@@ -120,7 +120,10 @@ async fn ready(State((_, status)): Shared, uri: Uri) -> (StatusCode, String) {
         (StatusCode::SERVICE_UNAVAILABLE, text)
     };
     if is_verbose(&uri) {
-        for line in status.waiting_partitions() {
+        let missing = metrics.missing_topics().into_iter();
+        let missing =
+            missing.map(|topic| format!("topic {topic} is not there, or may not be used"));
+        for line in missing.chain(status.waiting_partitions()) {
             text += &line;
             text.push('\n');
         }

@@ -250,7 +250,7 @@ impl Metrics {
                 IntGaugeVec::new(
                     opts(
                         "topic_missing",
-                        "1 if a topic of kafka.topics cannot be read, or no topic matches the pattern, else 0. The other topics are read on.",
+                        "1 if a topic of kafka.topics cannot be read, if no topic matches a pattern of it, or if a topic that is written is not there, else 0. The other topics are read on; verdicts wait for theirs.",
                     ),
                     &["topic"],
                 ),
@@ -437,6 +437,21 @@ impl Metrics {
         }
         let last_finished = &self.partition_last_finished;
         last_finished.with_label_values(&labels).set(at);
+    }
+
+    pub fn set_topic_missing(&self, topic: &str, missing: bool) {
+        let gauge = self.topic_missing.with_label_values(&[topic]);
+        gauge.set(i64::from(missing));
+    }
+
+    /// Topics, and patterns that match none.
+    pub fn missing_topics(&self) -> Vec<String> {
+        let families = self.topic_missing.collect();
+        let series = families.iter().flat_map(|family| family.get_metric());
+        let missing = series.filter(|series| series.get_gauge().get_value() > 0.0);
+        let topic =
+            missing.filter_map(|series| Some(series.get_label().first()?.value().to_owned()));
+        topic.collect()
     }
 
     /// It belongs to somebody else now.

@@ -20,6 +20,7 @@ mod outbox;
 mod oversize;
 mod pictures;
 mod publish;
+mod refused;
 mod screening;
 mod serving;
 mod tally;

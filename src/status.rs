@@ -167,6 +167,7 @@ impl Status {
             "uptime_seconds": self.0.started.elapsed().as_secs_f64(),
             "ready": waiting_for.is_empty(),
             "waiting_for": waiting_for,
+            "missing_topics": metrics.missing_topics(),
             "model": in_force.model,
             "provider": in_force.provider,
             "threshold": in_force.threshold,

@@ -494,3 +494,41 @@ fn times_keys_and_header_names_that_others_do_not_take_cost_no_record() {
         assert_eq!(named, Some("own"));
     }
 }
+
+/// Settings of topics that change while it runs: what the brokers refuse goes again in another shape.
+#[test]
+fn a_topic_that_becomes_strict_costs_no_record() {
+    for delivery in DELIVERIES {
+        let Some(stream) = Stream::create("strict", delivery, DEFAULT_LIMIT) else {
+            return;
+        };
+        let daemon = stream.daemon(&[]);
+        let keyless = |payload: Vec<u8>| Note {
+            key: None,
+            timestamp_ms: Some(1_767_225_600_123),
+            ..Note::new("", payload)
+        };
+        stream.produce(&[keyless(good_with("1")), keyless(b"not json".to_vec())]);
+        stream.until_all_is_committed();
+        stream.set("scores", "cleanup.policy", "compact");
+        stream.set("dead", "message.timestamp.before.max.ms", "3600000");
+        // Brokers hear of it a little later.
+        std::thread::sleep(Duration::from_secs(2));
+        stream.produce(&[keyless(good_with("2")), keyless(b"not json".to_vec())]);
+        stream.until_all_is_committed();
+        daemon.is_balanced();
+        assert_eq!(
+            (daemon.count("scored"), daemon.count("dead_letters")),
+            (2, 2),
+            "{delivery}"
+        );
+        daemon.drains();
+        let (scores, dead) = (stream.read("scores"), stream.read("dead"));
+        assert_eq!((scores.len(), dead.len()), (2, 2), "{delivery}");
+        assert_eq!(about(&scores, 0).key, None);
+        let place = format!("{}-0-2", stream.name("in"));
+        assert_eq!(about(&scores, 2).key, Some(place.into_bytes()));
+        assert_eq!(omitted(about(&dead, 1)), "");
+        assert_eq!(omitted(about(&dead, 3)), "timestamp");
+    }
+}

@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use common::admin::Admin;
 use common::cluster::{Cluster, cluster, kafka_sh};
@@ -562,4 +563,49 @@ fn what_retention_deletes_before_it_is_read_is_counted_and_nothing_else_is_left_
     daemon.is_balanced();
     let log = daemon.drains().stderr;
     assert!(log.contains("were deleted before they were read"), "{log}");
+}
+
+/// A topic that is written: verdicts wait until it is there again, and none is lost.
+fn an_output_is_deleted(prefix: &'static str, delivery: &str) {
+    let Some(stage) = Stage::create(prefix) else {
+        return;
+    };
+    let topic = stage.topic("in", 1);
+    let daemon = stage.daemon(&[&topic], &[delivery]);
+    let (before, after) = (records(0, 100), records(100, 500));
+    stage.send(&topic, &before, 1);
+    stage.await_judged(&before);
+    let scores = stage.name("scores");
+    stage.admin.delete(&scores);
+    stage.send(&topic, &after, 1);
+    wait_for("the missing topic to be seen", || {
+        is_missing(&daemon, &scores).then_some(())
+    });
+    assert_eq!(
+        daemon.status()["missing_topics"],
+        serde_json::json!([scores])
+    );
+    let said = daemon.get("/readyz?verbose").1;
+    assert!(
+        said.contains(&format!("topic {scores} is not there")),
+        "{said}"
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    stage.admin.create(&scores, 1);
+    assert_eq!(stage.await_judged(&after), after.len());
+    stage.await_committed(&topic);
+    daemon.is_balanced();
+    assert!(!is_missing(&daemon, &scores));
+    assert_eq!(daemon.status()["missing_topics"], serde_json::json!([]));
+    daemon.drains();
+}
+
+#[test]
+fn verdicts_wait_for_their_topic() {
+    an_output_is_deleted("written", AT_LEAST_ONCE);
+}
+
+#[test]
+fn verdicts_wait_for_their_topic_exactly_once() {
+    an_output_is_deleted("written-once", EXACTLY_ONCE);
 }

@@ -309,6 +309,15 @@ fn the_end_is_the_end(prefix: &'static str, settings: &[&str]) {
         "nothing goes past an open transaction"
     );
     assert_eq!(daemon.count("scored"), 5);
+    // Three records wait, and so does the marker of the transaction that ended.
+    await_lags(&daemon, &[4, 0, 0]);
+    let waits = format!("an open transaction, at offset {end}, that hides 4 offsets");
+    let said = waits_for(&daemon);
+    assert!(said.contains(&waits), "{said}");
+    let stale = format!("{STALE_AFTER}{{partition=\"0\",topic=\"{topic}\"}}");
+    let finished = daemon.metric(&stale);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(daemon.metric(&stale), finished, "so the alert can fire");
     producer.commit_transaction(PATIENCE).unwrap();
     daemon.await_count("scored", 8);
     let end = end + 3 + 2;
@@ -316,6 +325,7 @@ fn the_end_is_the_end(prefix: &'static str, settings: &[&str]) {
         (committed() == Some(end)).then_some(())
     });
     await_lags(&daemon, &[0, 0, 0]);
+    assert!(partitions(&daemon, 3)[&0].get("waiting_for").is_none());
     daemon.is_balanced();
     daemon.drains();
     let verdicts = topics.kcat("scores");

@@ -90,6 +90,7 @@ impl Feed<'_> {
             let ticket = Ticket {
                 sequence: sent,
                 alone: false,
+                timestamp_ms: message.timestamp_ms,
             };
             while let Err(e) = self.sink.send(ticket, self.topic, &message) {
                 match e {
@@ -137,7 +138,9 @@ fn refused(error: SendError) -> Failure {
             "a record of {} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there",
             message.payload.len()
         )),
-        SendError::Failed { topic, problem } => {
+        SendError::Failed { topic, problem }
+        | SendError::Invalid { topic, problem, .. }
+        | SendError::NoTopic { topic, problem, .. } => {
             Failure::data(format!("topic `{topic}`: {problem}"))
         }
         SendError::QueueFull => Failure::internal("the local queue is full"),

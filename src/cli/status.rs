@@ -51,6 +51,8 @@ struct Status {
     /// Absent from a daemon of before.
     #[serde(default)]
     needs_restart: Vec<String>,
+    #[serde(default)]
+    missing_topics: Vec<String>,
     records: serde_json::Map<String, serde_json::Value>,
     partitions: Vec<Partition>,
 }
@@ -180,6 +182,9 @@ fn show(status: &Status) {
     line("threshold", format!("{:.4}", status.threshold));
     if !status.needs_restart.is_empty() {
         line("needs restart", status.needs_restart.join(", "));
+    }
+    if !status.missing_topics.is_empty() {
+        line("missing topics", status.missing_topics.join(", "));
     }
     for (name, count) in &status.records {
         line(&name.replace('_', " "), count.to_string());

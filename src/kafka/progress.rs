@@ -43,12 +43,23 @@ pub(super) struct Place {
     /// What readers may see ends here.
     pub end: Option<i64>,
     end_seen: Option<(Instant, Timestamp)>,
-    /// The end that the fetches told last.
-    fetched_end: Option<i64>,
+    /// What the fetches told last.
+    fetched: Option<FetchedEnd>,
+    /// Since when an open transaction hides its last offsets.
+    hidden_since: Option<Timestamp>,
     /// When a record was finished last, or none was left.
     moved: Timestamp,
     pub quiet_since: Instant,
     pub tail: Tail,
+}
+
+/// Where a partition ends, as its last fetch told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FetchedEnd {
+    /// Readers see what is below.
+    pub visible: i64,
+    /// Behind an open transaction this is larger.
+    pub all: i64,
 }
 
 /// Whether only offsets without records are left in a partition.
@@ -93,16 +104,34 @@ impl Place {
             },
             end: None,
             end_seen: None,
-            fetched_end: None,
+            fetched: None,
+            hidden_since: None,
             moved: now,
             quiet_since: Instant::now(),
             tail: Tail::Unknown,
         }
     }
 
-    /// Records that are not finished; `None` if the brokers have not told, or told long ago that there are none.
+    /// Records that are not finished, those behind an open transaction too; `None` if the brokers have not told, or told long
+    /// ago that there are none.
     pub fn lag(&self) -> Option<i64> {
-        let lag = (self.end? - self.finished?).max(0);
+        self.up_to(self.end?.max(self.fetched.map_or(-1, |end| end.all)))
+    }
+
+    /// The part of the lag that readers see.
+    pub fn visible_lag(&self) -> Option<i64> {
+        self.up_to(self.end?)
+    }
+
+    /// Offsets at the end that an open transaction hides, if nothing else is left.
+    fn hidden(&self) -> Option<(i64, Timestamp)> {
+        let waits = self.visible_lag() == Some(0) && self.quiet_since.elapsed() >= QUIET;
+        let hidden = self.lag().filter(|lag| waits && *lag > 0);
+        hidden.zip(self.hidden_since)
+    }
+
+    fn up_to(&self, end: i64) -> Option<i64> {
+        let lag = (end - self.finished?).max(0);
         let (seen, _) = self.end_seen?;
         (lag > 0 || seen.elapsed() < OUTDATED).then_some(lag)
     }
@@ -121,10 +150,13 @@ impl Place {
     }
 
     /// What fetches told: librdkafka repeats it, whether or not it fetches. So only a change is news.
-    fn fetches_tell(&mut self, end: i64) {
-        if self.fetched_end.replace(end) != Some(end) {
-            self.ends_at(end);
+    fn fetches_tell(&mut self, end: FetchedEnd) {
+        if self.fetched.replace(end) == Some(end) {
+            return;
         }
+        let is_hidden = end.all > end.visible;
+        self.hidden_since = is_hidden.then(|| self.hidden_since.unwrap_or_else(Timestamp::now));
+        self.ends_at(end.visible);
     }
 
     fn finishes(&mut self, next: i64) {
@@ -340,6 +372,12 @@ impl Source {
                 "its offsets from the brokers".to_owned(),
                 place.unknown_since(),
             )
+        } else if let Some((offsets, since)) = place.hidden() {
+            let what = format!(
+                "the end of an open transaction, at offset {}, that hides {offsets} offsets",
+                place.end.unwrap_or(-1)
+            );
+            (what, since)
         } else {
             return None;
         };

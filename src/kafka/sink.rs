@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rdkafka::client::{ClientContext, OAuthToken};
@@ -12,6 +12,7 @@ use rdkafka::message::{DeliveryResult, Headers as _, Message as _};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::watch::is_missing;
 use super::{
     KafkaError, LastComplaint, Limits, await_topic, client, client_config, owned_headers, sasl,
     transaction,
@@ -20,6 +21,11 @@ use crate::config::{Guarantee, Kafka};
 use crate::message::{About, Message};
 use crate::shutdown::Shutdown;
 
+/// How long the brokers may take to say whether a topic is there.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+/// After a question about limits the next one waits so long.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
 /// What goes with a message to the brokers and comes back with their answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticket {
@@ -27,6 +33,8 @@ pub struct Ticket {
     pub sequence: u64,
     /// No other message was on its way, so that a refusal is about this one.
     pub alone: bool,
+    /// The message's own timestamp, which librdkafka does not give back.
+    pub timestamp_ms: Option<i64>,
 }
 
 /// How one message of a batch fared.
@@ -46,6 +54,19 @@ pub enum SendError {
         topic: String,
         message: Box<Message>,
     },
+    /// Something of it, or of another message in the same batch, is against the topic's settings: its timestamp, or that it
+    /// has no key.
+    Invalid {
+        topic: String,
+        message: Box<Message>,
+        problem: String,
+    },
+    /// The topic is not there, or may not be written.
+    NoTopic {
+        topic: String,
+        message: Box<Message>,
+        problem: String,
+    },
     /// librdkafka gave up for good.
     Failed { topic: String, problem: String },
 }
@@ -58,6 +79,7 @@ pub struct Sink {
     deliveries: Receiver<Delivery>,
     config: ClientConfig,
     limits: Limits,
+    limits_asked: Option<Instant>,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -124,6 +146,7 @@ impl Sink {
             transactional_id,
             deliveries,
             limits: Limits::of_client(&config),
+            limits_asked: None,
             config,
         })
     }
@@ -143,8 +166,13 @@ impl Sink {
         Ok(())
     }
 
-    /// Asks again for the limits of the topics: somebody may have changed them.
+    /// Asks again for the limits of the topics, if that was not done just now: somebody may have changed them.
     pub fn ask_limits(&mut self) {
+        let recently = |asked: Instant| asked.elapsed() < ASK_EVERY;
+        if self.limits_asked.is_some_and(recently) {
+            return;
+        }
+        self.limits_asked = Some(Instant::now());
         self.limits = Limits::ask(&self.config, &self.limits.topics());
     }
 
@@ -182,19 +210,23 @@ impl Sink {
         }
         self.producer
             .send(record)
-            .map_err(|(error, _)| match error {
-                ClientError::MessageProduction(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
-                ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge) => {
-                    SendError::TooLarge {
-                        topic: topic.to_owned(),
-                        message: Box::new(message.clone()),
-                    }
-                }
-                other => SendError::Failed {
-                    topic: topic.to_owned(),
-                    problem: other.to_string(),
-                },
-            })
+            .map_err(|(error, _)| send_error(&error, topic, || message.clone()))
+    }
+
+    /// Whether a topic is there and may be written; `None` if the brokers do not say.
+    pub fn has_topic(&self, topic: &str) -> Option<bool> {
+        let client = self.producer.client();
+        let metadata = client.fetch_metadata(Some(topic), ASK_WITHIN).ok()?;
+        let found = metadata.topics().iter().find(|t| t.name() == topic)?;
+        match found.error().map(RDKafkaErrorCode::from) {
+            None => Some(!found.partitions().is_empty()),
+            Some(code) => is_missing(code).then_some(false),
+        }
+    }
+
+    /// The topics that were named at the start.
+    pub fn topics(&self) -> Vec<String> {
+        self.limits.topics()
     }
 
     pub(super) fn brokers(&self) -> &str {
@@ -216,6 +248,35 @@ impl Sink {
             .purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
         let _ = self.producer.flush(Duration::from_millis(100));
         self.abort_if_open();
+    }
+}
+
+/// What a failure means, with the message where that is of use.
+fn send_error(error: &ClientError, topic: &str, message: impl FnOnce() -> Message) -> SendError {
+    use RDKafkaErrorCode as Code;
+    let (topic, problem) = (topic.to_owned(), error.to_string());
+    let ClientError::MessageProduction(code) = error else {
+        return SendError::Failed { topic, problem };
+    };
+    match code {
+        Code::QueueFull => SendError::QueueFull,
+        Code::MessageSizeTooLarge => SendError::TooLarge {
+            topic,
+            message: Box::new(message()),
+        },
+        Code::InvalidTimestamp | Code::InvalidRecord | Code::InvalidDifferentRecord => {
+            SendError::Invalid {
+                topic,
+                message: Box::new(message()),
+                problem,
+            }
+        }
+        code if is_missing(*code) || *code == Code::UnknownPartition => SendError::NoTopic {
+            topic,
+            message: Box::new(message()),
+            problem,
+        },
+        _ => SendError::Failed { topic, problem },
     }
 }
 
@@ -254,27 +315,17 @@ impl ProducerContext for Context {
                 problem: "a message was acknowledged without an offset".to_owned(),
             }),
             Ok(_) => Ok(()),
-            Err((
-                ClientError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge),
-                message,
-            )) => Err(SendError::TooLarge {
-                topic: message.topic().to_owned(),
-                message: Box::new(Message {
-                    about,
-                    key: message.key().map(<[u8]>::to_vec),
-                    headers: message.headers().map_or_else(Vec::new, |headers| {
-                        let own = headers.iter();
-                        own.map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
-                            .collect()
-                    }),
-                    payload: message.payload().unwrap_or_default().to_vec(),
-                    timestamp_ms: message.timestamp().to_millis(),
+            Err((error, message)) => Err(send_error(error, message.topic(), || Message {
+                about,
+                key: message.key().map(<[u8]>::to_vec),
+                headers: message.headers().map_or_else(Vec::new, |headers| {
+                    let own = headers.iter();
+                    own.map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
+                        .collect()
                 }),
-            }),
-            Err((error, message)) => Err(SendError::Failed {
-                topic: message.topic().to_owned(),
-                problem: error.to_string(),
-            }),
+                payload: message.payload().unwrap_or_default().to_vec(),
+                timestamp_ms: ticket.timestamp_ms,
+            })),
         };
         // Nobody listens any more once the publisher has ended.
         let _ = self.deliveries.send(Delivery { ticket, result });

@@ -21,7 +21,7 @@ use super::assignment::{Assigning, reset};
 use super::hold::Held;
 use super::membership::Membership;
 use super::presence::await_topics;
-use super::progress::{Name, Progress};
+use super::progress::{FetchedEnd, Name, Progress};
 use super::start::Reset;
 use super::tail::Tails;
 use super::topics::Topics;
@@ -424,7 +424,7 @@ pub(super) struct Context {
     /// Nobody polls for events any more: rebalances are completed in place.
     closing: AtomicBool,
     /// What the last statistics told of the ends of partitions.
-    ends: Mutex<Option<Vec<(Name, i64)>>>,
+    ends: Mutex<Option<Vec<(Name, FetchedEnd)>>>,
 }
 
 impl Context {
@@ -470,14 +470,18 @@ impl Context {
             for (id, partition) in of_topic.partitions {
                 // -1 is librdkafka's internal partition; no end is known before the first fetch.
                 if id >= 0 && partition.desired && partition.ls_offset >= 0 {
-                    ends.push(((topic.clone(), id), partition.ls_offset));
+                    let end = FetchedEnd {
+                        visible: partition.ls_offset,
+                        all: partition.hi_offset,
+                    };
+                    ends.push(((topic.clone(), id), end));
                 }
             }
         }
         *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = Some(ends);
     }
 
-    pub(super) fn take_ends(&self) -> Option<Vec<(Name, i64)>> {
+    pub(super) fn take_ends(&self) -> Option<Vec<(Name, FetchedEnd)>> {
         let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
         ends.take()
     }
@@ -532,4 +536,6 @@ struct PartitionStatistics {
     desired: bool,
     /// Where the records end that may be seen, by the isolation level.
     ls_offset: i64,
+    /// Where all records end, those of open transactions too.
+    hi_offset: i64,
 }

@@ -205,7 +205,7 @@ impl Source {
         let stopped: Vec<Name> = self.progress.names().filter(|n| held(n)).cloned().collect();
         let mut question: Option<Question> = None;
         for (name, place) in self.progress.places() {
-            let (Some(finished), Some(lag)) = (place.finished, place.lag()) else {
+            let (Some(finished), Some(lag)) = (place.finished, place.visible_lag()) else {
                 continue;
             };
             let quiet = now.saturating_duration_since(place.quiet_since) >= QUIET;

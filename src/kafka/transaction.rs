@@ -156,6 +156,12 @@ impl Sink {
             // Given up: the brokers abort it when its time is over.
             Ok(()) | Err(Trouble::Abort(_) | Trouble::TimedOut(_)) => Ok(Outcome::Aborted(problem)),
             Err(Trouble::Stuck) => Ok(Outcome::Stuck),
+            // librdkafka gives itself up when the brokers know of no transaction that it could abort: they could not open it
+            // for a topic that is gone. Another producer can start anew.
+            Err(Trouble::Fatal(KafkaError::Transaction(error))) => {
+                tracing::warn!("a transaction cannot be aborted: {error}");
+                Ok(Outcome::Stuck)
+            }
             Err(Trouble::Fatal(error)) => Err(error),
         }
     }

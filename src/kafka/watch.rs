@@ -273,18 +273,14 @@ impl Source {
             }
         }
         for topic in &self.watch.wanted.named {
-            self.set_missing(topic, self.watch.missing.contains(topic));
+            let missing = self.watch.missing.contains(topic);
+            self.metrics.set_topic_missing(topic, missing);
         }
         for pattern in &self.watch.wanted.patterns {
             let mut there = found.iter().filter(|(_, topic)| topic.is_ok());
             let missing = !there.any(|(topic, _)| pattern.is_match(topic));
-            self.set_missing(pattern.as_str(), missing);
+            self.metrics.set_topic_missing(pattern.as_str(), missing);
         }
-    }
-
-    fn set_missing(&self, topic: &str, missing: bool) {
-        let gauge = self.metrics.topic_missing.with_label_values(&[topic]);
-        gauge.set(i64::from(missing));
     }
 
     /// Named topics stay subscribed, there or not; those that match a pattern as long as they are there.

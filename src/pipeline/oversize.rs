@@ -8,7 +8,6 @@ use super::publish::Publisher;
 use super::window::{REPLACED_WITHIN, Window};
 use crate::kafka::{KafkaError, Ticket};
 use crate::message::{About, Kind, Message};
-use crate::record::Source;
 
 /// After a refusal that may be about the whole batch, so many messages go one by one.
 const ALONE: usize = 1000;
@@ -38,7 +37,7 @@ impl Publisher {
     pub(super) fn is_refused(&mut self, ticket: &Ticket, topic: String, message: Message) {
         let size = message.size();
         if let Some(window) = &mut self.window {
-            window.fails_for_size(format!("a message is too large for topic {topic}"));
+            window.fails_for_message(format!("a message is too large for topic {topic}"));
             match self.fit(&topic, size, self.has_small_batches) {
                 None => self.wants_small_batches = true,
                 Some(fit) => self.learn(topic, size, fit),
@@ -108,33 +107,6 @@ impl Publisher {
         } else {
             refusal.from.min(size)
         };
-    }
-
-    /// The message with a time and a key that its topic takes.
-    pub(super) fn shaped(&mut self, sequence: u64, topic: &str, message: Message) -> Message {
-        let mut message = message;
-        let now = jiff::Timestamp::now().as_millisecond();
-        let refused = |time: &i64| !self.sink.limits().takes_time(topic, *time, now);
-        if message.timestamp_ms.as_ref().is_some_and(refused) {
-            let why = format!("topic `{topic}` takes no such time");
-            message.timestamp_ms = None;
-            message.omit(&["timestamp"], &why);
-            self.omits(sequence, &["timestamp"], &message.about, &why);
-        }
-        self.give_key(topic, &mut message);
-        message
-    }
-
-    /// A compacted topic refuses a message without a key, so the record's place becomes its key.
-    fn give_key(&self, topic: &str, message: &mut Message) {
-        if message.key.is_none() && self.sink.limits().needs_key(topic) {
-            let Source {
-                topic,
-                partition,
-                offset,
-            } = &message.about.source;
-            message.key = Some(format!("{topic}-{partition}-{offset}").into_bytes());
-        }
     }
 
     /// The message as it may go to a topic after what that refused; `None` if it cannot.
@@ -241,8 +213,8 @@ impl Publisher {
 }
 
 impl Window {
-    fn fails_for_size(&mut self, problem: String) {
+    pub(super) fn fails_for_message(&mut self, problem: String) {
         self.fails(problem);
-        self.for_size = true;
+        self.for_message = true;
     }
 }

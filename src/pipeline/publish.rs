@@ -13,6 +13,7 @@ use super::drift::{Drift, QUANTILE};
 use super::media::Blocked;
 use super::outbox::{Outbox, Outgoing};
 use super::oversize::{Omissions, Refusal};
+use super::refused::Refusals;
 use super::tally::{Losses, Tally};
 use super::traces::{Published, Traces};
 use super::window::Window;
@@ -62,6 +63,7 @@ pub struct Publisher {
     pub(super) wants_small_batches: bool,
     pub(super) has_small_batches: bool,
     pub(super) omissions: Omissions,
+    pub(super) refusals: Refusals,
     pub(super) blocked: Blocked,
 }
 
@@ -123,6 +125,7 @@ impl Publisher {
             wants_small_batches: false,
             has_small_batches: false,
             omissions: Omissions::default(),
+            refusals: Refusals::default(),
             blocked: Blocked::default(),
         }
     }
@@ -136,6 +139,9 @@ impl Publisher {
         scored: &Receiver<Batch>,
         give_back: &Sender<Batch>,
     ) -> Result<Sink, PipelineError> {
+        for topic in self.sink.topics() {
+            self.metrics.set_topic_missing(&topic, false);
+        }
         let result = self.publish_all(scored, give_back);
         if !self.pending.is_empty() {
             self.sink.abandon();
@@ -405,6 +411,9 @@ impl Publisher {
 
     /// Gives the producer all that waits, or as much as its queue takes.
     pub(super) fn hand_over(&mut self) -> Result<(), PipelineError> {
+        if !self.topics_are_there() {
+            return Ok(());
+        }
         while let Some(mut outgoing) = self.outbox.take() {
             let Outgoing {
                 sequence,
@@ -414,6 +423,7 @@ impl Publisher {
             let ticket = Ticket {
                 sequence: *sequence,
                 alone: self.outbox.is_alone(),
+                timestamp_ms: message.timestamp_ms,
             };
             match self.sink.send(ticket, topic, message) {
                 Ok(()) => self.outbox.handed_over(Instant::now()),
@@ -430,7 +440,18 @@ impl Publisher {
                         None => self.is_given_up(*sequence),
                     }
                 }
-                Err(SendError::Failed { topic, problem }) => match &mut self.window {
+                Err(SendError::NoTopic { topic, problem, .. }) => {
+                    self.is_absent(&topic, &problem);
+                    if let Some(window) = &mut self.window {
+                        window.fails(format!("topic {topic}: {problem}"));
+                    }
+                    self.outbox.put_back(outgoing);
+                    break;
+                }
+                Err(
+                    SendError::Failed { topic, problem }
+                    | SendError::Invalid { topic, problem, .. },
+                ) => match &mut self.window {
                     Some(window) => window.fails(problem),
                     None => return Err(undeliverable(topic, problem)),
                 },
@@ -442,13 +463,25 @@ impl Publisher {
     pub(super) fn delivered(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
         self.outbox.answered();
         if self.window.is_some() {
-            self.delivered_in_window(delivery);
-            return Ok(());
+            return self.delivered_in_window(delivery);
         }
         match delivery.result {
             Ok(()) => {}
             Err(SendError::TooLarge { topic, message }) => {
                 self.is_refused(&delivery.ticket, topic, *message);
+            }
+            Err(SendError::Invalid {
+                topic,
+                message,
+                problem,
+            }) => self.is_invalid(delivery.ticket, topic, *message, problem)?,
+            Err(SendError::NoTopic {
+                topic,
+                message,
+                problem,
+            }) => {
+                self.is_absent(&topic, &problem);
+                self.send(delivery.ticket.sequence, topic, *message);
             }
             Err(SendError::Failed { topic, problem }) => return Err(undeliverable(topic, problem)),
             Err(SendError::QueueFull) => {
@@ -459,12 +492,21 @@ impl Publisher {
         Ok(())
     }
 
-    fn delivered_in_window(&mut self, delivery: Delivery) {
+    fn delivered_in_window(&mut self, delivery: Delivery) -> Result<(), PipelineError> {
         let problem = match delivery.result {
             Ok(()) => None,
             Err(SendError::TooLarge { topic, message }) => {
                 self.is_refused(&delivery.ticket, topic, *message);
-                return;
+                return Ok(());
+            }
+            Err(SendError::Invalid {
+                topic,
+                message,
+                problem,
+            }) => return self.is_invalid(delivery.ticket, topic, *message, problem),
+            Err(SendError::NoTopic { topic, problem, .. }) => {
+                self.is_absent(&topic, &problem);
+                Some(format!("topic {topic}: {problem}"))
             }
             Err(SendError::Failed { topic, problem }) => Some(format!("topic {topic}: {problem}")),
             Err(SendError::QueueFull) => {
@@ -476,6 +518,7 @@ impl Publisher {
             None => window.acknowledged(),
             Some(problem) => window.fails(problem),
         }
+        Ok(())
     }
 
     pub(super) fn pending_of(&mut self, sequence: u64) -> &mut Pending {
@@ -540,6 +583,6 @@ fn flaw(batch: &Batch, i: usize, place: usize) -> Option<String> {
     (!is_score(score)).then(|| format!("the model's score is {score}"))
 }
 
-fn undeliverable(topic: String, problem: String) -> PipelineError {
+pub(super) fn undeliverable(topic: String, problem: String) -> PipelineError {
     KafkaError::Delivery { topic, problem }.into()
 }

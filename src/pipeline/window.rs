@@ -29,8 +29,8 @@ pub struct Window {
     outstanding: usize,
     /// Why it cannot be committed.
     failed: Option<String>,
-    /// That is because of a message's size.
-    pub(super) for_size: bool,
+    /// That is because of a message's size or shape, which the next one changes.
+    pub(super) for_message: bool,
 }
 
 impl Window {
@@ -43,7 +43,7 @@ impl Window {
             size: 0,
             outstanding: 0,
             failed: None,
-            for_size: false,
+            for_message: false,
         }
     }
 
@@ -123,8 +123,8 @@ impl Publisher {
             };
             self.count(ABORTED);
             tracing::warn!("transaction aborted: {problem}; its records are sent again in another");
-            // The next one has smaller messages: it is not the same attempt, and nothing is to be waited for.
-            if !self.window().for_size {
+            // The next one has other messages: it is not the same attempt, and nothing is to be waited for.
+            if !self.window().for_message && !self.await_topics() {
                 attempts += 1;
                 std::thread::sleep(backoff);
                 backoff = LONGEST_BACKOFF.min(2 * backoff);
