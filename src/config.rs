@@ -233,6 +233,21 @@ pub enum ConfigError {
     Settings(Vec<String>),
 }
 
+/// The file is read again at each SIGHUP, so a pipe will not do.
+fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
+    let problem = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(metadata) if metadata.is_dir() => "is a folder: give the settings file in it".to_owned(),
+        Ok(_) => "is no regular file, and a pipe cannot be read again: save the settings in a file"
+            .to_owned(),
+        Err(e) => format!("the settings cannot be read: {e}"),
+    };
+    Err(ConfigError::File {
+        path: path.display().to_string(),
+        problem,
+    })
+}
+
 /// A clock-free view of the environment: name and value.
 pub type Variables = Vec<(String, String)>;
 
@@ -249,6 +264,7 @@ impl Config {
         let mut builder =
             config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
         if let Some(path) = file {
+            must_be_a_file(path)?;
             builder = builder.add_source(File::from(path).format(FileFormat::Toml));
         }
         let of_libraries = environment::secrets(&variables);

@@ -1,6 +1,6 @@
 //! Verdicts and dead letters as Kafka messages: key, headers, bytes.
 
-mod nesting;
+mod carried;
 mod slim;
 
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use crate::batch::{DeadLetter, Kept};
 use crate::decode::Reason;
 use crate::record::Source;
 use crate::verdict::Verdict;
-pub use nesting::{MOST_LEVELS, is_deeper};
+pub use carried::{MOST_LEVELS, unreadable};
 
 /// What the headers of Kafka Connect's dead letter queue (KIP-298) begin with.
 pub const ERRORS_PREFIX: &str = "__connect.errors.";

@@ -586,12 +586,21 @@ fn a_bundle_of_another_schema_wants_to_be_meant() {
     }
     reload(&daemon, FAILED);
     assert_eq!(daemon.status()["model"]["name"], "slow_model");
+    // Of another kind, for which the threshold would not do either.
+    let images = format!("[model]\nbundle = {:?}\n", root().join("models/surface"));
+    fs::write(&file, images).unwrap();
+    reload(&daemon, FAILED);
     fs::write(&file, "[model]\nallow_schema_change = true\n").unwrap();
     reload(&daemon, OK);
     assert_eq!(daemon.status()["model"]["name"], "payments");
     signal(daemon.pid(), "TERM");
     let ended = daemon.end();
-    assert!(ended.with_code(0).contains("model.allow_schema_change"));
+    let log = ended.with_code(0);
+    assert!(log.contains("model.allow_schema_change"), "{log}");
+    assert!(
+        log.contains("it reads pictures, and the one in force tables"),
+        "{log}"
+    );
 }
 
 #[test]

@@ -228,6 +228,8 @@ fn good_records() -> Vec<(Note, &'static str)> {
         (good(good_with(&bulk(2_000_000))), "record"),
         (good(good_with(&nested(100))), ""),
         (good(good_with(&nested(300))), "record"),
+        (good(good_with("1e400")), "record"),
+        (good(good_with(r#""\ud83d""#)), "record"),
         (
             good(good_with(&format!("[{}, {}]", bulk(999_000), nested(300)))),
             "record",

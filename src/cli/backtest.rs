@@ -32,7 +32,7 @@ use super::score::{out, reasons, some_scored};
 use super::scoring::{BATCH, CHUNK, Scoring, all_cores};
 use super::threshold::{ThresholdArguments, default_rule};
 use comparison::Comparison;
-use tally::{Covered, High, Tally};
+use tally::{Covered, Covers, High, Tally};
 
 /// Features in the reason of a verdict, where no settings say how many.
 const ATTRIBUTIONS: usize = 5;
@@ -47,7 +47,7 @@ Examples:
 
 No group is joined, nothing is committed or published. Ids and scores are the daemon's, to the bit. The end is fixed at \
 the start; committed records are read (-X isolation.level=read_uncommitted for all). Alerts a day go by the records' own \
-timestamps, from an hour on. Memory: 16 bytes a record, with --against 44.")]
+timestamps, from an hour on. Memory: 24 bytes a record, with --against 52.")]
 pub struct Arguments {
     /// The topic; that of --config, if it reads one, if not given
     #[arg(long)]
@@ -95,6 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         second: arguments.against.as_deref().map(side).transpose()?,
         comparison: Comparison::new(arguments.top),
         covered: Covered::default(),
+        covers: None,
         places: Vec::new(),
         out: out(arguments.out.as_deref())?,
         include_record: config.is_none_or(|config| config.output.include_record),
@@ -112,6 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if run.covered.records == 0 && ended == Ended::Complete {
         return Err(nothing(&run.topic, &spans));
     }
+    run.covers = run.covered.covers();
     report::print(&run, ended, &notes, started.elapsed(), arguments.json);
     let sides = [Some(&run.first), run.second.as_ref()];
     sides.into_iter().flatten().try_for_each(|side| {
@@ -167,8 +169,10 @@ impl Side {
         let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
         let limit = config.map_or(inference.provider.load_timeout(), |c| c.model.load_timeout);
         let stop = Shutdown::default();
-        let loaded = model::load_within(dir, &inference, BATCH, limit, &stop, rule)?;
-        model::must_read_tables(&loaded.bundle, "backtest")?;
+        let loaded = model::load_within(dir, &inference, BATCH, limit, &stop, |bundle| {
+            model::must_read_tables(bundle, "backtest")?;
+            Ok(rule(&bundle.calibration))
+        })?;
         let features = loaded.bundle.features();
         let input = input::of_topic(config, &loaded.bundle)?;
         Ok(Side {
@@ -226,6 +230,7 @@ struct Run {
     second: Option<Side>,
     comparison: Comparison,
     covered: Covered,
+    covers: Option<Covers>,
     /// Partition and offset of the chunk's records.
     places: Vec<(i32, i64)>,
     out: Option<Box<dyn Write>>,

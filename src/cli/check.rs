@@ -88,7 +88,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
         config.batch.max_records,
         config.model.load_timeout,
         &Shutdown::default(),
-        |_| config.threshold,
+        |_| Ok(config.threshold),
     )?;
     input::open_here(config, &loaded.bundle)?;
     let bounds = loaded.bounds(config.screen)?;

@@ -45,7 +45,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     sweep(&config.output);
     memory::give_back();
     let before = memory::resident();
-    let loaded = reload::load(&config, shutdown)?;
+    let loaded = reload::load(&config, shutdown, |_| Ok(()))?;
     let metrics = Metrics::new(loaded.judge.threshold);
     let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
     let decoding = share(&mut config, budget.as_ref(), &metrics);

@@ -41,18 +41,18 @@ pub fn load(
         max_records,
         limit,
         &Shutdown::default(),
-        rule,
+        |bundle| Ok(rule(&bundle.calibration)),
     )
 }
 
-/// The same within `limit`, and only until `stop` is requested.
+/// The same within `limit`, and only until `stop` is requested. `rule` may refuse the bundle.
 pub fn load_within(
     dir: &Path,
     inference: &Inference,
     max_records: usize,
     limit: Duration,
     stop: &Shutdown,
-    rule: impl FnOnce(&Calibration) -> ThresholdRule,
+    rule: impl FnOnce(&Bundle) -> Result<ThresholdRule, Failure>,
 ) -> Result<Loaded, Failure> {
     let onnx::Loaded {
         bundle,
@@ -61,8 +61,8 @@ pub fn load_within(
         golden,
         nearest,
     } = loading::load(dir, inference, max_records, limit, stop)?;
+    let rule = rule(&bundle)?;
     let calibration = bundle.calibration.clone();
-    let rule = rule(&calibration);
     let judge = Judge::new(bundle.features().to_vec(), calibration, rule)?;
     let model = Model {
         name: bundle.manifest.name.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
-use crate::bundle::{self, incompatibilities};
+use crate::bundle::{self, Bundle, incompatibilities};
 use crate::config::{Config, Reloaded};
 use crate::decode::Input;
 use crate::memory::Room;
@@ -19,15 +19,20 @@ use super::failure::Failure;
 use super::loading::{self, InUse, panicked};
 use super::{input, model};
 
-/// The model that the settings name, proved and warm.
-pub fn load(config: &Config, stop: &Shutdown) -> Result<model::Loaded, Failure> {
+/// The model that the settings name, proved and warm, if `accept` takes its bundle.
+pub fn load(
+    config: &Config,
+    stop: &Shutdown,
+    accept: impl FnOnce(&Bundle) -> Result<(), Failure>,
+) -> Result<model::Loaded, Failure> {
     model::load_within(
         &config.model.bundle,
         &config.inference,
         config.batch.max_records,
         config.model.load_timeout,
         stop,
-        |_| config.threshold,
+        // Before the threshold, which may be one for other records.
+        |bundle| accept(bundle).map(|()| config.threshold),
     )
 }
 
@@ -121,21 +126,26 @@ impl Reloader {
         }
     }
 
+    /// Whether the bundle reads the records that the one in force reads.
+    fn accept(&self, config: &Config, bundle: &Bundle) -> Result<(), Failure> {
+        let differences = incompatibilities(&self.schema, &bundle.manifest.input);
+        if differences.is_empty() || config.model.allow_schema_change {
+            return Ok(());
+        }
+        Err(Failure::data(format!(
+            "bundle {} reads other records than the one in force: set model.allow_schema_change = true if that is meant\n  {}",
+            config.model.bundle.display(),
+            differences.join("\n  ")
+        )))
+    }
+
     fn prepare(&self) -> Result<Prepared, Failure> {
         let read = self.settings.clone();
         let settings = loading::settings(move || read(), &self.stop)?;
         let settings = self.config.reloaded(settings)?;
         let config = &settings.config;
-        let loaded = load(config, &self.stop)?;
+        let loaded = load(config, &self.stop, |bundle| self.accept(config, bundle))?;
         let schema = loaded.bundle.manifest.input.clone();
-        let differences = incompatibilities(&self.schema, &schema);
-        if !differences.is_empty() && !config.model.allow_schema_change {
-            return Err(Failure::data(format!(
-                "bundle {} reads other records than the one in force: set model.allow_schema_change = true if that is meant\n  {}",
-                config.model.bundle.display(),
-                differences.join("\n  ")
-            )));
-        }
         let serving = serving(
             config,
             loaded,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
-use serde_json::value::RawValue;
 
 use super::PipelineError;
 use super::drift::{Drift, QUANTILE};
@@ -21,9 +20,7 @@ use crate::batch::{Batch, DeadLetter, Kept, Screened, Sighting};
 use crate::config;
 use crate::decode::{Input, Reason, RowError};
 use crate::kafka::{Delivery, KafkaError, Membership, SendError, Sink, Ticket, Topics};
-use crate::message::{
-    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, is_deeper, verdict_message,
-};
+use crate::message::{Message, Model, OMITTED, dead_letter_message, unreadable, verdict_message};
 use crate::metrics::Metrics;
 use crate::onnx::Nearest;
 use crate::recent::{Anomaly, Recent};
@@ -363,9 +360,8 @@ impl Publisher {
         let json = carried
             .then(|| self.input.to_json(record.payload))
             .flatten();
-        let deep = |json: &RawValue| is_deeper(json.get(), MOST_LEVELS);
         let omitted = match json.as_deref() {
-            Some(json) if deep(json) => Some(format!("it nests deeper than {MOST_LEVELS} levels")),
+            Some(json) => unreadable(json.get()),
             None if carried && self.input.is_json_or_typed() => {
                 Some("it is too long in JSON".to_owned())
             }

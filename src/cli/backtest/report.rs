@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::kafka::history::Ended;
 
 use super::super::threshold::segments;
-use super::tally::{Bin, High};
+use super::tally::{Bin, Covers, High};
 use super::{Run, Side};
 
 /// Features shown.
@@ -37,9 +37,19 @@ pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json:
         took.as_secs_f64(),
         covered.tombstones
     );
-    if let Some((first, last)) = covered.times {
-        let days = covered.days().unwrap_or_default();
+    if let Some(covers) = run.covers {
+        let Covers {
+            first,
+            last,
+            strays,
+        } = covers;
+        let days = covers.days().unwrap_or_default();
         println!("from {} to {}: {}", time(first), time(last), span(days));
+        if strays > 0 {
+            println!(
+                "  {strays} records have timestamps far from that, which alerts a day leave out"
+            );
+        }
     }
     side(run, &run.first);
     if let Some(second) = &run.second {
@@ -177,9 +187,10 @@ fn whole(run: &Run, ended: Ended, notes: &[String], took: Duration) -> Value {
         "notes": notes,
         "records": covered.records,
         "skipped_tombstones": covered.tombstones,
-        "oldest": covered.times.map(|(first, _)| time(first)),
-        "youngest": covered.times.map(|(_, last)| time(last)),
-        "days": covered.days(),
+        "oldest": run.covers.map(|covers| time(covers.first)),
+        "youngest": run.covers.map(|covers| time(covers.last)),
+        "days": run.covers.and_then(|covers| covers.days()),
+        "records_of_other_times": run.covers.map_or(0, |covers| covers.strays),
         "seconds": took.as_secs_f64(),
         "bundle": one(run, &run.first),
         "against": run.second.as_ref().map(|second| one(run, second)),
@@ -218,7 +229,7 @@ fn one(run: &Run, side: &Side) -> Value {
 }
 
 fn alerts_a_day(run: &Run, side: &Side) -> Option<f64> {
-    let days = run.covered.days().filter(|days| *days >= SHORTEST)?;
+    let days = run.covers?.days().filter(|days| *days >= SHORTEST)?;
     Some(side.tally.alerts as f64 / days)
 }
 

@@ -14,6 +14,8 @@ use super::super::refusals::Refusals;
 use super::super::scoring::Highest;
 
 const DAY_MS: f64 = 86_400_000.0;
+/// One record in so many at each end of the time may be from a wrong clock.
+const SUSPECT: usize = 1000;
 
 /// Edges of the histogram, in multiples of the threshold.
 const EDGES: [f32; 9] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0];
@@ -24,22 +26,59 @@ const LEVELS: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0];
 pub struct Covered {
     pub records: u64,
     pub tombstones: u64,
-    /// Of the oldest and the youngest record, milliseconds since the epoch.
-    pub times: Option<(i64, i64)>,
+    /// Their timestamps, milliseconds since the epoch.
+    times: Vec<i64>,
+}
+
+/// The time that records cover.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Covers {
+    /// The oldest and the youngest record, milliseconds since the epoch.
+    pub first: i64,
+    pub last: i64,
+    /// Records whose timestamps are far from all others, and not within.
+    pub strays: usize,
 }
 
 impl Covered {
     pub fn take(&mut self, timestamp_ms: Option<i64>) {
         self.records += 1;
-        if let Some(at) = timestamp_ms {
-            let (first, last) = self.times.unwrap_or((at, at));
-            self.times = Some((first.min(at), last.max(at)));
-        }
+        self.times.extend(timestamp_ms);
     }
 
-    /// From the oldest record to the youngest; `None` without two that differ.
+    /// The time that they cover. One record in a thousand at each end, and at least one, may be from a wrong clock: if it is
+    /// further from the others than a day and than all the time that those cover, it does not count.
+    pub fn covers(&mut self) -> Option<Covers> {
+        self.times.sort_unstable();
+        let times = &self.times;
+        let (oldest, youngest) = (*times.first()?, *times.last()?);
+        let suspects = (times.len() / SUSPECT).max(1);
+        let Some(sure) = times
+            .get(suspects..times.len() - suspects)
+            .filter(|s| s.len() > 1)
+        else {
+            return Some(Covers {
+                first: oldest,
+                last: youngest,
+                strays: 0,
+            });
+        };
+        let (first, last) = (sure[0], sure[sure.len() - 1]);
+        let near = last.saturating_sub(first).max(DAY_MS as i64);
+        let (from, to) = (first.saturating_sub(near), last.saturating_add(near));
+        let within = times.partition_point(|at| *at < from)..times.partition_point(|at| *at <= to);
+        Some(Covers {
+            first: times[within.start],
+            last: times[within.end - 1],
+            strays: times.len() - within.len(),
+        })
+    }
+}
+
+impl Covers {
+    /// `None` if no time lies between.
     pub fn days(&self) -> Option<f64> {
-        let (first, last) = self.times?;
+        let (first, last) = (self.first, self.last);
         (last > first).then(|| (last as f64 - first as f64) / DAY_MS)
     }
 }
@@ -190,11 +229,12 @@ mod tests {
     #[test]
     fn days_are_those_of_the_records() {
         let mut covered = Covered::default();
-        assert_eq!(covered.days(), None);
+        assert_eq!(covered.covers(), None);
         for at in [Some(5 * DAY), Some(3 * DAY), None, Some(5 * DAY + DAY / 2)] {
             covered.take(at);
         }
-        assert_eq!((covered.records, covered.days()), (4, Some(2.5)));
+        let days = covered.covers().unwrap().days();
+        assert_eq!((covered.records, days), (4, Some(2.5)));
         let mut tally = Tally::new(0);
         tally.score(0.1, 0.2, Some(DAY - 1));
         tally.score(0.3, 0.2, Some(DAY));
@@ -203,6 +243,30 @@ mod tests {
         let day = |d| Date::new(1970, 1, d).unwrap();
         assert_eq!(tally.days, [(day(1), (1, 0)), (day(2), (1, 1))].into());
         assert_eq!(tally.alerts, 3);
+    }
+
+    #[test]
+    fn few_records_of_wrong_clocks_do_not_stretch_the_days() {
+        let covers = |times: &[i64]| {
+            let mut covered = Covered::default();
+            times.iter().for_each(|at| covered.take(Some(*at)));
+            let covers = covered.covers().unwrap();
+            (covers.days(), covers.strays)
+        };
+        let days: Vec<i64> = (0..=10).map(|day| day * DAY).collect();
+        assert_eq!(covers(&days), (Some(10.0), 0));
+        assert_eq!(
+            covers(&[&days[..], &[40_000 * DAY]].concat()),
+            (Some(10.0), 1)
+        );
+        let both = [i64::MIN, i64::MAX];
+        assert_eq!(covers(&[&days[..], &both].concat()), (Some(10.0), 2));
+        // Two records say little of which one is wrong.
+        assert_eq!(covers(&[0, DAY]), (Some(1.0), 0));
+        assert_eq!(covers(&[DAY; 20]), (None, 0));
+        let many: Vec<i64> = (0..3000).map(|i| i * DAY / 3000).collect();
+        let (days, strays) = covers(&[&many[..], &[900 * DAY; 3]].concat());
+        assert!(days.unwrap() < 1.0 && strays == 3);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use residuald::batch::{DeadLetter, Kept, TopicPartition};
 use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{
-    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, is_deeper, verdict_message,
+    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, unreadable, verdict_message,
 };
 use residuald::record::Source;
 use residuald::verdict::{Attribution, Explanation, Observation, Severity, Verdict};
@@ -137,7 +137,7 @@ fn check_verdict(
         sha256: "0123456789".into(),
     };
     let carried = Input::Json.to_json(json.as_bytes()).expect("valid JSON");
-    let deep = is_deeper(carried.get(), MOST_LEVELS);
+    let deep = unreadable(carried.get()).is_some();
     assert_eq!(deep, levels + 1 > MOST_LEVELS);
     // With the record however deep: what is left out must not be parsed.
     let whole = verdict_message(&model, "topic", record, &verdict, Some(&*carried));
