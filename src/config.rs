@@ -648,6 +648,23 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_are_in_a_regular_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = |path: &Path| {
+            Config::load(Some(path), vec![], &[])
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(load(dir.path()).contains("is a folder"));
+        assert!(load(Path::new("/dev/null")).contains("no regular file"));
+        let gone = load(&dir.path().join("gone.toml"));
+        assert!(
+            gone.contains("gone.toml: the settings cannot be read: No such file"),
+            "{gone}"
+        );
+    }
+
+    #[test]
     fn a_topic_is_a_name_or_a_pattern() {
         let loaded = |topics: &str| load(SMALLEST, &[], &[&format!("kafka.topics={topics}")]);
         for fine in ["a.b_c-D", "[\"^pay-.*\", \"x\"]", "^pay-(eu|us)$"] {
