@@ -1,45 +1,31 @@
-//! The command line: one file a verb.
+//! The command line: one file or folder a verb; what several verbs need is in `shared`.
 
 /// Replaces the standard macro in all verbs, because that one panics when the reader of standard output has gone.
 macro_rules! println {
-    () => { $crate::cli::print::line(format_args!("")) };
-    ($($text:tt)+) => { $crate::cli::print::line(format_args!($($text)+)) };
+    () => { $crate::cli::shared::print::line(format_args!("")) };
+    ($($text:tt)+) => { $crate::cli::shared::print::line(format_args!($($text)+)) };
 }
 
 /// The same for standard error.
 macro_rules! eprintln {
-    ($($text:tt)+) => { $crate::cli::print::error_line(format_args!($($text)+)) };
+    ($($text:tt)+) => { $crate::cli::shared::print::error_line(format_args!($($text)+)) };
 }
 
 mod backtest;
 mod bench;
-mod budget;
 mod calibrate;
 mod check;
 mod completions;
 mod config;
-mod connection;
-mod daemon;
 mod dead_letters;
 mod demo;
-mod descriptors;
-mod failure;
-mod feed;
 mod init;
-mod input;
-mod loading;
 mod man;
-mod model;
-mod print;
 mod produce;
-mod refusals;
-mod reload;
 mod run;
 mod score;
-mod scoring;
+mod shared;
 mod status;
-mod stdout;
-mod threshold;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
@@ -48,8 +34,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::daemon::watchdog;
+use crate::failure::{Failure, USAGE};
 use crate::telemetry;
-use failure::{Failure, USAGE};
+use shared::print;
 
 /// Scores Kafka records by how badly a diffusion model reconstructs them, and publishes the anomalies with the reason.
 #[derive(Parser)]
@@ -119,7 +107,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.code
         }
     };
-    if loading::is_at_work() {
+    if watchdog::is_at_work() {
         // An orderly end would take ONNX Runtime away from a thread that still uses it.
         let _ = std::io::stdout().flush();
         signal_hook::low_level::exit(code.into());

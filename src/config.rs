@@ -176,6 +176,21 @@ pub struct Output {
     pub media: Option<Media>,
 }
 
+impl Output {
+    /// The topics that are written.
+    pub fn topics(&self) -> Vec<&str> {
+        let mut topics = vec![
+            self.anomalies_topic.as_str(),
+            self.dead_letter_topic.as_str(),
+        ];
+        topics.extend(self.scores_topic.as_deref());
+        if let Some(Media::Topic(topic)) = &self.media {
+            topics.push(topic);
+        }
+        topics
+    }
+}
+
 /// Where maps go that are too large for their verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Media {

@@ -29,8 +29,14 @@ pub mod onnx;
 pub mod otlp;
 pub mod schema_registry;
 
-// Wiring: the only module that knows every stage.
+// Joins the stages of a running daemon.
 pub mod pipeline;
+
+// What a process ends with, whichever module fails.
+pub mod failure;
+
+// Builds the daemon from its settings, holds it and reloads it.
+pub mod daemon;
 
 // The verbs.
 pub mod cli;

@@ -17,6 +17,9 @@ enum Layer {
     Edge,
     Support,
     Pipeline,
+    /// Knows what every module fails with.
+    Failure,
+    Daemon,
     Cli,
     Main,
 }
@@ -36,6 +39,8 @@ fn layer(module: &str) -> Option<Layer> {
         "config" | "http_client" | "memory" | "metrics" | "recent" | "shutdown" | "status"
         | "telemetry" => Layer::Support,
         "pipeline" => Layer::Pipeline,
+        "failure" => Layer::Failure,
+        "daemon" => Layer::Daemon,
         "cli" => Layer::Cli,
         "main" => Layer::Main,
         _ => return None,
@@ -61,7 +66,11 @@ fn rule_against(from: Layer, to: Layer) -> Option<&'static str> {
         (Main, _) => Some("main imports cli, pipeline and support; the rest is theirs"),
         (Cli, _) => None,
         (_, Cli | Main) => Some("nothing imports cli but main"),
-        (_, Pipeline) => Some("nothing imports pipeline but cli and main"),
+        (_, Daemon) => Some("nothing imports daemon but cli"),
+        (Failure, _) => None,
+        (Daemon, Failure | Pipeline | Edge | Support | Pure(_)) => None,
+        (_, Failure) => Some("nothing imports failure but daemon and cli"),
+        (_, Pipeline) => Some("nothing imports pipeline but daemon, cli and main"),
         (Files, Files) => None,
         (_, Files) => Some("nothing imports dataset or evaluation but cli"),
         (Pure(here), Pure(there)) if there < here => None,
@@ -114,6 +123,38 @@ fn violations(path: &Path, source: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// One line for each verb that `source`, the file at `path` below `src/`, imports and that is not its own.
+fn verbs_of_others(path: &Path, source: &str) -> Vec<String> {
+    let mut parts = path.iter().map(|part| part.to_str().unwrap());
+    let (Some("cli"), Some(own)) = (parts.next(), parts.next()) else {
+        return Vec::new();
+    };
+    let own = own.trim_end_matches(".rs");
+    let source = blank_tests(&blank_comments_and_strings(source));
+    let mut named = Vec::new();
+    for at in words(&source, "crate") {
+        let cli = after_colons(&source[at + "crate".len()..]);
+        let of_cli = cli.and_then(|rest| after_colons(rest.strip_prefix("cli")?));
+        named.extend(of_cli.into_iter().flat_map(first_names));
+    }
+    for at in words(&source, "super") {
+        let (mut rest, mut climbed) = (&source[at..], 0);
+        while let Some(next) = rest.strip_prefix("super").and_then(after_colons) {
+            (rest, climbed) = (next, climbed + 1);
+        }
+        if climbed + 1 == depth(path) {
+            named.extend(first_names(rest));
+        }
+    }
+    // In capitals: the command line as a whole, for completions and manual pages.
+    let is_verb = |name: &String| {
+        name.starts_with(char::is_lowercase) && name != "println" && name != "eprintln"
+    };
+    named.retain(|name| is_verb(name) && name != own && name != "shared");
+    let line = |name| format!("src/{}: imports cli::{name}", path.display());
+    named.into_iter().map(line).collect()
 }
 
 fn unplaced(module: &str) -> String {
@@ -377,6 +418,45 @@ fn modules_import_only_what_their_layer_may() {
 }
 
 #[test]
+fn no_verb_imports_another_verb() {
+    let found: Vec<_> = sources()
+        .iter()
+        .flat_map(|(path, source)| verbs_of_others(path, source))
+        .collect();
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+    for (path, source, caught) in [
+        ("cli/check.rs", "use crate::cli::score::out;", true),
+        ("cli/check.rs", "use super::score::out;", true),
+        ("cli/check/connect.rs", "use super::super::score;", true),
+        (
+            "cli/shared/feed.rs",
+            "use crate::cli::produce::positive;",
+            true,
+        ),
+        (
+            "cli/check.rs",
+            "use crate::cli::shared::output::out;",
+            false,
+        ),
+        ("cli/check/connect.rs", "use super::Findings;", false),
+        (
+            "cli/check/connect.rs",
+            "use crate::cli::check::Findings;",
+            false,
+        ),
+        (
+            "cli/man.rs",
+            "fn f() { super::Arguments::command() }",
+            false,
+        ),
+        ("daemon/model.rs", "use super::watchdog;", false),
+    ] {
+        let found = verbs_of_others(Path::new(path), source);
+        assert_eq!(found.len(), usize::from(caught), "{path}: {source}");
+    }
+}
+
+#[test]
 fn every_module_of_the_crate_has_a_layer_and_was_read() {
     let lib = blank_tests(&blank_comments_and_strings(
         &fs::read_to_string(src().join("lib.rs")).unwrap(),
@@ -438,6 +518,9 @@ fn a_forbidden_import_is_caught() {
         ("config.rs", "use crate::http::Server;", "http"),
         ("http/mod.rs", "use crate::pipeline::Pipeline;", "pipeline"),
         ("pipeline.rs", "use crate::cli::Args;", "cli"),
+        ("pipeline.rs", "use crate::failure::Failure;", "failure"),
+        ("kafka/sink.rs", "use crate::daemon::Daemon;", "daemon"),
+        ("daemon.rs", "use crate::dataset::Example;", "dataset"),
         ("pipeline.rs", "use crate::*;", "*"),
         ("main.rs", "use residuald::onnx::Session;", "onnx"),
         ("kafka/sink.rs", "use crate::utils::retry;", "utils"),
@@ -502,6 +585,14 @@ fn what_is_allowed_passes() {
         (
             "cli/demo.rs",
             "use super::Outcome;\nuse crate::{dataset, evaluation, pipeline};",
+        ),
+        (
+            "daemon.rs",
+            "use crate::{failure::Failure, http, pipeline};",
+        ),
+        (
+            "failure.rs",
+            "use crate::{dataset, pipeline::PipelineError};",
         ),
         ("main.rs", "use residuald::{cli, telemetry};"),
     ];

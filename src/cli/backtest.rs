@@ -4,7 +4,6 @@ mod comparison;
 mod report;
 mod tally;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,21 +15,24 @@ use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
 use crate::config::{Config, Inference};
 use crate::decode::{Decoder, Input, Reason, RowError};
-use crate::kafka::history::{Ended, History, Span};
+use crate::kafka::history::{Ended, History};
 use crate::message::{Model, verdict_message};
 use crate::onnx::Nearest;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
-use super::connection::{ConnectionArguments, RangeArguments, progress_bar, topic};
-use super::failure::Failure;
-use super::input;
-use super::model;
-use super::produce::stop_on_ctrl_c;
-use super::score::{out, reasons, some_scored};
-use super::scoring::{BATCH, CHUNK, Scoring, all_cores};
-use super::threshold::{ThresholdArguments, default_rule};
+use crate::cli::shared::connection::{ConnectionArguments, RangeArguments, empty_range, topic};
+use crate::cli::shared::output::out;
+use crate::cli::shared::progress;
+use crate::cli::shared::progress::stop_on_ctrl_c;
+use crate::cli::shared::reasons::reasons;
+use crate::cli::shared::refusals::some_scored;
+use crate::cli::shared::scoring::{BATCH, CHUNK, Scoring, all_cores};
+use crate::cli::shared::threshold::{ThresholdArguments, default_rule};
+use crate::daemon::input;
+use crate::daemon::model;
+use crate::failure::Failure;
 use comparison::Comparison;
 use tally::{Covered, Covers, High, Tally};
 
@@ -111,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let spans = history.spans().clone();
     let ended = run.all(history, arguments, &stop)?;
     if run.covered.records == 0 && ended == Ended::Complete {
-        return Err(nothing(&run.topic, &spans));
+        return Err(empty_range(&run.topic, &spans));
     }
     run.covers = run.covered.covers();
     report::print(&run, ended, &notes, started.elapsed(), arguments.json);
@@ -125,16 +127,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             _ => some_scored(scores.len(), rejected),
         }
     })
-}
-
-pub fn nothing(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
-    let asked = spans
-        .iter()
-        .map(|(partition, span)| format!("{partition}:{} to {}", span.start, span.end));
-    Failure::data(format!(
-        "topic `{topic}` holds no records in that range, which is {}",
-        asked.collect::<Vec<_>>().join(", ")
-    ))
 }
 
 /// One bundle and what it finds.
@@ -245,7 +237,7 @@ impl Run {
         arguments: &Arguments,
         stop: &Shutdown,
     ) -> Result<Ended, Failure> {
-        let bar = progress_bar("judging", arguments.json);
+        let bar = progress::of_range("judging", arguments.json);
         bar.set_length(history.total());
         let ended = history.read::<Failure>(stop, |record, progress| {
             self.take(record, stop)?;

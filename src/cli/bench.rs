@@ -20,13 +20,13 @@ use crate::shutdown::Shutdown;
 use crate::status::{InForce, Status};
 use crate::telemetry;
 
-use super::daemon;
-use super::failure::Failure;
-use super::feed::{Feed, average_payload, embedded_sink, read_sample};
-use super::input;
-use super::model;
-use super::reload::unchanging;
-use super::threshold::{default_rule, default_rule_of};
+use crate::cli::shared::feed::{Feed, average_payload, embedded_sink, read_sample};
+use crate::cli::shared::threshold::{default_rule, default_rule_of};
+use crate::daemon;
+use crate::daemon::input;
+use crate::daemon::model;
+use crate::daemon::reload::unchanging;
+use crate::failure::Failure;
 use cpu::Meter;
 
 const TOPIC: &str = "records";

@@ -16,12 +16,12 @@ use crate::bundle::segments::{LEAST_RECORDS, MOST_SEGMENTS};
 use crate::bundle::{Bundle, Calibration, SegmentBy, SegmentId, Segments};
 use crate::config::Config;
 
-use super::connection::{ConnectionArguments, RangeArguments, topic};
-use super::failure::Failure;
-use super::model;
-use super::refusals::{Refusal, Refusals};
-use super::scoring::{BATCH, all_cores};
-use super::threshold::{default_rate, default_rule};
+use crate::cli::shared::connection::{ConnectionArguments, RangeArguments, topic};
+use crate::cli::shared::refusals::{Refusal, Refusals};
+use crate::cli::shared::scoring::{BATCH, all_cores};
+use crate::cli::shared::threshold::{default_rate, default_rule};
+use crate::daemon::model;
+use crate::failure::Failure;
 use sample::Sample;
 use trim::MOST_TIMES;
 

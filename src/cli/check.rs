@@ -17,13 +17,13 @@ use crate::pipeline::Bounds;
 use crate::shutdown::Shutdown;
 use crate::verdict::ThresholdRule;
 
-use super::budget;
-use super::config::ConfigArguments;
-use super::daemon::media_folder;
-use super::failure::Failure;
-use super::input;
-use super::model::{self, Loaded};
-use super::threshold::segments;
+use crate::cli::shared::settings::ConfigArguments;
+use crate::cli::shared::threshold::segments;
+use crate::daemon::budget;
+use crate::daemon::input;
+use crate::daemon::media_folder;
+use crate::daemon::model::{self, Loaded};
+use crate::failure::Failure;
 
 /// Check settings and bundle without starting: files, hashes, tensors, golden records, threshold
 #[derive(clap::Args)]
@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Failure> {
     let before = memory::resident();
     kafka::check_settings(&config.kafka)?;
-    media_folder(&config.output)?;
+    media_folder::checked(&config.output)?;
     let tls = config.http.tls.clone().map(Tls::load).transpose();
     tls.map_err(Failure::config)?;
     let inference = Inference {

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Print a completion script for a shell
 #[derive(clap::Args)]

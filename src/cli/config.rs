@@ -1,55 +1,9 @@
 //! `residuald config`: the settings in force.
 
-use std::path::{Path, PathBuf};
-
-use crate::config::Config;
 use crate::kafka;
-use crate::telemetry;
 
-use super::failure::Failure;
-
-const DEFAULT_FILE: &str = "residuald.toml";
-
-/// Where settings come from; shared by the verbs that need them.
-#[derive(Clone, clap::Args)]
-pub struct ConfigArguments {
-    /// Settings as TOML; residuald.toml in this folder if it is there
-    #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
-    config: Option<PathBuf>,
-    /// One setting, over file and environment; may be given several times
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    set: Vec<String>,
-}
-
-impl ConfigArguments {
-    /// Only this file, and the environment over it.
-    pub fn file(path: PathBuf) -> ConfigArguments {
-        ConfigArguments {
-            config: Some(path),
-            set: Vec::new(),
-        }
-    }
-
-    pub fn load(&self) -> Result<Config, Failure> {
-        let file = settings_file(self.config.as_deref());
-        // A variable that is not UTF-8 cannot be one of ours.
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        let config = Config::load(file.as_deref(), variables, &self.set)?;
-        telemetry::keep(&config.secrets);
-        Ok(config)
-    }
-}
-
-/// The file that was named, or residuald.toml in this folder if it is there: the same for every verb.
-pub fn settings_file(named: Option<&Path>) -> Option<PathBuf> {
-    let default = || {
-        let default = Path::new(DEFAULT_FILE);
-        default.exists().then_some(default)
-    };
-    named.or_else(default).map(Path::to_owned)
-}
+use crate::cli::shared::settings::ConfigArguments;
+use crate::failure::Failure;
 
 /// Print the settings in force, where each came from, secrets hidden
 #[derive(clap::Args)]

@@ -19,8 +19,10 @@ use crate::kafka::history::{Bound, Ended, History, Range};
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
-use super::connection::{Connection, ConnectionArguments, RangeArguments, progress_bar};
-use super::failure::Failure;
+use crate::cli::shared::connection::{Connection, ConnectionArguments, RangeArguments};
+use crate::cli::shared::progress;
+use crate::failure::Failure;
+use crate::text::escaped;
 
 /// List the records that could not be scored, send them back once they can, or discard them
 #[derive(clap::Args)]
@@ -113,7 +115,7 @@ impl Selection {
         quiet: bool,
         stop: &Shutdown,
     ) -> Result<Survey, Failure> {
-        let bar = progress_bar("reading", quiet);
+        let bar = progress::of_range("reading", quiet);
         let letters = History::open(kafka, topic, &self.range.range(), stop)?;
         let spans = letters.spans().clone();
         let starts = spans.iter().map(|(&p, span)| (p, span.start));
@@ -185,7 +187,7 @@ impl Survey {
             Some(slip) if self.ended == Ended::Complete => {
                 return Err(Failure::usage(format!(
                     "--reason {}: no letter of topic `{}` has this reason; {}",
-                    shown(slip),
+                    escaped(slip),
                     self.topic,
                     self.said_reasons()
                 )));
@@ -205,7 +207,7 @@ impl Survey {
             return format!("there are no letters; reasons are {}", ours.join(", "));
         }
         let reasons = self.reasons.iter().take(MOST_SHOWN);
-        let reasons = reasons.map(|(reason, letters)| format!("{} ({letters})", shown(reason)));
+        let reasons = reasons.map(|(reason, letters)| format!("{} ({letters})", escaped(reason)));
         let more = match self.reasons.len() > MOST_SHOWN {
             true => ", and more",
             false => "",
@@ -258,17 +260,6 @@ impl Survey {
     }
 }
 
-/// What the headers of foreign records say must not steer a terminal.
-pub fn shown(text: &str) -> String {
-    let visible = |c: char| match c {
-        c if c.is_control() => c.escape_default().collect::<String>(),
-        // Marks that turn the direction of writing.
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => c.escape_unicode().collect(),
-        c => c.to_string(),
-    };
-    text.chars().map(visible).collect()
-}
-
 /// Milliseconds since the epoch for a person.
 fn time(timestamp_ms: Option<i64>) -> String {
     let time = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
@@ -281,6 +272,9 @@ mod tests {
 
     #[test]
     fn what_is_shown_cannot_steer_a_terminal() {
-        assert_eq!(shown("a\u{1b}[2Jb\n\u{202e}ü"), "a\\u{1b}[2Jb\\n\\u{202e}ü");
+        assert_eq!(
+            escaped("a\u{1b}[2Jb\n\u{202e}ü"),
+            "a\\u{1b}[2Jb\\n\\u{202e}ü"
+        );
     }
 }

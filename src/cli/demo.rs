@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -18,12 +17,13 @@ use crate::shutdown::Shutdown;
 use crate::telemetry;
 use crate::text::escaped_lines;
 
-use super::daemon;
-use super::failure::Failure;
-use super::feed::{Feed, average_payload, embedded_sink, read_sample};
-use super::produce::positive;
-use super::reload::unchanging;
-use super::threshold::default_rule_of;
+use crate::cli::shared::feed::{Feed, average_payload, embedded_sink, read_sample};
+use crate::cli::shared::progress;
+use crate::cli::shared::threshold::default_rule_of;
+use crate::cli::shared::threshold::positive;
+use crate::daemon;
+use crate::daemon::reload::unchanging;
+use crate::failure::Failure;
 use watch::Watcher;
 
 const TOPIC: &str = "records";
@@ -199,12 +199,7 @@ impl Demo<'_> {
     fn show(&self) {
         let _last = StopsAtEnd(self.stop);
         let terminal = std::io::stderr().is_terminal() && !self.arguments.json;
-        let bar = if terminal {
-            let style = ProgressStyle::with_template("{spinner} {msg}").expect("a valid template");
-            ProgressBar::new_spinner().with_style(style)
-        } else {
-            ProgressBar::hidden()
-        };
+        let bar = progress::spinner("{spinner} {msg}", !terminal);
         let (mut before, mut since) = (0, Instant::now());
         let mut last_line = Instant::now();
         while !self.stop.is_requested() {

@@ -11,8 +11,8 @@ use crate::bundle::{Bundle, Draft, Input, Manifest};
 use crate::config::{Config, reference};
 use crate::verdict::{Judge, ThresholdRule};
 
-use super::failure::Failure;
-use super::threshold::default_rate;
+use crate::cli::shared::threshold::default_rate;
+use crate::failure::Failure;
 
 const ANOMALIES: &str = "anomalies";
 const DEAD_LETTERS: &str = "dead-letters";

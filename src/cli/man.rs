@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Print the manual page, or write one for each verb into a folder
 #[derive(clap::Args)]

@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::config::{self, ClientSettings, Guarantee};
-use crate::dataset::{self, Dataset, Unit};
+use crate::dataset;
 use crate::kafka::Sink;
 use crate::shutdown::Shutdown;
 
-use super::connection::{ConnectionArguments, topic};
-use super::failure::Failure;
-use super::feed::Feed;
-use super::refusals::Refusals;
+use crate::cli::shared::connection::{ConnectionArguments, topic};
+use crate::cli::shared::feed::Feed;
+use crate::cli::shared::progress::{self, stop_on_ctrl_c};
+use crate::cli::shared::refusals::Refusals;
+use crate::cli::shared::threshold::positive;
+use crate::failure::Failure;
 
 /// Send the records of a CSV, Parquet or NDJSON file to a topic, one JSON object a message
 #[derive(clap::Args)]
@@ -44,14 +45,6 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Rates above zero.
-pub fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
-        _ => Err("expected a number above 0".into()),
-    }
-}
-
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let connection = arguments.connection.load()?;
     let topic = topic(arguments.topic.as_deref(), connection.config.as_ref())?;
@@ -65,7 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     stop_on_ctrl_c(&stop)?;
     let sink = Sink::connect(&kafka, &[&topic], &stop)?;
     let started = Instant::now();
-    let bar = progress_bar(&data, arguments.json);
+    let bar = progress::of_file(&data, arguments.json);
     let mut left_out = Refusals::default();
     let limit = usize::try_from(arguments.records.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     let examples = std::iter::from_fn(|| {
@@ -132,23 +125,4 @@ fn of_a_tool(kafka: config::Kafka) -> config::Kafka {
         producer,
         ..kafka
     }
-}
-
-/// A bar for reading a file; hidden where nobody looks.
-pub fn progress_bar(data: &Dataset, hidden: bool) -> ProgressBar {
-    if hidden {
-        return ProgressBar::hidden();
-    }
-    let progress = data.progress();
-    let template = match progress.unit {
-        Unit::Bytes => "{bar:40} {bytes}/{total_bytes} {elapsed}, {eta} left {msg}",
-        Unit::Rows => "{bar:40} {human_pos}/{human_len} rows {elapsed}, {eta} left {msg}",
-    };
-    ProgressBar::new(progress.total)
-        .with_style(ProgressStyle::with_template(template).expect("a valid template"))
-}
-
-/// For verbs without HTTP: Ctrl-C and SIGTERM end the work after what is in flight.
-pub fn stop_on_ctrl_c(stop: &Shutdown) -> Result<(), Failure> {
-    stop.on_signals().map_err(Failure::internal)
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
-use super::config::ConfigArguments;
-use super::daemon;
-use super::failure::Failure;
+use crate::cli::shared::settings::ConfigArguments;
+use crate::daemon;
+use crate::failure::Failure;
 
 /// Consume, score and publish until SIGTERM or Ctrl-C, then drain; SIGHUP reads settings and bundle again
 #[derive(clap::Args)]

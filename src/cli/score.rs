@@ -2,15 +2,14 @@
 
 mod folder;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::{Calibration, Input, SegmentBy, SegmentId};
+use crate::bundle::{Calibration, Input, SegmentId};
 use crate::config::Provider;
 use crate::dataset;
 use crate::decode::{Decoder, Input as Format, Reason, RowError};
@@ -18,16 +17,19 @@ use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall}
 use crate::onnx::Nearest;
 use crate::picture::Reader;
 use crate::shutdown::Shutdown;
-use crate::verdict::{Judge, Observation, Verdict};
+use crate::verdict::{Judge, Verdict};
 
-use super::failure::Failure;
-use super::input;
-use super::model::{self, Loaded};
-use super::produce::progress_bar;
-use super::refusals::{Refusal, Refusals};
-use super::scoring::{self, CHUNK, Highest, Judged, PICTURES, Scoring};
-use super::stdout::stdout;
-use super::threshold::{ThresholdArguments, default_rule, segments};
+use crate::cli::shared::output::out;
+use crate::cli::shared::progress;
+use crate::cli::shared::reasons::reasons;
+use crate::cli::shared::refusals::some_scored;
+use crate::cli::shared::refusals::{Refusal, Refusals};
+use crate::cli::shared::scoring::key_fits;
+use crate::cli::shared::scoring::{self, CHUNK, Highest, Judged, PICTURES, Scoring};
+use crate::cli::shared::threshold::{ThresholdArguments, default_rule, segments};
+use crate::daemon::input;
+use crate::daemon::model::{self, Loaded};
+use crate::failure::Failure;
 
 const REASONS: usize = 5;
 
@@ -146,35 +148,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     run.report(arguments, started)
 }
 
-/// A file has no message keys: where segments go by them, `--key` says which field is one.
-///
-/// # Errors
-/// It does not, or says so without need.
-pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure> {
-    match (by, key) {
-        (Some(SegmentBy::Key), None) => Err(Failure::usage(
-            "the thresholds go by the message key, which a file does not have: say with --key FIELD which field was it",
-        )),
-        (None | Some(SegmentBy::Field(_)), Some(_)) => Err(Failure::usage(
-            "--key: only where the thresholds go by the message key",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// The file of `--out`, if there is one.
-pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
-    Ok(match path {
-        None => None,
-        Some(path) if path.as_os_str() == "-" => Some(Box::new(stdout())),
-        Some(path) => {
-            let file = File::create(path);
-            let file = file.map_err(|e| Failure::data(format!("{}: {e}", path.display())))?;
-            Some(Box::new(BufWriter::new(file)))
-        }
-    })
-}
-
 /// A line of `--out`, if it is asked for.
 fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result<(), Failure> {
     if let Some(out) = out {
@@ -235,7 +208,7 @@ impl Run {
     }
 
     fn all(&mut self, mut data: dataset::Dataset, arguments: &Arguments) -> Result<(), Failure> {
-        let bar = progress_bar(&data, arguments.json);
+        let bar = progress::of_file(&data, arguments.json);
         while let Some(next) = data.next() {
             self.records += 1;
             let problem = match next {
@@ -439,18 +412,6 @@ impl Run {
     }
 }
 
-/// # Errors
-/// Nothing was: that is no success, whatever the numbers above say.
-pub fn some_scored(scored: usize, refusals: &Refusals) -> Result<(), Failure> {
-    match scored {
-        0 => Err(Failure::data(format!(
-            "none of the {} records could be scored: {refusals}",
-            refusals.count()
-        ))),
-        _ => Ok(()),
-    }
-}
-
 /// What the labels say of the scores, where there are any.
 fn labelled(scores: &[f32], labels: &[Option<bool>], flagged: &[bool]) -> Option<Labelled> {
     let all = scores.iter().zip(flagged).zip(labels);
@@ -462,40 +423,4 @@ fn labelled(scores: &[f32], labels: &[Option<bool>], flagged: &[bool]) -> Option
         average_precision: average_precision(&scores, &labels),
         at_threshold: precision_recall(&flagged, &labels),
     })
-}
-
-/// The first reasons of a verdict in one line.
-pub fn reasons(verdict: &Verdict<'_>) -> String {
-    let features = verdict.attributions().iter().take(3).map(|a| {
-        format!(
-            "{} {} (expected {}) {:.0}%",
-            a.feature,
-            text(a.observed),
-            text(a.expected),
-            a.share * 100.0
-        )
-    });
-    let regions = verdict.regions().iter().take(3).map(|r| {
-        format!(
-            "{} x {} at {}, {} {:.0}%",
-            r.width,
-            r.height,
-            r.x,
-            r.y,
-            r.share * 100.0
-        )
-    });
-    features.chain(regions).collect::<Vec<_>>().join(", ")
-}
-
-fn text(observation: Observation<'_>) -> String {
-    match observation {
-        Observation::Number(number) => format!("{number:.4}")
-            .trim_end_matches('0')
-            .trim_end_matches('.')
-            .to_owned(),
-        Observation::Bool(value) => value.to_string(),
-        Observation::Category(entry) => entry.to_owned(),
-        Observation::Unseen => "unseen".to_owned(),
-    }
 }

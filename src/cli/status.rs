@@ -9,7 +9,7 @@ use ureq::tls::RootCerts;
 use crate::http_client;
 use crate::schema_registry;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

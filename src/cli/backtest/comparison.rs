@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::evaluation::spearman;
 
-use super::super::scoring::Highest;
+use crate::cli::shared::scoring::Highest;
 
 pub struct Comparison {
     scores: [Vec<f32>; 2],

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::kafka::history::Ended;
 
-use super::super::threshold::segments;
 use super::tally::{Bin, Covers, High};
 use super::{Run, Side};
+use crate::cli::shared::threshold::segments;
 
 /// Features shown.
 const FEATURES: usize = 5;

@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::decode::RowError;
 use crate::verdict::Verdict;
 
-use super::super::refusals::Refusals;
-use super::super::scoring::Highest;
+use crate::cli::shared::refusals::Refusals;
+use crate::cli::shared::scoring::Highest;
 
 const DAY_MS: f64 = 86_400_000.0;
 /// One record in so many at each end of the time may be from a wrong clock.

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::cli::connection::Connection;
-use crate::cli::failure::Failure;
+use crate::cli::shared::connection::Connection;
+use crate::failure::Failure;
 use crate::kafka::history::{Bound, History, Range, Span};
 use crate::shutdown::Shutdown;
 

@@ -15,15 +15,17 @@ use super::Arguments;
 use super::flagged::{self, Flagged};
 use super::residuals::Residuals;
 use super::trim::Tail;
-use crate::cli::backtest::nothing;
-use crate::cli::connection::{self, Connection};
-use crate::cli::failure::Failure;
-use crate::cli::input;
-use crate::cli::model::{Loaded, must_read_tables};
-use crate::cli::produce::{progress_bar, stop_on_ctrl_c};
-use crate::cli::refusals::Refusals;
-use crate::cli::score::key_fits;
-use crate::cli::scoring::{CHUNK, PICTURES, Scoring};
+
+use crate::cli::shared::connection::Connection;
+use crate::cli::shared::connection::empty_range;
+use crate::cli::shared::progress::{self, stop_on_ctrl_c};
+use crate::cli::shared::refusals::Refusals;
+use crate::cli::shared::scoring::key_fits;
+use crate::daemon::input;
+use crate::daemon::model::{Loaded, must_read_tables};
+use crate::failure::Failure;
+
+use crate::cli::shared::scoring::{CHUNK, PICTURES, Scoring};
 
 /// Where verdicts go unless settings say otherwise.
 const ANOMALIES: &str = "anomalies";
@@ -135,7 +137,7 @@ impl Sample {
             );
         }
         sample.flagged_rate = flagged.rate;
-        let bar = connection::progress_bar("scoring", arguments.json);
+        let bar = progress::of_range("scoring", arguments.json);
         bar.set_length(history.total());
         let ended = history.read::<Failure>(&stop, |record, progress| {
             if let Some(payload) = record.payload.filter(|payload| !payload.is_empty()) {
@@ -157,7 +159,7 @@ impl Sample {
             ));
         }
         match sample.scores.len() as u64 + sample.refusals.count() {
-            0 => Err(nothing(topic, &spans)),
+            0 => Err(empty_range(topic, &spans)),
             _ => Ok(sample),
         }
     }
@@ -197,7 +199,7 @@ impl Sample {
             options.normal.clone_from(normal);
         }
         let mut data = dataset::open(file, &options)?;
-        let bar = progress_bar(&data, arguments.json);
+        let bar = progress::of_file(&data, arguments.json);
         while let Some(next) = data.next() {
             match next {
                 Ok(example) if example.label == Some(true) => self.left_out.labelled += 1,

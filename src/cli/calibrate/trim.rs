@@ -13,8 +13,8 @@
 
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, Scores, SegmentBy, SegmentId};
-use crate::cli::failure::Failure;
-use crate::cli::threshold::default_rate;
+use crate::cli::shared::threshold::default_rate;
+use crate::failure::Failure;
 
 /// Below this quantile all records are kept.
 const BODY: f64 = 0.9;

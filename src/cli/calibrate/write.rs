@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bundle::{Calibration, Draft, MANIFEST, sha256_hex};
-use crate::cli::failure::Failure;
+use crate::failure::Failure;
 
 const CALIBRATION: &str = "calibration.json";
 

@@ -5,15 +5,14 @@ use crate::kafka::probe::{Findings, probe};
 use crate::schema_registry;
 use crate::shutdown::Shutdown;
 
-use crate::cli::daemon::written_topics;
-use crate::cli::failure::Failure;
+use crate::failure::Failure;
 
 /// Asks the brokers and the schema registry.
 ///
 /// # Errors
 /// A setting that librdkafka refuses.
 pub fn ask(config: &Config) -> Result<Findings, Failure> {
-    let outputs = written_topics(&config.output);
+    let outputs = config.output.topics();
     let asked = probe(&config.kafka, &outputs, &Shutdown::default());
     let mut findings = match asked.map_err(Failure::from) {
         Ok(findings) => findings,

@@ -9,9 +9,9 @@ use crate::kafka::history::Ended;
 use crate::kafka::replay::Replay;
 use crate::shutdown::Shutdown;
 
-use super::super::failure::Failure;
-use super::super::produce::stop_on_ctrl_c;
 use super::{Selection, Survey};
+use crate::cli::shared::progress::stop_on_ctrl_c;
+use crate::failure::Failure;
 
 /// Mark dead letters as done, so that no replay sends them
 #[derive(clap::Args)]

@@ -10,10 +10,11 @@ use crate::kafka::history::Ended;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
-use super::super::failure::Failure;
-use super::super::produce::stop_on_ctrl_c;
-use super::super::stdout::stdout;
-use super::{Selection, Survey, shown, time};
+use super::{Selection, Survey, time};
+use crate::cli::shared::output::stdout;
+use crate::cli::shared::progress::stop_on_ctrl_c;
+use crate::failure::Failure;
+use crate::text::escaped;
 
 /// List dead letters: where each lies, where it came from, when, why, and whether it was replayed
 #[derive(clap::Args)]
@@ -88,7 +89,7 @@ fn line(
     let from = match &letter.topic {
         Some(topic) => format!(
             "{} {}:{}",
-            shown(topic),
+            escaped(topic),
             number(letter.partition.map(i64::from)),
             number(letter.offset)
         ),
@@ -98,8 +99,8 @@ fn line(
         out,
         "{place:<12} {}  {:<12} {from}  {}",
         time(record.timestamp_ms),
-        shown(letter.reason.as_deref().unwrap_or("-")),
-        shown(letter.message.as_deref().unwrap_or("-")),
+        escaped(letter.reason.as_deref().unwrap_or("-")),
+        escaped(letter.message.as_deref().unwrap_or("-")),
     )?;
     if letter.omitted {
         write!(out, "  (not whole: too large)")?;
@@ -113,7 +114,11 @@ fn line(
     writeln!(out)?;
     if arguments.payload {
         let value = record.payload.map(String::from_utf8_lossy);
-        writeln!(out, "    {}", value.map_or("null".into(), |v| shown(&v)))?;
+        writeln!(
+            out,
+            "    {}",
+            value.map_or("null".into(), |v| escaped(&v).into_owned())
+        )?;
     }
     Ok(())
 }
@@ -183,8 +188,8 @@ fn summary(
         writeln!(
             out,
             "{count:>9}  {:<12} from {}",
-            shown(reason),
-            shown(topic)
+            escaped(reason),
+            escaped(topic)
         )?;
     }
     Ok(())

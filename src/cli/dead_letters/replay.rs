@@ -15,10 +15,10 @@ use crate::kafka::replay::Replay;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
-use super::super::connection::progress_bar;
-use super::super::failure::Failure;
-use super::super::produce::stop_on_ctrl_c;
 use super::{Selection, Survey};
+use crate::cli::shared::progress;
+use crate::cli::shared::progress::stop_on_ctrl_c;
+use crate::failure::Failure;
 
 /// What a transaction holds at most.
 const CHUNK_LETTERS: usize = 1000;
@@ -124,7 +124,7 @@ fn send(
     for to in left.counts().into_keys() {
         partitions.insert(to, producer.partitions(to, stop)?);
     }
-    let bar = progress_bar("sending", hidden);
+    let bar = progress::of_range("sending", hidden);
     bar.set_length(left.count());
     let mut chunk = Chunk::default();
     let ended = survey.reread(&left.places(), stop, |record, letter| {

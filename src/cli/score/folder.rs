@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
@@ -20,12 +19,15 @@ use crate::onnx::{Scorer, Seen};
 use crate::picture::{Finding, Limits, Mask, PictureError, Reader, highest, mask, thumbnail};
 use crate::verdict::{Judge, Verdict};
 
-use super::super::failure::Failure;
-use super::super::input;
-use super::super::model::Loaded;
-use super::super::refusals::Refusals;
-use super::super::scoring::{Highest, finite, share_out};
-use super::{Arguments, Labelled, REASONS, Summary, labelled, reasons, some_scored, write_line};
+use super::{Arguments, Labelled, REASONS, Summary, labelled, write_line};
+use crate::cli::shared::progress;
+use crate::cli::shared::reasons::reasons;
+use crate::cli::shared::refusals::Refusals;
+use crate::cli::shared::refusals::some_scored;
+use crate::cli::shared::scoring::{Highest, finite, share_out};
+use crate::daemon::input;
+use crate::daemon::model::Loaded;
+use crate::failure::Failure;
 
 /// Pictures in the memory at once, for each core.
 const PICTURES_A_CORE: usize = 4;
@@ -198,7 +200,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&mut self, pictures: &[Picture], mut scorers: Vec<Scorer>) -> Result<(), Failure> {
-        let bar = progress_bar(pictures.len(), self.arguments.json);
+        let bar = progress::of_images(pictures.len(), self.arguments.json);
         let chunk = PICTURES_A_CORE * scorers.len().max(1);
         for (first, part) in (0..).step_by(chunk).zip(pictures.chunks(chunk)) {
             let looking = &self.looking;
@@ -428,13 +430,4 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 fn sheet_failed(arguments: &Arguments, error: &std::io::Error) -> Failure {
     let path = arguments.html.as_deref().unwrap_or(Path::new("--html"));
     Failure::data(format!("{}: {error}", path.display()))
-}
-
-fn progress_bar(pictures: usize, hidden: bool) -> ProgressBar {
-    if hidden {
-        return ProgressBar::hidden();
-    }
-    let template = "{bar:40} {human_pos}/{human_len} pictures {elapsed}, {eta} left";
-    ProgressBar::new(pictures as u64)
-        .with_style(ProgressStyle::with_template(template).expect("a valid template"))
 }

@@ -1,17 +1,17 @@
-//! What verbs that read a topic share: a connection by flags or by a daemon's settings, a range, and a progress bar.
+//! What verbs that read a topic share: a connection by flags or by a daemon's settings, and a range.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 
 use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry, is_pattern};
-use crate::kafka::history::{Bound, Range};
+use crate::kafka::history::{Bound, Range, Span};
 use crate::telemetry;
 
-use super::config::{ConfigArguments, settings_file};
-use super::failure::Failure;
-use super::feed::kafka_settings;
+use crate::cli::shared::feed::kafka_settings;
+use crate::cli::shared::settings::{ConfigArguments, settings_file};
+use crate::failure::Failure;
 
 const DEFAULT_BROKERS: &str = "localhost:9092";
 
@@ -136,12 +136,13 @@ pub fn topic(asked: Option<&str>, config: Option<&Config>) -> Result<String, Fai
     }
 }
 
-/// A bar over the offsets of a range; hidden where nobody looks.
-pub fn progress_bar(what: &'static str, hidden: bool) -> ProgressBar {
-    if hidden {
-        return ProgressBar::hidden();
-    }
-    let template = "{msg} {bar:40} {human_pos}/{human_len} {elapsed}, {eta} left";
-    let style = ProgressStyle::with_template(template).expect("a valid template");
-    ProgressBar::new(0).with_style(style).with_message(what)
+/// There is nothing in the range that was asked for.
+pub fn empty_range(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
+    let asked = spans
+        .iter()
+        .map(|(partition, span)| format!("{partition}:{} to {}", span.start, span.end));
+    Failure::data(format!(
+        "topic `{topic}` holds no records in that range, which is {}",
+        asked.collect::<Vec<_>>().join(", ")
+    ))
 }

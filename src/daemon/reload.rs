@@ -15,54 +15,9 @@ use crate::shutdown::Shutdown;
 use crate::status::Status;
 use crate::telemetry;
 
-use super::failure::Failure;
-use super::loading::{self, InUse, panicked};
-use super::{input, model};
-
-/// The model that the settings name, proved and warm, if `accept` takes its bundle.
-pub fn load(
-    config: &Config,
-    stop: &Shutdown,
-    accept: impl FnOnce(&Bundle) -> Result<(), Failure>,
-) -> Result<model::Loaded, Failure> {
-    model::load_within(
-        &config.model.bundle,
-        &config.inference,
-        config.batch.max_records,
-        config.model.load_timeout,
-        stop,
-        // Before the threshold, which may be one for other records.
-        |bundle| accept(bundle).map(|()| config.threshold),
-    )
-}
-
-/// With it what reads records for it. `before`: the input in force, which stays if it is a schema registry's.
-pub fn serving(
-    config: &Config,
-    mut loaded: model::Loaded,
-    before: Option<&Input>,
-    decoding: &Room,
-    metrics: &Metrics,
-) -> Result<Serving, Failure> {
-    let input = match (input::open_here(config, &loaded.bundle)?, before) {
-        (Some(input), _) => input,
-        (None, Some(before)) => before.clone(),
-        (None, None) => input::open(config, &loaded.bundle, metrics)?,
-    };
-    let screenings = loaded.screenings(config.screen)?;
-    Ok(Serving {
-        features: loaded.bundle.features().to_vec(),
-        segment: loaded.segment(),
-        input,
-        decoding: decoding.clone(),
-        scorers: loaded.scorers,
-        screenings,
-        judge: loaded.judge,
-        nearest: loaded.nearest,
-        model: loaded.model,
-        asked: config.inference.provider.as_str(),
-    })
-}
+use super::model;
+use super::watchdog::{self, InUse, panicked};
+use crate::failure::Failure;
 
 /// Reads the settings from where they came from.
 pub type Settings = Arc<dyn Fn() -> Result<Config, Failure> + Send + Sync>;
@@ -141,12 +96,13 @@ impl Reloader {
 
     fn prepare(&self) -> Result<Prepared, Failure> {
         let read = self.settings.clone();
-        let settings = loading::settings(move || read(), &self.stop)?;
+        let settings = watchdog::settings(move || read(), &self.stop)?;
         let settings = self.config.reloaded(settings)?;
         let config = &settings.config;
-        let loaded = load(config, &self.stop, |bundle| self.accept(config, bundle))?;
+        let loaded =
+            model::load_configured(config, &self.stop, |bundle| self.accept(config, bundle))?;
         let schema = loaded.bundle.manifest.input.clone();
-        let serving = serving(
+        let serving = model::serving(
             config,
             loaded,
             Some(&self.input),

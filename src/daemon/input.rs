@@ -13,7 +13,7 @@ use crate::picture::{FIELD, Limits, Reader};
 use crate::schema_registry;
 use crate::shutdown::Shutdown;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// While a schema is fetched.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

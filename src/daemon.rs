@@ -1,12 +1,22 @@
 //! The daemon: model, HTTP, Kafka and pipeline, started in the order in which they can fail.
 
-use std::net::{SocketAddr, TcpListener};
+pub mod budget;
+mod descriptors;
+mod http;
+pub mod input;
+pub mod media_folder;
+pub mod model;
+pub mod reload;
+pub mod watchdog;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crate::config::{self, Config, Media, Output};
-use crate::http::{self, Access, Shown, Tls};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::http::Shown;
 use crate::kafka::{self, Sink, Source};
 use crate::memory::{self, Budget, Room};
 use crate::metrics::Metrics;
@@ -15,11 +25,7 @@ use crate::pipeline::{self, Lasting, Next, PipelineError, Stages, Traces};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
-
-use super::budget;
-use super::descriptors;
-use super::failure::Failure;
-use super::reload::{self, Reloader, Settings};
+use reload::{Reloader, Settings};
 
 /// A daemon at work.
 pub struct Daemon {
@@ -41,18 +47,18 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     let hangups = hangups.map_err(Failure::internal)?;
     let connections = descriptors::for_http()?;
     let mut config = config;
-    config.output.media = media_folder(&config.output)?;
-    sweep(&config.output);
+    config.output.media = media_folder::checked(&config.output)?;
+    media_folder::sweep(&config.output);
     memory::give_back();
     let before = memory::resident();
-    let loaded = reload::load(&config, shutdown, |_| Ok(()))?;
+    let loaded = model::load_configured(&config, shutdown, |_| Ok(()))?;
     let metrics = Metrics::new(loaded.judge.threshold);
     let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
     let decoding = share(&mut config, budget.as_ref(), &metrics);
     let golden_records = loaded.golden.records;
     let schema = loaded.bundle.manifest.input.clone();
     let traces = traces(&config, &metrics)?.map(Arc::new);
-    let serving = reload::serving(&config, loaded, None, &decoding, &metrics)?;
+    let serving = model::serving(&config, loaded, None, &decoding, &metrics)?;
     let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
     serving.announce(&metrics, &status);
     status.model_is_warm();
@@ -93,7 +99,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
         metrics: metrics.clone(),
         status: status.clone(),
     };
-    let (address, http) = serve(&config.http, connections, shown, &done)?;
+    let (address, http) = http::serve(&config.http, connections, shown, &done)?;
     tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
@@ -178,55 +184,13 @@ fn traces(config: &Config, metrics: &Metrics) -> Result<Option<Traces>, Failure>
     Ok(Some(Traces::new(spans, ratio, group_id, &config.output)))
 }
 
-/// The place for maps, a folder by its whole path and there.
-///
-/// # Errors
-/// It is no folder.
-pub fn media_folder(output: &Output) -> Result<Option<Media>, Failure> {
-    let Some(Media::Folder(folder)) = &output.media else {
-        return Ok(output.media.clone());
-    };
-    let problem = |what: String| Failure::config(format!("output.media_dir = {folder:?}: {what}"));
-    let whole = folder.canonicalize().map_err(|e| problem(e.to_string()))?;
-    if !whole.is_dir() {
-        return Err(problem("it is not a folder".to_owned()));
-    }
-    pipeline::probe_folder(&whole).map_err(|e| problem(e.to_string()))?;
-    Ok(Some(Media::Folder(whole)))
-}
-
-/// Takes away the drafts of maps that a predecessor left that was killed.
-fn sweep(output: &Output) {
-    let Some(Media::Folder(folder)) = &output.media else {
-        return;
-    };
-    match pipeline::sweep_folder(folder) {
-        Ok(0) => {}
-        Ok(drafts) => tracing::info!(drafts, "unfinished maps in output.media_dir are removed"),
-        Err(e) => tracing::warn!("output.media_dir: unfinished maps cannot be looked for: {e}"),
-    }
-}
-
-/// The topics that the settings have it write to.
-pub fn written_topics(output: &Output) -> Vec<&str> {
-    let mut topics = vec![
-        output.anomalies_topic.as_str(),
-        output.dead_letter_topic.as_str(),
-    ];
-    topics.extend(output.scores_topic.as_deref());
-    if let Some(Media::Topic(topic)) = &output.media {
-        topics.push(topic);
-    }
-    topics
-}
-
 fn connect(
     config: &Config,
     metrics: &Metrics,
     status: &Status,
     stop: &Shutdown,
 ) -> Result<(Source, Sink), Failure> {
-    let topics = written_topics(&config.output);
+    let topics = config.output.topics();
     let source = Source::connect(
         &config.kafka,
         &topics,
@@ -237,41 +201,6 @@ fn connect(
     let sink = Sink::connect(&config.kafka, &topics, stop)?;
     status.producer_is_connected();
     Ok((source, sink))
-}
-
-/// HTTP, on a thread of its own with a small runtime.
-fn serve(
-    settings: &config::Http,
-    connections: usize,
-    shown: Shown,
-    done: &Shutdown,
-) -> Result<(SocketAddr, JoinHandle<()>), Failure> {
-    let tls = settings.tls.clone().map(Tls::load).transpose();
-    let tls = tls.map_err(Failure::config)?;
-    let listen = settings.listen;
-    let listener = TcpListener::bind(listen)
-        .map_err(|e| Failure::config(format!("http.listen = \"{listen}\": {e}")))?;
-    let address = listener.local_addr().map_err(Failure::internal)?;
-    if settings.token.is_none() && !http::is_loopback(address) {
-        tracing::warn!(
-            "/metrics and /status are open to whoever reaches {address}, and the triage page shows no records: set http.token, or a loopback address as http.listen"
-        );
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::internal)?;
-    let access = Access::new(settings.token.clone(), address);
-    let done = done.clone();
-    let thread = named("http", move || {
-        runtime.block_on(async {
-            let served = http::serve(listener, connections, tls, access, shown, done).await;
-            if let Err(e) = served {
-                tracing::error!("HTTP: {e}");
-            }
-        });
-    });
-    Ok((address, thread))
 }
 
 fn named<T: Send + 'static>(

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::dead_letters::shown;
+use crate::failure::Failure;
+use crate::text::escaped;
 
 /// Reasons that a person is told.
 const TOLD: usize = 3;
@@ -34,7 +35,7 @@ impl Refusals {
     pub fn add(&mut self, reason: &'static str, detail: &str) {
         let kind = self.0.entry(reason).or_insert_with(|| Kind {
             records: 0,
-            example: cut(&shown(detail)),
+            example: cut(&escaped(detail)),
         });
         kind.records += 1;
     }
@@ -90,6 +91,18 @@ fn cut(text: &str) -> String {
     match text.char_indices().nth(LONGEST) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
+    }
+}
+
+/// # Errors
+/// Nothing was: that is no success, whatever the numbers above say.
+pub fn some_scored(scored: usize, refusals: &Refusals) -> Result<(), Failure> {
+    match scored {
+        0 => Err(Failure::data(format!(
+            "none of the {} records could be scored: {refusals}",
+            refusals.count()
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -4,16 +4,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::bundle::{Bundle, Calibration, Input};
-use crate::config::{self, Inference, ScreenMode};
-use crate::decode::SegmentReader;
+use crate::config::{self, Config, Inference, ScreenMode};
+use crate::decode::{self, SegmentReader};
+use crate::memory::Room;
 use crate::message::Model;
+use crate::metrics::Metrics;
 use crate::onnx::{self, GoldenCheck, Nearest, Scorer, Screen};
-use crate::pipeline::{Bounds, Screening};
+use crate::pipeline::{Bounds, Screening, Serving};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
-use super::failure::Failure;
-use super::loading;
+use super::{input, watchdog};
+use crate::failure::Failure;
 
 pub struct Loaded {
     pub bundle: Bundle,
@@ -60,7 +62,7 @@ pub fn load_within(
         screens,
         golden,
         nearest,
-    } = loading::load(dir, inference, max_records, limit, stop)?;
+    } = watchdog::load(dir, inference, max_records, limit, stop)?;
     let rule = rule(&bundle)?;
     let calibration = bundle.calibration.clone();
     let judge = Judge::new(bundle.features().to_vec(), calibration, rule)?;
@@ -119,6 +121,51 @@ impl Loaded {
         let segments = self.bundle.calibration.segments.as_ref();
         segments.map(SegmentReader::of)
     }
+}
+
+/// The model that the settings name, proved and warm, if `accept` takes its bundle.
+pub fn load_configured(
+    config: &Config,
+    stop: &Shutdown,
+    accept: impl FnOnce(&Bundle) -> Result<(), Failure>,
+) -> Result<Loaded, Failure> {
+    load_within(
+        &config.model.bundle,
+        &config.inference,
+        config.batch.max_records,
+        config.model.load_timeout,
+        stop,
+        // Before the threshold, which may be one for other records.
+        |bundle| accept(bundle).map(|()| config.threshold),
+    )
+}
+
+/// What judges records with it, and what reads them. `before`: the input in force, which stays if it is a schema registry's.
+pub fn serving(
+    config: &Config,
+    mut loaded: Loaded,
+    before: Option<&decode::Input>,
+    decoding: &Room,
+    metrics: &Metrics,
+) -> Result<Serving, Failure> {
+    let input = match (input::open_here(config, &loaded.bundle)?, before) {
+        (Some(input), _) => input,
+        (None, Some(before)) => before.clone(),
+        (None, None) => input::open(config, &loaded.bundle, metrics)?,
+    };
+    let screenings = loaded.screenings(config.screen)?;
+    Ok(Serving {
+        features: loaded.bundle.features().to_vec(),
+        segment: loaded.segment(),
+        input,
+        decoding: decoding.clone(),
+        scorers: loaded.scorers,
+        screenings,
+        judge: loaded.judge,
+        nearest: loaded.nearest,
+        model: loaded.model,
+        asked: config.inference.provider.as_str(),
+    })
 }
 
 /// For verbs that know no pictures yet.

@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Enough for Kafka with three brokers, a model, logs and a few clients.
 const LEAST: u64 = 128;

@@ -3,7 +3,7 @@
 use crate::bundle::{Bundle, Input};
 use crate::memory::{Base, Budget, Limit, TooLittle, resident};
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// The budget for a model that is loaded and warm; `before`: what was resident without it. `None` if nothing says how much memory there is.
 ///

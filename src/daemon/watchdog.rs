@@ -11,7 +11,7 @@ use crate::config::{Config, Inference};
 use crate::onnx::{self, Interrupt};
 use crate::shutdown::Shutdown;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Threads that load a bundle now, those left behind among them.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);

@@ -5,8 +5,6 @@ use std::path::Path;
 use crate::bundle::{Calibration, Draft};
 use crate::verdict::{Judge, ThresholdRule};
 
-use super::produce::positive;
-
 const DEFAULT_RATE: f64 = 0.001;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -78,5 +76,13 @@ fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate < 1.0 => Ok(rate),
         _ => Err("expected a number between 0 and 1".into()),
+    }
+}
+
+/// A number of the command line that is above zero.
+pub fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("expected a number above 0".into()),
     }
 }

@@ -1,7 +1,10 @@
-//! Standard output for verbs that write many lines: nothing in them can steer a terminal.
+//! Where a verb writes many lines: a file, or standard output, in which nothing can steer a terminal.
 
-use std::io::{self, StdoutLock, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::path::Path;
 
+use crate::failure::Failure;
 use crate::text::escaped_lines;
 
 /// Escapes whole lines, because a write may end within a character. JSON stays JSON with the same meaning.
@@ -51,6 +54,19 @@ impl<W: Write> Drop for Safe<W> {
     fn drop(&mut self) {
         let _ = self.flush();
     }
+}
+
+/// The file of `--out`, if there is one.
+pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
+    Ok(match path {
+        None => None,
+        Some(path) if path.as_os_str() == "-" => Some(Box::new(stdout())),
+        Some(path) => {
+            let file = File::create(path);
+            let file = file.map_err(|e| Failure::data(format!("{}: {e}", path.display())))?;
+            Some(Box::new(BufWriter::new(file)))
+        }
+    })
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::batch::Batch;
+use crate::bundle::SegmentBy;
 use crate::config::{Inference, Provider};
 use crate::decode::{Reason, RowError};
 use crate::onnx::{Scorer, ScorerError, Seen};
 use crate::picture::{Finding, Reader, highest};
 use crate::verdict::{Scored, is_score};
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Rows that are worth sharing out to the cores.
 pub const CHUNK: usize = 16_384;
@@ -211,5 +212,21 @@ impl<T> Highest<T> {
 
     pub fn iter(&self) -> impl Iterator<Item = &(f32, T)> {
         self.entries.iter()
+    }
+}
+
+/// A file has no message keys: where segments go by them, `--key` says which field is one.
+///
+/// # Errors
+/// It does not, or says so without need.
+pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure> {
+    match (by, key) {
+        (Some(SegmentBy::Key), None) => Err(Failure::usage(
+            "the thresholds go by the message key, which a file does not have: pass --key FIELD to name the field that holds the key",
+        )),
+        (None | Some(SegmentBy::Field(_)), Some(_)) => Err(Failure::usage(
+            "--key: only where the thresholds go by the message key",
+        )),
+        _ => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use crate::kafka::{SendError, Sink, Ticket};
 use crate::message::record_message;
 use crate::shutdown::Shutdown;
 
-use super::failure::Failure;
+use crate::failure::Failure;
 
 /// Short enough for an even flow, long enough to cost nothing.
 const NAP: Duration = Duration::from_millis(1);

@@ -1,0 +1,12 @@
+//! What several verbs need.
+
+pub mod connection;
+pub mod feed;
+pub mod output;
+pub mod print;
+pub mod progress;
+pub mod reasons;
+pub mod refusals;
+pub mod scoring;
+pub mod settings;
+pub mod threshold;

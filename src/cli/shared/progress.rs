@@ -1,0 +1,58 @@
+//! Progress bars, on standard error, and the stop that a person asks for meanwhile.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::dataset::{Dataset, Unit};
+use crate::failure::Failure;
+use crate::shutdown::Shutdown;
+
+const TIMES: &str = "{elapsed}, {eta} left";
+
+/// For reading a file.
+pub fn of_file(data: &Dataset, hidden: bool) -> ProgressBar {
+    let progress = data.progress();
+    let amount = match progress.unit {
+        Unit::Bytes => "{bytes}/{total_bytes}",
+        Unit::Rows => "{human_pos}/{human_len} rows",
+    };
+    bar(
+        progress.total,
+        &format!("{{bar:40}} {amount} {TIMES} {{msg}}"),
+        hidden,
+    )
+}
+
+/// For the offsets of a range, whose number is set later.
+pub fn of_range(what: &'static str, hidden: bool) -> ProgressBar {
+    let template = format!("{{msg}} {{bar:40}} {{human_pos}}/{{human_len}} {TIMES}");
+    bar(0, &template, hidden).with_message(what)
+}
+
+pub fn of_images(images: usize, hidden: bool) -> ProgressBar {
+    let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} images {TIMES}");
+    bar(images as u64, &template, hidden)
+}
+
+/// For work without a known end.
+pub fn spinner(template: &str, hidden: bool) -> ProgressBar {
+    match hidden {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::new_spinner().with_style(style(template)),
+    }
+}
+
+fn bar(total: u64, template: &str, hidden: bool) -> ProgressBar {
+    match hidden {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::new(total).with_style(style(template)),
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("a valid template")
+}
+
+/// For verbs without HTTP: Ctrl-C and SIGTERM end the work after what is in flight.
+pub fn stop_on_ctrl_c(stop: &Shutdown) -> Result<(), Failure> {
+    stop.on_signals().map_err(Failure::internal)
+}
