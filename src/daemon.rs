@@ -21,7 +21,7 @@ use crate::kafka::{self, Sink, Source};
 use crate::memory::{self, Budget, Room};
 use crate::metrics::Metrics;
 use crate::otlp::Spans;
-use crate::pipeline::{self, Lasting, Next, PipelineError, Stages, Traces};
+use crate::pipeline::{self, PendingModel, PipelineError, RunContext, RunParts, Traces};
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
@@ -80,7 +80,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
         Some(budget) => Recent::within(budget.recent),
         None => Recent::default(),
     };
-    let next = Next::default();
+    let pending_model = PendingModel::default();
     let reloader = Reloader {
         settings,
         config: config.clone(),
@@ -89,7 +89,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
         decoding,
         metrics: metrics.clone(),
         status: status.clone(),
-        next: next.clone(),
+        pending_model: pending_model.clone(),
         stop: shutdown.clone(),
     };
     // Ends with the process.
@@ -110,11 +110,11 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
             return Err(failure);
         }
     };
-    let stages = Stages {
+    let parts = RunParts {
         source,
         sink,
         serving,
-        lasting: Lasting {
+        context: RunContext {
             batch: config.batch,
             output: config.output,
             transaction_window: config.kafka.guarantee.window(),
@@ -124,11 +124,11 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
             metrics: metrics.clone(),
             recent,
             status,
-            next,
+            pending_model,
         },
     };
     let stop = shutdown.clone();
-    let pipeline = named("intake", move || pipeline::run(stages, &stop));
+    let pipeline = named("intake", move || pipeline::run(parts, &stop));
     Ok(Daemon {
         metrics,
         address,

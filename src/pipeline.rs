@@ -12,66 +12,70 @@
 //! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery. With
 //! exactly-once the publisher commits them, in one transaction with the verdicts.
 
+mod delivery;
 mod drift;
-mod folder;
 mod intake;
-mod media;
-mod outbox;
-mod oversize;
+mod judging;
+mod map_files;
+mod maps;
+mod media_folder;
 mod pictures;
 mod publish;
-mod refused;
 mod screening;
 mod serving;
 mod tally;
 mod traces;
-mod window;
+mod workers;
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::bounded;
 
-use crate::batch::Batch;
 use crate::config;
-use crate::decode::{Decoder, Input};
+use crate::decode::Decoder;
 use crate::kafka::{KafkaError, Sink, Source};
 use crate::message::Model;
 use crate::metrics::{Metrics, RELOADED};
-use crate::onnx::{Scorer, ScorerError};
+use crate::onnx::ScorerError;
 use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
-pub use folder::{probe as probe_folder, sweep as sweep_folder};
+use delivery::{Delivery, TransactionWindow};
+use intake::{Channels, Intake};
+use judging::Judging;
+pub use map_files::{probe as probe_folder, sweep as sweep_folder};
+use publish::Publisher;
 pub use screening::{Bounds, Screening};
-pub use serving::{Next, Serving};
+pub use serving::{PendingModel, Serving};
 pub use traces::Traces;
+use workers::Workers;
 
 /// Everything that a run needs, made and checked before it starts.
-pub struct Stages {
+pub struct RunParts {
     pub source: Source,
     pub sink: Sink,
     pub serving: Serving,
-    pub lasting: Lasting,
+    pub context: RunContext,
 }
 
-/// What stays the same whatever the model.
-pub struct Lasting {
+/// What stays the same when another model takes over.
+pub struct RunContext {
     pub batch: config::Batch,
     pub output: config::Output,
     /// How long a transaction collects; only with exactly-once.
     pub transaction_window: Option<Duration>,
     pub drain_timeout: Duration,
-    /// Bytes of the batches under way, at most.
+    /// The most bytes that the batches in flight may take.
     pub in_flight_share: usize,
-    /// Off without it.
+    /// `None` if traces are off.
     pub traces: Option<Arc<Traces>>,
     pub metrics: Metrics,
     pub recent: Recent,
     pub status: Status,
     /// Where a model is offered that is to take over.
-    pub next: Next,
+    pub pending_model: PendingModel,
 }
 
 /// Why a run ended other than by request.
@@ -145,159 +149,138 @@ impl Drop for PanicGuard {
 ///
 /// # Errors
 /// [`PipelineError`]; whatever it is, no offset of an undelivered verdict was committed.
-pub fn run(stages: Stages, shutdown: &Shutdown) -> Result<(), PipelineError> {
-    let traces = stages.lasting.traces.clone();
-    let mut stages = Ok(Some(stages));
-    while let Ok(Some(with)) = stages {
-        stages = run_with(with, shutdown);
+pub fn run(parts: RunParts, shutdown: &Shutdown) -> Result<(), PipelineError> {
+    let traces = parts.context.traces.clone();
+    let mut parts = Ok(Some(parts));
+    while let Ok(Some(with)) = parts {
+        parts = run_with_one_model(with, shutdown);
     }
     if let Some(traces) = traces {
         traces.end();
     }
-    stages.map(|_| ())
+    parts.map(|_| ())
 }
 
-/// Runs with one model. If another is to take over: the stages with that.
-fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, PipelineError> {
-    let Stages {
+/// Returns the parts of the next run if another model is to take over.
+fn run_with_one_model(
+    parts: RunParts,
+    shutdown: &Shutdown,
+) -> Result<Option<RunParts>, PipelineError> {
+    let RunParts {
         source,
         sink,
-        serving,
-        lasting,
-    } = stages;
-    let metrics = &lasting.metrics;
+        mut serving,
+        context,
+    } = parts;
     let stop = Stop {
         drain: shutdown.clone(),
         abandon: Shutdown::default(),
     };
-    let in_flight = lasting.batch.in_flight;
+    let in_flight = context.batch.in_flight;
     let (to_score, work) = bounded(in_flight);
     let (to_publish, scored) = bounded(in_flight);
     let (give_back, finished) = bounded(in_flight);
+    let decoder = Decoder::new(
+        &serving.features,
+        serving.input.clone(),
+        serving.segment.clone(),
+    );
     let membership = source.membership();
+    let channels = Channels { to_score, finished };
+    let intake = Intake::new(source, decoder, channels, &context, stop.clone());
+    let workers = Workers::new(&mut serving, &context);
+    let model = serving.model.clone();
     // Half of the batches, so that the other half can be scored while a transaction is committed.
     let half = in_flight.div_ceil(2);
-    let window = lasting.transaction_window;
-    let window = window.map(|length| window::Window::new(length, half));
-    let intake = intake::Intake::new(
-        source,
-        Decoder::new(
-            &serving.features,
-            serving.input.clone(),
-            serving.segment.clone(),
-        ),
-        lasting.batch.clone(),
-        lasting.in_flight_share,
-        lasting.drain_timeout,
-        metrics.clone(),
-        lasting.status.clone(),
-        intake::Channels { to_score, finished },
-        lasting.next.clone(),
-        stop.clone(),
-    );
-    let reader = match &serving.input {
-        Input::Pictures(reader) => Some((reader.clone(), serving.decoding.clone())),
-        _ => None,
-    };
-    let explain = pictures::Explain {
-        threshold: serving.judge.threshold,
-        all: lasting.output.scores_topic.is_some(),
-        most: lasting.output.attributions,
-    };
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let decoders = cores.div_ceil(serving.scorers.len());
-    let interrupt = serving.scorers[0].interrupt();
-    let model = serving.model.clone();
-    let publisher = publish::Publisher::new(
+    let window = context.transaction_window;
+    let delivery = Delivery::new(
         sink,
-        serving.judge,
-        serving.nearest,
-        serving.model,
-        serving.input,
-        lasting.output.clone(),
-        intake.topics(),
-        metrics.clone(),
-        lasting.recent.clone(),
-        stop.abandon.clone(),
         membership,
-        window,
-        lasting.traces.clone(),
+        window.map(|length| TransactionWindow::new(length, half)),
+        context.metrics.clone(),
+        stop.abandon.clone(),
     );
-    let mut screenings = serving.screenings.into_iter();
-    let (source, sink) = thread::scope(|scope| {
-        let mut threads = Vec::new();
-        for scorer in serving.scorers {
-            let (work, to_publish) = (work.clone(), to_publish.clone());
-            let (metrics, stop) = (metrics.clone(), stop.clone());
-            if let Some(reader) = &reader {
-                let ahead = scorer.largest().max(pictures::AHEAD);
-                let (steps, decoded) = bounded(ahead);
-                for _ in 0..decoders {
-                    let (work, steps, (reader, room)) =
-                        (work.clone(), steps.clone(), reader.clone());
-                    let (metrics, stop) = (metrics.clone(), stop.clone());
-                    let decoder = move || {
-                        guarded(&stop, || {
-                            pictures::decode(&reader, &room, &work, &steps, &metrics)
-                        })
-                    };
-                    threads.push(("decoder", spawn(scope, "decoder", decoder)));
-                }
-                let worker = pictures::Worker {
-                    scorer,
-                    explain,
-                    metrics,
-                    open: std::collections::BTreeMap::new(),
-                };
-                let worker = move || guarded(&stop, || worker.run(&decoded, &to_publish));
-                threads.push(("scorer", spawn(scope, "scorer", worker)));
-                continue;
-            }
-            let screening = screenings.next();
-            let worker = move || {
-                guarded(&stop, || {
-                    score(scorer, screening, &work, &to_publish, &metrics)
-                })
-            };
-            threads.push(("scorer", spawn(scope, "scorer", worker)));
-        }
+    let judging = Judging {
+        judge: serving.judge,
+        nearest: serving.nearest,
+        model: serving.model,
+        input: serving.input,
+        output: context.output.clone(),
+        topics: intake.topics(),
+        traces: context.traces.clone(),
+    };
+    let publisher = Publisher::new(
+        judging,
+        delivery,
+        context.metrics.clone(),
+        context.recent.clone(),
+        stop.abandon.clone(),
+    );
+    let ended = thread::scope(|scope| {
+        let interrupt = workers.interrupt();
+        let workers = workers.spawn(scope, &work, &to_publish, &stop);
         drop((work, to_publish));
-        let stop_publisher = stop.clone();
-        let publisher = move || guarded(&stop_publisher, || publisher.run(&scored, &give_back));
+        let of_publisher = stop.clone();
+        let publisher = move || guarded(&of_publisher, || publisher.run(&scored, &give_back));
         let publisher = spawn(scope, "publisher", publisher);
-
         let taken = guarded(&stop, || intake.run());
         if taken.is_err() || stop.abandon.is_requested() {
-            // Nobody waits for what the scorers are at, and a graph may never end.
+            // Nothing waits for the scorers any more, and a graph may never end.
             interrupt.request();
         }
-        // A stage's own error says more than the drain that it spoiled.
-        let mut results = Vec::new();
-        for (name, thread) in threads {
-            results.push(thread.join().unwrap_or(Err(PipelineError::Panicked(name))));
-        }
-        let published = publisher.join();
-        let published = published.unwrap_or(Err(PipelineError::Panicked("publisher")));
-        let own =
-            |result: &Result<(), PipelineError>| !matches!(result, Err(e) if e.is_by_request());
-        let results = results.into_iter().filter(own);
-        results
-            .collect::<Result<(), _>>()
-            .map_err(|e| e.of(&model))?;
-        let sink = match published {
-            Err(e) if e.is_by_request() => {
-                taken?;
-                return Err(e);
-            }
-            published => published.map_err(|e| e.of(&model))?,
-        };
-        Ok::<_, PipelineError>((taken?, sink))
-    })?;
-    let (Some(source), Some((serving, output))) = (source, lasting.next.take()) else {
+        let scored = workers
+            .into_iter()
+            .map(|(name, worker)| joined(name, worker));
+        let scored: Vec<_> = scored.collect();
+        ended(taken, scored, joined("publisher", publisher))
+    });
+    let (source, sink) = ended.map_err(|e| e.of(&model))?;
+    let Some(source) = source else {
         return Ok(None);
     };
-    serving.announce(metrics, &lasting.status);
-    metrics.model_reloads.with_label_values(&[RELOADED]).inc();
+    let pending = context.pending_model.take();
+    Ok(pending.map(|(serving, output)| {
+        takes_over(&serving, &context);
+        RunParts {
+            source,
+            sink,
+            serving,
+            context: RunContext { output, ..context },
+        }
+    }))
+}
+
+/// What the stages ended with. An error of their own says more than the drain that it spoiled, and that one was told to end says
+/// nothing.
+fn ended(
+    taken: Result<Option<Source>, PipelineError>,
+    scored: Vec<Result<(), PipelineError>>,
+    published: Result<Sink, PipelineError>,
+) -> Result<(Option<Source>, Sink), PipelineError> {
+    let by_request = |error: &PipelineError| error.is_by_request();
+    for result in scored {
+        if let Err(error) = result
+            && !by_request(&error)
+        {
+            return Err(error);
+        }
+    }
+    match published {
+        Err(error) if by_request(&error) => {
+            taken?;
+            Err(error)
+        }
+        published => {
+            let sink = published?;
+            Ok((taken?, sink))
+        }
+    }
+}
+
+fn takes_over(serving: &Serving, context: &RunContext) {
+    serving.announce(&context.metrics, &context.status);
+    let reloaded = context.metrics.model_reloads.with_label_values(&[RELOADED]);
+    reloaded.inc();
     let (model, threshold) = (&serving.model, serving.judge.threshold);
     tracing::info!(
         model = model.name,
@@ -307,12 +290,6 @@ fn run_with(stages: Stages, shutdown: &Shutdown) -> Result<Option<Stages>, Pipel
         threshold,
         "the new model judges from here on"
     );
-    Ok(Some(Stages {
-        source,
-        sink,
-        serving,
-        lasting: Lasting { output, ..lasting },
-    }))
 }
 
 fn spawn<'scope, T: Send + 'scope>(
@@ -324,6 +301,13 @@ fn spawn<'scope, T: Send + 'scope>(
         .name(name.to_owned())
         .spawn_scoped(scope, body)
         .expect("the system gives a thread")
+}
+
+fn joined<T>(
+    name: &'static str,
+    thread: thread::ScopedJoinHandle<'_, Result<T, PipelineError>>,
+) -> Result<T, PipelineError> {
+    thread.join().unwrap_or(Err(PipelineError::Panicked(name)))
 }
 
 /// An error in one stage stops all.
@@ -340,8 +324,8 @@ fn guarded<T>(
     result
 }
 
-/// Says in the log what the model fails on.
-fn report(refused: &[(usize, String)]) {
+/// Logs on how many records the model failed, and how on the first.
+fn log_refused(refused: &[(usize, String)]) {
     if let Some((_, why)) = refused.first() {
         let records = refused.len();
         tracing::error!(
@@ -349,45 +333,4 @@ fn report(refused: &[(usize, String)]) {
             "the model fails on records, which become dead letters: {why}"
         );
     }
-}
-
-/// A worker: owns its session, scores whatever batch comes next.
-fn score(
-    mut scorer: Scorer,
-    mut screening: Option<Screening>,
-    work: &Receiver<Batch>,
-    to_publish: &Sender<Batch>,
-    metrics: &Metrics,
-) -> Result<(), PipelineError> {
-    for mut batch in work {
-        let started = Instant::now();
-        if batch.scorable() > 0 {
-            if let Some(opened) = batch.opened() {
-                let waited = started.duration_since(opened);
-                metrics.queue_seconds.observe(waited.as_secs_f64());
-            }
-            match &mut screening {
-                Some(screening) => screening.score(&mut scorer, &mut batch)?,
-                None => {
-                    batch.refused = scorer.score_apart(
-                        &batch.rows,
-                        &mut batch.scores,
-                        &mut batch.residuals,
-                        &mut batch.reconstructions,
-                    )?;
-                }
-            }
-            report(&batch.refused);
-            let ended = Instant::now();
-            batch.scoring = Some((started, ended));
-            metrics
-                .inference_seconds
-                .observe(ended.duration_since(started).as_secs_f64());
-            metrics.batch_size.observe(batch.scorable() as f64);
-        }
-        if to_publish.send(batch).is_err() {
-            break;
-        }
-    }
-    Ok(())
 }

@@ -16,7 +16,7 @@ use residuald::kafka::{Sink, Source};
 use residuald::message::Model;
 use residuald::metrics::Metrics;
 use residuald::onnx;
-use residuald::pipeline::{self, Bounds, Lasting, Next, Screening, Serving, Stages};
+use residuald::pipeline::{self, Bounds, PendingModel, RunContext, RunParts, Screening, Serving};
 use residuald::recent::Recent;
 use residuald::shutdown::Shutdown;
 use residuald::status::Status;
@@ -110,11 +110,11 @@ fn allocations_a_record(screen: &str) -> f64 {
     let source =
         Source::connect(&config.kafka, &[], metrics.clone(), status.clone(), &stop).unwrap();
     let sink = Sink::connect(&config.kafka, &["anomalies", "dead"], &stop).unwrap();
-    let stages = Stages {
+    let parts = RunParts {
         source,
         sink,
         serving,
-        lasting: Lasting {
+        context: RunContext {
             batch: config.batch,
             output: config.output,
             transaction_window: None,
@@ -124,11 +124,11 @@ fn allocations_a_record(screen: &str) -> f64 {
             metrics: metrics.clone(),
             recent: Recent::default(),
             status,
-            next: Next::default(),
+            pending_model: PendingModel::default(),
         },
     };
     let stopped = stop.clone();
-    let pipeline = std::thread::spawn(move || pipeline::run(stages, &stopped));
+    let pipeline = std::thread::spawn(move || pipeline::run(parts, &stopped));
     let reached = |count: u64| {
         wait_for(&format!("{count} records"), || {
             (metrics.records_scored.get() >= count).then(|| {

@@ -10,7 +10,7 @@ use crate::config::{Config, Reloaded};
 use crate::decode::Input;
 use crate::memory::Room;
 use crate::metrics::{Metrics, NOT_RELOADED};
-use crate::pipeline::{Next, Serving};
+use crate::pipeline::{PendingModel, Serving};
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 use crate::telemetry;
@@ -39,7 +39,7 @@ pub struct Reloader {
     pub decoding: Room,
     pub metrics: Metrics,
     pub status: Status,
-    pub next: Next,
+    pub pending_model: PendingModel,
     pub stop: Shutdown,
 }
 
@@ -147,7 +147,7 @@ impl Reloader {
         {
             telemetry::set_log_level(filter);
         }
-        self.next.offer(serving, config.output.clone());
+        self.pending_model.offer(serving, config.output.clone());
         self.config = config;
         self.schema = schema;
     }

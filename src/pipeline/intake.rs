@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::serving::Next;
-use super::{PipelineError, Stop};
+use super::serving::PendingModel;
+use super::{PipelineError, RunContext, Stop};
 use crate::batch::Batch;
 use crate::batch::TopicPartition;
 use crate::config;
@@ -58,7 +58,7 @@ pub struct Intake {
     metrics: Metrics,
     status: Status,
     channels: Channels,
-    next: Next,
+    pending_model: PendingModel,
     stop: Stop,
     current: Batch,
     free: Vec<Batch>,
@@ -71,19 +71,14 @@ pub struct Intake {
 }
 
 impl Intake {
-    #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
     pub fn new(
         source: Source,
         decoder: Decoder,
-        limits: config::Batch,
-        share: usize,
-        drain_timeout: Duration,
-        metrics: Metrics,
-        status: Status,
         channels: Channels,
-        next: Next,
+        context: &RunContext,
         stop: Stop,
     ) -> Intake {
+        let (limits, share) = (context.batch.clone(), context.in_flight_share);
         // Sequences begin again with each model.
         source.lose_below(0);
         Intake {
@@ -93,11 +88,11 @@ impl Intake {
             },
             source,
             decoder,
-            drain_timeout,
-            metrics,
-            status,
+            drain_timeout: context.drain_timeout,
+            metrics: context.metrics.clone(),
+            status: context.status.clone(),
             channels,
-            next,
+            pending_model: context.pending_model.clone(),
             stop,
             current: Batch::default(),
             free: (0..limits.in_flight).map(|_| Batch::default()).collect(),
@@ -148,7 +143,7 @@ impl Intake {
     fn consume(&mut self) -> Result<Ended, PipelineError> {
         while !self.stop.drain.is_requested() {
             // A drain that does not end in time is tried again after the next look at Kafka.
-            if self.next.is_there() && self.drain() {
+            if self.pending_model.is_there() && self.drain() {
                 return Ok(Ended::MakesRoom);
             }
             while let Ok(batch) = self.channels.finished.try_recv() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::PipelineError;
+use super::{PipelineError, log_refused};
 use crate::batch::{Batch, Sighting};
 use crate::decode::{Reason, RowError};
 use crate::memory::{Room, Taken};
@@ -84,13 +84,13 @@ pub fn decode(
 
 /// A scorer, and what it has found of batches whose end has not come.
 pub struct Worker {
-    pub scorer: Scorer,
-    pub explain: Explain,
-    pub metrics: Metrics,
-    pub open: BTreeMap<u64, Part>,
+    scorer: Scorer,
+    explain: Explain,
+    metrics: Metrics,
+    open: BTreeMap<u64, Part>,
 }
 
-pub struct Part {
+struct Part {
     started: Instant,
     scores: Vec<f32>,
     sightings: Vec<Sighting>,
@@ -98,6 +98,15 @@ pub struct Part {
 }
 
 impl Worker {
+    pub fn new(scorer: Scorer, explain: Explain, metrics: Metrics) -> Worker {
+        Worker {
+            scorer,
+            explain,
+            metrics,
+            open: BTreeMap::new(),
+        }
+    }
+
     /// Scores what its decoders hand over. Where more than one picture can be scored at once, those that wait are.
     pub fn run(
         mut self,
@@ -124,7 +133,7 @@ impl Worker {
             let refused = self
                 .scorer
                 .score_pictures_apart(&pictures, &mut rows, &mut seen)?;
-            super::report(&refused);
+            log_refused(&refused);
             let mut refused = refused.into_iter().peekable();
             let seconds = started.elapsed().as_secs_f64() / rows_of(&together).max(1) as f64;
             let (mut from, mut place) = (0, 0);

@@ -72,9 +72,9 @@ impl Serving {
     }
 }
 
-/// The place for the model that is to come next. Shared by who loads it and the intake, which makes room for it.
+/// The model that is to take over. The reloader offers it; the intake sees it and drains.
 #[derive(Clone, Default)]
-pub struct Next(Arc<Offered>);
+pub struct PendingModel(Arc<Offered>);
 
 #[derive(Default)]
 struct Offered {
@@ -83,7 +83,7 @@ struct Offered {
     serving: Mutex<Option<(Serving, config::Output)>>,
 }
 
-impl Next {
+impl PendingModel {
     /// With what is said of its verdicts. The newest counts, if one that was offered before is still waiting.
     pub fn offer(&self, serving: Serving, output: config::Output) {
         *self.lock() = Some((serving, output));

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::traces::Published;
 use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
 use crate::message::{About, Kind};
@@ -34,6 +33,14 @@ pub struct Tally {
     pub oversized: usize,
     /// Not published: the partitions belong to another, who judges these records.
     pub lost: usize,
+}
+
+/// A verdict that went out with its trace.
+#[derive(Debug)]
+pub struct Published {
+    /// Its record's place in the batch.
+    pub record: usize,
+    pub severity: Option<Severity>,
 }
 
 /// What could not be published of a batch, known once it is on its way.

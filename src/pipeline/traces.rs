@@ -41,14 +41,6 @@ pub struct Traces {
     scope: InstrumentationScope,
 }
 
-/// A verdict that went out with its trace.
-#[derive(Debug)]
-pub struct Published {
-    /// Its record's place in the batch.
-    pub record: usize,
-    pub severity: Option<Severity>,
-}
-
 /// Where a record came from.
 #[derive(Clone, Copy)]
 struct Origin<'a> {

@@ -1,6 +1,6 @@
 //! Messages that wait until the brokers have answered for those before them, then go out together.
 //!
-//! librdkafka's idempotent producer sends no more of a partition while five of its messages are under way, and while others wait
+//! librdkafka's idempotent producer sends no more of a partition while five of its messages are in flight, and while others wait
 //! for that past their `linger.ms`, its thread looks again and again without a pause: a third of all CPU that residuald took
 //! behind a slow broker (`benches/profile/`). Here they wait at no cost, and the longer the answer takes, the more go at once.
 
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct Outbox {
     waiting: VecDeque<Outgoing>,
     /// Handed over, without an answer yet.
-    under_way: usize,
+    in_flight: usize,
     handed_over: Option<Instant>,
     /// So many messages still go one by one.
     alone: usize,
@@ -41,7 +41,7 @@ impl Outbox {
     }
 
     pub fn take(&mut self) -> Option<Outgoing> {
-        match self.is_alone() && self.under_way > 0 {
+        match self.is_alone() && self.in_flight > 0 {
             true => None,
             false => self.waiting.pop_front(),
         }
@@ -56,7 +56,7 @@ impl Outbox {
         self.alone > 0
     }
 
-    /// Forgets what waits and what is under way.
+    /// Forgets what waits and what is in flight.
     pub fn clear(&mut self) {
         *self = Outbox {
             alone: self.alone,
@@ -68,19 +68,19 @@ impl Outbox {
     pub fn is_due(&self, now: Instant) -> bool {
         let patient = |handed_over| now.saturating_duration_since(handed_over) < PATIENCE;
         let answer_is_near = self.handed_over.is_some_and(patient);
-        let waits = self.under_way > 0 && (self.is_alone() || answer_is_near);
+        let waits = self.in_flight > 0 && (self.is_alone() || answer_is_near);
         !self.waiting.is_empty() && !waits
     }
 
     pub fn handed_over(&mut self, now: Instant) {
-        self.under_way += 1;
+        self.in_flight += 1;
         self.handed_over = Some(now);
         self.alone = self.alone.saturating_sub(1);
     }
 
     /// An answer may be to a message from before an abort.
     pub fn answered(&mut self) {
-        self.under_way = self.under_way.saturating_sub(1);
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 }
 

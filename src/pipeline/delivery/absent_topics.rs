@@ -1,0 +1,71 @@
+//! Topics that are written and are not there, or that this user may not write. Their messages wait.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::kafka::Sink;
+use crate::metrics::Metrics;
+
+/// How often the brokers are asked whether a topic is back.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+pub struct AbsentTopics {
+    absent: BTreeSet<String>,
+    asked: Instant,
+    metrics: Metrics,
+}
+
+impl AbsentTopics {
+    /// All topics of `sink` count as present.
+    pub fn new(sink: &Sink, metrics: Metrics) -> AbsentTopics {
+        for topic in sink.topics() {
+            metrics.set_topic_missing(&topic, false);
+        }
+        AbsentTopics {
+            absent: BTreeSet::new(),
+            asked: Instant::now(),
+            metrics,
+        }
+    }
+
+    pub fn add(&mut self, topic: &str, problem: &str) {
+        if self.absent.insert(topic.to_owned()) {
+            tracing::warn!(
+                "topic `{topic}` cannot be written: {problem}; verdicts wait until it is there again"
+            );
+            self.metrics.set_topic_missing(topic, true);
+        }
+        self.asked = Instant::now();
+    }
+
+    /// Whether messages have to wait. Asks the brokers from time to time.
+    pub fn block(&mut self, sink: &Sink) -> bool {
+        if self.absent.is_empty() {
+            return false;
+        }
+        if self.asked.elapsed() < ASK_EVERY {
+            return true;
+        }
+        self.asked = Instant::now();
+        for topic in self.absent.clone() {
+            if sink.has_topic(&topic) == Some(true) {
+                tracing::info!("topic `{topic}` is there");
+                self.metrics.set_topic_missing(&topic, false);
+                self.absent.remove(&topic);
+            }
+        }
+        !self.absent.is_empty()
+    }
+
+    /// Asks the brokers about every topic. A transaction that fails for a missing topic does not always say so.
+    pub fn look_for_all(&mut self, sink: &Sink) {
+        for topic in sink.topics() {
+            if sink.has_topic(&topic) == Some(false) {
+                self.add(
+                    &topic,
+                    "the brokers do not know it, or this user may not write it",
+                );
+            }
+        }
+    }
+}

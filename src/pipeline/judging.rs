@@ -1,0 +1,302 @@
+//! Judges scored batches: what is to be said about their records. Sends nothing.
+
+use std::sync::Arc;
+
+use crate::batch::{Batch, DeadLetter, Kept, Screened, Sighting};
+use crate::config;
+use crate::decode::{Input, Reason, RowError};
+use crate::kafka::Topics;
+use crate::message::{
+    Message, Model, OMITTED, dead_letter_message, unreadable, verdict_id, verdict_message,
+};
+use crate::onnx::{Nearest, ScorerError};
+use crate::picture::Finding;
+use crate::recent::Anomaly;
+use crate::verdict::{Judge, Scored, Severity, Verdict, is_score};
+
+use super::maps::{self, Maps};
+use super::tally::{Published, Tally};
+use super::traces::Traces;
+
+/// The model in force as far as it judges, and what its verdicts say.
+pub struct Judging {
+    pub judge: Judge,
+    pub nearest: Option<Nearest>,
+    pub model: Model,
+    /// Renders records as JSON.
+    pub input: Input,
+    pub output: config::Output,
+    /// Names by [`crate::batch::TopicPartition::topic`].
+    pub topics: Topics,
+    pub traces: Option<Arc<Traces>>,
+}
+
+/// What there is to say about a batch.
+#[derive(Debug, Default)]
+pub struct Judged {
+    pub tally: Tally,
+    /// Each with its topic, in the order in which they are sent.
+    pub messages: Vec<(String, Message)>,
+}
+
+impl Judged {
+    fn say(&mut self, topic: &str, message: Message) {
+        self.messages.push((topic.to_owned(), message));
+    }
+}
+
+/// A scored record that gets a verdict message.
+struct Reported {
+    record: usize,
+    /// Its index among the scored records.
+    scored: usize,
+    severity: Option<Severity>,
+}
+
+impl Judging {
+    /// Judging the same batch again gives the same messages.
+    ///
+    /// # Errors
+    /// The search for the nearest normal record failed.
+    pub fn judge(&mut self, batch: &Batch) -> Result<Judged, ScorerError> {
+        let mut judged = Judged {
+            tally: Tally {
+                dead: batch.dead_letters.iter().map(|l| l.error.reason).collect(),
+                tombstones: batch.skipped,
+                oversized: batch.oversized,
+                ..Tally::default()
+            },
+            messages: Vec::new(),
+        };
+        let reported = self.sort_out(batch, &mut judged);
+        let nearest = self.nearest(batch, &reported)?;
+        for (reported, nearest) in reported.into_iter().zip(nearest) {
+            self.report(batch, &reported, nearest, &mut judged);
+        }
+        for letter in &batch.dead_letters {
+            self.dead_letter(letter.clone(), &mut judged);
+        }
+        Ok(judged)
+    }
+
+    /// Counts every record of the batch. Returns those that get a verdict message; the others that need one are dead letters.
+    fn sort_out(&self, batch: &Batch, judged: &mut Judged) -> Vec<Reported> {
+        let mut reported = Vec::new();
+        for (i, record) in batch.records().enumerate() {
+            let Some(scored) = batch.place(i) else {
+                judged.tally.scored += 1;
+                continue;
+            };
+            let dead = match batch.sightings.get(i) {
+                Some(Sighting::Dead(error)) => Some(error.clone()),
+                _ => flaw(batch, i, scored).map(unscorable),
+            };
+            if let Some(error) = dead {
+                judged.tally.dead.push(error.reason);
+                let letter = record.letter(&self.topics[record.from.topic], error);
+                self.dead_letter(letter, judged);
+                continue;
+            }
+            judged.tally.scored += 1;
+            let severity = self.judge.severity(batch.scores[scored], record.segment);
+            judged.tally.anomalies.extend(severity);
+            if let (Some(Screened::Audited { cleared, .. }), Some(_)) =
+                (batch.screened.get(i), severity)
+            {
+                judged.tally.audited_anomalies[usize::from(*cleared)] += 1;
+            }
+            if severity.is_some() || self.output.scores_topic.is_some() {
+                reported.push(Reported {
+                    record: i,
+                    scored,
+                    severity,
+                });
+            }
+        }
+        reported
+    }
+
+    /// The number of the most similar normal record, for each of `reported` that is an anomaly. One call for the whole batch,
+    /// because most of a call's cost does not depend on the number of rows.
+    fn nearest(
+        &mut self,
+        batch: &Batch,
+        reported: &[Reported],
+    ) -> Result<Vec<Option<usize>>, ScorerError> {
+        let mut found = vec![None; reported.len()];
+        let Some(nearest) = &mut self.nearest else {
+            return Ok(found);
+        };
+        let anomalies = || (0..).zip(reported).filter(|(_, r)| r.severity.is_some());
+        let rows: Vec<f32> = anomalies()
+            .flat_map(|(_, reported)| batch.row(reported.record))
+            .copied()
+            .collect();
+        for ((at, _), number) in anomalies().zip(nearest.ask(&rows)?) {
+            found[at] = number;
+        }
+        Ok(found)
+    }
+
+    fn report(
+        &self,
+        batch: &Batch,
+        reported: &Reported,
+        nearest: Option<usize>,
+        judged: &mut Judged,
+    ) {
+        let &Reported {
+            record: i,
+            scored,
+            severity,
+        } = reported;
+        let record = batch.record(i);
+        let sighting = batch.sightings.get(i);
+        let mut message = match sighting {
+            Some(Sighting::Explained(finding)) => {
+                self.image_message(record, batch.scores[scored], finding, judged)
+            }
+            // An image that is not reported was not explained either.
+            Some(_) => return,
+            None => self.row_message(batch, (i, scored), record, nearest),
+        };
+        if message.headers.iter().any(|(name, _)| name == OMITTED) {
+            *judged.tally.omitted.entry("record").or_default() += 1;
+        }
+        if let Some(traces) = &self.traces {
+            let topic = &self.topics[record.from.topic];
+            if traces.hand_on(&mut message, topic, record) {
+                judged.tally.published.push(Published {
+                    record: i,
+                    severity,
+                });
+            }
+        }
+        if let Some(severity) = severity {
+            judged.tally.shown.push(Anomaly {
+                severity,
+                judged_ms: jiff::Timestamp::now().as_millisecond(),
+                verdict: message.payload.as_slice().into(),
+                picture: sighting.map(|_| record.payload.into()),
+            });
+            judged.say(&self.output.anomalies_topic, message.clone());
+        }
+        if let Some(scores) = &self.output.scores_topic {
+            judged.say(scores, message);
+        }
+    }
+
+    fn row_message(
+        &self,
+        batch: &Batch,
+        (i, place): (usize, usize),
+        record: Kept<'_>,
+        nearest: Option<usize>,
+    ) -> Message {
+        let verdict = self.judge.judge(
+            scored(batch, i, place),
+            record.segment,
+            nearest.and_then(|n| Some(self.nearest.as_ref()?.record(n))),
+            self.output.attributions,
+        );
+        self.message(record, &verdict)
+    }
+
+    /// The verdict on an image. Maps that go to a topic are sent before it.
+    fn image_message(
+        &self,
+        record: Kept<'_>,
+        score: f32,
+        finding: &Finding,
+        judged: &mut Judged,
+    ) -> Message {
+        let topic = &self.topics[record.from.topic];
+        let Maps { shown, messages } = maps::of(
+            &self.output,
+            finding,
+            &verdict_id(&self.model, topic, record),
+            record.source(topic),
+            record.timestamp_ms,
+        );
+        judged.messages.extend(messages);
+        let [heatmap, reconstruction] = shown;
+        let verdict = self
+            .judge
+            .judge_picture(score, finding, heatmap, reconstruction);
+        self.message(record, &verdict)
+    }
+
+    /// The maps of a batch that are written to `output.media_dir`, each with the id of its verdict.
+    pub fn maps_for_folder<'b>(
+        &'b self,
+        batch: &'b Batch,
+    ) -> impl Iterator<Item = (String, &'b Finding)> {
+        batch.records().enumerate().filter_map(|(i, record)| {
+            let finding = match batch.sightings.get(i) {
+                Some(Sighting::Explained(finding)) if !maps::are_inline(&self.output, finding) => {
+                    finding
+                }
+                _ => return None,
+            };
+            let id = verdict_id(&self.model, &self.topics[record.from.topic], record);
+            Some((id, &**finding))
+        })
+    }
+
+    fn message(&self, record: Kept<'_>, verdict: &Verdict<'_>) -> Message {
+        let topic = &self.topics[record.from.topic];
+        let carried = self.output.include_record;
+        let json = carried
+            .then(|| self.input.to_json(record.payload))
+            .flatten();
+        let omitted = match json.as_deref() {
+            Some(json) => unreadable(json.get()),
+            None if carried && self.input.is_json_or_typed() => {
+                Some("it is too long in JSON".to_owned())
+            }
+            _ => None,
+        };
+        let json = json.as_deref().filter(|_| omitted.is_none());
+        let mut message = verdict_message(&self.model, topic, record, verdict, json);
+        if let Some(why) = omitted {
+            message.omit(&["record"], &why);
+        }
+        message
+    }
+
+    fn dead_letter(&self, letter: DeadLetter, judged: &mut Judged) {
+        judged.say(&self.output.dead_letter_topic, dead_letter_message(letter));
+    }
+}
+
+fn unscorable(flaw: String) -> RowError {
+    RowError {
+        reason: Reason::Unscorable,
+        detail: flaw.into(),
+    }
+}
+
+/// What the model says of record `i`, which is a row.
+fn scored(batch: &Batch, i: usize, place: usize) -> Scored<'_> {
+    let row = batch.row(i);
+    let columns = place * row.len()..(place + 1) * row.len();
+    Scored {
+        score: batch.scores[place],
+        row,
+        residual: &batch.residuals[columns.clone()],
+        reconstruction: &batch.reconstructions[columns],
+    }
+}
+
+/// Why record `i` cannot have a verdict; `None` if it can.
+fn flaw(batch: &Batch, i: usize, place: usize) -> Option<String> {
+    // Sorted by place.
+    if let Ok(at) = batch.refused.binary_search_by_key(&place, |(at, _)| *at) {
+        return Some(format!("the model fails on it: {}", batch.refused[at].1));
+    }
+    if batch.sightings.is_empty() {
+        return scored(batch, i, place).flaw();
+    }
+    let score = batch.scores[place];
+    (!is_score(score)).then(|| format!("the model's score is {score}"))
+}

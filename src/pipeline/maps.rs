@@ -1,0 +1,102 @@
+//! The maps of a verdict on an image: in the verdict, or where it points to.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::config::{Media, Output};
+use crate::message::{Message, media_message};
+use crate::picture::{Finding, Png};
+use crate::record::Source;
+use crate::verdict::{Place, Shown};
+
+use super::map_files;
+
+const CONTENT_TYPE: &str = "image/png";
+
+/// The maps of one verdict.
+pub struct Maps {
+    /// Heatmap and reconstruction, as the verdict names them.
+    pub shown: [Option<Shown>; 2],
+    /// Messages that hold them, each with its topic.
+    pub messages: Vec<(String, Message)>,
+}
+
+/// Heatmap and reconstruction, with the names that files and keys have for them.
+pub fn by_kind(finding: &Finding) -> [(&'static str, &Png); 2] {
+    [
+        ("heatmap", &finding.heatmap),
+        ("reconstruction", &finding.reconstruction),
+    ]
+}
+
+/// Whether the maps are small enough to be in the verdict itself.
+pub fn are_inline(output: &Output, finding: &Finding) -> bool {
+    let bytes: usize = by_kind(finding)
+        .iter()
+        .map(|(_, png)| png.bytes.len())
+        .sum();
+    bytes <= output.inline_limit
+}
+
+/// The maps of the verdict `id`. The same verdict always names the same places.
+pub fn of(
+    output: &Output,
+    finding: &Finding,
+    id: &str,
+    source: Source,
+    timestamp_ms: Option<i64>,
+) -> Maps {
+    let inline = are_inline(output, finding);
+    let mut maps = Maps {
+        shown: [None, None],
+        messages: Vec::new(),
+    };
+    for (shown, (kind, png)) in maps.shown.iter_mut().zip(by_kind(finding)) {
+        let place = match &output.media {
+            _ if inline => Place::Data(STANDARD.encode(&png.bytes)),
+            None => continue,
+            Some(Media::Folder(folder)) => {
+                let file = folder.join(map_files::name(id, kind));
+                Place::Uri(format!("file://{}", escaped(&file)))
+            }
+            Some(Media::Topic(topic)) => {
+                let key = format!("{id}-{kind}");
+                let message = media_message(source.clone(), &key, &png.bytes, timestamp_ms);
+                maps.messages.push((topic.clone(), message));
+                Place::Uri(format!("kafka://{topic}?key={key}"))
+            }
+        };
+        *shown = Some(Shown {
+            content_type: CONTENT_TYPE,
+            width: png.width,
+            height: png.height,
+            place,
+        });
+    }
+    maps
+}
+
+fn escaped(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.~@".contains(&b);
+    let byte = |b: u8| match plain(b) {
+        true => char::from(b).to_string(),
+        false => format!("%{b:02X}"),
+    };
+    path.bytes().map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_becomes_a_part_of_a_uri() {
+        assert_eq!(
+            escaped(Path::new("/a b/c@1-heatmap.png")),
+            "/a%20b/c@1-heatmap.png"
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! The threads that score. A table worker takes whole batches. An image worker has decoders of its own, which hand it image by
+//! image.
+
+use std::thread::{Scope, ScopedJoinHandle, available_parallelism};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::batch::Batch;
+use crate::decode::Input;
+use crate::memory::Room;
+use crate::metrics::Metrics;
+use crate::onnx::{Interrupt, Scorer};
+use crate::picture::Reader;
+
+use super::pictures::{self, Explain};
+use super::screening::Screening;
+use super::serving::Serving;
+use super::{PipelineError, RunContext, Stop, guarded, log_refused, spawn};
+
+/// Name and handle of a thread.
+pub type Thread<'scope> = (
+    &'static str,
+    ScopedJoinHandle<'scope, Result<(), PipelineError>>,
+);
+
+/// Made of the model in force, one worker a scorer.
+pub struct Workers {
+    scorers: Vec<Scorer>,
+    screenings: Vec<Screening>,
+    /// Only if the records are images.
+    images: Option<Images>,
+    metrics: Metrics,
+}
+
+#[derive(Clone)]
+struct Images {
+    reader: Reader,
+    room: Room,
+    explain: Explain,
+    /// Decoder threads for each worker.
+    decoders: usize,
+}
+
+impl Workers {
+    /// Takes scorers and screenings out of `serving`.
+    pub fn new(serving: &mut Serving, context: &RunContext) -> Workers {
+        let scorers = std::mem::take(&mut serving.scorers);
+        let cores = available_parallelism().map_or(1, usize::from);
+        let images = match &serving.input {
+            Input::Pictures(reader) => Some(Images {
+                reader: reader.clone(),
+                room: serving.decoding.clone(),
+                explain: Explain {
+                    threshold: serving.judge.threshold,
+                    all: context.output.scores_topic.is_some(),
+                    most: context.output.attributions,
+                },
+                decoders: cores.div_ceil(scorers.len()),
+            }),
+            _ => None,
+        };
+        Workers {
+            scorers,
+            screenings: std::mem::take(&mut serving.screenings),
+            images,
+            metrics: context.metrics.clone(),
+        }
+    }
+
+    /// Ends the runs of the scorers' graphs.
+    pub fn interrupt(&self) -> Interrupt {
+        self.scorers[0].interrupt()
+    }
+
+    /// Starts all threads. They end when `work` has ended.
+    pub fn spawn<'scope>(
+        self,
+        scope: &'scope Scope<'scope, '_>,
+        work: &Receiver<Batch>,
+        to_publish: &Sender<Batch>,
+        stop: &Stop,
+    ) -> Vec<Thread<'scope>> {
+        let mut threads = Vec::new();
+        let mut screenings = self.screenings.into_iter();
+        for scorer in self.scorers {
+            let (work, to_publish) = (work.clone(), to_publish.clone());
+            let (metrics, stop) = (self.metrics.clone(), stop.clone());
+            if let Some(images) = self.images.clone() {
+                threads.extend(images.spawn(scope, scorer, work, to_publish, metrics, &stop));
+                continue;
+            }
+            let screening = screenings.next();
+            let worker = move || {
+                guarded(&stop, || {
+                    score(scorer, screening, &work, &to_publish, &metrics)
+                })
+            };
+            threads.push(("scorer", spawn(scope, "scorer", worker)));
+        }
+        threads
+    }
+}
+
+impl Images {
+    /// One worker and its decoders.
+    fn spawn<'scope>(
+        self,
+        scope: &'scope Scope<'scope, '_>,
+        scorer: Scorer,
+        work: Receiver<Batch>,
+        to_publish: Sender<Batch>,
+        metrics: Metrics,
+        stop: &Stop,
+    ) -> Vec<Thread<'scope>> {
+        let ahead = scorer.largest().max(pictures::AHEAD);
+        let (steps, decoded) = bounded(ahead);
+        let mut threads = Vec::new();
+        for _ in 0..self.decoders {
+            let (work, steps, metrics) = (work.clone(), steps.clone(), metrics.clone());
+            let (reader, room, stop) = (self.reader.clone(), self.room.clone(), stop.clone());
+            let decoder = move || {
+                guarded(&stop, || {
+                    pictures::decode(&reader, &room, &work, &steps, &metrics)
+                })
+            };
+            threads.push(("decoder", spawn(scope, "decoder", decoder)));
+        }
+        let (worker, stop) = (
+            pictures::Worker::new(scorer, self.explain, metrics),
+            stop.clone(),
+        );
+        let worker = move || guarded(&stop, || worker.run(&decoded, &to_publish));
+        threads.push(("scorer", spawn(scope, "scorer", worker)));
+        threads
+    }
+}
+
+/// Scores whatever batch comes next.
+fn score(
+    mut scorer: Scorer,
+    mut screening: Option<Screening>,
+    work: &Receiver<Batch>,
+    to_publish: &Sender<Batch>,
+    metrics: &Metrics,
+) -> Result<(), PipelineError> {
+    for mut batch in work {
+        let started = Instant::now();
+        if batch.scorable() > 0 {
+            if let Some(opened) = batch.opened() {
+                let waited = started.duration_since(opened);
+                metrics.queue_seconds.observe(waited.as_secs_f64());
+            }
+            match &mut screening {
+                Some(screening) => screening.score(&mut scorer, &mut batch)?,
+                None => {
+                    batch.refused = scorer.score_apart(
+                        &batch.rows,
+                        &mut batch.scores,
+                        &mut batch.residuals,
+                        &mut batch.reconstructions,
+                    )?;
+                }
+            }
+            log_refused(&batch.refused);
+            let ended = Instant::now();
+            batch.scoring = Some((started, ended));
+            metrics
+                .inference_seconds
+                .observe(ended.duration_since(started).as_secs_f64());
+            metrics.batch_size.observe(batch.scorable() as f64);
+        }
+        if to_publish.send(batch).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
