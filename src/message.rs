@@ -172,8 +172,8 @@ pub fn dead_letter_message(letter: DeadLetter) -> Message {
     ] {
         headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
     }
-    if letter.payload.is_empty() {
-        // A record without a value is no dead letter: this one stands for a batch, and must not come back in place of it.
+    if letter.payload.is_empty() && letter.error.reason == Reason::TooLarge {
+        // Nothing is too large about an empty value: this letter stands for a batch, and must not be replayed in place of it.
         let note = "value, headers, key: the batch is too large to be read";
         headers.push(header(OMITTED, note));
     }
@@ -355,6 +355,29 @@ mod tests {
             body["reconstruction"],
             serde_json::json!({"content_type": "image/png", "width": 64, "height": 32, "uri": "kafka://media?key=a"})
         );
+    }
+
+    #[test]
+    fn only_a_letter_that_stands_for_a_batch_says_so() {
+        for (reason, says_so) in [(Reason::Malformed, false), (Reason::TooLarge, true)] {
+            let message = dead_letter_message(DeadLetter {
+                source: Source {
+                    topic: "in".to_owned(),
+                    partition: 0,
+                    offset: 1,
+                },
+                timestamp_ms: None,
+                key: None,
+                payload: Vec::new(),
+                headers: Vec::new(),
+                error: RowError {
+                    reason,
+                    detail: "why".into(),
+                },
+            });
+            let omitted = message.headers.iter().any(|(name, _)| name == OMITTED);
+            assert_eq!(omitted, says_so, "{reason:?}");
+        }
     }
 
     #[test]
