@@ -265,16 +265,3 @@ fn time(timestamp_ms: Option<i64>) -> String {
     let time = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
     time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_shown_cannot_steer_a_terminal() {
-        assert_eq!(
-            escaped("a\u{1b}[2Jb\n\u{202e}ü"),
-            "a\\u{1b}[2Jb\\n\\u{202e}ü"
-        );
-    }
-}

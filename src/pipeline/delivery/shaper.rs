@@ -226,7 +226,7 @@ mod tests {
                     partition: 1,
                     offset: 7,
                 },
-                kind: Kind::Map,
+                kind: Kind::Record,
             },
             key: None,
             headers: Vec::new(),
@@ -261,7 +261,7 @@ mod tests {
         for _ in 0..GUESSES {
             shaper.refuses_size("out".to_owned(), 2_000, 1_000);
         }
-        // A map has nothing that it can leave out.
+        // A copy of a record has nothing that it can leave out.
         assert!(shaper.shape(&limits, "out", message(1_200)).is_err());
         shaper.forget_sizes();
         assert!(shaper.shape(&limits, "out", message(1_200)).is_ok());
