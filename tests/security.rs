@@ -12,7 +12,7 @@ use std::thread;
 use common::cluster::{Cluster, cluster_with};
 use common::kafka::{produce, spread};
 use common::process::{Daemon, Ended, ask, bearer, ended, residuald, run};
-use common::{payments, readme_example, sample};
+use common::{payments, security_example, sample};
 
 const RECORDS: usize = 200;
 /// Of `kafka.sh start --secure`.
@@ -75,7 +75,7 @@ fn tls_and_scram_as_in_the_readme() {
         ("sasl", "sasl.password"),
     ] {
         let file = etc.join(format!("{listener}.toml"));
-        fs::write(&file, readme_example(word, etc)).unwrap();
+        fs::write(&file, security_example(word, etc)).unwrap();
         let environment = [
             ("RESIDUALD_CONFIG", file.to_str().unwrap()),
             ("KAFKA_PASSWORD", SCRAM_PASSWORD),

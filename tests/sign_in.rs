@@ -12,7 +12,7 @@ use common::cluster::{Cluster, cluster_with};
 use common::kafka::{produce, read_all, spread};
 use common::oidc::{CLIENT, Issuer, SECRET};
 use common::process::{Daemon, Ended, ended, residuald};
-use common::{payments, readme_example, sample, wait_for};
+use common::{payments, security_example, sample, wait_for};
 
 /// librdkafka renews a token after four fifths of it and signs in again after nine tenths of the brokers' session, which
 /// brokers want to be a second before its end at least.
@@ -63,7 +63,7 @@ fn oidc_as_in_the_readme() {
     let etc = tempfile::tempdir().unwrap();
     fs::copy(cluster.dir.join("tls/ca.pem"), etc.path().join("ca.pem")).unwrap();
     let file = etc.path().join("residuald.toml");
-    fs::write(&file, readme_example("client.secret", etc.path())).unwrap();
+    fs::write(&file, security_example("client.secret", etc.path())).unwrap();
     let environment = [
         ("RESIDUALD_CONFIG", file.to_str().unwrap()),
         ("OIDC_SECRET", SECRET),
