@@ -20,7 +20,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/.onnxruntime/libonnxruntime.so
 
 VENV := .venv/.installed
 SCRIPTS := .ci/run $(wildcard deploy/*.sh tests/*.sh tests/*/*.sh benches/*.sh benches/*/*.sh)
-PYTHON_CODE := models/trainer $(wildcard tests benches docs)
+PYTHON_CODE := models/trainer $(wildcard tests benches docs/*.py)
 
 .PHONY: help
 help: ## this list

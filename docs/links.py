@@ -24,24 +24,23 @@ def chapters(items):
 
 def main():
     context, book = json.load(sys.stdin)
-    src = (Path(context["root"]) / context["config"]["book"]["src"]).resolve()
-    pages, text_of = {}, {}
+    src = Path(context["root"], "src").resolve()
+    page_of, texts = {}, []
     for chapter in chapters(book["items"]):
-        page = src / chapter["path"]
+        # The path is where the page is built: README.md becomes index.md.
+        source, page = src / chapter["source_path"], src / chapter["path"]
         whole = INCLUDE.fullmatch(chapter["content"])
-        text_of[page] = (page.parent / whole[1]).resolve() if whole else page
-        pages[page] = pages[text_of[page]] = page
-    for chapter in chapters(book["items"]):
-        page = src / chapter["path"]
-        text = text_of[page]
+        text = (source.parent / whole[1]).resolve() if whole else source
+        page_of[source] = page_of[text] = page
+        texts.append((chapter, page, text))
+    for chapter, page, text in texts:
 
         def moved(link, page=page, text=text):
             target = (text.parent / link[1]).resolve()
-            path = relpath(pages.get(target, target), page.parent)
-            return path if target in pages else path.removesuffix(".md") + "%2Emd" * path.endswith(".md")
+            path = relpath(page_of.get(target, target), page.parent)
+            return path if target in page_of else re.sub(r"\.md$", "%2Emd", path)
 
-        content = chapter["content"] if text == page else text.read_text()
-        chapter["content"] = LINK.sub(moved, content)
+        chapter["content"] = LINK.sub(moved, text.read_text())
     json.dump(book, sys.stdout)
 
 
