@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::kafka::{Note, produce};
 use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
 use common::tls::Authority;
-use common::{PATIENCE, parse, payments, security_example, sample, wait_for};
+use common::{PATIENCE, parse, payments, sample, security_example, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 
 const TOKEN: &str = "t0ken-of-the-tests";

@@ -9,10 +9,10 @@ use common::cluster::cluster_with;
 use common::kafka::{produce, spread};
 use common::kdc::{CLIENT, Kdc};
 use common::process::{Daemon, ended, residuald};
-use common::{payments, security_example, sample};
+use common::{payments, sample, security_example};
 
 #[test]
-fn kerberos_as_in_the_readme_and_a_wrong_principal() {
+fn kerberos_as_documented_and_a_wrong_principal() {
     let etc = tempfile::tempdir().unwrap();
     let Some(kdc) = Kdc::start(etc.path()) else {
         return;

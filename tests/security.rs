@@ -12,7 +12,7 @@ use std::thread;
 use common::cluster::{Cluster, cluster_with};
 use common::kafka::{produce, spread};
 use common::process::{Daemon, Ended, ask, bearer, ended, residuald, run};
-use common::{payments, security_example, sample};
+use common::{payments, sample, security_example};
 
 const RECORDS: usize = 200;
 /// Of `kafka.sh start --secure`.
@@ -57,7 +57,7 @@ fn scores(daemon: Daemon) -> Ended {
 }
 
 #[test]
-fn tls_and_scram_as_in_the_readme() {
+fn tls_and_scram_as_documented() {
     let Some(cluster) = secure() else { return };
     let etc = tempfile::tempdir().unwrap();
     let etc = etc.path();
