@@ -249,7 +249,7 @@ fn with_tls(authority: &Authority, etc: &Path, broker: &EmbeddedBroker) -> Daemo
 }
 
 #[test]
-fn tls_as_in_the_readme() {
+fn tls_as_documented() {
     let (broker, authority, etc) = (broker(), Authority::new(), tempfile::tempdir().unwrap());
     let daemon = with_tls(&authority, etc.path(), &broker);
     let get = |path: &str, authorisation: &str| {
