@@ -13,13 +13,14 @@ PYTHON ?= python3
 # Data sets that `test` trains on and streams; those that are not there are skipped.
 STREAMED ?= ../shared/data/adbench/34_smtp.npz ../shared/data/adbench/24_mnist.npz
 CARGO_DENY_VERSION := 0.20.2
+MDBOOK_VERSION := 0.5.4
 
 # For the binaries that are started without cargo; for cargo's own see .cargo/config.toml.
 export ORT_DYLIB_PATH ?= $(CURDIR)/.onnxruntime/libonnxruntime.so
 
 VENV := .venv/.installed
 SCRIPTS := .ci/run $(wildcard deploy/*.sh tests/*.sh tests/*/*.sh benches/*.sh benches/*/*.sh)
-PYTHON_CODE := models/trainer $(wildcard tests benches)
+PYTHON_CODE := models/trainer $(wildcard tests benches docs/*.py)
 
 .PHONY: help
 help: ## this list
@@ -67,7 +68,7 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 ADVISORIES = $(firstword $(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-dbs/*/))
 
 .PHONY: lint
-lint: venv deny ## formatting, clippy, licences and duplicates, ruff, shell scripts
+lint: venv deny mdbook ## formatting, clippy, licences and duplicates, ruff, shell scripts, the documents' links
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo deny --locked check licenses bans sources
@@ -77,6 +78,11 @@ lint: venv deny ## formatting, clippy, licences and duplicates, ruff, shell scri
 	for script in $(SCRIPTS); do bash -n "$$script"; done
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck $(SCRIPTS); \
 	else echo "!!! SHELL SCRIPTS NOT CHECKED: install shellcheck (make tools)"; fi
+	.venv/bin/python -m pytest -q tests/docs
+
+.PHONY: docs
+docs: mdbook ## the book of docs/ as HTML, in docs/book
+	$(MDBOOK) build docs
 
 .PHONY: advisories
 advisories: deny
@@ -247,8 +253,16 @@ deny: # cargo-deny, once, into cargo's own bin; --debug compiles in a third of t
 	    cargo install cargo-deny --locked --quiet --debug --version $(CARGO_DENY_VERSION); \
 	fi
 
+MDBOOK := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin/mdbook
+
+.PHONY: mdbook
+mdbook: # mdBook, once, into cargo's own bin, as cargo-deny
+	@if [ "$$($(MDBOOK) --version 2>/dev/null)" != "mdbook v$(MDBOOK_VERSION)" ]; then \
+	    cargo install mdbook --locked --quiet --debug --version $(MDBOOK_VERSION) --no-default-features --features search; \
+	fi
+
 .PHONY: clean
 clean: ## delete what was built and brought, but for cargo's and pip's caches
 	-tests/kafka/kafka.sh stop
 	cargo clean
-	rm -rf .onnxruntime .onnxruntime-gpu .kafka .tools .venv
+	rm -rf .onnxruntime .onnxruntime-gpu .kafka .tools .venv docs/book

@@ -44,6 +44,8 @@ fn documents() -> Vec<PathBuf> {
         "tests/fuzz",
         "models/trainer",
         "benches/peers",
+        "docs/src",
+        "docs/src/decisions",
         "",
     ];
     let files = folders
@@ -55,7 +57,7 @@ fn documents() -> Vec<PathBuf> {
         .collect();
     files.retain(|path| !path.ends_with("CHANGELOG.md"));
     files.sort();
-    assert!(files.len() > 8, "{files:?}");
+    assert!(files.len() > 30, "{files:?}");
     files
 }
 
@@ -198,7 +200,7 @@ fn every_command_of_residuald_is_understood() {
             panic!("{}: `{}`: {problem}", command.file, command.line());
         }
     }
-    assert!(lines > 40, "{lines}");
+    assert!(lines > 70, "{lines}");
 }
 
 #[test]
@@ -246,7 +248,7 @@ fn every_command_of_the_trainer_is_understood() {
         .filter(|c| !c.inline)
         .filter_map(|c| c.of("residuald-train"));
     let trains: Vec<_> = trains.collect();
-    assert!(trains.len() > 10, "{trains:?}");
+    assert!(trains.len() > 15, "{trains:?}");
     let script = "import json, sys\nfrom residuald_train.cli import parser\nfor words in json.loads(sys.argv[1]):\n    print(words, file=sys.stderr)\n    parser().parse_args(words)";
     let told = ended(
         Command::new(python)
@@ -307,7 +309,7 @@ fn every_target_and_file_is_there() {
             }
         }
     }
-    assert!(made > 20, "{made}");
+    assert!(made > 30, "{made}");
 }
 
 /// Commands that do not run here, by their beginning, and why.
@@ -482,7 +484,7 @@ fn what_can_run_runs() {
         );
         done.push(line);
     }
-    assert!(done.len() > 12, "{done:?}");
+    assert!(done.len() > 14, "{done:?}");
     let stale: Vec<_> = NOT_HERE
         .iter()
         .filter(|(beginning, _)| !skipped.contains(beginning))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::kafka::{Note, produce};
 use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
 use common::tls::Authority;
-use common::{PATIENCE, parse, payments, readme_example, sample, wait_for};
+use common::{PATIENCE, parse, payments, sample, security_example, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 
 const TOKEN: &str = "t0ken-of-the-tests";
@@ -238,18 +238,18 @@ fn status_says_what_is_missing_over_tls() {
     assert!(line.contains("ask by http://"), "{line}");
 }
 
-/// A folder as the README's example has it, and the daemon on it.
+/// A folder with the files that the example in docs/src/security.md names, and the daemon on it.
 fn with_tls(authority: &Authority, etc: &Path, broker: &EmbeddedBroker) -> Daemon {
     authority.issue(&etc.join("tls.crt"), &etc.join("tls.key"));
     std::fs::write(etc.join("http-token"), format!("{TOKEN}\n")).unwrap();
     let file = etc.join("residuald.toml");
-    std::fs::write(&file, readme_example("tls_certificate", etc)).unwrap();
+    std::fs::write(&file, security_example("tls_certificate", etc)).unwrap();
     let environment = [("RESIDUALD_CONFIG", file.to_str().unwrap())];
     Daemon::start_in(&environment, &broker.brokers, &[])
 }
 
 #[test]
-fn tls_as_in_the_readme() {
+fn tls_as_documented() {
     let (broker, authority, etc) = (broker(), Authority::new(), tempfile::tempdir().unwrap());
     let daemon = with_tls(&authority, etc.path(), &broker);
     let get = |path: &str, authorisation: &str| {

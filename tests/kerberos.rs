@@ -9,10 +9,10 @@ use common::cluster::cluster_with;
 use common::kafka::{produce, spread};
 use common::kdc::{CLIENT, Kdc};
 use common::process::{Daemon, ended, residuald};
-use common::{payments, readme_example, sample};
+use common::{payments, sample, security_example};
 
 #[test]
-fn kerberos_as_in_the_readme_and_a_wrong_principal() {
+fn kerberos_as_documented_and_a_wrong_principal() {
     let etc = tempfile::tempdir().unwrap();
     let Some(kdc) = Kdc::start(etc.path()) else {
         return;
@@ -30,7 +30,7 @@ fn kerberos_as_in_the_readme_and_a_wrong_principal() {
 
     fs::copy(kdc.file("client.keytab"), kdc.file("residuald.keytab")).unwrap();
     let file = kdc.file("residuald.toml");
-    fs::write(&file, readme_example("kerberos.keytab", etc.path())).unwrap();
+    fs::write(&file, security_example("kerberos.keytab", etc.path())).unwrap();
     let (config, tickets) = (kdc.file("krb5.conf"), kdc.file("tickets"));
     let environment = [
         ("RESIDUALD_CONFIG", file.as_str()),

@@ -12,7 +12,7 @@ use std::thread;
 use common::cluster::{Cluster, cluster_with};
 use common::kafka::{produce, spread};
 use common::process::{Daemon, Ended, ask, bearer, ended, residuald, run};
-use common::{payments, readme_example, sample};
+use common::{payments, sample, security_example};
 
 const RECORDS: usize = 200;
 /// Of `kafka.sh start --secure`.
@@ -57,7 +57,7 @@ fn scores(daemon: Daemon) -> Ended {
 }
 
 #[test]
-fn tls_and_scram_as_in_the_readme() {
+fn tls_and_scram_as_documented() {
     let Some(cluster) = secure() else { return };
     let etc = tempfile::tempdir().unwrap();
     let etc = etc.path();
@@ -75,7 +75,7 @@ fn tls_and_scram_as_in_the_readme() {
         ("sasl", "sasl.password"),
     ] {
         let file = etc.join(format!("{listener}.toml"));
-        fs::write(&file, readme_example(word, etc)).unwrap();
+        fs::write(&file, security_example(word, etc)).unwrap();
         let environment = [
             ("RESIDUALD_CONFIG", file.to_str().unwrap()),
             ("KAFKA_PASSWORD", SCRAM_PASSWORD),

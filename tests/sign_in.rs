@@ -12,7 +12,7 @@ use common::cluster::{Cluster, cluster_with};
 use common::kafka::{produce, read_all, spread};
 use common::oidc::{CLIENT, Issuer, SECRET};
 use common::process::{Daemon, Ended, ended, residuald};
-use common::{payments, readme_example, sample, wait_for};
+use common::{payments, sample, security_example, wait_for};
 
 /// librdkafka renews a token after four fifths of it and signs in again after nine tenths of the brokers' session, which
 /// brokers want to be a second before its end at least.
@@ -55,7 +55,7 @@ fn oidc(cluster: &Cluster, issuer: &Issuer, secret: &str) -> Vec<String> {
 }
 
 #[test]
-fn oidc_as_in_the_readme() {
+fn oidc_as_documented() {
     let Some(cluster) = secure() else { return };
     let issuer = Issuer::start(&cluster.dir, Duration::from_secs(600));
     let [input, scores, anomalies, dead] = topics(cluster, "readme");
@@ -63,7 +63,7 @@ fn oidc_as_in_the_readme() {
     let etc = tempfile::tempdir().unwrap();
     fs::copy(cluster.dir.join("tls/ca.pem"), etc.path().join("ca.pem")).unwrap();
     let file = etc.path().join("residuald.toml");
-    fs::write(&file, readme_example("client.secret", etc.path())).unwrap();
+    fs::write(&file, security_example("client.secret", etc.path())).unwrap();
     let environment = [
         ("RESIDUALD_CONFIG", file.to_str().unwrap()),
         ("OIDC_SECRET", SECRET),

@@ -22,7 +22,7 @@ DRAIN_GRACE = 15.0
 BACKOFF = 0.5  # seconds between an end and the next start
 # Between two polls a daemon may take so long; the fault `sleep` takes longer.
 MAX_POLL_INTERVAL = 45  # seconds
-# Of the exit codes in README.md those that a sound daemon with sound settings may meet: done, and Kafka unreachable.
+# How a sound daemon with sound settings may end: done, Kafka unreachable. All exit codes: docs/src/command-line.md
 NAMED_CODES = {0, 69}
 
 # How replicas share partitions: settings of one, by the name of the way.

@@ -355,7 +355,7 @@ def test_the_readmes_examples_work(tmp_path):
     mounts = {mount["mountPath"] for mount in container(by_kerberos.stdout)["volumeMounts"]}
     assert {"/krb5", "/tickets", "/etc/residuald"} <= mounts
     command = re.search(
-        r"helm install fraud deploy/helm/residuald((?: .*\\\n)+ .*\n)", (ROOT / "README.md").read_text()
+        r"helm install fraud deploy/helm/residuald((?: .*\\\n)+ .*\n)", (ROOT / "docs/src/deployment.md").read_text()
     )
     by_flags = template(*shlex.split(command[1].replace("\\\n", " ")))
     assert "reference: registry.example.com/models/payments:1" in by_flags.stdout, by_flags.stderr

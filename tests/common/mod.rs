@@ -100,11 +100,11 @@ pub fn score_of(verdict: &Value) -> f32 {
     verdict["anomaly_score"].as_f64().expect("a score") as f32
 }
 
-/// The TOML of the README's section "Secure connections" that has `word`, for files in `etc` and brokers of ours.
-pub fn readme_example(word: &str, etc: &Path) -> String {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let (_, section) = readme.split_once("\n## Secure connections\n").unwrap();
-    let (section, _) = section.split_once("\n## ").unwrap();
+/// The TOML of the section "Secure connections" in docs/src/security.md that has `word`, for files in `etc`.
+pub fn security_example(word: &str, etc: &Path) -> String {
+    let page = std::fs::read_to_string(root().join("docs/src/security.md")).unwrap();
+    let (_, section) = page.split_once("\n## Secure connections\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
     let mut blocks = section.split("```toml\n").skip(1);
     let block = blocks.find_map(|b| b.split("```").next().filter(|b| b.contains(word)));
     let text = block.unwrap_or_else(|| panic!("no example of {word}"));
