@@ -522,7 +522,8 @@ fn a_topic_that_becomes_strict_costs_no_record() {
         assert_eq!(
             (daemon.count("scored"), daemon.count("dead_letters")),
             (2, 2),
-            "{delivery}"
+            "{delivery}: {}",
+            daemon.status()["records"]
         );
         daemon.drains();
         let (scores, dead) = (stream.read("scores"), stream.read("dead"));
