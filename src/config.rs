@@ -248,10 +248,17 @@ pub enum ConfigError {
     Settings(Vec<String>),
 }
 
+/// Bytes of a settings file.
+const LARGEST_FILE: u64 = 1 << 20;
+
 /// The file is read again at each SIGHUP, so a pipe will not do.
 fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
     let problem = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(metadata) if metadata.is_file() && metadata.len() <= LARGEST_FILE => return Ok(()),
+        Ok(metadata) if metadata.is_file() => format!(
+            "has {} bytes, and settings have at most {LARGEST_FILE}: is this the right file?",
+            metadata.len()
+        ),
         Ok(metadata) if metadata.is_dir() => "is a folder: give the settings file in it".to_owned(),
         Ok(_) => "is no regular file, and a pipe cannot be read again: save the settings in a file"
             .to_owned(),
@@ -672,6 +679,10 @@ mod tests {
         };
         assert!(load(dir.path()).contains("is a folder"));
         assert!(load(Path::new("/dev/null")).contains("no regular file"));
+        let large = dir.path().join("large.toml");
+        let file = std::fs::File::create(&large).unwrap();
+        file.set_len(5 << 30).unwrap();
+        assert!(load(&large).contains("5368709120 bytes"));
         let gone = load(&dir.path().join("gone.toml"));
         assert!(
             gone.contains("gone.toml: the settings cannot be read: No such file"),

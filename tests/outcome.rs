@@ -540,3 +540,40 @@ fn a_topic_that_becomes_strict_costs_no_record() {
         assert_eq!(omitted(about(&dead, 3)), "timestamp");
     }
 }
+
+/// The same with a backlog in which hardly a message fits: a transaction that is refused again and again goes through.
+#[test]
+fn a_backlog_goes_through_topics_that_became_strict() {
+    for delivery in DELIVERIES {
+        let Some(stream) = Stream::create("backlog", delivery, DEFAULT_LIMIT) else {
+            return;
+        };
+        let daemon = stream.daemon(&[UNCOMPRESSED]);
+        stream.produce(&[Note::new("k", good_with("1"))]);
+        stream.until_all_is_committed();
+        for topic in ["scores", "anomalies", "dead"] {
+            stream.set(topic, "max.message.bytes", "2500");
+        }
+        // Brokers hear of it a little later.
+        std::thread::sleep(Duration::from_secs(2));
+        let long = |i: usize| format!("\"{}\"", "x".repeat(1_000 + 7 * i));
+        let notes: Vec<Note> = (0..300)
+            .map(|i| match i % 3 {
+                0 => Note::new("k", long(i)),
+                _ => Note::new("k", good_with(&long(i))),
+            })
+            .collect();
+        stream.produce(&notes);
+        stream.until_all_is_committed();
+        daemon.is_balanced();
+        assert_eq!(
+            (daemon.count("scored"), daemon.count("dead_letters")),
+            (201, 100),
+            "{delivery}: {}",
+            daemon.status()["records"]
+        );
+        daemon.drains();
+        let (scores, dead) = (stream.read("scores"), stream.read("dead"));
+        assert_eq!((scores.len(), dead.len()), (201, 100), "{delivery}");
+    }
+}

@@ -127,6 +127,22 @@ impl Limits {
         (oldest.max(0)..=newest).contains(&timestamp_ms)
     }
 
+    /// The settings that bound the timestamps of a topic, for a person.
+    pub fn of_time(&self, topic: &str) -> String {
+        let Takes {
+            past_ms, future_ms, ..
+        } = self.takes(topic);
+        let bound = |ms: i64| match ms {
+            i64::MAX => "none".to_owned(),
+            ms => format!("{ms} ms"),
+        };
+        format!(
+            "message.timestamp.before.max.ms {}, message.timestamp.after.max.ms {}",
+            bound(past_ms),
+            bound(future_ms)
+        )
+    }
+
     /// Whether a topic refuses a message without a key.
     pub fn needs_key(&self, topic: &str) -> bool {
         self.takes(topic).keys_only

@@ -35,6 +35,7 @@ const ALONE: usize = 1000;
 const ATTEMPTS: u32 = 10;
 /// How long the brokers may take to let another producer in.
 const REPLACED_WITHIN: Duration = Duration::from_secs(30);
+const SAY_EVERY: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -47,6 +48,8 @@ pub struct Delivery {
     shaper: Shaper,
     absent: AbsentTopics,
     small_batches: SmallBatches,
+    /// When it was last logged that a topic refuses the time of sending.
+    said_time: Option<Instant>,
     metrics: Metrics,
     abandon: Shutdown,
 }
@@ -59,7 +62,7 @@ enum Guarantee {
     ExactlyOnce(TransactionWindow),
 }
 
-/// Whether the producer makes smaller batches, because one was refused for its size since the last commit.
+/// Whether the producer makes smaller batches, because one was refused for its size.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SmallBatches {
     No,
@@ -85,6 +88,7 @@ impl Delivery {
             outbox: Outbox::default(),
             shaper: Shaper::default(),
             small_batches: SmallBatches::No,
+            said_time: None,
             metrics,
             abandon,
         }
@@ -390,10 +394,8 @@ impl Delivery {
             }
             Some(_) => {}
             None => {
-                return self.fail(
-                    topic,
-                    format!("{problem}; is the clock of this host right?"),
-                );
+                self.refuses_now(ticket, topic, message, &problem);
+                return Ok(());
             }
         }
         match &mut self.guarantee {
@@ -404,6 +406,28 @@ impl Delivery {
             }
         }
         Ok(())
+    }
+
+    /// A topic refused a message that librdkafka had stamped with the time of its sending. Sent again it has another time.
+    fn refuses_now(&mut self, ticket: Ticket, topic: String, message: Message, problem: &str) {
+        let limits = self.sink.limits().of_time(&topic);
+        let problem = format!(
+            "{problem}, although the message was stamped when it was sent: it waited longer than the topic takes ({limits}), or the clock of this host is wrong"
+        );
+        match &mut self.guarantee {
+            Guarantee::ExactlyOnce(window) => window.fails(format!("topic {topic}: {problem}")),
+            Guarantee::AtLeastOnce => {
+                if self
+                    .said_time
+                    .is_none_or(|said| said.elapsed() >= SAY_EVERY)
+                {
+                    self.said_time = Some(Instant::now());
+                    tracing::warn!("topic {topic}: {problem}; trying again");
+                }
+                std::thread::sleep(LOOK_UP);
+                self.send_in_place(ticket.sequence, topic, message);
+            }
+        }
     }
 
     fn open_transaction(&mut self) -> Result<(), KafkaError> {
@@ -447,9 +471,12 @@ impl Delivery {
             };
             self.count(ABORTED);
             tracing::warn!("transaction aborted: {problem}; its records are sent again in another");
-            // A transaction with other messages is not the same attempt, and one that had no topic has to wait for it.
+            // A transaction with other messages is no further attempt at the same, and one that lacked a topic waits for it.
+            // Each refusal may cost a second abort, in which librdkafka finds that messages are missing.
             let next_differs = self.window().failed().is_some_and(|f| f.next_differs);
-            if !next_differs && !self.await_topics() {
+            if next_differs || self.await_topics() {
+                (attempts, backoff) = (0, FIRST_BACKOFF);
+            } else {
                 attempts += 1;
                 std::thread::sleep(backoff);
                 backoff = LONGEST_BACKOFF.min(2 * backoff);
@@ -486,8 +513,6 @@ impl Delivery {
 
     fn is_committed(&mut self) {
         self.window().reset();
-        self.shaper.forget_sizes();
-        self.small_batches = SmallBatches::No;
         for pending in self.pending.unfinished() {
             pending.outstanding = 0;
         }

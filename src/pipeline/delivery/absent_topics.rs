@@ -46,26 +46,28 @@ impl AbsentTopics {
         if self.asked.elapsed() < ASK_EVERY {
             return true;
         }
-        self.asked = Instant::now();
-        for topic in self.absent.clone() {
-            if sink.has_topic(&topic) == Some(true) {
-                tracing::info!("topic `{topic}` is there");
-                self.metrics.set_topic_missing(&topic, false);
-                self.absent.remove(&topic);
-            }
-        }
+        self.look_for_all(sink);
         !self.absent.is_empty()
     }
 
-    /// Asks the brokers about every topic. A transaction that fails for a missing topic does not always say so.
+    /// Asks the brokers about every topic: where one is missing others may be, and a transaction that fails for a missing topic
+    /// does not always say so.
     pub fn look_for_all(&mut self, sink: &Sink) {
         for topic in sink.topics() {
-            if sink.has_topic(&topic) == Some(false) {
-                self.add(
-                    &topic,
-                    "the brokers do not know it, or this user may not write it",
-                );
+            match sink.has_topic(&topic) {
+                Some(false) => {
+                    self.add(
+                        &topic,
+                        "the brokers do not know it, or this user may not write it",
+                    );
+                }
+                Some(true) if self.absent.remove(&topic) => {
+                    tracing::info!("topic `{topic}` is there");
+                    self.metrics.set_topic_missing(&topic, false);
+                }
+                _ => {}
             }
         }
+        self.asked = Instant::now();
     }
 }

@@ -13,6 +13,8 @@ const GUESSES: u32 = 20;
 /// How long messages to a topic go without a timestamp after it refused one that its settings and this host's clock allow: the
 /// clocks differ.
 const UNTIMED_FOR: Duration = Duration::from_secs(10);
+/// How long refused sizes are remembered: later messages may compress better, or the topic takes more.
+const FORGET_AFTER: Duration = Duration::from_secs(300);
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
@@ -31,6 +33,14 @@ struct SizeRefusal {
     /// ...to at most this size.
     fit: usize,
     guesses: u32,
+    /// When the last of them was.
+    at: Instant,
+}
+
+impl SizeRefusal {
+    fn is_about(&self, message: &Message) -> bool {
+        message.size() >= self.from && self.at.elapsed() < FORGET_AFTER
+    }
 }
 
 /// Parts that messages left out since that was last logged.
@@ -65,7 +75,8 @@ impl Shaper {
         let mut shaped = self.without_refused_time(limits, topic, message);
         give_key(limits, topic, &mut shaped.message);
         match self.too_large.get(topic).copied() {
-            Some(SizeRefusal { from, fit, .. }) if shaped.message.size() >= from => {
+            Some(refusal) if refusal.is_about(&shaped.message) => {
+                let SizeRefusal { from, fit, .. } = refusal;
                 let slim = self.slim(limits, topic, &shaped.message, from, fit)?;
                 shaped.left_out.extend(slim.left_out);
                 Ok(Shaped {
@@ -117,18 +128,18 @@ impl Shaper {
             from: usize::MAX,
             fit: usize::MAX,
             guesses: 0,
+            at: Instant::now(),
         });
+        if refusal.at.elapsed() >= FORGET_AFTER {
+            (refusal.from, refusal.fit, refusal.guesses) = (usize::MAX, usize::MAX, 0);
+        }
+        refusal.at = Instant::now();
         refusal.guesses += 1;
         refusal.fit = refusal.fit.min(fit);
         refusal.from = match refusal.guesses > GUESSES {
             true => refusal.fit,
             false => refusal.from.min(size),
         };
-    }
-
-    /// Forgets the sizes: the next messages may compress better.
-    pub fn forget_sizes(&mut self) {
-        self.too_large.clear();
     }
 
     /// The message in `fit` bytes, or at least in fewer than `refused`.
@@ -263,7 +274,6 @@ mod tests {
         }
         // A copy of a record has nothing that it can leave out.
         assert!(shaper.shape(&limits, "out", message(1_200)).is_err());
-        shaper.forget_sizes();
-        assert!(shaper.shape(&limits, "out", message(1_200)).is_ok());
+        assert!(shaper.shape(&limits, "out", message(200)).is_ok());
     }
 }
