@@ -123,7 +123,8 @@ async fn ready(State((metrics, status)): Shared, uri: Uri) -> (StatusCode, Strin
         let missing = metrics.missing_topics().into_iter();
         let missing =
             missing.map(|topic| format!("topic {topic} is not there, or may not be used"));
-        for line in missing.chain(status.waiting_partitions()) {
+        let silent = status.silent_brokers().into_iter();
+        for line in silent.chain(missing).chain(status.waiting_partitions()) {
             text += &line;
             text.push('\n');
         }

@@ -17,6 +17,7 @@ pub mod limits;
 mod progress;
 pub mod probe;
 pub mod queues;
+mod reach;
 pub mod replay;
 mod sasl;
 mod presence;

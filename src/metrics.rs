@@ -93,6 +93,7 @@ pub struct Metrics {
     pub partition_last_finished: IntGaugeVec,
     pub rebalances: IntCounter,
     pub topic_missing: IntGaugeVec,
+    pub brokers_silent: IntGauge,
     pub partition_resets: IntCounterVec,
     pub records_unread: IntCounter,
     pub records_read_again: IntCounter,
@@ -244,6 +245,11 @@ impl Metrics {
                 r,
                 "rebalances_total",
                 "Assignments and revocations of partitions.",
+            ),
+            brokers_silent: gauge(
+                r,
+                "brokers_silent",
+                "1 while no broker answers, else 0. Lags are unknown meanwhile.",
             ),
             topic_missing: register(
                 r,

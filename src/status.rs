@@ -63,6 +63,7 @@ struct Inner {
     latches: Latches,
     partitions: Mutex<Partitions>,
     needs_restart: Mutex<Vec<String>>,
+    brokers_silent_since: Mutex<Option<Timestamp>>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +82,7 @@ impl Status {
             latches: Latches::default(),
             partitions: Mutex::default(),
             needs_restart: Mutex::default(),
+            brokers_silent_since: Mutex::default(),
         }))
     }
 
@@ -118,6 +120,21 @@ impl Status {
     /// Settings that were changed and take effect at the next start only.
     pub fn needs_restart(&self, keys: Vec<String>) {
         *lock(&self.0.needs_restart) = keys;
+    }
+
+    /// Since when no broker answers; `true` if that is news.
+    pub fn brokers_are_silent(&self, since: Option<Timestamp>) -> bool {
+        let mut silent = lock(&self.0.brokers_silent_since);
+        std::mem::replace(&mut *silent, since).is_some() != since.is_some()
+    }
+
+    /// That no broker answers, and since when, in words.
+    pub fn silent_brokers(&self) -> Option<String> {
+        let since = (*lock(&self.0.brokers_silent_since))?;
+        Some(format!(
+            "the brokers do not answer, since {}",
+            seconds(since)
+        ))
     }
 
     /// What readiness still waits for; empty is ready.
@@ -168,6 +185,7 @@ impl Status {
             "ready": waiting_for.is_empty(),
             "waiting_for": waiting_for,
             "missing_topics": metrics.missing_topics(),
+            "brokers_silent_since": lock(&self.0.brokers_silent_since).map(|since| seconds(since).to_string()),
             "model": in_force.model,
             "provider": in_force.provider,
             "threshold": in_force.threshold,

@@ -53,6 +53,7 @@ struct Status {
     needs_restart: Vec<String>,
     #[serde(default)]
     missing_topics: Vec<String>,
+    brokers_silent_since: Option<String>,
     records: serde_json::Map<String, serde_json::Value>,
     partitions: Vec<Partition>,
 }
@@ -182,6 +183,9 @@ fn show(status: &Status) {
     line("threshold", format!("{:.4}", status.threshold));
     if !status.needs_restart.is_empty() {
         line("needs restart", status.needs_restart.join(", "));
+    }
+    if let Some(since) = &status.brokers_silent_since {
+        line("brokers", format!("do not answer, since {since}"));
     }
     if !status.missing_topics.is_empty() {
         line("missing topics", status.missing_topics.join(", "));

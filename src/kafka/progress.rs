@@ -354,6 +354,8 @@ impl Source {
 
     /// Tells metrics and status where the partitions stand.
     pub(super) fn show(&self) {
+        let silent = self.status.silent_brokers().is_some();
+        self.metrics.brokers_silent.set(i64::from(silent));
         self.progress
             .publish(|name, place| self.waiting(name, place));
     }

@@ -14,8 +14,8 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::watch::is_missing;
 use super::{
-    KafkaError, LastComplaint, Limits, await_topic, client, client_config, owned_headers, sasl,
-    transaction,
+    KafkaError, LastComplaint, Limits, await_topic, client, client_config, owned_headers, reach,
+    sasl, transaction,
 };
 use crate::config::{Guarantee, Kafka};
 use crate::message::{About, Message};
@@ -80,6 +80,8 @@ pub struct Sink {
     config: ClientConfig,
     limits: Limits,
     limits_asked: Option<Instant>,
+    /// The topic by which it is found out whether brokers can be reached.
+    kept_by: Option<String>,
 }
 
 pub(super) fn config(kafka: &Kafka) -> ClientConfig {
@@ -127,6 +129,8 @@ impl Sink {
             sink = Sink::open(config, &complaint)?;
         }
         sink.limits = limits;
+        sink.kept_by = topics.first().map(|topic| (*topic).to_owned());
+        sink.keep();
         if sink.transactional_id.is_some() {
             sink.init_transactions(kafka.connect_timeout, &complaint, stop)?;
         }
@@ -147,8 +151,15 @@ impl Sink {
             deliveries,
             limits: Limits::of_client(&config),
             limits_asked: None,
+            kept_by: None,
             config,
         })
+    }
+
+    fn keep(&self) {
+        if let Some(topic) = &self.kept_by {
+            reach::keep(&self.producer, topic, self.brokers());
+        }
     }
 
     /// Another producer in place of one whose transaction is stuck; it shuts the old one out and aborts that.
@@ -159,6 +170,8 @@ impl Sink {
         let complaint = LastComplaint::default();
         let mut sink = Sink::open(self.config.clone(), &complaint)?;
         sink.limits = self.limits.clone();
+        sink.kept_by.clone_from(&self.kept_by);
+        sink.keep();
         sink.init_transactions(patience, &complaint, stop)?;
         let stuck = std::mem::replace(self, sink);
         // Ending it could wait for the stuck call.

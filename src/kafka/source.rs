@@ -122,7 +122,14 @@ impl Source {
         let found = await_topics(&consumer, kafka, &wanted, &complaint, stop)?;
         let consumer = Arc::new(consumer);
         let topics = Topics::default();
-        let watch = Watch::begin(&consumer, wanted, kafka, topics.clone(), found);
+        let watch = Watch::begin(
+            &consumer,
+            wanted,
+            kafka,
+            topics.clone(),
+            found,
+            status.clone(),
+        );
         let mut source = Source {
             consumer,
             topics,

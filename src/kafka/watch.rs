@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use jiff::Timestamp;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -15,8 +16,9 @@ use super::source::Context;
 use super::start::Age;
 use super::topics::Topics;
 use super::wanted::Wanted;
-use super::{KafkaError, Source, stale};
+use super::{KafkaError, Source, reach, stale};
 use crate::config::Kafka;
+use crate::status::Status;
 
 const INTERVAL: &str = "topic.metadata.refresh.interval.ms";
 /// Where the setting switches librdkafka's own looks off.
@@ -120,6 +122,7 @@ impl Watch {
         kafka: &Kafka,
         topics: Topics,
         found: Descriptions,
+        status: Status,
     ) -> Watch {
         let seen = Seen::default();
         seen.begin(&found);
@@ -136,6 +139,9 @@ impl Watch {
             stale: stale::group(kafka),
             astray: Arc::clone(&astray),
             missing: BTreeMap::new(),
+            servers: kafka.brokers.clone(),
+            status,
+            silent_since: None,
         };
         std::thread::spawn(move || looker.run(&asked, &tell));
         Watch {
@@ -176,6 +182,10 @@ struct Looker {
     astray: Arc<AtomicBool>,
     /// How often in a row each topic was not there.
     missing: BTreeMap<String, u32>,
+    servers: String,
+    status: Status,
+    /// When the brokers first left a look unanswered.
+    silent_since: Option<Timestamp>,
 }
 
 impl Looker {
@@ -190,19 +200,41 @@ impl Looker {
             };
             match self.wanted.look(consumer.client(), LOOK_WITHIN) {
                 Ok(found) => {
+                    self.is_answered();
                     self.seen.note_all(&found);
                     self.note_missing(&found);
                     self.look_for_stale(&consumer, &found);
                     // Full only while the intake waits; what is in there brings it here again.
                     let _ = tell.try_send(found);
                 }
-                Err(e) => tracing::debug!("the brokers do not say what topics there are: {e}"),
+                Err(e) => self.is_unanswered(&consumer, &e.to_string()),
             }
-            let unsure = self.stale.is_some() || self.missing.values().any(|looks| *looks == 1);
+            let unsure = self.silent_since.is_some()
+                || self.stale.is_some()
+                || self.missing.values().any(|looks| *looks == 1);
             wait = match unsure {
                 true => LOOK_TWICE_AFTER.min(self.interval),
                 false => self.interval,
             };
+        }
+    }
+
+    fn is_unanswered(&mut self, consumer: &BaseConsumer<Context>, problem: &str) {
+        reach::add_servers(consumer.client(), &self.servers);
+        let Some(since) = self.silent_since else {
+            // A single one may be chance.
+            self.silent_since = Some(Timestamp::now());
+            return;
+        };
+        if self.status.brokers_are_silent(Some(since)) {
+            tracing::warn!("the brokers do not answer: {problem}; trying again");
+        }
+    }
+
+    fn is_answered(&mut self) {
+        self.silent_since = None;
+        if self.status.brokers_are_silent(None) {
+            tracing::info!("the brokers answer again");
         }
     }
 

@@ -18,6 +18,8 @@
 #                  [--kerberos DIR]       each broker also has the listener KERBEROS (GSSAPI, no TLS), see
 #                                         bootstrap-kerberos; DIR holds krb5.conf and broker.keytab with
 #                                         kafka/127.0.0.1, and its KDC has to run.
+#                  [--controller-apart]   the one broker has its controller in another process, ID 2: a broker
+#                                         that is stopped for some seconds is then fenced and names no brokers.
 #   kafka.sh stop                         kill every broker and delete the data; the logs stay
 #   kafka.sh kill ID                      kill -9 one broker (1 to N)
 #   kafka.sh stop-broker ID               SIGTERM: the broker hands its partitions over; wait until it ended
@@ -40,6 +42,7 @@ port=
 proxied=
 secure=
 kerberos=
+apart=
 while_pid=
 ready_within=60 # seconds, and for a broker that is asked to stop as well
 
@@ -167,7 +170,7 @@ PY
 }
 
 configure() {
-    local names=(PLAINTEXT CONTROLLER) in_sync=$((brokers > 1 ? 2 : 1)) voters="" id i
+    local names=(PLAINTEXT CONTROLLER) roles=broker,controller in_sync=$((brokers > 1 ? 2 : 1)) voters="" id i
     [ -z "$proxied" ] || names+=(PROXIED)
     [ -z "$secure" ] || names+=(TLS MTLS SASL OAUTH)
     [ -z "$kerberos" ] || names+=(KERBEROS)
@@ -178,10 +181,12 @@ configure() {
     for id in $(seq "$brokers"); do
         voters=$voters${voters:+,}$id@127.0.0.1:${ports[brokers + id - 1]}
     done
+    [ -z "$apart" ] || roles=broker voters=2@127.0.0.1:${ports[1]}
     for id in $(seq "$brokers"); do
         local listeners="" advertised=""
         for i in "${!names[@]}"; do
             local name=${names[i]} own=${ports[i * brokers + id - 1]}
+            if [ "$name" = CONTROLLER ] && [ -n "$apart" ]; then continue; fi
             listeners=$listeners${listeners:+,}$name://127.0.0.1:$own
             case $name in
                 CONTROLLER) continue ;;
@@ -195,7 +200,7 @@ configure() {
             advertised=$advertised${advertised:+,}$name://127.0.0.1:$own
         done
         cat >"$(properties "$id")" <<CONF
-process.roles=broker,controller
+process.roles=$roles
 node.id=$id
 controller.quorum.voters=$voters
 controller.listener.names=CONTROLLER
@@ -257,6 +262,15 @@ listener.name.kerberos.gssapi.sasl.jaas.config=com.sun.security.auth.module.Krb5
     serviceName=kafka useKeyTab=true storeKey=true keyTab="$dir/kerberos/broker.keytab" principal="kafka/127.0.0.1";
 CONF
     done
+    [ -z "$apart" ] || cat >"$(properties 2)" <<CONF
+process.roles=controller
+node.id=2
+controller.quorum.voters=$voters
+controller.listener.names=CONTROLLER
+listeners=CONTROLLER://127.0.0.1:${ports[1]}
+log.dirs=$dir/data-2
+broker.session.timeout.ms=3000
+CONF
 }
 
 note() { # FILE PORT: one more address in a list of bootstrap servers
@@ -322,7 +336,8 @@ start() {
     [ -z "$kerberos" ] || { mkdir "$dir/kerberos"; cp "$kerberos/krb5.conf" "$kerberos/broker.keytab" "$dir/kerberos"; }
     configure
     local id formats=""
-    for id in $(seq "$brokers"); do
+    [ -z "$apart" ] || [ "$brokers" = 1 ] || die "--controller-apart is for one broker"
+    for id in $(seq "$brokers") ${apart:+2}; do
         format_storage "$id" &
         formats="$formats $!"
     done
@@ -369,6 +384,7 @@ while [ $# -gt 0 ]; do
         "start --port") port=${2:?--port wants a number}; shift ;;
         "start --proxied") proxied=${2:?--proxied wants a port}; shift ;;
         "start --secure") secure=yes ;;
+        "start --controller-apart") apart=yes ;;
         "start --kerberos") kerberos=${2:?--kerberos wants a folder}; shift ;;
         "start --while-pid") while_pid=${2:?--while-pid wants a process id}; shift ;;
         "topic "* | "group "* | "kill "[0-9]* | "stop-broker "[0-9]* | "start-broker "[0-9]*) rest+=("$1") ;;
