@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from residuald_train.calibrate import calibrate, segment_of
+from residuald_train.bundle.calibrate import calibrate, segment_of
+from residuald_train.bundle.export import FORBIDDEN, write
+from residuald_train.bundle.served import run_onnx, session
 from residuald_train.cli import main
-from residuald_train.decode import decode, parse_record
-from residuald_train.export import FORBIDDEN, run_onnx, session, write
-from residuald_train.features import check_feature
+from residuald_train.tabular.decode import decode, parse_record
+from residuald_train.tabular.features import check_feature
 
 SHIPPED = Path(__file__).parents[2] / "payments"
 

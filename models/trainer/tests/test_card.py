@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from residuald_train.calibrate import Calibration, RateTooFineError, calibrate
-from residuald_train.card import Judged, checks, detection, figures, told
+from residuald_train.bundle.calibrate import Calibration, RateTooFineError, calibrate
+from residuald_train.bundle.served import Served
 from residuald_train.cli import main
-from residuald_train.features import Feature
-from residuald_train.served import Served
-from residuald_train.train import curve
+from residuald_train.report.card import ScoredRecords, checks, detection, figures, readable
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.train import loss_curve
 
 MODELS = Path(__file__).parents[2]
 VOID = {"meta", "br", "path", "use"}
@@ -209,26 +209,29 @@ def test_detection_counts():
 
 
 def test_judged_counts_what_the_schema_refuses(small, history):
-    from residuald_train.data import read
+    from residuald_train.tabular.data import read
 
     table = read([history])
     table.columns["amount"][:3] = np.nan
-    judged = Judged(Served(small), table)
+    judged = ScoredRecords(Served(small), table)
     assert (judged.read, len(judged.score)) == (600, 597)
     assert judged.refused == {"amount: `amount` is missing": 3}
 
 
 def test_values_in_the_users_terms():
-    assert told(Feature("k", "k", "categorical", vocabulary=("x", "y")), -1.0, 1.0) == ("(not seen in training)", "y")
-    assert told(Feature("f", "f", "bool"), 1.0, 0.126) == ("true", "13 % true")
-    assert told(Feature("h", "t", "timestamp", part="hour_of_day"), 13.25, 23.9999) == ("13:15", "00:00")
-    assert told(Feature("d", "t", "timestamp", part="day_of_week"), 0.0, 6.0) == ("Monday", "Sunday")
-    assert told(Feature("a", "a", "number"), 111434.8, 0.00012345) == ("111,400", "0.0001234")
+    assert readable(Feature("k", "k", "categorical", vocabulary=("x", "y")), -1.0, 1.0) == (
+        "(not seen in training)",
+        "y",
+    )
+    assert readable(Feature("f", "f", "bool"), 1.0, 0.126) == ("true", "13 % true")
+    assert readable(Feature("h", "t", "timestamp", part="hour_of_day"), 13.25, 23.9999) == ("13:15", "00:00")
+    assert readable(Feature("d", "t", "timestamp", part="day_of_week"), 0.0, 6.0) == ("Monday", "Sunday")
+    assert readable(Feature("a", "a", "number"), 111434.8, 0.00012345) == ("111,400", "0.0001234")
     assert [figures(v) for v in (0, 1, -2.5, 1e30, 0.01)] == ["0", "1", "-2.5", "1.000e+30", "0.01"]
 
 
 def test_curve_is_short_and_keeps_the_mean():
-    short = curve(list(range(1, 1002)))
+    short = loss_curve(list(range(1, 1002)))
     assert short["steps"] == 6
     assert len(short["loss"]) == 167
     assert short["loss"][0] == 3.5

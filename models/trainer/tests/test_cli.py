@@ -91,7 +91,7 @@ def test_interruption_leaves_nothing(history, tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("residuald_train.train.descend", stop)
+    monkeypatch.setattr("residuald_train.tabular.train.descend", stop)
     assert cli.main(["tabular", "--recipe", "blind", "--data", str(history), "--out", str(tmp_path / "b")]) == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from residuald_train.cli import main
-from residuald_train.data import draw, read
+from residuald_train.tabular.data import draw, read
 
 ROWS = 3000
 PARTS = [np.arange(0, 700), np.arange(700, ROWS)]

@@ -7,11 +7,11 @@ standard deviations (marginal, not given the others), up or down; a record count
 import numpy as np
 import pytest
 
-from residuald_train.calibrate import Calibration, calibrate
-from residuald_train.export import to_onnx
-from residuald_train.features import Feature
-from residuald_train.served import run_onnx, session
-from residuald_train.train import Options, fit
+from residuald_train.bundle.calibrate import Calibration, calibrate
+from residuald_train.bundle.export import to_onnx
+from residuald_train.bundle.served import run_onnx, session
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.train import Options, fit
 
 FEATURES = [Feature(f"x{j}", f"x{j}", "number") for j in range(8)]
 MOVED = 4.0

@@ -5,12 +5,15 @@ import pytest
 import torch
 from test_model import FEATURES, rows
 
-from residuald_train.coreset import Kernel, coreset
-from residuald_train.export import MARGIN, allowed, check_parity, run_onnx, session, shaken, to_onnx
-from residuald_train.features import Feature
-from residuald_train.recipes import RECIPES
-from residuald_train.score import auroc, run_torch
-from residuald_train.train import Options, fit, whitening
+from residuald_train.bench.metrics import auroc
+from residuald_train.bundle.export import to_onnx
+from residuald_train.bundle.parity import MARGIN, allowed_error, check_parity, rounding_sensitivity
+from residuald_train.bundle.served import run_onnx, session
+from residuald_train.tabular.coreset import Kernel, coreset
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.recipes import RECIPES
+from residuald_train.tabular.scorer import run_torch
+from residuald_train.tabular.train import Options, fit, whitening
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -147,8 +150,8 @@ def test_a_record_between_centers_hangs_on_its_rounding():
     z = torch.lerp(centers[0], centers[1], torch.linspace(0, 1, 100_001)[:, None])
     shares = scorer.kernel.shares(scorer.kernel.logits(z, z[:, :0]))[:, 0]
     between = z[(shares - 0.5).abs().argmin()][None]
-    rows = np.concatenate([X, scorer.space.raw(between, between).numpy()])
-    moved, limit = shaken(scorer, rows), allowed(scorer, run_torch(scorer, rows)[0])
+    rows = np.concatenate([X, scorer.space.inverse(between, between).numpy()])
+    moved, limit = rounding_sensitivity(scorer, rows), allowed_error(scorer, run_torch(scorer, rows)[0])
     assert (MARGIN * moved[:-1] <= limit[:-1]).all()
     assert MARGIN * moved[-1] > 10 * limit[-1]
     check_parity(scorer, to_onnx(scorer), rows)
