@@ -137,7 +137,7 @@ def test_bench_with_contamination(sets, tmp_path, capsys):
     assert by["a", "kernel, told"]["auroc"] > by["a", "kernel"]["auroc"]
     assert "make 5 % of the training rows" in (out / "results.md").read_text()
     assert bench(sets, out, *options[:-1], "0.4") == 65
-    assert "--contamination wants a share from 0 to 0.2" in capsys.readouterr().err
+    assert "--contamination must be a share from 0 to 0.2" in capsys.readouterr().err
 
 
 def test_caps_keep_anomalies(sets):

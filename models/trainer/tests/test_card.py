@@ -169,7 +169,7 @@ def test_what_has_no_card(small, tmp_path, capsys):
         ([MODELS / "surface"], "of kind image"),
         ([tmp_path / "absent"], "is not a bundle"),
         ([altered], "was altered after export"),
-        ([small, "--label", "label"], "want --data"),
+        ([small, "--label", "label"], "need --data"),
         ([small, "--data", small / "golden.ndjson"], "is not in the data"),
     ]:
         assert report(*arguments, "--out", out) == 65
@@ -213,9 +213,9 @@ def test_judged_counts_what_the_schema_refuses(small, history):
 
     table = read([history])
     table.columns["amount"][:3] = np.nan
-    judged = ScoredRecords(Served(small), table)
-    assert (judged.read, len(judged.score)) == (600, 597)
-    assert judged.refused == {"amount: `amount` is missing": 3}
+    scored = ScoredRecords(Served(small), table)
+    assert (scored.read, len(scored.score)) == (600, 597)
+    assert scored.refused == {"amount: `amount` is missing": 3}
 
 
 def test_values_in_the_users_terms():

@@ -233,11 +233,11 @@ def test_tiled_colour_bundle_with_samples(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "20"], "--size wants 32 to 512 pixels"),
+        (["--size", "20"], "--size must be 32 to 512 pixels"),
         (["--size", "64", "--tiles", "1,64"], "an overlap smaller than a tile"),
         (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
         (["--normal", "fine"], "has no folder fine"),
-        (["--steps", "0"], "--steps wants a positive number"),
+        (["--steps", "0"], "--steps must be a positive number"),
     ],
 )
 def test_faults_are_one_line(folder, tmp_path, capsys, options, message):

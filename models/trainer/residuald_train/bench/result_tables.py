@@ -97,10 +97,11 @@ def trust_totals(runs):
     if not found:
         return ""
     lines = [
-        "A random half of the normal rows that did not train calibrates (of the test, and at most 100,000 more). The "
-        "other half is judged, if the first is large enough for the rate. Expected is what its size lets the rate be, "
-        "k / (n + 1). In brackets 95 % intervals of a binomial share: that a set's threshold is common to its rows is "
-        "not in them, and seeds share rows. The ratio is the mean over the sets, ± its standard error.",
+        "A random half of the normal rows that did not train (those of the test, and at most 100,000 more) "
+        "calibrates. The other half is evaluated, if the first is large enough for the rate. Expected is the rate "
+        "that its size allows, k / (n + 1). Brackets: 95 % intervals of a binomial proportion; they ignore that "
+        "the rows of a set share a threshold, and that seeds share rows. The ratio is the mean over sets, ± its "
+        "standard error.",
         "",
         "| recipe | " + " | ".join(f"false alarms at {float(rate):g} | expected | ratio" for rate in RATES) + " |",
         "|" + " --- |" * (1 + 3 * len(RATES)),
@@ -114,8 +115,8 @@ def trust_totals(runs):
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "A reason lowers if the score falls when the feature of the largest residual is replaced by its "
-        "reconstruction; of the test's rows flagged at 1e-2, or the finest rate there is.",
+        "A reason lowers the score if the score falls when the feature with the largest residual is replaced by "
+        "its reconstruction. Counted over the test rows flagged at 1e-2, or at the lowest rate supported.",
         "",
         "| recipe | reason lowers |",
         "| --- | --- |",

@@ -108,10 +108,10 @@ def fit_recipe(name, data, seed, steps, variant="", share=0.0):
 def check_trust(run, data, seed):
     """Measures whether thresholds and reasons hold -> {reason_lowers, false_alarms}; {} without normal rows.
 
-    A random half of the normal rows that did not train calibrates; the other half is judged.
+    A random half of the normal rows that did not train calibrates; the other half is evaluated.
 
-    false_alarms: for each rate that the calibration supports [normal rows flagged, judged, expected share k / (n + 1)].
-    reason_lowers: of the judged test rows flagged at FLAGGED_AT (or the lowest rate supported) [how many score lower
+    false_alarms: for each rate that the calibration supports [rows flagged, rows evaluated, expected share k / (n + 1)].
+    reason_lowers: of the evaluated test rows flagged at FLAGGED_AT (or the lowest rate supported) [how many score lower
     when the feature with the largest residual is replaced by its reconstruction, how many there are].
     """
     from ..bundle.served import run_onnx
@@ -134,8 +134,8 @@ def check_trust(run, data, seed):
         for rate in CHECKED_AT
         if rate >= finest
     }
-    judged = np.concatenate([fresh[fresh < len(data.test)], np.flatnonzero(data.anomalous)])
-    flagged = judged[score[judged] > calibration.threshold(max(FLAGGED_AT, finest))]
+    evaluated = np.concatenate([fresh[fresh < len(data.test)], np.flatnonzero(data.anomalous)])
+    flagged = evaluated[score[evaluated] > calibration.threshold(max(FLAGGED_AT, finest))]
     rows, top, every = data.test[flagged].copy(), residual[flagged].argmax(1), np.arange(len(flagged))
     rows[every, top] = expected[flagged, top]
     lowered = int((run_onnx(run, rows)[0] < score[flagged]).sum()) if len(flagged) else 0

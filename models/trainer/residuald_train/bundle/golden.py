@@ -8,7 +8,7 @@ import json
 import numpy as np
 from PIL import Image
 
-RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24  # normal records, and at most so many with each change
+RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24  # normal records, and the most records for each kind of change
 
 
 def golden_records(features, records, rng):

@@ -39,12 +39,12 @@ def quantize(served, table, anomalous=None):
     if len(normal) < MIN_ROWS:
         raise TrainerError(f"{len(normal)} normal rows fit the bundle's schema; quantize needs at least {MIN_ROWS}")
     ranges, rest = np.split(normal, [min(RANGE_ROWS, int(RANGE_SHARE * len(normal)))])
-    judged = np.concatenate([rest, np.flatnonzero(accepted & anomalous)])
+    compared = np.concatenate([rest, np.flatnonzero(accepted & anomalous)])
 
     model, facts = to_int8(served.files["model.onnx"], X[ranges])
     check_batches(model, X[normal])
     run = session(model)
-    before, after = (run_onnx(graph, X[judged])[:2] for graph in (served.session, run))
+    before, after = (run_onnx(graph, X[compared])[:2] for graph in (served.session, run))
     facts |= {"range_rows": len(ranges), "calibration_rows": len(rest), "refused_rows": int((~accepted).sum())}
     facts["data"] = table.files
     facts |= {"measured": compare(before, after, len(rest)) | speed(served.session, run, X[normal])}

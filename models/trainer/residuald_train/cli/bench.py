@@ -41,9 +41,9 @@ def run(args):
 
     check_contamination(args.contamination)
     require(
-        ("--seeds", args.seeds > 0, "a positive number"),
-        ("--steps", positive_or_default(args.steps), "a positive number"),
-        ("--jobs", positive_or_default(args.jobs), "a positive number"),
+        ("--seeds", args.seeds > 0, "be a positive number"),
+        ("--steps", positive_or_default(args.steps), "be a positive number"),
+        ("--jobs", positive_or_default(args.jobs), "be a positive number"),
     )
     beside = [] if args.no_peers else peers.available()
     left_out = [] if args.no_peers else [name for name in peers.PEERS if name not in beside]

@@ -29,7 +29,7 @@ def add_parser(verbs):
 
 def run(args):
     shape = image_shape(args)
-    require(("--held-out", 0 < args.held_out < 1, "a share between 0 and 1"))
+    require(("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"))
     if args.denoiser and args.recipe != "ddim":
         raise TrainerError("--denoiser is only for --recipe ddim")
     from ..images.pipeline import Settings, train_bundle

@@ -24,11 +24,11 @@ def run(args):
     from ..bundle.served import Served
     from ..report.card import ScoredRecords, card
 
-    served, judged = Served(args.bundle), None
+    served, scored = Served(args.bundle), None
     if not args.data and (args.label or args.normal):
-        raise TrainerError("--label and --normal want --data: the records that they label")
+        raise TrainerError("--label and --normal need --data: they say which of its records are normal")
     if args.data:
         table, label = read_labelled_like(data_source(args), served.manifest)
-        judged = ScoredRecords(served, table, anomalous_rows(table, label))
-    args.out.write_text(card(served, judged), encoding="utf-8")
-    print(f"wrote {args.out}" + (f" ({len(judged.score)} of {judged.read} records scored)" if judged else ""))
+        scored = ScoredRecords(served, table, anomalous_rows(table, label))
+    args.out.write_text(card(served, scored), encoding="utf-8")
+    print(f"wrote {args.out}" + (f" ({len(scored.score)} of {scored.read} records scored)" if scored else ""))

@@ -62,15 +62,15 @@ def data_source(args):
 
 
 def require(*checks):
-    """Each check is (option, whether it holds, what the option must be). Raises TrainerError."""
-    for option, holds, wanted in checks:
+    """Each check is (option, whether it holds, what it must be). Raises TrainerError for the first that fails."""
+    for option, holds, rule in checks:
         if not holds:
-            raise TrainerError(f"{option} wants {wanted}")
+            raise TrainerError(f"{option} must {rule}")
 
 
 def check_contamination(share):
-    wanted = f"a share from 0 to {MAX_CONTAMINATION}; a larger group of records cannot be told from normal ones"
-    require(("--contamination", 0 <= share <= MAX_CONTAMINATION, wanted))
+    rule = f"be a share from 0 to {MAX_CONTAMINATION}: anything more common counts as normal"
+    require(("--contamination", 0 <= share <= MAX_CONTAMINATION, rule))
 
 
 def positive_or_default(value):
@@ -114,13 +114,13 @@ def image_shape(args):
 
     h, w = args.size
     require(
-        ("--size", min(h, w) >= 32 and max(h, w) <= 512, "32 to 512 pixels"),
-        ("--tiles", not args.tiles or args.tiles.scale > 0, "a positive scale"),
-        ("--tiles", not args.tiles or 0 <= args.tiles.overlap < min(h, w), "an overlap smaller than a tile"),
-        ("--steps", positive_or_default(args.steps), "a positive number"),
-        ("--minutes", positive_or_default(args.minutes), "a positive number"),
-        ("--batch", args.batch is None or args.batch > 1, "two or more"),
-        ("--threads", positive_or_default(args.threads), "a positive number"),
+        ("--size", min(h, w) >= 32 and max(h, w) <= 512, "be 32 to 512 pixels"),
+        ("--tiles", not args.tiles or args.tiles.scale > 0, "have a positive scale"),
+        ("--tiles", not args.tiles or 0 <= args.tiles.overlap < min(h, w), "have an overlap smaller than a tile"),
+        ("--steps", positive_or_default(args.steps), "be a positive number"),
+        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
+        ("--batch", args.batch is None or args.batch > 1, "be two or more"),
+        ("--threads", positive_or_default(args.threads), "be a positive number"),
     )
     return Shape(h, w, args.channels, args.tiles)
 

@@ -35,7 +35,7 @@ def add_parser(verbs):
         type=float,
         default=0,
         metavar="SHARE",
-        help="of the rows, suspected to be unlabelled anomalies: this share, the strangest, is left out",
+        help="suspected share of unlabelled anomalies: that many of the strangest rows are left out",
     )
     add_max_rows(p)
     add_seed(p)
@@ -61,11 +61,11 @@ def run(args):
     from ..tabular.pipeline import MIN_ROWS, Settings, train_bundle
 
     require(
-        ("--held-out", 0 < args.held_out < 1, "a share between 0 and 1"),
-        ("--steps", args.steps > 0, "a positive number"),
-        ("--width", args.width > 0, "a positive number"),
-        ("--coreset", args.coreset > 1, "two or more"),
-        ("--max-rows", args.max_rows >= MIN_ROWS, f"at least {MIN_ROWS}"),
+        ("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"),
+        ("--steps", args.steps > 0, "be a positive number"),
+        ("--width", args.width > 0, "be a positive number"),
+        ("--coreset", args.coreset > 1, "be two or more"),
+        ("--max-rows", args.max_rows >= MIN_ROWS, f"be at least {MIN_ROWS}"),
     )
     settings = Settings(
         source,

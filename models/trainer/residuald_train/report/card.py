@@ -37,7 +37,7 @@ class ScoredRecords:
         self.files = table.files
 
 
-def card(served, judged=None):
+def card(served, scored=None):
     """A Served bundle, and ScoredRecords or None -> the HTML page."""
     facts = {
         "bundle": served,
@@ -46,7 +46,7 @@ def card(served, judged=None):
         "scoring": served.manifest.get("scoring") or {},
         "features": served.features,
         "golden_passed": served.golden_passed(),
-        "judged": judged,
+        "scored": scored,
         "thresholds": [threshold_row(served.calibration, rate) for rate in RATES],
         "volumes": VOLUMES,
         "cost": {batch: microseconds(served, batch) for batch in (256, 1)},
@@ -54,14 +54,14 @@ def card(served, judged=None):
     }
     facts["curves"] = facts["training"].get("curves")
     facts["curves_plot"] = curves_plot(facts["curves"]) if facts["curves"] else None
-    facts["distribution"] = distribution_plot(served.calibration, judged)
-    facts["exceedance"] = exceedance_plot(served.calibration, judged, supported(served.calibration, RATES))
-    if judged:
+    facts["distribution"] = distribution_plot(served.calibration, scored)
+    facts["exceedance"] = exceedance_plot(served.calibration, scored, supported(served.calibration, RATES))
+    if scored:
         known = {file["sha256"] for file in facts["training"].get("data", ())}
-        facts["trained_on"] = [file["file"] for file in judged.files if file["sha256"] in known]
-        facts |= {"checks": checks(served.calibration, judged), "reasons": reasons(served, judged)}
-        facts["detection"] = detection(served.calibration, judged) if judged.anomalous.any() else None
-        facts["examples"] = examples(served, judged)
+        facts["trained_on"] = [file["file"] for file in scored.files if file["sha256"] in known]
+        facts |= {"checks": checks(served.calibration, scored), "reasons": reasons(served, scored)}
+        facts["detection"] = detection(served.calibration, scored) if scored.anomalous.any() else None
+        facts["examples"] = examples(served, scored)
     return render("card.html", facts, {"figures": figures, "count": "{:,}".format, "percent": percent})
 
 
@@ -82,16 +82,16 @@ def share(flagged, n):
     return {"flagged": int(flagged), "n": int(n), "share": flagged / n, "low": low, "high": high}
 
 
-def checks(calibration, judged):
+def checks(calibration, scored):
     """Counts the normal records that are flagged at each rate, and says whether that many are usual.
 
     The threshold is the k-th largest of n calibration scores. The number of m other records of the same distribution
     above it is beta-binomial (m, k, n + 1 - k; Vovk 2012), which accounts for the calibration being a sample itself.
     """
-    m, rows = len(judged.normal_scores), []
+    m, rows = len(scored.normal_scores), []
     for rate, threshold in supported(calibration, CHECKED_RATES).items() if m else ():
         k = calibration.rank(rate)
-        row = {"rate": rate, **share((judged.normal_scores > threshold).sum(), m)}
+        row = {"rate": rate, **share((scored.normal_scores > threshold).sum(), m)}
         low, high = betabinom(m, k, calibration.count + 1 - k).interval(0.95)
         row |= {"usual_low": low / m, "usual_high": high / m}
         row["verdict"] = "more than usual" if row["flagged"] > high else "less" if row["flagged"] < low else "as usual"
@@ -99,14 +99,14 @@ def checks(calibration, judged):
     return rows
 
 
-def detection(calibration, judged):
+def detection(calibration, scored):
     """AUROC and average precision in 0..1, recall and precision at the rates that the calibration supports."""
     rows = []
     for rate, threshold in supported(calibration, CHECKED_RATES).items():
-        found, false = (judged.anomaly_scores > threshold).sum(), (judged.normal_scores > threshold).sum()
+        found, false = (scored.anomaly_scores > threshold).sum(), (scored.normal_scores > threshold).sum()
         precision = found / (found + false) if found + false else None
-        rows.append({"rate": rate, **share(found, len(judged.anomaly_scores)), "precision": precision})
-    areas = metrics.detection(judged.anomalous, judged.score) if len(judged.normal_scores) else {}
+        rows.append({"rate": rate, **share(found, len(scored.anomaly_scores)), "precision": precision})
+    areas = metrics.detection(scored.anomalous, scored.score) if len(scored.normal_scores) else {}
     return {"auroc": areas.get("auroc"), "ap": areas.get("average_precision"), "rows": rows}
 
 
@@ -116,14 +116,14 @@ def reasons_threshold(calibration):
     return rate, calibration.threshold(rate)
 
 
-def reasons(served, judged):
+def reasons(served, scored):
     """Counts how often each feature has the largest share of the residual, over flagged records."""
     rate, threshold = reasons_threshold(served.calibration)
-    flagged = judged.score > threshold
-    top = judged.residual[flagged].argmax(1)
+    flagged = scored.score > threshold
+    top = scored.residual[flagged].argmax(1)
     count = {
         name: np.bincount(top[rows], minlength=len(served.features))
-        for name, rows in (("anomalies", judged.anomalous[flagged]), ("normals", ~judged.anomalous[flagged]))
+        for name, rows in (("anomalies", scored.anomalous[flagged]), ("normals", ~scored.anomalous[flagged]))
     }
     total = count["anomalies"] + count["normals"]
     order = [int(j) for j in np.argsort(-total, kind="stable") if total[j]]
@@ -135,36 +135,36 @@ def reasons(served, judged):
     return {"rate": rate, "flagged": int(flagged.sum()), "rows": rows, "rest": rest}
 
 
-def examples(served, judged):
+def examples(served, scored):
     """Some flagged records, from the highest score to the lowest, with the features of the largest shares."""
     _, threshold = reasons_threshold(served.calibration)
-    flagged = np.flatnonzero(judged.score > threshold)
-    flagged = flagged[np.argsort(-judged.score[flagged], kind="stable")]
+    flagged = np.flatnonzero(scored.score > threshold)
+    flagged = flagged[np.argsort(-scored.score[flagged], kind="stable")]
     picked = flagged[np.unique(np.linspace(0, len(flagged) - 1, EXAMPLES).round().astype(int))] if len(flagged) else []
     out = []
     for i in picked:
-        total, order = judged.residual[i].sum(), np.argsort(-judged.residual[i], kind="stable")
+        total, order = scored.residual[i].sum(), np.argsort(-scored.residual[i], kind="stable")
         rows = [
             {
                 "feature": served.features[j].name,
                 "unit": served.features[j].unit,
-                "observed": readable(served.features[j], judged.X[i, j], judged.expected[i, j])[0],
-                "expected": readable(served.features[j], judged.X[i, j], judged.expected[i, j])[1],
-                "share": judged.residual[i, j] / total,
+                "observed": readable(served.features[j], scored.X[i, j], scored.expected[i, j])[0],
+                "expected": readable(served.features[j], scored.X[i, j], scored.expected[i, j])[1],
+                "share": scored.residual[i, j] / total,
             }
             for j in order[:FEATURES_SHOWN]
-            if judged.residual[i, j] > 0
+            if scored.residual[i, j] > 0
         ]
         out.append(
             {
-                "row": int(judged.rows[i]) + 1,
-                "score": judged.score[i],
-                "p_value": float(served.calibration.p_value(judged.score[i])),
-                "grade": judged.score[i] / threshold,
-                "anomalous": bool(judged.anomalous[i]),
+                "row": int(scored.rows[i]) + 1,
+                "score": scored.score[i],
+                "p_value": float(served.calibration.p_value(scored.score[i])),
+                "grade": scored.score[i] / threshold,
+                "anomalous": bool(scored.anomalous[i]),
                 "reason": rows[0]["feature"],
                 "rows": rows,
-                "missing": [f.name for f, value in zip(served.features, judged.X[i], strict=True) if np.isnan(value)],
+                "missing": [f.name for f, value in zip(served.features, scored.X[i], strict=True) if np.isnan(value)],
             }
         )
     return out

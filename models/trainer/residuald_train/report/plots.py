@@ -74,9 +74,9 @@ def curves_plot(curves):
     return svg(draw, "The loss by training step")
 
 
-def bin_edges(calibration, judged):
+def bin_edges(calibration, scored):
     """-> BINS + 1 scores, geometrically spaced over all scores that are drawn."""
-    scores = [calibration.quantiles[[0, -1]], *([judged.score] if judged else [])]
+    scores = [calibration.quantiles[[0, -1]], *([scored.score] if scored else [])]
     low, high = min(map(np.min, scores)), max(map(np.max, scores))
     low = max(low, high * 1e-4, 1e-9)
     return np.geomspace(low * 0.97, max(high, low) * 1.03, BINS + 1)
@@ -87,24 +87,24 @@ def share_above(calibration, scores):
     return (calibration.p_value(scores) * (calibration.count + 1) - 1) / calibration.count
 
 
-def groups(judged):
+def groups(scored):
     """[(scores, label, colour)] of the data."""
-    if judged is None:
+    if scored is None:
         return []
-    name = "normals of the data" if judged.labelled else "the data"
-    found = [(judged.normal_scores, name, COLOUR["normal"]), (judged.anomaly_scores, "anomalies", COLOUR["anomaly"])]
+    name = "normals of the data" if scored.labelled else "the data"
+    found = [(scored.normal_scores, name, COLOUR["normal"]), (scored.anomaly_scores, "anomalies", COLOUR["anomaly"])]
     return [group for group in found if len(group[0])]
 
 
-def distribution_plot(calibration, judged):
+def distribution_plot(calibration, scored):
     """The share of records in each of BINS bins; each group adds up to 100 %."""
-    at = bin_edges(calibration, judged)
+    at = bin_edges(calibration, scored)
 
     def draw(axes):
         mass = -100 * np.diff(share_above(calibration, at))
         axes.stairs(mass.clip(0), at, color=COLOUR["calibration"], fill=True, alpha=0.3)
         axes.stairs(mass.clip(0), at, color=COLOUR["calibration"], label="calibration")
-        for scores, name, colour in groups(judged):
+        for scores, name, colour in groups(scored):
             counts = np.histogram(scores.clip(at[0], at[-1]), at)[0]
             axes.stairs(100 * counts / len(scores), at, color=colour, label=name, linewidth=1.2)
         log_scores(axes, at)
@@ -114,13 +114,13 @@ def distribution_plot(calibration, judged):
     return svg(draw, "How scores are distributed")
 
 
-def exceedance_plot(calibration, judged, thresholds):
+def exceedance_plot(calibration, scored, thresholds):
     """The share of records that score higher, on two logarithmic axes. `thresholds`: {rate: score}."""
-    at = np.geomspace(*bin_edges(calibration, judged)[[0, -1]], 400)
+    at = np.geomspace(*bin_edges(calibration, scored)[[0, -1]], 400)
 
     def draw(axes):
         curves = [(share_above(calibration, at), "calibration", COLOUR["calibration"])]
-        for scores, name, colour in groups(judged):
+        for scores, name, colour in groups(scored):
             ordered = np.sort(scores)
             curves.append((1 - np.searchsorted(ordered, at, side="right") / len(ordered), name, colour))
         for values, name, colour in curves:

@@ -37,9 +37,9 @@ def coreset(Z, size, seed):
     return (sums / counts[:, None]).float(), counts.float(), owner
 
 
-def neighbour_distance(Z, seed, neighbours=5, asked=2000):
+def neighbour_distance(Z, seed, neighbours=5, sample=2000):
     """Median over rows of the mean squared distance to the `neighbours` nearest other rows, per dimension."""
-    rows = torch.as_tensor(np.random.default_rng(seed).permutation(len(Z))[:asked])
+    rows = torch.as_tensor(np.random.default_rng(seed).permutation(len(Z))[:sample])
     others = Z[: ROWS * 5]
     found = []
     for part in rows.split(CHUNK // 4):

@@ -132,7 +132,7 @@ def select_rows(table, features, settings):
             f"were normal, the false-alarm rate will exceed the requested one by up to {settings.contamination:g}"
         )
     if len(kept) < MIN_ROWS:
-        raise TrainerError(f"{len(kept)} normal rows fit the schema; training wants at least {MIN_ROWS}")
+        raise TrainerError(f"{len(kept)} normal rows fit the schema; training needs at least {MIN_ROWS}")
     train, held_out = split(len(kept), settings.held_out, settings.seed)
     print(f"rows: {len(train)} to train on, {len(held_out)} held out")
     return Rows(X, kept[train], kept[held_out], facts)
