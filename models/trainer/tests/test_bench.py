@@ -60,7 +60,7 @@ def test_bench_goes_on_from_where_it_is(sets, tmp_path, capsys):
 
 
 class Ruler:
-    """A bundle whose score is the root of the squares, each its feature's residual, and that expects 0."""
+    """A stand-in for a bundle: the residuals are the squares, the score their root, and the reconstruction 0."""
 
     def run(self, _, inputs):
         square = inputs["x"] ** 2

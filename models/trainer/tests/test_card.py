@@ -46,7 +46,7 @@ def test_below_the_tail_quantiles_are_interpolated():
 
 
 class Page(HTMLParser):
-    """Tags closed in order, ids once, nothing loaded."""
+    """Checks that tags are closed in order and nothing is loaded; collects ids and words."""
 
     def __init__(self, text):
         super().__init__()
@@ -185,7 +185,7 @@ class Scores:
 
 
 def drawn(seed, times=1):
-    """Calibration and data of the same distribution, the data `times` as large in value."""
+    """A calibration and scores of the same distribution, the scores multiplied by `times`."""
     rng = np.random.default_rng(seed)
     made = Calibration(calibrate(rng.lognormal(size=4999).astype(np.float32), np.ones((4999, 1), np.float32)))
     return made, Scores(times * rng.lognormal(size=20_000).astype(np.float32), np.full(50, 1e4, np.float32))

@@ -1,4 +1,4 @@
-"""`--contamination`: anomalies among the training rows that nobody labelled."""
+"""`--contamination`: unlabelled anomalies among the training rows."""
 
 import json
 

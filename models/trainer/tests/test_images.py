@@ -1,4 +1,4 @@
-"""Images: what is listed, how pixels come about, the network, a bundle trained in a few steps."""
+"""Images: listing files, decoding pixels, the network, and a bundle trained in a few steps."""
 
 import base64
 import hashlib

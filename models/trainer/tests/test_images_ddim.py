@@ -1,4 +1,4 @@
-"""The ddim recipe, and that any denoiser with diffusers' call is exported by the same function."""
+"""The ddim recipe, and the export of any denoiser with diffusers' call."""
 
 import json
 from itertools import pairwise

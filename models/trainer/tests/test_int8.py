@@ -1,4 +1,4 @@
-"""`quantize`: a bundle in 8-bit integers, each score of its record alone, and the facts about what that costs."""
+"""`quantize`: a bundle in 8-bit integers, scores that do not depend on their batch, and the facts about the change."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from test_bundle import check
 from test_model import FEATURES, rows
-from test_recipes import assert_each_alone, fresh
+from test_recipes import assert_independent_of_batch, fresh
 
 from residuald_train import TrainerError
 from residuald_train.bundle.export import as_json, to_onnx
@@ -39,7 +39,7 @@ def integers(model):
 
 def test_a_score_does_not_depend_on_its_batch(graphs):
     check_batches(graphs[1], fresh(3))
-    assert_each_alone(session(graphs[1]), fresh(3))
+    assert_independent_of_batch(session(graphs[1]), fresh(3))
 
 
 def test_scores_stay_close_also_far_out(graphs):
@@ -51,7 +51,7 @@ def test_scores_stay_close_also_far_out(graphs):
 
 
 def test_integers_are_exact_where_processors_add_in_16_bits(graphs):
-    """Two products of uint8 with weights of seven bits fit in 16; so integer kernels give what plain floats do."""
+    """Two products of uint8 and 7-bit weights fit in 16 bits, so integer kernels compute the same as floats."""
     model = graphs[1]
     assert integers(model)
     assert all(

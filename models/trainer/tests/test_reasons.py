@@ -1,7 +1,7 @@
-"""A flagged record's largest share is the feature that is broken, and what is expected there mends it.
+"""A flagged record's largest share is the feature that is broken, and its expected value lowers the score.
 
-Eight features that depend on three hidden ones. One value of each test record is moved by 4 of that feature's own
-standard deviations (marginal, not given the others), up or down; a record counts if it is flagged at 1e-2.
+Eight features depend on three hidden ones. One value of each test record is moved up or down by 4 of its feature's own
+standard deviations (marginal, not given the others). A record counts if it is flagged at 1e-2.
 """
 
 import numpy as np

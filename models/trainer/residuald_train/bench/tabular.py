@@ -110,7 +110,7 @@ def check_trust(run, data, seed):
 
     A random half of the normal rows that did not train calibrates; the other half is evaluated.
 
-    false_alarms: for each rate that the calibration supports [rows flagged, rows evaluated, expected share k / (n + 1)].
+    false_alarms: for each supported rate [rows flagged, rows evaluated, expected share k / (n + 1)].
     reason_lowers: of the evaluated test rows flagged at FLAGGED_AT (or the lowest rate supported) [how many score lower
     when the feature with the largest residual is replaced by its reconstruction, how many there are].
     """

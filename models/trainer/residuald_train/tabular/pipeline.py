@@ -55,10 +55,8 @@ def train_bundle(settings):
 
     options = Options(settings.recipe, settings.seed, settings.steps, width=settings.width, coreset=settings.coreset)
     recorded = options_of_manifest(options, label, settings)
-    print(
-        "options:",
-        json.dumps({"name": settings.name, "version": settings.version, "out": str(settings.out)} | recorded),
-    )
+    about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
+    print("options:", json.dumps(about | recorded))
     print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
     if settings.dry_run:
         return
