@@ -67,7 +67,7 @@ class Hybrid(nn.Module):
         return x - s * self.mean(h), (self.log_spread(h) + 2 * s.log()).clamp(-10, 8)
 
 
-def noised(x, noise: Noise, g):
+def add_noise(x, noise: Noise, g):
     """The forward process: x [N, D] -> (x_t [N, D], loss weight [N, 1]), with a σ for each row."""
     u = torch.rand(len(x), 1, generator=g)
     sigma = torch.exp(u * math.log(noise.high / noise.low) + math.log(noise.low))
@@ -80,7 +80,7 @@ def loss(denoise, x, seen, known, noise: Noise, g):
     `denoise(x_t)` -> (D, log variance). x [N, D] is clean. `seen` [N, D]: what the network may look at; `known` [N, D]:
     what is known and counts in the loss; both of 0 and 1. The second head's loss improves the first head.
     """
-    xt, weight = noised(x, noise, g)
+    xt, weight = add_noise(x, noise, g)
     xt = xt * seen
     D, lv = denoise(xt)
     nll = lv + (xt - x).square() * torch.exp(-lv)
