@@ -282,9 +282,9 @@ def check(options, records, on_file, verdicts, status):
 
 def compare(report, bundle, on_file, verdicts):
     """Adds `parity`, the largest relative difference between the trainer's score of a record and the daemon's."""
-    from residuald_train.decode import decode
-    from residuald_train.export import run_onnx, session
-    from residuald_train.features import check_feature
+    from residuald_train.bundle.served import run_onnx, session
+    from residuald_train.tabular.decode import decode
+    from residuald_train.tabular.features import check_feature
 
     manifest = json.loads((bundle / "manifest.json").read_text())
     features = [check_feature(feature) for feature in manifest["input"]["features"]]

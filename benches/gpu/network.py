@@ -43,8 +43,8 @@ def main():
 
 
 def table(manifest, device):
-    from residuald_train.features import check_feature
-    from residuald_train.train import Options, fit
+    from residuald_train.tabular.features import check_feature
+    from residuald_train.tabular.train import Options, fit
 
     features = [check_feature(entry) for entry in manifest["input"]["features"]]
     generator = np.random.default_rng(0)

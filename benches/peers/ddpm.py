@@ -133,9 +133,9 @@ def manifest():
 
 
 def train(history, file, updates):
-    from residuald_train.data import read
-    from residuald_train.features import check_feature, encode
-    from residuald_train.train import split
+    from residuald_train.tabular.data import read
+    from residuald_train.tabular.features import check_feature, encode
+    from residuald_train.tabular.train import split
 
     facts, features = manifest()["training"], manifest()["input"]["features"]
     checked = [check_feature(feature) for feature in features]

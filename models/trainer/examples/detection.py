@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from residuald_train.decode import decode, parse_record
-from residuald_train.export import run_onnx, session
-from residuald_train.features import check_feature
-from residuald_train.score import auroc
+from residuald_train.bench.metrics import auroc
+from residuald_train.bundle.served import run_onnx, session
+from residuald_train.tabular.decode import decode, parse_record
+from residuald_train.tabular.features import check_feature
 
 bundle = Path(sys.argv[1])
 features = [check_feature(f) for f in json.loads((bundle / "manifest.json").read_text())["input"]["features"]]

@@ -1,4 +1,4 @@
-"""Makes the pictures of models/surface: cuttings of three of scikit-image's textures, and defects drawn on some.
+"""Makes the images of models/surface: cuttings of three of scikit-image's textures, and defects drawn on some.
 
 brick.png, grass.png and gravel.png come in scikit-image's wheel (skimage/data). Each is a photograph under CC0 1.0, as
 the docstrings of `skimage.data.brick`, `grass` and `gravel` say, with where it came from (CC0Textures Bricks25 and
@@ -42,57 +42,57 @@ def soft(mask, radius):
     return np.asarray(mask.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
 
-def scratch(picture, rng, _):
+def scratch(image, rng, _):
     """A thin curved line, much brighter or darker than what it crosses."""
-    mask, t = Image.new("L", picture.size), np.linspace(0, 1, 20)
+    mask, t = Image.new("L", image.size), np.linspace(0, 1, 20)
     angle, length = rng.uniform(0, math.pi), rng.uniform(0.4, 0.8) * SIZE
     middle, bend = rng.uniform(0.35, 0.65, 2) * SIZE, rng.uniform(-0.15, 0.15) * SIZE
     along, across = (t - 0.5) * length, bend * np.sin(math.pi * t)
     x = middle[0] + along * math.cos(angle) - across * math.sin(angle)
     y = middle[1] + along * math.sin(angle) + across * math.cos(angle)
     ImageDraw.Draw(mask).line(list(zip(x, y, strict=True)), 255, int(rng.integers(2, 4)))
-    return blend(picture, soft(mask, 0.6), 235 if rng.random() < 0.5 else 15)
+    return blend(image, soft(mask, 0.6), 235 if rng.random() < 0.5 else 15)
 
 
-def stain(picture, rng, _):
+def stain(image, rng, _):
     """A round spot, a third darker or brighter, its structure still there."""
-    m = soft(ellipse(picture, rng, 0.1, 0.22), 2)
-    return mixed(picture, np.asarray(picture, np.float32) * (0.45 if rng.random() < 0.6 else 1.6), m)
+    m = soft(ellipse(image, rng, 0.1, 0.22), 2)
+    return mixed(image, np.asarray(image, np.float32) * (0.45 if rng.random() < 0.6 else 1.6), m)
 
 
-def hole(picture, rng, _):
+def hole(image, rng, _):
     """A small black hole with a sharp edge."""
-    return blend(picture, soft(ellipse(picture, rng, 0.05, 0.1), 0.6), 5)
+    return blend(image, soft(ellipse(image, rng, 0.05, 0.1), 0.6), 5)
 
 
-def smear(picture, rng, _):
+def smear(image, rng, _):
     """A spot where the structure is wiped out."""
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(4)), np.float32)
-    return mixed(picture, blurred, soft(ellipse(picture, rng, 0.16, 0.28), 1.5))
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(4)), np.float32)
+    return mixed(image, blurred, soft(ellipse(image, rng, 0.16, 0.28), 1.5))
 
 
-def foreign(picture, rng, others):
+def foreign(image, rng, others):
     """A patch of another texture, its brightness made the same."""
-    m = soft(ellipse(picture, rng, 0.16, 0.28), 1)
+    m = soft(ellipse(image, rng, 0.16, 0.28), 1)
     other = np.asarray(cut(others[rng.integers(len(others))], rng), np.float32)
-    here = np.asarray(picture, np.float32)
-    return mixed(picture, other + (here * m).sum() / m.sum() - (other * m).sum() / m.sum(), m)
+    here = np.asarray(image, np.float32)
+    return mixed(image, other + (here * m).sum() / m.sum() - (other * m).sum() / m.sum(), m)
 
 
-def ellipse(picture, rng, low, high):
-    mask = Image.new("L", picture.size)
+def ellipse(image, rng, low, high):
+    mask = Image.new("L", image.size)
     rx, ry = rng.uniform(low, high, 2) * SIZE
     x, y = rng.uniform(0.25, 0.75, 2) * SIZE
     ImageDraw.Draw(mask).ellipse([x - rx, y - ry, x + rx, y + ry], 255)
     return mask
 
 
-def blend(picture, m, value):
-    return mixed(picture, np.float32(value), m)
+def blend(image, m, value):
+    return mixed(image, np.float32(value), m)
 
 
-def mixed(picture, z, m):
-    x = np.asarray(picture, np.float32)
+def mixed(image, z, m):
+    x = np.asarray(image, np.float32)
     return Image.fromarray((x + m * (z - x)).round().clip(0, 255).astype(np.uint8))
 
 
@@ -101,8 +101,8 @@ DEFECTS = {"scratch": scratch, "stain": stain, "hole": hole, "smear": smear, "fo
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--train", type=Path, required=True, help="folder for the normal pictures to learn from")
-    p.add_argument("--groups", type=Path, required=True, help="which picture is of which band, .csv")
+    p.add_argument("--train", type=Path, required=True, help="folder for the normal images to learn from")
+    p.add_argument("--groups", type=Path, required=True, help="which image is of which band, .csv")
     p.add_argument("--sample", type=Path, required=True, help="the sample stream, .ndjson.gz")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
@@ -120,13 +120,13 @@ def main():
     lines = []
     for i in range(SAMPLE):
         name = TEXTURES[rng.integers(len(TEXTURES))]
-        picture, defect = cut(textures[name], rng), None
+        image, defect = cut(textures[name], rng), None
         if rng.random() < DEFECTIVE:
             defect = sorted(DEFECTS)[rng.integers(len(DEFECTS))]
             others = [t for other, t in textures.items() if other != name]
-            picture = DEFECTS[defect](picture, rng, others)
+            image = DEFECTS[defect](image, rng, others)
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         record = {"id": f"s-{i:04}", "surface": name, "label": int(defect is not None), "defect": defect}
         lines.append(json.dumps(record | {"image": base64.b64encode(buffer.getvalue()).decode()}) + "\n")
     with open(args.sample, "wb") as out, gzip.GzipFile("", "wb", mtime=0, fileobj=out) as packed:

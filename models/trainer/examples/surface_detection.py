@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from residuald_train.export import session
-from residuald_train.images.export import run_onnx
-from residuald_train.images.metrics import image_metrics
+from residuald_train.bench.metrics import image_metrics
+from residuald_train.bundle.served import run_onnx, session
 from residuald_train.images.pixels import Shape, decode, rows
 
 p = argparse.ArgumentParser(description=__doc__)
@@ -23,7 +22,7 @@ run = session((folder / "model.onnx").read_bytes())
 with gzip.open(folder / "sample.ndjson.gz") as sample:
     records = [json.loads(line) for line in sample]
 x = np.concatenate([rows(decode(base64.b64decode(r["image"]), shape.channels), shape) for r in records])
-score = run_onnx(run, x)[0]
+score = run_onnx(run, x, 8)[0]
 labels = np.array([r["defect"] or "good" for r in records])
 print(", ".join(f"{k} {100 * v:.1f}" for k, v in image_metrics(score, labels).items()))
 

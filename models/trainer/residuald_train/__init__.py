@@ -1,10 +1,12 @@
-"""Trains a diffusion model on normal records and exports it as a bundle for the residuald daemon.
+"""Trains diffusion models on normal records or images, and exports them as bundles for the residuald daemon.
 
-The modules in the order a record meets them: `data` reads files into columns, `infer` guesses a schema,
-`features` turns records into rows, `nets`, `coreset`, `diffusion` and `ddim` are the denoisers and their losses,
-`recipes` says what a score is made of, `train` fits it, `score` is the graph that the daemon runs, `calibrate`
-describes its scores, `export` writes the bundle, `served` reads it, `card` describes it. `sets`, `peers`,
-`bench` and `report` measure.
+- `preprocessing`: raw rows to standardised columns and back; part of the exported graph.
+- `tabular`: from files of records to a bundle. `tabular.pipeline` is the whole of it, top to bottom.
+- `images`: from a folder of images to a bundle, with the same module names.
+- `bundle`: what is in a bundle: the ONNX export, calibration, golden records, the screen, nearest normals, int8.
+- `bench`: measures detection on labelled data, beside simpler methods.
+- `report`: the model card, its plots, and contact sheets of images.
+- `cli`: one file for each verb; parses arguments and calls the above.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -16,4 +18,4 @@ except PackageNotFoundError:  # run from a checkout that was never installed
 
 
 class TrainerError(Exception):
-    """Something the user can put right; its message is one line that says what to do."""
+    """A fault that the user can correct. The message is one line: what is wrong, where, and what to do."""

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from residuald_train import peers
-from residuald_train.bench import trust
+from residuald_train.bench import tabular_peers as peers
+from residuald_train.bench.datasets import Split, contaminate, read_set, split
+from residuald_train.bench.result_tables import trust_table, trust_totals
+from residuald_train.bench.tabular import check_trust
 from residuald_train.cli import main
-from residuald_train.sets import Split, contaminate, read_set, split
-from residuald_train.tables import trust_table, trust_totals
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def test_bench_goes_on_from_where_it_is(sets, tmp_path, capsys):
     assert again["runs"][0]["auroc"] == kept
     capsys.readouterr()
     assert bench(sets, out, *options, "--seeds", "1", "--steps", "30") == 65
-    assert "is of other settings" in capsys.readouterr().err
+    assert "has other settings" in capsys.readouterr().err
 
 
 class Ruler:
-    """A bundle whose score is the root of the squares, each its feature's residual, and that expects 0."""
+    """A stand-in for a bundle: the residuals are the squares, the score their root, and the reconstruction 0."""
 
     def run(self, _, inputs):
         square = inputs["x"] ** 2
@@ -70,15 +70,15 @@ class Ruler:
 def test_thresholds_and_reasons_are_counted():
     rng = np.random.default_rng(0)
     test = np.concatenate([rng.normal(size=(4000, 3)), 9 + rng.normal(size=(50, 3))]).astype(np.float32)
-    found = trust(Ruler(), Split(test[:1], test, np.arange(4050) >= 4000), 0)
+    found = check_trust(Ruler(), Split(test[:1], test, np.arange(4050) >= 4000), 0)
     assert found["false_alarms"]["0.01"][1:] == [2000, 20 / 2001]
     assert found["false_alarms"]["0.001"][1:] == [2000, 2 / 2001]
     assert 5 < found["false_alarms"]["0.01"][0] < 40
     assert found["reason_lowers"] == [50 + found["false_alarms"]["0.01"][0]] * 2
-    more = trust(Ruler(), Split(test[:1], test[2000:], np.arange(2050) >= 2000, spare=test[:2000]), 0)
+    more = check_trust(Ruler(), Split(test[:1], test[2000:], np.arange(2050) >= 2000, spare=test[:2000]), 0)
     assert more["false_alarms"]["0.001"][1:] == [2000, 2 / 2001]
     assert 50 < more["reason_lowers"][0] < found["reason_lowers"][0]
-    few = trust(Ruler(), Split(test[:1], test[-150:], np.arange(150) >= 100), 0)
+    few = check_trust(Ruler(), Split(test[:1], test[-150:], np.arange(150) >= 100), 0)
     assert few["false_alarms"] == {}
     assert few["reason_lowers"][0] == few["reason_lowers"][1] >= 50
     runs = [
@@ -137,7 +137,7 @@ def test_bench_with_contamination(sets, tmp_path, capsys):
     assert by["a", "kernel, told"]["auroc"] > by["a", "kernel"]["auroc"]
     assert "make 5 % of the training rows" in (out / "results.md").read_text()
     assert bench(sets, out, *options[:-1], "0.4") == 65
-    assert "--contamination wants a share from 0 to 0.2" in capsys.readouterr().err
+    assert "--contamination must be a share from 0 to 0.2" in capsys.readouterr().err
 
 
 def test_caps_keep_anomalies(sets):

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from residuald_train.calibrate import calibrate, segment_of
+from residuald_train.bundle.calibrate import calibrate, segment_of
+from residuald_train.bundle.export import FORBIDDEN, write
+from residuald_train.bundle.served import run_onnx, session
 from residuald_train.cli import main
-from residuald_train.decode import decode, parse_record
-from residuald_train.export import FORBIDDEN, run_onnx, session, write
-from residuald_train.features import check_feature
+from residuald_train.tabular.decode import decode, parse_record
+from residuald_train.tabular.features import check_feature
 
 SHIPPED = Path(__file__).parents[2] / "payments"
 
@@ -128,7 +129,7 @@ def test_a_folder_that_is_no_bundle_is_kept(history, tmp_path, capsys):
 
 
 def test_segments_are_as_the_daemon_makes_them():
-    """src/bundle/segments.rs makes the same of the same records: `they_are_made_as_the_trainer_makes_them`."""
+    """The daemon's test of the same records expects the same numbers (src/bundle/segments.rs)."""
     i = np.arange(3000)
     score = ((i * 7919 % 10_007 + 1) / 10_007).astype(np.float32) * np.array([1, 4, 1, 0.5, 1], np.float32)[i % 5]
     values = [["alpha", 5411, "small" if k < 60 else None, True, "alpha"][k % 5] for k in i]

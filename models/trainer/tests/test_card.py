@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from residuald_train.calibrate import Calibration, RateTooFineError, calibrate
-from residuald_train.card import Judged, checks, detection, figures, told
+from residuald_train.bundle.calibrate import Calibration, RateTooFineError, calibrate
+from residuald_train.bundle.served import Served
 from residuald_train.cli import main
-from residuald_train.features import Feature
-from residuald_train.served import Served
-from residuald_train.train import curve
+from residuald_train.report.card import ScoredRecords, checks, detection, figures, readable
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.train import loss_curve
 
 MODELS = Path(__file__).parents[2]
 VOID = {"meta", "br", "path", "use"}
@@ -46,7 +46,7 @@ def test_below_the_tail_quantiles_are_interpolated():
 
 
 class Page(HTMLParser):
-    """Tags closed in order, ids once, nothing loaded."""
+    """Checks that tags are closed in order and nothing is loaded; collects ids and words."""
 
     def __init__(self, text):
         super().__init__()
@@ -169,7 +169,7 @@ def test_what_has_no_card(small, tmp_path, capsys):
         ([MODELS / "surface"], "of kind image"),
         ([tmp_path / "absent"], "is not a bundle"),
         ([altered], "was altered after export"),
-        ([small, "--label", "label"], "want --data"),
+        ([small, "--label", "label"], "need --data"),
         ([small, "--data", small / "golden.ndjson"], "is not in the data"),
     ]:
         assert report(*arguments, "--out", out) == 65
@@ -185,7 +185,7 @@ class Scores:
 
 
 def drawn(seed, times=1):
-    """Calibration and data of the same distribution, the data `times` as large in value."""
+    """A calibration and scores of the same distribution, the scores multiplied by `times`."""
     rng = np.random.default_rng(seed)
     made = Calibration(calibrate(rng.lognormal(size=4999).astype(np.float32), np.ones((4999, 1), np.float32)))
     return made, Scores(times * rng.lognormal(size=20_000).astype(np.float32), np.full(50, 1e4, np.float32))
@@ -209,26 +209,29 @@ def test_detection_counts():
 
 
 def test_judged_counts_what_the_schema_refuses(small, history):
-    from residuald_train.data import read
+    from residuald_train.tabular.data import read
 
     table = read([history])
     table.columns["amount"][:3] = np.nan
-    judged = Judged(Served(small), table)
-    assert (judged.read, len(judged.score)) == (600, 597)
-    assert judged.refused == {"amount: `amount` is missing": 3}
+    scored = ScoredRecords(Served(small), table)
+    assert (scored.read, len(scored.score)) == (600, 597)
+    assert scored.refused == {"amount: `amount` is missing": 3}
 
 
 def test_values_in_the_users_terms():
-    assert told(Feature("k", "k", "categorical", vocabulary=("x", "y")), -1.0, 1.0) == ("(not seen in training)", "y")
-    assert told(Feature("f", "f", "bool"), 1.0, 0.126) == ("true", "13 % true")
-    assert told(Feature("h", "t", "timestamp", part="hour_of_day"), 13.25, 23.9999) == ("13:15", "00:00")
-    assert told(Feature("d", "t", "timestamp", part="day_of_week"), 0.0, 6.0) == ("Monday", "Sunday")
-    assert told(Feature("a", "a", "number"), 111434.8, 0.00012345) == ("111,400", "0.0001234")
+    assert readable(Feature("k", "k", "categorical", vocabulary=("x", "y")), -1.0, 1.0) == (
+        "(not seen in training)",
+        "y",
+    )
+    assert readable(Feature("f", "f", "bool"), 1.0, 0.126) == ("true", "13 % true")
+    assert readable(Feature("h", "t", "timestamp", part="hour_of_day"), 13.25, 23.9999) == ("13:15", "00:00")
+    assert readable(Feature("d", "t", "timestamp", part="day_of_week"), 0.0, 6.0) == ("Monday", "Sunday")
+    assert readable(Feature("a", "a", "number"), 111434.8, 0.00012345) == ("111,400", "0.0001234")
     assert [figures(v) for v in (0, 1, -2.5, 1e30, 0.01)] == ["0", "1", "-2.5", "1.000e+30", "0.01"]
 
 
 def test_curve_is_short_and_keeps_the_mean():
-    short = curve(list(range(1, 1002)))
+    short = loss_curve(list(range(1, 1002)))
     assert short["steps"] == 6
     assert len(short["loss"]) == 167
     assert short["loss"][0] == 3.5

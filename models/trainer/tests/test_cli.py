@@ -40,10 +40,10 @@ def test_dry_run_prints_and_stops(history, tmp_path, capsys):
     [
         (["--label", "fraud"], "the label column `fraud` is not in the data"),
         (["--label", "label", "--normal", "genuine"], "no row has `label` = 'genuine'; it holds 0"),
-        (["--normal", "0"], "--normal wants --label"),
+        (["--normal", "0"], "--normal is given without --label"),
         (["--drop", "colour"], "no column `colour`"),
-        (["--held-out", "1.5"], "--held-out wants"),
-        (["--contamination", "0.3"], "--contamination wants a share from 0 to 0.2"),
+        (["--held-out", "1.5"], "--held-out must be"),
+        (["--contamination", "0.3"], "--contamination must be a share from 0 to 0.2"),
         (["--schema", "absent.json"], "cannot read schema absent.json"),
     ],
 )
@@ -59,7 +59,7 @@ def test_wrong_options(history, tmp_path, capsys, arguments, message):
     [
         ("d.csv", b"a,b\n1,2\n1,2\n", "no column varies"),
         ("d.csv", b"a,b\n", "has no rows"),
-        ("d.csv", b"a\n1\n2\n", "wants at least 32"),
+        ("d.csv", b"a\n1\n2\n", "needs at least 32"),
         ("d.csv", b"a.b\n1\n2\n", "rename the column"),
         ("d.parquet", b"PAR1", "cannot read"),
         ("d.npz", b"PK", "cannot read"),
@@ -91,7 +91,7 @@ def test_interruption_leaves_nothing(history, tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("residuald_train.train.descend", stop)
+    monkeypatch.setattr("residuald_train.tabular.train.descend", stop)
     assert cli.main(["tabular", "--recipe", "blind", "--data", str(history), "--out", str(tmp_path / "b")]) == 130
     assert list(tmp_path.iterdir()) == []
 

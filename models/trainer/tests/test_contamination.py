@@ -1,14 +1,14 @@
-"""`--contamination`: anomalies among the training rows that nobody labelled."""
+"""`--contamination`: unlabelled anomalies among the training rows."""
 
 import json
 
 import numpy as np
 from test_model import FEATURES, rows
 
-from residuald_train.calibrate import Calibration
+from residuald_train.bundle.calibrate import Calibration
+from residuald_train.bundle.served import Served
 from residuald_train.cli import main
-from residuald_train.contamination import suspects
-from residuald_train.served import Served
+from residuald_train.tabular.contamination import suspects
 
 
 def test_a_cluster_smaller_than_the_share_is_suspected():

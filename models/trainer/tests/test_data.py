@@ -1,4 +1,4 @@
-"""Large data: of more rows than asked for, so many are drawn at random over all files."""
+"""Large data: `--max-rows` rows are drawn at random over all files."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from residuald_train.cli import main
-from residuald_train.data import draw, read
+from residuald_train.tabular.data import draw, read
 
 ROWS = 3000
 PARTS = [np.arange(0, 700), np.arange(700, ROWS)]
@@ -26,7 +26,7 @@ def columns(rows):
 
 
 def write(folder, kind):
-    """The rows in two files of that kind."""
+    """Writes the rows to two files of that kind -> their paths."""
     paths = [folder / f"part{i}.{kind}" for i in range(2)]
     for path, rows in zip(paths, PARTS, strict=True):
         table = columns(rows)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from residuald_train.decode import RefusedError, decode, parse_record
-from residuald_train.features import Feature, encode_column
+from residuald_train.tabular.decode import RefusedError, decode, parse_record
+from residuald_train.tabular.features import Feature, encode_column
 
 REFUSED = None
 NUMBER = Feature("f", "v", "number")

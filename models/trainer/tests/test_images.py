@@ -1,4 +1,4 @@
-"""Images: what is listed, how pixels come about, the network, a bundle trained in a few steps."""
+"""Images: listing files, decoding pixels, the network, and a bundle trained in a few steps."""
 
 import base64
 import hashlib
@@ -12,16 +12,18 @@ import torch
 from PIL import Image
 
 from residuald_train import TrainerError
+from residuald_train.bench import image_peers as peers
+from residuald_train.bench.images import bench, train_test_images
+from residuald_train.bundle.export import FORBIDDEN
+from residuald_train.bundle.served import run_onnx, session
 from residuald_train.cli import main
-from residuald_train.export import FORBIDDEN
-from residuald_train.images import data, metrics, peers, pixels, sheet
-from residuald_train.images.bench import bench, sides
-from residuald_train.images.corrupt import Corruption
-from residuald_train.images.export import run_onnx, session
+from residuald_train.images import data, pixels
+from residuald_train.images.corruption import Corruption
 from residuald_train.images.pixels import Shape, Tiles
 from residuald_train.images.scorer import Scorer, run_torch
 from residuald_train.images.train import Options, fit
 from residuald_train.images.unet import flops
+from residuald_train.report import sheet
 
 QUICK = ["--size", "48", "--steps", "8", "--batch", "2", "--threads", "1"]
 
@@ -34,8 +36,8 @@ def texture(rng, h=48, w=48):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Anomalib's layout: 20 normal pictures, 4 with a black square."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    """Anomalib's layout: 20 normal images, 4 with a black square."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for below in ("train/good", "test/good", "test/square", "ground_truth/square"):
         (root / below).mkdir(parents=True)
     for i in range(20):
@@ -44,9 +46,9 @@ def folder(tmp_path_factory):
         texture(rng).save(root / "test/good" / f"{i}.png")
         mask = Image.new("L", (48, 48))
         mask.paste(255, (20, 20, 30, 30))
-        picture = texture(rng)
-        picture.paste(0, (20, 20, 30, 30))
-        picture.save(root / "test/square" / f"{i}.png")
+        image = texture(rng)
+        image.paste(0, (20, 20, 30, 30))
+        image.save(root / "test/square" / f"{i}.png")
         mask.save(root / "ground_truth/square" / f"{i}_mask.png")
     return root
 
@@ -84,18 +86,18 @@ def test_a_folder_a_class_with_groups(tmp_path):
     assert [p.mask is not None for p in rest] == [True, False, False, False]
     a, b = data.split(good, 0.3, seed=0)
     assert not {p.group for p in a} & {p.group for p in b}
-    one, other = data.halves(good + rest)
+    one, other = data.develop_report_groups(good + rest)
     assert not one & other
     assert {p.group for p in good + rest} == one | other
     for part in ("all", "development", "report"):
         if part != "development":  # each half holds one normal group only
-            train, test = sides(good, rest, part, 0)
+            train, test = train_test_images(good, rest, part, 0)
             assert not {p.group for p in train} & {p.group for p in test}
 
 
-def encoded(picture, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -116,15 +118,15 @@ def test_every_mode_becomes_gray_or_colour():
     assert pixels.decode(encoded(rgb, "JPEG", exif=exif), 3).size == (9, 7)
 
 
-def test_broken_pictures_are_said_to_be():
+def test_broken_images_are_said_to_be():
     with pytest.raises(TrainerError, match="cannot be read"):
-        pixels.decode(b"no picture", 1)
+        pixels.decode(b"no image", 1)
     two = [Image.new("L", (4, 4), v) for v in (0, 255)]
     with pytest.raises(TrainerError, match="animated"):
         pixels.decode(encoded(two[0], "WEBP", save_all=True, append_images=two[1:], duration=9), 1)
 
 
-def test_tiles_cover_the_picture():
+def test_tiles_cover_the_image():
     assert pixels.starts(64, 64, 16) == [0]
     assert pixels.starts(65, 64, 16) == [0, 1]
     assert pixels.starts(200, 64, 16) == [0, 45, 91, 136]
@@ -208,8 +210,8 @@ def test_small_bundle(small):
     tolerance = manifest["golden"]
     for line in (small / "golden.ndjson").read_text().splitlines():
         golden = json.loads(line)
-        picture = pixels.decode(base64.b64decode(golden["record"]["image"]), 1)
-        score = run_onnx(run, pixels.rows(picture, Shape(48, 48, 1)))[0].max()
+        image = pixels.decode(base64.b64decode(golden["record"]["image"]), 1)
+        score = run_onnx(run, pixels.rows(image, Shape(48, 48, 1)))[0].max()
         assert abs(score - golden["score"]) <= tolerance["absolute_tolerance"] + tolerance["relative_tolerance"] * abs(
             golden["score"]
         )
@@ -231,11 +233,11 @@ def test_tiled_colour_bundle_with_samples(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "20"], "--size wants 32 to 512 pixels"),
+        (["--size", "20"], "--size must be 32 to 512 pixels"),
         (["--size", "64", "--tiles", "1,64"], "an overlap smaller than a tile"),
         (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
         (["--normal", "fine"], "has no folder fine"),
-        (["--steps", "0"], "--steps wants a positive number"),
+        (["--steps", "0"], "--steps must be a positive number"),
     ],
 )
 def test_faults_are_one_line(folder, tmp_path, capsys, options, message):
@@ -252,23 +254,6 @@ def test_image_dry_run(folder, tmp_path, capsys):
 
 
 # --- measuring -----------------------------------------------------------------------------
-
-
-def test_perfect_heat():
-    masks = np.zeros((3, 16, 16), bool)
-    masks[0, 2:6, 2:6] = masks[1, 8:12, 3:9] = masks[1, 0:2, 0:2] = True
-    heat = masks + np.random.default_rng(0).random(masks.shape) * 0.5
-    found = metrics.pixel_metrics(heat, masks)
-    assert found["pixel"] == pytest.approx(1, abs=1e-3)
-    assert found["PRO"] == pytest.approx(1, abs=0.01)
-    noise = metrics.pixel_metrics(np.random.default_rng(1).random(masks.shape), masks)
-    assert noise["pixel"] == pytest.approx(0.5, abs=0.1)
-    assert noise["PRO"] == pytest.approx(0.15, abs=0.1)
-
-
-def test_image_metrics():
-    found = metrics.image_metrics([1, 2, 3, 4, 0], ["good", "good", "a", "a", "b"])
-    assert found == {"image": pytest.approx(2 / 3), "AP": pytest.approx((1 + 1 + 3 / 5) / 3), "a": 1.0, "b": 0.0}
 
 
 def test_peers_find_a_black_square():
@@ -295,4 +280,4 @@ def test_bench_prints_a_table(folder):
 
 def test_sheet():
     x = np.zeros((2, 8, 8, 1), np.uint8)
-    assert sheet.tile([x, sheet.heat_colours(np.ones((2, 8, 8)))]).size == (28, 28)
+    assert sheet.contact_sheet([x, sheet.heat_colours(np.ones((2, 8, 8)))]).size == (28, 28)

@@ -1,4 +1,4 @@
-"""The ddim recipe, and that any denoiser with diffusers' call is exported by the same function."""
+"""The ddim recipe, and the export of any denoiser with diffusers' call."""
 
 import json
 from itertools import pairwise
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from residuald_train.export import session, to_onnx
+from residuald_train.bundle.export import to_onnx
+from residuald_train.bundle.served import run_onnx, session
 from residuald_train.images import ddim
-from residuald_train.images.export import bundle, run_onnx
+from residuald_train.images.export import make_bundle
 from residuald_train.images.pixels import Shape
 from residuald_train.images.scorer import run_torch
 
@@ -31,17 +32,17 @@ def stock():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
 
 
-def test_a_stock_denoiser_is_exported(stock, pictures):
+def test_a_stock_denoiser_is_exported(stock, images):
     scorer = ddim.Scorer(SHAPE, stock, diffusers.DDPMScheduler(), calls=2).eval()
     model = to_onnx(scorer, (torch.zeros(2, 32, 32, 3, dtype=torch.uint8),))
-    want, got = run_torch(scorer, pictures), run_onnx(session(model), pictures)
+    want, got = run_torch(scorer, images), run_onnx(session(model), images)
     assert np.allclose(want[0], got[0], rtol=1e-4)
     assert np.abs(want[2].astype(int) - got[2]).max() <= 1
-    assert np.allclose(run_onnx(session(model), pictures, 1)[0], got[0], rtol=1e-5)
+    assert np.allclose(run_onnx(session(model), images, 1)[0], got[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
@@ -75,11 +76,11 @@ def test_the_bare_denoiser_has_the_names_of_diffusers(stock):
     assert np.allclose(got, want, atol=1e-4)
 
 
-def test_a_ddim_bundle(pictures):
+def test_a_ddim_bundle(images):
     options = ddim.Options(steps=2, batch=2, widths=(16, 16), calls=2, threads=1)
-    scorer = ddim.fit(SHAPE, pictures, options)
+    scorer = ddim.fit(SHAPE, images, options)
     facts = {"name": "d", "version": "1", "training": {"seed": 0}}
-    files, _, score = bundle(scorer, pictures, np.arange(3), facts, {"scheduler_config.json": b"{}"})
+    files, _, score = make_bundle(scorer, images, np.arange(3), facts, {"scheduler_config.json": b"{}"})
     manifest = json.loads(files["manifest.json"])
     assert manifest["scoring"]["recipe"] == "ddim"
     assert manifest["scoring"]["timesteps"] == [250, 125]

@@ -1,4 +1,4 @@
-"""`quantize`: a bundle in 8-bit integers, each score of its record alone, and the facts about what that costs."""
+"""`quantize`: a bundle in 8-bit integers, scores that do not depend on their batch, and the facts about the change."""
 
 import hashlib
 import json
@@ -11,17 +11,18 @@ import torch
 from onnx import numpy_helper
 from test_bundle import check
 from test_model import FEATURES, rows
-from test_recipes import assert_each_alone, fresh
+from test_recipes import assert_independent_of_batch, fresh
 
 from residuald_train import TrainerError
+from residuald_train.bundle.export import as_json, to_onnx
+from residuald_train.bundle.golden import record_text
+from residuald_train.bundle.int8 import LEVELS, check_batches, gptq_round, robust_rows, to_int8
+from residuald_train.bundle.quantize import RELATIVE, ROBUST, compare, quantize
+from residuald_train.bundle.served import Served, run_onnx, session
 from residuald_train.cli import main
-from residuald_train.data import read
-from residuald_train.export import as_json, run_onnx, session, to_onnx
-from residuald_train.int8 import LEVELS, check_batches, rounded_for, steady, to_int8
-from residuald_train.nets import row_sum
-from residuald_train.quantize import RELATIVE, STEADY, compare, quantize, record_of
-from residuald_train.served import Served
-from residuald_train.train import Options, fit
+from residuald_train.tabular.data import read
+from residuald_train.tabular.network import row_sum
+from residuald_train.tabular.train import Options, fit
 
 
 @pytest.fixture(scope="module", params=["hybrid", "ddim"])
@@ -38,7 +39,7 @@ def integers(model):
 
 def test_a_score_does_not_depend_on_its_batch(graphs):
     check_batches(graphs[1], fresh(3))
-    assert_each_alone(session(graphs[1]), fresh(3))
+    assert_independent_of_batch(session(graphs[1]), fresh(3))
 
 
 def test_scores_stay_close_also_far_out(graphs):
@@ -50,7 +51,7 @@ def test_scores_stay_close_also_far_out(graphs):
 
 
 def test_integers_are_exact_where_processors_add_in_16_bits(graphs):
-    """Two products of uint8 with weights of seven bits fit in 16; so integer kernels give what plain floats do."""
+    """Two products of uint8 and 7-bit weights fit in 16 bits, so integer kernels compute the same as floats."""
     model = graphs[1]
     assert integers(model)
     assert all(
@@ -62,7 +63,7 @@ def test_integers_are_exact_where_processors_add_in_16_bits(graphs):
     want, got = run_onnx(session(model), X)[0], run_onnx(plain, X)[0]
     agree = np.abs(got - want) <= 1e-4 * want
     assert agree.mean() > 0.95  # the others have an activation on the edge of two levels
-    calm = steady(model, X, STEADY)
+    calm = robust_rows(model, X, ROBUST)
     assert calm.mean() > 0.8
     assert (np.abs(got - want) <= RELATIVE * want)[calm].all()
 
@@ -72,7 +73,7 @@ def test_rounding_for_the_activations_beats_rounding_to_the_nearest():
     A = rng.normal(size=(2000, 8)) @ rng.normal(size=(8, 48)) + 0.1 * rng.normal(size=(2000, 48))
     W = rng.normal(size=(20, 48)).astype(np.float32)
     W[3] = 0
-    rounded, step = rounded_for(W, A.T @ A)
+    rounded, step = gptq_round(W, A.T @ A)
     levels = rounded / step[:, None]
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
     assert np.abs(levels).max() <= LEVELS + 1e-3
@@ -158,8 +159,10 @@ def test_what_changes_is_counted():
 
 
 def test_a_golden_record_stays_as_it_is_written():
-    assert record_of('{"record": {"code": 1.50, "in": {"a": "}"}}, "score": 0.5}') == '{"code": 1.50, "in": {"a": "}"}}'
-    assert record_of('{"score":1, "record":{"a":1e30}}') == '{"a":1e30}'
+    assert (
+        record_text('{"record": {"code": 1.50, "in": {"a": "}"}}, "score": 0.5}') == '{"code": 1.50, "in": {"a": "}"}}'
+    )
+    assert record_text('{"score":1, "record":{"a":1e30}}') == '{"a":1e30}'
 
 
 def test_a_calibration_by_segment_stays_one(small, history):
@@ -181,7 +184,7 @@ def test_wrong_uses(small, quantized, history, tmp_path, capsys):
     few.write_text("\n".join(history.read_text().splitlines()[:90]) + "\n")
     for bundle, data, out, said in [
         (small, history, small, "is the bundle itself"),
-        (quantized[1], history, tmp_path / "b", "is quantized already"),
+        (quantized[1], history, tmp_path / "b", "is already quantized"),
         (small, few, tmp_path / "b", "90 normal rows fit"),
     ]:
         assert main(["quantize", str(bundle), "--data", str(data), "--out", str(out)]) == 65
@@ -189,7 +192,7 @@ def test_wrong_uses(small, quantized, history, tmp_path, capsys):
         assert said in error.splitlines()[-1]
         assert "Traceback" not in error
     assert not (tmp_path / "b").exists()
-    with pytest.raises(TrainerError, match="the recipe `kernel` has none"):
+    with pytest.raises(TrainerError, match="of the recipe `kernel` have none"):
         to_int8(to_onnx(RowSum(), (torch.zeros(3, 6),), outputs=("score",)), rows())
 
 

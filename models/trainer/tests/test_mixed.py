@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
+from residuald_train.bundle.served import Served
 from residuald_train.cli import main
-from residuald_train.decode import decode
-from residuald_train.served import Served
+from residuald_train.tabular.decode import decode
 
 KINDS = "small", "medium", "large"
 

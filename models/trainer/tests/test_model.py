@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from residuald_train import TrainerError
-from residuald_train.export import check_parity, run_onnx, session, to_onnx
-from residuald_train.features import Feature
-from residuald_train.nets import Space, clock
-from residuald_train.score import auroc, run_torch
-from residuald_train.train import Options, fit, split
+from residuald_train.bench.metrics import auroc
+from residuald_train.bundle.export import to_onnx
+from residuald_train.bundle.parity import check_parity
+from residuald_train.bundle.served import run_onnx, session
+from residuald_train.preprocessing import Preprocessing, clock
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.scorer import run_torch
+from residuald_train.tabular.train import Options, fit, split
 
 FEATURES = [
     Feature("a", "a", "number"),
@@ -53,7 +56,7 @@ def standard(v):
 
 def test_space_equals_a_plain_numpy_one():
     X = rows()
-    z, observed = (t.numpy() for t in Space(FEATURES, X)(torch.as_tensor(X)))
+    z, observed = (t.numpy() for t in Preprocessing(FEATURES, X)(torch.as_tensor(X)))
     plain = [standard(np.arcsinh(standard(X[:, j].astype(float)))) for j in (0, 3, 4)]
     angle = [X[:, j] * 2 * np.pi / period for j, period in ((2, 24), (5, 7))]
     blocks = [(np.sin(w), np.cos(w)) for w in angle]
@@ -70,7 +73,7 @@ def test_space_equals_a_plain_numpy_one():
 
 def test_every_feature_has_unit_variance():
     X = rows(4000)
-    space = Space(FEATURES, X)
+    space = Preprocessing(FEATURES, X)
     z, observed = space(torch.as_tensor(X))
     energy = (z * z @ space.sums).sum(0) / observed.sum(0)
     np.testing.assert_allclose(energy.numpy(), 1, rtol=1e-3)
@@ -78,16 +81,16 @@ def test_every_feature_has_unit_variance():
 
 def test_space_and_back():
     X = rows(50)
-    space = Space(FEATURES, X)
-    back = space.raw(space(torch.as_tensor(X))[0], torch.full(X.shape, torch.nan)).numpy()
+    space = Preprocessing(FEATURES, X)
+    back = space.inverse(space(torch.as_tensor(X))[0], torch.full(X.shape, torch.nan)).numpy()
     known = ~np.isnan(X) & (X != -1)
     np.testing.assert_allclose(back[known], X[known], atol=1e-3)
 
 
 def test_a_category_is_never_expected_in_its_own_place():
     X = rows(50)
-    space = Space(FEATURES, X)
-    back = space.raw(space(torch.as_tensor(X))[0], torch.as_tensor(X)).numpy()
+    space = Preprocessing(FEATURES, X)
+    back = space.inverse(space(torch.as_tensor(X))[0], torch.as_tensor(X)).numpy()
     for j, feature in enumerate(FEATURES):
         if feature.type == "categorical":
             assert (back[:, j] != X[:, j]).all()
@@ -166,7 +169,3 @@ def test_split_is_disjoint_and_whole():
     train, held_out = split(101, 0.2, 0)
     assert sorted([*train, *held_out]) == list(range(101))
     assert len(held_out) == 20
-
-
-def test_auroc():
-    assert auroc(np.array([1.0, 2]), np.array([2.0, 3])) == 0.875

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from residuald_train.bundle.served import Served, session
 from residuald_train.cli import main
-from residuald_train.served import Served, session
 
 
 def train(history, out, *more):
@@ -20,7 +20,7 @@ def kept(bundle):
 
 
 def rows(bundle, records):
-    from residuald_train.decode import decode
+    from residuald_train.tabular.decode import decode
 
     return np.stack([decode(record, Served(bundle).features) for record in records])
 

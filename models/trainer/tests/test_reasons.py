@@ -1,17 +1,17 @@
-"""A flagged record's largest share is the feature that is broken, and what is expected there mends it.
+"""A flagged record's largest share is the feature that is broken, and its expected value lowers the score.
 
-Eight features that depend on three hidden ones. One value of each test record is moved by 4 of that feature's own
-standard deviations (marginal, not given the others), up or down; a record counts if it is flagged at 1e-2.
+Eight features depend on three hidden ones. One value of each test record is moved up or down by 4 of its feature's own
+standard deviations (marginal, not given the others). A record counts if it is flagged at 1e-2.
 """
 
 import numpy as np
 import pytest
 
-from residuald_train.calibrate import Calibration, calibrate
-from residuald_train.export import to_onnx
-from residuald_train.features import Feature
-from residuald_train.served import run_onnx, session
-from residuald_train.train import Options, fit
+from residuald_train.bundle.calibrate import Calibration, calibrate
+from residuald_train.bundle.export import to_onnx
+from residuald_train.bundle.served import run_onnx, session
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.train import Options, fit
 
 FEATURES = [Feature(f"x{j}", f"x{j}", "number") for j in range(8)]
 MOVED = 4.0

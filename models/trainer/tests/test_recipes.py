@@ -1,16 +1,19 @@
-"""Every recipe: the graph equals torch, a score depends on its record alone, and its reasons add up to it."""
+"""Every recipe: the graph equals torch, a score depends on its record only, and its reasons add up to it."""
 
 import numpy as np
 import pytest
 import torch
 from test_model import FEATURES, rows
 
-from residuald_train.coreset import Kernel, coreset
-from residuald_train.export import MARGIN, allowed, check_parity, run_onnx, session, shaken, to_onnx
-from residuald_train.features import Feature
-from residuald_train.recipes import RECIPES
-from residuald_train.score import auroc, run_torch
-from residuald_train.train import Options, fit, whitening
+from residuald_train.bench.metrics import auroc
+from residuald_train.bundle.export import to_onnx
+from residuald_train.bundle.parity import MARGIN, allowed_error, check_parity, rounding_sensitivity
+from residuald_train.bundle.served import run_onnx, session
+from residuald_train.tabular.coreset import Kernel, coreset
+from residuald_train.tabular.features import Feature
+from residuald_train.tabular.recipes import RECIPES
+from residuald_train.tabular.scorer import run_torch
+from residuald_train.tabular.train import Options, fit, whitening
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -35,8 +38,8 @@ def test_graph_equals_torch_also_far_out(fitted):
         np.testing.assert_allclose(got[80:], want[80:], rtol=2e-3, atol=1e-3)
 
 
-def assert_each_alone(run, X):
-    """A row's answers are the same bits in any batch and place -> those of all."""
+def assert_independent_of_batch(run, X):
+    """Checks that a row's outputs have the same bits in any batch and position -> the outputs of X."""
     want = run.run(None, {"x": X})
     for batch in (16, 64, 256):
         order = np.random.default_rng(batch).permutation(len(X)).reshape(-1, batch)
@@ -48,7 +51,7 @@ def assert_each_alone(run, X):
 
 def test_a_score_does_not_depend_on_its_batch(fitted):
     run, X = session(fitted[1]), fresh(3)
-    want = assert_each_alone(run, X)
+    want = assert_independent_of_batch(run, X)
     for batch in (1, 3, 7):  # other kernels of ONNX Runtime, so not bit for bit
         np.testing.assert_allclose(run_onnx(run, X[:63], batch)[0], want[0][:63], rtol=1e-5, atol=1e-6)
 
@@ -138,8 +141,8 @@ def test_duplicates_and_constants():
     assert np.isfinite(run_onnx(session(model), fresh())[0]).all()
 
 
-def test_a_record_between_centers_hangs_on_its_rounding():
-    """Two heaps far apart for the kernel: what lies between them belongs to this one or that by its last bit."""
+def test_a_score_between_centers_depends_on_rounding():
+    """Two distant clusters: the last bit decides to which of them a record between them belongs."""
     heap = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32) / 300
     X = np.concatenate([heap + 3, heap + 5])
     scorer = fit([Feature(f"x{j}", f"x{j}", "number") for j in range(2)], X, Options("kernel", coreset=2), quiet=True)
@@ -147,8 +150,8 @@ def test_a_record_between_centers_hangs_on_its_rounding():
     z = torch.lerp(centers[0], centers[1], torch.linspace(0, 1, 100_001)[:, None])
     shares = scorer.kernel.shares(scorer.kernel.logits(z, z[:, :0]))[:, 0]
     between = z[(shares - 0.5).abs().argmin()][None]
-    rows = np.concatenate([X, scorer.space.raw(between, between).numpy()])
-    moved, limit = shaken(scorer, rows), allowed(scorer, run_torch(scorer, rows)[0])
+    rows = np.concatenate([X, scorer.space.inverse(between, between).numpy()])
+    moved, limit = rounding_sensitivity(scorer, rows), allowed_error(scorer, run_torch(scorer, rows)[0])
     assert (MARGIN * moved[:-1] <= limit[:-1]).all()
     assert MARGIN * moved[-1] > 10 * limit[-1]
     check_parity(scorer, to_onnx(scorer), rows)

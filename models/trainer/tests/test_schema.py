@@ -9,13 +9,13 @@ import pyarrow.parquet
 import pytest
 
 from residuald_train import TrainerError
-from residuald_train.data import read
-from residuald_train.features import check_feature, encode, load_schema
-from residuald_train.infer import infer
+from residuald_train.tabular.data import read
+from residuald_train.tabular.features import check_feature, encode, load_schema
+from residuald_train.tabular.schema_inference import infer_features
 
 
 def test_infers_a_mixed_schema(history):
-    features, messages = infer(read([history]), {"label"})
+    features, messages = infer_features(read([history]), {"label"})
     found = {f.name: (f.path, f.type, f.missing) for f in features}
     assert found == {
         "time_hour_of_day": ("time", "timestamp", "reject"),
@@ -51,7 +51,7 @@ def test_reads_the_same_from_every_format(tmp_path):
     first = None
     for name in ("d.csv", "d.csv.gz", "d.parquet", "d.ndjson"):
         table = read([tmp_path / name])
-        X = encode(table, infer(table)[0])[0]
+        X = encode(table, infer_features(table)[0])[0]
         first = X if first is None else first
         np.testing.assert_array_equal(X, first)
         assert table.record(1) == {"kind": "y", "n": 2, "when": "2026-01-02T03:04:05Z"}
@@ -74,7 +74,7 @@ def test_rare_categories_are_unseen(tmp_path):
     values = ["common"] * 500 + [f"rare{i}" for i in range(150)]
     (tmp_path / "d.ndjson").write_text("".join(json.dumps({"c": v}) + "\n" for v in values))
     table = read([tmp_path / "d.ndjson"])
-    features = infer(table)[0]
+    features = infer_features(table)[0]
     assert len(features[0].vocabulary) == 100
     assert features[0].vocabulary[0] == "common"
     assert (encode(table, features)[0] == -1).sum() == 51
@@ -99,7 +99,7 @@ def test_bad_files_are_told_in_one_line(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"type": "text"}, "`type` wants one of"),
+        ({"type": "text"}, "`type` must be one of"),
         ({"colour": 1}, "unknown key `colour`"),
         ({"type": "categorical"}, "`vocabulary`"),
         ({"type": "timestamp"}, "`part`"),
@@ -113,7 +113,7 @@ def test_a_wrong_schema_names_feature_and_fault(change, message):
 
 
 def test_schema_round_trip(tmp_path, history):
-    features, _ = infer(read([history]), {"label"})
+    features, _ = infer_features(read([history]), {"label"})
     path = tmp_path / "schema.json"
     path.write_text(json.dumps({"kind": "tabular", "features": [f.to_json() for f in features]}))
     assert load_schema(path) == (features, None)

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from residuald_train import screen
+from residuald_train.bundle import screen
+from residuald_train.bundle.served import Served, run_onnx, session
 from residuald_train.cli import main
-from residuald_train.served import Served, run_onnx, session
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,17 @@ def test_it_clears_most_normal_rows_and_few_that_the_scorer_flags(screened):
     rng = np.random.default_rng(1)
     run = session(served.files["screen.onnx"])
     answers = json.loads(served.files["screen.json"])
-    found = screen.Answers.__new__(screen.Answers)
+    found = screen.ScreenAnswers.__new__(screen.ScreenAnswers)
     found.normals, found.probes = (
         tuple(np.float32(answers[kind][key]) for key in ("screen", "score")) for kind in ("normals", "probes")
     )
     threshold = served.calibration.quantiles[-1]
     bound = found.bound(threshold, 0.01)
     assert found.cleared(bound) > 0.5
-    from residuald_train.nets import Space
+    from residuald_train.preprocessing import Preprocessing
 
-    fresh = screen.strange(Space(served.features, served.golden), served.golden, 20_000, rng)
-    guess, score = screen.answers(served, run, fresh)
+    fresh = screen.perturbed_rows(Preprocessing(served.features, served.golden), served.golden, 20_000, rng)
+    guess, score = screen.screen_and_score(served, run, fresh)
     flagged = (score > threshold) & (score <= 2 * threshold)
     assert flagged.sum() > 300
     assert (guess[flagged] <= bound).mean() < 0.03
@@ -57,7 +57,7 @@ def test_it_clears_most_normal_rows_and_few_that_the_scorer_flags(screened):
 
 def test_a_bound_is_the_daemons():
     # As in src/bundle/screen.rs.
-    found = screen.Answers.__new__(screen.Answers)
+    found = screen.ScreenAnswers.__new__(screen.ScreenAnswers)
     numbers = np.arange(1, 3000, dtype=np.float32)
     rated = np.log(numbers[:100])
     rated[99] -= 0.5

@@ -1,6 +1,6 @@
-"""Images: a folder of normal pictures -> a bundle of kind image.
+"""Images: a folder of normal images -> a bundle of kind image. `pipeline` runs these modules in this order:
 
-The modules in the order a picture meets them: `data` lists files, `pixels` decodes, resizes and tiles, `corrupt` is the
-forward process, `unet` the network, `scorer` the graph that the daemon runs, `train` fits it, `sheet` draws what it
-does, `export` writes the bundle, `metrics`, `peers` and `bench` measure it; `ddim` is the classical recipe.
+`data` lists the files and splits them, `pixels` decodes, resizes and tiles them. For the recipe `blind`, `corruption`
+is the forward process, `unet` the network and `scorer` the graph that the daemon runs; `ddim` has all of these for the
+recipe `ddim`. `train` fits either, and `export` makes the bundle.
 """

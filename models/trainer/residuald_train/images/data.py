@@ -1,4 +1,4 @@
-"""Lists the pictures of a folder: which are normal, which are not, where their masks are, which show the same thing."""
+"""Lists the images of a folder: which are normal, where masks are, and which images show the same object."""
 
 import csv
 import hashlib
@@ -13,11 +13,11 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     path: Path
-    label: str  # the class: "good" for normal ones
+    label: str  # the class; "good" for normal ones
     mask: Path | None = None
-    group: str = ""  # pictures of one group show the same thing and stay on one side of a split
+    group: str = ""  # images of one group show the same object and stay on one side of every split
 
     @property
     def normal(self):
@@ -25,11 +25,12 @@ class Picture:
 
 
 def read_folder(folder, normal=None, groups=None):
-    """Folder -> (normals to train on, labelled pictures to measure on).
+    """Folder -> (normal ImageFiles to train on, labelled ones to measure on).
 
-    Anomalib's layout (train/good, test/<class>, ground_truth/<class>/<stem>_mask.png); or, with `normal`, a folder a
-    class, `normal` the normal one's name, a mask beside its picture as <stem>.png; or any folder of normal pictures.
-    `groups`: a CSV with columns image (path below the folder) and tile.
+    Three layouts: Anomalib's (train/good, test/CLASS, ground_truth/CLASS/STEM_mask.png); with `normal` a folder for
+    each class, `normal` being the normal one's name and masks beside the images as STEM.png; or any folder of normal
+    images.
+    `groups`: a CSV with the columns image (path below the folder) and tile.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -43,7 +44,7 @@ def read_folder(folder, normal=None, groups=None):
             if groups and name not in group_of:
                 raise TrainerError(f"{groups} has no line for {name}")
             mask = mask_of(path) if mask_of else None
-            out.append(Picture(path, label, mask if mask and mask.exists() else None, group_of.get(name, name)))
+            out.append(ImageFile(path, label, mask if mask and mask.exists() else None, group_of.get(name, name)))
         return out
 
     if normal:
@@ -63,7 +64,7 @@ def read_folder(folder, normal=None, groups=None):
     else:
         train, test = listed(folder, "good"), []
     if not train:
-        raise TrainerError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise TrainerError(f"{folder} contains no images ({', '.join(sorted(SUFFIXES))})")
     return train, test
 
 
@@ -72,29 +73,29 @@ def read_groups(path):
     with open(path, newline="") as f:
         rows = csv.DictReader(f)
         if not {"image", "tile"} <= set(rows.fieldnames or ()):
-            raise TrainerError(f"{path} wants the columns image and tile")
+            raise TrainerError(f"{path}: needs the columns image and tile")
         return {row["image"]: row["tile"] for row in rows}
 
 
-def split(pictures, share, seed):
-    """Pictures -> (the rest, about `share` of them), whole groups at random; each side gets at least one group."""
-    names = sorted({p.group for p in pictures})
+def split(images, share, seed):
+    """ImageFiles -> (the rest, about `share` of them), by whole groups at random; each side gets at least one group."""
+    names = sorted({p.group for p in images})
     if len(names) < 2:
-        raise TrainerError("there is one group of pictures only; training and calibration want one each")
+        raise TrainerError("there is only one group of images; training and calibration need one each")
     order = np.random.default_rng(seed).permutation(names).tolist()
     taken, count = set(), 0
     for name in order[: len(names) - 1]:
-        if taken and count >= share * len(pictures):
+        if taken and count >= share * len(images):
             break
         taken.add(name)
-        count += sum(p.group == name for p in pictures)
-    return [p for p in pictures if p.group not in taken], [p for p in pictures if p.group in taken]
+        count += sum(p.group == name for p in images)
+    return [p for p in images if p.group not in taken], [p for p in images if p.group in taken]
 
 
-def halves(pictures, seed=0):
-    """Pictures of all classes -> (groups to choose settings on, groups to report on); of every class half of them."""
+def develop_report_groups(images, seed=0):
+    """ImageFiles of all classes -> (groups to choose settings on, groups to report on), half of each class's groups."""
     kind = {}
-    for p in sorted(pictures, key=lambda p: (p.normal, p.label)):  # a group with a defect counts as of that class
+    for p in sorted(images, key=lambda p: (p.normal, p.label)):  # a group with a defect counts as that class
         kind.setdefault(p.group, p.label)
     rng, sides = np.random.default_rng(seed), (set(), set())
     for label in sorted(set(kind.values())):
@@ -103,9 +104,9 @@ def halves(pictures, seed=0):
     return sides
 
 
-def fingerprint(pictures):
-    """sha256 over names and contents, for the manifest."""
+def fingerprint(images):
+    """SHA-256 over names and contents, for the manifest."""
     total = hashlib.sha256()
-    for p in pictures:
+    for p in images:
         total.update(f"{p.path.name}\0".encode() + hashlib.sha256(p.path.read_bytes()).digest())
     return total.hexdigest()

@@ -1,7 +1,8 @@
-"""The classical recipe: a noise-conditioned UNet from Hugging Face diffusers, noised to t* and brought back by DDIM.
+"""The `ddim` recipe for images: a noise-conditioned UNet of Hugging Face diffusers, noise to t*, DDIM steps back.
 
-Training is denoising diffusion (Ho et al. 2020), the way back deterministic (Song et al. 2021), its steps unrolled in
-the graph and the noise a constant in it, as in AnoDDPM (Wyatt et al. 2022) but with the same noise for every picture.
+Training is denoising diffusion (Ho et al. 2020), the reverse process deterministic (Song et al. 2021), its steps
+unrolled in the graph and the noise a constant in it. As AnoDDPM (Wyatt et al. 2022), but with the same noise for every
+image.
 """
 
 import json
@@ -12,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..export import to_onnx
+from ..bundle.export import to_onnx
+from ..report.sheet import heat_colours, to_pixels
 from .scorer import Blur
-from .sheet import heat_colours, shades
 from .train import descend
 from .unet import flops
 
@@ -25,7 +26,7 @@ class Options:
     steps: int = 4000
     minutes: float | None = None
     batch: int = 8
-    crop: int = 512  # whole pictures: the denoiser knows where it looks
+    crop: int = 512  # whole images, because the denoiser depends on the position
     widths: tuple = (32, 64, 96, 96)
     layers: int = 1
     noise_level: float = 0.25  # t*, as a share of the schedule's timesteps
@@ -42,7 +43,7 @@ class Options:
 
 
 def make_denoiser(shape, options):
-    """A UNet2DModel with attention at its coarsest level; groups of 16 channels are normalised together."""
+    """An untrained UNet2DModel with attention at its coarsest level and group normalisation."""
     from diffusers import UNet2DModel
 
     n = len(options.widths)
@@ -67,10 +68,9 @@ def make_scheduler():
 class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
-    `denoiser(sample, timestep, return_dict=False)` -> (noise or clean or v [N, C, H, W],), the call of a diffusers
-    model; sample is x / 127.5 - 1, which is mean 0.5 and deviation 0.5. `scheduler`: a diffusers scheduler, of which
-    the betas, the kind of prediction and the clipping are used. Heat is the blurred absolute error, the score the mean
-    of its highest 0.5 %.
+    `denoiser(sample, timestep, return_dict=False)` -> (noise, clean or v [N, C, H, W],), the call of a diffusers model;
+    sample is x / 127.5 - 1. `scheduler`: a diffusers scheduler; its betas, prediction type and clipping are used. Heat
+    is the blurred absolute error, the score the mean of its highest 0.5 %.
     """
 
     TOP, SIGMA, MULTIPLE = 0.005, 2 / 128, 32
@@ -102,7 +102,7 @@ class Scorer(nn.Module):
         return score, heat, pixels.permute(0, 2, 3, 1)
 
     def restore(self, x):
-        """Noise to t*, and `calls` DDIM steps (η = 0) back; each constant of the schedule is a number in the graph."""
+        """Adds noise to t*, then takes `calls` DDIM steps (η = 0) back. The schedule becomes constants of the graph."""
         a = self.alphas[0]
         sample = a**0.5 * x + (1 - a) ** 0.5 * self.noise
         for t, a, after in zip(self.timesteps, self.alphas, self.alphas[1:], strict=False):
@@ -112,7 +112,7 @@ class Scorer(nn.Module):
         return sample
 
     def parts(self, sample, out, a):
-        """What the denoiser says is picture, clipped, and what is noise, as DDIMScheduler.step has them."""
+        """The denoiser's output `out` at alpha `a` -> (clean image, clipped; noise), as in DDIMScheduler.step."""
         if self.predicts == "epsilon":
             clean, noise = (sample - (1 - a) ** 0.5 * out) / a**0.5, out
         elif self.predicts == "v_prediction":
@@ -122,11 +122,11 @@ class Scorer(nn.Module):
         return clean.clamp(-self.clip, self.clip) if self.clip else clean, noise
 
     def sheet(self, x, _):
-        """Clean pictures [N, C, h, w] -> the columns of a sample sheet: noised to t* and brought back."""
+        """Clean images [N, C, h, w] -> the columns of a contact sheet: clean, noised to t*, restored, error."""
         a, found = self.alphas[0], self.restore(x)
         noised = a**0.5 * x + (1 - a) ** 0.5 * self.noise
         error = (x - found).abs().mean(1).cpu().numpy()
-        return [*(shades(2.5 * t) for t in (x, noised, found)), heat_colours(error, 1)]
+        return [*(to_pixels(2.5 * t) for t in (x, noised, found)), heat_colours(error, 1)]
 
     def facts(self):
         """For the manifest."""
@@ -140,8 +140,8 @@ class Scorer(nn.Module):
         }
 
 
-def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """uint8 [n, H, W, C] normal pictures -> Scorer in eval mode, on the CPU. The loss is the error of the noise."""
+def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=None):
+    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU. The loss is the MSE of the noise."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     scheduler = make_scheduler()
@@ -152,8 +152,8 @@ def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, sto
     alphas = scheduler.alphas_cumprod.to(device)
 
     def batch_loss():
-        rows = torch.randint(len(pictures), (options.batch,), generator=g)
-        x = torch.as_tensor(pictures[rows.numpy()]).to(device).float().permute(0, 3, 1, 2) / 127.5 - 1
+        rows = torch.randint(len(images), (options.batch,), generator=g)
+        x = torch.as_tensor(images[rows.numpy()]).to(device).float().permute(0, 3, 1, 2) / 127.5 - 1
         flip = (torch.rand(options.batch, 1, 1, 1, generator=g) < 0.5).to(device)
         x = F.pad(torch.where(flip, x.flip(3), x), scorer.pad, mode="reflect")
         noise = torch.randn(x.shape, generator=g).to(device)
@@ -167,8 +167,8 @@ def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, sto
     return descend(scorer, batch_loss, g, options, checkpoint, resume, sheet, stop)
 
 
-class Named(nn.Module):
-    """A denoiser with the names of diffusers' own ONNX exports: sample, timestep -> out_sample."""
+class DiffusersGraph(nn.Module):
+    """A denoiser with the inputs and outputs of diffusers' own ONNX exports: sample, timestep -> out_sample."""
 
     def __init__(self, denoiser):
         super().__init__()
@@ -179,11 +179,11 @@ class Named(nn.Module):
 
 
 def denoiser_files(scorer):
-    """-> {"denoiser.onnx", "scheduler_config.json"}: the bare denoiser and its schedule, as diffusers has them."""
+    """-> {"denoiser.onnx", "scheduler_config.json"}: the denoiser alone and its schedule, in diffusers' formats."""
     _, c, h, w = scorer.noise.shape
     example = torch.zeros(2, c, h, w), torch.tensor([1])
     names = ["sample", "timestep"], ["out_sample"]
-    model = to_onnx(Named(scorer.denoiser), example, *names)
+    model = to_onnx(DiffusersGraph(scorer.denoiser), example, *names)
     config = {k: v for k, v in scorer.scheduler.config.items() if not k.startswith("_")} | {
         "_class_name": "DDIMScheduler"
     }

@@ -1,4 +1,7 @@
-"""From the bytes of a picture to uint8 [rows, H, W, C], as the daemon does it: decode, resize, tile."""
+"""Preprocessing of images, as in the daemon: decode, resize, tile -> uint8 [rows, H, W, C].
+
+A row is what the model takes: the whole image, or one of its tiles.
+"""
 
 import io
 import math
@@ -15,13 +18,13 @@ EIGHT_BIT = {"L", "RGB"}
 
 @dataclass(frozen=True)
 class Tiles:
-    scale: float
-    overlap: int
+    scale: float  # the image is resized by it before it is cut
+    overlap: int  # pixels
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the model takes: the content of `input` in manifest.json."""
+    """The model's input: the content of `input` in manifest.json."""
 
     height: int
     width: int
@@ -34,37 +37,38 @@ class Shape:
 
 
 def decode(content, channels):
-    """Bytes of PNG, JPEG, WebP, BMP or TIFF -> Pillow image, mode L or RGB, EXIF orientation applied, alpha dropped.
+    """Bytes of PNG, JPEG, WebP, BMP or TIFF -> Pillow image of mode L or RGB.
 
-    16 bits become 8 by v / 257, rounded; colour becomes gray by the ITU-R 601 luma.
+    Applies the EXIF orientation and drops alpha. 16 bits become 8 by v / 257, rounded; colour becomes gray by the ITU-R
+    601 luma.
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
             if getattr(opened, "is_animated", False):
                 raise TrainerError("is animated")
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
+            image = ImageOps.exif_transpose(opened)
+            image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TrainerError(f"cannot be read ({error})") from None
-    if picture.mode.startswith("I;16"):
-        wide = np.asarray(picture).astype(np.uint32)
-        picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise TrainerError(f"holds 32 bits a pixel (mode {picture.mode})")
-    elif picture.mode not in EIGHT_BIT:
-        gray = picture.mode in ("1", "LA", "La")
-        picture = picture.convert("L" if gray else "RGB")
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise TrainerError(f"has 32 bits per pixel (mode {image.mode})")
+    elif image.mode not in EIGHT_BIT:
+        gray = image.mode in ("1", "LA", "La")
+        image = image.convert("L" if gray else "RGB")
     wanted = "L" if channels == 1 else "RGB"
-    return picture if picture.mode == wanted else picture.convert(wanted)
+    return image if image.mode == wanted else image.convert(wanted)
 
 
-def resized(picture, size):
-    """Antialiased triangle filter; size is (width, height)."""
-    return picture if picture.size == size else picture.resize(size, Image.BILINEAR)
+def resized(image, size):
+    """Pillow's antialiased triangle filter; `size` is (width, height)."""
+    return image if image.size == size else image.resize(size, Image.BILINEAR)
 
 
 def starts(length, tile, overlap):
-    """Where tiles begin along an axis: the first at 0, the last at the far edge, evenly spread between.
+    """Where tiles start along an axis: the first at 0, the last at the far edge, evenly spaced between them.
 
     >>> starts(100, 64, 16)
     [0, 36]
@@ -78,25 +82,25 @@ def scaled(length, scale, least):
     return max(math.floor(length * scale + 0.5), least)
 
 
-def rows(picture, shape):
-    """Pillow image (mode L or RGB) -> uint8 [n, H, W, C]: one row, or the tiles in reading order."""
+def rows(image, shape):
+    """Pillow image (mode L or RGB) -> uint8 [n, H, W, C]: the whole image, or its tiles in reading order."""
     h, w = shape.height, shape.width
     if not shape.tiles:
-        return pixels(resized(picture, (w, h)))[None]
-    size = scaled(picture.width, shape.tiles.scale, w), scaled(picture.height, shape.tiles.scale, h)
-    whole = pixels(resized(picture, size))
+        return pixels(resized(image, (w, h)))[None]
+    size = scaled(image.width, shape.tiles.scale, w), scaled(image.height, shape.tiles.scale, h)
+    whole = pixels(resized(image, size))
     across, down = (starts(size[k], (w, h)[k], shape.tiles.overlap) for k in (0, 1))
     return np.stack([whole[y : y + h, x : x + w] for y in down for x in across])
 
 
-def pixels(picture):
+def pixels(image):
     """-> uint8 [h, w, C]."""
-    array = np.array(picture)
+    array = np.array(image)
     return array[..., None] if array.ndim == 2 else array
 
 
 def load(path, channels):
-    """File -> Pillow image; a fault names the file."""
+    """File -> Pillow image. Errors name the file."""
     try:
         return decode(path.read_bytes(), channels)
     except TrainerError as error:
@@ -104,7 +108,7 @@ def load(path, channels):
 
 
 def mask_rows(path, like, shape):
-    """Mask file -> bool [n, H, W] in the same rows as a picture of size `like`; None means nothing is wrong."""
+    """Mask file -> bool [n, H, W], in the same rows as an image of the size `like`; None means no defect."""
     mask = Image.new("L", like) if path is None else load(path, 1).resize(like, Image.NEAREST)
     h, w = shape.height, shape.width
     if not shape.tiles:
@@ -115,11 +119,18 @@ def mask_rows(path, like, shape):
     return np.stack([whole[y : y + h, x : x + w] for y in down for x in across])
 
 
-def to_rows(pictures, shape):
-    """Picture files -> uint8 [n, H, W, C], and for each row the index of its picture."""
+def to_rows(images, shape):
+    """ImageFiles -> (uint8 [n, H, W, C], the index of each row's image [n])."""
     out, owner = [], []
-    for i, p in enumerate(tqdm(pictures, desc="read", unit=" pictures", mininterval=0.5)):
+    for i, p in enumerate(tqdm(images, desc="read", unit=" images", mininterval=0.5)):
         piece = rows(load(p.path, shape.channels), shape)
         out.append(piece)
         owner += [i] * len(piece)
     return np.concatenate(out), np.array(owner)
+
+
+def image_scores(score, owner):
+    """Scores of rows [n] and the image of each [n] -> scores of images: the highest of their tiles."""
+    out = np.full(owner.max() + 1, -np.inf)
+    np.maximum.at(out, owner, score)
+    return out

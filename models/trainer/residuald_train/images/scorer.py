@@ -1,4 +1,4 @@
-"""The scorer graph of the blind recipe: pictures in; score, heat and reconstruction out. It is what is exported."""
+"""The scorer graph of the blind recipe: images in; score, heat and reconstruction out. This is what is exported."""
 
 import math
 
@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .sheet import heat_colours, shades
+from ..report.sheet import heat_colours, to_pixels
 from .unet import UNet, flops
 
 LOCAL = 10.0  # pixels, σ of the local contrast normalisation
-FLOOR = 0.08  # of the local deviation, in standard deviations of the picture
-LIMIT = 6.0
+FLOOR = 0.08  # added to the local deviation, in standard deviations of the image
+LIMIT = 6.0  # network inputs are clipped to this, in deviations
 
 
 class Blur(nn.Module):
-    """Separable Gaussian of σ pixels, truncated at 3σ, edges reflected; each channel of [N, C, H, W]."""
+    """Separable Gaussian of σ pixels on each channel of [N, C, H, W], truncated at 3σ, edges reflected."""
 
     def __init__(self, sigma):
         super().__init__()
@@ -33,10 +33,10 @@ class Blur(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Standardised pictures [N, C, H, W] -> network input [N, 2C, H, W], local deviation [N, 1, H, W].
+    """Standardised images [N, C, H, W] -> network input [N, 2C, H, W], local deviation [N, 1, H, W].
 
-    Local contrast normalisation (Jarrett et al. 2009): z = x - G(x), z / (√G(z²) + floor), clipped; beside it the
-    picture as it came, since evenly spread light and dark is what the normalisation takes away.
+    Local contrast normalisation (Jarrett et al. 2009): z = x - G(x), z / (√G(z²) + floor), clipped. The image itself is
+    passed beside it, because the normalisation removes large light and dark areas.
     """
 
     def __init__(self, size):
@@ -50,8 +50,10 @@ class Normalise(nn.Module):
 
 
 def standardise(x):
-    """uint8 [N, H, W, C] -> (float32 [N, C, H, W], mean [N, C, 1, 1], deviation [N, 1, 1, 1]); one deviation for all
-    channels, so that a gray picture's faint colours are not blown up."""
+    """uint8 [N, H, W, C] -> (float32 [N, C, H, W], mean [N, C, 1, 1], deviation [N, 1, 1, 1]).
+
+    All channels share one deviation, so that the faint colours of a gray image are not amplified.
+    """
     x = x.float().permute(0, 3, 1, 2)
     mean = x.mean((2, 3), keepdim=True)
     deviation = (x - mean).square().mean((1, 2, 3), keepdim=True).sqrt() + 1
@@ -61,11 +63,14 @@ def standardise(x):
 class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
-    One call of the network on the picture as it is, no noise. Heat is |r| times the chance that a pixel is
-    corrupted, at half the size; what is shown of it is blurred and keeps its border. The score is (h + 0.001) u.
-    h is the mean of the 12 highest values of heat, the outer border left out. u, near 1 for normal
-    pictures, is how unlikely the network's own coarse features are at the unlikeliest 2 % of places: the Mahalanobis
-    distance over the root of their number, one Gaussian for all places.
+    Calls the network once, on the image as it is, without noise. Heat, at half the size, is |r| times the probability
+    that a pixel is corrupted; the heat that is returned is blurred and includes the border.
+
+    score = (h + 0.001) u. h is the mean of the 12 highest heat values, the outer border left out. u, about 1 for normal
+    images, is how unlikely the network's coarse features are at the 2 % least likely positions: their Mahalanobis
+    distance to one Gaussian for all positions, divided by the root of their number.
+
+    The names of submodules and buffers are part of the exported file: renaming one changes the bytes of model.onnx.
     """
 
     TOP, BORDER, HEAVY = 12, 3 / 128, 8 / 128
@@ -83,7 +88,7 @@ class Scorer(nn.Module):
         self.border = round(self.BORDER * side)
         self.heavy = Blur(self.HEAVY * side)
         dims = sum(widths[-3:])
-        # Fitted after the training, so no part of a checkpoint.
+        # Fitted after training, so not part of a checkpoint.
         self.register_buffer("center", torch.zeros(1, dims, 1, 1), persistent=False)
         self.register_buffer("whiten", torch.eye(dims)[:, :, None, None], persistent=False)
 
@@ -119,27 +124,29 @@ class Scorer(nn.Module):
         r, level = self.net(inputs)
         added = ((y - x).abs() / local).mean(1).cpu().numpy()
         found = (r.abs().mean(1) * torch.sigmoid(level)[:, 0]).cpu().numpy()
-        return [shades(x), shades(y), shades(y - r * local), heat_colours(added, 3), heat_colours(found, 3)]
+        return [to_pixels(x), to_pixels(y), to_pixels(y - r * local), heat_colours(added, 3), heat_colours(found, 3)]
 
     def heat(self, r, level):
+        """[N, C, H, W], [N, 1, H, W] -> [N, 1, H/2, W/2]."""
         heat = r.abs().mean(1, keepdim=True) * torch.sigmoid(level)
         return F.avg_pool2d(heat, 2)
 
     def features(self, levels):
-        """The three coarsest levels, averaged to the coarsest one's places. -> [N, dims, h, w]"""
+        """The three coarsest levels, averaged to the resolution of the coarsest -> [N, dims, h, w]."""
         return torch.cat([levels[0], F.avg_pool2d(levels[1], 2), F.avg_pool2d(levels[2], 4)], 1)
 
     def unlikely(self, levels):
+        """-> u [N]."""
         d = F.conv2d(self.features(levels) - self.center, self.whiten).square().mean(1).sqrt().flatten(1)
         return d.topk(max(1, int(self.PLACES * d.shape[1])), 1).values.mean(1).clamp(max=self.MOST)
 
     @torch.no_grad()
-    def fit_features(self, pictures, batch=16):
-        """Sets the Gaussian from uint8 [n, H, W, C] normal pictures."""
+    def fit_features(self, images, batch=16):
+        """Sets the Gaussian of the features from normal images uint8 [n, H, W, C]."""
         dims = self.center.shape[1]
         count, total, squares = 0, torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
-        for i in range(0, len(pictures), batch):
-            inputs, _ = self.normalise(standardise(torch.as_tensor(pictures[i : i + batch]))[0])
+        for i in range(0, len(images), batch):
+            inputs, _ = self.normalise(standardise(torch.as_tensor(images[i : i + batch]))[0])
             f = self.features(self.net.levels(F.pad(inputs, self.pad, mode="reflect")))
             f = f.permute(1, 0, 2, 3).flatten(1).double()
             count, total, squares = count + f.shape[1], total + f.sum(1), squares + f @ f.T
@@ -151,6 +158,7 @@ class Scorer(nn.Module):
         self.whiten.copy_(whiten.float()[:, :, None, None])
 
     def score(self, heat):
+        """-> h [N]."""
         b = self.border
         inner = heat[:, 0, b : self.half[0] - b, b : self.half[1] - b]
         return inner.flatten(1).topk(self.TOP, 1).values.mean(1)

@@ -1,4 +1,4 @@
-"""Fits the blind network on normal pictures: crops, corruption, AdamW, a moving average, checkpoints that resume."""
+"""Trains on normal images: random crops, corruption, AdamW, a moving average of the weights, resumable checkpoints."""
 
 import contextlib
 import io
@@ -14,19 +14,19 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import TrainerError
-from .corrupt import Corruption, uniform
+from .corruption import Corruption, uniform
 from .scorer import Scorer, standardise
 
 SAVE_EVERY = 60.0  # seconds
-FITTED = 300  # pictures that the Gaussian of the features is fitted to, at most
-TOUCH = 0.25  # chance, for each axis, that a crop touches the picture's edge
+GAUSSIAN_IMAGES = 300  # images that the Gaussian of the features is fitted to, at most
+EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's edge
 
 
 @dataclass(frozen=True)
 class Options:
     seed: int = 0
     steps: int = 8000
-    minutes: float | None = None  # ends earlier, the schedule with it
+    minutes: float | None = None  # ends training earlier; the learning-rate schedule ends with it
     batch: int = 8
     crop: int = 128
     widths: tuple = (16, 32, 48, 64)
@@ -40,26 +40,26 @@ class Options:
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def same_run(self):
-        """What a checkpoint must agree in to be gone on from."""
+        """The options that a checkpoint must agree with to be resumed."""
         return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 class Crops:
-    """Random windows of the pictures, each stretched by up to 18 %, mirrored, a little brighter or duller."""
+    """Random crops, each stretched by up to 18 %, mirrored at random, with brightness and contrast slightly changed."""
 
-    def __init__(self, pictures, size, device, g):
-        self.pictures, self.size, self.device, self.g = pictures, size, device, g
+    def __init__(self, images, size, device, g):
+        self.images, self.size, self.device, self.g = images, size, device, g
 
     def __call__(self, n):
         """-> standardised [n, C, size, size]."""
         g, s = self.g, self.size
-        rows = torch.randint(len(self.pictures), (n,), generator=g)
-        x, _, _ = standardise(torch.as_tensor(self.pictures[rows.numpy()]).to(self.device))
+        rows = torch.randint(len(self.images), (n,), generator=g)
+        x, _, _ = standardise(torch.as_tensor(self.images[rows.numpy()]).to(self.device))
         theta = torch.zeros(n, 2, 3)
         for axis, length in enumerate((x.shape[3], x.shape[2])):
             share = (s * uniform((n,), 0.85, 1.18, g) / length).clamp(max=1)
             place = uniform((n,), -1, 1, g)
-            place = torch.where(torch.rand(n, generator=g) < TOUCH, place.sign(), place)
+            place = torch.where(torch.rand(n, generator=g) < EDGE_CROPS, place.sign(), place)
             flip = (torch.rand(n, generator=g) < 0.5).float() * 2 - 1
             theta[:, axis, axis], theta[:, axis, 2] = share * flip, place * (1 - share)
         grid = F.affine_grid(theta, (n, x.shape[1], s, s), align_corners=False).to(x.device)
@@ -69,14 +69,14 @@ class Crops:
 
 
 def target(x, y, local):
-    """What is to be predicted: r [N, C, H, W] in local deviations, level [N, 1, H, W] in 0..1."""
+    """What the network must predict: r [N, C, H, W] in local deviations, level [N, 1, H, W] in 0..1."""
     r = (y - x) / local
     around = F.avg_pool2d(r.abs().mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
     return r, 1 - torch.exp(-around / 0.3)
 
 
 def loss(scorer, x, y, options):
-    """5 MSE(r) + BCE(level)."""
+    """`residual_weight` (5) times the mean squared error of r, plus the binary cross-entropy of the level."""
     inputs, local = scorer.normalise(y)
     r, level = target(x, y, local)
     amp = torch.autocast(x.device.type, torch.bfloat16) if options.amp else contextlib.nullcontext()
@@ -86,14 +86,14 @@ def loss(scorer, x, y, options):
     return options.residual_weight * square + F.binary_cross_entropy_with_logits(got_level.float(), level)
 
 
-def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """uint8 [n, H, W, C] normal pictures -> Scorer in eval mode, on the CPU; for the rest see `descend`."""
+def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=None):
+    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU. Other arguments: see `descend`."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    crop = min(options.crop, *(s - s % 16 for s in pictures.shape[1:3]))
+    crop = min(options.crop, *(s - s % 16 for s in images.shape[1:3]))
     scorer = Scorer(shape, options.widths, options.blocks).to(device, memory_format=torch.channels_last)
     corruption = Corruption(crop, options.seed + 1, device)
-    crops = Crops(pictures, crop, device, corruption.g)
+    crops = Crops(images, crop, device, corruption.g)
 
     def batch_loss():
         x = crops(options.batch)
@@ -101,17 +101,17 @@ def fit(shape, pictures, options, checkpoint=None, resume=False, sheet=None, sto
         return loss(scorer, x, y, options), x, y
 
     descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet, stop)
-    some = np.random.default_rng(options.seed).permutation(len(pictures))[:FITTED]
-    scorer.fit_features(pictures[np.sort(some)])
+    some = np.random.default_rng(options.seed).permutation(len(images))[:GAUSSIAN_IMAGES]
+    scorer.fit_features(images[np.sort(some)])
     return scorer
 
 
 def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """AdamW with warm-up and cosine; -> the scorer with the moving average of its weights, on the CPU.
+    """AdamW with warm-up and cosine decay -> the scorer with the moving average of its weights, on the CPU.
 
-    `batch_loss()` -> (loss, what `sheet` draws ...) draws all its randomness from `g`. `checkpoint` is a file that is
-    saved to every minute and, with `resume`, gone on from; `sheet(scorer, ..., step)` is called ten times on the way;
-    `stop` ends the run after that step, its schedule unfinished.
+    `batch_loss()` -> (loss, what `sheet` draws ...); it draws all its randomness from `g`. `checkpoint`: a file, saved
+    every minute and, with `resume`, continued from. `sheet(scorer, ..., step)` is called ten times during training.
+    `stop`: ends after that step, with the schedule unfinished.
     """
     torch.set_num_threads(options.threads)
     scorer.train()
@@ -158,12 +158,12 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
 
 
 def progress(step, seconds, options):
-    """0 at the start, 1 when the steps or the minutes are used up."""
+    """The share of the steps or minutes that is used up, 0 to 1."""
     return max(step / options.steps, seconds / 60 / options.minutes if options.minutes else 0)
 
 
 def save(path, scorer, adam, average, g, options, step, spent):
-    """One rename, so that a checkpoint is whole or the one before."""
+    """In one rename, so that an interruption leaves the previous checkpoint."""
     state = {"step": step, "spent": spent, "options": options.same_run(), "model": scorer.state_dict()}
     state |= {"adam": adam.state_dict(), "average": average, "generator": g.get_state()}
     buffer = io.BytesIO()
@@ -174,12 +174,12 @@ def save(path, scorer, adam, average, g, options, step, spent):
 
 
 def restore(path, scorer, adam, average, g, options):
-    """-> (steps done, seconds spent)."""
+    """Loads a checkpoint into its arguments -> (steps done, seconds spent)."""
     state = torch.load(path, map_location=next(scorer.parameters()).device, weights_only=True)
     here, there = options.same_run(), state["options"]
     differ = [k for k in here if here[k] != there.get(k) and k not in ("steps", "minutes")]
     if differ:
-        raise TrainerError(f"{path} is of a run with another {', '.join(differ)}; leave --resume out")
+        raise TrainerError(f"{path} belongs to a run with another {', '.join(differ)}; leave --resume out")
     scorer.load_state_dict(state["model"])
     adam.load_state_dict(state["adam"])
     average.update(state["average"])

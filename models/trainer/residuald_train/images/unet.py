@@ -1,4 +1,4 @@
-"""The network of the blind recipe: a small U-Net that is told neither where nor how much a picture was corrupted."""
+"""The network of the blind recipe: a small U-Net that is given neither the position nor the strength of corruption."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ class Conv(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Two convolutions around a shortcut (He et al. 2016)."""
+    """Two convolutions with a residual connection (He et al. 2016)."""
 
     def __init__(self, width):
         super().__init__()
@@ -32,8 +32,8 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """[N, inputs, H, W] -> r [N, channels, H, W], level logit [N, 1, H, W]; H and W multiples of 16.
 
-    Works on 2x2 blocks of pixels as channels, so that the finest convolutions run at half the size. `blocks` is the
-    number of residual blocks at each width, on the way down and, at most one, on the way up.
+    Takes 2x2 blocks of pixels as channels, so that the finest convolutions run at half the resolution. `blocks`: the
+    number of residual blocks at each width on the way down; on the way up at most one.
     """
 
     def __init__(self, inputs, channels, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
@@ -53,7 +53,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def levels(self, x):
-        """-> the features on the way up, coarsest first."""
+        """[N, inputs, H, W] -> the features on the way up, coarsest first."""
         h = self.encode[0](self.stem(F.pixel_unshuffle(x, 2)))
         skips = [h]
         for down, encode in zip(self.down, self.encode[1:], strict=True):
@@ -70,12 +70,13 @@ class UNet(nn.Module):
         return self.head(self.levels(x)[-1])
 
     def head(self, finest):
+        """The finest features -> (r, level logit)."""
         out = F.pixel_shuffle(self.out(finest), 2)
         return out[:, : self.channels], out[:, self.channels :]
 
 
 def flops(model, *example):
-    """Operations for one row, a product and its sum counted as two, in convolutions and matrix products."""
+    """Floating-point operations of convolutions and matrix products on `example`; a multiply-add counts as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
     return counter.get_total_flops()

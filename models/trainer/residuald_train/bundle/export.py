@@ -1,0 +1,135 @@
+"""Exports a model as ONNX, and writes the bundle's folder: all of it or nothing.
+
+What goes into a bundle is said in `tabular/export.py` and `images/export.py`.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+
+import onnx
+import torch
+
+from .. import TrainerError, __version__
+from .served import sha256s
+
+FORMAT, OPSET = 1, 20
+FORBIDDEN = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
+FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
+OUTPUTS = "score", "residual", "reconstruction"
+
+
+def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
+    """Module -> the bytes of an ONNX graph: batch axis dynamic, default operators only, no control flow, no randomness.
+
+    `example`: the module's inputs, with two or more rows; default: those of a tabular scorer, float32 [3, F]. Only the
+    first input has a dynamic batch axis.
+    """
+    if example is None:
+        example = (torch.zeros(3, len(module.space.features)),)
+    dynamic = {0: torch.export.Dim("batch")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            tuple(example),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes={name: dynamic if i == 0 else None for i, name in enumerate(inputs)},
+            opset_version=OPSET,
+            dynamo=True,
+        )
+    model = program.model_proto
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]  # stack traces with local paths
+        if node.domain not in ("", "ai.onnx") or node.op_type in FORBIDDEN:
+            raise TrainerError(
+                f"the exported graph contains {node.domain}:{node.op_type}; this version of torch is not supported"
+            )
+    for part in (model, model.graph):
+        del part.metadata_props[:]
+    for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+    model.producer_name, model.producer_version = "residuald-train", __version__
+    del model.functions[:], model.graph.value_info[:]
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
+    """-> the bytes of manifest.json.
+
+    `files`: the others, {name: bytes}. `facts`: name, version and training. `tolerance`: (relative, absolute) of golden
+    scores. `training`: what the recipe adds to the facts about it.
+    """
+    relative, absolute = tolerance
+    manifest = {
+        "format": FORMAT,
+        "name": facts["name"],
+        "version": facts["version"],
+        "files": sha256s(files),
+        "input": model_input,
+        "scoring": scoring | {"opset": OPSET},
+        "golden": {"relative_tolerance": relative, "absolute_tolerance": absolute},
+        "training": {
+            "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "trainer": f"residuald-train {__version__}",
+            **facts["training"],
+            **(training or {}),
+        },
+    }
+    return as_json(manifest, indent=1)
+
+
+def as_json(value, indent=None):
+    """-> UTF-8 bytes, with a line end."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
+
+
+def check_out(out):
+    """Raises TrainerError if `out` holds anything but a bundle."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
+        raise TrainerError(f"{out} exists and is not a bundle; give --out another name")
+
+
+def write(out, files):
+    """Writes {name: bytes} to the folder `out` in one rename. Keeps other files of an older bundle there (a README)."""
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out = out.resolve()
+    fresh, old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)), None
+    try:
+        fresh.chmod(0o755)
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+        old = fresh.with_name(fresh.name + "-old")
+        if out.exists():
+            for kept in out.iterdir():
+                if kept.name not in files:
+                    (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, fresh / kept.name)
+            os.rename(out, old)
+        os.rename(fresh, out)
+    finally:
+        if old and old.exists() and not out.exists():  # stopped between the two renames
+            os.rename(old, out)
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""Golden records: records with known scores, by which the daemon proves at load that it computes what was exported."""
+
+import base64
+import copy
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24  # normal records, and the most records for each kind of change
+
+
+def golden_records(features, records, rng):
+    """Normal records (dicts) -> 32 to 120 of them: normal, with a value missing, an unseen category, an extreme number.
+
+    `rng` is a numpy Generator.
+    """
+    pick = [records[i] for i in rng.choice(len(records), RECORDS, replace=len(records) < RECORDS)]
+    out, turn = list(pick), 0
+
+    def add_changed(path, value):
+        nonlocal turn
+        record = copy.deepcopy(pick[turn % len(pick)])
+        turn += 1
+        *parents, key = path.split(".")
+        inner = record
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner.pop(key, None)
+        if value is not None:
+            inner[key] = value
+        out.append(record)
+
+    for feature in [f for f in features if f.missing == "impute"][:OPTIONAL]:
+        add_changed(feature.path, None)
+    for feature in [f for f in features if f.type == "categorical"][:CATEGORIES]:
+        add_changed(feature.path, "\u2205 never seen")
+    for i, feature in enumerate([f for f in features if f.type == "number"][:NUMBERS]):
+        add_changed(feature.path, (1e6, -1e6, 1e30, -3e38)[i % 4])
+    return out
+
+
+def golden_lines(lines, scores):
+    """Records as JSON texts and their scores [n] -> the content of golden.ndjson.
+
+    The text is kept as it is, because a category may be a number written 1.50.
+    """
+    pairs = zip(lines, scores, strict=True)
+    return "".join(f'{{"record": {line}, "score": {float(score)!r}}}\n' for line, score in pairs).encode()
+
+
+def record_text(line):
+    """A line of golden.ndjson -> the JSON text of its record, exactly as written."""
+    start = line.index("{", line.index("{") + 1)
+    return line[start : json.JSONDecoder().raw_decode(line, start)[1]]
+
+
+def golden_images(shape, x, rng):
+    """x uint8 [n, H, W, C] -> 16 PNGs: six of the model's size, one larger, one smaller, gray, RGB, tinted, palette,
+    RGBA, 16 bits, one flat and one noisy."""
+    mode = "L" if shape.channels == 1 else "RGB"
+    pick = [
+        Image.fromarray(x[i].squeeze() if shape.channels == 1 else x[i], mode)
+        for i in rng.choice(len(x), 12, replace=len(x) < 12)
+    ]
+    w, h = pick[0].size
+    out = pick[:6]
+    out.append(pick[6].resize((w * 3 // 2 + 5, h * 2 + 3), Image.BICUBIC))
+    out.append(pick[7].resize((w * 2 // 3, h * 4 // 5), Image.BICUBIC))
+    out += [pick[8].convert("L"), pick[8].convert("RGB")]
+    tinted = Image.merge("RGB", [pick[9].convert("L").point(lambda v, k=k: v * k // 4) for k in (4, 3, 2)])
+    out += [tinted, tinted.quantize(64), Image.merge("RGBA", [*tinted.split(), pick[10].convert("L")])]
+    deep = np.asarray(pick[10].convert("L")).astype(np.uint16) * 257
+    out.append(Image.fromarray(np.minimum(deep, 65535 - 256) + rng.integers(0, 257, deep.shape).astype(np.uint16)))
+    out.append(Image.new(mode, (w, h), 128 if mode == "L" else (128, 90, 30)))
+    out.append(Image.fromarray(rng.integers(0, 256, (h, w), np.uint8)))
+    return [png(image) for image in out]
+
+
+def png(image):
+    """Pillow image -> the bytes of a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_record(content):
+    """The bytes of an image -> a record as the daemon reads it, as JSON-ready dict."""
+    return {"image": base64.b64encode(content).decode()}

@@ -1,0 +1,88 @@
+"""A bundle as the daemon loads it: read, checked against its hashes, run by ONNX Runtime. Does not import torch."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from .. import TrainerError
+from ..tabular.decode import decode, parse_record
+from ..tabular.features import check_feature
+from .calibrate import Calibration
+
+
+def session(model):
+    """The bytes of a graph -> an ONNX Runtime session on one thread, as in the daemon."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session, X, batch=256):
+    """X [n, ...] -> the graph's outputs [n, ...]; of a scorer: score, residual (heat of images), reconstruction."""
+    parts = [session.run(None, {"x": X[i : i + batch]}) for i in range(0, len(X), batch)]
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def microseconds_a_row(session, X, batch=256, rounds=5):
+    """Time to score X [n, F] on one thread of this machine: the least of some rounds, after a short warm-up."""
+    run_onnx(session, X[:batch], batch)
+    taken = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run_onnx(session, X, batch)
+        taken.append(time.perf_counter() - began)
+    return min(taken) / len(X) * 1e6
+
+
+def sha256s(files):
+    """{name: bytes} -> {name: SHA-256 in hex}, as the manifest lists them."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+class Served:
+    """A tabular bundle. Raises TrainerError if the folder is not a bundle or a file was changed after export."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        try:
+            written = (self.folder / "manifest.json").read_bytes()
+            self.manifest = json.loads(written)
+            self.sha256 = hashlib.sha256(written).hexdigest()  # the id of the model in verdicts
+            kind = self.manifest["input"]["kind"]
+            if kind != "tabular":
+                raise TrainerError(
+                    f"{folder} is a bundle of kind {kind}; this verb needs one of kind tabular. "
+                    "To see images with their scores and heatmaps: `residuald score FOLDER --html`"
+                )
+            self.features = [check_feature(entry) for entry in self.manifest["input"]["features"]]
+            self.files = files = {name: (self.folder / name).read_bytes() for name in self.manifest["files"]}
+            for name, digest in self.manifest["files"].items():
+                if hashlib.sha256(files[name]).hexdigest() != digest:
+                    raise TrainerError(
+                        f"{self.folder / name} was altered after export: its SHA-256 differs from the manifest's"
+                    )
+            self.calibration = Calibration(json.loads(files["calibration.json"]))
+            golden = [parse_record(line) for line in files["golden.ndjson"].splitlines()]
+            self.golden = np.stack([decode(entry["record"], self.features) for entry in golden])
+            self.golden_scores = np.array([entry["score"] for entry in golden])
+        except OSError as error:
+            raise TrainerError(f"{folder} is not a bundle: {error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainerError(f"{folder} is not a bundle that this version can read: {error!r}") from None
+        self.bytes = len(files["model.onnx"])
+        self.session = session(files["model.onnx"])
+
+    def score(self, X, batch=256):
+        """float32 [n, F] -> (score [n], residual [n, F], reconstruction [n, F])."""
+        return run_onnx(self.session, X, batch)
+
+    def golden_passed(self):
+        """How many golden scores this machine reproduces within the manifest's tolerance."""
+        allowed = self.manifest["golden"]
+        allowed = allowed["absolute_tolerance"] + allowed["relative_tolerance"] * np.abs(self.golden_scores)
+        return int((np.abs(self.score(self.golden)[0] - self.golden_scores) <= allowed).sum())

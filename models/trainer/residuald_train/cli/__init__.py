@@ -1,0 +1,52 @@
+"""The command line: one file for each verb, in the order that `residuald-train --help` lists them.
+
+A verb parses and checks its arguments. It imports torch only when it runs, because that takes seconds.
+"""
+
+import argparse
+import os
+import sys
+
+from .. import TrainerError, __version__
+from ..console import say
+from . import bench, bench_images, images, quantize, report, schema, screen, tabular
+
+VERBS = schema, tabular, screen, quantize, report, bench, images, bench_images
+BAD_INPUT, FILE_ERROR, INTERRUPTED = 65, 74, 130  # exit codes: EX_DATAERR, EX_IOERR, 128 + SIGINT
+
+
+def parser():
+    top = argparse.ArgumentParser(prog="residuald-train", description="Trains models for residuald.")
+    top.add_argument("--version", action="version", version=f"residuald-train {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return top
+
+
+def main(argv=None):
+    code = attempt(argv)
+    if argv is None and code:
+        # A failed read leaves PyArrow threads running. Python's normal exit can destroy them while they run, which
+        # aborts the process with a signal instead of this code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def attempt(argv):
+    """Runs a verb -> the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except TrainerError as error:
+        say(f"residuald-train: {error}")
+        return BAD_INPUT
+    except OSError as error:
+        say(f"residuald-train: {error}")
+        return FILE_ERROR
+    except KeyboardInterrupt:
+        say("residuald-train: stopped; nothing was written")
+        return INTERRUPTED
+    return 0

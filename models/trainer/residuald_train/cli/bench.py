@@ -1,0 +1,63 @@
+"""`residuald-train bench`: measures recipes on labelled sets."""
+
+from pathlib import Path
+
+from ..console import say
+from .shared import RECIPES, add_verb, check_contamination, positive_or_default, require
+
+
+def add_parser(verbs):
+    p = add_verb(
+        verbs,
+        "bench",
+        run,
+        "Train and measure recipes on every labelled set of a folder, beside simpler methods.",
+        "bench --data sets --protocol clean --seeds 5 --recipe best hybrid kernel --out build/quality",
+    )
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="of .npz (X, y) and .csv (y or label)")
+    p.add_argument("--protocol", nargs="+", choices=["clean", "published"], default=["clean"], help="default clean")
+    p.add_argument("--seeds", type=int, default=5, metavar="N", help="default 5")
+    p.add_argument("--recipe", nargs="+", choices=RECIPES, default=["best", "hybrid", "kernel", "blind"])
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for results.json, which is continued, and results.md"
+    )
+    p.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
+    p.add_argument(
+        "--contamination",
+        type=float,
+        default=0,
+        metavar="SHARE",
+        help="share of labelled anomalies among the training rows, taken out of the test; recipes run three times: "
+        "without them (clean), with them, and told of the share",
+    )
+    p.add_argument("--jobs", type=int, metavar="N", help="parallel runs, one core each (default: all cores)")
+    p.add_argument("--no-peers", action="store_true", help="leave the simpler methods out")
+    p.add_argument("--fast", action="store_true", help="the smallest sets and few rows, for CI")
+
+
+def run(args):
+    from ..bench import tabular_peers as peers
+    from ..bench.tabular import bench
+
+    check_contamination(args.contamination)
+    require(
+        ("--seeds", args.seeds > 0, "be a positive number"),
+        ("--steps", positive_or_default(args.steps), "be a positive number"),
+        ("--jobs", positive_or_default(args.jobs), "be a positive number"),
+    )
+    beside = [] if args.no_peers else peers.available()
+    left_out = [] if args.no_peers else [name for name in peers.PEERS if name not in beside]
+    if left_out:
+        say(f"without {', '.join(left_out)}: PyOD is not installed (pip install 'residuald-train[bench]')")
+    bench(
+        args.data,
+        args.protocol,
+        args.seeds,
+        args.recipe,
+        beside,
+        args.out,
+        fast=args.fast,
+        steps=args.steps,
+        jobs=args.jobs,
+        contamination=args.contamination,
+    )

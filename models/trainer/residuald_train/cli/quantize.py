@@ -1,0 +1,35 @@
+"""`residuald-train quantize`: makes an 8-bit copy of a bundle."""
+
+from pathlib import Path
+
+from .. import TrainerError
+from ..tabular.labels import anomalous_rows, read_labelled_like
+from .shared import add_bundle, add_data, add_verb, data_source
+
+
+def add_parser(verbs):
+    p = add_verb(
+        verbs,
+        "quantize",
+        run,
+        "Make a copy of a bundle with its networks in 8-bit integers and new thresholds, and print what that changes.",
+        "quantize models/payments --data models/payments/sample.ndjson.gz --label label --out models/payments-int8",
+    )
+    add_bundle(p)
+    add_data(p)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle's folder")
+
+
+def run(args):
+    from ..bundle.export import check_out, write
+    from ..bundle.quantize import quantize, summary
+    from ..bundle.served import Served
+
+    check_out(args.out)
+    if args.out.resolve() == args.bundle.resolve():
+        raise TrainerError(f"--out {args.out} is the bundle itself; give another folder, so that both can be compared")
+    served = Served(args.bundle)
+    table, label = read_labelled_like(data_source(args), served.manifest)
+    files = quantize(served, table, anomalous_rows(table, label))
+    write(args.out, files)
+    print(*summary(served, files), f"wrote {args.out}", sep="\n")

@@ -1,0 +1,34 @@
+"""`residuald-train schema`: guesses the input schema of data files."""
+
+import json
+from pathlib import Path
+
+from ..console import say
+from ..tabular.features import schema_to_json
+from ..tabular.labels import read_labelled, split_by_label
+from ..tabular.schema_inference import infer_schema
+from .shared import add_data, add_drop, add_verb, data_source
+
+
+def add_parser(verbs):
+    p = add_verb(
+        verbs,
+        "schema",
+        run,
+        "Guess the input schema of data files, for you to edit.",
+        "schema --data history.ndjson.gz --label fraud --out schema.json",
+    )
+    add_data(p)
+    add_drop(p)
+    p.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
+
+
+def run(args):
+    table, label = read_labelled(data_source(args))
+    features = infer_schema(split_by_label(table, label)[0], label, args.drop)
+    text = json.dumps(schema_to_json(features, label), indent=1, ensure_ascii=False)
+    if args.out:
+        args.out.write_text(text + "\n")
+        say(f"wrote {args.out}; edit it, then: residuald-train tabular --schema {args.out} ...")
+    else:
+        print(text)

@@ -1,0 +1,41 @@
+"""`residuald-train screen`: adds a screen to a bundle."""
+
+from pathlib import Path
+
+from ..console import say
+from ..tabular.features import encode
+from ..tabular.labels import read_labelled_like, split_by_label
+from .shared import add_bundle, add_data, add_max_rows, add_seed, add_verb, data_source
+
+
+def add_parser(verbs):
+    p = add_verb(
+        verbs,
+        "screen",
+        run,
+        "Add a screen to a bundle: a small network that spares the scorer the records that are clearly normal.",
+        "screen models/payments --data history.ndjson.gz --label fraud",
+    )
+    add_bundle(p, "; changed in place")
+    add_data(p)
+    add_max_rows(p)
+    add_seed(p)
+    p.add_argument("--out", type=Path, metavar="DIR", help="leave BUNDLE as it is and write the new one here")
+
+
+def run(args):
+    from ..bundle.export import check_out, write
+    from ..bundle.screen import add_screen, summary
+    from ..bundle.served import Served
+
+    out = args.out or args.bundle
+    check_out(out)
+    served = Served(args.bundle)
+    table, label = read_labelled_like(data_source(args), served.manifest)
+    X, accepted, refused = encode(split_by_label(table, label)[0], served.features)
+    for reason, count in refused.most_common(10):
+        say(f"left out {count} rows that the schema refuses: {reason}")
+    files, answers = add_screen(served, X[accepted], args.seed)
+    write(out, files)
+    print(*summary(served, files, answers, X[accepted]), sep="\n")
+    print(f'wrote {out}; next: screen.mode = "audit", then "on"')

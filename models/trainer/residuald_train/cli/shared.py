@@ -1,0 +1,141 @@
+"""Arguments and checks that several verbs share."""
+
+import argparse
+from pathlib import Path
+
+from .. import TrainerError
+from ..tabular.labels import MAX_ROWS, DataSource
+
+MAX_CONTAMINATION = 0.2
+RECIPES = "kernel", "blind", "hybrid", "ddim", "best"  # the keys of tabular.recipes.RECIPES, without importing torch
+LAYOUTS = (
+    "DIR: train/good, test/CLASS and ground_truth/CLASS/STEM_mask.png (Anomalib's layout); with --normal NAME a folder "
+    "for each class, masks beside the images as STEM.png; otherwise any folder of normal images."
+)
+
+
+def add_verb(verbs, name, run, text, example):
+    """-> the verb's parser; `run(args)` is called for it."""
+    p = verbs.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  residuald-train {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.set_defaults(run=run)
+    return p
+
+
+def add_data(p, required=True):
+    p.add_argument("--data", nargs="+", required=required, metavar="FILE", help=".csv .parquet .ndjson (also .gz) .npz")
+    p.add_argument("--label", metavar="COL", help="column that tells normal rows; never a feature")
+    p.add_argument("--normal", metavar="VALUE", help="its value on normal rows (default 0)")
+
+
+def add_drop(p):
+    p.add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
+
+
+def add_bundle(p, more=""):
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help=f"the bundle's folder, of kind tabular{more}")
+
+
+def add_max_rows(p):
+    p.add_argument(
+        "--max-rows",
+        type=int,
+        default=MAX_ROWS,
+        metavar="N",
+        help=f"with more rows, draw N at random over all files (default {MAX_ROWS:,})",
+    )
+
+
+def add_seed(p):
+    p.add_argument("--seed", type=int, default=0, help="default 0")
+
+
+def data_source(args):
+    """Parsed arguments -> DataSource; a verb without --drop, --max-rows or --seed gets their defaults."""
+    given = {name: getattr(args, name) for name in ("drop", "max_rows", "seed") if hasattr(args, name)}
+    return DataSource(args.data, args.label, args.normal, **given)
+
+
+def require(*checks):
+    """Each check is (option, whether it holds, what it must be). Raises TrainerError for the first that fails."""
+    for option, holds, rule in checks:
+        if not holds:
+            raise TrainerError(f"{option} must {rule}")
+
+
+def check_contamination(share):
+    rule = f"be a share from 0 to {MAX_CONTAMINATION}: anything more common counts as normal"
+    require(("--contamination", 0 <= share <= MAX_CONTAMINATION, rule))
+
+
+def positive_or_default(value):
+    return value is None or value > 0
+
+
+def add_images(p):
+    """The options of training on images."""
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of images")
+    p.add_argument("--normal", metavar="NAME", help="the normal class's folder, in a folder of classes")
+    p.add_argument("--groups", type=Path, metavar="CSV", help="image,tile: images of one tile stay on one side")
+    p.add_argument("--recipe", choices=["blind", "ddim"], default="blind", help="default blind")
+    p.add_argument("--size", type=size, default=(256, 256), metavar="N or HxW", help="of the model's input (256)")
+    p.add_argument("--channels", type=int, choices=[1, 3], default=1, help="1 gray (default), 3 colour")
+    p.add_argument("--tiles", type=tiles, metavar="SCALE,OVERLAP", help="cut large images: 0.5,32 resizes by 0.5")
+    p.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
+    p.add_argument("--minutes", type=float, help="end training earlier, its schedule with it")
+    p.add_argument("--batch", type=int, help="images for each step (default: the recipe's)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default auto")
+    p.add_argument("--amp", action="store_true", default=None, help="bfloat16 (default: on a GPU)")
+    p.add_argument("--threads", type=int, help="of the CPU (default: all)")
+
+
+def size(text):
+    """ "256" or "256x128" -> (height, width)."""
+    h, _, w = text.lower().partition("x")
+    return int(h), int(w or h)
+
+
+def tiles(text):
+    """ "0.5,32" -> Tiles(scale, overlap in pixels)."""
+    from ..images.pixels import Tiles
+
+    scale, _, overlap = text.partition(",")
+    return Tiles(float(scale), int(overlap or 0))
+
+
+def image_shape(args):
+    """Checks the options of `add_images` -> Shape."""
+    from ..images.pixels import Shape
+
+    h, w = args.size
+    require(
+        ("--size", min(h, w) >= 32 and max(h, w) <= 512, "be 32 to 512 pixels"),
+        ("--tiles", not args.tiles or args.tiles.scale > 0, "have a positive scale"),
+        ("--tiles", not args.tiles or 0 <= args.tiles.overlap < min(h, w), "have an overlap smaller than a tile"),
+        ("--steps", positive_or_default(args.steps), "be a positive number"),
+        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
+        ("--batch", args.batch is None or args.batch > 1, "be two or more"),
+        ("--threads", positive_or_default(args.threads), "be a positive number"),
+    )
+    return Shape(h, w, args.channels, args.tiles)
+
+
+def image_options(args, seed):
+    """-> the recipe's Options."""
+    import torch
+
+    from ..images import ddim, train
+
+    available = torch.cuda.is_available()
+    if args.device == "cuda" and not available:
+        raise TrainerError("--device cuda: torch finds no GPU here")
+    device = "cuda" if available and args.device != "cpu" else "cpu"
+    given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
+    given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device, "seed": seed}
+    options = train.Options if args.recipe == "blind" else ddim.Options
+    return options(**{k: v for k, v in given.items() if v is not None})

@@ -1,0 +1,87 @@
+"""`residuald-train tabular`: trains on a table. The training itself is `tabular/pipeline.py`."""
+
+from pathlib import Path
+
+from .shared import (
+    RECIPES,
+    add_data,
+    add_drop,
+    add_max_rows,
+    add_seed,
+    add_verb,
+    check_contamination,
+    data_source,
+    require,
+)
+
+
+def add_parser(verbs):
+    p = add_verb(
+        verbs,
+        "tabular",
+        run,
+        "Train on normal rows and export a bundle.",
+        "tabular --data history.ndjson.gz --schema schema.json --label fraud --out models/payments",
+    )
+    add_data(p)
+    add_drop(p)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
+    p.add_argument("--name", help="the model's name (default: the folder's)")
+    p.add_argument("--version", default="1", help="the model's version (default 1)")
+    p.add_argument("--schema", type=Path, metavar="FILE", help="an edited schema (default: guess one)")
+    p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
+    p.add_argument(
+        "--contamination",
+        type=float,
+        default=0,
+        metavar="SHARE",
+        help="suspected share of unlabelled anomalies: that many of the strangest rows are left out",
+    )
+    add_max_rows(p)
+    add_seed(p)
+    p.add_argument("--recipe", choices=RECIPES, default="best", help="what scores (default best); see README.md")
+    p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
+    p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel: none")
+    p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
+    p.add_argument(
+        "--nearest",
+        nargs="?",
+        const=True,
+        metavar="COL",
+        help="keep normal records in the bundle (one for each center of the kernel, the schema's fields, COL as their "
+        "id) for the daemon to show beside an anomaly; they are stored as they came",
+    )
+    p.add_argument("--segment", metavar="COL", help="calibrate by the values of this column: a threshold for each")
+    p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+
+
+def run(args):
+    source = data_source(args)
+    check_contamination(args.contamination)
+    from ..tabular.pipeline import MIN_ROWS, Settings, train_bundle
+
+    require(
+        ("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"),
+        ("--steps", args.steps > 0, "be a positive number"),
+        ("--width", args.width > 0, "be a positive number"),
+        ("--coreset", args.coreset > 1, "be two or more"),
+        ("--max-rows", args.max_rows >= MIN_ROWS, f"be at least {MIN_ROWS}"),
+    )
+    settings = Settings(
+        source,
+        out=args.out,
+        name=args.name or args.out.resolve().name,
+        version=args.version,
+        schema=args.schema,
+        recipe=args.recipe,
+        seed=args.seed,
+        steps=args.steps,
+        width=args.width,
+        coreset=args.coreset,
+        held_out=args.held_out,
+        contamination=args.contamination,
+        nearest=args.nearest,
+        segment=args.segment,
+        dry_run=args.dry_run,
+    )
+    train_bundle(settings)

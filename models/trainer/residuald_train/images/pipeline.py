@@ -1,0 +1,108 @@
+"""The whole training on images, from a folder to a bundle: `residuald-train images`."""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import TrainerError
+from ..bench.metrics import image_metrics
+from ..bundle.export import check_out, write
+from ..bundle.served import run_onnx, session
+from ..report.sheet import training_sheets
+from . import ddim, train
+from .data import fingerprint, read_folder, split
+from .export import BATCH, make_bundle
+from .pixels import Shape, image_scores, to_rows
+
+MIN_IMAGES = 16
+QUANTILES = 0.5, 0.9, 0.99, 1
+COST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `residuald-train images`."""
+
+    data: Path  # the folder of images
+    normal: str | None  # the normal class's folder, in a folder of classes
+    groups: Path | None  # CSV of images that belong together
+    shape: Shape
+    recipe: str
+    options: train.Options | ddim.Options
+    out: Path
+    name: str
+    version: str
+    held_out: float  # share of the normal images that calibrates
+    seed: int
+    resume: bool
+    checkpoint: Path | None
+    samples: Path | None  # folder for contact sheets
+    denoiser: bool  # put denoiser.onnx and its schedule into the bundle
+    dry_run: bool
+
+
+def train_bundle(settings):
+    """Trains on the images of `settings.data` and writes the bundle to `settings.out`."""
+    check_out(settings.out)
+    good, labelled = read_folder(settings.data, settings.normal, settings.groups)
+    recorded = asdict(settings.options) | {"recipe": settings.recipe, "held_out": settings.held_out}
+    about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
+    print("options:", json.dumps(about | recorded))
+    print("input:", json.dumps(settings.shape.manifest()))
+    groups = len({image.group for image in good})
+    print(f"images: {len(good)} normal, {len(labelled)} labelled; {groups} groups of normal ones")
+    if settings.dry_run:
+        return
+    if len(good) < MIN_IMAGES:
+        raise TrainerError(f"{len(good)} normal images; training needs at least {MIN_IMAGES}")
+
+    fit_on, held_out = split(good, settings.held_out, settings.seed)
+    print(f"split: {len(fit_on)} to train on, {len(held_out)} held out, by group")
+    x, _ = to_rows(fit_on, settings.shape)
+    scorer, checkpoint, minutes = fit(settings, x)
+
+    y, owner = to_rows(held_out, settings.shape)
+    training = {"seed": settings.seed, "rows": len(fit_on), "held_out_rows": len(held_out), "steps": scorer.steps}
+    training |= {"minutes": round(minutes, 1), "data": fingerprint(good), "options": recorded}
+    facts = {"name": settings.name, "version": settings.version, "training": training}
+    more = ddim.denoiser_files(scorer) if settings.denoiser else {}
+    files, parity, score = make_bundle(scorer, y, owner, facts, more)
+    write(settings.out, files)
+    if not settings.checkpoint:
+        os.unlink(checkpoint)
+    print_summary(files["model.onnx"], settings.shape, y, score, parity, labelled)
+    print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def fit(settings, x):
+    """x uint8 [n, H, W, C] -> (Scorer, the checkpoint's file, minutes of training)."""
+    out = settings.out.resolve()
+    checkpoint = settings.checkpoint or out.with_name(out.name + ".checkpoint")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    recipe = train if settings.recipe == "blind" else ddim
+    sheet = training_sheets(settings.samples) if settings.samples else None
+    began = time.monotonic()
+    scorer = recipe.fit(settings.shape, x, settings.options, checkpoint, settings.resume, sheet)
+    return scorer, checkpoint, (time.monotonic() - began) / 60
+
+
+def print_summary(model, shape, y, score, parity, labelled):
+    """Prints quantiles of the held-out scores, the cost, the parity, and AUROC if there are labelled images."""
+    run = session(model)
+    quantiles = zip(QUANTILES, np.quantile(score, QUANTILES), strict=True)
+    print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
+    rows, began = y[np.arange(COST_ROWS) % len(y)], time.perf_counter()
+    run_onnx(run, rows, 1)
+    cost = (time.perf_counter() - began) / len(rows) * 1e3
+    print(f"cost: {cost:.1f} ms a row of {shape.height}x{shape.width} on one core")
+    print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
+    if labelled:
+        x, owner = to_rows(labelled, shape)
+        found = image_scores(run_onnx(run, x, BATCH)[0], owner)
+        labels = ["good"] * len(score) + [image.label for image in labelled]
+        measured = image_metrics(np.concatenate([score, found]), labels)
+        print("detection (AUROC x 100):", ", ".join(f"{k} {100 * v:.1f}" for k, v in measured.items()))

@@ -1,0 +1,59 @@
+"""Makes the bundle of a tabular model: graph, calibration, golden records and manifest."""
+
+import json
+
+import numpy as np
+
+from .. import TrainerError
+from ..bundle.calibrate import calibrate
+from ..bundle.export import as_json, make_manifest, to_onnx
+from ..bundle.golden import golden_lines, golden_records
+from ..bundle.parity import MARGIN, allowed_error, check_parity, rounding_sensitivity, tolerance
+from ..bundle.served import run_onnx, session
+from .decode import decode, parse_record
+from .features import schema_to_json
+from .scorer import run_torch
+
+PARITY_ROWS = 20_000
+
+
+def make_bundle(scorer, features, held_out, records, facts, segment=None, segment_values=None, more=None):
+    """-> ({name: bytes}, parity error, held-out scores [n]). Writes nothing. Raises TrainerError.
+
+    `held_out`: float32 [n, F], normal rows that calibrate. `records`: normal records that golden ones are drawn from.
+    `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by;
+    `segment_values` [n]: what the held-out rows hold there. `more`: {name: bytes}, files that not every bundle has.
+    """
+    model = to_onnx(scorer)
+    lines, golden = robust_golden(scorer, features, records, facts["training"]["seed"])
+    parity = check_parity(scorer, model, np.concatenate([golden, held_out[:PARITY_ROWS]]))
+    run = session(model)
+    score, residual, _ = run_onnx(run, held_out)
+    files = {
+        "model.onnx": model,
+        "calibration.json": as_json(calibrate(score, residual, segment, segment_values)),
+        "golden.ndjson": golden_lines(lines, run_onnx(run, golden)[0]),
+        **(more or {}),
+    }
+    manifest = make_manifest(
+        files, facts, schema_to_json(features), scorer.facts(), tolerance(scorer), {"curves": scorer.curves}
+    )
+    return files | {"manifest.json": manifest}, parity, score
+
+
+def robust_golden(scorer, features, records, seed):
+    """-> (golden records as JSON texts, their rows float32 [k, F]), without those whose scores depend on rounding."""
+    lines = [
+        json.dumps(record, ensure_ascii=False, allow_nan=False)
+        for record in golden_records(features, records, np.random.default_rng(seed))
+    ]
+    golden = np.stack([decode(parse_record(line), features) for line in lines])
+    # Another processor may round differently; a golden score that changed for that would prove nothing.
+    allowed = allowed_error(scorer, run_torch(scorer, golden)[0])
+    robust = MARGIN * rounding_sensitivity(scorer, golden) <= allowed
+    if not robust.any():
+        raise TrainerError(
+            "every golden score depends on how the record's numbers are rounded, so the bundle could not prove itself. "
+            "If columns hold only a few different values, make them categorical in the schema"
+        )
+    return [line for line, keep in zip(lines, robust, strict=True) if keep], golden[robust]

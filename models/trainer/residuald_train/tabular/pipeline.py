@@ -1,0 +1,160 @@
+"""The whole training of a table, from files of records to a bundle: `residuald-train tabular`."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import TrainerError
+from ..bench.metrics import auroc
+from ..bundle import nearest
+from ..bundle.export import check_out, write
+from ..bundle.served import microseconds_a_row, run_onnx, session
+from ..console import say
+from .contamination import suspects
+from .export import make_bundle
+from .features import encode, load_schema, schema_to_json
+from .labels import DataSource, check_column, read_labelled, split_by_label
+from .schema_inference import infer_schema
+from .train import Options, fit, split
+
+MIN_ROWS = 32
+GOLDEN_CANDIDATES = 1000  # held-out rows that golden records are drawn from
+QUANTILES = 0.5, 0.9, 0.99, 0.999, 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `residuald-train tabular`."""
+
+    source: DataSource
+    out: Path
+    name: str
+    version: str
+    schema: Path | None
+    recipe: str
+    seed: int
+    steps: int
+    width: int
+    coreset: int
+    held_out: float  # share of the normal rows that calibrates
+    contamination: float  # suspected share of unlabelled anomalies
+    nearest: str | bool | None  # keep normal records: the column of their ids, or True without ids
+    segment: str | None  # the column to calibrate by
+    dry_run: bool
+
+
+def train_bundle(settings):
+    """Trains on the files of `settings.source` and writes the bundle to `settings.out`."""
+    check_out(settings.out)
+    features, label = load_schema(settings.schema) if settings.schema else (None, None)
+    table, label = read_labelled(settings.source, label)
+    normals, anomalies = split_by_label(table, label)
+    features = choose_features(features, normals, label, settings)
+
+    options = Options(settings.recipe, settings.seed, settings.steps, width=settings.width, coreset=settings.coreset)
+    recorded = options_of_manifest(options, label, settings)
+    about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
+    print("options:", json.dumps(about | recorded))
+    print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
+    if settings.dry_run:
+        return
+
+    rows = select_rows(normals, features, settings)
+    scorer = fit(features, rows.X[rows.train], options)
+
+    training = {"seed": settings.seed} | rows.facts
+    training |= {"rows": len(rows.train), "held_out_rows": len(rows.held_out), "data": table.files, "options": recorded}
+    files, parity, score = make_bundle(
+        scorer,
+        features,
+        held_out=rows.X[rows.held_out],
+        records=[normals.record(int(row)) for row in rows.held_out[:GOLDEN_CANDIDATES]],
+        facts={"name": settings.name, "version": settings.version, "training": training},
+        segment=settings.segment,
+        segment_values=normals.columns[settings.segment][rows.held_out].tolist() if settings.segment else None,
+        more=nearest_files(scorer, rows, normals, options, settings.nearest),
+    )
+    write(settings.out, files)
+    print_summary(files["model.onnx"], features, score, parity, rows.X[rows.held_out], anomalies)
+    print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+@dataclass
+class Rows:
+    """The encoded normal rows and how they are used."""
+
+    X: np.ndarray  # float32 [n, F]
+    train: np.ndarray  # row numbers
+    held_out: np.ndarray  # row numbers; these calibrate
+    facts: dict  # for the manifest
+
+
+def choose_features(features, table, label, settings):
+    """The schema's features, or guessed ones, without the label and --drop. Checks --nearest and --segment."""
+    if settings.nearest not in (None, True):
+        check_column(table, settings.nearest, "--nearest")
+    if features is None:
+        features = infer_schema(table, label, settings.source.drop)
+    features = [f for f in features if f.path not in settings.source.drop and not (label and f.path == label["path"])]
+    if settings.segment:
+        check_segment(settings.segment, table, features)
+    return features
+
+
+def check_segment(path, table, features):
+    check_column(table, path, "--segment")
+    for feature in features:
+        if feature.path.startswith(path + ".") or path.startswith(feature.path + "."):
+            raise TrainerError(f"--segment: `{path}` cannot hold a value, because a feature is at `{feature.path}`")
+
+
+def options_of_manifest(options, label, settings):
+    recorded = asdict(options) | {"held_out": settings.held_out, "max_rows": settings.source.max_rows, "label": label}
+    recorded |= {"segment": settings.segment} if settings.segment else {}
+    return recorded | {"contamination": settings.contamination}
+
+
+def select_rows(table, features, settings):
+    """Encodes the normal rows, leaves out refused and suspected ones, and splits the others -> Rows."""
+    X, accepted, refused = encode(table, features)
+    for reason, count in refused.most_common(10):
+        say(f"left out {count} rows that the schema refuses: {reason}")
+    kept, facts = np.flatnonzero(accepted), {}
+    if settings.contamination and len(kept):
+        suspected = suspects(features, X[kept], settings.contamination, settings.seed)
+        kept, facts["suspected_rows"] = kept[~suspected], int(suspected.sum())
+        print(
+            f"suspected: {suspected.sum()} rows are left out of training and calibration as likely anomalies; if they "
+            f"were normal, the false-alarm rate will exceed the requested one by up to {settings.contamination:g}"
+        )
+    if len(kept) < MIN_ROWS:
+        raise TrainerError(f"{len(kept)} normal rows fit the schema; training needs at least {MIN_ROWS}")
+    train, held_out = split(len(kept), settings.held_out, settings.seed)
+    print(f"rows: {len(train)} to train on, {len(held_out)} held out")
+    return Rows(X, kept[train], kept[held_out], facts)
+
+
+def nearest_files(scorer, rows, table, options, column):
+    """The files of `--nearest`, if it is given: `column` names the ids, True means without ids."""
+    if not column:
+        return {}
+    ids = None if column is True else column
+    return nearest.files(scorer, rows.X[rows.train], options, table.take(rows.train), ids)
+
+
+def print_summary(model, features, score, parity, held_out, anomalies):
+    """Prints quantiles of the held-out scores, the cost, the parity, and AUROC if there are labelled anomalies."""
+    run = session(model)
+    quantiles = zip(QUANTILES, np.quantile(score, QUANTILES), strict=True)
+    cost = microseconds_a_row(run, np.resize(held_out, (16_384, len(features))), rounds=1)
+    print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
+    print(f"cost: {cost:.1f} µs a row on one core, in batches of 256")
+    print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
+    if anomalies is None or not anomalies.rows:
+        return
+    X, accepted, _ = encode(anomalies, features)
+    if accepted.any():
+        area = auroc(score, run_onnx(run, X[accepted])[0])
+        print(f"detection: AUROC {area:.4f} ({accepted.sum()} labelled anomalies against the held-out normals)")
