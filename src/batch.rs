@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::bundle::SegmentId;
+use crate::dead_letter::DeadLetter;
 use crate::decode::RowError;
 use crate::picture::Finding;
-use crate::record::{Header, Record, Source};
+use crate::record::{Header, OwnedHeader, Record, Source};
 
 /// A batch with this much in it leaves whatever its number of records, so that large messages cannot fill the memory.
 const MAX_BYTES: usize = 1 << 20;
@@ -95,7 +96,7 @@ struct Stored {
     segment: Option<SegmentId>,
     trace: [Option<Range<usize>>; 2],
     /// All of them, for what may become a dead letter yet; else none.
-    headers: Vec<(String, Option<Vec<u8>>)>,
+    headers: Vec<OwnedHeader>,
 }
 
 /// A record of a batch as it was kept.
@@ -110,18 +111,7 @@ pub struct Kept<'b> {
     /// `traceparent` and `tracestate`.
     pub trace: [Option<(&'static str, &'b [u8])>; 2],
     /// All of them, if they were kept.
-    pub headers: &'b [(String, Option<Vec<u8>>)],
-}
-
-/// A record that could not become a row, as it came, and why.
-#[derive(Debug, Clone)]
-pub struct DeadLetter {
-    pub source: Source,
-    pub timestamp_ms: Option<i64>,
-    pub key: Option<Vec<u8>>,
-    pub payload: Vec<u8>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
-    pub error: RowError,
+    pub headers: &'b [OwnedHeader],
 }
 
 impl Kept<'_> {
@@ -370,14 +360,14 @@ impl Batch {
 
 /// Bytes of the headers as they are kept: names and values, each in an allocation of its own.
 fn headers_weigh(record: &Record<'_>) -> usize {
-    const EACH: usize = size_of::<(String, Option<Vec<u8>>)>() + 32;
+    const EACH: usize = size_of::<OwnedHeader>() + 32;
     let headers = record.headers.iter();
     headers
         .map(|(name, value)| EACH + name.len() + value.map_or(0, <[u8]>::len))
         .sum()
 }
 
-fn own_header((name, value): &Header<'_>) -> (String, Option<Vec<u8>>) {
+fn own_header((name, value): &Header<'_>) -> OwnedHeader {
     ((*name).to_owned(), value.map(<[u8]>::to_vec))
 }
 

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use crate::clip::clip;
 use crate::config;
-use crate::dead_letter::{Entry, Filter, Ledger, Letter, Obstacle, Places};
+use crate::dead_letter::{Entry, FailureHeaders, Filter, Ledger, Obstacle, Places};
 use crate::decode::Reason;
 use crate::kafka::history::{Bound, Ended, History, Range};
 use crate::record::Record;
@@ -216,7 +216,7 @@ impl Survey {
         format!("there are {}{more}", reasons.join(", "))
     }
 
-    fn take(&mut self, record: &Record<'_>, letter: &Letter<'_>) {
+    fn take(&mut self, record: &Record<'_>, letter: &FailureHeaders<'_>) {
         let name =
             |name: &Option<Cow<'_, str>>| clip(name.as_deref().unwrap_or(UNKNOWN)).into_owned();
         let reason = name(&letter.reason);
@@ -238,7 +238,7 @@ impl Survey {
         &self,
         places: &Places,
         stop: &Shutdown,
-        mut each: impl FnMut(&Record<'_>, &Letter<'_>) -> Result<ControlFlow<()>, Failure>,
+        mut each: impl FnMut(&Record<'_>, &FailureHeaders<'_>) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<Ended, Failure> {
         let ends = places.ends();
         if ends.is_empty() {
