@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::scores::{needed, rank};
+use super::score_distribution::{needed, rank};
 
 /// Thresholds: a probe that scores more is too easy to vouch for the anomalies to come, of which most score less.
 const HARD: f32 = 2.0;

@@ -18,9 +18,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::calibration::{PARTS, TAIL};
 use super::manifest::{Feature, Input};
-use super::scores::Scores;
+use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
 
 /// k: how many records of its own outweigh what a segment borrows.
 const BORROWED: f64 = 50.0;
@@ -52,7 +51,7 @@ pub struct SegmentId(pub u32);
 pub struct Segments {
     pub by: SegmentBy,
     /// Of all records, each score over the median of its segment; those without one make one together.
-    shape: Scores,
+    shape: ScoreDistribution,
     /// In the order of their values.
     pub values: Vec<Segment>,
 }
@@ -62,7 +61,7 @@ pub struct Segments {
 pub struct Segment {
     pub value: String,
     #[serde(flatten)]
-    pub scores: Scores,
+    pub scores: ScoreDistribution,
 }
 
 impl SegmentBy {
@@ -102,7 +101,7 @@ impl fmt::Display for SegmentBy {
 
 impl Segments {
     /// The scores of all records, each over the median of its segment.
-    pub fn shape(&self) -> &Scores {
+    pub fn shape(&self) -> &ScoreDistribution {
         &self.shape
     }
 
@@ -131,7 +130,7 @@ impl Segments {
 
         let mut relative = Vec::with_capacity(scores.len());
         let mut kept = |scores: Vec<f32>| {
-            let kept = Scores::of(scores.clone(), SEGMENT_PARTS, SEGMENT_TAIL);
+            let kept = ScoreDistribution::of(scores.clone(), SEGMENT_PARTS, SEGMENT_TAIL);
             let typical = typical(&kept);
             relative.extend(scores.iter().map(|score| (score / typical).min(f32::MAX)));
             kept
@@ -146,7 +145,7 @@ impl Segments {
         }
         (!values.is_empty()).then(|| Segments {
             by,
-            shape: Scores::of(relative, PARTS, TAIL),
+            shape: ScoreDistribution::of(relative, PARTS, TAIL),
             values,
         })
     }
@@ -211,7 +210,7 @@ impl Segments {
 }
 
 /// The median, by which scores of a segment become comparable with those of others.
-fn typical(scores: &Scores) -> f32 {
+fn typical(scores: &ScoreDistribution) -> f32 {
     match scores.quantile(0.5) {
         median if median > 0.0 => median,
         _ => 1.0,

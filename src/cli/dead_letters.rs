@@ -274,7 +274,7 @@ mod tests {
     fn what_is_shown_cannot_steer_a_terminal() {
         assert_eq!(
             escaped("a\u{1b}[2Jb\n\u{202e}ü"),
-            "a\\u{1b}[2Jb\\n\\u{202e}ü"
+            "a\\u001b[2Jb\\u000a\\u202eü"
         );
     }
 }
