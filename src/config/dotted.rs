@@ -62,3 +62,57 @@ fn rank(value: &Value) -> usize {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{SMALLEST, load};
+
+    #[test]
+    fn client_settings_need_no_quotes_around_their_dots() {
+        let text = format!(
+            "{SMALLEST}\n[kafka.client]\n\"sasl.username\" = \"quoted\"\n\"ssl.ca.location\" = \"/no/such/file\"\nsasl.mechanism = \"PLAIN\"\n\
+             ssl.key.password.env = \"PATH\"\n[kafka.client.security]\nprotocol = \"sasl_ssl\""
+        );
+        let variables = [
+            ("RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD", "variable"),
+            ("RESIDUALD__KAFKA__CLIENT__SASL__USERNAME", "variable"),
+            ("RESIDUALD__KAFKA__CLIENT__CLIENT_ID", "variable"),
+        ];
+        let flags = [
+            "kafka.client.sasl.mechanism=OAUTHBEARER",
+            "kafka.client.client.id=flag",
+            "kafka.client.ssl.ca.location=probe",
+            "kafka.client.sasl.oauthbearer.assertion.file=/the/assertion",
+            "kafka.client.sasl.oauthbearer.token.endpoint.url=http://idp/token",
+            "kafka.consumer.fetch.wait.max.ms=7",
+            "kafka.producer.\"linger.ms\"=3",
+        ];
+        let config = load(&text, &variables, &flags).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        assert_eq!(
+            config.kafka.client.iter().collect::<Vec<_>>(),
+            [
+                ("client.id", "flag"),
+                ("sasl.mechanism", "OAUTHBEARER"),
+                ("sasl.oauthbearer.assertion.file", "/the/assertion"),
+                ("sasl.oauthbearer.token.endpoint.url", "http://idp/token"),
+                ("sasl.password", "variable"),
+                ("sasl.username", "variable"),
+                ("security.protocol", "sasl_ssl"),
+                ("ssl.ca.location", "probe"),
+                ("ssl.key.password", path.as_str()),
+                ("topic.metadata.refresh.interval.ms", "10000"),
+            ]
+        );
+        assert_eq!(config.kafka.consumer.get("fetch.wait.max.ms"), Some("7"));
+        assert_eq!(config.kafka.producer.get("linger.ms"), Some("3"));
+        let client = config.effective.iter();
+        let mechanism: Vec<_> = client
+            .filter(|e| e.key == "kafka.client.\"sasl.mechanism\"")
+            .map(|e| e.origin.as_str())
+            .collect();
+        assert_eq!(mechanism, ["--set"]);
+        let error = load(SMALLEST, &[], &["kafka.client.group.id=other"]).unwrap_err();
+        assert!(error.contains("`group.id` is set by residuald"), "{error}");
+    }
+}

@@ -9,7 +9,7 @@ use config::{Value, ValueKind};
 use crate::bundle::sha256_hex;
 
 use super::dotted;
-use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
+use super::secret::{HIDDEN, Secret, Secrets, is_secret, resolve, user_of, without_user};
 
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
 #[derive(Clone, Default, PartialEq)]
@@ -446,30 +446,6 @@ pub fn set_origin(value: &mut Value, origin: &str) {
     *value = Value::new(Some(&origin), kind);
 }
 
-/// The text of a client setting and whether it was brought from elsewhere: `{ env = … }` or `{ file = … }`.
-fn resolve(value: &Value) -> Result<(String, bool), String> {
-    let ValueKind::Table(table) = &value.kind else {
-        let text = value.clone().into_string();
-        return text
-            .map(|text| (text, false))
-            .map_err(|_| "expected a text, a number or a boolean".into());
-    };
-    let only = table.iter().next().filter(|_| table.len() == 1);
-    let (how, place) = match only {
-        Some((how, place)) => (how.as_str(), place.to_string()),
-        None => ("", String::new()),
-    };
-    match how {
-        "env" => std::env::var(&place)
-            .map(|text| (text, true))
-            .map_err(|_| format!("the environment variable {place} is not set")),
-        "file" => std::fs::read_to_string(&place)
-            .map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true))
-            .map_err(|e| format!("{place}: {e}")),
-        _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
-    }
-}
-
 /// Files that librdkafka reads at start; its own errors do not say what is wrong with them.
 fn unreadable(name: &str, path: &str) -> Option<String> {
     const FILES: [&str; 7] = [
@@ -487,22 +463,6 @@ fn unreadable(name: &str, path: &str) -> Option<String> {
     }
     let opened = std::fs::File::open(path);
     opened.err().map(|e| format!("{path}: {e}"))
-}
-
-/// By its name; what librdkafka itself hides is among it.
-pub fn is_secret(name: &str) -> bool {
-    const PARTS: [&str; 9] = [
-        "password",
-        "passphrase",
-        "secret",
-        "token",
-        "key.pem",
-        "oauthbearer.config",
-        "oauthbearer.extensions",
-        "kinit.cmd",
-        "jaas",
-    ];
-    PARTS.iter().any(|part| name.contains(part)) && !name.ends_with(".url")
 }
 
 /// A value as TOML would have it.

@@ -37,3 +37,26 @@ fn last_line(error: &str) -> &str {
     let last = error.lines().last().unwrap_or(error);
     last.trim_start_matches("error: ")
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{SMALLEST, load};
+
+    #[test]
+    fn a_topic_is_a_name_or_a_pattern() {
+        let loaded = |topics: &str| load(SMALLEST, &[], &[&format!("kafka.topics={topics}")]);
+        for fine in ["a.b_c-D", "[\"^pay-.*\", \"x\"]", "^pay-(eu|us)$"] {
+            loaded(fine).unwrap();
+        }
+        for (wrong, problem) in [
+            ("[\"^pay-(\"]", "`^pay-(` is no pattern: unclosed group"),
+            ("^(?!dead).*", "look-around"),
+            ("^a{1,2}", "needs a list"),
+            ("pay-*", "`pay-*` is no topic"),
+            ("[\"two words\"]", "`two words` is no topic"),
+        ] {
+            let error = loaded(wrong).unwrap_err();
+            assert!(error.contains(problem), "{wrong}: {error}");
+        }
+    }
+}

@@ -29,8 +29,10 @@ pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input
         Ok(Input::Typed(TypeSource::Registry(format, schemas)))
     };
     match &config.input {
-        config::Input::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
-        config::Input::Protobuf(SchemaSource::Registry(at), _) => registry(at, Format::Protobuf),
+        config::InputSettings::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
+        config::InputSettings::Protobuf(SchemaSource::Registry(at), _) => {
+            registry(at, Format::Protobuf)
+        }
         _ => Ok(Input::Json),
     }
 }
@@ -46,7 +48,7 @@ pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<Input, Failu
 
 /// The input, held against the bundle, if no registry is needed for it.
 pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Failure> {
-    use config::Input::{Avro, Image, Json, OfBundle, Protobuf};
+    use config::InputSettings::{Avro, Image, Json, OfBundle, Protobuf};
     let (asked, kind) = (&config.input, &bundle.manifest.input);
     match (asked, kind) {
         (OfBundle | Image, bundle::Input::Image(pixels)) => {
@@ -121,12 +123,12 @@ pub fn decode_written(
 
 /// The schema file, if the settings name one, held against the features.
 fn open_file(
-    settings: &config::Input,
+    settings: &config::InputSettings,
     features: &[Feature],
 ) -> Result<Option<RecordType>, Failure> {
     let (path, message) = match settings {
-        config::Input::Avro(SchemaSource::File(path)) => (path.as_path(), None),
-        config::Input::Protobuf(SchemaSource::File(path), message) => {
+        config::InputSettings::Avro(SchemaSource::File(path)) => (path.as_path(), None),
+        config::InputSettings::Protobuf(SchemaSource::File(path), message) => {
             (path.as_path(), message.as_deref())
         }
         _ => return Ok(None),

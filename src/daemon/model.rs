@@ -87,7 +87,7 @@ impl Loaded {
     ///
     /// # Errors
     /// There is none, or it cannot vouch for what is asked.
-    pub fn bounds(&self, settings: config::Screen) -> Result<Option<Bounds>, Failure> {
+    pub fn bounds(&self, settings: config::ScreenSettings) -> Result<Option<Bounds>, Failure> {
         if settings.mode == ScreenMode::Off {
             return Ok(None);
         }
@@ -107,7 +107,10 @@ impl Loaded {
     ///
     /// # Errors
     /// As [`Loaded::bounds`].
-    pub fn screenings(&mut self, settings: config::Screen) -> Result<Vec<Screening>, Failure> {
+    pub fn screenings(
+        &mut self,
+        settings: config::ScreenSettings,
+    ) -> Result<Vec<Screening>, Failure> {
         let Some(bounds) = self.bounds(settings)? else {
             return Ok(Vec::new());
         };

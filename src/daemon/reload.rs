@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 
 use crate::bundle::{self, Bundle, incompatibilities};
-use crate::config::{Config, Reloaded};
+use crate::config::{Config, Reloaded, log_filter};
 use crate::decode::Input;
 use crate::memory::Room;
 use crate::metrics::{Metrics, NOT_RELOADED};
@@ -143,7 +143,7 @@ impl Reloader {
         let level = &config.telemetry.log_level;
         // A level that was set over HTTP stays until the setting changes.
         if *level != self.config.telemetry.log_level
-            && let Ok(filter) = telemetry::filter(level)
+            && let Ok(filter) = log_filter::parse(level)
         {
             telemetry::set_log_level(filter);
         }

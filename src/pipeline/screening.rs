@@ -56,7 +56,11 @@ pub struct Screening {
 
 impl Screening {
     /// `None` if the settings want none.
-    pub fn new(screen: Screen, bounds: Bounds, settings: config::Screen) -> Option<Screening> {
+    pub fn new(
+        screen: Screen,
+        bounds: Bounds,
+        settings: config::ScreenSettings,
+    ) -> Option<Screening> {
         Some(Screening {
             screen,
             bounds,
