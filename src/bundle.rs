@@ -344,10 +344,7 @@ fn parse_json<T: serde::de::DeserializeOwned>(
 
 /// Lower-case hexadecimal, as in a manifest.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -25,9 +25,9 @@ mod topics;
 
 use std::path::Path;
 
+pub use self::http::{Http, TlsFiles};
 use crate::verdict::ThresholdRule;
 pub use batch::Batch;
-pub use self::http::{Http, TlsFiles};
 pub use inference::{Inference, Provider};
 pub use input::{Authorization, InputSettings, Pictures, SchemaRegistry, SchemaSource};
 pub use kafka::{Guarantee, Kafka, TRANSACTION_TIMEOUT_MS};

@@ -6,6 +6,8 @@ use std::fmt;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine as _};
 use config::{Value, ValueKind};
 
+use crate::text::percent_encoded;
+
 /// A password or token. Debug output hides it.
 #[derive(Clone, PartialEq)]
 pub struct Secret(String);
@@ -131,16 +133,11 @@ impl Secrets {
 /// A secret as it is, as JSON and Rust quote it, and as a URL has it.
 fn spellings(secret: &str) -> [String; 4] {
     let unquoted = |quoted: String| quoted[1..quoted.len() - 1].to_owned();
-    let in_url = |byte: u8| match byte {
-        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
     [
         secret.to_owned(),
         unquoted(serde_json::Value::from(secret).to_string()),
         unquoted(format!("{secret:?}")),
-        secret.bytes().map(in_url).collect(),
+        percent_encoded(secret),
     ]
 }
 

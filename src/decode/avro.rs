@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, UuidSchema};
+use uuid::Uuid;
 
 use super::schemas::SchemaText;
 use super::wire::Cursor;
@@ -225,12 +226,7 @@ fn text<'p>(cursor: &mut Cursor<'p>) -> Result<&'p str, RowError> {
 }
 
 fn uuid(cursor: &mut Cursor<'_>) -> Result<String, RowError> {
-    let [a, b, c, d, e, f, rest @ ..] = cursor.array::<16>()?.map(|byte| format!("{byte:02x}"));
-    let [g, h, i, j, node @ ..] = rest;
-    Ok(format!(
-        "{a}{b}{c}{d}-{e}{f}-{g}{h}-{i}{j}-{}",
-        node.concat()
-    ))
+    Ok(Uuid::from_bytes(cursor.array()?).to_string())
 }
 
 /// A decimal's bytes: of the size that the schema fixes, or after their length.

@@ -147,9 +147,7 @@ fn json_line(
             None => line["value"] = serde_json::Value::Null,
             Some(Ok(text)) => line["value"] = text.into(),
             Some(Err(_)) => {
-                let bytes = record.payload.unwrap_or_default().iter();
-                let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
-                line["value_hex"] = hex.into();
+                line["value_hex"] = hex::encode(record.payload.unwrap_or_default()).into();
             }
         }
     }
