@@ -2,6 +2,8 @@
 //!
 //! A batch owns its buffers and is used again and again, so a record costs copies, never allocations.
 
+mod scores;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,7 @@ use crate::dead_letter::DeadLetter;
 use crate::decode::RowError;
 use crate::picture::Finding;
 use crate::record::{Header, OwnedHeader, Record, Source};
+pub use scores::Scores;
 
 /// A batch with this much in it leaves whatever its number of records, so that large messages cannot fill the memory.
 const MAX_BYTES: usize = 1 << 20;
@@ -55,13 +58,9 @@ pub struct Batch {
     pub screened: Vec<Screened>,
     /// Filled by the scorer: what the model fails on, by its place among those that are scored, and why.
     pub refused: Vec<(usize, String)>,
-    /// Filled by the scorer, [scored].
-    pub scores: Vec<f32>,
-    /// Filled by the scorer, [scored, features].
-    pub residuals: Vec<f32>,
-    /// Filled by the scorer, [scored, features].
-    pub reconstructions: Vec<f32>,
-    /// Filled by the scorer of pictures, [records].
+    /// Filled by the scorer, a row for each record that is scored; of images only the scores.
+    pub scores: Scores,
+    /// Filled by the scorer of images, [records].
     pub sightings: Vec<Sighting>,
 }
 
@@ -325,7 +324,7 @@ impl Batch {
             _ => None,
         });
         let all = if self.screened.is_empty() {
-            &self.scores[..]
+            &self.scores.scores[..]
         } else {
             &[]
         };
@@ -352,8 +351,6 @@ impl Batch {
         self.screened.clear();
         self.refused.clear();
         self.scores.clear();
-        self.residuals.clear();
-        self.reconstructions.clear();
         self.sightings.clear();
     }
 }

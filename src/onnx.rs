@@ -1,10 +1,10 @@
 //! ONNX Runtime: the library, a session a worker, and the proof that a graph keeps the bundle's promises.
 
-mod apart;
 mod buckets;
 mod golden;
 mod interrupt;
 mod nearest;
+mod one_by_one;
 mod outputs;
 mod provider;
 mod runtime;
@@ -13,13 +13,13 @@ mod screen;
 
 use std::path::Path;
 
-pub use apart::Refused;
 pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
+pub use one_by_one::Refused;
 pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError};
-pub use scorer::{Scorer, ScorerError, Seen};
+pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::Screen;
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};

@@ -369,12 +369,7 @@ fn score(
             match &mut screening {
                 Some(screening) => screening.score(&mut scorer, &mut batch)?,
                 None => {
-                    batch.refused = scorer.score_apart(
-                        &batch.rows,
-                        &mut batch.scores,
-                        &mut batch.residuals,
-                        &mut batch.reconstructions,
-                    )?;
+                    batch.refused = scorer.score_or_refuse(&batch.rows, &mut batch.scores)?;
                 }
             }
             report(&batch.refused);

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::batch::Scores;
 use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine, SegmentBy, SegmentId};
 use crate::picture::{Finding, Region};
 
@@ -218,7 +219,18 @@ pub struct Scored<'b> {
     pub reconstruction: &'b [f32],
 }
 
-impl Scored<'_> {
+impl<'b> Scored<'b> {
+    /// The outputs for `row`, which was scored as number `place`.
+    pub fn at(scores: &'b Scores, place: usize, row: &'b [f32]) -> Scored<'b> {
+        let columns = place * row.len()..(place + 1) * row.len();
+        Scored {
+            score: scores[place],
+            row,
+            residual: &scores.residuals[columns.clone()],
+            reconstruction: &scores.reconstructions[columns],
+        }
+    }
+
     /// Why there is no verdict on it, if there can be none: a score measures a distance, and what explains it is finite.
     pub fn flaw(&self) -> Option<String> {
         if !is_score(self.score) {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::batch::Scores;
 use crate::bundle::{Bundle, manifest::Input};
 use crate::config::{Config, Inference, Provider};
 use crate::dataset::{self, Example};
@@ -15,7 +16,7 @@ use crate::decode::JsonDecoder;
 use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
 use crate::kafka::{Event, Source};
 use crate::metrics::Metrics;
-use crate::onnx::{Scorer, Seen};
+use crate::onnx::{ImageScores, Scorer};
 use crate::shutdown::Shutdown;
 use crate::status::{InForce, Status};
 use crate::telemetry;
@@ -486,7 +487,7 @@ fn score_share(
     let (values, width) = match rows {
         Rows::Table { values, width } => (values, *width),
         Rows::Pictures(pictures) => {
-            let mut seen = Seen::default();
+            let mut seen = ImageScores::default();
             for picture in pictures.iter().cycle().take(records) {
                 seen.clear();
                 scorer.score_pixels(picture, &mut seen)?;
@@ -494,7 +495,7 @@ fn score_share(
             return Ok(());
         }
     };
-    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+    let mut scores = Scores::default();
     let mut left = records;
     for batch in values.chunks(batch * width).cycle() {
         if left == 0 {
@@ -502,9 +503,7 @@ fn score_share(
         }
         let batch = &batch[..batch.len().min(left * width)];
         scores.clear();
-        residuals.clear();
-        reconstructions.clear();
-        scorer.score(batch, &mut scores, &mut residuals, &mut reconstructions)?;
+        scorer.score(batch, &mut scores)?;
         left -= scores.len();
     }
     Ok(())

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{Scorer, ScorerError, Seen};
+use super::{ImageScores, Scorer, ScorerError};
+use crate::batch::Scores;
 use crate::bundle::{Fault, Feature, Golden, Input, Pixels, Tolerance};
 use crate::decode::JsonDecoder;
 use crate::picture::{FIELD, Limits, Reader, highest};
@@ -74,19 +75,13 @@ fn score_rows(
             Err(e) => problems.push(unfit(line, &e)),
         }
     }
-    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
-    scorer.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+    let mut scores = Scores::default();
+    scorer.score(&rows, &mut scores)?;
     let width = features.len();
     let mut scored = Vec::new();
     for (at, (line, want)) in expected.into_iter().enumerate() {
-        let columns = at * width..(at + 1) * width;
-        let found = Scored {
-            score: scores[at],
-            row: &rows[columns.clone()],
-            residual: &residuals[columns.clone()],
-            reconstruction: &reconstructions[columns],
-        };
-        match found.flaw() {
+        let row = &rows[at * width..(at + 1) * width];
+        match Scored::at(&scores, at, row).flaw() {
             Some(flaw) => problems.push(format!("record {line} cannot be judged: {flaw}")),
             None => scored.push((line, want, scores[at])),
         }
@@ -101,13 +96,13 @@ fn score_pictures(
 ) -> Result<Outcome, ScorerError> {
     let reader = Reader::new(pixels, FIELD, Limits::default());
     let (mut scored, mut problems) = (Vec::new(), Vec::new());
-    let mut seen = Seen::default();
+    let mut scores = ImageScores::default();
     for (line, golden) in (1..).zip(records) {
         match reader.read(golden.record.get().as_bytes()) {
             Ok(picture) => {
-                seen.clear();
-                scorer.score_pixels(&picture.rows, &mut seen)?;
-                scored.push((line, golden.score, highest(&seen.scores)));
+                scores.clear();
+                scorer.score_pixels(&picture.rows, &mut scores)?;
+                scored.push((line, golden.score, highest(&scores.scores)));
             }
             Err(e) => problems.push(unfit(line, &e)),
         }

@@ -10,6 +10,7 @@ use super::buckets::{Buckets, padded};
 use super::interrupt::Interrupt;
 use super::outputs::values;
 use super::provider::{self, Placement};
+use crate::batch::Scores;
 use crate::bundle::{Fault, Input, Pixels};
 use crate::config::{Inference, Provider};
 
@@ -37,12 +38,12 @@ pub struct Scorer {
     pub placement: Placement,
 }
 
-/// Pixels whose room is kept from one picture to the next.
+/// Pixels whose memory is kept from one image to the next.
 const KEPT: usize = 1 << 20;
 
-/// What is said of rows of pixels.
+/// The model's outputs for rows of pixels, one after the other.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct ImageScores {
     /// [rows]
     pub scores: Vec<f32>,
     /// [rows, height, width]
@@ -51,7 +52,7 @@ pub struct Seen {
     pub reconstruction: Vec<u8>,
 }
 
-impl Seen {
+impl ImageScores {
     pub fn clear(&mut self) {
         self.scores.clear();
         self.heat.clear();
@@ -131,7 +132,7 @@ impl Scorer {
     }
 
     fn warm_up(&mut self) -> Result<(), ScorerError> {
-        let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+        let mut scores = Scores::default();
         for records in self.buckets.sizes().to_vec() {
             if self.provider != Provider::Cpu {
                 // TensorRT builds its engine in the first one, which can take minutes.
@@ -139,27 +140,21 @@ impl Scorer {
             }
             if self.pixels.is_some() {
                 let rows = vec![0; records * self.width];
-                self.score_pixels(&rows, &mut Seen::default())?;
+                self.score_pixels(&rows, &mut ImageScores::default())?;
                 continue;
             }
             let rows = vec![0.0; records * self.width];
-            self.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+            self.score(&rows, &mut scores)?;
         }
         Ok(())
     }
 
-    /// Scores `rows`, [records, features], any number of records. Appends [records] to `scores`, [records, features] to
-    /// `residuals` and `reconstructions`. A row's results are the same bits whatever its batch.
+    /// Scores `rows`, [records, features], any number of records, and appends to `scores`. A row's results are the same bits
+    /// whatever its batch.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
-    pub fn score(
-        &mut self,
-        rows: &[f32],
-        scores: &mut Vec<f32>,
-        residuals: &mut Vec<f32>,
-        reconstructions: &mut Vec<f32>,
-    ) -> Result<(), ScorerError> {
+    pub fn score(&mut self, rows: &[f32], scores: &mut Scores) -> Result<(), ScorerError> {
         for part in rows.chunks(self.largest() * self.width) {
             let records = part.len() / self.width;
             let bucket = self.buckets.fit(records);
@@ -172,10 +167,10 @@ impl Scorer {
                 .map_err(|e| self.interrupt.failure(e))?;
             let row = [bucket, self.width];
             let found = values(&outputs, MODEL, "score", &row[..1])?;
-            scores.extend_from_slice(&found[..records]);
+            scores.scores.extend_from_slice(&found[..records]);
             for (name, into) in [
-                ("residual", &mut *residuals),
-                ("reconstruction", &mut *reconstructions),
+                ("residual", &mut scores.residuals),
+                ("reconstruction", &mut scores.reconstructions),
             ] {
                 let found = values(&outputs, MODEL, name, &row)?;
                 into.extend_from_slice(&found[..part.len()]);
@@ -184,12 +179,16 @@ impl Scorer {
         Ok(())
     }
 
-    /// Scores `rows`, uint8 [rows, height, width, channels], any number of them; appends to `seen`. A row's results do not depend on
+    /// Scores `rows`, uint8 [rows, height, width, channels], any number of them; appends to `scores`. A row's results do not depend on
     /// the others; on the CPU, where each is run alone, to the bit.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
-    pub fn score_pixels(&mut self, rows: &[u8], seen: &mut Seen) -> Result<(), ScorerError> {
+    pub fn score_pixels(
+        &mut self,
+        rows: &[u8],
+        scores: &mut ImageScores,
+    ) -> Result<(), ScorerError> {
         let Some(Pixels {
             height,
             width,
@@ -210,13 +209,15 @@ impl Scorer {
                 .run_with_options(ort::inputs!["x" => x], runs)
                 .map_err(|e| self.interrupt.failure(e))?;
             let shape = [bucket, height, width, channels];
-            let scores: &[f32] = values(&outputs, MODEL, "score", &shape[..1])?;
+            let found: &[f32] = values(&outputs, MODEL, "score", &shape[..1])?;
             let heat: &[f32] = values(&outputs, MODEL, "residual", &shape[..3])?;
             let expected: &[u8] = values(&outputs, MODEL, "reconstruction", &shape)?;
-            seen.scores.extend_from_slice(&scores[..pictures]);
-            seen.heat
+            scores.scores.extend_from_slice(&found[..pictures]);
+            scores
+                .heat
                 .extend_from_slice(&heat[..pictures * height * width]);
-            seen.reconstruction
+            scores
+                .reconstruction
                 .extend_from_slice(&expected[..part.len()]);
         }
         Ok(())
@@ -227,9 +228,9 @@ impl Scorer {
         match self.pixels {
             None => {
                 let row = vec![0.0; self.width];
-                self.score(&row, &mut vec![], &mut vec![], &mut vec![])
+                self.score(&row, &mut Scores::default())
             }
-            Some(_) => self.score_pixels(&vec![0; self.width], &mut Seen::default()),
+            Some(_) => self.score_pixels(&vec![0; self.width], &mut ImageScores::default()),
         }
     }
 
@@ -238,12 +239,12 @@ impl Scorer {
         self.width
     }
 
-    /// Fills up what was not seen of the rows up to `values` values: scores that are no numbers, and nothing else.
-    pub(super) fn fill(&self, seen: &mut Seen, values: usize) {
+    /// Fills `scores` up to `values` values for rows that failed: their scores are not numbers, the rest is zero.
+    pub(super) fn fill(&self, scores: &mut ImageScores, values: usize) {
         let channels = self.pixels.map_or(1, |pixels| pixels.channels);
-        seen.scores.resize(values / self.width, f32::NAN);
-        seen.heat.resize(values / channels, 0.0);
-        seen.reconstruction.resize(values, 0);
+        scores.scores.resize(values / self.width, f32::NAN);
+        scores.heat.resize(values / channels, 0.0);
+        scores.reconstruction.resize(values, 0);
     }
 
     /// Ends what it does, from another thread.

@@ -11,7 +11,7 @@ use crate::batch::{Batch, Sighting};
 use crate::decode::{Reason, RowError};
 use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
-use crate::onnx::{Scorer, Seen};
+use crate::onnx::{ImageScores, Scorer};
 use crate::picture::{Picture, PictureError, Reader, highest};
 
 /// Pictures that wait for a scorer, decoded, at least.
@@ -104,7 +104,7 @@ impl Worker {
         steps: &Receiver<Step>,
         to_publish: &Sender<Batch>,
     ) -> Result<(), PipelineError> {
-        let mut seen = Seen::default();
+        let mut seen = ImageScores::default();
         let mut rows = Vec::new();
         while let Ok(first) = steps.recv() {
             let mut together = vec![first];
@@ -123,7 +123,7 @@ impl Worker {
             let pictures: Vec<&[u8]> = pictures.map(|p| p.rows.as_slice()).collect();
             let refused = self
                 .scorer
-                .score_pictures_apart(&pictures, &mut rows, &mut seen)?;
+                .score_images_or_refuse(&pictures, &mut rows, &mut seen)?;
             super::report(&refused);
             let mut refused = refused.into_iter().peekable();
             let seconds = started.elapsed().as_secs_f64() / rows_of(&together).max(1) as f64;
@@ -167,7 +167,7 @@ impl Worker {
             self.metrics.inference_seconds.observe(part.seconds);
             self.metrics.batch_size.observe(batch.scorable() as f64);
             batch.scoring = Some((part.started, Instant::now()));
-            batch.scores = part.scores;
+            batch.scores.scores = part.scores;
             batch.sightings = part.sightings;
         }
         batch
@@ -224,7 +224,13 @@ fn part<'w>(
 }
 
 impl Explain {
-    fn take(self, part: &mut Part, picture: &Picture, seen: &Seen, rows: std::ops::Range<usize>) {
+    fn take(
+        self,
+        part: &mut Part,
+        picture: &Picture,
+        seen: &ImageScores,
+        rows: std::ops::Range<usize>,
+    ) {
         let score = highest(&seen.scores[rows.clone()]);
         part.scores.push(score);
         if !score.is_finite() || !(self.all || score > self.threshold) {

@@ -557,14 +557,7 @@ impl Publisher {
 
 /// What the model says of record `i`, which is a row.
 fn scored(batch: &Batch, i: usize, place: usize) -> Scored<'_> {
-    let row = batch.row(i);
-    let columns = place * row.len()..(place + 1) * row.len();
-    Scored {
-        score: batch.scores[place],
-        row,
-        residual: &batch.residuals[columns.clone()],
-        reconstruction: &batch.reconstructions[columns],
-    }
+    Scored::at(&batch.scores, place, batch.row(i))
 }
 
 /// Why there can be no verdict on record `i`, if there can be none.

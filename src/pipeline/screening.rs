@@ -7,8 +7,8 @@ use crate::config::{self, ScreenMode};
 use crate::onnx::{Scorer, ScorerError, Screen};
 use crate::verdict::Judge;
 
-/// With the screen on, one record in so many is scored whatever the screen says.
-const AUDITED: u64 = 64;
+/// With the screen on, one record in this many is scored whatever the screen says.
+const AUDIT_ONE_IN: u64 = 64;
 
 /// What a record's screen must exceed for the scorer to be asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,12 +109,7 @@ impl Screening {
             screened.push(outcome);
         }
         batch.screened = screened;
-        batch.refused = scorer.score_apart(
-            &self.picked,
-            &mut batch.scores,
-            &mut batch.residuals,
-            &mut batch.reconstructions,
-        )?;
+        batch.refused = scorer.score_or_refuse(&self.picked, &mut batch.scores)?;
         Ok(())
     }
 }
@@ -122,7 +117,7 @@ impl Screening {
 /// By the offset alone, so that a replay audits the same records; hashed, as what comes may have a period.
 fn is_audited(offset: i64) -> bool {
     let hash = offset.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    hash >> (u64::BITS - AUDITED.ilog2()) == 0
+    hash >> (u64::BITS - AUDIT_ONE_IN.ilog2()) == 0
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::decode::RowError;
 use crate::evaluation::auroc;
 use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
 use crate::evaluation::pixels::{Binned, PixelRanking, stretch};
-use crate::onnx::{Scorer, Seen};
+use crate::onnx::{ImageScores, Scorer};
 use crate::picture::{Finding, Limits, Mask, PictureError, Reader, highest, mask, thumbnail};
 use crate::verdict::{Judge, Verdict};
 
@@ -147,7 +147,7 @@ impl Looking {
         &self,
         picture: &Picture,
         scorer: &mut Scorer,
-        seen: &mut Seen,
+        seen: &mut ImageScores,
     ) -> Result<Outcome, Failure> {
         let payload = read(&picture.path)?;
         let rows = match self.reader.read(&payload) {

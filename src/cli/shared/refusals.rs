@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(
             refusals.to_string(),
             format!(
-                "missing 5 (field `a`), wrong_type 3 ({long}…), malformed 2 (not JSON\\u{{1b}}[2J), other reasons 1"
+                "missing 5 (field `a`), wrong_type 3 ({long}…), malformed 2 (not JSON\\u001b[2J), other reasons 1"
             )
         );
         assert_eq!((refusals.count(), refusals.all().len()), (11, 4));
