@@ -9,7 +9,7 @@ mod replay;
 
 pub use headers::{ERRORS_PREFIX, FailureHeaders, OMITTED};
 pub use intervals::Intervals;
-pub use ledger::{Ledger, Places};
+pub use ledger::{Ledger, PartitionOffsets};
 pub use letter::DeadLetter;
 pub use marker::{BadMarker, Entry, Marker, discarded};
 pub use replay::{Filter, Obstacle, Revived};

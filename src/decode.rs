@@ -45,7 +45,7 @@ use typed::TypedDecoder;
 
 use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::clip::Clipped;
-use crate::picture::{PictureError, Reader};
+use crate::picture::{ImageReader, PictureError};
 
 /// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
 const MOST_JSON: usize = 4 << 20;
@@ -55,8 +55,8 @@ const MOST_JSON: usize = 4 << 20;
 pub enum Input {
     Json,
     Typed(TypeSource),
-    /// A [`Reader`] makes rows of them.
-    Pictures(Reader),
+    /// A [`ImageReader`] makes rows of them.
+    Pictures(ImageReader),
 }
 
 /// Reads records of one format into rows. One a thread.
@@ -71,7 +71,7 @@ pub struct Decoder {
 enum Payloads {
     Json(JsonDecoder),
     Typed(Box<TypedDecoder>),
-    Pictures(Reader),
+    Pictures(ImageReader),
 }
 
 /// Why a payload did not become a row.

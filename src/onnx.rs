@@ -20,7 +20,7 @@ pub use one_by_one::Refused;
 pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError};
 pub use scorer::{ImageScores, Scorer, ScorerError};
-pub use screen::Screen;
+pub use screen::ScreenSession;
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
 use crate::config::{Inference, Provider};
@@ -43,7 +43,7 @@ pub struct Loaded {
     pub scorers: Vec<Scorer>,
     pub golden: GoldenCheck,
     /// One a worker, of a bundle that has a screen.
-    pub screens: Vec<Screen>,
+    pub screens: Vec<ScreenSession>,
     /// Of a bundle that keeps normal records.
     pub nearest: Option<Nearest>,
 }
@@ -102,7 +102,7 @@ pub fn load_unless(
     let mut screens = Vec::new();
     if let (Some(screen), Some(golden)) = (&draft.screen, &draft.golden) {
         for _ in 0..inference.workers {
-            let made = Screen::new(&runtime, &screen.model, features.len(), max_records);
+            let made = ScreenSession::new(&runtime, &screen.model, features.len(), max_records);
             let Some(made) = faults.take(screen::MODEL, made)? else {
                 break;
             };

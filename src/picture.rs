@@ -118,7 +118,7 @@ pub enum PictureError {
 
 /// Reads payloads into rows for one model.
 #[derive(Debug, Clone)]
-pub struct Reader {
+pub struct ImageReader {
     pixels: Pixels,
     /// Dotted path.
     field: String,
@@ -143,10 +143,10 @@ impl Picture {
     }
 }
 
-impl Reader {
+impl ImageReader {
     /// Pictures for `pixels`; in a JSON object they are at `field`, a dotted path.
-    pub fn new(pixels: Pixels, field: &str, limits: Limits) -> Reader {
-        Reader {
+    pub fn new(pixels: Pixels, field: &str, limits: Limits) -> ImageReader {
+        ImageReader {
             pixels,
             field: field.to_owned(),
             limits,
@@ -170,7 +170,7 @@ impl Reader {
     /// the picture.
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// As [`ImageReader::read`].
     pub fn read_within<T>(
         &self,
         payload: &[u8],
@@ -230,10 +230,10 @@ impl Reader {
         rows().map_or(0, |rows| rows.saturating_mul(one))
     }
 
-    /// The picture of a payload, to look at: see [`thumbnail`]. `take` as in [`Reader::read_within`].
+    /// The picture of a payload, to look at: see [`thumbnail`]. `take` as in [`ImageReader::read_within`].
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// As [`ImageReader::read`].
     pub fn thumbnail<T>(
         &self,
         payload: &[u8],

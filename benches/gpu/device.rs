@@ -219,10 +219,10 @@ fn side_by_side<S: Send>(
     })
 }
 
-fn row_of(input: &residuald::bundle::Input) -> Vec<usize> {
+fn row_of(input: &residuald::bundle::ModelInput) -> Vec<usize> {
     match input {
-        residuald::bundle::Input::Tabular { features } => vec![features.len()],
-        residuald::bundle::Input::Image(p) => vec![p.height, p.width, p.channels],
+        residuald::bundle::ModelInput::Tabular { features } => vec![features.len()],
+        residuald::bundle::ModelInput::Image(p) => vec![p.height, p.width, p.channels],
     }
 }
 

@@ -1,8 +1,8 @@
-//! `calibration.json`: how held-out normal records score, which is what gives a score a meaning.
+//! `calibration.json`: the scores of held-out normal records, from which p-values and thresholds follow.
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::Input;
+use super::manifest::ModelInput;
 use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
 use super::segments::Segments;
 
@@ -35,7 +35,7 @@ impl Calibration {
     }
 
     /// Everything that is wrong with the calibration of a bundle that reads `input`, in words.
-    pub fn faults(&self, input: &Input) -> Vec<String> {
+    pub fn faults(&self, input: &ModelInput) -> Vec<String> {
         let features = input.features().len();
         let mut faults = self.all.faults();
         if self.residual_scale.len() != features {

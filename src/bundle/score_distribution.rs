@@ -94,7 +94,7 @@ impl ScoreDistribution {
         (1.0 + self.at_least(score)) / (self.count as f64 + 1.0)
     }
 
-    /// How many of the scores are at least as high; exact in the tail.
+    /// How many calibration scores are at least `score`; exact in the tail.
     pub fn at_least(&self, score: f32) -> f64 {
         if score > self.tail[0] || self.tail.len() == self.count {
             return (self.tail.len() - self.tail.partition_point(|&s| s < score)) as f64;

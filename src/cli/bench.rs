@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::batch::Scores;
-use crate::bundle::{Bundle, manifest::Input};
+use crate::bundle::{Bundle, manifest::ModelInput};
 use crate::config::{Config, Inference, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
@@ -320,7 +320,7 @@ impl Bench {
     fn decode(&self) -> Result<Cost, Failure> {
         let loaded = self.loaded()?;
         // A record that does not decode costs what it costs.
-        if let Input::Image(pixels) = loaded.bundle.manifest.input {
+        if let ModelInput::Image(pixels) = loaded.bundle.manifest.input {
             let reader = input::pictures(pixels);
             let meter = Meter::start(&[]);
             for payload in self.payloads() {
@@ -361,7 +361,7 @@ impl Bench {
 
     /// The sample, decoded.
     fn rows(&self, bundle: &Bundle) -> Result<Rows, Failure> {
-        if let Input::Image(pixels) = bundle.manifest.input {
+        if let ModelInput::Image(pixels) = bundle.manifest.input {
             let reader = input::pictures(pixels);
             let read = self
                 .sample

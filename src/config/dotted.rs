@@ -1,4 +1,4 @@
-//! librdkafka's names have dots. Without quotes TOML, and so `--set`, takes each dot for a table in a table.
+//! librdkafka's setting names contain dots, which unquoted TOML keys, and so `--set`, parse as nested tables.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use config::{Map, Value, ValueKind};
 use super::FLAG;
 use super::settings::{ENVIRONMENT, place_of};
 
-/// Names whose last part looks as if it said where a secret is: `a.file` is a name here, not `a = { file = … }`.
+/// Names that librdkafka has with `.file` at their end, which is not `{ file = … }`.
 const FILES: [&str; 3] = [
     "sasl.oauthbearer.assertion",
     "sasl.oauthbearer.assertion.jwt.template",
     "sasl.oauthbearer.assertion.private.key",
 ];
 
-/// The settings of a client by librdkafka's names, however they were written; of those in several places what wins.
+/// A client's settings by librdkafka's names, however they were spelled; if one is set in several places, the winner.
 pub fn entries(table: Map<String, Value>) -> BTreeMap<String, Value> {
     let mut entries = Vec::new();
     flatten("", table, &mut entries);
     entries.sort_by_key(|(_, value)| rank(value));
     let named = entries.into_iter().map(|(name, value)| {
         let name = match place_of(&value) {
-            // There a dot is an underscore.
+            // Environment variables have underscores in place of dots.
             Some(ENVIRONMENT) => name.replace('_', "."),
             _ => name,
         };
@@ -45,7 +45,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, entries: &mut Vec<(String, V
     }
 }
 
-/// Whether this says where the value of `name` is: `{ env = … }` or `{ file = … }`.
+/// Whether this is `{ env = … }` or `{ file = … }` for `name`.
 fn is_place(name: &str, table: &Map<String, Value>) -> bool {
     let scalar = |key| {
         let value: Option<&Value> = table.get(key);

@@ -2,7 +2,7 @@
 
 use super::settings::Settings;
 
-/// Whether the bundle's screen spares the scorer what is clearly normal.
+/// Whether the bundle's screen lets clearly normal records skip the scorer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScreenSettings {
     pub mode: ScreenMode,
@@ -14,9 +14,9 @@ pub struct ScreenSettings {
 pub enum ScreenMode {
     /// Every record is scored.
     Off,
-    /// Records that are clearly normal are not.
+    /// Clearly normal records are not scored.
     On,
-    /// Every record is scored, and what the screen would have missed is counted.
+    /// Every record is scored, and anomalies that the screen would have missed are counted.
     Audit,
 }
 

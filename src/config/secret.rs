@@ -17,7 +17,7 @@ impl Secret {
         Secret(text)
     }
 
-    /// The text itself, for the one who checks or sends it.
+    /// The text itself, to check or send it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -79,12 +79,12 @@ const LEAST: usize = 4;
 pub struct Secrets {
     /// Replaced where they appear.
     texts: Vec<String>,
-    /// Hidden with all of the base64 around them: others encode a secret together with a name.
+    /// Replaced with all base64 around them, because a secret may be encoded together with a name.
     encoded: Vec<String>,
 }
 
 impl Secrets {
-    /// Adds a secret, its lines, and, of a list of `name=value`, each word and value: others quote a secret in part.
+    /// Adds a secret, its lines, and each word and value of a `name=value` list, because libraries quote parts of secrets.
     pub fn add(&mut self, text: &str) {
         let lines = text.lines().filter(|line| !line.starts_with("-----"));
         let is_list = text.split_whitespace().any(|word| word.contains('='));
@@ -105,7 +105,7 @@ impl Secrets {
         self.sort();
     }
 
-    /// The whole before its parts.
+    /// Longer texts first, so that a whole secret is replaced before its parts.
     fn sort(&mut self) {
         for all in [&mut self.texts, &mut self.encoded] {
             all.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -130,7 +130,7 @@ impl Secrets {
     }
 }
 
-/// A secret as it is, as JSON and Rust quote it, and as a URL has it.
+/// A secret as it is, as JSON and Rust quote it, and percent-encoded.
 fn spellings(secret: &str) -> [String; 4] {
     let unquoted = |quoted: String| quoted[1..quoted.len() - 1].to_owned();
     [
@@ -141,12 +141,12 @@ fn spellings(secret: &str) -> [String; 4] {
     ]
 }
 
-/// What every base64 that has the secret in it has in it too: it depends on where in a group of three bytes it begins.
+/// The base64 texts of which one occurs wherever the secret was encoded, one for each offset in a group of three bytes.
 fn encodings(secret: &str) -> Vec<String> {
     let mut encodings = Vec::new();
     for before in 0..3 {
         let bytes = [&[0; 2][..before], secret.as_bytes()].concat();
-        // The first and the last character also hold bits of what is around.
+        // The first and the last character also encode neighbouring bytes.
         let first = (before * 8).div_ceil(6);
         let last = bytes.len() * 8 / 6;
         for engine in [BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD] {

@@ -38,7 +38,7 @@ pub(super) fn merged(
     Ok(merged.cache)
 }
 
-/// The file is read again at each SIGHUP, so a pipe will not do.
+/// The file is read again at each SIGHUP, which a pipe does not allow.
 fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
     let problem = match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => return Ok(()),
@@ -53,7 +53,7 @@ fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
     })
 }
 
-/// What is wrong with the file, without the line itself: it may hold a secret.
+/// What is wrong with the file, without quoting the line, which may hold a secret.
 fn problem(file: Option<&Path>, error: config::ConfigError) -> String {
     let config::ConfigError::FileParse { cause, .. } = error else {
         return error.to_string();
@@ -73,7 +73,7 @@ fn problem(file: Option<&Path>, error: config::ConfigError) -> String {
     format!("{line}{}", cause.message())
 }
 
-/// `section.key=value`, the value as TOML, or as a string where it is not.
+/// Parses `section.key=value`; a value that is not TOML is a string.
 fn flag_source(flag: &str) -> Result<config::Config, ConfigError> {
     let part_of_key = |c: char| c.is_alphanumeric() || "._-\"".contains(c);
     let bad = || ConfigError::Flag {

@@ -34,7 +34,7 @@ pub struct Reloader {
     /// In force, or offered last.
     pub config: Config,
     /// What the bundle in force reads.
-    pub schema: bundle::Input,
+    pub schema: bundle::ModelInput,
     pub input: Input,
     pub decoding: Room,
     pub metrics: Metrics,
@@ -46,7 +46,7 @@ pub struct Reloader {
 /// What takes over, if it is let.
 struct Prepared {
     serving: Serving,
-    schema: bundle::Input,
+    schema: bundle::ModelInput,
     settings: Reloaded,
 }
 

@@ -50,7 +50,7 @@ pub struct FailureHeaders<'m> {
     /// The last part of the exception's name: `missing` of `residuald.decode.missing`.
     pub reason: Option<Cow<'m, str>>,
     pub message: Option<Cow<'m, str>>,
-    /// Its value, headers or key were left out. A time that the topic does not take is not missed: a replay gives it a new one.
+    /// Whether its value, headers or key were left out. A timestamp that the topic refuses does not count: a replay sets a new one.
     pub omitted: bool,
 }
 
@@ -73,7 +73,7 @@ impl<'m> FailureHeaders<'m> {
     }
 }
 
-/// The last one of a name: who fails last has the last word.
+/// The last header of this name: the last failure counts.
 pub(super) fn last_header<'m>(record: &Record<'m>, name: &str) -> Option<Option<&'m [u8]>> {
     let mut named = record.headers.iter().rev();
     named.find(|(n, _)| *n == name).map(|(_, value)| *value)
@@ -86,7 +86,7 @@ fn last_part(name: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Whether a note of what was left out (`value, headers: why; timestamp: why`) names anything but the time.
+/// Whether a note of what was left out (`value, headers: why; timestamp: why`) names more than the timestamp.
 fn lacks_more_than_its_time(note: Option<&[u8]>) -> bool {
     let note = String::from_utf8_lossy(note.unwrap_or_default());
     note.split("; ").any(|part| {

@@ -1,4 +1,4 @@
-//! Where dead letters lie, and which of them were sent to which topic.
+//! Which dead letters were sent, or are to be sent, to which topic.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use super::marker::Marker;
 
 /// Offsets by partition.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Places(BTreeMap<i32, Intervals>);
+pub struct PartitionOffsets(BTreeMap<i32, Intervals>);
 
-impl Places {
+impl PartitionOffsets {
     pub fn add(&mut self, partition: i32, offset: i64) {
         self.0.entry(partition).or_default().insert(offset, offset);
     }
@@ -26,9 +26,9 @@ impl Places {
         offsets.is_some_and(|offsets| offsets.contains(offset))
     }
 
-    /// What is in this one and not in `other`.
-    pub fn without(&self, other: &Places) -> Places {
-        let mut left = Places::default();
+    /// The offsets in this one that are not in `other`.
+    pub fn without(&self, other: &PartitionOffsets) -> PartitionOffsets {
+        let mut left = PartitionOffsets::default();
         for (&partition, offsets) in &self.0 {
             let gone = other.0.get(&partition);
             let offsets = gone.map_or_else(|| offsets.clone(), |gone| offsets.without(gone));
@@ -45,7 +45,7 @@ impl Places {
             .map(|(&partition, offsets)| (partition, offsets))
     }
 
-    /// For each partition the first offset and the one after the last.
+    /// For each partition, the first offset and the one after the last.
     pub fn ends(&self) -> BTreeMap<i32, (i64, i64)> {
         let ends = self.iter().filter_map(|(partition, offsets)| {
             let (first, last) = offsets.ends()?;
@@ -59,24 +59,24 @@ impl Places {
     }
 }
 
-/// Where letters lie, by the topic that they went to or are to go to.
+/// Partitions and offsets of dead letters, by the topic that they are sent to.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ledger(BTreeMap<String, Places>);
+pub struct Ledger(BTreeMap<String, PartitionOffsets>);
 
 impl Ledger {
     pub fn add(&mut self, to: &str, partition: i32, offset: i64) {
         self.places_mut(to).add(partition, offset);
     }
 
-    /// Takes over the letters of a marker in `partition`.
+    /// Adds the letters of a marker in `partition`.
     pub fn mark(&mut self, partition: i32, marker: &Marker) {
         self.places_mut(&marker.to)
             .add_all(partition, &marker.offsets);
     }
 
-    fn places_mut(&mut self, to: &str) -> &mut Places {
+    fn places_mut(&mut self, to: &str) -> &mut PartitionOffsets {
         if !self.0.contains_key(to) {
-            self.0.insert(to.to_owned(), Places::default());
+            self.0.insert(to.to_owned(), PartitionOffsets::default());
         }
         self.0.get_mut(to).expect("inserted above")
     }
@@ -86,14 +86,14 @@ impl Ledger {
         places.is_some_and(|places| places.contains(partition, offset))
     }
 
-    /// The topics that a letter is entered for.
+    /// The topics that a letter is recorded for.
     pub fn topics_of(&self, partition: i32, offset: i64) -> Vec<&str> {
         let entered = self.0.iter();
         let entered = entered.filter(|(_, places)| places.contains(partition, offset));
         entered.map(|(to, _)| to.as_str()).collect()
     }
 
-    /// What is in this one and not in `other`.
+    /// The offsets in this one that are not in `other`.
     pub fn without(&self, other: &Ledger) -> Ledger {
         let mut left = Ledger::default();
         for (to, places) in &self.0 {
@@ -106,16 +106,16 @@ impl Ledger {
         left
     }
 
-    /// The letters of this one that are at none of `places`.
-    pub fn without_places(&self, places: &Places) -> Ledger {
+    /// The letters of this one that are not at `places`.
+    pub fn without_places(&self, places: &PartitionOffsets) -> Ledger {
         let kept = self.0.iter().map(|(to, own)| (to, own.without(places)));
         let kept = kept.filter(|(_, own)| !own.0.is_empty());
         Ledger(kept.map(|(to, own)| (to.clone(), own)).collect())
     }
 
     /// Every letter, whatever its target.
-    pub fn places(&self) -> Places {
-        let mut all = Places::default();
+    pub fn places(&self) -> PartitionOffsets {
+        let mut all = PartitionOffsets::default();
         for places in self.0.values() {
             for (partition, offsets) in places.iter() {
                 all.add_all(partition, offsets);
@@ -136,7 +136,7 @@ impl Ledger {
         self.counts().values().sum()
     }
 
-    /// For each target and partition what is entered.
+    /// The offsets for each target and partition.
     pub fn entries(&self) -> impl Iterator<Item = (&str, i32, &Intervals)> {
         self.0.iter().flat_map(|(to, places)| {
             let entries = places.iter();

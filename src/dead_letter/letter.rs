@@ -1,9 +1,9 @@
-//! A dead letter before it is a message.
+//! A dead letter that is still to be sent.
 
 use crate::decode::RowError;
 use crate::record::{OwnedHeader, Source};
 
-/// A record that could not become a row, as it came, and why.
+/// A record that could not be scored, unchanged, and why.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
     pub source: Source,

@@ -2,7 +2,7 @@
 //!
 //! A marker is a record in the partition of its letters: no key, the header `residuald.replayed`, and the value
 //! `{"replayed": {"to": "payments", "offsets": [[3, 17], [19, 19]]}}`, first and last offset of each run.
-//! That of discarded letters has the header `residuald.discarded` and the value `{"discarded": {"offsets": [[3, 17]]}}`.
+//! A marker of discarded letters has the header `residuald.discarded` and the value `{"discarded": {"offsets": [[3, 17]]}}`.
 
 use std::borrow::Cow;
 
@@ -59,10 +59,10 @@ enum Body<'a> {
 
 impl<'m> Entry<'m> {
     /// # Errors
-    /// [`BadMarker`]: a marker that nobody understands must not be taken for nothing.
+    /// [`BadMarker`]: an unreadable marker must not be ignored.
     pub fn of(record: &Record<'m>) -> Result<Entry<'m>, BadMarker> {
         let errors = |(name, _): &(&str, _)| name.starts_with(ERRORS_PREFIX);
-        // A source record may have any header; as a letter it has those of its error, too.
+        // A source record may have any header, but as a letter it has those of its failure too.
         let marks = [REPLAYED, DISCARDED];
         let is_marker = marks.iter().any(|mark| last_header(record, mark).is_some())
             && record.key.is_none()
@@ -84,7 +84,7 @@ impl<'m> Entry<'m> {
         let intervals = |runs: Vec<[i64; 2]>| {
             let mut offsets = Intervals::default();
             for [first, last] in runs {
-                // It can only tell of letters that were there before it.
+                // A marker can only name letters before it.
                 if first > last || first < 0 || last >= record.offset {
                     return Err(bad(format!(
                         "[{first}, {last}] is no run of earlier offsets"
@@ -105,7 +105,7 @@ impl<'m> Entry<'m> {
 }
 
 impl Marker {
-    /// The record that is written into the letters' partition.
+    /// The record to write into the letters' partition.
     pub fn revived(&self, topic: &str, partition: i32) -> Revived {
         let body = Body::Replayed {
             to: Cow::Borrowed(&self.to),
@@ -116,7 +116,7 @@ impl Marker {
     }
 }
 
-/// The markers of letters of one partition that are discarded.
+/// Markers for discarded letters of one partition.
 pub fn discarded(topic: &str, partition: i32, offsets: &Intervals) -> Vec<Revived> {
     let runs: Vec<[i64; 2]> = offsets.iter().map(|(a, b)| [a, b]).collect();
     let markers = runs.chunks(MOST_RUNS).map(|runs| {

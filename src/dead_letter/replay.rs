@@ -3,7 +3,7 @@
 use super::headers::{ERRORS_PREFIX, FailureHeaders};
 use crate::record::{OwnedHeader, Record};
 
-/// A record on its way to where it belongs.
+/// A record to produce: a replayed letter, or a marker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Revived {
     pub topic: String,
@@ -16,8 +16,8 @@ pub struct Revived {
 }
 
 impl Revived {
-    /// The record of a letter as it was before it failed. Without a key it goes back to its own partition, if it goes to
-    /// its own topic and that still has it.
+    /// The record of a letter as it was before it failed. Without a key it returns to its own partition, if it is sent to
+    /// its own topic and the topic still has that partition.
     pub fn of(
         record: &Record<'_>,
         letter: &FailureHeaders<'_>,
@@ -40,7 +40,7 @@ impl Revived {
         }
     }
 
-    /// Roughly what it takes in memory and on the wire.
+    /// Its approximate size in memory and on the wire.
     pub fn bytes(&self) -> usize {
         let size = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         let headers = self.headers.iter().map(|(n, v)| n.len() + size(v));
@@ -48,14 +48,14 @@ impl Revived {
     }
 }
 
-/// Why a letter cannot be sent anywhere.
+/// Why a letter cannot be replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Obstacle {
-    /// Its value, headers or key were left out, because it was too large: it cannot come back as it was.
+    /// Its value, headers or key were left out because it was too large, so the original cannot be restored.
     ValueOmitted,
-    /// Its headers name no topic to go back to.
+    /// Its headers name no topic to return to.
     NoSourceTopic,
-    /// It would go to where it lies.
+    /// It would be sent to the dead letter topic itself.
     SourceIsDeadLetterTopic,
 }
 
@@ -69,12 +69,12 @@ impl Obstacle {
     }
 }
 
-/// Which letters a person means, and where they are to go.
+/// Which letters to replay, and to which topic.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// Empty for all.
     pub reasons: Vec<String>,
-    /// For all letters; otherwise each goes back to the topic that it came from.
+    /// The target of all letters; if `None`, each returns to the topic that it came from.
     pub to_topic: Option<String>,
 }
 
@@ -84,10 +84,10 @@ impl Filter {
         self.reasons.is_empty() || self.reasons.iter().any(|r| Some(r.as_str()) == reason)
     }
 
-    /// Where a letter of the topic `lies_in` goes.
+    /// The target of a letter in the topic `lies_in`.
     ///
     /// # Errors
-    /// Why it cannot go anywhere.
+    /// Why it cannot be replayed.
     pub fn target<'l>(
         &'l self,
         letter: &'l FailureHeaders<'_>,

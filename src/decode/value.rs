@@ -62,11 +62,11 @@ impl Value<'_> {
 #[derive(Debug)]
 pub struct Column {
     path: String,
-    reader: Reader,
+    kind: ColumnKind,
 }
 
 #[derive(Debug)]
-enum Reader {
+enum ColumnKind {
     Number,
     Bool,
     /// By [`rustc_hash`]: what is looked up comes from records, what is in it from the bundle, so nobody can make it slow.
@@ -78,20 +78,22 @@ enum Reader {
 
 impl Column {
     pub fn new(feature: &Feature) -> Column {
-        let reader = match &feature.kind {
-            FeatureKind::Number => Reader::Number,
-            FeatureKind::Bool => Reader::Bool,
-            FeatureKind::Categorical { vocabulary } => Reader::Categorical(
+        let kind = match &feature.kind {
+            FeatureKind::Number => ColumnKind::Number,
+            FeatureKind::Bool => ColumnKind::Bool,
+            FeatureKind::Categorical { vocabulary } => ColumnKind::Categorical(
                 (0..)
                     .zip(vocabulary)
                     .map(|(i, entry)| (entry.clone(), i as f32))
                     .collect(),
             ),
-            FeatureKind::Timestamp { part, epoch_unit } => Reader::Timestamp(*part, *epoch_unit),
+            FeatureKind::Timestamp { part, epoch_unit } => {
+                ColumnKind::Timestamp(*part, *epoch_unit)
+            }
         };
         Column {
             path: feature.path.clone(),
-            reader,
+            kind,
         }
     }
 
@@ -99,13 +101,13 @@ impl Column {
     pub fn of_segment(path: String, names: Names) -> Column {
         Column {
             path,
-            reader: Reader::Segment(RefCell::new(names)),
+            kind: ColumnKind::Segment(RefCell::new(names)),
         }
     }
 
     pub fn segments(&self) -> Option<Names> {
-        match &self.reader {
-            Reader::Segment(names) => Some(names.borrow().clone()),
+        match &self.kind {
+            ColumnKind::Segment(names) => Some(names.borrow().clone()),
             _ => None,
         }
     }
@@ -115,8 +117,8 @@ impl Column {
     /// # Errors
     /// A value of the wrong type, or outside float32. `scratch` saves an allocation.
     pub fn read(&self, value: Value<'_>, scratch: &mut String) -> Result<f32, RowError> {
-        match &self.reader {
-            Reader::Number => {
+        match &self.kind {
+            ColumnKind::Number => {
                 let number = value
                     .as_f64()
                     .ok_or_else(|| self.wrong_type("a number", value))?;
@@ -130,17 +132,17 @@ impl Column {
                     ))
                 }
             }
-            Reader::Bool => match (value, value.as_f64()) {
+            ColumnKind::Bool => match (value, value.as_f64()) {
                 (Value::Bool(b), _) => Ok(f32::from(u8::from(b))),
                 (_, Some(n)) if n == 0.0 || n == 1.0 => Ok(n as f32),
                 _ => Err(self.wrong_type("true or false", value)),
             },
-            Reader::Categorical(vocabulary) => {
+            ColumnKind::Categorical(vocabulary) => {
                 let text =
                     text(value, scratch).ok_or_else(|| self.wrong_type("a category", value))?;
                 Ok(vocabulary.get(text).copied().unwrap_or(-1.0))
             }
-            Reader::Timestamp(part, unit) => {
+            ColumnKind::Timestamp(part, unit) => {
                 let micros = match (value, part) {
                     (Value::Date(days), TimePart::DayOfWeek) => {
                         return Ok(weekday(i64::from(days)));
@@ -150,7 +152,7 @@ impl Column {
                 };
                 Ok(time_part(micros, *part))
             }
-            Reader::Segment(names) => {
+            ColumnKind::Segment(names) => {
                 let text = text(value, scratch);
                 let number = text.and_then(|text| names.borrow_mut().number(text));
                 Ok(number.map_or(-1.0, |SegmentId(number)| number as f32))

@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::{ImageScores, Scorer, ScorerError};
 use crate::batch::Scores;
-use crate::bundle::{Fault, Feature, Golden, Input, Pixels, Tolerance};
+use crate::bundle::{Fault, Feature, Golden, ModelInput, Pixels, Tolerance};
 use crate::decode::JsonDecoder;
-use crate::picture::{FIELD, Limits, Reader, highest};
+use crate::picture::{FIELD, ImageReader, Limits, highest};
 use crate::verdict::Scored;
 
 const FILE: &str = "golden.ndjson";
@@ -27,13 +27,13 @@ pub struct GoldenCheck {
 /// Outer: ONNX Runtime failed. Inner: the faults, each record that cannot be decoded or scores differently.
 pub fn check(
     records: &[Golden],
-    input: &Input,
+    input: &ModelInput,
     tolerance: Tolerance,
     scorer: &mut Scorer,
 ) -> Result<Result<GoldenCheck, Vec<Fault>>, ScorerError> {
     let (scored, mut problems) = match input {
-        Input::Tabular { features } => score_rows(records, features, scorer)?,
-        Input::Image(pixels) => score_pictures(records, *pixels, scorer)?,
+        ModelInput::Tabular { features } => score_rows(records, features, scorer)?,
+        ModelInput::Image(pixels) => score_pictures(records, *pixels, scorer)?,
     };
     let mut worst: f32 = 0.0;
     for (line, want, got) in &scored {
@@ -94,7 +94,7 @@ fn score_pictures(
     pixels: Pixels,
     scorer: &mut Scorer,
 ) -> Result<Outcome, ScorerError> {
-    let reader = Reader::new(pixels, FIELD, Limits::default());
+    let reader = ImageReader::new(pixels, FIELD, Limits::default());
     let (mut scored, mut problems) = (Vec::new(), Vec::new());
     let mut scores = ImageScores::default();
     for (line, golden) in (1..).zip(records) {

@@ -11,7 +11,7 @@ use super::interrupt::Interrupt;
 use super::outputs::values;
 use super::provider::{self, Placement};
 use crate::batch::Scores;
-use crate::bundle::{Fault, Input, Pixels};
+use crate::bundle::{Fault, ModelInput, Pixels};
 use crate::config::{Inference, Provider};
 
 pub(super) const MODEL: &str = "model.onnx";
@@ -91,14 +91,14 @@ impl Scorer {
     pub fn new(
         runtime: &Runtime,
         model: &[u8],
-        input: &Input,
+        input: &ModelInput,
         inference: &Inference,
         worker: usize,
         max_records: usize,
     ) -> Result<Scorer, ScorerError> {
         let pixels = match input {
-            Input::Tabular { .. } => None,
-            Input::Image(pixels) => Some(*pixels),
+            ModelInput::Tabular { .. } => None,
+            ModelInput::Image(pixels) => Some(*pixels),
         };
         let buckets = |provider| match pixels {
             None => Buckets::up_to(max_records),
@@ -107,8 +107,8 @@ impl Scorer {
             Some(_) => Buckets::doubling(max_records.min(MOST_PICTURES)),
         };
         let row = match input {
-            Input::Tabular { features } => vec![features.len()],
-            Input::Image(pixels) => vec![pixels.height, pixels.width, pixels.channels],
+            ModelInput::Tabular { features } => vec![features.len()],
+            ModelInput::Image(pixels) => vec![pixels.height, pixels.width, pixels.channels],
         };
         let offered = provider::offered(inference, worker, &row, &buckets(inference.provider));
         let (session, provider, placement) = open(runtime, model, inference, &offered)?;
@@ -346,15 +346,15 @@ pub(super) fn commit(
 }
 
 /// Names, element types and shapes against what the schema says, all at once.
-fn tensor_faults(session: &Session, input: &Input) -> Vec<Fault> {
+fn tensor_faults(session: &Session, input: &ModelInput) -> Vec<Fault> {
     use TensorElementType::{Float32, Uint8};
     let mut faults = Vec::new();
     let (row, heat, element) = match input {
-        Input::Tabular { features } => {
+        ModelInput::Tabular { features } => {
             let row = vec![-1, features.len() as i64];
             (row.clone(), row, Float32)
         }
-        Input::Image(pixels) => {
+        ModelInput::Image(pixels) => {
             let sides = [-1, pixels.height as i64, pixels.width as i64];
             let row = [&sides[..], &[pixels.channels as i64]].concat();
             (row, sides.to_vec(), Uint8)

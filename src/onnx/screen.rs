@@ -17,7 +17,7 @@ const TOLERANCE: f32 = 1e-3;
 
 /// Single-threaded, on the CPU.
 #[derive(Debug)]
-pub struct Screen {
+pub struct ScreenSession {
     session: Session,
     width: usize,
     buckets: Buckets,
@@ -25,7 +25,7 @@ pub struct Screen {
     interrupt: Interrupt,
 }
 
-impl Screen {
+impl ScreenSession {
     /// A session over the graph `model` for rows of `width` features, in batches of up to `max_records`, warmed up.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl Screen {
         model: &[u8],
         width: usize,
         max_records: usize,
-    ) -> Result<Screen, ScorerError> {
+    ) -> Result<ScreenSession, ScorerError> {
         let session = commit(&mut builder(runtime)?, MODEL, model)?;
         let row = [-1, width as i64];
         let input = session.inputs().iter().find(|tensor| tensor.name() == "x");
@@ -55,7 +55,7 @@ impl Screen {
         if !faults.is_empty() {
             return Err(ScorerError::Graph(Fault::all(MODEL, faults).collect()));
         }
-        let mut screen = Screen {
+        let mut screen = ScreenSession {
             session,
             width,
             buckets: Buckets::up_to(max_records),

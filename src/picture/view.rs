@@ -138,7 +138,7 @@ mod tests {
         );
         let read = |pixels: &serde_json::Value, picture: &[u8]| {
             let pixels = serde_json::from_value(pixels.clone()).unwrap();
-            super::super::Reader::new(pixels, super::super::FIELD, limits).read(picture)
+            super::super::ImageReader::new(pixels, super::super::FIELD, limits).read(picture)
         };
         assert!(read(&pixels, &long).is_ok());
         pixels["tiles"] = serde_json::json!({"scale": 1.0, "overlap": 8});

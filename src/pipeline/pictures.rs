@@ -12,7 +12,7 @@ use crate::decode::{Reason, RowError};
 use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{ImageScores, Scorer};
-use crate::picture::{Picture, PictureError, Reader, highest};
+use crate::picture::{ImageReader, Picture, PictureError, highest};
 
 /// Pictures that wait for a scorer, decoded, at least.
 pub const AHEAD: usize = 2;
@@ -42,7 +42,7 @@ pub struct Explain {
 
 /// A decoder: takes whatever batch comes next and hands its pictures over one by one.
 pub fn decode(
-    reader: &Reader,
+    reader: &ImageReader,
     room: &Room,
     work: &Receiver<Batch>,
     steps: &Sender<Step>,

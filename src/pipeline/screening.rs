@@ -4,7 +4,7 @@
 use crate::batch::{Batch, Screened};
 use crate::bundle::{SegmentId, TooFewProbes};
 use crate::config::{self, ScreenMode};
-use crate::onnx::{Scorer, ScorerError, Screen};
+use crate::onnx::{Scorer, ScorerError, ScreenSession};
 use crate::verdict::Judge;
 
 /// With the screen on, one record in this many is scored whatever the screen says.
@@ -47,7 +47,7 @@ impl Bounds {
 /// A worker's screen.
 #[derive(Debug)]
 pub struct Screening {
-    screen: Screen,
+    screen: ScreenSession,
     bounds: Bounds,
     audits_all: bool,
     answers: Vec<f32>,
@@ -57,7 +57,7 @@ pub struct Screening {
 impl Screening {
     /// `None` if the settings want none.
     pub fn new(
-        screen: Screen,
+        screen: ScreenSession,
         bounds: Bounds,
         settings: config::ScreenSettings,
     ) -> Option<Screening> {

@@ -8,7 +8,7 @@ use crate::bundle::SegmentBy;
 use crate::config::{Inference, Provider};
 use crate::decode::{Reason, RowError};
 use crate::onnx::{ImageScores, Scorer, ScorerError};
-use crate::picture::{Finding, Reader, highest};
+use crate::picture::{Finding, ImageReader, highest};
 use crate::verdict::{Scored, is_score};
 
 use crate::failure::Failure;
@@ -102,7 +102,7 @@ impl Scoring {
     /// When ONNX Runtime fails. Inner: why a payload has no score.
     pub fn score_pictures(
         &mut self,
-        reader: &Reader,
+        reader: &ImageReader,
         payloads: &[&[u8]],
         threshold: f32,
         regions: usize,

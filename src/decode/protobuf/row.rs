@@ -181,7 +181,7 @@ impl ProtobufPlan {
     ) -> Result<(), RowError> {
         scratch.present.clear();
         scratch.present.resize(self.messages, false);
-        let mut reader = Reader {
+        let mut reader = MessageReader {
             paths,
             row,
             scratch,
@@ -370,13 +370,13 @@ pub struct Scratch {
     present: Vec<bool>,
 }
 
-struct Reader<'r> {
+struct MessageReader<'r> {
     paths: &'r Paths,
     row: &'r mut [f32],
     scratch: &'r mut Scratch,
 }
 
-impl Reader<'_> {
+impl MessageReader<'_> {
     fn message(&mut self, message: &Message, mut cursor: Cursor<'_>) -> Result<(), RowError> {
         self.scratch.present[message.id] = true;
         // Writers keep their fields in order.
