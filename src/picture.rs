@@ -1,7 +1,7 @@
-//! Pictures, in the order of their way: out of the payload (`envelope`), to 8-bit pixels (`decode`), resized (`resize`)
+//! Images, in the order of their way: out of the payload (`envelope`), to 8-bit pixels (`decode`), resized (`resize`)
 //! and cut into the scorer's rows (`tiles`); and what the scorer says of them into maps (`maps`) and regions (`regions`).
 //!
-//! What becomes of a picture before it is scored, the same as in the trainer:
+//! What becomes of an image before it is scored, the same as in the trainer:
 //!
 //! | | |
 //! | --- | --- |
@@ -42,11 +42,11 @@ pub use view::{Mask, mask, thumbnail};
 /// What a payload may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Of the encoded picture.
+    /// Of the encoded image.
     pub bytes: usize,
     /// Width times height.
     pub pixels: u64,
-    /// Bytes that one picture may take while it is decoded, resized and scored.
+    /// Bytes that one image may take while it is decoded, resized and scored.
     pub memory: u64,
 }
 
@@ -61,7 +61,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Whether a picture of that size may take `bytes`.
+    /// Whether an image of that size may take `bytes`.
     fn allow(&self, width: usize, height: usize, bytes: u64) -> Result<(), PictureError> {
         match bytes <= self.memory {
             true => Ok(()),
@@ -75,10 +75,10 @@ impl Limits {
     }
 }
 
-/// The field of a JSON object that holds the picture.
+/// The field of a JSON object that holds the image.
 pub const FIELD: &str = "image";
 
-/// Why a payload gave no picture. It becomes a dead letter.
+/// Why a payload gave no image. It becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PictureError {
     #[error("{what}: {is}, the limit is {limit}")]
@@ -125,7 +125,7 @@ pub struct ImageReader {
     limits: Limits,
 }
 
-/// A picture, ready to be scored.
+/// An image, ready to be scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
     /// Upright, before it was resized.
@@ -144,7 +144,7 @@ impl Picture {
 }
 
 impl ImageReader {
-    /// Pictures for `pixels`; in a JSON object they are at `field`, a dotted path.
+    /// Images for `pixels`; in a JSON object they are at `field`, a dotted path.
     pub fn new(pixels: Pixels, field: &str, limits: Limits) -> ImageReader {
         ImageReader {
             pixels,
@@ -157,7 +157,7 @@ impl ImageReader {
         &self.pixels
     }
 
-    /// Decodes a payload, a picture or a JSON object with one, into rows.
+    /// Decodes a payload, an image or a JSON object with one, into rows.
     ///
     /// # Errors
     /// [`PictureError`]; nothing a payload holds makes it panic or take more memory than the limits allow.
@@ -166,8 +166,8 @@ impl ImageReader {
             .map(|(picture, ())| picture)
     }
 
-    /// The same. `take` is told the bytes that it takes until the picture is scored, before anything is decoded; what it gives comes back with
-    /// the picture.
+    /// The same. `take` is told the bytes that it takes until the image is scored, before anything is decoded; what it gives comes back with
+    /// the image.
     ///
     /// # Errors
     /// As [`ImageReader::read`].
@@ -230,7 +230,7 @@ impl ImageReader {
         rows().map_or(0, |rows| rows.saturating_mul(one))
     }
 
-    /// The picture of a payload, to look at: see [`thumbnail`]. `take` as in [`ImageReader::read_within`].
+    /// The image of a payload, to look at: see [`thumbnail`]. `take` as in [`ImageReader::read_within`].
     ///
     /// # Errors
     /// As [`ImageReader::read`].
@@ -244,7 +244,7 @@ impl ImageReader {
         view::thumbnail_within(&encoded, self.limits, side, take)
     }
 
-    /// The JSON object around the picture without the picture; `None` for a bare picture.
+    /// The JSON object around the image without the image; `None` for a bare image.
     pub fn context(&self, payload: &[u8]) -> Option<Cow<'static, RawValue>> {
         envelope::context(payload, &self.field).map(Cow::Owned)
     }

@@ -1,4 +1,4 @@
-//! A bundle proves itself: its golden records must get the trainer's scores here.
+//! Checks that a bundle's golden records get the trainer's scores.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::picture::{FIELD, ImageReader, Limits, highest};
 use crate::verdict::Scored;
 
 const FILE: &str = "golden.ndjson";
-/// Mismatches named in full; the rest are counted.
+/// Mismatches that are named in full; the rest are counted.
 const NAMED: usize = 5;
 
 /// How well the golden records agreed.
@@ -58,7 +58,7 @@ pub fn check(
     Ok(Err(Fault::all(FILE, problems).collect()))
 }
 
-/// Line, the trainer's score, the score here; and what is wrong with the other records.
+/// Line, the trainer's score and the score here; then the problems of the other records.
 type Outcome = (Vec<(usize, f32, f32)>, Vec<String>);
 
 fn score_rows(

@@ -15,17 +15,17 @@ use crate::bundle::{Fault, ModelInput, Pixels};
 use crate::config::{Inference, Provider};
 
 pub(super) const MODEL: &str = "model.onnx";
-/// Has ONNX Runtime read a graph as what it was checked as.
+/// Makes ONNX Runtime parse a graph in the format in which it was checked.
 const ONNX_ONLY: (&str, &str) = ("session.load_model_format", "ONNX");
 
-/// Pictures that a GPU scores at once, at most: what a network makes of them fills its memory.
+/// Most images that a GPU scores at once: a network's activations fill its memory.
 const MOST_PICTURES: usize = 64;
 
 /// Scores rows; single-threaded.
 #[derive(Debug)]
 pub struct Scorer {
     session: Session,
-    /// Values a row: features, or height x width x channels.
+    /// Values in a row: features, or height x width x channels.
     width: usize,
     /// `None` for a table's rows.
     pixels: Option<Pixels>,
@@ -33,7 +33,7 @@ pub struct Scorer {
     padded: Vec<f32>,
     padded_pixels: Vec<u8>,
     interrupt: Interrupt,
-    /// What it runs on, which with a fallback is not what was asked for.
+    /// The provider in use, which with a fallback is not the configured one.
     pub provider: Provider,
     pub placement: Placement,
 }
@@ -57,7 +57,7 @@ impl ImageScores {
         self.scores.clear();
         self.heat.clear();
         self.reconstruction.clear();
-        // One huge picture must not hold its memory for good.
+        // Free the memory of a huge image.
         self.heat.shrink_to(KEPT);
         self.reconstruction.shrink_to(KEPT);
     }
@@ -83,8 +83,8 @@ pub enum ScorerError {
 }
 
 impl Scorer {
-    /// The session of the `worker`th thread over the graph `model`, for batches of up to `max_records` rows of `input`, with
-    /// its tensors checked and every batch size warmed up.
+    /// Makes a session of the graph `model` for thread `worker` and batches of up to `max_records` rows of `input`. Checks the
+    /// tensors and warms up every batch size.
     ///
     /// # Errors
     /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
@@ -102,7 +102,7 @@ impl Scorer {
         };
         let buckets = |provider| match pixels {
             None => Buckets::up_to(max_records),
-            // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
+            // One image keeps a core busy: scoring more of them at once gains nothing and adds latency.
             Some(_) if provider == Provider::Cpu => Buckets::one(),
             Some(_) => Buckets::doubling(max_records.min(MOST_PICTURES)),
         };
@@ -135,7 +135,7 @@ impl Scorer {
         let mut scores = Scores::default();
         for records in self.buckets.sizes().to_vec() {
             if self.provider != Provider::Cpu {
-                // TensorRT builds its engine in the first one, which can take minutes.
+                // TensorRT builds its engine in the first run, which can take minutes.
                 tracing::info!(provider = self.provider.as_str(), records, "warming up");
             }
             if self.pixels.is_some() {
@@ -223,7 +223,7 @@ impl Scorer {
         Ok(())
     }
 
-    /// Whether what it scored at the start it scores still.
+    /// Scores a row of zeros, which the warm-up scored too.
     pub(super) fn score_zeros(&mut self) -> Result<(), ScorerError> {
         match self.pixels {
             None => {
@@ -234,7 +234,7 @@ impl Scorer {
         }
     }
 
-    /// Values a row.
+    /// Values in a row.
     pub(super) fn width(&self) -> usize {
         self.width
     }
@@ -247,18 +247,18 @@ impl Scorer {
         scores.reconstruction.resize(values, 0);
     }
 
-    /// Ends what it does, from another thread.
+    /// To interrupt it from another thread.
     pub fn interrupt(&self) -> Interrupt {
         self.interrupt.clone()
     }
 
-    /// Rows that are scored at once, at most.
+    /// Most rows that are scored at once.
     pub fn largest(&self) -> usize {
         self.buckets.largest()
     }
 }
 
-/// A session over the graph on what was asked for, or on the CPU where that is allowed.
+/// Opens a session on the configured provider, or on the CPU if the fallback is allowed.
 fn open(
     runtime: &Runtime,
     model: &[u8],
@@ -290,13 +290,13 @@ fn session_on(
     };
     let with_providers = builder(runtime)?.with_execution_providers(offered);
     let mut with_providers = with_providers.map_err(|e| {
-        // Before it stands where in ONNX Runtime's source that was.
+        // The text before it names the place in ONNX Runtime's source.
         let problem = e.message().rsplit(" : FAIL : ").next();
         absent(problem.unwrap_or_default())
     })?;
     let session = match commit(&mut with_providers, MODEL, model) {
         Err(refused) if !offered.is_empty() => {
-            // If the CPU takes the graph, it is the device that fails.
+            // If the CPU accepts the graph, the device is at fault.
             commit(&mut builder(runtime)?, MODEL, model)?;
             return Err(absent(&refused.to_string()));
         }
@@ -331,7 +331,7 @@ pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> 
     Ok(builder)
 }
 
-/// A session over the graph in `file` of the bundle.
+/// Opens a session of the graph in `file` of the bundle.
 pub(super) fn commit(
     builder: &mut SessionBuilder,
     file: &str,
@@ -345,7 +345,7 @@ pub(super) fn commit(
     })
 }
 
-/// Names, element types and shapes against what the schema says, all at once.
+/// Checks names, element types and shapes against the schema, and reports all faults.
 fn tensor_faults(session: &Session, input: &ModelInput) -> Vec<Fault> {
     use TensorElementType::{Float32, Uint8};
     let mut faults = Vec::new();

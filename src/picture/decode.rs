@@ -1,4 +1,4 @@
-//! An encoded picture to upright 8-bit pixels of 1 or 3 channels.
+//! An encoded image to upright 8-bit pixels of 1 or 3 channels.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +25,7 @@ pub struct Flat {
     pub pixels: Vec<u8>,
 }
 
-/// A picture whose header is read.
+/// An image whose header is read.
 pub struct Opened<'e> {
     decoder: Box<dyn ImageDecoder + 'e>,
     /// How it gets upright.
@@ -39,11 +39,11 @@ pub struct Opened<'e> {
 }
 
 impl<'e> Opened<'e> {
-    /// Reads the header of a picture of at most `most` pixels, to be decoded to `channels`, 1 or 3.
+    /// Reads the header of an image of at most `most` pixels, to be decoded to `channels`, 1 or 3.
     pub fn new(encoded: &'e [u8], channels: usize, most: u64) -> Result<Self, PictureError> {
         guarded(|| {
             let (mut decoder, format) = open(encoded, most)?;
-            // EXIF that cannot be read must not cost the picture.
+            // EXIF that cannot be read must not cost the image.
             let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
             let (width, height) = decoder.dimensions();
             let (width, height) = match turn {
@@ -81,7 +81,7 @@ impl<'e> Opened<'e> {
     }
 }
 
-/// A decoder's panic on bytes from outside is that picture's fault, not the end of the process.
+/// A decoder's panic on bytes from outside is that image's fault, not the end of the process.
 fn guarded<T>(body: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
     catch_unwind(AssertUnwindSafe(body))
         .unwrap_or_else(|_| Err(PictureError::Broken("its decoder panicked".to_owned())))
@@ -175,7 +175,7 @@ fn tiff_goes_on(encoded: &[u8]) -> bool {
     next().is_some_and(|next| next != 0)
 }
 
-/// Alpha dropped, 16 bits to 8, to `channels`, in one pass: no second picture beside the two.
+/// Alpha dropped, 16 bits to 8, to `channels`, in one pass: no second image beside the two.
 fn flatten(picture: DynamicImage, channels: usize) -> Result<Flat, PictureError> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let pixels = match picture {

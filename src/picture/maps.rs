@@ -1,4 +1,4 @@
-//! What the scorer says of a picture's rows, put together: one heatmap, one reconstruction, the regions.
+//! What the scorer says of an image's rows, put together: one heatmap, one reconstruction, the regions.
 
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
@@ -6,13 +6,13 @@ use image::{ExtendedColorType, ImageEncoder};
 use super::regions::{Region, regions};
 use super::{Layout, Picture};
 
-/// The level of the heatmap at which the heat is the threshold. So maps of different pictures compare.
+/// The level of the heatmap at which the heat is the threshold. So maps of different images compare.
 const AT_THRESHOLD: f32 = 127.5;
 
-/// Why a picture scores as it does.
+/// Why an image scores as it does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// Of the upright picture before resizing.
+    /// Of the upright image before resizing.
     pub width: usize,
     pub height: usize,
     pub regions: Vec<Region>,
@@ -22,7 +22,7 @@ pub struct Finding {
     pub reconstruction: Png,
 }
 
-/// An encoded picture of our own.
+/// An encoded image of our own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Png {
     pub width: usize,
@@ -30,7 +30,7 @@ pub struct Png {
     pub bytes: Vec<u8>,
 }
 
-/// The score of a picture is that of its worst row; NaN if any is.
+/// The score of an image is that of its worst row; NaN if any is.
 pub fn highest(scores: &[f32]) -> f32 {
     let worse = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
     scores.iter().copied().fold(f32::NEG_INFINITY, worse)

@@ -1,10 +1,10 @@
-//! A picture to the scorer's rows: stretched to one, or scaled and cut into several that overlap.
+//! An image to the scorer's rows: stretched to one, or scaled and cut into several that overlap.
 
 use super::decode::Flat;
 use super::resize::resize;
 use crate::bundle::Pixels;
 
-/// Where a picture's rows lie on its canvas, which is the picture after resizing.
+/// Where an image's rows lie on its canvas, which is the image after resizing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     pub width: usize,
@@ -18,7 +18,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of a picture of `width` x `height` pixels.
+    /// Of an image of `width` x `height` pixels.
     pub fn of(width: usize, height: usize, pixels: &Pixels) -> Layout {
         let (mut canvas_width, mut canvas_height, mut overlap) = (pixels.width, pixels.height, 0);
         if let Some(tiles) = pixels.tiles {
