@@ -59,7 +59,7 @@ pub enum Input {
     Pictures(ImageReader),
 }
 
-/// Reads records of one format into rows. One a thread.
+/// Reads records of one format into rows. One per thread.
 #[derive(Debug)]
 pub struct Decoder {
     format: Payloads,
@@ -100,7 +100,7 @@ impl Decoder {
     }
 
     /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Images are not decoded
-    /// here; see pipeline/pictures.rs. Gives the segment, if the record has one that is known. `key` is the message's.
+    /// here; see pipeline/pictures.rs. Returns the segment, if the record has a known one. `key` is the message's.
     ///
     /// # Errors
     /// [`DecodeError`]: the record is bad, or its schema is still on its way.

@@ -17,7 +17,7 @@ const MICROSECONDS_A_SECOND: i64 = 1_000_000;
 const FURTHEST: u64 = 1_000_000_000_000_000_000;
 const MICROSECONDS_A_DAY: i64 = SECONDS_A_DAY * MICROSECONDS_A_SECOND;
 
-/// A value as a format's parser hands it over.
+/// A value from a format's parser.
 #[derive(Debug, Clone, Copy)]
 pub enum Value<'a> {
     Bool(bool),
@@ -25,13 +25,13 @@ pub enum Value<'a> {
     Signed(i64),
     Float(f64),
     Text(&'a str),
-    /// A moment, in microseconds since the Unix epoch.
+    /// A timestamp, in microseconds since the Unix epoch.
     Time(i64),
     /// Days since the Unix epoch.
     Date(i32),
     /// A time of day without a date, in microseconds since midnight.
     Clock(i64),
-    /// A type that no feature takes, by its name.
+    /// The name of a type that no feature takes.
     Other(&'static str),
 }
 
@@ -69,10 +69,10 @@ pub struct Column {
 enum ColumnKind {
     Number,
     Bool,
-    /// By [`rustc_hash`]: what is looked up comes from records, what is in it from the bundle, so nobody can make it slow.
+    /// With [`rustc_hash`], which is safe here: keys come from the bundle, so records cannot force collisions.
     Categorical(FxHashMap<String, f32>),
     Timestamp(TimePart, Option<EpochUnit>),
-    /// Refuses nothing: what cannot be a segment is none.
+    /// Refuses nothing: a value that cannot be a segment means no segment.
     Segment(RefCell<Names>),
 }
 
@@ -97,7 +97,7 @@ impl Column {
         }
     }
 
-    /// Reads the number of a segment, -1 for none.
+    /// Reads the number of a segment; -1 without one.
     pub fn of_segment(path: String, names: Names) -> Column {
         Column {
             path,
@@ -203,7 +203,7 @@ impl Column {
     }
 }
 
-/// A string; a number or boolean by its text, so that `5411` finds the vocabulary entry "5411". Else `None`.
+/// The text of a string, number or boolean, so that `5411` finds the vocabulary entry "5411"; otherwise `None`.
 fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
     scratch.clear();
     let written = match value {

@@ -150,7 +150,7 @@ impl RecordReader<'_> {
         self.store(columns, Some(value))
     }
 
-    /// What is no value: a feature refuses it, a segment passes over it.
+    /// Not a value: a feature refuses it, a segment ignores it.
     fn pass(
         &mut self,
         what: &'static str,

@@ -9,7 +9,7 @@ use super::super::value::Value;
 use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
 
-/// How deep groups may nest where they are skipped; messages that are read nest as deep as the paths are long.
+/// How deep skipped groups may nest; messages that are read nest as deep as the paths are long.
 const MAX_DEPTH: usize = 100;
 const MICROSECONDS: i64 = 1_000_000;
 
@@ -361,7 +361,7 @@ enum Raw<'p> {
     Group,
 }
 
-/// What decoding keeps from record to record.
+/// Buffers that decoding reuses.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub text: String,
