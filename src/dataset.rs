@@ -90,7 +90,7 @@ pub enum Unit {
     Rows,
 }
 
-/// A file that cannot be read, or a record of it; its `Display` is the whole story in one line.
+/// A file or a record of it cannot be read. Its `Display` is a complete message of one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {kind}", path.display())]
 pub struct Error {
@@ -123,7 +123,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// Whether nothing can be read after it. Otherwise one record is lost and iteration goes on.
+    /// Whether iteration ends with it. Otherwise one record is lost and iteration continues.
     pub fn is_fatal(&self) -> bool {
         match &self.kind {
             ErrorKind::Record { .. } => false,
@@ -218,7 +218,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
 }
 
 impl Dataset {
-    /// How far the file has been read; runs ahead of the records by what is buffered.
+    /// How far the file has been read, which is ahead of the records by the buffered part.
     pub fn progress(&self) -> Progress {
         match &self.reader {
             FormatReader::Parquet(rows) => rows.progress(),
@@ -230,10 +230,10 @@ impl Dataset {
         }
     }
 
-    /// To be asked at the end.
+    /// Checks the labels, after the last record.
     ///
     /// # Errors
-    /// Labels were asked for, and no record has that of a normal one.
+    /// Labels were asked for, but no record has the label of normal records.
     pub fn check_labels(&self) -> Result<(), Error> {
         match self.picker.fault() {
             None => Ok(()),

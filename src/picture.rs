@@ -1,7 +1,7 @@
-//! Images, in the order of their way: out of the payload (`envelope`), to 8-bit pixels (`decode`), resized (`resize`)
-//! and cut into the scorer's rows (`tiles`); and what the scorer says of them into maps (`maps`) and regions (`regions`).
+//! Images, step by step: taken out of the payload (`envelope`), decoded to 8-bit pixels (`decode`), resized (`resize`) and cut
+//! into the scorer's rows (`tiles`). The scorer's outputs become maps (`maps`) and regions (`regions`).
 //!
-//! What becomes of an image before it is scored, the same as in the trainer:
+//! Preprocessing, the same as in the trainer:
 //!
 //! | | |
 //! | --- | --- |
@@ -14,8 +14,8 @@
 //! | gray where colour is wanted | three times the same |
 //! | size | resized by an antialiased triangle, as Pillow's BILINEAR does, to the bit |
 //!
-//! Refused: animations, TIFFs of several pages, floating point samples, whatever is cut off, and what the limits forbid,
-//! which are held against the header before anything is decoded.
+//! Refused: animations, TIFFs of several pages, floating-point samples, truncated files, and images beyond the limits, which
+//! are checked against the header before anything is decoded.
 
 mod connected;
 mod cost;
@@ -39,10 +39,10 @@ pub use regions::Region;
 pub use tiles::Layout;
 pub use view::{Mask, mask, thumbnail};
 
-/// What a payload may hold.
+/// Limits on a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Of the encoded image.
+    /// Bytes of the encoded image.
     pub bytes: usize,
     /// Width times height.
     pub pixels: u64,
@@ -78,7 +78,7 @@ impl Limits {
 /// The field of a JSON object that holds the image.
 pub const FIELD: &str = "image";
 
-/// Why a payload gave no image. It becomes a dead letter.
+/// Why a payload has no image that can be scored. It becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PictureError {
     #[error("{what}: {is}, the limit is {limit}")]
@@ -128,7 +128,7 @@ pub struct ImageReader {
 /// An image, ready to be scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
-    /// Upright, before it was resized.
+    /// Size when upright and before resizing.
     pub width: usize,
     pub height: usize,
     pub layout: Layout,
@@ -137,14 +137,14 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Bytes that its scoring takes from here on, the rows included.
+    /// Bytes that scoring it takes from here on, rows included.
     pub fn bytes(&self) -> u64 {
         cost::scoring(0, 0, &self.layout)
     }
 }
 
 impl ImageReader {
-    /// Images for `pixels`; in a JSON object they are at `field`, a dotted path.
+    /// Reads images for `pixels`; in a JSON object they are at `field`, a dotted path.
     pub fn new(pixels: Pixels, field: &str, limits: Limits) -> ImageReader {
         ImageReader {
             pixels,
@@ -160,7 +160,7 @@ impl ImageReader {
     /// Decodes a payload, an image or a JSON object with one, into rows.
     ///
     /// # Errors
-    /// [`PictureError`]; nothing a payload holds makes it panic or take more memory than the limits allow.
+    /// [`PictureError`]. No payload makes it panic or take more memory than the limits allow.
     pub fn read(&self, payload: &[u8]) -> Result<Picture, PictureError> {
         self.read_within(payload, |_| ())
             .map(|(picture, ())| picture)
@@ -198,7 +198,7 @@ impl ImageReader {
         Ok((picture, taken))
     }
 
-    /// What is narrower than a tile is stretched to it: 1 x 64 million pixels would become gigabytes.
+    /// Refuses an image that becomes too large: one narrower than a tile is stretched, and 1 x 64 million pixels would take gigabytes.
     fn can_be_resized(&self, width: usize, height: usize) -> Result<(), PictureError> {
         let layout = Layout::of(width, height, &self.pixels);
         let row = layout.tile_width as u64 * layout.tile_height as u64;
@@ -214,7 +214,7 @@ impl ImageReader {
         Ok(())
     }
 
-    /// Bytes of the rows that a payload will become, as far as its header tells; 0 if it will become none.
+    /// Bytes of the rows that a payload will become, by its header; 0 if it will be refused.
     pub fn row_bytes(&self, payload: &[u8]) -> usize {
         let one = self.pixels.row_bytes();
         if self.pixels.tiles.is_none() {

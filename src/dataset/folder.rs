@@ -1,4 +1,4 @@
-//! The images of a folder, in the layout of Anomalib and MVTec AD or in none.
+//! The images of a folder, in the layout of Anomalib and MVTec AD or without labels.
 //!
 //! ```text
 //! FOLDER/test/good/000.png                  normal
@@ -23,7 +23,7 @@ const TEST: &str = "test";
 const GOOD: &str = "good";
 const GROUND_TRUTH: &str = "ground_truth";
 
-/// An image by its file, which was not opened.
+/// An image file, not opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
     pub path: PathBuf,
@@ -31,15 +31,15 @@ pub struct Picture {
     pub name: String,
     /// The first folder on that path, in a labelled folder.
     pub class: Option<String>,
-    /// Whether it is anomalous: `None` if nothing says so.
+    /// Whether it is anomalous; `None` if it is not labelled.
     pub label: Option<bool>,
     pub truth: Truth,
 }
 
-/// Where an image is anomalous.
+/// The anomalous area of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Truth {
-    /// Nothing says so.
+    /// Unknown.
     Unknown,
     /// Nowhere: it is normal.
     Normal,

@@ -1,13 +1,13 @@
-//! What an image takes at most until it is scored, by its header: asked before anything is decoded.
+//! The most memory that an image takes until it is scored, computed from its header before anything is decoded.
 
 use image::{ImageDecoder, ImageFormat};
 
 use super::Layout;
 
-/// Tables, rows and buffers of a decoder, whatever the image.
+/// Tables, rows and buffers of a decoder, independent of the image.
 const SCRATCH: u64 = 4 << 20;
 
-/// Bytes that decoding takes: what the decoder holds beside its input, and the 8-bit pixels that are made of its output.
+/// Bytes that decoding takes: the decoder's memory besides its input, and the 8-bit pixels made from its output.
 pub fn decoding(
     decoder: &dyn ImageDecoder,
     format: ImageFormat,

@@ -1,4 +1,4 @@
-//! Where the heat is: connected pixels over a cut, as boxes.
+//! Regions of a heatmap: boxes around connected pixels above a cut.
 
 use serde::Serialize;
 

@@ -1,10 +1,10 @@
-//! An image to the scorer's rows: stretched to one, or scaled and cut into several that overlap.
+//! Turns an image into the scorer's rows: stretched to one, or scaled and cut into overlapping tiles.
 
 use super::decode::Flat;
 use super::resize::resize;
 use crate::bundle::Pixels;
 
-/// Where an image's rows lie on its canvas, which is the image after resizing.
+/// The positions of an image's rows on its canvas, which is the resized image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     pub width: usize,
@@ -73,7 +73,7 @@ fn scaled(side: usize, scale: f64, least: usize) -> usize {
     ((side as f64 * scale + 0.5).floor() as usize).max(least)
 }
 
-/// Where tiles begin along a side: the first at 0, the last at the far edge, evenly spread between, halves rounded up.
+/// Start of each tile along a side: the first at 0, the last at the far edge, evenly spaced between, halves rounded up.
 fn starts(side: usize, tile: usize, overlap: usize) -> Vec<usize> {
     let last = side - tile;
     let gaps = last.div_ceil(tile - overlap);

@@ -1,4 +1,4 @@
-//! Images that are not scored: small ones to look at, and masks.
+//! Images that are not scored: thumbnails and masks.
 
 use image::ExtendedColorType;
 use image::ImageEncoder;
@@ -10,7 +10,7 @@ use super::{Limits, PictureError, envelope};
 
 const JPEG_QUALITY: u8 = 85;
 
-/// Where an image is anomalous.
+/// The anomalous pixels of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     pub width: usize,
@@ -19,7 +19,7 @@ pub struct Mask {
     pub marked: Vec<bool>,
 }
 
-/// Decodes a mask: what is not black is marked.
+/// Decodes a mask: pixels that are not black are marked.
 ///
 /// # Errors
 /// As for an image that is to be scored.
