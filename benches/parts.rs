@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use residuald::batch::{Batch, TopicPartition};
+use residuald::batch::{Batch, Scores, TopicPartition};
 use residuald::bundle::{Feature, SegmentBy};
 use residuald::config::Inference;
 use residuald::dataset;
@@ -104,18 +104,14 @@ fn parts(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("score");
-    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+    let mut scores = Scores::default();
     for records in [1, 16, 64, 256, 1024] {
         let rows = &rows[..records * features.len()];
         group.throughput(Throughput::Elements(records as u64));
         group.bench_function(BenchmarkId::from_parameter(records), |bencher| {
             bencher.iter(|| {
                 scores.clear();
-                residuals.clear();
-                reconstructions.clear();
-                scorer
-                    .score(rows, &mut scores, &mut residuals, &mut reconstructions)
-                    .expect("it scores");
+                scorer.score(rows, &mut scores).expect("it scores");
             });
         });
     }
@@ -134,12 +130,7 @@ fn parts(criterion: &mut Criterion) {
         let width = features.len();
         bencher.iter(|| {
             let verdict = judge.judge(
-                Scored {
-                    score: scores[0],
-                    row: &rows[..width],
-                    residual: &residuals[..width],
-                    reconstruction: &reconstructions[..width],
-                },
+                Scored::at(&scores, 0, &rows[..width]),
                 kept.segment,
                 None,
                 5,

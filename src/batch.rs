@@ -1,22 +1,26 @@
 //! Rows and the offsets they came from: the unit that is scored, published and finished together.
 //!
-//! A batch owns its buffers and is used again and again, so a record costs copies, never allocations.
+//! A batch owns its buffers and is reused, so that a record is copied but allocates nothing.
+
+mod scores;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::bundle::SegmentId;
+use crate::dead_letter::DeadLetter;
 use crate::decode::RowError;
 use crate::picture::Finding;
-use crate::record::{Header, Record, Source};
+use crate::record::{Header, OwnedHeader, Record, Source};
+pub use scores::Scores;
 
-/// A batch with this much in it leaves whatever its number of records, so that large messages cannot fill the memory.
+/// A batch of this many bytes is dispatched whatever its number of records, so that large messages cannot fill the memory.
 const MAX_BYTES: usize = 1 << 20;
 
 /// Headers that travel from a record to its verdict (W3C Trace Context).
 const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 
-/// A topic and partition, the topic by its place in the configured list.
+/// A topic and partition; the topic is an index into the list of topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
     pub topic: usize,
@@ -26,59 +30,55 @@ pub struct TopicPartition {
 /// Up to a fixed number of records, in the order in which they were consumed.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Consecutive over the life of the source; verdicts are published in this order.
+    /// Consecutive over the life of the source. Verdicts are published in this order.
     pub sequence: u64,
     /// The rows, [records, features], row-major.
     pub rows: Vec<f32>,
     records: Vec<Stored>,
     bytes: Vec<u8>,
-    /// What the rows of its pictures will take, bytes; they are made and dropped one by one.
+    /// Bytes that the rows of its images will take. They are made and dropped one by one.
     picture_bytes: usize,
-    /// What dead letters and kept headers hold, in bytes.
+    /// Bytes of dead letters and kept headers.
     loose_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
     /// Tombstones: nothing to score.
     pub skipped: usize,
     /// Records of oversized batches that have no dead letter of their own.
     pub oversized: usize,
-    /// For each partition in the batch the offset to resume from once all of it is delivered.
+    /// For each partition, the offset to resume from once the batch is delivered.
     pub offsets: Vec<(TopicPartition, i64)>,
     opened: Option<Instant>,
-    /// What it weighed when it left the intake.
+    /// Its weight when it left the intake.
     pub charged: usize,
     /// When it was full and left the intake.
     pub dispatched: Option<Instant>,
     /// When its scoring began and ended.
     pub scoring: Option<(Instant, Instant)>,
-    /// Filled by the screen, [records]; without one, empty: all are scored.
+    /// Filled by the screen, [records]. Empty without a screen: all records are scored.
     pub screened: Vec<Screened>,
-    /// Filled by the scorer: what the model fails on, by its place among those that are scored, and why.
+    /// Filled by the scorer: the scored records that the model fails on, by their index among those scored, and why.
     pub refused: Vec<(usize, String)>,
-    /// Filled by the scorer, [scored].
-    pub scores: Vec<f32>,
-    /// Filled by the scorer, [scored, features].
-    pub residuals: Vec<f32>,
-    /// Filled by the scorer, [scored, features].
-    pub reconstructions: Vec<f32>,
-    /// Filled by the scorer of pictures, [records].
+    /// Filled by the scorer, one row for each scored record; for images only the scores.
+    pub scores: Scores,
+    /// Filled by the scorer of images, [records].
     pub sightings: Vec<Sighting>,
 }
 
-/// What the screen made of a record.
+/// The screen's decision on a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Screened {
-    /// Clearly normal: it has no score.
+    /// Clearly normal: not scored.
     Cleared,
-    /// It has one, at this place among those that are scored.
+    /// Scored, at this index among the scored records.
     Passed { place: usize },
-    /// It has one whatever the screen says, which is that it is clearly normal or not.
+    /// Scored whatever the screen says; `cleared` is what it said.
     Audited { place: usize, cleared: bool },
 }
 
-/// What became of a picture beside its score.
+/// The outcome of an image beside its score.
 #[derive(Debug, Clone)]
 pub enum Sighting {
-    /// Nobody asks why it scores as it does.
+    /// It needs no explanation.
     Unexplained,
     Explained(Box<Finding>),
     /// It could not be scored.
@@ -94,11 +94,11 @@ struct Stored {
     payload: Range<usize>,
     segment: Option<SegmentId>,
     trace: [Option<Range<usize>>; 2],
-    /// All of them, for what may become a dead letter yet; else none.
-    headers: Vec<(String, Option<Vec<u8>>)>,
+    /// All headers if the record can still become a dead letter; otherwise empty.
+    headers: Vec<OwnedHeader>,
 }
 
-/// A record of a batch as it was kept.
+/// A record of a batch, as stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Kept<'b> {
     pub from: TopicPartition,
@@ -109,23 +109,12 @@ pub struct Kept<'b> {
     pub segment: Option<SegmentId>,
     /// `traceparent` and `tracestate`.
     pub trace: [Option<(&'static str, &'b [u8])>; 2],
-    /// All of them, if they were kept.
-    pub headers: &'b [(String, Option<Vec<u8>>)],
-}
-
-/// A record that could not become a row, as it came, and why.
-#[derive(Debug, Clone)]
-pub struct DeadLetter {
-    pub source: Source,
-    pub timestamp_ms: Option<i64>,
-    pub key: Option<Vec<u8>>,
-    pub payload: Vec<u8>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
-    pub error: RowError,
+    /// All headers, if they were kept.
+    pub headers: &'b [OwnedHeader],
 }
 
 impl Kept<'_> {
-    /// Where it came from; `topic` is the name of its topic.
+    /// Its origin; `topic` is the name of its topic.
     pub fn source(self, topic: &str) -> Source {
         Source {
             topic: topic.to_owned(),
@@ -134,7 +123,7 @@ impl Kept<'_> {
         }
     }
 
-    /// The record as a dead letter, with all its headers if they were kept, else with those of its trace.
+    /// The record as a dead letter, with all its headers if they were kept, otherwise with its trace headers.
     pub fn letter(self, topic: &str, error: RowError) -> DeadLetter {
         let own = |(name, value): (&str, &[u8])| (name.to_owned(), Some(value.to_vec()));
         let trace = self.trace.into_iter().flatten().map(own);
@@ -153,7 +142,7 @@ impl Kept<'_> {
 }
 
 impl Batch {
-    /// Every record that is in it: scored, dead or skipped.
+    /// All records in it: scored, dead letters and skipped.
     pub fn consumed(&self) -> usize {
         self.records.len() + self.dead_letters.len() + self.skipped + self.oversized
     }
@@ -167,12 +156,12 @@ impl Batch {
         self.records.len()
     }
 
-    /// When its first record came in.
+    /// When its first record arrived.
     pub fn opened(&self) -> Option<Instant> {
         self.opened
     }
 
-    /// Whether it should leave: full in records or bytes, or its first record has waited long enough.
+    /// Whether to dispatch it: it is full in records or bytes, or its first record has waited `max_wait`.
     pub fn is_due(&self, max_records: usize, max_wait: Duration, now: Instant) -> bool {
         self.consumed() >= max_records
             || self.held() >= MAX_BYTES
@@ -181,19 +170,19 @@ impl Batch {
                 .is_some_and(|opened| now.duration_since(opened) >= max_wait)
     }
 
-    /// Bytes of records that it holds, and of rows that its pictures will become.
+    /// Bytes of its records, and of the rows that its images will become.
     fn held(&self) -> usize {
         (self.bytes.len() + self.loose_bytes).saturating_add(self.picture_bytes)
     }
 
-    /// Bytes that it takes until it is finished: the records, the rows, and the two answers of the scorer that are as large.
+    /// Bytes that it takes until it is finished: the records, the rows, and the scorer's two outputs of the same size.
     pub fn weight(&self) -> usize {
         let rows = 3 * size_of::<f32>() * self.rows.len();
         let books = size_of::<Stored>() * self.records.len();
         self.held().saturating_add(rows + books)
     }
 
-    /// Keeps a record with a picture that is still to be decoded, into rows of `row_bytes` bytes.
+    /// Keeps a record with an image that is still to be decoded into rows of `row_bytes` bytes.
     pub fn keep_picture(
         &mut self,
         record: &Record<'_>,
@@ -259,7 +248,7 @@ impl Batch {
         self.advance(from, record.offset, now);
     }
 
-    /// Keeps what stands for `records` records that could not be read: one dead letter for all of them.
+    /// Keeps one dead letter that stands for `records` records that could not be read.
     pub fn bury_many(
         &mut self,
         last: &Record<'_>,
@@ -319,7 +308,7 @@ impl Batch {
         &self.rows[i * width..(i + 1) * width]
     }
 
-    /// The place of record `i` among those that are scored, if it is.
+    /// The index of record `i` among the scored records, if it is scored.
     pub fn place(&self, i: usize) -> Option<usize> {
         match self.screened.get(i) {
             None => Some(i),
@@ -328,14 +317,14 @@ impl Batch {
         }
     }
 
-    /// Scores that stand for those of all records: all of them, or those that the screen had no say in.
+    /// An unbiased sample of scores: all of them, or with a screen those of audited records.
     pub fn fair_scores(&self) -> impl Iterator<Item = f32> {
         let audited = self.screened.iter().filter_map(|screened| match screened {
             Screened::Audited { place, .. } => Some(self.scores[*place]),
             _ => None,
         });
         let all = if self.screened.is_empty() {
-            &self.scores[..]
+            &self.scores.scores[..]
         } else {
             &[]
         };
@@ -343,7 +332,7 @@ impl Batch {
         all.chain(audited).filter(|score| score.is_finite())
     }
 
-    /// Empties it for reuse and gives back memory that one huge message made it take.
+    /// Empties it for reuse and frees memory that a huge message made it take.
     pub fn clear(&mut self) {
         self.rows.clear();
         self.records.clear();
@@ -362,22 +351,20 @@ impl Batch {
         self.screened.clear();
         self.refused.clear();
         self.scores.clear();
-        self.residuals.clear();
-        self.reconstructions.clear();
         self.sightings.clear();
     }
 }
 
-/// Bytes of the headers as they are kept: names and values, each in an allocation of its own.
+/// Bytes of the headers as they are kept: each name and value is an allocation of its own.
 fn headers_weigh(record: &Record<'_>) -> usize {
-    const EACH: usize = size_of::<(String, Option<Vec<u8>>)>() + 32;
+    const EACH: usize = size_of::<OwnedHeader>() + 32;
     let headers = record.headers.iter();
     headers
         .map(|(name, value)| EACH + name.len() + value.map_or(0, <[u8]>::len))
         .sum()
 }
 
-fn own_header((name, value): &Header<'_>) -> (String, Option<Vec<u8>>) {
+fn own_header((name, value): &Header<'_>) -> OwnedHeader {
     ((*name).to_owned(), value.map(<[u8]>::to_vec))
 }
 

@@ -6,7 +6,7 @@ pub mod golden;
 mod graph;
 pub mod manifest;
 pub mod normals;
-pub mod scores;
+pub mod score_distribution;
 mod schema;
 pub mod screen;
 pub mod segments;
@@ -21,10 +21,10 @@ use crate::text::escaped;
 pub use calibration::Calibration;
 pub use files::is_graph;
 pub use golden::Golden;
-pub use manifest::{Feature, FeatureKind, Input, Manifest, Missing, Pixels, Tolerance};
+pub use manifest::{Feature, FeatureKind, Manifest, Missing, ModelInput, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
 pub use schema::incompatibilities;
-pub use scores::{RateTooFine, Scores};
+pub use score_distribution::{RateTooFine, ScoreDistribution};
 pub use screen::{Answers, Screen, TooFewProbes};
 pub use segments::{SegmentBy, SegmentId, Segments};
 
@@ -40,15 +40,14 @@ const KNOWN: [&str; 7] = [
     "screen.onnx",
 ];
 
-/// Characters of a fault's text.
+/// Longest text of a fault, in characters.
 const LONGEST_TEXT: usize = 1000;
 const MOST_SHOWN: usize = 20;
 
-/// Gives the content of a file of a bundle, or says why it cannot be had.
+/// Reads a file of a bundle, or says why it cannot.
 pub type Read<'r> = &'r dyn Fn(&str) -> Result<Vec<u8>, String>;
 
-/// A bundle whose files agree with its manifest. Whether the graph keeps its promises only ONNX Runtime can say:
-/// [`crate::onnx`] checks tensors and golden records.
+/// A bundle whose files match its manifest. [`crate::onnx`] checks the graph's tensors and the golden records.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     pub manifest: Manifest,
@@ -56,9 +55,9 @@ pub struct Bundle {
     pub golden: Vec<Golden>,
     /// The ONNX graph, as bytes whose hash was checked.
     pub model: Vec<u8>,
-    /// To show beside an anomaly; not every bundle has them.
+    /// Normal records to show beside an anomaly, if the bundle has them.
     pub normals: Option<Normals>,
-    /// To spare the scorer what is clearly normal; not every bundle has one.
+    /// The screen, which lets clearly normal records skip the scorer, if the bundle has one.
     pub screen: Option<Screen>,
     /// SHA-256 of `manifest.json`, which holds the hash of every other file: it names the whole bundle.
     pub sha256: String,
@@ -102,7 +101,7 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// Why a bundle was refused: every fault that was found, of which so many are shown.
+/// Why a bundle was refused: every fault, of which the first [`MOST_SHOWN`] are shown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct BundleError {
     pub dir: PathBuf,
@@ -121,7 +120,7 @@ impl fmt::Display for BundleError {
     }
 }
 
-/// A bundle as far as it could be read, with what is wrong so far, so that later checks can add to it.
+/// The readable parts of a bundle and the faults found so far; later checks add to them.
 #[derive(Debug)]
 pub struct Draft {
     dir: PathBuf,
@@ -141,7 +140,7 @@ impl Draft {
         Draft::of(dir, &|name| files::read(dir, name))
     }
 
-    /// The same of files that `read` has.
+    /// The same for files that `read` provides.
     pub fn of(dir: &Path, read: Read<'_>) -> Draft {
         let mut draft = Draft {
             dir: dir.to_owned(),
@@ -206,7 +205,7 @@ impl Draft {
         for (name, expected) in manifest.files.iter().take(files::MOST_FILES) {
             if let Some(bytes) = read_checked(read, name, expected, faults) {
                 faults.extend(graph_fault(name, &bytes));
-                // What nobody asks for need not stay in memory.
+                // Unknown files need not stay in memory.
                 if KNOWN.contains(&name.as_str()) {
                     contents.insert(name.as_str(), bytes);
                 }
@@ -241,26 +240,26 @@ impl Bundle {
     }
 }
 
-/// A file that says something and the graph that goes with it, or neither.
+/// An optional file and its graph: a bundle has both or neither.
 fn pair(
     contents: &mut BTreeMap<&str, Vec<u8>>,
     (file, graph): (&'static str, &str),
-    input: &Input,
+    input: &ModelInput,
     faults: &mut Vec<Fault>,
 ) -> Option<(Vec<u8>, Vec<u8>)> {
     let found = match (contents.remove(file), contents.remove(graph)) {
         (Some(says), Some(model)) => (says, model),
         (None, None) => return None,
         _ => {
-            let problem = format!("is of no use without {graph}, nor that without it");
+            let problem = format!("requires {graph}: a bundle must contain both or neither");
             faults.push(Fault::new(file, problem));
             return None;
         }
     };
-    if matches!(input, Input::Image(_)) {
+    if matches!(input, ModelInput::Image(_)) {
         faults.push(Fault::new(
             file,
-            "is for tables, and this bundle reads pictures",
+            "is for tables, and this bundle reads images",
         ));
         return None;
     }
@@ -269,7 +268,7 @@ fn pair(
 
 fn normals(
     contents: &mut BTreeMap<&str, Vec<u8>>,
-    input: &Input,
+    input: &ModelInput,
     faults: &mut Vec<Fault>,
 ) -> Option<Normals> {
     const FILES: (&str, &str) = ("normals.ndjson", "nearest.onnx");
@@ -284,7 +283,7 @@ fn normals(
 
 fn screen(
     contents: &mut BTreeMap<&str, Vec<u8>>,
-    input: &Input,
+    input: &ModelInput,
     golden: usize,
     faults: &mut Vec<Fault>,
 ) -> Option<Screen> {
@@ -344,10 +343,7 @@ fn parse_json<T: serde::de::DeserializeOwned>(
 
 /// Lower-case hexadecimal, as in a manifest.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 #[cfg(test)]

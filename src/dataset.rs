@@ -90,7 +90,7 @@ pub enum Unit {
     Rows,
 }
 
-/// A file that cannot be read, or a record of it; its `Display` is the whole story in one line.
+/// A file or a record of it cannot be read. Its `Display` is a complete message of one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {kind}", path.display())]
 pub struct Error {
@@ -123,7 +123,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// Whether nothing can be read after it. Otherwise one record is lost and iteration goes on.
+    /// Whether iteration ends with it. Otherwise one record is lost and iteration continues.
     pub fn is_fatal(&self) -> bool {
         match &self.kind {
             ErrorKind::Record { .. } => false,
@@ -136,14 +136,14 @@ impl Error {
 /// The records of one file, in its order. After a fatal [`Error`] the iteration ends.
 pub struct Dataset {
     path: PathBuf,
-    reader: Reader,
+    reader: FormatReader,
     picker: Picker,
     read: Arc<AtomicU64>,
     size: u64,
     ended: bool,
 }
 
-enum Reader {
+enum FormatReader {
     Csv(csv::Rows),
     Ndjson(ndjson::Lines),
     Parquet(Box<parquet::Rows>),
@@ -178,22 +178,28 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
         .extension()
         .and_then(|e| e.to_str())
         .unwrap_or_default();
-    let make: fn(File, bool, Arc<AtomicU64>) -> Result<Reader, ErrorKind> = match (extension, gzip)
-    {
-        ("csv", _) => |file, gzip, read| Ok(Reader::Csv(csv::Rows::new(input(file, gzip, read))?)),
-        ("ndjson" | "jsonl", _) => {
-            |file, gzip, read| Ok(Reader::Ndjson(ndjson::Lines::new(input(file, gzip, read))))
-        }
-        ("parquet", false) => |file, _, _| Ok(Reader::Parquet(Box::new(parquet::Rows::new(file)?))),
-        _ => return Err(fail(ErrorKind::Format)),
-    };
+    let make: fn(File, bool, Arc<AtomicU64>) -> Result<FormatReader, ErrorKind> =
+        match (extension, gzip) {
+            ("csv", _) => {
+                |file, gzip, read| Ok(FormatReader::Csv(csv::Rows::new(input(file, gzip, read))?))
+            }
+            ("ndjson" | "jsonl", _) => |file, gzip, read| {
+                Ok(FormatReader::Ndjson(ndjson::Lines::new(input(
+                    file, gzip, read,
+                ))))
+            },
+            ("parquet", false) => {
+                |file, _, _| Ok(FormatReader::Parquet(Box::new(parquet::Rows::new(file)?)))
+            }
+            _ => return Err(fail(ErrorKind::Format)),
+        };
     let (size, file) = opened.map_err(|e| fail(e.into()))?;
     let reader = make(file, gzip, read.clone()).map_err(fail)?;
 
     let columns = match &reader {
-        Reader::Csv(rows) => rows.columns(),
-        Reader::Parquet(rows) => rows.columns(),
-        Reader::Ndjson(_) => vec![],
+        FormatReader::Csv(rows) => rows.columns(),
+        FormatReader::Parquet(rows) => rows.columns(),
+        FormatReader::Ndjson(_) => vec![],
     };
     for asked in options.label.iter().chain(&options.key) {
         if !columns.is_empty() && !columns.contains(asked) {
@@ -212,10 +218,10 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
 }
 
 impl Dataset {
-    /// How far the file has been read; runs ahead of the records by what is buffered.
+    /// How far the file has been read, which is ahead of the records by the buffered part.
     pub fn progress(&self) -> Progress {
         match &self.reader {
-            Reader::Parquet(rows) => rows.progress(),
+            FormatReader::Parquet(rows) => rows.progress(),
             _ => Progress {
                 done: self.read.load(Relaxed),
                 total: self.size,
@@ -224,10 +230,10 @@ impl Dataset {
         }
     }
 
-    /// To be asked at the end.
+    /// Checks the labels, after the last record.
     ///
     /// # Errors
-    /// Labels were asked for, and no record has that of a normal one.
+    /// Labels were asked for, but no record has the label of normal records.
     pub fn check_labels(&self) -> Result<(), Error> {
         match self.picker.fault() {
             None => Ok(()),
@@ -240,9 +246,9 @@ impl Dataset {
 
     fn read_next(&mut self) -> Result<Option<Example>, ErrorKind> {
         let (next, unit) = match &mut self.reader {
-            Reader::Csv(rows) => (rows.read_next()?, "line"),
-            Reader::Ndjson(lines) => (lines.read_next()?, "line"),
-            Reader::Parquet(rows) => (rows.read_next()?, "row"),
+            FormatReader::Csv(rows) => (rows.read_next()?, "line"),
+            FormatReader::Ndjson(lines) => (lines.read_next()?, "line"),
+            FormatReader::Parquet(rows) => (rows.read_next()?, "row"),
         };
         let Some((number, payload)) = next else {
             return Ok(None);
@@ -280,10 +286,10 @@ impl Iterator for Dataset {
     }
 }
 
-type Input = Box<dyn BufRead + Send>;
+type BoxedRead = Box<dyn BufRead + Send>;
 
 /// The file's text, its bytes on disk counted into `read`.
-fn input(file: File, gzip: bool, read: Arc<AtomicU64>) -> Input {
+fn input(file: File, gzip: bool, read: Arc<AtomicU64>) -> BoxedRead {
     let file = BufReader::with_capacity(64 << 10, Counted { file, read });
     if gzip {
         Box::new(BufReader::with_capacity(

@@ -10,7 +10,7 @@
 //!
 //! NaN and infinities, which JSON cannot say, are refused as out of range. A time of day has an hour but no weekday, a date a
 //! weekday but no hour; Avro's local timestamps count as UTC; a Protobuf `Duration` is a number of seconds.
-//! Bytes, arrays, maps and records are no values.
+//! Bytes, arrays, maps and records are not values.
 //!
 //! Absent is what the record's schema does not have, an Avro null, and in Protobuf what is not on the wire and has presence: messages,
 //! `optional` fields, members of a oneof. A Protobuf scalar without presence that is not on the wire is its default.
@@ -45,21 +45,21 @@ use typed::TypedDecoder;
 
 use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::clip::Clipped;
-use crate::picture::{PictureError, Reader};
+use crate::picture::{ImageReader, PictureError};
 
 /// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
 const MOST_JSON: usize = 4 << 20;
 
-/// What records are made of.
+/// The format of records.
 #[derive(Debug, Clone)]
 pub enum Input {
     Json,
     Typed(TypeSource),
-    /// A [`Reader`] makes rows of them.
-    Pictures(Reader),
+    /// A [`ImageReader`] makes rows of them.
+    Pictures(ImageReader),
 }
 
-/// Reads records of one format into rows. One a thread.
+/// Reads records of one format into rows. One per thread.
 #[derive(Debug)]
 pub struct Decoder {
     format: Payloads,
@@ -71,7 +71,7 @@ pub struct Decoder {
 enum Payloads {
     Json(JsonDecoder),
     Typed(Box<TypedDecoder>),
-    Pictures(Reader),
+    Pictures(ImageReader),
 }
 
 /// Why a payload did not become a row.
@@ -99,8 +99,8 @@ impl Decoder {
         Decoder { format, keys }
     }
 
-    /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Of a picture it appends nothing: that
-    /// takes long and is done beside the scorer. Gives the segment, if the record has one that is known. `key` is the message's.
+    /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Images are not decoded
+    /// here; see pipeline/pictures.rs. Returns the segment, if the record has a known one. `key` is the message's.
     ///
     /// # Errors
     /// [`DecodeError`]: the record is bad, or its schema is still on its way.
@@ -153,7 +153,7 @@ impl Decoder {
         matches!(self.format, Payloads::Pictures(_))
     }
 
-    /// Of a picture the bytes of the rows that it will become.
+    /// Of an image the bytes of the rows that it will become.
     pub fn picture_bytes(&self, payload: &[u8]) -> Option<usize> {
         match &self.format {
             Payloads::Pictures(reader) => Some(reader.row_bytes(payload)),
@@ -168,7 +168,7 @@ impl Input {
         !matches!(self, Input::Pictures(_))
     }
 
-    /// A record that was decoded as JSON, for its verdict, a picture left out; `None` if it cannot be said in JSON of a sensible size.
+    /// A record that was decoded as JSON, for its verdict, an image left out; `None` if it cannot be said in JSON of a sensible size.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
             Input::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
@@ -235,7 +235,7 @@ pub enum Reason {
     Missing,
     /// A key that the schema names is there twice.
     Duplicate,
-    /// A picture of more bytes or pixels than the settings allow.
+    /// An image of more bytes or pixels than the settings allow.
     TooLarge,
     /// The scorer gave no finite score.
     Unscorable,

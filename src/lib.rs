@@ -12,12 +12,12 @@ pub mod picture;
 
 pub mod decode;
 
+pub mod dead_letter;
+
 pub mod batch;
 pub mod verdict;
 
 pub mod message;
-
-pub mod dead_letter;
 
 pub mod dataset;
 pub mod evaluation;

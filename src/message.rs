@@ -7,23 +7,20 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::batch::{DeadLetter, Kept};
+use crate::batch::Kept;
+use crate::dead_letter::DeadLetter;
+pub use crate::dead_letter::OMITTED;
 use crate::decode::Reason;
-use crate::record::Source;
+use crate::record::{OwnedHeader, Source, header};
 use crate::verdict::Verdict;
 pub use carried::{MOST_LEVELS, unreadable};
-
-/// What the headers of Kafka Connect's dead letter queue (KIP-298) begin with.
-pub const ERRORS_PREFIX: &str = "__connect.errors.";
-/// The header of a message that leaves something out: what, and why.
-pub const OMITTED: &str = "residuald.omitted";
 
 /// A message on its way to Kafka.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     pub about: About,
     pub key: Option<Vec<u8>>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub headers: Vec<OwnedHeader>,
     pub payload: Vec<u8>,
     /// Milliseconds since the Unix epoch; dead letters keep the one they came with.
     pub timestamp_ms: Option<i64>,
@@ -151,32 +148,9 @@ pub fn verdict_message(
     }
 }
 
-/// A dead letter: key, value, headers and timestamp as they came, with the headers of Kafka Connect's dead letter queue
-/// (KIP-298). Headers of an earlier failure are replaced, so a record that fails twice tells of the last time. A record cannot
-/// say of itself that something was left out of it.
-pub fn dead_letter_message(letter: DeadLetter) -> Message {
-    let mut headers = letter.headers;
-    headers.retain(|(name, _)| !name.starts_with(ERRORS_PREFIX) && name != OMITTED);
-    let reason = letter.error.reason.as_str();
-    let stage = match letter.error.reason {
-        Reason::Unscorable => "TRANSFORMATION",
-        _ => "VALUE_CONVERTER",
-    };
-    for (name, value) in [
-        ("topic", letter.source.topic.clone()),
-        ("partition", letter.source.partition.to_string()),
-        ("offset", letter.source.offset.to_string()),
-        ("stage", stage.to_owned()),
-        ("exception.class.name", format!("residuald.decode.{reason}")),
-        ("exception.message", letter.error.detail.to_string()),
-    ] {
-        headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
-    }
-    if letter.payload.is_empty() && letter.error.reason == Reason::TooLarge {
-        // Nothing is too large about an empty value: this letter stands for a batch, and must not be replayed in place of it.
-        let note = "value, headers, key: the batch is too large to be read";
-        headers.push(header(OMITTED, note));
-    }
+/// A dead letter: key, value, headers and timestamp as they came, and the headers that say what failed.
+pub fn dead_letter_message(mut letter: DeadLetter) -> Message {
+    let headers = letter.headers_with_failure();
     let kind = Kind::DeadLetter(letter.error.reason);
     Message {
         about: About {
@@ -188,10 +162,6 @@ pub fn dead_letter_message(letter: DeadLetter) -> Message {
         payload: letter.payload,
         timestamp_ms: letter.timestamp_ms,
     }
-}
-
-fn header(name: &str, value: &str) -> (String, Option<Vec<u8>>) {
-    (name.to_owned(), Some(value.as_bytes().to_vec()))
 }
 
 /// Milliseconds since the epoch as RFC 3339 in UTC with milliseconds; `None` outside the calendar.
@@ -355,29 +325,6 @@ mod tests {
             body["reconstruction"],
             serde_json::json!({"content_type": "image/png", "width": 64, "height": 32, "uri": "kafka://media?key=a"})
         );
-    }
-
-    #[test]
-    fn only_a_letter_that_stands_for_a_batch_says_so() {
-        for (reason, says_so) in [(Reason::Malformed, false), (Reason::TooLarge, true)] {
-            let message = dead_letter_message(DeadLetter {
-                source: Source {
-                    topic: "in".to_owned(),
-                    partition: 0,
-                    offset: 1,
-                },
-                timestamp_ms: None,
-                key: None,
-                payload: Vec::new(),
-                headers: Vec::new(),
-                error: RowError {
-                    reason,
-                    detail: "why".into(),
-                },
-            });
-            let omitted = message.headers.iter().any(|(name, _)| name == OMITTED);
-            assert_eq!(omitted, says_so, "{reason:?}");
-        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! ONNX Runtime: the library, a session a worker, and the proof that a graph keeps the bundle's promises.
+//! ONNX Runtime: the library, one session per worker, and the checks of a bundle's graphs.
 
-mod apart;
 mod buckets;
 mod golden;
 mod interrupt;
 mod nearest;
+mod one_by_one;
 mod outputs;
 mod provider;
 mod runtime;
@@ -13,19 +13,19 @@ mod screen;
 
 use std::path::Path;
 
-pub use apart::Refused;
 pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
+pub use one_by_one::Refused;
 pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError};
-pub use scorer::{Scorer, ScorerError, Seen};
-pub use screen::Screen;
+pub use scorer::{ImageScores, Scorer, ScorerError};
+pub use screen::ScreenSession;
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
 use crate::config::{Inference, Provider};
 
-/// Why no scorer could be had.
+/// Why a bundle could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -36,30 +36,30 @@ pub enum LoadError {
     Scorer(#[from] ScorerError),
 }
 
-/// A bundle that proved itself, with a warmed-up scorer for each worker.
+/// A checked bundle, with a warmed-up scorer for each worker.
 #[derive(Debug)]
 pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
     pub golden: GoldenCheck,
-    /// One a worker, of a bundle that has a screen.
-    pub screens: Vec<Screen>,
-    /// Of a bundle that keeps normal records.
+    /// One for each worker, if the bundle has a screen.
+    pub screens: Vec<ScreenSession>,
+    /// If the bundle has normal records.
     pub nearest: Option<Nearest>,
 }
 
 /// Reads the bundle, makes `workers` scorers for batches of up to `max_records`, and has the golden records scored.
 ///
 /// # Errors
-/// [`LoadError::Bundle`] with every fault of files, graph and golden records at once; the others when nothing can be said of the bundle.
+/// [`LoadError::Bundle`] with every fault of files, graph and golden records at once; the others if the bundle is not at fault.
 pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loaded, LoadError> {
     load_unless(dir, inference, max_records, &Interrupt::default())
 }
 
-/// The same, given up when `interrupt` is requested, as far as ONNX Runtime lets it be.
+/// The same, but ended when `interrupt` is requested, as far as ONNX Runtime allows.
 ///
 /// # Errors
-/// As [`load`], and [`ScorerError::Interrupted`] or what ONNX Runtime says when it is.
+/// As [`load`], and [`ScorerError::Interrupted`] or ONNX Runtime's own error when interrupted.
 pub fn load_unless(
     dir: &Path,
     inference: &Inference,
@@ -67,7 +67,7 @@ pub fn load_unless(
     interrupt: &Interrupt,
 ) -> Result<Loaded, LoadError> {
     let mut draft = Draft::read(dir);
-    // Without a sound schema there is nothing to hold the graph against, and an unsound graph is not for ONNX Runtime.
+    // A broken schema cannot be checked against the graph, and a broken graph must not reach ONNX Runtime.
     let sound = draft.faults.iter().all(|fault| !forbids_sessions(fault));
     let parts = draft.manifest.as_ref().zip(draft.model.as_ref());
     let Some((manifest, model)) = parts.filter(|_| sound) else {
@@ -102,7 +102,7 @@ pub fn load_unless(
     let mut screens = Vec::new();
     if let (Some(screen), Some(golden)) = (&draft.screen, &draft.golden) {
         for _ in 0..inference.workers {
-            let made = Screen::new(&runtime, &screen.model, features.len(), max_records);
+            let made = ScreenSession::new(&runtime, &screen.model, features.len(), max_records);
             let Some(made) = faults.take(screen::MODEL, made)? else {
                 break;
             };
@@ -124,15 +124,15 @@ pub fn load_unless(
     })
 }
 
-/// Whether no session may be made because of it.
+/// Whether the fault forbids making a session.
 fn forbids_sessions(fault: &Fault) -> bool {
     fault.file == bundle::MANIFEST || bundle::is_graph(&fault.file)
 }
 
-/// What is wrong with a bundle's graphs, as far as their sessions show it.
+/// Faults of a bundle's graphs that their sessions reveal.
 struct Faults<'i> {
     found: Vec<Fault>,
-    /// On a device a run can fail because of the device.
+    /// If not, a failed run may be the device's fault.
     on_cpu: bool,
     interrupt: &'i Interrupt,
 }
@@ -146,10 +146,10 @@ impl Faults<'_> {
         }
     }
 
-    /// What came of the graph in `file`, or nothing if the graph is at fault.
+    /// The result for the graph in `file`, or `None` if the graph is at fault.
     ///
     /// # Errors
-    /// Something else is.
+    /// Something else is at fault.
     fn take<T>(
         &mut self,
         file: &str,

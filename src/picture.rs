@@ -1,7 +1,7 @@
-//! Pictures, in the order of their way: out of the payload (`envelope`), to 8-bit pixels (`decode`), resized (`resize`)
-//! and cut into the scorer's rows (`tiles`); and what the scorer says of them into maps (`maps`) and regions (`regions`).
+//! Images, step by step: taken out of the payload (`envelope`), decoded to 8-bit pixels (`decode`), resized (`resize`) and cut
+//! into the scorer's rows (`tiles`). The scorer's outputs become maps (`maps`) and regions (`regions`).
 //!
-//! What becomes of a picture before it is scored, the same as in the trainer:
+//! Preprocessing, the same as in the trainer:
 //!
 //! | | |
 //! | --- | --- |
@@ -14,8 +14,8 @@
 //! | gray where colour is wanted | three times the same |
 //! | size | resized by an antialiased triangle, as Pillow's BILINEAR does, to the bit |
 //!
-//! Refused: animations, TIFFs of several pages, floating point samples, whatever is cut off, and what the limits forbid,
-//! which are held against the header before anything is decoded.
+//! Refused: animations, TIFFs of several pages, floating-point samples, truncated files, and images beyond the limits, which
+//! are checked against the header before anything is decoded.
 
 mod connected;
 mod cost;
@@ -39,14 +39,14 @@ pub use regions::Region;
 pub use tiles::Layout;
 pub use view::{Mask, mask, thumbnail};
 
-/// What a payload may hold.
+/// Limits on a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Of the encoded picture.
+    /// Bytes of the encoded image.
     pub bytes: usize,
     /// Width times height.
     pub pixels: u64,
-    /// Bytes that one picture may take while it is decoded, resized and scored.
+    /// Bytes that one image may take while it is decoded, resized and scored.
     pub memory: u64,
 }
 
@@ -61,7 +61,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Whether a picture of that size may take `bytes`.
+    /// Whether an image of that size may take `bytes`.
     fn allow(&self, width: usize, height: usize, bytes: u64) -> Result<(), PictureError> {
         match bytes <= self.memory {
             true => Ok(()),
@@ -75,10 +75,10 @@ impl Limits {
     }
 }
 
-/// The field of a JSON object that holds the picture.
+/// The field of a JSON object that holds the image.
 pub const FIELD: &str = "image";
 
-/// Why a payload gave no picture. It becomes a dead letter.
+/// Why a payload has no image that can be scored. It becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PictureError {
     #[error("{what}: {is}, the limit is {limit}")]
@@ -118,17 +118,17 @@ pub enum PictureError {
 
 /// Reads payloads into rows for one model.
 #[derive(Debug, Clone)]
-pub struct Reader {
+pub struct ImageReader {
     pixels: Pixels,
     /// Dotted path.
     field: String,
     limits: Limits,
 }
 
-/// A picture, ready to be scored.
+/// An image, ready to be scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
-    /// Upright, before it was resized.
+    /// Size when upright and before resizing.
     pub width: usize,
     pub height: usize,
     pub layout: Layout,
@@ -137,16 +137,16 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Bytes that its scoring takes from here on, the rows included.
+    /// Bytes that scoring it takes from here on, rows included.
     pub fn bytes(&self) -> u64 {
         cost::scoring(0, 0, &self.layout)
     }
 }
 
-impl Reader {
-    /// Pictures for `pixels`; in a JSON object they are at `field`, a dotted path.
-    pub fn new(pixels: Pixels, field: &str, limits: Limits) -> Reader {
-        Reader {
+impl ImageReader {
+    /// Reads images for `pixels`; in a JSON object they are at `field`, a dotted path.
+    pub fn new(pixels: Pixels, field: &str, limits: Limits) -> ImageReader {
+        ImageReader {
             pixels,
             field: field.to_owned(),
             limits,
@@ -157,20 +157,20 @@ impl Reader {
         &self.pixels
     }
 
-    /// Decodes a payload, a picture or a JSON object with one, into rows.
+    /// Decodes a payload, an image or a JSON object with one, into rows.
     ///
     /// # Errors
-    /// [`PictureError`]; nothing a payload holds makes it panic or take more memory than the limits allow.
+    /// [`PictureError`]. No payload makes it panic or take more memory than the limits allow.
     pub fn read(&self, payload: &[u8]) -> Result<Picture, PictureError> {
         self.read_within(payload, |_| ())
             .map(|(picture, ())| picture)
     }
 
-    /// The same. `take` is told the bytes that it takes until the picture is scored, before anything is decoded; what it gives comes back with
-    /// the picture.
+    /// The same. `take` is told the bytes that it takes until the image is scored, before anything is decoded; what it gives comes back with
+    /// the image.
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// As [`ImageReader::read`].
     pub fn read_within<T>(
         &self,
         payload: &[u8],
@@ -198,7 +198,7 @@ impl Reader {
         Ok((picture, taken))
     }
 
-    /// What is narrower than a tile is stretched to it: 1 x 64 million pixels would become gigabytes.
+    /// Refuses an image that becomes too large: one narrower than a tile is stretched, and 1 x 64 million pixels would take gigabytes.
     fn can_be_resized(&self, width: usize, height: usize) -> Result<(), PictureError> {
         let layout = Layout::of(width, height, &self.pixels);
         let row = layout.tile_width as u64 * layout.tile_height as u64;
@@ -214,7 +214,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Bytes of the rows that a payload will become, as far as its header tells; 0 if it will become none.
+    /// Bytes of the rows that a payload will become, by its header; 0 if it will be refused.
     pub fn row_bytes(&self, payload: &[u8]) -> usize {
         let one = self.pixels.row_bytes();
         if self.pixels.tiles.is_none() {
@@ -230,10 +230,10 @@ impl Reader {
         rows().map_or(0, |rows| rows.saturating_mul(one))
     }
 
-    /// The picture of a payload, to look at: see [`thumbnail`]. `take` as in [`Reader::read_within`].
+    /// The image of a payload, to look at: see [`thumbnail`]. `take` as in [`ImageReader::read_within`].
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// As [`ImageReader::read`].
     pub fn thumbnail<T>(
         &self,
         payload: &[u8],
@@ -244,7 +244,7 @@ impl Reader {
         view::thumbnail_within(&encoded, self.limits, side, take)
     }
 
-    /// The JSON object around the picture without the picture; `None` for a bare picture.
+    /// The JSON object around the image without the image; `None` for a bare image.
     pub fn context(&self, payload: &[u8]) -> Option<Cow<'static, RawValue>> {
         envelope::context(payload, &self.field).map(Cow::Owned)
     }

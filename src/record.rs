@@ -3,6 +3,14 @@
 /// One header: its name and, if it has one, its value.
 pub type Header<'m> = (&'m str, Option<&'m [u8]>);
 
+/// A header that outlives its record.
+pub type OwnedHeader = (String, Option<Vec<u8>>);
+
+/// A header with a text as its value.
+pub fn header(name: &str, value: &str) -> OwnedHeader {
+    (name.to_owned(), Some(value.as_bytes().to_vec()))
+}
+
 /// One Kafka record. Nothing is copied until a stage decides to keep it.
 #[derive(Debug, Clone)]
 pub struct Record<'m> {

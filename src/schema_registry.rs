@@ -17,6 +17,7 @@ use crate::config::{self, Authorization};
 use crate::decode::{Ask, Format, Schema, SchemaText, Schemas, Wanted};
 use crate::http_client;
 use crate::metrics::Metrics;
+use crate::text::percent_encoded;
 
 /// Between tries while the registry is down, growing from the one to the other.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -450,7 +451,7 @@ impl Registry {
 
     fn referred(&self, reference: &Reference, budget: &mut Budget) -> Result<Answer, FetchError> {
         let (subject, version) = (&reference.subject, reference.version);
-        let path = format!("/subjects/{}/versions/{version}", escaped(subject));
+        let path = format!("/subjects/{}/versions/{version}", percent_encoded(subject));
         let answer = self.answer(&path, budget)?;
         // Its subject is not compared: registries write one with odd characters in more than one way.
         match answer.version.filter(|other| *other != version) {
@@ -545,28 +546,14 @@ pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
     }
 }
 
-/// A subject as one segment of a path.
-fn escaped(subject: &str) -> String {
-    let mut escaped = String::new();
-    for byte in subject.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(byte));
-            }
-            _ => escaped.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_subject_is_one_segment() {
-        assert_eq!(escaped("payments-value"), "payments-value");
-        assert_eq!(escaped("a/b c:é"), "a%2Fb%20c%3A%C3%A9");
+        assert_eq!(percent_encoded("payments-value"), "payments-value");
+        assert_eq!(percent_encoded("a/b c:é"), "a%2Fb%20c%3A%C3%A9");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::bundle::SegmentBy;
 use crate::memory::Room;
 use crate::message::Model;
 use crate::metrics::Metrics;
-use crate::picture::Reader;
+use crate::picture::ImageReader;
 
 /// Where a partition stands. Offsets are those to be read next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct InForce {
     /// Of the buckets of the score's histogram the shares of normal records, by the calibration; the last is beyond all.
     pub normal: Vec<f64>,
     /// If the records are pictures: what decodes them, and where.
-    pub reader: Option<(Reader, Room)>,
+    pub reader: Option<(ImageReader, Room)>,
 }
 
 /// Shared by all stages.

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-use crate::config::{LogFormat, Secrets, Telemetry};
+use crate::config::{LogFormat, Secrets, Telemetry, log_filter};
 use crate::text::escaped_lines;
 
 /// What this process does not print. One for the process, as its log is: whoever prints need not know of it.
@@ -36,7 +36,7 @@ pub fn hide(text: &str) -> Cow<'_, str> {
 
 /// Starts logging for the process; a second call changes nothing.
 pub fn init(telemetry: &Telemetry) {
-    let filter = filter(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = log_filter::parse(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     // Without colours: an escape sequence in the log is then never ours.
     let layer = fmt::layer().with_writer(|| Redacted).with_ansi(false);
@@ -70,29 +70,6 @@ fn say_what_is_left_out() {
         tracing::info!(
             "trace is residuald's own: libraries are logged up to debug, because their trace holds passwords and tokens"
         );
-    }
-}
-
-/// A level, or levels by module with commas between them: "info,residuald::kafka=debug".
-///
-/// # Errors
-/// What is wrong with it, in words.
-pub fn filter(text: &str) -> Result<EnvFilter, String> {
-    let expected = "expected error, warn, info, debug, trace or off; also per module, for instance \"info,residuald::kafka=debug\"";
-    let words: Vec<&str> = text.split(',').map(str::trim).collect();
-    // tracing-subscriber 0.3.23 fails an assertion where the same one is there twice, and nothing here logs spans.
-    if text.contains(['[', ']', '{', '}']) {
-        return Err(format!("no filters by span or field are taken: {expected}"));
-    }
-    // Without regular expressions, which may take any amount of memory.
-    let filter = EnvFilter::builder().with_regex(false);
-    let filter = filter.parse(words.join(","));
-    let filter = filter.map_err(|e| format!("{e}: {expected}"))?;
-    // EnvFilter takes a word that is no level for a module, and then shows nothing else: "debgu" would end the log.
-    let mut bare = words.into_iter().filter(|word| !word.contains('='));
-    match bare.find(|word| word.parse::<LevelFilter>().is_err() || word.is_empty()) {
-        Some(word) => Err(format!("`{word}` is no level: {expected}")),
-        None => Ok(filter),
     }
 }
 
@@ -147,49 +124,12 @@ impl Write for Redacted {
 
 #[cfg(test)]
 mod tests {
-    use super::{filter, printable};
-
-    #[test]
-    fn a_filter_by_span_or_field_is_refused() {
-        for text in [
-            "[a:{b=x}]=trace,[a:{b=x}]=trace",
-            "info,residuald[x]=debug",
-            "{a}",
-        ] {
-            let refused = filter(text).unwrap_err();
-            assert!(refused.contains("span or field"), "{refused}");
-        }
-    }
+    use super::printable;
 
     #[test]
     fn an_event_cannot_look_like_two_or_steer_a_terminal() {
         let event = "INFO topic=\u{1b}[2Jx\n2026-01-01 ERROR forged\n  own\n";
         let shown = "INFO topic=\\u001b[2Jx\n  2026-01-01 ERROR forged\n  own\n";
         assert_eq!(printable(event), shown);
-    }
-
-    #[test]
-    fn a_filter_is_levels_and_modules() {
-        for good in [
-            "info",
-            "WARN",
-            "off",
-            "info,residuald::kafka=debug",
-            "residuald=trace",
-            "info, ureq=debug",
-        ] {
-            assert!(filter(good).is_ok(), "{good}");
-        }
-        for (bad, said) in [
-            ("", "`` is no level"),
-            ("debgu", "`debgu` is no level"),
-            ("info,", "`` is no level"),
-            ("residuald::kafka", "`residuald::kafka` is no level"),
-            ("residuald=loud", "expected error, warn"),
-            ("info,=,", "expected error, warn"),
-        ] {
-            let problem = filter(bad).unwrap_err();
-            assert!(problem.contains(said), "{bad}: {problem}");
-        }
     }
 }

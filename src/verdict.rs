@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::batch::Scores;
 use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine, SegmentBy, SegmentId};
 use crate::picture::{Finding, Region};
 
@@ -218,7 +219,18 @@ pub struct Scored<'b> {
     pub reconstruction: &'b [f32],
 }
 
-impl Scored<'_> {
+impl<'b> Scored<'b> {
+    /// The outputs for `row`, which was scored as number `place`.
+    pub fn at(scores: &'b Scores, place: usize, row: &'b [f32]) -> Scored<'b> {
+        let columns = place * row.len()..(place + 1) * row.len();
+        Scored {
+            score: scores[place],
+            row,
+            residual: &scores.residuals[columns.clone()],
+            reconstruction: &scores.reconstructions[columns],
+        }
+    }
+
     /// Why there is no verdict on it, if there can be none: a score measures a distance, and what explains it is finite.
     pub fn flaw(&self) -> Option<String> {
         if !is_score(self.score) {
@@ -469,7 +481,7 @@ fn observe(kind: &FeatureKind, value: f32) -> Observation<'_> {
 mod tests {
     use super::*;
     use crate::bundle::Segments;
-    use crate::bundle::scores::tests::evenly_spaced;
+    use crate::bundle::score_distribution::tests::evenly_spaced;
 
     fn features() -> Vec<Feature> {
         serde_json::from_value(serde_json::json!([

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use common::kafka::{Note, produce, read_all};
 use common::process::{Daemon, scored};
 use common::{payments, sample, score_of};
+use residuald::batch::Scores;
 use residuald::bundle::Bundle;
 use residuald::config::Inference;
 use residuald::decode::JsonDecoder;
@@ -35,19 +36,23 @@ fn rows(bundle: &Bundle, records: &[String]) -> Vec<f32> {
 
 /// Everything that a scorer says of rows, as bits: score, residual, reconstruction of each record.
 fn bits(scorer: &mut Scorer, rows: &[f32], width: usize) -> Vec<Vec<u32>> {
-    let (mut scores, mut residuals, mut expected) = (vec![], vec![], vec![]);
-    scorer
-        .score(rows, &mut scores, &mut residuals, &mut expected)
-        .unwrap();
+    let mut found = Scores::default();
+    scorer.score(rows, &mut found).unwrap();
+    let Scores {
+        scores,
+        residuals,
+        reconstructions,
+    } = found;
     let records = rows.len() / width;
     assert_eq!(scores.len(), records);
-    assert_eq!((residuals.len(), expected.len()), (rows.len(), rows.len()));
+    let lengths = (residuals.len(), reconstructions.len());
+    assert_eq!(lengths, (rows.len(), rows.len()));
     let record = |i: usize| {
         let columns = i * width..(i + 1) * width;
         let of_record = [
             &scores[i..=i],
             &residuals[columns.clone()],
-            &expected[columns],
+            &reconstructions[columns],
         ];
         of_record.concat().iter().map(|v| v.to_bits()).collect()
     };
@@ -157,10 +162,8 @@ fn every_golden_record_gets_the_trainers_score() {
         let mut row = Vec::new();
         let record = golden.record.get();
         decoder.decode(record.as_bytes(), &mut row).unwrap();
-        let mut score = Vec::new();
-        scorers[0]
-            .score(&row, &mut score, &mut vec![], &mut vec![])
-            .unwrap();
+        let mut score = Scores::default();
+        scorers[0].score(&row, &mut score).unwrap();
         assert!(
             bundle.manifest.golden.accepts(score[0], golden.score),
             "golden record {line}: {} here, {} in training",

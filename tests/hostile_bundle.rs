@@ -598,7 +598,7 @@ fn a_bundle_of_another_schema_wants_to_be_meant() {
     let log = ended.with_code(0);
     assert!(log.contains("model.allow_schema_change"), "{log}");
     assert!(
-        log.contains("it reads pictures, and the one in force tables"),
+        log.contains("it reads images, and the one in force tables"),
         "{log}"
     );
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use image::codecs::webp::WebPEncoder;
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
-use residuald::picture::{FIELD, Limits, PictureError, Reader};
+use residuald::picture::{FIELD, ImageReader, Limits, PictureError};
 
 struct Weighing;
 
@@ -138,14 +138,14 @@ fn pictures() -> Vec<(String, Vec<u8>)> {
     all
 }
 
-fn reader(channels: usize, tiles: bool, limits: Limits) -> Reader {
+fn reader(channels: usize, tiles: bool, limits: Limits) -> ImageReader {
     let mut pixels = serde_json::json!(
         {"height": 64, "width": 64, "channels": channels, "resize": "bilinear"}
     );
     if tiles {
         pixels["tiles"] = serde_json::json!({"scale": 1.0, "overlap": 8});
     }
-    Reader::new(serde_json::from_value(pixels).unwrap(), FIELD, limits)
+    ImageReader::new(serde_json::from_value(pixels).unwrap(), FIELD, limits)
 }
 
 #[test]

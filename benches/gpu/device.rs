@@ -18,8 +18,9 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{IoBinding, Session};
 use ort::value::{DynTensor, TensorElementType, ValueType};
+use residuald::batch::Scores;
 use residuald::config::{Inference, Provider};
-use residuald::onnx::{self, Scorer, Seen};
+use residuald::onnx::{self, ImageScores, Scorer};
 
 /// Any error in words: those of `ort` may not cross threads.
 struct Error(String);
@@ -171,19 +172,21 @@ fn scorer(arguments: &Arguments) -> Result<(), Error> {
         let barrier = Barrier::new(arguments.sessions);
         let results = side_by_side(loaded.scorers, |scorer: &mut Scorer| {
             let (values, bytes) = (values(batch * width), bytes(batch * width));
-            let (mut scores, mut residuals, mut expected) = (vec![], vec![], vec![]);
-            let mut seen = Seen::default();
+            let mut scores = Scores::default();
+            let mut images = ImageScores::default();
             let timed = measure(arguments, &barrier, || {
                 if pixels {
-                    seen.clear();
-                    return Ok(scorer.score_pixels(&bytes, &mut seen)?);
+                    images.clear();
+                    return Ok(scorer.score_pixels(&bytes, &mut images)?);
                 }
                 scores.clear();
-                residuals.clear();
-                expected.clear();
-                Ok(scorer.score(&values, &mut scores, &mut residuals, &mut expected)?)
+                Ok(scorer.score(&values, &mut scores)?)
             })?;
-            let scores = if pixels { &seen.scores } else { &scores };
+            let scores = if pixels {
+                &images.scores
+            } else {
+                &scores.scores
+            };
             Ok((timed, sum(scores)))
         })?;
         print(arguments, batch, &results);
@@ -216,10 +219,10 @@ fn side_by_side<S: Send>(
     })
 }
 
-fn row_of(input: &residuald::bundle::Input) -> Vec<usize> {
+fn row_of(input: &residuald::bundle::ModelInput) -> Vec<usize> {
     match input {
-        residuald::bundle::Input::Tabular { features } => vec![features.len()],
-        residuald::bundle::Input::Image(p) => vec![p.height, p.width, p.channels],
+        residuald::bundle::ModelInput::Tabular { features } => vec![features.len()],
+        residuald::bundle::ModelInput::Image(p) => vec![p.height, p.width, p.channels],
     }
 }
 

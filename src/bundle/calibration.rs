@@ -1,46 +1,41 @@
-//! `calibration.json`: how held-out normal records score, which is what gives a score a meaning.
+//! `calibration.json`: the scores of held-out normal records, from which p-values and thresholds follow.
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::Input;
-use super::scores::Scores;
+use super::manifest::ModelInput;
+use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
 use super::segments::Segments;
 
 /// Scores of normal records that the model never saw.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Calibration {
-    /// Of all of them.
+    /// The scores of all records.
     #[serde(flatten)]
-    pub all: Scores,
-    /// Mean residual of each feature on normal records, in manifest order; pictures have none.
+    pub all: ScoreDistribution,
+    /// Mean residual of each feature on normal records, in manifest order; empty for images.
     #[serde(default)]
     pub residual_scale: Vec<f32>,
-    /// The same by a value of the record, where the bundle is calibrated so.
+    /// Scores by segment, if the bundle has segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segments: Option<Segments>,
 }
 
-/// Scores that are kept exactly, from the largest down.
-pub const TAIL: usize = 10_000;
-/// Parts that the quantiles divide the scores into.
-pub const PARTS: usize = 1000;
-
 impl Calibration {
-    /// Of the scores of normal records, at least one and all finite, in any order.
+    /// Takes the scores of normal records, at least one and all finite, in any order.
     pub fn of(
         scores: Vec<f32>,
         residual_scale: Vec<f32>,
         segments: Option<Segments>,
     ) -> Calibration {
         Calibration {
-            all: Scores::of(scores, PARTS, TAIL),
+            all: ScoreDistribution::of(scores, PARTS, TAIL),
             residual_scale,
             segments,
         }
     }
 
     /// Everything that is wrong with the calibration of a bundle that reads `input`, in words.
-    pub fn faults(&self, input: &Input) -> Vec<String> {
+    pub fn faults(&self, input: &ModelInput) -> Vec<String> {
         let features = input.features().len();
         let mut faults = self.all.faults();
         if self.residual_scale.len() != features {

@@ -1,4 +1,4 @@
-//! The files of a bundle: regular ones of a bounded size, and nothing that a read could wait for.
+//! Reads the files of a bundle: only regular files of a bounded size, so that no read blocks.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -10,12 +10,12 @@ use rustix::fs::OFlags;
 use super::MANIFEST;
 
 const MIB: u64 = 1 << 20;
-/// Files that a manifest lists, at most.
+/// Most files in a manifest.
 pub const MOST_FILES: usize = 64;
-/// Bytes of a file's name, at most.
+/// Longest file name, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// How many bytes a file may have.
+/// Size limit of a file, in bytes.
 pub fn limit(name: &str) -> u64 {
     match name {
         MANIFEST => 8 * MIB,
@@ -43,14 +43,14 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
     None
 }
 
-/// The content of the regular file `name` in `dir`. A link is followed, as Kubernetes mounts a ConfigMap by links.
+/// The content of the regular file `name` in `dir`. Links are followed: Kubernetes mounts a ConfigMap as links.
 ///
 /// # Errors
 /// It is absent, of another kind or too large, in words.
 pub fn read(dir: &Path, name: &str) -> Result<Vec<u8>, String> {
     let path = dir.join(name);
     let cannot = |e: std::io::Error| format!("cannot be read: {e}");
-    // Before it is opened, since opening a device can act on it; and after, since it may have been replaced.
+    // Checked before it is opened, because opening a device can act on it, and after, because it may have been replaced.
     must_be_regular(&path.metadata().map_err(cannot)?)?;
     let mut file = open(&path).map_err(cannot)?;
     let found = file.metadata().map_err(cannot)?;
@@ -58,14 +58,14 @@ pub fn read(dir: &Path, name: &str) -> Result<Vec<u8>, String> {
     let limit = limit(name);
     must_fit(found.len(), limit)?;
     let mut bytes = Vec::with_capacity(usize::try_from(found.len()).unwrap_or(0));
-    // It may grow meanwhile.
+    // The file may grow while it is read.
     let mut bounded = (&mut file).take(limit + 1);
     bounded.read_to_end(&mut bytes).map_err(cannot)?;
     must_fit(bytes.len() as u64, limit)?;
     Ok(bytes)
 }
 
-/// Without waiting, as opening a pipe would.
+/// Opens without blocking, which opening a pipe would.
 fn open(path: &Path) -> std::io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).expect("the system's flags are of its own type");

@@ -1,9 +1,9 @@
-//! `golden.ndjson`: raw records with the score the trainer got, so that a bundle proves itself at load.
+//! `golden.ndjson`: raw records with the trainer's scores, which are checked at every load.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Each of them is scored at every load.
+/// Most golden records: each is scored at every load.
 const MOST: usize = 10_000;
 
 /// One golden record: the payload a producer would send and the score it must get.
@@ -17,7 +17,7 @@ impl Golden {
     /// Reads one golden record a line.
     ///
     /// # Errors
-    /// A sentence that names the line.
+    /// A message that names the line.
     pub fn parse(text: &str) -> Result<Vec<Golden>, String> {
         let golden: Vec<Golden> = text
             .lines()

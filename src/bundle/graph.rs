@@ -1,20 +1,20 @@
-//! An ONNX graph before ONNX Runtime sees it: it must hold all its data itself. Otherwise it would read files that no hash of
-//! the manifest covers, from wherever the process runs.
+//! Checks an ONNX graph before ONNX Runtime loads it: it must contain all of its data. Otherwise ONNX Runtime would read files
+//! that no hash in the manifest covers, relative to the working directory.
 //!
 //! Only the fields through which a tensor can be reached are declared; the rest of the file is skipped unread. Messages nested
 //! more than 100 deep are refused by `prost`, as they are by ONNX Runtime.
 
 use prost::Message;
 
-/// `data_location` of a tensor whose values lie in its own message.
+/// `data_location` of a tensor whose values are in its own message.
 const INSIDE: i32 = 0;
-/// Place and content of the mark of ONNX Runtime's own format, which this check cannot read.
+/// Offset and bytes that identify ONNX Runtime's own format, which this check cannot read.
 const ORT_FORMAT: (std::ops::Range<usize>, &[u8]) = (4..8, b"ORTM");
-/// An operator that runs what a file beside the graph holds.
+/// An operator that runs code from a file beside the graph.
 const CONTEXT: &str = "EPContext";
 
 #[derive(Clone, PartialEq, Message)]
-struct Model {
+struct OnnxModel {
     #[prost(message, optional, tag = "7")]
     graph: Option<Graph>,
     #[prost(message, repeated, tag = "20")]
@@ -95,19 +95,19 @@ struct Tensor {
 #[derive(Clone, PartialEq, Message)]
 struct Entry {}
 
-/// What is wrong with the ONNX model in `bytes`, as far as its data is concerned, in words.
+/// What is wrong with where the ONNX model in `bytes` keeps its data.
 pub fn fault(bytes: &[u8]) -> Option<String> {
     let (place, mark) = ORT_FORMAT;
     if bytes.get(place) == Some(mark) {
         return Some("is in ONNX Runtime's own format: export it as ONNX".to_owned());
     }
-    match Model::decode(bytes) {
+    match OnnxModel::decode(bytes) {
         Ok(model) => model.fault(),
         Err(e) => Some(format!("is no ONNX model: {e}")),
     }
 }
 
-impl Model {
+impl OnnxModel {
     fn fault(&self) -> Option<String> {
         let training = self.training.iter();
         let training = training.flat_map(|t| t.initialization.iter().chain(&t.algorithm));
@@ -207,10 +207,10 @@ mod tests {
         }
     }
 
-    fn model(graph: Graph) -> Model {
-        Model {
+    fn model(graph: Graph) -> OnnxModel {
+        OnnxModel {
             graph: Some(graph),
-            ..Model::default()
+            ..OnnxModel::default()
         }
     }
 
@@ -261,26 +261,26 @@ mod tests {
                 ..Attribute::default()
             }))),
             model(in_graph(with(nested))),
-            Model {
+            OnnxModel {
                 functions: vec![Function {
                     nodes: vec![with(constant(external()))],
                     defaults: vec![],
                 }],
-                ..Model::default()
+                ..OnnxModel::default()
             },
-            Model {
+            OnnxModel {
                 functions: vec![Function {
                     nodes: vec![],
                     defaults: vec![constant(external())],
                 }],
-                ..Model::default()
+                ..OnnxModel::default()
             },
-            Model {
+            OnnxModel {
                 training: vec![Training {
                     initialization: None,
                     algorithm: Some(initializer),
                 }],
-                ..Model::default()
+                ..OnnxModel::default()
             },
         ];
         for model in models {

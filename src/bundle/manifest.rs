@@ -6,19 +6,19 @@ use serde::Deserialize;
 
 use super::files::MOST_FILES;
 
-/// Columns of a table, at most.
+/// Most columns of a table.
 const MOST_FEATURES: usize = 10_000;
-/// Bytes of a bundle's name, its version or a unit, at most: they are shown, and labels of metrics.
+/// Longest name, version or unit, in bytes: they are shown and become metric labels.
 const LONGEST_WORD: usize = 256;
-/// Conflicts of paths that are collected: there can be as many as the square of the features.
+/// Most conflicting paths that are reported: there can be as many as the square of the features.
 const MOST_CONFLICTS: usize = 100;
-/// Bytes of a feature's path or name, at most: a column's name in the user's data, whatever that is.
+/// Longest path or name of a feature, in bytes: it is a column name in the user's data.
 const LONGEST_PATH: usize = 1024;
 
 /// The only bundle format this version reads.
 pub const FORMAT: u32 = 1;
 
-/// The manifest as written by the trainer. `training` and `scoring` are facts for people, passed on as they are.
+/// The manifest as the trainer writes it. `training` and `scoring` are for people and passed on unchanged.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Manifest {
     pub format: u32,
@@ -26,7 +26,7 @@ pub struct Manifest {
     pub version: String,
     /// File name to lower-case hexadecimal SHA-256.
     pub files: BTreeMap<String, String>,
-    pub input: Input,
+    pub input: ModelInput,
     pub golden: Tolerance,
     #[serde(default)]
     pub scoring: serde_json::Value,
@@ -34,7 +34,7 @@ pub struct Manifest {
     pub training: serde_json::Value,
 }
 
-/// How far a golden score may lie from the trainer's: `absolute + relative * |expected|`.
+/// How far a golden score may deviate from the trainer's: `absolute + relative * |expected|`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Tolerance {
     pub relative_tolerance: f32,
@@ -48,63 +48,63 @@ impl Tolerance {
     }
 }
 
-/// What a record must look like to be scored.
+/// What the model reads.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Input {
+pub enum ModelInput {
     Tabular { features: Vec<Feature> },
     Image(Pixels),
 }
 
-impl Input {
-    /// The columns of the scorer's input `x`, in order; pictures have none.
+impl ModelInput {
+    /// The columns of the scorer's input `x`, in order; empty for images.
     pub fn features(&self) -> &[Feature] {
         match self {
-            Input::Tabular { features } => features,
-            Input::Image(_) => &[],
+            ModelInput::Tabular { features } => features,
+            ModelInput::Image(_) => &[],
         }
     }
 
     fn faults(&self) -> Vec<String> {
         match self {
-            Input::Tabular { features } => feature_faults(features),
-            Input::Image(pixels) => pixels.faults(),
+            ModelInput::Tabular { features } => feature_faults(features),
+            ModelInput::Image(pixels) => pixels.faults(),
         }
     }
 }
 
-/// What a picture must become to be scored: one row or several, each uint8 [height, width, channels].
+/// What an image becomes before it is scored: one or more rows, each uint8 [height, width, channels].
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Pixels {
     pub height: usize,
     pub width: usize,
-    /// 1 is gray, 3 red, green and blue.
+    /// 1 for gray, 3 for RGB.
     pub channels: usize,
     pub resize: Filter,
-    /// Without it the whole picture is stretched to one row.
+    /// `None`: the whole image is stretched to one row.
     #[serde(default)]
     pub tiles: Option<Tiles>,
 }
 
-/// How a picture is resized.
+/// How an image is resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
-    /// A triangle as wide as what becomes one pixel, so that nothing is left out: Pillow's BILINEAR.
+    /// Pillow's BILINEAR: a triangle filter as wide as the source of one pixel, so that no pixel is skipped.
     Bilinear,
 }
 
-/// The picture is resized by `scale`, then cut into rows that overlap.
+/// The image is resized by `scale`, then cut into overlapping rows.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Tiles {
     /// In (0, 1].
     pub scale: f64,
-    /// Pixels at least, after resizing.
+    /// Least overlap in pixels, after resizing.
     pub overlap: usize,
 }
 
 impl Pixels {
-    /// The longest side of a row.
+    /// Longest side of a row, in pixels.
     const LONGEST: usize = 4096;
 
     /// Bytes, and values of the graph's input.
@@ -156,7 +156,7 @@ pub struct Feature {
     pub kind: FeatureKind,
     #[serde(default)]
     pub missing: Missing,
-    /// For people: EUR, km, seconds.
+    /// Shown to people: EUR, km, seconds.
     #[serde(default)]
     pub unit: Option<String>,
 }
@@ -176,7 +176,7 @@ pub enum FeatureKind {
     },
 }
 
-/// The part of a timestamp that becomes the feature; always in UTC.
+/// The part of a timestamp that becomes the feature, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimePart {
@@ -186,7 +186,7 @@ pub enum TimePart {
     DayOfWeek,
 }
 
-/// How a timestamp given as a JSON number counts.
+/// The unit of a timestamp that is a JSON number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum EpochUnit {
     #[serde(rename = "s")]
@@ -201,9 +201,9 @@ pub enum EpochUnit {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Missing {
-    /// NaN goes to the graph, which fills it in and leaves it out of the score.
+    /// The graph gets NaN, imputes it and leaves it out of the score.
     Impute,
-    /// The record is a dead letter.
+    /// The record becomes a dead letter.
     #[default]
     Reject,
 }
@@ -289,7 +289,7 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
     faults
 }
 
-/// Why a bundle cannot be called so, if it cannot.
+/// Why a bundle cannot have this name, if it cannot.
 fn name_fault(what: &str, name: &str) -> Option<String> {
     let controls = name.contains(char::is_control);
     let controls = controls.then(|| format!("{what} `{name}` has control characters"));
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn an_image_schema_is_checked() {
         let image = |input: serde_json::Value| {
-            let input: Input = serde_json::from_value(input).unwrap();
+            let input: ModelInput = serde_json::from_value(input).unwrap();
             input.faults()
         };
         let mut input = serde_json::json!({

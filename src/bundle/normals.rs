@@ -1,22 +1,22 @@
-//! `normals.ndjson`: normal records of the training data, one of which is shown beside an anomaly.
+//! `normals.ndjson`: normal training records, one of which is shown beside an anomaly.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Bytes of an id, at most: it is part of every verdict that names it.
+/// Longest id, in bytes: it is part of every verdict that names it.
 const LONGEST_ID: usize = 1024;
 
-/// A record that stands for those like it.
+/// A normal record, which represents similar ones.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Normal {
-    /// What the user's systems know it by, where the trainer was told.
+    /// Its id in the user's systems, if the trainer was given one.
     #[serde(default)]
     pub id: Option<String>,
-    /// The fields of the schema, as a producer would send them.
+    /// The schema's fields, as a producer would send them.
     pub record: Box<RawValue>,
 }
 
-/// The records, and the graph that says which of them is most like a row.
+/// The records, and the graph that finds the nearest one to a row.
 #[derive(Debug, Clone)]
 pub struct Normals {
     pub records: Vec<Normal>,
@@ -28,7 +28,7 @@ impl Normal {
     /// Reads one record a line.
     ///
     /// # Errors
-    /// A sentence that names the line.
+    /// A message that names the line.
     pub fn parse(text: &str) -> Result<Vec<Normal>, String> {
         let parsed = text.lines().enumerate().map(|(number, line)| {
             let normal: Normal =

@@ -1,26 +1,26 @@
-//! Whether one bundle can take over from another in mid-stream: the records stay what they are.
+//! Whether one bundle can replace another while records of the same shape keep coming.
 
 use std::collections::HashSet;
 use std::mem::discriminant;
 
-use super::manifest::{EpochUnit, Feature, FeatureKind, Input, Missing};
+use super::manifest::{EpochUnit, Feature, FeatureKind, Missing, ModelInput};
 
-/// Why records that `old` reads are not what `new` reads, in words; empty if they can be.
+/// Why `new` cannot read the records that `old` reads; empty if it can.
 ///
-/// Both read tables or both pictures. For tables: some path is read by both; a feature that both have is read from the same path
+/// Both must read tables or both images. For tables: some path is read by both; a feature of both is read from the same path
 /// with the same type; a path that both read holds the same type; and a field that only `new` reads may be missing from a record.
-/// Vocabularies, units, the rest of the model, and the size of pictures may change.
-pub fn incompatibilities(old: &Input, new: &Input) -> Vec<String> {
+/// Vocabularies, units, the rest of the model, and the size of images may change.
+pub fn incompatibilities(old: &ModelInput, new: &ModelInput) -> Vec<String> {
     match (old, new) {
-        (Input::Image(_), Input::Image(_)) => vec![],
-        (Input::Tabular { features: old }, Input::Tabular { features: new }) => {
+        (ModelInput::Image(_), ModelInput::Image(_)) => vec![],
+        (ModelInput::Tabular { features: old }, ModelInput::Tabular { features: new }) => {
             between_tables(old, new)
         }
-        (Input::Tabular { .. }, Input::Image(_)) => {
-            vec!["it reads pictures, and the one in force tables".to_owned()]
+        (ModelInput::Tabular { .. }, ModelInput::Image(_)) => {
+            vec!["it reads images, and the one in force tables".to_owned()]
         }
-        (Input::Image(_), Input::Tabular { .. }) => {
-            vec!["it reads tables, and the one in force pictures".to_owned()]
+        (ModelInput::Image(_), ModelInput::Tabular { .. }) => {
+            vec!["it reads tables, and the one in force images".to_owned()]
         }
     }
 }
@@ -61,7 +61,7 @@ fn fault(old: &[Feature], new: &Feature) -> Option<String> {
     (!same).then(|| format!("the field `{}` is of another type than in force", new.path))
 }
 
-/// What of a kind says how a field is read.
+/// The part of a feature's kind that decides how its field is read.
 fn kind(kind: &FeatureKind) -> (std::mem::Discriminant<FeatureKind>, Option<EpochUnit>) {
     let unit = match kind {
         FeatureKind::Timestamp { epoch_unit, .. } => *epoch_unit,
@@ -76,16 +76,16 @@ mod tests {
 
     use super::*;
 
-    fn table(features: serde_json::Value) -> Input {
+    fn table(features: serde_json::Value) -> ModelInput {
         serde_json::from_value(json!({"kind": "tabular", "features": features})).unwrap()
     }
 
-    fn picture(side: usize) -> Input {
+    fn picture(side: usize) -> ModelInput {
         let input = json!({"kind": "image", "height": side, "width": side, "channels": 1, "resize": "bilinear"});
         serde_json::from_value(input).unwrap()
     }
 
-    fn in_force() -> Input {
+    fn in_force() -> ModelInput {
         table(json!([
             {"name": "amount", "path": "amount", "type": "number"},
             {"name": "hour", "path": "time", "type": "timestamp", "part": "hour_of_day"},
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn another_schema_is_not() {
         for (new, said) in [
-            (picture(8), "reads pictures"),
+            (picture(8), "reads images"),
             (
                 table(json!([{"name": "x", "path": "x", "type": "number", "missing": "impute"}])),
                 "no field",

@@ -1,17 +1,17 @@
-//! `screen.json` and `screen.onnx`: a cheap network that tells which records are clearly normal, and what it said of
-//! records whose scores are known.
+//! `screen.json` and `screen.onnx`: a cheap network that finds clearly normal records, and its answers for records with known
+//! scores.
 
 use serde::Deserialize;
 
-use super::scores::{needed, rank};
+use super::score_distribution::{needed, rank};
 
-/// Thresholds: a probe that scores more is too easy to vouch for the anomalies to come, of which most score less.
+/// Probes that score above this many thresholds are ignored: they are easier than real anomalies.
 const HARD: f32 = 2.0;
 
-/// Of a score, that it has a logarithm.
+/// Added to scores before the logarithm, to avoid log(0).
 const LEAST: f32 = 1e-6;
 
-/// The graph, and what it may be trusted with.
+/// The graph, and the answers that bound its errors.
 #[derive(Debug, Clone)]
 pub struct Screen {
     pub answers: Answers,
@@ -19,17 +19,17 @@ pub struct Screen {
     pub model: Vec<u8>,
 }
 
-/// What screen and scorer said of records that neither was trained on.
+/// The outputs of screen and scorer for records that neither was trained on.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Answers {
-    /// The screen's of the bundle's golden records, in their order.
+    /// The screen's outputs for the golden records, in their order.
     pub golden: Vec<f32>,
     pub normals: Pairs,
-    /// Normal records made strange, that stand for the anomalies to come.
+    /// Distorted normal records, which represent future anomalies.
     pub probes: Pairs,
 }
 
-/// Of the same records, in the same order.
+/// Outputs of both for the same records, in the same order.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Pairs {
     pub screen: Vec<f32>,
@@ -49,7 +49,7 @@ pub struct TooFewProbes {
 }
 
 impl Answers {
-    /// What is wrong with them, for a bundle with so many golden records, in words.
+    /// What is wrong with them in a bundle with `golden` golden records.
     pub fn faults(&self, golden: usize) -> Vec<String> {
         let mut faults = Vec::new();
         if self.golden.len() != golden {
@@ -81,13 +81,13 @@ impl Answers {
         faults
     }
 
-    /// What a record's screen must exceed for the scorer to be asked, so that of the records that score above
-    /// `threshold` it is not asked for at most a share of `missed`. The lower of two bounds, for two kinds of them:
+    /// The screen output above which a record is scored, such that at most a share of `missed` of the records that score above
+    /// `threshold` is not scored. It is the lower of two bounds, for two kinds of records:
     ///
-    /// - Strange ones: conformal over the probes, as thresholds are. If the next such record is like the n probes above
-    ///   the threshold, each of the n + 1 places among them is equally likely for it.
-    /// - Normal ones that happen to score high: the logarithm of the threshold less what the screen underrates such
-    ///   records by, with a share of `missed` of the highest tenth beyond it; the worst of them where they are few.
+    /// - Anomalies: conformal over the probes, as thresholds are. If the next anomaly is exchangeable with the n probes above
+    ///   the threshold, each of the n + 1 ranks among them is equally likely.
+    /// - Normal records that happen to score high: the logarithm of the threshold, less the screen's underestimate of such
+    ///   records, exceeded by a share of `missed` of the highest tenth; the worst of them if they are few.
     ///
     /// # Errors
     /// [`TooFewProbes`] with fewer than 1 / `missed` - 1 of them.
@@ -109,8 +109,8 @@ impl Answers {
         }
     }
 
-    /// What the screen says of normal records less what it should, negative; of their highest tenth at most a share of
-    /// `missed` is lower, or none.
+    /// The screen's error on normal records if it is negative: at most a share of `missed` of their highest tenth has a lower
+    /// error, or none.
     fn underrated(&self, missed: f64) -> f32 {
         let Pairs { screen, score } = &self.normals;
         let mut order: Vec<usize> = (0..score.len()).collect();
@@ -123,7 +123,7 @@ impl Answers {
         errors[place.min(errors.len() - 1)]
     }
 
-    /// The share of normal records that the scorer is not asked for.
+    /// Share of normal records that are not scored.
     pub fn cleared(&self, bound: f32) -> f64 {
         let below = self.normals.screen.iter().filter(|s| **s <= bound).count();
         below as f64 / self.normals.screen.len() as f64

@@ -1,49 +1,46 @@
-//! Scores by segment of the records, a merchant's category for example.
+//! Scores by segment of the records, for example by merchant category.
 //!
-//! What is normal often differs: one threshold for all then flags too much where scores are high and nothing where they are low. A
-//! segment has scores of its own, but rarely enough of them for a false alarm in a thousand. So each is helped out by all
-//! records, their scores taken relative to what is typical where they come from (`shape`). With n scores of its own, the median m of
-//! these, and k = 50:
+//! Normal scores often differ between segments: one threshold for all then flags too much where scores are high and nothing where
+//! they are low. A segment rarely has enough scores of its own for a false-alarm rate of one in a thousand. So it borrows from all
+//! records, whose scores are divided by the median of their segment (`shape`). With n scores of its own, their median m, and k = 50:
 //!
 //! ```text
 //! p(x) = (#{own scores >= x} + k * p_shape(x / m)) / (n + k)      and at least 1 / (records of all + 1)
 //! ```
 //!
-//! which is the mean of a share that was k records' worth of `p_shape` before n records were seen (a Beta prior; Gelman et al.,
-//! Bayesian Data Analysis, 2.4). A small segment goes by the shape, a large one by itself. `benches/segments.py` measured this
-//! form and this k beside others.
+//! This is the posterior mean under a Beta prior that weighs `p_shape` as k records (Gelman et al., Bayesian Data Analysis, 2.4).
+//! A small segment follows the shape, a large one its own scores. `benches/segments.py` compared this form and this k with others.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::calibration::{PARTS, TAIL};
-use super::manifest::{Feature, Input};
-use super::scores::Scores;
+use super::manifest::{Feature, ModelInput};
+use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
 
-/// k: how many records of its own outweigh what a segment borrows.
+/// k: the weight of the borrowed scores, in records.
 const BORROWED: f64 = 50.0;
-/// Segments with fewer records go by the thresholds of all: their median says too little.
+/// Segments with fewer records use the threshold of all records: their median is too uncertain.
 pub const LEAST_RECORDS: usize = 20;
-/// The most frequent so many are kept.
+/// Most segments: the most frequent ones are kept.
 pub const MOST_SEGMENTS: usize = 1000;
-/// A longer value is no segment, in bytes.
+/// Longest value of a segment, in bytes.
 pub const LONGEST_VALUE: usize = 256;
 const SEGMENT_TAIL: usize = 1000;
 const SEGMENT_PARTS: usize = 100;
 
-/// What tells the segment of a record.
+/// How the segment of a record is found.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentBy {
-    /// Its field at this dotted path, whether the model reads it or not.
+    /// By the field at this dotted path, whether or not the model reads it.
     Field(String),
-    /// The key of its message.
+    /// By the message key.
     Key,
 }
 
-/// Place in [`Segments::values`].
+/// Index into [`Segments::values`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentId(pub u32);
 
@@ -51,9 +48,9 @@ pub struct SegmentId(pub u32);
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Segments {
     pub by: SegmentBy,
-    /// Of all records, each score over the median of its segment; those without one make one together.
-    shape: Scores,
-    /// In the order of their values.
+    /// Scores of all records, each divided by the median of its segment; records without a segment form one together.
+    shape: ScoreDistribution,
+    /// Sorted by value.
     pub values: Vec<Segment>,
 }
 
@@ -62,14 +59,14 @@ pub struct Segments {
 pub struct Segment {
     pub value: String,
     #[serde(flatten)]
-    pub scores: Scores,
+    pub scores: ScoreDistribution,
 }
 
 impl SegmentBy {
-    /// Why records of `features` cannot be told apart so, if they cannot.
-    pub fn fault(&self, input: &Input) -> Option<String> {
-        let Input::Tabular { features } = input else {
-            return Some("segments are for tables, and the bundle reads pictures".to_owned());
+    /// Why records of `input` cannot be segmented this way, if they cannot.
+    pub fn fault(&self, input: &ModelInput) -> Option<String> {
+        let ModelInput::Tabular { features } = input else {
+            return Some("segments are for tables, and the bundle reads images".to_owned());
         };
         let SegmentBy::Field(path) = self else {
             return None;
@@ -101,13 +98,13 @@ impl fmt::Display for SegmentBy {
 }
 
 impl Segments {
-    /// The scores of all records, each over the median of its segment.
-    pub fn shape(&self) -> &Scores {
+    /// The scores of all records, each divided by the median of its segment.
+    pub fn shape(&self) -> &ScoreDistribution {
         &self.shape
     }
 
-    /// Of the scores of normal records, with the segment of each as a place in `names`, if it has one: the same as the trainer's. `None`
-    /// if no value has enough records.
+    /// Takes the scores of normal records, and for each its segment, if it has one, as an index into `names`. `None` if no
+    /// segment has enough records. The trainer computes the same.
     pub fn of(
         by: SegmentBy,
         scores: &[f32],
@@ -131,7 +128,7 @@ impl Segments {
 
         let mut relative = Vec::with_capacity(scores.len());
         let mut kept = |scores: Vec<f32>| {
-            let kept = Scores::of(scores.clone(), SEGMENT_PARTS, SEGMENT_TAIL);
+            let kept = ScoreDistribution::of(scores.clone(), SEGMENT_PARTS, SEGMENT_TAIL);
             let typical = typical(&kept);
             relative.extend(scores.iter().map(|score| (score / typical).min(f32::MAX)));
             kept
@@ -146,13 +143,13 @@ impl Segments {
         }
         (!values.is_empty()).then(|| Segments {
             by,
-            shape: Scores::of(relative, PARTS, TAIL),
+            shape: ScoreDistribution::of(relative, PARTS, TAIL),
             values,
         })
     }
 
-    /// Everything that is wrong with them in a bundle that reads `input` and was calibrated on `records`, in words.
-    pub fn faults(&self, input: &Input, records: usize) -> Vec<String> {
+    /// Everything that is wrong with them in a bundle that reads `input` and was calibrated on `records` records.
+    pub fn faults(&self, input: &ModelInput, records: usize) -> Vec<String> {
         let mut faults: Vec<String> = self.by.fault(input).into_iter().collect();
         let distinct: HashSet<_> = self.values.iter().map(|s| &s.value).collect();
         if self.values.is_empty() || distinct.len() != self.values.len() {
@@ -169,7 +166,7 @@ impl Segments {
                 "a value has more records than the calibration's {records}"
             ));
         }
-        // Otherwise there could be a rate that all records support and a segment does not.
+        // Otherwise all records could support a rate that a segment does not.
         if self.shape.count != records {
             faults.push(format!(
                 "shape is of {} records, the calibration of {records}",
@@ -185,7 +182,7 @@ impl Segments {
         whole.map(|fault| format!("segments: {fault}")).collect()
     }
 
-    /// The chance that a normal record of this segment scores at least this high; never less than all records together can tell.
+    /// The chance that a normal record of this segment scores at least this high, bounded below by what all records can resolve.
     pub fn p_value(&self, SegmentId(at): SegmentId, score: f32) -> f64 {
         let own = &self.values[at as usize].scores;
         let borrowed = BORROWED * self.shape.p_value(score / typical(own));
@@ -193,11 +190,11 @@ impl Segments {
         p.max(self.shape.finest_rate())
     }
 
-    /// The least score above which `p_value` is at most `rate`, or as small as it gets where that is more than `rate`. All
-    /// segments get down to every rate that the scores of all records support.
+    /// The least score above which `p_value` is at most `rate`, or its minimum if that is larger. Every segment supports every
+    /// rate that the scores of all records support.
     pub fn threshold_at(&self, segment: SegmentId, rate: f64) -> f32 {
         let rate = rate.max(self.p_value(segment, f32::INFINITY)) * (1.0 + 1e-9);
-        // The p-value only falls as the score rises, and floats that are not negative are in the order of their bits.
+        // The p-value is monotonic in the score, and the bits of non-negative floats are in the order of the floats.
         let (mut low, mut high) = (0, f32::MAX.to_bits());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -210,8 +207,8 @@ impl Segments {
     }
 }
 
-/// The median, by which scores of a segment become comparable with those of others.
-fn typical(scores: &Scores) -> f32 {
+/// The median, which makes the scores of segments comparable.
+fn typical(scores: &ScoreDistribution) -> f32 {
     match scores.quantile(0.5) {
         median if median > 0.0 => median,
         _ => 1.0,
@@ -226,7 +223,7 @@ pub(crate) mod tests {
         SegmentBy::Field(path.to_owned())
     }
 
-    fn input() -> Input {
+    fn input() -> ModelInput {
         serde_json::from_value(serde_json::json!({"kind": "tabular", "features": [
             {"name": "amount", "path": "amount", "type": "number"},
             {"name": "age", "path": "merchant.age", "type": "number"},
@@ -428,8 +425,8 @@ pub(crate) mod tests {
         }
         assert_eq!(broken("/by", "key".into()), "");
         let pixels = serde_json::json!({"kind": "image", "height": 8, "width": 8, "channels": 1, "resize": "bilinear"});
-        let pictures: Input = serde_json::from_value(pixels).unwrap();
+        let pictures: ModelInput = serde_json::from_value(pixels).unwrap();
         let faults = made().faults(&pictures, 3000);
-        assert!(faults[0].contains("reads pictures"), "{faults:?}");
+        assert!(faults[0].contains("reads images"), "{faults:?}");
     }
 }

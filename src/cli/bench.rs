@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::bundle::{Bundle, manifest::Input};
+use crate::batch::Scores;
+use crate::bundle::{Bundle, manifest::ModelInput};
 use crate::config::{Config, Inference, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
 use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
 use crate::kafka::{Event, Source};
 use crate::metrics::Metrics;
-use crate::onnx::{Scorer, Seen};
+use crate::onnx::{ImageScores, Scorer};
 use crate::shutdown::Shutdown;
 use crate::status::{InForce, Status};
 use crate::telemetry;
@@ -319,7 +320,7 @@ impl Bench {
     fn decode(&self) -> Result<Cost, Failure> {
         let loaded = self.loaded()?;
         // A record that does not decode costs what it costs.
-        if let Input::Image(pixels) = loaded.bundle.manifest.input {
+        if let ModelInput::Image(pixels) = loaded.bundle.manifest.input {
             let reader = input::pictures(pixels);
             let meter = Meter::start(&[]);
             for payload in self.payloads() {
@@ -360,7 +361,7 @@ impl Bench {
 
     /// The sample, decoded.
     fn rows(&self, bundle: &Bundle) -> Result<Rows, Failure> {
-        if let Input::Image(pixels) = bundle.manifest.input {
+        if let ModelInput::Image(pixels) = bundle.manifest.input {
             let reader = input::pictures(pixels);
             let read = self
                 .sample
@@ -486,7 +487,7 @@ fn score_share(
     let (values, width) = match rows {
         Rows::Table { values, width } => (values, *width),
         Rows::Pictures(pictures) => {
-            let mut seen = Seen::default();
+            let mut seen = ImageScores::default();
             for picture in pictures.iter().cycle().take(records) {
                 seen.clear();
                 scorer.score_pixels(picture, &mut seen)?;
@@ -494,7 +495,7 @@ fn score_share(
             return Ok(());
         }
     };
-    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+    let mut scores = Scores::default();
     let mut left = records;
     for batch in values.chunks(batch * width).cycle() {
         if left == 0 {
@@ -502,9 +503,7 @@ fn score_share(
         }
         let batch = &batch[..batch.len().min(left * width)];
         scores.clear();
-        residuals.clear();
-        reconstructions.clear();
-        scorer.score(batch, &mut scores, &mut residuals, &mut reconstructions)?;
+        scorer.score(batch, &mut scores)?;
         left -= scores.len();
     }
     Ok(())

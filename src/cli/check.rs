@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::bundle::{Bundle, Input, Pixels};
+use crate::bundle::{Bundle, ModelInput, Pixels};
 use crate::config::{Config, Inference};
 use crate::http::Tls;
 use crate::kafka;
@@ -99,8 +99,8 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
 /// What the bundle scores, in words.
 fn rows(bundle: &Bundle) -> String {
     match bundle.manifest.input {
-        Input::Tabular { .. } => format!("{} features", bundle.features().len()),
-        Input::Image(Pixels {
+        ModelInput::Tabular { .. } => format!("{} features", bundle.features().len()),
+        ModelInput::Image(Pixels {
             height,
             width,
             channels,

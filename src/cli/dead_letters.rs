@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use crate::clip::clip;
 use crate::config;
-use crate::dead_letter::{Entry, Filter, Ledger, Letter, Obstacle, Places};
+use crate::dead_letter::{Entry, FailureHeaders, Filter, Ledger, Obstacle, PartitionOffsets};
 use crate::decode::Reason;
 use crate::kafka::history::{Bound, Ended, History, Range};
 use crate::record::Record;
@@ -72,7 +72,7 @@ struct Survey {
     topic: String,
     filter: Filter,
     /// The letters that match.
-    places: Places,
+    places: PartitionOffsets,
     /// How many of them, by reason and by the topic that they came from.
     kinds: BTreeMap<(String, String), u64>,
     /// Those that can go somewhere.
@@ -84,7 +84,7 @@ struct Survey {
     /// What the markers tell, of any letter and target.
     replayed: Ledger,
     /// What the markers tell of letters that are not to be replayed.
-    discarded: Places,
+    discarded: PartitionOffsets,
     notes: Vec<String>,
     ended: Ended,
 }
@@ -132,13 +132,13 @@ impl Selection {
                 reasons: self.reason.clone(),
                 to_topic,
             },
-            places: Places::default(),
+            places: PartitionOffsets::default(),
             kinds: BTreeMap::new(),
             wanted: Ledger::default(),
             obstacles: BTreeMap::new(),
             reasons: BTreeMap::new(),
             replayed: Ledger::default(),
-            discarded: Places::default(),
+            discarded: PartitionOffsets::default(),
             notes: letters.notes,
             ended: Ended::Complete,
         };
@@ -216,7 +216,7 @@ impl Survey {
         format!("there are {}{more}", reasons.join(", "))
     }
 
-    fn take(&mut self, record: &Record<'_>, letter: &Letter<'_>) {
+    fn take(&mut self, record: &Record<'_>, letter: &FailureHeaders<'_>) {
         let name =
             |name: &Option<Cow<'_, str>>| clip(name.as_deref().unwrap_or(UNKNOWN)).into_owned();
         let reason = name(&letter.reason);
@@ -236,9 +236,9 @@ impl Survey {
     /// Reads the letters at `places` again.
     fn reread(
         &self,
-        places: &Places,
+        places: &PartitionOffsets,
         stop: &Shutdown,
-        mut each: impl FnMut(&Record<'_>, &Letter<'_>) -> Result<ControlFlow<()>, Failure>,
+        mut each: impl FnMut(&Record<'_>, &FailureHeaders<'_>) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<Ended, Failure> {
         let ends = places.ends();
         if ends.is_empty() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::HumanCount;
 
-use crate::bundle::{Bundle, Draft, Input, Manifest};
+use crate::bundle::{Bundle, Draft, Manifest, ModelInput};
 use crate::config::{Config, reference};
 use crate::verdict::{Judge, ThresholdRule};
 
@@ -88,8 +88,8 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     file.section("kafka.client");
     file.section("input");
     match bundle.manifest.input {
-        Input::Tabular { .. } => file.set("format", "\"json\""),
-        Input::Image(_) => {
+        ModelInput::Tabular { .. } => file.set("format", "\"json\""),
+        ModelInput::Image(_) => {
             file.set("format", "\"image\"");
             file.set("image_field", "\"image\"");
         }

@@ -9,13 +9,13 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::{Calibration, Input, SegmentId};
+use crate::bundle::{Calibration, ModelInput, SegmentId};
 use crate::config::Provider;
 use crate::dataset;
 use crate::decode::{Decoder, Input as Format, Reason, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::onnx::Nearest;
-use crate::picture::Reader;
+use crate::picture::ImageReader;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Verdict};
 
@@ -162,7 +162,7 @@ struct Run {
     nearest: Option<Nearest>,
     decoder: Decoder,
     /// Of a bundle that reads pictures.
-    reader: Option<Reader>,
+    reader: Option<ImageReader>,
     scoring: Scoring,
     out: Option<Box<dyn Write>>,
     records: u64,
@@ -187,8 +187,8 @@ impl Run {
         Run {
             decoder: Decoder::new(features, Format::Json, loaded.segment()),
             reader: match loaded.bundle.manifest.input {
-                Input::Tabular { .. } => None,
-                Input::Image(pixels) => Some(input::pictures(pixels)),
+                ModelInput::Tabular { .. } => None,
+                ModelInput::Image(pixels) => Some(input::pictures(pixels)),
             },
             scoring: Scoring::new(loaded.scorers, features.len()),
             judge: loaded.judge,

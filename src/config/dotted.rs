@@ -1,4 +1,4 @@
-//! librdkafka's names have dots. Without quotes TOML, and so `--set`, takes each dot for a table in a table.
+//! librdkafka's setting names contain dots, which unquoted TOML keys, and so `--set`, parse as nested tables.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use config::{Map, Value, ValueKind};
 use super::FLAG;
 use super::settings::{ENVIRONMENT, place_of};
 
-/// Names whose last part looks as if it said where a secret is: `a.file` is a name here, not `a = { file = … }`.
+/// Names that librdkafka has with `.file` at their end, which is not `{ file = … }`.
 const FILES: [&str; 3] = [
     "sasl.oauthbearer.assertion",
     "sasl.oauthbearer.assertion.jwt.template",
     "sasl.oauthbearer.assertion.private.key",
 ];
 
-/// The settings of a client by librdkafka's names, however they were written; of those in several places what wins.
+/// A client's settings by librdkafka's names, however they were spelled; if one is set in several places, the winner.
 pub fn entries(table: Map<String, Value>) -> BTreeMap<String, Value> {
     let mut entries = Vec::new();
     flatten("", table, &mut entries);
     entries.sort_by_key(|(_, value)| rank(value));
     let named = entries.into_iter().map(|(name, value)| {
         let name = match place_of(&value) {
-            // There a dot is an underscore.
+            // Environment variables have underscores in place of dots.
             Some(ENVIRONMENT) => name.replace('_', "."),
             _ => name,
         };
@@ -45,7 +45,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, entries: &mut Vec<(String, V
     }
 }
 
-/// Whether this says where the value of `name` is: `{ env = … }` or `{ file = … }`.
+/// Whether this is `{ env = … }` or `{ file = … }` for `name`.
 fn is_place(name: &str, table: &Map<String, Value>) -> bool {
     let scalar = |key| {
         let value: Option<&Value> = table.get(key);
@@ -60,5 +60,59 @@ fn rank(value: &Value) -> usize {
         Some(FLAG) => 2,
         Some(ENVIRONMENT) => 1,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{SMALLEST, load};
+
+    #[test]
+    fn client_settings_need_no_quotes_around_their_dots() {
+        let text = format!(
+            "{SMALLEST}\n[kafka.client]\n\"sasl.username\" = \"quoted\"\n\"ssl.ca.location\" = \"/no/such/file\"\nsasl.mechanism = \"PLAIN\"\n\
+             ssl.key.password.env = \"PATH\"\n[kafka.client.security]\nprotocol = \"sasl_ssl\""
+        );
+        let variables = [
+            ("RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD", "variable"),
+            ("RESIDUALD__KAFKA__CLIENT__SASL__USERNAME", "variable"),
+            ("RESIDUALD__KAFKA__CLIENT__CLIENT_ID", "variable"),
+        ];
+        let flags = [
+            "kafka.client.sasl.mechanism=OAUTHBEARER",
+            "kafka.client.client.id=flag",
+            "kafka.client.ssl.ca.location=probe",
+            "kafka.client.sasl.oauthbearer.assertion.file=/the/assertion",
+            "kafka.client.sasl.oauthbearer.token.endpoint.url=http://idp/token",
+            "kafka.consumer.fetch.wait.max.ms=7",
+            "kafka.producer.\"linger.ms\"=3",
+        ];
+        let config = load(&text, &variables, &flags).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        assert_eq!(
+            config.kafka.client.iter().collect::<Vec<_>>(),
+            [
+                ("client.id", "flag"),
+                ("sasl.mechanism", "OAUTHBEARER"),
+                ("sasl.oauthbearer.assertion.file", "/the/assertion"),
+                ("sasl.oauthbearer.token.endpoint.url", "http://idp/token"),
+                ("sasl.password", "variable"),
+                ("sasl.username", "variable"),
+                ("security.protocol", "sasl_ssl"),
+                ("ssl.ca.location", "probe"),
+                ("ssl.key.password", path.as_str()),
+                ("topic.metadata.refresh.interval.ms", "10000"),
+            ]
+        );
+        assert_eq!(config.kafka.consumer.get("fetch.wait.max.ms"), Some("7"));
+        assert_eq!(config.kafka.producer.get("linger.ms"), Some("3"));
+        let client = config.effective.iter();
+        let mechanism: Vec<_> = client
+            .filter(|e| e.key == "kafka.client.\"sasl.mechanism\"")
+            .map(|e| e.origin.as_str())
+            .collect();
+        assert_eq!(mechanism, ["--set"]);
+        let error = load(SMALLEST, &[], &["kafka.client.group.id=other"]).unwrap_err();
+        assert!(error.contains("`group.id` is set by residuald"), "{error}");
     }
 }

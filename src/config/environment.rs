@@ -1,14 +1,14 @@
-//! Secrets that libraries take from the environment themselves.
+//! Secrets that libraries read from the environment themselves.
 
 use percent_encoding::percent_decode_str;
 
 use super::Variables;
 use super::secret::{Secrets, user_of};
 
-/// Who asks a proxy for its connections.
+/// Variables that name a proxy.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 
-/// Keys for a collector of traces, and the passwords of proxies.
+/// Collects the headers for a trace collector and the credentials of proxies.
 pub fn secrets(variables: &Variables) -> Secrets {
     let mut secrets = Secrets::default();
     for (name, value) in variables {
@@ -26,7 +26,7 @@ pub fn secrets(variables: &Variables) -> Secrets {
     secrets
 }
 
-/// As it is written and as it is sent, without the scheme before it (`Bearer KEY`) as well.
+/// Adds the secret as written and as sent, with and without its scheme (`Bearer KEY`).
 fn add(secrets: &mut Secrets, written: &str) {
     let sent = percent_decode_str(written).decode_utf8_lossy();
     for text in [written, &sent] {

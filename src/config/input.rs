@@ -8,8 +8,8 @@ use super::settings::Settings;
 use crate::picture::Limits;
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Input {
-    /// What the bundle's kind asks for: JSON for a table, pictures for an image.
+pub enum InputSettings {
+    /// The bundle's own: JSON for a table, images for an image model.
     OfBundle,
     Json,
     Image,
@@ -48,40 +48,41 @@ enum Format {
     Protobuf,
 }
 
-pub fn check(s: &mut Settings) -> Input {
-    let formats = [
-        ("json", Format::Json),
-        ("avro", Format::Avro),
-        ("protobuf", Format::Protobuf),
-        ("image", Format::Image),
-    ];
-    let format = s.choice("input.format", &formats);
-    let file = s.optional_text("input.schema_file").map(PathBuf::from);
-    let message = s.optional_text("input.message");
-    let registry = registry(s);
-    match format {
-        None | Some(Format::Json | Format::Image) => {
-            let name = match format {
-                Some(Format::Image) => "image",
-                _ => "json",
-            };
-            if file.is_some() || message.is_some() || registry.is_some() {
-                s.problem(format!("input.format = \"{name}\" reads no schema: remove schema_file, message and schema_registry, or set the format"));
+impl InputSettings {
+    pub(super) fn parse(s: &mut Settings) -> InputSettings {
+        let formats = [
+            ("json", Format::Json),
+            ("avro", Format::Avro),
+            ("protobuf", Format::Protobuf),
+            ("image", Format::Image),
+        ];
+        let format = s.choice("input.format", &formats);
+        let file = s.optional_text("input.schema_file").map(PathBuf::from);
+        let message = s.optional_text("input.message");
+        let registry = registry(s);
+        match format {
+            None | Some(Format::Json | Format::Image) => {
+                let name = match format {
+                    Some(Format::Image) => "image",
+                    _ => "json",
+                };
+                if file.is_some() || message.is_some() || registry.is_some() {
+                    s.problem(format!("input.format = \"{name}\" reads no schema: remove schema_file, message and schema_registry, or set the format"));
+                }
+                match format {
+                    None => InputSettings::OfBundle,
+                    Some(Format::Image) => InputSettings::Image,
+                    Some(_) => InputSettings::Json,
+                }
             }
-            match format {
-                None => Input::OfBundle,
-                Some(Format::Image) => Input::Image,
-                Some(_) => Input::Json,
+            Some(Format::Avro) => {
+                if message.is_some() {
+                    s.problem("input.message is for Protobuf: remove it".into());
+                }
+                InputSettings::Avro(source(s, "avro", file, registry))
             }
-        }
-        Some(Format::Avro) => {
-            if message.is_some() {
-                s.problem("input.message is for Protobuf: remove it".into());
-            }
-            Input::Avro(source(s, "avro", file, registry))
-        }
-        Some(Format::Protobuf) => {
-            match (&file, &message) {
+            Some(Format::Protobuf) => {
+                match (&file, &message) {
                 (Some(_), None) => s.problem(
                     "input.message is not set: the message type in input.schema_file, for instance message = \"shop.Payment\"".into(),
                 ),
@@ -90,7 +91,8 @@ pub fn check(s: &mut Settings) -> Input {
                 ),
                 _ => {}
             }
-            Input::Protobuf(source(s, "protobuf", file, registry), message)
+                InputSettings::Protobuf(source(s, "protobuf", file, registry), message)
+            }
         }
     }
 }
@@ -152,27 +154,131 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
     })
 }
 
-/// How pictures come, for a bundle that reads them.
+/// How images arrive, for a bundle that reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pictures {
-    /// Dotted path of the picture in a JSON object.
+    /// Dotted path of the image in a JSON object.
     pub field: String,
     pub limits: Limits,
 }
 
-pub fn pictures(s: &mut Settings) -> Pictures {
-    let field = s.text("input.image_field");
-    if field.split('.').any(str::is_empty) {
-        s.problem(format!(
-            "input.image_field = \"{field}\": expected a name, or names with dots between them"
-        ));
+impl Pictures {
+    pub(super) fn parse(s: &mut Settings) -> Pictures {
+        let field = s.text("input.image_field");
+        if field.split('.').any(str::is_empty) {
+            s.problem(format!(
+                "input.image_field = \"{field}\": expected a name, or names with dots between them"
+            ));
+        }
+        Pictures {
+            field,
+            limits: Limits {
+                bytes: s.integer("input.max_image_bytes", 1, 1 << 30),
+                pixels: s.integer("input.max_pixels", 1, 1 << 32) as u64,
+                ..Limits::default()
+            },
+        }
     }
-    Pictures {
-        field,
-        limits: Limits {
-            bytes: s.integer("input.max_image_bytes", 1, 1 << 30),
-            pixels: s.integer("input.max_pixels", 1, 1 << 32) as u64,
-            ..Limits::default()
-        },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::config::tests::{SMALLEST, load};
+    use crate::config::{Authorization, InputSettings, SchemaSource};
+
+    #[test]
+    fn a_format_has_one_source_of_schemas() {
+        let input = |flags: &[&str]| load(SMALLEST, &[], flags).map(|config| config.input);
+        assert_eq!(input(&[]), Ok(InputSettings::OfBundle));
+        let file = [
+            "input.format=protobuf",
+            "input.schema_file=p.proto",
+            "input.message=a.P",
+        ];
+        let Ok(InputSettings::Protobuf(SchemaSource::File(path), Some(message))) = input(&file)
+        else {
+            panic!("{:?}", input(&file));
+        };
+        assert_eq!((path.to_str(), message.as_str()), (Some("p.proto"), "a.P"));
+        let registry = [
+            "input.format=avro",
+            "input.schema_registry.url=http://registry:8081/",
+            "input.schema_registry.username=me",
+            "input.schema_registry.password=hunter2",
+        ];
+        let config = load(SMALLEST, &[], &registry).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let InputSettings::Avro(SchemaSource::Registry(registry)) = config.input else {
+            panic!("{:?}", config.input);
+        };
+        assert_eq!(registry.url, "http://registry:8081");
+        assert_eq!(registry.timeout, Duration::from_secs(5));
+        assert!(matches!(
+            registry.authorization,
+            Authorization::Basic { .. }
+        ));
+
+        let url = "input.schema_registry.url=https://r";
+        for (flags, expected) in [
+            (&["input.format=avro"][..], "needs schemas"),
+            (&["input.format=xml"], "one of json, avro, protobuf"),
+            (
+                &["input.format=avro", url, "input.schema_file=s"],
+                "not both",
+            ),
+            (
+                &["input.format=protobuf", "input.schema_file=s"],
+                "input.message is not set",
+            ),
+            (
+                &["input.format=protobuf", url, "input.message=M"],
+                "input.message",
+            ),
+            (&["input.schema_file=s"], "reads no schema"),
+            (
+                &[
+                    "input.format=avro",
+                    "input.schema_registry.url=registry:8081",
+                ],
+                "http://",
+            ),
+            (
+                &[
+                    "input.format=avro",
+                    "input.schema_registry.url=http://me:pw@r",
+                ],
+                "without credentials",
+            ),
+            (
+                &[
+                    "input.format=avro",
+                    url,
+                    "input.schema_registry.username=me",
+                ],
+                "password",
+            ),
+            (
+                &[
+                    "input.format=avro",
+                    url,
+                    "input.schema_registry.token={ env = \"NOT_SET_ANYWHERE\" }",
+                ],
+                "NOT_SET_ANYWHERE",
+            ),
+            (
+                &["input.format=avro", url, "input.schema_registry.usrname=me"],
+                "did you mean",
+            ),
+            (
+                &["input.format=avro", url, "input.schema_registry.timeout=0s"],
+                "timeout",
+            ),
+        ] {
+            let error = input(flags).unwrap_err();
+            assert!(error.contains(expected), "{expected}\nnot in\n{error}");
+            assert!(!error.contains("pw@"), "{error}");
+        }
     }
 }

@@ -1,11 +1,11 @@
-//! Which settings take effect while residuald runs, when SIGHUP has them read again.
+//! Which settings take effect when SIGHUP reloads them.
 
 use std::collections::BTreeMap;
 
 use super::settings::Effective;
 use super::{Config, ConfigError, Output, ScreenMode, Telemetry};
 
-/// A key, or a section with its dot. All others take effect at a start only: connections, topics, threads and what is allocated hang on them.
+/// A key, or a section with its dot. All others need a restart: connections, topics, threads and allocations depend on them.
 const LIVE: [&str; 11] = [
     "model.",
     "inference.",
@@ -20,21 +20,21 @@ const LIVE: [&str; 11] = [
     "telemetry.log_level",
 ];
 
-/// What reading the settings again comes to.
+/// The result of reloading the settings.
 pub struct Reloaded {
-    /// Those of the start, with what takes effect now.
+    /// The settings in use, with the changes that take effect now.
     pub config: Config,
-    /// Keys of settings that are new and take effect now.
+    /// Keys of the changed settings that take effect now.
     pub changed: Vec<String>,
-    /// Keys of settings that are not those of the start, and take effect at the next one.
+    /// Keys of the changed settings that take effect at the next start.
     pub needs_restart: Vec<String>,
 }
 
 impl Config {
-    /// Joins the settings in force with those that were read again.
+    /// Merges newly read settings into those in use.
     ///
     /// # Errors
-    /// They do not go together before a restart.
+    /// The merged settings contradict each other until a restart.
     pub fn reloaded(&self, new: Config) -> Result<Reloaded, ConfigError> {
         let differ = different(&self.effective, &new.effective);
         let (changed, needs_restart) = differ.into_iter().partition(|key| is_live(key));
@@ -59,7 +59,7 @@ impl Config {
             ..self.clone()
         };
         if config.screen.mode == ScreenMode::On && config.output.scores_topic.is_some() {
-            let problem = "screen.mode = \"on\" takes effect now, output.scores_topic, which does not go with it, is gone at the next start only: restart residuald";
+            let problem = "screen.mode = \"on\" would take effect now, but it contradicts output.scores_topic, which changes only at a start: restart residuald";
             return Err(ConfigError::Settings(vec![problem.to_owned()]));
         }
         Ok(Reloaded {
@@ -75,7 +75,7 @@ fn is_live(key: &str) -> bool {
     LIVE.into_iter().any(is)
 }
 
-/// Keys whose values are not the same, or that only one has.
+/// Keys that differ in value, or that only one has.
 fn different(old: &[Effective], new: &[Effective]) -> Vec<String> {
     let values = |all: &[Effective]| {
         let of = |e: &Effective| (e.key.clone(), e.identity());
@@ -93,7 +93,7 @@ fn different(old: &[Effective], new: &[Effective]) -> Vec<String> {
     keys
 }
 
-/// The live ones of `new` and the rest of `old`.
+/// The live settings of `new` and all others of `old`.
 fn joined(old: &[Effective], new: Vec<Effective>) -> Vec<Effective> {
     let rest = old.iter().filter(|e| !is_live(&e.key)).cloned();
     let live = new.into_iter().filter(|e| is_live(&e.key));

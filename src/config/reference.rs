@@ -1,34 +1,34 @@
-//! What `default.toml` says of a setting or a section, for those who write settings.
+//! Looks up settings and sections in `default.toml`, for verbs that write a settings file.
 
 use super::DEFAULTS;
 
-/// The comment on a section and its line, or on a setting and its line, which is itself a comment if it has no default.
+/// A section or setting: its line and the comment above it. The line of a setting without a default is itself a comment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     pub comment: Vec<&'static str>,
     pub line: &'static str,
 }
 
-/// Of the section `section`.
+/// The entry of section `section`.
 ///
 /// # Panics
-/// If there is none.
+/// There is no such entry.
 pub fn section(section: &str) -> Entry {
     let header = format!("[{section}]");
     find(|_, line| line == header).unwrap_or_else(|| panic!("default.toml has no {header}"))
 }
 
-/// Of the setting `name` in `section`.
+/// The entry of setting `name` in `section`.
 ///
 /// # Panics
-/// If there is none.
+/// There is no such entry.
 pub fn setting(section: &str, name: &str) -> Entry {
     let header = format!("[{section}]");
     find(|at, line| at == header && name_of(line) == Some(name))
         .unwrap_or_else(|| panic!("default.toml has no {section}.{name}"))
 }
 
-/// The first line that `is` it, given its section's header and itself, with the comment right above.
+/// The first line for which `is` holds, given its section's header and the line, with the comment above it.
 fn find(is: impl Fn(&str, &str) -> bool) -> Option<Entry> {
     let (mut header, mut comment) = ("", Vec::new());
     for line in DEFAULTS.lines() {
@@ -47,7 +47,7 @@ fn find(is: impl Fn(&str, &str) -> bool) -> Option<Entry> {
     None
 }
 
-/// The setting that a line sets, or would if it were no comment.
+/// The setting that a line sets, or would set if it were not commented out.
 fn name_of(line: &str) -> Option<&str> {
     let (name, _) = line.trim_start_matches("# ").split_once(" = ")?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.\"".contains(c);

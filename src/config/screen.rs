@@ -1,12 +1,12 @@
-//! `[screen]`.
+//! `[screen]`: whether clearly normal records skip the scorer.
 
 use super::settings::Settings;
 
-/// Whether the bundle's screen spares the scorer what is clearly normal.
+/// Whether the bundle's screen lets clearly normal records skip the scorer.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Screen {
+pub struct ScreenSettings {
     pub mode: ScreenMode,
-    /// Of the records that the scorer would flag, the share that it may not be asked for; in (0, 1).
+    /// Share of the records that the scorer would flag but the screen may clear, in (0, 1).
     pub missed_share: f64,
 }
 
@@ -14,23 +14,25 @@ pub struct Screen {
 pub enum ScreenMode {
     /// Every record is scored.
     Off,
-    /// Records that are clearly normal are not.
+    /// Clearly normal records are not scored.
     On,
-    /// Every record is scored, and what the screen would have missed is counted.
+    /// Every record is scored, and anomalies that the screen would have missed are counted.
     Audit,
 }
 
-pub fn check(s: &mut Settings) -> Screen {
-    let modes = [
-        ("off", ScreenMode::Off),
-        ("on", ScreenMode::On),
-        ("audit", ScreenMode::Audit),
-    ];
-    let mode = s.choice("screen.mode", &modes);
-    let in_between = |share: f64| share > 0.0 && share < 1.0;
-    let share = s.number("screen.missed_share", "between 0 and 1", in_between);
-    Screen {
-        mode: mode.unwrap_or(ScreenMode::Off),
-        missed_share: share.unwrap_or(0.001),
+impl ScreenSettings {
+    pub(super) fn parse(s: &mut Settings) -> ScreenSettings {
+        let modes = [
+            ("off", ScreenMode::Off),
+            ("on", ScreenMode::On),
+            ("audit", ScreenMode::Audit),
+        ];
+        let mode = s.choice("screen.mode", &modes);
+        let in_between = |share: f64| share > 0.0 && share < 1.0;
+        let share = s.number("screen.missed_share", "between 0 and 1", in_between);
+        ScreenSettings {
+            mode: mode.unwrap_or(ScreenMode::Off),
+            missed_share: share.unwrap_or(0.001),
+        }
     }
 }

@@ -1,9 +1,12 @@
-//! Texts that may be used but not shown.
+//! Secrets: where they come from (`{ env = … }`, `{ file = … }`) and how they are kept out of logs and errors.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine as _};
+use config::{Value, ValueKind};
+
+use crate::text::percent_encoded;
 
 /// A password or token. Debug output hides it.
 #[derive(Clone, PartialEq)]
@@ -14,7 +17,7 @@ impl Secret {
         Secret(text)
     }
 
-    /// The text itself, for the one who checks or sends it.
+    /// The text itself, to check or send it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -26,22 +29,62 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The text of a setting, and whether it came from `{ env = … }` or `{ file = … }`.
+pub(super) fn resolve(value: &Value) -> Result<(String, bool), String> {
+    let ValueKind::Table(table) = &value.kind else {
+        let text = value.clone().into_string();
+        return text
+            .map(|text| (text, false))
+            .map_err(|_| "expected a text, a number or a boolean".into());
+    };
+    let only = table.iter().next().filter(|_| table.len() == 1);
+    let (how, place) = match only {
+        Some((how, place)) => (how.as_str(), place.to_string()),
+        None => ("", String::new()),
+    };
+    match how {
+        "env" => std::env::var(&place)
+            .map(|text| (text, true))
+            .map_err(|_| format!("the environment variable {place} is not set")),
+        "file" => std::fs::read_to_string(&place)
+            .map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true))
+            .map_err(|e| format!("{place}: {e}")),
+        _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
+    }
+}
+
+/// Whether a setting of this name is a secret. Covers all names that librdkafka hides.
+pub fn is_secret(name: &str) -> bool {
+    const PARTS: [&str; 9] = [
+        "password",
+        "passphrase",
+        "secret",
+        "token",
+        "key.pem",
+        "oauthbearer.config",
+        "oauthbearer.extensions",
+        "kinit.cmd",
+        "jaas",
+    ];
+    PARTS.iter().any(|part| name.contains(part)) && !name.ends_with(".url")
+}
+
 pub const HIDDEN: &str = "***";
 
-/// Shorter texts are in too many words to hide them wherever they turn up.
+/// Shorter secrets would match unrelated text.
 const LEAST: usize = 4;
 
-/// What must not be printed by anyone, a library that repeats its settings included.
+/// Secrets that must not be printed, not even by a library that quotes its settings.
 #[derive(Clone, Default)]
 pub struct Secrets {
-    /// Hidden where they stand.
+    /// Replaced where they appear.
     texts: Vec<String>,
-    /// Hidden with all of the base64 around them: others encode a secret together with a name.
+    /// Replaced with all base64 around them, because a secret may be encoded together with a name.
     encoded: Vec<String>,
 }
 
 impl Secrets {
-    /// Adds a secret, its lines, and, of a list of `name=value`, each word and value: others quote a secret in part.
+    /// Adds a secret, its lines, and each word and value of a `name=value` list, because libraries quote parts of secrets.
     pub fn add(&mut self, text: &str) {
         let lines = text.lines().filter(|line| !line.starts_with("-----"));
         let is_list = text.split_whitespace().any(|word| word.contains('='));
@@ -62,7 +105,7 @@ impl Secrets {
         self.sort();
     }
 
-    /// The whole before its parts.
+    /// Longer texts first, so that a whole secret is replaced before its parts.
     fn sort(&mut self) {
         for all in [&mut self.texts, &mut self.encoded] {
             all.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -87,28 +130,23 @@ impl Secrets {
     }
 }
 
-/// A secret as it is, as JSON and Rust quote it, and as a URL has it.
+/// A secret as it is, as JSON and Rust quote it, and percent-encoded.
 fn spellings(secret: &str) -> [String; 4] {
     let unquoted = |quoted: String| quoted[1..quoted.len() - 1].to_owned();
-    let in_url = |byte: u8| match byte {
-        b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
     [
         secret.to_owned(),
         unquoted(serde_json::Value::from(secret).to_string()),
         unquoted(format!("{secret:?}")),
-        secret.bytes().map(in_url).collect(),
+        percent_encoded(secret),
     ]
 }
 
-/// What every base64 that has the secret in it has in it too: it depends on where in a group of three bytes it begins.
+/// The base64 texts of which one occurs wherever the secret was encoded, one for each offset in a group of three bytes.
 fn encodings(secret: &str) -> Vec<String> {
     let mut encodings = Vec::new();
     for before in 0..3 {
         let bytes = [&[0; 2][..before], secret.as_bytes()].concat();
-        // The first and the last character also hold bits of what is around.
+        // The first and the last character also encode neighbouring bytes.
         let first = (before * 8).div_ceil(6);
         let last = bytes.len() * 8 / 6;
         for engine in [BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD] {
@@ -149,6 +187,7 @@ pub fn without_user(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::{SMALLEST, load};
 
     #[test]
     fn a_secret_is_hidden_whole_and_in_part() {
@@ -219,6 +258,84 @@ mod tests {
             ("me@host", "me@host"),
         ] {
             assert_eq!(without_user(text), shown);
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "hunter2\n").unwrap();
+        let text = format!(
+            "{SMALLEST}\n[kafka.client]\n\"sasl.username\" = \"me\"\n\"sasl.password\" = {{ file = {:?} }}",
+            secret
+        );
+        let variables = [("RESIDUALD__KAFKA__CLIENT__SSL_KEY_PASSWORD", "open sesame")];
+        let config = load(&text, &variables, &[]).unwrap();
+        let client = config.kafka.client.iter();
+        let client = client.filter(|(name, _)| name.starts_with('s'));
+        assert_eq!(
+            client.collect::<Vec<_>>(),
+            [
+                ("sasl.password", "hunter2"),
+                ("sasl.username", "me"),
+                ("ssl.key.password", "open sesame")
+            ]
+        );
+        let shown = format!("{config:?} {:?}", config.effective);
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("sesame"),
+            "{shown}"
+        );
+        let missing = load(
+            SMALLEST,
+            &[],
+            &["kafka.client.\"sasl.password\"={ env = \"NOT_SET_ANYWHERE\" }"],
+        );
+        assert!(missing.unwrap_err().contains("NOT_SET_ANYWHERE"));
+    }
+
+    #[test]
+    fn a_secret_says_where_it_came_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "hunter2").unwrap();
+        let file = format!("{{ file = {secret:?} }}");
+        let origin = |text: &str, variables: &[(&str, &str)], flags: &[&str], key: &str| {
+            let config = load(&format!("{SMALLEST}\n{text}"), variables, flags).unwrap();
+            let setting = config.effective.into_iter().find(|e| e.key == key);
+            setting.unwrap().origin
+        };
+        let password = "kafka.client.\"sasl.password\"";
+        for key in ["http.token", password] {
+            for value in ["\"hunter2\"", &file] {
+                let line = format!("{key} = {value}");
+                let origin_of_file = origin(&line, &[], &[], key);
+                assert!(
+                    origin_of_file.ends_with("residuald.toml"),
+                    "{origin_of_file}"
+                );
+                let flag = format!("{key}={value}");
+                assert_eq!(origin("", &[], &[&flag], key), "--set", "{flag}");
+            }
+        }
+        let path = secret.to_str().unwrap();
+        for (variable, value, key) in [
+            ("RESIDUALD__HTTP__TOKEN", "hunter2", "http.token"),
+            ("RESIDUALD__HTTP__TOKEN__FILE", path, "http.token"),
+            (
+                "RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD",
+                "hunter2",
+                password,
+            ),
+            (
+                "RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD__FILE",
+                path,
+                password,
+            ),
+        ] {
+            let origin = origin("", &[(variable, value)], &[], key);
+            assert_eq!(origin, "the environment", "{variable}");
         }
     }
 }

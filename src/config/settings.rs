@@ -1,4 +1,4 @@
-//! The merged tree of settings, asked for key by key. What is asked for is known; what is left over is a mistake.
+//! The merged tree of settings, read key by key. A key that is never read is an unknown setting.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,7 +9,7 @@ use config::{Value, ValueKind};
 use crate::bundle::sha256_hex;
 
 use super::dotted;
-use super::secret::{HIDDEN, Secret, Secrets, user_of, without_user};
+use super::secret::{HIDDEN, Secret, Secrets, is_secret, resolve, user_of, without_user};
 
 /// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
 #[derive(Clone, Default, PartialEq)]
@@ -43,7 +43,7 @@ impl fmt::Debug for ClientSettings {
     }
 }
 
-/// One setting as it is in force.
+/// The effective value of a setting.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Effective {
     pub key: String,
@@ -51,13 +51,13 @@ pub struct Effective {
     pub value: String,
     /// `default`, the file, `the environment` or `--set`.
     pub origin: String,
-    /// A hash of the value if that is a secret.
+    /// A hash of the value if it is a secret.
     #[serde(skip)]
     hidden: Option<String>,
 }
 
 impl Effective {
-    /// What is another if the value is another.
+    /// Differs if the value differs, even for secrets.
     pub fn identity(&self) -> String {
         self.hidden.clone().unwrap_or_else(|| self.value.clone())
     }
@@ -65,7 +65,7 @@ impl Effective {
 
 pub struct Settings {
     tree: Value,
-    /// Keys that were asked for, present or not.
+    /// Keys that were read, present or not.
     known: BTreeSet<String>,
     effective: Vec<Effective>,
     secrets: Secrets,
@@ -87,7 +87,7 @@ impl Settings {
         self.problems.push(problem);
     }
 
-    /// Looks a dotted key up and remembers that it is known.
+    /// Looks up a dotted key and marks it as known.
     fn get(&mut self, key: &str) -> Option<Value> {
         let value = self.find(key)?;
         if !matches!(value.kind, ValueKind::Table(_)) {
@@ -125,13 +125,13 @@ impl Settings {
         });
     }
 
-    /// The same of a secret, whose value is not shown.
+    /// The same for a secret, whose value is not shown.
     fn show_hidden(&mut self, key: &str, secret: &str, origin: String) {
         self.show(key, format!("\"{HIDDEN}\""), origin);
         self.remember(secret);
     }
 
-    /// Tells the setting shown last from one with another hidden text.
+    /// Records the identity of the secret that was shown last.
     fn remember(&mut self, secret: &str) {
         if let Some(shown) = self.effective.last_mut() {
             shown.hidden = Some(sha256_hex(secret.as_bytes()));
@@ -172,7 +172,7 @@ impl Settings {
             None | Some("") => self.problem(format!(
                 "{key}: expected http://… or https://…, for instance \"{example}\""
             )),
-            // What stands before an @ may be a password: the value is not repeated.
+            // The text before an @ may be a password, so the value is not repeated.
             Some(rest) if rest.contains(['@', '?', '#']) => self.problem(format!(
                 "{key}: expected one without credentials, ? and #; {credentials}"
             )),
@@ -326,7 +326,7 @@ impl Settings {
         chosen.map(|(_, choice)| *choice)
     }
 
-    /// librdkafka's settings under `key`, with secrets brought in.
+    /// librdkafka's settings under `key`, with secrets resolved.
     pub fn client_settings(&mut self, key: &str, reserved: &[&str]) -> ClientSettings {
         let mut settings = ClientSettings::default();
         let table = match self.find(key).map(|value| value.kind) {
@@ -371,7 +371,7 @@ impl Settings {
         settings
     }
 
-    /// The settings in force, or everything that is wrong, unknown keys included.
+    /// The effective settings, or all problems, unknown keys included.
     pub fn finish(mut self) -> Result<(Vec<Effective>, Secrets), Vec<String>> {
         let mut leaves = Vec::new();
         collect_leaves("", &self.tree, &self.known, &mut leaves);
@@ -399,7 +399,7 @@ impl Settings {
     }
 }
 
-/// Dotted keys in the tree that nobody asked for.
+/// Dotted keys in the tree that were never read.
 fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves: &mut Vec<String>) {
     if !prefix.is_empty() && known.contains(prefix) {
         return;
@@ -426,7 +426,7 @@ fn origin(value: &Value) -> String {
     place_of(value).unwrap_or("default").to_owned()
 }
 
-/// A table, such as `{ file = … }`, does not know where it came from, but what is in it does.
+/// A table, such as `{ file = … }`, has no origin of its own, but its values do.
 pub(super) fn place_of(value: &Value) -> Option<&str> {
     match &value.kind {
         ValueKind::Table(table) => table.values().find_map(place_of),
@@ -434,7 +434,7 @@ pub(super) fn place_of(value: &Value) -> Option<&str> {
     }
 }
 
-/// Says of a value and all in it where they came from.
+/// Sets the origin of a value and all values in it.
 pub fn set_origin(value: &mut Value, origin: &str) {
     let origin = origin.to_owned();
     let mut kind = value.kind.clone();
@@ -446,31 +446,7 @@ pub fn set_origin(value: &mut Value, origin: &str) {
     *value = Value::new(Some(&origin), kind);
 }
 
-/// The text of a client setting and whether it was brought from elsewhere: `{ env = … }` or `{ file = … }`.
-fn resolve(value: &Value) -> Result<(String, bool), String> {
-    let ValueKind::Table(table) = &value.kind else {
-        let text = value.clone().into_string();
-        return text
-            .map(|text| (text, false))
-            .map_err(|_| "expected a text, a number or a boolean".into());
-    };
-    let only = table.iter().next().filter(|_| table.len() == 1);
-    let (how, place) = match only {
-        Some((how, place)) => (how.as_str(), place.to_string()),
-        None => ("", String::new()),
-    };
-    match how {
-        "env" => std::env::var(&place)
-            .map(|text| (text, true))
-            .map_err(|_| format!("the environment variable {place} is not set")),
-        "file" => std::fs::read_to_string(&place)
-            .map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true))
-            .map_err(|e| format!("{place}: {e}")),
-        _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
-    }
-}
-
-/// Files that librdkafka reads at start; its own errors do not say what is wrong with them.
+/// Why a file that librdkafka reads at start cannot be read; librdkafka's own errors do not say.
 fn unreadable(name: &str, path: &str) -> Option<String> {
     const FILES: [&str; 7] = [
         "https.ca.location",
@@ -489,23 +465,7 @@ fn unreadable(name: &str, path: &str) -> Option<String> {
     opened.err().map(|e| format!("{path}: {e}"))
 }
 
-/// By its name; what librdkafka itself hides is among it.
-pub fn is_secret(name: &str) -> bool {
-    const PARTS: [&str; 9] = [
-        "password",
-        "passphrase",
-        "secret",
-        "token",
-        "key.pem",
-        "oauthbearer.config",
-        "oauthbearer.extensions",
-        "kinit.cmd",
-        "jaas",
-    ];
-    PARTS.iter().any(|part| name.contains(part)) && !name.ends_with(".url")
-}
-
-/// A value as TOML would have it.
+/// A value in TOML syntax.
 fn literal(value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) => format!("{:?}", without_user(text)),

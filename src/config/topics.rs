@@ -2,10 +2,10 @@
 
 use super::settings::Settings;
 
-/// Kafka takes no longer name.
+/// Kafka's limit on the length of a topic name.
 const LONGEST: usize = 249;
 
-/// Whether it stands for every topic that it matches.
+/// Whether it is a pattern, which stands for all topics that it matches.
 pub fn is_pattern(topic: &str) -> bool {
     topic.starts_with('^')
 }
@@ -32,8 +32,31 @@ fn is_name(topic: &str) -> bool {
     topic.len() <= LONGEST && topic.bytes().all(fits) && !matches!(topic, "." | "..")
 }
 
-/// The problem itself: the lines before it show the pattern with a pointer, for a terminal.
+/// The problem itself, without the lines before it that point into the pattern.
 fn last_line(error: &str) -> &str {
     let last = error.lines().last().unwrap_or(error);
     last.trim_start_matches("error: ")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{SMALLEST, load};
+
+    #[test]
+    fn a_topic_is_a_name_or_a_pattern() {
+        let loaded = |topics: &str| load(SMALLEST, &[], &[&format!("kafka.topics={topics}")]);
+        for fine in ["a.b_c-D", "[\"^pay-.*\", \"x\"]", "^pay-(eu|us)$"] {
+            loaded(fine).unwrap();
+        }
+        for (wrong, problem) in [
+            ("[\"^pay-(\"]", "`^pay-(` is no pattern: unclosed group"),
+            ("^(?!dead).*", "look-around"),
+            ("^a{1,2}", "needs a list"),
+            ("pay-*", "`pay-*` is no topic"),
+            ("[\"two words\"]", "`two words` is no topic"),
+        ] {
+            let error = loaded(wrong).unwrap_err();
+            assert!(error.contains(problem), "{wrong}: {error}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The budget of memory for the daemon and for `check`.
 
-use crate::bundle::{Bundle, Input};
+use crate::bundle::{Bundle, ModelInput};
 use crate::memory::{Base, Budget, Limit, TooLittle, resident};
 
 use crate::failure::Failure;
@@ -18,7 +18,7 @@ pub fn of(setting: Option<u64>, bundle: &Bundle, before: u64) -> Result<Option<B
         resident,
         model: resident.saturating_sub(before),
     };
-    let pictures = matches!(bundle.manifest.input, Input::Image(_));
+    let pictures = matches!(bundle.manifest.input, ModelInput::Image(_));
     let budget = Budget::divide(limit, base, pictures);
     budget
         .map(Some)

@@ -9,7 +9,7 @@ use crate::decode::{
     DecodeError, Decoder, Format, Input, Reason, RecordType, RowError, TypeSource,
 };
 use crate::metrics::Metrics;
-use crate::picture::{FIELD, Limits, Reader};
+use crate::picture::{FIELD, ImageReader, Limits};
 use crate::schema_registry;
 use crate::shutdown::Shutdown;
 
@@ -29,8 +29,10 @@ pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input
         Ok(Input::Typed(TypeSource::Registry(format, schemas)))
     };
     match &config.input {
-        config::Input::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
-        config::Input::Protobuf(SchemaSource::Registry(at), _) => registry(at, Format::Protobuf),
+        config::InputSettings::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
+        config::InputSettings::Protobuf(SchemaSource::Registry(at), _) => {
+            registry(at, Format::Protobuf)
+        }
         _ => Ok(Input::Json),
     }
 }
@@ -46,25 +48,25 @@ pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<Input, Failu
 
 /// The input, held against the bundle, if no registry is needed for it.
 pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Failure> {
-    use config::Input::{Avro, Image, Json, OfBundle, Protobuf};
+    use config::InputSettings::{Avro, Image, Json, OfBundle, Protobuf};
     let (asked, kind) = (&config.input, &bundle.manifest.input);
     match (asked, kind) {
-        (OfBundle | Image, bundle::Input::Image(pixels)) => {
+        (OfBundle | Image, bundle::ModelInput::Image(pixels)) => {
             let config::Pictures { field, limits } = &config.pictures;
-            let reader = Reader::new(*pixels, field, *limits);
+            let reader = ImageReader::new(*pixels, field, *limits);
             Ok(Some(Input::Pictures(reader)))
         }
-        (Json, bundle::Input::Image(_)) => Err(Failure::config(
+        (Json, bundle::ModelInput::Image(_)) => Err(Failure::config(
             "input.format = \"json\": the bundle reads pictures. Remove the setting, or set \"image\", which takes pictures in JSON as well",
         )),
-        (Avro(_) | Protobuf(..), bundle::Input::Image(_)) => Err(Failure::config(
+        (Avro(_) | Protobuf(..), bundle::ModelInput::Image(_)) => Err(Failure::config(
             "input.format: the bundle reads pictures, which come bare or in JSON, not in Avro or Protobuf. Remove the setting, or set \"image\"",
         )),
-        (Image, bundle::Input::Tabular { .. }) => Err(Failure::config(
+        (Image, bundle::ModelInput::Tabular { .. }) => Err(Failure::config(
             "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to one of kind image",
         )),
-        (OfBundle | Json, bundle::Input::Tabular { .. }) => Ok(Some(Input::Json)),
-        (Avro(_) | Protobuf(..), bundle::Input::Tabular { features }) => {
+        (OfBundle | Json, bundle::ModelInput::Tabular { .. }) => Ok(Some(Input::Json)),
+        (Avro(_) | Protobuf(..), bundle::ModelInput::Tabular { features }) => {
             let record_type = open_file(asked, features)?;
             Ok(record_type.map(|t| Input::Typed(TypeSource::File(t))))
         }
@@ -72,8 +74,8 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Fail
 }
 
 /// How pictures are read where no settings say otherwise.
-pub fn pictures(pixels: Pixels) -> Reader {
-    Reader::new(pixels, FIELD, Limits::default())
+pub fn pictures(pixels: Pixels) -> ImageReader {
+    ImageReader::new(pixels, FIELD, Limits::default())
 }
 
 /// Decodes a payload, waiting while its schema is fetched, unless stopped. Gives the record's segment.
@@ -121,12 +123,12 @@ pub fn decode_written(
 
 /// The schema file, if the settings name one, held against the features.
 fn open_file(
-    settings: &config::Input,
+    settings: &config::InputSettings,
     features: &[Feature],
 ) -> Result<Option<RecordType>, Failure> {
     let (path, message) = match settings {
-        config::Input::Avro(SchemaSource::File(path)) => (path.as_path(), None),
-        config::Input::Protobuf(SchemaSource::File(path), message) => {
+        config::InputSettings::Avro(SchemaSource::File(path)) => (path.as_path(), None),
+        config::InputSettings::Protobuf(SchemaSource::File(path), message) => {
             (path.as_path(), message.as_deref())
         }
         _ => return Ok(None),

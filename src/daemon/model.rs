@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::bundle::{Bundle, Calibration, Input};
+use crate::bundle::{Bundle, Calibration, ModelInput};
 use crate::config::{self, Config, Inference, ScreenMode};
 use crate::decode::{self, SegmentReader};
 use crate::memory::Room;
 use crate::message::Model;
 use crate::metrics::Metrics;
-use crate::onnx::{self, GoldenCheck, Nearest, Scorer, Screen};
+use crate::onnx::{self, GoldenCheck, Nearest, Scorer, ScreenSession};
 use crate::pipeline::{Bounds, Screening, Serving};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
@@ -21,7 +21,7 @@ pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
     /// One a worker, of a bundle that has a screen.
-    pub screens: Vec<Screen>,
+    pub screens: Vec<ScreenSession>,
     pub golden: GoldenCheck,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
@@ -87,7 +87,7 @@ impl Loaded {
     ///
     /// # Errors
     /// There is none, or it cannot vouch for what is asked.
-    pub fn bounds(&self, settings: config::Screen) -> Result<Option<Bounds>, Failure> {
+    pub fn bounds(&self, settings: config::ScreenSettings) -> Result<Option<Bounds>, Failure> {
         if settings.mode == ScreenMode::Off {
             return Ok(None);
         }
@@ -107,7 +107,10 @@ impl Loaded {
     ///
     /// # Errors
     /// As [`Loaded::bounds`].
-    pub fn screenings(&mut self, settings: config::Screen) -> Result<Vec<Screening>, Failure> {
+    pub fn screenings(
+        &mut self,
+        settings: config::ScreenSettings,
+    ) -> Result<Vec<Screening>, Failure> {
         let Some(bounds) = self.bounds(settings)? else {
             return Ok(Vec::new());
         };
@@ -171,8 +174,8 @@ pub fn serving(
 /// For verbs that know no pictures yet.
 pub fn must_read_tables(bundle: &Bundle, verb: &str) -> Result<(), Failure> {
     match bundle.manifest.input {
-        Input::Tabular { .. } => Ok(()),
-        Input::Image(_) => Err(Failure::usage(format!(
+        ModelInput::Tabular { .. } => Ok(()),
+        ModelInput::Image(_) => Err(Failure::usage(format!(
             "{verb} reads tables, and the bundle {} reads pictures: judge them with `residuald score` or `residuald run`",
             bundle.manifest.name
         ))),

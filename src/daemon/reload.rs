@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 
 use crate::bundle::{self, Bundle, incompatibilities};
-use crate::config::{Config, Reloaded};
+use crate::config::{Config, Reloaded, log_filter};
 use crate::decode::Input;
 use crate::memory::Room;
 use crate::metrics::{Metrics, NOT_RELOADED};
@@ -34,7 +34,7 @@ pub struct Reloader {
     /// In force, or offered last.
     pub config: Config,
     /// What the bundle in force reads.
-    pub schema: bundle::Input,
+    pub schema: bundle::ModelInput,
     pub input: Input,
     pub decoding: Room,
     pub metrics: Metrics,
@@ -46,7 +46,7 @@ pub struct Reloader {
 /// What takes over, if it is let.
 struct Prepared {
     serving: Serving,
-    schema: bundle::Input,
+    schema: bundle::ModelInput,
     settings: Reloaded,
 }
 
@@ -143,7 +143,7 @@ impl Reloader {
         let level = &config.telemetry.log_level;
         // A level that was set over HTTP stays until the setting changes.
         if *level != self.config.telemetry.log_level
-            && let Ok(filter) = telemetry::filter(level)
+            && let Ok(filter) = log_filter::parse(level)
         {
             telemetry::set_log_level(filter);
         }

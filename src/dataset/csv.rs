@@ -6,7 +6,7 @@ use csv::{ReaderBuilder, StringRecord};
 use serde_json::value::RawValue;
 
 use super::layout::Layout;
-use super::{ErrorKind, Input, MAX_RECORD, Numbered};
+use super::{BoxedRead, ErrorKind, MAX_RECORD, Numbered};
 
 pub struct Rows {
     reader: csv::Reader<Budget>,
@@ -16,7 +16,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub fn new(input: Input) -> Result<Self, ErrorKind> {
+    pub fn new(input: BoxedRead) -> Result<Self, ErrorKind> {
         let mut reader = ReaderBuilder::new().from_reader(Budget {
             input,
             left: MAX_RECORD,
@@ -79,7 +79,7 @@ fn is_number(text: &str) -> bool {
 
 /// Refuses to hand out more than `left` bytes, so that one record cannot fill the memory.
 struct Budget {
-    input: Input,
+    input: BoxedRead,
     left: u64,
 }
 

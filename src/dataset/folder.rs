@@ -1,4 +1,4 @@
-//! The pictures of a folder, in the layout of Anomalib and MVTec AD or in none.
+//! The images of a folder, in the layout of Anomalib and MVTec AD or without labels.
 //!
 //! ```text
 //! FOLDER/test/good/000.png                  normal
@@ -6,7 +6,7 @@
 //! FOLDER/ground_truth/crack/000_mask.png    its mask, where FOLDER/ground_truth is given for the masks
 //! ```
 //!
-//! Without `test` the classes are FOLDER's own folders. Without a folder of normal pictures nothing is labelled.
+//! Without `test` the classes are FOLDER's own folders. Without a folder of normal images nothing is labelled.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -18,12 +18,12 @@ use walkdir::{DirEntry, WalkDir};
 use super::{Error, ErrorKind};
 
 const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
-/// Anomalib's folders of the pictures to score, of normal ones among them, and of masks, which are no class.
+/// Anomalib's folders of the images to score, of normal ones among them, and of masks, which are no class.
 const TEST: &str = "test";
 const GOOD: &str = "good";
 const GROUND_TRUTH: &str = "ground_truth";
 
-/// A picture by its file, which was not opened.
+/// An image file, not opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Picture {
     pub path: PathBuf,
@@ -31,31 +31,31 @@ pub struct Picture {
     pub name: String,
     /// The first folder on that path, in a labelled folder.
     pub class: Option<String>,
-    /// Whether it is anomalous: `None` if nothing says so.
+    /// Whether it is anomalous; `None` if it is not labelled.
     pub label: Option<bool>,
     pub truth: Truth,
 }
 
-/// Where a picture is anomalous.
+/// The anomalous area of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Truth {
-    /// Nothing says so.
+    /// Unknown.
     Unknown,
     /// Nowhere: it is normal.
     Normal,
-    /// Where this picture is not black.
+    /// Where this image is not black.
     Mask(PathBuf),
 }
 
-/// The pictures of `folder` and of the folders in it, sorted by path: PNG, JPEG, WebP, BMP and TIFF by their extension,
+/// The images of `folder` and of the folders in it, sorted by path: PNG, JPEG, WebP, BMP and TIFF by their extension,
 /// in any case. Links are followed, hidden files are left out.
 ///
-/// `normal` names the folder of the normal pictures; `good` if it is there and none is named. In `masks`, the mask of
+/// `normal` names the folder of the normal images; `good` if it is there and none is named. In `masks`, the mask of
 /// `crack/000.jpg` is `crack/000_mask.png`, or `crack/000.png`, or the same with another extension. Masks may lie beside
-/// their pictures: then a PNG is one if a picture of another format, or one without `_mask`, has its name.
+/// their images: then a PNG is one if an image of another format, or one without `_mask`, has its name.
 ///
 /// # Errors
-/// A folder that cannot be read, without pictures or without `normal`; a mask without its picture.
+/// A folder that cannot be read, without images or without `normal`; a mask without its image.
 pub fn pictures(
     folder: &Path,
     normal: Option<&str>,
@@ -157,7 +157,7 @@ impl Root {
         })
     }
 
-    /// Paths of pictures below the folder, sorted, but for those in `without` and in `ground_truth`.
+    /// Paths of images below the folder, sorted, but for those in `without` and in `ground_truth`.
     fn files(&self, without: Option<&Root>) -> Result<Vec<PathBuf>, Error> {
         let wanted = |entry: &DirEntry| {
             let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
@@ -186,7 +186,7 @@ impl Root {
     }
 }
 
-/// Masks and pictures that lie beside each other.
+/// Masks and images that lie beside each other.
 fn part(files: Vec<PathBuf>) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let stems: HashSet<_> = files.iter().map(|file| stem(file)).collect();
     let masked: HashSet<_> = stems.iter().map(|stem| with_mask(stem)).collect();

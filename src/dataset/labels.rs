@@ -1,10 +1,10 @@
-//! What a label column holds: a wrong name for the normal value makes every record an anomaly, and every number that follows wrong.
+//! Counts the values of a label column: a misspelled normal value would make every record an anomaly and every result wrong.
 
 use std::collections::BTreeMap;
 
-/// Different values that are kept. More are counted together.
+/// Distinct values that are kept; others are counted together.
 const KEPT: usize = 1000;
-/// Values that a person is told, and characters of each.
+/// Values that an error names, and characters of each.
 const TOLD: usize = 8;
 const LONGEST: usize = 40;
 
@@ -18,7 +18,7 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Takes a label as it stands in the record, and whether it is the normal one.
+    /// Counts a label, and whether it is the normal one.
     pub fn take(&mut self, label: Option<&str>, normal: bool) {
         let Some(label) = label else {
             self.null += 1;
@@ -36,7 +36,7 @@ impl Labels {
         *self.others.entry(label).or_default() += 1;
     }
 
-    /// Why the labels say nothing about what is normal, if there are labels and none is the normal one.
+    /// Why the labels are useless, if there are labels but none is the normal one.
     pub fn fault(&self, field: &str, normal: &str) -> Option<String> {
         let labelled = self.others.values().sum::<u64>() + self.more;
         if self.normal > 0 || labelled + self.null == 0 {

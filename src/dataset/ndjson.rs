@@ -2,17 +2,17 @@
 
 use std::io::{BufRead, Read};
 
-use super::{ErrorKind, Input, MAX_RECORD, Numbered};
+use super::{BoxedRead, ErrorKind, MAX_RECORD, Numbered};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub struct Lines {
-    input: Input,
+    input: BoxedRead,
     line: u64,
 }
 
 impl Lines {
-    pub fn new(input: Input) -> Self {
+    pub fn new(input: BoxedRead) -> Self {
         Self { input, line: 0 }
     }
 

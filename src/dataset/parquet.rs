@@ -110,8 +110,7 @@ impl Rows {
     }
 }
 
-/// The record API asserts what a damaged file breaks; here that is an error like any other. The reader
-/// is not used again after one.
+/// Turns a panic into an error: the record API asserts what a damaged file breaks. The reader is not used again after one.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ErrorKind> {
     let panicked = |_| ParquetError::General("damaged, or of a type that cannot be read".into());
     Ok(catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(panicked(panic)))?)

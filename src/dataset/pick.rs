@@ -45,7 +45,7 @@ impl Picker {
         Ok((anomalous, key))
     }
 
-    /// Why the labels of what was picked say nothing, if they do not.
+    /// Why the labels that were picked are useless, if they are.
     pub fn fault(&self) -> Option<String> {
         let field = self.label.as_deref()?;
         self.labels.fault(field, &self.normal)

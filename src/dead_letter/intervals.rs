@@ -1,61 +1,37 @@
-//! A set of offsets as runs.
+//! A set of offsets, kept as runs.
 
-use std::collections::BTreeMap;
+use rangemap::RangeInclusiveSet;
 
-/// Disjoint runs that do not touch, the first offset of each to its last.
+/// Disjoint runs that do not touch.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Intervals(BTreeMap<i64, i64>);
+pub struct Intervals(RangeInclusiveSet<i64>);
 
 impl Intervals {
     /// Adds `first..=last`; what is there already stays.
     pub fn insert(&mut self, first: i64, last: i64) {
-        let (mut first, mut last) = (first, last);
-        // Runs that overlap or touch the new one become part of it.
-        while let Some((&start, &end)) = self.0.range(..=last.saturating_add(1)).next_back() {
-            if end.saturating_add(1) < first {
-                break;
-            }
-            self.0.remove(&start);
-            (first, last) = (first.min(start), last.max(end));
-        }
-        self.0.insert(first, last);
+        self.0.insert(first..=last);
     }
 
     pub fn contains(&self, offset: i64) -> bool {
-        let before = self.0.range(..=offset).next_back();
-        before.is_some_and(|(_, &last)| offset <= last)
+        self.0.contains(&offset)
     }
 
     /// What is in this one and not in `other`.
     pub fn without(&self, other: &Intervals) -> Intervals {
-        let mut left = Intervals::default();
-        for (mut first, last) in self.iter() {
-            // From the run of `other` that may cover `first` on.
-            let covering = other
-                .0
-                .range(..=first)
-                .next_back()
-                .map_or(first, |(&s, _)| s);
-            for (&start, &end) in other.0.range(covering..=last) {
-                if first < start {
-                    left.0.insert(first, start - 1);
-                }
-                first = first.max(end.saturating_add(1));
-            }
-            if first <= last {
-                left.0.insert(first, last);
-            }
+        let mut left = self.0.clone();
+        for run in other.0.iter() {
+            left.remove(run.clone());
         }
-        left
+        Intervals(left)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (i64, i64)> {
-        self.0.iter().map(|(&first, &last)| (first, last))
+        self.0.iter().map(|run| (*run.start(), *run.end()))
     }
 
     /// The first and the last offset.
     pub fn ends(&self) -> Option<(i64, i64)> {
-        Some((*self.0.first_key_value()?.0, *self.0.last_key_value()?.1))
+        Some((*self.0.first()?.start(), *self.0.last()?.end()))
     }
 
     pub fn is_empty(&self) -> bool {

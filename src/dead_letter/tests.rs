@@ -1,13 +1,14 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::batch::DeadLetter;
 use crate::decode::{Reason, RowError};
-use crate::message::{Message, dead_letter_message};
-use crate::record::Source;
+use crate::record::{Record, Source};
 
-fn message(reason: Reason) -> Message {
-    dead_letter_message(DeadLetter {
+/// A dead letter with the headers that it is sent with.
+fn message(reason: Reason) -> DeadLetter {
+    let mut letter = DeadLetter {
         source: Source {
             topic: "payments".into(),
             partition: 2,
@@ -21,10 +22,12 @@ fn message(reason: Reason) -> Message {
             reason,
             detail: "amount is required".into(),
         },
-    })
+    };
+    letter.headers = letter.headers_with_failure();
+    letter
 }
 
-fn record(message: &Message) -> Record<'_> {
+fn record(message: &DeadLetter) -> Record<'_> {
     Record {
         topic: "dead-letters",
         partition: 1,
@@ -40,7 +43,7 @@ fn record(message: &Message) -> Record<'_> {
     }
 }
 
-fn letter<'m>(record: &Record<'m>) -> Letter<'m> {
+fn letter<'m>(record: &Record<'m>) -> FailureHeaders<'m> {
     match Entry::of(record) {
         Ok(Entry::Letter(letter)) => letter,
         other => panic!("{other:?}"),
@@ -54,7 +57,7 @@ fn a_letter_of_the_daemon_says_everything_and_comes_back_as_it_was() {
     let letter = letter(&record);
     assert_eq!(
         letter,
-        Letter {
+        FailureHeaders {
             topic: Some("payments".into()),
             partition: Some(2),
             offset: Some(1311),
@@ -79,7 +82,7 @@ fn a_letter_of_the_daemon_says_everything_and_comes_back_as_it_was() {
 
 #[test]
 fn without_a_key_a_record_goes_back_to_its_partition_if_there_is_one() {
-    let message = Message {
+    let message = DeadLetter {
         key: None,
         ..message(Reason::Missing)
     };
@@ -106,7 +109,7 @@ fn a_letter_of_kafka_connect_is_listed_with_what_it_has() {
         headers: vec![],
         payload: None,
     };
-    assert_eq!(letter(&bare), Letter::default());
+    assert_eq!(letter(&bare), FailureHeaders::default());
     let mut connect = bare.clone();
     connect.headers = vec![
         ("__connect.errors.topic", Some(b"first")),
@@ -145,14 +148,16 @@ fn only_what_lacks_more_than_its_time_cannot_come_back() {
 #[test]
 fn obstacles() {
     let whole = message(Reason::Missing);
-    let (slim, _) = whole.slimmed(0, "message too large");
+    let mut slim = whole.clone();
+    let note = b"value: message too large".to_vec();
+    slim.headers.push((OMITTED.into(), Some(note)));
     let to = |topic: Option<&str>| Filter {
         to_topic: topic.map(Into::into),
         ..Filter::default()
     };
     let (whole, slim) = (record(&whole), record(&slim));
     let (whole, slim) = (letter(&whole), letter(&slim));
-    let unknown = Letter::default();
+    let unknown = FailureHeaders::default();
     for (letter, to_topic, expected) in [
         (&whole, None, Ok("payments")),
         (&whole, Some("again"), Ok("again")),
@@ -175,14 +180,15 @@ fn reasons_are_matched_whole() {
         reasons: reasons.iter().map(|&r| r.into()).collect(),
         ..Filter::default()
     };
-    let missing = Letter {
+    let missing = FailureHeaders {
         reason: Some("missing".into()),
-        ..Letter::default()
+        ..FailureHeaders::default()
     };
-    assert!(filter(&[]).matches(&missing) && filter(&[]).matches(&Letter::default()));
+    assert!(filter(&[]).matches(&missing) && filter(&[]).matches(&FailureHeaders::default()));
     assert!(filter(&["malformed", "missing"]).matches(&missing));
     assert!(
-        !filter(&["miss"]).matches(&missing) && !filter(&["missing"]).matches(&Letter::default())
+        !filter(&["miss"]).matches(&missing)
+            && !filter(&["missing"]).matches(&FailureHeaders::default())
     );
 }
 

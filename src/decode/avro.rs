@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, UuidSchema};
+use uuid::Uuid;
 
 use super::schemas::SchemaText;
 use super::wire::Cursor;
@@ -19,12 +20,12 @@ use super::{RowError, malformed};
 pub use json::to_json;
 pub use row::AvroPlan;
 
-/// How deep a record may nest. No person's schema does; a hostile record in a recursive one would.
+/// How deep a record may nest. Real schemas nest less; a hostile record of a recursive schema would nest deeper.
 const MAX_DEPTH: usize = 100;
-/// Items that take no bytes, such as nulls: their number is not bounded by the payload.
+/// Most items that take no bytes, such as nulls: the payload does not bound their number.
 const MAX_EMPTY_ITEMS: usize = 65_536;
 
-/// A writer's schema: its types by number, so that a recursive one needs no pointers.
+/// A writer's schema, its types by index, so that a recursive schema needs no pointers.
 #[derive(Debug)]
 pub struct AvroSchema {
     shapes: Vec<Shape>,
@@ -47,12 +48,12 @@ enum Shape {
     Text,
     Fixed(usize),
     Uuid,
-    /// Of this scale; its size is written before it where none is given.
+    /// The scale, and the size if it is fixed; otherwise the size precedes each value.
     Decimal(usize, Option<usize>),
     Date,
-    /// Time of day; so many a second. As an int where that suffices.
+    /// Time of day in this many units per second. An int where the unit allows.
     Clock(i64),
-    /// A moment; so many a second.
+    /// Timestamp in this many units per second.
     Time(i64),
     Enum(Vec<String>),
     Array(Id),
@@ -194,7 +195,7 @@ impl AvroSchema {
     }
 }
 
-/// What a union's branch or an enum's symbol is, by the index on the wire.
+/// Resolves a union's branch or an enum's symbol by its index on the wire.
 fn chosen<'c, T>(choices: &'c [T], cursor: &mut Cursor<'_>, of: &str) -> Result<&'c T, RowError> {
     let index = cursor.zigzag()?;
     let choice = usize::try_from(index).ok().and_then(|i| choices.get(i));
@@ -225,15 +226,10 @@ fn text<'p>(cursor: &mut Cursor<'p>) -> Result<&'p str, RowError> {
 }
 
 fn uuid(cursor: &mut Cursor<'_>) -> Result<String, RowError> {
-    let [a, b, c, d, e, f, rest @ ..] = cursor.array::<16>()?.map(|byte| format!("{byte:02x}"));
-    let [g, h, i, j, node @ ..] = rest;
-    Ok(format!(
-        "{a}{b}{c}{d}-{e}{f}-{g}{h}-{i}{j}-{}",
-        node.concat()
-    ))
+    Ok(Uuid::from_bytes(cursor.array()?).to_string())
 }
 
-/// A decimal's bytes: of the size that the schema fixes, or after their length.
+/// A decimal's bytes: of the fixed size, or preceded by their length.
 fn unscaled<'p>(size: Option<usize>, cursor: &mut Cursor<'p>) -> Result<&'p [u8], RowError> {
     match size {
         Some(size) => cursor.take(size),

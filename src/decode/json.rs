@@ -14,7 +14,7 @@ use super::{Reason, RowError, malformed};
 use crate::bundle::{Feature, SegmentId};
 use crate::clip::clip;
 
-/// Reads JSON objects into rows. One a thread: it keeps a little scratch space.
+/// Reads JSON objects into rows. One per thread: it keeps scratch space.
 #[derive(Debug)]
 pub struct JsonDecoder {
     pub(super) paths: Paths,
@@ -24,7 +24,7 @@ pub struct JsonDecoder {
 #[derive(Debug, Default)]
 struct Scratch {
     text: String,
-    /// serde's errors are strings; the typed one waits here.
+    /// The typed error, because serde's errors are strings.
     error: Option<RowError>,
 }
 
@@ -42,7 +42,7 @@ impl JsonDecoder {
         }
     }
 
-    /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.
+    /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error. Returns the segment, if a field gives it.
     ///
     /// # Errors
     /// [`RowError`] when the payload is not one JSON object that fits the schema.
@@ -62,7 +62,7 @@ fn fill(
     payload: &[u8],
     row: &mut [f32],
 ) -> Result<(), RowError> {
-    // Up front, because serde_json does not look into strings that it skips.
+    // Checked first, because serde_json does not validate strings that it skips.
     let text = std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
     // Inside a record `null` is an object that is absent; a whole record is never absent.
     if text.trim_ascii() == "null" {
@@ -183,7 +183,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
 }
 
 impl NodeSeed<'_, '_, '_> {
-    /// A record is refused for what the model reads of it, not for its segment.
+    /// Only what the model reads can refuse a record, not its segment.
     fn no_object<E: Error>(self, found: Unexpected<'_>) -> Result<(), E> {
         match self.node.has_features {
             true => Err(E::invalid_type(found, &self)),

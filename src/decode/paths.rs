@@ -1,4 +1,4 @@
-//! The features by their paths: a tree that a format walks along a record, and the row that it fills on the way.
+//! The features by path: a tree that a format walks along with a record, filling the row on the way.
 
 use rustc_hash::FxHashMap;
 
@@ -7,24 +7,24 @@ use super::value::{Column, Value};
 use super::{Reason, RowError};
 use crate::bundle::{Feature, Missing, SegmentBy, SegmentId};
 
-/// Marks a column that nothing has filled yet; a NaN that a null does not produce.
+/// Marks a column that is not filled yet: a NaN that no null produces.
 pub const UNSET: u32 = 0x7fc0_dead;
 
 /// The features of a bundle, ready to be found in records.
 #[derive(Debug)]
 pub struct Paths {
     pub root: Node,
-    /// In the order of the row; behind it the segment's, where a field tells it, which is not in the row.
+    /// In the order of the row, then the segment's column, if a field gives the segment. That one is not part of the row.
     pub columns: Vec<Column>,
     features: Vec<Feature>,
 }
 
-/// The names that the features want of one record.
+/// The fields that features need at one level of a record.
 #[derive(Debug, Default)]
 pub struct Node {
     pub keys: Vec<(String, Child)>,
     index: FxHashMap<String, usize>,
-    /// Whether a feature is below it, and not only the segment.
+    /// Whether a feature is below it, not only the segment.
     pub has_features: bool,
 }
 
@@ -59,7 +59,7 @@ impl Paths {
         }
     }
 
-    /// The names of the segments, where a field tells them.
+    /// The names of the segments, if a field gives them.
     pub fn segments(&self) -> Option<Names> {
         self.columns.last()?.segments()
     }
@@ -101,7 +101,7 @@ impl Paths {
         Ok(())
     }
 
-    /// Puts a value, or its absence, into columns of `row`, over what is there. `scratch` saves an allocation.
+    /// Writes a value, or its absence, into columns of `row`, replacing what is there. `scratch` saves an allocation.
     pub fn store(
         &self,
         row: &mut [f32],

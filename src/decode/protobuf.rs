@@ -1,7 +1,7 @@
 //! Protobuf: the type of a message, and messages read by it.
 //!
-//! Schemas are compiled by `protox` and described by `prost-reflect`. Messages go straight into the row, because a tree for each record costs
-//! several times the decoding; for a verdict, where cost does not matter, `prost-reflect` writes them in Protobuf's own JSON.
+//! `protox` compiles schemas and `prost-reflect` describes them. Messages are decoded straight into the row: building a tree for each
+//! record costs several times as much. For verdicts, which are rare, `prost-reflect` writes them in Protobuf's own JSON.
 
 mod known;
 mod registered;
@@ -45,7 +45,7 @@ pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
     })
 }
 
-/// The message at a place as the registry's header gives it.
+/// The message at the index in a registry's header.
 pub fn message_at(file: &FileDescriptor, index: &[usize]) -> Result<MessageDescriptor, RowError> {
     let none = || malformed(format!("the schema has no message at {index:?}"));
     let (first, rest) = index.split_first().ok_or_else(none)?;

@@ -1,5 +1,5 @@
-//! Schemas as the decoder, the writer of verdicts and the thread that fetches them share them: what is known, by id.
-//! Nobody waits here: what is not known is asked for, and the record comes again.
+//! Known schemas by id, shared by the decoder, the writer of verdicts and the thread that fetches them. Nothing blocks here:
+//! an unknown schema is requested, and the record is decoded again later.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,11 +20,11 @@ pub enum Format {
     Protobuf,
 }
 
-/// A schema as a registry or a file has it.
+/// The text of a schema from a registry or a file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SchemaText {
     pub text: String,
-    /// What it refers to, by name; whatever those refer to is here too.
+    /// Its references by name, including indirect ones.
     pub references: Vec<(String, String)>,
 }
 
@@ -37,7 +37,7 @@ pub enum Schema {
 
 impl Schema {
     /// # Errors
-    /// What is wrong with the schema, for a person.
+    /// A message that says what is wrong with the schema.
     pub fn parse(format: Format, schema: &SchemaText) -> Result<Schema, String> {
         Ok(match format {
             Format::Avro => Schema::Avro(Arc::new(AvroSchema::parse(schema)?)),
@@ -46,7 +46,7 @@ impl Schema {
     }
 }
 
-/// What one record is.
+/// The type of a record.
 #[derive(Debug, Clone)]
 pub enum RecordType {
     Avro(Arc<AvroSchema>),
@@ -57,7 +57,7 @@ impl RecordType {
     /// From a file: .avsc, .proto, or a compiled descriptor set; `message` names the type in the latter two.
     ///
     /// # Errors
-    /// What is wrong with the file, for a person.
+    /// A message that says what is wrong with the file.
     pub fn open(path: &Path, message: Option<&str>) -> Result<RecordType, String> {
         match message {
             None => {
@@ -70,7 +70,7 @@ impl RecordType {
         }
     }
 
-    /// The features that no record of this type can have, although they must not be missing: a line for each.
+    /// Required features that no record of this type can have, a line for each.
     pub fn lacks(&self, features: &[Feature]) -> Vec<String> {
         let has = |path: &str| match self {
             RecordType::Avro(schema) => schema.has(path),
@@ -118,10 +118,10 @@ impl TypeSource {
     }
 }
 
-/// What stands before a record that a registry's serialiser wrote.
+/// The header that a registry's serialiser writes before a record.
 pub(super) struct Header<'p> {
     pub id: u32,
-    /// Place of the message in its file; empty in Avro.
+    /// Message index in its file; empty in Avro.
     pub message: Vec<usize>,
     pub record: &'p [u8],
 }
@@ -151,14 +151,14 @@ impl<'p> Header<'p> {
     }
 }
 
-/// The schemas of a registry that are known so far. A cheap handle.
+/// The known schemas of a registry. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Schemas {
     known: Known,
     wanted: Sender<Ask>,
 }
 
-/// The side that fetches: it answers what is wanted, and ends when no [`Schemas`] is left.
+/// The fetching side: it answers requests, and ends when no [`Schemas`] is left.
 #[derive(Debug)]
 pub struct Wanted {
     known: Known,
@@ -167,7 +167,7 @@ pub struct Wanted {
 
 type Known = Arc<RwLock<HashMap<u32, Entry>>>;
 
-/// A wish for a schema.
+/// A request for a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     pub id: u32,
@@ -197,7 +197,7 @@ impl Schemas {
         (schemas, Wanted { known, asks })
     }
 
-    /// A schema that is known. What is not known has to be asked for ([`Schemas::ask`]).
+    /// A known schema. Request unknown ones with [`Schemas::ask`].
     pub(super) fn get(&self, id: u32) -> Result<Arc<Schema>, DecodeError> {
         let entry = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +213,7 @@ impl Schemas {
         }
     }
 
-    /// Asks for a schema that is not known, for a record written at that time: once, and again for a newer record.
+    /// Requests an unknown schema for a record written at that time: once, and again for a newer record.
     pub(super) fn ask(&self, id: u32, written_ms: Option<i64>) {
         // Without a time it counts as written now.
         let newness = |written_ms: Option<i64>| written_ms.unwrap_or(i64::MAX);
@@ -238,11 +238,11 @@ impl Schemas {
             problem,
         };
         put(&self.known, id, entry);
-        // Without a fetcher the process is about to end.
+        // Without a fetcher the process is shutting down.
         let _ = self.wanted.send(Ask { id, written_ms });
     }
 
-    /// What a record with this schema waits for, in words; `None` if there is an answer, or nobody has asked.
+    /// What a record with this schema waits for; `None` if it is answered or was not requested.
     pub(super) fn waits_for(&self, id: u32) -> Option<String> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         match known.get(&id)? {
@@ -257,7 +257,7 @@ impl Schemas {
 }
 
 impl Wanted {
-    /// Answers: the schema, or why there is none.
+    /// Answers with the schema, or why there is none.
     pub fn answer(&self, id: u32, schema: Result<Schema, String>) {
         let entry = match schema {
             Ok(schema) => Entry::Known(Arc::new(schema)),
@@ -266,7 +266,7 @@ impl Wanted {
         put(&self.known, id, entry);
     }
 
-    /// Says why there is no answer yet.
+    /// Notes why there is no answer yet.
     pub fn delay(&self, id: u32, why: &str) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(Entry::OnItsWay { problem, .. }) = known.get_mut(&id) {
@@ -274,7 +274,7 @@ impl Wanted {
         }
     }
 
-    /// Takes an answer back: the next record with this id asks anew.
+    /// Forgets an answer: the next record with this id requests it again.
     pub fn forget(&self, id: u32) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.remove(&id);

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use crate::bundle::segments::LONGEST_VALUE;
 use crate::bundle::{SegmentBy, SegmentId, Segments};
 
-/// Different values that are learnt, the first to come: what others write must not fill the memory.
+/// Most distinct values that are learnt, so that records cannot fill the memory.
 const MOST_LEARNT: usize = 100_000;
 
-/// Where the segment of a record is, and by which names segments go.
+/// Where a record's segment is, and the names of the segments.
 #[derive(Debug, Clone)]
 pub struct SegmentReader {
     pub by: SegmentBy,
@@ -36,7 +36,7 @@ impl SegmentReader {
         }
     }
 
-    /// Learns the values that come.
+    /// Learns the values in the order in which they occur.
     pub fn learning(by: SegmentBy) -> SegmentReader {
         SegmentReader {
             by,

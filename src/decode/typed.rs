@@ -10,12 +10,12 @@ use super::segment::SegmentReader;
 use super::{DecodeError, RowError, wire};
 use crate::bundle::{Feature, SegmentId};
 
-/// Reads records of types that schemas give. One a thread.
+/// Reads records whose types come from schemas. One per thread.
 #[derive(Debug)]
 pub struct TypedDecoder {
     pub(super) paths: Paths,
     source: TypeSource,
-    /// By schema id and place of the message; of a file there is one.
+    /// By schema id and message index; a file has one entry.
     plans: HashMap<u32, Vec<(Vec<usize>, Plan)>>,
     scratch: Scratch,
 }
@@ -70,7 +70,7 @@ impl TypedDecoder {
         }
     }
 
-    /// Appends one row to `rows`; leaves it as it was on an error. Gives the segment, if a field tells it.
+    /// Appends one row to `rows`; leaves it as it was on an error. Returns the segment, if a field gives it.
     pub fn decode(
         &mut self,
         payload: &[u8],

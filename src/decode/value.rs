@@ -17,7 +17,7 @@ const MICROSECONDS_A_SECOND: i64 = 1_000_000;
 const FURTHEST: u64 = 1_000_000_000_000_000_000;
 const MICROSECONDS_A_DAY: i64 = SECONDS_A_DAY * MICROSECONDS_A_SECOND;
 
-/// A value as a format's parser hands it over.
+/// A value from a format's parser.
 #[derive(Debug, Clone, Copy)]
 pub enum Value<'a> {
     Bool(bool),
@@ -25,13 +25,13 @@ pub enum Value<'a> {
     Signed(i64),
     Float(f64),
     Text(&'a str),
-    /// A moment, in microseconds since the Unix epoch.
+    /// A timestamp, in microseconds since the Unix epoch.
     Time(i64),
     /// Days since the Unix epoch.
     Date(i32),
     /// A time of day without a date, in microseconds since midnight.
     Clock(i64),
-    /// A type that no feature takes, by its name.
+    /// The name of a type that no feature takes.
     Other(&'static str),
 }
 
@@ -62,50 +62,52 @@ impl Value<'_> {
 #[derive(Debug)]
 pub struct Column {
     path: String,
-    reader: Reader,
+    kind: ColumnKind,
 }
 
 #[derive(Debug)]
-enum Reader {
+enum ColumnKind {
     Number,
     Bool,
-    /// By [`rustc_hash`]: what is looked up comes from records, what is in it from the bundle, so nobody can make it slow.
+    /// With [`rustc_hash`], which is safe here: keys come from the bundle, so records cannot force collisions.
     Categorical(FxHashMap<String, f32>),
     Timestamp(TimePart, Option<EpochUnit>),
-    /// Refuses nothing: what cannot be a segment is none.
+    /// Refuses nothing: a value that cannot be a segment means no segment.
     Segment(RefCell<Names>),
 }
 
 impl Column {
     pub fn new(feature: &Feature) -> Column {
-        let reader = match &feature.kind {
-            FeatureKind::Number => Reader::Number,
-            FeatureKind::Bool => Reader::Bool,
-            FeatureKind::Categorical { vocabulary } => Reader::Categorical(
+        let kind = match &feature.kind {
+            FeatureKind::Number => ColumnKind::Number,
+            FeatureKind::Bool => ColumnKind::Bool,
+            FeatureKind::Categorical { vocabulary } => ColumnKind::Categorical(
                 (0..)
                     .zip(vocabulary)
                     .map(|(i, entry)| (entry.clone(), i as f32))
                     .collect(),
             ),
-            FeatureKind::Timestamp { part, epoch_unit } => Reader::Timestamp(*part, *epoch_unit),
+            FeatureKind::Timestamp { part, epoch_unit } => {
+                ColumnKind::Timestamp(*part, *epoch_unit)
+            }
         };
         Column {
             path: feature.path.clone(),
-            reader,
+            kind,
         }
     }
 
-    /// Reads the number of a segment, -1 for none.
+    /// Reads the number of a segment; -1 without one.
     pub fn of_segment(path: String, names: Names) -> Column {
         Column {
             path,
-            reader: Reader::Segment(RefCell::new(names)),
+            kind: ColumnKind::Segment(RefCell::new(names)),
         }
     }
 
     pub fn segments(&self) -> Option<Names> {
-        match &self.reader {
-            Reader::Segment(names) => Some(names.borrow().clone()),
+        match &self.kind {
+            ColumnKind::Segment(names) => Some(names.borrow().clone()),
             _ => None,
         }
     }
@@ -115,8 +117,8 @@ impl Column {
     /// # Errors
     /// A value of the wrong type, or outside float32. `scratch` saves an allocation.
     pub fn read(&self, value: Value<'_>, scratch: &mut String) -> Result<f32, RowError> {
-        match &self.reader {
-            Reader::Number => {
+        match &self.kind {
+            ColumnKind::Number => {
                 let number = value
                     .as_f64()
                     .ok_or_else(|| self.wrong_type("a number", value))?;
@@ -130,17 +132,17 @@ impl Column {
                     ))
                 }
             }
-            Reader::Bool => match (value, value.as_f64()) {
+            ColumnKind::Bool => match (value, value.as_f64()) {
                 (Value::Bool(b), _) => Ok(f32::from(u8::from(b))),
                 (_, Some(n)) if n == 0.0 || n == 1.0 => Ok(n as f32),
                 _ => Err(self.wrong_type("true or false", value)),
             },
-            Reader::Categorical(vocabulary) => {
+            ColumnKind::Categorical(vocabulary) => {
                 let text =
                     text(value, scratch).ok_or_else(|| self.wrong_type("a category", value))?;
                 Ok(vocabulary.get(text).copied().unwrap_or(-1.0))
             }
-            Reader::Timestamp(part, unit) => {
+            ColumnKind::Timestamp(part, unit) => {
                 let micros = match (value, part) {
                     (Value::Date(days), TimePart::DayOfWeek) => {
                         return Ok(weekday(i64::from(days)));
@@ -150,7 +152,7 @@ impl Column {
                 };
                 Ok(time_part(micros, *part))
             }
-            Reader::Segment(names) => {
+            ColumnKind::Segment(names) => {
                 let text = text(value, scratch);
                 let number = text.and_then(|text| names.borrow_mut().number(text));
                 Ok(number.map_or(-1.0, |SegmentId(number)| number as f32))
@@ -201,7 +203,7 @@ impl Column {
     }
 }
 
-/// A string; a number or boolean by its text, so that `5411` finds the vocabulary entry "5411". Else `None`.
+/// The text of a string, number or boolean, so that `5411` finds the vocabulary entry "5411"; otherwise `None`.
 fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
     scratch.clear();
     let written = match value {

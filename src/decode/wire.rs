@@ -1,13 +1,13 @@
 //! Bytes read from the front, and the header that Confluent's serialisers put before a payload:
-//! a zero, the schema's id as 4 bytes, and in Protobuf the place of the message in its file.
+//! a zero, the schema's id as 4 bytes, and in Protobuf the message index in its file.
 
 use super::{RowError, malformed};
 
 const MAGIC: u8 = 0;
-/// Messages nest no deeper than this in any file worth reading.
+/// Deepest nesting of message types that is accepted.
 const MAX_NESTING: usize = 32;
 
-/// What is left of a payload. Every read checks what is there; none allocates.
+/// The rest of a payload. Every read checks bounds; none allocates.
 #[derive(Debug, Clone, Copy)]
 pub struct Cursor<'p>(pub &'p [u8]);
 
@@ -33,7 +33,7 @@ impl<'p> Cursor<'p> {
         Ok(self.take(N)?.try_into().expect("as many as asked for"))
     }
 
-    /// As many bytes as a length says that was read as a number.
+    /// As many bytes as `length`, which was read as a number.
     pub fn sized(&mut self, length: impl TryInto<usize>) -> Result<&'p [u8], RowError> {
         match length.try_into() {
             Ok(length) => self.take(length),
@@ -88,9 +88,9 @@ pub fn schema_id(cursor: &mut Cursor<'_>) -> Result<u32, RowError> {
     }
 }
 
-/// The place of a Protobuf message: of the outermost in the file, of the next in that one, and so on.
+/// The index of a Protobuf message: of the outermost in its file, then of the next in that one, and so on.
 pub fn message_index(cursor: &mut Cursor<'_>) -> Result<Vec<usize>, RowError> {
-    let bad = || malformed("the header's place of the message is none");
+    let bad = || malformed("the header's message index is invalid");
     let depth = usize::try_from(cursor.zigzag()?).map_err(|_| bad())?;
     // Nearly always the first message of the file, which has a short form.
     if depth == 0 {
@@ -106,7 +106,7 @@ pub fn message_index(cursor: &mut Cursor<'_>) -> Result<Vec<usize>, RowError> {
     Ok(index)
 }
 
-/// Whether a payload looks as if a registry's serialiser had written it.
+/// Whether a payload looks like a registry serialiser's.
 pub fn looks_framed(payload: &[u8]) -> bool {
     payload.len() > 5 && payload[0] == MAGIC && payload[1] == 0
 }

@@ -8,6 +8,7 @@ use axum::routing::get;
 use tokio::time::timeout;
 
 use super::REQUEST_WITHIN;
+use crate::config::log_filter;
 use crate::telemetry;
 
 /// Bytes of a level, or of levels by module.
@@ -33,7 +34,7 @@ async fn change(request: Request) -> Response {
         Ok(Err(refusal)) => return refusal.into_response(),
         Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the body does not come\n").into_response(),
     };
-    match telemetry::filter(body.trim()) {
+    match log_filter::parse(body.trim()) {
         Ok(filter) => {
             telemetry::set_log_level(filter);
             show().await

@@ -7,7 +7,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{ERRORS_PREFIX, Kind, Message, OMITTED, header};
+use super::{Kind, Message};
+use crate::dead_letter::{ERRORS_PREFIX, OMITTED};
+use crate::record::header;
 
 /// Bytes of a record batch beside key, value and headers, at most: 61 of the batch, 36 of its record.
 const OVERHEAD: usize = 100;

@@ -18,7 +18,7 @@ impl Buckets {
         Buckets(smaller.chain([largest]).collect())
     }
 
-    /// For batches of up to `most` on a GPU, whose kernels do not care for multiples of 16.
+    /// For batches of up to `most` on a GPU, whose kernels do not need multiples of 16.
     pub fn doubling(most: usize) -> Buckets {
         let doubling = std::iter::successors(Some(1), |size| Some(size * 2));
         Buckets(
@@ -42,7 +42,7 @@ impl Buckets {
         self.0[self.0.len() - 1]
     }
 
-    /// The size that so many records, at most the largest, are padded to.
+    /// The size that `records` records, at most the largest size, are padded to.
     pub fn fit(&self, records: usize) -> usize {
         let bucket = self.0.iter().copied().find(|&b| b >= records);
         bucket.expect("a part is no larger than the largest bucket")

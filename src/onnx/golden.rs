@@ -1,15 +1,16 @@
-//! A bundle proves itself: its golden records must get the trainer's scores here.
+//! Checks that a bundle's golden records get the trainer's scores.
 
 use serde::Serialize;
 
-use super::{Scorer, ScorerError, Seen};
-use crate::bundle::{Fault, Feature, Golden, Input, Pixels, Tolerance};
+use super::{ImageScores, Scorer, ScorerError};
+use crate::batch::Scores;
+use crate::bundle::{Fault, Feature, Golden, ModelInput, Pixels, Tolerance};
 use crate::decode::JsonDecoder;
-use crate::picture::{FIELD, Limits, Reader, highest};
+use crate::picture::{FIELD, ImageReader, Limits, highest};
 use crate::verdict::Scored;
 
 const FILE: &str = "golden.ndjson";
-/// Mismatches named in full; the rest are counted.
+/// Mismatches that are named in full; the rest are counted.
 const NAMED: usize = 5;
 
 /// How well the golden records agreed.
@@ -26,13 +27,13 @@ pub struct GoldenCheck {
 /// Outer: ONNX Runtime failed. Inner: the faults, each record that cannot be decoded or scores differently.
 pub fn check(
     records: &[Golden],
-    input: &Input,
+    input: &ModelInput,
     tolerance: Tolerance,
     scorer: &mut Scorer,
 ) -> Result<Result<GoldenCheck, Vec<Fault>>, ScorerError> {
     let (scored, mut problems) = match input {
-        Input::Tabular { features } => score_rows(records, features, scorer)?,
-        Input::Image(pixels) => score_pictures(records, *pixels, scorer)?,
+        ModelInput::Tabular { features } => score_rows(records, features, scorer)?,
+        ModelInput::Image(pixels) => score_pictures(records, *pixels, scorer)?,
     };
     let mut worst: f32 = 0.0;
     for (line, want, got) in &scored {
@@ -57,7 +58,7 @@ pub fn check(
     Ok(Err(Fault::all(FILE, problems).collect()))
 }
 
-/// Line, the trainer's score, the score here; and what is wrong with the other records.
+/// Line, the trainer's score and the score here; then the problems of the other records.
 type Outcome = (Vec<(usize, f32, f32)>, Vec<String>);
 
 fn score_rows(
@@ -74,19 +75,13 @@ fn score_rows(
             Err(e) => problems.push(unfit(line, &e)),
         }
     }
-    let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
-    scorer.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+    let mut scores = Scores::default();
+    scorer.score(&rows, &mut scores)?;
     let width = features.len();
     let mut scored = Vec::new();
     for (at, (line, want)) in expected.into_iter().enumerate() {
-        let columns = at * width..(at + 1) * width;
-        let found = Scored {
-            score: scores[at],
-            row: &rows[columns.clone()],
-            residual: &residuals[columns.clone()],
-            reconstruction: &reconstructions[columns],
-        };
-        match found.flaw() {
+        let row = &rows[at * width..(at + 1) * width];
+        match Scored::at(&scores, at, row).flaw() {
             Some(flaw) => problems.push(format!("record {line} cannot be judged: {flaw}")),
             None => scored.push((line, want, scores[at])),
         }
@@ -99,15 +94,15 @@ fn score_pictures(
     pixels: Pixels,
     scorer: &mut Scorer,
 ) -> Result<Outcome, ScorerError> {
-    let reader = Reader::new(pixels, FIELD, Limits::default());
+    let reader = ImageReader::new(pixels, FIELD, Limits::default());
     let (mut scored, mut problems) = (Vec::new(), Vec::new());
-    let mut seen = Seen::default();
+    let mut scores = ImageScores::default();
     for (line, golden) in (1..).zip(records) {
         match reader.read(golden.record.get().as_bytes()) {
             Ok(picture) => {
-                seen.clear();
-                scorer.score_pixels(&picture.rows, &mut seen)?;
-                scored.push((line, golden.score, highest(&seen.scores)));
+                scores.clear();
+                scorer.score_pixels(&picture.rows, &mut scores)?;
+                scored.push((line, golden.score, highest(&scores.scores)));
             }
             Err(e) => problems.push(unfit(line, &e)),
         }

@@ -1,4 +1,4 @@
-//! Ends what ONNX Runtime does for one model, from another thread: sessions that are being made and runs.
+//! Interrupts ONNX Runtime from another thread: runs of one model, and sessions that are being made.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,14 +9,14 @@ use ort::session::builder::{LoadCanceler, SessionBuilder};
 
 use super::ScorerError;
 
-/// Clones interrupt the same model. Once requested it stays so.
+/// Clones interrupt the same model. A request cannot be taken back.
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     requested: AtomicBool,
-    /// Shared by all runs of the model; made once the library is there.
+    /// Shared by all runs of the model; made once the library is loaded.
     runs: OnceLock<RunOptions>,
     loads: Mutex<Vec<LoadCanceler>>,
 }
@@ -28,7 +28,7 @@ impl fmt::Debug for Interrupt {
 }
 
 impl Interrupt {
-    /// A run ends before its next node and a session before its next step. A single operator is not ended.
+    /// A run ends before its next node, and a session before its next step. A single operator is not interrupted.
     pub fn request(&self) {
         self.0.requested.store(true, Ordering::SeqCst);
         if let Some(runs) = self.0.runs.get() {
@@ -44,13 +44,13 @@ impl Interrupt {
         self.0.requested.load(Ordering::SeqCst)
     }
 
-    /// What every run of the model is given.
+    /// The options for every run of the model.
     ///
     /// # Errors
     /// ONNX Runtime gives none.
     pub(super) fn runs(&self) -> Result<&RunOptions, ort::Error> {
         if self.0.runs.get().is_none() {
-            // If another thread was faster, its options count.
+            // If another thread was faster, its options are used.
             let _ = self.0.runs.set(RunOptions::new()?);
             if self.is_requested() {
                 self.request();
@@ -59,7 +59,7 @@ impl Interrupt {
         Ok(self.0.runs.get().expect("set above"))
     }
 
-    /// What to call the failure of a run.
+    /// The error for a failed run.
     pub(super) fn failure(&self, e: ort::Error) -> ScorerError {
         match self.is_requested() {
             true => ScorerError::Interrupted,
@@ -67,7 +67,7 @@ impl Interrupt {
         }
     }
 
-    /// Has the sessions that `builder` makes end as well.
+    /// Makes the sessions that `builder` makes interruptible.
     ///
     /// # Errors
     /// [`ScorerError::Interrupted`] if it is requested already.

@@ -1,4 +1,4 @@
-//! The normal record that is most like an anomaly. Asked for anomalies only, so a session of its own.
+//! Finds the normal record nearest to an anomaly. Only anomalies need it, so it has a session of its own.
 
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
@@ -14,7 +14,7 @@ use crate::verdict::Neighbour;
 
 pub(super) const MODEL: &str = "nearest.onnx";
 const RECORDS: &str = "normals.ndjson";
-/// Anomalies of a batch; there are seldom more.
+/// Anomalies in a batch; more are rare.
 const AT_ONCE: usize = 64;
 
 /// Single-threaded, on the CPU.
@@ -78,8 +78,8 @@ impl Nearest {
         Ok(nearest)
     }
 
-    /// For each row of `rows`, [n, features], the number of the record that it is most like, whatever the other rows; `None`
-    /// where the graph names no record.
+    /// For each row of `rows`, [n, features], the number of its nearest record, independent of the other rows; `None` if the
+    /// graph names no record.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
@@ -110,7 +110,7 @@ impl Nearest {
         }
     }
 
-    /// The record that is most like `row`, [features].
+    /// The record nearest to `row`, [features].
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.

@@ -1,4 +1,4 @@
-//! What a graph returns, looked at before it is used: its declared types and shapes are promises only.
+//! Checks a graph's outputs before they are used: declared types and shapes are only promises.
 
 use ort::session::SessionOutputs;
 use ort::value::PrimitiveTensorElementType;

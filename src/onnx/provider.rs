@@ -1,4 +1,4 @@
-//! What a graph runs on: the execution providers that it is offered to, and which took its nodes.
+//! The execution providers that a graph is offered to, and which of them took its nodes.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -12,11 +12,11 @@ use ort::session::Session;
 use super::buckets::Buckets;
 use crate::config::{Inference, Provider};
 
-/// Has a session remember which provider took which node.
+/// Makes a session record which provider took which node.
 pub const REMEMBER: (&str, &str) = ("session.record_ep_graph_assignment_info", "1");
 
-/// The providers that are offered a graph, first come first served; what none of them takes the CPU runs. `row`: the
-/// shape of one record. None for the CPU alone.
+/// The providers that a graph is offered to, in order of preference; nodes that none takes run on the CPU. Empty for the CPU
+/// alone. `row`: the shape of one record.
 pub fn offered(
     inference: &Inference,
     worker: usize,
@@ -42,7 +42,7 @@ fn cuda(inference: &Inference, device: i32) -> ExecutionProviderDispatch {
         .with_device_id(device)
         // TF32, on by default, has 10 bits of mantissa: too few for the golden records.
         .with_tf32(false)
-        // After the warm-up the arena has what every batch needs; doubling it would only waste.
+        // After the warm-up the arena has what every batch needs; doubling it would waste memory.
         .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested);
     match inference.device_memory {
         Some(bytes) => cuda.with_memory_limit(bytes).build(),
@@ -57,7 +57,7 @@ fn tensorrt(
     buckets: &Buckets,
 ) -> ExecutionProviderDispatch {
     let [least, most] = profile(row, buckets);
-    // One profile for all batches, so one engine, which no new size of a batch makes it build again.
+    // One profile for all batch sizes gives one engine, which is never rebuilt for a new size.
     let mut tensorrt = ep::TensorRT::default()
         .with_device_id(device)
         .with_profile_min_shapes(least)
@@ -83,15 +83,15 @@ fn profile(row: &[usize], buckets: &Buckets) -> [String; 2] {
     [sizes[0], buckets.largest()].map(|records| format!("x:{records}{row}"))
 }
 
-/// How many of a graph's nodes each provider took, by ONNX Runtime's own account.
+/// How many of a graph's nodes each provider took, as ONNX Runtime reports.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Placement(BTreeMap<String, usize>);
 
 impl Placement {
-    /// Of a session that was made to [`REMEMBER`].
+    /// Reads it from a session that was made with [`REMEMBER`].
     ///
     /// # Errors
-    /// ONNX Runtime does not tell.
+    /// ONNX Runtime does not report it.
     pub fn of(session: &Session) -> Result<Placement, ort::Error> {
         let api = ort::api();
         let mut nodes = BTreeMap::new();
@@ -132,7 +132,7 @@ impl Placement {
         self.0.contains_key(name) && 2 * self.on_cpu() <= all
     }
 
-    /// Nodes that the CPU runs.
+    /// Nodes that run on the CPU.
     pub fn on_cpu(&self) -> usize {
         self.0.get("CPUExecutionProvider").copied().unwrap_or(0)
     }

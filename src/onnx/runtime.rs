@@ -14,14 +14,14 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
     "libonnxruntime.so"
 };
 
-/// ONNX Runtime allows one environment a process, made once and never unmade.
+/// ONNX Runtime allows one environment per process, which is never destroyed.
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 
 /// The process's ONNX Runtime, for one model; clones share both.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     pub(super) environment: Environment,
-    /// Ends what is done for the model.
+    /// Interrupts sessions and runs of the model.
     pub(super) interrupt: Interrupt,
 }
 
@@ -51,7 +51,7 @@ impl Runtime {
 }
 
 fn environment() -> Result<&'static Environment, RuntimeError> {
-    // A second one that is made meanwhile and dropped would take the logger of the first with it.
+    // Dropping a second one, made concurrently, would also drop the logger of the first.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(environment) = ENVIRONMENT.get() {
@@ -68,7 +68,7 @@ fn environment() -> Result<&'static Environment, RuntimeError> {
     Ok(ENVIRONMENT.get_or_init(|| made))
 }
 
-/// What ONNX Runtime says goes to the log, not to standard error as it is: it quotes names from the graph.
+/// Sends ONNX Runtime's messages to the log instead of standard error, because they quote names from the graph.
 fn log(level: LogLevel, _category: &str, _id: &str, _place: &str, message: &str) {
     match level {
         LogLevel::Fatal | LogLevel::Error => tracing::error!("ONNX Runtime: {message}"),

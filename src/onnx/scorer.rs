@@ -10,21 +10,22 @@ use super::buckets::{Buckets, padded};
 use super::interrupt::Interrupt;
 use super::outputs::values;
 use super::provider::{self, Placement};
-use crate::bundle::{Fault, Input, Pixels};
+use crate::batch::Scores;
+use crate::bundle::{Fault, ModelInput, Pixels};
 use crate::config::{Inference, Provider};
 
 pub(super) const MODEL: &str = "model.onnx";
-/// Has ONNX Runtime read a graph as what it was checked as.
+/// Makes ONNX Runtime parse a graph in the format in which it was checked.
 const ONNX_ONLY: (&str, &str) = ("session.load_model_format", "ONNX");
 
-/// Pictures that a GPU scores at once, at most: what a network makes of them fills its memory.
+/// Most images that a GPU scores at once: a network's activations fill its memory.
 const MOST_PICTURES: usize = 64;
 
 /// Scores rows; single-threaded.
 #[derive(Debug)]
 pub struct Scorer {
     session: Session,
-    /// Values a row: features, or height x width x channels.
+    /// Values in a row: features, or height x width x channels.
     width: usize,
     /// `None` for a table's rows.
     pixels: Option<Pixels>,
@@ -32,17 +33,17 @@ pub struct Scorer {
     padded: Vec<f32>,
     padded_pixels: Vec<u8>,
     interrupt: Interrupt,
-    /// What it runs on, which with a fallback is not what was asked for.
+    /// The provider in use, which with a fallback is not the configured one.
     pub provider: Provider,
     pub placement: Placement,
 }
 
-/// Pixels whose room is kept from one picture to the next.
+/// Pixels whose memory is kept from one image to the next.
 const KEPT: usize = 1 << 20;
 
-/// What is said of rows of pixels.
+/// The model's outputs for rows of pixels, one after the other.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct ImageScores {
     /// [rows]
     pub scores: Vec<f32>,
     /// [rows, height, width]
@@ -51,12 +52,12 @@ pub struct Seen {
     pub reconstruction: Vec<u8>,
 }
 
-impl Seen {
+impl ImageScores {
     pub fn clear(&mut self) {
         self.scores.clear();
         self.heat.clear();
         self.reconstruction.clear();
-        // One huge picture must not hold its memory for good.
+        // Free the memory of a huge image.
         self.heat.shrink_to(KEPT);
         self.reconstruction.shrink_to(KEPT);
     }
@@ -82,32 +83,32 @@ pub enum ScorerError {
 }
 
 impl Scorer {
-    /// The session of the `worker`th thread over the graph `model`, for batches of up to `max_records` rows of `input`, with
-    /// its tensors checked and every batch size warmed up.
+    /// Makes a session of the graph `model` for thread `worker` and batches of up to `max_records` rows of `input`. Checks the
+    /// tensors and warms up every batch size.
     ///
     /// # Errors
     /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
     pub fn new(
         runtime: &Runtime,
         model: &[u8],
-        input: &Input,
+        input: &ModelInput,
         inference: &Inference,
         worker: usize,
         max_records: usize,
     ) -> Result<Scorer, ScorerError> {
         let pixels = match input {
-            Input::Tabular { .. } => None,
-            Input::Image(pixels) => Some(*pixels),
+            ModelInput::Tabular { .. } => None,
+            ModelInput::Image(pixels) => Some(*pixels),
         };
         let buckets = |provider| match pixels {
             None => Buckets::up_to(max_records),
-            // A picture keeps a core busy: more of them at once gain nothing, and wait for each other.
+            // One image keeps a core busy: scoring more of them at once gains nothing and adds latency.
             Some(_) if provider == Provider::Cpu => Buckets::one(),
             Some(_) => Buckets::doubling(max_records.min(MOST_PICTURES)),
         };
         let row = match input {
-            Input::Tabular { features } => vec![features.len()],
-            Input::Image(pixels) => vec![pixels.height, pixels.width, pixels.channels],
+            ModelInput::Tabular { features } => vec![features.len()],
+            ModelInput::Image(pixels) => vec![pixels.height, pixels.width, pixels.channels],
         };
         let offered = provider::offered(inference, worker, &row, &buckets(inference.provider));
         let (session, provider, placement) = open(runtime, model, inference, &offered)?;
@@ -131,35 +132,29 @@ impl Scorer {
     }
 
     fn warm_up(&mut self) -> Result<(), ScorerError> {
-        let (mut scores, mut residuals, mut reconstructions) = (vec![], vec![], vec![]);
+        let mut scores = Scores::default();
         for records in self.buckets.sizes().to_vec() {
             if self.provider != Provider::Cpu {
-                // TensorRT builds its engine in the first one, which can take minutes.
+                // TensorRT builds its engine in the first run, which can take minutes.
                 tracing::info!(provider = self.provider.as_str(), records, "warming up");
             }
             if self.pixels.is_some() {
                 let rows = vec![0; records * self.width];
-                self.score_pixels(&rows, &mut Seen::default())?;
+                self.score_pixels(&rows, &mut ImageScores::default())?;
                 continue;
             }
             let rows = vec![0.0; records * self.width];
-            self.score(&rows, &mut scores, &mut residuals, &mut reconstructions)?;
+            self.score(&rows, &mut scores)?;
         }
         Ok(())
     }
 
-    /// Scores `rows`, [records, features], any number of records. Appends [records] to `scores`, [records, features] to
-    /// `residuals` and `reconstructions`. A row's results are the same bits whatever its batch.
+    /// Scores `rows`, [records, features], any number of records, and appends to `scores`. A row's results are the same bits
+    /// whatever its batch.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
-    pub fn score(
-        &mut self,
-        rows: &[f32],
-        scores: &mut Vec<f32>,
-        residuals: &mut Vec<f32>,
-        reconstructions: &mut Vec<f32>,
-    ) -> Result<(), ScorerError> {
+    pub fn score(&mut self, rows: &[f32], scores: &mut Scores) -> Result<(), ScorerError> {
         for part in rows.chunks(self.largest() * self.width) {
             let records = part.len() / self.width;
             let bucket = self.buckets.fit(records);
@@ -172,10 +167,10 @@ impl Scorer {
                 .map_err(|e| self.interrupt.failure(e))?;
             let row = [bucket, self.width];
             let found = values(&outputs, MODEL, "score", &row[..1])?;
-            scores.extend_from_slice(&found[..records]);
+            scores.scores.extend_from_slice(&found[..records]);
             for (name, into) in [
-                ("residual", &mut *residuals),
-                ("reconstruction", &mut *reconstructions),
+                ("residual", &mut scores.residuals),
+                ("reconstruction", &mut scores.reconstructions),
             ] {
                 let found = values(&outputs, MODEL, name, &row)?;
                 into.extend_from_slice(&found[..part.len()]);
@@ -184,12 +179,16 @@ impl Scorer {
         Ok(())
     }
 
-    /// Scores `rows`, uint8 [rows, height, width, channels], any number of them; appends to `seen`. A row's results do not depend on
+    /// Scores `rows`, uint8 [rows, height, width, channels], any number of them; appends to `scores`. A row's results do not depend on
     /// the others; on the CPU, where each is run alone, to the bit.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
-    pub fn score_pixels(&mut self, rows: &[u8], seen: &mut Seen) -> Result<(), ScorerError> {
+    pub fn score_pixels(
+        &mut self,
+        rows: &[u8],
+        scores: &mut ImageScores,
+    ) -> Result<(), ScorerError> {
         let Some(Pixels {
             height,
             width,
@@ -210,54 +209,56 @@ impl Scorer {
                 .run_with_options(ort::inputs!["x" => x], runs)
                 .map_err(|e| self.interrupt.failure(e))?;
             let shape = [bucket, height, width, channels];
-            let scores: &[f32] = values(&outputs, MODEL, "score", &shape[..1])?;
+            let found: &[f32] = values(&outputs, MODEL, "score", &shape[..1])?;
             let heat: &[f32] = values(&outputs, MODEL, "residual", &shape[..3])?;
             let expected: &[u8] = values(&outputs, MODEL, "reconstruction", &shape)?;
-            seen.scores.extend_from_slice(&scores[..pictures]);
-            seen.heat
+            scores.scores.extend_from_slice(&found[..pictures]);
+            scores
+                .heat
                 .extend_from_slice(&heat[..pictures * height * width]);
-            seen.reconstruction
+            scores
+                .reconstruction
                 .extend_from_slice(&expected[..part.len()]);
         }
         Ok(())
     }
 
-    /// Whether what it scored at the start it scores still.
+    /// Scores a row of zeros, which the warm-up scored too.
     pub(super) fn score_zeros(&mut self) -> Result<(), ScorerError> {
         match self.pixels {
             None => {
                 let row = vec![0.0; self.width];
-                self.score(&row, &mut vec![], &mut vec![], &mut vec![])
+                self.score(&row, &mut Scores::default())
             }
-            Some(_) => self.score_pixels(&vec![0; self.width], &mut Seen::default()),
+            Some(_) => self.score_pixels(&vec![0; self.width], &mut ImageScores::default()),
         }
     }
 
-    /// Values a row.
+    /// Values in a row.
     pub(super) fn width(&self) -> usize {
         self.width
     }
 
-    /// Fills up what was not seen of the rows up to `values` values: scores that are no numbers, and nothing else.
-    pub(super) fn fill(&self, seen: &mut Seen, values: usize) {
+    /// Fills `scores` up to `values` values for rows that failed: their scores are not numbers, the rest is zero.
+    pub(super) fn fill(&self, scores: &mut ImageScores, values: usize) {
         let channels = self.pixels.map_or(1, |pixels| pixels.channels);
-        seen.scores.resize(values / self.width, f32::NAN);
-        seen.heat.resize(values / channels, 0.0);
-        seen.reconstruction.resize(values, 0);
+        scores.scores.resize(values / self.width, f32::NAN);
+        scores.heat.resize(values / channels, 0.0);
+        scores.reconstruction.resize(values, 0);
     }
 
-    /// Ends what it does, from another thread.
+    /// To interrupt it from another thread.
     pub fn interrupt(&self) -> Interrupt {
         self.interrupt.clone()
     }
 
-    /// Rows that are scored at once, at most.
+    /// Most rows that are scored at once.
     pub fn largest(&self) -> usize {
         self.buckets.largest()
     }
 }
 
-/// A session over the graph on what was asked for, or on the CPU where that is allowed.
+/// Opens a session on the configured provider, or on the CPU if the fallback is allowed.
 fn open(
     runtime: &Runtime,
     model: &[u8],
@@ -289,13 +290,13 @@ fn session_on(
     };
     let with_providers = builder(runtime)?.with_execution_providers(offered);
     let mut with_providers = with_providers.map_err(|e| {
-        // Before it stands where in ONNX Runtime's source that was.
+        // The text before it names the place in ONNX Runtime's source.
         let problem = e.message().rsplit(" : FAIL : ").next();
         absent(problem.unwrap_or_default())
     })?;
     let session = match commit(&mut with_providers, MODEL, model) {
         Err(refused) if !offered.is_empty() => {
-            // If the CPU takes the graph, it is the device that fails.
+            // If the CPU accepts the graph, the device is at fault.
             commit(&mut builder(runtime)?, MODEL, model)?;
             return Err(absent(&refused.to_string()));
         }
@@ -330,7 +331,7 @@ pub(super) fn builder(runtime: &Runtime) -> Result<SessionBuilder, ScorerError> 
     Ok(builder)
 }
 
-/// A session over the graph in `file` of the bundle.
+/// Opens a session of the graph in `file` of the bundle.
 pub(super) fn commit(
     builder: &mut SessionBuilder,
     file: &str,
@@ -344,16 +345,16 @@ pub(super) fn commit(
     })
 }
 
-/// Names, element types and shapes against what the schema says, all at once.
-fn tensor_faults(session: &Session, input: &Input) -> Vec<Fault> {
+/// Checks names, element types and shapes against the schema, and reports all faults.
+fn tensor_faults(session: &Session, input: &ModelInput) -> Vec<Fault> {
     use TensorElementType::{Float32, Uint8};
     let mut faults = Vec::new();
     let (row, heat, element) = match input {
-        Input::Tabular { features } => {
+        ModelInput::Tabular { features } => {
             let row = vec![-1, features.len() as i64];
             (row.clone(), row, Float32)
         }
-        Input::Image(pixels) => {
+        ModelInput::Image(pixels) => {
             let sides = [-1, pixels.height as i64, pixels.width as i64];
             let row = [&sides[..], &[pixels.channels as i64]].concat();
             (row, sides.to_vec(), Uint8)

@@ -1,4 +1,4 @@
-//! The screen's session: rows in, how strange each looks at first sight out. Owned by one thread, like a scorer.
+//! The screen's session: rows in, approximate log scores out. Owned by one thread, like a scorer.
 
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
@@ -12,12 +12,12 @@ use crate::bundle::{Fault, Feature, Golden};
 use crate::decode::JsonDecoder;
 
 pub(super) const MODEL: &str = "screen.onnx";
-/// How far an answer, which is about the logarithm of a score, may lie from the trainer's.
+/// How far an answer, an approximate log score, may deviate from the trainer's.
 const TOLERANCE: f32 = 1e-3;
 
 /// Single-threaded, on the CPU.
 #[derive(Debug)]
-pub struct Screen {
+pub struct ScreenSession {
     session: Session,
     width: usize,
     buckets: Buckets,
@@ -25,8 +25,8 @@ pub struct Screen {
     interrupt: Interrupt,
 }
 
-impl Screen {
-    /// A session over the graph `model` for rows of `width` features, in batches of up to `max_records`, warmed up.
+impl ScreenSession {
+    /// Makes a warmed-up session of the graph `model` for rows of `width` features, in batches of up to `max_records`.
     ///
     /// # Errors
     /// [`ScorerError::Graph`] with what is wrong with the graph.
@@ -35,7 +35,7 @@ impl Screen {
         model: &[u8],
         width: usize,
         max_records: usize,
-    ) -> Result<Screen, ScorerError> {
+    ) -> Result<ScreenSession, ScorerError> {
         let session = commit(&mut builder(runtime)?, MODEL, model)?;
         let row = [-1, width as i64];
         let input = session.inputs().iter().find(|tensor| tensor.name() == "x");
@@ -55,7 +55,7 @@ impl Screen {
         if !faults.is_empty() {
             return Err(ScorerError::Graph(Fault::all(MODEL, faults).collect()));
         }
-        let mut screen = Screen {
+        let mut screen = ScreenSession {
             session,
             width,
             buckets: Buckets::up_to(max_records),
@@ -68,8 +68,8 @@ impl Screen {
         Ok(screen)
     }
 
-    /// Of `rows`, [records, features], any number of records, appends [records] to `answers`; the higher the stranger. A
-    /// row's answer is the same bits whatever its batch.
+    /// Appends an answer for each of `rows`, [records, features], to `answers`; higher is less normal. A row's answer is the
+    /// same bits whatever its batch.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
@@ -90,8 +90,8 @@ impl Screen {
         Ok(())
     }
 
-    /// What is wrong if the golden records do not get the trainer's answers here. Those that do not fit the schema are
-    /// the scorer's to name.
+    /// Faults of golden records that do not get the trainer's answers. Records that do not fit the schema are reported by the
+    /// scorer's check.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
@@ -111,7 +111,7 @@ impl Screen {
             }
             self.ask(&row, &mut answer)?;
             let got = answer[0];
-            // Not a number is never close enough.
+            // NaN is never close enough.
             let close = (got - want).abs() <= TOLERANCE;
             if !close {
                 let problem = format!(

@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-/// Marked pixels side by side in one row.
+/// A run of marked pixels in one row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
     /// Indices into the mask, which is row-major.
     pub pixels: Range<usize>,
-    /// The region that they are of, from 0.
+    /// The number of their region, from 0.
     pub region: usize,
 }
 
-/// The regions of a mask, row-major [height, width]: pixels that touch at an edge or a corner (8-connectivity) are of
+/// The regions of a mask, row-major [height, width]: pixels that touch at an edge or a corner (8-connectivity) form
 /// one region.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Components {

@@ -1,13 +1,13 @@
-//! What a picture takes at most until it is scored, by its header: asked before anything is decoded.
+//! The most memory that an image takes until it is scored, computed from its header before anything is decoded.
 
 use image::{ImageDecoder, ImageFormat};
 
 use super::Layout;
 
-/// Tables, rows and buffers of a decoder, whatever the picture.
+/// Tables, rows and buffers of a decoder, independent of the image.
 const SCRATCH: u64 = 4 << 20;
 
-/// Bytes that decoding takes: what the decoder holds beside its input, and the 8-bit pixels that are made of its output.
+/// Bytes that decoding takes: the decoder's memory besides its input, and the 8-bit pixels made from its output.
 pub fn decoding(
     decoder: &dyn ImageDecoder,
     format: ImageFormat,
@@ -39,7 +39,7 @@ pub fn decoding(
     SCRATCH.saturating_add(decoding.max(turning))
 }
 
-/// Bytes from the 8-bit pixels to the score: the picture between the two passes of resizing, the rows, and what the scorer says of each
+/// Bytes from the 8-bit pixels to the score: the image between the two passes of resizing, the rows, and what the scorer says of each
 /// pixel, from which the maps of a verdict are made.
 pub fn scoring(width: usize, height: usize, layout: &Layout) -> u64 {
     let [width, height, canvas_width, canvas_height, channels] =
@@ -52,7 +52,7 @@ pub fn scoring(width: usize, height: usize, layout: &Layout) -> u64 {
     kept + (resizing * channels).max(kept + canvas * (12 + 2 * channels))
 }
 
-/// Bytes that a decoded picture takes while it waits for the scorer.
+/// Bytes that a decoded image takes while it waits for the scorer.
 pub fn rows(layout: &Layout) -> u64 {
     let one = layout.tile_width * layout.tile_height;
     (layout.rows() * one * layout.channels) as u64

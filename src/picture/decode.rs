@@ -1,4 +1,4 @@
-//! An encoded picture to upright 8-bit pixels of 1 or 3 channels.
+//! An encoded image to upright 8-bit pixels of 1 or 3 channels.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use image::{DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, Limi
 
 use super::{PictureError, cost};
 
-/// What a decoder may take to read the header and what stands beside the pixels: profiles, EXIF, texts.
+/// Memory limit of a decoder for the header and metadata: profiles, EXIF, texts.
 const HEADER: u64 = 8 << 20;
 
 /// uint8 [height, width, channels], row-major.
@@ -25,10 +25,10 @@ pub struct Flat {
     pub pixels: Vec<u8>,
 }
 
-/// A picture whose header is read.
+/// An image whose header is read.
 pub struct Opened<'e> {
     decoder: Box<dyn ImageDecoder + 'e>,
-    /// How it gets upright.
+    /// The transformation that makes it upright.
     turn: Orientation,
     /// Upright.
     pub width: usize,
@@ -39,11 +39,11 @@ pub struct Opened<'e> {
 }
 
 impl<'e> Opened<'e> {
-    /// Reads the header of a picture of at most `most` pixels, to be decoded to `channels`, 1 or 3.
+    /// Reads the header of an image of at most `most` pixels, to be decoded to `channels`, 1 or 3.
     pub fn new(encoded: &'e [u8], channels: usize, most: u64) -> Result<Self, PictureError> {
         guarded(|| {
             let (mut decoder, format) = open(encoded, most)?;
-            // EXIF that cannot be read must not cost the picture.
+            // Unreadable EXIF must not make the image fail.
             let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
             let (width, height) = decoder.dimensions();
             let (width, height) = match turn {
@@ -81,7 +81,7 @@ impl<'e> Opened<'e> {
     }
 }
 
-/// A decoder's panic on bytes from outside is that picture's fault, not the end of the process.
+/// A decoder's panic on outside bytes fails the image, not the process.
 fn guarded<T>(body: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
     catch_unwind(AssertUnwindSafe(body))
         .unwrap_or_else(|_| Err(PictureError::Broken("its decoder panicked".to_owned())))
@@ -89,7 +89,7 @@ fn guarded<T>(body: impl FnOnce() -> Result<T, PictureError>) -> Result<T, Pictu
 
 type Header<'e> = (Box<dyn ImageDecoder + 'e>, ImageFormat);
 
-/// Reads the header, and refuses what is too large or animated.
+/// Reads the header and refuses images that are too large or animated.
 fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, PictureError> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(HEADER);
@@ -147,8 +147,8 @@ fn broken(error: ImageError) -> PictureError {
     }
 }
 
-/// The decoder paints what is cut off gray and says nothing. In the data of a scan, 0xFF is followed by 0 or a restart,
-/// so what looks like a marker after the last start of a scan is one.
+/// Whether a JPEG is complete; the decoder would silently paint the rest of a truncated one gray. In a scan's data, 0xFF is followed by 0 or a
+/// restart, so anything that looks like a marker after the last start of a scan is one.
 fn jpeg_has_its_end(encoded: &[u8]) -> bool {
     let last = |marker: u8| encoded.windows(2).rposition(|pair| pair == [0xff, marker]);
     let (scan, end) = (last(0xda), last(0xd9));
@@ -175,7 +175,7 @@ fn tiff_goes_on(encoded: &[u8]) -> bool {
     next().is_some_and(|next| next != 0)
 }
 
-/// Alpha dropped, 16 bits to 8, to `channels`, in one pass: no second picture beside the two.
+/// Drops alpha and converts 16 bits to 8 and to `channels` in one pass, without a third copy of the image.
 fn flatten(picture: DynamicImage, channels: usize) -> Result<Flat, PictureError> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let pixels = match picture {

@@ -1,4 +1,4 @@
-//! The encoded picture in a payload: the payload itself, or base64 in a field of a JSON object.
+//! Finds the encoded image in a payload: the payload itself, or base64 in a field of a JSON object.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::PictureError;
 
-/// The encoded picture, of at most `most` bytes.
+/// The encoded image, of at most `most` bytes.
 pub fn picture<'p>(
     payload: &'p [u8],
     field: &str,
@@ -51,7 +51,7 @@ pub fn picture<'p>(
     Ok(Cow::Owned(decoded))
 }
 
-/// A JSON object without its picture, everything else as it was; `None` if it is no JSON object.
+/// A JSON object without its image and otherwise unchanged; `None` if it is not a JSON object.
 pub fn context(payload: &[u8], field: &str) -> Option<Box<RawValue>> {
     if !is_json(payload) {
         return None;

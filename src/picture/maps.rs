@@ -1,4 +1,4 @@
-//! What the scorer says of a picture's rows, put together: one heatmap, one reconstruction, the regions.
+//! Combines the scorer's outputs for an image's rows into one heatmap, one reconstruction and the regions.
 
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
@@ -6,13 +6,13 @@ use image::{ExtendedColorType, ImageEncoder};
 use super::regions::{Region, regions};
 use super::{Layout, Picture};
 
-/// The level of the heatmap at which the heat is the threshold. So maps of different pictures compare.
+/// The gray level of the threshold in a heatmap, which makes the maps of different images comparable.
 const AT_THRESHOLD: f32 = 127.5;
 
-/// Why a picture scores as it does.
+/// Explains the score of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// Of the upright picture before resizing.
+    /// Size of the upright image before resizing.
     pub width: usize,
     pub height: usize,
     pub regions: Vec<Region>,
@@ -22,7 +22,7 @@ pub struct Finding {
     pub reconstruction: Png,
 }
 
-/// An encoded picture of our own.
+/// An encoded PNG.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Png {
     pub width: usize,
@@ -30,7 +30,7 @@ pub struct Png {
     pub bytes: Vec<u8>,
 }
 
-/// The score of a picture is that of its worst row; NaN if any is.
+/// The score of an image, which is the highest of its rows; NaN if any is NaN.
 pub fn highest(scores: &[f32]) -> f32 {
     let worse = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
     scores.iter().copied().fold(f32::NEG_INFINITY, worse)

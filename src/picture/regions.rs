@@ -1,19 +1,19 @@
-//! Where the heat is: connected pixels over a cut, as boxes.
+//! Regions of a heatmap: boxes around connected pixels above a cut.
 
 use serde::Serialize;
 
 use super::Components;
 
-/// A box around connected hot pixels, in pixels of the upright picture before resizing.
+/// A box around connected hot pixels, in pixels of the upright image before resizing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Region {
     pub x: usize,
     pub y: usize,
     pub width: usize,
     pub height: usize,
-    /// Its share of the picture's heat, in [0, 1].
+    /// Its share of the image's heat, in [0, 1].
     pub share: f32,
-    /// Its share of the picture's pixels, in (0, 1]; of the hot ones, not of the box.
+    /// Its share of the image's pixels, in (0, 1]; of the hot ones, not of the box.
     pub area: f32,
 }
 
@@ -28,7 +28,7 @@ struct Extent {
 }
 
 /// The `most` regions of `heat`, [height, width], where it is above `cut`, those with the largest share first. Pixels are connected
-/// by sides and corners. The picture is `full` = (width, height) pixels.
+/// by sides and corners. The image is `full` = (width, height) pixels.
 pub fn regions(
     heat: &[f32],
     width: usize,

@@ -1,15 +1,15 @@
-//! Resizing as Pillow's `resize(size, BILINEAR)` does it on 8 bits, to the bit, so that the golden pictures of a bundle
-//! get here what they got in training: a triangle as wide as what becomes one pixel, one direction after the other, each pass rounded
+//! Resizing bit-identical to Pillow's `resize(size, BILINEAR)` on 8 bits, so that golden images get the same pixels as in
+//! training: a triangle as wide as the source of one pixel, one direction after the other, each pass rounded
 //! (`src/libImaging/Resample.c`). `fast_image_resize` 6 has shorter weights: up to a quarter of
 //! its pixels differ, by one level.
 
 use super::decode::Flat;
 
-/// Bits behind the point of a weight.
+/// Fractional bits of a weight.
 const PRECISION: u32 = 22;
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// What one pixel is made of: where it begins and the weights from there, which make 1.
+/// The source of one pixel: its start, and the weights from there, which add up to 1.
 struct Window {
     start: usize,
     weights: Vec<i32>,
@@ -26,7 +26,7 @@ pub fn resize(picture: Flat, width: usize, height: usize) -> Flat {
         true => picture,
         false => rows(&picture, height),
     };
-    // Pillow 13 shortens a tall picture first (python-pillow/Pillow#9549), which rounds otherwise.
+    // Pillow 13 shortens a tall image first (python-pillow/Pillow#9549), which rounds otherwise.
     let lost = |from: usize, to: usize| from.saturating_sub(to);
     let (lost_columns, lost_rows) = (lost(picture.width, width), lost(picture.height, height));
     if lost_rows > 2 * lost_columns {

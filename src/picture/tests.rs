@@ -28,11 +28,11 @@ macro_rules! stored {
     };
 }
 
-fn reader(channels: usize) -> Reader {
+fn reader(channels: usize) -> ImageReader {
     let pixels = serde_json::json!({
         "height": 8, "width": 8, "channels": channels, "resize": "bilinear",
     });
-    Reader::new(serde_json::from_value(pixels).unwrap(), "image", SMALL)
+    ImageReader::new(serde_json::from_value(pixels).unwrap(), "image", SMALL)
 }
 
 fn encoded(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
@@ -229,7 +229,7 @@ fn what_is_no_one_whole_picture_is_refused() {
 #[test]
 fn a_picture_in_json_is_found_and_left_out_of_the_record() {
     let base64 = STANDARD.encode(rgb(2, 2));
-    let nested = Reader {
+    let nested = ImageReader {
         field: "shot.picture".to_owned(),
         ..reader(3)
     };
@@ -279,7 +279,7 @@ fn tiles_cover_a_picture_and_their_bytes_are_known_before() {
         "height": 8, "width": 8, "channels": 3, "resize": "bilinear",
         "tiles": {"scale": 0.5, "overlap": 2},
     });
-    let reader = Reader::new(serde_json::from_value(pixels).unwrap(), "image", SMALL);
+    let reader = ImageReader::new(serde_json::from_value(pixels).unwrap(), "image", SMALL);
     let bytes = rgb(60, 31);
     let picture = reader.read(&bytes).unwrap();
     assert_eq!((picture.layout.width, picture.layout.height), (30, 16));

@@ -1,10 +1,10 @@
-//! A picture to the scorer's rows: stretched to one, or scaled and cut into several that overlap.
+//! Turns an image into the scorer's rows: stretched to one, or scaled and cut into overlapping tiles.
 
 use super::decode::Flat;
 use super::resize::resize;
 use crate::bundle::Pixels;
 
-/// Where a picture's rows lie on its canvas, which is the picture after resizing.
+/// The positions of an image's rows on its canvas, which is the resized image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     pub width: usize,
@@ -18,7 +18,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of a picture of `width` x `height` pixels.
+    /// Of an image of `width` x `height` pixels.
     pub fn of(width: usize, height: usize, pixels: &Pixels) -> Layout {
         let (mut canvas_width, mut canvas_height, mut overlap) = (pixels.width, pixels.height, 0);
         if let Some(tiles) = pixels.tiles {
@@ -73,7 +73,7 @@ fn scaled(side: usize, scale: f64, least: usize) -> usize {
     ((side as f64 * scale + 0.5).floor() as usize).max(least)
 }
 
-/// Where tiles begin along a side: the first at 0, the last at the far edge, evenly spread between, halves rounded up.
+/// Start of each tile along a side: the first at 0, the last at the far edge, evenly spaced between, halves rounded up.
 fn starts(side: usize, tile: usize, overlap: usize) -> Vec<usize> {
     let last = side - tile;
     let gaps = last.div_ceil(tile - overlap);

@@ -1,4 +1,4 @@
-//! Pictures that are not scored: small ones to look at, and masks.
+//! Images that are not scored: thumbnails and masks.
 
 use image::ExtendedColorType;
 use image::ImageEncoder;
@@ -10,7 +10,7 @@ use super::{Limits, PictureError, envelope};
 
 const JPEG_QUALITY: u8 = 85;
 
-/// Where a picture is anomalous.
+/// The anomalous pixels of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     pub width: usize,
@@ -19,10 +19,10 @@ pub struct Mask {
     pub marked: Vec<bool>,
 }
 
-/// Decodes a mask: what is not black is marked.
+/// Decodes a mask: pixels that are not black are marked.
 ///
 /// # Errors
-/// As for a picture that is to be scored.
+/// As for an image that is to be scored.
 pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
     let (flat, ()) = flat(encoded, 1, limits, |_| ())?;
     Ok(Mask {
@@ -32,10 +32,10 @@ pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
     })
 }
 
-/// The picture upright as a JPEG in colour, its longer side of at most `side` pixels.
+/// The image upright as a JPEG in colour, its longer side of at most `side` pixels.
 ///
 /// # Errors
-/// As for a picture that is to be scored.
+/// As for an image that is to be scored.
 pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, PictureError> {
     thumbnail_within(encoded, limits, side, |_| ())
 }
@@ -71,7 +71,7 @@ fn flat<T>(
 ) -> Result<(Flat, T), PictureError> {
     let encoded = envelope::picture(encoded, super::FIELD, limits.bytes)?;
     let opened = Opened::new(&encoded, channels, limits.pixels)?;
-    // Resizing first makes a picture as high as this one, at most as wide.
+    // Resizing first makes an image as high as this one, at most as wide.
     let pixels = (opened.width * opened.height * channels) as u64;
     let bytes = opened.bytes.max(2 * pixels);
     limits.allow(opened.width, opened.height, bytes)?;
@@ -138,7 +138,7 @@ mod tests {
         );
         let read = |pixels: &serde_json::Value, picture: &[u8]| {
             let pixels = serde_json::from_value(pixels.clone()).unwrap();
-            super::super::Reader::new(pixels, super::super::FIELD, limits).read(picture)
+            super::super::ImageReader::new(pixels, super::super::FIELD, limits).read(picture)
         };
         assert!(read(&pixels, &long).is_ok());
         pixels["tiles"] = serde_json::json!({"scale": 1.0, "overlap": 8});

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::batch::{Batch, DeadLetter, Kept, Screened, Sighting};
+use crate::batch::{Batch, Kept, Screened, Sighting};
 use crate::config;
+use crate::dead_letter::DeadLetter;
 use crate::decode::{Input, Reason, RowError};
 use crate::kafka::Topics;
 use crate::message::{
@@ -278,14 +279,7 @@ fn unscorable(flaw: String) -> RowError {
 
 /// What the model says of record `i`, which is a row.
 fn scored(batch: &Batch, i: usize, place: usize) -> Scored<'_> {
-    let row = batch.row(i);
-    let columns = place * row.len()..(place + 1) * row.len();
-    Scored {
-        score: batch.scores[place],
-        row,
-        residual: &batch.residuals[columns.clone()],
-        reconstruction: &batch.reconstructions[columns],
-    }
+    Scored::at(&batch.scores, place, batch.row(i))
 }
 
 /// Why record `i` cannot have a verdict; `None` if it can.

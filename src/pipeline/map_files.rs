@@ -20,11 +20,7 @@ pub fn name(id: &str, kind: &str) -> String {
         return name;
     }
     let hash = Sha256::digest(id);
-    let hash: String = hash
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hash = hex::encode(&hash[..16]);
     let start = &id[..id.floor_char_boundary(100)];
     format!("{start}-{hash}-{kind}.png")
 }

@@ -11,8 +11,8 @@ use crate::batch::{Batch, Sighting};
 use crate::decode::{Reason, RowError};
 use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
-use crate::onnx::{Scorer, Seen};
-use crate::picture::{Picture, PictureError, Reader, highest};
+use crate::onnx::{ImageScores, Scorer};
+use crate::picture::{ImageReader, Picture, PictureError, highest};
 
 /// Pictures that wait for a scorer, decoded, at least.
 pub const AHEAD: usize = 2;
@@ -42,7 +42,7 @@ pub struct Explain {
 
 /// A decoder: takes whatever batch comes next and hands its pictures over one by one.
 pub fn decode(
-    reader: &Reader,
+    reader: &ImageReader,
     room: &Room,
     work: &Receiver<Batch>,
     steps: &Sender<Step>,
@@ -113,7 +113,7 @@ impl Worker {
         steps: &Receiver<Step>,
         to_publish: &Sender<Batch>,
     ) -> Result<(), PipelineError> {
-        let mut seen = Seen::default();
+        let mut seen = ImageScores::default();
         let mut rows = Vec::new();
         while let Ok(first) = steps.recv() {
             let mut together = vec![first];
@@ -132,7 +132,7 @@ impl Worker {
             let pictures: Vec<&[u8]> = pictures.map(|p| p.rows.as_slice()).collect();
             let refused = self
                 .scorer
-                .score_pictures_apart(&pictures, &mut rows, &mut seen)?;
+                .score_images_or_refuse(&pictures, &mut rows, &mut seen)?;
             log_refused(&refused);
             let mut refused = refused.into_iter().peekable();
             let seconds = started.elapsed().as_secs_f64() / rows_of(&together).max(1) as f64;
@@ -176,7 +176,7 @@ impl Worker {
             self.metrics.inference_seconds.observe(part.seconds);
             self.metrics.batch_size.observe(batch.scorable() as f64);
             batch.scoring = Some((part.started, Instant::now()));
-            batch.scores = part.scores;
+            batch.scores.scores = part.scores;
             batch.sightings = part.sightings;
         }
         batch
@@ -233,7 +233,13 @@ fn part<'w>(
 }
 
 impl Explain {
-    fn take(self, part: &mut Part, picture: &Picture, seen: &Seen, rows: std::ops::Range<usize>) {
+    fn take(
+        self,
+        part: &mut Part,
+        picture: &Picture,
+        seen: &ImageScores,
+        rows: std::ops::Range<usize>,
+    ) {
         let score = highest(&seen.scores[rows.clone()]);
         part.scores.push(score);
         if !score.is_finite() || !(self.all || score > self.threshold) {

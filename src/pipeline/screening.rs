@@ -4,11 +4,11 @@
 use crate::batch::{Batch, Screened};
 use crate::bundle::{SegmentId, TooFewProbes};
 use crate::config::{self, ScreenMode};
-use crate::onnx::{Scorer, ScorerError, Screen};
+use crate::onnx::{Scorer, ScorerError, ScreenSession};
 use crate::verdict::Judge;
 
-/// With the screen on, one record in so many is scored whatever the screen says.
-const AUDITED: u64 = 64;
+/// With the screen on, one record in this many is scored whatever the screen says.
+const AUDIT_ONE_IN: u64 = 64;
 
 /// What a record's screen must exceed for the scorer to be asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +47,7 @@ impl Bounds {
 /// A worker's screen.
 #[derive(Debug)]
 pub struct Screening {
-    screen: Screen,
+    screen: ScreenSession,
     bounds: Bounds,
     audits_all: bool,
     answers: Vec<f32>,
@@ -56,7 +56,11 @@ pub struct Screening {
 
 impl Screening {
     /// `None` if the settings want none.
-    pub fn new(screen: Screen, bounds: Bounds, settings: config::Screen) -> Option<Screening> {
+    pub fn new(
+        screen: ScreenSession,
+        bounds: Bounds,
+        settings: config::ScreenSettings,
+    ) -> Option<Screening> {
         Some(Screening {
             screen,
             bounds,
@@ -105,12 +109,7 @@ impl Screening {
             screened.push(outcome);
         }
         batch.screened = screened;
-        batch.refused = scorer.score_apart(
-            &self.picked,
-            &mut batch.scores,
-            &mut batch.residuals,
-            &mut batch.reconstructions,
-        )?;
+        batch.refused = scorer.score_or_refuse(&self.picked, &mut batch.scores)?;
         Ok(())
     }
 }
@@ -118,7 +117,7 @@ impl Screening {
 /// By the offset alone, so that a replay audits the same records; hashed, as what comes may have a period.
 fn is_audited(offset: i64) -> bool {
     let hash = offset.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    hash >> (u64::BITS - AUDITED.ilog2()) == 0
+    hash >> (u64::BITS - AUDIT_ONE_IN.ilog2()) == 0
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! Ids follow from the record's place: what is judged again says the same, byte for byte.
 
 use std::borrow::Cow;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hasher;
 use std::time::{Instant, SystemTime};
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
@@ -15,6 +15,7 @@ use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use sha2::{Digest, Sha512};
+use twox_hash::XxHash64;
 
 use super::tally::Tally;
 use crate::batch::{Batch, Kept, Sighting};
@@ -189,8 +190,11 @@ impl Traces {
         let Some(below) = self.below else {
             return false;
         };
-        let mut hasher = DefaultHasher::new();
-        (origin.topic, origin.partition, origin.offset).hash(&mut hasher);
+        // A hash with a specification, so that every build samples the same records.
+        let mut hasher = XxHash64::with_seed(0);
+        hasher.write(origin.topic.as_bytes());
+        hasher.write(&origin.partition.to_le_bytes());
+        hasher.write(&origin.offset.to_le_bytes());
         hasher.finish() <= below
     }
 

@@ -11,7 +11,7 @@ use crate::decode::Input;
 use crate::memory::Room;
 use crate::metrics::Metrics;
 use crate::onnx::{Interrupt, Scorer};
-use crate::picture::Reader;
+use crate::picture::ImageReader;
 
 use super::pictures::{self, Explain};
 use super::screening::Screening;
@@ -35,7 +35,7 @@ pub struct Workers {
 
 #[derive(Clone)]
 struct Images {
-    reader: Reader,
+    reader: ImageReader,
     room: Room,
     explain: Explain,
     /// Decoder threads for each worker.
@@ -154,12 +154,7 @@ fn score(
             match &mut screening {
                 Some(screening) => screening.score(&mut scorer, &mut batch)?,
                 None => {
-                    batch.refused = scorer.score_apart(
-                        &batch.rows,
-                        &mut batch.scores,
-                        &mut batch.residuals,
-                        &mut batch.reconstructions,
-                    )?;
+                    batch.refused = scorer.score_or_refuse(&batch.rows, &mut batch.scores)?;
                 }
             }
             log_refused(&batch.refused);

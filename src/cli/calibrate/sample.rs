@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::bundle::segments::LEAST_RECORDS;
-use crate::bundle::{Calibration, Input as Reads, SegmentBy, SegmentId, Segments};
+use crate::bundle::{Calibration, ModelInput, SegmentBy, SegmentId, Segments};
 use crate::dataset;
 use crate::decode::{Decoder, Input, Reason, SegmentReader};
 use crate::kafka::history::{Ended, History};
-use crate::picture::Reader;
+use crate::picture::ImageReader;
 use crate::shutdown::Shutdown;
 
 use super::Arguments;
@@ -57,7 +57,7 @@ pub struct Sample {
     flagged_rate: f64,
     decoder: Decoder,
     /// Of a bundle that reads pictures.
-    reader: Option<Reader>,
+    reader: Option<ImageReader>,
     scoring: Scoring,
     /// What waits for its scores: rows, row-major, with their segments, or payloads with pictures.
     rows: Vec<f32>,
@@ -179,8 +179,8 @@ impl Sample {
             flagged_rate: 0.0,
             decoder: Decoder::new(features, input, segment),
             reader: match loaded.bundle.manifest.input {
-                Reads::Tabular { .. } => None,
-                Reads::Image(pixels) => Some(input::pictures(pixels)),
+                ModelInput::Tabular { .. } => None,
+                ModelInput::Image(pixels) => Some(input::pictures(pixels)),
             },
             scoring: Scoring::new(loaded.scorers, features.len()),
             rows: Vec::new(),

@@ -12,7 +12,7 @@
 //! follows a normal that is now higher or lower as a whole.
 
 use crate::bundle::segments::LEAST_RECORDS;
-use crate::bundle::{Calibration, Scores, SegmentBy, SegmentId};
+use crate::bundle::{Calibration, ScoreDistribution, SegmentBy, SegmentId};
 use crate::cli::shared::threshold::default_rate;
 use crate::failure::Failure;
 
@@ -28,7 +28,7 @@ pub struct Tail<'c> {
     scaled: Vec<f32>,
     /// Places by segment.
     groups: Vec<Vec<usize>>,
-    before: &'c Scores,
+    before: &'c ScoreDistribution,
     /// The medians of the sample, without regard to segments, and before.
     medians: (f32, f32),
     rate: f64,
@@ -214,7 +214,7 @@ mod tests {
     fn anomalies_are_left_out_and_the_threshold_stays() {
         for scale in [1.0, 4.0] {
             let mut scores = normal(20_000, scale);
-            let before = Scores::of(scores.clone(), 1000, 10_000)
+            let before = ScoreDistribution::of(scores.clone(), 1000, 10_000)
                 .threshold_at(0.001)
                 .unwrap();
             // 2 % of anomalies between the threshold and far beyond every normal record.
@@ -228,9 +228,9 @@ mod tests {
                 kept.swap_remove(at);
             }
             for rate in [0.0003, 0.001, 0.01] {
-                let normal = Scores::of(normal(20_000, scale), 1000, 10_000);
+                let normal = ScoreDistribution::of(normal(20_000, scale), 1000, 10_000);
                 let (now, right) = (
-                    Scores::of(kept.clone(), 1000, 10_000)
+                    ScoreDistribution::of(kept.clone(), 1000, 10_000)
                         .threshold_at(rate)
                         .unwrap(),
                     normal.threshold_at(rate).unwrap(),

@@ -33,8 +33,8 @@ pub fn ask(config: &Config) -> Result<Findings, Failure> {
     Ok(findings)
 }
 
-fn registry(input: &config::Input) -> Option<&SchemaRegistry> {
-    use config::Input::{Avro, Protobuf};
+fn registry(input: &config::InputSettings) -> Option<&SchemaRegistry> {
+    use config::InputSettings::{Avro, Protobuf};
     match input {
         Avro(SchemaSource::Registry(registry)) | Protobuf(SchemaSource::Registry(registry), _) => {
             Some(registry)

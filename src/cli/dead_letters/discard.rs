@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use serde_json::json;
 
-use crate::dead_letter::{Places, discarded};
+use crate::dead_letter::{PartitionOffsets, discarded};
 use crate::kafka::history::Ended;
 use crate::kafka::replay::Replay;
 use crate::shutdown::Shutdown;
@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let survey = selection.survey(&connection.kafka, &topic, None, arguments.json, &stop)?;
     let left = match survey.ended {
         Ended::Complete => left(&survey),
-        Ended::Early => Places::default(),
+        Ended::Early => PartitionOffsets::default(),
     };
     let mut done = 0;
     if let Some(producer) = producer
@@ -72,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// The letters that match and are neither replayed nor discarded.
-fn left(survey: &Survey) -> Places {
+fn left(survey: &Survey) -> PartitionOffsets {
     let places = survey.places.without(&survey.replayed.places());
     places.without(&survey.discarded)
 }

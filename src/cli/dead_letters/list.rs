@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use serde_json::json;
 
-use crate::dead_letter::Letter;
+use crate::dead_letter::FailureHeaders;
 use crate::kafka::history::Ended;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -76,7 +76,7 @@ fn line(
     arguments: &Arguments,
     survey: &Survey,
     record: &Record<'_>,
-    letter: &Letter<'_>,
+    letter: &FailureHeaders<'_>,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
     let replayed = survey.replayed.topics_of(record.partition, record.offset);
@@ -128,7 +128,7 @@ fn json_line(
     replayed: &[&str],
     discarded: bool,
     record: &Record<'_>,
-    letter: &Letter<'_>,
+    letter: &FailureHeaders<'_>,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
     let mut line = json!({
@@ -147,9 +147,7 @@ fn json_line(
             None => line["value"] = serde_json::Value::Null,
             Some(Ok(text)) => line["value"] = text.into(),
             Some(Err(_)) => {
-                let bytes = record.payload.unwrap_or_default().iter();
-                let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
-                line["value_hex"] = hex.into();
+                line["value_hex"] = hex::encode(record.payload.unwrap_or_default()).into();
             }
         }
     }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::dead_letter::{Intervals, Ledger, Letter, Marker, Obstacle, Revived};
+use crate::dead_letter::{FailureHeaders, Intervals, Ledger, Marker, Obstacle, Revived};
 use crate::kafka::history::Ended;
 use crate::kafka::replay::Replay;
 use crate::record::Record;
@@ -154,7 +154,13 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn add(&mut self, record: &Record<'_>, letter: &Letter<'_>, to: &str, partitions: usize) {
+    fn add(
+        &mut self,
+        record: &Record<'_>,
+        letter: &FailureHeaders<'_>,
+        to: &str,
+        partitions: usize,
+    ) {
         let revived = Revived::of(record, letter, to, partitions);
         self.bytes += revived.bytes();
         self.records.push(revived);

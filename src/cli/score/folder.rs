@@ -9,14 +9,14 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::bundle::Input;
+use crate::bundle::ModelInput;
 use crate::dataset::folder::{self, Picture, Truth};
 use crate::decode::RowError;
 use crate::evaluation::auroc;
 use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
 use crate::evaluation::pixels::{Binned, PixelRanking, stretch};
-use crate::onnx::{Scorer, Seen};
-use crate::picture::{Finding, Limits, Mask, PictureError, Reader, highest, mask, thumbnail};
+use crate::onnx::{ImageScores, Scorer};
+use crate::picture::{Finding, ImageReader, Limits, Mask, PictureError, highest, mask, thumbnail};
 use crate::verdict::{Judge, Verdict};
 
 use super::{Arguments, Labelled, REASONS, Summary, labelled, write_line};
@@ -90,7 +90,7 @@ pub fn run(
     out: Option<Box<dyn Write>>,
     started: Instant,
 ) -> Result<(), Failure> {
-    let Input::Image(pixels) = loaded.bundle.manifest.input else {
+    let ModelInput::Image(pixels) = loaded.bundle.manifest.input else {
         return Err(Failure::usage(format!(
             "{} is a folder, and the bundle {} reads tables: give a file of records",
             arguments.file.display(),
@@ -135,7 +135,7 @@ type Outcome = Result<Judged, RowError>;
 
 /// What the cores share.
 struct Looking {
-    reader: Reader,
+    reader: ImageReader,
     threshold: f32,
     /// Whether there will be a contact sheet.
     shown: bool,
@@ -147,7 +147,7 @@ impl Looking {
         &self,
         picture: &Picture,
         scorer: &mut Scorer,
-        seen: &mut Seen,
+        seen: &mut ImageScores,
     ) -> Result<Outcome, Failure> {
         let payload = read(&picture.path)?;
         let rows = match self.reader.read(&payload) {

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use crate::batch::Batch;
+use crate::batch::Scores;
 use crate::bundle::SegmentBy;
 use crate::config::{Inference, Provider};
 use crate::decode::{Reason, RowError};
-use crate::onnx::{Scorer, ScorerError, Seen};
-use crate::picture::{Finding, Reader, highest};
+use crate::onnx::{ImageScores, Scorer, ScorerError};
+use crate::picture::{Finding, ImageReader, highest};
 use crate::verdict::{Scored, is_score};
 
 use crate::failure::Failure;
@@ -70,14 +70,9 @@ impl Scoring {
                 .zip(rows.chunks(per_scorer))
                 .map(|(scorer, rows)| {
                     scope.spawn(move || {
-                        let mut part = Batch::default();
-                        part.refused = scorer.score_apart(
-                            rows,
-                            &mut part.scores,
-                            &mut part.residuals,
-                            &mut part.reconstructions,
-                        )?;
-                        Ok::<_, ScorerError>(part)
+                        let mut scores = Scores::default();
+                        scorer.score_or_refuse(rows, &mut scores)?;
+                        Ok::<_, ScorerError>(scores)
                     })
                 })
                 .collect();
@@ -86,16 +81,9 @@ impl Scoring {
         });
         let mut row = 0;
         for (part, rows) in parts.into_iter().zip(rows.chunks(per_scorer)) {
-            let part = part.map_err(|_| Failure::internal("a scoring thread panicked"))??;
-            for (i, &score) in part.scores.iter().enumerate() {
-                let columns = i * width..(i + 1) * width;
-                let scored = Scored {
-                    score,
-                    row: &rows[columns.clone()],
-                    residual: &part.residuals[columns.clone()],
-                    reconstruction: &part.reconstructions[columns],
-                };
-                each(row, scored)?;
+            let scores = part.map_err(|_| Failure::internal("a scoring thread panicked"))??;
+            for (i, values) in rows.chunks(width).enumerate() {
+                each(row, Scored::at(&scores, i, values))?;
                 row += 1;
             }
         }
@@ -114,12 +102,12 @@ impl Scoring {
     /// When ONNX Runtime fails. Inner: why a payload has no score.
     pub fn score_pictures(
         &mut self,
-        reader: &Reader,
+        reader: &ImageReader,
         payloads: &[&[u8]],
         threshold: f32,
         regions: usize,
     ) -> Result<Vec<Judged>, Failure> {
-        let look = |scorer: &mut Scorer, seen: &mut Seen, payload: &&[u8]| {
+        let look = |scorer: &mut Scorer, seen: &mut ImageScores, payload: &&[u8]| {
             let picture = match reader.read(payload) {
                 Ok(picture) => picture,
                 Err(error) => return Ok(Err(error.into())),
@@ -142,11 +130,11 @@ impl Scoring {
 pub fn share_out<I: Sync, T: Send>(
     scorers: &mut [Scorer],
     items: &[I],
-    look: impl Fn(&mut Scorer, &mut Seen, &I) -> Result<T, Failure> + Sync,
+    look: impl Fn(&mut Scorer, &mut ImageScores, &I) -> Result<T, Failure> + Sync,
 ) -> Result<Vec<T>, Failure> {
     let next = AtomicUsize::new(0);
     let work = |scorer: &mut Scorer| {
-        let (mut seen, mut done) = (Seen::default(), Vec::new());
+        let (mut seen, mut done) = (ImageScores::default(), Vec::new());
         while let i = next.fetch_add(1, Ordering::Relaxed)
             && let Some(item) = items.get(i)
         {

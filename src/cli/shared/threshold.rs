@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use crate::bundle::{Calibration, Draft};
+use crate::config::DEFAULT_FALSE_ALARM_RATE;
 use crate::verdict::{Judge, ThresholdRule};
-
-const DEFAULT_RATE: f64 = 0.001;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct ThresholdArguments {
@@ -54,7 +53,7 @@ pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
 }
 
 pub fn default_rate(calibration: &Calibration) -> f64 {
-    DEFAULT_RATE.max(calibration.all.finest_rate())
+    DEFAULT_FALSE_ALARM_RATE.max(calibration.all.finest_rate())
 }
 
 /// To be said behind the threshold of all: those of the segments, if there are any.

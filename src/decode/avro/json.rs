@@ -1,5 +1,5 @@
-//! An Avro record as JSON, for a verdict: enums by symbol, moments in RFC 3339, decimals as numbers, bytes in base64,
-//! a union as the value that it holds. A number that JSON has no word for is its name in quotes.
+//! An Avro record as JSON, for a verdict: enums by symbol, timestamps in RFC 3339, decimals as numbers, bytes in base64,
+//! a union as the value that it holds. NaN and infinities, which JSON lacks, are strings.
 
 use std::fmt::Write as _;
 

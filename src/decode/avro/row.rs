@@ -44,7 +44,7 @@ impl AvroPlan {
         scratch: &mut String,
     ) -> Result<(), RowError> {
         let mut cursor = Cursor(payload);
-        let mut reader = Reader {
+        let mut reader = RecordReader {
             schema: &self.schema,
             paths,
             row,
@@ -91,14 +91,14 @@ fn leaf(schema: &AvroSchema, id: Id, columns: &[usize]) -> Step {
     }
 }
 
-struct Reader<'r> {
+struct RecordReader<'r> {
     schema: &'r AvroSchema,
     paths: &'r Paths,
     row: &'r mut [f32],
     scratch: &'r mut String,
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     fn step(&mut self, step: &Step, cursor: &mut Cursor<'_>) -> Result<(), RowError> {
         match step {
             Step::Skip(id) => self.schema.skip(*id, cursor, 0),
@@ -150,7 +150,7 @@ impl Reader<'_> {
         self.store(columns, Some(value))
     }
 
-    /// What is no value: a feature refuses it, a segment passes over it.
+    /// Not a value: a feature refuses it, a segment ignores it.
     fn pass(
         &mut self,
         what: &'static str,

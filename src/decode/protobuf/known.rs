@@ -1,4 +1,4 @@
-//! Files that Confluent's registry and serialisers take as known: a schema imports them, and no reference brings them.
+//! Files that Confluent's registry and serialisers assume to be known: schemas import them without a reference.
 
 use protox::file::{File, FileResolver};
 

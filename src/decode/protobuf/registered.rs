@@ -15,7 +15,7 @@ use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 use super::super::schemas::SchemaText;
 use super::known::Known;
 
-/// What protox calls the schema itself; imports of it go by their own names.
+/// The name of the schema itself for protox; its imports keep their names.
 const MAIN: &str = "the schema";
 
 /// With or without padding: registries and their proxies differ.
@@ -24,11 +24,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The file that a registry's schema is, with what it imports.
+/// The file of a registry's schema, with its imports.
 ///
 /// # Errors
-/// What is wrong with it, for a person. Whoever may register schemas must not be able to end the process, and the compiler
-/// panics at some descriptors that protoc would never write.
+/// A message that says what is wrong with it. The compiler panics on some descriptors that protoc would never write; a
+/// registered schema must not end the process.
 pub fn parse(schema: &SchemaText) -> Result<FileDescriptor, String> {
     catch_unwind(AssertUnwindSafe(|| compile(schema)))
         .unwrap_or_else(|_| Err("not a Protobuf schema: the compiler failed at it".to_owned()))

@@ -9,7 +9,7 @@ use super::super::value::Value;
 use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
 
-/// How deep groups may nest where they are skipped; messages that are read nest as deep as the paths are long.
+/// How deep skipped groups may nest; messages that are read nest as deep as the paths are long.
 const MAX_DEPTH: usize = 100;
 const MICROSECONDS: i64 = 1_000_000;
 
@@ -181,7 +181,7 @@ impl ProtobufPlan {
     ) -> Result<(), RowError> {
         scratch.present.clear();
         scratch.present.resize(self.messages, false);
-        let mut reader = Reader {
+        let mut reader = MessageReader {
             paths,
             row,
             scratch,
@@ -361,7 +361,7 @@ enum Raw<'p> {
     Group,
 }
 
-/// What decoding keeps from record to record.
+/// Buffers that decoding reuses.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub text: String,
@@ -370,13 +370,13 @@ pub struct Scratch {
     present: Vec<bool>,
 }
 
-struct Reader<'r> {
+struct MessageReader<'r> {
     paths: &'r Paths,
     row: &'r mut [f32],
     scratch: &'r mut Scratch,
 }
 
-impl Reader<'_> {
+impl MessageReader<'_> {
     fn message(&mut self, message: &Message, mut cursor: Cursor<'_>) -> Result<(), RowError> {
         self.scratch.present[message.id] = true;
         // Writers keep their fields in order.

@@ -1,6 +1,8 @@
 use super::super::*;
+use crate::dead_letter::{ERRORS_PREFIX, FailureHeaders};
 use crate::decode::RowError;
 use crate::picture::Region;
+use crate::record::Record;
 use crate::verdict::{Attribution, Explanation, Observation, Place, Severity, Shown, Size};
 
 const WHY: &str = "too large for topic `t`";
@@ -91,6 +93,22 @@ fn text<'m>(message: &'m Message, name: &str) -> &'m str {
     std::str::from_utf8(value.as_ref().unwrap()).unwrap()
 }
 
+/// What `residuald dead-letters` reads in its headers.
+fn read_back(message: &Message) -> FailureHeaders<'_> {
+    let headers = message.headers.iter();
+    FailureHeaders::of(&Record {
+        topic: "dead-letters",
+        partition: 1,
+        offset: 20,
+        timestamp_ms: message.timestamp_ms,
+        key: message.key.as_deref(),
+        headers: headers
+            .map(|(name, value)| (name.as_str(), value.as_deref()))
+            .collect(),
+        payload: Some(&message.payload),
+    })
+}
+
 #[test]
 fn a_dead_letter_loses_as_little_as_makes_it_fit() {
     for ((value, headers, key), expected) in [
@@ -107,6 +125,7 @@ fn a_dead_letter_loses_as_little_as_makes_it_fit() {
         assert_eq!(names.join(", "), expected);
         assert!(slim.size() <= 6_000, "{expected}: {}", slim.size());
         assert_eq!(text(&slim, OMITTED), format!("{expected}: {WHY}"));
+        assert!(read_back(&slim).omitted && !read_back(&whole).omitted);
         let lacks = |name: &str| names.contains(&name);
         assert_eq!(slim.payload.is_empty(), lacks("value"), "{expected}");
         assert_eq!(slim.key.is_none(), lacks("key"), "{expected}");

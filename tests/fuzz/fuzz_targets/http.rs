@@ -22,7 +22,7 @@ use residuald::http::{Access, Shown, router};
 use residuald::memory::Room;
 use residuald::message::Model;
 use residuald::metrics::Metrics;
-use residuald::picture::{FIELD, Limits, Reader};
+use residuald::picture::{FIELD, Limits, ImageReader};
 use residuald::recent::{Anomaly, Recent};
 use residuald::status::{InForce, Status};
 use residuald::verdict::Severity;
@@ -70,7 +70,7 @@ fn app(access: Access) -> Router {
             segments: None,
             normal: vec![0.5, 0.5],
             reader: Some((
-                Reader::new(pixels, FIELD, Limits::default()),
+                ImageReader::new(pixels, FIELD, Limits::default()),
                 Room::of(16 << 20),
             )),
         },

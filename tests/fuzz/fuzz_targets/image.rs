@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use residuald::bundle::Pixels;
-use residuald::picture::{FIELD, Limits, PictureError, Reader};
+use residuald::picture::{FIELD, Limits, PictureError, ImageReader};
 use serde_json::json;
 
 /// Small, so that a picture's own size costs most of the time.
@@ -15,7 +15,7 @@ const LIMITS: Limits = Limits {
     pixels: 1 << 16,
 };
 
-static READERS: LazyLock<[Reader; 2]> = LazyLock::new(|| {
+static READERS: LazyLock<[ImageReader; 2]> = LazyLock::new(|| {
     // A decoder's panic is caught and becomes a refusal. Ours would be caught as well, but must not be.
     let fatal = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -30,7 +30,7 @@ static READERS: LazyLock<[Reader; 2]> = LazyLock::new(|| {
         json!({"height": 16, "width": 16, "channels": 3, "resize": "bilinear", "tiles": tiles});
     [gray, colour].map(|pixels| {
         let pixels: Pixels = serde_json::from_value(pixels).expect("pixels");
-        Reader::new(pixels, FIELD, LIMITS)
+        ImageReader::new(pixels, FIELD, LIMITS)
     })
 });
 

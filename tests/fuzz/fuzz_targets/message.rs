@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use residuald::batch::{DeadLetter, Kept, TopicPartition};
-use residuald::dead_letter::{Entry, Revived, discarded};
+use residuald::batch::{Kept, TopicPartition};
+use residuald::dead_letter::{DeadLetter, Entry, Revived, discarded};
 use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{Model, dead_letter_message, verdict_message};
 use residuald::record::{Header, Record, Source};

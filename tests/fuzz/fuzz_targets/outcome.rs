@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use residuald::batch::{DeadLetter, Kept, TopicPartition};
+use residuald::batch::{Kept, TopicPartition};
+use residuald::dead_letter::DeadLetter;
 use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{
     MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, unreadable, verdict_message,

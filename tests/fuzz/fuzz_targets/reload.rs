@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::bundle::{Bundle, Draft, Input, Manifest, SegmentId, incompatibilities, sha256_hex};
+use residuald::bundle::{Bundle, Draft, ModelInput, Manifest, SegmentId, incompatibilities, sha256_hex};
 use residuald::decode::{Decoder, Input as Format, SegmentReader};
 use residuald::verdict::{Judge, ThresholdRule};
 
@@ -51,7 +51,7 @@ static WHOLE: LazyLock<Files> = LazyLock::new(|| {
     files
 });
 
-static SCHEMA: LazyLock<Input> = LazyLock::new(|| {
+static SCHEMA: LazyLock<ModelInput> = LazyLock::new(|| {
     let manifest: Manifest = serde_json::from_slice(&WHOLE["manifest.json"]).expect("a manifest");
     manifest.input
 });

@@ -1,72 +1,66 @@
-//! One record must not end what scores the others: where the graph fails on a batch, its records are scored one by one.
+//! One record must not stop the scorer: if the graph fails on a batch, its records are scored one by one.
 
-use super::{Scorer, ScorerError, Seen};
+use super::{ImageScores, Scorer, ScorerError};
+use crate::batch::Scores;
 
-/// What the graph fails on, by its place in the batch, and why. Its score is not a number.
+/// The rows that the graph fails on, by their number in the batch, and why. Their score is not a number.
 pub type Refused = Vec<(usize, String)>;
 
 impl Scorer {
     /// [`Scorer::score`], but a row that the graph fails on is refused instead.
     ///
     /// # Errors
-    /// The graph fails on a row of zeros too, which it scored at the start: it is not the rows.
-    pub fn score_apart(
+    /// The graph also fails on a row of zeros, which it scored at the start: the rows are not at fault.
+    pub fn score_or_refuse(
         &mut self,
         rows: &[f32],
-        scores: &mut Vec<f32>,
-        residuals: &mut Vec<f32>,
-        reconstructions: &mut Vec<f32>,
+        scores: &mut Scores,
     ) -> Result<Refused, ScorerError> {
-        let Err(error) = self.score(rows, scores, residuals, reconstructions) else {
+        let Err(error) = self.score(rows, scores) else {
             return Ok(Vec::new());
         };
         self.rows_are_at_fault(error)?;
         scores.clear();
-        residuals.clear();
-        reconstructions.clear();
         let mut refused = Vec::new();
-        for (place, row) in rows.chunks(self.width()).enumerate() {
-            if let Err(error) = self.score(row, scores, residuals, reconstructions) {
-                refused.push((place, self.rows_are_at_fault(error)?));
-                let values = (place + 1) * self.width();
-                scores.resize(place + 1, f32::NAN);
-                residuals.resize(values, 0.0);
-                reconstructions.resize(values, 0.0);
+        for (number, row) in rows.chunks(self.width()).enumerate() {
+            if let Err(error) = self.score(row, scores) {
+                refused.push((number, self.rows_are_at_fault(error)?));
+                scores.end_with_failed(number, self.width());
             }
         }
         Ok(refused)
     }
 
-    /// [`Scorer::score_pixels`] of pictures, each the rows of one, but a picture that the graph fails on is refused instead.
+    /// [`Scorer::score_pixels`] of images, each given by its rows, but an image that the graph fails on is refused instead.
     ///
     /// # Errors
-    /// As [`Scorer::score_apart`].
-    pub fn score_pictures_apart(
+    /// As [`Scorer::score_or_refuse`].
+    pub fn score_images_or_refuse(
         &mut self,
-        pictures: &[&[u8]],
+        images: &[&[u8]],
         together: &mut Vec<u8>,
-        seen: &mut Seen,
+        scores: &mut ImageScores,
     ) -> Result<Refused, ScorerError> {
-        let scored = match pictures {
-            [one] => self.score_pixels(one, seen),
+        let scored = match images {
+            [one] => self.score_pixels(one, scores),
             many => {
                 together.clear();
                 many.iter()
                     .for_each(|rows| together.extend_from_slice(rows));
-                self.score_pixels(together, seen)
+                self.score_pixels(together, scores)
             }
         };
         let Err(error) = scored else {
             return Ok(Vec::new());
         };
         self.rows_are_at_fault(error)?;
-        seen.clear();
+        scores.clear();
         let (mut refused, mut values) = (Vec::new(), 0);
-        for (place, rows) in pictures.iter().enumerate() {
+        for (place, rows) in images.iter().enumerate() {
             values += rows.len();
-            if let Err(error) = self.score_pixels(rows, seen) {
+            if let Err(error) = self.score_pixels(rows, scores) {
                 refused.push((place, self.rows_are_at_fault(error)?));
-                self.fill(seen, values);
+                self.fill(scores, values);
             }
         }
         Ok(refused)

@@ -1,15 +1,20 @@
-//! Scores of normal records as they are kept: quantiles, and the highest exactly.
+//! The distribution of the scores of normal records, kept as quantiles and an exact tail: it turns a score into a p-value
+//! and a false-alarm rate into a threshold.
 
 use serde::{Deserialize, Serialize};
 
-/// Records that a calibration can be of: more do not fit a machine's memory, and their number is a mistake.
+/// Calibration records, at most: a larger number does not fit in memory and is a mistake.
 const MOST_RECORDS: usize = 1_000_000_000;
-/// Parts that quantiles can divide them into.
+/// Parts that the quantiles may divide the scores into, at most.
 const MOST_PARTS: usize = 100_000;
+/// Largest scores that are kept exactly.
+pub const TAIL: usize = 10_000;
+/// Parts that the quantiles divide the scores into.
+pub const PARTS: usize = 1000;
 
-/// Of `count` scores what p-values and thresholds need.
+/// What p-values and thresholds need to know about `count` scores.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-pub struct Scores {
+pub struct ScoreDistribution {
     pub count: usize,
     /// Evenly spaced empirical quantiles, from the minimum to the maximum.
     quantiles: Vec<f32>,
@@ -30,10 +35,10 @@ pub struct RateTooFine {
     pub supported: f64,
 }
 
-impl Scores {
-    /// Of at least one score, all finite, in any order: the quantiles between `parts` parts, the `tail` largest. The same as
-    /// the trainer's.
-    pub fn of(scores: Vec<f32>, parts: usize, tail: usize) -> Scores {
+impl ScoreDistribution {
+    /// Takes at least one score, all finite, in any order, and keeps the quantiles between `parts` parts and the `tail` largest
+    /// scores. The trainer computes the same.
+    pub fn of(scores: Vec<f32>, parts: usize, tail: usize) -> ScoreDistribution {
         let mut scores = scores;
         scores.sort_by(f32::total_cmp);
         let last = scores.len() - 1;
@@ -44,7 +49,7 @@ impl Scores {
             let high = f64::from(scores[(below + 1).min(last)]);
             (low + (high - low) * (position - below as f64)) as f32
         };
-        Scores {
+        ScoreDistribution {
             count: scores.len(),
             quantiles: (0..=parts).map(quantile).collect(),
             tail: scores[scores.len().saturating_sub(tail)..].to_vec(),
@@ -89,7 +94,7 @@ impl Scores {
         (1.0 + self.at_least(score)) / (self.count as f64 + 1.0)
     }
 
-    /// How many of the scores are at least as high; exact in the tail.
+    /// How many calibration scores are at least `score`; exact in the tail.
     pub fn at_least(&self, score: f32) -> f64 {
         if score > self.tail[0] || self.tail.len() == self.count {
             return (self.tail.len() - self.tail.partition_point(|&s| s < score)) as f64;
@@ -158,13 +163,13 @@ impl Scores {
     }
 }
 
-/// Of `count` records, how many from the end make a share of at most `share` of them and the next one: floor(share *
-/// (n + 1)), 0 where they are too few. The small term absorbs rounding in `share`.
+/// The rank from the top that leaves at most `share` of `count` records and the next one above it: floor(share * (n + 1)),
+/// or 0 if there are too few records. The small term absorbs rounding in `share`.
 pub(super) fn rank(share: f64, count: usize) -> usize {
     (share * (count as f64 + 1.0) + 1e-9).floor() as usize
 }
 
-/// Records that it takes for a rank of 1.
+/// Records that a rank of 1 needs.
 pub(super) fn needed(share: f64) -> u64 {
     (1.0 / share - 1e-9).ceil() as u64 - 1
 }
@@ -172,12 +177,11 @@ pub(super) fn needed(share: f64) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bundle::calibration::{PARTS, TAIL};
 
     /// `count` evenly spaced scores 1..=count, a tail of `tail`.
-    pub(crate) fn evenly_spaced(count: usize, tail: usize) -> Scores {
+    pub(crate) fn evenly_spaced(count: usize, tail: usize) -> ScoreDistribution {
         let score = |i: f64| (1.0 + i * (count as f64 - 1.0)) as f32;
-        Scores {
+        ScoreDistribution {
             count,
             quantiles: (0..=1000).map(|i| score(f64::from(i) / 1000.0)).collect(),
             tail: (count - tail + 1..=count).map(|i| i as f32).collect(),
@@ -189,7 +193,7 @@ pub(crate) mod tests {
         let scores: Vec<f32> = (0..12_345)
             .map(|i| (i * 7919 % 10_007) as f32 / 10_007.0)
             .collect();
-        let made = Scores::of(scores, PARTS, TAIL);
+        let made = ScoreDistribution::of(scores, PARTS, TAIL);
         assert!(made.faults().is_empty());
         assert_eq!((made.count, made.tail.len()), (12_345, 10_000));
         // numpy.quantile(scores.astype(float64), part / 1000, method="linear")
@@ -206,7 +210,7 @@ pub(crate) mod tests {
             assert!((got - expected).abs() <= 1e-7, "{part}: {got} {expected}");
         }
         assert_eq!(made.tail[0], 0.19006695);
-        let one = Scores::of(vec![2.0], PARTS, TAIL);
+        let one = ScoreDistribution::of(vec![2.0], PARTS, TAIL);
         assert!(one.faults().is_empty() && one.quantile(0.3) == 2.0);
     }
 

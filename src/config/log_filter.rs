@@ -1,0 +1,69 @@
+//! The log filter: `telemetry.log_level`, and what `PUT /log-level` takes.
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+/// Parses a level, or levels by module separated by commas: "info,residuald::kafka=debug".
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn parse(text: &str) -> Result<EnvFilter, String> {
+    let expected = "expected error, warn, info, debug, trace or off; also per module, for instance \"info,residuald::kafka=debug\"";
+    let words: Vec<&str> = text.split(',').map(str::trim).collect();
+    // tracing-subscriber 0.3.23 fails an assertion where the same one is there twice, and nothing here logs spans.
+    if text.contains(['[', ']', '{', '}']) {
+        return Err(format!("no filters by span or field are taken: {expected}"));
+    }
+    // Without regular expressions, which may take any amount of memory.
+    let filter = EnvFilter::builder().with_regex(false);
+    let filter = filter.parse(words.join(","));
+    let filter = filter.map_err(|e| format!("{e}: {expected}"))?;
+    // EnvFilter takes a word that is no level for a module, and then shows nothing else: "debgu" would end the log.
+    let mut bare = words.into_iter().filter(|word| !word.contains('='));
+    match bare.find(|word| word.parse::<LevelFilter>().is_err() || word.is_empty()) {
+        Some(word) => Err(format!("`{word}` is no level: {expected}")),
+        None => Ok(filter),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn a_filter_by_span_or_field_is_refused() {
+        for text in [
+            "[a:{b=x}]=trace,[a:{b=x}]=trace",
+            "info,residuald[x]=debug",
+            "{a}",
+        ] {
+            let refused = parse(text).unwrap_err();
+            assert!(refused.contains("span or field"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_filter_is_levels_and_modules() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,residuald::kafka=debug",
+            "residuald=trace",
+            "info, ureq=debug",
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for (bad, said) in [
+            ("", "`` is no level"),
+            ("debgu", "`debgu` is no level"),
+            ("info,", "`` is no level"),
+            ("residuald::kafka", "`residuald::kafka` is no level"),
+            ("residuald=loud", "expected error, warn"),
+            ("info,=,", "expected error, warn"),
+        ] {
+            let problem = parse(bad).unwrap_err();
+            assert!(problem.contains(said), "{bad}: {problem}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `[output]`: the topics that are written, and what a verdict holds.
+
+use std::path::PathBuf;
+
+use super::settings::Settings;
+
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub anomalies_topic: String,
+    pub scores_topic: Option<String>,
+    pub dead_letter_topic: String,
+    pub include_record: bool,
+    /// How many features or regions a verdict names.
+    pub attributions: usize,
+    /// Most bytes of maps that a verdict holds inline, in total and before base64.
+    pub inline_limit: usize,
+    pub media: Option<Media>,
+}
+
+impl Output {
+    pub(super) fn parse(s: &mut Settings) -> Output {
+        Output {
+            anomalies_topic: s.text("output.anomalies_topic"),
+            scores_topic: s.optional_text("output.scores_topic"),
+            dead_letter_topic: s.text("output.dead_letter_topic"),
+            include_record: s.boolean("output.include_record"),
+            attributions: s.integer("output.attributions", 1, 1000),
+            inline_limit: s.integer("output.inline_limit", 0, 1 << 30),
+            media: media(s),
+        }
+    }
+
+    /// The topics that are written.
+    pub fn topics(&self) -> Vec<&str> {
+        let mut topics = vec![
+            self.anomalies_topic.as_str(),
+            self.dead_letter_topic.as_str(),
+        ];
+        topics.extend(self.scores_topic.as_deref());
+        if let Some(Media::Topic(topic)) = &self.media {
+            topics.push(topic);
+        }
+        topics
+    }
+}
+
+/// Where maps go that are too large to be inline (claim check).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Media {
+    Topic(String),
+    Folder(PathBuf),
+}
+
+fn media(s: &mut Settings) -> Option<Media> {
+    let topic = s.optional_text("output.media_topic");
+    let folder = s.optional_text("output.media_dir");
+    match (topic, folder) {
+        (Some(_), Some(_)) => {
+            s.problem("set output.media_topic or output.media_dir, not both".into());
+            None
+        }
+        (Some(topic), None) => Some(Media::Topic(topic)),
+        (None, folder) => folder.map(|folder| Media::Folder(folder.into())),
+    }
+}

@@ -1,0 +1,104 @@
+//! `[telemetry]`: logs and traces.
+
+use super::log_filter;
+use super::settings::Settings;
+
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Traces {
+    /// An OpenTelemetry collector, without `/v1/traces`.
+    pub endpoint: String,
+    /// Share of the records without a trace that get one, in [0, 1].
+    pub sample_ratio: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Telemetry {
+    pub(super) fn parse(s: &mut Settings) -> Telemetry {
+        let telemetry = Telemetry {
+            log_level: s.text("telemetry.log_level"),
+            log_format: s
+                .choice(
+                    "telemetry.log_format",
+                    &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+                )
+                .unwrap_or(LogFormat::Text),
+        };
+        if let Err(problem) = log_filter::parse(&telemetry.log_level) {
+            s.problem(format!(
+                "telemetry.log_level = \"{}\": {problem}",
+                telemetry.log_level
+            ));
+        }
+        telemetry
+    }
+}
+
+impl Traces {
+    pub(super) fn parse(s: &mut Settings) -> Option<Traces> {
+        let endpoint = s.url(
+            "telemetry.otlp_endpoint",
+            "http://localhost:4318",
+            "headers come from OTEL_EXPORTER_OTLP_HEADERS",
+        );
+        let ratio = s.number("telemetry.trace_sample_ratio", "from 0 to 1", |ratio| {
+            (0.0..=1.0).contains(&ratio)
+        });
+        let sample_ratio = ratio.unwrap_or_default();
+        if endpoint.is_none() && sample_ratio > 0.0 {
+            s.problem("telemetry.trace_sample_ratio needs telemetry.otlp_endpoint".into());
+        }
+        endpoint.map(|endpoint| Traces {
+            endpoint,
+            sample_ratio,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Traces;
+    use crate::config::tests::{SMALLEST, load};
+
+    #[test]
+    fn traces_go_where_they_are_told_and_are_off_otherwise() {
+        assert_eq!(load(SMALLEST, &[], &[]).unwrap().traces, None);
+        let endpoint = "telemetry.otlp_endpoint=http://collector:4318/";
+        let ratio = "telemetry.trace_sample_ratio=0.5";
+        let traces = load(SMALLEST, &[], &[endpoint, ratio]).unwrap().traces;
+        let expected = Traces {
+            endpoint: "http://collector:4318".into(),
+            sample_ratio: 0.5,
+        };
+        assert_eq!(traces, Some(expected));
+        for (flags, said) in [
+            (&[ratio][..], "needs telemetry.otlp_endpoint"),
+            (
+                &[endpoint, "telemetry.trace_sample_ratio=1.5"],
+                "a number from 0 to 1",
+            ),
+            (
+                &["telemetry.otlp_endpoint=collector:4318"],
+                "expected http://",
+            ),
+            (
+                &["telemetry.otlp_endpoint=http://me:pw@collector"],
+                "OTEL_EXPORTER_OTLP_HEADERS",
+            ),
+        ] {
+            let error = load(SMALLEST, &[], flags).unwrap_err();
+            assert!(error.contains(said), "{said}\nnot in\n{error}");
+            assert!(!error.contains("pw"), "{error}");
+        }
+    }
+}
