@@ -83,7 +83,7 @@ fn what_fits_is_unpacked_and_weighed() {
     for (codec, compressed) in packed(&plain) {
         let unpacked = within(codec, &compressed, 1 << 20).unwrap();
         assert!(unpacked.bytes == plain, "{codec:?}");
-        assert_eq!(unpacked.weight, plain.len() as u64 + 100 * RECORD);
+        assert_eq!(unpacked.weight, plain.len() as u64 + 100 * RECORD_OVERHEAD);
     }
 }
 
@@ -104,7 +104,10 @@ fn one_record_stands_for_what_does_not_fit() {
             let told = stands_for(&unpacked.bytes, 1000).unwrap_or_else(|| panic!("{codec:?}"));
             assert_eq!((told.first, told.last), (1000, 999 + count), "{codec:?}");
             assert_eq!(told.records, count as u64);
-            assert_eq!(told.bytes, plain.len() as u64 + RECORD * count as u64);
+            assert_eq!(
+                told.bytes,
+                plain.len() as u64 + RECORD_OVERHEAD * count as u64
+            );
             assert_eq!(told.share, 2 << 20);
         }
     }
