@@ -1,4 +1,4 @@
-//! What every Kafka client here shares: settings, creation, sign-in, and what it reports.
+//! The parts that all Kafka clients share: settings, creation, sign-in, logging and errors.
 
 pub(super) mod await_topic;
 pub(super) mod contexts;

@@ -1,4 +1,4 @@
-//! What goes wrong with Kafka, in words for the operator.
+//! Errors of Kafka, in words for the operator.
 
 pub(super) mod advice;
 

@@ -1,4 +1,4 @@
-//! Holds a partition at a record whose schema is not known yet, while other partitions are read on. A partition counts as
+//! Holds a partition at a record whose schema is not known yet, while reading of other partitions continues. A partition counts as
 //! held until that record, or a later one, was taken.
 
 use std::time::{Duration, Instant};

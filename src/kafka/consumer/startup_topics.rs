@@ -111,8 +111,8 @@ fn has_offsets(consumer: &GroupConsumer, found: &Descriptions) -> bool {
         return false;
     }
     match consumer.committed_offsets(partitions, ATTEMPT) {
-        Ok(told) => {
-            let mut elements = told.elements().into_iter();
+        Ok(answer) => {
+            let mut elements = answer.elements().into_iter();
             elements.any(|e| matches!(e.offset(), Offset::Offset(_)) || e.error().is_err())
         }
         // Only a transaction with offsets hides them.

@@ -2,8 +2,6 @@
 
 use std::io::{self, Error, Read};
 
-use super::Refused;
-
 /// How a batch is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
@@ -14,6 +12,15 @@ pub enum Codec {
     Snappy,
     /// Blocks preceded by their lengths, as Java writes them, without Java's header.
     SnappyBlocks,
+}
+
+/// Why a batch is not given to the parser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Batches that wait to be consumed take all the memory.
+    ForNow,
+    /// It cannot be decompressed, or not within its share.
+    Broken,
 }
 
 /// zstd's own limit for the window of a stream.
@@ -33,7 +40,7 @@ pub fn read(codec: Codec, compressed: &[u8], max: u64) -> Result<Option<Vec<u8>>
     Ok((bytes.len() as u64 <= max).then_some(bytes))
 }
 
-/// Opens a stream that takes at max `max` bytes of memory, whatever its length.
+/// Opens a stream that takes at most `max` bytes of memory, whatever its length.
 pub fn open<'c>(codec: Codec, compressed: &'c [u8], max: u64) -> io::Result<Box<dyn Read + 'c>> {
     Ok(match codec {
         Codec::Gzip if compressed.starts_with(&[0x1f, 0x8b]) => {

@@ -9,8 +9,9 @@ use std::ptr::null_mut;
 use std::slice::from_raw_parts;
 use std::sync::atomic::Ordering;
 
-use super::codec::Codec;
-use super::{Batch, HELD_BACK, HeldBatch, Refused, batches, unpack};
+use super::budget::{HELD_BACK, HeldBatch, batches};
+use super::codec::{Codec, Refused};
+use super::unpack::{Batch, unpack};
 
 type Free = Option<unsafe extern "C" fn(*mut c_void)>;
 
@@ -143,7 +144,7 @@ unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
     out_length: *mut usize,
 ) -> c_int {
     if proper_checksum == 0 {
-        // Only brokers before 0.10 write these checksums.
+        // Only brokers before 0.10 write such batches.
         // SAFETY: librdkafka's own arguments.
         return unsafe {
             __real_rd_kafka_lz4_decompress(

@@ -26,7 +26,7 @@ fn signed(credential: &Credential) -> OAuthToken {
     sign_in("eu-central-1", credential, now).unwrap()
 }
 
-/// The address that a token holds: all but its query, and its query.
+/// The URL in a token, split into base and query.
 fn address(token: &OAuthToken) -> (String, BTreeMap<String, String>) {
     let address = BASE64_URL_SAFE_NO_PAD.decode(&token.token).unwrap();
     let address = String::from_utf8(address).unwrap();
@@ -38,9 +38,9 @@ fn address(token: &OAuthToken) -> (String, BTreeMap<String, String>) {
     (base.to_owned(), query.split('&').map(pair).collect())
 }
 
-/// The signatures are those of AWS's own aws-msk-iam-sasl-signer-python 1.0.2 for the same time and credentials.
+/// The signatures come from AWS's own aws-msk-iam-sasl-signer-python 1.0.2 for the same time and credentials.
 #[test]
-fn a_token_is_what_awss_own_signer_makes() {
+fn a_token_equals_that_of_awss_own_signer() {
     let session = "IQoJ/b3JpZ2luX2VjEXAMPLE+token==";
     for (session, signature) in [
         (
@@ -90,7 +90,7 @@ fn a_token_ends_with_its_credential() {
 
 fn environment(variables: &[(&str, &str)]) -> StaticEnv {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    // The instance's metadata service is not asked, so that a test does not wait for it.
+    // Without the instance's metadata service, for which a test would have to wait.
     let mut envs: HashMap<String, String> = variables.iter().map(own).collect();
     envs.insert("AWS_EC2_METADATA_DISABLED".into(), "true".into());
     StaticEnv {
@@ -100,7 +100,7 @@ fn environment(variables: &[(&str, &str)]) -> StaticEnv {
 }
 
 #[test]
-fn credentials_come_from_where_awss_tools_look() {
+fn credentials_are_found_where_awss_tools_look() {
     let key_of = |variables: &[(&str, &str)]| {
         credential(environment(variables)).map(|credential| credential.access_key_id)
     };
@@ -132,7 +132,7 @@ fn credentials_come_from_where_awss_tools_look() {
     assert!(problem.contains("no credentials of AWS"), "{problem}");
 }
 
-/// What ECS and EKS have beside a container: the address of its credentials. It answers once.
+/// A credentials endpoint like that of a container in ECS or EKS. It answers once.
 fn container() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/credentials", listener.local_addr().unwrap());

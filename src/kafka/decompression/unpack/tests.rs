@@ -2,11 +2,11 @@ use std::io::Write as _;
 
 use super::*;
 
-/// `count` records of a value of `size` zeros, as they stand in a batch.
+/// `count` encoded records, each with a value of `size` zeros.
 fn batch(count: i64, size: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for offset in 0..count {
-        // Value and header count, and before them attributes, timestamp, offset, no key.
+        // Attributes, timestamp, offset, no key, the value, and no headers.
         let varint = |number: i64| {
             let mut text = Vec::new();
             let mut rest = (number << 1) as u64;
@@ -58,8 +58,8 @@ fn packed(bytes: &[u8]) -> [(Codec, Vec<u8>); 5] {
     ]
 }
 
-/// What the bytes that a batch became stand for, read as a consumer would.
-fn stands_for(bytes: &[u8], base: i64) -> Option<Oversized> {
+/// The batch for which `bytes` contain a stand-in, read as a consumer would.
+fn stand_in_for(bytes: &[u8], base: i64) -> Option<Oversized> {
     let secret = SECRET.as_bytes();
     let at = bytes
         .windows(secret.len())
@@ -78,7 +78,7 @@ fn stands_for(bytes: &[u8], base: i64) -> Option<Oversized> {
 }
 
 #[test]
-fn what_fits_is_unpacked_and_weighed() {
+fn a_batch_that_fits_is_unpacked_and_weighed() {
     let plain = batch(100, 1000);
     for (codec, compressed) in packed(&plain) {
         let unpacked = within(codec, &compressed, 1 << 20).unwrap();
@@ -88,7 +88,7 @@ fn what_fits_is_unpacked_and_weighed() {
 }
 
 #[test]
-fn one_record_stands_for_what_does_not_fit() {
+fn one_record_stands_in_for_a_batch_that_does_not_fit() {
     for (count, size) in [(1, 4 << 20), (3, 1 << 20), (400_000, 0)] {
         let plain = batch(count, size);
         for (codec, compressed) in packed(&plain) {
@@ -101,20 +101,25 @@ fn one_record_stands_for_what_does_not_fit() {
                 );
                 continue;
             };
-            let told = stands_for(&unpacked.bytes, 1000).unwrap_or_else(|| panic!("{codec:?}"));
-            assert_eq!((told.first, told.last), (1000, 999 + count), "{codec:?}");
-            assert_eq!(told.records, count as u64);
+            let oversized =
+                stand_in_for(&unpacked.bytes, 1000).unwrap_or_else(|| panic!("{codec:?}"));
             assert_eq!(
-                told.bytes,
+                (oversized.first, oversized.last),
+                (1000, 999 + count),
+                "{codec:?}"
+            );
+            assert_eq!(oversized.records, count as u64);
+            assert_eq!(
+                oversized.bytes,
                 plain.len() as u64 + RECORD_OVERHEAD * count as u64
             );
-            assert_eq!(told.share, 2 << 20);
+            assert_eq!(oversized.share, 2 << 20);
         }
     }
 }
 
 #[test]
-fn nobody_else_can_say_that_a_record_stands_for_a_batch() {
+fn a_producer_cannot_forge_a_stand_in() {
     let forged = format!("{} 5 6 7 8", "0".repeat(32));
     let record = |value: &str| {
         Oversized::of(&Record {
@@ -133,7 +138,7 @@ fn nobody_else_can_say_that_a_record_stands_for_a_batch() {
 }
 
 #[test]
-fn what_is_no_batch_is_refused_or_left_to_the_parser() {
+fn bytes_that_are_no_batch_are_refused_or_left_to_the_parser() {
     for (codec, compressed) in packed(&[0xff; 100]) {
         assert!(within(codec, &compressed, 1000).is_ok(), "{codec:?}");
         let none = within(codec, &compressed, 50).map(|batch| batch.weight);
