@@ -38,7 +38,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use self::assignment::{Assignment, Starts};
 use self::backpressure::Backpressure;
 use self::context::{
-    Context, GroupConsumer, PartitionName, Rebalance, RebalanceKind, is_cooperative,
+    GroupConsumer, PartitionName, Rebalance, RebalanceKind, SourceContext, is_cooperative,
 };
 use self::empty_tails::EmptyTails;
 use self::membership::Membership;
@@ -115,7 +115,8 @@ impl Source {
         let mut config = config(kafka);
         // `start_offset` decides where reading starts. With `error`, librdkafka only reports an offset that does not exist.
         config.set("auto.offset.reset", "error");
-        let consumer: GroupConsumer = client::create(&config, Context::new(last_error.clone()))?;
+        let consumer: GroupConsumer =
+            client::create(&config, SourceContext::new(last_error.clone()))?;
         let selection = TopicSelection::new(&kafka.topics, written)?;
         let found = await_topics(&consumer, kafka, &selection, &last_error, stop)?;
         let consumer = Arc::new(consumer);
@@ -461,7 +462,7 @@ impl Source {
         if let Some(ends) = self.consumer.context().take_ends() {
             self.progress.take_fetched_ends(ends, is_stopped);
         }
-        self.tails.take_outcome(&mut self.progress);
+        self.tails.take_result(&mut self.progress);
         if !self.progress.is_due(now) {
             return;
         }

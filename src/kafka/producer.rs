@@ -13,7 +13,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use self::context::{Context, Delivery, SendError, Ticket, VerdictProducer, send_error};
+use self::context::{Delivery, SendError, SinkContext, Ticket, VerdictProducer, send_error};
 use self::limits::Limits;
 use self::transaction::{Outcome, Transactions};
 use super::client;
@@ -95,7 +95,7 @@ impl Sink {
     fn open(config: ClientConfig, last_error: &LastError) -> Result<Sink, KafkaError> {
         let (sender, deliveries) = unbounded();
         let transactional_id = config.get("transactional.id").map(str::to_owned);
-        let context = Context {
+        let context = SinkContext {
             last_error: last_error.clone(),
             deliveries: sender,
             is_transactional: transactional_id.is_some(),

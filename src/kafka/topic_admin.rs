@@ -165,9 +165,9 @@ pub(super) fn list_offsets<C: ClientContext>(
 }
 
 /// A response of librdkafka, which destroys it on drop.
-struct Answer(*mut rd::rd_kafka_event_t);
+struct Response(*mut rd::rd_kafka_event_t);
 
-impl Drop for Answer {
+impl Drop for Response {
     fn drop(&mut self) {
         // SAFETY: nothing borrowed from it is left.
         unsafe { rd::rd_kafka_event_destroy(self.0) }
@@ -180,7 +180,7 @@ fn ask<C: ClientContext>(
     operation: rd::rd_kafka_admin_op_t,
     within: Duration,
     send: impl FnOnce(*const rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
-) -> Result<Answer, RDKafkaErrorCode> {
+) -> Result<Response, RDKafkaErrorCode> {
     let within = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the client outlives the call, and options and queue live until they are destroyed. librdkafka frees an answer
     // that comes after the queue is destroyed.
@@ -197,7 +197,7 @@ fn ask<C: ClientContext>(
     if answer.is_null() {
         return Err(RDKafkaErrorCode::OperationTimedOut);
     }
-    let answer = Answer(answer);
+    let answer = Response(answer);
     // SAFETY: it is an event.
     match failure(unsafe { rd::rd_kafka_event_error(answer.0) }) {
         Some(code) => Err(code),

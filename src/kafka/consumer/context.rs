@@ -18,7 +18,7 @@ use super::super::client::sasl;
 use super::super::error::is_topic_missing;
 
 /// The consumer that is a member of the group.
-pub(super) type GroupConsumer = BaseConsumer<Context>;
+pub(super) type GroupConsumer = BaseConsumer<SourceContext>;
 
 /// A topic and a partition.
 pub(super) type PartitionName = (String, i32);
@@ -47,7 +47,7 @@ pub(super) struct FetchedEnd {
     pub all: i64,
 }
 
-pub(super) struct Context {
+pub(super) struct SourceContext {
     last_error: LastError,
     rebalances: Mutex<VecDeque<Rebalance>>,
     /// The polling has ended, so the callback completes rebalances itself.
@@ -56,9 +56,9 @@ pub(super) struct Context {
     ends: Mutex<Option<Vec<(PartitionName, FetchedEnd)>>>,
 }
 
-impl Context {
-    pub fn new(last_error: LastError) -> Context {
-        Context {
+impl SourceContext {
+    pub fn new(last_error: LastError) -> SourceContext {
+        SourceContext {
             last_error,
             rebalances: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -101,7 +101,7 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for SourceContext {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
@@ -128,7 +128,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for SourceContext {
     /// Only queues the rebalance: it runs inside the poll of the thread that has to drain first.
     fn rebalance(
         &self,

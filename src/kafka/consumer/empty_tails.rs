@@ -40,7 +40,7 @@ impl Search {
     }
 }
 
-struct Outcome {
+struct SearchResult {
     topic: String,
     found: BTreeMap<i32, Found>,
 }
@@ -65,7 +65,7 @@ pub(super) struct EmptyTails {
 /// The thread with the second consumer.
 struct Searcher {
     searches: Sender<Search>,
-    outcomes: Receiver<Outcome>,
+    results: Receiver<SearchResult>,
 }
 
 /// A partition without a record between two offsets.
@@ -136,9 +136,9 @@ impl EmptyTails {
         self.busy = searcher.is_some_and(|searcher| searcher.searches.try_send(search).is_ok());
     }
 
-    /// Takes the outcome of a search, if there is one.
-    pub fn take_outcome(&mut self, progress: &mut Progress) {
-        let Some(Outcome { topic, found }) = self.outcome() else {
+    /// Takes the result of a search, if there is one.
+    pub fn take_result(&mut self, progress: &mut Progress) {
+        let Some(SearchResult { topic, found }) = self.result() else {
             return;
         };
         for (partition, found) in found {
@@ -162,11 +162,11 @@ impl EmptyTails {
         }
     }
 
-    fn outcome(&mut self) -> Option<Outcome> {
-        match self.searcher.as_ref()?.outcomes.try_recv() {
-            Ok(outcome) => {
+    fn result(&mut self) -> Option<SearchResult> {
+        match self.searcher.as_ref()?.results.try_recv() {
+            Ok(result) => {
                 self.busy = false;
-                Some(outcome)
+                Some(result)
             }
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => {
@@ -233,7 +233,7 @@ fn config(kafka: &Kafka) -> ClientConfig {
 
 fn spawn(config: &ClientConfig) -> std::io::Result<Searcher> {
     let (searches, requested) = bounded::<Search>(1);
-    let (results, outcomes) = bounded(1);
+    let (sender, results) = bounded(1);
     let config = config.clone();
     let run = move || {
         let mut consumer = None;
@@ -253,7 +253,7 @@ fn spawn(config: &ClientConfig) -> std::io::Result<Searcher> {
                 true => FIRST_TIMEOUT,
                 false => LONGEST_TIMEOUT.min(2 * within),
             };
-            if results.send(Outcome { topic, found }).is_err() {
+            if sender.send(SearchResult { topic, found }).is_err() {
                 break;
             }
         }
@@ -261,7 +261,7 @@ fn spawn(config: &ClientConfig) -> std::io::Result<Searcher> {
     std::thread::Builder::new()
         .name("tails".into())
         .spawn(run)?;
-    Ok(Searcher { searches, outcomes })
+    Ok(Searcher { searches, results })
 }
 
 /// Reads from the offsets in `from` until a record or the end. `kept` is the consumer of the search before.

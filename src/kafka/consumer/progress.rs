@@ -33,7 +33,7 @@ pub(super) struct Progress {
 }
 
 pub(super) struct PartitionProgress {
-    start: Start,
+    start: ReadFrom,
     pub assigned: Timestamp,
     /// Everything below this offset is finished.
     pub finished: Option<i64>,
@@ -62,32 +62,32 @@ pub(super) enum Tail {
 
 /// Where reading of a partition starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
+enum ReadFrom {
     At(i64),
     Beginning,
     End,
     Committed,
 }
 
-impl From<Offset> for Start {
-    fn from(offset: Offset) -> Start {
+impl From<Offset> for ReadFrom {
+    fn from(offset: Offset) -> ReadFrom {
         match offset {
-            Offset::Offset(offset) => Start::At(offset),
-            Offset::Beginning => Start::Beginning,
-            Offset::End => Start::End,
-            _ => Start::Committed,
+            Offset::Offset(offset) => ReadFrom::At(offset),
+            Offset::Beginning => ReadFrom::Beginning,
+            Offset::End => ReadFrom::End,
+            _ => ReadFrom::Committed,
         }
     }
 }
 
 impl PartitionProgress {
-    fn new(start: Start) -> PartitionProgress {
+    fn new(start: ReadFrom) -> PartitionProgress {
         let now = Timestamp::now();
         PartitionProgress {
             start,
             assigned: now,
             finished: match start {
-                Start::At(offset) => Some(offset),
+                ReadFrom::At(offset) => Some(offset),
                 _ => None,
             },
             end: None,
@@ -176,10 +176,10 @@ impl PartitionProgress {
             _ => end,
         };
         Some(match self.start {
-            Start::At(offset) => offset,
-            Start::Beginning => low,
-            Start::End => end,
-            Start::Committed => match offsets.committed? {
+            ReadFrom::At(offset) => offset,
+            ReadFrom::Beginning => low,
+            ReadFrom::End => end,
+            ReadFrom::Committed => match offsets.committed? {
                 // If the records at the offset are gone, librdkafka starts as if nothing was read.
                 Some(offset) if (low..=end).contains(&offset) => offset,
                 _ => never_read(),
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn the_lag_is_unknown_before_the_brokers_have_answered() {
-        let mut progress = PartitionProgress::new(Start::Committed);
+        let mut progress = PartitionProgress::new(ReadFrom::Committed);
         let silent = PartitionOffsets {
             committed: None,
             ..offsets(None, 0, 10)
@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn offsets_finished_before_the_answer_count() {
-        let mut progress = PartitionProgress::new(Start::Committed);
+        let mut progress = PartitionProgress::new(ReadFrom::Committed);
         progress.finish(9);
         progress.set_offsets(&offsets(Some(4), 0, 10), Some(Offset::Beginning));
         assert_eq!(progress.lag(), Some(1));

@@ -31,7 +31,7 @@ pub(super) struct StartLookup {
 type GroupOffsets = BTreeMap<PartitionName, (i64, Option<CommitMetadata>)>;
 
 /// A topic with partitions in the lookup.
-struct Topic {
+struct TopicFacts {
     age: TopicAge,
     metadata: CommitMetadata,
     /// `None` if transactions of other members hide the offsets.
@@ -75,7 +75,7 @@ impl StartLookup {
         Ok(all)
     }
 
-    fn topics(&self, group_offsets: &GroupOffsets) -> Result<BTreeMap<String, Topic>, String> {
+    fn topics(&self, group_offsets: &GroupOffsets) -> Result<BTreeMap<String, TopicFacts>, String> {
         let mut assigned: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
         for element in self.partitions.elements() {
             let partitions = assigned.entry(element.topic().to_owned()).or_default();
@@ -100,7 +100,7 @@ impl StartLookup {
         described: &TopicDescription,
         assigned: &BTreeSet<i32>,
         group_offsets: &GroupOffsets,
-    ) -> Topic {
+    ) -> TopicFacts {
         let (id, partitions) = (described.id.clone(), described.partitions);
         let mut committed = of_topic(name, id.as_ref(), group_offsets);
         let own = |partition| committed.get(partition).and_then(Option::as_ref);
@@ -117,7 +117,7 @@ impl StartLookup {
                 None => hidden = true,
             }
         }
-        Topic {
+        TopicFacts {
             age: self.known.note(name, described),
             metadata: sibling_offsets::next_metadata(id, partitions, assigned, &committed, hidden),
             committed: (!hidden).then_some(committed),

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::budget::{HELD_BACK, HeldBatch, batches};
 use super::codec::{Codec, Refused};
-use super::unpack::{Batch, unpack};
+use super::unpack::{UnpackedBatch, unpack};
 
 type Free = Option<unsafe extern "C" fn(*mut c_void)>;
 
@@ -35,7 +35,7 @@ unsafe extern "C" {
 thread_local! {
     /// A snappy batch, kept between librdkafka's call for its length and the call for its bytes. librdkafka allocates the
     /// buffer in between.
-    static SNAPPY: RefCell<Option<Batch>> = const { RefCell::new(None) };
+    static SNAPPY: RefCell<Option<UnpackedBatch>> = const { RefCell::new(None) };
 }
 
 /// Keeps the linker from removing these functions, which no Rust code calls.
@@ -55,7 +55,11 @@ pub fn link() {
 ///
 /// # Safety
 /// `compressed` points to `length` bytes.
-unsafe fn unpacked(codec: Codec, compressed: *const c_void, length: usize) -> Option<Batch> {
+unsafe fn unpacked(
+    codec: Codec,
+    compressed: *const c_void,
+    length: usize,
+) -> Option<UnpackedBatch> {
     // SAFETY: the caller's.
     let compressed = unsafe { from_raw_parts(compressed.cast::<u8>(), length) };
     // A panic must not unwind through C.
@@ -68,7 +72,7 @@ unsafe fn unpacked(codec: Codec, compressed: *const c_void, length: usize) -> Op
 }
 
 /// Lends a batch to librdkafka by address and length. librdkafka returns it to [`release`].
-fn lend(batch: Batch) -> (*mut c_void, usize) {
+fn lend(batch: UnpackedBatch) -> (*mut c_void, usize) {
     let (address, length) = (batch.bytes.as_ptr(), batch.bytes.len());
     keep(address as usize, batch.weight, Some(batch.bytes));
     (address.cast_mut().cast(), length)
@@ -188,7 +192,11 @@ unsafe extern "C" fn __wrap_rd_kafka_zstd_decompress(
 
 /// # Safety
 /// Both pointers can be written to.
-unsafe fn hand_out(batch: Option<Batch>, out: *mut *mut c_void, out_length: *mut usize) -> c_int {
+unsafe fn hand_out(
+    batch: Option<UnpackedBatch>,
+    out: *mut *mut c_void,
+    out_length: *mut usize,
+) -> c_int {
     let Some(batch) = batch else {
         return BAD_COMPRESSION;
     };
@@ -244,7 +252,7 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompress(
     _length: usize,
     out: *mut c_char,
 ) -> c_int {
-    let Some(Batch { bytes, weight }) = SNAPPY.take() else {
+    let Some(UnpackedBatch { bytes, weight }) = SNAPPY.take() else {
         return -1;
     };
     // SAFETY: librdkafka allocated as many bytes as it was told.

@@ -54,7 +54,7 @@ impl Oversized {
 }
 
 /// Decompresses a batch for the parser, or makes a stand-in for it.
-pub(super) fn unpack(codec: Codec, compressed: &[u8]) -> Result<Batch, Refused> {
+pub(super) fn unpack(codec: Codec, compressed: &[u8]) -> Result<UnpackedBatch, Refused> {
     let share = SHARE.load(Ordering::Relaxed);
     if held() >= share {
         return Err(Refused::ForNow);
@@ -69,18 +69,18 @@ pub(super) fn unpack(codec: Codec, compressed: &[u8]) -> Result<Batch, Refused> 
 
 /// Bytes for the parser, and the memory that the parsed records will take.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct UnpackedBatch {
     pub bytes: Vec<u8>,
     pub weight: u64,
 }
 
-fn within(codec: Codec, compressed: &[u8], share: u64) -> Result<Batch, Refused> {
+fn within(codec: Codec, compressed: &[u8], share: u64) -> Result<UnpackedBatch, Refused> {
     if let Some(bytes) = codec::read(codec, compressed, share)? {
         // The parser reports bytes that are not records.
         let count = records::walk(&bytes[..]).map_or(0, |seen| seen.records);
         let weight = bytes.len() as u64 + RECORD_OVERHEAD * count;
         if weight <= share {
-            return Ok(Batch { bytes, weight });
+            return Ok(UnpackedBatch { bytes, weight });
         }
     }
     let seen = codec::open(codec, compressed, share)
@@ -91,7 +91,7 @@ fn within(codec: Codec, compressed: &[u8], share: u64) -> Result<Batch, Refused>
     let description = format!("{} {before} {records} {bytes} {share}", *SECRET);
     let bytes = records::stand_in(&seen, HEADER, &description);
     let weight = bytes.len() as u64 + RECORD_OVERHEAD;
-    Ok(Batch { bytes, weight })
+    Ok(UnpackedBatch { bytes, weight })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::super::error::is_topic_missing;
 use crate::message::{About, Message};
 
 /// The producer of verdicts and dead letters.
-pub(super) type VerdictProducer = ThreadedProducer<Context>;
+pub(super) type VerdictProducer = ThreadedProducer<SinkContext>;
 
 /// Travels with a message to the brokers and comes back with their answer.
 #[derive(Debug, Clone, Copy)]
@@ -96,13 +96,13 @@ pub(super) fn send_error(
     }
 }
 
-pub(super) struct Context {
+pub(super) struct SinkContext {
     pub last_error: LastError,
     pub deliveries: Sender<Delivery>,
     pub is_transactional: bool,
 }
 
-impl ClientContext for Context {
+impl ClientContext for SinkContext {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
@@ -118,7 +118,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ProducerContext for Context {
+impl ProducerContext for SinkContext {
     type DeliveryOpaque = Box<(Ticket, About)>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, sent: Self::DeliveryOpaque) {

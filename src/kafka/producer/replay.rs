@@ -38,18 +38,18 @@ pub enum ReplayError {
 
 /// The exclusive right to replay a dead letter topic, until another replay takes over.
 pub struct Replay {
-    producer: ThreadedProducer<Context>,
+    producer: ThreadedProducer<ReplayContext>,
     kafka: Kafka,
     topic: String,
     last_error: LastError,
-    refused: Refused,
+    refused: FirstRefusal,
 }
 
 /// Why the first message was refused since the last `take`.
 #[derive(Clone, Default)]
-struct Refused(Arc<Mutex<Option<String>>>);
+struct FirstRefusal(Arc<Mutex<Option<String>>>);
 
-impl Refused {
+impl FirstRefusal {
     fn set(&self, problem: String) {
         let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(problem);
@@ -84,8 +84,8 @@ impl Replay {
     /// [`ReplayError`] when no broker answers in time, a topic is absent, or a stop comes first.
     pub fn connect(kafka: &Kafka, topic: &str, stop: &Shutdown) -> Result<Replay, ReplayError> {
         let last_error = LastError::default();
-        let refused = Refused::default();
-        let context = Context {
+        let refused = FirstRefusal::default();
+        let context = ReplayContext {
             last_error: last_error.clone(),
             refused: refused.clone(),
         };
@@ -160,7 +160,7 @@ impl Replay {
     /// Repeats a call as long as librdkafka calls its errors retriable.
     fn until_done(
         &self,
-        attempt: impl Fn(&ThreadedProducer<Context>, Duration) -> Result<(), ClientError>,
+        attempt: impl Fn(&ThreadedProducer<ReplayContext>, Duration) -> Result<(), ClientError>,
     ) -> Result<(), ReplayError> {
         let started = Instant::now();
         loop {
@@ -212,12 +212,12 @@ fn refusal(topic: &str, code: RDKafkaErrorCode, payload: Option<&[u8]>) -> Strin
     }
 }
 
-struct Context {
+struct ReplayContext {
     last_error: LastError,
-    refused: Refused,
+    refused: FirstRefusal,
 }
 
-impl ClientContext for Context {
+impl ClientContext for ReplayContext {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
@@ -233,7 +233,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ProducerContext for Context {
+impl ProducerContext for ReplayContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
