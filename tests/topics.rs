@@ -168,7 +168,7 @@ fn made_again_while_it_runs(prefix: &'static str, delivery: &str) {
     daemon.is_balanced();
     assert_eq!(resets(&daemon, "recreated"), 1.0);
     let log = daemon.drains().stderr;
-    assert!(log.contains("was deleted and made again"), "{log}");
+    assert!(log.contains("was deleted and recreated"), "{log}");
 
     // The next start knows that this one is read.
     let daemon = stage.daemon(&[&topic], &[delivery, LATEST]);
@@ -211,7 +211,7 @@ fn a_topic_made_again_while_no_daemon_runs_is_read_from_its_beginning() {
     stage.await_judged(&new);
     assert_eq!(resets(&daemon, "recreated"), 1.0);
     let log = daemon.drains().stderr;
-    assert!(log.contains("was deleted and made again"), "{log}");
+    assert!(log.contains("was deleted and recreated"), "{log}");
 }
 
 fn group_of(stage: &Stage) -> BaseConsumer {

@@ -1,7 +1,7 @@
 //! The consumer. Rebalances are events: the caller drains first and completes them afterwards.
 //!
 //! [`Source`] owns librdkafka's consumer and the parts in `consumer/`, and lends the consumer to them. They never import
-//! `Source`, and keep no strong reference to the consumer: dropping the last one leaves the group.
+//! `Source`. Dropping the last reference to the consumer leaves the group, so no part keeps one beyond a request.
 
 mod assignment;
 mod backpressure;

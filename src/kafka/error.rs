@@ -34,7 +34,7 @@ pub enum KafkaError {
     #[error("a verdict or dead letter for topic `{topic}` cannot be delivered: {problem}")]
     Delivery { topic: String, problem: String },
     #[error(
-        "the brokers have shut transactional.id `{0}` out: another process uses it too, or its transaction was open for longer than transaction.timeout.ms; this process ends, and nothing is published twice. Replicas need different kafka.producer.\"transactional.id\" or kafka.consumer.\"group.instance.id\""
+        "the brokers have fenced transactional.id `{0}`: another process uses it too, or its transaction was open for longer than transaction.timeout.ms; this process ends, and nothing is published twice. Replicas need different kafka.producer.\"transactional.id\" or kafka.consumer.\"group.instance.id\""
     )]
     Fenced(String),
     #[error(

@@ -271,7 +271,7 @@ pub(super) fn report(metrics: &Metrics, facts: &PartitionFacts, start: Start) {
         }
         StartReason::Recreated => {
             tracing::warn!(
-                "topic `{}` was deleted and made again: {partition} is read from its beginning, offset {offset}, and holds {records} records; the unread records of the old topic are lost",
+                "topic `{}` was deleted and recreated: {partition} is read from its beginning, offset {offset}, and holds {records} records; the unread records of the old topic are lost",
                 facts.topic
             );
             RESET_RECREATED

@@ -86,7 +86,7 @@ impl StartLookup {
         let mut topics = BTreeMap::new();
         for (name, assigned) in assigned {
             let Some(Ok(described)) = described.remove(&name) else {
-                return Err(format!("topic `{name}` is not described"));
+                return Err(format!("the brokers do not describe topic `{name}`"));
             };
             let topic = self.topic(&name, &described, &assigned, group_offsets);
             topics.insert(name, topic);

@@ -98,7 +98,7 @@ impl Read for Blocks<'_> {
             if self.rest.is_empty() {
                 return Ok(0);
             }
-            let cut = || Error::other("a block of snappy is cut off");
+            let cut = || Error::other("a snappy block is cut off");
             let (one, rest) = next_block(self.rest).ok_or_else(cut)?;
             self.block = block(one, self.max)?;
             (self.rest, self.read) = (rest, 0);
@@ -119,9 +119,7 @@ fn next_block(rest: &[u8]) -> Option<(&[u8], &[u8])> {
 fn block(compressed: &[u8], max: u64) -> io::Result<Vec<u8>> {
     let bytes = snap::raw::decompress_len(compressed)? as u64;
     if bytes > max.saturating_mul(2) {
-        return Err(Error::other(
-            "a block of snappy that is too large to be read",
-        ));
+        return Err(Error::other("a snappy block is too large to be read"));
     }
     Ok(snap::raw::Decoder::new().decompress_vec(compressed)?)
 }

@@ -203,10 +203,10 @@ fn refusal(topic: &str, code: RDKafkaErrorCode, payload: Option<&[u8]>) -> Strin
     let size = payload.map_or(0, <[u8]>::len);
     match code {
         RDKafkaErrorCode::MessageSizeTooLarge => format!(
-            "a letter of {size} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there"
+            "a dead letter of {size} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there"
         ),
         RDKafkaErrorCode::InvalidRecord => format!(
-            "topic `{topic}` refuses a record ({code}): is it compacted? A compacted topic takes no record without a key"
+            "topic `{topic}` refuses a record ({code}): is it compacted? A compacted topic accepts no record without a key"
         ),
         code => format!("topic `{topic}`: {code}"),
     }
