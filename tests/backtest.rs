@@ -281,7 +281,7 @@ fn a_range_is_what_was_asked_for() {
         assert_eq!(said["records"], expected, "{from}");
         let notes = said["notes"].to_string();
         assert!(
-            notes.contains("partition 1: what came before offset 40 is deleted"),
+            notes.contains("partition 1: the records before offset 40 are deleted"),
             "{from}: {notes}"
         );
     }

@@ -171,7 +171,7 @@ fn of_two_with_one_transactional_id_the_older_stops_and_says_why() {
     let newer = topics.daemon(&settings);
     let ended = older.end();
     assert_eq!(ended.code, Some(69), "{}", ended.stderr);
-    let said = "have shut transactional.id `only-one-of-these` out: another process uses it";
+    let said = "have fenced transactional.id `only-one-of-these`: another process uses it";
     assert!(ended.stderr.contains(said), "{}", ended.stderr);
     assert!(producer.wait().unwrap().success());
     until_all_is_committed(&topics);

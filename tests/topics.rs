@@ -168,7 +168,7 @@ fn made_again_while_it_runs(prefix: &'static str, delivery: &str) {
     daemon.is_balanced();
     assert_eq!(resets(&daemon, "recreated"), 1.0);
     let log = daemon.drains().stderr;
-    assert!(log.contains("was deleted and made again"), "{log}");
+    assert!(log.contains("was deleted and recreated"), "{log}");
 
     // The next start knows that this one is read.
     let daemon = stage.daemon(&[&topic], &[delivery, LATEST]);
@@ -211,7 +211,7 @@ fn a_topic_made_again_while_no_daemon_runs_is_read_from_its_beginning() {
     stage.await_judged(&new);
     assert_eq!(resets(&daemon, "recreated"), 1.0);
     let log = daemon.drains().stderr;
-    assert!(log.contains("was deleted and made again"), "{log}");
+    assert!(log.contains("was deleted and recreated"), "{log}");
 }
 
 fn group_of(stage: &Stage) -> BaseConsumer {
@@ -297,7 +297,7 @@ fn with_latest_what_was_there_before_the_group_is_left_out() {
     assert_eq!(stage.await_judged(&after), 50);
     let log = daemon.drains().stderr;
     assert!(
-        log.contains("the 50 records before that are not read"),
+        log.contains("the 50 records before it are not read"),
         "{log}"
     );
 }
@@ -517,7 +517,7 @@ fn deleted_offsets_are_told_apart_from_new_partitions() {
     assert_eq!(daemon.metric("residuald_records_unread_total"), 100.0);
     let log = daemon.drains().stderr;
     assert!(
-        log.contains("the group's offset of offsets-in-0 was deleted"),
+        log.contains("the group's offset in offsets-in-0 was deleted"),
         "{log}"
     );
 }

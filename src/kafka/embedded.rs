@@ -1,5 +1,5 @@
-//! A Kafka broker inside the process, for `demo`, `bench` and tests: librdkafka's mock cluster. It serves groups,
-//! rebalances and commits, keeps at most 5 MiB or 100,000 records a partition, and forgets everything at the end.
+//! A Kafka broker inside the process, for `demo`, `bench` and tests: librdkafka's mock cluster. It supports groups,
+//! rebalances and commits, keeps at most 5 MiB or 100,000 records per partition, and loses everything when it ends.
 
 use rdkafka::ClientConfig;
 use rdkafka::bindings::{
@@ -7,29 +7,29 @@ use rdkafka::bindings::{
 };
 use rdkafka::producer::{BaseProducer, Producer};
 
-use super::KafkaError;
+use super::error::KafkaError;
 
-/// Lives as long as this value.
+/// The broker runs as long as this value lives.
 pub struct EmbeddedBroker {
     /// The mock cluster belongs to this client.
     host: BaseProducer,
     pub brokers: String,
 }
 
-/// What a partition holds before it forgets its oldest records.
+/// The limits of a partition. Beyond them it deletes its oldest records.
 const PARTITION_BYTES: u64 = 5 << 20;
 const PARTITION_RECORDS: u64 = 100_000;
-/// Framing that a record costs besides its payload, roughly, and room for partitions that fill unevenly.
+/// The rough overhead of a record, with some reserve for partitions that fill unevenly.
 const RECORD_OVERHEAD: u64 = 100;
 
-/// For a consumer of an embedded broker: it answers a fetch when this wait is over, not when a record comes.
+/// For consumers of the embedded broker, which answers a fetch only when this wait is over, not when a record comes.
 pub const FETCH_WAIT: (&str, &str) = ("fetch.wait.max.ms", "5");
 
-/// For a producer to it: records spread one by one, so that no partition overflows before the others.
+/// For producers to the embedded broker: each record goes to another partition, so that none overflows before the others.
 pub const SPREAD: (&str, &str) = ("sticky.partitioning.linger.ms", "0");
 
-/// Records of this average size that `partitions` hold without forgetting any, even if one gets half as much again as the
-/// others, or five standard deviations more where chance says which record goes where.
+/// How many records of this average size fit without losing any. This allows for one partition that gets half as much
+/// again as the others, and for one that gets five standard deviations more by chance.
 pub fn capacity(partitions: i32, average_payload: u64) -> u64 {
     let by_size = PARTITION_BYTES / (average_payload + RECORD_OVERHEAD);
     let each = by_size.min(PARTITION_RECORDS);
@@ -40,10 +40,10 @@ pub fn capacity(partitions: i32, average_payload: u64) -> u64 {
 }
 
 impl EmbeddedBroker {
-    /// Starts on a free loopback port with these topics and numbers of partitions.
+    /// Starts on a free loopback port, with these topics and their numbers of partitions.
     ///
     /// # Errors
-    /// When the port or a topic cannot be had.
+    /// When no port is free or a topic cannot be created.
     pub fn start(topics: &[(&str, i32)]) -> Result<EmbeddedBroker, KafkaError> {
         let host: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", "replaced by the mock cluster")
@@ -55,7 +55,7 @@ impl EmbeddedBroker {
             cluster.create_topic(topic, *partitions, 1)?;
         }
         let brokers = cluster.bootstrap_servers();
-        // SAFETY: the client is alive and owns the mock cluster that the handle points to; the call only sets a number.
+        // SAFETY: the client is alive and owns the mock cluster behind the handle. The call only sets a number.
         unsafe {
             let handle = rd_kafka_handle_mock_cluster(host.client().native_ptr());
             rd_kafka_mock_group_initial_rebalance_delay_ms(handle, 0);
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn few_large_records_leave_more_room_for_chance() {
-        // 50 fit into a partition; with 25 on average the fullest has hardly more than 50.
+        // 50 records fit into a partition. With an average of 25, the fullest partition hardly gets more than 50.
         assert_eq!(capacity(32, 104_000), 32 * 25);
         assert_eq!(capacity(32, 924), 32 * 3413);
         assert_eq!(capacity(1, 0), 34_952);

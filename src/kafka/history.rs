@@ -1,16 +1,14 @@
-//! A range of a topic that is read once and ends: no group is joined, nothing is committed.
+//! Reads a range of a topic once, without joining a group or committing offsets.
 
 mod range;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rdkafka::client::{ClientContext, OAuthToken};
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::message::Message;
 use rdkafka::types::RDKafkaErrorCode;
@@ -18,29 +16,33 @@ use rdkafka::{Offset, TopicPartitionList};
 
 pub use range::Bound;
 
-use super::{KafkaError, LastComplaint, await_topic, client, client_config, record, sasl};
+use super::client::await_topic::await_topic;
+use super::client::contexts::ReaderContext;
+use super::client::last_error::LastError;
+use super::error::KafkaError;
+use super::{client, messages};
 use crate::config::Kafka;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
-/// librdkafka wants a group for a consumer that only reads; nothing is ever committed to it.
+/// librdkafka requires a group id. Nothing is ever committed to this group.
 const GROUP: &str = "residuald-history";
-/// One wait for a record; bounds how late a stop is noticed.
-pub(super) const POLL: Duration = Duration::from_millis(100);
-/// How long the brokers may say nothing at all while there is more to read.
+/// One wait for a record. A stop is noticed after this time at the latest.
+const POLL: Duration = Duration::from_millis(100);
+/// The longest silence of the brokers while there is more to read.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How long transactions of others that are open may hold the reading up; their default timeout is a minute.
+/// The longest wait for open transactions of other producers. Their default timeout is a minute.
 const OPEN_TRANSACTIONS: Duration = Duration::from_secs(90);
 
-/// What to read of a topic.
+/// The range of a topic to read.
 #[derive(Debug, Clone)]
 pub struct Range {
     pub from: Bound,
     pub to: Bound,
-    /// What a time before now is counted from.
+    /// The time from which [`Bound::Ago`] counts back.
     pub now: Timestamp,
-    /// Whether to read what is committed and nothing else, and to wait for transactions that are open: then everything
-    /// that was committed before the start is read. Otherwise the range ends at the first open transaction.
+    /// Whether to read committed records only, and to wait for open transactions. Then everything committed before the start
+    /// is read. Otherwise the range ends at the first open transaction.
     pub all_committed: bool,
 }
 
@@ -54,14 +56,14 @@ pub enum HistoryError {
         partition: i32,
         count: usize,
     },
-    #[error("the beginning names partitions {from:?} and the end {to:?}: name the same in both")]
+    #[error("the start names partitions {from:?} and the end {to:?}: name the same in both")]
     Partitions { from: Vec<i32>, to: Vec<i32> },
     #[error(
-        "records of topic `{topic}` were deleted by its retention while they were read: begin later"
+        "retention deleted records of topic `{topic}` while they were read: start the range later"
     )]
     Deleted { topic: String },
     #[error(
-        "an open transaction of another producer hides the end of topic `{topic}`, still after {waited:?}: try again when it has ended"
+        "an open transaction of another producer still hides the end of topic `{topic}` after {waited:?}: try again when it has ended"
     )]
     OpenTransaction { topic: String, waited: Duration },
 }
@@ -72,7 +74,7 @@ impl From<ClientError> for HistoryError {
     }
 }
 
-/// What is read of one partition: `start` to `end`, without `end`.
+/// The range in one partition: from `start` to `end`, without `end`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Span {
     /// The oldest offset that the partition still holds.
@@ -81,7 +83,8 @@ pub struct Span {
     pub end: i64,
 }
 
-/// Offsets read, of all in the range; some hold no record for us (transaction markers, compaction, aborted records).
+/// Offsets read and all offsets in the range. Some hold no record: transaction markers, aborted records, and records removed
+/// by compaction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
     pub done: u64,
@@ -91,25 +94,25 @@ pub struct Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     Complete,
-    /// By a stop, or because the reader had enough.
+    /// By a stop, or because the reader returned `Break`.
     Early,
 }
 
-/// A range whose ends are fixed: what comes later is not read.
+/// A range with fixed ends: records that come later are not read.
 pub struct History {
-    consumer: BaseConsumer<Context>,
+    consumer: BaseConsumer<ReaderContext>,
     brokers: String,
-    /// How long an answer may take.
+    /// The timeout of one request.
     patience: Duration,
     topic: String,
     spans: BTreeMap<i32, Span>,
-    /// What was asked for and is not there, for the person.
+    /// Parts of the range that do not exist, in words.
     pub notes: Vec<String>,
 }
 
 fn config(kafka: &Kafka) -> ClientConfig {
-    let mut config = client_config(kafka, &kafka.consumer);
-    // How soon a full local queue is filled again, in ms; librdkafka's own default halves the throughput.
+    let mut config = client::config(kafka, &kafka.consumer);
+    // The wait in ms before a full local queue is filled again. librdkafka's default halves the throughput.
     if config.get("fetch.queue.backoff.ms").is_none() {
         config.set("fetch.queue.backoff.ms", "5");
     }
@@ -127,7 +130,7 @@ fn config(kafka: &Kafka) -> ClientConfig {
 }
 
 impl History {
-    /// Connects, finds the topic, and fixes the range.
+    /// Connects, finds the topic, and fixes the ends of the range.
     ///
     /// # Errors
     /// [`HistoryError`] when no broker answers, the topic or a named partition is absent, or a stop comes first.
@@ -141,10 +144,10 @@ impl History {
         if range.all_committed {
             config.set("isolation.level", "read_committed");
         }
-        let complaint = LastComplaint::default();
-        let consumer: BaseConsumer<Context> = client(&config, Context(complaint.clone()))?;
+        let last_error = LastError::default();
+        let consumer = reader(&config, &last_error)?;
         let serve = || while consumer.poll(Duration::from_millis(5)).is_some() {};
-        let count = await_topic(consumer.client(), kafka, topic, &complaint, stop, serve)?;
+        let count = await_topic(consumer.client(), kafka, topic, &last_error, stop, serve)?;
         let partitions = partitions(topic, range, count)?;
         let mut history = History {
             consumer,
@@ -157,11 +160,11 @@ impl History {
         if range.all_committed {
             history.await_open_transactions(config, &partitions, stop)?;
         }
-        history.resolve(range, &partitions, stop)?;
+        history.fix_range(range, &partitions, stop)?;
         Ok(history)
     }
 
-    /// Waits until the reader may see everything that is in the topic now.
+    /// Waits until no open transaction hides records that are in the topic now.
     fn await_open_transactions(
         &self,
         mut config: ClientConfig,
@@ -169,8 +172,8 @@ impl History {
         stop: &Shutdown,
     ) -> Result<(), HistoryError> {
         config.set("isolation.level", "read_uncommitted");
-        let everything: BaseConsumer<Context> = client(&config, Context(LastComplaint::default()))?;
-        // It may want a token, which only a poll brings.
+        let everything = reader(&config, &LastError::default())?;
+        // Only a poll fetches the token that it may need.
         everything.poll(Duration::ZERO);
         let started = Instant::now();
         for &partition in partitions {
@@ -199,7 +202,8 @@ impl History {
         self.answered(watermarks)
     }
 
-    fn resolve(
+    /// Turns the bounds into offsets that the partitions hold.
+    fn fix_range(
         &mut self,
         range: &Range,
         partitions: &[i32],
@@ -213,7 +217,7 @@ impl History {
             let by_time = matches!(range.from, Bound::Time(_) | Bound::Ago(_));
             if (asked < oldest || by_time && asked == oldest) && oldest > 0 {
                 self.notes.push(format!(
-                    "partition {partition}: what came before offset {oldest} is deleted"
+                    "partition {partition}: the records before offset {oldest} are deleted"
                 ));
             }
             if asked > newest && matches!(range.from, Bound::Offset(_) | Bound::Offsets(_)) {
@@ -247,7 +251,7 @@ impl History {
         };
         let mut asked = TopicPartitionList::new();
         for &partition in partitions {
-            // Records from before 1970 are not told apart.
+            // Kafka knows no times before 1970.
             let time = Offset::Offset(time.as_millisecond().max(0));
             asked.add_partition_offset(&self.topic, partition, time)?;
         }
@@ -263,12 +267,12 @@ impl History {
         Ok(offsets.collect::<Result<_, _>>()?)
     }
 
-    /// What is read of each partition.
+    /// The range in each partition.
     pub fn spans(&self) -> &BTreeMap<i32, Span> {
         &self.spans
     }
 
-    /// Offsets in the range.
+    /// The number of offsets in the range.
     pub fn total(&self) -> u64 {
         self.spans.values().map(|s| (s.end - s.start) as u64).sum()
     }
@@ -276,7 +280,7 @@ impl History {
     /// Calls `each` for every record of the range, in the order of each partition, until the end, a stop or `Break`.
     ///
     /// # Errors
-    /// What `each` fails with; [`HistoryError`] when the brokers go away or delete what is to be read.
+    /// The error of `each`; [`HistoryError`] when the brokers stop answering or delete records of the range.
     pub fn read<E: From<HistoryError>>(
         self,
         stop: &Shutdown,
@@ -297,7 +301,7 @@ impl History {
             let polled = self.consumer.poll(POLL);
             let message = match polled {
                 None => {
-                    self.is_silent_since(heard)?;
+                    self.check_silence(heard)?;
                     continue;
                 }
                 Some(Err(ClientError::PartitionEOF(partition))) => {
@@ -308,14 +312,14 @@ impl History {
                     continue;
                 }
                 Some(Err(error)) => {
-                    self.survive(error)?;
-                    self.is_silent_since(heard)?;
+                    self.check_error(error)?;
+                    self.check_silence(heard)?;
                     continue;
                 }
                 Some(Ok(message)) => message,
             };
             let (partition, offset) = (message.partition(), message.offset());
-            // What was fetched ahead of a partition's end is of no interest.
+            // The partition is finished, and this record was fetched ahead.
             let Some(span) = left.get_mut(&partition) else {
                 continue;
             };
@@ -329,7 +333,7 @@ impl History {
                 done.add_partition(&self.topic, partition);
                 self.consumer.pause(&done).map_err(HistoryError::from)?;
             }
-            if is_in && each(&record(&message), progress)?.is_break() {
+            if is_in && each(&messages::record(&message), progress)?.is_break() {
                 return Ok(Ended::Early);
             }
             heard = Instant::now();
@@ -346,14 +350,14 @@ impl History {
         Ok(self.consumer.assign(&assignment)?)
     }
 
-    fn is_silent_since(&self, heard: Instant) -> Result<(), HistoryError> {
+    fn check_silence(&self, heard: Instant) -> Result<(), HistoryError> {
         if heard.elapsed() < SILENCE {
             return Ok(());
         }
         Err(self.unreachable(SILENCE))
     }
 
-    /// What the brokers say, if they say it in time.
+    /// Turns a timeout into [`KafkaError::Unreachable`].
     fn answered<T>(&self, answer: Result<T, ClientError>) -> Result<T, HistoryError> {
         use RDKafkaErrorCode as Code;
         answer.map_err(|error| match error.rdkafka_error_code() {
@@ -365,16 +369,16 @@ impl History {
     }
 
     fn unreachable(&self, waited: Duration) -> HistoryError {
-        let complaint = self.consumer.client().context().0.get();
+        let last_error = self.consumer.client().context().last_error.get();
         HistoryError::Kafka(KafkaError::Unreachable {
             brokers: self.brokers.clone(),
             waited,
-            reason: complaint.unwrap_or_else(|| "no answer".into()),
+            reason: last_error.unwrap_or_else(|| "no answer".into()),
         })
     }
 
-    /// Tells what passes from what does not.
-    fn survive(&self, error: ClientError) -> Result<(), HistoryError> {
+    /// Fails with errors that do not pass by themselves.
+    fn check_error(&self, error: ClientError) -> Result<(), HistoryError> {
         use RDKafkaErrorCode as Code;
         match error {
             ClientError::MessageConsumption(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
@@ -392,13 +396,13 @@ impl History {
                 let problem = format!("topic `{}`: {code}", self.topic);
                 Err(KafkaError::Client(problem).into())
             }
-            // Among them that a token cannot be renewed: unless it comes back, the silence ends the reading.
+            // Includes a token that cannot be renewed. If that lasts, `check_silence` ends the reading.
             _ => Ok(()),
         }
     }
 }
 
-/// The partitions that the range is about.
+/// The partitions in the range.
 fn partitions(topic: &str, range: &Range, count: usize) -> Result<Vec<i32>, HistoryError> {
     let named = match (range.from.partitions(), range.to.partitions()) {
         (Some(from), Some(to)) if from != to => {
@@ -420,25 +424,16 @@ fn partitions(topic: &str, range: &Range, count: usize) -> Result<Vec<i32>, Hist
     }
 }
 
-pub(super) struct Context(pub(super) LastComplaint);
-
-impl ClientContext for Context {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn generate_oauth_token(&self, source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
-        sasl::token(source)
-    }
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.0.log(level, facility, message);
-    }
-
-    fn error(&self, error: ClientError, reason: &str) {
-        self.0.error("history", &error, reason);
-    }
+fn reader(
+    config: &ClientConfig,
+    last_error: &LastError,
+) -> Result<BaseConsumer<ReaderContext>, KafkaError> {
+    let context = ReaderContext {
+        name: "history",
+        last_error: last_error.clone(),
+    };
+    client::create(config, context)
 }
-
-impl ConsumerContext for Context {}
 
 #[cfg(test)]
 mod tests {
@@ -454,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_that_names_partitions_is_about_these() {
+    fn a_bound_that_names_partitions_selects_them() {
         for (from, to, expected) in [
             ("beginning", "end", vec![0, 1, 2]),
             ("2:5", "end", vec![2]),

@@ -1,7 +1,8 @@
-//! What a start needs of the brokers, asked for all at once. Nothing is taken: no group is joined, nothing is committed or written.
+//! Checks before a start: the settings without connecting, and what the daemon needs from the brokers. Joins no group,
+//! commits nothing and writes nothing.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError as ClientError;
@@ -10,36 +11,61 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
-use super::history::{Context, POLL};
-use super::sink::Sink;
-use super::{KafkaError, LastComplaint, Limits, await_topic, client, source};
+use super::client::await_topic::await_topic;
+use super::client::contexts::ReaderContext;
+use super::client::last_error::LastError;
+use super::client::{self, sasl};
+use super::error::KafkaError;
+use super::producer::Sink;
+use super::producer::limits::Limits;
+use super::{consumer, producer};
 use crate::config::{Guarantee, Kafka};
 use crate::shutdown::Shutdown;
 
-/// In words for the person.
+const POLL: Duration = Duration::from_millis(100);
+/// A poll of zero ends after the first callback; this is long enough for several.
+const SERVE: Duration = Duration::from_millis(5);
+
+/// Has librdkafka parse every setting, without connecting.
+///
+/// # Errors
+/// [`KafkaError::Setting`] for the first setting that is unknown or refused.
+pub fn check_settings(kafka: &Kafka) -> Result<(), KafkaError> {
+    for config in [consumer::config(kafka), producer::config(kafka)] {
+        config.create_native_config()?;
+        sasl::check(&config)?;
+    }
+    Ok(())
+}
+
+/// The results of all checks, in words.
 #[derive(Debug, Default, Serialize)]
 pub struct Findings {
     pub fine: Vec<String>,
-    /// What could not be tried, and why.
+    /// What could not be checked, and why.
     pub unknown: Vec<String>,
     pub faults: Vec<String>,
 }
 
-/// Asks for the topics that are read and written, for the right to read, for the group and for the transactional.id.
+/// Checks the topics to read and to write, the permission to read, the group, and transactions.
 ///
 /// # Errors
-/// No broker answers, or a setting is refused: then nothing else can be found.
+/// When no broker answers or a setting is refused, because then nothing else can be checked.
 pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Findings, KafkaError> {
-    let complaint = LastComplaint::default();
-    let mut config = source::config(kafka);
+    let last_error = LastError::default();
+    let mut config = consumer::config(kafka);
     config
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
-    let consumer: BaseConsumer<Context> = client(&config, Context(complaint.clone()))?;
+    let context = ReaderContext {
+        name: "check",
+        last_error: last_error.clone(),
+    };
+    let consumer: BaseConsumer<ReaderContext> = client::create(&config, context)?;
     let mut probe = Probe {
         kafka,
         consumer,
-        complaint,
+        last_error,
         stop,
         findings: Findings::default(),
     };
@@ -51,13 +77,13 @@ pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Finding
     for topic in outputs {
         probe.exists(topic)?;
     }
-    let limits = Limits::of(kafka, outputs);
+    let limits = Limits::ask(&producer::config(kafka), outputs);
     match limits.are_known() {
         true => probe.findings.fine.extend(limits.lines()),
         false => probe.findings.unknown.extend(limits.lines()),
     }
     probe.findings.unknown.push(format!(
-        "whether {} may be written to was not tried: that takes a message",
+        "whether {} may be written to: only sending a message would show that",
         outputs.join(", ")
     ));
     probe.group()?;
@@ -69,25 +95,32 @@ pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Finding
 
 struct Probe<'k> {
     kafka: &'k Kafka,
-    consumer: BaseConsumer<Context>,
-    complaint: LastComplaint,
+    consumer: BaseConsumer<ReaderContext>,
+    last_error: LastError,
     stop: &'k Shutdown,
     findings: Findings,
 }
 
 impl Probe<'_> {
-    /// The number of its partitions.
+    /// Checks that a topic exists, and returns the number of its partitions.
     fn exists(&mut self, topic: &str) -> Result<Option<usize>, KafkaError> {
         if topic.starts_with('^') {
             let unknown =
-                format!("topics {topic}: a pattern, which is matched when the daemon runs");
+                format!("topics {topic}: a pattern, which is matched only while the daemon runs");
             self.findings.unknown.push(unknown);
             return Ok(None);
         }
         let consumer = &self.consumer;
-        let serve = || while consumer.poll(POLL / 20).is_some() {};
-        let (kafka, complaint) = (self.kafka, &self.complaint);
-        match await_topic(consumer.client(), kafka, topic, complaint, self.stop, serve) {
+        let serve = || while consumer.poll(SERVE).is_some() {};
+        let (kafka, last_error) = (self.kafka, &self.last_error);
+        match await_topic(
+            consumer.client(),
+            kafka,
+            topic,
+            last_error,
+            self.stop,
+            serve,
+        ) {
             Ok(partitions) => {
                 let fine = format!("topic `{topic}` has {partitions} partitions");
                 self.findings.fine.push(fine);
@@ -101,7 +134,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Fetches from the end of every partition, where there is nothing to get but a refusal.
+    /// Fetches from the end of every partition. No record comes from there, but a refusal does.
     fn may_be_read(&mut self, topic: &str, partitions: usize) -> Result<(), KafkaError> {
         let mut all = TopicPartitionList::new();
         for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
@@ -145,7 +178,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Asks for a committed offset, which takes the right to read with the group.
+    /// Asks for a committed offset, which needs permission to use the group.
     fn group(&mut self) -> Result<(), KafkaError> {
         let group = &self.kafka.group_id;
         let mut first = TopicPartitionList::new();
@@ -178,7 +211,7 @@ impl Probe<'_> {
     }
 
     fn transactional_id(&mut self) {
-        if let Some(unknown) = self.would_shut_out() {
+        if let Some(unknown) = self.would_fence() {
             self.findings.unknown.push(unknown);
             return;
         }
@@ -191,8 +224,8 @@ impl Probe<'_> {
         }
     }
 
-    /// Why the transactional.id is not tried: a daemon that runs may have it, and would be shut out.
-    fn would_shut_out(&self) -> Option<String> {
+    /// Why transactions are not tried: a running daemon with the same transactional.id would be fenced.
+    fn would_fence(&self) -> Option<String> {
         let Kafka {
             client,
             consumer,
@@ -223,7 +256,7 @@ impl Probe<'_> {
                 "transactions were not tried: group `{group}` has {n} members, and one may use the transactional.id"
             )),
             Err(e) => Some(format!(
-                "transactions were not tried: who is in group `{group}` is not known: {e}"
+                "transactions were not tried: the members of group `{group}` are not known: {e}"
             )),
         }
     }

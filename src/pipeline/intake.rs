@@ -150,7 +150,7 @@ impl Intake {
                 self.finish(batch);
             }
             let now = Instant::now();
-            self.source.look(now);
+            self.source.update_progress(now);
             self.pass_tails();
             let due = self.is_due(now);
             if due && self.is_full() {
@@ -231,7 +231,7 @@ impl Intake {
             Event::Idle => return Ok(false),
         };
         let (record, from) = self.source.record(&message);
-        if self.source.stands_still(from) {
+        if self.source.is_held(from) {
             // It comes again; here it only tells which schema it will need.
             let payload = record.payload.unwrap_or_default();
             self.decoder.ask_for_schema(payload, record.timestamp_ms);
@@ -277,7 +277,7 @@ impl Intake {
             }
         }
         drop(message);
-        self.source.got_through(from);
+        self.source.taken(from);
         self.metrics.records_consumed.inc_by(taken);
         self.metrics.records_in_flight.add(taken as i64);
         Ok(true)

@@ -1,8 +1,6 @@
-//! The four codecs of Kafka, read piece by piece.
+//! Kafka's four codecs, decompressed piece by piece.
 
 use std::io::{self, Error, Read};
-
-use super::Refused;
 
 /// How a batch is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,29 +10,38 @@ pub enum Codec {
     Zstd,
     /// One block.
     Snappy,
-    /// Blocks with their lengths before them, as Java writes it; without its header.
+    /// Blocks preceded by their lengths, as Java writes them, without Java's header.
     SnappyBlocks,
 }
 
-/// zstd's own bound for the window that a stream may ask for.
-const ZSTD_WINDOW_LOG: u32 = 27;
-
-/// All of it, or `None` if it is more than `most` bytes.
-pub fn read(codec: Codec, compressed: &[u8], most: u64) -> Result<Option<Vec<u8>>, Refused> {
-    if snappy_length(codec, compressed).is_some_and(|bytes| bytes > most) {
-        return Ok(None);
-    }
-    let reader = open(codec, compressed, most).map_err(|_| Refused::Broken)?;
-    let mut bytes = Vec::new();
-    reader
-        .take(most.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|_| Refused::Broken)?;
-    Ok((bytes.len() as u64 <= most).then_some(bytes))
+/// Why a batch is not given to the parser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Batches that wait to be consumed take all the memory.
+    ForNow,
+    /// It cannot be decompressed, or not within its share.
+    Broken,
 }
 
-/// Takes at most `most` bytes of memory, whatever comes out of it.
-pub fn open<'c>(codec: Codec, compressed: &'c [u8], most: u64) -> io::Result<Box<dyn Read + 'c>> {
+/// zstd's own limit for the window of a stream.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// Decompresses everything; `None` if that is more than `max` bytes.
+pub fn read(codec: Codec, compressed: &[u8], max: u64) -> Result<Option<Vec<u8>>, Refused> {
+    if snappy_length(codec, compressed).is_some_and(|bytes| bytes > max) {
+        return Ok(None);
+    }
+    let reader = open(codec, compressed, max).map_err(|_| Refused::Broken)?;
+    let mut bytes = Vec::new();
+    reader
+        .take(max.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|_| Refused::Broken)?;
+    Ok((bytes.len() as u64 <= max).then_some(bytes))
+}
+
+/// Opens a stream that takes at most `max` bytes of memory, whatever its length.
+pub fn open<'c>(codec: Codec, compressed: &'c [u8], max: u64) -> io::Result<Box<dyn Read + 'c>> {
     Ok(match codec {
         Codec::Gzip if compressed.starts_with(&[0x1f, 0x8b]) => {
             Box::new(flate2::bufread::GzDecoder::new(compressed))
@@ -43,25 +50,25 @@ pub fn open<'c>(codec: Codec, compressed: &'c [u8], most: u64) -> io::Result<Box
         Codec::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(compressed)),
         Codec::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed)?;
-            decoder.window_log_max(most.ilog2().clamp(10, ZSTD_WINDOW_LOG))?;
+            decoder.window_log_max(max.ilog2().clamp(10, ZSTD_WINDOW_LOG))?;
             Box::new(decoder)
         }
         Codec::Snappy => Box::new(Blocks {
             rest: &[],
-            block: block(compressed, most)?,
+            block: block(compressed, max)?,
             read: 0,
-            most,
+            max,
         }),
         Codec::SnappyBlocks => Box::new(Blocks {
             rest: compressed,
             block: Vec::new(),
             read: 0,
-            most,
+            max,
         }),
     })
 }
 
-/// Bytes that a snappy batch says it has.
+/// The decompressed length that a snappy batch declares.
 pub fn snappy_length(codec: Codec, compressed: &[u8]) -> Option<u64> {
     match codec {
         Codec::Snappy => Some(snap::raw::decompress_len(compressed).ok()? as u64),
@@ -77,12 +84,12 @@ pub fn snappy_length(codec: Codec, compressed: &[u8]) -> Option<u64> {
     }
 }
 
-/// Snappy cannot be read in parts smaller than a block.
+/// Decompresses block by block, because snappy has no smaller parts.
 struct Blocks<'c> {
     rest: &'c [u8],
     block: Vec<u8>,
     read: usize,
-    most: u64,
+    max: u64,
 }
 
 impl Read for Blocks<'_> {
@@ -91,9 +98,9 @@ impl Read for Blocks<'_> {
             if self.rest.is_empty() {
                 return Ok(0);
             }
-            let cut = || Error::other("a block of snappy is cut off");
+            let cut = || Error::other("a snappy block is cut off");
             let (one, rest) = next_block(self.rest).ok_or_else(cut)?;
-            self.block = block(one, self.most)?;
+            self.block = block(one, self.max)?;
             (self.rest, self.read) = (rest, 0);
         }
         let bytes = (&self.block[self.read..]).read(into)?;
@@ -102,19 +109,17 @@ impl Read for Blocks<'_> {
     }
 }
 
-/// A block and what comes behind it.
+/// The first block and the rest.
 fn next_block(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = rest.split_first_chunk()?;
     rest.split_at_checked(u32::from_be_bytes(*length) as usize)
 }
 
-/// One of more than twice `most` cannot be read at all.
-fn block(compressed: &[u8], most: u64) -> io::Result<Vec<u8>> {
+/// Decompresses a block. A block larger than twice `max` is refused.
+fn block(compressed: &[u8], max: u64) -> io::Result<Vec<u8>> {
     let bytes = snap::raw::decompress_len(compressed)? as u64;
-    if bytes > most.saturating_mul(2) {
-        return Err(Error::other(
-            "a block of snappy that is too large to be read",
-        ));
+    if bytes > max.saturating_mul(2) {
+        return Err(Error::other("a snappy block is too large to be read"));
     }
     Ok(snap::raw::Decoder::new().decompress_vec(compressed)?)
 }

@@ -1,6 +1,6 @@
-//! The functions that librdkafka calls in place of its own: the linker puts `__wrap_x` where `x` is called, see `build.rs`.
+//! Functions that librdkafka calls instead of its own. The linker replaces calls of `x` by `__wrap_x`; see `build.rs`.
 //!
-//! librdkafka has no setting that bounds a decompressed batch, but for zstd, where a batch above it holds its partition for ever.
+//! librdkafka limits a decompressed batch only for zstd, and a batch above that limit blocks its partition for ever.
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
@@ -9,8 +9,9 @@ use std::ptr::null_mut;
 use std::slice::from_raw_parts;
 use std::sync::atomic::Ordering;
 
-use super::codec::Codec;
-use super::{Batch, HELD_BACK, Kept, Refused, batches, unpack};
+use super::budget::{HELD_BACK, HeldBatch, batches};
+use super::codec::{Codec, Refused};
+use super::unpack::{UnpackedBatch, unpack};
 
 type Free = Option<unsafe extern "C" fn(*mut c_void)>;
 
@@ -32,11 +33,12 @@ unsafe extern "C" {
 }
 
 thread_local! {
-    /// A batch of snappy between the call that asks for its length and the one that wants it: librdkafka makes the room for it.
-    static SNAPPY: RefCell<Option<Batch>> = const { RefCell::new(None) };
+    /// A snappy batch, kept between librdkafka's call for its length and the call for its bytes. librdkafka allocates the
+    /// buffer in between.
+    static SNAPPY: RefCell<Option<UnpackedBatch>> = const { RefCell::new(None) };
 }
 
-/// Keeps the functions in the program: nothing in Rust calls them.
+/// Keeps the linker from removing these functions, which no Rust code calls.
 pub fn link() {
     std::hint::black_box([
         __wrap_rd_gz_decompress as *const (),
@@ -49,24 +51,28 @@ pub fn link() {
     ]);
 }
 
-/// The batch, decompressed by us; nothing if it is refused.
+/// Decompresses a batch; `None` if it is refused.
 ///
 /// # Safety
-/// `compressed` are `length` bytes.
-unsafe fn unpacked(codec: Codec, compressed: *const c_void, length: usize) -> Option<Batch> {
+/// `compressed` points to `length` bytes.
+unsafe fn unpacked(
+    codec: Codec,
+    compressed: *const c_void,
+    length: usize,
+) -> Option<UnpackedBatch> {
     // SAFETY: the caller's.
     let compressed = unsafe { from_raw_parts(compressed.cast::<u8>(), length) };
-    // A panic must not go through C.
+    // A panic must not unwind through C.
     let batch = catch_unwind(|| unpack(codec, compressed)).unwrap_or(Err(Refused::Broken));
     if matches!(batch, Err(Refused::ForNow)) {
         HELD_BACK.store(true, Ordering::Relaxed);
     }
-    // The parser wants an address even of nothing.
+    // The parser needs an address, so an empty batch counts as refused.
     batch.ok().filter(|batch| !batch.bytes.is_empty())
 }
 
-/// Address and length for librdkafka, which gives it back to [`release`].
-fn lend(batch: Batch) -> (*mut c_void, usize) {
+/// Lends a batch to librdkafka by address and length. librdkafka returns it to [`release`].
+fn lend(batch: UnpackedBatch) -> (*mut c_void, usize) {
     let (address, length) = (batch.bytes.as_ptr(), batch.bytes.len());
     keep(address as usize, batch.weight, Some(batch.bytes));
     (address.cast_mut().cast(), length)
@@ -76,7 +82,7 @@ fn keep(address: usize, weight: u64, ours: Option<Vec<u8>>) {
     let mut batches = batches();
     batches.bytes += weight;
     let free = None;
-    let kept = Kept { weight, ours, free };
+    let kept = HeldBatch { weight, ours, free };
     if let Some(before) = batches.by_address.insert(address, kept) {
         batches.bytes -= before.weight;
     }
@@ -89,13 +95,13 @@ unsafe extern "C" fn release(address: *mut c_void) {
         batches.bytes -= kept.as_ref().map_or(0, |kept| kept.weight);
         kept
     };
-    if let Some(Kept {
+    if let Some(HeldBatch {
         ours: None,
         free: Some(free),
         ..
     }) = kept
     {
-        // SAFETY: librdkafka gave both together.
+        // SAFETY: librdkafka passed `free` together with this address.
         unsafe { free(address) };
     }
 }
@@ -113,7 +119,7 @@ unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
         }
         None => free,
     };
-    // SAFETY: what librdkafka called it with, but for how it is freed.
+    // SAFETY: librdkafka's own arguments, except for the function that frees the bytes.
     unsafe { __real_rd_kafka_buf_new_shadow(bytes, size, free) }
 }
 
@@ -126,7 +132,7 @@ unsafe extern "C" fn __wrap_rd_gz_decompress(
     // SAFETY: librdkafka's bytes and their length.
     let batch = unsafe { unpacked(Codec::Gzip, compressed, length as usize) };
     let (address, bytes) = batch.map_or((null_mut(), 0), lend);
-    // SAFETY: where librdkafka wants it.
+    // SAFETY: librdkafka's output argument.
     unsafe { *out_length = bytes as u64 };
     address
 }
@@ -142,8 +148,8 @@ unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
     out_length: *mut usize,
 ) -> c_int {
     if proper_checksum == 0 {
-        // Only brokers before 0.10 write these.
-        // SAFETY: what librdkafka called it with.
+        // Only brokers before 0.10 write such batches.
+        // SAFETY: librdkafka's own arguments.
         return unsafe {
             __real_rd_kafka_lz4_decompress(
                 broker,
@@ -156,7 +162,7 @@ unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
             )
         };
     }
-    // SAFETY: librdkafka's bytes, and where it wants the others.
+    // SAFETY: librdkafka's bytes and its output arguments.
     unsafe {
         hand_out(
             unpacked(Codec::Lz4, compressed.cast(), length),
@@ -174,7 +180,7 @@ unsafe extern "C" fn __wrap_rd_kafka_zstd_decompress(
     out: *mut *mut c_void,
     out_length: *mut usize,
 ) -> c_int {
-    // SAFETY: librdkafka's bytes, and where it wants the others.
+    // SAFETY: librdkafka's bytes and its output arguments.
     unsafe {
         hand_out(
             unpacked(Codec::Zstd, compressed.cast(), length),
@@ -185,8 +191,12 @@ unsafe extern "C" fn __wrap_rd_kafka_zstd_decompress(
 }
 
 /// # Safety
-/// Both can be written to.
-unsafe fn hand_out(batch: Option<Batch>, out: *mut *mut c_void, out_length: *mut usize) -> c_int {
+/// Both pointers can be written to.
+unsafe fn hand_out(
+    batch: Option<UnpackedBatch>,
+    out: *mut *mut c_void,
+    out_length: *mut usize,
+) -> c_int {
     let Some(batch) = batch else {
         return BAD_COMPRESSION;
     };
@@ -207,7 +217,7 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
     error: *mut c_char,
     error_size: usize,
 ) -> *mut c_char {
-    // SAFETY: librdkafka's bytes, and where it wants the others and a text.
+    // SAFETY: librdkafka's bytes, its output arguments, and its buffer for an error text.
     unsafe {
         let batch = unpacked(Codec::SnappyBlocks, compressed.cast(), length);
         let (address, bytes) = batch.map_or((null_mut(), 0), lend);
@@ -229,23 +239,23 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
     let Some(batch) = (unsafe { unpacked(Codec::Snappy, compressed.cast(), length) }) else {
         return false;
     };
-    // SAFETY: where librdkafka wants it.
+    // SAFETY: librdkafka's output argument.
     unsafe { *out_length = batch.bytes.len() };
     SNAPPY.set(Some(batch));
     true
 }
 
-/// 0 if it is done.
+/// Returns 0 on success.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompress(
     _compressed: *const c_char,
     _length: usize,
     out: *mut c_char,
 ) -> c_int {
-    let Some(Batch { bytes, weight }) = SNAPPY.take() else {
+    let Some(UnpackedBatch { bytes, weight }) = SNAPPY.take() else {
         return -1;
     };
-    // SAFETY: librdkafka made room for as many bytes as it was told.
+    // SAFETY: librdkafka allocated as many bytes as it was told.
     unsafe {
         out.cast::<u8>()
             .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())

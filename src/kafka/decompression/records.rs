@@ -1,13 +1,13 @@
-//! The records of a batch in Kafka's format, version 2: counted without keeping them, and one that stands for all.
+//! The records of a batch in Kafka's format, version 2: counts them without keeping them, and writes a stand-in record.
 
 use std::io::{self, BufRead, BufReader, Error, Read};
 
-/// What a batch holds.
+/// The contents of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct Summary {
     pub bytes: u64,
     pub records: u64,
-    /// Relative to the batch.
+    /// Relative to the base offset of the batch, like `last_offset`.
     pub first_offset: i64,
     pub last_offset: i64,
     last_timestamp: i64,
@@ -16,38 +16,38 @@ pub struct Seen {
 /// Reads a batch to its end.
 ///
 /// # Errors
-/// What is read are no records.
-pub fn walk(batch: impl Read) -> io::Result<Seen> {
+/// When the bytes are not records.
+pub fn walk(batch: impl Read) -> io::Result<Summary> {
     let mut batch = Counted {
         inner: BufReader::new(batch),
         bytes: 0,
     };
-    let mut seen = Seen::default();
+    let mut summary = Summary::default();
     while !batch.inner.fill_buf()?.is_empty() {
         let length = u64::try_from(varint(&mut batch)?).map_err(Error::other)?;
         let begin = batch.bytes;
         batch.byte()?; // attributes
-        seen.last_timestamp = varint(&mut batch)?;
-        seen.last_offset = varint(&mut batch)?;
-        if seen.records == 0 {
-            seen.first_offset = seen.last_offset;
+        summary.last_timestamp = varint(&mut batch)?;
+        summary.last_offset = varint(&mut batch)?;
+        if summary.records == 0 {
+            summary.first_offset = summary.last_offset;
         }
         let rest = length.checked_sub(batch.bytes - begin);
-        batch.skip(rest.ok_or_else(|| Error::other("a record that is too short"))?)?;
-        seen.records += 1;
+        batch.skip(rest.ok_or_else(|| Error::other("a record is too short"))?)?;
+        summary.records += 1;
     }
-    seen.bytes = batch.bytes;
-    if seen.records == 0 || seen.last_offset < seen.first_offset {
+    summary.bytes = batch.bytes;
+    if summary.records == 0 || summary.last_offset < summary.first_offset {
         return Err(Error::other("no records"));
     }
-    Ok(seen)
+    Ok(summary)
 }
 
-/// A record without key and value with one header, where the last of `seen` stands.
-pub fn stand_in(seen: &Seen, header: &str, value: &str) -> Vec<u8> {
+/// A record with one header and without key and value, at the offset of the last record of the batch.
+pub fn stand_in(summary: &Summary, header: &str, value: &str) -> Vec<u8> {
     let mut body = vec![0]; // attributes
-    put(&mut body, seen.last_timestamp);
-    put(&mut body, seen.last_offset);
+    put(&mut body, summary.last_timestamp);
+    put(&mut body, summary.last_offset);
     put(&mut body, -1); // no key
     put(&mut body, -1); // no value
     put(&mut body, 1);
@@ -79,7 +79,7 @@ impl<R: Read> Counted<R> {
         while left > 0 {
             let there = self.inner.fill_buf()?.len() as u64;
             if there == 0 {
-                return Err(Error::other("a record that is cut off"));
+                return Err(Error::other("a record is cut off"));
             }
             let some = there.min(left);
             self.inner.consume(some as usize);
@@ -90,7 +90,7 @@ impl<R: Read> Counted<R> {
     }
 }
 
-/// A number in zigzag, seven bits a byte.
+/// Reads a zigzag-encoded number, seven bits per byte.
 fn varint<R: Read>(from: &mut Counted<R>) -> io::Result<i64> {
     let mut number: u64 = 0;
     for shift in (0..64).step_by(7) {
@@ -100,7 +100,7 @@ fn varint<R: Read>(from: &mut Counted<R>) -> io::Result<i64> {
             return Ok((number >> 1) as i64 ^ -((number & 1) as i64));
         }
     }
-    Err(Error::other("a number that is too long"))
+    Err(Error::other("a number is too long"))
 }
 
 fn put(into: &mut Vec<u8>, number: i64) {

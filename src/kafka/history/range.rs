@@ -1,4 +1,4 @@
-//! Where a range of a topic begins and ends, as a person says it.
+//! The start and end of a range as a user writes them.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -7,24 +7,24 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
-/// One end of a range. A beginning is part of the range, an end is not.
+/// A start or an end of a range. The start belongs to the range, the end does not.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Bound {
     Beginning,
-    /// Where the topic ends when the reading starts.
+    /// The end of the topic when reading starts.
     End,
     /// The same offset in every partition.
     Offset(i64),
-    /// An offset for each of these partitions; no others are read.
+    /// An offset for each of these partitions. Others are not read.
     Offsets(BTreeMap<i32, i64>),
-    /// The first record of each partition that is not older.
+    /// In each partition, the first record that is not older.
     Time(Timestamp),
-    /// The same, so long before now.
+    /// The same, with a time before now.
     Ago(SignedDuration),
 }
 
 impl Bound {
-    /// The partitions that it names, if it names any.
+    /// The named partitions, if there are any.
     pub fn partitions(&self) -> Option<Vec<i32>> {
         match self {
             Bound::Offsets(offsets) => Some(offsets.keys().copied().collect()),
@@ -47,7 +47,7 @@ impl FromStr for Bound {
             _ => {}
         }
         if let Some(ago) = text.strip_prefix('-') {
-            return ago_of(ago).map(Bound::Ago);
+            return before_now(ago).map(Bound::Ago);
         }
         if text.bytes().all(|b| b.is_ascii_digit()) {
             return Ok(Bound::Offset(text.parse().map_err(|_| EXPECTED)?));
@@ -67,12 +67,12 @@ impl FromStr for Bound {
     }
 }
 
-fn ago_of(text: &str) -> Result<SignedDuration, String> {
+fn before_now(text: &str) -> Result<SignedDuration, String> {
     let span: Span = text.parse().map_err(|_| EXPECTED.to_owned())?;
     let ago = span
         .to_duration(SpanRelativeTo::days_are_24_hours())
         .map_err(
-            |_| "a time before now takes weeks, days, hours, minutes and seconds: -36h, -7d",
+            |_| "a time before now is given in weeks, days, hours, minutes and seconds: -36h, -7d",
         )?;
     if ago.is_negative() {
         return Err(EXPECTED.to_owned());
@@ -87,7 +87,7 @@ fn offsets(text: &str) -> Result<BTreeMap<i32, i64>, String> {
         let partition = partition.parse().map_err(|_| EXPECTED)?;
         let offset = offset.parse().map_err(|_| EXPECTED)?;
         if offsets.insert(partition, offset).is_some() {
-            return Err(format!("partition {partition} is there twice"));
+            return Err(format!("partition {partition} is given twice"));
         }
     }
     Ok(offsets)
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_to_say_where() {
+    fn every_form_is_read() {
         let time = |text: &str| Bound::Time(text.parse().unwrap());
         let hours = |h| Bound::Ago(SignedDuration::from_hours(h));
         for (text, expected) in [

@@ -1,0 +1,66 @@
+//! The consumer's membership in its group, for the producer that commits offsets in its name.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
+
+use super::context::GroupConsumer;
+use super::topics::Topics;
+use crate::batch::TopicPartition;
+
+/// Lets a transaction commit offsets in the name of the consumer.
+pub struct Membership {
+    /// Weak, so that it does not delay leaving the group.
+    pub(super) consumer: Weak<GroupConsumer>,
+    /// Batches below this sequence are lost.
+    pub(super) lost_below: Arc<AtomicU64>,
+    pub(super) topics: Topics,
+}
+
+impl Membership {
+    /// Whether the partitions of this batch are lost. Their new owner scores its records again.
+    pub fn is_lost(&self, sequence: u64) -> bool {
+        sequence < self.lost_below.load(Ordering::SeqCst)
+    }
+
+    /// The group metadata for a commit of batches from `sequence` on; `None` if these batches are lost.
+    ///
+    /// The group coordinator does not check a commit without a generation, and it accepts a newer generation. So this
+    /// first reads the metadata, then checks that it belonged to a member, that the assignment is not lost, and that the
+    /// loss was not completed meanwhile. Wherever a loss falls between these steps, one of the checks sees it.
+    pub(in crate::kafka) fn metadata(&self, sequence: u64) -> Option<ConsumerGroupMetadata> {
+        let consumer = self.consumer.upgrade()?;
+        let metadata = consumer.group_metadata()?;
+        let refused = !is_member(&consumer) || consumer.assignment_lost() || self.is_lost(sequence);
+        (!refused).then_some(metadata)
+    }
+
+    /// The offsets to commit, without those of deleted topics: a commit to a deleted topic fails the whole transaction.
+    pub(in crate::kafka) fn offsets(
+        &self,
+        offsets: &[(TopicPartition, i64)],
+    ) -> TopicPartitionList {
+        let of_deleted = |(from, _): &&(TopicPartition, i64)| !self.topics.is_deleted(from.topic);
+        let offsets: Vec<_> = offsets.iter().filter(of_deleted).copied().collect();
+        self.topics.with_metadata(&offsets)
+    }
+}
+
+/// Whether the consumer has a member id and a generation. Once lost, they come back only with a completed rebalance.
+fn is_member(consumer: &GroupConsumer) -> bool {
+    use rdkafka::bindings as rd;
+    // SAFETY: the client outlives the call, and the metadata lives until it is destroyed below.
+    unsafe {
+        let metadata = rd::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return false;
+        }
+        let generation = rd::rd_kafka_consumer_group_metadata_generation_id(metadata);
+        let member_id = rd::rd_kafka_consumer_group_metadata_member_id(metadata);
+        let is_member = generation > 0 && !member_id.is_null() && *member_id != 0;
+        rd::rd_kafka_consumer_group_metadata_destroy(metadata);
+        is_member
+    }
+}

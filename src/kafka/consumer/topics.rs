@@ -1,0 +1,121 @@
+//! The topics that are read, by number. The list only grows, because in-flight batches refer to topics by number.
+
+use std::ops::Index;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rdkafka::{Offset, TopicPartitionList};
+use rustc_hash::FxHashMap;
+
+use super::commit_metadata::CommitMetadata;
+use crate::batch::TopicPartition;
+
+/// Shared by the stages that need the name of a topic.
+#[derive(Clone, Default)]
+pub struct Topics(Arc<RwLock<Numbered>>);
+
+#[derive(Default)]
+struct Numbered {
+    /// Never freed, so that a name outlives the lock. There are only as many as topics were ever read.
+    all: Vec<&'static Topic>,
+    numbers: FxHashMap<&'static str, usize>,
+}
+
+struct Topic {
+    name: String,
+    /// Describes the topic to which the assigned partitions belong. A recreated topic has other metadata.
+    metadata: RwLock<Option<CommitMetadata>>,
+    deleted: AtomicBool,
+}
+
+impl Topics {
+    /// The number of a topic; a new one gets the next.
+    pub(super) fn number(&self, name: &str) -> usize {
+        let known = self.read(|topics| topics.numbers.get(name).copied());
+        known.unwrap_or_else(|| self.add(name))
+    }
+
+    fn add(&self, name: &str) -> usize {
+        let mut topics = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = topics.numbers.get(name) {
+            return *number;
+        }
+        let topic: &'static Topic = Box::leak(Box::new(Topic {
+            name: name.to_owned(),
+            metadata: RwLock::default(),
+            deleted: AtomicBool::new(false),
+        }));
+        let number = topics.all.len();
+        topics.all.push(topic);
+        topics.numbers.insert(&topic.name, number);
+        number
+    }
+
+    /// The metadata to commit with the topic's offsets.
+    pub(super) fn metadata(&self, number: usize) -> Option<CommitMetadata> {
+        let metadata = self.topic(number).metadata.read();
+        metadata.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_metadata(&self, number: usize, metadata: Option<CommitMetadata>) {
+        let topic = self.topic(number);
+        *topic
+            .metadata
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = metadata;
+    }
+
+    /// These offsets with the metadata of their topics, to be committed.
+    pub(super) fn with_metadata(&self, offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for (from, next) in offsets {
+            let mut element = list.add_partition(&self[from.topic], from.partition);
+            element
+                .set_offset(Offset::Offset(*next))
+                .expect("an offset from a record is valid");
+            if let Some(metadata) = self.metadata(from.topic) {
+                element.set_metadata(metadata.to_string());
+            }
+        }
+        list
+    }
+
+    /// Whether the brokers have said more than once that the topic does not exist.
+    pub(super) fn is_deleted(&self, number: usize) -> bool {
+        self.topic(number).deleted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_deleted(&self, number: usize, deleted: bool) {
+        self.topic(number).deleted.store(deleted, Ordering::Release);
+    }
+
+    fn topic(&self, number: usize) -> &'static Topic {
+        self.read(|topics| topics.all[number])
+    }
+
+    fn read<T>(&self, of: impl FnOnce(&Numbered) -> T) -> T {
+        of(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Index<usize> for Topics {
+    type Output = str;
+
+    fn index(&self, number: usize) -> &str {
+        &self.topic(number).name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_keeps_its_number_while_others_come() {
+        let topics = Topics::default();
+        assert_eq!((topics.number("a"), topics.number("b")), (0, 1));
+        let shared = topics.clone();
+        assert_eq!((shared.number("c"), topics.number("a")), (2, 0));
+        assert_eq!(&topics[2], "c");
+    }
+}

@@ -1,0 +1,268 @@
+//! The producer. It is idempotent and reports every delivery.
+
+pub(super) mod context;
+pub(super) mod limits;
+pub mod replay;
+pub(super) mod transaction;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, unbounded};
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
+
+use self::context::{Delivery, SendError, SinkContext, Ticket, VerdictProducer, send_error};
+use self::limits::Limits;
+use self::transaction::{Outcome, Transactions};
+use super::client;
+use super::client::await_topic::await_topic;
+use super::client::last_error::LastError;
+use super::client::reconnect;
+use super::consumer::membership::Membership;
+use super::error::{KafkaError, is_topic_missing};
+use super::messages::owned_headers;
+use crate::batch::TopicPartition;
+use crate::config::{Guarantee, Kafka};
+use crate::message::Message;
+use crate::shutdown::Shutdown;
+
+/// How long the brokers may take to say whether a topic exists.
+const ASK_WITHIN: Duration = Duration::from_secs(1);
+/// The shortest time between two requests for the limits.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+pub struct Sink {
+    producer: Arc<VerdictProducer>,
+    transactions: Transactions,
+    deliveries: Receiver<Delivery>,
+    config: ClientConfig,
+    limits: Limits,
+    limits_asked: Option<Instant>,
+    /// The topic that is asked about to find out whether a broker answers.
+    probe_topic: Option<String>,
+}
+
+pub(super) fn config(kafka: &Kafka) -> ClientConfig {
+    let mut config = client::config(kafka, &kafka.producer);
+    config.set("enable.idempotence", "true").set("acks", "all");
+    if kafka.guarantee != Guarantee::AtLeastOnce {
+        transaction::configure(&mut config, kafka);
+    }
+    config
+}
+
+/// The largest batch in bytes. librdkafka's default is 1,000,000.
+fn batch_size(config: &ClientConfig) -> usize {
+    let size = config.get("batch.size").and_then(|size| size.parse().ok());
+    size.unwrap_or(1_000_000)
+}
+
+impl Sink {
+    /// Connects and checks that every topic exists.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
+    pub fn connect(kafka: &Kafka, topics: &[&str], stop: &Shutdown) -> Result<Sink, KafkaError> {
+        let last_error = LastError::default();
+        let mut config = config(kafka);
+        let mut sink = Sink::open(config.clone(), &last_error)?;
+        for topic in topics {
+            await_topic(
+                sink.producer.client(),
+                kafka,
+                topic,
+                &last_error,
+                stop,
+                || {},
+            )?;
+        }
+        let limits = Limits::ask(&config, topics);
+        for line in limits.lines() {
+            tracing::info!("{line}");
+        }
+        // A topic refuses a batch larger than its message limit, whatever the size of the messages in it.
+        let least = limits.least().filter(|least| *least < batch_size(&config));
+        if let Some(least) = least {
+            config.set("batch.size", least.to_string());
+            sink = Sink::open(config, &last_error)?;
+        }
+        sink.limits = limits;
+        sink.probe_topic = topics.first().map(|topic| (*topic).to_owned());
+        sink.keep_connected();
+        if sink.transactions.id.is_some() {
+            sink.init_transactions(kafka.connect_timeout, &last_error, stop)?;
+        }
+        Ok(sink)
+    }
+
+    fn open(config: ClientConfig, last_error: &LastError) -> Result<Sink, KafkaError> {
+        let (sender, deliveries) = unbounded();
+        let transactional_id = config.get("transactional.id").map(str::to_owned);
+        let context = SinkContext {
+            last_error: last_error.clone(),
+            deliveries: sender,
+            is_transactional: transactional_id.is_some(),
+        };
+        let producer: Arc<VerdictProducer> = Arc::new(client::create(&config, context)?);
+        Ok(Sink {
+            transactions: Transactions {
+                producer: Arc::clone(&producer),
+                id: transactional_id,
+            },
+            producer,
+            deliveries,
+            limits: Limits::of_client(&config),
+            limits_asked: None,
+            probe_topic: None,
+            config,
+        })
+    }
+
+    fn init_transactions(
+        &self,
+        patience: Duration,
+        last_error: &LastError,
+        stop: &Shutdown,
+    ) -> Result<(), KafkaError> {
+        let brokers = self.config.get("bootstrap.servers").unwrap_or_default();
+        self.transactions.init(brokers, patience, last_error, stop)
+    }
+
+    fn keep_connected(&self) {
+        if let Some(topic) = &self.probe_topic {
+            let servers = self.config.get("bootstrap.servers").unwrap_or_default();
+            reconnect::keep(&self.producer, topic, servers);
+        }
+    }
+
+    /// Replaces a producer whose transaction is stuck. The new producer fences the old one and aborts its transaction.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when the brokers refuse.
+    pub fn replace(&mut self, patience: Duration, stop: &Shutdown) -> Result<(), KafkaError> {
+        let last_error = LastError::default();
+        let mut sink = Sink::open(self.config.clone(), &last_error)?;
+        sink.limits = self.limits.clone();
+        sink.probe_topic.clone_from(&self.probe_topic);
+        sink.keep_connected();
+        sink.init_transactions(patience, &last_error, stop)?;
+        let stuck = std::mem::replace(self, sink);
+        // Dropping it may wait for the stuck call.
+        std::thread::spawn(move || drop(stuck));
+        Ok(())
+    }
+
+    /// Asks for the limits of the topics again, because they may have been changed. Does nothing if that was done just now.
+    pub fn ask_limits(&mut self) {
+        let recently = |asked: Instant| asked.elapsed() < ASK_EVERY;
+        if self.limits_asked.is_some_and(recently) {
+            return;
+        }
+        self.limits_asked = Some(Instant::now());
+        self.limits = Limits::ask(&self.config, &self.limits.topics());
+    }
+
+    /// Replaces a producer whose batches are too large for a topic.
+    ///
+    /// # Errors
+    /// [`KafkaError`] when the brokers refuse.
+    pub fn shrink_batches(
+        &mut self,
+        patience: Duration,
+        stop: &Shutdown,
+    ) -> Result<(), KafkaError> {
+        self.ask_limits();
+        // If a limit is not known, each message is sent in its own batch.
+        let bytes = self.limits.least().filter(|_| self.limits.are_known());
+        self.config
+            .set("batch.size", bytes.unwrap_or(1).to_string());
+        self.replace(patience, stop)
+    }
+
+    /// Hands a message to librdkafka. Its [`Delivery`] comes later, unless this fails at once.
+    ///
+    /// # Errors
+    /// [`SendError`], with the message where it can be sent again, later or in another shape.
+    pub fn send(&self, ticket: Ticket, topic: &str, message: &Message) -> Result<(), SendError> {
+        let sent = Box::new((ticket, message.about.clone()));
+        let mut record = BaseRecord::with_opaque_to(topic, sent)
+            .payload(&message.payload)
+            .headers(owned_headers(&message.headers));
+        if let Some(key) = &message.key {
+            record = record.key(key);
+        }
+        if let Some(timestamp) = message.timestamp_ms {
+            record = record.timestamp(timestamp);
+        }
+        self.producer
+            .send(record)
+            .map_err(|(error, _)| send_error(&error, topic, || message.clone()))
+    }
+
+    /// Whether a topic exists and may be written; `None` if the brokers do not answer.
+    pub fn has_topic(&self, topic: &str) -> Option<bool> {
+        let client = self.producer.client();
+        let metadata = client.fetch_metadata(Some(topic), ASK_WITHIN).ok()?;
+        let found = metadata.topics().iter().find(|t| t.name() == topic)?;
+        match found.error().map(RDKafkaErrorCode::from) {
+            None => Some(!found.partitions().is_empty()),
+            Some(code) => is_topic_missing(code).then_some(false),
+        }
+    }
+
+    /// The topics named when connecting.
+    pub fn topics(&self) -> Vec<String> {
+        self.limits.topics()
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The deliveries of sent messages, in the order of the brokers' answers.
+    pub fn deliveries(&self) -> &Receiver<Delivery> {
+        &self.deliveries
+    }
+
+    /// Discards undelivered messages. Otherwise the process would wait at its end for brokers that may be gone.
+    pub fn abandon(&self) {
+        self.producer
+            .purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
+        let _ = self.producer.flush(Duration::from_millis(100));
+        self.transactions.abort_if_open();
+    }
+
+    /// Opens a transaction for everything sent from now on.
+    ///
+    /// # Errors
+    /// When this producer is fenced.
+    pub fn begin(&self) -> Result<(), KafkaError> {
+        self.transactions.begin()
+    }
+
+    /// Commits the open transaction together with `offsets`, the offsets to read next, in the name of the consumer.
+    /// `sequence` is that of the first batch in it. Waits for brokers as long as needed, or until `give_up`.
+    ///
+    /// # Errors
+    /// When this producer is fenced or cannot make transactions any more.
+    pub fn commit(
+        &self,
+        membership: &Membership,
+        sequence: u64,
+        offsets: &[(TopicPartition, i64)],
+        give_up: &Shutdown,
+    ) -> Result<Outcome, KafkaError> {
+        self.transactions
+            .commit(membership, sequence, offsets, give_up)
+    }
+
+    /// Aborts the open transaction because of `problem`.
+    ///
+    /// # Errors
+    /// When this producer is fenced or cannot make transactions any more.
+    pub fn abort(&self, problem: String, give_up: &Shutdown) -> Result<Outcome, KafkaError> {
+        self.transactions.abort(problem, give_up)
+    }
+}
