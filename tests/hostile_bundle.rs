@@ -373,7 +373,7 @@ fn a_stop_does_not_wait_for_a_reload_that_hangs() {
         tasks.any(loads).then_some(())
     });
     let ended = daemon.drains();
-    assert!(ended.stderr.contains("reading settings and bundle again"));
+    assert!(ended.stderr.contains("reloading settings and bundle"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The HTTP server on its own thread.
+//! Runs the HTTP server on its own thread.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::http::{self, Access, Shown, Tls};
 use crate::shutdown::Shutdown;
 
-/// Binds the address and serves until `done`. Gives the address and the thread.
+/// Binds the address and serves until `done`. Returns the bound address and the thread.
 pub fn serve(
     settings: &config::Http,
     connections: usize,
