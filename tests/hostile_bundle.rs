@@ -650,7 +650,7 @@ fn settings_are_read_again_and_what_needs_a_restart_is_named() {
     let ended = daemon.drains();
     for said in [
         "kafka.drain_timeout",
-        "at the next start only",
+        "only after a restart",
         "threshold.scoer",
     ] {
         assert!(
