@@ -211,5 +211,5 @@ fn named<T: Send + 'static>(
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)
-        .expect("the system gives a thread")
+        .expect("the system can start a thread")
 }

@@ -22,7 +22,7 @@ use ureq::tls::RootCerts;
 /// Timeout of a request, including its retries.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time at shutdown to send what is still queued.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 /// Most queued spans: about ten megabytes.
 const QUEUE: usize = 16_384;
 const SERVICE_NAME: Key = Key::from_static_str("service.name");
@@ -81,7 +81,7 @@ impl Spans {
 
     /// Sends what is queued, within a short time limit.
     pub fn end(&self) {
-        let _ = self.processor.shutdown_with_timeout(LAST_WORDS);
+        let _ = self.processor.shutdown_with_timeout(FLUSH_WITHIN);
     }
 }
 

@@ -67,7 +67,7 @@ pub fn start(
     thread::Builder::new()
         .name("schema-registry".into())
         .spawn(move || fetcher.run())
-        .expect("the system gives a thread");
+        .expect("the system can start a thread");
     Ok(schemas)
 }
 
@@ -199,7 +199,7 @@ impl Fetcher {
 
     fn is_absent(&mut self, id: u32, problem: String) {
         let now = Instant::now();
-        let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
+        let waiting = self.waiting.get_mut(&id).expect("a requested id is waiting");
         if now >= waiting.young_until {
             return self.refuse(id, problem);
         }
@@ -211,7 +211,7 @@ impl Fetcher {
     /// The registry answers other requests, but not this one.
     fn is_stuck(&mut self, id: u32, problem: &str) {
         self.metrics.schema_registry_errors.inc();
-        let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
+        let waiting = self.waiting.get_mut(&id).expect("a requested id is waiting");
         if waiting.pause == RETRY.0 {
             tracing::warn!(
                 id,

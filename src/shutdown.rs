@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 /// Exit code after the second signal.
 const AT_ONCE: i32 = 130;
-const LAST_WORDS: &[u8] =
+const SECOND_SIGNAL: &[u8] =
     b"second signal: stopping at once, without waiting for in-flight records\n";
 
 /// Cloned into every stage. A request cannot be taken back.
@@ -117,6 +117,6 @@ fn say_if_possible() {
         tv_nsec: 0,
     };
     if poll(&mut ready, Some(&at_once)) == Ok(1) && ready[0].revents().contains(PollFlags::OUT) {
-        let _ = rustix::io::write(&stderr, LAST_WORDS);
+        let _ = rustix::io::write(&stderr, SECOND_SIGNAL);
     }
 }

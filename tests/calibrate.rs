@@ -589,7 +589,7 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
         (
             &[&object[..5], &["--key", "card_id"]].concat(),
             64,
-            "only where the thresholds go by the message key",
+            "only for a bundle that is calibrated by message key",
         ),
         (
             &[text(&bundle), "--data", text(&file), "--out", text(&out)],

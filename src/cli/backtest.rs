@@ -333,7 +333,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
     let mut published = published;
     let mut records = batch.records();
     scoring.score(&batch.rows, |row, scored| {
-        let record = records.next().expect("a record a row");
+        let record = records.next().expect("one record per row");
         let score = scored.score;
         if let Some(flaw) = scored.flaw() {
             tally.reject(&RowError {

@@ -238,7 +238,7 @@ impl Bench {
             records,
             sessions: arguments.sessions.unwrap_or(cores).max(1),
             provider: arguments.provider,
-            batch: usize::try_from(arguments.batch).expect("it is in range"),
+            batch: usize::try_from(arguments.batch).expect("clap checked the range"),
         })
     }
 

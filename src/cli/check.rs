@@ -109,7 +109,7 @@ fn rows(bundle: &Bundle) -> String {
         }) => {
             let colour = if channels == 1 { "gray" } else { "RGB" };
             let how = if tiles.is_some() { "in tiles" } else { "whole" };
-            format!("pictures {how}, {width} x {height} {colour}")
+            format!("images {how}, {width} x {height} {colour}")
         }
     }
 }

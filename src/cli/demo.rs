@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let daemon = daemon::start(config, settings, &stop)?;
     let watcher = Watcher::start(&broker.brokers, ANOMALIES)?;
     println!(
-        "scoring {} records of {} again and again; look at http://{} and at its /status and /metrics, Ctrl-C drains",
+        "scoring the {} sample records of {} in a loop; open http://{} or its /status and /metrics; Ctrl-C drains and stops",
         sample.len(),
         arguments.bundle.display(),
         daemon.address
@@ -109,7 +109,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         demo.show();
         feeder
             .join()
-            .unwrap_or_else(|_| Err(Failure::internal("the feeding thread panicked")))
+            .unwrap_or_else(|_| Err(Failure::internal("the producer thread panicked")))
     });
     daemon.wait()?;
     fed?;
@@ -283,7 +283,7 @@ impl Demo<'_> {
         let asked = self.arguments.records.unwrap_or(summary.consumed);
         if summary.unaccounted != 0 || asked != summary.consumed {
             return Err(Failure::internal(format!(
-                "{asked} records asked for, {} consumed, {} unaccounted for",
+                "{asked} records requested, {} consumed, {} unaccounted for",
                 summary.consumed, summary.unaccounted
             )));
         }

@@ -23,7 +23,7 @@ pub fn serve(
     let address = listener.local_addr().map_err(Failure::internal)?;
     if settings.token.is_none() && !http::is_loopback(address) {
         tracing::warn!(
-            "/metrics and /status are open to whoever reaches {address}, and the triage page shows no records: set http.token, or a loopback address as http.listen"
+            "/metrics and /status are open to every client that can reach {address}, and the triage page shows no records: set http.token, or set http.listen to a loopback address"
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

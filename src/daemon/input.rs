@@ -16,7 +16,7 @@ use crate::shutdown::Shutdown;
 use crate::failure::Failure;
 
 /// How often decoding is retried while a schema is fetched.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// Opens the input. If schemas come from a registry, starts a thread that fetches them.
 pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input, Failure> {
@@ -106,7 +106,7 @@ pub fn decode_written(
         return match decoder.decode(payload, key, rows) {
             Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
                 decoder.ask_for_schema(payload, written_ms);
-                std::thread::sleep(LOOK_AGAIN);
+                std::thread::sleep(RETRY_AFTER);
                 continue;
             }
             Err(DecodeError::Row(error)) => Err(error),

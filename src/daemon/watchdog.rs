@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long reading settings may take.
 const SETTINGS_WITHIN: Duration = Duration::from_secs(10);
 /// How often a wait checks for a stop.
-const LOOK_UP: Duration = Duration::from_millis(50);
+const STOP_CHECK: Duration = Duration::from_millis(50);
 
 /// Whether a bundle is being loaded, or a loaded one is being put into use.
 pub fn is_at_work() -> bool {
@@ -141,7 +141,7 @@ fn within<T: Send + 'static>(
 fn wait<T>(done: &Receiver<T>, deadline: Instant, stop: &Shutdown) -> Result<T, End> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match done.recv_timeout(left.min(LOOK_UP)) {
+        match done.recv_timeout(left.min(STOP_CHECK)) {
             Ok(result) => return Ok(result),
             Err(RecvTimeoutError::Disconnected) => return Err(End::Panicked),
             Err(RecvTimeoutError::Timeout) if stop.is_requested() => return Err(End::Stopped),
@@ -179,7 +179,7 @@ fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiv
         let _ = done.send(worked);
     };
     let thread = thread::Builder::new().name("loader".to_owned());
-    thread.spawn(work).expect("the system gives a thread");
+    thread.spawn(work).expect("the system can start a thread");
     result
 }
 

@@ -59,8 +59,8 @@ impl Access {
     }
 }
 
-const CLOSED: &str = "records and the log level are not open to the network: set http.token, or a loopback address as http.listen\n";
-const OTHER_HOST: &str = "without http.token only requests to localhost, 127.0.0.1 or [::1] are answered, and the Host header names another machine: ask by one of these names, or set http.token\n";
+const CLOSED: &str = "records and the log level are not open to the network: set http.token, or set http.listen to a loopback address\n";
+const OTHER_HOST: &str = "without http.token only requests to localhost, 127.0.0.1 or [::1] are answered, but the Host header names another machine: use one of these names, or set http.token\n";
 const OTHER_SITE: &str = "without http.token pages of other sites get no answer (Origin, Sec-Fetch-Site): open the triage page itself, or set http.token\n";
 
 /// Lets a request pass, or says why not.
@@ -73,7 +73,7 @@ pub async fn check(State(access): State<Access>, request: Request, next: Next) -
 
 fn unauthorised() -> Response {
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    let how = "send the token of http.token: Authorization: Bearer TOKEN\n";
+    let how = "http.token is required: send the header Authorization: Bearer TOKEN\n";
     (StatusCode::UNAUTHORIZED, challenge, how).into_response()
 }
 

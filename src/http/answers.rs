@@ -114,7 +114,7 @@ pub fn no_stream() -> Response {
 }
 
 pub fn gone() -> Response {
-    (StatusCode::NOT_FOUND, "no longer kept\n").into_response()
+    (StatusCode::NOT_FOUND, "no longer kept in memory\n").into_response()
 }
 
 fn later(why: &str) -> Response {

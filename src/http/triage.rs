@@ -153,7 +153,7 @@ async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Re
                 verdict: without_bulk(&anomaly.verdict),
             });
             let listed = serde_json::to_vec(&listed.collect::<Vec<_>>());
-            Some(as_json(listed.expect("names and JSON values")))
+            Some(as_json(listed.expect("names and JSON values serialize")))
         })
         .await
 }

@@ -352,7 +352,7 @@ impl Intake {
         }
         let tails = self.source.empty_tails();
         if !tails.is_empty() {
-            let mut batch = self.free.pop().expect("looked at above");
+            let mut batch = self.free.pop().expect("checked above");
             batch.offsets = tails;
             self.send(batch);
         }

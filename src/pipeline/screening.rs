@@ -8,7 +8,7 @@ use crate::onnx::{Scorer, ScorerError, Screen};
 use crate::verdict::Judge;
 
 /// With the screen on, one record in this many is scored regardless of the screen.
-const AUDITED: u64 = 64;
+const AUDIT_ONE_IN: u64 = 64;
 
 /// The screen's output above which a record is scored.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,7 +118,7 @@ impl Screening {
 /// Depends on the offset only, so that a replay audits the same records. Hashed, because a stream may be periodic.
 fn is_audited(offset: i64) -> bool {
     let hash = offset.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    hash >> (u64::BITS - AUDITED.ilog2()) == 0
+    hash >> (u64::BITS - AUDIT_ONE_IN.ilog2()) == 0
 }
 
 #[cfg(test)]

@@ -148,12 +148,12 @@ impl Traces {
         }
     }
 
-    /// Sends what is left.
+    /// Sends the remaining spans.
     pub fn end(&self) {
         self.spans.end();
     }
 
-    /// The trace of a record, if it is traced: its own, if that is sampled, or a new one, if it has none and is drawn.
+    /// The trace of a record: its own if sampled, or a new one if it has none and is drawn at random. `None` if not traced.
     fn trace(&self, origin: Origin<'_>, headers: [Option<&[u8]>; 2]) -> Option<Trace> {
         let parent = match headers[0].and_then(|header| header.get(LAST_OF_FLAGS)) {
             Some(digit) if is_odd(*digit) => parent(headers),

@@ -109,6 +109,6 @@ fn report(arguments: &Arguments, survey: &Survey, left: u64, done: u64) {
     };
     println!("{letters} letters: {what}, {before} replayed or discarded before");
     if !complete {
-        println!("stopped early: run it again to go on");
+        println!("stopped early: run it again to continue");
     }
 }

@@ -16,7 +16,7 @@ use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// List dead letters: where each lies, where it came from, when, why, and whether it was replayed
+/// List dead letters with position, source, time, reason, and whether each was replayed
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -261,7 +261,7 @@ impl Report<'_> {
         }
         let unsent = self.left - self.total();
         if !self.complete {
-            println!("stopped early: run it again to go on");
+            println!("stopped early: run it again to continue");
         } else if unsent > 0 {
             println!("{unsent:>9}  were deleted by the topic's retention in the meantime");
         }

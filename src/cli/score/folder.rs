@@ -369,7 +369,7 @@ fn in_words(report: &Report<'_>) -> Vec<(String, String)> {
     let summary = &report.summary;
     let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
     let mut words = vec![
-        ("pictures".into(), summary.records.to_string()),
+        ("images".into(), summary.records.to_string()),
         ("not scored".into(), summary.dead_letters.to_string()),
         ("anomalies".into(), summary.anomalies.to_string()),
         ("threshold".into(), format!("{:.4}", summary.threshold)),

@@ -222,10 +222,10 @@ impl<T> Highest<T> {
 pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure> {
     match (by, key) {
         (Some(SegmentBy::Key), None) => Err(Failure::usage(
-            "the thresholds go by the message key, which a file does not have: pass --key FIELD to name the field that holds the key",
+            "the bundle is calibrated by message key, which a file does not have: pass --key FIELD to name the field that holds the key",
         )),
         (None | Some(SegmentBy::Field(_)), Some(_)) => Err(Failure::usage(
-            "--key: only where the thresholds go by the message key",
+            "--key: only for a bundle that is calibrated by message key",
         )),
         _ => Ok(()),
     }
