@@ -121,8 +121,8 @@ async fn ready(State((metrics, status)): Shared, uri: Uri) -> (StatusCode, Strin
     };
     if is_verbose(&uri) {
         let missing = metrics.missing_topics().into_iter();
-        let missing =
-            missing.map(|topic| format!("topic {topic} does not exist, or residuald may not use it"));
+        let missing = missing
+            .map(|topic| format!("topic {topic} does not exist, or residuald may not use it"));
         for line in missing.chain(status.waiting_partitions()) {
             text += &line;
             text.push('\n');

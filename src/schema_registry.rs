@@ -199,7 +199,10 @@ impl Fetcher {
 
     fn is_absent(&mut self, id: u32, problem: String) {
         let now = Instant::now();
-        let waiting = self.waiting.get_mut(&id).expect("a requested id is waiting");
+        let waiting = self
+            .waiting
+            .get_mut(&id)
+            .expect("a requested id is waiting");
         if now >= waiting.young_until {
             return self.refuse(id, problem);
         }
@@ -211,7 +214,10 @@ impl Fetcher {
     /// The registry answers other requests, but not this one.
     fn is_stuck(&mut self, id: u32, problem: &str) {
         self.metrics.schema_registry_errors.inc();
-        let waiting = self.waiting.get_mut(&id).expect("a requested id is waiting");
+        let waiting = self
+            .waiting
+            .get_mut(&id)
+            .expect("a requested id is waiting");
         if waiting.pause == RETRY.0 {
             tracing::warn!(
                 id,
@@ -300,7 +306,8 @@ fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
         };
         let threads: Vec<_> = ids.iter().map(|&id| fetch(id)).collect();
         let joined = ids.iter().zip(threads).map(|(id, thread)| {
-            let no_thread = |e| FetchError::Unavailable(format!("cannot start a thread to fetch it: {e}"));
+            let no_thread =
+                |e| FetchError::Unavailable(format!("cannot start a thread to fetch it: {e}"));
             let panicked = |_| Err(FetchError::Unfit(format!("schema {id} cannot be read")));
             thread.map_err(no_thread)?.join().unwrap_or_else(panicked)
         });
@@ -468,8 +475,11 @@ impl Registry {
         }
         let body = self.get(path, budget.bytes)?;
         budget.bytes -= budget.bytes.min(body.len() as u64);
-        serde_json::from_str(&body)
-            .map_err(|e| FetchError::Unavailable(format!("{path}: the answer is not that of a schema registry: {e}")))
+        serde_json::from_str(&body).map_err(|e| {
+            FetchError::Unavailable(format!(
+                "{path}: the answer is not that of a schema registry: {e}"
+            ))
+        })
     }
 
     fn get(&self, path: &str, most_bytes: u64) -> Result<String, FetchError> {

@@ -82,7 +82,9 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
     let words: Vec<&str> = text.split(',').map(str::trim).collect();
     // tracing-subscriber 0.3.23 fails an assertion if such a filter occurs twice, and nothing here logs spans.
     if text.contains(['[', ']', '{', '}']) {
-        return Err(format!("filters by span or field are not supported: {expected}"));
+        return Err(format!(
+            "filters by span or field are not supported: {expected}"
+        ));
     }
     // No regular expressions: they may use any amount of memory.
     let filter = EnvFilter::builder().with_regex(false);

@@ -171,7 +171,11 @@ fn status_asks_the_daemon() {
             .contains("RESIDUALD_TOKEN")
     );
     daemon.drains();
-    assert!(status(TOKEN, &[]).one_line(69).contains("Check that the daemon is running"));
+    assert!(
+        status(TOKEN, &[])
+            .one_line(69)
+            .contains("Check that the daemon is running")
+    );
 }
 
 #[test]
@@ -185,7 +189,11 @@ fn an_open_address_without_a_token_is_warned_of_once() {
         let local = format!("127.0.0.1:{port}");
         assert_eq!(put(&local, "/log-level", "info", "").0, records);
         let log = daemon.drains().stderr;
-        (log.matches("are open to every client that can reach").count(), records)
+        (
+            log.matches("are open to every client that can reach")
+                .count(),
+            records,
+        )
     };
     assert_eq!(seen(&["http.listen=0.0.0.0:0"]), (1, 403));
     let token = format!("http.token={TOKEN}");

@@ -368,7 +368,9 @@ impl Bench {
                 .filter_map(|e| reader.read(&e.payload).ok());
             let pictures: Vec<Vec<u8>> = read.map(|picture| picture.rows).collect();
             if pictures.is_empty() {
-                return Err(Failure::data("no record of the sample is an image that can be decoded"));
+                return Err(Failure::data(
+                    "no record of the sample is an image that can be decoded",
+                ));
             }
             return Ok(Rows::Pictures(pictures));
         }

@@ -153,9 +153,7 @@ fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
         true if about(plain_answer) => {
             "The daemon may not use TLS (http.tls_certificate): try http://"
         }
-        false if about(tls_answer) => {
-            "The daemon may use TLS (http.tls_certificate): try https://"
-        }
+        false if about(tls_answer) => "The daemon may use TLS (http.tls_certificate): try https://",
         _ => "Check that the daemon is running and that this is its http.listen",
     }
 }

@@ -90,16 +90,19 @@ pub fn settings(
     read: impl FnOnce() -> Result<Config, Failure> + Send + 'static,
     stop: &Shutdown,
 ) -> Result<Config, Failure> {
-    let problem =
-        |what: &str| Failure::config(format!("the settings cannot be reloaded: {what}"));
+    let problem = |what: &str| Failure::config(format!("the settings cannot be reloaded: {what}"));
     match within(SETTINGS_WITHIN, stop, || {}, read) {
         Ok(settings) => settings,
         Err(End::Stopped) => Err(Failure::stopped("stopped while the settings were read")),
-        Err(End::Panicked) => Err(problem("reading them panicked. This is a bug, please report it")),
+        Err(End::Panicked) => Err(problem(
+            "reading them panicked. This is a bug, please report it",
+        )),
         Err(End::NotBegun) => Err(problem(
             "two earlier attempts still hang. Restart residuald",
         )),
-        Err(End::TooLate { .. }) => Err(problem("reading one of their files does not end. Check that it is a regular file")),
+        Err(End::TooLate { .. }) => Err(problem(
+            "reading one of their files does not end. Check that it is a regular file",
+        )),
     }
 }
 

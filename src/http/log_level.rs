@@ -31,7 +31,13 @@ async fn change(request: Request) -> Response {
     let body = match body.await {
         Ok(Ok(body)) => body,
         Ok(Err(refusal)) => return refusal.into_response(),
-        Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the request body did not arrive\n").into_response(),
+        Err(_) => {
+            return (
+                StatusCode::REQUEST_TIMEOUT,
+                "the request body did not arrive\n",
+            )
+                .into_response();
+        }
     };
     match telemetry::filter(body.trim()) {
         Ok(filter) => {

@@ -132,7 +132,10 @@ async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Re
         Some(name) => match Severity::ALL.into_iter().find(|s| s.as_str() == name) {
             Some(severity) => Some(severity),
             None => {
-                return (StatusCode::BAD_REQUEST, "severity: must be warning or critical\n")
+                return (
+                    StatusCode::BAD_REQUEST,
+                    "severity: must be warning or critical\n",
+                )
                     .into_response();
             }
         },

@@ -317,7 +317,9 @@ impl Intake {
         self.current.clear();
         self.disowned_below = self.sequence;
         self.source.lose_below(self.sequence);
-        tracing::warn!("partitions are lost; the new owner judges the records that were in flight here");
+        tracing::warn!(
+            "partitions are lost; the new owner judges the records that were in flight here"
+        );
     }
 
     /// Backpressure: every batch is in use because workers or brokers are behind.

@@ -81,7 +81,9 @@ impl Screening {
             if matches!(error, ScorerError::Interrupted) {
                 return Err(error);
             }
-            tracing::error!("the screen fails on a batch, so all of its records are scored: {error}");
+            tracing::error!(
+                "the screen fails on a batch, so all of its records are scored: {error}"
+            );
             self.answers.clear();
             self.answers.resize(batch.scorable(), f32::NAN);
         }

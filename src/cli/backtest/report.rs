@@ -104,7 +104,9 @@ fn side(run: &Run, side: &Side) {
     );
     histogram(&tally.histogram());
     if tally.alerts > 0 {
-        println!("  why records are flagged: times it was the first reason, and its share of the residual");
+        println!(
+            "  why records are flagged: times it was the first reason, and its share of the residual"
+        );
         for feature in tally.features(FEATURES) {
             println!(
                 "    {:<24} {:>7} {:>5.1}%",
