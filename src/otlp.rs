@@ -98,7 +98,7 @@ fn resource() -> Resource {
     }
 }
 
-/// Counts spans that are sent or lost.
+/// Keeps count of waiting and lost spans.
 #[derive(Debug)]
 struct Exporter {
     exporter: opentelemetry_otlp::SpanExporter,

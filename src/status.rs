@@ -84,7 +84,7 @@ impl Status {
         }))
     }
 
-    /// Records that another model judges from now on.
+    /// Called when another model takes over.
     pub fn serves(&self, in_force: InForce) {
         *lock(&self.0.in_force) = in_force;
     }

@@ -120,7 +120,7 @@ impl Intake {
         }
         self.status.is_draining();
         let deadline = Instant::now() + self.drain_timeout;
-        // After a failure, only at-least-once drains: with exactly-once the open transaction is aborted and judged again.
+        // After a failure, only at-least-once drains. With exactly-once the transaction is aborted and its records are judged again.
         let drained = (consumed.is_ok() || !self.source.is_exactly_once()) && self.drain();
         if drained {
             tracing::info!("drained: the outcome of every consumed record is delivered");

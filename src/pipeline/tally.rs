@@ -60,7 +60,7 @@ impl Losses {
 }
 
 impl Tally {
-    /// Subtracts what was counted but not published.
+    /// Corrects the counts for what could not be published.
     pub fn lose(&mut self, losses: Losses) {
         for (part, messages) in losses.omitted {
             *self.omitted.entry(part).or_default() += messages;

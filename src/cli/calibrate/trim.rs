@@ -20,7 +20,7 @@ use crate::failure::Failure;
 const BODY: f64 = 0.9;
 /// The old threshold may flag this many times its rate, by chance or because normal has shifted a little.
 pub const MOST_TIMES: f64 = 2.0;
-/// The largest share that is left out without being told.
+/// The largest share that is left out automatically.
 const MOST: f64 = 0.05;
 
 /// The scores of a sample, on the scale of the old calibration.
