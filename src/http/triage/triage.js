@@ -27,7 +27,7 @@ function drawn(name, attributes, text) {
 const short = (x) => (x >= 100 || Number.isInteger(x) ? Math.round(x).toLocaleString("en") : Number(x.toPrecision(3)).toString());
 const clock = (ms) => new Date(ms).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
 
-// --- Requests------------------------------------------------------------------------------
+// --- Requests ---------------------------------------------------------------------------
 
 async function ask(path) {
   for (;;) {
@@ -78,7 +78,7 @@ async function listen() {
   }
 }
 
-// --- Numbers -----------------------------------------------------------------------------
+// --- Numbers ----------------------------------------------------------------------------
 
 function take(numbers) {
   const time = Date.now() / 1000;
@@ -176,7 +176,7 @@ function scores(numbers) {
   $("scores").replaceChildren(...parts);
 }
 
-// --- Anomalies ---------------------------------------------------------------------------
+// --- Anomalies --------------------------------------------------------------------------
 
 function path(before) {
   const asked = new URLSearchParams();
@@ -260,7 +260,7 @@ function likeness({ id, values }) {
 
 const said = (value) => (typeof value === "number" ? short(value) : String(value));
 
-// --- Details -------------------------------------------------------------------------
+// --- Details ----------------------------------------------------------------------------
 
 async function open(anomaly) {
   copy(anomaly.id);
@@ -334,7 +334,7 @@ function toast(text) {
   fading = setTimeout(() => ($("toast").textContent = ""), 2500);
 }
 
-// --- Events -------------------------------------------------------------------------------
+// --- Events -----------------------------------------------------------------------------
 
 $("severity").onchange = refresh;
 $("since").onchange = refresh;
