@@ -1,6 +1,6 @@
-//! The command line: one file or folder a verb; what several verbs need is in `shared`.
+//! The command line: one file or folder per verb; code that several verbs need is in `shared`.
 
-/// Replaces the standard macro in all verbs, because that one panics when the reader of standard output has gone.
+/// Replaces the standard macro in all verbs: that one panics when the reader of standard output is gone.
 macro_rules! println {
     () => { $crate::cli::shared::print::line(format_args!("")) };
     ($($text:tt)+) => { $crate::cli::shared::print::line(format_args!($($text)+)) };
@@ -69,12 +69,12 @@ enum Verb {
     Man(man::Arguments),
 }
 
-/// All verbs with their arguments, for documentation and tests.
+/// Every verb with its arguments, for documentation and tests.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
-/// Parses, runs the verb, prints what went wrong in plain words.
+/// Parses the arguments, runs the verb, and prints the error if it fails.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{}", telemetry::hide(&panic.to_string()));
@@ -96,7 +96,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let ended =
         print::unless_unwritten(|| dispatch(verb)).unwrap_or_else(|e| Err(Failure::output(e)));
-    // Flushes the last line and learns whether the disk took it.
+    // The last line may still be buffered: flush it, so that a full disk is an error here.
     let flushed = ended.and_then(|()| std::io::stdout().flush().map_err(Failure::output));
     let code = match flushed {
         Ok(()) => 0,
@@ -108,7 +108,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     if watchdog::is_at_work() {
-        // An orderly end would take ONNX Runtime away from a thread that still uses it.
+        // A normal exit would unload ONNX Runtime while a thread still uses it.
         let _ = std::io::stdout().flush();
         signal_hook::low_level::exit(code.into());
     }

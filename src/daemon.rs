@@ -1,4 +1,4 @@
-//! The daemon: model, HTTP, Kafka and pipeline, started in the order in which they can fail.
+//! Starts and runs the daemon: model, HTTP, Kafka and pipeline, in that order.
 
 pub mod budget;
 mod descriptors;
@@ -27,7 +27,7 @@ use crate::shutdown::Shutdown;
 use crate::status::Status;
 use reload::{Reloader, Settings};
 
-/// A daemon at work.
+/// A running daemon.
 pub struct Daemon {
     pub metrics: Metrics,
     pub address: SocketAddr,
@@ -36,13 +36,14 @@ pub struct Daemon {
     done: Shutdown,
 }
 
-/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline. `settings` gives the settings anew at SIGHUP.
+/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline. On SIGHUP, `settings`
+/// reads the settings again.
 ///
 /// # Errors
-/// The first thing that cannot be had.
+/// The first part that cannot start.
 pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
-    // First of all: a stop may come at once.
+    // First, because a signal may arrive at any time.
     let hangups = shutdown.on_signals_and_hangups();
     let hangups = hangups.map_err(Failure::internal)?;
     let connections = descriptors::for_http()?;
@@ -92,7 +93,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
         pending_model: pending_model.clone(),
         stop: shutdown.clone(),
     };
-    // Ends with the process.
+    // Runs until the process ends.
     named("reloader", move || reloader.run(&hangups));
     let shown = Shown {
         recent: recent.clone(),
@@ -139,10 +140,10 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
 }
 
 impl Daemon {
-    /// Waits until the pipeline has ended and HTTP with it.
+    /// Waits until the pipeline and HTTP have ended.
     ///
     /// # Errors
-    /// Why the pipeline ended, if not by request.
+    /// Why the pipeline ended, unless a stop was requested.
     pub fn wait(self) -> Result<(), Failure> {
         let result = self
             .pipeline
@@ -154,11 +155,11 @@ impl Daemon {
     }
 }
 
-/// Gives each part its share of the memory, and what pictures are decoded in.
+/// Gives each part its share of the memory budget, and returns the room for decoding images.
 fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Room {
     let Some(budget) = budget else {
         tracing::warn!(
-            "neither memory.limit nor a cgroup nor the system says how much memory there is: nothing is held to a budget"
+            "the amount of memory is unknown (no cgroup limit, nothing from the system), so no memory budget is applied: set memory.limit"
         );
         return Room::of(u64::MAX);
     };
@@ -173,7 +174,7 @@ fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Roo
     Room::of(budget.decoding)
 }
 
-/// What makes spans, if the settings say where to.
+/// Creates the exporter of traces, if the settings name an endpoint.
 fn traces(config: &Config, metrics: &Metrics) -> Result<Option<Traces>, Failure> {
     let Some(settings) = &config.traces else {
         return Ok(None);
@@ -210,5 +211,5 @@ fn named<T: Send + 'static>(
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)
-        .expect("the system gives a thread")
+        .expect("the system can start a thread")
 }

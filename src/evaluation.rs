@@ -10,7 +10,7 @@ pub mod pixels;
 use serde::Serialize;
 
 /// Area under the receiver operating characteristic: the probability that a random anomaly scores
-/// above a random normal record, a tie counting one half.
+/// above a random normal record. A tie counts one half.
 ///
 /// The Mann-Whitney U statistic over (positives × negatives), ties by mid-ranks (Hanley & McNeil 1982,
 /// "The meaning and use of the area under a ROC curve"). O(n log n). `None` if a class is absent.
@@ -56,7 +56,7 @@ pub fn average_precision(scores: &[f32], labels: &[bool]) -> Option<f64> {
     (positives > 0).then(|| sum / positives as f64)
 }
 
-/// What thresholds do to labelled records; counts are records.
+/// Confusion counts of labelled records at their thresholds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AtThreshold {
     /// Anomalies that were flagged.
@@ -65,7 +65,7 @@ pub struct AtThreshold {
     pub false_positives: u64,
     /// Anomalies that were missed.
     pub false_negatives: u64,
-    /// Normal records that were let pass.
+    /// Normal records that were not flagged.
     pub true_negatives: u64,
     /// TP / (TP + FP); `None` if nothing was flagged.
     pub precision: Option<f64>,
@@ -75,7 +75,7 @@ pub struct AtThreshold {
     pub alert_rate: Option<f64>,
 }
 
-/// Counts, precision and recall of what was flagged.
+/// Counts, precision and recall of the flagged records.
 ///
 /// # Panics
 /// If `flagged` and `labels` differ in length.
@@ -100,8 +100,8 @@ pub fn precision_recall(flagged: &[bool], labels: &[bool]) -> AtThreshold {
 }
 
 /// Spearman's rank correlation of two scores of the same records: Pearson's correlation of their ranks, ties by
-/// mid-ranks. In [-1, 1]; 1 is the same order. O(n log n), 12 bytes a record. `None` if either has no two scores that
-/// differ.
+/// mid-ranks. In [-1, 1]; 1 is the same order. O(n log n), 12 bytes a record. `None` if all scores of either are
+/// equal.
 ///
 /// # Panics
 /// If `a` and `b` differ in length or are longer than 2^31.
@@ -120,7 +120,7 @@ pub fn spearman(a: &[f32], b: &[f32]) -> Option<f64> {
     (aa > 0.0 && bb > 0.0).then(|| ab / (aa.sqrt() * bb.sqrt()))
 }
 
-/// Twice the mid-rank of each score, from 1, which is an integer.
+/// Twice the mid-rank of each score, counted from 1. Doubled, it is an integer.
 fn doubled_ranks(scores: &[f32]) -> Vec<u32> {
     let count = u32::try_from(scores.len())
         .ok()
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The example of scikit-learn's documentation of `roc_auc_score` and `average_precision_score`.
+    /// The example in scikit-learn's documentation of `roc_auc_score` and `average_precision_score`.
     #[test]
     fn agrees_with_scikit_learn() {
         let (scores, labels) = ([0.1, 0.4, 0.35, 0.8], [false, false, true, true]);
@@ -218,7 +218,7 @@ mod tests {
         );
     }
 
-    /// The values of scipy.stats.spearmanr for the same.
+    /// Expected values: scipy.stats.spearmanr.
     #[test]
     fn spearman_agrees_with_scipy() {
         let close = |a: Option<f64>, b: f64| assert!((a.unwrap() - b).abs() < 1e-12, "{a:?}");

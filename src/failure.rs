@@ -1,4 +1,4 @@
-//! What a verb ends with when it cannot do its job: words for the person, a code for the orchestrator.
+//! The error that ends a verb: a message for the user and an exit code for the orchestrator.
 
 use std::io;
 
@@ -19,7 +19,7 @@ const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
 
-/// With this code and no message, the reader of the output has gone: there is nothing to do and nobody to tell.
+/// With an empty message: the reader of the output has gone, so the verb ends quietly.
 const UNREAD: u8 = 0;
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Failure {
         Failure::new(INTERNAL, message)
     }
 
-    /// Asked for: nothing was taken, nothing is lost.
+    /// A requested stop before any record was taken: exit code 0.
     pub fn stopped(message: impl ToString) -> Failure {
         Failure::new(0, message)
     }
@@ -61,7 +61,7 @@ impl Failure {
         Failure::new(CONFIG, message)
     }
 
-    /// Output that could not be written. That its reader has gone is no failure.
+    /// Output could not be written. It is no failure if its reader has gone.
     pub fn output(error: impl Into<io::Error>) -> Failure {
         match error.into() {
             e if e.kind() == io::ErrorKind::BrokenPipe => Failure::new(UNREAD, ""),
@@ -133,7 +133,7 @@ impl From<KafkaError> for Failure {
     fn from(e: KafkaError) -> Self {
         let code = match e {
             KafkaError::Setting { .. } => CONFIG,
-            // Nothing was taken, nothing is lost.
+            // A requested stop before any record was taken.
             KafkaError::Stopped => 0,
             _ => UNAVAILABLE,
         };

@@ -27,14 +27,14 @@ pub use access::{Access, is_loopback};
 use connections::{Client, Listener};
 pub use tls::{Tls, TlsError};
 
-/// How long a client may take to shake hands, and then to bring a request: who brings none holds no connection.
+/// Time for the TLS handshake, and then for a request, so that an idle client does not hold a connection.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// How long open connections may hold up the end.
+/// How long open connections may delay the shutdown.
 const GRACE: Duration = Duration::from_secs(1);
-/// Bytes of a request's line and headers, roughly, and of an answer that wait for the client. Longer requests are 414 or 431.
+/// Bytes buffered per connection, for the request line with headers (roughly) and for the response. Longer requests get 414 or 431.
 const BUFFER: usize = 64 << 10;
 
-/// The state that HTTP answers show.
+/// The state that HTTP responses show.
 #[derive(Clone)]
 pub struct Shown {
     pub recent: Recent,
@@ -42,7 +42,7 @@ pub struct Shown {
     pub status: Status,
 }
 
-/// What answers requests.
+/// Routes all requests.
 pub fn router(access: Access, shown: Shown) -> Router {
     Router::new()
         .route("/livez", get(async || "alive\n"))
@@ -55,11 +55,11 @@ pub fn router(access: Access, shown: Shown) -> Router {
         .layer(middleware::from_fn_with_state(access, access::check))
 }
 
-/// Serves at most `most` connections until the last stage is done: probes go on answering while the pipeline drains.
-/// HTTP/1 only: an idle connection of HTTP/2 is not closed, and nothing here needs it.
+/// Serves at most `most` connections until the last stage is done, so probes are answered while the pipeline drains.
+/// HTTP/1 only: idle HTTP/2 connections would not be closed, and nothing here needs HTTP/2.
 ///
 /// # Errors
-/// Whatever the listener meets.
+/// The listener fails.
 pub async fn serve(
     listener: TcpListener,
     most: usize,
@@ -95,7 +95,7 @@ pub async fn serve(
     }
 }
 
-/// A client that spoils its own connection is no news; that none can be had, the listener says.
+/// A client's own connection error is logged at debug. The listener itself warns when it cannot accept.
 fn complain(client: Option<&Client>, error: &std::io::Error) {
     if let Some(Client(client)) = client {
         tracing::debug!(%client, "HTTP: {error}");
@@ -104,7 +104,7 @@ fn complain(client: Option<&Client>, error: &std::io::Error) {
 
 type Shared = State<(Metrics, Status)>;
 
-/// With `?verbose` it names partitions and what they wait for, which is not for everybody.
+/// Whether the request has `?verbose`, for details that not everyone may see: partitions and what they wait for.
 fn is_verbose(uri: &Uri) -> bool {
     let query = uri.query().unwrap_or_default();
     let mut names = query.split('&').map(|pair| pair.split('=').next());
@@ -121,8 +121,8 @@ async fn ready(State((metrics, status)): Shared, uri: Uri) -> (StatusCode, Strin
     };
     if is_verbose(&uri) {
         let missing = metrics.missing_topics().into_iter();
-        let missing =
-            missing.map(|topic| format!("topic {topic} is not there, or may not be used"));
+        let missing = missing
+            .map(|topic| format!("topic {topic} does not exist, or residuald may not use it"));
         let silent = status.silent_brokers().into_iter();
         for line in silent.chain(missing).chain(status.waiting_partitions()) {
             text += &line;

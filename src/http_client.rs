@@ -1,4 +1,4 @@
-//! The HTTP client that everything asks with: the schema registry, a collector of traces, AWS, a running daemon.
+//! The HTTP client for the schema registry, a trace collector, AWS and a running daemon.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use ureq::config::ConfigBuilder;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::typestate::AgentScope;
 
-/// An agent that trusts `roots`, gives an exchange up after `timeout` and hands answers of any status over.
+/// An agent that trusts `roots`, times out after `timeout`, and returns responses of any status.
 pub fn agent(roots: RootCerts, timeout: Duration) -> ConfigBuilder<AgentScope> {
     let tls = TlsConfig::builder()
         .provider(TlsProvider::NativeTls)

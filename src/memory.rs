@@ -1,5 +1,5 @@
-//! One budget of memory for the process: what it may take in all, and the share of each part that holds what comes from
-//! outside. Each part keeps to its share by itself; a record that does not fit into its share alone is a dead letter.
+//! The memory budget of the process: its limit, and the share of each part that holds data from outside. Each part keeps
+//! to its share. A record that alone does not fit into a share becomes a dead letter.
 
 mod allocator;
 mod cgroup;
@@ -14,14 +14,14 @@ pub use room::{Room, Taken};
 pub use size::{human, parse};
 
 const MIB: u64 = 1 << 20;
-/// With less than this beside process and model nothing can be read, decoded and published at the same time.
+/// With less than this beside process and model, records cannot be read, decoded and published at the same time.
 const LEAST: u64 = 64 * MIB;
-/// More for the queues of Kafka's clients, the batches or the triage page gains nothing.
+/// Upper bounds of shares: more for Kafka's queues, batches or the triage page brings nothing.
 const MOST_FETCH: u64 = 512 * MIB;
 const MOST_IN_FLIGHT: u64 = 512 * MIB;
 const MOST_RECENT: u64 = 128 * MIB;
 
-/// What the process may take, and who says so.
+/// How much memory the process may use, and where that limit comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     pub bytes: u64,
@@ -29,7 +29,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// The setting; without it the cgroup's limit, without one the machine's memory. `None` where neither is known.
+    /// The setting, else the cgroup's limit, else the machine's memory. `None` if none is known.
     pub fn find(setting: Option<u64>) -> Option<Limit> {
         let asked = setting.map(|bytes| Limit {
             bytes,
@@ -39,39 +39,39 @@ impl Limit {
     }
 }
 
-/// What the process holds when no record has come yet.
+/// Memory of the process before the first record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
-    /// Program, libraries, sessions of the model.
+    /// Program, libraries and model sessions.
     pub resident: u64,
-    /// What loading the model added: a reload needs as much again while both are there.
+    /// What loading the model added. A reload needs the same again while both models exist.
     pub model: u64,
 }
 
-/// Bytes that the process has in memory; 0 where the system does not say.
+/// Resident bytes of the process; 0 if unknown.
 pub fn resident() -> u64 {
     cgroup::status_kib(Path::new("/proc"), "VmRSS:").unwrap_or(0)
 }
 
-/// The shares, bytes.
+/// The shares in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
     pub limit: Limit,
     pub base: Base,
-    /// Kafka's clients: what is fetched and not consumed yet, and what waits to be sent.
+    /// Kafka's clients: data fetched but not consumed, and data waiting to be sent.
     pub fetch: u64,
-    /// Records that are taken and not finished: keys, values, headers, rows and dead letters.
+    /// In-flight records: keys, values, headers, rows and dead letters.
     pub in_flight: u64,
-    /// Pictures while they are decoded, resized and scored; 0 for a table.
+    /// Images while they are decoded, resized and scored; 0 for tables.
     pub decoding: u64,
-    /// Anomalies for the triage page.
+    /// Anomalies kept for the triage page.
     pub recent: u64,
 }
 
 /// The limit leaves too little beside the model.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the process may take {} ({}), and the process with its model takes {} already: at least {} are needed. Raise that limit, or lower inference.workers or batch.max_records",
+    "the memory limit is {} ({}), and the process with its model already takes {}: at least {} are needed. Raise that limit, or lower inference.workers or batch.max_records",
     human(.limit.bytes), .limit.from, human(*.taken), human(*.needed)
 )]
 pub struct TooLittle {
@@ -84,9 +84,9 @@ impl Budget {
     /// Divides what `base` leaves of the limit.
     ///
     /// # Errors
-    /// When that is too little to work with.
+    /// Too little is left to work with.
     pub fn divide(limit: Limit, base: Base, pictures: bool) -> Result<Budget, TooLittle> {
-        // For stacks, sockets, the log, and what the allocator cannot give back.
+        // For stacks, sockets, logging, and memory that the allocator cannot give back.
         let margin = limit.bytes / 12;
         let taken = base.resident + base.model + margin;
         let rest = limit.bytes.saturating_sub(taken);
@@ -112,8 +112,8 @@ impl Budget {
         })
     }
 
-    /// What the records in the batches may weigh: the messages that are made of them for each topic, and the triage page's copies,
-    /// are there at the same time.
+    /// Bytes for the records in batches. Only a part of the share: their messages per topic and the triage page's copies exist at the
+    /// same time.
     pub fn batches(&self) -> u64 {
         self.in_flight / 4
     }
@@ -144,7 +144,7 @@ impl fmt::Display for Budget {
             human(self.in_flight),
         )?;
         if self.decoding > 0 {
-            write!(f, "pictures {}, ", human(self.decoding))?;
+            write!(f, "images {}, ", human(self.decoding))?;
         }
         write!(f, "triage page {}", human(self.recent))
     }

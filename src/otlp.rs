@@ -1,5 +1,5 @@
-//! Spans to an OpenTelemetry collector, by OTLP over HTTP. The SDK queues and sends them on a thread of its own: who hands
-//! one over never waits. What the queue or the collector does not take is lost, and counted.
+//! Sends spans to an OpenTelemetry collector by OTLP over HTTP. The SDK queues and sends them on its own thread, so callers
+//! never wait. Spans that the queue or the collector does not take are lost and counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,28 +19,28 @@ use prometheus::IntCounter;
 use ureq::Agent;
 use ureq::tls::RootCerts;
 
-/// For one request, and for the attempts at one.
+/// Timeout of a request, including its retries.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// What is still queued at the end may take this long.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Spans that wait, at most: some ten megabytes.
+/// Time at shutdown to send what is still queued.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+/// Most queued spans: about ten megabytes.
 const QUEUE: usize = 16_384;
 const SERVICE_NAME: Key = Key::from_static_str("service.name");
 
 #[derive(Debug)]
 pub struct Spans {
     processor: BatchSpanProcessor,
-    /// Those that wait or are being sent.
+    /// Spans that are queued or being sent.
     waiting: Arc<AtomicUsize>,
     lost: IntCounter,
 }
 
 impl Spans {
-    /// To the collector at `endpoint`, which need not be there. Headers for it and attributes of the service come from
-    /// OpenTelemetry's own variables.
+    /// Sends to the collector at `endpoint`, which may be down. Its headers and the attributes of the service come from
+    /// OpenTelemetry's environment variables.
     ///
     /// # Errors
-    /// What is wrong with `endpoint` or the variables.
+    /// `endpoint` or one of the variables is invalid.
     pub fn to(endpoint: &str, lost: IntCounter) -> Result<Spans, String> {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
@@ -71,7 +71,7 @@ impl Spans {
     }
 
     pub fn send(&self, span: SpanData) {
-        // The processor would drop it as well, without a word.
+        // Dropped here, because the processor would drop it without counting.
         if self.waiting.load(Ordering::Relaxed) >= QUEUE {
             return self.lost.inc();
         }
@@ -79,13 +79,13 @@ impl Spans {
         self.processor.on_end(span);
     }
 
-    /// Sends what is queued, if the collector takes it soon.
+    /// Sends what is queued, within a short time limit.
     pub fn end(&self) {
-        let _ = self.processor.shutdown_with_timeout(LAST_WORDS);
+        let _ = self.processor.shutdown_with_timeout(FLUSH_WITHIN);
     }
 }
 
-/// As OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME have it, and residuald where they give no name.
+/// The resource of OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME; the default name is residuald.
 fn resource() -> Resource {
     let detected = Resource::builder().build();
     let name = detected.get(&SERVICE_NAME);
@@ -98,7 +98,7 @@ fn resource() -> Resource {
     }
 }
 
-/// Keeps count of what is sent.
+/// Keeps count of waiting and lost spans.
 #[derive(Debug)]
 struct Exporter {
     exporter: opentelemetry_otlp::SpanExporter,
@@ -126,7 +126,7 @@ impl SpanExporter for Exporter {
     }
 }
 
-/// Says once that the collector fails, and once that it is back.
+/// Logs once when the collector fails, and once when it is back.
 #[derive(Debug)]
 struct Client {
     agent: Agent,
@@ -154,7 +154,7 @@ impl Client {
     fn fails(&self, problem: &str) {
         if !self.fails.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "telemetry.otlp_endpoint: {problem}; traces are lost until the collector takes them"
+                "telemetry.otlp_endpoint: {problem}; traces are lost until the collector accepts them"
             );
         }
     }
@@ -172,7 +172,7 @@ impl HttpClient for Client {
             }
             Ok(_) => {
                 if self.fails.swap(false, Ordering::Relaxed) {
-                    tracing::info!("telemetry.otlp_endpoint: the collector takes traces again");
+                    tracing::info!("telemetry.otlp_endpoint: the collector accepts traces again");
                 }
             }
         }

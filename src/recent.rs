@@ -1,53 +1,53 @@
-//! The latest anomalies, kept for whoever looks: bounded in number and in bytes.
+//! Keeps the latest anomalies for the triage page, bounded in number and in bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::verdict::Severity;
 
-/// Anomalies that are kept, at most.
+/// Most anomalies kept.
 pub const MOST: usize = 10_000;
-/// Bytes of their verdicts, and as many of their pictures, at most, where nobody says how many.
+/// Default limit for the bytes of verdicts, and again for those of images.
 const MOST_BYTES: usize = 64 << 20;
 
 /// A delivered anomaly.
 #[derive(Debug, Clone)]
 pub struct Anomaly {
     pub severity: Severity,
-    /// Milliseconds since the Unix epoch: when it was judged, which is later than the record's own time.
+    /// When it was judged, in milliseconds since the Unix epoch. Not the record's own time.
     pub judged_ms: i64,
-    /// JSON, as it was published.
+    /// The published JSON.
     pub verdict: Arc<[u8]>,
-    /// The payload with the picture, as long as there is room for it.
+    /// The payload with the image, while there is room for it.
     pub picture: Option<Arc<[u8]>>,
 }
 
-/// Which anomalies, and how many of them at most.
+/// A query for anomalies.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     pub severity: Option<Severity>,
-    /// Judged then or later.
+    /// Judged at or after this time.
     pub since_ms: i64,
-    /// With a lower number: the next page.
+    /// Numbered below this, for the next page.
     pub before: u64,
     pub limit: usize,
 }
 
-/// Shared by the publisher, who adds, and HTTP, who looks.
+/// Shared by the publisher, which adds, and HTTP, which reads.
 #[derive(Debug, Clone, Default)]
 pub struct Recent(Arc<Mutex<Kept>>);
 
 #[derive(Debug)]
 struct Kept {
-    /// Bytes of verdicts, and as many of pictures.
+    /// Most bytes of verdicts, and of images.
     most: usize,
-    /// Oldest first, with consecutive numbers.
+    /// Oldest first, numbered consecutively.
     anomalies: VecDeque<Anomaly>,
-    /// The number of the oldest.
+    /// The number of the oldest anomaly.
     first: u64,
     verdict_bytes: usize,
     picture_bytes: usize,
-    /// Those with a lower number have lost their picture.
+    /// Anomalies with a lower number have no image any more.
     pictures_from: u64,
 }
 
@@ -65,9 +65,9 @@ impl Default for Kept {
 }
 
 impl Recent {
-    /// Takes so many bytes of memory at most.
+    /// Limits the memory used.
     pub fn within(bytes: u64) -> Recent {
-        // Half for pictures, and of both a fifth for the lists and what the allocator wastes.
+        // A fifth is for lists and allocator overhead; verdicts and images get half of the rest each.
         let most = usize::try_from(bytes / 5 * 2).unwrap_or(usize::MAX);
         let kept = Kept {
             most,
@@ -80,7 +80,7 @@ impl Recent {
         self.lock().add(anomaly);
     }
 
-    /// Of the newest, 0 if there is none; numbers begin at 1 and go up by 1.
+    /// The number of the newest anomaly, or 0. Numbers are consecutive from 1.
     pub fn latest(&self) -> u64 {
         let kept = self.lock();
         kept.first + kept.anomalies.len() as u64
@@ -109,7 +109,7 @@ impl Recent {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        // Whoever panicked held whole anomalies only.
+        // A panic cannot leave an anomaly incomplete.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -220,7 +220,7 @@ mod tests {
             recent.add(anomaly(i, 2 << 20, 0));
         }
         assert_eq!(with(&recent), (32, 0));
-        // What alone is more than all may be leaves nothing behind, and the books are right again.
+        // An anomaly above the limit leaves nothing behind, and the byte counts are right again.
         recent.add(anomaly(0, MOST_BYTES + 1, MOST_BYTES + 1));
         assert_eq!(with(&recent), (0, 0));
         recent.add(anomaly(0, 1, 1));

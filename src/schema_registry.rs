@@ -1,5 +1,5 @@
-//! Fetches schemas by id from a registry that speaks Confluent's API, on a thread of its own. While the registry is down
-//! it tries for ever: records whose schema is not known wait that long, because they are most likely good.
+//! Fetches schemas by id from a registry with Confluent's API, on its own thread. While the registry is down it retries
+//! forever: records whose schema is unknown wait, because they are probably good.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -19,25 +19,25 @@ use crate::http_client;
 use crate::metrics::Metrics;
 use crate::text::percent_encoded;
 
-/// Between tries while the registry is down, growing from the one to the other.
+/// Pause between retries while the registry is down: grows from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// How long a registry that answers may not know a schema that was just registered: its followers lag behind its leader. A
-/// record that is older waits no longer.
+/// How long a registry may not know a schema that was just registered, because its followers lag behind its leader. Older
+/// records do not wait for that.
 const LAG: Duration = Duration::from_secs(3);
-/// How long an answer counts that there is no such schema. Ids are given out one after the other: it may come yet.
+/// How long the answer "no such schema" is remembered. Ids are assigned in order, so the schema may still appear.
 const REFUSAL: Duration = Duration::from_secs(60);
-/// Answers of this kind to remember, at most.
+/// Most answers of this kind to remember.
 const MOST_REFUSALS: usize = 10_000;
-/// Schemas to ask for at the same time.
+/// Schemas fetched in parallel.
 const AT_ONCE: usize = 8;
-/// Schemas that one refers to, at most.
+/// Most schemas that one schema may refer to.
 const MOST_REFERENCES: usize = 256;
-/// Bytes of a schema with all that it refers to, at most, as JSON.
+/// Most bytes, as JSON, of a schema with all its references.
 const MOST_BYTES: u64 = 8 << 20;
-/// How many times the timeout of one request all requests for a schema may take together.
+/// Time limit for all requests of one schema, in multiples of the request timeout.
 const MOST_TIMEOUTS: u32 = 10;
 
-/// Why there is no registry to ask.
+/// Why the CA file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("input.schema_registry.ca_file = {path:?}: {problem}")]
 pub struct CaError {
@@ -45,10 +45,10 @@ pub struct CaError {
     problem: String,
 }
 
-/// Starts the thread. It ends when the last [`Schemas`] is gone.
+/// Starts the thread. It ends when the last [`Schemas`] is dropped.
 ///
 /// # Errors
-/// When `ca_file` cannot be read. Whether the registry is there shows later, in the log.
+/// `ca_file` cannot be read. A registry that is down is only logged later.
 pub fn start(
     settings: &config::SchemaRegistry,
     format: Format,
@@ -68,14 +68,14 @@ pub fn start(
     thread::Builder::new()
         .name("schema-registry".into())
         .spawn(move || fetcher.run())
-        .expect("the system gives a thread");
+        .expect("the system can start a thread");
     Ok(schemas)
 }
 
-/// Asks the registry for something that costs nothing.
+/// Sends a cheap request to the registry.
 ///
 /// # Errors
-/// Why it cannot be had, in words.
+/// Why there is no valid answer.
 pub fn reach(settings: &config::SchemaRegistry) -> Result<(), String> {
     Registry::new(settings)
         .map_err(|e| e.to_string())?
@@ -89,16 +89,16 @@ struct Fetcher {
     wanted: Wanted,
     /// Schemas to fetch, by id.
     waiting: BTreeMap<u32, Waiting>,
-    /// Ids answered with no, oldest first.
+    /// Ids that the registry does not have, oldest first.
     refused: VecDeque<(Instant, u32)>,
     outage: Option<Outage>,
 }
 
 struct Waiting {
-    /// The registry may not know it yet until then.
+    /// Until then, the registry may not know the schema yet.
     young_until: Instant,
     next: Instant,
-    /// Between two tries.
+    /// Pause before the next try.
     pause: Duration,
 }
 
@@ -110,7 +110,7 @@ struct Outage {
 
 impl Fetcher {
     fn run(&mut self) {
-        // Tells at once what is wrong with the settings, not when the first record comes.
+        // Reports wrong settings at the start, not at the first record.
         if let Err(problem) = self.registry.is_there() {
             self.is_down(&problem);
         }
@@ -128,7 +128,7 @@ impl Fetcher {
         }
     }
 
-    /// Until something is due.
+    /// Time until the next request is due.
     fn nap(&self) -> Duration {
         let next = self.waiting.values().map(|waiting| waiting.next);
         let forget = self.refused.front().map(|(at, _)| *at + REFUSAL);
@@ -160,7 +160,7 @@ impl Fetcher {
         }
     }
 
-    /// Fetches what is due, some at once: a slow answer holds up few others.
+    /// Fetches what is due, several at once, so that a slow answer delays few others.
     fn fetch_due(&mut self, now: Instant) {
         let due = self.waiting.iter().filter(|(_, w)| w.next <= now);
         let ids: Vec<u32> = due.map(|(id, _)| *id).collect();
@@ -180,7 +180,7 @@ impl Fetcher {
         }
     }
 
-    /// `answered`: the registry is there, whatever became of this schema. `asked`: all that were asked for together.
+    /// `answered`: the registry is up, whatever the result. `asked`: all ids that were requested together.
     fn settle(&mut self, id: u32, fetched: Fetched, answered: bool, asked: &[u32]) {
         match fetched {
             Ok(schema) => {
@@ -200,7 +200,10 @@ impl Fetcher {
 
     fn is_absent(&mut self, id: u32, problem: String) {
         let now = Instant::now();
-        let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
+        let waiting = self
+            .waiting
+            .get_mut(&id)
+            .expect("a requested id is waiting");
         if now >= waiting.young_until {
             return self.refuse(id, problem);
         }
@@ -209,15 +212,18 @@ impl Fetcher {
         waiting.pause = RETRY.1.min(2 * waiting.pause);
     }
 
-    /// The registry answers, but not for this one.
+    /// The registry answers other requests, but not this one.
     fn is_stuck(&mut self, id: u32, problem: &str) {
         self.metrics.schema_registry_errors.inc();
-        let waiting = self.waiting.get_mut(&id).expect("it is what was asked for");
+        let waiting = self
+            .waiting
+            .get_mut(&id)
+            .expect("a requested id is waiting");
         if waiting.pause == RETRY.0 {
             tracing::warn!(
                 id,
                 problem,
-                "this schema cannot be fetched; records that need it wait, and it is asked for again"
+                "this schema cannot be fetched; records that need it wait, and the request is retried"
             );
         }
         waiting.next = Instant::now() + waiting.pause;
@@ -227,7 +233,7 @@ impl Fetcher {
 
     fn wait_for_the_registry(&mut self, id: u32, problem: &str, asked: &[u32]) {
         let now = Instant::now();
-        // Those that were asked for together have failed together.
+        // Ids that were requested together fail together: that is one failure.
         let fresh = self.outage.as_ref().is_none_or(|outage| outage.next <= now);
         let next = match (&self.outage, fresh) {
             (Some(outage), false) => outage.next,
@@ -236,7 +242,7 @@ impl Fetcher {
         self.wanted.delay(id, problem);
         for (other, waiting) in &mut self.waiting {
             waiting.next = next;
-            // Those that were asked for have words of their own.
+            // The requested ids have their own error messages.
             if !asked.contains(other) {
                 let why = format!("the registry does not answer: {problem}");
                 self.wanted.delay(*other, &why);
@@ -255,12 +261,12 @@ impl Fetcher {
         self.wanted.answer(id, Err(problem));
     }
 
-    /// How long to wait before the next try.
+    /// Records a failure and returns the pause before the next try.
     fn is_down(&mut self, problem: &str) -> Duration {
         if self.outage.is_none() {
             tracing::warn!(
                 url = self.registry.url,
-                "the schema registry cannot be had: {problem}; records with schemas not seen before wait for it"
+                "the schema registry is unavailable: {problem}; records with new schemas wait for it"
             );
         }
         let now = Instant::now();
@@ -283,7 +289,7 @@ impl Fetcher {
     }
 }
 
-/// How much longer a schema may be unknown that a record of this time needs. Its producer has registered it before.
+/// How much longer the schema of a record with this timestamp may be unknown. Its producer registered it before writing.
 fn youth_left(written_ms: Option<i64>) -> Duration {
     let now_ms = Timestamp::now().as_millisecond();
     let age = written_ms.map_or(0, |written| now_ms.saturating_sub(written).max(0));
@@ -292,7 +298,7 @@ fn youth_left(written_ms: Option<i64>) -> Duration {
 
 type Fetched = Result<Schema, FetchError>;
 
-/// Each on a thread of its own, so that they wait together and one that cannot be read spoils no other.
+/// Fetches each on its own thread, so that they wait in parallel and a panic on one affects no other.
 fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
     thread::scope(|scope| {
         let fetch = |id: u32| {
@@ -301,7 +307,8 @@ fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
         };
         let threads: Vec<_> = ids.iter().map(|&id| fetch(id)).collect();
         let joined = ids.iter().zip(threads).map(|(id, thread)| {
-            let no_thread = |e| FetchError::Unavailable(format!("no thread to fetch it: {e}"));
+            let no_thread =
+                |e| FetchError::Unavailable(format!("cannot start a thread to fetch it: {e}"));
             let panicked = |_| Err(FetchError::Unfit(format!("schema {id} cannot be read")));
             thread.map_err(no_thread)?.join().unwrap_or_else(panicked)
         });
@@ -310,15 +317,15 @@ fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
 }
 
 enum FetchError {
-    /// No answer, or one that says nothing about the schema.
+    /// No answer, or one that is not about the schema.
     Unavailable(String),
     /// The registry says that it has no such schema.
     Absent(String),
-    /// It has one that is of no use here.
+    /// The schema exists but cannot be used here.
     Unfit(String),
 }
 
-/// A registry's schema. Avro is what it does not name.
+/// A schema as the registry returns it. Without a type it is Avro.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -327,7 +334,7 @@ struct Answer {
     schema_type: String,
     #[serde(default)]
     references: Vec<Reference>,
-    /// What it is the answer to, as far as the registry says that.
+    /// The schema id, if the registry names it.
     id: Option<u32>,
     version: Option<u32>,
 }
@@ -352,7 +359,7 @@ struct Problem {
 
 struct Registry {
     agent: Agent,
-    /// Limit for one request.
+    /// Timeout of one request.
     timeout: Duration,
     url: String,
     authorization: Option<String>,
@@ -384,7 +391,7 @@ impl Registry {
         })
     }
 
-    /// Asks for something that costs nothing and needs no rights.
+    /// Sends a cheap request that needs no permission.
     fn is_there(&self) -> Result<(), String> {
         match self.get("/schemas/types", MOST_BYTES) {
             Err(FetchError::Unavailable(problem)) => Err(problem),
@@ -398,7 +405,7 @@ impl Registry {
         Schema::parse(format, &text).map_err(unfit)
     }
 
-    /// A schema and everything that it refers to.
+    /// Fetches a schema and everything it refers to.
     fn schema(&self, id: u32, format: Format) -> Result<SchemaText, FetchError> {
         let mut budget = Budget {
             bytes: MOST_BYTES,
@@ -453,7 +460,7 @@ impl Registry {
         let (subject, version) = (&reference.subject, reference.version);
         let path = format!("/subjects/{}/versions/{version}", percent_encoded(subject));
         let answer = self.answer(&path, budget)?;
-        // Its subject is not compared: registries write one with odd characters in more than one way.
+        // The subject is not compared: registries encode special characters in different ways.
         match answer.version.filter(|other| *other != version) {
             Some(other) => Err(mixed_up(&path, &format!("version {other}"))),
             None => Ok(answer),
@@ -469,8 +476,11 @@ impl Registry {
         }
         let body = self.get(path, budget.bytes)?;
         budget.bytes -= budget.bytes.min(body.len() as u64);
-        serde_json::from_str(&body)
-            .map_err(|e| FetchError::Unavailable(format!("{path}: not a registry's answer: {e}")))
+        serde_json::from_str(&body).map_err(|e| {
+            FetchError::Unavailable(format!(
+                "{path}: the answer is not that of a schema registry: {e}"
+            ))
+        })
     }
 
     fn get(&self, path: &str, most_bytes: u64) -> Result<String, FetchError> {
@@ -494,7 +504,7 @@ impl Registry {
         if status.is_success() {
             return Ok(body);
         }
-        // A proxy or a wrong url says 404 as well, but not in the registry's words.
+        // A proxy or a wrong URL also answers 404, but not with the registry's error body.
         match serde_json::from_str::<Problem>(&body) {
             Ok(problem) if status == 404 && matches!(problem.error_code, 404 | 40_400..=40_499) => {
                 let message = shortened(&problem.message);
@@ -505,17 +515,17 @@ impl Registry {
     }
 }
 
-/// What the requests for one schema may still take.
+/// What is left for the requests of one schema.
 struct Budget {
     bytes: u64,
     until: Instant,
 }
 
 fn mixed_up(path: &str, what: &str) -> FetchError {
-    FetchError::Unavailable(format!("{path}: the registry answers with {what}"))
+    FetchError::Unavailable(format!("{path}: the registry answers with {what} instead"))
 }
 
-/// The registry's words, as much of them as fits into a line.
+/// The registry's message, cut to fit on a line.
 fn shortened(words: &str) -> String {
     const MOST: usize = 200;
     match words.char_indices().nth(MOST) {
@@ -527,7 +537,7 @@ fn shortened(words: &str) -> String {
 /// The certificates in a PEM file.
 ///
 /// # Errors
-/// It cannot be read or holds none.
+/// The file cannot be read or holds no certificate.
 pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
     let problem = |problem: String| CaError {
         path: path.display().to_string(),
@@ -541,7 +551,7 @@ pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
         }
     }
     match certificates.is_empty() {
-        true => Err(problem("no certificate in PEM".into())),
+        true => Err(problem("no certificate in PEM format".into())),
         false => Ok(certificates.into()),
     }
 }
@@ -564,7 +574,7 @@ mod tests {
         assert_eq!(youth_left(Some(i64::MIN)), Duration::ZERO);
         assert_eq!(youth_left(Some(now_ms - 3000)), Duration::ZERO);
         assert!(youth_left(Some(now_ms - 1500)) <= LAG - second);
-        // A clock that is ahead prolongs nothing.
+        // A timestamp in the future does not extend the wait.
         for young in [Some(now_ms + 60_000), Some(i64::MAX), None] {
             assert!(
                 (LAG - second..=LAG).contains(&youth_left(young)),

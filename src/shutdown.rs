@@ -1,4 +1,4 @@
-//! The stop signal: asked for once, seen by every thread. The second one ends the process, whatever is stuck.
+//! The stop signal, seen by every thread. A second signal ends the process at once, even if something is stuck.
 
 use std::io::{self, stderr};
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 use tokio::sync::watch;
 
-/// What the process ends with on the second signal.
+/// Exit code after the second signal.
 const AT_ONCE: i32 = 130;
-const LAST_WORDS: &[u8] =
-    b"second signal: the process ends at once, without waiting for what is in flight\n";
+const SECOND_SIGNAL: &[u8] =
+    b"second signal: stopping at once, without waiting for in-flight records\n";
 
-/// Cloned into every stage. Once requested it stays so.
+/// Cloned into every stage. A request cannot be taken back.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     requested: Arc<watch::Sender<bool>>,
@@ -46,16 +46,16 @@ impl Shutdown {
         let _ = seen.wait_for(|requested| *requested).await;
     }
 
-    /// From this call on SIGTERM and Ctrl-C are a request, and the second of them ends the process at once: in the handler itself,
-    /// which needs no thread of ours.
+    /// From now on SIGTERM and Ctrl-C request a stop, and the second signal ends the process. The handler does that itself, so that
+    /// a stuck thread cannot prevent it.
     ///
     /// # Errors
-    /// When the system does not let them be caught.
+    /// The system does not allow a handler.
     pub fn on_signals(&self) -> io::Result<()> {
         self.catch(&[SIGTERM, SIGINT]).map(drop)
     }
 
-    /// The same, and SIGHUP as a message. Those that come before it is taken are one.
+    /// The same, and delivers SIGHUP as a message. Several before it is received become one.
     ///
     /// # Errors
     /// As [`Shutdown::on_signals`].
@@ -76,7 +76,7 @@ impl Shutdown {
                 }
                 stop.request();
                 tracing::info!(
-                    "stopping: draining what is in flight; signal again to stop at once"
+                    "stopping: draining records in flight; signal again to stop at once"
                 );
             }
         };
@@ -86,11 +86,11 @@ impl Shutdown {
     }
 }
 
-/// One for the process, as signals are.
+/// Global, like signals.
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
 
 fn end_at_the_second() -> io::Result<()> {
-    // Twice registered, the first signal would count as two.
+    // Registered twice, one signal would count as two.
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if REGISTERED.swap(true, Ordering::SeqCst) {
         return Ok(());
@@ -108,7 +108,7 @@ fn end_at_the_second() -> io::Result<()> {
     Ok(())
 }
 
-/// A reader that takes nothing any more must not hold up the end.
+/// Writes only if that does not block: a stuck reader of standard error must not delay the end.
 fn say_if_possible() {
     let stderr = stderr();
     let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
@@ -117,6 +117,6 @@ fn say_if_possible() {
         tv_nsec: 0,
     };
     if poll(&mut ready, Some(&at_once)) == Ok(1) && ready[0].revents().contains(PollFlags::OUT) {
-        let _ = rustix::io::write(&stderr, LAST_WORDS);
+        let _ = rustix::io::write(&stderr, SECOND_SIGNAL);
     }
 }

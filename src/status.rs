@@ -1,4 +1,4 @@
-//! What the daemon says of itself: readiness latches and facts, written by the stages, read by HTTP.
+//! The state that the daemon reports: readiness and facts, written by the stages and read by HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::message::Model;
 use crate::metrics::Metrics;
 use crate::picture::ImageReader;
 
-/// Where a partition stands. Offsets are those to be read next.
+/// The progress of a partition. Offsets are those of the next record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionStatus {
-    /// Records in the partition that are not finished yet; `None`, shown as -1, while the brokers do not tell.
+    /// Records in the partition that are not finished yet. `None`, shown as -1, while unknown.
     pub lag: Option<i64>,
-    /// Everything below it is finished; -1 before the brokers have told.
+    /// Every record below it is finished; -1 while unknown.
     pub finished_offset: i64,
-    /// Where it ends.
+    /// End of the partition.
     pub end_offset: Option<i64>,
-    /// Why nothing happens, if so.
+    /// Why the partition makes no progress, if it waits.
     pub waiting: Option<Waiting>,
 }
 
@@ -37,18 +37,18 @@ pub struct Waiting {
 
 pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
 
-/// The model that judges now, and what is shown of it.
+/// The model in force, as shown to clients.
 #[derive(Clone, Debug)]
 pub struct InForce {
     pub model: Model,
     pub provider: &'static str,
-    /// Of all records.
+    /// The overall threshold.
     pub threshold: f32,
-    /// What some records have thresholds of their own by, and how many there are.
+    /// What defines the segments with their own thresholds, and how many there are.
     pub segments: Option<(SegmentBy, usize)>,
-    /// Of the buckets of the score's histogram the shares of normal records, by the calibration; the last is beyond all.
+    /// Expected share of normal records per bucket of the score histogram; the last entry is the overflow bucket.
     pub normal: Vec<f64>,
-    /// If the records are pictures: what decodes them, and where.
+    /// For images: their decoder, and the memory for decoding.
     pub reader: Option<(ImageReader, Room)>,
 }
 
@@ -86,7 +86,7 @@ impl Status {
         }))
     }
 
-    /// Another model judges from now on.
+    /// Called when another model takes over.
     pub fn serves(&self, in_force: InForce) {
         *lock(&self.0.in_force) = in_force;
     }
@@ -95,12 +95,12 @@ impl Status {
         lock(&self.0.in_force).clone()
     }
 
-    /// The model is loaded, proved by its golden records and warmed up.
+    /// Called once the model is loaded, proved by its golden records and warm.
     pub fn model_is_warm(&self) {
         self.0.latches.model.store(true, Ordering::Release);
     }
 
-    /// The group has assigned partitions, perhaps none: with more replicas than partitions some have nothing to do.
+    /// Called when the group has assigned partitions. Possibly none: with more replicas than partitions some stay idle.
     pub fn partitions_are_assigned(&self, assigned: bool) {
         self.0.latches.partitions.store(assigned, Ordering::Release);
     }
@@ -117,7 +117,7 @@ impl Status {
         *lock(&self.0.partitions) = partitions;
     }
 
-    /// Settings that were changed and take effect at the next start only.
+    /// Sets the changed settings that take effect only after a restart.
     pub fn needs_restart(&self, keys: Vec<String>) {
         *lock(&self.0.needs_restart) = keys;
     }
@@ -137,7 +137,7 @@ impl Status {
         ))
     }
 
-    /// What readiness still waits for; empty is ready.
+    /// What readiness still waits for. Empty if ready.
     pub fn waiting_for(&self) -> Vec<&'static str> {
         let latches = &self.0.latches;
         let mut waiting = Vec::new();
@@ -156,7 +156,7 @@ impl Status {
         waiting
     }
 
-    /// A line for each partition that waits: for what, and since when.
+    /// One line per waiting partition: what it waits for and since when.
     pub fn waiting_partitions(&self) -> Vec<String> {
         let partitions = lock(&self.0.partitions);
         let lines = partitions
@@ -171,7 +171,7 @@ impl Status {
         lines.collect()
     }
 
-    /// `/status`.
+    /// The body of `/status`.
     pub fn render(&self, metrics: &Metrics) -> serde_json::Value {
         let partitions: Vec<_> = lock(&self.0.partitions)
             .iter()
@@ -222,12 +222,12 @@ impl PartitionStatus {
     }
 }
 
-/// Without its fraction.
+/// The time rounded down to seconds.
 fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// Plain data: a panic elsewhere cannot leave it half written.
+/// Ignores poisoning: this is plain data, which a panic cannot leave half written.
 fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Logs: to standard error, as text or JSON, without secrets, at a level that can be changed.
+//! Logs to standard error, as text or JSON, without secrets, at a level that can be changed.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -15,12 +15,12 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 use crate::config::{LogFormat, Secrets, Telemetry, log_filter};
 use crate::text::escaped_lines;
 
-/// What this process does not print. One for the process, as its log is: whoever prints need not know of it.
+/// Texts that this process never prints. Global like the log itself, so that callers need not pass it around.
 static SECRETS: RwLock<Option<Secrets>> = RwLock::new(None);
-/// The filter of the process's log, once there is one.
+/// The log filter, once logging has started.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Hides these texts from all that is logged and from errors.
+/// Hides these texts in logs and errors.
 pub fn keep(secrets: &Secrets) {
     let mut all = SECRETS.write().unwrap_or_else(PoisonError::into_inner);
     all.get_or_insert_default().extend(secrets);
@@ -54,8 +54,8 @@ pub fn init(telemetry: &Telemetry) {
     }
 }
 
-/// Whether an event may be logged at all. At trace libraries print what they send, passwords among it, in pieces and as
-/// hexadecimal numbers that [`hide`] cannot know.
+/// Whether an event may be logged. At trace level, libraries print what they send, including passwords, in pieces and in
+/// hexadecimal that [`hide`] cannot recognise.
 fn may_show(event: &Metadata<'_>) -> bool {
     let target = event.target();
     let ours = target == OURS || target.starts_with("residuald::");
@@ -68,17 +68,17 @@ const LIBRARIES: Level = Level::DEBUG;
 fn say_what_is_left_out() {
     if LevelFilter::current() == LevelFilter::TRACE {
         tracing::info!(
-            "trace is residuald's own: libraries are logged up to debug, because their trace holds passwords and tokens"
+            "trace applies to residuald only: libraries are logged up to debug, because their trace output holds passwords and tokens"
         );
     }
 }
 
-/// The filter in force; none if the process has no log.
+/// The filter in force. `None` if logging was not started.
 pub fn log_level() -> Option<String> {
     FILTER.get()?.with_current(EnvFilter::to_string).ok()
 }
 
-/// Changes what is logged from now on, until the process ends.
+/// Changes the filter until the process ends.
 pub fn set_log_level(filter: EnvFilter) {
     let Some(handle) = FILTER.get() else {
         return;
@@ -86,13 +86,13 @@ pub fn set_log_level(filter: EnvFilter) {
     let (from, to) = (log_level().unwrap_or_default(), filter.to_string());
     tracing::info!(from, to, "the log level changes");
     if handle.reload(filter).is_ok() {
-        // What logs by the `log` crate asks for its own limit, which is set once otherwise.
+        // Libraries that use the `log` crate check this separate limit.
         log::set_max_level(LevelFilter::current().as_log());
         say_what_is_left_out();
     }
 }
 
-/// An event whose text cannot steer a terminal, nor look like another event: lines after the first are set in.
+/// Escapes control characters and indents all lines but the first, so that data cannot steer a terminal or forge an event.
 fn printable(event: &str) -> String {
     let lines = event.trim_end_matches('\n').split('\n').enumerate();
     let mut text = String::with_capacity(event.len() + 2);
@@ -106,8 +106,8 @@ fn printable(event: &str) -> String {
     text
 }
 
-/// Standard error without secrets. An event comes in one write. It never fails: a log that nobody can read any more is no reason
-/// to stop working, and the subscriber would print that it failed on the same standard error, which panics.
+/// Standard error without secrets. Each event is one write. Never fails: a closed log must not stop the daemon, and the subscriber
+/// would report the failure on the same standard error, which panics.
 struct Redacted;
 
 impl Write for Redacted {

@@ -336,7 +336,11 @@ fn two_bundles_side_by_side() {
         "{}",
         text.stdout
     );
-    assert!(text.stdout.contains("most different"), "{}", text.stdout);
+    assert!(
+        text.stdout.contains("largest differences"),
+        "{}",
+        text.stdout
+    );
 }
 
 #[test]

@@ -258,7 +258,7 @@ fn anomalies_in_a_stream_do_not_hide_others_like_them() {
     assert!(told.contains("360 records (1.80 %)"), "{told}");
     assert!(
         told.contains(
-            "are left out as likely anomalies: the threshold before flags 12.2 times its share"
+            "are left out as likely anomalies: the old threshold flags 12.2 times its share"
         ),
         "{told}"
     );
@@ -589,12 +589,12 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
         (
             &[&object[..5], &["--key", "card_id"]].concat(),
             64,
-            "only where the thresholds go by the message key",
+            "only for a bundle that is calibrated by message key",
         ),
         (
             &[text(&bundle), "--data", text(&file), "--out", text(&out)],
             65,
-            "no normal record could be scored: 2 could not",
+            "no normal record was scored: 2 cannot be scored",
         ),
         (
             &[text(&bundle), "--out", text(&out)],
@@ -610,7 +610,7 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
                 text(&out),
             ],
             64,
-            "a folder is for pictures",
+            "this is a folder, but the bundle reads tables",
         ),
         (
             &[text(&surface), "--topic", "t", "--out", text(&out)],
@@ -627,7 +627,7 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
                 "--force",
             ],
             64,
-            "is no bundle",
+            "is not a bundle",
         ),
     ];
     for (arguments, code, said) in cases {

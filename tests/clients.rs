@@ -405,5 +405,5 @@ fn a_client_that_takes_no_answer_is_closed_and_counted() {
     });
     assert_eq!(daemon.get("/livez").0, 200);
     let log = daemon.drains().stderr;
-    assert!(log.contains("did not take its answer"), "{log}");
+    assert!(log.contains("did not read its response"), "{log}");
 }

@@ -318,7 +318,12 @@ fn while_the_registry_is_down_only_records_with_new_schemas_wait() {
     daemon.is_balanced();
     let ended = daemon.drains();
     let lines = |part: &str| ended.stderr.lines().filter(|l| l.contains(part)).count();
-    assert_eq!(lines("cannot be had"), 9, "{}", ended.stderr);
+    assert_eq!(
+        lines("schema registry is unavailable"),
+        9,
+        "{}",
+        ended.stderr
+    );
     assert_eq!(lines("answers again"), 9, "{}", ended.stderr);
     assert_eq!(read_all(&broker.brokers, "scores").len(), 750);
     assert_eq!(read_all(&broker.brokers, "dead"), []);

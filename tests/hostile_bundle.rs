@@ -373,7 +373,7 @@ fn a_stop_does_not_wait_for_a_reload_that_hangs() {
         tasks.any(loads).then_some(())
     });
     let ended = daemon.drains();
-    assert!(ended.stderr.contains("reading settings and bundle again"));
+    assert!(ended.stderr.contains("reloading settings and bundle"));
 }
 
 #[test]
@@ -650,7 +650,7 @@ fn settings_are_read_again_and_what_needs_a_restart_is_named() {
     let ended = daemon.drains();
     for said in [
         "kafka.drain_timeout",
-        "at the next start only",
+        "only after a restart",
         "threshold.scoer",
     ] {
         assert!(

@@ -171,7 +171,11 @@ fn status_asks_the_daemon() {
             .contains("RESIDUALD_TOKEN")
     );
     daemon.drains();
-    assert!(status(TOKEN, &[]).one_line(69).contains("Is the daemon up"));
+    assert!(
+        status(TOKEN, &[])
+            .one_line(69)
+            .contains("Check that the daemon is running")
+    );
 }
 
 #[test]
@@ -185,7 +189,11 @@ fn an_open_address_without_a_token_is_warned_of_once() {
         let local = format!("127.0.0.1:{port}");
         assert_eq!(put(&local, "/log-level", "info", "").0, records);
         let log = daemon.drains().stderr;
-        (log.matches("are open to whoever reaches").count(), records)
+        (
+            log.matches("are open to every client that can reach")
+                .count(),
+            records,
+        )
     };
     assert_eq!(seen(&["http.listen=0.0.0.0:0"]), (1, 403));
     let token = format!("http.token={TOKEN}");
@@ -225,8 +233,8 @@ fn status_says_what_is_missing_over_tls() {
     });
     for (scheme, ca, said) in [
         (https, None, "--ca-file"),
-        (https, Some(&*other), "--ca-file sign"),
-        (http, None, "ask by https://"),
+        (https, Some(&*other), "CA in --ca-file signed"),
+        (http, None, "try https://"),
     ] {
         let ended = status(url(scheme), ca);
         let line = ended.one_line(69);
@@ -235,7 +243,7 @@ fn status_says_what_is_missing_over_tls() {
     let plain = Daemon::ready(&broker.brokers, &["kafka.group_id=plain"]);
     let ended = status(format!("https://{}", plain.address), None);
     let line = ended.one_line(69);
-    assert!(line.contains("ask by http://"), "{line}");
+    assert!(line.contains("try http://"), "{line}");
 }
 
 /// A folder with the files that the example in docs/src/security.md names, and the daemon on it.
@@ -340,8 +348,8 @@ fn files_that_make_no_tls_are_78_and_named() {
     for (certificate, key, said) in [
         (&path("none.crt"), &key, "http.tls_certificate"),
         (&certificate, &path("none.key"), "http.tls_key"),
-        (&key, &key, "no PEM certificate"),
-        (&certificate, &certificate, "no PEM key"),
+        (&key, &key, "not a PEM certificate"),
+        (&certificate, &certificate, "not a PEM key"),
         (&certificate, &path("other.key"), "key values mismatch"),
         (&certificate, &String::new(), "set both or none"),
         (&String::new(), &key, "set both or none"),

@@ -296,7 +296,7 @@ fn a_bundle_and_an_input_that_do_not_fit_are_refused_in_words() {
     for (settings, named) in [
         (
             vec![gray.as_str(), "input.format=json"],
-            "the bundle reads pictures",
+            "the bundle reads images",
         ),
         (
             vec![&gray, "input.format=avro", "input.schema_file=a.avsc"],

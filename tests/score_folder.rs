@@ -166,7 +166,7 @@ fn what_a_folder_lacks_is_said() {
         run(&[&fixed, flags].concat())
     };
     for (flags, named) in [
-        (["--label", "class"], "--normal names"),
+        (["--label", "class"], "with --normal"),
         (["--normal", "fine"], "no folder `fine`"),
         (["--masks", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--html", "/nowhere/at/all.html"], "/nowhere/at/all.html"),
@@ -189,7 +189,7 @@ fn what_a_folder_lacks_is_said() {
     let ended = score(&["--masks", masks.to_str().unwrap()], &bundle);
     let error = ended.one_line(ended.code.expect("no signal"));
     assert!(
-        error.contains("10 x 10 pixels, its picture 128 x 96"),
+        error.contains("10 x 10 pixels but its image 128 x 96"),
         "{error}"
     );
 }

@@ -145,7 +145,7 @@ fn logs(settings: &[&str], levels: &[&str]) {
     for format in ["json", "text"] {
         let format = format!("telemetry.log_format={format}");
         let log = log_of(&[settings, &[&format]].concat(), levels).stderr;
-        assert!(log.contains("trace is residuald's own"), "{log}");
+        assert!(log.contains("trace applies to residuald only"), "{log}");
         assert!(log.contains("DEBUG"), "libraries are logged: {log}");
         holds_no_secret(&log);
     }

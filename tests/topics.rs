@@ -587,7 +587,7 @@ fn an_output_is_deleted(prefix: &'static str, delivery: &str) {
     );
     let said = daemon.get("/readyz?verbose").1;
     assert!(
-        said.contains(&format!("topic {scores} is not there")),
+        said.contains(&format!("topic {scores} does not exist")),
         "{said}"
     );
     std::thread::sleep(Duration::from_secs(5));

@@ -402,7 +402,7 @@ fn a_collector_that_comes_back_gets_traces() {
     let log = daemon.drains().stderr;
     for said in [
         "/v1/traces: HTTP 503; traces are lost",
-        "takes traces again",
+        "accepts traces again",
     ] {
         assert_eq!(log.matches(said).count(), 1, "{said}: {log}");
     }

@@ -1,4 +1,4 @@
-//! `residuald backtest`: a range of a topic judged as the daemon would judge it, and nothing published.
+//! `residuald backtest`: judges a range of a topic as the daemon would, and publishes nothing.
 
 mod comparison;
 mod report;
@@ -36,10 +36,10 @@ use crate::failure::Failure;
 use comparison::Comparison;
 use tally::{Covered, Covers, High, Tally};
 
-/// Features in the reason of a verdict, where no settings say how many.
+/// Features named in a verdict when no settings give a number.
 const ATTRIBUTIONS: usize = 5;
 
-/// Judge what a topic holds with any bundle: how many alerts a day, which, and what another bundle would say
+/// Judge the records of a topic with any bundle: how many alerts a day, which ones, and how another bundle compares
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,17 +47,17 @@ Examples:
   residuald backtest --config residuald.toml --bundle models/next --against models/payments --from -24h
   residuald backtest --topic payments --bundle models/payments --from 0:1000 --to 0:2000 --out verdicts.ndjson --json
 
-No group is joined, nothing is committed or published. Ids and scores are the daemon's, to the bit. The end is fixed at \
-the start; committed records are read (-X isolation.level=read_uncommitted for all). Alerts a day go by the records' own \
-timestamps, from an hour on. Memory: 24 bytes a record, with --against 52.")]
+No group is joined; nothing is committed or published. Ids and scores equal the daemon's, bit for bit. The end of the range is \
+fixed at the start. Only committed records are read (-X isolation.level=read_uncommitted reads all). Alerts a day are computed from \
+the records' own timestamps, if they cover at least an hour. Memory: 24 bytes a record, 52 with --against.")]
 pub struct Arguments {
-    /// The topic; that of --config, if it reads one, if not given
+    /// The topic [default: the one that --config reads]
     #[arg(long)]
     topic: Option<String>,
-    /// The bundle to judge with; that of --config if not given
+    /// The bundle to judge with [default: that of --config]
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
-    /// Another bundle to judge the same records, side by side
+    /// A second bundle that judges the same records, for comparison
     #[arg(long, value_name = "DIR")]
     against: Option<PathBuf>,
     #[command(flatten)]
@@ -66,13 +66,13 @@ pub struct Arguments {
     connection: ConnectionArguments,
     #[command(flatten)]
     threshold: ThresholdArguments,
-    /// Write every verdict of --bundle to this file, a line each, as the daemon would publish it; - is standard output
+    /// Write every verdict of --bundle to this file, one per line, as the daemon would publish it; - is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// How many of the most anomalous records, and of the most different, to show
+    /// How many of the most anomalous records to show, and of those that the bundles score most differently
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
-    /// One JSON object at the end instead of text
+    /// Print one JSON object at the end instead of text
     #[arg(long)]
     json: bool,
 }
@@ -129,7 +129,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     })
 }
 
-/// One bundle and what it finds.
+/// One bundle and its findings.
 struct Side {
     dir: PathBuf,
     judge: Judge,
@@ -139,10 +139,10 @@ struct Side {
     decoder: Decoder,
     scoring: Scoring,
     tally: Tally,
-    /// The records of the chunk that have a row, and their numbers in it.
+    /// The records of the chunk that decoded to a row, and their positions in the chunk.
     batch: Batch,
     numbers: Vec<usize>,
-    /// The chunk's scores, NaN where there is none, and the thresholds that they are held against.
+    /// The chunk's scores (NaN: not scored) and the threshold of each.
     scores: Vec<f32>,
     thresholds: Vec<f32>,
 }
@@ -183,7 +183,7 @@ impl Side {
         })
     }
 
-    /// Makes the record the chunk's next row, or says why it cannot be one. Waits for schemas, unless stopped.
+    /// Decodes the record into the chunk's next row. Waits for schemas, unless stopped.
     fn take(&mut self, record: &Record<'_>, whole: bool, stop: &Shutdown) -> Result<(), RowError> {
         let payload = record.payload.unwrap_or_default();
         let number = self.scores.len();
@@ -274,7 +274,7 @@ impl Run {
             }))?;
         }
         if let Some(second) = &mut self.second {
-            // Counted there; --out is about the first.
+            // The second bundle counts its own errors; --out is for the first.
             let _ = second.take(record, false, stop);
         }
         Ok(())
@@ -309,7 +309,7 @@ impl Run {
     }
 }
 
-/// Where verdicts are written and with what in them.
+/// Where verdicts are written, and what goes into them.
 struct Published<'o> {
     out: &'o mut dyn Write,
     include_record: bool,
@@ -333,7 +333,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
     let mut published = published;
     let mut records = batch.records();
     scoring.score(&batch.rows, |row, scored| {
-        let record = records.next().expect("a record a row");
+        let record = records.next().expect("one record per row");
         let score = scored.score;
         if let Some(flaw) = scored.flaw() {
             tally.reject(&RowError {

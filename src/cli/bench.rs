@@ -1,4 +1,4 @@
-//! `residuald bench`: the CPU cost of each part and of the whole, in one run.
+//! `residuald bench`: measures the CPU cost of each stage and of the whole pipeline in one run.
 
 mod cpu;
 
@@ -33,8 +33,8 @@ use cpu::Meter;
 const TOPIC: &str = "records";
 const PARTITIONS: i32 = 32;
 
-/// Measure consume, decode, score and the whole pipeline, also with the bundle's screen if it has one; efficiency is the
-/// parts' CPU over the whole's
+/// Measure consume, decode, score and the whole pipeline, and the pipeline with the bundle's screen if it has one; efficiency is
+/// the CPU time of the stages divided by that of the whole
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,35 +44,35 @@ Examples:
 pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "models/payments")]
     bundle: PathBuf,
-    /// Records to replay; the bundle's sample.ndjson.gz if not given
+    /// Records to replay [default: the bundle's sample.ndjson.gz]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Records a measurement; as many as the embedded broker holds if not given
+    /// Records per measurement [default: as many as the embedded broker holds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
     records: Option<u64>,
-    /// Measurements of each kind, taken in turn; medians count
+    /// Rounds of measurements; the medians are reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Scoring sessions, each with a thread; one for each core if not given
+    /// Scoring sessions, each with its own thread [default: one per core]
     #[arg(long, value_name = "N")]
     sessions: Option<usize>,
     /// Score on the CPU, or on the first GPU, which all sessions share
     #[arg(long, value_enum, default_value_t = Provider::Cpu)]
     provider: Provider,
-    /// Records that a session scores at once
+    /// Records per batch of a session
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// What one kind of measurement cost.
+/// The cost of one kind of measurement.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Cost {
-    /// Of this process, without the embedded broker and the replay.
+    /// CPU of this process, without the embedded broker and the replay.
     cpu_us_per_record: f64,
-    /// On the clock; with the embedded broker on the same cores, so rather low where Kafka takes part.
+    /// By wall clock. Low where Kafka takes part, because the embedded broker shares the cores.
     records_per_second: f64,
 }
 
@@ -85,18 +85,18 @@ struct Report {
     decode: Cost,
     score: Cost,
     end_to_end: Cost,
-    /// The whole with screen.mode = "on".
+    /// The whole pipeline with `screen.mode = "on"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     screened: Option<Cost>,
-    /// Its records a second over those without the screen: the median over the rounds, the lowest and the highest.
+    /// Records a second with the screen relative to without: median, lowest and highest of the rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     screened_over_end_to_end: Option<[f64; 3]>,
-    /// (consume + decode + score) / end_to_end in CPU a record: the median over the rounds, because what is measured
-    /// within one round met the same neighbours on the machine.
+    /// (consume + decode + score) / end_to_end in CPU per record, the median of the rounds. The ratio is taken within a
+    /// round, where every measurement met the same load from other processes.
     efficiency: f64,
     /// The lowest and the highest of any round.
     efficiency_range: [f64; 2],
-    /// Records a second end to end over those of the scorer alone, on the same cores: the median over the rounds.
+    /// Records a second end to end relative to the scorer alone on the same cores: the median of the rounds.
     end_to_end_over_score: f64,
     /// The lowest and the highest of any round.
     end_to_end_over_score_range: [f64; 2],
@@ -225,12 +225,12 @@ impl Bench {
         let file = arguments.data.as_ref().unwrap_or(&default);
         let sample = read_sample(file, &dataset::Options::default())?;
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        // All of it lies in the broker before the clock starts, so that no producer competes for the cores.
+        // All records are in the broker before the clock starts, so that no producer competes for the cores.
         let most = capacity(PARTITIONS, average_payload(&sample));
         let records = arguments.records.unwrap_or(most);
         if records > most {
             return Err(Failure::data(format!(
-                "the embedded broker holds {most} of these records, not {records}"
+                "the embedded broker holds only {most} of these records: ask for fewer than {records} with --records"
             )));
         }
         Ok(Bench {
@@ -239,7 +239,7 @@ impl Bench {
             records,
             sessions: arguments.sessions.unwrap_or(cores).max(1),
             provider: arguments.provider,
-            batch: usize::try_from(arguments.batch).expect("it is in range"),
+            batch: usize::try_from(arguments.batch).expect("clap checked the range"),
         })
     }
 
@@ -260,7 +260,7 @@ impl Bench {
         model::load(&self.bundle, &inference, self.batch, default_rule)
     }
 
-    /// Takes messages from the broker and looks at nothing.
+    /// Takes messages from the broker without reading them.
     fn consume(&self) -> Result<Cost, Failure> {
         let (config, _broker) = self.backlog("off")?;
         let others = cpu::threads();
@@ -286,7 +286,7 @@ impl Bench {
             &Shutdown::default(),
         )?;
         let cost = self.take_all(&mut source, &others);
-        // In any case: a consumer that is dropped while it owns partitions waits for good.
+        // Always: dropping a consumer that still owns partitions blocks forever.
         source.close(Duration::from_secs(1));
         cost
     }
@@ -316,10 +316,10 @@ impl Bench {
         Ok(meter.stop(self.records))
     }
 
-    /// Payloads in memory to rows.
+    /// Decodes payloads in memory to rows.
     fn decode(&self) -> Result<Cost, Failure> {
         let loaded = self.loaded()?;
-        // A record that does not decode costs what it costs.
+        // Records that fail to decode are part of the cost.
         if let ModelInput::Image(pixels) = loaded.bundle.manifest.input {
             let reader = input::pictures(pixels);
             let meter = Meter::start(&[]);
@@ -340,7 +340,7 @@ impl Bench {
         Ok(meter.stop(self.records))
     }
 
-    /// Rows in memory through the sessions.
+    /// Scores rows in memory with all sessions.
     fn score(&self) -> Result<Cost, Failure> {
         let mut loaded = self.loaded()?;
         let rows = self.rows(&loaded.bundle)?;
@@ -369,7 +369,9 @@ impl Bench {
                 .filter_map(|e| reader.read(&e.payload).ok());
             let pictures: Vec<Vec<u8>> = read.map(|picture| picture.rows).collect();
             if pictures.is_empty() {
-                return Err(Failure::data("no record of the sample is a picture"));
+                return Err(Failure::data(
+                    "no record of the sample is an image that can be decoded",
+                ));
             }
             return Ok(Rows::Pictures(pictures));
         }
@@ -382,7 +384,7 @@ impl Bench {
         Ok(Rows::Table { values, width })
     }
 
-    /// The daemon itself, with that screen.mode.
+    /// Runs the whole daemon with this `screen.mode`.
     fn end_to_end(&self, screen: &str) -> Result<Cost, Failure> {
         let (config, _broker) = self.backlog(screen)?;
         let others = cpu::threads();
@@ -406,7 +408,7 @@ impl Bench {
         went_on.map(|()| cost)
     }
 
-    /// An embedded broker that holds all records, and the settings of a daemon that reads them.
+    /// An embedded broker that holds all records, and settings for a daemon that reads them.
     fn backlog(&self, screen: &str) -> Result<(Config, EmbeddedBroker), Failure> {
         let quote = |text: &str| serde_json::Value::from(text);
         let settings = [
@@ -445,7 +447,7 @@ impl Bench {
     }
 }
 
-/// Notices a measurement that would never end.
+/// Notices a measurement that makes no progress.
 #[derive(Default)]
 struct Progress {
     count: u64,
@@ -453,7 +455,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// A batch of pictures through a slow model takes a while.
+    /// Long, because a batch of images takes a slow model a while.
     const PATIENCE: Duration = Duration::from_secs(120);
 
     fn must_go_on(&mut self, count: u64) -> Result<(), Failure> {
@@ -462,7 +464,7 @@ impl Progress {
         }
         match self.since {
             Some(since) if since.elapsed() > Self::PATIENCE => Err(Failure::internal(format!(
-                "no record after the first {count} for {:?}: the embedded broker forgot some",
+                "no record arrived for {:?} after the first {count}: the embedded broker lost some; run it again",
                 Self::PATIENCE
             ))),
             _ => Ok(()),
@@ -470,11 +472,11 @@ impl Progress {
     }
 }
 
-/// What a scorer takes.
+/// Input for a scorer.
 enum Rows {
     /// [records, width].
     Table { values: Vec<f32>, width: usize },
-    /// Of each picture uint8 [tiles, height, width, channels].
+    /// One uint8 tensor [tiles, height, width, channels] per image.
     Pictures(Vec<Vec<u8>>),
 }
 

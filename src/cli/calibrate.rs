@@ -1,4 +1,4 @@
-//! `residuald calibrate`: what a score means, anew, from recent normal records, and no training.
+//! `residuald calibrate`: computes new thresholds and p-values from recent normal records, without training.
 
 mod flagged;
 mod residuals;
@@ -35,87 +35,87 @@ Examples:
   residuald calibrate models/payments --data normal.csv --by merchant.category --out models/payments-june
   residuald calibrate models/surface --data parts/test --out models/surface-line2
 
-Only normal records may count: a false-alarm rate says what share of them is flagged, so anomalies among them hide others like them. \
-What is left out is said. With --label, and in a folder of pictures with folders for its classes, it is the labelled anomalies. \
-With --exclude-flagged it is what a daemon has flagged, but for as many records as it flags of normal ones. With --contamination \
-it is that share of the records, those with the highest scores. Without any of them the bundle's calibration says how many \
-normal records score how high: if its threshold flags more than twice its share, and more than chance explains, the records beyond \
-that number are left out. \
---contamination 0 keeps them all.
+Only normal records may count: the false-alarm rate is the share of normal records that are flagged, so anomalies among them would \
+hide others of their kind. The summary says what was left out:
+  --label, or a folder of images with one folder per class: the labelled anomalies
+  --exclude-flagged: what a daemon has flagged, less the number of normal records that it flags by chance
+  --contamination: this share of the records, those with the highest scores; 0 keeps all
+  none of them: if the bundle's threshold flags more than twice its share, and more than chance explains, the records in excess of \
+what the bundle's calibration expects, the highest scores first
 
-The bundle that is written is the old one with another calibration.json and another version. To put it in force set model.bundle, or write \
-over the old one (--out the same, --force) and send SIGHUP.
+The new bundle is the old one with another calibration.json and version. To use it, point model.bundle at it, or overwrite the old \
+one (same --out, --force) and send SIGHUP.
 
-With --by every segment of the records, a merchant's category for example, gets thresholds and p-values of its own; the \
-smaller it is, the more it borrows from all. Values with fewer than 20 records, records without the field and values that come \
-new go by those of all. A bundle that has segments keeps them, calibrated anew, unless --by, --by-key or --no-segments says \
-otherwise. Memory: 4 bytes a record, with segments 24.")]
+With --by each segment of the records, for example each merchant category, gets its own threshold and p-values; the smaller the \
+segment, the more it borrows from all records. Values with fewer than 20 records, records without the field and values that first \
+appear later use the overall calibration. A bundle with segments keeps them, newly calibrated, unless --by, --by-key or \
+--no-segments is given. Memory: 4 bytes a record, 24 with segments.")]
 pub struct Arguments {
     /// The bundle to calibrate
     bundle: PathBuf,
-    /// Calibrate by the value of this field (dotted path): a string, number or boolean of the record, read by the model or not
+    /// Calibrate per value of this field (dotted path): a string, number or boolean, whether or not the model reads it
     #[arg(long, value_name = "FIELD", group = "segments")]
     by: Option<String>,
-    /// Calibrate by the key of the messages; with --data, --key says which field was it
+    /// Calibrate per message key; with --data, pass --key FIELD to name the field that holds it
     #[arg(long, group = "segments")]
     by_key: bool,
-    /// Calibrate all records alike, whatever the bundle did before
+    /// Calibrate all records together, even if the bundle has segments
     #[arg(long, group = "segments")]
     no_segments: bool,
-    /// Field (dotted path) whose text is the message key
+    /// Field (dotted path) that holds the message key
     #[arg(long, value_name = "FIELD", requires = "data")]
     key: Option<String>,
-    /// Normal records: .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of pictures
+    /// Normal records: .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of images
     #[arg(long, value_name = "FILE", conflicts_with = "topic")]
     data: Option<PathBuf>,
-    /// Field (dotted path) that tells anomalies, which are left out, from normal records
+    /// Field (dotted path) with the label; records labelled as anomalies are left out
     #[arg(long, value_name = "FIELD", requires = "data")]
     label: Option<String>,
-    /// The label of a normal record, or the folder of the normal pictures [default: 0, good]
+    /// The label of a normal record, or the folder of normal images [default: 0, good]
     #[arg(long, value_name = "VALUE", requires = "data")]
     normal: Option<String>,
-    /// A topic of normal records instead; that of --config, if it reads one, if neither is given
+    /// A topic of normal records instead of --data [default: the one that --config reads]
     #[arg(long)]
     topic: Option<String>,
-    /// Leave out this share of the records, those with the highest scores; 0 if all are normal
+    /// Leave out this share of the records, those with the highest scores; 0 keeps all
     #[arg(long, value_name = "SHARE", value_parser = contamination)]
     contamination: Option<f64>,
-    /// Leave out the records that a daemon has flagged, by its verdicts in this topic; that of the settings, or anomalies, if it is not named
+    /// Leave out the records that a daemon flagged, read from its verdicts in this topic [default: that of the settings, else anomalies]
     #[arg(long, value_name = "TOPIC", num_args = 0..=1, require_equals = true, conflicts_with = "data")]
     exclude_flagged: Option<Option<String>>,
     #[command(flatten)]
     range: RangeArguments,
     #[command(flatten)]
     connection: ConnectionArguments,
-    /// The bundle to write: a folder
+    /// Folder of the new bundle
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Its version; that of the bundle and the time, as 1+20260131-080000, if not given
+    /// Version of the new bundle [default: the old version and the time, as 1+20260131-080000]
     #[arg(long)]
     version: Option<String>,
-    /// Write over --out if it is there
+    /// Overwrite --out if it exists
     #[arg(long)]
     force: bool,
-    /// One JSON object at the end instead of text
+    /// Print one JSON object at the end instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// Segments in the summary.
+/// Most segments shown in the summary.
 const SHOWN: usize = 10;
 
-/// What changed.
+/// What the calibration changed.
 #[derive(Serialize)]
 struct Summary<'r> {
-    /// Records that the calibration is made of.
+    /// Records used for the calibration.
     records: usize,
     cannot_be_scored: u64,
-    /// Why, the most frequent reason first.
+    /// Why records cannot be scored, the most frequent reason first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<Refusal<'r>>,
     /// Labelled anomalies.
     left_out: usize,
-    /// Anomalies by a daemon's verdicts, and by their scores.
+    /// Records left out because a daemon flagged them, and because of their scores.
     left_out_flagged: usize,
     left_out_too_high: usize,
     version: String,
@@ -123,7 +123,7 @@ struct Summary<'r> {
     rate: f64,
     before: Side,
     after: Side,
-    /// The share of all that were scored that the threshold before, of all, flags at the bundle's own rate.
+    /// Share of all scored records that the old overall threshold flags, at the bundle's own rate.
     flagged_before: f64,
     /// That threshold and that rate.
     #[serde(skip)]
@@ -135,12 +135,12 @@ struct Summary<'r> {
 #[derive(Serialize)]
 struct SegmentSummary {
     by: SegmentBy,
-    /// Different values of the records, and how many of them have a calibration of their own.
+    /// Distinct values in the records, and how many have their own calibration.
     values: usize,
     calibrated: usize,
-    /// Records of the latter.
+    /// Records in calibrated segments.
     records: usize,
-    /// The largest, with their thresholds.
+    /// The largest segments, with their thresholds.
     largest: Vec<SegmentSide>,
 }
 
@@ -225,11 +225,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn contamination(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),
-        _ => Err("expected a share from 0 to 0.5: what is more frequent is normal".into()),
+        _ => Err("expected a share from 0 to 0.5: a larger share would be normal records".into()),
     }
 }
 
-/// The version before with the time behind it, in place of one that was put there by an earlier calibration.
+/// The old version without the time suffix of an earlier calibration.
 fn own_version(before: &str) -> String {
     let trained = before
         .split_once('+')
@@ -245,7 +245,7 @@ fn default_threshold(calibration: &Calibration) -> Result<f32, Failure> {
     Ok(calibration.all.threshold_at(rate)?)
 }
 
-/// What the records are told apart by, if they are.
+/// What defines the segments, if there are any.
 fn segment_by(arguments: &Arguments, bundle: &Bundle) -> Result<Option<SegmentBy>, Failure> {
     let before = bundle.calibration.segments.as_ref();
     let by = match &arguments.by {
@@ -313,7 +313,7 @@ impl<'r> Summary<'r> {
   median score    {:>14.4} {:>12.4}
   threshold       {:>14.4} {:>12.4}   at a false-alarm rate of {:.2e}
 
-The threshold before, {:.4} at a rate of {:.2e}, flags {:.2e} of the records.",
+The old threshold, {:.4} at a rate of {:.2e}, flags a share of {:.2e} of the records.",
             count(self.records),
             HumanCount(self.cannot_be_scored),
             count(self.left_out),
@@ -350,7 +350,7 @@ The threshold before, {:.4} at a rate of {:.2e}, flags {:.2e} of the records.",
         };
         if arguments.exclude_flagged.is_some() {
             println!(
-                "{} are left out because a daemon has flagged them.",
+                "{} are left out because a daemon flagged them.",
                 told(self.left_out_flagged)
             );
         }
@@ -358,16 +358,16 @@ The threshold before, {:.4} at a rate of {:.2e}, flags {:.2e} of the records.",
         let times = self.flagged_before / self.in_force.1;
         match arguments.contamination {
             Some(_) => println!(
-                "{too_high} with the highest scores are left out, as --contamination says."
+                "{too_high} with the highest scores are left out, as --contamination asks."
             ),
             None if self.left_out_too_high > 0 => println!(
-                "{too_high} are left out as likely anomalies: the threshold before flags {:.1} times its share, and so many normal records\n\
-                 do not score so high. If they are normal, keep them with --contamination 0.",
+                "{too_high} are left out as likely anomalies: the old threshold flags {:.1} times its share, more than normal records\n\
+                 explain. If they are normal, keep them with --contamination 0.",
                 times
             ),
             None if times > MOST_TIMES => println!(
-                "That is {times:.1} times its share, which in so few records may be chance, so none is left out. If they are anomalies,\n\
-                 say so with --label, --exclude-flagged or --contamination."
+                "That is {times:.1} times its share, which may be chance in so few records, so none is left out. If they are anomalies,\n\
+                 leave them out with --label, --exclude-flagged or --contamination."
             ),
             None => {}
         }
@@ -401,7 +401,7 @@ impl SegmentSummary {
         println!(
             "
 by {}: {} of {} values calibrated, {} of {} records; the others go by the threshold of all
-(values with fewer than {LEAST_RECORDS} records, those beyond the {MOST_SEGMENTS} most frequent, records without one)",
+(values with fewer than {LEAST_RECORDS} records, values beyond the {MOST_SEGMENTS} most frequent, records without a value)",
             self.by,
             count(self.calibrated),
             count(self.values),
@@ -409,7 +409,7 @@ by {}: {} of {} values calibrated, {} of {} records; the others go by the thresh
             count(all),
         );
         for side in &self.largest {
-            // Whoever writes records chooses it.
+            // Escaped and cut: producers choose this text.
             let shown: String = side.segment.escape_debug().take(40).collect();
             println!(
                 "  {shown:<24} {:>9} {:>12.4}",

@@ -1,4 +1,4 @@
-//! `residuald check`: everything that a start checks, without starting.
+//! `residuald check`: does every check of a start, without starting.
 
 mod connect;
 
@@ -33,17 +33,17 @@ Examples:
   residuald check --config residuald.toml --connect
   residuald check --bundle models/payments
 
-With --connect nothing is written and no group is joined; what could not be tried is said.")]
+--connect writes nothing and joins no group; it also lists what it could not check.")]
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Check only this bundle, without any settings
+    /// Check only this bundle, without settings
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "set"])]
     bundle: Option<PathBuf>,
-    /// Also ask Kafka and the schema registry: topics, the rights to read, the group, transactions
+    /// Also ask Kafka and the schema registry: topics, permission to read, the consumer group, transactions
     #[arg(long, conflicts_with = "bundle")]
     connect: bool,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +51,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(dir) = &arguments.bundle {
         let inference = Inference::on_cpu(1);
-        // A quantile that every sample supports: the threshold is not what is checked here.
+        // Any bundle supports this quantile: without settings there is no threshold to check.
         let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
         report(arguments, &loaded, None, None, None);
         return Ok(());
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     connect::verdict(&findings, started).map(|_| ())
 }
 
-/// What a start does before it connects.
+/// Does what a start does before it connects.
 fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Failure> {
     let before = memory::resident();
     kafka::check_settings(&config.kafka)?;
@@ -96,7 +96,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
     Ok((loaded, bounds, budget))
 }
 
-/// What the bundle scores, in words.
+/// Describes what the bundle scores.
 fn rows(bundle: &Bundle) -> String {
     match bundle.manifest.input {
         ModelInput::Tabular { .. } => format!("{} features", bundle.features().len()),
@@ -109,7 +109,7 @@ fn rows(bundle: &Bundle) -> String {
         }) => {
             let colour = if channels == 1 { "gray" } else { "RGB" };
             let how = if tiles.is_some() { "in tiles" } else { "whole" };
-            format!("pictures {how}, {width} x {height} {colour}")
+            format!("images {how}, {width} x {height} {colour}")
         }
     }
 }
@@ -183,7 +183,7 @@ fn report(
             "ok: the screen clears {:.1} % of normal records",
             100.0 * cleared
         ),
-        (Some(_), None) => println!("ok: there is a screen, for screen.mode"),
+        (Some(_), None) => println!("ok: the bundle has a screen (unused: see screen.mode)"),
         (None, _) => {}
     }
     if let Some(budget) = budget {

@@ -1,4 +1,4 @@
-//! `residuald completions`: a script for the shell.
+//! `residuald completions`: prints a completion script for a shell.
 
 use clap::CommandFactory;
 use clap_complete::Shell;

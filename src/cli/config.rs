@@ -1,11 +1,11 @@
-//! `residuald config`: the settings in force.
+//! `residuald config`: prints the settings in force.
 
 use crate::kafka;
 
 use crate::cli::shared::settings::ConfigArguments;
 use crate::failure::Failure;
 
-/// Print the settings in force, where each came from, secrets hidden
+/// Print the settings in force and where each came from; secrets are hidden
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: residuald config --set kafka.topics=payments --set model.bundle=models/payments"
@@ -13,14 +13,14 @@ use crate::failure::Failure;
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// One JSON array instead of TOML
+    /// Print one JSON array instead of TOML
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = arguments.config.load()?;
-    // A misspelled name does not say that its value is a secret.
+    // Before printing: the value under a misspelled name is not recognised as a secret.
     kafka::check_settings(&config.kafka)?;
     let mut settings = config.effective;
     settings.sort_by(|a, b| a.key.cmp(&b.key));

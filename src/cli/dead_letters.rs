@@ -1,4 +1,4 @@
-//! `residuald dead-letters`: what could not be scored, listed, sent back once it can, or discarded.
+//! `residuald dead-letters`: lists the records that could not be scored, replays or discards them.
 
 mod discard;
 mod list;
@@ -24,7 +24,7 @@ use crate::cli::shared::progress;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// List the records that could not be scored, send them back once they can, or discard them
+/// List the records that could not be scored, send them back, or discard them
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,13 +51,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Which letters.
+/// Which letters to work on.
 #[derive(clap::Args)]
 struct Selection {
-    /// The dead letter topic; that of --config or dead-letters if not given
+    /// The dead letter topic [default: that of --config, else dead-letters]
     #[arg(long)]
     topic: Option<String>,
-    /// Only letters with one of these reasons, for instance missing,malformed
+    /// Only letters with one of these reasons, for example missing,malformed
     #[arg(long, value_name = "REASON", value_delimiter = ',')]
     reason: Vec<String>,
     #[command(flatten)]
@@ -66,24 +66,24 @@ struct Selection {
     connection: ConnectionArguments,
 }
 
-/// The letters of a topic that are meant, and what became of them so far.
+/// The selected letters of a topic, and what was done with them so far.
 struct Survey {
     kafka: config::Kafka,
     topic: String,
     filter: Filter,
     /// The letters that match.
     places: PartitionOffsets,
-    /// How many of them, by reason and by the topic that they came from.
+    /// Their number by reason and source topic.
     kinds: BTreeMap<(String, String), u64>,
-    /// Those that can go somewhere.
+    /// Letters that can be replayed, by target.
     wanted: Ledger,
-    /// Why others cannot.
+    /// Why the others cannot be replayed.
     obstacles: BTreeMap<Obstacle, u64>,
-    /// How many letters there are, by reason, whether or not they match.
+    /// All letters by reason, whether or not they match.
     reasons: BTreeMap<String, u64>,
-    /// What the markers tell, of any letter and target.
+    /// Letters that markers name as replayed, for any target.
     replayed: Ledger,
-    /// What the markers tell of letters that are not to be replayed.
+    /// Letters that markers name as discarded.
     discarded: PartitionOffsets,
     notes: Vec<String>,
     ended: Ended,
@@ -91,9 +91,9 @@ struct Survey {
 
 const UNKNOWN: &str = "(unknown)";
 const OTHERS: &str = "(others)";
-/// So many reasons and topics are counted each by itself.
+/// Most pairs of reason and topic that are counted separately.
 const MOST_KINDS: usize = 1000;
-/// So many reasons are named.
+/// Most reasons named in a message.
 const MOST_SHOWN: usize = 20;
 
 impl Selection {
@@ -105,8 +105,8 @@ impl Selection {
         Ok((connection, topic.unwrap_or_else(|| "dead-letters".into())))
     }
 
-    /// Reads the letters and all that comes after them: the markers of a letter lie behind it. With a progress bar,
-    /// unless `quiet`; says what is odd about the range.
+    /// Reads the letters and everything after them, because the markers of a letter come after it. Shows a progress bar
+    /// unless `quiet`, and prints notes about the range.
     fn survey(
         &self,
         kafka: &config::Kafka,
@@ -165,7 +165,7 @@ impl Selection {
     }
 }
 
-/// Counts one more; names come from outside, so there are only so many.
+/// Adds one to a count. Names come from outside, so their number is limited.
 fn count<K: Ord>(counts: &mut BTreeMap<K, u64>, name: K, others: K) {
     let name = match counts.len() < MOST_KINDS || counts.contains_key(&name) {
         true => name,
@@ -176,7 +176,7 @@ fn count<K: Ord>(counts: &mut BTreeMap<K, u64>, name: K, others: K) {
 
 impl Survey {
     /// # Errors
-    /// A reason that was asked for is one that neither a letter has nor this program gives: most likely a slip.
+    /// A requested reason is neither one of this program's nor one that any letter has: probably a typo.
     fn has_the_reasons(&self) -> Result<(), Failure> {
         let known = |asked: &str| {
             let ours = Reason::ALL.iter().any(|reason| reason.as_str() == asked);
@@ -260,7 +260,7 @@ impl Survey {
     }
 }
 
-/// Milliseconds since the epoch for a person.
+/// Formats milliseconds since the epoch.
 fn time(timestamp_ms: Option<i64>) -> String {
     let time = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
     time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))

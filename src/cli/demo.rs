@@ -1,4 +1,4 @@
-//! `residuald demo`: the daemon on an embedded broker, fed with a bundle's sample stream, watched in the terminal.
+//! `residuald demo`: runs the daemon on an embedded broker with a bundle's sample stream, and shows its verdicts.
 
 mod watch;
 
@@ -31,32 +31,32 @@ const ANOMALIES: &str = "anomalies";
 const DEAD_LETTERS: &str = "dead-letters";
 const PARTITIONS: i32 = 4;
 const REFRESH: Duration = Duration::from_millis(250);
-/// Without a terminal, a line now and then.
+/// How often a line is printed without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Run the whole thing here: embedded broker, sample stream, verdicts with their reasons in the terminal
+/// Run everything here: embedded broker, sample stream, and verdicts with their reasons in the terminal
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald demo
   residuald demo --records 20000 --rate 5000 --json")]
 pub struct Arguments {
-    /// The bundle; its sample.ndjson.gz is the stream
+    /// The bundle whose sample.ndjson.gz is streamed
     #[arg(long, value_name = "DIR", default_value = "models/payments")]
     bundle: PathBuf,
-    /// Stop after this many records, and fail unless every one is accounted for; the sample is repeated as needed
+    /// Stop after this many records and fail unless each is accounted for; the sample repeats as needed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     records: Option<u64>,
     /// Records a second
     #[arg(long, default_value_t = 2000.0, value_parser = positive)]
     rate: f64,
-    /// As fast as it goes instead
+    /// Send as fast as possible instead of at --rate
     #[arg(long, conflicts_with = "rate")]
     unpaced: bool,
-    /// Where /status and /metrics are served; a free port if it is taken
+    /// Address of /status and /metrics; if the port is taken, a free one is used
     #[arg(long, default_value = "127.0.0.1:9464")]
     listen: String,
-    /// One JSON object as the last line
+    /// Print one JSON object as the last line
     #[arg(long)]
     json: bool,
 }
@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let daemon = daemon::start(config, settings, &stop)?;
     let watcher = Watcher::start(&broker.brokers, ANOMALIES)?;
     println!(
-        "scoring {} records of {} again and again; look at http://{} and at its /status and /metrics, Ctrl-C drains",
+        "scoring the {} sample records of {} in a loop; open http://{} or its /status and /metrics; Ctrl-C drains and stops",
         sample.len(),
         arguments.bundle.display(),
         daemon.address
@@ -109,7 +109,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         demo.show();
         feeder
             .join()
-            .unwrap_or_else(|_| Err(Failure::internal("the feeding thread panicked")))
+            .unwrap_or_else(|_| Err(Failure::internal("the producer thread panicked")))
     });
     daemon.wait()?;
     fed?;
@@ -135,7 +135,7 @@ fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
             quote(&arguments.bundle.to_string_lossy())
         ),
         format!("http.listen={}", quote(listen)),
-        // The broker goes before the watcher does, which is no news.
+        // Hides the errors of the watcher, which outlives the broker.
         "telemetry.log_level=error,librdkafka=off,rdkafka=off".to_owned(),
     ];
     let mut config = Config::load(None, Vec::new(), &settings)?;
@@ -155,7 +155,7 @@ struct Demo<'a> {
     started: Instant,
 }
 
-/// Stops the demo when it goes, also by unwinding: nobody reads what is shown any more.
+/// Stops the demo when dropped, also by unwinding after the reader of the output has gone.
 struct StopsAtEnd<'s>(&'s Shutdown);
 
 impl Drop for StopsAtEnd<'_> {
@@ -165,7 +165,7 @@ impl Drop for StopsAtEnd<'_> {
 }
 
 impl Demo<'_> {
-    /// Sends the sample until the limit or a stop. With a limit, asks for the stop once everything is finished.
+    /// Sends the sample until the limit or a stop. With a limit, requests the stop once every record is finished.
     fn feed(&self) -> Result<(), Failure> {
         let sent = self.send();
         if let Ok(sent) = &sent {
@@ -195,7 +195,7 @@ impl Demo<'_> {
         })
     }
 
-    /// Shows rate, lag and what was found until a stop.
+    /// Shows rate, lag and findings until a stop.
     fn show(&self) {
         let _last = StopsAtEnd(self.stop);
         let terminal = std::io::stderr().is_terminal() && !self.arguments.json;
@@ -230,7 +230,7 @@ impl Demo<'_> {
         bar.finish_and_clear();
     }
 
-    /// Precision and recall so far. Of an unfinished round the recall is near: partitions are not read in step.
+    /// Precision and recall so far. During a round, recall is approximate: partitions are not read in step.
     fn quality(&self) -> (Option<f64>, Option<f64>) {
         let finished = self.metrics.finished() as usize;
         let anomalies = |records: &[Example]| {
@@ -283,7 +283,7 @@ impl Demo<'_> {
         let asked = self.arguments.records.unwrap_or(summary.consumed);
         if summary.unaccounted != 0 || asked != summary.consumed {
             return Err(Failure::internal(format!(
-                "{asked} records asked for, {} consumed, {} unaccounted for",
+                "{asked} records requested, {} consumed, {} unaccounted for",
                 summary.consumed, summary.unaccounted
             )));
         }

@@ -1,4 +1,4 @@
-//! `residuald init`: settings to begin with, for a bundle and a topic.
+//! `residuald init`: writes a first settings file for a bundle and a topic.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -24,7 +24,7 @@ Examples:
   residuald init --bundle models/payments --topic payments
   residuald init --bundle models/surface --topic parts --brokers kafka:9092 --out parts.toml")]
 pub struct Arguments {
-    /// The model: a folder with manifest.json
+    /// The bundle: a folder with manifest.json
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Topic to read; may be given several times
@@ -35,7 +35,7 @@ pub struct Arguments {
     /// The file to write
     #[arg(long, value_name = "FILE", default_value = "residuald.toml")]
     out: PathBuf,
-    /// Overwrite the file if it is there
+    /// Overwrite the file if it exists
     #[arg(long)]
     force: bool,
 }
@@ -65,7 +65,7 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     })?;
     let topics = serde_json::json!(topic).to_string();
     let (brokers, folder) = (quoted(brokers), quoted(folder));
-    // What a start would refuse is refused here.
+    // Refuses what a start would refuse.
     let given = [
         format!("kafka.brokers={brokers}"),
         format!("kafka.topics={topics}"),
@@ -77,7 +77,7 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     let name = &bundle.manifest.name;
     let _ = writeln!(
         file.text,
-        "# {} judged by {name}. What is not here has its default: `residuald config` prints all that is in force.",
+        "# {} judged by {name}. Settings that are not here have their defaults: `residuald config` prints all of them.",
         topic.join(", ")
     );
     file.section("kafka");
@@ -108,7 +108,7 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     Ok(file.text)
 }
 
-/// A rate that the calibration supports, and what it means.
+/// A false-alarm rate that the calibration supports, with an explanation.
 fn threshold(file: &mut Settings, bundle: &Bundle) -> Result<(), Failure> {
     let calibration = bundle.calibration.clone();
     let (count, finest) = (calibration.all.count, calibration.all.finest_rate());
@@ -133,7 +133,7 @@ fn threshold(file: &mut Settings, bundle: &Bundle) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Two significant digits, not below `rate`.
+/// `rate` rounded up to two significant digits.
 fn digits_up(rate: f64) -> String {
     let decimals = 1 - rate.log10().floor() as i32;
     let unit = 10f64.powi(decimals);
@@ -142,12 +142,12 @@ fn digits_up(rate: f64) -> String {
     text.trim_end_matches('0').to_owned()
 }
 
-/// As TOML has a string; JSON's are among TOML's.
+/// A TOML string. JSON strings are valid TOML.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A settings file in the making, with the comments of the defaults.
+/// Builds a settings file, with the comments of `default.toml`.
 #[derive(Default)]
 struct Settings {
     text: String,
@@ -168,7 +168,7 @@ impl Settings {
         let _ = writeln!(self.text, "{name} = {value}");
     }
 
-    /// Shows a setting that has no default, without setting it.
+    /// Adds a setting as a comment.
     fn leave(&mut self, name: &str) {
         let entry = reference::setting(self.section, name);
         self.lines(&entry.comment);
@@ -196,7 +196,7 @@ fn write(out: &Path, text: &str, force: bool) -> Result<(), Failure> {
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|e| match e.kind() {
         ErrorKind::AlreadyExists => Failure::usage(format!(
-            "{} is there already: name another file with --out, or overwrite it with --force",
+            "{} already exists: name another file with --out, or overwrite it with --force",
             out.display()
         )),
         _ => Failure::usage(format!("--out {}: {e}", out.display())),

@@ -1,4 +1,4 @@
-//! `residuald man`: manual pages.
+//! `residuald man`: prints or writes manual pages.
 
 use std::path::{Path, PathBuf};
 
@@ -14,14 +14,14 @@ Examples:
   residuald man | man -l -
   residuald man /usr/local/share/man/man1")]
 pub struct Arguments {
-    /// Where residuald.1, residuald-run.1 and so on are to be; must exist
+    /// An existing folder for residuald.1, residuald-run.1 and so on
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut command = super::Arguments::command().disable_help_subcommand(true);
-    // Gives each verb its whole name.
+    // Gives each verb its full name.
     command.build();
     match &arguments.folder {
         None => {
@@ -46,7 +46,7 @@ fn manual(command: &Command) -> Man {
     Man::new(command.clone()).source(concat!("residuald ", env!("CARGO_PKG_VERSION")))
 }
 
-/// In roff. Examples stay as they are: clap_mangen would have their words spread over the line.
+/// The page in roff. Examples are set verbatim: clap_mangen would justify them.
 fn page(manual: &Man) -> Result<String, Failure> {
     let mut roff = Vec::new();
     manual.render(&mut roff).map_err(Failure::internal)?;

@@ -1,4 +1,4 @@
-//! `residuald produce`: a file into a topic.
+//! `residuald produce`: sends the records of a file to a topic.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::threshold::positive;
 use crate::failure::Failure;
 
-/// Send the records of a CSV, Parquet or NDJSON file to a topic, one JSON object a message
+/// Send the records of a CSV, Parquet or NDJSON file to a topic, one JSON object per message
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,13 +26,13 @@ Examples:
 pub struct Arguments {
     /// .csv, .ndjson or .jsonl, each also .gz, or .parquet
     file: PathBuf,
-    /// The topic; that of the settings, if they read one, if not given
+    /// The topic [default: the one that --config reads]
     #[arg(long)]
     topic: Option<String>,
-    /// Records a second; as fast as the broker takes them if not given
+    /// Records a second [default: as fast as the broker takes them]
     #[arg(long, value_parser = positive)]
     rate: Option<f64>,
-    /// Field (dotted path) whose text becomes the message key
+    /// Field (dotted path) that becomes the message key
     #[arg(long, value_name = "FIELD")]
     key: Option<String>,
     /// Stop after this many records
@@ -40,7 +40,7 @@ pub struct Arguments {
     records: Option<u64>,
     #[command(flatten)]
     connection: ConnectionArguments,
-    /// One JSON object at the end instead of text
+    /// Print one JSON object at the end instead of text
     #[arg(long)]
     json: bool,
 }
@@ -113,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The connection without the daemon's transactions: with its transactional.id `produce` would shut the daemon out.
+/// The connection without the daemon's transactional.id, with which `produce` would fence the daemon.
 fn of_a_tool(kafka: config::Kafka) -> config::Kafka {
     let mut producer = ClientSettings::default();
     let others = kafka.producer.iter();

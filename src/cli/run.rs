@@ -1,4 +1,4 @@
-//! `residuald run`: the daemon.
+//! `residuald run`: runs the daemon.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use crate::cli::shared::settings::ConfigArguments;
 use crate::daemon;
 use crate::failure::Failure;
 
-/// Consume, score and publish until SIGTERM or Ctrl-C, then drain; SIGHUP reads settings and bundle again
+/// Consume, score and publish until SIGTERM or Ctrl-C, then drain; SIGHUP reloads settings and bundle
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald run --config residuald.toml
   residuald run --set kafka.brokers=kafka:9092 --set kafka.topics=payments --set model.bundle=models/payments
-While it runs, more in its log:
+To see more in the log while it runs:
   curl -X PUT -d info,residuald=debug http://127.0.0.1:9464/log-level")]
 pub struct Arguments {
     #[command(flatten)]

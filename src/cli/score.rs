@@ -1,4 +1,4 @@
-//! `residuald score`: a file or a folder of pictures judged as the daemon would judge it.
+//! `residuald score`: judges a file or a folder of images as the daemon would.
 
 mod folder;
 
@@ -33,7 +33,7 @@ use crate::failure::Failure;
 
 const REASONS: usize = 5;
 
-/// Score a CSV, Parquet or NDJSON file or a folder of pictures; with labels also AUROC, average precision and the alert rate
+/// Score a CSV, Parquet or NDJSON file or a folder of images; with labels also AUROC, average precision and the alert rate
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,41 +41,41 @@ Examples:
   residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson
   residuald score tiles --bundle models/surface --masks tiles/ground_truth --html sheet.html
 
-A folder of pictures is read as Anomalib has it: the pictures in FOLDER/test, or FOLDER, in a folder for each class, that of
-the normal ones called good. Without such a folder nothing is labelled. Of tiles/test/crack/000.png the mask is
+A folder of images is read in Anomalib's layout: FOLDER/test, or else FOLDER, has a folder per class, and normal images are in
+the one called good. Without such a folder the images have no labels. With --masks DIR, the mask of tiles/test/crack/000.png is
 DIR/crack/000_mask.png or DIR/crack/000.png.")]
 pub struct Arguments {
-    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of pictures
+    /// .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of images
     file: PathBuf,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Field (dotted path) that tells anomalies from normal records
+    /// Field (dotted path) with the label
     #[arg(long, value_name = "FIELD")]
     label: Option<String>,
-    /// The label of a normal record, or the folder of the normal pictures; any other is an anomaly [default: 0, good]
+    /// The label of a normal record, or the folder of normal images; any other is an anomaly [default: 0, good]
     #[arg(long, value_name = "VALUE")]
     normal: Option<String>,
-    /// Field (dotted path) whose text is the message key; for a bundle that is calibrated by it
+    /// Field (dotted path) that holds the message key, for a bundle that is calibrated by key
     #[arg(long, value_name = "FIELD")]
     key: Option<String>,
-    /// The folder with the masks of the pictures, for pixel AUROC and AUPRO; FOLDER itself if they lie beside them
+    /// Folder with the masks of the images, for pixel AUROC and AUPRO; FOLDER itself if the masks are beside the images
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
-    /// Write a contact sheet of the pictures to this file: original, reconstruction and heatmap, by grade
+    /// Write a contact sheet to this HTML file: original, reconstruction and heatmap of each image, sorted by grade
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Score on all cores, or on the first GPU
+    /// Score on all CPU cores or on the first GPU
     #[arg(long, value_enum, default_value_t = Provider::Cpu)]
     provider: Provider,
     #[command(flatten)]
     threshold: ThresholdArguments,
-    /// Write every verdict to this file, one JSON object a line; - is standard output
+    /// Write every verdict to this file, one JSON object per line; - is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// How many of the most anomalous records to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
-    /// One JSON object at the end instead of text
+    /// Print one JSON object at the end instead of text
     #[arg(long)]
     json: bool,
 }
@@ -85,7 +85,7 @@ struct Summary<'r> {
     records: usize,
     scored: usize,
     dead_letters: u64,
-    /// Why, the most frequent reason first.
+    /// Why records cannot be scored, the most frequent reason first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<Refusal<'r>>,
     anomalies: usize,
@@ -105,7 +105,7 @@ struct Labelled {
     at_threshold: AtThreshold,
 }
 
-/// One line of `--out`: the record by its number in the file, from 1.
+/// One line of `--out`. Records are numbered from 1.
 #[derive(Serialize)]
 struct Line<'a> {
     record: u64,
@@ -126,11 +126,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     if arguments.masks.is_some() || arguments.html.is_some() {
         return Err(Failure::usage(
-            "--masks and --html: only for a folder of pictures",
+            "--masks and --html: only for a folder of images",
         ));
     }
     if arguments.normal.is_some() && arguments.label.is_none() {
-        return Err(Failure::usage("--normal: give --label as well"));
+        return Err(Failure::usage("--normal: pass --label FIELD as well"));
     }
     let segments = loaded.bundle.calibration.segments.as_ref();
     key_fits(segments.map(|s| &s.by), arguments.key.as_deref())?;
@@ -148,7 +148,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     run.report(arguments, started)
 }
 
-/// A line of `--out`, if it is asked for.
+/// Writes a line of `--out`, if that was given.
 fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result<(), Failure> {
     if let Some(out) = out {
         serde_json::to_writer(&mut *out, line).map_err(Failure::output)?;
@@ -161,7 +161,7 @@ struct Run {
     judge: Judge,
     nearest: Option<Nearest>,
     decoder: Decoder,
-    /// Of a bundle that reads pictures.
+    /// For a bundle that reads images.
     reader: Option<ImageReader>,
     scoring: Scoring,
     out: Option<Box<dyn Write>>,
@@ -171,12 +171,12 @@ struct Run {
     labels: Vec<Option<bool>>,
     /// Whether each score is above its threshold.
     flagged: Vec<bool>,
-    /// Record number and reasons as text.
+    /// Record number and formatted reasons.
     highest: Highest<(u64, String)>,
-    /// The chunk at hand: row-major rows, their segments and the records that they came from.
+    /// The current chunk: rows (row-major), their segments and the numbers of their records.
     rows: Vec<f32>,
     segments: Vec<Option<SegmentId>>,
-    /// Instead of rows, with the labels that only those need which can be scored.
+    /// The current chunk of a bundle that reads images: record number, label and payload.
     pictures: Vec<(u64, Option<bool>, Vec<u8>)>,
     numbers: Vec<u64>,
 }
@@ -316,7 +316,7 @@ impl Run {
         Ok(())
     }
 
-    /// Without the maps, which a file of verdicts is not for.
+    /// Leaves out the maps: a file of verdicts has no place for them.
     fn take_picture(
         &mut self,
         record: u64,
@@ -412,7 +412,7 @@ impl Run {
     }
 }
 
-/// What the labels say of the scores, where there are any.
+/// Compares scores with labels, if there are any.
 fn labelled(scores: &[f32], labels: &[Option<bool>], flagged: &[bool]) -> Option<Labelled> {
     let all = scores.iter().zip(flagged).zip(labels);
     let all = all.filter_map(|((score, flagged), label)| Some(((*score, *flagged), (*label)?)));

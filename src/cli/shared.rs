@@ -1,4 +1,4 @@
-//! What several verbs need.
+//! Code that several verbs need.
 
 pub mod connection;
 pub mod feed;

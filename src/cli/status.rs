@@ -1,4 +1,4 @@
-//! `residuald status`: asks a running daemon how it is.
+//! `residuald status`: shows the state of a running daemon.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ask a running daemon how it is; ends with 0 only if it is ready
+/// Show the state of a running daemon; the exit code is 0 only if it is ready
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,7 +23,7 @@ Examples:
 pub struct Arguments {
     #[arg(default_value = "http://127.0.0.1:9464")]
     url: String,
-    /// The daemon's http.token; better as a variable, since others see flags
+    /// The daemon's http.token; prefer the environment variable, because flags are visible in process lists
     #[arg(
         long,
         value_name = "TOKEN",
@@ -31,10 +31,10 @@ pub struct Arguments {
         hide_env_values = true
     )]
     token: Option<String>,
-    /// PEM file with the CA of the daemon's certificate, if the system does not know it
+    /// PEM file with the CA of the daemon's certificate, if the system does not trust it
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// The daemon's own JSON
+    /// Print the daemon's JSON unchanged
     #[arg(long)]
     json: bool,
 }
@@ -48,7 +48,7 @@ struct Status {
     model: Model,
     provider: String,
     threshold: f64,
-    /// Absent from a daemon of before.
+    /// Absent in older daemons.
     #[serde(default)]
     needs_restart: Vec<String>,
     #[serde(default)]
@@ -69,7 +69,7 @@ struct Model {
 struct Partition {
     topic: String,
     partition: i32,
-    /// -1 while the brokers do not tell.
+    /// -1 while unknown.
     lag: i64,
     finished_offset: i64,
     waiting_for: Option<String>,
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let body = ask(arguments)?;
     let unexpected = |e| {
         Failure::unavailable(format!(
-            "{}: not the status of a residuald: {e}",
+            "{}: the answer is not the status of a residuald: {e}",
             arguments.url
         ))
     };
@@ -118,7 +118,7 @@ fn ask(arguments: &Arguments) -> Result<String, Failure> {
     match response.status().as_u16() {
         200 => response.body_mut().read_to_string().map_err(unavailable),
         401 => Err(Failure::usage(format!(
-            "{url}: it wants its http.token: set RESIDUALD_TOKEN"
+            "{url}: the daemon requires its http.token: set RESIDUALD_TOKEN"
         ))),
         code => {
             let said = response.body_mut().read_to_string().unwrap_or_default();
@@ -135,16 +135,16 @@ fn ask(arguments: &Arguments) -> Result<String, Failure> {
     }
 }
 
-/// What to try when there was no answer.
+/// What to try if the daemon does not answer.
 fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
     let about = |words: &[&str]| words.iter().any(|word| problem.contains(word));
     if about(&["certificate"]) {
         return match has_ca_file {
             false => {
-                "The system does not know who signed the daemon's certificate: give its CA with --ca-file, and ask by a name that the certificate has"
+                "The system does not trust the daemon's certificate: pass its CA with --ca-file, and use a host name that the certificate contains"
             }
             true => {
-                "Did the CA in --ca-file sign the daemon's certificate, and does that have the name you ask by?"
+                "Check that the CA in --ca-file signed the daemon's certificate, and that the certificate contains this host name"
             }
         };
     }
@@ -152,12 +152,10 @@ fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
     let tls_answer = &["protocol", "disconnected", "reset"];
     match url.starts_with("https://") {
         true if about(plain_answer) => {
-            "Does the daemon speak TLS (http.tls_certificate)? If not, ask by http://"
+            "The daemon may not use TLS (http.tls_certificate): try http://"
         }
-        false if about(tls_answer) => {
-            "Does the daemon speak TLS (http.tls_certificate)? Then ask by https://"
-        }
-        _ => "Is the daemon up, and is this its http.listen?",
+        false if about(tls_answer) => "The daemon may use TLS (http.tls_certificate): try https://",
+        _ => "Check that the daemon is running and that this is its http.listen",
     }
 }
 

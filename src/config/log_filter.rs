@@ -8,20 +8,20 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// What is wrong with it, in words.
 pub fn parse(text: &str) -> Result<EnvFilter, String> {
-    let expected = "expected error, warn, info, debug, trace or off; also per module, for instance \"info,residuald::kafka=debug\"";
+    let expected = "expected error, warn, info, debug, trace or off; also per module, for example \"info,residuald::kafka=debug\"";
     let words: Vec<&str> = text.split(',').map(str::trim).collect();
     // tracing-subscriber 0.3.23 fails an assertion where the same one is there twice, and nothing here logs spans.
     if text.contains(['[', ']', '{', '}']) {
-        return Err(format!("no filters by span or field are taken: {expected}"));
+        return Err(format!("filters by span or field are not supported: {expected}"));
     }
     // Without regular expressions, which may take any amount of memory.
     let filter = EnvFilter::builder().with_regex(false);
     let filter = filter.parse(words.join(","));
     let filter = filter.map_err(|e| format!("{e}: {expected}"))?;
-    // EnvFilter takes a word that is no level for a module, and then shows nothing else: "debgu" would end the log.
+    // EnvFilter takes an unknown word for a module and hides all others: the typo "debgu" would silence the log.
     let mut bare = words.into_iter().filter(|word| !word.contains('='));
     match bare.find(|word| word.parse::<LevelFilter>().is_err() || word.is_empty()) {
-        Some(word) => Err(format!("`{word}` is no level: {expected}")),
+        Some(word) => Err(format!("`{word}` is not a level: {expected}")),
         None => Ok(filter),
     }
 }
@@ -55,10 +55,10 @@ mod tests {
             assert!(parse(good).is_ok(), "{good}");
         }
         for (bad, said) in [
-            ("", "`` is no level"),
-            ("debgu", "`debgu` is no level"),
-            ("info,", "`` is no level"),
-            ("residuald::kafka", "`residuald::kafka` is no level"),
+            ("", "`` is not a level"),
+            ("debgu", "`debgu` is not a level"),
+            ("info,", "`` is not a level"),
+            ("residuald::kafka", "`residuald::kafka` is not a level"),
             ("residuald=loud", "expected error, warn"),
             ("info,=,", "expected error, warn"),
         ] {

@@ -1,14 +1,14 @@
-//! The budget of memory for the daemon and for `check`.
+//! The memory budget, for the daemon and for `check`.
 
 use crate::bundle::{Bundle, ModelInput};
 use crate::memory::{Base, Budget, Limit, TooLittle, resident};
 
 use crate::failure::Failure;
 
-/// The budget for a model that is loaded and warm; `before`: what was resident without it. `None` if nothing says how much memory there is.
+/// The budget beside a loaded and warm model. `before` is the resident memory without it. `None` if the amount of memory is unknown.
 ///
 /// # Errors
-/// The limit leaves too little.
+/// The limit leaves too little memory beside the model.
 pub fn of(setting: Option<u64>, bundle: &Bundle, before: u64) -> Result<Option<Budget>, Failure> {
     let Some(limit) = Limit::find(setting) else {
         return Ok(None);

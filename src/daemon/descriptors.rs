@@ -1,4 +1,4 @@
-//! File descriptors: as many as the system gives, shared by Kafka, files and HTTP.
+//! Raises the limit of file descriptors, which Kafka, files and HTTP share.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -6,27 +6,27 @@ use crate::failure::Failure;
 
 /// Enough for Kafka with three brokers, a model, logs and a few clients.
 const LEAST: u64 = 128;
-/// Connections of HTTP clients that anyone needs.
+/// Upper bound on HTTP connections; more are never needed.
 const MOST_CONNECTIONS: usize = 256;
 
-/// Raises the limit as far as the system allows and returns how many HTTP connections there is room for: a quarter.
+/// Raises the limit as far as the system allows and returns the number of HTTP connections: a quarter of it.
 ///
 /// # Errors
-/// There is no room for the rest.
+/// The limit is too low for the other parts.
 pub fn for_http() -> Result<usize, Failure> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // Where the system refuses, the limit stays as it is.
+    // If the system refuses, the current limit applies.
     let _ = setrlimit(Resource::Nofile, raised);
     let Some(descriptors) = getrlimit(Resource::Nofile).current else {
         return Ok(MOST_CONNECTIONS);
     };
     if descriptors < LEAST {
         return Err(Failure::config(format!(
-            "this process may open {descriptors} files, and needs {LEAST} or more: raise the limit (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of Docker)"
+            "this process may open only {descriptors} files but needs at least {LEAST}: raise the limit (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile= of Docker)"
         )));
     }
     let quarter = usize::try_from(descriptors / 4).unwrap_or(MOST_CONNECTIONS);

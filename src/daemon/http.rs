@@ -1,4 +1,4 @@
-//! The HTTP server on its own thread.
+//! Runs the HTTP server on its own thread.
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::http::{self, Access, Shown, Tls};
 use crate::shutdown::Shutdown;
 
-/// Binds the address and serves until `done`. Gives the address and the thread.
+/// Binds the address and serves until `done`. Returns the bound address and the thread.
 pub fn serve(
     settings: &config::Http,
     connections: usize,
@@ -23,7 +23,7 @@ pub fn serve(
     let address = listener.local_addr().map_err(Failure::internal)?;
     if settings.token.is_none() && !http::is_loopback(address) {
         tracing::warn!(
-            "/metrics and /status are open to whoever reaches {address}, and the triage page shows no records: set http.token, or a loopback address as http.listen"
+            "/metrics and /status are open to every client that can reach {address}, and the triage page shows no records: set http.token, or set http.listen to a loopback address"
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

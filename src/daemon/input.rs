@@ -1,4 +1,4 @@
-//! What records are made of, from the settings: for the daemon and for `check`.
+//! Opens the input format of the settings, for the daemon and for `check`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// While a schema is fetched.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often decoding is retried while a schema is fetched.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
 
-/// The input, with a thread that fetches schemas if they come from a registry.
+/// Opens the input. If schemas come from a registry, starts a thread that fetches them.
 pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input, Failure> {
     if let Some(input) = open_here(config, bundle)? {
         return Ok(input);
@@ -37,16 +37,16 @@ pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input
     }
 }
 
-/// The input of a topic that is looked at without a daemon: as its settings say, JSON where there are none.
+/// The input for a verb that reads a topic: as the settings say, or JSON without settings.
 pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<Input, Failure> {
     match config {
-        // Its metrics are nobody's.
+        // A verb does not export these metrics.
         Some(config) => open(config, bundle, &Metrics::new(1.0)),
         None => Ok(Input::Json),
     }
 }
 
-/// The input, held against the bundle, if no registry is needed for it.
+/// Opens the input and checks it against the bundle. `None` if it needs a schema registry.
 pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Failure> {
     use config::InputSettings::{Avro, Image, Json, OfBundle, Protobuf};
     let (asked, kind) = (&config.input, &bundle.manifest.input);
@@ -57,10 +57,10 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Fail
             Ok(Some(Input::Pictures(reader)))
         }
         (Json, bundle::ModelInput::Image(_)) => Err(Failure::config(
-            "input.format = \"json\": the bundle reads pictures. Remove the setting, or set \"image\", which takes pictures in JSON as well",
+            "input.format = \"json\": the bundle reads images. Remove the setting, or set \"image\", which also takes images in JSON",
         )),
         (Avro(_) | Protobuf(..), bundle::ModelInput::Image(_)) => Err(Failure::config(
-            "input.format: the bundle reads pictures, which come bare or in JSON, not in Avro or Protobuf. Remove the setting, or set \"image\"",
+            "input.format: the bundle reads images, which come bare or in JSON, not in Avro or Protobuf. Remove the setting, or set \"image\"",
         )),
         (Image, bundle::ModelInput::Tabular { .. }) => Err(Failure::config(
             "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to one of kind image",
@@ -73,15 +73,15 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Fail
     }
 }
 
-/// How pictures are read where no settings say otherwise.
+/// How images are read without settings.
 pub fn pictures(pixels: Pixels) -> ImageReader {
     ImageReader::new(pixels, FIELD, Limits::default())
 }
 
-/// Decodes a payload, waiting while its schema is fetched, unless stopped. Gives the record's segment.
+/// Decodes a payload and returns the record's segment. Waits while the schema is fetched, unless stopped.
 ///
 /// # Errors
-/// Why it cannot be a row.
+/// The payload cannot be decoded to a row.
 pub fn decode(
     decoder: &mut Decoder,
     payload: &[u8],
@@ -92,11 +92,11 @@ pub fn decode(
     decode_written(decoder, payload, (key, None), rows, stop)
 }
 
-/// The same for a record of a topic, of which key and timestamp are known: no schema is waited for that its registry
-/// should have long since.
+/// As [`decode`], for a record with a timestamp: does not wait for a schema that the registry should have had for a
+/// long time.
 ///
 /// # Errors
-/// Why it cannot be a row.
+/// The payload cannot be decoded to a row.
 pub fn decode_written(
     decoder: &mut Decoder,
     payload: &[u8],
@@ -108,7 +108,7 @@ pub fn decode_written(
         return match decoder.decode(payload, key, rows) {
             Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
                 decoder.ask_for_schema(payload, written_ms);
-                std::thread::sleep(LOOK_AGAIN);
+                std::thread::sleep(RETRY_AFTER);
                 continue;
             }
             Err(DecodeError::Row(error)) => Err(error),
@@ -121,7 +121,7 @@ pub fn decode_written(
     }
 }
 
-/// The schema file, if the settings name one, held against the features.
+/// Opens the schema file, if the settings name one, and checks it against the features.
 fn open_file(
     settings: &config::InputSettings,
     features: &[Feature],

@@ -1,13 +1,13 @@
-//! The folder for maps of images, `output.media_dir`.
+//! The folder for image maps, `output.media_dir`.
 
 use crate::config::{Media, Output};
 use crate::failure::Failure;
 use crate::pipeline;
 
-/// The place for maps, a folder by its whole path and there.
+/// The folder for maps as an absolute path.
 ///
 /// # Errors
-/// It is no folder.
+/// It does not exist or is not a folder.
 pub fn checked(output: &Output) -> Result<Option<Media>, Failure> {
     let Some(Media::Folder(folder)) = &output.media else {
         return Ok(output.media.clone());
@@ -21,14 +21,14 @@ pub fn checked(output: &Output) -> Result<Option<Media>, Failure> {
     Ok(Some(Media::Folder(whole)))
 }
 
-/// Takes away the drafts of maps that a predecessor left that was killed.
+/// Removes unfinished maps that a killed predecessor left behind.
 pub fn sweep(output: &Output) {
     let Some(Media::Folder(folder)) = &output.media else {
         return;
     };
     match pipeline::sweep_folder(folder) {
         Ok(0) => {}
-        Ok(drafts) => tracing::info!(drafts, "unfinished maps in output.media_dir are removed"),
-        Err(e) => tracing::warn!("output.media_dir: unfinished maps cannot be looked for: {e}"),
+        Ok(drafts) => tracing::info!(drafts, "removed unfinished maps from output.media_dir"),
+        Err(e) => tracing::warn!("output.media_dir: cannot look for unfinished maps: {e}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A bundle, loaded and proved, for every verb that scores.
+//! Loads and proves a bundle, for the daemon and every verb that scores.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::failure::Failure;
 pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
-    /// One a worker, of a bundle that has a screen.
+    /// One per worker, if the bundle has a screen.
     pub screens: Vec<ScreenSession>,
     pub golden: GoldenCheck,
     pub judge: Judge,
@@ -28,8 +28,8 @@ pub struct Loaded {
     pub model: Model,
 }
 
-/// Loads the bundle in `dir` with a warm scorer for each worker and the threshold that `rule` asks for, given
-/// what the calibration supports.
+/// Loads the bundle in `dir` with a warm scorer per worker, and the threshold that `rule` gives for its
+/// calibration.
 pub fn load(
     dir: &Path,
     inference: &Inference,
@@ -47,7 +47,7 @@ pub fn load(
     )
 }
 
-/// The same within `limit`, and only until `stop` is requested. `rule` may refuse the bundle.
+/// As [`load`], but at most for `limit` and until `stop` is requested. `rule` may refuse the bundle.
 pub fn load_within(
     dir: &Path,
     inference: &Inference,
@@ -83,10 +83,10 @@ pub fn load_within(
 }
 
 impl Loaded {
-    /// The bounds that the settings ask of the bundle's screen, if they ask for one.
+    /// The bounds for the bundle's screen, if the settings turn it on.
     ///
     /// # Errors
-    /// There is none, or it cannot vouch for what is asked.
+    /// The bundle has no screen, or the screen cannot guarantee what the settings ask.
     pub fn bounds(&self, settings: config::ScreenSettings) -> Result<Option<Bounds>, Failure> {
         if settings.mode == ScreenMode::Off {
             return Ok(None);
@@ -103,7 +103,7 @@ impl Loaded {
             .map_err(|e| Failure::config(format!("screen.missed_share: {e}")))
     }
 
-    /// One a worker, if the settings ask for them. Takes the screens.
+    /// One per worker, if the settings turn the screen on. Takes the screens.
     ///
     /// # Errors
     /// As [`Loaded::bounds`].
@@ -119,14 +119,14 @@ impl Loaded {
         Ok(made.collect())
     }
 
-    /// Where the segments of records are, if the bundle is calibrated by them.
+    /// Reads the segments of records, if the bundle is calibrated by segment.
     pub fn segment(&self) -> Option<SegmentReader> {
         let segments = self.bundle.calibration.segments.as_ref();
         segments.map(SegmentReader::of)
     }
 }
 
-/// The model that the settings name, proved and warm, if `accept` takes its bundle.
+/// Loads, proves and warms the model of the settings, if `accept` takes its bundle.
 pub fn load_configured(
     config: &Config,
     stop: &Shutdown,
@@ -138,12 +138,12 @@ pub fn load_configured(
         config.batch.max_records,
         config.model.load_timeout,
         stop,
-        // Before the threshold, which may be one for other records.
+        // Checked before the threshold, which may be meant for other records.
         |bundle| accept(bundle).map(|()| config.threshold),
     )
 }
 
-/// What judges records with it, and what reads them. `before`: the input in force, which stays if it is a schema registry's.
+/// Builds what reads and judges records with the model. `before` is the input in force, which is kept if its schemas come from a registry.
 pub fn serving(
     config: &Config,
     mut loaded: Loaded,
@@ -171,12 +171,12 @@ pub fn serving(
     })
 }
 
-/// For verbs that know no pictures yet.
+/// For verbs that do not support images yet.
 pub fn must_read_tables(bundle: &Bundle, verb: &str) -> Result<(), Failure> {
     match bundle.manifest.input {
         ModelInput::Tabular { .. } => Ok(()),
         ModelInput::Image(_) => Err(Failure::usage(format!(
-            "{verb} reads tables, and the bundle {} reads pictures: judge them with `residuald score` or `residuald run`",
+            "{verb} reads tables, but the bundle {} reads images: judge them with `residuald score` or `residuald run`",
             bundle.manifest.name
         ))),
     }

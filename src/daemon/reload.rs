@@ -1,4 +1,4 @@
-//! Another model and other settings without a restart: SIGHUP has both read again.
+//! Reloads model and settings on SIGHUP, without a restart.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,21 +19,21 @@ use super::model;
 use super::watchdog::{self, InUse, panicked};
 use crate::failure::Failure;
 
-/// Reads the settings from where they came from.
+/// Reads the settings again from their sources.
 pub type Settings = Arc<dyn Fn() -> Result<Config, Failure> + Send + Sync>;
 
-/// For a verb that made its settings itself.
+/// For a verb that builds its own settings.
 pub fn unchanging(config: &Config) -> Settings {
     let same = config.clone();
     Arc::new(move || Ok(same.clone()))
 }
 
-/// Reads settings and bundle again when it is told to.
+/// Reloads settings and bundle on request.
 pub struct Reloader {
     pub settings: Settings,
-    /// In force, or offered last.
+    /// The settings in force, or the last ones offered.
     pub config: Config,
-    /// What the bundle in force reads.
+    /// The input schema of the bundle in force.
     pub schema: bundle::ModelInput,
     pub input: Input,
     pub decoding: Room,
@@ -43,7 +43,7 @@ pub struct Reloader {
     pub stop: Shutdown,
 }
 
-/// What takes over, if it is let.
+/// What takes over if the pipeline accepts it.
 struct Prepared {
     serving: Serving,
     schema: bundle::ModelInput,
@@ -51,7 +51,7 @@ struct Prepared {
 }
 
 impl Reloader {
-    /// One at a time; records go on being judged by the model in force.
+    /// Handles one reload at a time. Meanwhile the model in force keeps judging records.
     pub fn run(mut self, hangups: &Receiver<()>) {
         for () in hangups {
             self.reload();
@@ -59,13 +59,13 @@ impl Reloader {
     }
 
     fn reload(&mut self) {
-        tracing::info!("reading settings and bundle again");
+        tracing::info!("reloading settings and bundle");
         let _in_use = InUse::begin();
         let prepared = catch_unwind(AssertUnwindSafe(|| self.prepare()));
         let bundle = &self.config.model.bundle;
         match prepared.unwrap_or_else(|_| Err(panicked(bundle))) {
             Ok(prepared) => self.offer(prepared),
-            // Nobody has refused it.
+            // Stopped, not refused.
             Err(_) if self.stop.is_requested() => {}
             Err(failure) => {
                 let failed = self
@@ -74,21 +74,21 @@ impl Reloader {
                     .with_label_values(&[NOT_RELOADED]);
                 failed.inc();
                 tracing::error!(
-                    "settings and model in force stay, the new ones are refused: {}",
+                    "the reload is refused and the old settings and model stay in force: {}",
                     failure.message
                 );
             }
         }
     }
 
-    /// Whether the bundle reads the records that the one in force reads.
+    /// Checks that the bundle reads the same records as the one in force.
     fn accept(&self, config: &Config, bundle: &Bundle) -> Result<(), Failure> {
         let differences = incompatibilities(&self.schema, &bundle.manifest.input);
         if differences.is_empty() || config.model.allow_schema_change {
             return Ok(());
         }
         Err(Failure::data(format!(
-            "bundle {} reads other records than the one in force: set model.allow_schema_change = true if that is meant\n  {}",
+            "bundle {} reads other records than the one in force: if that is intended, set model.allow_schema_change = true\n  {}",
             config.model.bundle.display(),
             differences.join("\n  ")
         )))
@@ -136,12 +136,12 @@ impl Reloader {
         if !needs_restart.is_empty() {
             tracing::warn!(
                 settings = needs_restart.join(", "),
-                "changed settings take effect at the next start only"
+                "changed settings take effect only after a restart"
             );
         }
         self.status.needs_restart(needs_restart);
         let level = &config.telemetry.log_level;
-        // A level that was set over HTTP stays until the setting changes.
+        // Only if the setting changed: otherwise a level set over HTTP stays.
         if *level != self.config.telemetry.log_level
             && let Ok(filter) = log_filter::parse(level)
         {

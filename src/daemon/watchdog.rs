@@ -1,5 +1,5 @@
-//! A bundle is loaded on a thread of its own, because what is in it decides how long that takes: the wait for it ends at a deadline,
-//! and at a stop. What is still at work then is told to end. If it cannot, it is left behind until the process ends.
+//! Loads a bundle on its own thread, because its contents decide how long that takes. The wait ends at a deadline or at a stop. The
+//! thread is then told to end; if it does not, it is left behind until the process ends.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,24 +13,24 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// Threads that load a bundle now, those left behind among them.
+/// Threads that are loading a bundle, including those left behind.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 static IN_USE: AtomicBool = AtomicBool::new(false);
-/// With so many left behind, no more are begun.
+/// With this many left behind, no more loads are started.
 const MOST_LEFT_BEHIND: usize = 2;
-/// How long one that was told to end may take.
+/// How long a thread may take to end after it was told to.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long it may take to read settings.
+/// How long reading settings may take.
 const SETTINGS_WITHIN: Duration = Duration::from_secs(10);
-/// How often a wait looks for a stop.
-const LOOK_UP: Duration = Duration::from_millis(50);
+/// How often a wait checks for a stop.
+const STOP_CHECK: Duration = Duration::from_millis(50);
 
-/// Whether one is at work, or what it gave is being put to use.
+/// Whether a bundle is being loaded, or a loaded one is being put into use.
 pub fn is_at_work() -> bool {
     AT_WORK.load(Ordering::SeqCst) > 0 || IN_USE.load(Ordering::SeqCst)
 }
 
-/// Says so until it is dropped.
+/// While it exists, [`is_at_work`] is true.
 pub struct InUse;
 
 impl InUse {
@@ -46,10 +46,10 @@ impl Drop for InUse {
     }
 }
 
-/// [`onnx::load`] within `limit`, and only until a stop.
+/// [`onnx::load`], but at most for `limit` and until a stop.
 ///
 /// # Errors
-/// What loading fails with; that it took too long, panicked or was stopped.
+/// Loading fails, takes too long, panics, or is stopped.
 pub fn load(
     dir: &Path,
     inference: &Inference,
@@ -66,7 +66,7 @@ pub fn load(
         Err(End::Stopped) => Err(Failure::stopped("stopped while the model was loading")),
         Err(End::Panicked) => Err(panicked(dir)),
         Err(End::NotBegun) => Err(Failure::internal(format!(
-            "bundle {bundle} is not read: {MOST_LEFT_BEHIND} earlier attempts still hang and cannot be ended. Restart residuald"
+            "bundle {bundle} is not loaded: {MOST_LEFT_BEHIND} earlier attempts still hang and cannot be ended. Restart residuald"
         ))),
         Err(End::TooLate { left_behind }) => {
             let left = if left_behind {
@@ -82,24 +82,27 @@ pub fn load(
     }
 }
 
-/// Reads the settings again with `read`: their files may be pipes that nobody writes to.
+/// Reads the settings again with `read`. A deadline is needed because a file may be a pipe without a writer.
 ///
 /// # Errors
-/// What reading fails with; that it took too long, panicked or was stopped.
+/// Reading fails, takes too long, panics, or is stopped.
 pub fn settings(
     read: impl FnOnce() -> Result<Config, Failure> + Send + 'static,
     stop: &Shutdown,
 ) -> Result<Config, Failure> {
-    let problem =
-        |what: &str| Failure::config(format!("the settings cannot be read again: {what}"));
+    let problem = |what: &str| Failure::config(format!("the settings cannot be reloaded: {what}"));
     match within(SETTINGS_WITHIN, stop, || {}, read) {
         Ok(settings) => settings,
         Err(End::Stopped) => Err(Failure::stopped("stopped while the settings were read")),
-        Err(End::Panicked) => Err(problem("that panicked, which is a bug, please report it")),
+        Err(End::Panicked) => Err(problem(
+            "reading them panicked. This is a bug, please report it",
+        )),
         Err(End::NotBegun) => Err(problem(
             "two earlier attempts still hang. Restart residuald",
         )),
-        Err(End::TooLate { .. }) => Err(problem("a file of theirs does not end")),
+        Err(End::TooLate { .. }) => Err(problem(
+            "reading one of their files does not end. Check that it is a regular file",
+        )),
     }
 }
 
@@ -112,7 +115,7 @@ enum End {
     NotBegun,
 }
 
-/// Does `work` on a thread of its own. If that has to end before its time, `interrupt` is called.
+/// Does `work` on its own thread. Calls `interrupt` if the wait ends first.
 fn within<T: Send + 'static>(
     limit: Duration,
     stop: &Shutdown,
@@ -141,7 +144,7 @@ fn within<T: Send + 'static>(
 fn wait<T>(done: &Receiver<T>, deadline: Instant, stop: &Shutdown) -> Result<T, End> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match done.recv_timeout(left.min(LOOK_UP)) {
+        match done.recv_timeout(left.min(STOP_CHECK)) {
             Ok(result) => return Ok(result),
             Err(RecvTimeoutError::Disconnected) => return Err(End::Panicked),
             Err(RecvTimeoutError::Timeout) if stop.is_requested() => return Err(End::Stopped),
@@ -153,7 +156,7 @@ fn wait<T>(done: &Receiver<T>, deadline: Instant, stop: &Shutdown) -> Result<T, 
     }
 }
 
-/// Counts a thread until it ends, whichever way.
+/// Counts a thread until it ends, also by panic.
 struct AtWork;
 
 impl AtWork {
@@ -175,18 +178,18 @@ fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiv
     let work = move || {
         let worked = work();
         drop(at_work);
-        // Nobody waits any more for what comes too late.
+        // Fails if the wait has ended: the result is too late.
         let _ = done.send(worked);
     };
     let thread = thread::Builder::new().name("loader".to_owned());
-    thread.spawn(work).expect("the system gives a thread");
+    thread.spawn(work).expect("the system can start a thread");
     result
 }
 
-/// What to say of a panic while a bundle is loaded, whose own words are in the log.
+/// The error for a panic while loading. The log holds the panic message.
 pub fn panicked(dir: &Path) -> Failure {
     Failure::internal(format!(
-        "bundle {} refused: loading it panicked, see the lines above. This is a bug, please report it",
+        "bundle {} refused: loading it panicked, see the log lines above. This is a bug, please report it",
         dir.display()
     ))
 }
@@ -200,7 +203,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(10);
     const LONG: Duration = Duration::from_secs(600);
 
-    /// One test, since the count is one for the process.
+    /// A single test, because the count is global.
     #[test]
     fn what_hangs_is_given_up_and_left_behind_until_there_are_too_many() {
         let stop = Shutdown::default();
@@ -209,14 +212,14 @@ mod tests {
         assert_eq!(within(LONG, &stop, || {}, panics), Err(End::Panicked));
         wait_until_nobody_is_at_work();
 
-        // One that ends when it is told to.
+        // A thread that ends when told to.
         let (tell, told) = channel::<()>();
         let obedient = move || told.recv().is_ok();
         let interrupt = || tell.send(()).unwrap();
         let late = End::TooLate { left_behind: false };
         assert_eq!(within(SHORT, &stop, interrupt, obedient), Err(late));
 
-        // Those that do not: the next is begun beside one of them, not beside two.
+        // Threads that do not end: the next load starts beside one of them, but not beside two.
         let mut ends = Vec::new();
         for _ in 0..MOST_LEFT_BEHIND {
             let (end, ended) = channel::<()>();

@@ -1,6 +1,6 @@
-//! Scored pictures on one HTML page: what came, what the model expected, and where the two differ.
+//! Scored images on one HTML page: the original, what the model expected, and where the two differ.
 //!
-//! The page holds its pictures as `data:` URIs and has no script, so it can be mailed or kept and needs no network.
+//! The page holds its images as `data:` URIs and has no script, so it can be mailed or archived and needs no network.
 
 use std::fmt;
 use std::fs::File;
@@ -13,30 +13,30 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::picture::Region;
 
-/// A scored picture.
+/// A scored image.
 #[derive(Debug, Clone)]
 pub struct Entry<'a> {
     pub name: &'a str,
-    /// Pixels of the picture as it came, which the boxes of `regions` are in. What is shown may have fewer; it is
-    /// stretched to this shape.
+    /// Size of the original in pixels, which `regions` refer to. The shown image may be smaller and is stretched to
+    /// this size.
     pub width: usize,
     pub height: usize,
     pub score: f32,
     pub p_value: f64,
-    /// Score over threshold; above 1 is an anomaly.
+    /// Score divided by threshold; above 1 is an anomaly.
     pub grade: f32,
     /// Whether it is labelled an anomaly.
     pub label: Option<bool>,
     pub class: Option<&'a str>,
     pub original: Encoded<'a>,
     pub reconstruction: Encoded<'a>,
-    /// Gray: black is cold.
+    /// Grayscale; black is cold.
     pub heatmap: Encoded<'a>,
     /// Largest share first.
     pub regions: &'a [Region],
 }
 
-/// A picture in a format that browsers show.
+/// An image in a format that browsers show.
 #[derive(Debug, Clone, Copy)]
 pub struct Encoded<'a> {
     /// `image/png`, `image/jpeg` or the like.
@@ -44,8 +44,8 @@ pub struct Encoded<'a> {
     pub bytes: &'a [u8],
 }
 
-/// A page that is being made. The entries wait in an unnamed temporary file beside it, because their order is known
-/// only at the end; memory holds 24 bytes for each.
+/// A page being built. Entries wait in an unnamed temporary file beside it, because their order is known only at the
+/// end. Memory holds 24 bytes per entry.
 pub struct ContactSheet {
     page: BufWriter<File>,
     waiting: BufWriter<File>,
@@ -60,7 +60,7 @@ impl ContactSheet {
     /// Creates the file at `path` or empties it.
     ///
     /// # Errors
-    /// When it or a temporary file beside it cannot be created.
+    /// The page or a temporary file beside it cannot be created.
     pub fn create(path: &Path) -> io::Result<ContactSheet> {
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         Ok(ContactSheet {
@@ -72,10 +72,10 @@ impl ContactSheet {
         })
     }
 
-    /// Adds a picture.
+    /// Adds an image.
     ///
     /// # Errors
-    /// When the temporary file cannot be written.
+    /// The temporary file cannot be written.
     pub fn add(&mut self, entry: &Entry<'_>) -> io::Result<()> {
         let start = self.written;
         let number = self.entries.len();
@@ -88,16 +88,16 @@ impl ContactSheet {
         Ok(())
     }
 
-    /// Adds a picture that could not be scored, and why.
+    /// Adds an image that could not be scored, and why.
     pub fn add_refused(&mut self, name: &str, reason: &str) {
         self.refused.push((name.into(), reason.into()));
     }
 
-    /// Writes the page: its title, the `summary` as names and values, then the pictures from the highest grade down,
-    /// of equal grades the first added first, then what could not be scored.
+    /// Writes the page: title, `summary` as names and values, images by descending grade (equal grades in the order they
+    /// were added), and images that could not be scored.
     ///
     /// # Errors
-    /// When the page cannot be written or the temporary file not be read.
+    /// The page cannot be written or the temporary file cannot be read.
     pub fn finish(mut self, title: &str, summary: &[(String, String)]) -> io::Result<()> {
         Head { title, summary }.write_into(&mut self.page)?;
         let mut waiting = self.waiting.into_inner()?;
@@ -127,7 +127,7 @@ impl Head<'_> {
 #[template(path = "contact_sheet/entry.html")]
 struct Item<'a> {
     entry: &'a Entry<'a>,
-    /// Names what is drawn twice.
+    /// Makes element ids unique on the page.
     number: usize,
 }
 
@@ -142,7 +142,7 @@ impl Entry<'_> {
         self.grade > 1.0
     }
 
-    /// Of the picture's heat, in percent.
+    /// The region's share of the heat, in percent.
     fn percent(region: &Region) -> String {
         format!("{:.0} %", region.share * 100.0)
     }
@@ -151,7 +151,7 @@ impl Entry<'_> {
         self.label.is_some_and(|label| label != self.flagged())
     }
 
-    /// What was found, and whether the label agrees.
+    /// The finding, and whether the label agrees.
     fn verdict(&self) -> &'static str {
         match (self.flagged(), self.label) {
             (true, None) => "anomaly",

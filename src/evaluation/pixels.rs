@@ -1,29 +1,28 @@
-//! How well heatmaps find what masks mark, over any number of pictures.
+//! How well heatmaps find the pixels that masks mark, over any number of images.
 
 use serde::Serialize;
 
 use crate::picture::Components;
 
-/// The false positive rate up to which per-region overlap is integrated: beyond it a segmentation is of no use.
+/// Per-region overlap is integrated up to this false positive rate; beyond it a segmentation is useless.
 pub const FPR_LIMIT: f64 = 0.3;
 
-/// A bin is the heats that agree in sign, exponent and the first 11 bits of the fraction: they differ by a 2048th at
-/// most.
+/// Heats in a bin agree in sign, exponent and the first 11 bits of the fraction, so they differ by at most 1/2048.
 const BIN_BITS: u32 = 20;
 
-/// A measure of binned heats.
+/// A measure computed from binned heats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Binned {
-    /// In [0, 1], as if the heats of a bin were a tie.
+    /// In [0, 1], with the heats of a bin counted as ties.
     pub value: f64,
-    /// The value of the heats themselves is no further than this from `value`.
+    /// Largest difference between `value` and the exact result.
     pub error: f64,
 }
 
-/// The pixels of heatmaps, counted by their heat: 24 MiB whatever the number of pictures.
+/// Counts the pixels of heatmaps by heat, in 24 MiB for any number of images.
 ///
-/// A higher heat is more anomalous; NaN is above all. The order of the pictures does not change an AUROC, and an AUPRO
-/// only by the rounding of f64 sums.
+/// A higher heat is more anomalous; NaN is above all. The order of the images does not change an AUROC, and changes an
+/// AUPRO only by the rounding of f64 sums.
 #[derive(Debug, Clone)]
 pub struct PixelRanking {
     bins: Vec<Bin>,
@@ -34,7 +33,7 @@ pub struct PixelRanking {
 struct Bin {
     normal: u64,
     anomalous: u64,
-    /// Σ over regions of the share of the region's pixels that are in this bin.
+    /// Σ over regions of the share of the region's pixels in this bin.
     overlap: f64,
 }
 
@@ -48,8 +47,8 @@ impl Default for PixelRanking {
 }
 
 impl PixelRanking {
-    /// Counts a picture: its `heat` and `mask` (true where it is anomalous), both row-major [height, width]. A picture
-    /// without defects has an empty mask: all false.
+    /// Adds an image: its `heat` and `mask` (true where anomalous), both row-major [height, width]. The mask of an image
+    /// without defects is all false.
     ///
     /// # Panics
     /// If `heat` and `mask` differ in length or are not whole rows of `width` pixels.
@@ -70,13 +69,13 @@ impl PixelRanking {
         self.regions += regions.areas.len() as u64;
     }
 
-    /// Regions of all masks.
+    /// Number of regions in all masks.
     pub fn regions(&self) -> u64 {
         self.regions
     }
 
-    /// Area under the ROC over all pixels of all pictures together: the probability that a random anomalous pixel is
-    /// hotter than a random normal one, a tie counting one half. `None` if a class is absent.
+    /// Area under the ROC over all pixels of all images: the probability that a random anomalous pixel is hotter than a
+    /// random normal one. A tie counts one half. `None` if a class is absent.
     pub fn auroc(&self) -> Option<Binned> {
         let (normals, anomalies) = self.totals();
         let mut below = normals;
@@ -123,7 +122,7 @@ impl PixelRanking {
                 rise
             };
             area += width * (overlap + risen / 2.0);
-            // Inside a bin the curve may be anywhere between its ends.
+            // Within a bin, the curve may be anywhere between its ends.
             error += width * (rise - risen / 2.0);
             if next >= limit {
                 break;
@@ -143,11 +142,11 @@ impl PixelRanking {
     }
 }
 
-/// A heatmap of `from` = (width, height) stretched to `to`, bilinear with the centres of pixels at halves and the outermost
-/// values held at the border: as OpenCV's INTER_LINEAR and torch's `align_corners=False`. Row-major [height, width].
+/// Stretches a heatmap from (width, height) `from` to `to`. Bilinear, with pixel centres at halves and edge values extended to the
+/// border, like OpenCV's INTER_LINEAR and torch's `align_corners=False`. Row-major [height, width].
 ///
 /// # Panics
-/// If `heat` has not `from` pixels or a side is 0.
+/// If `heat` does not have `from` pixels, or a side is 0.
 pub fn stretch(heat: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
     assert_eq!(heat.len(), from.0 * from.1, "a heat for each pixel");
     if from == to {
@@ -165,7 +164,7 @@ pub fn stretch(heat: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f3
     out
 }
 
-/// For each of `to` pixels the two of `from` that it lies between, and how near it is to the second.
+/// For each of `to` pixels: the two of `from` that it lies between, and its distance from the first.
 fn between(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
     let place = |i: usize| {
         let at = (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
@@ -176,12 +175,12 @@ fn between(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
     (0..to).map(place).collect()
 }
 
-/// The place of a heat in the order of all f32, by its highest bits.
+/// The bin of a heat: the highest bits of its position in the order of all f32.
 fn bin_of(heat: f32) -> usize {
     if heat.is_nan() {
         return (1 << BIN_BITS) - 1;
     }
-    // As `f32::total_cmp`: a negative number's bits count down. Adding zero makes -0.0 the same as 0.0.
+    // Like `f32::total_cmp`: the bits of negative numbers are inverted. Adding zero turns -0.0 into 0.0.
     let bits = (heat + 0.0).to_bits();
     let ordered = if bits >> 31 == 1 {
         !bits

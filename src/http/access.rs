@@ -1,4 +1,4 @@
-//! Who is answered: whoever brings the token, or without a token who asks this machine from this machine.
+//! Who gets an answer: clients with the token; without a configured token, clients on this machine.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,21 +12,21 @@ use openssl::sha::sha256;
 use super::triage;
 use crate::config::Secret;
 
-/// An orchestrator's probe has no token and asks by any name.
+/// An orchestrator's probe has no token and may use any host name.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
-/// Counts without records. A Prometheus on this machine may know it by another name.
+/// Contains no records. A local Prometheus may use another host name.
 const COUNTS: [&str; 1] = ["/metrics"];
-/// What an address without a token shows to the network.
+/// Paths open to the network when there is no token.
 const EXPOSED: [&str; 3] = ["/metrics", "/status", "/readyz"];
 
-/// The rule for requests that are no probes.
+/// The rule for requests other than probes.
 #[derive(Clone)]
 pub enum Access {
-    /// They bring the token.
+    /// The request must carry the token.
     Token(Secret),
-    /// They come from this machine and say so: a web page from elsewhere can send requests from this machine too.
+    /// The request must come from this machine and name it as host: a page of another site could also send requests from here.
     Local,
-    /// The network reaches the address: no records, and nothing can be changed.
+    /// The address is open to the network: no records are shown and nothing can be changed.
     Exposed,
 }
 
@@ -59,11 +59,11 @@ impl Access {
     }
 }
 
-const CLOSED: &str = "records and the log level are not open to the network: set http.token, or a loopback address as http.listen\n";
-const OTHER_HOST: &str = "without http.token only requests to localhost, 127.0.0.1 or [::1] are answered, and the Host header names another machine: ask by one of these names, or set http.token\n";
-const OTHER_SITE: &str = "without http.token no page of another site is answered (Origin, Sec-Fetch-Site): open the triage page itself, or set http.token\n";
+const CLOSED: &str = "records and the log level are not open to the network: set http.token, or set http.listen to a loopback address\n";
+const OTHER_HOST: &str = "without http.token only requests to localhost, 127.0.0.1 or [::1] are answered, but the Host header names another machine: use one of these names, or set http.token\n";
+const OTHER_SITE: &str = "without http.token pages of other sites get no answer (Origin, Sec-Fetch-Site): open the triage page itself, or set http.token\n";
 
-/// Lets a request pass or says what it lacks.
+/// Lets a request pass, or says why not.
 pub async fn check(State(access): State<Access>, request: Request, next: Next) -> Response {
     match access.refusal(&request) {
         None => next.run(request).await,
@@ -73,7 +73,7 @@ pub async fn check(State(access): State<Access>, request: Request, next: Next) -
 
 fn unauthorised() -> Response {
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    let how = "send the token of http.token: Authorization: Bearer TOKEN\n";
+    let how = "http.token is required: send the header Authorization: Bearer TOKEN\n";
     (StatusCode::UNAUTHORIZED, challenge, how).into_response()
 }
 
@@ -81,7 +81,7 @@ fn forbidden(why: &'static str) -> Response {
     (StatusCode::FORBIDDEN, why).into_response()
 }
 
-/// Whether only this machine reaches the address.
+/// Whether only this machine can reach the address.
 pub fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
@@ -91,7 +91,7 @@ fn brings(token: &Secret, headers: &HeaderMap) -> bool {
     let Some((scheme, brought)) = value.and_then(|v| v.to_str().ok()?.split_once(' ')) else {
         return false;
     };
-    // By hashes of one length, in constant time: how long it takes tells nothing of the token.
+    // Compares hashes of equal length in constant time, so that timing reveals nothing about the token.
     let (expected, brought) = (
         sha256(token.reveal().as_bytes()),
         sha256(brought.trim().as_bytes()),
@@ -99,8 +99,8 @@ fn brings(token: &Secret, headers: &HeaderMap) -> bool {
     scheme.eq_ignore_ascii_case("bearer") && openssl::memcmp::eq(&expected, &brought)
 }
 
-/// Whether every name by which the request asks is one of this machine. A name of somebody else's domain may lead here
-/// too (DNS rebinding), and the browser then takes a page of that domain for our own.
+/// Whether every host name in the request is one of this machine. A foreign domain may resolve to this machine (DNS
+/// rebinding), and a browser would then treat pages of that domain as ours.
 fn names_this_machine(request: &Request) -> bool {
     let in_target = request.uri().authority().map(Authority::as_str);
     let mut in_headers = request.headers().get_all(header::HOST).iter().peekable();
@@ -126,7 +126,7 @@ fn is_this_machine(host: &str) -> bool {
     }
 }
 
-/// Whether a browser sends the request for a page that is not our own.
+/// Whether a browser sends the request on behalf of another site's page.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     let ours = |site: &HeaderValue| site == "same-origin" || site == "none";
     let mut sites = headers.get_all("sec-fetch-site").iter();

@@ -1,4 +1,4 @@
-//! Bounds on answers: how many are made at once, how much of them waits for clients to take it, how many never end.
+//! Limits on responses: how many are built at once, how many bytes wait for clients, how many live streams are open.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
-/// Answers that are made at once, each on a thread: the scorers want the cores.
+/// Responses built at once, each on a thread. Few, because scoring needs the cores.
 const MADE: usize = 2;
-/// Those that wait to be made, the ones being made included.
+/// Responses waiting to be built, including those being built.
 const WAITING: usize = 16;
-/// KiB of answers that clients have not taken yet.
+/// KiB of responses that clients have not read yet.
 const UNTAKEN: usize = 64 << 10;
-/// Live streams, which end only with the client or the daemon.
+/// Live streams, which last until the client or the daemon ends.
 const STREAMS: usize = 32;
-/// Bytes of an answer that are handed over at once.
+/// Bytes of a response that are handed over at once.
 const PIECE: usize = 64 << 10;
 
 #[derive(Clone)]
@@ -28,7 +28,7 @@ pub struct Answers {
     streams: Arc<Semaphore>,
 }
 
-/// Whole bytes of one content type.
+/// A complete body and its content type.
 pub struct Answer<B> {
     pub kind: &'static str,
     pub bytes: B,
@@ -45,18 +45,18 @@ impl Answers {
         }
     }
 
-    /// Makes an answer on a thread, in its turn; none if what it would show is no longer kept.
+    /// Builds a response on a thread, in turn. `None` from `make` means that the content is no longer kept.
     pub async fn make<F>(&self, make: F) -> Response
     where
         F: FnOnce() -> Option<Answer<Vec<u8>>> + Send + 'static,
     {
         let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
-            return later("too many requests wait for their answer");
+            return later("too many requests are waiting");
         };
         let Ok(turn) = self.making.clone().acquire_owned().await else {
-            return later("the daemon stops");
+            return later("the daemon is stopping");
         };
-        // The thread goes on when the client is gone, and keeps its turn.
+        // The thread continues and keeps its permit even if the client disconnects.
         let made = spawn_blocking(move || {
             let _held = (waiting, turn);
             make()
@@ -68,12 +68,12 @@ impl Answers {
         }
     }
 
-    /// Sends bytes, unless clients leave too many of others untaken.
+    /// Sends bytes, unless too many bytes of other responses are unread.
     pub fn send(&self, answer: Answer<impl AsRef<[u8]> + Send + 'static>) -> Response {
         let length = answer.bytes.as_ref().len();
         let size = length.div_ceil(1024).min(UNTAKEN) as u32;
         let Ok(held) = self.untaken.clone().try_acquire_many_owned(size) else {
-            return later("clients are slow to take 64 MiB of answers");
+            return later("64 MiB of responses are waiting for slow clients");
         };
         let bytes = Bytes::from_owner(Held {
             bytes: answer.bytes,
@@ -91,13 +91,13 @@ impl Answers {
         (headers, Body::from_stream(pieces)).into_response()
     }
 
-    /// The right to one more live stream, if there is one.
+    /// A permit for one more live stream, if any is left.
     pub fn stream(&self) -> Option<OwnedSemaphorePermit> {
         self.streams.clone().try_acquire_owned().ok()
     }
 }
 
-/// Bytes that count as untaken for as long as they exist.
+/// Bytes that count as unread for as long as they exist.
 struct Held<B> {
     bytes: B,
     _held: OwnedSemaphorePermit,
@@ -110,11 +110,11 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
 }
 
 pub fn no_stream() -> Response {
-    later("32 pages show the stream already: close one")
+    later("32 pages already show the stream: close one")
 }
 
 pub fn gone() -> Response {
-    (StatusCode::NOT_FOUND, "no longer kept\n").into_response()
+    (StatusCode::NOT_FOUND, "no longer kept in memory\n").into_response()
 }
 
 fn later(why: &str) -> Response {

@@ -1,4 +1,4 @@
-//! The connections that are open: no more than there is room for, and none that a client only holds.
+//! Open HTTP connections: limits their number and closes those that make no progress.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -17,16 +17,16 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use crate::metrics::{CLOSED_FOR_ROOM, CLOSED_SLOW, Metrics};
 
-/// How long a client may take to take an answer.
+/// How long a client may take to read a response.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
-/// A new connection keeps its place for so long: its request is on the way.
+/// A new connection is not closed for this long: its request is on the way.
 const SPARED: Duration = Duration::from_millis(100);
-/// How long a connection that has to go may take to go.
+/// How long a connection may take to close.
 const GONE_WITHIN: Duration = Duration::from_millis(100);
-/// Between two lines of the log about the same.
+/// Least time between two log lines about the same problem.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Who is at the other end.
+/// The address of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Client(pub SocketAddr);
 
@@ -35,7 +35,7 @@ impl Address for Client {
     type Listener = Listener;
 }
 
-/// Accepts every connection. One above the most costs another its place, so a probe always gets through.
+/// Accepts every connection. Above the limit, an older one is closed, so that a probe always gets through.
 pub struct Listener {
     tcp: TcpListener,
     places: Places,
@@ -43,7 +43,7 @@ pub struct Listener {
 
 impl Listener {
     /// # Errors
-    /// The runtime does not take the listener.
+    /// The runtime rejects the listener.
     pub fn new(tcp: std::net::TcpListener, most: usize, metrics: Metrics) -> io::Result<Listener> {
         tcp.set_nonblocking(true)?;
         Ok(Listener {
@@ -68,7 +68,7 @@ impl AddrListener<Connection, Client> for Listener {
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(problem) => {
-                // Most likely the process has no descriptor left.
+                // Probably out of file descriptors.
                 self.places.close_one(&problem.to_string());
                 return Err(problem);
             }
@@ -95,7 +95,7 @@ struct Places(Arc<Shared>);
 struct Shared {
     most: usize,
     metrics: Metrics,
-    /// A connection is gone.
+    /// Notified when a connection has closed.
     freed: Notify,
     table: Mutex<Table>,
 }
@@ -104,7 +104,7 @@ struct Shared {
 struct Table {
     next: u64,
     open: BTreeMap<u64, Open>,
-    /// When the log last said that there was no room, and how many were closed since.
+    /// When the lack of room was last logged, and connections closed since.
     said: Option<Instant>,
     unsaid: u64,
 }
@@ -112,9 +112,9 @@ struct Table {
 struct Open {
     client: IpAddr,
     since: Instant,
-    /// When the last bytes came or went.
+    /// When bytes were last read or written.
     active: Instant,
-    /// Ends the connection; none if it has to go already.
+    /// Closes the connection; `None` once it was used.
     end: Option<oneshot::Sender<()>>,
 }
 
@@ -143,13 +143,13 @@ impl Places {
         (place, ended)
     }
 
-    /// Closes connections until there is a place for all, and waits for them to be gone. Meanwhile others wait in the
-    /// system's queue.
+    /// Closes connections until the limit is met, and waits until they are closed. Meanwhile new ones wait in the system's
+    /// accept queue.
     async fn make_room(&self) {
         while self.lock().open.len() > self.0.most {
-            match self.close_one("all places are taken") {
+            match self.close_one("all connections are in use") {
                 Closed::One => {
-                    // One that is not gone in time is about to be answered: the next one goes too.
+                    // If it does not close in time, the loop closes another one.
                     let _ = timeout(GONE_WITHIN, self.0.freed.notified()).await;
                 }
                 Closed::NoneYet(wait) => sleep(wait).await,
@@ -170,10 +170,10 @@ impl Places {
     }
 }
 
-/// What came of closing one.
+/// The result of closing a connection.
 enum Closed {
     One,
-    /// All are new; the first may be closed after this.
+    /// All are new; one may be closed after this time.
     NoneYet(Duration),
     None,
 }
@@ -197,7 +197,7 @@ impl Table {
             });
         };
         let end = self.open.get_mut(&number).and_then(|open| open.end.take());
-        // One that is gone by itself has made room as well.
+        // An error means that it has closed by itself, which makes room as well.
         end.map(|end| end.send(()));
         Closed::One
     }
@@ -212,7 +212,7 @@ impl Table {
             closed = self.unsaid,
             open = self.open.len(),
             most,
-            "HTTP: no room for a new connection: the least active one of the client with the most is closed"
+            "HTTP: no room for a new connection: closed the least active one of the client with the most connections"
         );
         (self.said, self.unsaid) = (Some(Instant::now()), 0);
     }
@@ -239,30 +239,30 @@ impl Drop for Place {
     }
 }
 
-/// A client's bytes. It fails once its place is wanted, or when an answer is not taken in time.
+/// A client's byte stream. Fails when its place is needed, or when a response is not read in time.
 pub struct Connection {
-    // First, so that the descriptor is free when the place is.
+    // The first field, so that the descriptor is closed before the place is freed.
     stream: TcpStream,
     place: Place,
-    /// Comes when it has to go; none once it did.
+    /// Resolves when the connection must close; `None` afterwards.
     ended: Option<oneshot::Receiver<()>>,
-    /// Runs from when the client takes no more until all that was to be written is.
+    /// Runs while a write is blocked by the client.
     taking: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
-    /// Fails when the connection has to go.
+    /// Fails once the connection must close.
     fn stays(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let ended = self.ended.as_mut().map(|ended| Pin::new(ended).poll(cx));
         if ended.is_some_and(|ended| ended.is_pending()) {
             return Ok(());
         }
         self.ended = None;
-        let wanted = "its place is wanted";
+        let wanted = "closed to make room for another connection";
         Err(io::Error::new(io::ErrorKind::ConnectionAborted, wanted))
     }
 
-    /// What came of a write; one that waits may not wait for long.
+    /// Handles the result of a write; starts the time limit if it is pending.
     fn written(
         &mut self,
         cx: &mut Context<'_>,
@@ -281,7 +281,7 @@ impl Connection {
                 let closed = &self.place.places.0.metrics.http_connections_closed;
                 closed.with_label_values(&[CLOSED_SLOW]).inc();
                 tracing::info!(
-                    "HTTP: a client did not take its answer within {TAKEN_WITHIN:?}: its connection is closed"
+                    "HTTP: a client did not read its response within {TAKEN_WITHIN:?}: closed its connection"
                 );
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             }
@@ -330,7 +330,7 @@ impl AsyncWrite for Connection {
         self.stream.is_write_vectored()
     }
 
-    /// All is written: TCP itself has nothing to flush.
+    /// Nothing to do: TCP does not buffer here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.taking = None;
         Pin::new(&mut self.stream).poll_flush(cx)

@@ -1,4 +1,4 @@
-//! `/log-level`: what is logged, to read and to change while the daemon runs.
+//! `/log-level`: reads and changes the log level while the daemon runs.
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
@@ -11,7 +11,7 @@ use super::REQUEST_WITHIN;
 use crate::config::log_filter;
 use crate::telemetry;
 
-/// Bytes of a level, or of levels by module.
+/// Most bytes of a level or a list of levels by module.
 const MOST: usize = 4096;
 
 pub fn routes() -> Router {
@@ -32,7 +32,13 @@ async fn change(request: Request) -> Response {
     let body = match body.await {
         Ok(Ok(body)) => body,
         Ok(Err(refusal)) => return refusal.into_response(),
-        Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the body does not come\n").into_response(),
+        Err(_) => {
+            return (
+                StatusCode::REQUEST_TIMEOUT,
+                "the request body did not arrive\n",
+            )
+                .into_response();
+        }
     };
     match log_filter::parse(body.trim()) {
         Ok(filter) => {

@@ -1,4 +1,4 @@
-//! The certificate and key of HTTP, read again when they are renewed.
+//! Certificate and key of the HTTP server, reloaded when they are renewed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use openssl::x509::X509;
 
 use crate::config::TlsFiles;
 
-/// How often the files are looked at. They are compared as a whole, so a renewal by symlink (Kubernetes) is seen too.
+/// How often the files are checked. Their contents are compared, so that a renewal by symlink (Kubernetes) is seen too.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Certificate and key, proved to belong together.
+/// A certificate and its matching key.
 pub struct Tls {
     files: TlsFiles,
     pem: Pem,
     config: OpenSSLConfig,
 }
 
-/// Why TLS cannot be had.
+/// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("{setting} = {path:?}: {problem}")]
@@ -56,7 +56,7 @@ impl Tls {
         self.config.clone()
     }
 
-    /// Serves new connections with renewed files; with the old ones as long as the new ones are no good.
+    /// Uses renewed files for new connections. Keeps the old ones while the new ones are invalid.
     pub(super) async fn renew(mut self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -69,7 +69,7 @@ impl Tls {
             match server(&self.files, &pem) {
                 Ok(renewed) => {
                     self.config.reload_from_acceptor(renewed.get_inner());
-                    tracing::info!("HTTP serves the renewed certificate");
+                    tracing::info!("HTTP uses the renewed certificate");
                 }
                 Err(e) => tracing::warn!("the renewed certificate is not used: {e}"),
             }
@@ -100,19 +100,19 @@ fn bad_file(setting: &'static str, path: &Path, problem: impl ToString) -> TlsEr
     }
 }
 
-/// TLS 1.3, by Mozilla's modern profile.
+/// TLS 1.3 only (Mozilla's modern profile).
 fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
     let chain = X509::stack_from_pem(&pem.certificate).unwrap_or_default();
     let Some((certificate, issuers)) = chain.split_first() else {
         return Err(bad_file(
             CERTIFICATE,
             &files.certificate,
-            "no PEM certificate",
+            "not a PEM certificate",
         ));
     };
-    // Without a passphrase: by default OpenSSL would ask at the terminal.
+    // An empty passphrase: by default OpenSSL would ask at the terminal.
     let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0))
-        .map_err(|_| bad_file(KEY, &files.key, "no PEM key without passphrase"))?;
+        .map_err(|_| bad_file(KEY, &files.key, "not a PEM key without passphrase"))?;
     let build = || -> Result<OpenSSLConfig, ErrorStack> {
         let mut server = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server())?;
         server.set_certificate(certificate)?;
@@ -121,7 +121,7 @@ fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
         }
         server.set_private_key(&key)?;
         server.check_private_key()?;
-        // A client that also speaks HTTP/2 must not choose it; one that speaks only that hears of it at once.
+        // Clients must not choose HTTP/2. One that speaks only HTTP/2 gets an alert at once.
         server.set_alpn_select_callback(|_, offered| {
             ssl::select_next_proto(b"\x08http/1.1", offered).ok_or(AlpnError::ALERT_FATAL)
         });

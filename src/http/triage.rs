@@ -1,4 +1,4 @@
-//! The triage page at `/` and what it asks for: numbers once a second, anomalies by page, pictures.
+//! The triage page at `/` and the data it requests: numbers once a second, anomalies by page, images.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -19,19 +19,19 @@ use super::answers::{Answer, Answers, gone, no_stream};
 use crate::recent::{MOST, Wanted};
 use crate::verdict::Severity;
 
-/// How often the numbers come.
+/// How often the numbers are sent.
 const EVERY: Duration = Duration::from_secs(1);
-/// Anomalies at once, at most.
+/// Most anomalies per request.
 const MOST_LISTED: usize = 200;
-/// The longer side of a picture.
+/// Longer side of a shown image, in pixels.
 const SIDE: usize = 640;
-/// What the list leaves out, for it may be large.
+/// Fields left out of the list because they may be large.
 const BULK: [&str; 3] = ["record", "heatmap", "reconstruction"];
-/// Nothing is fetched from elsewhere and nothing runs but the page's own script.
+/// Content security policy: nothing is fetched from elsewhere, and only the page's own script runs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page itself, which holds nothing and asks for the token.
+/// The page itself. Needs no token, because it holds no data and asks for the token.
 pub const PAGE: [&str; 3] = ["/", "/triage.css", "/triage.js"];
 
 type Asking = State<(Shown, Answers)>;
@@ -72,13 +72,13 @@ fn page(
     }
 }
 
-/// Server-sent events: at once and then every second all numbers as JSON.
+/// Server-sent events: all numbers as JSON, at once and then every second.
 async fn events(State((shown, answers)): Asking) -> Response {
     let Some(held) = answers.stream() else {
         return no_stream();
     };
     let mut clock = tokio::time::interval(EVERY);
-    // A client that lags gets the numbers of then, not those that it missed.
+    // A slow client gets current numbers, not the ones it missed.
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let stream = stream::unfold(
         (shown, clock, held),
@@ -93,7 +93,7 @@ async fn events(State((shown, answers)): Asking) -> Response {
         .into_response()
 }
 
-/// `/status`, and the distribution of the scores.
+/// The content of `/status` and the score distribution.
 fn numbers(shown: &Shown) -> Value {
     let mut numbers = shown.status.render(&shown.metrics);
     let in_force = shown.status.in_force();
@@ -125,14 +125,17 @@ struct Listed {
     verdict: Map<String, Value>,
 }
 
-/// Newest first, without the bulk.
+/// Newest first, without the large fields.
 async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Response {
     let severity = match asked.severity.as_deref() {
         None | Some("") => None,
         Some(name) => match Severity::ALL.into_iter().find(|s| s.as_str() == name) {
             Some(severity) => Some(severity),
             None => {
-                return (StatusCode::BAD_REQUEST, "severity: warning or critical\n")
+                return (
+                    StatusCode::BAD_REQUEST,
+                    "severity: must be warning or critical\n",
+                )
                     .into_response();
             }
         },
@@ -153,7 +156,7 @@ async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Re
                 verdict: without_bulk(&anomaly.verdict),
             });
             let listed = serde_json::to_vec(&listed.collect::<Vec<_>>());
-            Some(as_json(listed.expect("names and JSON values")))
+            Some(as_json(listed.expect("names and JSON values serialize")))
         })
         .await
 }
@@ -166,7 +169,7 @@ fn as_json<B>(bytes: B) -> Answer<B> {
 }
 
 fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
-    // As raw values, so that a picture in base64 is not parsed only to be dropped.
+    // Raw values, so that a base64 image is not parsed only to be dropped.
     let fields: std::collections::BTreeMap<String, &RawValue> =
         serde_json::from_slice(verdict).unwrap_or_default();
     fields
@@ -176,7 +179,7 @@ fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
         .collect()
 }
 
-/// The whole verdict as it was published.
+/// The whole verdict, as published.
 async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     match shown.recent.get(number) {
         None => gone(),
@@ -184,7 +187,7 @@ async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Respon
     }
 }
 
-/// The picture that was judged, upright and small, as a JPEG.
+/// The judged image as a small, upright JPEG.
 async fn picture(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     let payload = shown.recent.get(number).and_then(|a| a.picture);
     let (Some(payload), Some((reader, room))) = (payload, shown.status.in_force().reader) else {

@@ -1,6 +1,6 @@
-//! glibc's allocator keeps what is freed; here large blocks go back to the system at once.
+//! Makes glibc's allocator return large freed blocks to the system at once, instead of keeping them.
 
-/// To be called before threads start. What the environment says of it wins.
+/// Call before threads start. Does nothing if the environment sets MALLOC_ variables.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn give_back() {
     const LARGE: libc::c_int = 1 << 20;
@@ -8,16 +8,16 @@ pub fn give_back() {
         return;
     }
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 64));
-    // Left alone, the first large block that is freed makes glibc keep all that are as large, one heap for each of eight
-    // times as many arenas as there are cores.
+    // By default, freeing a large block raises the size up to which glibc keeps blocks, in each of up to eight arenas
+    // per core.
     for (setting, value) in [
         (libc::M_MMAP_THRESHOLD, LARGE),
         (libc::M_TRIM_THRESHOLD, 4 * LARGE),
         (libc::M_ARENA_MAX, cores as libc::c_int),
     ] {
-        // SAFETY: it takes two numbers.
+        // SAFETY: mallopt takes two numbers.
         if unsafe { libc::mallopt(setting, value) } != 1 {
-            tracing::debug!("mallopt({setting}, {value}) is refused");
+            tracing::debug!("mallopt({setting}, {value}) was refused");
         }
     }
 }

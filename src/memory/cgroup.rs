@@ -1,21 +1,21 @@
-//! The memory that the system grants: the least limit of the cgroup and of those above it, v1 or v2, or the machine's memory.
+//! The memory that the system allows: the lowest limit of the cgroup and its ancestors (v1 or v2), or the machine's memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Limit;
 
-/// Where cgroups of one version are seen.
+/// A mount of cgroups of one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mount {
-    /// The cgroup that is seen at `at`; another than / without a cgroup namespace.
+    /// The cgroup mounted at `at`. Without a cgroup namespace it may differ from /.
     root: String,
     at: PathBuf,
-    /// In v2 `high` throttles before `max` kills.
+    /// Files with limits. In v2, `high` throttles before `max` kills.
     files: &'static [&'static str],
 }
 
-/// The limit of this process; `proc` is where procfs is mounted.
+/// The limit of this process. `proc` is the mount point of procfs.
 pub fn limit(proc: &Path) -> Option<Limit> {
     let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
     let (mounts, groups) = (read("self/mountinfo"), read("self/cgroup"));
@@ -30,7 +30,7 @@ pub fn limit(proc: &Path) -> Option<Limit> {
     limits.chain(machine).min_by_key(|limit| limit.bytes)
 }
 
-/// A number of /proc/self/status, in bytes.
+/// A value of /proc/self/status in bytes.
 pub fn status_kib(proc: &Path, name: &str) -> Option<u64> {
     kib(&fs::read_to_string(proc.join("self/status")).ok()?, name)
 }
@@ -41,7 +41,7 @@ fn kib(text: &str, name: &str) -> Option<u64> {
     Some(number.parse::<u64>().ok()? << 10)
 }
 
-/// A line of /proc/self/mountinfo, if it mounts cgroups that limit memory.
+/// Parses a line of /proc/self/mountinfo, if it mounts cgroups that limit memory.
 fn mount(line: &str) -> Option<Mount> {
     let (own, system) = line.split_once(" - ")?;
     let own: Vec<&str> = own.split(' ').collect();
@@ -58,7 +58,7 @@ fn mount(line: &str) -> Option<Mount> {
     })
 }
 
-/// Of the lines `number:controllers:path` of /proc/self/cgroup the path below the mount.
+/// The path below the mount, from the lines `number:controllers:path` of /proc/self/cgroup.
 fn group(groups: &str, mount: &Mount) -> Option<PathBuf> {
     let v2 = mount.files.len() > 1;
     let path = groups.lines().find_map(|line| {
@@ -70,7 +70,7 @@ fn group(groups: &str, mount: &Mount) -> Option<PathBuf> {
         };
         own.then_some(path)
     })?;
-    // A path that is not below what is mounted is another namespace's: what is mounted is all that is known.
+    // A path outside the mounted root belongs to another namespace: use the mounted root.
     let below = path.strip_prefix(&mount.root).unwrap_or_default();
     Some(PathBuf::from(below.trim_start_matches('/')))
 }
@@ -136,7 +136,7 @@ mod tests {
         let file = "cg/memory/docker/abc/memory.limit_in_bytes";
         let limit = system(V1, groups, &[(file, "536870912\n")]).unwrap();
         assert_eq!(limit.bytes, 512 << 20);
-        // Docker mounts the container's own group as the root.
+        // Docker mounts the container's own cgroup as the root.
         let mounted = V1.replace("0:32 / ", "0:32 /docker/abc ");
         let file = "cg/memory/memory.limit_in_bytes";
         let limit = system(&mounted, groups, &[(file, "536870912\n")]).unwrap();

@@ -1,8 +1,8 @@
-//! Room of so many bytes, taken before what needs it is made. Who finds too little waits for its turn.
+//! A fair byte semaphore. Bytes are taken before the memory is allocated; callers wait for their turn.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Shared by all who take of it.
+/// Shared by all users of the room.
 #[derive(Debug, Clone)]
 pub struct Room(Arc<Inner>);
 
@@ -16,12 +16,12 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     taken: u64,
-    /// Turns given out, and whose turn it is: who asks for much is not passed by those who ask for little.
+    /// Turns given out, and the current turn. Turns keep small requests from overtaking a large one.
     last: u64,
     turn: u64,
 }
 
-/// A part of the room; dropping it gives it back.
+/// Taken bytes; dropping it returns them.
 #[derive(Debug)]
 pub struct Taken {
     room: Room,
@@ -37,7 +37,7 @@ impl Room {
         }))
     }
 
-    /// What may be taken in all.
+    /// Total bytes.
     pub fn bytes(&self) -> u64 {
         self.0.bytes
     }
@@ -46,7 +46,7 @@ impl Room {
         self.lock().taken
     }
 
-    /// Waits until there is room for `bytes`. Who asks for more than there is gets all of it.
+    /// Waits until `bytes` are free. A request above the total takes all of it.
     pub fn take(&self, bytes: u64) -> Taken {
         let bytes = bytes.min(self.0.bytes);
         let mut state = self.lock();
@@ -66,13 +66,13 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Two numbers are whole whoever panicked.
+        // A panic cannot leave these numbers inconsistent.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Taken {
-    /// Gives back what is above `bytes`.
+    /// Returns all but `bytes`.
     pub fn shrink(&mut self, bytes: u64) {
         let kept = self.bytes.min(bytes);
         self.room.lock().taken -= self.bytes - kept;

@@ -1,4 +1,4 @@
-//! Sizes as people write them.
+//! Parses and formats sizes with units.
 
 const UNITS: [(&str, u64); 8] = [
     ("KiB", 1 << 10),
@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Option<u64> {
     (1.0..1e18).contains(&bytes).then_some(bytes as u64)
 }
 
-/// In the unit that reads best.
+/// Formats bytes in a readable unit.
 pub fn human(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} bytes"),

@@ -1,11 +1,11 @@
-//! How recent scores compare with the calibration's: data that changes moves the whole distribution, not only its tail.
+//! Compares recent scores with the calibration: data that changes shifts the whole distribution, not only its tail.
 
-/// The quantile of the calibration that scores are compared with.
+/// Scores are compared with this quantile of the calibration.
 pub const QUANTILE: f64 = 0.9;
-/// Records that the average remembers.
+/// Time constant of the average, in records.
 const MEMORY: f64 = 10_000.0;
 
-/// An exponential average of how many scores lie above what one calibration record in ten does.
+/// An exponential moving average of the share of scores above the calibration's [`QUANTILE`].
 #[derive(Debug)]
 pub struct Drift {
     line: f32,
@@ -21,8 +21,8 @@ impl Drift {
         }
     }
 
-    /// Takes in finite scores of any order -> the share above the line over that of the calibration: 1 is as calibrated, 10
-    /// is every record above it.
+    /// Adds finite scores in any order. Returns the share above the line relative to the calibration: 1 is as calibrated, 10
+    /// means that every record is above it.
     pub fn see(&mut self, scores: impl Iterator<Item = f32>) -> f64 {
         for score in scores {
             let above = f64::from(u8::from(score > self.line));

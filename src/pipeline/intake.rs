@@ -1,4 +1,4 @@
-//! Takes records from Kafka, decodes them into batches, and gives Kafka their offsets once they are delivered.
+//! Consumes records from Kafka, decodes them into batches, and commits their offsets once they are delivered.
 
 use std::time::{Duration, Instant};
 
@@ -16,24 +16,24 @@ use crate::metrics::{Metrics, SKIP_LOST};
 use crate::record::Record;
 use crate::status::Status;
 
-/// How long a poll waits when nothing is due; bounds how late a stop is noticed.
+/// How long a poll waits when nothing is due. Bounds the delay until a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
-/// The same while partitions wait for something.
+/// The same while partitions are on hold.
 const HOLDING_POLL: Duration = Duration::from_millis(10);
-/// A batch leaves when no record came for so long and nothing waits to be scored: more would only make it late.
+/// A batch leaves after this long without a record, if no other batch waits to be scored: waiting would only add latency.
 const GAP: Duration = Duration::from_millis(1);
-/// How long to wait for a free batch before pausing. Pausing throws away what librdkafka has fetched, so short
-/// hold-ups are sat out.
+/// How long to wait for a free batch before pausing. Short delays are waited out, because pausing discards what
+/// librdkafka has fetched.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// What a goodbye to the brokers gets even when the drain took all the time.
+/// Least time for closing the consumer, even if the drain used up its own.
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
-/// Records that are taken before the rest is looked after again, the clock and finished batches among it: all of that at
-/// each record would cost as much as a few fields.
+/// Records taken before the clock and finished batches are checked again. Checking at each record would cost as much as
+/// decoding a few fields.
 const TURN: usize = 32;
-/// Timing a record costs about as much as a small field; one in this many is enough for a histogram.
+/// One record in this many is timed. That is enough for a histogram, and timing costs about as much as a small field.
 const TIME_ONE_IN: u64 = 16;
-/// Bytes of pictures and of the rows that they become, taken and not finished, however much memory there is: what is beyond
-/// waits in Kafka. A second of scoring or a few, so that a drain is as long.
+/// Most bytes of in-flight images and their rows, however much memory there is; the rest waits in Kafka. Worth a few seconds
+/// of scoring, so that a drain takes no longer.
 const PICTURES_IN_FLIGHT: usize = 16 << 20;
 
 pub struct Channels {
@@ -41,10 +41,10 @@ pub struct Channels {
     pub finished: Receiver<Batch>,
 }
 
-/// Why no more is consumed.
+/// Why consuming ended.
 enum Ended {
     Stopped,
-    /// Everything is delivered, and another model takes over.
+    /// Everything is delivered and another model takes over.
     MakesRoom,
 }
 
@@ -52,7 +52,7 @@ pub struct Intake {
     source: Source,
     decoder: Decoder,
     limits: config::Batch,
-    /// Bytes of the batches under way, at most; what is beyond waits in Kafka.
+    /// Most bytes of in-flight batches; the rest waits in Kafka.
     share: usize,
     drain_timeout: Duration,
     metrics: Metrics,
@@ -64,9 +64,9 @@ pub struct Intake {
     free: Vec<Batch>,
     sequence: u64,
     records: u64,
-    /// What the batches under way weigh.
+    /// Bytes of the batches in flight.
     under_way: usize,
-    /// Batches below this sequence are of partitions that are gone: their offsets are not stored.
+    /// Batches with a lower sequence hold revoked partitions: their offsets are not stored.
     disowned_below: u64,
 }
 
@@ -79,7 +79,7 @@ impl Intake {
         stop: Stop,
     ) -> Intake {
         let (limits, share) = (context.batch.clone(), context.in_flight_share);
-        // Sequences begin again with each model.
+        // Sequence numbers restart with each model.
         source.lose_below(0);
         Intake {
             share: match decoder.reads_pictures() {
@@ -108,11 +108,11 @@ impl Intake {
         self.source.topics().clone()
     }
 
-    /// Consumes until a stop, drains, commits and leaves the group. If a model is to take over: gives the consumer back,
-    /// drained and in its group.
+    /// Consumes until a stop, drains, commits and leaves the group. If another model takes over, returns the drained
+    /// consumer, still in its group.
     ///
     /// # Errors
-    /// When Kafka cannot go on, or the drain did not end in time.
+    /// Kafka fails for good, or the drain did not end in time.
     pub fn run(mut self) -> Result<Option<Source>, PipelineError> {
         let consumed = self.consume();
         if let Ok(Ended::MakesRoom) = consumed {
@@ -120,10 +120,10 @@ impl Intake {
         }
         self.status.is_draining();
         let deadline = Instant::now() + self.drain_timeout;
-        // Exactly-once has nothing to save: what is not committed is judged again, and nobody sees it twice.
+        // After a failure, only at-least-once drains. With exactly-once the transaction is aborted and its records are judged again.
         let drained = (consumed.is_ok() || !self.source.is_exactly_once()) && self.drain();
         if drained {
-            tracing::info!("drained: every record taken has its outcome delivered");
+            tracing::info!("drained: the outcome of every consumed record is delivered");
         } else {
             self.stop.abandon.request();
         }
@@ -142,7 +142,7 @@ impl Intake {
 
     fn consume(&mut self) -> Result<Ended, PipelineError> {
         while !self.stop.drain.is_requested() {
-            // A drain that does not end in time is tried again after the next look at Kafka.
+            // A drain that does not end in time is retried after the next poll.
             if self.pending_model.is_there() && self.drain() {
                 return Ok(Ended::MakesRoom);
             }
@@ -176,11 +176,11 @@ impl Intake {
             ..
         } = self.limits;
         let due = self.current.is_due(max_records, max_wait, now);
-        // Wide rows in large batches: one alone could be more than all may be.
+        // A large batch of wide rows could alone exceed the share.
         due || self.current.weight() >= self.share
     }
 
-    /// No batch is free, or what is under way is as much as the memory is meant for.
+    /// Whether no batch is free, or the in-flight batches fill their share of memory.
     fn is_full(&self) -> bool {
         self.free.is_empty() || self.under_way >= self.share
     }
@@ -197,7 +197,7 @@ impl Intake {
         })
     }
 
-    /// Waits for something to happen, then takes records as long as they are there, at most a turn of them.
+    /// Waits for an event, then takes the records that are ready, at most [`TURN`].
     fn take_turn(&mut self, now: Instant) -> Result<(), PipelineError> {
         if !self.take(self.poll_timeout(now))? {
             self.leave_early();
@@ -211,8 +211,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Kafka had nothing more: a backlog fills batches, a lone record leaves. A transaction takes longer than any wait, and
-    /// holds only so many batches.
+    /// Dispatches a partial batch when Kafka has no more records and no batch waits for a scorer. Not with exactly-once: a
+    /// transaction takes longer than the wait anyway, and holds a limited number of batches.
     fn leave_early(&mut self) {
         let waits = self.current.is_empty() || self.source.is_exactly_once();
         if !waits && !self.is_full() && self.channels.to_score.is_empty() {
@@ -220,7 +220,7 @@ impl Intake {
         }
     }
 
-    /// Takes one event from Kafka: most often a record, which goes into the current batch; `false` if there is none.
+    /// Takes one event from Kafka, usually a record for the current batch. `false` if there is none.
     fn take(&mut self, timeout: Duration) -> Result<bool, PipelineError> {
         let message = match self.source.poll(timeout)? {
             Event::Message(message) => message,
@@ -232,7 +232,7 @@ impl Intake {
         };
         let (record, from) = self.source.record(&message);
         if self.source.is_held(from) {
-            // It comes again; here it only tells which schema it will need.
+            // This record will be fetched again. For now it only tells which schema it needs.
             let payload = record.payload.unwrap_or_default();
             self.decoder.ask_for_schema(payload, record.timestamp_ms);
             let size = payload.len();
@@ -255,7 +255,7 @@ impl Intake {
             },
             Some(payload) => {
                 let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
-                // Pictures are decoded, and timed, elsewhere.
+                // Images are decoded and timed in `pictures`.
                 if timed && !self.decoder.reads_pictures() {
                     let seconds = now.elapsed().as_secs_f64();
                     self.metrics.decode_seconds.observe(seconds);
@@ -290,15 +290,15 @@ impl Intake {
                 if self.drain() {
                     self.source.commit();
                 } else if self.source.is_exactly_once() {
-                    // Going on could publish what the next owner publishes too.
+                    // Continuing could publish records that the next owner publishes too.
                     let records = self.metrics.records_in_flight.get();
                     return Err(PipelineError::NotDrained { records });
                 } else {
                     tracing::warn!(
-                        "partitions are revoked before their verdicts are delivered; their new owner judges these records again"
+                        "partitions were revoked before their verdicts were delivered; the new owner judges these records again"
                     );
                     self.dispatch_if_possible();
-                    // What could not be dispatched goes out as the next batch.
+                    // The undispatched records leave with the next sequence number.
                     self.disowned_below = self.sequence + u64::from(!self.current.is_empty());
                 }
             }
@@ -308,7 +308,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Others own the partitions already and judge what is in flight here: it is dropped where it stands.
+    /// Drops in-flight records: other members already own the partitions and judge these records.
     fn lose(&mut self) {
         let dropped = self.current.consumed() as u64;
         let skipped = &self.metrics.records_skipped;
@@ -317,10 +317,12 @@ impl Intake {
         self.current.clear();
         self.disowned_below = self.sequence;
         self.source.lose_below(self.sequence);
-        tracing::warn!("partitions are lost; their new owner judges what was in flight here");
+        tracing::warn!(
+            "partitions are lost; the new owner judges the records that were in flight here"
+        );
     }
 
-    /// Every batch is in use: the workers or the brokers are behind.
+    /// Backpressure: every batch is in use because workers or brokers are behind.
     fn wait_for_room(&mut self) -> Result<(), PipelineError> {
         match self.channels.finished.recv_timeout(PATIENCE) {
             Ok(batch) => {
@@ -329,7 +331,7 @@ impl Intake {
             }
             Err(_) => {
                 self.source.pause()?;
-                // Keeps the membership alive; a message that still comes goes into the current batch.
+                // Polling keeps the group membership alive. A late message goes into the current batch.
                 self.take(Duration::ZERO)?;
                 Ok(())
             }
@@ -340,19 +342,19 @@ impl Intake {
         let next = self
             .free
             .pop()
-            .expect("the caller made sure of a free batch");
+            .expect("the caller has checked for a free batch");
         let batch = std::mem::replace(&mut self.current, next);
         self.send(batch);
     }
 
-    /// Offsets that hold no record are finished as a batch without records, so that they take the way of all others.
+    /// Sends offsets that hold no record as an empty batch, so that they are finished in order with all others.
     fn pass_tails(&mut self) {
         if self.free.is_empty() {
             return;
         }
         let tails = self.source.empty_tails();
         if !tails.is_empty() {
-            let mut batch = self.free.pop().expect("looked at above");
+            let mut batch = self.free.pop().expect("checked above");
             batch.offsets = tails;
             self.send(batch);
         }
@@ -364,7 +366,7 @@ impl Intake {
         self.sequence += 1;
         batch.charged = batch.weight();
         self.weigh(self.under_way.saturating_add(batch.charged));
-        // Fails only when all workers are gone, and then a stop is under way.
+        // Fails only if all workers have ended, and then a stop is in progress.
         let _ = self.channels.to_score.send(batch);
     }
 
@@ -388,7 +390,7 @@ impl Intake {
         self.metrics.memory_in_flight_bytes.set(under_way as i64);
     }
 
-    /// Waits until everything taken is delivered; `false` if that does not happen in time.
+    /// Waits until everything in flight is delivered. `false` if that takes too long.
     fn drain(&mut self) -> bool {
         let deadline = Instant::now() + self.drain_timeout;
         loop {
@@ -408,7 +410,7 @@ impl Intake {
     }
 }
 
-/// One dead letter for all records of a batch that Kafka's client could not hold; gives their number.
+/// Adds one dead letter for a compressed batch that is too large to decompress. Returns its number of records.
 fn bury_batch(
     batch: &mut Batch,
     last: &Record<'_>,
@@ -424,7 +426,7 @@ fn bury_batch(
         share,
     } = oversized;
     let detail = format!(
-        "a compressed batch of {records} records, offsets {first} to {end}, takes {bytes} bytes of memory, and the share of one batch is {share}: none of them is judged. Let the producer make smaller batches, or raise memory.limit"
+        "a compressed batch of {records} records, offsets {first} to {end}, takes {bytes} bytes of memory, but the share of one batch is {share}: none of these records is judged. Let the producer make smaller batches, or raise memory.limit"
     );
     let (topic, partition) = (last.topic, last.partition);
     tracing::warn!(topic, partition, "{detail}");

@@ -1,4 +1,4 @@
-//! Maps as files in `output.media_dir`. Under its name there is the whole file or none, whoever else writes the same folder.
+//! Writes maps as files to `output.media_dir`. A file appears complete or not at all, even if other processes write to the folder.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write as _};
@@ -10,10 +10,10 @@ use tempfile::NamedTempFile;
 
 const PREFIX: &str = ".residuald-";
 const SUFFIX: &str = ".part";
-/// File systems take 255 bytes.
+/// Below the limit of file systems, 255 bytes.
 const LONGEST_NAME: usize = 200;
 
-/// The name of a map of the verdict `id`. The same verdict always has the same one.
+/// The file name of a map of the verdict `id`; always the same for the same verdict.
 pub fn name(id: &str, kind: &str) -> String {
     let name = format!("{id}-{kind}.png");
     if name.len() <= LONGEST_NAME {
@@ -25,10 +25,10 @@ pub fn name(id: &str, kind: &str) -> String {
     format!("{start}-{hash}-{kind}.png")
 }
 
-/// Writes a map, unless it is there already. Links are replaced, not followed.
+/// Writes a map, unless it already exists. Links are replaced, not followed.
 ///
 /// # Errors
-/// Why it cannot be written; then nothing of it is left behind.
+/// It cannot be written; nothing of it is left behind.
 pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let path = folder.join(name);
     if is_there(&path, bytes) {
@@ -40,10 +40,10 @@ pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether files can be made there at all. A full disk is waited for, so it is no error.
+/// Checks that files can be created in the folder. A full disk is no error, because writing waits for space.
 ///
 /// # Errors
-/// What the settings have to be mended for.
+/// Files cannot be created, so the setting must be corrected.
 pub fn probe(folder: &Path) -> io::Result<()> {
     use ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     match draft(folder) {
@@ -52,10 +52,10 @@ pub fn probe(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the drafts that processes left which were killed, and says how many. A draft that is being written is locked.
+/// Removes unfinished files of killed processes and returns their number. Files still being written are locked and stay.
 ///
 /// # Errors
-/// When the folder cannot be listed.
+/// The folder cannot be listed.
 pub fn sweep(folder: &Path) -> io::Result<usize> {
     let mut removed = 0;
     for entry in fs::read_dir(folder)? {
@@ -72,19 +72,19 @@ pub fn sweep(folder: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// A file of its own name, which goes when it is dropped.
+/// A temporary file, removed when dropped.
 fn draft(folder: &Path) -> io::Result<NamedTempFile> {
     let draft = tempfile::Builder::new()
         .prefix(PREFIX)
         .suffix(SUFFIX)
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    // A file system without locks: another process that starts may take this draft away, and it is written again.
+    // Fails on a file system without locks. There a starting process may remove this file, and it is written again.
     let _ = draft.as_file().try_lock();
     Ok(draft)
 }
 
-/// The names of drafts, now and in versions up to 0.1.0: `.NAME.png.PID`.
+/// Whether this is the name of an unfinished file, also of versions up to 0.1.0: `.NAME.png.PID`.
 fn is_draft(name: &str) -> bool {
     let now = name.starts_with(PREFIX) && name.ends_with(SUFFIX);
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

@@ -1,5 +1,5 @@
-//! Pictures between intake and publisher: threads that decode, beside the scorer that they feed. A picture's rows and
-//! maps live from its decoding to its scoring, whatever its batch waits for.
+//! Images between intake and publisher: decoder threads and the scorer that they feed. The rows and maps of an image live
+//! only from decoding to scoring, not until its batch is done.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,33 +14,33 @@ use crate::metrics::Metrics;
 use crate::onnx::{ImageScores, Scorer};
 use crate::picture::{ImageReader, Picture, PictureError, highest};
 
-/// Pictures that wait for a scorer, decoded, at least.
+/// Least number of decoded images that may wait for a scorer.
 pub const AHEAD: usize = 2;
 
-/// From a decoder to its scorer.
+/// What a decoder sends to its scorer.
 pub enum Step {
-    /// The next picture of the batch with this sequence.
+    /// The next image of the batch with this sequence number.
     Picture {
         sequence: u64,
         opened: Option<Instant>,
-        /// With the memory that it takes until it is scored.
+        /// The image, with the memory reserved for it until it is scored.
         picture: Result<(Picture, Taken), PictureError>,
     },
-    /// The batch, all of its pictures before it.
+    /// The batch itself, after all of its images.
     End(Box<Batch>),
 }
 
-/// When a picture is to be explained, and how.
+/// Which images are explained, and how.
 #[derive(Clone, Copy)]
 pub struct Explain {
     pub threshold: f32,
-    /// Whether or not it is an anomaly.
+    /// Explain every image, not only anomalies.
     pub all: bool,
-    /// Regions, at most.
+    /// Most regions in an explanation.
     pub most: usize,
 }
 
-/// A decoder: takes whatever batch comes next and hands its pictures over one by one.
+/// Runs a decoder: takes the next batch and hands over its images one by one.
 pub fn decode(
     reader: &ImageReader,
     room: &Room,
@@ -82,7 +82,7 @@ pub fn decode(
     Ok(())
 }
 
-/// A scorer, and what it has found of batches whose end has not come.
+/// A scorer and its findings for batches that are not complete yet.
 pub struct Worker {
     scorer: Scorer,
     explain: Explain,
@@ -107,7 +107,7 @@ impl Worker {
         }
     }
 
-    /// Scores what its decoders hand over. Where more than one picture can be scored at once, those that wait are.
+    /// Scores the images of its decoders. If the scorer takes several at once, waiting ones are scored together.
     pub fn run(
         mut self,
         steps: &Receiver<Step>,
@@ -125,7 +125,7 @@ impl Worker {
             }
             let started = Instant::now();
             seen.clear();
-            // One huge picture must not hold its memory for good.
+            // One huge image must not keep its memory forever.
             rows.clear();
             rows.shrink_to(4 << 20);
             let pictures = together.iter().filter_map(Step::picture);
@@ -170,7 +170,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Puts what was found of a batch into it.
+    /// Puts the findings into their batch.
     fn close(&mut self, mut batch: Batch) -> Batch {
         if let Some(part) = self.open.remove(&batch.sequence) {
             self.metrics.inference_seconds.observe(part.seconds);
@@ -192,7 +192,7 @@ impl Part {
     fn refuse(&mut self, why: String) {
         self.bury(RowError {
             reason: Reason::Unscorable,
-            detail: format!("the model fails on it: {why}").into(),
+            detail: format!("the model fails on this image: {why}").into(),
         });
     }
 }

@@ -1,5 +1,5 @@
-//! Two stages: the screen looks at every row, the scorer at those that are not clearly normal and at a few to keep the
-//! screen honest.
+//! Two-stage scoring: the screen sees every row; the scorer sees those that are not clearly normal, and a sample of the
+//! others to audit the screen.
 
 use crate::batch::{Batch, Screened};
 use crate::bundle::{SegmentId, TooFewProbes};
@@ -7,19 +7,19 @@ use crate::config::{self, ScreenMode};
 use crate::onnx::{Scorer, ScorerError, ScreenSession};
 use crate::verdict::Judge;
 
-/// With the screen on, one record in this many is scored whatever the screen says.
+/// With the screen on, one record in this many is scored regardless of the screen.
 const AUDIT_ONE_IN: u64 = 64;
 
-/// What a record's screen must exceed for the scorer to be asked.
+/// The screen's output above which a record is scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bounds {
     pub all: f32,
-    /// Of each segment.
+    /// One per segment.
     segments: Vec<f32>,
 }
 
 impl Bounds {
-    /// So that of what each threshold of `judge` flags at most a share of `missed` is not scored.
+    /// Chooses bounds so that, for each threshold of `judge`, at most the share `missed` of flagged records is not scored.
     ///
     /// # Errors
     /// [`TooFewProbes`] for one of the thresholds.
@@ -44,7 +44,7 @@ impl Bounds {
     }
 }
 
-/// A worker's screen.
+/// A worker's screen with its bounds.
 #[derive(Debug)]
 pub struct Screening {
     screen: ScreenSession,
@@ -55,7 +55,7 @@ pub struct Screening {
 }
 
 impl Screening {
-    /// `None` if the settings want none.
+    /// `None` if the settings turn the screen off.
     pub fn new(
         screen: ScreenSession,
         bounds: Bounds,
@@ -74,10 +74,10 @@ impl Screening {
         })
     }
 
-    /// Says of each record whether it is scored, and has those scored that are.
+    /// Decides for each record whether it is scored, and scores those.
     ///
     /// # Errors
-    /// [`ScorerError::Run`] when ONNX Runtime fails.
+    /// [`ScorerError::Run`] if ONNX Runtime fails.
     pub fn score(&mut self, scorer: &mut Scorer, batch: &mut Batch) -> Result<(), ScorerError> {
         self.answers.clear();
         self.picked.clear();
@@ -85,14 +85,16 @@ impl Screening {
             if matches!(error, ScorerError::Interrupted) {
                 return Err(error);
             }
-            tracing::error!("the screen fails on a batch, which is scored in full: {error}");
+            tracing::error!(
+                "the screen fails on a batch, so all of its records are scored: {error}"
+            );
             self.answers.clear();
             self.answers.resize(batch.scorable(), f32::NAN);
         }
         let width = batch.rows.len() / batch.scorable();
         let mut screened = std::mem::take(&mut batch.screened);
         for (i, (record, answer)) in batch.records().zip(&self.answers).enumerate() {
-            // Not a number is not clearly normal.
+            // NaN compares false: it does not clear a record.
             let cleared = *answer <= self.bounds.of(record.segment);
             let place = self.picked.len() / width;
             let outcome = if self.audits_all || is_audited(record.offset) {
@@ -114,7 +116,7 @@ impl Screening {
     }
 }
 
-/// By the offset alone, so that a replay audits the same records; hashed, as what comes may have a period.
+/// Depends on the offset only, so that a replay audits the same records. Hashed, because a stream may be periodic.
 fn is_audited(offset: i64) -> bool {
     let hash = offset.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15);
     hash >> (u64::BITS - AUDIT_ONE_IN.ilog2()) == 0

@@ -1,4 +1,4 @@
-//! The model in force, and how another one takes its place.
+//! The model in force, and how another one replaces it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,22 +15,22 @@ use crate::verdict::Judge;
 
 use super::screening::Screening;
 
-/// A model that has proved itself, warm, and what reads records for it.
+/// A proved and warm model, and what reads records for it.
 pub struct Serving {
     pub features: Vec<Feature>,
-    /// Where the segments of records are, if it judges by them.
+    /// Reads the segment of a record, if the model has segments.
     pub segment: Option<SegmentReader>,
     pub input: Input,
-    /// Where pictures are decoded, the same for every model.
+    /// Memory for decoding images, shared by all models.
     pub decoding: Room,
-    /// One a worker.
+    /// One per worker.
     pub scorers: Vec<Scorer>,
-    /// One a worker, or none at all.
+    /// One per worker, or empty.
     pub screenings: Vec<Screening>,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub model: Model,
-    /// The provider that was asked for.
+    /// The requested provider.
     pub asked: &'static str,
 }
 
@@ -39,7 +39,7 @@ impl Serving {
         self.scorers[0].provider.as_str()
     }
 
-    /// What HTTP says of it; `bounds` are those of the score's histogram.
+    /// What HTTP shows of the model. `bounds` are the histogram buckets of the score.
     pub fn in_force(&self, bounds: &[f64]) -> InForce {
         InForce {
             model: self.model.clone(),
@@ -54,7 +54,7 @@ impl Serving {
         }
     }
 
-    /// Tells metrics and status that it judges from now on.
+    /// Tells metrics and status that this model judges from now on.
     pub fn announce(&self, metrics: &Metrics, status: &Status) {
         let (model, provider) = (&self.model, self.provider());
         metrics.threshold.set(f64::from(self.judge.threshold));
@@ -72,19 +72,19 @@ impl Serving {
     }
 }
 
-/// The model that is to take over. The reloader offers it; the intake sees it and drains.
+/// The model that is about to take over. The reloader offers it; the intake notices it and drains.
 #[derive(Clone, Default)]
 pub struct PendingModel(Arc<Offered>);
 
 #[derive(Default)]
 struct Offered {
-    /// Looked at for each record, which a lock is too dear for.
+    /// Checked for each record, where a lock would be too expensive.
     is_there: AtomicBool,
     serving: Mutex<Option<(Serving, config::Output)>>,
 }
 
 impl PendingModel {
-    /// With what is said of its verdicts. The newest counts, if one that was offered before is still waiting.
+    /// Offers a model with the output settings for its verdicts. Replaces an earlier offer that is still waiting.
     pub fn offer(&self, serving: Serving, output: config::Output) {
         *self.lock() = Some((serving, output));
         self.0.is_there.store(true, Ordering::Release);
@@ -100,7 +100,7 @@ impl PendingModel {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Serving, config::Output)>> {
-        // It is whole or not there, whoever panicked.
+        // A panic cannot leave the offer incomplete.
         let serving = self.0.serving.lock();
         serving.unwrap_or_else(PoisonError::into_inner)
     }

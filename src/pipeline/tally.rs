@@ -1,4 +1,4 @@
-//! The books of a batch: every record of it has one outcome, counted when that is delivered.
+//! Accounts for the records of a batch: each has one outcome, counted once it is delivered.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,38 +12,38 @@ use crate::metrics::{
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
-/// What became of the records of a batch.
+/// The outcomes of the records of a batch.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub scored: usize,
     pub dead: Vec<Reason>,
     pub anomalies: Vec<Severity>,
-    /// Of the audited ones how many the screen would have passed, and how many it would have cleared.
+    /// Audited anomalies that the screen would have passed to the scorer, and those it would have cleared.
     pub audited_anomalies: [u64; 2],
-    /// The same, for the triage page.
+    /// The anomalies for the triage page.
     pub shown: Vec<Anomaly>,
-    /// Verdicts that went out in a trace, by their records' places.
+    /// Verdicts of traced records, ordered by record.
     pub published: Vec<Published>,
     pub tombstones: usize,
-    /// What messages lack.
+    /// Parts left out of messages, by name.
     pub omitted: BTreeMap<&'static str, u64>,
-    /// Nothing could be published about them.
+    /// Records about which nothing could be published.
     pub undeliverable: usize,
-    /// In a batch that was too large to be read; one dead letter stands for it.
+    /// Records of compressed batches that are too large to read. One dead letter stands for each batch.
     pub oversized: usize,
-    /// Not published: the partitions belong to another, who judges these records.
+    /// Records not published because another member owns their partitions and judges them.
     pub lost: usize,
 }
 
-/// A verdict that went out with its trace.
+/// A published verdict of a traced record.
 #[derive(Debug)]
 pub struct Published {
-    /// Its record's place in the batch.
+    /// Index of its record in the batch.
     pub record: usize,
     pub severity: Option<Severity>,
 }
 
-/// What could not be published of a batch, known once it is on its way.
+/// What could not be published of a batch. Known only after the batch was sent.
 #[derive(Debug, Default)]
 pub struct Losses {
     pub omitted: BTreeMap<&'static str, u64>,
@@ -51,7 +51,7 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// A record counts once, however many messages there were about it.
+    /// Counts a record once, however many messages are about it.
     pub fn lose(&mut self, about: &About) {
         if !self.undeliverable.contains(about) {
             self.undeliverable.push(about.clone());
@@ -60,7 +60,7 @@ impl Losses {
 }
 
 impl Tally {
-    /// Takes away what was counted and is not published.
+    /// Corrects the counts for what could not be published.
     pub fn lose(&mut self, losses: Losses) {
         for (part, messages) in losses.omitted {
             *self.omitted.entry(part).or_default() += messages;
@@ -86,7 +86,7 @@ impl Tally {
         }
     }
 
-    /// Enters it into the metrics, and with it whatever of the batch has no outcome.
+    /// Adds the outcomes to the metrics, and counts records without an outcome as unaccounted.
     pub fn count(self, batch: &Batch, metrics: &Metrics, recent: &Recent) {
         metrics.records_in_flight.sub(batch.consumed() as i64);
         metrics.records_scored.inc_by(self.scored as u64);

@@ -1,7 +1,7 @@
-//! The way of a traced record as spans of its trace: consume, and in it decode, score and publish. Their times are those of its
-//! batch, taken anyway, so a record that is not traced costs nothing.
+//! Reports a traced record as spans: consume, which contains decode, score and publish. Their times are those of the batch, which are
+//! measured anyway, so records without a trace cost nothing.
 //!
-//! Ids follow from the record's place: what is judged again says the same, byte for byte.
+//! Ids are derived from topic, partition and offset, so that a record judged again gets the same ids, byte for byte.
 
 use std::borrow::Cow;
 use std::hash::Hasher;
@@ -28,12 +28,12 @@ use crate::verdict::{Severity, is_score};
 
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
-/// Where a `traceparent` says whether it is sampled: most are not, and need no parsing.
+/// Index of the digit in a `traceparent` with the sampled flag. Most are not sampled and need no parsing.
 const LAST_OF_FLAGS: usize = 54;
 
 pub struct Traces {
     spans: Spans,
-    /// Of the records that come without a trace, those whose hash is below it get one.
+    /// Records without a trace get one if their hash is below this.
     below: Option<u64>,
     group_id: String,
     anomalies_topic: String,
@@ -54,7 +54,7 @@ struct Origin<'a> {
 struct Trace {
     id: TraceId,
     state: TraceState,
-    /// Of the one who sent the record.
+    /// The span of the record's producer.
     parent: Option<SpanId>,
     consume: SpanId,
     decode: SpanId,
@@ -62,11 +62,11 @@ struct Trace {
     publish: SpanId,
 }
 
-/// When a batch was where.
+/// When a batch reached each stage.
 struct Times {
     opened: SystemTime,
     decoded: SystemTime,
-    /// When its scoring began and ended.
+    /// Start and end of scoring.
     scored: Option<(SystemTime, SystemTime)>,
     published: SystemTime,
     delivered: SystemTime,
@@ -87,7 +87,7 @@ impl Traces {
         }
     }
 
-    /// Puts the span that publishes it into a verdict, as the parent of whatever its readers do; whether its record is traced.
+    /// Adds the publish span to a verdict's headers, as the parent for its readers. Returns whether the record is traced.
     pub fn hand_on(&self, message: &mut Message, topic: &str, record: Kept<'_>) -> bool {
         let headers = record.trace.map(|header| header.map(|(_, value)| value));
         let Some(trace) = self.trace(Origin::of(topic, record), headers) else {
@@ -149,12 +149,12 @@ impl Traces {
         }
     }
 
-    /// Sends what is left.
+    /// Sends the remaining spans.
     pub fn end(&self) {
         self.spans.end();
     }
 
-    /// The trace of a record, if it is traced: its own, if that is sampled, or a new one, if it has none and is drawn.
+    /// The trace of a record: its own if sampled, or a new one if it has none and is drawn at random. `None` if not traced.
     fn trace(&self, origin: Origin<'_>, headers: [Option<&[u8]>; 2]) -> Option<Trace> {
         let parent = match headers[0].and_then(|header| header.get(LAST_OF_FLAGS)) {
             Some(digit) if is_odd(*digit) => parent(headers),
@@ -230,7 +230,7 @@ impl Traces {
         self.spans.send(span);
     }
 
-    /// Without a score: it was cleared by the screen.
+    /// `None`: the screen cleared the record.
     fn score(&self, trace: &Trace, times: &Times, score: Option<f32>) {
         let Some(scored) = times.scored else {
             return;
@@ -260,7 +260,7 @@ impl Traces {
         self.spans.send(span);
     }
 
-    /// A step inside the consume span.
+    /// A child of the consume span.
     fn span(
         &self,
         trace: &Trace,
@@ -298,13 +298,13 @@ impl<'a> Origin<'a> {
 }
 
 impl Times {
-    /// Of a batch that is delivered now.
+    /// The times of a batch that is delivered now.
     fn of(batch: &Batch, published: Instant) -> Times {
         let (now, delivered) = (Instant::now(), SystemTime::now());
         let at = |instant: Instant| delivered - now.saturating_duration_since(instant);
         let scored = batch.scoring.map(|(from, to)| (at(from), at(to)));
         let opened = at(batch.opened().unwrap_or(now));
-        // Pictures are decoded up to their scoring, those of a batch while others of it are scored.
+        // Images of a batch are decoded while others are scored.
         let decoded = match (scored, batch.sightings.is_empty()) {
             (Some((from, _)), false) => from,
             _ => batch.dispatched.map_or(opened, at),
@@ -319,7 +319,7 @@ impl Times {
     }
 }
 
-/// The sampled span that sent a record, by the record's headers.
+/// The sampled producer span in a record's headers.
 fn parent(headers: [Option<&[u8]>; 2]) -> Option<SpanContext> {
     let headers = Headers(headers.map(|header| std::str::from_utf8(header?).ok()));
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);

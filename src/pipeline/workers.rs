@@ -1,5 +1,5 @@
-//! The threads that score. A table worker takes whole batches. An image worker has decoders of its own, which hand it image by
-//! image.
+//! The scoring threads. A table worker takes whole batches. An image worker has its own decoders, which hand it one image at a
+//! time.
 
 use std::thread::{Scope, ScopedJoinHandle, available_parallelism};
 use std::time::Instant;
@@ -24,7 +24,7 @@ pub type Thread<'scope> = (
     ScopedJoinHandle<'scope, Result<(), PipelineError>>,
 );
 
-/// Made of the model in force, one worker a scorer.
+/// Workers for the model in force, one per scorer.
 pub struct Workers {
     scorers: Vec<Scorer>,
     screenings: Vec<Screening>,
@@ -43,7 +43,7 @@ struct Images {
 }
 
 impl Workers {
-    /// Takes scorers and screenings out of `serving`.
+    /// Moves scorers and screenings out of `serving`.
     pub fn new(serving: &mut Serving, context: &RunContext) -> Workers {
         let scorers = std::mem::take(&mut serving.scorers);
         let cores = available_parallelism().map_or(1, usize::from);
@@ -68,12 +68,12 @@ impl Workers {
         }
     }
 
-    /// Ends the runs of the scorers' graphs.
+    /// Interrupts running graphs of the scorers.
     pub fn interrupt(&self) -> Interrupt {
         self.scorers[0].interrupt()
     }
 
-    /// Starts all threads. They end when `work` has ended.
+    /// Starts all threads. They end when `work` is closed.
     pub fn spawn<'scope>(
         self,
         scope: &'scope Scope<'scope, '_>,
@@ -136,7 +136,7 @@ impl Images {
     }
 }
 
-/// Scores whatever batch comes next.
+/// Scores batches until there are no more.
 fn score(
     mut scorer: Scorer,
     mut screening: Option<Screening>,

@@ -8,14 +8,14 @@ use crate::cli::shared::scoring::Highest;
 
 pub struct Comparison {
     scores: [Vec<f32>; 2],
-    /// Flagged by neither, only the second, only the first, both.
+    /// Records flagged by neither bundle, only the second, only the first, both.
     flagged: [u64; 4],
     /// Scored by one bundle only.
     by_one: u64,
     different: Highest<Pair>,
 }
 
-/// One record to two bundles, each score over its threshold.
+/// One record as two bundles score it: each score divided by its threshold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pair {
     pub partition: i32,
@@ -25,16 +25,16 @@ pub struct Pair {
 
 #[derive(Serialize)]
 pub struct Compared<'a> {
-    /// Records with a score of both bundles.
+    /// Records that both bundles scored.
     pub records: u64,
     pub flagged_by_both: u64,
     pub only_by_bundle: u64,
     pub only_by_against: u64,
     pub by_neither: u64,
     pub scored_by_one_only: u64,
-    /// Rank correlation of the scores: 1 is the same order.
+    /// Rank correlation of the scores; 1 means the same order.
     pub spearman: Option<f64>,
-    /// Whose scores over the threshold differ most.
+    /// The records whose grades differ most.
     pub most_different: Vec<&'a Pair>,
 }
 
@@ -48,7 +48,7 @@ impl Comparison {
         }
     }
 
-    /// Scores are NaN where there is none.
+    /// NaN stands for a record without a score.
     pub fn take(
         &mut self,
         (partition, offset): (i32, i64),

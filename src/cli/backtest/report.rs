@@ -1,4 +1,4 @@
-//! What a backtest says at the end: text for a person, JSON for a script.
+//! The report of a backtest: text for people, JSON for scripts.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use super::tally::{Bin, Covers, High};
 use super::{Run, Side};
 use crate::cli::shared::threshold::segments;
 
-/// Features shown.
+/// Most features shown.
 const FEATURES: usize = 5;
-/// Days shown; the JSON has them all.
+/// Most days shown; the JSON has all.
 const DAYS: usize = 31;
 const BAR: usize = 40;
-/// Days that are enough to speak of alerts a day: an hour.
+/// The shortest range, in days, for which alerts a day are reported: an hour.
 const SHORTEST: f64 = 1.0 / 24.0;
 
 pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json: bool) {
@@ -47,7 +47,7 @@ pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json:
         println!("from {} to {}: {}", time(first), time(last), span(days));
         if strays > 0 {
             println!(
-                "  {strays} records have timestamps far from that, which alerts a day leave out"
+                "  {strays} records have timestamps far outside this range and do not count for alerts a day"
             );
         }
     }
@@ -87,7 +87,7 @@ fn side(run: &Run, side: &Side) {
     println!(
         "  {} alerts, {} a day, {:.3}% of the scored",
         tally.alerts,
-        a_day.map_or("too short a time to say how many".into(), |n| format!(
+        a_day.map_or("too short a range for a daily rate".into(), |n| format!(
             "{n:.1}"
         )),
         100.0 * tally.alerts as f64 / tally.scores.len() as f64
@@ -104,7 +104,9 @@ fn side(run: &Run, side: &Side) {
     );
     histogram(&tally.histogram());
     if tally.alerts > 0 {
-        println!("  why records are flagged: first reason of, and share of the residual");
+        println!(
+            "  why records are flagged: times it was the first reason, and its share of the residual"
+        );
         for feature in tally.features(FEATURES) {
             println!(
                 "    {:<24} {:>7} {:>5.1}%",
@@ -121,7 +123,7 @@ fn side(run: &Run, side: &Side) {
             println!("  {day}  {records:>9} {alerts:>8}");
         }
         if left_out > 0 {
-            println!("  and {left_out} days before");
+            println!("  and {left_out} earlier days");
         }
     }
     for (grade, High { record, why, .. }) in tally.highest.iter() {
@@ -129,7 +131,7 @@ fn side(run: &Run, side: &Side) {
     }
 }
 
-/// Bars by the logarithm: the few that are flagged are what one wants to see.
+/// Logarithmic bars, so that the few flagged records stay visible.
 fn histogram(bins: &[Bin]) {
     let length = |records: u64| (records as f64 + 1.0).log2();
     let longest = bins
@@ -168,7 +170,7 @@ fn comparison(run: &Run, second: &Side) {
         println!("  rank correlation of the scores (Spearman): {spearman:.4}");
     }
     if !compared.most_different.is_empty() {
-        println!("  most different, score over threshold by {a} and by {b}");
+        println!("  largest differences: score / threshold by {a} and by {b}");
     }
     for pair in compared.most_different {
         let [first, second] = pair.grades;

@@ -1,4 +1,4 @@
-//! What a bundle finds in a range, counted.
+//! Counts what a bundle finds in a range.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +14,14 @@ use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::scoring::Highest;
 
 const DAY_MS: f64 = 86_400_000.0;
-/// One record in so many at each end of the time may be from a wrong clock.
+/// One record in this many, at each end of the time range, may come from a wrong clock.
 const SUSPECT: usize = 1000;
 
 /// Edges of the histogram, in multiples of the threshold.
 const EDGES: [f32; 9] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0];
 const LEVELS: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0];
 
-/// What was read, whatever became of it.
+/// What was read, scored or not.
 #[derive(Default)]
 pub struct Covered {
     pub records: u64,
@@ -30,13 +30,13 @@ pub struct Covered {
     times: Vec<i64>,
 }
 
-/// The time that records cover.
+/// The time range that the records cover.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Covers {
-    /// The oldest and the youngest record, milliseconds since the epoch.
+    /// The oldest and the newest record, milliseconds since the epoch.
     pub first: i64,
     pub last: i64,
-    /// Records whose timestamps are far from all others, and not within.
+    /// Records left out of the range because their timestamps are far from all others.
     pub strays: usize,
 }
 
@@ -46,8 +46,8 @@ impl Covered {
         self.times.extend(timestamp_ms);
     }
 
-    /// The time that they cover. One record in a thousand at each end, and at least one, may be from a wrong clock: if it is
-    /// further from the others than a day and than all the time that those cover, it does not count.
+    /// The time range of the records. Up to one record in a thousand at each end, at least one, may come from a wrong clock.
+    /// Such a record does not count if it is further from the others than a day and than the whole time they cover.
     pub fn covers(&mut self) -> Option<Covers> {
         self.times.sort_unstable();
         let times = &self.times;
@@ -76,7 +76,7 @@ impl Covered {
 }
 
 impl Covers {
-    /// `None` if no time lies between.
+    /// `None` if the range is empty.
     pub fn days(&self) -> Option<f64> {
         let (first, last) = (self.first, self.last);
         (last > first).then(|| (last as f64 - first as f64) / DAY_MS)
@@ -85,14 +85,14 @@ impl Covers {
 
 pub struct Tally {
     pub scores: Vec<f32>,
-    /// Each score over its threshold.
+    /// Each score divided by its threshold.
     grades: Vec<f32>,
     pub alerts: u64,
     pub rejected: Refusals,
-    /// Scored records and alerts of each day, UTC.
+    /// Scored records and alerts per day, UTC.
     pub days: BTreeMap<Date, (u64, u64)>,
     features: BTreeMap<String, (u64, f64)>,
-    /// By grade.
+    /// Ranked by grade.
     pub highest: Highest<High>,
 }
 
@@ -104,24 +104,24 @@ pub struct High {
     pub why: String,
 }
 
-/// How much a feature has to do with what was flagged.
+/// How much a feature contributed to the flagged records.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Feature {
     pub feature: String,
-    /// Flagged records of which it is the first reason.
+    /// Flagged records that name it as the first reason.
     pub first: u64,
-    /// Its mean share of the residual of a flagged record.
+    /// Its mean share of the residual in flagged records.
     pub share: f64,
 }
 
-/// Scored records with a score from `from` on, in multiples of the threshold, to the next bin's.
+/// Records whose score is between `from` and the next bin's, in multiples of the threshold.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Bin {
     pub from: f32,
     pub records: u64,
 }
 
-/// A share of the records, and the score and the grade that they do not exceed.
+/// A quantile of the scores, with its grade.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Quantile {
     pub level: f64,
@@ -160,7 +160,7 @@ impl Tally {
         }
     }
 
-    /// Takes note of why a record was flagged, given the verdict with all its features.
+    /// Counts why a record was flagged. The verdict must hold all features.
     pub fn explain(&mut self, verdict: &Verdict<'_>) {
         for (place, reason) in verdict.attributions().iter().enumerate() {
             if !self.features.contains_key(reason.feature) {
@@ -172,7 +172,7 @@ impl Tally {
         }
     }
 
-    /// The features that have most to do with what was flagged.
+    /// The features that contributed most to the flagged records.
     pub fn features(&self, most: usize) -> Vec<Feature> {
         let features = self
             .features
@@ -212,7 +212,7 @@ impl Tally {
         let bin = |&from| Bin { from, records: 0 };
         let mut bins: Vec<Bin> = EDGES.iter().map(bin).collect();
         for &grade in &self.grades {
-            // A score at the threshold is not over it, and so on.
+            // A score equal to an edge is below it, as a score equal to the threshold is not flagged.
             let above = EDGES.iter().filter(|&&edge| grade > edge).count();
             bins[above.max(1) - 1].records += 1;
         }
@@ -261,7 +261,7 @@ mod tests {
         );
         let both = [i64::MIN, i64::MAX];
         assert_eq!(covers(&[&days[..], &both].concat()), (Some(10.0), 2));
-        // Two records say little of which one is wrong.
+        // With two records, neither can be called the wrong one.
         assert_eq!(covers(&[0, DAY]), (Some(1.0), 0));
         assert_eq!(covers(&[DAY; 20]), (None, 0));
         let many: Vec<i64> = (0..3000).map(|i| i * DAY / 3000).collect();

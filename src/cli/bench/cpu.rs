@@ -6,10 +6,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::Cost;
 
-/// Threads by their number in `/proc`.
+/// Thread ids as in `/proc`.
 pub type Threads = Vec<u64>;
 
-/// The threads that exist now, but for the one that asks. Empty where there is no `/proc`.
+/// All threads of this process except the calling one. Empty without `/proc`.
 pub fn threads() -> Threads {
     let own = rustix::thread::gettid().as_raw_nonzero().get() as u64;
     let tasks = std::fs::read_dir("/proc/self/task");
@@ -20,7 +20,7 @@ pub fn threads() -> Threads {
     numbers.collect()
 }
 
-/// Measures from its start to its stop.
+/// Measures CPU and wall time between start and stop.
 pub struct Meter {
     others: Threads,
     started: Instant,
@@ -28,7 +28,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// The CPU of `others`, which must live until the stop, does not count.
+    /// Leaves out the CPU time of `others`, which must live until the stop.
     pub fn start(others: &[u64]) -> Meter {
         Meter {
             others: others.to_vec(),
@@ -56,7 +56,7 @@ fn own_cpu_ns(others: &[u64]) -> i128 {
             .sum::<i128>()
 }
 
-/// The first number of `schedstat` is the time on a CPU in nanoseconds.
+/// The first number in `schedstat` is the CPU time in nanoseconds.
 fn thread_cpu_ns(thread: u64) -> i128 {
     let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"));
     let first = text.ok().and_then(|t| t.split(' ').next()?.parse().ok());

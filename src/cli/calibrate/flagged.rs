@@ -1,4 +1,4 @@
-//! The records that a daemon has flagged, by its verdicts in the anomalies topic.
+//! The records that a daemon flagged, read from its verdicts in the anomalies topic.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
@@ -14,15 +14,15 @@ use crate::shutdown::Shutdown;
 /// The flagged records of a range.
 #[derive(Default)]
 pub struct Flagged {
-    /// Partition and offset: no more than the range has.
+    /// Partition and offset, within the range only.
     places: HashSet<(i32, i64)>,
-    /// The highest p-value of a flagged record. So many normal records are flagged, too.
+    /// The highest p-value of a flagged record: the share of normal records that is flagged, too.
     pub rate: f64,
-    /// Records of the anomalies topic that are no verdicts.
+    /// Records of the anomalies topic that are not verdicts.
     pub unreadable: u64,
 }
 
-/// What is needed of a verdict.
+/// The fields of a verdict that are needed here.
 #[derive(Deserialize)]
 struct Verdict {
     source: Source,
@@ -37,7 +37,7 @@ struct Source {
 }
 
 impl Flagged {
-    /// Reads the whole topic `verdicts` for those about `topic` in `spans`.
+    /// Reads all of the topic `verdicts` and keeps the verdicts about `topic` within `spans`.
     pub fn read(
         connection: &Connection,
         verdicts: &str,
@@ -73,7 +73,7 @@ impl Flagged {
         let span = spans.get(&partition).filter(|_| source.topic == topic);
         if span.is_some_and(|span| (span.start..span.end).contains(&offset)) {
             self.places.insert((partition, offset));
-            // No threshold flags more than half of the normal records.
+            // At most half: no threshold flags more normal records.
             self.rate = self.rate.max(p_value.clamp(0.0, 0.5));
         }
     }
@@ -83,7 +83,7 @@ impl Flagged {
     }
 }
 
-/// Places of the flagged records that are left out: all but the lowest, as many as a threshold flags of normal records.
+/// Indices of the flagged records to leave out. The lowest stay: as many as the threshold flags among normal records.
 pub fn left_out(scores: &[f32], flagged: &[usize], rate: f64) -> Vec<usize> {
     let normal = scores.len() - flagged.len();
     let false_alarms = (rate / (1.0 - rate) * normal as f64).round() as usize;

@@ -1,10 +1,10 @@
-//! Mean residuals of the records that a calibration keeps, though which these are is known only after all are scored.
+//! Mean residuals of the records that a calibration keeps. Which these are is known only after all are scored.
 
-/// Bins of scores, eight to a doubling, the 64 doublings around 1.
+/// Score bins: eight per doubling, over 64 doublings around 1.
 const BINS: usize = 512;
 const A_DOUBLING: f32 = 8.0;
 
-/// Sums by score. A record that is left out later takes the mean of its bin away.
+/// Sums per score bin. A record that is left out later subtracts the mean of its bin.
 pub struct Residuals {
     features: usize,
     /// [BINS, features]
@@ -36,7 +36,7 @@ impl Residuals {
         self.left_out[bin(score)] += 1;
     }
 
-    /// One value per feature, over the records that are kept.
+    /// One mean per feature, over the kept records.
     pub fn means(&self) -> Vec<f32> {
         let bins = || 0..BINS;
         let kept = |bin: usize| self.records[bin].saturating_sub(self.left_out[bin]);

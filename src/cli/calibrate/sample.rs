@@ -27,24 +27,24 @@ use crate::failure::Failure;
 
 use crate::cli::shared::scoring::{CHUNK, PICTURES, Scoring};
 
-/// Where verdicts go unless settings say otherwise.
+/// The topic of verdicts, unless the settings name another.
 const ANOMALIES: &str = "anomalies";
 
-/// Records that could be scored and are no part of the calibration.
+/// Records that could be scored but are not used for the calibration.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct LeftOut {
-    /// Anomalies by their labels, which were not even scored.
+    /// Labelled anomalies, which are not scored at all.
     pub labelled: usize,
-    /// By a daemon's verdicts.
+    /// Flagged by a daemon.
     pub flagged: usize,
-    /// By their scores.
+    /// With scores too high for normal records.
     pub too_high: usize,
 }
 
 pub struct Sample {
-    /// Of the records that could be scored, in any order.
+    /// One per scored record, in any order.
     pub scores: Vec<f32>,
-    /// And their segments, if they are told apart.
+    /// Their segments, if the bundle has any.
     segments: Vec<Option<SegmentId>>,
     by: Option<SegmentBy>,
     residuals: Residuals,
@@ -52,14 +52,14 @@ pub struct Sample {
     pub left_out: LeftOut,
     /// Whether labels say which records are normal.
     labelled: bool,
-    /// Places in `scores` of the records that a daemon has flagged, and what share of normal records it flags.
+    /// Indices into `scores` of the records that a daemon flagged, and the share of normal records that it flags.
     flagged: Vec<usize>,
     flagged_rate: f64,
     decoder: Decoder,
-    /// Of a bundle that reads pictures.
+    /// For a bundle that reads images.
     reader: Option<ImageReader>,
     scoring: Scoring,
-    /// What waits for its scores: rows, row-major, with their segments, or payloads with pictures.
+    /// Not yet scored: rows (row-major) with their segments, or payloads with images.
     rows: Vec<f32>,
     waiting: Vec<Waiting>,
     pictures: Vec<Vec<u8>>,
@@ -70,14 +70,14 @@ struct Waiting {
     flagged: bool,
 }
 
-/// The records to score.
+/// A record to score.
 struct Taken<'p> {
     payload: &'p [u8],
     key: Option<&'p [u8]>,
     flagged: bool,
 }
 
-/// The topic with a daemon's verdicts, if they are to be looked at.
+/// The topic with a daemon's verdicts, if --exclude-flagged asks for them.
 fn verdicts_topic(arguments: &Arguments, connection: &Connection) -> Option<String> {
     let named = arguments.exclude_flagged.as_ref()?;
     let configured = connection.config.as_ref();
@@ -89,7 +89,7 @@ fn verdicts_topic(arguments: &Arguments, connection: &Connection) -> Option<Stri
 }
 
 impl Sample {
-    /// Of a file, or of a folder of pictures.
+    /// Scores a file or a folder of images.
     pub fn of_data(
         loaded: Loaded,
         data: &Path,
@@ -107,7 +107,7 @@ impl Sample {
         Ok(sample)
     }
 
-    /// Of what a topic holds.
+    /// Scores the records of a topic.
     pub fn of_topic(
         loaded: Loaded,
         topic: &str,
@@ -132,7 +132,7 @@ impl Sample {
         };
         if flagged.unreadable > 0 {
             eprintln!(
-                "{} records of the anomalies topic are no verdicts and say nothing here",
+                "{} records of the anomalies topic are not verdicts and are ignored",
                 flagged.unreadable
             );
         }
@@ -155,7 +155,7 @@ impl Sample {
         bar.finish_and_clear();
         if ended != Ended::Complete {
             return Err(Failure::usage(
-                "stopped before the end of the range: nothing was written",
+                "stopped before the end of the range: nothing was written; run it again",
             ));
         }
         match sample.scores.len() as u64 + sample.refusals.count() {
@@ -224,7 +224,7 @@ impl Sample {
     fn read_folder(&mut self, folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
         if self.reader.is_none() {
             return Err(Failure::usage(format!(
-                "--data {}: a folder is for pictures, and the bundle reads tables: give a file",
+                "--data {}: this is a folder, but the bundle reads tables: give a file of records",
                 folder.display()
             )));
         }
@@ -267,7 +267,7 @@ impl Sample {
         Ok(())
     }
 
-    /// Scores what waits.
+    /// Scores what is waiting.
     fn score(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
             let pictures = std::mem::take(&mut self.pictures);
@@ -313,17 +313,17 @@ impl Sample {
         Ok(())
     }
 
-    /// The share of the scores above a threshold.
+    /// The share of scores above a threshold.
     pub fn flagged_by(&self, threshold: f32) -> f64 {
         let above = self.scores.iter().filter(|score| **score > threshold);
         above.count() as f64 / self.scores.len().max(1) as f64
     }
 
-    /// Leaves out what is not normal: what a daemon has flagged, then the `contamination`, a share of the highest scores. Where nothing
-    /// says how many that are, the calibration `before` does.
+    /// Leaves out records that are not normal: first those that a daemon flagged, then the share `contamination` with the highest
+    /// scores. If neither is given, the calibration `before` decides how many.
     ///
     /// # Errors
-    /// So many records score so high that they cannot be anomalies.
+    /// Too many records score too high for all of them to be anomalies.
     pub fn trim(
         &mut self,
         contamination: Option<f64>,
@@ -355,7 +355,7 @@ impl Sample {
     }
 
     /// # Errors
-    /// No record has a score, or no segment enough of them.
+    /// No record has a score, or no segment has enough records.
     pub fn calibration(&self) -> Result<Calibration, Failure> {
         if self.scores.is_empty() {
             let reasons = match self.refusals.count() {
@@ -368,7 +368,7 @@ impl Sample {
                 too_high,
             } = self.left_out;
             return Err(Failure::data(format!(
-                "no normal record could be scored: {} could not, {} are left out as anomalies{reasons}",
+                "no normal record was scored: {} cannot be scored, {} are left out as anomalies{reasons}",
                 self.refusals.count(),
                 labelled + flagged + too_high
             )));
@@ -385,7 +385,7 @@ impl Sample {
         let names = self.decoder.segments();
         let told = self.segments.iter().flatten().count();
         let nothing = format!(
-            "by {by}: no value has {LEAST_RECORDS} normal records; of {} records {told} have a value, {} different ones",
+            "by {by}: no value has {LEAST_RECORDS} normal records, the least for a segment; of {} records {told} have a value, {} distinct ones in all",
             self.scores.len(),
             names.len()
         );
@@ -393,7 +393,7 @@ impl Sample {
         segments.ok_or_else(|| Failure::data(nothing))
     }
 
-    /// Different values that the records had.
+    /// Distinct segment values in the records.
     pub fn values(&self) -> usize {
         self.decoder.segments().len()
     }

@@ -1,35 +1,35 @@
-//! Which records of a sample are likely anomalies, so that they do not raise the thresholds: what is calibrated on must be normal.
+//! Finds the likely anomalies in a sample, so that they do not raise the thresholds.
 //!
-//! A live stream holds some. If only 1.6 % of the records are fraud, a false-alarm rate of 0.001 on all of them is a threshold above
-//! nearly every fraud. The bundle's calibration before was made on normal records, so it says how many of them score how high. Records
-//! beyond that number are left out, from the highest score down, so that no part of the tail holds more than before:
+//! A live stream holds anomalies. If only 1.6 % of the records are fraud, the threshold for a false-alarm rate of 0.001 over all records
+//! lies above nearly every fraud. The old calibration was made on normal records, so it says how many of them score how high. Records
+//! in excess of that are left out, from the highest score down, until no part of the tail holds more than before:
 //!
 //! ```text
 //! #{kept scores >= x}  <=  records * p(x at the scale before)      in each segment, for every x above the 90 % quantile
 //! ```
 //!
-//! The scale is the median, of each segment if the calibration before has the same segments: it hardly moves with the anomalies, and it
-//! follows a normal that is now higher or lower as a whole.
+//! The scale is the median, per segment if the old calibration has the same segments. Anomalies hardly move it, and it follows normal
+//! scores that have shifted as a whole.
 
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ScoreDistribution, SegmentBy, SegmentId};
 use crate::cli::shared::threshold::default_rate;
 use crate::failure::Failure;
 
-/// Below this quantile all records are kept.
+/// All records below this quantile are kept.
 const BODY: f64 = 0.9;
-/// The threshold before may flag so many times its rate: chance, or a normal that has changed a little.
+/// The old threshold may flag this many times its rate, by chance or because normal has shifted a little.
 pub const MOST_TIMES: f64 = 2.0;
-/// More than this share are not left out on a guess.
+/// The largest share that is left out automatically.
 const MOST: f64 = 0.05;
 
-/// The scores of a sample at the scale of the calibration before.
+/// The scores of a sample, on the scale of the old calibration.
 pub struct Tail<'c> {
     scaled: Vec<f32>,
-    /// Places by segment.
+    /// Indices by segment.
     groups: Vec<Vec<usize>>,
     before: &'c ScoreDistribution,
-    /// The medians of the sample, without regard to segments, and before.
+    /// Overall medians: of the sample, and of the old calibration.
     medians: (f32, f32),
     rate: f64,
 }
@@ -64,7 +64,7 @@ impl<'c> Tail<'c> {
         }
     }
 
-    /// Places of the `share` of the records with the highest scores.
+    /// Indices of the `share` of records with the highest scores.
     pub fn highest(&self, share: f64) -> Vec<usize> {
         let most = (share * self.scaled.len() as f64).round() as usize;
         let mut places = self.descending(0..self.scaled.len());
@@ -72,16 +72,16 @@ impl<'c> Tail<'c> {
         places
     }
 
-    /// Places of the records that are too many for normal ones; none if they may be chance.
+    /// Indices of the records in excess of what is normal; empty if the excess may be chance.
     ///
     /// # Errors
-    /// They are so many that they cannot be anomalies.
+    /// There are too many for all of them to be anomalies.
     pub fn excess(&self) -> Result<Vec<usize>, Failure> {
         let records = self.scaled.len() as f64;
         let threshold = self.before.threshold_at(self.rate)?;
         let above = self.scaled.iter().filter(|s| **s > threshold).count() as f64;
         let expected = self.rate * records;
-        // Five standard deviations, and three for small numbers.
+        // Five standard deviations, plus three for small numbers.
         let chance = expected + 5.0 * expected.sqrt() + 3.0;
         if above <= chance.max(MOST_TIMES * expected) {
             return Ok(Vec::new());
@@ -96,14 +96,14 @@ impl<'c> Tail<'c> {
         }
     }
 
-    /// Adds what a group has too many of. A group by itself: anomalies are often of one segment, where they must not take the places of
-    /// all records.
+    /// Adds the excess records of one group. Groups are handled separately: anomalies are often in one segment, and must not use up
+    /// the allowance of all records.
     fn thin(&self, group: &[usize], excess: &mut Vec<usize>) {
         let records = group.len() as f64;
         let allowed = |score: f32| (records * self.before.p_value(score)).round() as usize;
         let least = self.before.quantile(BODY);
         let tail = self.descending(group.iter().copied().filter(|&at| self.scaled[at] > least));
-        // Beyond what was ever seen of a normal record the calibration cannot tell scores apart: there the highest go first.
+        // The calibration cannot rank scores beyond the largest normal one: there the highest are left out first.
         let largest = self.before.largest().next_up();
         let unseen = tail.partition_point(|&at| self.scaled[at] >= largest);
         let (highest, rest) = tail.split_at(unseen.saturating_sub(allowed(largest)));
@@ -121,14 +121,14 @@ impl<'c> Tail<'c> {
     fn too_many(&self, share: f64) -> Failure {
         let (now, before) = self.medians;
         Failure::data(format!(
-            "{:.1} % of the records score higher than normal records of this bundle (median score {now:.4}, before {before:.4}): too many \
-             to leave out as anomalies. Say which records are anomalies with --label or --exclude-flagged, or what share of them with \
-             --contamination, 0 if all are normal. If normal has changed in kind, train again",
+            "{:.1} % of the records score higher than this bundle expects of normal records (median score {now:.4}, before {before:.4}): too many \
+             to leave out as anomalies. Mark the anomalies with --label or --exclude-flagged, or give their share with \
+             --contamination (0 if all are normal). If normal behaviour itself has changed, train again",
             100.0 * share
         ))
     }
 
-    /// Places by their scores, the highest first.
+    /// Indices sorted by score, the highest first.
     fn descending(&self, places: impl Iterator<Item = usize>) -> Vec<usize> {
         let mut places: Vec<usize> = places.collect();
         places.sort_by(|&a, &b| self.scaled[b].total_cmp(&self.scaled[a]));
@@ -136,7 +136,7 @@ impl<'c> Tail<'c> {
     }
 }
 
-/// Places by segment. Small segments and records without one make one group together.
+/// Indices by segment. Small segments and records without one share a group.
 fn groups(records: usize, segments: &[Option<SegmentId>]) -> Vec<Vec<usize>> {
     if segments.is_empty() {
         return vec![(0..records).collect()];
@@ -172,7 +172,7 @@ fn median(scores: impl Iterator<Item = f32>) -> f32 {
     *scores.select_nth_unstable_by(middle, f32::total_cmp).1
 }
 
-/// To divide by.
+/// Makes a typical score safe to divide by.
 fn positive(typical: f32) -> f32 {
     typical.max(f32::MIN_POSITIVE)
 }
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::bundle::Segments;
 
-    /// Scores of `records` normal records with a tail, at a scale.
+    /// Scores of `records` normal records with a tail, times `scale`.
     fn normal(records: usize, scale: f32) -> Vec<f32> {
         let share = |i: usize| (i as f32 + 0.5) / records as f32;
         (0..records)
@@ -217,7 +217,7 @@ mod tests {
             let before = ScoreDistribution::of(scores.clone(), 1000, 10_000)
                 .threshold_at(0.001)
                 .unwrap();
-            // 2 % of anomalies between the threshold and far beyond every normal record.
+            // 2 % anomalies, from just above the threshold to far beyond every normal record.
             scores.extend((0..400).map(|i| before * (1.0 + i as f32 / 40.0)));
             let places = excess(&scores).unwrap();
             assert!((350..=450).contains(&places.len()), "{}", places.len());

@@ -1,4 +1,4 @@
-//! A bundle with another calibration: whole, checked, and then in its place.
+//! Writes a bundle with a new calibration: completely written and checked before it replaces anything.
 
 use std::fs;
 use std::io;
@@ -12,24 +12,24 @@ use crate::failure::Failure;
 const CALIBRATION: &str = "calibration.json";
 
 /// # Errors
-/// There is something at `out`, and nobody said that it may go.
+/// Something exists at `out` and `force` is not set.
 pub fn may_be_written(out: &Path, force: bool) -> Result<(), Failure> {
     if out.exists() && !force {
         return Err(Failure::usage(format!(
-            "--out {}: is there already; choose another folder, or write over it with --force",
+            "--out {}: already exists; choose another folder, or overwrite it with --force",
             out.display()
         )));
     }
     if out.exists() && !out.join(MANIFEST).is_file() {
         return Err(Failure::usage(format!(
-            "--out {}: is there and is no bundle, so it is not written over",
+            "--out {}: exists but is not a bundle, so it is not overwritten; choose another folder",
             out.display()
         )));
     }
     Ok(())
 }
 
-/// Writes the bundle in `from` with `calibration` to `out`, in place of what is there.
+/// Writes the bundle in `from` with `calibration` to `out`, replacing what is there.
 pub fn bundle(
     from: &Path,
     out: &Path,

@@ -1,4 +1,4 @@
-//! `residuald check --connect`: what the surroundings of a daemon lack, all of it at once.
+//! `residuald check --connect`: reports everything that is wrong around a daemon, all at once.
 
 use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::kafka::probe::{Findings, probe};
@@ -10,7 +10,7 @@ use crate::failure::Failure;
 /// Asks the brokers and the schema registry.
 ///
 /// # Errors
-/// A setting that librdkafka refuses.
+/// librdkafka rejects a setting.
 pub fn ask(config: &Config) -> Result<Findings, Failure> {
     let outputs = config.output.topics();
     let asked = probe(&config.kafka, &outputs, &Shutdown::default());
@@ -27,7 +27,7 @@ pub fn ask(config: &Config) -> Result<Findings, Failure> {
             Ok(()) => findings.fine.push("the schema registry answers".to_owned()),
             Err(problem) => findings
                 .faults
-                .push(format!("the schema registry cannot be had: {problem}")),
+                .push(format!("the schema registry does not answer: {problem}")),
         }
     }
     Ok(findings)
@@ -43,10 +43,10 @@ fn registry(input: &config::InputSettings) -> Option<&SchemaRegistry> {
     }
 }
 
-/// All that is wrong, the faults of the start itself with them.
+/// Combines the faults found here with that of the start itself.
 ///
 /// # Errors
-/// There is something.
+/// There is at least one fault.
 pub fn verdict<T>(findings: &Findings, start: Result<T, Failure>) -> Result<T, Failure> {
     let faults = &findings.faults;
     if faults.is_empty() {

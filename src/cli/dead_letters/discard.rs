@@ -1,4 +1,4 @@
-//! `residuald dead-letters discard`: letters that nobody wants back, so that a replay passes over them.
+//! `residuald dead-letters discard`: marks letters so that no replay sends them.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -20,19 +20,19 @@ Examples:
   residuald dead-letters discard --config residuald.toml --reason malformed --dry-run
   residuald dead-letters discard --brokers kafka:9092 --reason malformed --to -7d --yes
 
-Nothing is deleted: the letters stay until the topic's retention takes them, and `list` shows them as discarded. A marker \
-is written into the dead letter topic, which must not be compacted. It holds for every target of a replay and cannot be \
-taken back. Letters that were replayed before are left as they are. A replay that is running is stopped.")]
+Nothing is deleted: the letters stay until the topic's retention removes them, and `list` shows them as discarded. A marker \
+is written to the dead letter topic, which must not be compacted. It applies to every target of a replay and cannot be \
+undone. Letters that were already replayed are left as they are. A running replay is stopped.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
-    /// Only say what would be discarded
+    /// Only report what would be discarded
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -41,12 +41,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (connection, topic) = arguments.selection.load()?;
     if !arguments.yes && !arguments.dry_run && !std::io::stdin().is_terminal() {
         return Err(Failure::usage(
-            "nobody is there to be asked: say --yes to discard, or --dry-run to see what it would be",
+            "cannot ask for confirmation without a terminal: pass --yes to discard, or --dry-run to see what would be discarded",
         ));
     }
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    // Before the markers are read: nobody else writes one from here on.
+    // Before the markers are read: this fences other writers, so that no marker is missed.
     let producer = match arguments.dry_run {
         true => None,
         false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The letters that match and are neither replayed nor discarded.
+/// The matching letters that are neither replayed nor discarded.
 fn left(survey: &Survey) -> PartitionOffsets {
     let places = survey.places.without(&survey.replayed.places());
     places.without(&survey.discarded)
@@ -109,6 +109,6 @@ fn report(arguments: &Arguments, survey: &Survey, left: u64, done: u64) {
     };
     println!("{letters} letters: {what}, {before} replayed or discarded before");
     if !complete {
-        println!("stopped early: run it again to go on");
+        println!("stopped early: run it again to continue");
     }
 }

@@ -1,4 +1,4 @@
-//! `residuald dead-letters list`.
+//! `residuald dead-letters list`: shows the letters and what became of them.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -16,7 +16,7 @@ use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// List dead letters: where each lies, where it came from, when, why, and whether it was replayed
+/// List dead letters with position, source, time, reason, and whether each was replayed
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,18 +24,18 @@ Examples:
   residuald dead-letters list --brokers kafka:9092 --reason malformed --from -24h --limit 5 --payload
   residuald dead-letters list --json | jq -r .message
 
-A letter is named by the partition and offset where it lies, which --from and --to take. Nothing is changed or \
-committed. Transactions that are open in the topic are waited for: they may hold the note that a letter was replayed.")]
+A letter is identified by its partition and offset in the dead letter topic; --from and --to take both. Nothing is changed or \
+committed. Open transactions in the topic are waited for: they may contain the marker that a letter was replayed.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
-    /// Show this many letters at most; all are counted
+    /// Show at most this many letters; all are counted
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Show the values, too
+    /// Also show the values
     #[arg(long)]
     payload: bool,
-    /// One JSON object a letter and a line, at last one with the counts
+    /// Print one JSON object per letter, one per line, and a last one with the counts
     #[arg(long)]
     json: bool,
 }

@@ -1,7 +1,7 @@
 //! `residuald dead-letters replay`.
 //!
-//! All that a replay knows is in Kafka: a chunk of records and the markers that tell of them are one transaction. So
-//! whatever ends a replay, the next one goes on where it was.
+//! All state of a replay is in Kafka: one transaction holds a chunk of records and the markers for them. So whatever
+//! ends a replay, the next one continues where it stopped.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -20,11 +20,11 @@ use crate::cli::shared::progress;
 use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::failure::Failure;
 
-/// What a transaction holds at most.
+/// Limits of one transaction.
 const CHUNK_LETTERS: usize = 1000;
 const CHUNK_BYTES: usize = 8 << 20;
 
-/// Send dead letters back to where they came from, each once
+/// Send dead letters back to the topics they came from, each once
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -32,26 +32,26 @@ Examples:
   residuald dead-letters replay --brokers kafka:9092 --reason missing --from -24h
   residuald dead-letters replay --to-topic payments-repaired
 
-Key, value, headers and timestamp go back as they came. A record without a key goes back to its partition; for others \
-the partition follows from the key, by librdkafka's default partitioner (another one: -X partitioner=murmur2_random).
+Key, value, headers and timestamp are restored. A record without a key goes to its old partition; otherwise the key \
+determines the partition, by librdkafka's default partitioner (another one: -X partitioner=murmur2_random).
 
-It can be repeated and killed at any time: a letter is sent to the same topic once. Each transaction also writes a \
-marker of what it sent into the dead letter topic, so that topic must not be compacted. Consumers of the target must \
-read committed records only (isolation.level=read_committed; residuald does). One replay of a dead letter topic runs at \
-a time: a new one stops the old one. For ACLs: its transactional id is residuald-replay-TOPIC.
+A replay can be repeated, and killed at any time: each letter is sent to a given topic once. Each transaction also writes a \
+marker of what it sent to the dead letter topic, so that topic must not be compacted. Consumers of the target must \
+read committed records only (isolation.level=read_committed, as residuald does). Only one replay of a dead letter topic \
+runs at a time: a new one stops the old one. For ACLs: the transactional id is residuald-replay-TOPIC.
 
-Retention goes by the timestamp, which is the old one: a target that keeps records for a shorter time than a letter is \
-old deletes it soon. The daemon judges what comes back as a new record: its verdict has the new offset and so a new id.")]
+Records keep their old timestamps, which retention goes by: a target whose retention is shorter than a letter's age \
+soon deletes it. The daemon judges a replayed record as a new one: its verdict has the new offset, hence a new id.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
-    /// Send them all to this topic; otherwise each goes back to the one that it came from
+    /// Send all of them to this topic [default: each to the topic it came from]
     #[arg(long, value_name = "TOPIC")]
     to_topic: Option<String>,
-    /// Only say what would be sent
+    /// Only report what would be sent
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -60,12 +60,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (connection, topic) = arguments.selection.load()?;
     if arguments.to_topic.as_ref() == Some(&topic) {
         return Err(Failure::usage(format!(
-            "--to-topic {topic}: the letters lie there already"
+            "--to-topic {topic}: this is the dead letter topic itself; name another topic"
         )));
     }
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    // Before the markers are read: nobody else writes one from here on.
+    // Before the markers are read: this fences other writers, so that no marker is missed.
     let producer = match arguments.dry_run {
         true => None,
         false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),
@@ -78,7 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             let left = survey.wanted.without(&survey.replayed);
             left.without_places(&survey.discarded)
         }
-        // It was stopped before it knew of all markers.
+        // Stopped before all markers were read: what is left to send is unknown.
         Ended::Early => Ledger::default(),
     };
     let mut report = Report {
@@ -111,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     replayed
 }
 
-/// Sends what is left, chunk by chunk, and counts what is committed.
+/// Sends what is left, chunk by chunk, and counts the committed letters.
 fn send(
     producer: &Replay,
     survey: &Survey,
@@ -136,7 +136,7 @@ fn send(
         }
         Ok(ControlFlow::Continue(()))
     });
-    // What was read before a stop goes out, too.
+    // Also after a stop: what was read is sent.
     if ended.is_ok() {
         commit(producer, survey, &mut chunk, report, &bar)?;
     }
@@ -149,7 +149,7 @@ fn send(
 struct Chunk {
     records: Vec<Revived>,
     bytes: usize,
-    /// Where its letters lie, by target and partition.
+    /// Positions of its letters in the dead letter topic, by target and partition.
     letters: BTreeMap<(String, i32), Intervals>,
 }
 
@@ -205,12 +205,12 @@ fn commit(
 struct Report<'a> {
     letters: u64,
     before: u64,
-    /// Letters that are not to be sent.
+    /// Letters that were discarded.
     discarded: u64,
     obstacles: &'a BTreeMap<Obstacle, u64>,
-    /// Letters by the topic that they were sent to.
+    /// Letters sent, by target topic.
     sent: BTreeMap<String, u64>,
-    /// What there was to send.
+    /// Letters there were to send.
     left: u64,
     complete: bool,
     dry_run: bool,
@@ -256,10 +256,10 @@ impl Report<'_> {
         for (obstacle, count) in self.obstacles {
             let why = match obstacle {
                 Obstacle::ValueOmitted => {
-                    "were too large for the topic, which has them without value, headers or key"
+                    "were too large for the dead letter topic, so their value, headers or key are missing"
                 }
                 Obstacle::NoSourceTopic => {
-                    "name no topic that they came from: give one with --to-topic"
+                    "do not name their source topic: give one with --to-topic"
                 }
                 Obstacle::SourceIsDeadLetterTopic => "came from the dead letter topic itself",
             };
@@ -267,9 +267,9 @@ impl Report<'_> {
         }
         let unsent = self.left - self.total();
         if !self.complete {
-            println!("stopped early: run it again to go on");
+            println!("stopped early: run it again to continue");
         } else if unsent > 0 {
-            println!("{unsent:>9}  were deleted by the topic's retention meanwhile");
+            println!("{unsent:>9}  were deleted by the topic's retention in the meantime");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Reads the anomalies topic as any client would and compares the verdicts with the labels in their records.
+//! Reads the anomalies topic like any client and compares verdicts with the labels of their records.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,11 @@ use serde_json::Value;
 use crate::kafka::KafkaError;
 use crate::kafka::embedded::FETCH_WAIT;
 
-/// Anomalies shown between two looks; the rest are only counted.
+/// Most anomalies shown per refresh; the rest are only counted.
 const SHOWN: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What was flagged so far.
+/// Records flagged so far.
 #[derive(Clone, Copy, Default)]
 pub struct Found {
     pub flagged: u64,
@@ -38,7 +38,7 @@ struct Seen {
 pub struct Watcher(Arc<Mutex<Seen>>);
 
 impl Watcher {
-    /// Follows partition 0 of `topic` on a thread of its own, to the end of the process.
+    /// Follows partition 0 of `topic` on its own thread until the process ends.
     pub fn start(brokers: &str, topic: &str) -> Result<Watcher, KafkaError> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
@@ -92,12 +92,12 @@ impl Watcher {
         self.lock().found
     }
 
-    /// The latest anomalies since the last look, at most a few.
+    /// The latest few anomalies since the last call.
     pub fn latest(&self) -> Vec<String> {
         self.lock().latest.drain(..).collect()
     }
 
-    /// Waits until `flagged` verdicts have come in.
+    /// Waits until `flagged` verdicts have arrived.
     pub fn wait_for(&self, flagged: u64) {
         let started = Instant::now();
         while self.found().flagged < flagged && started.elapsed() < PATIENCE {

@@ -1,4 +1,4 @@
-//! `residuald score FOLDER`: pictures judged as the daemon would judge them, held against their masks, on a contact sheet.
+//! `residuald score FOLDER`: judges images as the daemon would, compares them with masks, and writes a contact sheet.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,23 +29,23 @@ use crate::daemon::input;
 use crate::daemon::model::Loaded;
 use crate::failure::Failure;
 
-/// Pictures in the memory at once, for each core.
+/// Images in memory at once, per core.
 const PICTURES_A_CORE: usize = 4;
-/// The longer side of an original on the contact sheet.
+/// Longer side, in pixels, of an original on the contact sheet.
 const SHOWN: usize = 512;
 
 #[derive(Serialize)]
 struct Report<'r> {
     #[serde(flatten)]
     summary: Summary<'r>,
-    /// Of each class of anomalies, in the order of their names.
+    /// One per class of anomalies, sorted by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     classes: Vec<Class>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pixels: Option<PixelReport>,
 }
 
-/// How well one class of anomalies is told from the normal pictures.
+/// How well one class of anomalies is separated from the normal images.
 #[derive(Serialize)]
 struct Class {
     class: String,
@@ -53,7 +53,7 @@ struct Class {
     auroc: Option<f64>,
 }
 
-/// How well heat tells anomalous pixels from normal ones.
+/// How well heat separates anomalous pixels from normal ones.
 #[derive(Serialize)]
 struct PixelReport {
     pictures: usize,
@@ -74,11 +74,11 @@ struct Line<'a> {
     verdict: &'a Verdict<'a>,
 }
 
-/// What a core made of a picture.
+/// The result for one image.
 struct Judged {
     score: f32,
     finding: Finding,
-    /// Where a mask says what is anomalous: the heat and its width and height.
+    /// For an image with a mask: the heat and its width and height.
     heat: Option<(Vec<f32>, (usize, usize))>,
     /// JPEG, for the contact sheet.
     shown: Option<Vec<u8>>,
@@ -92,14 +92,14 @@ pub fn run(
 ) -> Result<(), Failure> {
     let ModelInput::Image(pixels) = loaded.bundle.manifest.input else {
         return Err(Failure::usage(format!(
-            "{} is a folder, and the bundle {} reads tables: give a file of records",
+            "{} is a folder, but the bundle {} reads tables: give a file of records",
             arguments.file.display(),
             loaded.bundle.manifest.name
         )));
     };
     if arguments.label.is_some() {
         return Err(Failure::usage(
-            "--label: of a folder of pictures the folders in it are the labels; --normal names that of the normal ones",
+            "--label: in a folder of images the subfolders are the labels; name the one with normal images with --normal",
         ));
     }
     let pictures = folder::pictures(
@@ -130,10 +130,10 @@ pub fn run(
     run.report(&pictures, started)
 }
 
-/// Or why a picture has no score.
+/// The result for one image, or why it has no score.
 type Outcome = Result<Judged, RowError>;
 
-/// What the cores share.
+/// What the scoring threads share.
 struct Looking {
     reader: ImageReader,
     threshold: f32,
@@ -142,7 +142,7 @@ struct Looking {
 }
 
 impl Looking {
-    /// Outer: what ends the run. Inner: why this picture has no score.
+    /// The outer error ends the run; the inner one is why this image has no score.
     fn at(
         &self,
         picture: &Picture,
@@ -182,19 +182,19 @@ impl Looking {
 
 struct Run<'a> {
     arguments: &'a Arguments,
-    /// Of the model.
+    /// Name and version of the model.
     name: String,
     looking: Looking,
     judge: Judge,
     out: Option<Box<dyn Write>>,
     sheet: Option<ContactSheet>,
     refusals: Refusals,
-    /// Places in the folder, and scores.
+    /// Index of the image and its score.
     scored: Vec<(usize, f32)>,
     ranking: Option<PixelRanking>,
-    /// Pictures in the ranking.
+    /// Number of images in the ranking.
     ranked: usize,
-    /// Name and reasons as text.
+    /// Image name and formatted reasons.
     highest: Highest<(String, String)>,
 }
 
@@ -337,7 +337,7 @@ impl Run<'_> {
     }
 }
 
-/// Each class of anomalies against all normal pictures.
+/// Compares each class of anomalies with all normal images.
 fn classes(pictures: &[Picture], scored: &[(usize, f32)]) -> Vec<Class> {
     let of = |label: bool| {
         scored
@@ -364,12 +364,12 @@ fn classes(pictures: &[Picture], scored: &[(usize, f32)]) -> Vec<Class> {
         .collect()
 }
 
-/// The report as names and values, for the terminal and the contact sheet.
+/// The report as pairs of name and value, for the terminal and the contact sheet.
 fn in_words(report: &Report<'_>) -> Vec<(String, String)> {
     let summary = &report.summary;
     let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
     let mut words = vec![
-        ("pictures".into(), summary.records.to_string()),
+        ("images".into(), summary.records.to_string()),
         ("not scored".into(), summary.dead_letters.to_string()),
         ("anomalies".into(), summary.anomalies.to_string()),
         ("threshold".into(), format!("{:.4}", summary.threshold)),
@@ -402,7 +402,7 @@ fn in_words(report: &Report<'_>) -> Vec<(String, String)> {
     words
 }
 
-/// Where a picture of `size` = (width, height) is anomalous.
+/// The anomalous pixels of an image of `size` (width, height).
 fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
     let Truth::Mask(path) = truth else {
         return Ok(Mask {
@@ -416,7 +416,7 @@ fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
     let mask = mask.map_err(|e: PictureError| wrong(e.to_string()))?;
     if (mask.width, mask.height) != size {
         return Err(wrong(format!(
-            "the mask has {} x {} pixels, its picture {} x {}",
+            "the mask has {} x {} pixels but its image {} x {}: both must have the same size",
             mask.width, mask.height, size.0, size.1
         )));
     }

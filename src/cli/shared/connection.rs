@@ -1,4 +1,4 @@
-//! What verbs that read a topic share: a connection by flags or by a daemon's settings, and a range.
+//! Arguments of verbs that use a topic: a connection from flags or a daemon's settings, and a range.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct ClientArguments {
 }
 
 impl ClientArguments {
-    /// The settings, their secrets hidden from now on.
+    /// The librdkafka settings. From now on their secrets are hidden in all output.
     pub fn settings(&self) -> ClientSettings {
         let mut settings = ClientSettings::default();
         for (name, value) in &self.client {
@@ -41,12 +41,12 @@ fn name_and_value(setting: &str) -> Result<(String, String), String> {
 
 #[derive(clap::Args)]
 pub struct ConnectionArguments {
-    /// Bootstrap servers; those of the settings or localhost:9092 if not given
+    /// Bootstrap servers [default: those of --config, else localhost:9092]
     #[arg(long)]
     brokers: Option<String>,
     #[command(flatten)]
     client: ClientArguments,
-    /// A daemon's settings as TOML: its connection, secrets included, and what else they say; residuald.toml in this folder if it is there
+    /// A daemon's settings (TOML): its connection with secrets, topics and defaults [default: ./residuald.toml, if it exists]
     #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ pub struct Connection {
 }
 
 impl ConnectionArguments {
-    /// Starts logging, of errors only, and reads the settings.
+    /// Starts logging, errors only, and reads the settings.
     pub fn load(&self) -> Result<Connection, Failure> {
         telemetry::init(&Telemetry {
             log_level: "error".into(),
@@ -75,7 +75,7 @@ impl ConnectionArguments {
             kafka.brokers.clone_from(brokers);
         }
         for (name, value) in self.client.settings().iter() {
-            // Over what --config says for one client.
+            // -X overrides also what --config says for one kind of client.
             for settings in [&mut kafka.client, &mut kafka.consumer, &mut kafka.producer] {
                 settings.set(name, value);
             }
@@ -95,7 +95,7 @@ pub struct RangeArguments {
         allow_hyphen_values = true
     )]
     from: Bound,
-    /// Where to end, the same way; not included
+    /// End of the range, in the same form; not included
     #[arg(
         long,
         value_name = "WHERE",
@@ -106,7 +106,7 @@ pub struct RangeArguments {
 }
 
 impl RangeArguments {
-    /// Times that are so long ago count from now on.
+    /// Resolves relative times such as -24h against the current time.
     pub fn range(&self) -> Range {
         Range {
             from: self.from.clone(),
@@ -117,26 +117,26 @@ impl RangeArguments {
     }
 }
 
-/// The topic that is asked for, or else the one that the settings read.
+/// The requested topic, or the one that the settings read.
 pub fn topic(asked: Option<&str>, config: Option<&Config>) -> Result<String, Failure> {
     let configured = config.map_or(&[][..], |config| &config.kafka.topics);
     match (asked, configured) {
         (Some(topic), _) => Ok(topic.to_owned()),
         (None, [topic]) if is_pattern(topic) => Err(Failure::usage(format!(
-            "the settings read what matches {topic}: say which topic with --topic"
+            "the settings read every topic that matches {topic}: choose one with --topic"
         ))),
         (None, [topic]) => Ok(topic.clone()),
         (None, []) => Err(Failure::usage(
             "give the topic with --topic, or settings with --config",
         )),
         (None, several) => Err(Failure::usage(format!(
-            "the settings read {}: say which with --topic",
+            "the settings read {}: choose one with --topic",
             several.join(", ")
         ))),
     }
 }
 
-/// There is nothing in the range that was asked for.
+/// The error for a range without records.
 pub fn empty_range(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
     let asked = spans
         .iter()

@@ -1,4 +1,4 @@
-//! Records into a topic, at a rate: what `produce`, `demo` and `bench` share.
+//! Sends records to a topic at a given rate, for `produce`, `demo` and `bench`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// Short enough for an even flow, long enough to cost nothing.
+/// Short enough for an even flow, long enough to use little CPU.
 const NAP: Duration = Duration::from_millis(1);
 
-/// The connection of a tool: no topics of its own, no group.
+/// Connection settings without topics or group.
 pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::Kafka {
     config::Kafka {
         brokers: brokers.to_owned(),
@@ -30,14 +30,14 @@ pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::
     }
 }
 
-/// A producer to the embedded broker.
+/// A producer for the embedded broker.
 pub fn embedded_sink(brokers: &str, topic: &str, stop: &Shutdown) -> Result<Sink, Failure> {
     let mut kafka = kafka_settings(brokers, config::ClientSettings::default());
     kafka.producer.set(SPREAD.0, SPREAD.1);
     Ok(Sink::connect(&kafka, &[topic], stop)?)
 }
 
-/// A whole file, to be replayed; at least one record.
+/// Reads a whole file to replay. It holds at least one record.
 pub fn read_sample(file: &Path, options: &dataset::Options) -> Result<Vec<Example>, Failure> {
     let sample: Vec<Example> = dataset::open(file, options)?.collect::<Result<_, _>>()?;
     if sample.is_empty() {
@@ -49,13 +49,13 @@ pub fn read_sample(file: &Path, options: &dataset::Options) -> Result<Vec<Exampl
     Ok(sample)
 }
 
-/// Bytes.
+/// Mean payload size in bytes.
 pub fn average_payload(sample: &[Example]) -> u64 {
     let total: usize = sample.iter().map(|e| e.payload.len()).sum();
     (total / sample.len()) as u64
 }
 
-/// Sends records and sees to it that each is delivered.
+/// Sends records and makes sure that each is delivered.
 pub struct Feed<'a> {
     pub sink: &'a Sink,
     pub topic: &'a str,
@@ -65,11 +65,11 @@ pub struct Feed<'a> {
 }
 
 impl Feed<'_> {
-    /// Sends until the records end or a stop; returns how many were delivered, which is all that were sent.
-    /// Before each record `may_send(sent)` is asked, and waited for.
+    /// Sends until the records end or a stop. Returns how many were delivered, which is all that were sent.
+    /// Before each record it waits until `may_send(sent)` is true.
     ///
     /// # Errors
-    /// The first failure of the input or of a delivery.
+    /// The first error of the input or of a delivery.
     pub fn run(
         &self,
         examples: impl Iterator<Item = Result<Example, Failure>>,
@@ -119,7 +119,7 @@ impl Feed<'_> {
         }
     }
 
-    /// Everything that has arrived, after waiting up to `patience` for the first.
+    /// Collects finished deliveries, waiting up to `patience` for the first.
     fn await_deliveries(&self, patience: Duration) -> Result<u64, Failure> {
         let deliveries = self.sink.deliveries();
         let first = deliveries.recv_timeout(patience).ok();
@@ -135,7 +135,7 @@ impl Feed<'_> {
 fn refused(error: SendError) -> Failure {
     match error {
         SendError::TooLarge { topic, message } => Failure::data(format!(
-            "a record of {} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there",
+            "a record of {} bytes is too large for topic `{topic}`: raise message.max.bytes (-X) and the topic's max.message.bytes",
             message.payload.len()
         )),
         SendError::Failed { topic, problem }

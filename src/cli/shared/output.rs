@@ -1,4 +1,4 @@
-//! Where a verb writes many lines: a file, or standard output, in which nothing can steer a terminal.
+//! Where a verb writes many lines: a file, or standard output with terminal control characters escaped.
 
 use std::fs::File;
 use std::io::{self, BufWriter, StdoutLock, Write};
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::failure::Failure;
 use crate::text::escaped_lines;
 
-/// Escapes whole lines, because a write may end within a character. JSON stays JSON with the same meaning.
+/// Escapes control characters. Works on whole lines, because a write may end inside a character. JSON keeps its meaning.
 pub struct Safe<W: Write> {
     out: W,
     line: Vec<u8>,
@@ -56,7 +56,7 @@ impl<W: Write> Drop for Safe<W> {
     }
 }
 
-/// The file of `--out`, if there is one.
+/// Opens the file of `--out`, if given.
 pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
     Ok(match path {
         None => None,

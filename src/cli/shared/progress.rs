@@ -1,4 +1,4 @@
-//! Progress bars, on standard error, and the stop that a person asks for meanwhile.
+//! Progress bars on standard error, and stopping on Ctrl-C.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -22,7 +22,7 @@ pub fn of_file(data: &Dataset, hidden: bool) -> ProgressBar {
     )
 }
 
-/// For the offsets of a range, whose number is set later.
+/// For the offsets of a range. The total is set later.
 pub fn of_range(what: &'static str, hidden: bool) -> ProgressBar {
     let template = format!("{{msg}} {{bar:40}} {{human_pos}}/{{human_len}} {TIMES}");
     bar(0, &template, hidden).with_message(what)
@@ -52,7 +52,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("a valid template")
 }
 
-/// For verbs without HTTP: Ctrl-C and SIGTERM end the work after what is in flight.
+/// For verbs without HTTP: Ctrl-C and SIGTERM end the work once in-flight records are done.
 pub fn stop_on_ctrl_c(stop: &Shutdown) -> Result<(), Failure> {
     stop.on_signals().map_err(Failure::internal)
 }

@@ -1,8 +1,8 @@
-//! The reasons of a verdict, for a person.
+//! Formats the reasons of a verdict for the terminal.
 
 use crate::verdict::{Observation, Verdict};
 
-/// The first reasons of a verdict in one line.
+/// The first reasons of a verdict, on one line.
 pub fn reasons(verdict: &Verdict<'_>) -> String {
     let features = verdict.attributions().iter().take(3).map(|a| {
         format!(

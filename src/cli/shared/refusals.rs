@@ -1,4 +1,4 @@
-//! Records that a verb could not use: how many, why, and what one of them looked like.
+//! Records that a verb could not use: how many, why, and an example per reason.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// Reasons that a person is told.
+/// Most reasons shown as text.
 const TOLD: usize = 3;
-/// Characters of an example. It may repeat what a record holds.
+/// Most characters of an example, which may quote a record.
 const LONGEST: usize = 200;
 
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Refusals(BTreeMap<&'static str, Kind>);
 #[derive(Debug)]
 struct Kind {
     records: u64,
-    /// What was wrong with the first of them.
+    /// The error of the first such record.
     example: String,
 }
 
@@ -40,12 +40,12 @@ impl Refusals {
         kind.records += 1;
     }
 
-    /// Records in all.
+    /// Number of records.
     pub fn count(&self) -> u64 {
         self.0.values().map(|kind| kind.records).sum()
     }
 
-    /// The records by their reasons.
+    /// Number of records by reason.
     pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
         let all = self.0.iter();
         all.map(|(reason, kind)| (*reason, kind.records)).collect()
@@ -95,7 +95,7 @@ fn cut(text: &str) -> String {
 }
 
 /// # Errors
-/// Nothing was: that is no success, whatever the numbers above say.
+/// No record was scored, which must not end as a success.
 pub fn some_scored(scored: usize, refusals: &Refusals) -> Result<(), Failure> {
     match scored {
         0 => Err(Failure::data(format!(

@@ -1,4 +1,4 @@
-//! Rows scored on all cores, a chunk at a time; what came of them in the order in which they went in.
+//! Scores rows on all cores, a chunk at a time, and returns the results in order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -13,22 +13,22 @@ use crate::verdict::{Scored, is_score};
 
 use crate::failure::Failure;
 
-/// Rows that are worth sharing out to the cores.
+/// Rows in a chunk that is shared out to the cores.
 pub const CHUNK: usize = 16_384;
-/// Rows a core scores at once.
+/// Rows in a batch on a core.
 pub const BATCH: usize = 256;
-/// Encoded pictures that are worth sharing out.
+/// Encoded images in a chunk that is shared out to the cores.
 pub const PICTURES: usize = 64;
 
-/// Rows that a GPU scores at once: each launch costs the same whatever its rows.
+/// Rows in a batch on a GPU. Large, because a launch costs the same for any number of rows.
 const GPU_BATCH: usize = 4_096;
 
-/// A session for each core.
+/// One session per core.
 pub fn all_cores() -> Inference {
     Inference::on_cpu(thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Where a verb scores: on every core, or on the first GPU. And the rows that a session scores at once.
+/// Where a verb scores (all cores or the first GPU), and the rows per batch.
 pub fn on(provider: Provider) -> (Inference, usize) {
     if provider == Provider::Cpu {
         return (all_cores(), BATCH);
@@ -51,10 +51,10 @@ impl Scoring {
         Scoring { scorers, width }
     }
 
-    /// Scores `rows`, [records, width], and calls `each` with the number of the row, from 0, and what was found.
+    /// Scores `rows` [records, width] and calls `each` with the index of the row and its result.
     ///
     /// # Errors
-    /// When ONNX Runtime fails, and what `each` fails with.
+    /// ONNX Runtime fails, or `each` does.
     pub fn score(
         &mut self,
         rows: &[f32],
@@ -91,15 +91,15 @@ impl Scoring {
     }
 }
 
-/// The score of a picture and why, or why it has none.
+/// The score and finding of an image, or why it has none.
 pub type Judged = Result<(f32, Finding), RowError>;
 
 impl Scoring {
-    /// Decodes and scores pictures, each with its finding whether or not it is an anomaly, in the order of the payloads. A picture's
-    /// rows and maps live while it is looked at, one a core.
+    /// Decodes and scores images, in the order of the payloads. Each result has a finding, anomaly or not. Each core holds the rows
+    /// and maps of one image at a time.
     ///
     /// # Errors
-    /// When ONNX Runtime fails. Inner: why a payload has no score.
+    /// ONNX Runtime fails. The inner error is why a payload has no score.
     pub fn score_pictures(
         &mut self,
         reader: &ImageReader,
@@ -123,10 +123,10 @@ impl Scoring {
     }
 }
 
-/// Has every scorer `look` at the items that are left; what came of them in the order of the items.
+/// Shares the items out to the scorers and returns the results of `look` in the order of the items.
 ///
 /// # Errors
-/// What `look` fails with.
+/// `look` fails.
 pub fn share_out<I: Sync, T: Send>(
     scorers: &mut [Scorer],
     items: &[I],
@@ -158,7 +158,7 @@ pub fn share_out<I: Sync, T: Send>(
 }
 
 /// # Errors
-/// A score that is no number or negative.
+/// The score is NaN, infinite or negative.
 pub fn finite(score: f32) -> Result<f32, RowError> {
     match is_score(score) {
         true => Ok(score),
@@ -183,7 +183,7 @@ impl<T> Highest<T> {
         }
     }
 
-    /// Whether an entry with this score would be among them.
+    /// Whether an entry with this score would be kept.
     pub fn takes(&self, score: f32) -> bool {
         match self.entries.last() {
             _ if self.entries.len() < self.most => true,
@@ -203,17 +203,17 @@ impl<T> Highest<T> {
     }
 }
 
-/// A file has no message keys: where segments go by them, `--key` says which field is one.
+/// Checks `--key`: a file has no message keys, so a bundle with segments by key needs the field that holds it.
 ///
 /// # Errors
-/// It does not, or says so without need.
+/// `--key` is missing, or is given but not needed.
 pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure> {
     match (by, key) {
         (Some(SegmentBy::Key), None) => Err(Failure::usage(
-            "the thresholds go by the message key, which a file does not have: pass --key FIELD to name the field that holds the key",
+            "the bundle is calibrated by message key, which a file does not have: pass --key FIELD to name the field that holds the key",
         )),
         (None | Some(SegmentBy::Field(_)), Some(_)) => Err(Failure::usage(
-            "--key: only where the thresholds go by the message key",
+            "--key: only for a bundle that is calibrated by message key",
         )),
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Where settings come from.
+//! The arguments that say where settings come from.
 
 use std::path::{Path, PathBuf};
 
@@ -8,19 +8,19 @@ use crate::telemetry;
 
 const DEFAULT_FILE: &str = "residuald.toml";
 
-/// Where settings come from; shared by the verbs that need them.
+/// Where settings come from.
 #[derive(Clone, clap::Args)]
 pub struct ConfigArguments {
-    /// Settings as TOML; residuald.toml in this folder if it is there
+    /// Settings file (TOML) [default: ./residuald.toml, if it exists]
     #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
     config: Option<PathBuf>,
-    /// One setting, over file and environment; may be given several times
+    /// One setting, which overrides file and environment; may be given several times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
 }
 
 impl ConfigArguments {
-    /// Only this file, and the environment over it.
+    /// Only this file and the environment.
     pub fn file(path: PathBuf) -> ConfigArguments {
         ConfigArguments {
             config: Some(path),
@@ -30,7 +30,7 @@ impl ConfigArguments {
 
     pub fn load(&self) -> Result<Config, Failure> {
         let file = settings_file(self.config.as_deref());
-        // A variable that is not UTF-8 cannot be one of ours.
+        // Skips variables that are not UTF-8: they are not ours.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
@@ -40,7 +40,7 @@ impl ConfigArguments {
     }
 }
 
-/// The file that was named, or residuald.toml in this folder if it is there: the same for every verb.
+/// The named file, or residuald.toml in the current folder if it exists.
 pub fn settings_file(named: Option<&Path>) -> Option<PathBuf> {
     let default = || {
         let default = Path::new(DEFAULT_FILE);

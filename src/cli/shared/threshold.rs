@@ -1,4 +1,4 @@
-//! Where the line is, as flags: the same rules as in `[threshold]`.
+//! The threshold as flags, with the same rules as in `[threshold]`.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use crate::verdict::{Judge, ThresholdRule};
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct ThresholdArguments {
-    /// Share of normal records that may be flagged; 0.001, or the finest that the bundle supports, if nothing is given
+    /// Share of normal records that may be flagged [default: 0.001, or the lowest that the bundle supports]
     #[arg(long, value_name = "RATE", value_parser = share, group = "threshold")]
     false_alarm_rate: Option<f64>,
-    /// False alarms a day, at --records-per-day
+    /// False alarms a day, given --records-per-day
     #[arg(
         long,
         value_name = "N",
@@ -26,13 +26,13 @@ pub struct ThresholdArguments {
     /// Calibration quantile: 0.999 is a false-alarm rate of 0.001
     #[arg(long, value_name = "LEVEL", value_parser = share, group = "threshold")]
     quantile: Option<f64>,
-    /// The score itself, above which a record is flagged
+    /// The score above which a record is flagged
     #[arg(long, value_name = "SCORE", value_parser = positive, group = "threshold")]
     score: Option<f64>,
 }
 
 impl ThresholdArguments {
-    /// What the flags say, if they say anything.
+    /// The rule that the flags give, if any.
     pub fn rule(&self) -> Option<ThresholdRule> {
         let alerts = self.alerts_per_day.zip(self.records_per_day);
         let alerts = alerts.map(|(alerts, records_per_day)| ThresholdRule::AlertsPerDay {
@@ -47,7 +47,7 @@ impl ThresholdArguments {
     }
 }
 
-/// A false-alarm rate that every bundle supports, if nobody says otherwise.
+/// The rule when none is given: a false-alarm rate that the bundle supports.
 pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
     ThresholdRule::FalseAlarmRate(default_rate(calibration))
 }
@@ -56,7 +56,7 @@ pub fn default_rate(calibration: &Calibration) -> f64 {
     DEFAULT_FALSE_ALARM_RATE.max(calibration.all.finest_rate())
 }
 
-/// To be said behind the threshold of all: those of the segments, if there are any.
+/// Text to follow the overall threshold: the range of segment thresholds, if there are any.
 pub fn segments(judge: &Judge) -> String {
     judge
         .segment_thresholds()
@@ -65,7 +65,7 @@ pub fn segments(judge: &Judge) -> String {
         })
 }
 
-/// The same for a bundle that is still to be loaded; `None` if it is broken, which loading it says.
+/// The same for a bundle that is not loaded yet. `None` if it is broken: loading it reports why.
 pub fn default_rule_of(bundle: &Path) -> Option<ThresholdRule> {
     let calibration = Draft::read(bundle).calibration?;
     Some(default_rule(&calibration))
@@ -78,7 +78,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A number of the command line that is above zero.
+/// Parses a number above zero.
 pub fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::auroc;
 use super::*;
 
-/// Picture `p` of the check below: 37 x 41 pixels, with three regions, one of them of two parts that touch at a corner, or with none.
+/// Image `p` of the check below: 37 x 41 pixels with three regions, of which one has two parts that touch at a corner; or with none.
 fn picture(p: usize) -> (Vec<f32>, Vec<bool>) {
     let (height, width) = (37, 41);
     let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (y, x)));
@@ -47,7 +47,7 @@ fn picture(p: usize) -> (Vec<f32>, Vec<bool>) {
 /// inside = fpr < 0.3
 /// print(regions, np.trapezoid(np.append(pro[inside], np.interp(0.3, fpr, pro)), np.append(fpr[inside], 0.3)) / 0.3)
 /// ```
-/// By NumPy 2.4, SciPy 1.17, scikit-learn 1.9.
+/// Computed with NumPy 2.4, SciPy 1.17, scikit-learn 1.9.
 #[test]
 fn agrees_with_scikit_learn_and_scipy() {
     let mut pixels = PixelRanking::default();
@@ -75,13 +75,13 @@ fn the_worst_and_the_best() {
     };
     assert_eq!(of([0.0, 0.1, 0.2, f32::NAN]), (1.0, 1.0));
     assert_eq!(of([0.0, 5.0, f32::NEG_INFINITY, -1.0]), (0.0, 0.0));
-    // A constant map is a coin: overlap equals the false positive rate, up to 0.3 on average the half of that.
+    // A constant map guesses: overlap equals the false positive rate, and its mean up to 0.3 is 0.15.
     assert_eq!(of([1.0; 4]), (0.5, 0.15));
 }
 
 #[test]
 fn a_small_defect_counts_as_much_as_a_large_one() {
-    // Of 20 normal pixels none is as hot as the large defect; the small one is missed.
+    // No normal pixel of 20 is as hot as the large defect; the small one is missed.
     let mut heat = vec![0.5; 30];
     let mut mask = vec![false; 30];
     heat[..9].fill(1.0);
@@ -127,7 +127,7 @@ fn bins_keep_the_order() {
     assert_eq!(bin_of(-f32::NAN), bin_of(f32::NAN));
 }
 
-/// The values of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`.
+/// Expected values: `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`.
 #[test]
 fn stretching_is_bilinear() {
     assert_eq!(
@@ -149,7 +149,7 @@ fn maps() -> impl Strategy<Value = Vec<(Vec<f32>, Vec<bool>)>> {
 }
 
 proptest! {
-    // A million bins a case.
+    // Few cases: each has a million bins.
     #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]

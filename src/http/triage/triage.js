@@ -1,9 +1,9 @@
-// The triage page. Numbers come by server-sent events once a second, anomalies by page; all text goes in as text, never as HTML.
+// The triage page. Numbers arrive by server-sent events once a second, anomalies by page. All text is inserted as text, never as HTML.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const MINUTES = 5 * 60; // seconds of numbers that are kept
+const MINUTES = 5 * 60; // seconds of numbers to keep
 const history = []; // {time, numbers}, oldest first
 let newest = 0; // the highest number in the table
 let oldest = Infinity;
@@ -27,7 +27,7 @@ function drawn(name, attributes, text) {
 const short = (x) => (x >= 100 || Number.isInteger(x) ? Math.round(x).toLocaleString("en") : Number(x.toPrecision(3)).toString());
 const clock = (ms) => new Date(ms).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
 
-// --- Asking ------------------------------------------------------------------------------
+// --- Requests ---------------------------------------------------------------------------
 
 async function ask(path) {
   for (;;) {
@@ -41,7 +41,7 @@ async function ask(path) {
 let asking = null;
 function login() {
   asking ??= new Promise((entered) => {
-    $("refused").textContent = token ? "It was not that one." : "";
+    $("refused").textContent = token ? "Wrong token." : "";
     $("login").showModal();
     $("login").onclose = () => {
       token = $("token").value;
@@ -53,10 +53,10 @@ function login() {
   return asking;
 }
 
-// Not an EventSource, which cannot send the token.
+// Not an EventSource: it cannot send the token.
 async function listen() {
   for (;;) {
-    let said = "no connection, trying again";
+    let said = "no connection, retrying";
     try {
       const answer = await ask("events");
       if (!answer.ok) throw new Error((await answer.text()).trim());
@@ -78,7 +78,7 @@ async function listen() {
   }
 }
 
-// --- Numbers -----------------------------------------------------------------------------
+// --- Numbers ----------------------------------------------------------------------------
 
 function take(numbers) {
   const time = Date.now() / 1000;
@@ -96,7 +96,7 @@ function take(numbers) {
   if (numbers.latest > newest && $("live").checked) refresh();
 }
 
-// Another process answers: its numbers and anomalies begin anew.
+// Another process answers now: start over with its numbers and anomalies.
 function restart() {
   history.length = 0;
   newest = 0;
@@ -128,7 +128,7 @@ function tiles(numbers) {
     ["records a second", short(a_second)],
     ["scored", short(numbers.records.scored)],
     ["anomalies", short(numbers.records.anomalies)],
-    ["flagged, of 1,000", short(1000 * share), numbers.expected_anomaly_ratio && `${short(1000 * numbers.expected_anomaly_ratio)} if all were normal`],
+    ["flagged per 1,000", short(1000 * share), numbers.expected_anomaly_ratio && `${short(1000 * numbers.expected_anomaly_ratio)} if all were normal`],
     ["lag", short(lag(numbers))],
     ["dead letters", short(numbers.records.dead_letters)],
     ["unaccounted", short(numbers.records.unaccounted), numbers.records.unaccounted !== 0 && "a bug: report it"],
@@ -159,24 +159,24 @@ function scores(numbers) {
   const seen = counts.map((count, i) => count - before[i]);
   const total = Math.max(1, seen.reduce((a, b) => a + b, 0));
   const width = 400 / counts.length;
-  const height = (share) => 115 * Math.sqrt(share); // so that a thousandth can be seen
+  const height = (share) => 115 * Math.sqrt(share); // square root, so that a thousandth stays visible
   const parts = [];
   counts.forEach((_, i) => {
     const observed = height(seen[i] / total);
     const expected = height(Math.max(0, normal[i]));
-    const title = i < bounds.length ? `up to ${short(bounds[i] / numbers.threshold)} of the threshold` : "more";
+    const title = i < bounds.length ? `up to ${short(bounds[i] / numbers.threshold)} × threshold` : "above";
     const bar = drawn("rect", { class: "observed-bar", x: i * width + 3, y: 130 - observed, width: width - 6, height: observed });
-    bar.append(drawn("title", {}, `${title}: ${seen[i]} observed, ${(100 * normal[i]).toPrecision(2)} % of normal ones`));
+    bar.append(drawn("title", {}, `${title}: ${seen[i]} observed, ${(100 * normal[i]).toPrecision(2)} % expected of normal records`));
     parts.push(bar, drawn("rect", { class: "normal-bar", x: i * width + 3, y: 130 - expected, width: width - 6, height: expected }));
     if (i < bounds.length) parts.push(drawn("text", { x: (i + 1) * width, y: 143, "text-anchor": "middle" }, short(bounds[i] / numbers.threshold)));
   });
   const line = (bounds.findIndex((bound) => bound >= numbers.threshold * 0.999) + 1) * width;
   parts.push(drawn("line", { class: "threshold", x1: line, x2: line, y1: 4, y2: 130 }));
-  parts.push(drawn("text", { x: 2, y: 10 }, "share, square root"));
+  parts.push(drawn("text", { x: 2, y: 10 }, "share (square-root scale)"));
   $("scores").replaceChildren(...parts);
 }
 
-// --- Anomalies ---------------------------------------------------------------------------
+// --- Anomalies --------------------------------------------------------------------------
 
 function path(before) {
   const asked = new URLSearchParams();
@@ -206,7 +206,7 @@ async function refresh() {
 }
 
 async function older() {
-  $("live").checked = false; // what was asked for must not be swept away
+  $("live").checked = false; // live updates would replace the older ones
   const found = await (await ask(path(oldest))).json();
   $("anomalies").append(...found.map(row));
   after(found);
@@ -260,12 +260,12 @@ function likeness({ id, values }) {
 
 const said = (value) => (typeof value === "number" ? short(value) : String(value));
 
-// --- One of them -------------------------------------------------------------------------
+// --- Details ----------------------------------------------------------------------------
 
 async function open(anomaly) {
   copy(anomaly.id);
   const answer = await ask(`anomalies/${anomaly.number}`);
-  if (!answer.ok) return toast("no longer kept");
+  if (!answer.ok) return toast("this anomaly is no longer kept");
   opened = await answer.json();
   $("id").textContent = opened.id;
   const facts = [
@@ -282,7 +282,7 @@ async function open(anomaly) {
   $("reasons").replaceChildren(...reasons(opened, 100));
   if (opened.feature_imputed?.length) $("reasons").append(`missing, filled in: ${opened.feature_imputed.join(", ")}`);
   if (opened.nearest_normal) $("reasons").append(element("p", { class: "expected" }, likeness(opened.nearest_normal)));
-  $("record").textContent = opened.record ? JSON.stringify(opened.record, null, 2) : "not in the verdict: a bare picture, or output.include_record = false";
+  $("record").textContent = opened.record ? JSON.stringify(opened.record, null, 2) : "not in the verdict: the record is a bare image, or output.include_record = false";
   await pictures(anomaly);
   $("detail").showModal();
 }
@@ -291,7 +291,7 @@ async function pictures(anomaly) {
   const shown = [];
   if (anomaly.picture) {
     const answer = await ask(`anomalies/${anomaly.number}/picture`);
-    if (answer.ok) shown.push(["as it came", URL.createObjectURL(await answer.blob())]);
+    if (answer.ok) shown.push(["original", URL.createObjectURL(await answer.blob())]);
   }
   for (const [kind, name] of [["reconstruction", "expected"], ["heatmap", "heat"]]) {
     const map = opened[kind];
@@ -323,7 +323,7 @@ async function copy(text) {
     await navigator.clipboard.writeText(text);
     toast("id copied");
   } catch {
-    toast("the id could not be copied: browsers allow it over HTTPS or on localhost");
+    toast("the id could not be copied: browsers allow this only over HTTPS or on localhost");
   }
 }
 
@@ -334,7 +334,7 @@ function toast(text) {
   fading = setTimeout(() => ($("toast").textContent = ""), 2500);
 }
 
-// --- Hands -------------------------------------------------------------------------------
+// --- Events -----------------------------------------------------------------------------
 
 $("severity").onchange = refresh;
 $("since").onchange = refresh;

@@ -162,11 +162,19 @@ fn a_reason_is_cut_and_a_record_does_not_speak_of_what_it_lacks() {
             detail: "absent".into(),
         },
     };
-    let batch = DeadLetter {
+    let empty = DeadLetter {
         payload: Vec::new(),
         ..again.clone()
     };
+    let batch = DeadLetter {
+        error: RowError {
+            reason: Reason::TooLarge,
+            detail: "too large".into(),
+        },
+        ..empty.clone()
+    };
     assert!(!has(&dead_letter_message(again), OMITTED));
+    assert!(!has(&dead_letter_message(empty), OMITTED));
     // No record lacks its value: this one stands for a batch that was too large.
     let stands_in = dead_letter_message(batch);
     let note = text(&stands_in, OMITTED);
