@@ -12,7 +12,9 @@ pub fn parse(text: &str) -> Result<EnvFilter, String> {
     let words: Vec<&str> = text.split(',').map(str::trim).collect();
     // tracing-subscriber 0.3.23 fails an assertion where the same one is there twice, and nothing here logs spans.
     if text.contains(['[', ']', '{', '}']) {
-        return Err(format!("filters by span or field are not supported: {expected}"));
+        return Err(format!(
+            "filters by span or field are not supported: {expected}"
+        ));
     }
     // Without regular expressions, which may take any amount of memory.
     let filter = EnvFilter::builder().with_regex(false);
