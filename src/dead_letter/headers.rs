@@ -32,8 +32,8 @@ impl DeadLetter {
         ] {
             headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
         }
-        if self.payload.is_empty() {
-            // A record without a value is no dead letter: this one stands for a batch and must not be replayed in its place.
+        if self.payload.is_empty() && self.error.reason == Reason::TooLarge {
+            // An empty value is not too large: this letter stands for a batch and must not be replayed in its place.
             let note = "value, headers, key: the batch is too large to be read";
             headers.push(header(OMITTED, note));
         }
