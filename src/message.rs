@@ -328,6 +328,29 @@ mod tests {
     }
 
     #[test]
+    fn only_a_letter_that_stands_for_a_batch_says_so() {
+        for (reason, says_so) in [(Reason::Malformed, false), (Reason::TooLarge, true)] {
+            let message = dead_letter_message(DeadLetter {
+                source: Source {
+                    topic: "in".to_owned(),
+                    partition: 0,
+                    offset: 1,
+                },
+                timestamp_ms: None,
+                key: None,
+                payload: Vec::new(),
+                headers: Vec::new(),
+                error: RowError {
+                    reason,
+                    detail: "why".into(),
+                },
+            });
+            let omitted = message.headers.iter().any(|(name, _)| name == OMITTED);
+            assert_eq!(omitted, says_so, "{reason:?}");
+        }
+    }
+
+    #[test]
     fn a_dead_letter_keeps_what_came_and_says_why() {
         let letter = DeadLetter {
             source: Source {

@@ -11,7 +11,7 @@ use std::process::Command;
 use common::bundle::Copy;
 use common::kafka::{Note, produce, read_all};
 use common::process::{Daemon, Ended, ended, residuald, run, signal};
-use common::{parse, root, wait_for};
+use common::{parse, payments, root, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::json;
 
@@ -567,29 +567,36 @@ fn a_bundle_of_another_schema_wants_to_be_meant() {
     let (broker, bundle, dir) = (broker(), Copy::slow(), tempfile::tempdir().unwrap());
     let file = dir.path().join("settings.toml");
     let mut daemon = daemon(&broker, &bundle, &file, &["threshold.quantile=0.99"]);
-    let other = Copy::new();
-    for name in [
+    let required = [
         "model.onnx",
         "calibration.json",
         "golden.ndjson",
         "manifest.json",
-    ] {
-        fs::copy(other.file(name), bundle.file(name)).unwrap();
-    }
-    for name in [
+    ];
+    let optional = [
         "normals.ndjson",
         "nearest.onnx",
         "screen.json",
         "screen.onnx",
-    ] {
-        fs::copy(other.file(name), bundle.file(name)).unwrap();
-    }
+    ];
+    let copy = |from: &Path, names: &[&str]| {
+        for name in names {
+            fs::copy(from.join(name), bundle.file(name)).unwrap();
+        }
+    };
+    let other = payments();
+    copy(&other, &required);
+    copy(&other, &optional);
     reload(&daemon, FAILED);
     assert_eq!(daemon.status()["model"]["name"], "slow_model");
-    // Of another kind, for which the threshold would not do either.
-    let images = format!("[model]\nbundle = {:?}\n", root().join("models/surface"));
-    fs::write(&file, images).unwrap();
+    // A bundle of another kind, for which the threshold would not do either.
+    for name in optional {
+        fs::remove_file(bundle.file(name)).unwrap();
+    }
+    copy(&root().join("models/surface"), &required);
     reload(&daemon, FAILED);
+    copy(&other, &required);
+    copy(&other, &optional);
     fs::write(&file, "[model]\nallow_schema_change = true\n").unwrap();
     reload(&daemon, OK);
     assert_eq!(daemon.status()["model"]["name"], "payments");

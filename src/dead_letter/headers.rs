@@ -33,7 +33,7 @@ impl DeadLetter {
             headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
         }
         if self.payload.is_empty() && self.error.reason == Reason::TooLarge {
-            // An empty value is never too large: this letter stands for a batch and must not be replayed in place of it.
+            // An empty value is not too large: this letter stands for a batch and must not be replayed in its place.
             let note = "value, headers, key: the batch is too large to be read";
             headers.push(header(OMITTED, note));
         }
