@@ -59,7 +59,7 @@ def fresh(n=400):
 def test_what_says_nothing_is_left_out(mixed):
     names = [f.name for f in mixed.features]
     assert names == ["time_hour_of_day", "time_day_of_week", "kind", "heavy", "follows", "online", "skewed", "count"]
-    assert mixed.golden_met() == len(mixed.golden)
+    assert mixed.golden_passed() == len(mixed.golden)
 
 
 def test_scores_are_finite_whatever_comes(mixed):
@@ -120,7 +120,7 @@ def test_a_thousand_features(recipe, steps, tmp_path):
     assert main(["tabular", "--data", str(tmp_path / "wide.npz"), *options]) == 0
     served = Served(tmp_path / "b")
     assert len(served.features) == 1000
-    assert served.golden_met() == len(served.golden)
+    assert served.golden_passed() == len(served.golden)
     broken = fresh + 3 * rng.normal(size=fresh.shape).astype(np.float32)
     assert np.median(served.score(broken)[0]) > np.quantile(served.score(fresh)[0], 0.95)
     hidden = fresh.copy()
