@@ -184,8 +184,8 @@ fn too_few_files_for_kafka_end_the_start_and_say_so() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{stderr}");
     for said in [
-        "may open 100 files",
-        "128 or more",
+        "may open only 100 files",
+        "at least 128",
         "ulimit -n",
         "LimitNOFILE",
     ] {
