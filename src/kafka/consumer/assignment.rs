@@ -216,6 +216,7 @@ pub(super) fn set_metadata(
         return Ok(false);
     }
     topics.set_metadata(number, Some(facts.metadata.clone()));
+    topics.set_assigned(number);
     Ok(true)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jiff::Timestamp;
@@ -25,6 +25,8 @@ const INTERVAL: &str = "topic.metadata.refresh.interval.ms";
 /// Used where the setting switches librdkafka's own refresh off.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// A topic that goes missing may be recreated at once, so it is checked this often in quick succession.
+const RECHECKS: u32 = 10;
 /// A missing topic and an unsettled group are checked again after this time, before they are believed.
 const RECHECK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
@@ -212,11 +214,12 @@ impl Looker {
             let Some(consumer) = self.consumer.upgrade() else {
                 return;
             };
+            let asked_at = Instant::now();
             match self.selection.describe(consumer.client(), LOOK_WITHIN) {
                 Ok(found) => {
                     self.is_answered();
                     self.known.note_all(&found);
-                    self.note_missing(&found);
+                    self.note_missing(&found, asked_at);
                     self.check_stale(&consumer, &found);
                     // Full only while the intake waits. The next look brings the same again.
                     let _ = results.try_send(found);
@@ -225,7 +228,7 @@ impl Looker {
             }
             let unsure = self.silent_since.is_some()
                 || self.group_to_check.is_some()
-                || self.missing.values().any(|n| *n == 1);
+                || self.missing.values().any(|looks| *looks < RECHECKS);
             wait = match unsure {
                 true => RECHECK_AFTER.min(self.interval),
                 false => self.interval,
@@ -254,7 +257,7 @@ impl Looker {
 
     /// Marks deleted topics, because a transaction with offsets of one fails. The intake cannot do this: it may be
     /// draining.
-    fn note_missing(&mut self, found: &Descriptions) {
+    fn note_missing(&mut self, found: &Descriptions, asked_at: Instant) {
         for (topic, described) in found {
             match described {
                 Err(code) if is_topic_missing(*code) => {
@@ -267,7 +270,7 @@ impl Looker {
             }
             let looks = self.missing.get(topic).copied().unwrap_or_default();
             self.topics
-                .set_deleted(self.topics.number(topic), looks > 1);
+                .set_deleted(self.topics.number(topic), looks > 1, asked_at);
         }
     }
 

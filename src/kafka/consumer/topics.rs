@@ -3,6 +3,7 @@
 use std::ops::Index;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use rdkafka::{Offset, TopicPartitionList};
 use rustc_hash::FxHashMap;
@@ -26,6 +27,8 @@ struct Topic {
     /// Describes the topic to which the assigned partitions belong. A recreated topic has other metadata.
     metadata: RwLock<Option<CommitMetadata>>,
     deleted: AtomicBool,
+    /// When a partition of it was assigned last.
+    assigned: RwLock<Option<Instant>>,
 }
 
 impl Topics {
@@ -44,6 +47,7 @@ impl Topics {
             name: name.to_owned(),
             metadata: RwLock::default(),
             deleted: AtomicBool::new(false),
+            assigned: RwLock::default(),
         }));
         let number = topics.all.len();
         topics.all.push(topic);
@@ -85,8 +89,22 @@ impl Topics {
         self.topic(number).deleted.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_deleted(&self, number: usize, deleted: bool) {
-        self.topic(number).deleted.store(deleted, Ordering::Release);
+    /// What the brokers said of the topic at `asked`. That it does not exist is outdated if it was assigned since.
+    pub(super) fn set_deleted(&self, number: usize, deleted: bool, asked: Instant) {
+        let topic = self.topic(number);
+        let assigned = topic.assigned.read();
+        let outdated = assigned
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|assigned| assigned >= asked);
+        topic.deleted.store(deleted && !outdated, Ordering::Release);
+    }
+
+    /// A partition of the topic is assigned, so the topic exists.
+    pub(super) fn set_assigned(&self, number: usize) {
+        let topic = self.topic(number);
+        let assigned = topic.assigned.write();
+        *assigned.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        topic.deleted.store(false, Ordering::Release);
     }
 
     fn topic(&self, number: usize) -> &'static Topic {
@@ -109,6 +127,22 @@ impl Index<usize> for Topics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_that_is_assigned_again_is_not_deleted() {
+        let topics = Topics::default();
+        let topic = topics.number("a");
+        let before = Instant::now();
+        topics.set_deleted(topic, true, before);
+        assert!(topics.is_deleted(topic));
+        topics.set_assigned(topic);
+        assert!(!topics.is_deleted(topic));
+        // The answer to a question that was asked before.
+        topics.set_deleted(topic, true, before);
+        assert!(!topics.is_deleted(topic));
+        topics.set_deleted(topic, true, Instant::now());
+        assert!(topics.is_deleted(topic));
+    }
 
     #[test]
     fn a_topic_keeps_its_number_while_others_come() {
