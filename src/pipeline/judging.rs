@@ -294,3 +294,6 @@ fn flaw(batch: &Batch, i: usize, place: usize) -> Option<String> {
     let score = batch.scores[place];
     (!is_score(score)).then(|| format!("the model's score is {score}"))
 }
+
+#[cfg(test)]
+mod tests;

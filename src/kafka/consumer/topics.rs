@@ -33,7 +33,7 @@ struct Topic {
 
 impl Topics {
     /// The number of a topic; a new one gets the next.
-    pub(super) fn number(&self, name: &str) -> usize {
+    pub fn number(&self, name: &str) -> usize {
         let known = self.read(|topics| topics.numbers.get(name).copied());
         known.unwrap_or_else(|| self.add(name))
     }
