@@ -2,7 +2,7 @@
 
 mod batch;
 mod dotted;
-mod environment;
+mod library_secrets;
 mod http;
 mod inference;
 mod input;
@@ -95,7 +95,7 @@ impl Config {
         variables: Variables,
         flags: &[String],
     ) -> Result<Config, ConfigError> {
-        let of_libraries = environment::secrets(&variables);
+        let of_libraries = library_secrets::secrets(&variables);
         let merged = sources::merged(file, variables, flags)?;
         let mut config = Config::parse(Settings::new(merged))?;
         config.secrets.extend(&of_libraries);

@@ -101,7 +101,7 @@ pub struct Error {
 /// What is wrong with the file or the record.
 #[derive(Debug, thiserror::Error)]
 pub enum ErrorKind {
-    #[error("unknown file format, known are {KNOWN}")]
+    #[error("unsupported file format; supported are {KNOWN}")]
     Format,
     #[error("{0}")]
     Io(#[from] io::Error),

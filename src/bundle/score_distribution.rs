@@ -118,11 +118,11 @@ impl ScoreDistribution {
         (above as f64 - 1.0 + inside) / last as f64
     }
 
-    /// The score above which a normal record lies with a probability of at most `rate`: flagged means
-    /// `score > threshold`, which is the same as `p_value(score) <= rate` wherever the tail reaches.
+    /// The threshold that a normal record's score exceeds with a probability of at most `rate`. A record is flagged if
+    /// `score > threshold`. While the threshold lies in the exact tail, that is equivalent to `p_value(score) <= rate`.
     ///
     /// # Errors
-    /// [`RateTooFine`] when even the largest calibration score would be crossed more often than asked.
+    /// [`RateTooFine`] if there are too few calibration scores for so small a rate.
     pub fn threshold_at(&self, rate: f64) -> Result<f32, RateTooFine> {
         // The k-th largest score.
         let k = rank(rate, self.count);

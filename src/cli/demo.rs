@@ -283,7 +283,7 @@ impl Demo<'_> {
         let asked = self.arguments.records.unwrap_or(summary.consumed);
         if summary.unaccounted != 0 || asked != summary.consumed {
             return Err(Failure::internal(format!(
-                "{asked} records requested, {} consumed, {} unaccounted for",
+                "the demo did not account for every record: {asked} requested, {} consumed, {} without an outcome",
                 summary.consumed, summary.unaccounted
             )));
         }

@@ -30,7 +30,7 @@ use crate::shutdown::Shutdown;
 
 /// How long the brokers may take to say whether a topic exists.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
-/// The shortest time between two requests for the limits.
+/// The shortest time between two requests for the output topics' limits.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Sink {

@@ -2,10 +2,10 @@
 //! its offsets. Owns the producer and everything that is not delivered yet.
 
 mod absent_topics;
+mod open_transaction;
 mod outbox;
 mod pending;
 mod shaper;
-mod window;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,11 +21,11 @@ use crate::shutdown::Shutdown;
 use super::PipelineError;
 use super::judging::Judging;
 use absent_topics::AbsentTopics;
+pub use open_transaction::TransactionWindow;
 use outbox::{Outbox, Outgoing};
 pub use pending::Pending;
 use pending::PendingBatches;
 use shaper::{Shaped, Shaper, Undeliverable};
-pub use window::TransactionWindow;
 
 /// How often a wait checks whether it is still wanted.
 pub const LOOK_UP: Duration = Duration::from_millis(100);

@@ -78,7 +78,7 @@ fn row(payload: &[u8]) -> Result<Vec<f32>, RowError> {
     rows(&features(), payload)
 }
 
-/// As Protobuf's own JSON has it, in bytes by prost-reflect.
+/// Encodes a message, given in Protobuf's JSON mapping, as bytes with prost-reflect.
 fn encode(json: serde_json::Value) -> Vec<u8> {
     let message = DynamicMessage::deserialize(payment(), json).unwrap();
     message.encode_to_vec()

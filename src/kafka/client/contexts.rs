@@ -12,7 +12,7 @@ use super::sasl;
 
 /// For a client that a verb waits for: logs what librdkafka reports, and keeps the last error.
 pub(in crate::kafka) struct ReaderContext {
-    /// Says in the log which client it is.
+    /// Identifies this client in log messages.
     pub name: &'static str,
     pub last_error: LastError,
 }
