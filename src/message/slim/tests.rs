@@ -164,10 +164,6 @@ fn a_reason_is_cut_and_a_record_does_not_speak_of_what_it_lacks() {
     };
     let empty = DeadLetter {
         payload: Vec::new(),
-        error: RowError {
-            reason: Reason::TooLarge,
-            detail: "large".into(),
-        },
         ..again.clone()
     };
     let batch = DeadLetter {
