@@ -7,9 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use prost_reflect::FileDescriptor;
 use prost_reflect::prost::Message as _;
 use prost_reflect::prost_types::FileDescriptorProto;
+use prost_reflect::{FileDescriptor, MessageDescriptor};
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 
 use super::super::schemas::SchemaText;
@@ -44,8 +44,22 @@ fn compile(schema: &SchemaText) -> Result<FileDescriptor, String> {
     compiler
         .open_file(MAIN)
         .map_err(|e| format!("not a Protobuf schema: {e}"))?;
-    let file = compiler.descriptor_pool().get_file_by_name(MAIN);
+    let pool = compiler.descriptor_pool();
+    for file in pool.files() {
+        file.messages().for_each(|message| look_at(&message));
+    }
+    let file = pool.get_file_by_name(MAIN);
     file.ok_or_else(|| "not a Protobuf schema".to_owned())
+}
+
+/// Looks at all that is used of a message later. prost-reflect panics at a message or type that a damaged descriptor names and
+/// does not have; here that is caught.
+fn look_at(message: &MessageDescriptor) {
+    message.fields().for_each(|field| drop(field.kind()));
+    message
+        .oneofs()
+        .for_each(|oneof| oneof.fields().for_each(drop));
+    message.child_messages().for_each(|child| look_at(&child));
 }
 
 /// The schema and its references, by the names that imports use.

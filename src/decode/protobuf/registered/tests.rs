@@ -196,6 +196,21 @@ fn what_is_neither_is_refused_with_the_file_and_the_reason() {
     assert!(alone.contains("base/money.proto"), "{alone}");
 }
 
+/// Found by the test below: a dot in the place of a letter makes a message that its own name does not find.
+#[test]
+fn a_compiled_file_whose_messages_are_not_found_is_refused() {
+    let made = confluent();
+    let schemas: Vec<&Value> = made["schemas"].as_object().unwrap().values().collect();
+    let mut schema = fetched(&made, schemas[1]);
+    let mut bytes = BASE64_STANDARD.decode(&schema.text).unwrap();
+    let length = bytes.len();
+    bytes[1685 % length] = 46;
+    bytes.truncate(111);
+    schema.text = BASE64_STANDARD.encode(&bytes);
+    let refused = parse(&schema).unwrap_err();
+    assert!(refused.contains("the compiler failed at it"), "{refused}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
