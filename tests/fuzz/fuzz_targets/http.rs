@@ -22,7 +22,7 @@ use residuald::http::{Access, Shown, router};
 use residuald::memory::Room;
 use residuald::message::Model;
 use residuald::metrics::Metrics;
-use residuald::picture::{FIELD, Limits, ImageReader};
+use residuald::picture::{FIELD, ImageReader, Limits};
 use residuald::recent::{Anomaly, Recent};
 use residuald::status::{InForce, Status};
 use residuald::verdict::Severity;

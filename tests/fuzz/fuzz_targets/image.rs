@@ -6,13 +6,14 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use residuald::bundle::Pixels;
-use residuald::picture::{FIELD, Limits, PictureError, ImageReader};
+use residuald::picture::{FIELD, ImageReader, Limits, PictureError};
 use serde_json::json;
 
 /// Small, so that a picture's own size costs most of the time.
 const LIMITS: Limits = Limits {
     bytes: 3000,
     pixels: 1 << 16,
+    memory: 8 << 20,
 };
 
 static READERS: LazyLock<[ImageReader; 2]> = LazyLock::new(|| {

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::bundle::{Bundle, Draft, ModelInput, Manifest, SegmentId, incompatibilities, sha256_hex};
+use residuald::bundle::{
+    Bundle, Draft, Manifest, ModelInput, SegmentId, incompatibilities, sha256_hex,
+};
 use residuald::decode::{Decoder, Input as Format, SegmentReader};
 use residuald::verdict::{Judge, ThresholdRule};
 
