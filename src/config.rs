@@ -82,6 +82,9 @@ pub enum ConfigError {
     Settings(Vec<String>),
 }
 
+/// Bytes of a file with settings, or with one secret.
+const LARGEST_FILE: u64 = 1 << 20;
+
 /// Environment variables: name and value.
 pub type Variables = Vec<(String, String)>;
 

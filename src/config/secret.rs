@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine as _};
 use config::{Value, ValueKind};
 
+use super::LARGEST_FILE;
 use crate::text::percent_encoded;
 
 /// A password or token. Debug output hides it.
@@ -46,10 +49,22 @@ pub(super) fn resolve(value: &Value) -> Result<(String, bool), String> {
         "env" => std::env::var(&place)
             .map(|text| (text, true))
             .map_err(|_| format!("the environment variable {place} is not set")),
-        "file" => std::fs::read_to_string(&place)
-            .map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true))
-            .map_err(|e| format!("{place}: {e}")),
+        "file" => read(&place).map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true)),
         _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
+    }
+}
+
+/// Reads no more than a secret can have: the file may be a device or the wrong one.
+fn read(path: &str) -> Result<String, String> {
+    let problem = |e: std::io::Error| format!("{path}: {e}");
+    let mut text = String::new();
+    let file = File::open(path).map_err(problem)?;
+    let read = file.take(LARGEST_FILE + 1).read_to_string(&mut text);
+    match read.map_err(problem)? as u64 > LARGEST_FILE {
+        true => Err(format!(
+            "{path}: has more than {LARGEST_FILE} bytes: is this the right file?"
+        )),
+        false => Ok(text),
     }
 }
 
@@ -188,6 +203,16 @@ pub fn without_user(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
     use crate::config::tests::{SMALLEST, load};
+
+    #[test]
+    fn a_file_without_an_end_is_no_secret() {
+        let token = "http.token={ file = \"/dev/zero\" }";
+        let refused = load(SMALLEST, &[], &[token]).unwrap_err();
+        assert!(
+            refused.contains("/dev/zero: has more than 1048576 bytes"),
+            "{refused}"
+        );
+    }
 
     #[test]
     fn a_secret_is_hidden_whole_and_in_part() {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use config::{Environment, File, FileFormat, Value};
 
+use super::LARGEST_FILE;
 use super::settings::set_origin;
 use super::{ConfigError, DEFAULTS, FLAG, Variables};
 
@@ -37,9 +38,6 @@ pub(super) fn merged(
 
     Ok(merged.cache)
 }
-
-/// Bytes of a settings file.
-const LARGEST_FILE: u64 = 1 << 20;
 
 /// The file is read again at each SIGHUP, which a pipe does not allow.
 fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
