@@ -153,7 +153,7 @@ impl Decoder {
         matches!(self.format, Payloads::Pictures(_))
     }
 
-    /// Of an image the bytes of the rows that it will become.
+    /// The bytes of the rows that an image will become; `None` for a table.
     pub fn picture_bytes(&self, payload: &[u8]) -> Option<usize> {
         match &self.format {
             Payloads::Pictures(reader) => Some(reader.row_bytes(payload)),

@@ -12,6 +12,14 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
+/// For a whole path: `/` separates its segments, and verdict ids have an `@`.
+const RESERVED_IN_FILES: &AsciiSet = &RESERVED.remove(b'/').remove(b'@');
+
+/// `path` as the path of a file URI.
+pub fn percent_encoded_file(path: &str) -> String {
+    utf8_percent_encode(path, RESERVED_IN_FILES).to_string()
+}
+
 /// `text` as one segment of a URL's path.
 pub fn percent_encoded(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
@@ -53,6 +61,14 @@ fn escape(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_becomes_a_part_of_a_uri() {
+        assert_eq!(
+            percent_encoded_file("/a b/c@1-heatmap.png"),
+            "/a%20b/c@1-heatmap.png"
+        );
+    }
 
     #[test]
     fn what_a_terminal_obeys_is_escaped_and_the_rest_stays() {

@@ -257,7 +257,7 @@ impl Schemas {
 }
 
 impl Wanted {
-    /// Answers with the schema, or why there is none.
+    /// Gives the schema to those that wait for it, or the reason why it is missing.
     pub fn answer(&self, id: u32, schema: Result<Schema, String>) {
         let entry = match schema {
             Ok(schema) => Entry::Known(Arc::new(schema)),

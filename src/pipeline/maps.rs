@@ -1,7 +1,5 @@
 //! The maps of a verdict on an image: in the verdict, or where it points to.
 
-use std::path::Path;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -9,6 +7,7 @@ use crate::config::{Media, Output};
 use crate::message::{Message, media_message};
 use crate::picture::{Finding, Png};
 use crate::record::Source;
+use crate::text::percent_encoded_file;
 use crate::verdict::{Place, Shown};
 
 use super::map_files;
@@ -59,7 +58,8 @@ pub fn of(
             None => continue,
             Some(Media::Folder(folder)) => {
                 let file = folder.join(map_files::name(id, kind));
-                Place::Uri(format!("file://{}", escaped(&file)))
+                let path = percent_encoded_file(&file.to_string_lossy());
+                Place::Uri(format!("file://{path}"))
             }
             Some(Media::Topic(topic)) => {
                 let key = format!("{id}-{kind}");
@@ -76,27 +76,4 @@ pub fn of(
         });
     }
     maps
-}
-
-fn escaped(path: &Path) -> String {
-    let path = path.to_string_lossy();
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.~@".contains(&b);
-    let byte = |b: u8| match plain(b) {
-        true => char::from(b).to_string(),
-        false => format!("%{b:02X}"),
-    };
-    path.bytes().map(byte).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_becomes_a_part_of_a_uri() {
-        assert_eq!(
-            escaped(Path::new("/a b/c@1-heatmap.png")),
-            "/a%20b/c@1-heatmap.png"
-        );
-    }
 }

@@ -38,7 +38,7 @@ def infer_features(table, leave_out=()):
 
 
 def infer_column(path, column):
-    """One column -> (its features, the reason why there are none, or None)."""
+    """The features of one column, and the reason if it has none: (features, str or None)."""
     name = path.replace(".", "_")
     if column.dtype != object:
         present, missing = column[~np.isnan(column)], bool(np.isnan(column).any())
