@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use residuald::batch::{Batch, Scores, TopicPartition};
 use residuald::bundle::{Feature, SegmentBy};
-use residuald::config::Inference;
+use residuald::config::InferenceSettings;
 use residuald::dataset;
-use residuald::decode::{Decoder, Input, JsonDecoder, RecordType, SegmentReader, TypeSource};
-use residuald::message::{Model, verdict_message};
+use residuald::decode::{
+    Decoder, JsonDecoder, RecordFormat, RecordType, SegmentReader, TypeSource,
+};
+use residuald::message::{ModelId, verdict_message};
 use residuald::onnx;
 use residuald::record::Record;
 use residuald::verdict::{Judge, Scored, ThresholdRule};
@@ -30,7 +32,7 @@ fn sample() -> Vec<Vec<u8>> {
 }
 
 fn parts(criterion: &mut Criterion) {
-    let inference = Inference::on_cpu(1);
+    let inference = InferenceSettings::on_cpu(1);
     let loaded = onnx::load(Path::new(BUNDLE), &inference, RECORDS).expect("the bundle is whole");
     let features = loaded.bundle.features().to_vec();
     let mut scorer = loaded.scorers.into_iter().next().expect("one worker");
@@ -117,7 +119,7 @@ fn parts(criterion: &mut Criterion) {
     }
     group.finish();
 
-    let model = Model {
+    let model = ModelId {
         name: "payments".into(),
         version: "1".into(),
         sha256: loaded.bundle.sha256.clone(),
@@ -135,7 +137,7 @@ fn parts(criterion: &mut Criterion) {
                 None,
                 5,
             );
-            let json = Input::Json.to_json(kept.payload);
+            let json = RecordFormat::Json.to_json(kept.payload);
             let json = json.as_deref();
             black_box(verdict_message(&model, "payments", kept, &verdict, json));
         });
@@ -154,7 +156,7 @@ fn typed(payloads: &[Vec<u8>], features: &[Feature]) -> [(&'static str, Decoder,
     let decoder = |file: &str, message: Option<&str>| {
         let path = Path::new("tests/schemas").join(file);
         let source = TypeSource::File(RecordType::open(&path, message).expect("a schema"));
-        Decoder::new(features, Input::Typed(source), None)
+        Decoder::new(features, RecordFormat::Typed(source), None)
     };
     [
         ("avro", decoder("payment.avsc", None), avro.collect()),

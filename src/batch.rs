@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crate::bundle::SegmentId;
 use crate::dead_letter::DeadLetter;
 use crate::decode::RowError;
-use crate::picture::Finding;
-use crate::record::{Header, OwnedHeader, Record, Source};
+use crate::image::Finding;
+use crate::record::{Header, Origin, OwnedHeader, Record};
 pub use scores::Scores;
 
 /// A batch of this many bytes is dispatched whatever its number of records, so that large messages cannot fill the memory.
@@ -34,10 +34,10 @@ pub struct Batch {
     pub sequence: u64,
     /// The rows, [records, features], row-major.
     pub rows: Vec<f32>,
-    records: Vec<Stored>,
+    records: Vec<StoredRanges>,
     bytes: Vec<u8>,
     /// Bytes that the rows of its images will take. They are made and dropped one by one.
-    picture_bytes: usize,
+    image_bytes: usize,
     /// Bytes of dead letters and kept headers.
     loose_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
@@ -61,7 +61,7 @@ pub struct Batch {
     /// Filled by the scorer, one row for each scored record; for images only the scores.
     pub scores: Scores,
     /// Filled by the scorer of images, [records].
-    pub sightings: Vec<Sighting>,
+    pub image_outcomes: Vec<ImageOutcome>,
 }
 
 /// The screen's decision on a record.
@@ -70,14 +70,14 @@ pub enum Screened {
     /// Clearly normal: not scored.
     Cleared,
     /// Scored, at this index among the scored records.
-    Passed { place: usize },
+    Passed { score_index: usize },
     /// Scored whatever the screen says; `cleared` is what it said.
-    Audited { place: usize, cleared: bool },
+    Audited { score_index: usize, cleared: bool },
 }
 
 /// The outcome of an image beside its score.
 #[derive(Debug, Clone)]
-pub enum Sighting {
+pub enum ImageOutcome {
     /// It needs no explanation.
     Unexplained,
     Explained(Box<Finding>),
@@ -86,7 +86,7 @@ pub enum Sighting {
 }
 
 #[derive(Debug)]
-struct Stored {
+struct StoredRanges {
     from: TopicPartition,
     offset: i64,
     timestamp_ms: Option<i64>,
@@ -100,7 +100,7 @@ struct Stored {
 
 /// A record of a batch, as stored.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept<'b> {
+pub struct StoredRecord<'b> {
     pub from: TopicPartition,
     pub offset: i64,
     pub timestamp_ms: Option<i64>,
@@ -113,10 +113,10 @@ pub struct Kept<'b> {
     pub headers: &'b [OwnedHeader],
 }
 
-impl Kept<'_> {
+impl StoredRecord<'_> {
     /// Its origin; `topic` is the name of its topic.
-    pub fn source(self, topic: &str) -> Source {
-        Source {
+    pub fn source(self, topic: &str) -> Origin {
+        Origin {
             topic: topic.to_owned(),
             partition: self.from.partition,
             offset: self.offset,
@@ -172,18 +172,18 @@ impl Batch {
 
     /// Bytes of its records, and of the rows that its images will become.
     fn held(&self) -> usize {
-        (self.bytes.len() + self.loose_bytes).saturating_add(self.picture_bytes)
+        (self.bytes.len() + self.loose_bytes).saturating_add(self.image_bytes)
     }
 
     /// Bytes that it takes until it is finished: the records, the rows, and the scorer's two outputs of the same size.
     pub fn weight(&self) -> usize {
         let rows = 3 * size_of::<f32>() * self.rows.len();
-        let books = size_of::<Stored>() * self.records.len();
+        let books = size_of::<StoredRanges>() * self.records.len();
         self.held().saturating_add(rows + books)
     }
 
     /// Keeps a record with an image that is still to be decoded into rows of `row_bytes` bytes.
-    pub fn keep_picture(
+    pub fn keep_image(
         &mut self,
         record: &Record<'_>,
         from: TopicPartition,
@@ -191,7 +191,7 @@ impl Batch {
         now: Instant,
     ) {
         self.keep(record, from, None, now);
-        self.picture_bytes = self.picture_bytes.saturating_add(row_bytes);
+        self.image_bytes = self.image_bytes.saturating_add(row_bytes);
         if let Some(stored) = self.records.last_mut() {
             stored.headers = record.headers.iter().map(own_header).collect();
             self.loose_bytes += headers_weigh(record);
@@ -210,7 +210,7 @@ impl Batch {
             let (_, value) = record.headers.iter().find(|(n, _)| *n == name)?;
             value.map(|value| store(&mut self.bytes, value))
         });
-        let stored = Stored {
+        let stored = StoredRanges {
             from,
             offset: record.offset,
             timestamp_ms: record.timestamp_ms,
@@ -225,7 +225,7 @@ impl Batch {
     }
 
     /// Keeps a record that could not be decoded.
-    pub fn bury(
+    pub fn push_dead_letter(
         &mut self,
         record: &Record<'_>,
         from: TopicPartition,
@@ -249,7 +249,7 @@ impl Batch {
     }
 
     /// Keeps one dead letter that stands for `records` records that could not be read.
-    pub fn bury_many(
+    pub fn push_dead_letter_for(
         &mut self,
         last: &Record<'_>,
         records: usize,
@@ -258,7 +258,7 @@ impl Batch {
         now: Instant,
     ) {
         self.oversized += records.saturating_sub(1);
-        self.bury(last, from, error, now);
+        self.push_dead_letter(last, from, error, now);
     }
 
     /// Counts a tombstone.
@@ -277,17 +277,17 @@ impl Batch {
     }
 
     /// The records with a row, in order.
-    pub fn records(&self) -> impl ExactSizeIterator<Item = Kept<'_>> {
-        self.records.iter().map(|stored| self.kept(stored))
+    pub fn records(&self) -> impl ExactSizeIterator<Item = StoredRecord<'_>> {
+        self.records.iter().map(|stored| self.stored(stored))
     }
 
     /// Record `i` of them.
-    pub fn record(&self, i: usize) -> Kept<'_> {
-        self.kept(&self.records[i])
+    pub fn record(&self, i: usize) -> StoredRecord<'_> {
+        self.stored(&self.records[i])
     }
 
-    fn kept<'b>(&'b self, stored: &'b Stored) -> Kept<'b> {
-        Kept {
+    fn stored<'b>(&'b self, stored: &'b StoredRanges) -> StoredRecord<'b> {
+        StoredRecord {
             from: stored.from,
             offset: stored.offset,
             timestamp_ms: stored.timestamp_ms,
@@ -309,18 +309,20 @@ impl Batch {
     }
 
     /// The index of record `i` among the scored records, if it is scored.
-    pub fn place(&self, i: usize) -> Option<usize> {
+    pub fn score_index(&self, i: usize) -> Option<usize> {
         match self.screened.get(i) {
             None => Some(i),
             Some(Screened::Cleared) => None,
-            Some(Screened::Passed { place } | Screened::Audited { place, .. }) => Some(*place),
+            Some(Screened::Passed { score_index } | Screened::Audited { score_index, .. }) => {
+                Some(*score_index)
+            }
         }
     }
 
     /// An unbiased sample of scores: all of them, or with a screen those of audited records.
     pub fn fair_scores(&self) -> impl Iterator<Item = f32> {
         let audited = self.screened.iter().filter_map(|screened| match screened {
-            Screened::Audited { place, .. } => Some(self.scores[*place]),
+            Screened::Audited { score_index, .. } => Some(self.scores[*score_index]),
             _ => None,
         });
         let all = if self.screened.is_empty() {
@@ -338,7 +340,7 @@ impl Batch {
         self.records.clear();
         self.bytes.clear();
         self.bytes.shrink_to(MAX_BYTES);
-        self.picture_bytes = 0;
+        self.image_bytes = 0;
         self.loose_bytes = 0;
         self.charged = 0;
         self.dead_letters.clear();
@@ -351,7 +353,7 @@ impl Batch {
         self.screened.clear();
         self.refused.clear();
         self.scores.clear();
-        self.sightings.clear();
+        self.image_outcomes.clear();
     }
 }
 
@@ -410,7 +412,7 @@ mod tests {
             reason: Reason::Malformed,
             detail: "bad".into(),
         };
-        batch.bury(&record(0, 5), P0, error, now);
+        batch.push_dead_letter(&record(0, 5), P0, error, now);
         assert_eq!(batch.offsets, [(P0, 6), (P1, 10)]);
         assert_eq!((batch.scorable(), batch.consumed()), (1, 3));
         let dead = &batch.dead_letters[0];
@@ -471,14 +473,14 @@ mod tests {
             headers,
             ..record(0, 1)
         };
-        batch.bury(&record, P0, error(), now);
+        batch.push_dead_letter(&record, P0, error(), now);
         assert!(batch.weight() > MAX_BYTES / 2);
         assert!(!batch.is_due(9, Duration::MAX, now));
         let keyed = Record {
             key: Some(&large),
             ..record
         };
-        batch.bury(&keyed, P0, error(), now);
+        batch.push_dead_letter(&keyed, P0, error(), now);
         assert!(
             batch.is_due(9, Duration::MAX, now),
             "full in headers and key"
@@ -489,7 +491,7 @@ mod tests {
             ..keyed
         };
         batch.clear();
-        batch.bury(&many, P0, error(), now);
+        batch.push_dead_letter(&many, P0, error(), now);
         assert!(
             batch.is_due(9, Duration::MAX, now),
             "empty headers take room too"
@@ -497,12 +499,12 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_counts_by_its_rows_and_keeps_its_headers() {
+    fn an_image_counts_by_its_rows_and_keeps_its_headers() {
         let mut batch = Batch::default();
         let now = Instant::now();
-        batch.keep_picture(&record(0, 1), P0, MAX_BYTES - 1000, now);
+        batch.keep_image(&record(0, 1), P0, MAX_BYTES - 1000, now);
         assert!(!batch.is_due(9, Duration::MAX, now));
-        batch.keep_picture(&record(0, 2), P0, 1000, now);
+        batch.keep_image(&record(0, 2), P0, 1000, now);
         assert!(batch.is_due(9, Duration::MAX, now), "full in rows to come");
         let error = RowError {
             reason: Reason::TooLarge,

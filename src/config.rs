@@ -25,20 +25,20 @@ mod topics;
 
 use std::path::Path;
 
-pub use self::http::{Http, TlsFiles};
+pub use self::http::{HttpSettings, TlsFiles};
 use crate::verdict::ThresholdRule;
-pub use batch::Batch;
-pub use inference::{Inference, Provider};
-pub use input::{Authorization, InputSettings, Pictures, SchemaRegistry, SchemaSource};
-pub use kafka::{Guarantee, Kafka, TRANSACTION_TIMEOUT_MS};
+pub use batch::BatchSettings;
+pub use inference::{InferenceSettings, Provider};
+pub use input::{Authorization, ImageSettings, InputSettings, SchemaRegistry, SchemaSource};
+pub use kafka::{Guarantee, KafkaSettings, TRANSACTION_TIMEOUT_MS};
 pub use live::Reloaded;
 pub use model::ModelSettings;
-pub use output::{Media, Output};
+pub use output::{Media, OutputSettings};
 pub use screen::{ScreenMode, ScreenSettings};
 pub use secret::{Secret, Secrets, is_secret};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
-pub use telemetry::{LogFormat, Telemetry, Traces};
+pub use telemetry::{LogFormat, TelemetrySettings, TraceSettings};
 pub use threshold::DEFAULT_FALSE_ALARM_RATE;
 pub use topics::is_pattern;
 
@@ -48,21 +48,21 @@ const FLAG: &str = "--set";
 /// Checked settings, a field a section.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub kafka: Kafka,
+    pub kafka: KafkaSettings,
     pub input: InputSettings,
-    pub pictures: Pictures,
+    pub images: ImageSettings,
     pub model: ModelSettings,
-    pub inference: Inference,
+    pub inference: InferenceSettings,
     pub screen: ScreenSettings,
-    pub batch: Batch,
+    pub batch: BatchSettings,
     /// Bytes that the process may take; `None` if the system's limit applies.
     pub memory_limit: Option<u64>,
     pub threshold: ThresholdRule,
-    pub output: Output,
-    pub http: Http,
-    pub telemetry: Telemetry,
+    pub output: OutputSettings,
+    pub http: HttpSettings,
+    pub telemetry: TelemetrySettings,
     /// `None` if traces are off.
-    pub traces: Option<Traces>,
+    pub traces: Option<TraceSettings>,
     /// What `residuald config` prints: every setting, its value with secrets hidden, and where it came from.
     pub effective: Vec<Effective>,
     /// What must not be printed.
@@ -108,26 +108,26 @@ impl Config {
     /// Sections are parsed in this order, which is also that of problems and of [`Config::effective`].
     fn parse(mut settings: Settings) -> Result<Config, ConfigError> {
         let s = &mut settings;
-        let kafka = Kafka::parse(s);
+        let kafka = KafkaSettings::parse(s);
         let input = InputSettings::parse(s);
-        let pictures = Pictures::parse(s);
-        let inference = Inference::parse(s);
+        let images = ImageSettings::parse(s);
+        let inference = InferenceSettings::parse(s);
         let model = ModelSettings::parse(s, inference.provider);
         let screen = ScreenSettings::parse(s);
-        let batch = Batch::parse(s);
+        let batch = BatchSettings::parse(s);
         let memory_limit = memory::limit(s);
         let threshold = threshold::parse(s);
-        let output = Output::parse(s);
+        let output = OutputSettings::parse(s);
         check_scores_topic(screen, &output, s);
         check_written_topics(&kafka, &output, s);
-        let http = Http::parse(s);
-        let telemetry = Telemetry::parse(s);
-        let traces = Traces::parse(s);
+        let http = HttpSettings::parse(s);
+        let telemetry = TelemetrySettings::parse(s);
+        let traces = TraceSettings::parse(s);
         let (effective, secrets) = settings.finish().map_err(ConfigError::Settings)?;
         Ok(Config {
             kafka,
             input,
-            pictures,
+            images,
             model,
             inference,
             screen,
@@ -144,7 +144,7 @@ impl Config {
     }
 }
 
-fn check_scores_topic(screen: ScreenSettings, output: &Output, s: &mut Settings) {
+fn check_scores_topic(screen: ScreenSettings, output: &OutputSettings, s: &mut Settings) {
     if screen.mode == ScreenMode::On && output.scores_topic.is_some() {
         s.problem(
             "screen.mode = \"on\" leaves clearly normal records without a score, and output.scores_topic wants every score: set one of them, or screen.mode = \"audit\"".into(),
@@ -152,7 +152,7 @@ fn check_scores_topic(screen: ScreenSettings, output: &Output, s: &mut Settings)
     }
 }
 
-fn check_written_topics(kafka: &Kafka, output: &Output, s: &mut Settings) {
+fn check_written_topics(kafka: &KafkaSettings, output: &OutputSettings, s: &mut Settings) {
     for topic in output.topics() {
         if kafka.topics.iter().any(|read| read == topic) {
             s.problem(format!(

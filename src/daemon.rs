@@ -170,7 +170,7 @@ fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Roo
     }
     kafka::queues::fit(&mut config.kafka, budget.fetch);
     kafka::decompression::bound(budget.fetch / 2);
-    config.pictures.limits.memory = budget.decoding;
+    config.images.limits.memory = budget.decoding;
     Room::of(budget.decoding)
 }
 

@@ -12,7 +12,7 @@ pub use intervals::Intervals;
 pub use ledger::{Ledger, PartitionOffsets};
 pub use letter::DeadLetter;
 pub use marker::{BadMarker, Entry, Marker, discarded};
-pub use replay::{Filter, Obstacle, Revived};
+pub use replay::{Filter, Obstacle, ReplayRecord};
 
 #[cfg(test)]
 mod tests;

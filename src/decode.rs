@@ -45,18 +45,18 @@ use typed::TypedDecoder;
 
 use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::clip::Clipped;
-use crate::picture::{ImageReader, PictureError};
+use crate::image::{ImageError, ImageReader};
 
 /// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
 const MOST_JSON: usize = 4 << 20;
 
 /// The format of records.
 #[derive(Debug, Clone)]
-pub enum Input {
+pub enum RecordFormat {
     Json,
     Typed(TypeSource),
     /// A [`ImageReader`] makes rows of them.
-    Pictures(ImageReader),
+    Images(ImageReader),
 }
 
 /// Reads records of one format into rows. One per thread.
@@ -71,7 +71,7 @@ pub struct Decoder {
 enum Payloads {
     Json(JsonDecoder),
     Typed(Box<TypedDecoder>),
-    Pictures(ImageReader),
+    Images(ImageReader),
 }
 
 /// Why a payload did not become a row.
@@ -86,21 +86,25 @@ pub enum DecodeError {
 
 impl Decoder {
     /// `segment` as in the calibration.
-    pub fn new(features: &[Feature], input: Input, segment: Option<SegmentReader>) -> Decoder {
+    pub fn new(
+        features: &[Feature],
+        input: RecordFormat,
+        segment: Option<SegmentReader>,
+    ) -> Decoder {
         let keys = segment.as_ref().filter(|s| s.by == SegmentBy::Key);
         let keys = keys.map(|segment| segment.names.clone());
         let format = match input {
-            Input::Json => Payloads::Json(JsonDecoder::segmented(features, segment)),
-            Input::Typed(source) => {
+            RecordFormat::Json => Payloads::Json(JsonDecoder::segmented(features, segment)),
+            RecordFormat::Typed(source) => {
                 Payloads::Typed(Box::new(TypedDecoder::new(features, source, segment)))
             }
-            Input::Pictures(reader) => Payloads::Pictures(reader),
+            RecordFormat::Images(reader) => Payloads::Images(reader),
         };
         Decoder { format, keys }
     }
 
     /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Images are not decoded
-    /// here; see pipeline/pictures.rs. Returns the segment, if the record has a known one. `key` is the message's.
+    /// here; see pipeline/images.rs. Returns the segment, if the record has a known one. `key` is the message's.
     ///
     /// # Errors
     /// [`DecodeError`]: the record is bad, or its schema is still on its way.
@@ -113,7 +117,7 @@ impl Decoder {
         let by_field = match &mut self.format {
             Payloads::Json(decoder) => decoder.decode(payload, rows)?,
             Payloads::Typed(decoder) => decoder.decode(payload, rows)?,
-            Payloads::Pictures(_) => None,
+            Payloads::Images(_) => None,
         };
         let Some(names) = &mut self.keys else {
             return Ok(by_field);
@@ -142,42 +146,42 @@ impl Decoder {
         let paths = match &self.format {
             Payloads::Json(decoder) => Some(&decoder.paths),
             Payloads::Typed(decoder) => Some(&decoder.paths),
-            Payloads::Pictures(_) => None,
+            Payloads::Images(_) => None,
         };
         let by_field = paths.and_then(Paths::segments);
         let names = by_field.as_ref().or(self.keys.as_ref());
         names.map(Names::all).unwrap_or_default()
     }
 
-    pub fn reads_pictures(&self) -> bool {
-        matches!(self.format, Payloads::Pictures(_))
+    pub fn reads_images(&self) -> bool {
+        matches!(self.format, Payloads::Images(_))
     }
 
     /// The bytes of the rows that an image will become; `None` for a table.
-    pub fn picture_bytes(&self, payload: &[u8]) -> Option<usize> {
+    pub fn image_bytes(&self, payload: &[u8]) -> Option<usize> {
         match &self.format {
-            Payloads::Pictures(reader) => Some(reader.row_bytes(payload)),
+            Payloads::Images(reader) => Some(reader.row_bytes(payload)),
             _ => None,
         }
     }
 }
 
-impl Input {
+impl RecordFormat {
     /// Whether every record of it that was decoded is one that JSON can say.
     pub fn is_json_or_typed(&self) -> bool {
-        !matches!(self, Input::Pictures(_))
+        !matches!(self, RecordFormat::Images(_))
     }
 
     /// A record that was decoded as JSON, for its verdict, an image left out; `None` if it cannot be said in JSON of a sensible size.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
-            Input::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
-            Input::Typed(source) => {
+            RecordFormat::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
+            RecordFormat::Typed(source) => {
                 let (record_type, record) = source.type_of(payload).ok()?;
                 let json = record_type.to_json(record, MOST_JSON)?;
                 RawValue::from_string(json).ok().map(Cow::Owned)
             }
-            Input::Pictures(reader) => reader.context(payload),
+            RecordFormat::Images(reader) => reader.context(payload),
         }
     }
 }
@@ -198,20 +202,20 @@ pub struct RowError {
     pub detail: Clipped,
 }
 
-impl From<PictureError> for RowError {
-    fn from(error: PictureError) -> RowError {
+impl From<ImageError> for RowError {
+    fn from(error: ImageError) -> RowError {
         let reason = match error {
-            PictureError::TooLarge { .. }
-            | PictureError::TooMuchMemory(_)
-            | PictureError::OverShare { .. } => Reason::TooLarge,
-            PictureError::Missing(_) => Reason::Missing,
-            PictureError::NotText(_) => Reason::WrongType,
-            PictureError::Duplicate(_) => Reason::Duplicate,
-            PictureError::Unknown
-            | PictureError::Broken(_)
-            | PictureError::Animated
-            | PictureError::Json(_)
-            | PictureError::NotBase64 { .. } => Reason::Malformed,
+            ImageError::TooLarge { .. }
+            | ImageError::TooMuchMemory(_)
+            | ImageError::OverShare { .. } => Reason::TooLarge,
+            ImageError::Missing(_) => Reason::Missing,
+            ImageError::NotText(_) => Reason::WrongType,
+            ImageError::Duplicate(_) => Reason::Duplicate,
+            ImageError::Unknown
+            | ImageError::Broken(_)
+            | ImageError::Animated
+            | ImageError::Json(_)
+            | ImageError::NotBase64 { .. } => Reason::Malformed,
         };
         RowError {
             reason,

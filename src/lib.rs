@@ -8,7 +8,7 @@ pub mod record;
 pub mod text;
 
 pub mod bundle;
-pub mod picture;
+pub mod image;
 
 pub mod decode;
 

@@ -85,7 +85,7 @@ impl Budget {
     ///
     /// # Errors
     /// Too little is left to work with.
-    pub fn divide(limit: Limit, base: Base, pictures: bool) -> Result<Budget, TooLittle> {
+    pub fn divide(limit: Limit, base: Base, images: bool) -> Result<Budget, TooLittle> {
         // For stacks, sockets, logging, and memory that the allocator cannot give back.
         let margin = limit.bytes / 12;
         let taken = base.resident + base.model + margin;
@@ -98,7 +98,7 @@ impl Budget {
             });
         }
         let percent = |share: u64| rest / 100 * share;
-        let (fetch, in_flight, decoding, recent) = match pictures {
+        let (fetch, in_flight, decoding, recent) = match images {
             true => (25, 20, 40, 10),
             false => (50, 30, 0, 15),
         };
@@ -169,11 +169,11 @@ mod tests {
     #[test]
     fn the_shares_fit_into_the_limit() {
         for mib in [280, 512, 1024, 4096, 1 << 20] {
-            for pictures in [false, true] {
-                let budget = Budget::divide(limit(mib), BASE, pictures).unwrap();
+            for images in [false, true] {
+                let budget = Budget::divide(limit(mib), BASE, images).unwrap();
                 let shares: u64 = budget.shares()[1..].iter().map(|(_, bytes)| bytes).sum();
                 assert!(shares < budget.limit.bytes, "{budget:?}");
-                assert_eq!(budget.decoding > 0, pictures);
+                assert_eq!(budget.decoding > 0, images);
                 assert!(budget.batches() > 3 * MIB, "{budget:?}");
             }
         }

@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::batch::Kept;
+use crate::batch::StoredRecord;
 use crate::dead_letter::DeadLetter;
 pub use crate::dead_letter::OMITTED;
 use crate::decode::Reason;
-use crate::record::{OwnedHeader, Source, header};
+use crate::record::{Origin, OwnedHeader, header};
 use crate::verdict::Verdict;
 pub use carried::{MOST_LEVELS, unreadable};
 
@@ -29,7 +29,7 @@ pub struct Message {
 /// The record that a message is about, and what the message is to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct About {
-    pub source: Source,
+    pub source: Origin,
     pub kind: Kind,
 }
 
@@ -37,7 +37,7 @@ pub struct About {
 pub enum Kind {
     Verdict,
     DeadLetter(Reason),
-    /// A picture that a verdict points to.
+    /// An image that a verdict points to.
     Map,
     /// Itself, from a file.
     Record,
@@ -45,7 +45,7 @@ pub enum Kind {
 
 /// The model as a verdict names it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Model {
+pub struct ModelId {
     pub name: String,
     pub version: String,
     pub sha256: String,
@@ -56,8 +56,8 @@ struct Body<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     time: Option<&'a str>,
-    source: &'a Source,
-    model: &'a Model,
+    source: &'a Origin,
+    model: &'a ModelId,
     #[serde(flatten)]
     verdict: &'a Verdict<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,14 +65,14 @@ struct Body<'a> {
 }
 
 /// Says where the record came from and who judged it.
-pub fn verdict_id(model: &Model, topic: &str, record: Kept<'_>) -> String {
+pub fn verdict_id(model: &ModelId, topic: &str, record: StoredRecord<'_>) -> String {
     let (partition, offset) = (record.from.partition, record.offset);
     format!("{topic}-{partition}-{offset}@{}", &model.sha256[..8])
 }
 
 /// A record of a file.
 pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
-    let source = Source {
+    let source = Origin {
         topic: String::new(),
         partition: 0,
         offset: 0,
@@ -88,7 +88,7 @@ pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
 }
 
 /// A map of a verdict, a PNG, as a message of its own with the key `key`.
-pub fn media_message(source: Source, key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
+pub fn media_message(source: Origin, key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
     let kind = Kind::Map;
     Message {
         about: About { source, kind },
@@ -103,9 +103,9 @@ pub fn media_message(source: Source, key: &str, png: &[u8], timestamp_ms: Option
 /// give the same bytes: the id says where the record came from and who judged it, the time is the record's own.
 /// `record_json` is the record, if the verdict is to carry it.
 pub fn verdict_message(
-    model: &Model,
+    model: &ModelId,
     topic: &str,
-    record: Kept<'_>,
+    record: StoredRecord<'_>,
     verdict: &Verdict<'_>,
     record_json: Option<&RawValue>,
 ) -> Message {
@@ -177,8 +177,8 @@ mod tests {
     use crate::decode::RowError;
     use crate::verdict::{Attribution, Explanation, Observation, Place, Severity, Shown, Size};
 
-    fn model() -> Model {
-        Model {
+    fn model() -> ModelId {
+        ModelId {
             name: "payments".into(),
             version: "3".into(),
             sha256: "9f2c61aa00".into(),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn message(include_record: bool) -> Message {
-        let record = Kept {
+        let record = StoredRecord {
             from: TopicPartition {
                 topic: 0,
                 partition: 3,
@@ -262,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_on_a_picture_is_the_documented_json() {
+    fn a_verdict_on_an_image_is_the_documented_json() {
         let shown = |place| Shown {
             content_type: "image/png",
             width: 64,
             height: 32,
             place,
         };
-        let regions = [crate::picture::Region {
+        let regions = [crate::image::Region {
             x: 1,
             y: 2,
             width: 3,
@@ -284,8 +284,8 @@ mod tests {
             threshold: 1.0,
             segment: None,
             severity: Some(Severity::Warning),
-            explanation: Explanation::Picture {
-                picture: Size {
+            explanation: Explanation::Image {
+                image: Size {
                     width: 4000,
                     height: 3000,
                 },
@@ -294,7 +294,7 @@ mod tests {
                 reconstruction: Some(shown(Place::Uri("kafka://media?key=a".into()))),
             },
         };
-        let record = Kept {
+        let record = StoredRecord {
             from: TopicPartition {
                 topic: 0,
                 partition: 0,
@@ -331,7 +331,7 @@ mod tests {
     fn only_a_letter_that_stands_for_a_batch_says_so() {
         for (reason, says_so) in [(Reason::Malformed, false), (Reason::TooLarge, true)] {
             let message = dead_letter_message(DeadLetter {
-                source: Source {
+                source: Origin {
                     topic: "in".to_owned(),
                     partition: 0,
                     offset: 1,
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn a_dead_letter_keeps_what_came_and_says_why() {
         let letter = DeadLetter {
-            source: Source {
+            source: Origin {
                 topic: "payments".into(),
                 partition: 1,
                 offset: 7,

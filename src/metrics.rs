@@ -40,7 +40,7 @@ pub const CLEARED: &str = "cleared";
 pub const PASSED: &str = "passed";
 pub const SCREENS: [&str; 2] = [PASSED, CLEARED];
 /// Whether the record is scored whatever the screen says.
-pub const AUDITED: [&str; 2] = ["false", "true"];
+pub const AUDITED_LABELS: [&str; 2] = ["false", "true"];
 
 /// Outcomes of a transaction.
 pub const COMMITTED: &str = "committed";
@@ -311,7 +311,7 @@ impl Metrics {
             memory_decoding_bytes: gauge(
                 r,
                 "memory_decoding_bytes",
-                "Bytes set aside for pictures that are decoded and scored now, when the last one was begun.",
+                "Bytes set aside for images that are decoded and scored now, when the last one was begun.",
             ),
             memory_decompressed_bytes: gauge(
                 r,
@@ -381,7 +381,7 @@ impl Metrics {
             self.dead_letters.with_label_values(&[reason.as_str()]);
         }
         for screen in SCREENS {
-            for audited in AUDITED {
+            for audited in AUDITED_LABELS {
                 self.screen_records.with_label_values(&[screen, audited]);
             }
             self.screen_audited_anomalies.with_label_values(&[screen]);

@@ -23,7 +23,7 @@ pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
-use crate::config::{Inference, Provider};
+use crate::config::{InferenceSettings, Provider};
 
 /// Why a bundle could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,11 @@ pub struct Loaded {
 ///
 /// # Errors
 /// [`LoadError::Bundle`] with every fault of files, graph and golden records at once; the others if the bundle is not at fault.
-pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loaded, LoadError> {
+pub fn load(
+    dir: &Path,
+    inference: &InferenceSettings,
+    max_records: usize,
+) -> Result<Loaded, LoadError> {
     load_unless(dir, inference, max_records, &Interrupt::default())
 }
 
@@ -62,7 +66,7 @@ pub fn load(dir: &Path, inference: &Inference, max_records: usize) -> Result<Loa
 /// As [`load`], and [`ScorerError::Interrupted`] or ONNX Runtime's own error when interrupted.
 pub fn load_unless(
     dir: &Path,
-    inference: &Inference,
+    inference: &InferenceSettings,
     max_records: usize,
     interrupt: &Interrupt,
 ) -> Result<Loaded, LoadError> {

@@ -5,7 +5,7 @@
 //!    ^------------------------------- finished batches, reused -------------------------------|
 //! ```
 //!
-//! Pictures are decoded between intake and workers, on threads of their own.
+//! Images are decoded between intake and workers, on threads of their own.
 //!
 //! There are `in_flight` batches and no more, so every channel is bounded. Workers finish in any order; the publisher
 //! puts batches back into the order of their sequence, so each partition's verdicts keep its order. The intake alone
@@ -19,7 +19,7 @@ mod judging;
 mod map_files;
 mod maps;
 mod media_folder;
-mod pictures;
+mod images;
 mod publish;
 mod screening;
 mod serving;
@@ -36,7 +36,7 @@ use crossbeam_channel::bounded;
 use crate::config;
 use crate::decode::Decoder;
 use crate::kafka::{KafkaError, Sink, Source};
-use crate::message::Model;
+use crate::message::ModelId;
 use crate::metrics::{Metrics, RELOADED};
 use crate::onnx::ScorerError;
 use crate::recent::Recent;
@@ -62,8 +62,8 @@ pub struct RunParts {
 
 /// What stays the same when another model takes over.
 pub struct RunContext {
-    pub batch: config::Batch,
-    pub output: config::Output,
+    pub batch: config::BatchSettings,
+    pub output: config::OutputSettings,
     /// How long a transaction collects; only with exactly-once.
     pub transaction_window: Option<Duration>,
     pub drain_timeout: Duration,
@@ -105,7 +105,7 @@ pub enum PipelineError {
 
 impl PipelineError {
     /// Names the model that fails.
-    fn of(self, model: &Model) -> PipelineError {
+    fn of(self, model: &ModelId) -> PipelineError {
         match self {
             PipelineError::Scorer(error) => PipelineError::Model {
                 name: model.name.clone(),

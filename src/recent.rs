@@ -19,7 +19,7 @@ pub struct Anomaly {
     /// The published JSON.
     pub verdict: Arc<[u8]>,
     /// The payload with the image, while there is room for it.
-    pub picture: Option<Arc<[u8]>>,
+    pub image: Option<Arc<[u8]>>,
 }
 
 /// A query for anomalies.
@@ -35,10 +35,10 @@ pub struct Wanted {
 
 /// Shared by the publisher, which adds, and HTTP, which reads.
 #[derive(Debug, Clone, Default)]
-pub struct Recent(Arc<Mutex<Kept>>);
+pub struct Recent(Arc<Mutex<Entries>>);
 
 #[derive(Debug)]
-struct Kept {
+struct Entries {
     /// Most bytes of verdicts, and of images.
     most: usize,
     /// Oldest first, numbered consecutively.
@@ -46,20 +46,20 @@ struct Kept {
     /// The number of the oldest anomaly.
     first: u64,
     verdict_bytes: usize,
-    picture_bytes: usize,
+    image_bytes: usize,
     /// Anomalies with a lower number have no image any more.
-    pictures_from: u64,
+    images_from: u64,
 }
 
-impl Default for Kept {
-    fn default() -> Kept {
-        Kept {
+impl Default for Entries {
+    fn default() -> Entries {
+        Entries {
             most: MOST_BYTES,
             anomalies: VecDeque::new(),
             first: 0,
             verdict_bytes: 0,
-            picture_bytes: 0,
-            pictures_from: 0,
+            image_bytes: 0,
+            images_from: 0,
         }
     }
 }
@@ -69,9 +69,9 @@ impl Recent {
     pub fn within(bytes: u64) -> Recent {
         // A fifth is for lists and allocator overhead; verdicts and images get half of the rest each.
         let most = usize::try_from(bytes / 5 * 2).unwrap_or(usize::MAX);
-        let kept = Kept {
+        let kept = Entries {
             most,
-            ..Kept::default()
+            ..Entries::default()
         };
         Recent(Arc::new(Mutex::new(kept)))
     }
@@ -108,16 +108,16 @@ impl Recent {
         kept.anomalies.get(usize::try_from(place).ok()?).cloned()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         // A panic cannot leave an anomaly incomplete.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl Entries {
     fn add(&mut self, anomaly: Anomaly) {
         self.verdict_bytes += anomaly.verdict.len();
-        self.picture_bytes += anomaly.picture.as_ref().map_or(0, |p| p.len());
+        self.image_bytes += anomaly.image.as_ref().map_or(0, |p| p.len());
         self.anomalies.push_back(anomaly);
         while self.anomalies.len() > MOST || self.verdict_bytes > self.most {
             let Some(oldest) = self.anomalies.pop_front() else {
@@ -125,14 +125,14 @@ impl Kept {
             };
             self.first += 1;
             self.verdict_bytes -= oldest.verdict.len();
-            self.picture_bytes -= oldest.picture.map_or(0, |p| p.len());
+            self.image_bytes -= oldest.image.map_or(0, |p| p.len());
         }
-        self.pictures_from = self.pictures_from.max(self.first);
-        while self.picture_bytes > self.most {
-            let place = (self.pictures_from - self.first) as usize;
-            let picture = self.anomalies[place].picture.take();
-            self.picture_bytes -= picture.map_or(0, |p| p.len());
-            self.pictures_from += 1;
+        self.images_from = self.images_from.max(self.first);
+        while self.image_bytes > self.most {
+            let place = (self.images_from - self.first) as usize;
+            let image = self.anomalies[place].image.take();
+            self.image_bytes -= image.map_or(0, |p| p.len());
+            self.images_from += 1;
         }
     }
 }
@@ -141,12 +141,12 @@ impl Kept {
 mod tests {
     use super::*;
 
-    fn anomaly(i: usize, verdict: usize, picture: usize) -> Anomaly {
+    fn anomaly(i: usize, verdict: usize, image: usize) -> Anomaly {
         Anomaly {
             severity: Severity::ALL[i % 2],
             judged_ms: i as i64,
             verdict: vec![b'x'; verdict].into(),
-            picture: (picture > 0).then(|| vec![0; picture].into()),
+            image: (image > 0).then(|| vec![0; image].into()),
         }
     }
 
@@ -196,24 +196,24 @@ mod tests {
             recent.add(anomaly(i, 1 << 20, 4 << 20));
         }
         let all = recent.find(wanted());
-        let pictures = all.iter().filter(|(_, a)| a.picture.is_some()).count();
-        assert_eq!((all.len(), pictures), (8, 2));
+        let images = all.iter().filter(|(_, a)| a.image.is_some()).count();
+        assert_eq!((all.len(), images), (8, 2));
     }
 
     #[test]
-    fn bytes_are_bounded_and_pictures_go_first() {
+    fn bytes_are_bounded_and_images_go_first() {
         let recent = Recent::default();
         for i in 0..40 {
             recent.add(anomaly(i, 1 << 20, 4 << 20));
         }
         let with = |recent: &Recent| {
             let all = recent.find(wanted());
-            let pictures = all.iter().filter(|(_, a)| a.picture.is_some()).count();
-            (all.len(), pictures)
+            let images = all.iter().filter(|(_, a)| a.image.is_some()).count();
+            (all.len(), images)
         };
         assert_eq!(with(&recent), (40, 16));
         assert!(
-            recent.get(40).unwrap().picture.is_some(),
+            recent.get(40).unwrap().image.is_some(),
             "the newest keep theirs"
         );
         for i in 0..40 {

@@ -27,15 +27,15 @@ pub struct Record<'m> {
 
 /// Where a record came from. With the model's fingerprint it makes the id of a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Source {
+pub struct Origin {
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
 }
 
 impl Record<'_> {
-    pub fn source(&self) -> Source {
-        Source {
+    pub fn source(&self) -> Origin {
+        Origin {
             topic: self.topic.to_owned(),
             partition: self.partition,
             offset: self.offset,

@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::bundle::SegmentBy;
+use crate::image::ImageReader;
 use crate::memory::Room;
-use crate::message::Model;
+use crate::message::ModelId;
 use crate::metrics::Metrics;
-use crate::picture::ImageReader;
 
 /// The progress of a partition. Offsets are those of the next record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
 /// The model in force, as shown to clients.
 #[derive(Clone, Debug)]
 pub struct InForce {
-    pub model: Model,
+    pub model: ModelId,
     pub provider: &'static str,
     /// The overall threshold.
     pub threshold: f32,

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-use crate::config::{LogFormat, Secrets, Telemetry, log_filter};
+use crate::config::{LogFormat, Secrets, TelemetrySettings, log_filter};
 use crate::text::escaped_lines;
 
 /// Texts that this process never prints. Global like the log itself, so that callers need not pass it around.
@@ -35,7 +35,7 @@ pub fn hide(text: &str) -> Cow<'_, str> {
 }
 
 /// Starts logging for the process; a second call changes nothing.
-pub fn init(telemetry: &Telemetry) {
+pub fn init(telemetry: &TelemetrySettings) {
     let filter = log_filter::parse(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
     // Without colours: an escape sequence in the log is then never ours.

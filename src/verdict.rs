@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::batch::Scores;
 use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine, SegmentBy, SegmentId};
-use crate::picture::{Finding, Region};
+use crate::image::{Finding, Region};
 
 /// Critical is what a normal record would do ten times less often than crossing the threshold.
 const CRITICAL_SHARE: f64 = 0.1;
@@ -107,9 +107,11 @@ pub enum Explanation<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         nearest_normal: Option<NearestNormal<'a>>,
     },
-    Picture {
-        picture: Size,
-        /// Where, in pixels of the upright picture before resizing; the largest share first.
+    Image {
+        /// `picture` on the wire: consumers read that name.
+        #[serde(rename = "picture")]
+        image: Size,
+        /// Where, in pixels of the upright image before resizing; the largest share first.
         regions: &'a [Region],
         #[serde(skip_serializing_if = "Option::is_none")]
         heatmap: Option<Shown>,
@@ -124,7 +126,7 @@ pub struct Size {
     pub height: usize,
 }
 
-/// A picture of ours in a verdict.
+/// An image of ours in a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shown {
     pub content_type: &'static str,
@@ -145,22 +147,22 @@ pub enum Place {
 }
 
 impl<'a> Verdict<'a> {
-    /// The features that add most to the score, largest first; none of a picture.
+    /// The features that add most to the score, largest first; none of an image.
     pub fn attributions(&self) -> &[Attribution<'a>] {
         match &self.explanation {
             Explanation::Features {
                 relevant_attribution,
                 ..
             } => relevant_attribution,
-            Explanation::Picture { .. } => &[],
+            Explanation::Image { .. } => &[],
         }
     }
 
-    /// Where in a picture.
+    /// Where in an image.
     pub fn regions(&self) -> &'a [Region] {
         match self.explanation {
             Explanation::Features { .. } => &[],
-            Explanation::Picture { regions, .. } => regions,
+            Explanation::Image { regions, .. } => regions,
         }
     }
 }
@@ -221,10 +223,10 @@ pub struct Scored<'b> {
 
 impl<'b> Scored<'b> {
     /// The outputs for `row`, which was scored as number `place`.
-    pub fn at(scores: &'b Scores, place: usize, row: &'b [f32]) -> Scored<'b> {
-        let columns = place * row.len()..(place + 1) * row.len();
+    pub fn at(scores: &'b Scores, index: usize, row: &'b [f32]) -> Scored<'b> {
+        let columns = index * row.len()..(index + 1) * row.len();
         Scored {
-            score: scores[place],
+            score: scores[index],
             row,
             residual: &scores.residuals[columns.clone()],
             reconstruction: &scores.reconstructions[columns],
@@ -362,16 +364,16 @@ impl Judge {
         self.verdict(scored.score, segment, explanation)
     }
 
-    /// The whole verdict on a picture, with what is to be shown of its maps.
-    pub fn judge_picture<'a>(
+    /// The whole verdict on an image, with what is to be shown of its maps.
+    pub fn judge_image<'a>(
         &'a self,
         score: f32,
         finding: &'a Finding,
         heatmap: Option<Shown>,
         reconstruction: Option<Shown>,
     ) -> Verdict<'a> {
-        let explanation = Explanation::Picture {
-            picture: Size {
+        let explanation = Explanation::Image {
+            image: Size {
                 width: finding.width,
                 height: finding.height,
             },

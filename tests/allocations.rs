@@ -13,7 +13,7 @@ use common::{payments, sample, wait_for};
 use residuald::config::Config;
 use residuald::kafka::embedded::EmbeddedBroker;
 use residuald::kafka::{Sink, Source};
-use residuald::message::Model;
+use residuald::message::ModelId;
 use residuald::metrics::Metrics;
 use residuald::onnx;
 use residuald::pipeline::{self, Bounds, PendingModel, RunContext, RunParts, Screening, Serving};
@@ -93,13 +93,13 @@ fn allocations_a_record(screen: &str) -> f64 {
     let serving = Serving {
         features: features.clone(),
         segment: None,
-        input: residuald::decode::Input::Json,
+        input: residuald::decode::RecordFormat::Json,
         decoding: residuald::memory::Room::of(0),
         scorers: loaded.scorers,
         screenings: screenings.collect(),
         judge,
         nearest: None,
-        model: Model {
+        model: ModelId {
             name: bundle.manifest.name.clone(),
             version: bundle.manifest.version.clone(),
             sha256: bundle.sha256.clone(),

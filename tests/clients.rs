@@ -343,7 +343,7 @@ fn requests_without_end_are_refused() {
         ("/anomalies?limit=18446744073709551615", 200),
         ("/anomalies/-1", 400),
         ("/anomalies/18446744073709551615", 404),
-        ("/anomalies/1/picture", 404),
+        ("/anomalies/1/image", 404),
     ] {
         assert_eq!(code("GET", path, "", ""), expected, "{path}");
     }

@@ -9,7 +9,7 @@ use common::process::{Daemon, scored};
 use common::{payments, sample, score_of};
 use residuald::batch::Scores;
 use residuald::bundle::Bundle;
-use residuald::config::Inference;
+use residuald::config::InferenceSettings;
 use residuald::decode::JsonDecoder;
 use residuald::kafka::embedded::EmbeddedBroker;
 use residuald::onnx::{self, Scorer};
@@ -18,7 +18,7 @@ const BATCHES: [usize; 10] = [1, 2, 7, 16, 17, 63, 64, 255, 256, 1000];
 const RECORDS: usize = 1000;
 
 fn load(workers: usize, max_records: usize) -> (Bundle, Vec<Scorer>) {
-    let inference = Inference::on_cpu(workers);
+    let inference = InferenceSettings::on_cpu(workers);
     let loaded = onnx::load(&payments(), &inference, max_records).unwrap();
     assert_eq!(loaded.scorers.len(), workers);
     (loaded.bundle, loaded.scorers)

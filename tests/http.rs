@@ -39,7 +39,7 @@ fn the_token_is_wanted_for_all_but_the_probes() {
         "/events",
         "/anomalies",
         "/anomalies/1",
-        "/anomalies/1/picture",
+        "/anomalies/1/image",
         "//",
         "/livez/",
         "/readyz/../status",

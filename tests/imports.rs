@@ -28,7 +28,7 @@ fn layer(module: &str) -> Option<Layer> {
     Some(match module {
         "clip" | "record" | "text" => Layer::Pure(0),
         "bundle" => Layer::Pure(1),
-        "picture" => Layer::Pure(2),
+        "image" => Layer::Pure(2),
         "decode" => Layer::Pure(3),
         "dead_letter" => Layer::Pure(4),
         "batch" => Layer::Pure(5),
@@ -572,7 +572,7 @@ fn what_is_allowed_passes() {
         ),
         (
             "kafka/mod.rs",
-            "use crate::config::Kafka;\nuse rdkafka::ClientConfig;",
+            "use crate::config::KafkaSettings;\nuse rdkafka::ClientConfig;",
         ),
         (
             "telemetry.rs",

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use image::codecs::webp::WebPEncoder;
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
-use residuald::picture::{FIELD, ImageReader, Limits, PictureError};
+use residuald::image::{FIELD, ImageError, ImageReader, Limits};
 
 struct Weighing;
 
@@ -176,7 +176,7 @@ fn no_picture_takes_more_than_its_header_says() {
             };
             let refused = self::reader(channels, tiles, limits).read(&bytes);
             assert!(
-                matches!(refused, Err(PictureError::OverShare { .. })),
+                matches!(refused, Err(ImageError::OverShare { .. })),
                 "{name}"
             );
         }

@@ -19,7 +19,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{IoBinding, Session};
 use ort::value::{DynTensor, TensorElementType, ValueType};
 use residuald::batch::Scores;
-use residuald::config::{Inference, Provider};
+use residuald::config::{InferenceSettings, Provider};
 use residuald::onnx::{self, ImageScores, Scorer};
 
 /// Any error in words: those of `ort` may not cross threads.
@@ -150,14 +150,14 @@ fn scorer(arguments: &Arguments) -> Result<(), Error> {
     if arguments.graph.is_some() {
         return Err("--way scorer takes the bundle's own graph".into());
     }
-    let inference = Inference {
+    let inference = InferenceSettings {
         provider: match arguments.provider {
             On::Cpu => Provider::Cpu,
             On::Cuda => Provider::Cuda,
             On::Tensorrt => Provider::TensorRt,
         },
         device_memory: arguments.memory,
-        ..Inference::on_cpu(arguments.sessions)
+        ..InferenceSettings::on_cpu(arguments.sessions)
     };
     for &batch in &arguments.batches {
         let loaded = onnx::load(&arguments.bundle, &inference, batch)?;

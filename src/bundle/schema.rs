@@ -80,7 +80,7 @@ mod tests {
         serde_json::from_value(json!({"kind": "tabular", "features": features})).unwrap()
     }
 
-    fn picture(side: usize) -> ModelInput {
+    fn image(side: usize) -> ModelInput {
         let input = json!({"kind": "image", "height": side, "width": side, "channels": 1, "resize": "bilinear"});
         serde_json::from_value(input).unwrap()
     }
@@ -104,7 +104,7 @@ mod tests {
         for (old, new) in [
             (in_force(), new),
             (in_force(), in_force()),
-            (picture(8), picture(16)),
+            (image(8), image(16)),
         ] {
             assert_eq!(incompatibilities(&old, &new), Vec::<String>::new());
         }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn another_schema_is_not() {
         for (new, said) in [
-            (picture(8), "reads images"),
+            (image(8), "reads images"),
             (
                 table(json!([{"name": "x", "path": "x", "type": "number", "missing": "impute"}])),
                 "no field",
@@ -148,6 +148,6 @@ mod tests {
             let found = incompatibilities(&in_force(), &new).join("; ");
             assert!(found.contains(said), "{said} not in {found}");
         }
-        assert_eq!(incompatibilities(&picture(8), &in_force()).len(), 1);
+        assert_eq!(incompatibilities(&image(8), &in_force()).len(), 1);
     }
 }

@@ -13,10 +13,10 @@ use serde_json::json;
 
 use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
-use crate::config::{Config, Inference};
-use crate::decode::{Decoder, Input, Reason, RowError};
+use crate::config::{Config, InferenceSettings};
+use crate::decode::{Decoder, Reason, RecordFormat, RowError};
 use crate::kafka::history::{Ended, History};
-use crate::message::{Model, verdict_message};
+use crate::message::{ModelId, verdict_message};
 use crate::onnx::Nearest;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -134,8 +134,8 @@ struct Side {
     dir: PathBuf,
     judge: Judge,
     nearest: Option<Nearest>,
-    model: Model,
-    input: Input,
+    model: ModelId,
+    input: RecordFormat,
     decoder: Decoder,
     scoring: Scoring,
     tally: Tally,
@@ -150,7 +150,7 @@ struct Side {
 impl Side {
     fn load(dir: &Path, arguments: &Arguments, config: Option<&Config>) -> Result<Side, Failure> {
         let inference = match config {
-            Some(config) => Inference {
+            Some(config) => InferenceSettings {
                 workers: all_cores().workers,
                 ..config.inference.clone()
             },

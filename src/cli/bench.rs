@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::batch::Scores;
 use crate::bundle::{Bundle, manifest::ModelInput};
-use crate::config::{Config, Inference, Provider};
+use crate::config::{Config, InferenceSettings, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
 use crate::kafka::embedded::{EmbeddedBroker, FETCH_WAIT, capacity};
@@ -253,9 +253,9 @@ impl Bench {
     }
 
     fn loaded(&self) -> Result<model::Loaded, Failure> {
-        let inference = Inference {
+        let inference = InferenceSettings {
             provider: self.provider,
-            ..Inference::on_cpu(self.sessions)
+            ..InferenceSettings::on_cpu(self.sessions)
         };
         model::load(&self.bundle, &inference, self.batch, default_rule)
     }
@@ -264,7 +264,7 @@ impl Bench {
     fn consume(&self) -> Result<Cost, Failure> {
         let (config, _broker) = self.backlog("off")?;
         let others = cpu::threads();
-        let model = crate::message::Model {
+        let model = crate::message::ModelId {
             name: String::new(),
             version: String::new(),
             sha256: String::new(),
@@ -321,7 +321,7 @@ impl Bench {
         let loaded = self.loaded()?;
         // Records that fail to decode are part of the cost.
         if let ModelInput::Image(pixels) = loaded.bundle.manifest.input {
-            let reader = input::pictures(pixels);
+            let reader = input::images(pixels);
             let meter = Meter::start(&[]);
             for payload in self.payloads() {
                 let _ = reader.read(payload);
@@ -362,18 +362,18 @@ impl Bench {
     /// The sample, decoded.
     fn rows(&self, bundle: &Bundle) -> Result<Rows, Failure> {
         if let ModelInput::Image(pixels) = bundle.manifest.input {
-            let reader = input::pictures(pixels);
+            let reader = input::images(pixels);
             let read = self
                 .sample
                 .iter()
                 .filter_map(|e| reader.read(&e.payload).ok());
-            let pictures: Vec<Vec<u8>> = read.map(|picture| picture.rows).collect();
-            if pictures.is_empty() {
+            let images: Vec<Vec<u8>> = read.map(|image| image.rows).collect();
+            if images.is_empty() {
                 return Err(Failure::data(
                     "no record of the sample is an image that can be decoded",
                 ));
             }
-            return Ok(Rows::Pictures(pictures));
+            return Ok(Rows::Images(images));
         }
         let mut decoder = JsonDecoder::new(bundle.features());
         let mut values = Vec::new();
@@ -477,7 +477,7 @@ enum Rows {
     /// [records, width].
     Table { values: Vec<f32>, width: usize },
     /// One uint8 tensor [tiles, height, width, channels] per image.
-    Pictures(Vec<Vec<u8>>),
+    Images(Vec<Vec<u8>>),
 }
 
 fn score_share(
@@ -488,11 +488,11 @@ fn score_share(
 ) -> Result<(), Failure> {
     let (values, width) = match rows {
         Rows::Table { values, width } => (values, *width),
-        Rows::Pictures(pictures) => {
+        Rows::Images(images) => {
             let mut seen = ImageScores::default();
-            for picture in pictures.iter().cycle().take(records) {
+            for image in images.iter().cycle().take(records) {
                 seen.clear();
-                scorer.score_pixels(picture, &mut seen)?;
+                scorer.score_pixels(image, &mut seen)?;
             }
             return Ok(());
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::bundle::{Bundle, ModelInput, Pixels};
-use crate::config::{Config, Inference};
+use crate::config::{Config, InferenceSettings};
 use crate::http::Tls;
 use crate::kafka;
 use crate::kafka::probe::Findings;
@@ -50,7 +50,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(dir) = &arguments.bundle {
-        let inference = Inference::on_cpu(1);
+        let inference = InferenceSettings::on_cpu(1);
         // Any bundle supports this quantile: without settings there is no threshold to check.
         let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
         report(arguments, &loaded, None, None, None);
@@ -78,7 +78,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
     media_folder::checked(&config.output)?;
     let tls = config.http.tls.clone().map(Tls::load).transpose();
     tls.map_err(Failure::config)?;
-    let inference = Inference {
+    let inference = InferenceSettings {
         workers: 1,
         ..config.inference.clone()
     };

@@ -68,7 +68,7 @@ struct Selection {
 
 /// The selected letters of a topic, and what was done with them so far.
 struct Survey {
-    kafka: config::Kafka,
+    kafka: config::KafkaSettings,
     topic: String,
     filter: Filter,
     /// The letters that match.
@@ -109,7 +109,7 @@ impl Selection {
     /// unless `quiet`, and prints notes about the range.
     fn survey(
         &self,
-        kafka: &config::Kafka,
+        kafka: &config::KafkaSettings,
         topic: &str,
         to_topic: Option<String>,
         quiet: bool,

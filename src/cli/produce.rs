@@ -114,13 +114,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// The connection without the daemon's transactional.id, with which `produce` would fence the daemon.
-fn of_a_tool(kafka: config::Kafka) -> config::Kafka {
+fn of_a_tool(kafka: config::KafkaSettings) -> config::KafkaSettings {
     let mut producer = ClientSettings::default();
     let others = kafka.producer.iter();
     for (name, value) in others.filter(|(name, _)| *name != "transactional.id") {
         producer.set(name, value);
     }
-    config::Kafka {
+    config::KafkaSettings {
         guarantee: Guarantee::AtLeastOnce,
         producer,
         ..kafka

@@ -12,10 +12,10 @@ use serde_json::json;
 use crate::bundle::{Calibration, ModelInput, SegmentId};
 use crate::config::Provider;
 use crate::dataset;
-use crate::decode::{Decoder, Input as Format, Reason, RowError};
+use crate::decode::{Decoder, Reason, RecordFormat, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
+use crate::image::ImageReader;
 use crate::onnx::Nearest;
-use crate::picture::ImageReader;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Verdict};
 
@@ -177,7 +177,7 @@ struct Run {
     rows: Vec<f32>,
     segments: Vec<Option<SegmentId>>,
     /// The current chunk of a bundle that reads images: record number, label and payload.
-    pictures: Vec<(u64, Option<bool>, Vec<u8>)>,
+    images: Vec<(u64, Option<bool>, Vec<u8>)>,
     numbers: Vec<u64>,
 }
 
@@ -185,10 +185,10 @@ impl Run {
     fn new(loaded: Loaded, out: Option<Box<dyn Write>>, top: usize) -> Run {
         let features = loaded.bundle.features();
         Run {
-            decoder: Decoder::new(features, Format::Json, loaded.segment()),
+            decoder: Decoder::new(features, RecordFormat::Json, loaded.segment()),
             reader: match loaded.bundle.manifest.input {
                 ModelInput::Tabular { .. } => None,
-                ModelInput::Image(pixels) => Some(input::pictures(pixels)),
+                ModelInput::Image(pixels) => Some(input::images(pixels)),
             },
             scoring: Scoring::new(loaded.scorers, features.len()),
             judge: loaded.judge,
@@ -202,7 +202,7 @@ impl Run {
             highest: Highest::new(top),
             rows: Vec::new(),
             segments: Vec::new(),
-            pictures: Vec::new(),
+            images: Vec::new(),
             numbers: Vec::new(),
         }
     }
@@ -213,8 +213,8 @@ impl Run {
             self.records += 1;
             let problem = match next {
                 Ok(example) if self.reader.is_some() => {
-                    let picture = (self.records, example.label, example.payload);
-                    self.pictures.push(picture);
+                    let image = (self.records, example.label, example.payload);
+                    self.images.push(image);
                     None
                 }
                 Ok(example) => match self.decode(&example) {
@@ -234,7 +234,7 @@ impl Run {
                 let line = json!({"record": self.records, "reason": reason, "error": detail});
                 write_line(&mut self.out, &line)?;
             }
-            if self.numbers.len() == CHUNK || self.pictures.len() == PICTURES {
+            if self.numbers.len() == CHUNK || self.images.len() == PICTURES {
                 self.score_chunk()?;
                 bar.set_position(data.progress().done);
             }
@@ -251,14 +251,14 @@ impl Run {
 
     fn score_chunk(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
-            let pictures = std::mem::take(&mut self.pictures);
-            let payloads: Vec<&[u8]> = pictures.iter().map(|(.., p)| p.as_slice()).collect();
+            let images = std::mem::take(&mut self.images);
+            let payloads: Vec<&[u8]> = images.iter().map(|(.., p)| p.as_slice()).collect();
             let threshold = self.judge.threshold;
             let judged = self
                 .scoring
-                .score_pictures(reader, &payloads, threshold, REASONS)?;
-            for ((record, label, _), judged) in pictures.iter().zip(judged) {
-                self.take_picture(*record, *label, judged)?;
+                .score_images(reader, &payloads, threshold, REASONS)?;
+            for ((record, label, _), judged) in images.iter().zip(judged) {
+                self.take_image(*record, *label, judged)?;
             }
             return Ok(());
         }
@@ -317,7 +317,7 @@ impl Run {
     }
 
     /// Leaves out the maps: a file of verdicts has no place for them.
-    fn take_picture(
+    fn take_image(
         &mut self,
         record: u64,
         label: Option<bool>,
@@ -334,7 +334,7 @@ impl Run {
         self.scores.push(score);
         self.labels.push(label);
         self.flagged.push(self.judge.is_anomaly(score, None));
-        let verdict = self.judge.judge_picture(score, &finding, None, None);
+        let verdict = self.judge.judge_image(score, &finding, None, None);
         let line = Line {
             record,
             label,

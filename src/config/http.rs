@@ -7,7 +7,7 @@ use super::secret::Secret;
 use super::settings::Settings;
 
 #[derive(Debug, Clone)]
-pub struct Http {
+pub struct HttpSettings {
     pub listen: SocketAddr,
     /// `None` for plain HTTP.
     pub tls: Option<TlsFiles>,
@@ -23,8 +23,8 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-impl Http {
-    pub(super) fn parse(s: &mut Settings) -> Http {
+impl HttpSettings {
+    pub(super) fn parse(s: &mut Settings) -> HttpSettings {
         let listen = s.text("http.listen");
         let listen = listen.parse().unwrap_or_else(|_| {
             s.problem(format!(
@@ -47,6 +47,6 @@ impl Http {
             }
         };
         let token = s.secret("http.token");
-        Http { listen, tls, token }
+        HttpSettings { listen, tls, token }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::settings::Settings;
 
 #[derive(Debug, Clone)]
-pub struct Inference {
+pub struct InferenceSettings {
     pub provider: Provider,
     pub fallback: bool,
     /// At least 1.
@@ -19,10 +19,10 @@ pub struct Inference {
     pub engine_cache: Option<PathBuf>,
 }
 
-impl Inference {
-    pub(super) fn parse(s: &mut Settings) -> Inference {
+impl InferenceSettings {
+    pub(super) fn parse(s: &mut Settings) -> InferenceSettings {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Inference {
+        InferenceSettings {
             provider: s
                 .choice(
                     "inference.provider",
@@ -45,8 +45,8 @@ impl Inference {
         }
     }
 
-    pub fn on_cpu(workers: usize) -> Inference {
-        Inference {
+    pub fn on_cpu(workers: usize) -> InferenceSettings {
+        InferenceSettings {
             provider: Provider::Cpu,
             fallback: false,
             workers,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::secret::Secret;
 use super::settings::Settings;
-use crate::picture::Limits;
+use crate::image::Limits;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum InputSettings {
@@ -156,21 +156,21 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
 
 /// How images arrive, for a bundle that reads them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pictures {
+pub struct ImageSettings {
     /// Dotted path of the image in a JSON object.
     pub field: String,
     pub limits: Limits,
 }
 
-impl Pictures {
-    pub(super) fn parse(s: &mut Settings) -> Pictures {
+impl ImageSettings {
+    pub(super) fn parse(s: &mut Settings) -> ImageSettings {
         let field = s.text("input.image_field");
         if field.split('.').any(str::is_empty) {
             s.problem(format!(
                 "input.image_field = \"{field}\": expected a name, or names with dots between them"
             ));
         }
-        Pictures {
+        ImageSettings {
             field,
             limits: Limits {
                 bytes: s.integer("input.max_image_bytes", 1, 1 << 30),

@@ -22,7 +22,7 @@ const RESERVED: [&str; 8] = [
 ];
 
 #[derive(Debug, Clone)]
-pub struct Kafka {
+pub struct KafkaSettings {
     pub brokers: String,
     pub topics: Vec<String>,
     pub group_id: String,
@@ -54,10 +54,10 @@ impl Guarantee {
     }
 }
 
-impl Kafka {
-    pub(super) fn parse(s: &mut Settings) -> Kafka {
+impl KafkaSettings {
+    pub(super) fn parse(s: &mut Settings) -> KafkaSettings {
         let window = s.duration("kafka.transaction_window");
-        let kafka = Kafka {
+        let kafka = KafkaSettings {
             brokers: s.text("kafka.brokers"),
             topics: s.texts(
                 "kafka.topics",
@@ -86,7 +86,7 @@ impl Kafka {
 }
 
 /// Checks librdkafka's settings against the delivery guarantee.
-fn check_delivery(kafka: &Kafka, s: &mut Settings) {
+fn check_delivery(kafka: &KafkaSettings, s: &mut Settings) {
     let find = |name| {
         let own = [&kafka.producer, &kafka.consumer, &kafka.client];
         own.into_iter().find_map(|settings| settings.get(name))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::settings::Effective;
-use super::{Config, ConfigError, Output, ScreenMode, Telemetry};
+use super::{Config, ConfigError, OutputSettings, ScreenMode, TelemetrySettings};
 
 /// A key, or a section with its dot. All others need a restart: connections, topics, threads and allocations depend on them.
 const LIVE: [&str; 11] = [
@@ -43,14 +43,14 @@ impl Config {
             inference: new.inference,
             screen: new.screen,
             threshold: new.threshold,
-            pictures: new.pictures,
-            output: Output {
+            images: new.images,
+            output: OutputSettings {
                 include_record: new.output.include_record,
                 attributions: new.output.attributions,
                 inline_limit: new.output.inline_limit,
                 ..self.output.clone()
             },
-            telemetry: Telemetry {
+            telemetry: TelemetrySettings {
                 log_level: new.telemetry.log_level,
                 ..self.telemetry.clone()
             },

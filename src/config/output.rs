@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::settings::Settings;
 
 #[derive(Debug, Clone)]
-pub struct Output {
+pub struct OutputSettings {
     pub anomalies_topic: String,
     pub scores_topic: Option<String>,
     pub dead_letter_topic: String,
@@ -17,9 +17,9 @@ pub struct Output {
     pub media: Option<Media>,
 }
 
-impl Output {
-    pub(super) fn parse(s: &mut Settings) -> Output {
-        Output {
+impl OutputSettings {
+    pub(super) fn parse(s: &mut Settings) -> OutputSettings {
+        OutputSettings {
             anomalies_topic: s.text("output.anomalies_topic"),
             scores_topic: s.optional_text("output.scores_topic"),
             dead_letter_topic: s.text("output.dead_letter_topic"),

@@ -4,13 +4,13 @@ use super::log_filter;
 use super::settings::Settings;
 
 #[derive(Debug, Clone)]
-pub struct Telemetry {
+pub struct TelemetrySettings {
     pub log_level: String,
     pub log_format: LogFormat,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Traces {
+pub struct TraceSettings {
     /// An OpenTelemetry collector, without `/v1/traces`.
     pub endpoint: String,
     /// Share of the records without a trace that get one, in [0, 1].
@@ -23,9 +23,9 @@ pub enum LogFormat {
     Json,
 }
 
-impl Telemetry {
-    pub(super) fn parse(s: &mut Settings) -> Telemetry {
-        let telemetry = Telemetry {
+impl TelemetrySettings {
+    pub(super) fn parse(s: &mut Settings) -> TelemetrySettings {
+        let telemetry = TelemetrySettings {
             log_level: s.text("telemetry.log_level"),
             log_format: s
                 .choice(
@@ -44,8 +44,8 @@ impl Telemetry {
     }
 }
 
-impl Traces {
-    pub(super) fn parse(s: &mut Settings) -> Option<Traces> {
+impl TraceSettings {
+    pub(super) fn parse(s: &mut Settings) -> Option<TraceSettings> {
         let endpoint = s.url(
             "telemetry.otlp_endpoint",
             "http://localhost:4318",
@@ -58,7 +58,7 @@ impl Traces {
         if endpoint.is_none() && sample_ratio > 0.0 {
             s.problem("telemetry.trace_sample_ratio needs telemetry.otlp_endpoint".into());
         }
-        endpoint.map(|endpoint| Traces {
+        endpoint.map(|endpoint| TraceSettings {
             endpoint,
             sample_ratio,
         })
@@ -67,7 +67,7 @@ impl Traces {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Traces;
+    use crate::config::TraceSettings;
     use crate::config::tests::{SMALLEST, load};
 
     #[test]
@@ -76,7 +76,7 @@ mod tests {
         let endpoint = "telemetry.otlp_endpoint=http://collector:4318/";
         let ratio = "telemetry.trace_sample_ratio=0.5";
         let traces = load(SMALLEST, &[], &[endpoint, ratio]).unwrap().traces;
-        let expected = Traces {
+        let expected = TraceSettings {
             endpoint: "http://collector:4318".into(),
             sample_ratio: 0.5,
         };

@@ -18,8 +18,8 @@ pub fn of(setting: Option<u64>, bundle: &Bundle, before: u64) -> Result<Option<B
         resident,
         model: resident.saturating_sub(before),
     };
-    let pictures = matches!(bundle.manifest.input, ModelInput::Image(_));
-    let budget = Budget::divide(limit, base, pictures);
+    let images = matches!(bundle.manifest.input, ModelInput::Image(_));
+    let budget = Budget::divide(limit, base, images);
     budget
         .map(Some)
         .map_err(|e: TooLittle| Failure::config(e.to_string()))

@@ -10,7 +10,7 @@ use crate::shutdown::Shutdown;
 
 /// Binds the address and serves until `done`. Returns the bound address and the thread.
 pub fn serve(
-    settings: &config::Http,
+    settings: &config::HttpSettings,
     connections: usize,
     shown: Shown,
     done: &Shutdown,

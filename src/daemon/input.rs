@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::bundle::{self, Bundle, Feature, Pixels, SegmentId};
 use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::decode::{
-    DecodeError, Decoder, Format, Input, Reason, RecordType, RowError, TypeSource,
+    DecodeError, Decoder, Format, Reason, RecordFormat, RecordType, RowError, TypeSource,
 };
+use crate::image::{FIELD, ImageReader, Limits};
 use crate::metrics::Metrics;
-use crate::picture::{FIELD, ImageReader, Limits};
 use crate::schema_registry;
 use crate::shutdown::Shutdown;
 
@@ -19,42 +19,42 @@ use crate::failure::Failure;
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// Opens the input. If schemas come from a registry, starts a thread that fetches them.
-pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Input, Failure> {
+pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<RecordFormat, Failure> {
     if let Some(input) = open_here(config, bundle)? {
         return Ok(input);
     }
     let registry = |registry: &SchemaRegistry, format| {
         let schemas = schema_registry::start(registry, format, metrics.clone());
         let schemas = schemas.map_err(Failure::config)?;
-        Ok(Input::Typed(TypeSource::Registry(format, schemas)))
+        Ok(RecordFormat::Typed(TypeSource::Registry(format, schemas)))
     };
     match &config.input {
         config::InputSettings::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
         config::InputSettings::Protobuf(SchemaSource::Registry(at), _) => {
             registry(at, Format::Protobuf)
         }
-        _ => Ok(Input::Json),
+        _ => Ok(RecordFormat::Json),
     }
 }
 
 /// The input for a verb that reads a topic: as the settings say, or JSON without settings.
-pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<Input, Failure> {
+pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<RecordFormat, Failure> {
     match config {
         // A verb does not export these metrics.
         Some(config) => open(config, bundle, &Metrics::new(1.0)),
-        None => Ok(Input::Json),
+        None => Ok(RecordFormat::Json),
     }
 }
 
 /// Opens the input and checks it against the bundle. `None` if it needs a schema registry.
-pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Failure> {
+pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat>, Failure> {
     use config::InputSettings::{Avro, Image, Json, OfBundle, Protobuf};
     let (asked, kind) = (&config.input, &bundle.manifest.input);
     match (asked, kind) {
         (OfBundle | Image, bundle::ModelInput::Image(pixels)) => {
-            let config::Pictures { field, limits } = &config.pictures;
+            let config::ImageSettings { field, limits } = &config.images;
             let reader = ImageReader::new(*pixels, field, *limits);
-            Ok(Some(Input::Pictures(reader)))
+            Ok(Some(RecordFormat::Images(reader)))
         }
         (Json, bundle::ModelInput::Image(_)) => Err(Failure::config(
             "input.format = \"json\": the bundle reads images. Remove the setting, or set \"image\", which also takes images in JSON",
@@ -65,16 +65,16 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<Input>, Fail
         (Image, bundle::ModelInput::Tabular { .. }) => Err(Failure::config(
             "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to one of kind image",
         )),
-        (OfBundle | Json, bundle::ModelInput::Tabular { .. }) => Ok(Some(Input::Json)),
+        (OfBundle | Json, bundle::ModelInput::Tabular { .. }) => Ok(Some(RecordFormat::Json)),
         (Avro(_) | Protobuf(..), bundle::ModelInput::Tabular { features }) => {
             let record_type = open_file(asked, features)?;
-            Ok(record_type.map(|t| Input::Typed(TypeSource::File(t))))
+            Ok(record_type.map(|t| RecordFormat::Typed(TypeSource::File(t))))
         }
     }
 }
 
 /// How images are read without settings.
-pub fn pictures(pixels: Pixels) -> ImageReader {
+pub fn images(pixels: Pixels) -> ImageReader {
     ImageReader::new(pixels, FIELD, Limits::default())
 }
 

@@ -1,6 +1,6 @@
 //! The folder for image maps, `output.media_dir`.
 
-use crate::config::{Media, Output};
+use crate::config::{Media, OutputSettings};
 use crate::failure::Failure;
 use crate::pipeline;
 
@@ -8,7 +8,7 @@ use crate::pipeline;
 ///
 /// # Errors
 /// It does not exist or is not a folder.
-pub fn checked(output: &Output) -> Result<Option<Media>, Failure> {
+pub fn checked(output: &OutputSettings) -> Result<Option<Media>, Failure> {
     let Some(Media::Folder(folder)) = &output.media else {
         return Ok(output.media.clone());
     };
@@ -22,7 +22,7 @@ pub fn checked(output: &Output) -> Result<Option<Media>, Failure> {
 }
 
 /// Removes unfinished maps that a killed predecessor left behind.
-pub fn sweep(output: &Output) {
+pub fn sweep(output: &OutputSettings) {
     let Some(Media::Folder(folder)) = &output.media else {
         return;
     };

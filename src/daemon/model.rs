@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::bundle::{Bundle, Calibration, ModelInput};
-use crate::config::{self, Config, Inference, ScreenMode};
+use crate::config::{self, Config, InferenceSettings, ScreenMode};
 use crate::decode::{self, SegmentReader};
 use crate::memory::Room;
-use crate::message::Model;
+use crate::message::ModelId;
 use crate::metrics::Metrics;
 use crate::onnx::{self, GoldenCheck, Nearest, Scorer, ScreenSession};
 use crate::pipeline::{Bounds, Screening, Serving};
@@ -25,14 +25,14 @@ pub struct Loaded {
     pub golden: GoldenCheck,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
-    pub model: Model,
+    pub model: ModelId,
 }
 
 /// Loads the bundle in `dir` with a warm scorer per worker, and the threshold that `rule` gives for its
 /// calibration.
 pub fn load(
     dir: &Path,
-    inference: &Inference,
+    inference: &InferenceSettings,
     max_records: usize,
     rule: impl FnOnce(&Calibration) -> ThresholdRule,
 ) -> Result<Loaded, Failure> {
@@ -50,7 +50,7 @@ pub fn load(
 /// As [`load`], but at most for `limit` and until `stop` is requested. `rule` may refuse the bundle.
 pub fn load_within(
     dir: &Path,
-    inference: &Inference,
+    inference: &InferenceSettings,
     max_records: usize,
     limit: Duration,
     stop: &Shutdown,
@@ -66,7 +66,7 @@ pub fn load_within(
     let rule = rule(&bundle)?;
     let calibration = bundle.calibration.clone();
     let judge = Judge::new(bundle.features().to_vec(), calibration, rule)?;
-    let model = Model {
+    let model = ModelId {
         name: bundle.manifest.name.clone(),
         version: bundle.manifest.version.clone(),
         sha256: bundle.sha256.clone(),
@@ -147,7 +147,7 @@ pub fn load_configured(
 pub fn serving(
     config: &Config,
     mut loaded: Loaded,
-    before: Option<&decode::Input>,
+    before: Option<&decode::RecordFormat>,
     decoding: &Room,
     metrics: &Metrics,
 ) -> Result<Serving, Failure> {

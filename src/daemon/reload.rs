@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 
 use crate::bundle::{self, Bundle, incompatibilities};
 use crate::config::{Config, Reloaded, log_filter};
-use crate::decode::Input;
+use crate::decode::RecordFormat;
 use crate::memory::Room;
 use crate::metrics::{Metrics, NOT_RELOADED};
 use crate::pipeline::{PendingModel, Serving};
@@ -35,7 +35,7 @@ pub struct Reloader {
     pub config: Config,
     /// The input schema of the bundle in force.
     pub schema: bundle::ModelInput,
-    pub input: Input,
+    pub input: RecordFormat,
     pub decoding: Room,
     pub metrics: Metrics,
     pub status: Status,

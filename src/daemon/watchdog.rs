@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, Inference};
+use crate::config::{Config, InferenceSettings};
 use crate::onnx::{self, Interrupt};
 use crate::shutdown::Shutdown;
 
@@ -52,7 +52,7 @@ impl Drop for InUse {
 /// Loading fails, takes too long, panics, or is stopped.
 pub fn load(
     dir: &Path,
-    inference: &Inference,
+    inference: &InferenceSettings,
     max_records: usize,
     limit: Duration,
     stop: &Shutdown,

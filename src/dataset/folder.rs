@@ -25,7 +25,7 @@ const GROUND_TRUTH: &str = "ground_truth";
 
 /// An image file, not opened.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
+pub struct Image {
     pub path: PathBuf,
     /// Its path from the folder on, with `/`.
     pub name: String,
@@ -56,11 +56,11 @@ pub enum Truth {
 ///
 /// # Errors
 /// A folder that cannot be read, without images or without `normal`; a mask without its image.
-pub fn pictures(
+pub fn images(
     folder: &Path,
     normal: Option<&str>,
     masks: Option<&Path>,
-) -> Result<Vec<Picture>, Error> {
+) -> Result<Vec<Image>, Error> {
     let test = folder.join(TEST);
     let base = if test.is_dir() { &test } else { folder };
     let masks = masks.map(Root::new).transpose()?;
@@ -69,14 +69,14 @@ pub fn pictures(
     let mut found = match &masks {
         None => Vec::new(),
         Some(masks) if masks.canonical == base.canonical => {
-            let (masks, pictures) = part(files);
-            files = pictures;
+            let (masks, images) = part(files);
+            files = images;
             masks
         }
         Some(masks) => masks.files(None)?,
     };
     if files.is_empty() {
-        let reason = format!("no pictures, known are {}", EXTENSIONS.join(", "));
+        let reason = format!("no images, known are {}", EXTENSIONS.join(", "));
         return Err(fail(folder, ErrorKind::Folder(reason)));
     }
     let labelled = base.path.join(normal.unwrap_or(GOOD)).is_dir();
@@ -85,7 +85,7 @@ pub fn pictures(
         let mut classes: Vec<_> = classes.into_iter().collect();
         classes.sort();
         let reason = format!(
-            "no folder `{normal}` of normal pictures, there are {}",
+            "no folder `{normal}` of normal images, there are {}",
             classes.join(", ")
         );
         return Err(fail(folder, ErrorKind::Folder(reason)));
@@ -93,7 +93,7 @@ pub fn pictures(
     let mut by_stem: HashMap<PathBuf, PathBuf> =
         found.drain(..).map(|mask| (stem(&mask), mask)).collect();
     let mut used = HashSet::new();
-    let pictures = files
+    let images = files
         .iter()
         .map(|file| {
             let class = class(file).filter(|_| labelled);
@@ -115,7 +115,7 @@ pub fn pictures(
                     }
                 }
             };
-            Picture {
+            Image {
                 path: base.path.join(file),
                 name: name(file),
                 class,
@@ -127,13 +127,13 @@ pub fn pictures(
     by_stem.retain(|stem, _| !used.contains(stem));
     if let (Some(lone), Some(masks)) = (by_stem.values().min(), &masks) {
         let reason = format!(
-            "{} of the masks belong to no picture of {}",
+            "{} of the masks belong to no image of {}",
             by_stem.len(),
             base.path.display()
         );
         return Err(fail(&masks.path.join(lone), ErrorKind::Folder(reason)));
     }
-    Ok(pictures)
+    Ok(images)
 }
 
 /// A folder to look into.
@@ -244,11 +244,11 @@ mod tests {
         folder
     }
 
-    fn names(pictures: &[Picture]) -> Vec<&str> {
-        pictures.iter().map(|p| p.name.as_str()).collect()
+    fn names(images: &[Image]) -> Vec<&str> {
+        images.iter().map(|p| p.name.as_str()).collect()
     }
 
-    fn refusal(found: Result<Vec<Picture>, Error>, folder: &Path) -> String {
+    fn refusal(found: Result<Vec<Image>, Error>, folder: &Path) -> String {
         let error = found.unwrap_err();
         assert!(error.is_fatal());
         let folder = folder.display().to_string();
@@ -265,12 +265,12 @@ mod tests {
             "notes.txt",
             ".d/e.png",
         ]);
-        let found = pictures(dir.path(), None, None).unwrap();
+        let found = images(dir.path(), None, None).unwrap();
         assert_eq!(names(&found), ["a.png", "b/10.tiff", "b/2.JPG"]);
         assert_eq!(found[1].path, dir.path().join("b/10.tiff"));
-        for picture in &found {
-            assert_eq!((&picture.class, picture.label), (&None, None));
-            assert_eq!(picture.truth, Truth::Unknown);
+        for image in &found {
+            assert_eq!((&image.class, image.label), (&None, None));
+            assert_eq!(image.truth, Truth::Unknown);
         }
     }
 
@@ -287,7 +287,7 @@ mod tests {
             "ground_truth/crack/deep/1.png",
         ]);
         let masks = dir.path().join("ground_truth");
-        let found = pictures(dir.path(), None, Some(&masks)).unwrap();
+        let found = images(dir.path(), None, Some(&masks)).unwrap();
         let want = [
             (
                 "crack/0.png",
@@ -303,15 +303,15 @@ mod tests {
             ("loose.png", None, Truth::Unknown),
             ("lost/0.png", Some(true), Truth::Unknown),
         ];
-        for (picture, (name, label, truth)) in found.iter().zip(&want) {
-            assert_eq!((&*picture.name, picture.label), (*name, *label));
-            assert_eq!(&picture.truth, truth, "{name}");
+        for (image, (name, label, truth)) in found.iter().zip(&want) {
+            assert_eq!((&*image.name, image.label), (*name, *label));
+            assert_eq!(&image.truth, truth, "{name}");
         }
         assert_eq!(found.len(), want.len());
         assert_eq!(found[1].class.as_deref(), Some("crack"));
         assert_eq!(found[3].class, None);
 
-        let unmasked = pictures(dir.path(), None, None).unwrap();
+        let unmasked = images(dir.path(), None, None).unwrap();
         assert!(unmasked.iter().all(|p| p.truth == Truth::Unknown));
     }
 
@@ -324,14 +324,14 @@ mod tests {
             "masks/bad/0.png",
         ]);
         let masks = dir.path().join("masks");
-        let found = pictures(dir.path(), None, Some(&masks)).unwrap();
+        let found = images(dir.path(), None, Some(&masks)).unwrap();
         assert_eq!(names(&found), ["bad/0.png", "good/0.png"]);
         assert_eq!(found[0].truth, Truth::Mask(masks.join("bad/0.png")));
     }
 
     /// As the magnetic tiles have it.
     #[test]
-    fn masks_beside_their_pictures() {
+    fn masks_beside_their_images() {
         let dir = folder(&[
             "free/1.jpg",
             "free/1.png",
@@ -340,7 +340,7 @@ mod tests {
             "break/3.png",
             "break/3_mask.png",
         ]);
-        let found = pictures(dir.path(), Some("free"), Some(dir.path())).unwrap();
+        let found = images(dir.path(), Some("free"), Some(dir.path())).unwrap();
         assert_eq!(names(&found), ["break/2.jpg", "break/3.png", "free/1.jpg"]);
         assert_eq!(found[2].label, Some(false));
         let of = |p: &str| Truth::Mask(dir.path().join(p));
@@ -353,14 +353,14 @@ mod tests {
     fn what_is_wrong_is_said() {
         let dir = folder(&["readme.txt"]);
         assert_eq!(
-            refusal(pictures(dir.path(), None, None), dir.path()),
-            "DIR: no pictures, known are png, jpg, jpeg, webp, bmp, tif, tiff"
+            refusal(images(dir.path(), None, None), dir.path()),
+            "DIR: no images, known are png, jpg, jpeg, webp, bmp, tif, tiff"
         );
         let absent = dir.path().join("absent");
-        let said = refusal(pictures(&absent, None, None), dir.path());
+        let said = refusal(images(&absent, None, None), dir.path());
         assert!(said.starts_with("DIR/absent: No such file"), "{said}");
         let said = refusal(
-            pictures(&dir.path().join("readme.txt"), None, None),
+            images(&dir.path().join("readme.txt"), None, None),
             dir.path(),
         );
         assert!(
@@ -376,12 +376,12 @@ mod tests {
         ]);
         let masks = dir.path().join("masks");
         assert_eq!(
-            refusal(pictures(dir.path(), None, Some(&masks)), dir.path()),
-            "DIR/masks/bad/1_mask.png: 1 of the masks belong to no picture of DIR"
+            refusal(images(dir.path(), None, Some(&masks)), dir.path()),
+            "DIR/masks/bad/1_mask.png: 1 of the masks belong to no image of DIR"
         );
         assert_eq!(
-            refusal(pictures(dir.path(), Some("fine"), Some(&masks)), dir.path()),
-            "DIR: no folder `fine` of normal pictures, there are bad, good"
+            refusal(images(dir.path(), Some("fine"), Some(&masks)), dir.path()),
+            "DIR: no folder `fine` of normal images, there are bad, good"
         );
     }
 
@@ -390,7 +390,7 @@ mod tests {
     fn a_circle_of_links_is_refused() {
         let dir = folder(&["a/0.png"]);
         std::os::unix::fs::symlink(dir.path(), dir.path().join("a/b")).unwrap();
-        let said = refusal(pictures(dir.path(), None, None), dir.path());
+        let said = refusal(images(dir.path(), None, None), dir.path());
         assert!(said.contains("loop"), "{said}");
     }
 }

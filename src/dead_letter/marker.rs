@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Intervals;
 use super::headers::{ERRORS_PREFIX, FailureHeaders, last_header};
-use super::replay::Revived;
+use super::replay::ReplayRecord;
 use crate::record::{OwnedHeader, Record};
 
 const REPLAYED: &str = "residuald.replayed";
@@ -106,7 +106,7 @@ impl<'m> Entry<'m> {
 
 impl Marker {
     /// The record to write into the letters' partition.
-    pub fn revived(&self, topic: &str, partition: i32) -> Revived {
+    pub fn replay_record(&self, topic: &str, partition: i32) -> ReplayRecord {
         let body = Body::Replayed {
             to: Cow::Borrowed(&self.to),
             offsets: self.offsets.iter().map(|(a, b)| [a, b]).collect(),
@@ -117,7 +117,7 @@ impl Marker {
 }
 
 /// Markers for discarded letters of one partition.
-pub fn discarded(topic: &str, partition: i32, offsets: &Intervals) -> Vec<Revived> {
+pub fn discarded(topic: &str, partition: i32, offsets: &Intervals) -> Vec<ReplayRecord> {
     let runs: Vec<[i64; 2]> = offsets.iter().map(|(a, b)| [a, b]).collect();
     let markers = runs.chunks(MOST_RUNS).map(|runs| {
         let offsets = runs.to_vec();
@@ -127,8 +127,13 @@ pub fn discarded(topic: &str, partition: i32, offsets: &Intervals) -> Vec<Revive
     markers.collect()
 }
 
-fn marker_record(topic: &str, partition: i32, header: OwnedHeader, body: &Body<'_>) -> Revived {
-    Revived {
+fn marker_record(
+    topic: &str,
+    partition: i32,
+    header: OwnedHeader,
+    body: &Body<'_>,
+) -> ReplayRecord {
+    ReplayRecord {
         topic: topic.to_owned(),
         partition: Some(partition),
         key: None,

@@ -5,7 +5,7 @@ use crate::record::{OwnedHeader, Record};
 
 /// A record to produce: a replayed letter, or a marker.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Revived {
+pub struct ReplayRecord {
     pub topic: String,
     /// `None` leaves it to the partitioner.
     pub partition: Option<i32>,
@@ -15,7 +15,7 @@ pub struct Revived {
     pub timestamp_ms: Option<i64>,
 }
 
-impl Revived {
+impl ReplayRecord {
     /// The record of a letter as it was before it failed. Without a key it returns to its own partition, if it is sent to
     /// its own topic and the topic still has that partition.
     pub fn of(
@@ -23,12 +23,12 @@ impl Revived {
         letter: &FailureHeaders<'_>,
         to: &str,
         partitions: usize,
-    ) -> Revived {
+    ) -> ReplayRecord {
         let has = |partition: &i32| (0..partitions as i32).contains(partition);
         let home = letter.topic.as_deref() == Some(to) && record.key.is_none();
         let kept = record.headers.iter();
         let kept = kept.filter(|(name, _)| !name.starts_with(ERRORS_PREFIX));
-        Revived {
+        ReplayRecord {
             topic: to.to_owned(),
             partition: letter.partition.filter(|_| home).filter(has),
             key: record.key.map(<[u8]>::to_vec),

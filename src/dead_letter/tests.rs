@@ -4,12 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decode::{Reason, RowError};
-use crate::record::{Record, Source};
+use crate::record::{Origin, Record};
 
 /// A dead letter with the headers that it is sent with.
 fn message(reason: Reason) -> DeadLetter {
     let mut letter = DeadLetter {
-        source: Source {
+        source: Origin {
             topic: "payments".into(),
             partition: 2,
             offset: 1311,
@@ -66,10 +66,10 @@ fn a_letter_of_the_daemon_says_everything_and_comes_back_as_it_was() {
             omitted: false,
         }
     );
-    let back = Revived::of(&record, &letter, "payments", 3);
+    let back = ReplayRecord::of(&record, &letter, "payments", 3);
     assert_eq!(
         back,
-        Revived {
+        ReplayRecord {
             topic: "payments".into(),
             partition: None,
             key: Some(b"card-7".to_vec()),
@@ -93,7 +93,7 @@ fn without_a_key_a_record_goes_back_to_its_partition_if_there_is_one() {
         ("payments", 2, None),
         ("else", 3, None),
     ] {
-        let back = Revived::of(&record, &letter, to, partitions);
+        let back = ReplayRecord::of(&record, &letter, to, partitions);
         assert_eq!(back.partition, expected, "{to} with {partitions}");
     }
 }
@@ -193,19 +193,19 @@ fn reasons_are_matched_whole() {
 }
 
 /// A marker as it is read back, from partition 1 at offset 20.
-fn read_back(revived: &Revived) -> Result<Entry<'_>, BadMarker> {
+fn read_back(replayed: &ReplayRecord) -> Result<Entry<'_>, BadMarker> {
     Entry::of(&Record {
-        topic: &revived.topic,
+        topic: &replayed.topic,
         partition: 1,
         offset: 20,
         timestamp_ms: None,
-        key: revived.key.as_deref(),
-        headers: revived
+        key: replayed.key.as_deref(),
+        headers: replayed
             .headers
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_deref()))
             .collect(),
-        payload: revived.payload.as_deref(),
+        payload: replayed.payload.as_deref(),
     })
 }
 
@@ -223,18 +223,18 @@ fn marker(runs: &[(i64, i64)]) -> Marker {
 #[test]
 fn a_marker_is_the_documented_json_and_is_read_back() {
     let marker = marker(&[(3, 17), (19, 19)]);
-    let revived = marker.revived("dead-letters", 1);
-    assert_eq!((revived.partition, &revived.key), (Some(1), &None));
+    let replayed = marker.replay_record("dead-letters", 1);
+    assert_eq!((replayed.partition, &replayed.key), (Some(1), &None));
     assert_eq!(
-        revived.payload.as_deref(),
+        replayed.payload.as_deref(),
         Some(&br#"{"replayed":{"to":"payments","offsets":[[3,17],[19,19]]}}"#[..])
     );
-    assert_eq!(read_back(&revived), Ok(Entry::Marker(marker)));
+    assert_eq!(read_back(&replayed), Ok(Entry::Marker(marker)));
 }
 
 #[test]
 fn a_marker_that_makes_no_sense_is_not_taken_for_nothing() {
-    let whole = marker(&[(3, 17)]).revived("dead-letters", 1);
+    let whole = marker(&[(3, 17)]).replay_record("dead-letters", 1);
     for payload in [
         None,
         Some(&b""[..]),
@@ -244,7 +244,7 @@ fn a_marker_that_makes_no_sense_is_not_taken_for_nothing() {
         Some(br#"{"replayed":{"to":"payments","offsets":[[-1,3]]}}"#),
         Some(br#"{"replayed":{"to":"payments","offsets":[[3,20]]}}"#),
     ] {
-        let bad = Revived {
+        let bad = ReplayRecord {
             payload: payload.map(<[u8]>::to_vec),
             ..whole.clone()
         };
@@ -258,7 +258,7 @@ fn a_marker_that_makes_no_sense_is_not_taken_for_nothing() {
 
 #[test]
 fn a_source_record_cannot_pass_for_a_marker() {
-    let mut forged = marker(&[(0, 19)]).revived("dead-letters", 1);
+    let mut forged = marker(&[(0, 19)]).replay_record("dead-letters", 1);
     let errors = (
         "__connect.errors.topic".to_owned(),
         Some(b"payments".to_vec()),

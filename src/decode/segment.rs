@@ -75,7 +75,7 @@ mod tests {
     use prost_reflect::{DescriptorPool, DynamicMessage};
     use serde_json::{Value, json};
 
-    use super::super::{Decoder, Input, Reason, RecordType, TypeSource};
+    use super::super::{Decoder, Reason, RecordFormat, RecordType, TypeSource};
     use super::*;
     use crate::bundle::Feature;
 
@@ -85,7 +85,11 @@ mod tests {
     }
 
     fn learning(by: SegmentBy) -> Decoder {
-        Decoder::new(&features(), Input::Json, Some(SegmentReader::learning(by)))
+        Decoder::new(
+            &features(),
+            RecordFormat::Json,
+            Some(SegmentReader::learning(by)),
+        )
     }
 
     fn by(path: &str) -> SegmentBy {
@@ -194,13 +198,13 @@ mod tests {
     }
 
     /// In the three formats, with what reads them.
-    fn formats(record: &Value) -> [(Input, Vec<u8>); 3] {
+    fn formats(record: &Value) -> [(RecordFormat, Vec<u8>); 3] {
         use apache_avro::writer::datum::GenericDatumWriter;
         let dir = tempfile::tempdir().unwrap();
         let open = |name: &str, text: &str, message| {
             let path = dir.path().join(name);
             std::fs::write(&path, text).unwrap();
-            Input::Typed(TypeSource::File(RecordType::open(&path, message).unwrap()))
+            RecordFormat::Typed(TypeSource::File(RecordType::open(&path, message).unwrap()))
         };
         let input = open("pay.avsc", &avro().to_string(), None);
         let schema = apache_avro::Schema::parse(&avro()).unwrap();
@@ -215,7 +219,7 @@ mod tests {
         let message = pool.get_message_by_name("Pay").unwrap();
         let message = DynamicMessage::deserialize(message, record).unwrap();
         [
-            (Input::Json, record.to_string().into_bytes()),
+            (RecordFormat::Json, record.to_string().into_bytes()),
             (input, payload),
             (typed, message.encode_to_vec()),
         ]

@@ -11,7 +11,7 @@ use askama::Template;
 use base64::display::Base64Display;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::picture::Region;
+use crate::image::Region;
 
 /// A scored image.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::picture::Components;
+use crate::image::Components;
 
 /// Per-region overlap is integrated up to this false positive rate; beyond it a segmentation is useless.
 pub const FPR_LIMIT: f64 = 0.3;

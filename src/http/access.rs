@@ -222,7 +222,7 @@ mod tests {
             ("origin", "ftp://localhost:9464"),
         ] {
             assert!(ask("/log-level", name, value), "{name}: {value}");
-            assert!(ask("/anomalies/1/picture", name, value), "{name}: {value}");
+            assert!(ask("/anomalies/1/image", name, value), "{name}: {value}");
             assert!(!ask("/", name, value), "a link to the page itself");
         }
         for (name, value) in [

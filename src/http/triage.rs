@@ -41,7 +41,7 @@ pub fn routes(shown: Shown) -> Router {
         .route("/events", get(events))
         .route("/anomalies", get(list))
         .route("/anomalies/{number}", get(one))
-        .route("/anomalies/{number}/picture", get(picture))
+        .route("/anomalies/{number}/image", get(image))
         .route(
             "/",
             get(page("text/html", include_str!("triage/index.html"))),
@@ -101,7 +101,7 @@ fn numbers(shown: &Shown) -> Value {
     numbers["scores"] = json!({"bounds": bounds, "counts": counts, "normal": in_force.normal});
     numbers["drift"] = json!(shown.metrics.score_drift_ratio.get());
     numbers["expected_anomaly_ratio"] = json!(shown.metrics.expected_anomaly_ratio.get());
-    numbers["pictures"] = json!(in_force.reader.is_some());
+    numbers["images"] = json!(in_force.reader.is_some());
     numbers["latest"] = json!(shown.recent.latest());
     numbers["kept"] = json!(MOST);
     numbers
@@ -120,7 +120,7 @@ struct Asked {
 struct Listed {
     number: u64,
     judged_ms: i64,
-    picture: bool,
+    image: bool,
     #[serde(flatten)]
     verdict: Map<String, Value>,
 }
@@ -152,7 +152,7 @@ async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Re
             let listed = found.map(|(number, anomaly)| Listed {
                 number,
                 judged_ms: anomaly.judged_ms,
-                picture: anomaly.picture.is_some(),
+                image: anomaly.image.is_some(),
                 verdict: without_bulk(&anomaly.verdict),
             });
             let listed = serde_json::to_vec(&listed.collect::<Vec<_>>());
@@ -188,8 +188,8 @@ async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Respon
 }
 
 /// The judged image as a small, upright JPEG.
-async fn picture(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
-    let payload = shown.recent.get(number).and_then(|a| a.picture);
+async fn image(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
+    let payload = shown.recent.get(number).and_then(|a| a.image);
     let (Some(payload), Some((reader, room))) = (payload, shown.status.in_force().reader) else {
         return gone();
     };

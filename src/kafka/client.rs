@@ -13,10 +13,10 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 
 use super::error::KafkaError;
-use crate::config::{ClientSettings, Kafka};
+use crate::config::{ClientSettings, KafkaSettings};
 
 /// The settings for all clients, overridden by `own`. The caller adds the settings on which delivery depends.
-pub(super) fn config(kafka: &Kafka, own: &ClientSettings) -> ClientConfig {
+pub(super) fn config(kafka: &KafkaSettings, own: &ClientSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &kafka.brokers);
     config.set("client.id", "residuald");

@@ -42,7 +42,7 @@ use self::context::{
 };
 use self::empty_tails::EmptyTails;
 use self::membership::Membership;
-use self::progress::{PartitionProgress, Progress};
+use self::progress::{PartitionProgress, ProgressTracker};
 use self::rejoin::Rejoin;
 use self::schema_hold::SchemaHolds;
 use self::start_offset::{OffsetReset, PartitionFacts};
@@ -54,7 +54,7 @@ use super::client::last_error::{LastError, report};
 use super::error::{KafkaError, is_topic_missing};
 use super::{client, decompression, messages};
 use crate::batch::TopicPartition;
-use crate::config::{Guarantee, Kafka};
+use crate::config::{Guarantee, KafkaSettings};
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
@@ -80,14 +80,14 @@ pub struct Source {
     rejoin: Rejoin,
     backpressure: Backpressure,
     holds: SchemaHolds,
-    progress: Progress,
+    progress: ProgressTracker,
     tails: EmptyTails,
     lost_below: Arc<AtomicU64>,
     metrics: Metrics,
     status: Status,
 }
 
-pub(super) fn config(kafka: &Kafka) -> ClientConfig {
+pub(super) fn config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.consumer);
     // Offsets are stored here once a batch is delivered. librdkafka commits stored offsets, unless the producer commits
     // them in transactions.
@@ -105,7 +105,7 @@ impl Source {
     /// # Errors
     /// [`KafkaError`] when a setting is refused, no broker answers in time, topics are absent, or a stop comes first.
     pub fn connect(
-        kafka: &Kafka,
+        kafka: &KafkaSettings,
         written: &[&str],
         metrics: Metrics,
         status: Status,
@@ -137,7 +137,7 @@ impl Source {
             rejoin: Rejoin::default(),
             backpressure: Backpressure::default(),
             holds: SchemaHolds::new(topics.clone()),
-            progress: Progress::new(metrics.clone(), status.clone()),
+            progress: ProgressTracker::new(metrics.clone(), status.clone()),
             tails: EmptyTails::new(kafka),
             lost_below: Arc::default(),
             consumer,

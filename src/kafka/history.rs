@@ -21,7 +21,7 @@ use super::client::contexts::ReaderContext;
 use super::client::last_error::LastError;
 use super::error::KafkaError;
 use super::{client, messages};
-use crate::config::Kafka;
+use crate::config::KafkaSettings;
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 
@@ -86,7 +86,7 @@ pub struct Span {
 /// Offsets read and all offsets in the range. Some hold no record: transaction markers, aborted records, and records removed
 /// by compaction.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
+pub struct OffsetsRead {
     pub done: u64,
     pub total: u64,
 }
@@ -110,7 +110,7 @@ pub struct History {
     pub notes: Vec<String>,
 }
 
-fn config(kafka: &Kafka) -> ClientConfig {
+fn config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.consumer);
     // The wait in ms before a full local queue is filled again. librdkafka's default halves the throughput.
     if config.get("fetch.queue.backoff.ms").is_none() {
@@ -135,7 +135,7 @@ impl History {
     /// # Errors
     /// [`HistoryError`] when no broker answers, the topic or a named partition is absent, or a stop comes first.
     pub fn open(
-        kafka: &Kafka,
+        kafka: &KafkaSettings,
         topic: &str,
         range: &Range,
         stop: &Shutdown,
@@ -284,12 +284,12 @@ impl History {
     pub fn read<E: From<HistoryError>>(
         self,
         stop: &Shutdown,
-        mut each: impl FnMut(&Record<'_>, Progress) -> Result<ControlFlow<()>, E>,
+        mut each: impl FnMut(&Record<'_>, OffsetsRead) -> Result<ControlFlow<()>, E>,
     ) -> Result<Ended, E> {
         let mut left: BTreeMap<i32, Span> = self.spans.clone();
         left.retain(|_, span| span.start < span.end);
         self.assign(&left)?;
-        let mut progress = Progress {
+        let mut progress = OffsetsRead {
             done: 0,
             total: self.total(),
         };

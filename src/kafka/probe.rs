@@ -19,7 +19,7 @@ use super::error::KafkaError;
 use super::producer::Sink;
 use super::producer::limits::Limits;
 use super::{consumer, producer};
-use crate::config::{Guarantee, Kafka};
+use crate::config::{Guarantee, KafkaSettings};
 use crate::shutdown::Shutdown;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ const SERVE: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// [`KafkaError::Setting`] for the first setting that is unknown or refused.
-pub fn check_settings(kafka: &Kafka) -> Result<(), KafkaError> {
+pub fn check_settings(kafka: &KafkaSettings) -> Result<(), KafkaError> {
     for config in [consumer::config(kafka), producer::config(kafka)] {
         config.create_native_config()?;
         sasl::check(&config)?;
@@ -51,7 +51,11 @@ pub struct Findings {
 ///
 /// # Errors
 /// When no broker answers or a setting is refused, because then nothing else can be checked.
-pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Findings, KafkaError> {
+pub fn probe(
+    kafka: &KafkaSettings,
+    outputs: &[&str],
+    stop: &Shutdown,
+) -> Result<Findings, KafkaError> {
     let last_error = LastError::default();
     let mut config = consumer::config(kafka);
     config
@@ -94,7 +98,7 @@ pub fn probe(kafka: &Kafka, outputs: &[&str], stop: &Shutdown) -> Result<Finding
 }
 
 struct Probe<'k> {
-    kafka: &'k Kafka,
+    kafka: &'k KafkaSettings,
     consumer: BaseConsumer<ReaderContext>,
     last_error: LastError,
     stop: &'k Shutdown,
@@ -226,7 +230,7 @@ impl Probe<'_> {
 
     /// Why transactions are not tried: a running daemon with the same transactional.id would be fenced.
     fn would_fence(&self) -> Option<String> {
-        let Kafka {
+        let KafkaSettings {
             client,
             consumer,
             producer,

@@ -24,7 +24,7 @@ use super::consumer::membership::Membership;
 use super::error::{KafkaError, is_topic_missing};
 use super::messages::owned_headers;
 use crate::batch::TopicPartition;
-use crate::config::{Guarantee, Kafka};
+use crate::config::{Guarantee, KafkaSettings};
 use crate::message::Message;
 use crate::shutdown::Shutdown;
 
@@ -44,7 +44,7 @@ pub struct Sink {
     probe_topic: Option<String>,
 }
 
-pub(super) fn config(kafka: &Kafka) -> ClientConfig {
+pub(super) fn config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.producer);
     config.set("enable.idempotence", "true").set("acks", "all");
     if kafka.guarantee != Guarantee::AtLeastOnce {
@@ -64,7 +64,11 @@ impl Sink {
     ///
     /// # Errors
     /// [`KafkaError`] when a setting is refused, no broker answers in time, a topic is absent, or a stop comes first.
-    pub fn connect(kafka: &Kafka, topics: &[&str], stop: &Shutdown) -> Result<Sink, KafkaError> {
+    pub fn connect(
+        kafka: &KafkaSettings,
+        topics: &[&str],
+        stop: &Shutdown,
+    ) -> Result<Sink, KafkaError> {
         let last_error = LastError::default();
         let mut config = config(kafka);
         let mut sink = Sink::open(config.clone(), &last_error)?;

@@ -6,7 +6,7 @@ use super::{ImageScores, Scorer, ScorerError};
 use crate::batch::Scores;
 use crate::bundle::{Fault, Feature, Golden, ModelInput, Pixels, Tolerance};
 use crate::decode::JsonDecoder;
-use crate::picture::{FIELD, ImageReader, Limits, highest};
+use crate::image::{FIELD, ImageReader, Limits, highest};
 use crate::verdict::Scored;
 
 const FILE: &str = "golden.ndjson";
@@ -33,7 +33,7 @@ pub fn check(
 ) -> Result<Result<GoldenCheck, Vec<Fault>>, ScorerError> {
     let (scored, mut problems) = match input {
         ModelInput::Tabular { features } => score_rows(records, features, scorer)?,
-        ModelInput::Image(pixels) => score_pictures(records, *pixels, scorer)?,
+        ModelInput::Image(pixels) => score_images(records, *pixels, scorer)?,
     };
     let mut worst: f32 = 0.0;
     for (line, want, got) in &scored {
@@ -89,7 +89,7 @@ fn score_rows(
     Ok((scored, problems))
 }
 
-fn score_pictures(
+fn score_images(
     records: &[Golden],
     pixels: Pixels,
     scorer: &mut Scorer,
@@ -99,9 +99,9 @@ fn score_pictures(
     let mut scores = ImageScores::default();
     for (line, golden) in (1..).zip(records) {
         match reader.read(golden.record.get().as_bytes()) {
-            Ok(picture) => {
+            Ok(image) => {
                 scores.clear();
-                scorer.score_pixels(&picture.rows, &mut scores)?;
+                scorer.score_pixels(&image.rows, &mut scores)?;
                 scored.push((line, golden.score, highest(&scores.scores)));
             }
             Err(e) => problems.push(unfit(line, &e)),

@@ -10,7 +10,7 @@ use ort::ep::{self, ArenaExtendStrategy, ExecutionProviderDispatch};
 use ort::session::Session;
 
 use super::buckets::Buckets;
-use crate::config::{Inference, Provider};
+use crate::config::{InferenceSettings, Provider};
 
 /// Makes a session record which provider took which node.
 pub const REMEMBER: (&str, &str) = ("session.record_ep_graph_assignment_info", "1");
@@ -18,7 +18,7 @@ pub const REMEMBER: (&str, &str) = ("session.record_ep_graph_assignment_info", "
 /// The providers that a graph is offered to, in order of preference; nodes that none takes run on the CPU. Empty for the CPU
 /// alone. `row`: the shape of one record.
 pub fn offered(
-    inference: &Inference,
+    inference: &InferenceSettings,
     worker: usize,
     row: &[usize],
     buckets: &Buckets,
@@ -37,7 +37,7 @@ pub fn offered(
     strict.collect()
 }
 
-fn cuda(inference: &Inference, device: i32) -> ExecutionProviderDispatch {
+fn cuda(inference: &InferenceSettings, device: i32) -> ExecutionProviderDispatch {
     let cuda = ep::CUDA::default()
         .with_device_id(device)
         // TF32, on by default, has 10 bits of mantissa: too few for the golden records.
@@ -51,7 +51,7 @@ fn cuda(inference: &Inference, device: i32) -> ExecutionProviderDispatch {
 }
 
 fn tensorrt(
-    inference: &Inference,
+    inference: &InferenceSettings,
     device: i32,
     row: &[usize],
     buckets: &Buckets,

@@ -12,7 +12,7 @@ use super::outputs::values;
 use super::provider::{self, Placement};
 use crate::batch::Scores;
 use crate::bundle::{Fault, ModelInput, Pixels};
-use crate::config::{Inference, Provider};
+use crate::config::{InferenceSettings, Provider};
 
 pub(super) const MODEL: &str = "model.onnx";
 /// Makes ONNX Runtime parse a graph in the format in which it was checked.
@@ -92,7 +92,7 @@ impl Scorer {
         runtime: &Runtime,
         model: &[u8],
         input: &ModelInput,
-        inference: &Inference,
+        inference: &InferenceSettings,
         worker: usize,
         max_records: usize,
     ) -> Result<Scorer, ScorerError> {
@@ -199,8 +199,8 @@ impl Scorer {
             unreachable!("the bundle's kind says what its rows are");
         };
         for part in rows.chunks(self.largest() * self.width) {
-            let pictures = part.len() / self.width;
-            let bucket = self.buckets.fit(pictures);
+            let images = part.len() / self.width;
+            let bucket = self.buckets.fit(images);
             let input = padded(part, bucket * self.width, &mut self.padded_pixels);
             let x = TensorRef::from_array_view(([bucket, height, width, channels], input))?;
             let runs = self.interrupt.runs()?;
@@ -212,10 +212,10 @@ impl Scorer {
             let found: &[f32] = values(&outputs, MODEL, "score", &shape[..1])?;
             let heat: &[f32] = values(&outputs, MODEL, "residual", &shape[..3])?;
             let expected: &[u8] = values(&outputs, MODEL, "reconstruction", &shape)?;
-            scores.scores.extend_from_slice(&found[..pictures]);
+            scores.scores.extend_from_slice(&found[..images]);
             scores
                 .heat
-                .extend_from_slice(&heat[..pictures * height * width]);
+                .extend_from_slice(&heat[..images * height * width]);
             scores
                 .reconstruction
                 .extend_from_slice(&expected[..part.len()]);
@@ -262,7 +262,7 @@ impl Scorer {
 fn open(
     runtime: &Runtime,
     model: &[u8],
-    inference: &Inference,
+    inference: &InferenceSettings,
     offered: &[ExecutionProviderDispatch],
 ) -> Result<(Session, Provider, Placement), ScorerError> {
     match session_on(runtime, model, inference.provider, offered) {

@@ -51,7 +51,7 @@ enum Ended {
 pub struct Intake {
     source: Source,
     decoder: Decoder,
-    limits: config::Batch,
+    limits: config::BatchSettings,
     /// Most bytes of in-flight batches; the rest waits in Kafka.
     share: usize,
     drain_timeout: Duration,
@@ -65,7 +65,7 @@ pub struct Intake {
     sequence: u64,
     records: u64,
     /// Bytes of the batches in flight.
-    under_way: usize,
+    in_flight_bytes: usize,
     /// Batches with a lower sequence hold revoked partitions: their offsets are not stored.
     disowned_below: u64,
 }
@@ -82,7 +82,7 @@ impl Intake {
         // Sequence numbers restart with each model.
         source.lose_below(0);
         Intake {
-            share: match decoder.reads_pictures() {
+            share: match decoder.reads_images() {
                 true => share.min(PICTURES_IN_FLIGHT),
                 false => share,
             },
@@ -99,7 +99,7 @@ impl Intake {
             limits,
             sequence: 0,
             records: 0,
-            under_way: 0,
+            in_flight_bytes: 0,
             disowned_below: 0,
         }
     }
@@ -170,7 +170,7 @@ impl Intake {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        let config::Batch {
+        let config::BatchSettings {
             max_records,
             max_wait,
             ..
@@ -182,7 +182,7 @@ impl Intake {
 
     /// Whether no batch is free, or the in-flight batches fill their share of memory.
     fn is_full(&self) -> bool {
-        self.free.is_empty() || self.under_way >= self.share
+        self.free.is_empty() || self.in_flight_bytes >= self.share
     }
 
     fn poll_timeout(&self, now: Instant) -> Duration {
@@ -249,23 +249,25 @@ impl Intake {
         match record.payload {
             None | Some([]) => match Oversized::of(&record) {
                 Some(oversized) => {
-                    taken = bury_batch(batch, &record, from, oversized, now);
+                    taken = push_oversized_batch(batch, &record, from, oversized, now);
                 }
                 None => batch.skip(&record, from, now),
             },
             Some(payload) => {
                 let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
-                // Images are decoded and timed in `pictures`.
-                if timed && !self.decoder.reads_pictures() {
+                // Images are decoded and timed in `images`.
+                if timed && !self.decoder.reads_images() {
                     let seconds = now.elapsed().as_secs_f64();
                     self.metrics.decode_seconds.observe(seconds);
                 }
                 match decoded {
-                    Ok(segment) => match self.decoder.picture_bytes(payload) {
+                    Ok(segment) => match self.decoder.image_bytes(payload) {
                         None => batch.keep(&record, from, segment, now),
-                        Some(bytes) => batch.keep_picture(&record, from, bytes, now),
+                        Some(bytes) => batch.keep_image(&record, from, bytes, now),
                     },
-                    Err(DecodeError::Row(error)) => batch.bury(&record, from, error, now),
+                    Err(DecodeError::Row(error)) => {
+                        batch.push_dead_letter(&record, from, error, now)
+                    }
                     Err(DecodeError::SchemaPending(id)) => {
                         self.decoder.ask_for_schema(payload, record.timestamp_ms);
                         let offset = record.offset;
@@ -365,7 +367,7 @@ impl Intake {
         batch.dispatched = Some(Instant::now());
         self.sequence += 1;
         batch.charged = batch.weight();
-        self.weigh(self.under_way.saturating_add(batch.charged));
+        self.weigh(self.in_flight_bytes.saturating_add(batch.charged));
         // Fails only if all workers have ended, and then a stop is in progress.
         let _ = self.channels.to_score.send(batch);
     }
@@ -377,7 +379,7 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
-        self.weigh(self.under_way.saturating_sub(batch.charged));
+        self.weigh(self.in_flight_bytes.saturating_sub(batch.charged));
         if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);
         }
@@ -385,9 +387,11 @@ impl Intake {
         self.free.push(batch);
     }
 
-    fn weigh(&mut self, under_way: usize) {
-        self.under_way = under_way;
-        self.metrics.memory_in_flight_bytes.set(under_way as i64);
+    fn weigh(&mut self, in_flight_bytes: usize) {
+        self.in_flight_bytes = in_flight_bytes;
+        self.metrics
+            .memory_in_flight_bytes
+            .set(in_flight_bytes as i64);
     }
 
     /// Waits until everything in flight is delivered. `false` if that takes too long.
@@ -411,7 +415,7 @@ impl Intake {
 }
 
 /// Adds one dead letter for a compressed batch that is too large to decompress. Returns its number of records.
-fn bury_batch(
+fn push_oversized_batch(
     batch: &mut Batch,
     last: &Record<'_>,
     from: TopicPartition,
@@ -439,6 +443,6 @@ fn bury_batch(
         ..last.clone()
     };
     let count = usize::try_from(records).unwrap_or(usize::MAX);
-    batch.bury_many(&letter, count, from, error, now);
+    batch.push_dead_letter_for(&letter, count, from, error, now);
     records
 }

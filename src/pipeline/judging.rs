@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::batch::{Batch, Kept, Screened, Sighting};
+use crate::batch::{Batch, ImageOutcome, Screened, StoredRecord};
 use crate::config;
 use crate::dead_letter::DeadLetter;
-use crate::decode::{Input, Reason, RowError};
+use crate::decode::{Reason, RecordFormat, RowError};
+use crate::image::Finding;
 use crate::kafka::Topics;
 use crate::message::{
-    Message, Model, OMITTED, dead_letter_message, unreadable, verdict_id, verdict_message,
+    Message, ModelId, OMITTED, dead_letter_message, unreadable, verdict_id, verdict_message,
 };
 use crate::onnx::{Nearest, ScorerError};
-use crate::picture::Finding;
 use crate::recent::Anomaly;
 use crate::verdict::{Judge, Scored, Severity, Verdict, is_score};
 
@@ -23,10 +23,10 @@ use super::traces::Traces;
 pub struct Judging {
     pub judge: Judge,
     pub nearest: Option<Nearest>,
-    pub model: Model,
+    pub model: ModelId,
     /// Renders records as JSON.
-    pub input: Input,
-    pub output: config::Output,
+    pub input: RecordFormat,
+    pub output: config::OutputSettings,
     /// Names by [`crate::batch::TopicPartition::topic`].
     pub topics: Topics,
     pub traces: Option<Arc<Traces>>,
@@ -84,12 +84,12 @@ impl Judging {
     fn sort_out(&self, batch: &Batch, judged: &mut Judged) -> Vec<Reported> {
         let mut reported = Vec::new();
         for (i, record) in batch.records().enumerate() {
-            let Some(scored) = batch.place(i) else {
+            let Some(scored) = batch.score_index(i) else {
                 judged.tally.scored += 1;
                 continue;
             };
-            let dead = match batch.sightings.get(i) {
-                Some(Sighting::Dead(error)) => Some(error.clone()),
+            let dead = match batch.image_outcomes.get(i) {
+                Some(ImageOutcome::Dead(error)) => Some(error.clone()),
                 _ => flaw(batch, i, scored).map(unscorable),
             };
             if let Some(error) = dead {
@@ -152,9 +152,9 @@ impl Judging {
             severity,
         } = reported;
         let record = batch.record(i);
-        let sighting = batch.sightings.get(i);
+        let sighting = batch.image_outcomes.get(i);
         let mut message = match sighting {
-            Some(Sighting::Explained(finding)) => {
+            Some(ImageOutcome::Explained(finding)) => {
                 self.image_message(record, batch.scores[scored], finding, judged)
             }
             // An image that is not reported was not explained either.
@@ -178,7 +178,7 @@ impl Judging {
                 severity,
                 judged_ms: jiff::Timestamp::now().as_millisecond(),
                 verdict: message.payload.as_slice().into(),
-                picture: sighting.map(|_| record.payload.into()),
+                image: sighting.map(|_| record.payload.into()),
             });
             judged.say(&self.output.anomalies_topic, message.clone());
         }
@@ -190,12 +190,12 @@ impl Judging {
     fn row_message(
         &self,
         batch: &Batch,
-        (i, place): (usize, usize),
-        record: Kept<'_>,
+        (i, score_index): (usize, usize),
+        record: StoredRecord<'_>,
         nearest: Option<usize>,
     ) -> Message {
         let verdict = self.judge.judge(
-            scored(batch, i, place),
+            scored(batch, i, score_index),
             record.segment,
             nearest.and_then(|n| Some(self.nearest.as_ref()?.record(n))),
             self.output.attributions,
@@ -206,7 +206,7 @@ impl Judging {
     /// The verdict on an image. Maps that go to a topic are sent before it.
     fn image_message(
         &self,
-        record: Kept<'_>,
+        record: StoredRecord<'_>,
         score: f32,
         finding: &Finding,
         judged: &mut Judged,
@@ -223,7 +223,7 @@ impl Judging {
         let [heatmap, reconstruction] = shown;
         let verdict = self
             .judge
-            .judge_picture(score, finding, heatmap, reconstruction);
+            .judge_image(score, finding, heatmap, reconstruction);
         self.message(record, &verdict)
     }
 
@@ -233,8 +233,10 @@ impl Judging {
         batch: &'b Batch,
     ) -> impl Iterator<Item = (String, &'b Finding)> {
         batch.records().enumerate().filter_map(|(i, record)| {
-            let finding = match batch.sightings.get(i) {
-                Some(Sighting::Explained(finding)) if !maps::are_inline(&self.output, finding) => {
+            let finding = match batch.image_outcomes.get(i) {
+                Some(ImageOutcome::Explained(finding))
+                    if !maps::are_inline(&self.output, finding) =>
+                {
                     finding
                 }
                 _ => return None,
@@ -244,7 +246,7 @@ impl Judging {
         })
     }
 
-    fn message(&self, record: Kept<'_>, verdict: &Verdict<'_>) -> Message {
+    fn message(&self, record: StoredRecord<'_>, verdict: &Verdict<'_>) -> Message {
         let topic = &self.topics[record.from.topic];
         let carried = self.output.include_record;
         let json = carried
@@ -278,20 +280,23 @@ fn unscorable(flaw: String) -> RowError {
 }
 
 /// What the model says of record `i`, which is a row.
-fn scored(batch: &Batch, i: usize, place: usize) -> Scored<'_> {
-    Scored::at(&batch.scores, place, batch.row(i))
+fn scored(batch: &Batch, i: usize, score_index: usize) -> Scored<'_> {
+    Scored::at(&batch.scores, score_index, batch.row(i))
 }
 
 /// Why record `i` cannot have a verdict; `None` if it can.
-fn flaw(batch: &Batch, i: usize, place: usize) -> Option<String> {
-    // Sorted by place.
-    if let Ok(at) = batch.refused.binary_search_by_key(&place, |(at, _)| *at) {
+fn flaw(batch: &Batch, i: usize, score_index: usize) -> Option<String> {
+    // Sorted by score_index.
+    if let Ok(at) = batch
+        .refused
+        .binary_search_by_key(&score_index, |(at, _)| *at)
+    {
         return Some(format!("the model fails on it: {}", batch.refused[at].1));
     }
-    if batch.sightings.is_empty() {
-        return scored(batch, i, place).flaw();
+    if batch.image_outcomes.is_empty() {
+        return scored(batch, i, score_index).flaw();
     }
-    let score = batch.scores[place];
+    let score = batch.scores[score_index];
     (!is_score(score)).then(|| format!("the model's score is {score}"))
 }
 

@@ -3,10 +3,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::config::{Media, Output};
+use crate::config::{Media, OutputSettings};
+use crate::image::{Finding, Png};
 use crate::message::{Message, media_message};
-use crate::picture::{Finding, Png};
-use crate::record::Source;
+use crate::record::Origin;
 use crate::text::percent_encoded_file;
 use crate::verdict::{Place, Shown};
 
@@ -31,7 +31,7 @@ pub fn by_kind(finding: &Finding) -> [(&'static str, &Png); 2] {
 }
 
 /// Whether the maps are small enough to be in the verdict itself.
-pub fn are_inline(output: &Output, finding: &Finding) -> bool {
+pub fn are_inline(output: &OutputSettings, finding: &Finding) -> bool {
     let bytes: usize = by_kind(finding)
         .iter()
         .map(|(_, png)| png.bytes.len())
@@ -41,10 +41,10 @@ pub fn are_inline(output: &Output, finding: &Finding) -> bool {
 
 /// The maps of the verdict `id`. The same verdict always names the same places.
 pub fn of(
-    output: &Output,
+    output: &OutputSettings,
     finding: &Finding,
     id: &str,
-    source: Source,
+    source: Origin,
     timestamp_ms: Option<i64>,
 ) -> Maps {
     let inline = are_inline(output, finding);

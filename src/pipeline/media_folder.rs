@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::image::Finding;
 use crate::metrics::Metrics;
-use crate::picture::Finding;
 
 use super::map_files;
 use super::maps;

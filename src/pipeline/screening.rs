@@ -96,13 +96,16 @@ impl Screening {
         for (i, (record, answer)) in batch.records().zip(&self.answers).enumerate() {
             // NaN compares false: it does not clear a record.
             let cleared = *answer <= self.bounds.of(record.segment);
-            let place = self.picked.len() / width;
+            let score_index = self.picked.len() / width;
             let outcome = if self.audits_all || is_audited(record.offset) {
-                Screened::Audited { place, cleared }
+                Screened::Audited {
+                    score_index,
+                    cleared,
+                }
             } else if cleared {
                 Screened::Cleared
             } else {
-                Screened::Passed { place }
+                Screened::Passed { score_index }
             };
             if outcome != Screened::Cleared {
                 let row = &batch.rows[i * width..(i + 1) * width];

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bundle::Feature;
 use crate::config;
-use crate::decode::{Input, SegmentReader};
+use crate::decode::{RecordFormat, SegmentReader};
 use crate::memory::Room;
-use crate::message::Model;
+use crate::message::ModelId;
 use crate::metrics::Metrics;
 use crate::onnx::{Nearest, Scorer};
 use crate::status::{InForce, Status};
@@ -20,7 +20,7 @@ pub struct Serving {
     pub features: Vec<Feature>,
     /// Reads the segment of a record, if the model has segments.
     pub segment: Option<SegmentReader>,
-    pub input: Input,
+    pub input: RecordFormat,
     /// Memory for decoding images, shared by all models.
     pub decoding: Room,
     /// One per worker.
@@ -29,7 +29,7 @@ pub struct Serving {
     pub screenings: Vec<Screening>,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
-    pub model: Model,
+    pub model: ModelId,
     /// The requested provider.
     pub asked: &'static str,
 }
@@ -48,7 +48,7 @@ impl Serving {
             segments: self.judge.segments(),
             normal: self.judge.normal_shares(bounds),
             reader: match &self.input {
-                Input::Pictures(reader) => Some((reader.clone(), self.decoding.clone())),
+                RecordFormat::Images(reader) => Some((reader.clone(), self.decoding.clone())),
                 _ => None,
             },
         }
@@ -80,12 +80,12 @@ pub struct PendingModel(Arc<Offered>);
 struct Offered {
     /// Checked for each record, where a lock would be too expensive.
     is_there: AtomicBool,
-    serving: Mutex<Option<(Serving, config::Output)>>,
+    serving: Mutex<Option<(Serving, config::OutputSettings)>>,
 }
 
 impl PendingModel {
     /// Offers a model with the output settings for its verdicts. Replaces an earlier offer that is still waiting.
-    pub fn offer(&self, serving: Serving, output: config::Output) {
+    pub fn offer(&self, serving: Serving, output: config::OutputSettings) {
         *self.lock() = Some((serving, output));
         self.0.is_there.store(true, Ordering::Release);
     }
@@ -94,12 +94,12 @@ impl PendingModel {
         self.0.is_there.load(Ordering::Acquire)
     }
 
-    pub fn take(&self) -> Option<(Serving, config::Output)> {
+    pub fn take(&self) -> Option<(Serving, config::OutputSettings)> {
         self.0.is_there.store(false, Ordering::Release);
         self.lock().take()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Serving, config::Output)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Serving, config::OutputSettings)>> {
         // A panic cannot leave the offer incomplete.
         let serving = self.0.serving.lock();
         serving.unwrap_or_else(PoisonError::into_inner)

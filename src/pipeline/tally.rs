@@ -7,7 +7,7 @@ use crate::batch::{Batch, Screened};
 use crate::decode::Reason;
 use crate::message::{About, Kind};
 use crate::metrics::{
-    AUDITED, Metrics, SCREENS, SKIP_LOST, SKIP_OVERSIZED, SKIP_TOMBSTONE, SKIP_UNDELIVERABLE,
+    AUDITED_LABELS, Metrics, SCREENS, SKIP_LOST, SKIP_OVERSIZED, SKIP_TOMBSTONE, SKIP_UNDELIVERABLE,
 };
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
@@ -131,7 +131,7 @@ impl Tally {
 }
 
 fn observe(batch: &Batch, metrics: &Metrics) {
-    let mut looked_at = [[0; AUDITED.len()]; SCREENS.len()];
+    let mut looked_at = [[0; AUDITED_LABELS.len()]; SCREENS.len()];
     for screened in &batch.screened {
         let (cleared, audited) = match *screened {
             Screened::Cleared => (true, false),
@@ -141,7 +141,7 @@ fn observe(batch: &Batch, metrics: &Metrics) {
         looked_at[usize::from(cleared)][usize::from(audited)] += 1;
     }
     for (screen, counts) in SCREENS.into_iter().zip(looked_at) {
-        for (audited, records) in AUDITED.into_iter().zip(counts) {
+        for (audited, records) in AUDITED_LABELS.into_iter().zip(counts) {
             let screened = metrics.screen_records.with_label_values(&[screen, audited]);
             screened.inc_by(records);
         }

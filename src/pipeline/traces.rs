@@ -18,7 +18,7 @@ use sha2::{Digest, Sha512};
 use twox_hash::XxHash64;
 
 use super::tally::Tally;
-use crate::batch::{Batch, Kept, Sighting};
+use crate::batch::{Batch, ImageOutcome, StoredRecord};
 use crate::config;
 use crate::kafka::Topics;
 use crate::message::Message;
@@ -73,7 +73,12 @@ struct Times {
 }
 
 impl Traces {
-    pub fn new(spans: Spans, sample_ratio: f64, group_id: &str, output: &config::Output) -> Traces {
+    pub fn new(
+        spans: Spans,
+        sample_ratio: f64,
+        group_id: &str,
+        output: &config::OutputSettings,
+    ) -> Traces {
         Traces {
             spans,
             below: (sample_ratio > 0.0).then_some((sample_ratio * u64::MAX as f64) as u64),
@@ -88,7 +93,7 @@ impl Traces {
     }
 
     /// Adds the publish span to a verdict's headers, as the parent for its readers. Returns whether the record is traced.
-    pub fn hand_on(&self, message: &mut Message, topic: &str, record: Kept<'_>) -> bool {
+    pub fn hand_on(&self, message: &mut Message, topic: &str, record: StoredRecord<'_>) -> bool {
         let headers = record.trace.map(|header| header.map(|(_, value)| value));
         let Some(trace) = self.trace(Origin::of(topic, record), headers) else {
             return false;
@@ -110,11 +115,11 @@ impl Traces {
             let Some(trace) = self.trace(origin, headers) else {
                 continue;
             };
-            let dead = match batch.sightings.get(i) {
-                Some(Sighting::Dead(error)) => Some(error.reason.as_str()),
+            let dead = match batch.image_outcomes.get(i) {
+                Some(ImageOutcome::Dead(error)) => Some(error.reason.as_str()),
                 _ => None,
             };
-            let score = batch.place(i).map(|place| batch.scores[place]);
+            let score = batch.score_index(i).map(|index| batch.scores[index]);
             self.consume(&trace, origin, &times);
             self.decode(&trace, &times, dead);
             if dead.is_none() {
@@ -164,11 +169,11 @@ impl Traces {
         if parent.is_none() && !self.is_drawn(origin) {
             return None;
         }
-        let place = format!(
+        let origin = format!(
             "{}/{}/{}/{}",
             self.group_id, origin.topic, origin.partition, origin.offset
         );
-        let digest = Sha512::digest(place);
+        let digest = Sha512::digest(origin);
         let (root, spans) = digest.split_at(16);
         let span = |i: usize| {
             let bytes = spans[8 * i..8 * (i + 1)].try_into();
@@ -288,7 +293,7 @@ impl Traces {
 }
 
 impl<'a> Origin<'a> {
-    fn of(topic: &'a str, record: Kept<'_>) -> Origin<'a> {
+    fn of(topic: &'a str, record: StoredRecord<'_>) -> Origin<'a> {
         Origin {
             topic,
             partition: record.from.partition,
@@ -305,7 +310,7 @@ impl Times {
         let scored = batch.scoring.map(|(from, to)| (at(from), at(to)));
         let opened = at(batch.opened().unwrap_or(now));
         // Images of a batch are decoded while others are scored.
-        let decoded = match (scored, batch.sightings.is_empty()) {
+        let decoded = match (scored, batch.image_outcomes.is_empty()) {
             (Some((from, _)), false) => from,
             _ => batch.dispatched.map_or(opened, at),
         };

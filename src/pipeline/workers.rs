@@ -7,13 +7,13 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::batch::Batch;
-use crate::decode::Input;
+use crate::decode::RecordFormat;
+use crate::image::ImageReader;
 use crate::memory::Room;
 use crate::metrics::Metrics;
 use crate::onnx::{Interrupt, Scorer};
-use crate::picture::ImageReader;
 
-use super::pictures::{self, Explain};
+use super::images::{self, Explain};
 use super::screening::Screening;
 use super::serving::Serving;
 use super::{PipelineError, RunContext, Stop, guarded, log_refused, spawn};
@@ -48,7 +48,7 @@ impl Workers {
         let scorers = std::mem::take(&mut serving.scorers);
         let cores = available_parallelism().map_or(1, usize::from);
         let images = match &serving.input {
-            Input::Pictures(reader) => Some(Images {
+            RecordFormat::Images(reader) => Some(Images {
                 reader: reader.clone(),
                 room: serving.decoding.clone(),
                 explain: Explain {
@@ -113,7 +113,7 @@ impl Images {
         metrics: Metrics,
         stop: &Stop,
     ) -> Vec<Thread<'scope>> {
-        let ahead = scorer.largest().max(pictures::AHEAD);
+        let ahead = scorer.largest().max(images::AHEAD);
         let (steps, decoded) = bounded(ahead);
         let mut threads = Vec::new();
         for _ in 0..self.decoders {
@@ -121,13 +121,13 @@ impl Images {
             let (reader, room, stop) = (self.reader.clone(), self.room.clone(), stop.clone());
             let decoder = move || {
                 guarded(&stop, || {
-                    pictures::decode(&reader, &room, &work, &steps, &metrics)
+                    images::decode(&reader, &room, &work, &steps, &metrics)
                 })
             };
             threads.push(("decoder", spawn(scope, "decoder", decoder)));
         }
         let (worker, stop) = (
-            pictures::Worker::new(scorer, self.explain, metrics),
+            images::Worker::new(scorer, self.explain, metrics),
             stop.clone(),
         );
         let worker = move || guarded(&stop, || worker.run(&decoded, &to_publish));

@@ -197,7 +197,7 @@ def test_ten_thousand_anomalies_and_no_more_are_kept(browser, tmp_path):
             expect(rows.first).to_be_visible()
 
 
-def test_pictures_side_by_side_in_the_dark(browser, request):
+def test_images_side_by_side_in_the_dark(browser, request):
     stream = demo("--bundle", "models/surface", "--rate", "60")
     with stream as address, opened(browser, address, color_scheme="dark") as page:
         rows = page.locator("#anomalies tr")
@@ -205,11 +205,11 @@ def test_pictures_side_by_side_in_the_dark(browser, request):
         page.locator("#live").uncheck()
         rows.first.click()
         expect(page.locator("#detail")).to_be_visible()
-        captions = page.locator("#pictures figcaption").all_inner_texts()
+        captions = page.locator("#images figcaption").all_inner_texts()
         assert captions == ["original", "expected", "heat"]
-        sizes = page.evaluate("[...document.querySelectorAll('#pictures img')].map(i => [i.complete, i.naturalWidth])")
+        sizes = page.evaluate("[...document.querySelectorAll('#images img')].map(i => [i.complete, i.naturalWidth])")
         assert all(complete and width >= 48 for complete, width in sizes), sizes
-        assert page.locator("#pictures .region").count() >= 1
+        assert page.locator("#images .region").count() >= 1
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
         shoot(page, request, "surface-dark")
 
@@ -226,7 +226,7 @@ def test_what_the_page_asks_for_is_small_safe_and_checked(browser):
             ("/anomalies?severity=bad", 400),
             ("/anomalies/0", 404),
             ("/anomalies/x", 400),
-            ("/anomalies/9999/picture", 404),
+            ("/anomalies/9999/image", 404),
         ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(address + path)

@@ -6,9 +6,9 @@ use std::path::Path;
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ModelInput, SegmentBy, SegmentId, Segments};
 use crate::dataset;
-use crate::decode::{Decoder, Input, Reason, SegmentReader};
+use crate::decode::{Decoder, Reason, RecordFormat, SegmentReader};
+use crate::image::ImageReader;
 use crate::kafka::history::{Ended, History};
-use crate::picture::ImageReader;
 use crate::shutdown::Shutdown;
 
 use super::Arguments;
@@ -62,7 +62,7 @@ pub struct Sample {
     /// Not yet scored: rows (row-major) with their segments, or payloads with images.
     rows: Vec<f32>,
     waiting: Vec<Waiting>,
-    pictures: Vec<Vec<u8>>,
+    images: Vec<Vec<u8>>,
 }
 
 struct Waiting {
@@ -97,7 +97,7 @@ impl Sample {
         arguments: &Arguments,
     ) -> Result<Sample, Failure> {
         key_fits(by.as_ref(), arguments.key.as_deref())?;
-        let mut sample = Sample::new(loaded, Input::Json, by);
+        let mut sample = Sample::new(loaded, RecordFormat::Json, by);
         if data.is_dir() {
             sample.read_folder(data, arguments)?;
         } else {
@@ -164,7 +164,7 @@ impl Sample {
         }
     }
 
-    fn new(loaded: Loaded, input: Input, by: Option<SegmentBy>) -> Sample {
+    fn new(loaded: Loaded, input: RecordFormat, by: Option<SegmentBy>) -> Sample {
         let features = loaded.bundle.features();
         let segment = by.clone().map(SegmentReader::learning);
         Sample {
@@ -180,12 +180,12 @@ impl Sample {
             decoder: Decoder::new(features, input, segment),
             reader: match loaded.bundle.manifest.input {
                 ModelInput::Tabular { .. } => None,
-                ModelInput::Image(pixels) => Some(input::pictures(pixels)),
+                ModelInput::Image(pixels) => Some(input::images(pixels)),
             },
             scoring: Scoring::new(loaded.scorers, features.len()),
             rows: Vec::new(),
             waiting: Vec::new(),
-            pictures: Vec::new(),
+            images: Vec::new(),
         }
     }
 
@@ -228,14 +228,14 @@ impl Sample {
                 folder.display()
             )));
         }
-        for picture in dataset::folder::pictures(folder, arguments.normal.as_deref(), None)? {
-            self.labelled |= picture.label.is_some();
-            if picture.label == Some(true) {
+        for image in dataset::folder::images(folder, arguments.normal.as_deref(), None)? {
+            self.labelled |= image.label.is_some();
+            if image.label == Some(true) {
                 self.left_out.labelled += 1;
                 continue;
             }
-            let payload = std::fs::read(&picture.path)
-                .map_err(|e| Failure::data(format!("{}: {e}", picture.path.display())))?;
+            let payload = std::fs::read(&image.path)
+                .map_err(|e| Failure::data(format!("{}: {e}", image.path.display())))?;
             let taken = Taken {
                 payload: &payload,
                 key: None,
@@ -253,7 +253,7 @@ impl Sample {
             flagged,
         } = *taken;
         if self.reader.is_some() {
-            self.pictures.push(payload.to_vec());
+            self.images.push(payload.to_vec());
         } else {
             match input::decode(&mut self.decoder, payload, key, &mut self.rows, stop) {
                 Ok(segment) => self.waiting.push(Waiting { segment, flagged }),
@@ -261,7 +261,7 @@ impl Sample {
             }
         }
         let full = self.waiting.len() >= CHUNK;
-        if full || self.pictures.len() == PICTURES {
+        if full || self.images.len() == PICTURES {
             self.score()?;
         }
         Ok(())
@@ -270,11 +270,11 @@ impl Sample {
     /// Scores what is waiting.
     fn score(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
-            let pictures = std::mem::take(&mut self.pictures);
-            let payloads: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
+            let images = std::mem::take(&mut self.images);
+            let payloads: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
             let judged = self
                 .scoring
-                .score_pictures(reader, &payloads, f32::INFINITY, 1)?;
+                .score_images(reader, &payloads, f32::INFINITY, 1)?;
             for judged in judged {
                 match judged {
                     Ok((score, _)) => self.scores.push(score),

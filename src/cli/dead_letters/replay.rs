@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::dead_letter::{FailureHeaders, Intervals, Ledger, Marker, Obstacle, Revived};
+use crate::dead_letter::{FailureHeaders, Intervals, Ledger, Marker, Obstacle, ReplayRecord};
 use crate::kafka::history::Ended;
 use crate::kafka::replay::Replay;
 use crate::record::Record;
@@ -147,7 +147,7 @@ fn send(
 
 #[derive(Default)]
 struct Chunk {
-    records: Vec<Revived>,
+    records: Vec<ReplayRecord>,
     bytes: usize,
     /// Positions of its letters in the dead letter topic, by target and partition.
     letters: BTreeMap<(String, i32), Intervals>,
@@ -161,7 +161,7 @@ impl Chunk {
         to: &str,
         partitions: usize,
     ) {
-        let revived = Revived::of(record, letter, to, partitions);
+        let revived = ReplayRecord::of(record, letter, to, partitions);
         self.bytes += revived.bytes();
         self.records.push(revived);
         let letters = self.letters.entry((to.to_owned(), record.partition));
@@ -192,7 +192,7 @@ fn commit(
     for ((to, partition), offsets) in letters {
         *sent.entry(to.clone()).or_default() += offsets.count();
         let marker = Marker { to, offsets };
-        records.push(marker.revived(&survey.topic, partition));
+        records.push(marker.replay_record(&survey.topic, partition));
     }
     producer.send(&records)?;
     for (to, count) in sent {

@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bundle::ModelInput;
-use crate::dataset::folder::{self, Picture, Truth};
+use crate::dataset::folder::{self, Image, Truth};
 use crate::decode::RowError;
 use crate::evaluation::auroc;
 use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
 use crate::evaluation::pixels::{Binned, PixelRanking, stretch};
+use crate::image::{Finding, ImageError, ImageReader, Limits, Mask, highest, mask, thumbnail};
 use crate::onnx::{ImageScores, Scorer};
-use crate::picture::{Finding, ImageReader, Limits, Mask, PictureError, highest, mask, thumbnail};
 use crate::verdict::{Judge, Verdict};
 
 use super::{Arguments, Labelled, REASONS, Summary, labelled, write_line};
@@ -49,14 +49,14 @@ struct Report<'r> {
 #[derive(Serialize)]
 struct Class {
     class: String,
-    pictures: usize,
+    images: usize,
     auroc: Option<f64>,
 }
 
 /// How well heat separates anomalous pixels from normal ones.
 #[derive(Serialize)]
 struct PixelReport {
-    pictures: usize,
+    images: usize,
     regions: u64,
     auroc: Option<Binned>,
     aupro: Option<Binned>,
@@ -102,7 +102,7 @@ pub fn run(
             "--label: in a folder of images the subfolders are the labels; name the one with normal images with --normal",
         ));
     }
-    let pictures = folder::pictures(
+    let images = folder::images(
         &arguments.file,
         arguments.normal.as_deref(),
         arguments.masks.as_deref(),
@@ -113,7 +113,7 @@ pub fn run(
         arguments,
         name: format!("{} {}", loaded.model.name, loaded.model.version),
         looking: Looking {
-            reader: input::pictures(pixels),
+            reader: input::images(pixels),
             threshold: loaded.judge.threshold,
             shown: sheet.is_some(),
         },
@@ -126,8 +126,8 @@ pub fn run(
         ranked: 0,
         highest: Highest::new(arguments.top),
     };
-    run.all(&pictures, loaded.scorers)?;
-    run.report(&pictures, started)
+    run.all(&images, loaded.scorers)?;
+    run.report(&images, started)
 }
 
 /// The result for one image, or why it has no score.
@@ -145,11 +145,11 @@ impl Looking {
     /// The outer error ends the run; the inner one is why this image has no score.
     fn at(
         &self,
-        picture: &Picture,
+        image: &Image,
         scorer: &mut Scorer,
         seen: &mut ImageScores,
     ) -> Result<Outcome, Failure> {
-        let payload = read(&picture.path)?;
+        let payload = read(&image.path)?;
         let rows = match self.reader.read(&payload) {
             Ok(rows) => rows,
             Err(error) => return Ok(Err(error.into())),
@@ -168,7 +168,7 @@ impl Looking {
             .map(|shown| Judged {
                 score,
                 finding: rows.finding(&seen.heat, &seen.reconstruction, self.threshold, REASONS),
-                heat: (picture.truth != Truth::Unknown).then(|| {
+                heat: (image.truth != Truth::Unknown).then(|| {
                     (
                         rows.heat(&seen.heat),
                         (rows.layout.width, rows.layout.height),
@@ -199,18 +199,18 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn all(&mut self, pictures: &[Picture], mut scorers: Vec<Scorer>) -> Result<(), Failure> {
-        let bar = progress::of_images(pictures.len(), self.arguments.json);
+    fn all(&mut self, images: &[Image], mut scorers: Vec<Scorer>) -> Result<(), Failure> {
+        let bar = progress::of_images(images.len(), self.arguments.json);
         let chunk = PICTURES_A_CORE * scorers.len().max(1);
-        for (first, part) in (0..).step_by(chunk).zip(pictures.chunks(chunk)) {
+        for (first, part) in (0..).step_by(chunk).zip(images.chunks(chunk)) {
             let looking = &self.looking;
-            let judged = share_out(&mut scorers, part, |scorer, seen, picture| {
-                looking.at(picture, scorer, seen)
+            let judged = share_out(&mut scorers, part, |scorer, seen, image| {
+                looking.at(image, scorer, seen)
             })?;
-            for (i, (picture, judged)) in part.iter().zip(judged).enumerate() {
+            for (i, (image, judged)) in part.iter().zip(judged).enumerate() {
                 match judged {
-                    Ok(judged) => self.take(first + i, picture, judged)?,
-                    Err(error) => self.refuse(picture, &error)?,
+                    Ok(judged) => self.take(first + i, image, judged)?,
+                    Err(error) => self.refuse(image, &error)?,
                 }
                 bar.inc(1);
             }
@@ -219,7 +219,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn take(&mut self, at: usize, picture: &Picture, judged: Judged) -> Result<(), Failure> {
+    fn take(&mut self, at: usize, image: &Image, judged: Judged) -> Result<(), Failure> {
         let Judged {
             score,
             finding,
@@ -227,21 +227,21 @@ impl Run<'_> {
             shown,
         } = judged;
         self.scored.push((at, score));
-        let verdict = self.judge.judge_picture(score, &finding, None, None);
+        let verdict = self.judge.judge_image(score, &finding, None, None);
         let line = Line {
-            file: &picture.name,
-            class: picture.class.as_deref(),
-            label: picture.label,
+            file: &image.name,
+            class: image.class.as_deref(),
+            label: image.label,
             verdict: &verdict,
         };
         write_line(&mut self.out, &line)?;
         if self.highest.takes(score) {
-            let entry = (picture.name.clone(), reasons(&verdict));
+            let entry = (image.name.clone(), reasons(&verdict));
             self.highest.insert(score, entry);
         }
         if let (Some(ranking), Some((heat, size))) = (&mut self.ranking, heat) {
             let of = (finding.width, finding.height);
-            let mask = truth(&picture.truth, of)?;
+            let mask = truth(&image.truth, of)?;
             let heat = stretch(&heat, size, of);
             ranking.add(&heat, &mask.marked, mask.width);
             self.ranked += 1;
@@ -252,14 +252,14 @@ impl Run<'_> {
                 bytes,
             };
             let entry = Entry {
-                name: &picture.name,
+                name: &image.name,
                 width: finding.width,
                 height: finding.height,
                 score,
                 p_value: verdict.p_value,
                 grade: verdict.anomaly_grade,
-                label: picture.label,
-                class: picture.class.as_deref(),
+                label: image.label,
+                class: image.class.as_deref(),
                 original: Encoded {
                     content_type: "image/jpeg",
                     bytes: &shown,
@@ -274,30 +274,30 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn refuse(&mut self, picture: &Picture, error: &RowError) -> Result<(), Failure> {
+    fn refuse(&mut self, image: &Image, error: &RowError) -> Result<(), Failure> {
         let (reason, detail) = (error.reason.as_str(), &error.detail);
         self.refusals.add(reason, detail);
-        let line = json!({"file": picture.name, "reason": reason, "error": detail});
+        let line = json!({"file": image.name, "reason": reason, "error": detail});
         write_line(&mut self.out, &line)?;
         if let Some(sheet) = &mut self.sheet {
-            sheet.add_refused(&picture.name, &format!("{reason}: {detail}"));
+            sheet.add_refused(&image.name, &format!("{reason}: {detail}"));
         }
         Ok(())
     }
 
-    fn report(mut self, pictures: &[Picture], started: Instant) -> Result<(), Failure> {
+    fn report(mut self, images: &[Image], started: Instant) -> Result<(), Failure> {
         if let Some(out) = &mut self.out {
             out.flush().map_err(Failure::output)?;
         }
         let threshold = self.judge.threshold;
         let (places, scores): (Vec<usize>, Vec<f32>) = self.scored.iter().copied().unzip();
-        let labels: Vec<_> = places.iter().map(|at| pictures[*at].label).collect();
+        let labels: Vec<_> = places.iter().map(|at| images[*at].label).collect();
         let flagged = scores.iter().map(|s| self.judge.is_anomaly(*s, None));
         let flagged: Vec<bool> = flagged.collect();
         let anomalies = flagged.iter().filter(|flagged| **flagged).count();
         let report = Report {
             summary: Summary {
-                records: pictures.len(),
+                records: images.len(),
                 scored: scores.len(),
                 dead_letters: self.refusals.count(),
                 reasons: self.refusals.all(),
@@ -307,9 +307,9 @@ impl Run<'_> {
                 seconds: started.elapsed().as_secs_f64(),
                 labelled: labelled(&scores, &labels, &flagged),
             },
-            classes: classes(pictures, &self.scored),
+            classes: classes(images, &self.scored),
             pixels: self.ranking.as_ref().map(|ranking| PixelReport {
-                pictures: self.ranked,
+                images: self.ranked,
                 regions: ranking.regions(),
                 auroc: ranking.auroc(),
                 aupro: ranking.aupro(),
@@ -338,16 +338,16 @@ impl Run<'_> {
 }
 
 /// Compares each class of anomalies with all normal images.
-fn classes(pictures: &[Picture], scored: &[(usize, f32)]) -> Vec<Class> {
+fn classes(images: &[Image], scored: &[(usize, f32)]) -> Vec<Class> {
     let of = |label: bool| {
         scored
             .iter()
-            .filter(move |(at, _)| pictures[*at].label == Some(label))
+            .filter(move |(at, _)| images[*at].label == Some(label))
     };
     let normal: Vec<f32> = of(false).map(|(_, score)| *score).collect();
     let mut by_class: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     for (at, score) in of(true) {
-        let class = pictures[*at].class.as_deref().unwrap_or_default();
+        let class = images[*at].class.as_deref().unwrap_or_default();
         by_class.entry(class).or_default().push(*score);
     }
     by_class
@@ -357,7 +357,7 @@ fn classes(pictures: &[Picture], scored: &[(usize, f32)]) -> Vec<Class> {
             let labels: Vec<_> = (0..all.len()).map(|i| i < scores.len()).collect();
             Class {
                 class: class.to_owned(),
-                pictures: scores.len(),
+                images: scores.len(),
                 auroc: auroc(&all, &labels),
             }
         })
@@ -413,7 +413,7 @@ fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
     };
     let wrong = |what: String| Failure::data(format!("{}: {what}", path.display()));
     let mask = mask(&read(path)?, Limits::default());
-    let mask = mask.map_err(|e: PictureError| wrong(e.to_string()))?;
+    let mask = mask.map_err(|e: ImageError| wrong(e.to_string()))?;
     if (mask.width, mask.height) != size {
         return Err(wrong(format!(
             "the mask has {} x {} pixels but its image {} x {}: both must have the same size",

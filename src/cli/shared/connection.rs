@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use crate::config::{self, ClientSettings, Config, LogFormat, Telemetry, is_pattern};
+use crate::config::{self, ClientSettings, Config, LogFormat, TelemetrySettings, is_pattern};
 use crate::kafka::history::{Bound, Range, Span};
 use crate::telemetry;
 
@@ -53,14 +53,14 @@ pub struct ConnectionArguments {
 
 /// Where to connect, and the daemon's settings if they were given.
 pub struct Connection {
-    pub kafka: config::Kafka,
+    pub kafka: config::KafkaSettings,
     pub config: Option<Config>,
 }
 
 impl ConnectionArguments {
     /// Starts logging, errors only, and reads the settings.
     pub fn load(&self) -> Result<Connection, Failure> {
-        telemetry::init(&Telemetry {
+        telemetry::init(&TelemetrySettings {
             log_level: "error".into(),
             log_format: LogFormat::Text,
         });

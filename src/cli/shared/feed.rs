@@ -16,8 +16,8 @@ use crate::failure::Failure;
 const NAP: Duration = Duration::from_millis(1);
 
 /// Connection settings without topics or group.
-pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::Kafka {
-    config::Kafka {
+pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::KafkaSettings {
+    config::KafkaSettings {
         brokers: brokers.to_owned(),
         topics: Vec::new(),
         group_id: String::new(),

@@ -5,10 +5,10 @@ use std::thread;
 
 use crate::batch::Scores;
 use crate::bundle::SegmentBy;
-use crate::config::{Inference, Provider};
+use crate::config::{InferenceSettings, Provider};
 use crate::decode::{Reason, RowError};
+use crate::image::{Finding, ImageReader, highest};
 use crate::onnx::{ImageScores, Scorer, ScorerError};
-use crate::picture::{Finding, ImageReader, highest};
 use crate::verdict::{Scored, is_score};
 
 use crate::failure::Failure;
@@ -24,18 +24,18 @@ pub const PICTURES: usize = 64;
 const GPU_BATCH: usize = 4_096;
 
 /// One session per core.
-pub fn all_cores() -> Inference {
-    Inference::on_cpu(thread::available_parallelism().map_or(1, usize::from))
+pub fn all_cores() -> InferenceSettings {
+    InferenceSettings::on_cpu(thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Where a verb scores (all cores or the first GPU), and the rows per batch.
-pub fn on(provider: Provider) -> (Inference, usize) {
+pub fn on(provider: Provider) -> (InferenceSettings, usize) {
     if provider == Provider::Cpu {
         return (all_cores(), BATCH);
     }
-    let inference = Inference {
+    let inference = InferenceSettings {
         provider,
-        ..Inference::on_cpu(1)
+        ..InferenceSettings::on_cpu(1)
     };
     (inference, GPU_BATCH)
 }
@@ -100,7 +100,7 @@ impl Scoring {
     ///
     /// # Errors
     /// ONNX Runtime fails. The inner error is why a payload has no score.
-    pub fn score_pictures(
+    pub fn score_images(
         &mut self,
         reader: &ImageReader,
         payloads: &[&[u8]],
@@ -108,15 +108,15 @@ impl Scoring {
         regions: usize,
     ) -> Result<Vec<Judged>, Failure> {
         let look = |scorer: &mut Scorer, seen: &mut ImageScores, payload: &&[u8]| {
-            let picture = match reader.read(payload) {
-                Ok(picture) => picture,
+            let image = match reader.read(payload) {
+                Ok(image) => image,
                 Err(error) => return Ok(Err(error.into())),
             };
             seen.clear();
-            scorer.score_pixels(&picture.rows, seen)?;
+            scorer.score_pixels(&image.rows, seen)?;
             Ok(finite(highest(&seen.scores)).map(|score| {
                 let (heat, expected) = (&seen.heat, &seen.reconstruction);
-                (score, picture.finding(heat, expected, threshold, regions))
+                (score, image.finding(heat, expected, threshold, regions))
             }))
         };
         share_out(&mut self.scorers, payloads, look)

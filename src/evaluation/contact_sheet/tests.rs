@@ -74,7 +74,7 @@ fn names_and_reasons_are_text() {
 }
 
 #[test]
-fn pictures_are_inline_and_nothing_is_fetched() {
+fn images_are_inline_and_nothing_is_fetched() {
     let regions = [Region {
         x: 3,
         y: 4,

@@ -4,7 +4,7 @@ use super::super::auroc;
 use super::*;
 
 /// Image `p` of the check below: 37 x 41 pixels with three regions, of which one has two parts that touch at a corner; or with none.
-fn picture(p: usize) -> (Vec<f32>, Vec<bool>) {
+fn image(p: usize) -> (Vec<f32>, Vec<bool>) {
     let (height, width) = (37, 41);
     let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (y, x)));
     let marked = |y: usize, x: usize| {
@@ -52,7 +52,7 @@ fn picture(p: usize) -> (Vec<f32>, Vec<bool>) {
 fn agrees_with_scikit_learn_and_scipy() {
     let mut pixels = PixelRanking::default();
     for p in 0..3 {
-        let (heat, mask) = picture(p);
+        let (heat, mask) = image(p);
         pixels.add(&heat, &mask, 41);
     }
     let agrees = |found: Option<Binned>, exact: f64| {

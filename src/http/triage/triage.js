@@ -283,14 +283,14 @@ async function open(anomaly) {
   if (opened.feature_imputed?.length) $("reasons").append(`missing, filled in: ${opened.feature_imputed.join(", ")}`);
   if (opened.nearest_normal) $("reasons").append(element("p", { class: "expected" }, likeness(opened.nearest_normal)));
   $("record").textContent = opened.record ? JSON.stringify(opened.record, null, 2) : "not in the verdict: the record is a bare image, or output.include_record = false";
-  await pictures(anomaly);
+  await images(anomaly);
   $("detail").showModal();
 }
 
-async function pictures(anomaly) {
+async function images(anomaly) {
   const shown = [];
-  if (anomaly.picture) {
-    const answer = await ask(`anomalies/${anomaly.number}/picture`);
+  if (anomaly.image) {
+    const answer = await ask(`anomalies/${anomaly.number}/image`);
     if (answer.ok) shown.push(["original", URL.createObjectURL(await answer.blob())]);
   }
   for (const [kind, name] of [["reconstruction", "expected"], ["heatmap", "heat"]]) {
@@ -298,7 +298,7 @@ async function pictures(anomaly) {
     if (map?.data) shown.push([name, `data:${map.content_type};base64,${map.data}`]);
     else if (map?.uri) shown.push([`${name}: ${map.uri}`, null]);
   }
-  $("pictures").replaceChildren(
+  $("images").replaceChildren(
     ...shown.map(([name, source], i) => {
       const frame = element("div", { class: "frame" });
       if (source) frame.append(element("img", { src: source, alt: name }));
@@ -308,13 +308,13 @@ async function pictures(anomaly) {
   );
 }
 
-function box(region, picture) {
+function box(region, image) {
   const made = element("div", { class: "region", title: `${Math.round(100 * region.share)} %` });
   const percent = (part, whole) => `${(100 * part) / whole}%`;
-  made.style.left = percent(region.x, picture.width);
-  made.style.top = percent(region.y, picture.height);
-  made.style.width = percent(region.width, picture.width);
-  made.style.height = percent(region.height, picture.height);
+  made.style.left = percent(region.x, image.width);
+  made.style.top = percent(region.y, image.height);
+  made.style.width = percent(region.width, image.width);
+  made.style.height = percent(region.height, image.height);
   return made;
 }
 
@@ -344,7 +344,7 @@ $("more").onclick = older;
 $("copy").onclick = () => copy(opened.id);
 $("close").onclick = () => $("detail").close();
 $("detail").onclose = () => {
-  for (const img of $("pictures").querySelectorAll("img")) if (img.src.startsWith("blob:")) URL.revokeObjectURL(img.src);
+  for (const img of $("images").querySelectorAll("img")) if (img.src.startsWith("blob:")) URL.revokeObjectURL(img.src);
 };
 
 document.onkeydown = (event) => {

@@ -7,7 +7,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::super::error::KafkaError;
 use super::last_error::LastError;
-use crate::config::Kafka;
+use crate::config::KafkaSettings;
 use crate::shutdown::Shutdown;
 
 const RETRY: Duration = Duration::from_millis(200);
@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// consumer reports errors and asks for tokens only while it is polled.
 pub(in crate::kafka) fn await_topic<C: ClientContext>(
     client: &Client<C>,
-    kafka: &Kafka,
+    kafka: &KafkaSettings,
     topic: &str,
     last_error: &LastError,
     stop: &Shutdown,

@@ -1,6 +1,6 @@
 //! Sizes of librdkafka's queues, derived from the memory that the Kafka clients may use. Explicit settings win.
 
-use crate::config::{ClientSettings, Kafka};
+use crate::config::{ClientSettings, KafkaSettings};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -13,7 +13,7 @@ const MESSAGE_MAX_BYTES: u64 = 1_000_000;
 
 /// Sets the queue sizes that the settings leave open. Half of `share` is for decompressed batches, a quarter for messages
 /// that wait to be sent, and the rest for records fetched ahead and for responses being received.
-pub fn fit(kafka: &mut Kafka, share: u64) {
+pub fn fit(kafka: &mut KafkaSettings, share: u64) {
     let largest = |own: &ClientSettings| {
         let set = own.get("message.max.bytes");
         let set = set.or(kafka.client.get("message.max.bytes"));
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn kafka(flags: &[&str]) -> Kafka {
+    fn kafka(flags: &[&str]) -> KafkaSettings {
         let own = ["kafka.topics=in", "model.bundle=m"].iter().chain(flags);
         let flags: Vec<String> = own.map(|flag| (*flag).to_owned()).collect();
         Config::load(None, vec![], &flags).unwrap().kafka

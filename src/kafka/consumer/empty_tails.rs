@@ -17,8 +17,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::client;
 use super::super::client::contexts::QuietContext;
 use super::context::{GroupConsumer, PartitionName};
-use super::progress::{Progress, QUIET, Tail};
-use crate::config::Kafka;
+use super::progress::{ProgressTracker, QUIET, Tail};
+use crate::config::KafkaSettings;
 
 const POLL: Duration = Duration::from_millis(100);
 const ASK_WITHIN: Duration = Duration::from_secs(5);
@@ -76,7 +76,7 @@ pub(super) struct EmptyTail {
 }
 
 impl EmptyTails {
-    pub fn new(kafka: &Kafka) -> EmptyTails {
+    pub fn new(kafka: &KafkaSettings) -> EmptyTails {
         EmptyTails {
             config: config(kafka),
             searcher: None,
@@ -89,7 +89,7 @@ impl EmptyTails {
     /// partitions are not fetched.
     pub fn search(
         &mut self,
-        progress: &mut Progress,
+        progress: &mut ProgressTracker,
         now: Instant,
         is_stopped: impl Fn(&PartitionName) -> bool,
     ) {
@@ -137,7 +137,7 @@ impl EmptyTails {
     }
 
     /// Takes the result of a search, if there is one.
-    pub fn take_result(&mut self, progress: &mut Progress) {
+    pub fn take_result(&mut self, progress: &mut ProgressTracker) {
         let Some(SearchResult { topic, found }) = self.result() else {
             return;
         };
@@ -181,7 +181,7 @@ impl EmptyTails {
     pub fn confirmed(
         &mut self,
         consumer: &GroupConsumer,
-        progress: &mut Progress,
+        progress: &mut ProgressTracker,
     ) -> Vec<EmptyTail> {
         if self.empty.is_empty() {
             return Vec::new();
@@ -215,7 +215,7 @@ impl EmptyTails {
     }
 }
 
-fn config(kafka: &Kafka) -> ClientConfig {
+fn config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.consumer);
     // This consumer is never a member of the group.
     config.remove("group.instance.id");

@@ -24,7 +24,7 @@ const OUTDATED: Duration = Duration::from_secs(30);
 pub(super) const QUIET: Duration = Duration::from_secs(2);
 
 /// The progress of all assigned partitions.
-pub(super) struct Progress {
+pub(super) struct ProgressTracker {
     partitions: BTreeMap<PartitionName, PartitionProgress>,
     asked: Option<Receiver<Vec<PartitionOffsets>>>,
     next_update: Instant,
@@ -188,9 +188,9 @@ impl PartitionProgress {
     }
 }
 
-impl Progress {
-    pub fn new(metrics: Metrics, status: Status) -> Progress {
-        Progress {
+impl ProgressTracker {
+    pub fn new(metrics: Metrics, status: Status) -> ProgressTracker {
+        ProgressTracker {
             partitions: BTreeMap::new(),
             asked: None,
             next_update: Instant::now(),

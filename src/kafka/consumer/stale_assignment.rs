@@ -7,13 +7,13 @@ use std::time::Duration;
 use rdkafka::client::{Client, ClientContext};
 
 use super::super::topic_admin::Descriptions;
-use crate::config::Kafka;
+use crate::config::KafkaSettings;
 
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 const STABLE: &str = "Stable";
 
 /// The group id, if the group's assignments may be stale.
-pub(super) fn group_to_check(kafka: &Kafka) -> Option<String> {
+pub(super) fn group_to_check(kafka: &KafkaSettings) -> Option<String> {
     let get = |name| kafka.consumer.get(name).or(kafka.client.get(name));
     let is_static = get("group.instance.id").is_some();
     // With the new protocol the brokers assign partitions.

@@ -13,7 +13,7 @@ use super::super::error::KafkaError;
 use super::commit_metadata::CommitMetadata;
 use super::known_topics::TopicAge;
 use super::sibling_offsets::SiblingEvidence;
-use crate::config::Kafka;
+use crate::config::KafkaSettings;
 
 /// `auto.offset.reset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum OffsetReset {
 }
 
 impl OffsetReset {
-    pub fn from_settings(kafka: &Kafka) -> OffsetReset {
+    pub fn from_settings(kafka: &KafkaSettings) -> OffsetReset {
         let settings = [&kafka.consumer, &kafka.client];
         let reset = settings
             .iter()

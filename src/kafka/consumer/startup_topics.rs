@@ -11,7 +11,7 @@ use super::super::error::KafkaError;
 use super::super::topic_admin::Descriptions;
 use super::context::GroupConsumer;
 use super::topic_selection::TopicSelection;
-use crate::config::Kafka;
+use crate::config::KafkaSettings;
 use crate::shutdown::Shutdown;
 
 const RETRY: Duration = Duration::from_millis(200);
@@ -26,7 +26,7 @@ const SERVE: Duration = Duration::from_millis(5);
 /// starts for the first time, because the name may be wrong. A group with offsets continues with its other topics.
 pub(super) fn await_topics(
     consumer: &GroupConsumer,
-    kafka: &Kafka,
+    kafka: &KafkaSettings,
     selection: &TopicSelection,
     last_error: &LastError,
     stop: &Shutdown,
@@ -77,7 +77,7 @@ fn missing<'s>(selection: &'s TopicSelection, found: &Descriptions) -> Missing<'
     missing.collect()
 }
 
-fn absent(kafka: &Kafka, missing: Missing<'_>) -> KafkaError {
+fn absent(kafka: &KafkaSettings, missing: Missing<'_>) -> KafkaError {
     use RDKafkaErrorCode as Code;
     let refused = missing
         .iter()

@@ -17,7 +17,7 @@ use super::known_topics::KnownTopics;
 use super::stale_assignment;
 use super::topic_selection::TopicSelection;
 use super::topics::Topics;
-use crate::config::Kafka;
+use crate::config::KafkaSettings;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -48,7 +48,7 @@ impl TopicWatch {
     pub fn begin(
         consumer: &Arc<GroupConsumer>,
         selection: TopicSelection,
-        kafka: &Kafka,
+        kafka: &KafkaSettings,
         topics: Topics,
         found: Descriptions,
         status: Status,
@@ -176,7 +176,7 @@ pub(super) fn names<'a>(topics: impl Iterator<Item = &'a String>) -> Vec<&'a str
     topics.map(String::as_str).collect()
 }
 
-fn interval(kafka: &Kafka) -> Duration {
+fn interval(kafka: &KafkaSettings) -> Duration {
     let settings = [&kafka.consumer, &kafka.client];
     let set = settings.iter().find_map(|settings| settings.get(INTERVAL));
     let set = set

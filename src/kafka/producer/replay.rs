@@ -16,8 +16,8 @@ use super::super::client::last_error::LastError;
 use super::super::client::{self, sasl};
 use super::super::error::{KafkaError, is_fenced};
 use super::super::messages::owned_headers;
-use crate::config::Kafka;
-use crate::dead_letter::Revived;
+use crate::config::KafkaSettings;
+use crate::dead_letter::ReplayRecord;
 use crate::shutdown::Shutdown;
 
 /// The transaction timeout of a chunk, and the longest wait for its end.
@@ -39,7 +39,7 @@ pub enum ReplayError {
 /// The exclusive right to replay a dead letter topic, until another replay takes over.
 pub struct Replay {
     producer: ThreadedProducer<ReplayContext>,
-    kafka: Kafka,
+    kafka: KafkaSettings,
     topic: String,
     last_error: LastError,
     refused: FirstRefusal,
@@ -60,7 +60,7 @@ impl FirstRefusal {
     }
 }
 
-fn config(kafka: &Kafka, topic: &str) -> ClientConfig {
+fn config(kafka: &KafkaSettings, topic: &str) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.producer);
     // An alias of message.timeout.ms, which is set below.
     config.remove("delivery.timeout.ms");
@@ -82,7 +82,11 @@ impl Replay {
     ///
     /// # Errors
     /// [`ReplayError`] when no broker answers in time, a topic is absent, or a stop comes first.
-    pub fn connect(kafka: &Kafka, topic: &str, stop: &Shutdown) -> Result<Replay, ReplayError> {
+    pub fn connect(
+        kafka: &KafkaSettings,
+        topic: &str,
+        stop: &Shutdown,
+    ) -> Result<Replay, ReplayError> {
         let last_error = LastError::default();
         let refused = FirstRefusal::default();
         let context = ReplayContext {
@@ -117,7 +121,7 @@ impl Replay {
     /// # Errors
     /// [`ReplayError`]. No record was sent, unless the connection broke while the transaction was committed. Then either
     /// all or none are in Kafka.
-    pub fn send(&self, records: &[Revived]) -> Result<(), ReplayError> {
+    pub fn send(&self, records: &[ReplayRecord]) -> Result<(), ReplayError> {
         self.producer
             .begin_transaction()
             .map_err(|e| self.explain(e))?;
@@ -133,21 +137,21 @@ impl Replay {
         })
     }
 
-    fn produce(&self, revived: &Revived) -> Result<(), ReplayError> {
-        let headers = owned_headers(&revived.headers);
+    fn produce(&self, replayed: &ReplayRecord) -> Result<(), ReplayError> {
+        let headers = owned_headers(&replayed.headers);
         let mut record: BaseRecord<'_, [u8], [u8]> =
-            BaseRecord::to(&revived.topic).headers(headers);
-        record.partition = revived.partition;
-        record.key = revived.key.as_deref();
-        record.payload = revived.payload.as_deref();
-        record.timestamp = revived.timestamp_ms;
+            BaseRecord::to(&replayed.topic).headers(headers);
+        record.partition = replayed.partition;
+        record.key = replayed.key.as_deref();
+        record.payload = replayed.payload.as_deref();
+        record.timestamp = replayed.timestamp_ms;
         let deadline = Instant::now() + TRANSACTION;
         while let Err((error, unsent)) = self.producer.send(record) {
             let full = ClientError::MessageProduction(RDKafkaErrorCode::QueueFull);
             if error != full || Instant::now() >= deadline {
                 if let ClientError::MessageProduction(code) = error {
                     self.refused
-                        .set(refusal(&revived.topic, code, unsent.payload));
+                        .set(refusal(&replayed.topic, code, unsent.payload));
                 }
                 return Err(self.explain(error));
             }

@@ -14,7 +14,7 @@ use super::super::consumer::membership::Membership;
 use super::super::error::{KafkaError, is_fenced};
 use super::context::VerdictProducer;
 use crate::batch::TopicPartition;
-use crate::config::{Kafka, TRANSACTION_TIMEOUT_MS};
+use crate::config::{KafkaSettings, TRANSACTION_TIMEOUT_MS};
 use crate::shutdown::Shutdown;
 
 /// The timeout of one attempt at a call that waits for brokers: short, so that a stop is noticed soon.
@@ -43,7 +43,7 @@ pub enum Outcome {
 
 /// Makes a producer transactional. The brokers fence a predecessor with the same transactional.id at once and abort its
 /// transaction. With another id they abort that transaction only after `transaction.timeout.ms`.
-pub(super) fn configure(config: &mut ClientConfig, kafka: &Kafka) {
+pub(super) fn configure(config: &mut ClientConfig, kafka: &KafkaSettings) {
     let instance = "group.instance.id";
     let instance = kafka.consumer.get(instance).or(kafka.client.get(instance));
     let own = instance.map_or_else(unique, str::to_owned);

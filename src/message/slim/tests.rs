@@ -1,14 +1,14 @@
 use super::super::*;
 use crate::dead_letter::{ERRORS_PREFIX, FailureHeaders};
 use crate::decode::RowError;
-use crate::picture::Region;
+use crate::image::Region;
 use crate::record::Record;
 use crate::verdict::{Attribution, Explanation, Observation, Place, Severity, Shown, Size};
 
 const WHY: &str = "too large for topic `t`";
 
-fn source() -> Source {
-    Source {
+fn source() -> Origin {
+    Origin {
         topic: "payments".into(),
         partition: 3,
         offset: 120_934,
@@ -48,7 +48,7 @@ fn verdict_of(record: &[u8], key: &[u8], trace: &[u8], explanation: Explanation<
         severity: Some(Severity::Critical),
         explanation,
     };
-    let kept = Kept {
+    let kept = StoredRecord {
         from: crate::batch::TopicPartition {
             topic: 0,
             partition: 3,
@@ -61,7 +61,7 @@ fn verdict_of(record: &[u8], key: &[u8], trace: &[u8], explanation: Explanation<
         trace: [Some(("traceparent", trace)), None],
         headers: &[],
     };
-    let model = Model {
+    let model = ModelId {
         name: "payments".into(),
         version: "3".into(),
         sha256: "9f2c61aa00".into(),
@@ -225,7 +225,7 @@ fn a_verdict_loses_what_is_large() {
 }
 
 #[test]
-fn of_a_picture_the_maps_that_it_holds_go_and_those_that_it_points_to_stay() {
+fn of_an_image_the_maps_that_it_holds_go_and_those_that_it_points_to_stay() {
     let shown = |place| {
         Some(Shown {
             content_type: "image/png",
@@ -242,8 +242,8 @@ fn of_a_picture_the_maps_that_it_holds_go_and_those_that_it_points_to_stay() {
         share: 0.5,
         area: 0.25,
     }];
-    let picture = Explanation::Picture {
-        picture: Size {
+    let image = Explanation::Image {
+        image: Size {
             width: 4000,
             height: 3000,
         },
@@ -251,7 +251,7 @@ fn of_a_picture_the_maps_that_it_holds_go_and_those_that_it_points_to_stay() {
         heatmap: shown(Place::Data("iVBO".repeat(2_000))),
         reconstruction: shown(Place::Uri("kafka://media?key=a".into())),
     };
-    let whole = verdict_of(b"1", b"k", b"t", picture);
+    let whole = verdict_of(b"1", b"k", b"t", image);
     let (slim, names) = whole.slimmed(4_000, WHY);
     assert_eq!(names, ["heatmap"]);
     let body: serde_json::Value = serde_json::from_slice(&slim.payload).unwrap();

@@ -88,7 +88,7 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::message::{About, Kind};
-    use crate::record::Source;
+    use crate::record::Origin;
 
     fn message(sequence: u64) -> Outgoing {
         Outgoing {
@@ -96,7 +96,7 @@ mod tests {
             topic: "anomalies".to_owned(),
             message: Message {
                 about: About {
-                    source: Source {
+                    source: Origin {
                         topic: "in".to_owned(),
                         partition: 0,
                         offset: 0,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::kafka::Limits;
 use crate::message::{About, Kind, Message};
-use crate::record::Source;
+use crate::record::Origin;
 
 /// After so many refusals for size, the last guess of what the topic takes is the limit for every message.
 const GUESSES: u32 = 20;
@@ -198,7 +198,7 @@ impl Shaper {
 /// A compacted topic refuses a message without a key: the record's place becomes its key.
 fn give_key(limits: &Limits, topic: &str, message: &mut Message) {
     if message.key.is_none() && limits.needs_key(topic) {
-        let Source {
+        let Origin {
             topic,
             partition,
             offset,
@@ -232,7 +232,7 @@ mod tests {
     fn message(size: usize) -> Message {
         Message {
             about: About {
-                source: Source {
+                source: Origin {
                     topic: "in".to_owned(),
                     partition: 1,
                     offset: 7,

@@ -26,13 +26,13 @@ fn judging(scores_topic: Option<&str>) -> Judging {
         )
         .unwrap(),
         nearest: None,
-        model: Model {
+        model: ModelId {
             name: "m".to_owned(),
             version: "1".to_owned(),
             sha256: "0123456789".to_owned(),
         },
-        input: Input::Json,
-        output: config::Output {
+        input: RecordFormat::Json,
+        output: config::OutputSettings {
             anomalies_topic: "anomalies".to_owned(),
             scores_topic: scores_topic.map(str::to_owned),
             dead_letter_topic: "dead".to_owned(),

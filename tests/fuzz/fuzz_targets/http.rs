@@ -20,9 +20,9 @@ use libfuzzer_sys::fuzz_target;
 use residuald::config::Secret;
 use residuald::http::{Access, Shown, router};
 use residuald::memory::Room;
-use residuald::message::Model;
+use residuald::message::ModelId;
 use residuald::metrics::Metrics;
-use residuald::picture::{FIELD, ImageReader, Limits};
+use residuald::image::{FIELD, ImageReader, Limits};
 use residuald::recent::{Anomaly, Recent};
 use residuald::status::{InForce, Status};
 use residuald::verdict::Severity;
@@ -80,7 +80,7 @@ fn app(access: Access) -> Router {
     status.partitions_are_assigned(true);
     status.producer_is_connected();
     let recent = Recent::default();
-    for picture in [
+    for image in [
         None,
         Some(&include_bytes!("../seeds/image/palette.png")[..]),
         Some(b"none"),
@@ -89,7 +89,7 @@ fn app(access: Access) -> Router {
             severity: Severity::Critical,
             judged_ms: 1_700_000_000_000,
             verdict: VERDICT.into(),
-            picture: picture.map(Into::into),
+            image: image.map(Into::into),
         });
     }
     let by_token = matches!(access, Access::Token(_));

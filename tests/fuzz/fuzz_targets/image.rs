@@ -1,4 +1,4 @@
-//! Payloads into pictures, to gray and to colour, whole and in tiles: pixels for whole rows, or a refusal.
+//! Payloads into images, to gray and to colour, whole and in tiles: pixels for whole rows, or a refusal.
 #![no_main]
 
 use std::panic;
@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use residuald::bundle::Pixels;
-use residuald::picture::{FIELD, ImageReader, Limits, PictureError};
+use residuald::image::{FIELD, ImageReader, Limits, ImageError};
 use serde_json::json;
 
-/// Small, so that a picture's own size costs most of the time.
+/// Small, so that an image's own size costs most of the time.
 const LIMITS: Limits = Limits {
     bytes: 3000,
     pixels: 1 << 16,
@@ -40,19 +40,19 @@ fuzz_target!(|data: &[u8]| {
     for reader in READERS.iter() {
         let row = reader.pixels().row_bytes();
         match reader.read(data) {
-            Ok(picture) => {
-                let size = (picture.width, picture.height);
+            Ok(image) => {
+                let size = (image.width, image.height);
                 assert!(size.0 > 0 && size.1 > 0);
                 assert!((size.0 * size.1) as u64 <= LIMITS.pixels);
-                assert!(picture.layout.rows() > 0);
-                assert_eq!(picture.rows.len(), picture.layout.rows() * row);
-                assert_eq!(reader.row_bytes(data), picture.rows.len());
+                assert!(image.layout.rows() > 0);
+                assert_eq!(image.rows.len(), image.layout.rows() * row);
+                assert_eq!(reader.row_bytes(data), image.rows.len());
                 assert_eq!(*upright.get_or_insert(size), size, "as it came for both");
             }
             Err(error) => {
                 assert!(!error.to_string().is_empty());
                 assert!(
-                    upright.is_none() || matches!(error, PictureError::TooLarge { .. }),
+                    upright.is_none() || matches!(error, ImageError::TooLarge { .. }),
                     "{error}"
                 );
             }

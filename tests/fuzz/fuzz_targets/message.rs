@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use residuald::batch::{Kept, TopicPartition};
-use residuald::dead_letter::{DeadLetter, Entry, Revived, discarded};
+use residuald::dead_letter::{DeadLetter, Entry, ReplayRecord, discarded};
 use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{Model, dead_letter_message, verdict_message};
 use residuald::record::{Header, Record, Source};
@@ -117,8 +117,8 @@ fuzz_target!(|data: &[u8]| {
             payload: Some(payload),
         };
         match Entry::of(&record) {
-            Ok(Entry::Letter(letter)) => drop(Revived::of(&record, &letter, "topic", 3)),
-            Ok(Entry::Marker(marker)) => drop(marker.revived("dead-letters", 0)),
+            Ok(Entry::Letter(letter)) => drop(ReplayRecord::of(&record, &letter, "topic", 3)),
+            Ok(Entry::Marker(marker)) => drop(marker.replay_record("dead-letters", 0)),
             Ok(Entry::Discarded(offsets)) => drop(discarded("dead-letters", 0, &offsets)),
             Err(_) => {}
         }

@@ -9,7 +9,7 @@ use residuald::decode::{Input, Reason, RowError};
 use residuald::message::{
     MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, unreadable, verdict_message,
 };
-use residuald::record::Source;
+use residuald::record::Origin;
 use residuald::verdict::{Attribution, Explanation, Observation, Severity, Verdict};
 
 const WHY: &str = "too large for topic `t`";

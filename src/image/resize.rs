@@ -16,23 +16,23 @@ struct Window {
 }
 
 /// Resizes to `width` x `height`, both at least 1.
-pub fn resize(picture: Flat, width: usize, height: usize) -> Flat {
-    let narrowed = |picture: Flat| match picture.width == width {
-        true => picture,
-        false if picture.channels == 1 => columns::<1>(&picture, width),
-        false => columns::<3>(&picture, width),
+pub fn resize(image: Flat, width: usize, height: usize) -> Flat {
+    let narrowed = |image: Flat| match image.width == width {
+        true => image,
+        false if image.channels == 1 => columns::<1>(&image, width),
+        false => columns::<3>(&image, width),
     };
-    let shortened = |picture: Flat| match picture.height == height {
-        true => picture,
-        false => rows(&picture, height),
+    let shortened = |image: Flat| match image.height == height {
+        true => image,
+        false => rows(&image, height),
     };
     // Pillow 13 shortens a tall image first (python-pillow/Pillow#9549), which rounds otherwise.
     let lost = |from: usize, to: usize| from.saturating_sub(to);
-    let (lost_columns, lost_rows) = (lost(picture.width, width), lost(picture.height, height));
+    let (lost_columns, lost_rows) = (lost(image.width, width), lost(image.height, height));
     if lost_rows > 2 * lost_columns {
-        narrowed(shortened(picture))
+        narrowed(shortened(image))
     } else {
-        shortened(narrowed(picture))
+        shortened(narrowed(image))
     }
 }
 
@@ -63,10 +63,10 @@ fn level(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-fn columns<const C: usize>(picture: &Flat, width: usize) -> Flat {
-    let windows = windows(picture.width, width);
-    let mut pixels = Vec::with_capacity(width * picture.height * C);
-    for row in picture.pixels.chunks_exact(picture.width * C) {
+fn columns<const C: usize>(image: &Flat, width: usize) -> Flat {
+    let windows = windows(image.width, width);
+    let mut pixels = Vec::with_capacity(width * image.height * C);
+    for row in image.pixels.chunks_exact(image.width * C) {
         for window in &windows {
             let mut sums = [HALF; C];
             let part = row[window.start * C..].as_chunks::<C>().0;
@@ -81,17 +81,17 @@ fn columns<const C: usize>(picture: &Flat, width: usize) -> Flat {
     Flat {
         width,
         pixels,
-        ..*picture
+        ..*image
     }
 }
 
-fn rows(picture: &Flat, height: usize) -> Flat {
-    let stride = picture.width * picture.channels;
+fn rows(image: &Flat, height: usize) -> Flat {
+    let stride = image.width * image.channels;
     let mut pixels = Vec::with_capacity(stride * height);
     let mut sums = vec![0; stride];
-    for window in windows(picture.height, height) {
+    for window in windows(image.height, height) {
         sums.fill(HALF);
-        let part = picture.pixels[window.start * stride..].chunks_exact(stride);
+        let part = image.pixels[window.start * stride..].chunks_exact(stride);
         for (row, weight) in part.zip(&window.weights) {
             for (sum, sample) in sums.iter_mut().zip(row) {
                 *sum += i32::from(*sample) * weight;
@@ -102,7 +102,7 @@ fn rows(picture: &Flat, height: usize) -> Flat {
     Flat {
         height,
         pixels,
-        ..*picture
+        ..*image
     }
 }
 
@@ -122,13 +122,13 @@ mod tests {
     #[test]
     fn it_is_pillows_to_the_bit() {
         for (from, to, channels, expected) in PILLOW {
-            let picture = Flat {
+            let image = Flat {
                 width: from.0,
                 height: from.1,
                 channels,
                 pixels: noise(from.0 * from.1 * channels),
             };
-            let resized = resize(picture, to.0, to.1);
+            let resized = resize(image, to.0, to.1);
             assert_eq!(resized.pixels.len(), to.0 * to.1 * channels);
             let fold = |sum: u32, level: &u8| sum.wrapping_mul(31).wrapping_add(u32::from(*level));
             let got = resized.pixels.iter().fold(0, fold);

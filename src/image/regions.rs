@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn regions_are_boxes_in_the_pictures_pixels_the_largest_share_first() {
+    fn regions_are_boxes_in_the_images_pixels_the_largest_share_first() {
         #[rustfmt::skip]
         let heat = [
             1.0, 0.0, 0.0, 0.0,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_of_a_picture_smaller_than_its_map_is_never_empty() {
+    fn a_box_of_an_image_smaller_than_its_map_is_never_empty() {
         let mut heat = vec![0.0; 64 * 64];
         heat[63 * 64 + 63] = 1.0;
         let found = regions(&heat, 64, 0.5, 1, (1, 1));

@@ -1,10 +1,10 @@
 //! Combines the scorer's outputs for an image's rows into one heatmap, one reconstruction and the regions.
 
-use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
+use ::image::codecs::png::PngEncoder;
+use ::image::{ExtendedColorType, ImageEncoder};
 
 use super::regions::{Region, regions};
-use super::{Layout, Picture};
+use super::{Image, Layout};
 
 /// The gray level of the threshold in a heatmap, which makes the maps of different images comparable.
 const AT_THRESHOLD: f32 = 127.5;
@@ -36,7 +36,7 @@ pub fn highest(scores: &[f32]) -> f32 {
     scores.iter().copied().fold(f32::NEG_INFINITY, worse)
 }
 
-impl Picture {
+impl Image {
     /// The rows' heat, float32 [rows, height, width], as one map, float32 [layout.height, layout.width]; nowhere below 0.
     pub fn heat(&self, rows: &[f32]) -> Vec<f32> {
         self.layout.blend(1, |i| f32::max(rows[i], 0.0))
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_finding_says_where_and_what_was_expected() {
         let layout = Layout::of(8, 8, &pixels());
-        let picture = Picture {
+        let image = Image {
             width: 8,
             height: 8,
             layout,
@@ -173,17 +173,17 @@ mod tests {
         let mut heat = vec![0.0; 64];
         heat[9] = 4.0;
         heat[10] = f32::NAN;
-        let finding = picture.finding(&heat, &[7; 64], 2.0, 5);
+        let finding = image.finding(&heat, &[7; 64], 2.0, 5);
         assert_eq!(finding.regions.len(), 1);
         assert_eq!((finding.regions[0].x, finding.regions[0].y), (1, 1));
-        let map = image::load_from_memory(&finding.heatmap.bytes)
+        let map = ::image::load_from_memory(&finding.heatmap.bytes)
             .unwrap()
             .into_luma8();
         assert_eq!(
             (map.as_raw()[9], map.as_raw()[10], map.as_raw()[0]),
             (255, 0, 0)
         );
-        let expected = image::load_from_memory(&finding.reconstruction.bytes).unwrap();
+        let expected = ::image::load_from_memory(&finding.reconstruction.bytes).unwrap();
         assert_eq!(expected.into_luma8().as_raw(), &vec![7; 64]);
     }
 }

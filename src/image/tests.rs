@@ -2,9 +2,9 @@
 
 use std::io::Cursor;
 
+use ::image::{DynamicImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use image::{DynamicImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
 use proptest::prelude::*;
 
 use super::*;
@@ -35,9 +35,9 @@ fn reader(channels: usize) -> ImageReader {
     ImageReader::new(serde_json::from_value(pixels).unwrap(), "image", SMALL)
 }
 
-fn encoded(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    picture.into().write_to(&mut bytes, format).unwrap();
+    image.into().write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
@@ -47,9 +47,9 @@ fn rgb(width: u32, height: u32) -> Vec<u8> {
 }
 
 fn first(channels: usize, payload: &[u8]) -> Vec<u8> {
-    let picture = reader(channels).read(payload).unwrap();
-    assert_eq!(picture.rows.len(), 64 * channels);
-    picture.rows[..channels].to_vec()
+    let image = reader(channels).read(payload).unwrap();
+    assert_eq!(image.rows.len(), 64 * channels);
+    image.rows[..channels].to_vec()
 }
 
 fn refused(payload: &[u8]) -> String {
@@ -67,14 +67,14 @@ fn every_format_becomes_rows() {
         };
         near(&first(3, &bytes), [200, 100, 50]);
         near(&first(1, &bytes), [124; 3]);
-        let picture = reader(3).read(&bytes).unwrap();
-        assert_eq!((picture.width, picture.height), (20, 10));
+        let image = reader(3).read(&bytes).unwrap();
+        assert_eq!((image.width, image.height), (20, 10));
     }
 }
 
 #[test]
 fn colours_and_depths_become_what_the_table_says() {
-    let png = |picture: DynamicImage| encoded(picture, ImageFormat::Png);
+    let png = |image: DynamicImage| encoded(image, ImageFormat::Png);
     let gray = |v: u8| png(ImageBuffer::from_pixel(3, 3, Luma([v])).into());
     assert_eq!(first(3, &gray(7)), [7, 7, 7]);
     let clear = png(ImageBuffer::from_pixel(3, 3, LumaA([9_u8, 0])).into());
@@ -102,25 +102,25 @@ fn colours_and_depths_become_what_the_table_says() {
 }
 
 #[test]
-fn a_turned_picture_is_put_upright() {
+fn a_turned_image_is_put_upright() {
     for file in [stored!("turned.jpg"), stored!("turned.png")] {
-        let picture = reader(1).read(file).unwrap();
-        assert_eq!((picture.width, picture.height), (8, 16));
-        assert!(picture.rows[..8].iter().all(|v| *v < 10));
-        assert!(picture.rows[56..].iter().all(|v| *v > 245));
+        let image = reader(1).read(file).unwrap();
+        assert_eq!((image.width, image.height), (8, 16));
+        assert!(image.rows[..8].iter().all(|v| *v < 10));
+        assert!(image.rows[56..].iter().all(|v| *v > 245));
         let opened = decode::Opened::new(file, 1, 1 << 20).unwrap();
         assert_eq!((opened.width, opened.height), (8, 16));
     }
 }
 
 #[test]
-fn corrupt_exif_and_profiles_do_not_cost_the_picture() {
+fn corrupt_exif_and_profiles_do_not_cost_the_image() {
     let turned = stored!("turned.jpg");
     let at = turned.windows(4).position(|w| w == b"Exif").unwrap();
     let mut corrupt = turned.to_vec();
     corrupt[at + 6..at + 20].fill(0xee);
-    let picture = reader(1).read(&corrupt).unwrap();
-    assert_eq!((picture.width, picture.height), (16, 8), "as it lies");
+    let image = reader(1).read(&corrupt).unwrap();
+    assert_eq!((image.width, image.height), (16, 8), "as it lies");
     // A colour profile that is none, before the pixels.
     let png = rgb(4, 4);
     let profile = chunk(*b"iCCP", b"bad\0\0not a zlib stream");
@@ -158,7 +158,7 @@ fn limits_hold_before_anything_is_decoded() {
         let error = reader(1).read(payload).unwrap_err();
         let expected = matches!(
             error,
-            PictureError::TooLarge { .. } | PictureError::TooMuchMemory(_)
+            ImageError::TooLarge { .. } | ImageError::TooMuchMemory(_)
         );
         assert!(expected, "{error}");
     };
@@ -185,7 +185,7 @@ fn limits_hold_before_anything_is_decoded() {
             bytes[at..at + 2].copy_from_slice(&30_000_u16.to_le_bytes());
         }
         let error = reader(1).read(&bytes).unwrap_err();
-        let bounded = !matches!(error, PictureError::Unknown);
+        let bounded = !matches!(error, ImageError::Unknown);
         assert!(bounded, "{format:?}: {error}");
     }
     // Extreme but small.
@@ -198,7 +198,7 @@ fn limits_hold_before_anything_is_decoded() {
 }
 
 #[test]
-fn what_is_no_one_whole_picture_is_refused() {
+fn what_is_no_one_whole_image_is_refused() {
     for (payload, named) in [
         (&b"GIF89a"[..], "neither a PNG"),
         (b"", "neither a PNG"),
@@ -227,17 +227,17 @@ fn what_is_no_one_whole_picture_is_refused() {
 }
 
 #[test]
-fn a_picture_in_json_is_found_and_left_out_of_the_record() {
+fn an_image_in_json_is_found_and_left_out_of_the_record() {
     let base64 = STANDARD.encode(rgb(2, 2));
     let nested = ImageReader {
-        field: "shot.picture".to_owned(),
+        field: "shot.image".to_owned(),
         ..reader(3)
     };
     let payload = format!(
-        r#" {{"id": 7.50, "shot": {{"camera": "a\"b", "picture": "{base64}"}}, "big": 12345678901234567890123}}"#
+        r#" {{"id": 7.50, "shot": {{"camera": "a\"b", "image": "{base64}"}}, "big": 12345678901234567890123}}"#
     );
-    let picture = nested.read(payload.as_bytes()).unwrap();
-    assert_eq!(picture.rows[..3], [200, 100, 50]);
+    let image = nested.read(payload.as_bytes()).unwrap();
+    assert_eq!(image.rows[..3], [200, 100, 50]);
     let context = nested.context(payload.as_bytes()).unwrap();
     assert_eq!(
         context.get(),
@@ -246,15 +246,15 @@ fn a_picture_in_json_is_found_and_left_out_of_the_record() {
     );
     assert!(
         nested.context(&rgb(2, 2)).is_none(),
-        "bare pictures have none"
+        "bare images have none"
     );
     for (payload, expected) in [
-        (r#"{}"#, PictureError::Missing("image".into())),
-        (r#"{"image": null}"#, PictureError::Missing("image".into())),
-        (r#"{"image": 5}"#, PictureError::NotText("image".into())),
+        (r#"{}"#, ImageError::Missing("image".into())),
+        (r#"{"image": null}"#, ImageError::Missing("image".into())),
+        (r#"{"image": 5}"#, ImageError::NotText("image".into())),
         (
             r#"{"image": "a", "image": "b"}"#,
-            PictureError::Duplicate("image".into()),
+            ImageError::Duplicate("image".into()),
         ),
     ] {
         assert_eq!(
@@ -274,21 +274,21 @@ fn a_picture_in_json_is_found_and_left_out_of_the_record() {
 }
 
 #[test]
-fn tiles_cover_a_picture_and_their_bytes_are_known_before() {
+fn tiles_cover_an_image_and_their_bytes_are_known_before() {
     let pixels = serde_json::json!({
         "height": 8, "width": 8, "channels": 3, "resize": "bilinear",
         "tiles": {"scale": 0.5, "overlap": 2},
     });
     let reader = ImageReader::new(serde_json::from_value(pixels).unwrap(), "image", SMALL);
     let bytes = rgb(60, 31);
-    let picture = reader.read(&bytes).unwrap();
-    assert_eq!((picture.layout.width, picture.layout.height), (30, 16));
-    assert_eq!(picture.layout.rows(), 5 * 3);
-    assert_eq!(picture.rows.len(), 15 * 8 * 8 * 3);
-    assert_eq!(reader.row_bytes(&bytes), picture.rows.len());
+    let image = reader.read(&bytes).unwrap();
+    assert_eq!((image.layout.width, image.layout.height), (30, 16));
+    assert_eq!(image.layout.rows(), 5 * 3);
+    assert_eq!(image.rows.len(), 15 * 8 * 8 * 3);
+    assert_eq!(reader.row_bytes(&bytes), image.rows.len());
     assert_eq!(reader.row_bytes(b"nothing"), 0);
     assert!(
-        picture
+        image
             .rows
             .as_chunks::<3>()
             .0
@@ -304,7 +304,7 @@ proptest! {
 
     /// Whatever bytes come, there is an answer, not a panic.
     #[test]
-    fn damaged_pictures_have_an_answer(which in 0..5_usize, places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+    fn damaged_images_have_an_answer(which in 0..5_usize, places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let noise = ImageBuffer::from_fn(24, 24, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
         let mut bytes = encoded(noise, FORMATS[which]);
         for (place, value) in places {

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::{PipelineError, log_refused};
-use crate::batch::{Batch, Sighting};
+use crate::batch::{Batch, ImageOutcome};
 use crate::decode::{Reason, RowError};
+use crate::image::{Image, ImageError, ImageReader, highest};
 use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{ImageScores, Scorer};
-use crate::picture::{ImageReader, Picture, PictureError, highest};
 
 /// Least number of decoded images that may wait for a scorer.
 pub const AHEAD: usize = 2;
@@ -20,11 +20,11 @@ pub const AHEAD: usize = 2;
 /// What a decoder sends to its scorer.
 pub enum Step {
     /// The next image of the batch with this sequence number.
-    Picture {
+    Image {
         sequence: u64,
         opened: Option<Instant>,
         /// The image, with the memory reserved for it until it is scored.
-        picture: Result<(Picture, Taken), PictureError>,
+        image: Result<(Image, Taken), ImageError>,
     },
     /// The batch itself, after all of its images.
     End(Box<Batch>),
@@ -52,24 +52,24 @@ pub fn decode(
         for record in batch.records() {
             let started = Instant::now();
             let mut waited = Duration::ZERO;
-            let picture = reader.read_within(record.payload, |bytes| {
+            let image = reader.read_within(record.payload, |bytes| {
                 let asked = Instant::now();
                 let taken = room.take(bytes);
                 waited = asked.elapsed();
                 metrics.memory_decoding_bytes.set(room.taken() as i64);
                 taken
             });
-            let picture = picture.map(|(picture, mut taken)| {
-                taken.shrink(picture.bytes());
-                (picture, taken)
+            let image = image.map(|(image, mut taken)| {
+                taken.shrink(image.bytes());
+                (image, taken)
             });
             metrics
                 .decode_seconds
                 .observe((started.elapsed() - waited).as_secs_f64());
-            let step = Step::Picture {
+            let step = Step::Image {
                 sequence: batch.sequence,
                 opened: batch.opened(),
-                picture,
+                image,
             };
             if steps.send(step).is_err() {
                 return Ok(());
@@ -93,7 +93,7 @@ pub struct Worker {
 struct Part {
     started: Instant,
     scores: Vec<f32>,
-    sightings: Vec<Sighting>,
+    image_outcomes: Vec<ImageOutcome>,
     seconds: f64,
 }
 
@@ -128,35 +128,35 @@ impl Worker {
             // One huge image must not keep its memory forever.
             rows.clear();
             rows.shrink_to(4 << 20);
-            let pictures = together.iter().filter_map(Step::picture);
-            let pictures: Vec<&[u8]> = pictures.map(|p| p.rows.as_slice()).collect();
+            let images = together.iter().filter_map(Step::image);
+            let images: Vec<&[u8]> = images.map(|p| p.rows.as_slice()).collect();
             let refused = self
                 .scorer
-                .score_images_or_refuse(&pictures, &mut rows, &mut seen)?;
+                .score_images_or_refuse(&images, &mut rows, &mut seen)?;
             log_refused(&refused);
             let mut refused = refused.into_iter().peekable();
             let seconds = started.elapsed().as_secs_f64() / rows_of(&together).max(1) as f64;
             let (mut from, mut place) = (0, 0);
             for step in together {
                 match step {
-                    Step::Picture {
+                    Step::Image {
                         sequence,
                         opened,
-                        picture,
+                        image,
                     } => {
                         let part = part(&mut self.open, sequence, opened, started, &self.metrics);
-                        match picture {
-                            Ok((picture, _taken)) => {
-                                let to = from + picture.layout.rows();
+                        match image {
+                            Ok((image, _taken)) => {
+                                let to = from + image.layout.rows();
                                 match refused.next_if(|(at, _)| *at == place) {
-                                    None => self.explain.take(part, &picture, &seen, from..to),
+                                    None => self.explain.take(part, &image, &seen, from..to),
                                     Some((_, why)) => part.refuse(why),
                                 }
                                 place += 1;
                                 part.seconds += seconds * (to - from) as f64;
                                 from = to;
                             }
-                            Err(error) => part.bury(error.into()),
+                            Err(error) => part.push_failure(error.into()),
                         }
                     }
                     Step::End(batch) => {
@@ -177,20 +177,20 @@ impl Worker {
             self.metrics.batch_size.observe(batch.scorable() as f64);
             batch.scoring = Some((part.started, Instant::now()));
             batch.scores.scores = part.scores;
-            batch.sightings = part.sightings;
+            batch.image_outcomes = part.image_outcomes;
         }
         batch
     }
 }
 
 impl Part {
-    fn bury(&mut self, error: RowError) {
+    fn push_failure(&mut self, error: RowError) {
         self.scores.push(f32::NAN);
-        self.sightings.push(Sighting::Dead(error));
+        self.image_outcomes.push(ImageOutcome::Dead(error));
     }
 
     fn refuse(&mut self, why: String) {
-        self.bury(RowError {
+        self.push_failure(RowError {
             reason: Reason::Unscorable,
             detail: format!("the model fails on this image: {why}").into(),
         });
@@ -198,17 +198,17 @@ impl Part {
 }
 
 impl Step {
-    fn picture(&self) -> Option<&Picture> {
+    fn image(&self) -> Option<&Image> {
         match self {
-            Step::Picture { picture, .. } => Some(&picture.as_ref().ok()?.0),
+            Step::Image { image, .. } => Some(&image.as_ref().ok()?.0),
             Step::End(_) => None,
         }
     }
 }
 
 fn rows_of(steps: &[Step]) -> usize {
-    let pictures = steps.iter().filter_map(Step::picture);
-    pictures.map(|picture| picture.layout.rows()).sum()
+    let images = steps.iter().filter_map(Step::image);
+    images.map(|image| image.layout.rows()).sum()
 }
 
 fn part<'w>(
@@ -226,7 +226,7 @@ fn part<'w>(
         Part {
             started,
             scores: Vec::new(),
-            sightings: Vec::new(),
+            image_outcomes: Vec::new(),
             seconds: 0.0,
         }
     })
@@ -236,25 +236,26 @@ impl Explain {
     fn take(
         self,
         part: &mut Part,
-        picture: &Picture,
+        image: &Image,
         seen: &ImageScores,
         rows: std::ops::Range<usize>,
     ) {
         let score = highest(&seen.scores[rows.clone()]);
         part.scores.push(score);
         if !score.is_finite() || !(self.all || score > self.threshold) {
-            part.sightings.push(Sighting::Unexplained);
+            part.image_outcomes.push(ImageOutcome::Unexplained);
             return;
         }
-        let layout = &picture.layout;
+        let layout = &image.layout;
         let pixels = layout.tile_width * layout.tile_height;
         let values = pixels * layout.channels;
-        let finding = picture.finding(
+        let finding = image.finding(
             &seen.heat[rows.start * pixels..rows.end * pixels],
             &seen.reconstruction[rows.start * values..rows.end * values],
             self.threshold,
             self.most,
         );
-        part.sightings.push(Sighting::Explained(Box::new(finding)));
+        part.image_outcomes
+            .push(ImageOutcome::Explained(Box::new(finding)));
     }
 }

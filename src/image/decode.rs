@@ -3,15 +3,17 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::codecs::bmp::BmpDecoder;
-use image::codecs::jpeg::JpegDecoder;
-use image::codecs::png::PngDecoder;
-use image::codecs::tiff::TiffDecoder;
-use image::codecs::webp::WebPDecoder;
-use image::metadata::Orientation;
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage};
+use ::image::codecs::bmp::BmpDecoder;
+use ::image::codecs::jpeg::JpegDecoder;
+use ::image::codecs::png::PngDecoder;
+use ::image::codecs::tiff::TiffDecoder;
+use ::image::codecs::webp::WebPDecoder;
+use ::image::metadata::Orientation;
+use ::image::{
+    DynamicImage, GrayImage, ImageDecoder, ImageError as CodecError, ImageFormat, Limits, RgbImage,
+};
 
-use super::{PictureError, cost};
+use super::{ImageError, cost};
 
 /// Memory limit of a decoder for the header and metadata: profiles, EXIF, texts.
 const HEADER: u64 = 8 << 20;
@@ -40,7 +42,7 @@ pub struct Opened<'e> {
 
 impl<'e> Opened<'e> {
     /// Reads the header of an image of at most `most` pixels, to be decoded to `channels`, 1 or 3.
-    pub fn new(encoded: &'e [u8], channels: usize, most: u64) -> Result<Self, PictureError> {
+    pub fn new(encoded: &'e [u8], channels: usize, most: u64) -> Result<Self, ImageError> {
         guarded(|| {
             let (mut decoder, format) = open(encoded, most)?;
             // Unreadable EXIF must not make the image fail.
@@ -69,10 +71,10 @@ impl<'e> Opened<'e> {
         })
     }
 
-    pub fn decode(self) -> Result<Flat, PictureError> {
+    pub fn decode(self) -> Result<Flat, ImageError> {
         guarded(|| {
-            let picture = DynamicImage::from_decoder(self.decoder).map_err(broken)?;
-            let flat = flatten(picture, self.channels)?;
+            let image = DynamicImage::from_decoder(self.decoder).map_err(broken)?;
+            let flat = flatten(image, self.channels)?;
             match self.turn {
                 Orientation::NoTransforms => Ok(flat),
                 turn => turned(flat, turn),
@@ -82,56 +84,56 @@ impl<'e> Opened<'e> {
 }
 
 /// A decoder's panic on outside bytes fails the image, not the process.
-fn guarded<T>(body: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
+fn guarded<T>(body: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
     catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(PictureError::Broken("its decoder panicked".to_owned())))
+        .unwrap_or_else(|_| Err(ImageError::Broken("its decoder panicked".to_owned())))
 }
 
 type Header<'e> = (Box<dyn ImageDecoder + 'e>, ImageFormat);
 
 /// Reads the header and refuses images that are too large or animated.
-fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, PictureError> {
+fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, ImageError> {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(HEADER);
     let bytes = Cursor::new(encoded);
-    let format = image::guess_format(encoded).map_err(|_| PictureError::Unknown)?;
+    let format = ::image::guess_format(encoded).map_err(|_| ImageError::Unknown)?;
     let decoder: Box<dyn ImageDecoder + '_> = match format {
         ImageFormat::Png => {
             let png = PngDecoder::with_limits(bytes, limits).map_err(broken)?;
             if png.is_apng().map_err(broken)? {
-                return Err(PictureError::Animated);
+                return Err(ImageError::Animated);
             }
             Box::new(png)
         }
         ImageFormat::WebP => {
             let webp = WebPDecoder::new(bytes).map_err(broken)?;
             if webp.has_animation() {
-                return Err(PictureError::Animated);
+                return Err(ImageError::Animated);
             }
             Box::new(webp)
         }
         ImageFormat::Jpeg => {
             if !jpeg_has_its_end(encoded) {
-                return Err(PictureError::Broken("JPEG: cut off".to_owned()));
+                return Err(ImageError::Broken("JPEG: cut off".to_owned()));
             }
             Box::new(JpegDecoder::new(bytes).map_err(broken)?)
         }
         ImageFormat::Bmp => Box::new(BmpDecoder::new(bytes).map_err(broken)?),
         ImageFormat::Tiff => {
             if tiff_goes_on(encoded) {
-                return Err(PictureError::Broken("TIFF: several pages".to_owned()));
+                return Err(ImageError::Broken("TIFF: several pages".to_owned()));
             }
             Box::new(TiffDecoder::new(bytes).map_err(broken)?)
         }
-        _ => return Err(PictureError::Unknown),
+        _ => return Err(ImageError::Unknown),
     };
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
-        return Err(PictureError::Broken(format!("{width} x {height} pixels")));
+        return Err(ImageError::Broken(format!("{width} x {height} pixels")));
     }
     if pixels > most {
-        return Err(PictureError::TooLarge {
+        return Err(ImageError::TooLarge {
             what: "pixels",
             is: pixels,
             limit: most,
@@ -140,10 +142,10 @@ fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, PictureError> {
     Ok((decoder, format))
 }
 
-fn broken(error: ImageError) -> PictureError {
+fn broken(error: CodecError) -> ImageError {
     match error {
-        ImageError::Limits(limit) => PictureError::TooMuchMemory(limit.to_string()),
-        error => PictureError::Broken(error.to_string()),
+        CodecError::Limits(limit) => ImageError::TooMuchMemory(limit.to_string()),
+        error => ImageError::Broken(error.to_string()),
     }
 }
 
@@ -176,9 +178,9 @@ fn tiff_goes_on(encoded: &[u8]) -> bool {
 }
 
 /// Drops alpha and converts 16 bits to 8 and to `channels` in one pass, without a third copy of the image.
-fn flatten(picture: DynamicImage, channels: usize) -> Result<Flat, PictureError> {
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let pixels = match picture {
+fn flatten(image: DynamicImage, channels: usize) -> Result<Flat, ImageError> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let pixels = match image {
         DynamicImage::ImageLuma8(b) if channels == 1 => b.into_raw(),
         DynamicImage::ImageRgb8(b) if channels == 3 => b.into_raw(),
         DynamicImage::ImageLuma8(b) => gray::<_, 1>(&b, channels, |v| v),
@@ -189,7 +191,7 @@ fn flatten(picture: DynamicImage, channels: usize) -> Result<Flat, PictureError>
         DynamicImage::ImageRgba8(b) => colour::<_, 4>(&b, channels, |v| v),
         DynamicImage::ImageRgb16(b) => colour::<_, 3>(&b, channels, narrow),
         DynamicImage::ImageRgba16(b) => colour::<_, 4>(&b, channels, narrow),
-        _ => return Err(PictureError::Broken("floating point samples".to_owned())),
+        _ => return Err(ImageError::Broken("floating point samples".to_owned())),
     };
     Ok(Flat {
         width,
@@ -231,20 +233,20 @@ fn colour<T: Copy, const N: usize>(
 }
 
 /// Upright.
-fn turned(flat: Flat, turn: Orientation) -> Result<Flat, PictureError> {
+fn turned(flat: Flat, turn: Orientation) -> Result<Flat, ImageError> {
     let (width, height, channels) = (flat.width as u32, flat.height as u32, flat.channels);
-    let picture = match channels {
+    let image = match channels {
         1 => GrayImage::from_raw(width, height, flat.pixels).map(DynamicImage::from),
         _ => RgbImage::from_raw(width, height, flat.pixels).map(DynamicImage::from),
     };
-    let wrong = || PictureError::Broken(format!("not {width} x {height} pixels"));
-    let mut picture = picture.ok_or_else(wrong)?;
-    picture.apply_orientation(turn);
+    let wrong = || ImageError::Broken(format!("not {width} x {height} pixels"));
+    let mut image = image.ok_or_else(wrong)?;
+    image.apply_orientation(turn);
     Ok(Flat {
-        width: picture.width() as usize,
-        height: picture.height() as usize,
+        width: image.width() as usize,
+        height: image.height() as usize,
         channels,
-        pixels: picture.into_bytes(),
+        pixels: image.into_bytes(),
     })
 }
 

@@ -23,7 +23,7 @@ pub struct Components {
 
 impl Components {
     /// In O(pixels), with memory for the runs: those of a row are joined with those above that they touch, by union-find
-    /// (Rosenfeld & Pfaltz 1966, "Sequential operations in digital picture processing").
+    /// (Rosenfeld & Pfaltz 1966, "Sequential operations in digital image processing").
     ///
     /// # Panics
     /// If the mask is not whole rows of `width` pixels.

@@ -51,9 +51,9 @@ impl Layout {
 }
 
 /// The layout and the rows, uint8 [rows, tile height, tile width, channels].
-pub fn rows(picture: Flat, pixels: &Pixels) -> (Layout, Vec<u8>) {
-    let layout = Layout::of(picture.width, picture.height, pixels);
-    let canvas = resize(picture, layout.width, layout.height);
+pub fn rows(image: Flat, pixels: &Pixels) -> (Layout, Vec<u8>) {
+    let layout = Layout::of(image.width, image.height, pixels);
+    let canvas = resize(image, layout.width, layout.height);
     if layout.rows() == 1 {
         return (layout, canvas.pixels);
     }

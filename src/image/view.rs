@@ -1,12 +1,12 @@
 //! Images that are not scored: thumbnails and masks.
 
-use image::ExtendedColorType;
-use image::ImageEncoder;
-use image::codecs::jpeg::JpegEncoder;
+use ::image::ExtendedColorType;
+use ::image::ImageEncoder;
+use ::image::codecs::jpeg::JpegEncoder;
 
 use super::decode::{Flat, Opened};
 use super::resize::resize;
-use super::{Limits, PictureError, envelope};
+use super::{ImageError, Limits, envelope};
 
 const JPEG_QUALITY: u8 = 85;
 
@@ -23,7 +23,7 @@ pub struct Mask {
 ///
 /// # Errors
 /// As for an image that is to be scored.
-pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
+pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, ImageError> {
     let (flat, ()) = flat(encoded, 1, limits, |_| ())?;
     Ok(Mask {
         width: flat.width,
@@ -36,7 +36,7 @@ pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, PictureError> {
 ///
 /// # Errors
 /// As for an image that is to be scored.
-pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, PictureError> {
+pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, ImageError> {
     thumbnail_within(encoded, limits, side, |_| ())
 }
 
@@ -46,7 +46,7 @@ pub fn thumbnail_within<T>(
     limits: Limits,
     side: usize,
     take: impl FnOnce(u64) -> T,
-) -> Result<Vec<u8>, PictureError> {
+) -> Result<Vec<u8>, ImageError> {
     let (flat, _taken) = flat(encoded, 3, limits, take)?;
     let longer = flat.width.max(flat.height).max(side);
     let (width, height) = (flat.width * side / longer, flat.height * side / longer);
@@ -59,7 +59,7 @@ pub fn thumbnail_within<T>(
             small.height as u32,
             ExtendedColorType::Rgb8,
         )
-        .map_err(|e| PictureError::Broken(e.to_string()))?;
+        .map_err(|e| ImageError::Broken(e.to_string()))?;
     Ok(jpeg)
 }
 
@@ -68,8 +68,8 @@ fn flat<T>(
     channels: usize,
     limits: Limits,
     take: impl FnOnce(u64) -> T,
-) -> Result<(Flat, T), PictureError> {
-    let encoded = envelope::picture(encoded, super::FIELD, limits.bytes)?;
+) -> Result<(Flat, T), ImageError> {
+    let encoded = envelope::image(encoded, super::FIELD, limits.bytes)?;
     let opened = Opened::new(&encoded, channels, limits.pixels)?;
     // Resizing first makes an image as high as this one, at most as wide.
     let pixels = (opened.width * opened.height * channels) as u64;
@@ -82,7 +82,7 @@ fn flat<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::codecs::png::PngEncoder;
+    use ::image::codecs::png::PngEncoder;
 
     fn png(width: u32, height: u32, levels: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -102,9 +102,9 @@ mod tests {
     #[test]
     fn thumbnails_keep_the_shape_and_are_never_larger() {
         let size = |width, height, side| {
-            let picture = png(width, height, &vec![90; (width * height) as usize]);
-            let jpeg = thumbnail(&picture, Limits::default(), side).unwrap();
-            let small = image::load_from_memory(&jpeg).unwrap();
+            let image = png(width, height, &vec![90; (width * height) as usize]);
+            let jpeg = thumbnail(&image, Limits::default(), side).unwrap();
+            let small = ::image::load_from_memory(&jpeg).unwrap();
             (small.width(), small.height())
         };
         assert_eq!(size(400, 100, 100), (100, 25));
@@ -116,17 +116,14 @@ mod tests {
     /// Found by fuzzing: png 0.18.1 panics of a palette that is not whole colours (image-rs/image-png#694).
     #[test]
     fn a_decoder_that_panics_is_a_refusal() {
-        let picture = include_bytes!("../../tests/fuzz/seeds/image/odd_palette.png");
-        let refused = thumbnail(picture, Limits::default(), 100);
-        assert!(
-            matches!(refused, Err(PictureError::Broken(_))),
-            "{refused:?}"
-        );
+        let image = include_bytes!("../../tests/fuzz/seeds/image/odd_palette.png");
+        let refused = thumbnail(image, Limits::default(), 100);
+        assert!(matches!(refused, Err(ImageError::Broken(_))), "{refused:?}");
     }
 
     /// A few kilobytes that would become 16 GB of pixels.
     #[test]
-    fn a_picture_that_resizing_would_blow_up_is_too_large() {
+    fn an_image_that_resizing_would_blow_up_is_too_large() {
         let long = png(1, 1 << 20, &vec![0; 1 << 20]);
         let limits = Limits {
             bytes: 1 << 20,
@@ -136,15 +133,15 @@ mod tests {
         let mut pixels = serde_json::json!(
             {"height": 64, "width": 64, "channels": 1, "resize": "bilinear"}
         );
-        let read = |pixels: &serde_json::Value, picture: &[u8]| {
+        let read = |pixels: &serde_json::Value, image: &[u8]| {
             let pixels = serde_json::from_value(pixels.clone()).unwrap();
-            super::super::ImageReader::new(pixels, super::super::FIELD, limits).read(picture)
+            super::super::ImageReader::new(pixels, super::super::FIELD, limits).read(image)
         };
         assert!(read(&pixels, &long).is_ok());
         pixels["tiles"] = serde_json::json!({"scale": 1.0, "overlap": 8});
         let found = read(&pixels, &long);
         assert!(
-            matches!(found, Err(PictureError::TooLarge { is, .. }) if is == 64 << 20),
+            matches!(found, Err(ImageError::TooLarge { is, .. }) if is == 64 << 20),
             "{found:?}"
         );
         assert!(read(&pixels, &png(1, 1000, &[0; 1000])).is_ok());

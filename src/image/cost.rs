@@ -1,6 +1,6 @@
 //! The most memory that an image takes until it is scored, computed from its header before anything is decoded.
 
-use image::{ImageDecoder, ImageFormat};
+use ::image::{ImageDecoder, ImageFormat};
 
 use super::Layout;
 

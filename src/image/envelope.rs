@@ -9,16 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::PictureError;
+use super::ImageError;
 
 /// The encoded image, of at most `most` bytes.
-pub fn picture<'p>(
-    payload: &'p [u8],
-    field: &str,
-    most: usize,
-) -> Result<Cow<'p, [u8]>, PictureError> {
-    let too_large = |bytes: usize| PictureError::TooLarge {
-        what: "bytes of the picture",
+pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, [u8]>, ImageError> {
+    let too_large = |bytes: usize| ImageError::TooLarge {
+        what: "bytes of the image",
         is: bytes as u64,
         limit: most as u64,
     };
@@ -28,12 +24,12 @@ pub fn picture<'p>(
         }
         return Ok(Cow::Borrowed(payload));
     }
-    let text = std::str::from_utf8(payload).map_err(|e| PictureError::Json(e.to_string()))?;
+    let text = std::str::from_utf8(payload).map_err(|e| ImageError::Json(e.to_string()))?;
     let value = find(text, field, field)?;
     let base64: Cow<'_, str> = serde_json::from_str::<Text<'_>>(value.get())
         .map_err(|_| match value.get() {
-            "null" => PictureError::Missing(field.to_owned()),
-            _ => PictureError::NotText(field.to_owned()),
+            "null" => ImageError::Missing(field.to_owned()),
+            _ => ImageError::NotText(field.to_owned()),
         })?
         .0;
     let bytes = base64.trim_end_matches('=').len() / 4 * 3;
@@ -41,7 +37,7 @@ pub fn picture<'p>(
         return Err(too_large(bytes));
     }
     let decoded = STANDARD.decode(base64.as_bytes());
-    let decoded = decoded.map_err(|e| PictureError::NotBase64 {
+    let decoded = decoded.map_err(|e| ImageError::NotBase64 {
         field: field.to_owned(),
         problem: e.to_string(),
     })?;
@@ -67,19 +63,19 @@ fn is_json(payload: &[u8]) -> bool {
     first == Some(&b'{')
 }
 
-fn find<'p>(object: &'p str, path: &str, whole: &str) -> Result<&'p RawValue, PictureError> {
+fn find<'p>(object: &'p str, path: &str, whole: &str) -> Result<&'p RawValue, ImageError> {
     let entries = entries(object)?;
     let (name, rest) = split(path);
     let value = entries.iter().find(|(key, _)| key == name);
-    let (_, value) = value.ok_or_else(|| PictureError::Missing(whole.to_owned()))?;
+    let (_, value) = value.ok_or_else(|| ImageError::Missing(whole.to_owned()))?;
     match rest {
         None => Ok(value),
         Some(rest) if value.get().starts_with('{') => find(value.get(), rest, whole),
-        Some(_) => Err(PictureError::Missing(whole.to_owned())),
+        Some(_) => Err(ImageError::Missing(whole.to_owned())),
     }
 }
 
-fn copy_without(object: &str, path: &str, out: &mut String) -> Result<(), PictureError> {
+fn copy_without(object: &str, path: &str, out: &mut String) -> Result<(), ImageError> {
     let (name, rest) = split(path);
     out.push('{');
     for (key, value) in &entries(object)? {
@@ -112,12 +108,12 @@ fn split(path: &str) -> (&str, Option<&str>) {
 type Entry<'p> = (Cow<'p, str>, &'p RawValue);
 
 /// Refuses a key given twice: readers disagree on which counts.
-fn entries(object: &str) -> Result<Vec<Entry<'_>>, PictureError> {
+fn entries(object: &str) -> Result<Vec<Entry<'_>>, ImageError> {
     let parsed = serde_json::from_str::<Entries<'_>>(object);
-    let Entries(entries) = parsed.map_err(|e| PictureError::Json(e.to_string()))?;
+    let Entries(entries) = parsed.map_err(|e| ImageError::Json(e.to_string()))?;
     let mut seen = HashSet::new();
     match entries.iter().find(|(key, _)| !seen.insert(key.as_ref())) {
-        Some((twice, _)) => Err(PictureError::Duplicate(twice.to_string())),
+        Some((twice, _)) => Err(ImageError::Duplicate(twice.to_string())),
         None => Ok(entries),
     }
 }

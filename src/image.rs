@@ -62,10 +62,10 @@ impl Default for Limits {
 
 impl Limits {
     /// Whether an image of that size may take `bytes`.
-    fn allow(&self, width: usize, height: usize, bytes: u64) -> Result<(), PictureError> {
+    fn allow(&self, width: usize, height: usize, bytes: u64) -> Result<(), ImageError> {
         match bytes <= self.memory {
             true => Ok(()),
-            false => Err(PictureError::OverShare {
+            false => Err(ImageError::OverShare {
                 width,
                 height,
                 is: bytes,
@@ -80,17 +80,17 @@ pub const FIELD: &str = "image";
 
 /// Why a payload has no image that can be scored. It becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PictureError {
+pub enum ImageError {
     #[error("{what}: {is}, the limit is {limit}")]
     TooLarge {
         what: &'static str,
         is: u64,
         limit: u64,
     },
-    #[error("its lines, profiles or texts take more memory than those of a picture may: {0}")]
+    #[error("its lines, profiles or texts take more memory than those of an image may: {0}")]
     TooMuchMemory(String),
     #[error(
-        "to decode and score it, {width} x {height} pixels, takes {is} bytes of memory; the share for pictures is {limit}: raise memory.limit, or send smaller pictures"
+        "to decode and score it, {width} x {height} pixels, takes {is} bytes of memory; the share for images is {limit}: raise memory.limit, or send smaller images"
     )]
     OverShare {
         width: usize,
@@ -102,15 +102,15 @@ pub enum PictureError {
     Unknown,
     #[error("{0}")]
     Broken(String),
-    #[error("animated: which of its pictures counts?")]
+    #[error("animated: which of its images counts?")]
     Animated,
     #[error("not a JSON object that can be read: {0}")]
     Json(String),
     #[error("key `{0}` is there twice")]
     Duplicate(String),
-    #[error("`{0}` is missing: it should hold the picture in base64")]
+    #[error("`{0}` is missing: it should hold the image in base64")]
     Missing(String),
-    #[error("`{0}` is not a text: it should hold the picture in base64")]
+    #[error("`{0}` is not a text: it should hold the image in base64")]
     NotText(String),
     #[error("`{field}` is not base64: {problem}")]
     NotBase64 { field: String, problem: String },
@@ -127,7 +127,7 @@ pub struct ImageReader {
 
 /// An image, ready to be scored.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Picture {
+pub struct Image {
     /// Size when upright and before resizing.
     pub width: usize,
     pub height: usize,
@@ -136,7 +136,7 @@ pub struct Picture {
     pub rows: Vec<u8>,
 }
 
-impl Picture {
+impl Image {
     /// Bytes that scoring it takes from here on, rows included.
     pub fn bytes(&self) -> u64 {
         cost::scoring(0, 0, &self.layout)
@@ -160,10 +160,9 @@ impl ImageReader {
     /// Decodes a payload, an image or a JSON object with one, into rows.
     ///
     /// # Errors
-    /// [`PictureError`]. No payload makes it panic or take more memory than the limits allow.
-    pub fn read(&self, payload: &[u8]) -> Result<Picture, PictureError> {
-        self.read_within(payload, |_| ())
-            .map(|(picture, ())| picture)
+    /// [`ImageError`]. No payload makes it panic or take more memory than the limits allow.
+    pub fn read(&self, payload: &[u8]) -> Result<Image, ImageError> {
+        self.read_within(payload, |_| ()).map(|(image, ())| image)
     }
 
     /// The same. `take` is told the bytes that it takes until the image is scored, before anything is decoded; what it gives comes back with
@@ -175,8 +174,8 @@ impl ImageReader {
         &self,
         payload: &[u8],
         take: impl FnOnce(u64) -> T,
-    ) -> Result<(Picture, T), PictureError> {
-        let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
+    ) -> Result<(Image, T), ImageError> {
+        let encoded = envelope::image(payload, &self.field, self.limits.bytes)?;
         let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels)?;
         let (width, height) = (opened.width, opened.height);
         self.can_be_resized(width, height)?;
@@ -189,23 +188,23 @@ impl ImageReader {
         self.limits.allow(width, height, bytes)?;
         let taken = take(bytes);
         let (layout, rows) = tiles::rows(opened.decode()?, &self.pixels);
-        let picture = Picture {
+        let image = Image {
             width,
             height,
             layout,
             rows,
         };
-        Ok((picture, taken))
+        Ok((image, taken))
     }
 
     /// Refuses an image that becomes too large: one narrower than a tile is stretched, and 1 x 64 million pixels would take gigabytes.
-    fn can_be_resized(&self, width: usize, height: usize) -> Result<(), PictureError> {
+    fn can_be_resized(&self, width: usize, height: usize) -> Result<(), ImageError> {
         let layout = Layout::of(width, height, &self.pixels);
         let row = layout.tile_width as u64 * layout.tile_height as u64;
         let limit = self.limits.pixels.max(row);
         let is = layout.width as u64 * layout.height as u64;
         if is > limit {
-            return Err(PictureError::TooLarge {
+            return Err(ImageError::TooLarge {
                 what: "pixels once it is resized",
                 is,
                 limit,
@@ -221,7 +220,7 @@ impl ImageReader {
             return one;
         }
         let rows = || {
-            let encoded = envelope::picture(payload, &self.field, self.limits.bytes).ok()?;
+            let encoded = envelope::image(payload, &self.field, self.limits.bytes).ok()?;
             let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels).ok()?;
             let (width, height) = (opened.width, opened.height);
             self.can_be_resized(width, height).ok()?;
@@ -239,8 +238,8 @@ impl ImageReader {
         payload: &[u8],
         side: usize,
         take: impl FnOnce(u64) -> T,
-    ) -> Result<Vec<u8>, PictureError> {
-        let encoded = envelope::picture(payload, &self.field, self.limits.bytes)?;
+    ) -> Result<Vec<u8>, ImageError> {
+        let encoded = envelope::image(payload, &self.field, self.limits.bytes)?;
         view::thumbnail_within(&encoded, self.limits, side, take)
     }
 
