@@ -1,16 +1,14 @@
 //! OpenTelemetry traces: what a collector gets, and that nothing waits for one.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::kafka::{Note, produce, read_all};
-use common::process::Daemon;
-use common::{root, sample, wait_for};
+use crate::common::kafka::{Note, produce, read_all};
+use crate::common::process::Daemon;
+use crate::common::{root, sample, wait_for};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
