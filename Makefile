@@ -54,7 +54,7 @@ onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 
 # --- Check -----------------------------------------------------------------------------------
 
-# What the tests say, with the seconds of each; a path, since cargo takes a runner without a slash from PATH.
+# What the tests say, with the seconds of each.
 export TEST_TIMES := $(CURDIR)/target/test-times
 CARGO_TEST := cargo --config "target.'cfg(all())'.runner = '$(CURDIR)/tests/timed.sh'" test --locked
 PYTEST := .venv/bin/python -m pytest --durations=10
@@ -63,12 +63,15 @@ NOTED := | tee -a $(TEST_TIMES)
 .PHONY: test
 test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold: lint, Rust tests, trainer tests
 	@mkdir -p target && : >$(TEST_TIMES)
-	$(CARGO_TEST)
+	cargo test --locked --no-run
+	@# The Rust tests wait and the trainer's compute, so they share the time. The latter are said when both are done.
+	nice $(PYTEST) models/trainer >target/trainer-tests 2>&1 & trainer=$$!; trap 'kill $$trainer 2>/dev/null || true' EXIT; \
+	$(CARGO_TEST); \
+	held=0; wait $$trainer || held=$$?; cat target/trainer-tests $(NOTED); exit $$held
 	@if pkg-config --exists libsasl2; then set -x; $(CARGO_TEST) --features kerberos --test kerberos; \
 	else echo "!!! KERBEROS NOT TESTED: install libsasl2-dev (make tools)"; [ -z "$${RESIDUALD_TEST_STRICT:-}" ]; fi
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
-	$(PYTEST) models/trainer $(NOTED)
 	$(PYTEST) -q tests/triage tests/gpu $(NOTED)
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald $(PYTEST) -q tests/$$tests $(NOTED); done
 	@echo "the ten slowest tests, in seconds:"
