@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::common::kafka::{Note, produce};
 use crate::common::process::{Daemon, ask, signal};
 use crate::common::tls::Authority;
-use crate::common::{PATIENCE, sample, wait_for};
+use crate::common::{PATIENCE, free_port, sample, wait_for};
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use residuald::kafka::embedded::EmbeddedBroker;
 
@@ -132,9 +132,7 @@ fn the_same_over_tls() {
 #[test]
 fn a_start_gets_through_clients_that_wait_for_it() {
     let broker = broker();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = port.local_addr().unwrap().to_string();
-    drop(port);
+    let address = format!("127.0.0.1:{}", free_port());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
