@@ -22,15 +22,13 @@ pub fn cluster() -> Option<&'static Cluster> {
 
 /// The same with options of `kafka.sh start`: a cluster for each set of options.
 pub fn cluster_with(options: &[&str]) -> Option<&'static Cluster> {
-    type Started = &'static OnceLock<Option<Cluster>>;
-    static CLUSTERS: Mutex<BTreeMap<String, Started>> = Mutex::new(BTreeMap::new());
+    type Numbered = (usize, &'static OnceLock<Option<Cluster>>);
+    static CLUSTERS: Mutex<BTreeMap<String, Numbered>> = Mutex::new(BTreeMap::new());
     let (number, started) = {
         let mut clusters = CLUSTERS.lock().unwrap();
         let number = clusters.len();
-        let started = clusters
-            .entry(options.join(" "))
-            .or_insert_with(|| Box::leak(Box::default()));
-        (number, *started)
+        let of_these = clusters.entry(options.join(" "));
+        *of_these.or_insert_with(|| (number, Box::leak(Box::default())))
     };
     // Only tests that want this cluster wait for it.
     started.get_or_init(|| start(number, options)).as_ref()
