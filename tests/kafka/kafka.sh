@@ -162,8 +162,18 @@ ports() {
         seq "$port" $((port + $1 - 1))
     else
         python3 - "$1" <<'PY'
-import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+import random, socket, sys
+# Below those that the kernel gives to others, who would take them before the broker does.
+held = []
+for port in random.sample(range(10000, 32768), 1000):
+    try:
+        held.append(socket.create_server(("127.0.0.1", port)))
+    except OSError:
+        continue
+    if len(held) == int(sys.argv[1]):
+        break
+else:
+    sys.exit("kafka.sh: no free ports from 10000 to 32767")
 print(*(s.getsockname()[1] for s in held), sep="\n")
 PY
     fi

@@ -1,17 +1,15 @@
 //! Avro, Protobuf and compressed topics, end to end on the embedded broker with a schema registry on loopback.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::common::formats::{AVRO, PROTOBUF, avro, framed, message, protobuf};
+use crate::common::kafka::{Note, produce, read_all};
+use crate::common::process::{Daemon, run};
+use crate::common::registry::{Mood, SchemaRegistry};
+use crate::common::{payments, sample, score_of, wait_for};
 use apache_avro::Schema;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use common::formats::{AVRO, PROTOBUF, avro, framed, message, protobuf};
-use common::kafka::{Note, produce, read_all};
-use common::process::{Daemon, run};
-use common::registry::{Mood, SchemaRegistry};
-use common::{payments, sample, score_of, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use residuald::kafka::embedded::EmbeddedBroker;
@@ -152,7 +150,7 @@ fn every_format_gives_the_same_scores() {
 /// Confluent's serialisers for Python, Go, .NET and JavaScript register compiled files in base64, not .proto text.
 #[test]
 fn what_confluents_serialiser_for_python_registers_and_sends_is_scored() {
-    let made = include_str!("schemas/confluent/registered.json");
+    let made = include_str!("../schemas/confluent/registered.json");
     let made: Value = serde_json::from_str(made).unwrap();
     let registry = SchemaRegistry::start();
     for (id, answer) in made["schemas"].as_object().unwrap() {
@@ -477,7 +475,7 @@ fn topics_of_every_compression_are_read() {
             let record: BaseRecord<'_, (), String> = BaseRecord::to("in").payload(payment);
             producer.send(record).map_err(|(e, _)| e).unwrap();
         }
-        producer.flush(common::PATIENCE).unwrap();
+        producer.flush(crate::common::PATIENCE).unwrap();
     }
     let daemon = Daemon::ready(&broker.brokers, &["output.scores_topic=scores"]);
     daemon.await_count("scored", 200);

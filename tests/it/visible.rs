@@ -1,16 +1,14 @@
 //! What is seen of a daemon while nothing happens: lag from the assignment on, what a partition waits for and since when,
 //! and an end that is the end, whatever is in the log behind the last record.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::kafka::{Note, committed, ends, produce, read_all, spread};
-use common::process::{Daemon, run, signal};
-use common::registry::{Mood, SchemaRegistry};
-use common::topics::Topics;
-use common::{PATIENCE, sample, wait_for};
+use crate::common::kafka::{Note, committed, ends, produce, read_all, spread};
+use crate::common::process::{Daemon, run, signal};
+use crate::common::registry::{Mood, SchemaRegistry};
+use crate::common::topics::Topics;
+use crate::common::{PATIENCE, sample, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use residuald::kafka::embedded::EmbeddedBroker;

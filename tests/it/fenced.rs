@@ -1,14 +1,12 @@
 //! On a real Apache Kafka whose only broker is cut off from its controller for some seconds: it then names no brokers at all, and
 //! librdkafka forgets it.
 
-mod common;
-
 use std::time::Duration;
 
-use common::cluster::cluster_with;
-use common::kafka::{committed, ends, produce, read_all, spread};
-use common::process::{Daemon, signal};
-use common::{sample, wait_for, wait_for_within};
+use crate::common::cluster::cluster_with;
+use crate::common::kafka::{committed, ends, produce, read_all, spread};
+use crate::common::process::{Daemon, signal};
+use crate::common::{sample, wait_for, wait_for_within};
 
 /// The broker's session is over after three seconds.
 const FENCED_AFTER: Duration = Duration::from_secs(5);
@@ -20,9 +18,7 @@ fn a_broker_that_names_no_brokers_is_found_again() {
     let Some(cluster) = cluster_with(&["--controller-apart"]) else {
         return;
     };
-    for topic in ["in", "anomalies", "dead"] {
-        cluster.create_topic(topic, 2);
-    }
+    cluster.create_topics(&["in", "anomalies", "dead"], 2);
     let pid = std::fs::read_to_string(cluster.dir.join("server-1.pid")).unwrap();
     let pid: u32 = pid.trim().parse().unwrap();
     for delivery in ["at-least-once", "exactly-once"] {

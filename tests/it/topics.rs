@@ -1,16 +1,14 @@
 //! On a real Apache Kafka: topics that come, go, grow and are made again, patterns, and offsets that are not there. Every
 //! record is judged, or it is said which ones are not.
 
-mod common;
-
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use common::admin::Admin;
-use common::cluster::{Cluster, cluster, kafka_sh};
-use common::kafka::{committed, ends, produce, read_all, spread};
-use common::process::{Daemon, residuald, signal};
-use common::{parse, payments, sample, wait_for};
+use crate::common::admin::Admin;
+use crate::common::cluster::{Cluster, cluster, kafka_sh};
+use crate::common::kafka::{committed, ends, produce, read_all, spread};
+use crate::common::process::{Daemon, residuald, signal};
+use crate::common::{parse, payments, sample, wait_for};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -94,7 +92,7 @@ impl Stage {
         {
             command.args(["--set", setting]);
         }
-        let ended = common::process::ended(&mut command);
+        let ended = crate::common::process::ended(&mut command);
         ended.one_line(69).to_owned()
     }
 
@@ -227,7 +225,7 @@ fn group_of(stage: &Stage) -> BaseConsumer {
 fn metadata_of_the_commit(stage: &Stage, topic: &str) -> String {
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, 0);
-    let told = group_of(stage).committed_offsets(asked, common::PATIENCE);
+    let told = group_of(stage).committed_offsets(asked, crate::common::PATIENCE);
     let told = told.unwrap();
     told.elements()[0].metadata().to_owned()
 }

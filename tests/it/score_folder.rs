@@ -1,11 +1,9 @@
 //! `residuald score` of a folder of pictures: classes, masks, the contact sheet, and what cannot be read.
 
-mod common;
-
 use std::path::Path;
 
-use common::process::run;
-use common::{parse, root};
+use crate::common::process::run;
+use crate::common::{parse, root};
 use image::{GrayImage, Luma};
 use serde_json::Value;
 
@@ -153,7 +151,7 @@ fn what_a_folder_lacks_is_said() {
     data(dir.path());
     let folder = dir.path().to_str().unwrap().to_owned();
     let bundle = root().join("tests/pictures/gray");
-    let payments = common::payments();
+    let payments = crate::common::payments();
     let score = |flags: &[&str], bundle: &Path| {
         let fixed = [
             "score",

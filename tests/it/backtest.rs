@@ -1,14 +1,12 @@
 //! `residuald backtest` on a real Apache Kafka: what it says is what the daemon says, of the range that was asked for.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::bundle::{Copy, calibrated};
-use common::cluster::{Cluster, cluster};
-use common::kafka::{Note, committed, ends, produce, read_all};
-use common::process::{Daemon, Ended, residuald};
-use common::{PATIENCE, parse, payments, sample, wait_for};
+use crate::common::bundle::{Copy, calibrated};
+use crate::common::cluster::{Cluster, cluster};
+use crate::common::kafka::{Note, committed, ends, produce, read_all};
+use crate::common::process::{Daemon, Ended, residuald};
+use crate::common::{PATIENCE, parse, payments, sample, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -64,7 +62,7 @@ fn backtest(cluster: &Cluster, topic: &str, flags: &[&str]) -> Ended {
     if !flags.contains(&"--bundle") {
         command.arg("--bundle").arg(payments());
     }
-    common::process::ended(command.args(flags))
+    crate::common::process::ended(command.args(flags))
 }
 
 /// Of a run that must end well.
@@ -78,12 +76,18 @@ fn report(cluster: &Cluster, topic: &str, flags: &[&str]) -> Value {
 fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     let Some(cluster) = cluster() else { return };
     let brokers = cluster.brokers.as_str();
-    for topic in ["payments", "scores", "anomalies", "dead-letters"] {
-        cluster.create_topic(topic, PARTITIONS);
-    }
+    cluster.create_topics(
+        &[
+            "backtest-payments",
+            "backtest-scores",
+            "backtest-anomalies",
+            "backtest-dead-letters",
+        ],
+        PARTITIONS,
+    );
     // Good records of four days and more, bad ones, tombstones, aborted ones, and markers where the partitions end.
-    produce(brokers, "payments", &payments_of(0, 900));
-    transaction(brokers, "payments", 20, false);
+    produce(brokers, "backtest-payments", &payments_of(0, 900));
+    transaction(brokers, "backtest-payments", 20, false);
     let bad = |payload: &str| Note {
         timestamp_ms: Some(START_MS),
         ..Note::new("bad", payload)
@@ -94,9 +98,9 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         ..bad("")
     };
     let odd = [bad("not json"), bad("{}"), bad("{}"), bad(""), tombstone];
-    produce(brokers, "payments", &odd);
-    transaction(brokers, "payments", 30, true);
-    transaction(brokers, "payments", 10, false);
+    produce(brokers, "backtest-payments", &odd);
+    transaction(brokers, "backtest-payments", 30, true);
+    transaction(brokers, "backtest-payments", 10, false);
 
     // By segment, which has to be the same here and there.
     let dir = tempfile::tempdir().unwrap();
@@ -105,11 +109,11 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         brokers,
         &[
             &format!("model.bundle={segmented:?}"),
-            "kafka.topics=payments",
-            "kafka.group_id=same",
-            "output.anomalies_topic=anomalies",
-            "output.scores_topic=scores",
-            "output.dead_letter_topic=dead-letters",
+            "kafka.topics=backtest-payments",
+            "kafka.group_id=backtest",
+            "output.anomalies_topic=backtest-anomalies",
+            "output.scores_topic=backtest-scores",
+            "output.dead_letter_topic=backtest-dead-letters",
             "threshold.quantile=0.99",
         ],
     );
@@ -127,7 +131,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         segmented.to_str().unwrap(),
     ];
     let to_file = [&segmented[..], &["--out", out.to_str().unwrap()]].concat();
-    let said = report(cluster, "payments", &to_file);
+    let said = report(cluster, "backtest-payments", &to_file);
     assert_eq!(said["complete"], true);
     assert_eq!(
         (&said["records"], &said["skipped_tombstones"]),
@@ -145,7 +149,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         .lines()
         .partition(|line| line.starts_with("{\"error\""));
     assert_eq!(rejected.len(), 3);
-    let scores = read_all(brokers, "scores");
+    let scores = read_all(brokers, "backtest-scores");
     let text = |note: &Note| String::from_utf8(note.payload.clone().unwrap()).unwrap();
     let mut published: Vec<String> = scores.iter().map(text).collect();
     judged.sort_unstable();
@@ -153,7 +157,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     assert_eq!(judged, published, "the same bytes, ids and scores and all");
     assert!(judged.iter().all(|line| line.contains("\"segment\":")));
 
-    let anomalies = read_all(brokers, "anomalies").len();
+    let anomalies = read_all(brokers, "backtest-anomalies").len();
     assert!(anomalies > 10, "{anomalies} are too few to prove anything");
     assert_eq!(bundle["alerts"], anomalies);
     // 900 records, an hour apart.
@@ -185,8 +189,8 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     assert!((share - 1.0).abs() < 1e-5, "the shares make {share}");
 
     // Nobody joined a group or committed anything, and nothing was written.
-    let before = ends(brokers, "payments");
-    assert!(committed(brokers, "residuald-history", "payments").is_empty());
+    let before = ends(brokers, "backtest-payments");
+    assert!(committed(brokers, "residuald-history", "backtest-payments").is_empty());
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .create()
@@ -194,17 +198,17 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
     let groups = consumer.fetch_group_list(None, PATIENCE).unwrap();
     let groups: Vec<&str> = groups.groups().iter().map(|g| g.name()).collect();
     assert!(!groups.contains(&"residuald-history"), "{groups:?}");
-    assert_eq!(ends(brokers, "payments"), before);
+    assert_eq!(ends(brokers, "backtest-payments"), before);
 
     let text = backtest(
         cluster,
-        "payments",
+        "backtest-payments",
         &[&segmented[..], &["--top", "3"]].concat(),
     );
     text.with_code(0);
     println!("{}", text.stdout);
     for words in [
-        "payments: 995 records in ",
+        "backtest-payments: 995 records in ",
         "2 tombstones skipped",
         "from 2026-01-01T00:00:00Z to 2026-02-07T11:00:00Z: 37.5 days",
         "990 scored, 3 cannot be: missing 2 (",
@@ -225,7 +229,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
 fn a_range_is_what_was_asked_for() {
     let Some(cluster) = cluster() else { return };
     let brokers = cluster.brokers.as_str();
-    cluster.create_topic("range-in", PARTITIONS);
+    cluster.create_topics(&["range-in"], PARTITIONS);
     produce(brokers, "range-in", &payments_of(0, 300));
     let records = |flags: &[&str]| report(cluster, "range-in", flags)["records"].clone();
     for (from, to, expected) in [
@@ -295,7 +299,7 @@ fn a_range_is_what_was_asked_for() {
 fn two_bundles_side_by_side() {
     let Some(cluster) = cluster() else { return };
     let brokers = cluster.brokers.as_str();
-    cluster.create_topic("pair-in", PARTITIONS);
+    cluster.create_topics(&["pair-in"], PARTITIONS);
     produce(brokers, "pair-in", &payments_of(0, 600));
     // The same model, calibrated as if normal records scored half as high.
     let lower = Copy::new();
@@ -347,7 +351,7 @@ fn two_bundles_side_by_side() {
 fn settings_come_from_the_daemons_file_and_flags_win() {
     let Some(cluster) = cluster() else { return };
     let brokers = cluster.brokers.as_str();
-    cluster.create_topic("file-in", PARTITIONS);
+    cluster.create_topics(&["file-in"], PARTITIONS);
     produce(brokers, "file-in", &payments_of(0, 60));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("residuald.toml");
@@ -362,7 +366,7 @@ fn settings_come_from_the_daemons_file_and_flags_win() {
         let mut command = residuald();
         command.args(["backtest", "--json", "--config"]).arg(&file);
         command.arg("--out").arg(&out).args(flags);
-        common::process::ended(&mut command)
+        crate::common::process::ended(&mut command)
     };
     let ended = run(&[]);
     ended.with_code(0);
@@ -423,6 +427,6 @@ fn settings_come_from_the_daemons_file_and_flags_win() {
     ] {
         run(flags).with_code(64);
     }
-    let nothing = common::process::run(&["backtest", "--topic", "t"]);
+    let nothing = crate::common::process::run(&["backtest", "--topic", "t"]);
     assert!(nothing.one_line(64).contains("--bundle"));
 }

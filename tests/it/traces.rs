@@ -1,16 +1,14 @@
 //! OpenTelemetry traces: what a collector gets, and that nothing waits for one.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::kafka::{Note, produce, read_all};
-use common::process::Daemon;
-use common::{root, sample, wait_for};
+use crate::common::kafka::{Note, produce, read_all};
+use crate::common::process::Daemon;
+use crate::common::{free_port, root, sample, wait_for};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
@@ -357,10 +355,7 @@ fn a_picture_has_its_four_spans() {
 
 #[test]
 fn a_collector_that_is_away_holds_nothing_up() {
-    let refused = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let refused = SocketAddr::from(([127, 0, 0, 1], free_port()));
     // Takes connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for address in [refused, silent.local_addr().unwrap()] {

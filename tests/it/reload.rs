@@ -1,14 +1,12 @@
 //! SIGHUP reads the bundle again: each record is judged once, by the old model or the new one, and a bundle that is
 //! refused changes nothing.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::bundle::{Copy, calibrated};
-use common::process::{Daemon, signal};
-use common::topics::{RECORDS, Topics, ids};
-use common::wait_for;
+use crate::common::bundle::{Copy, calibrated};
+use crate::common::process::{Daemon, signal};
+use crate::common::topics::{RECORDS, Topics, ids};
+use crate::common::wait_for;
 
 const OK: &str = "residuald_model_reloads_total{status=\"ok\"}";
 const FAILED: &str = "residuald_model_reloads_total{status=\"failed\"}";

@@ -1,13 +1,11 @@
 //! End to end on a real Apache Kafka, read back by an independent client: kcat.
 
-mod common;
-
 use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
 
-use common::process::{residuald, run};
-use common::topics::{RECORDS, Topics, ids};
-use common::{parse, payments, sample, score_of, wait_for};
+use crate::common::process::{residuald, run};
+use crate::common::topics::{RECORDS, Topics, ids};
+use crate::common::{parse, payments, sample, score_of, wait_for};
 use residuald::evaluation::{auroc, average_precision};
 use serde_json::Value;
 
@@ -35,7 +33,7 @@ fn a_stream_is_scored_as_its_file_is() {
     let Some(topics) = Topics::create("stream") else {
         return;
     };
-    let produced = common::process::ended(&mut topics.produce(&[]));
+    let produced = crate::common::process::ended(&mut topics.produce(&[]));
     produced.with_code(0);
     let produced = parse(produced.stdout.as_bytes());
     assert_eq!(produced["produced"], RECORDS);
@@ -164,7 +162,7 @@ fn an_absent_topic_to_write_to_is_69() {
         ] {
             command.args(["--set", &setting]);
         }
-        let ended = common::process::ended(&mut command);
+        let ended = crate::common::process::ended(&mut command);
         let line = ended.one_line(69);
         assert!(
             line.contains(&format!("topic `{topic}` does not exist")),
@@ -173,6 +171,6 @@ fn an_absent_topic_to_write_to_is_69() {
     }
     let produce = ["--topic", "nowhere", "--brokers", topics.brokers()];
     let file = payments().join("sample.ndjson.gz");
-    let ended = common::process::ended(residuald().arg("produce").arg(file).args(produce));
+    let ended = crate::common::process::ended(residuald().arg("produce").arg(file).args(produce));
     ended.one_line(69);
 }

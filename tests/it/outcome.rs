@@ -1,18 +1,16 @@
 //! Whatever a record holds, it has one outcome of a bounded size and the stream goes on: on a real Apache Kafka, with both
 //! deliveries.
 
-mod common;
-
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::cluster::{Cluster, cluster};
-use common::kafka::{Note, committed, ends, produce, read_all};
-use common::process::Daemon;
-use common::{sample, wait_for};
+use crate::common::cluster::{Cluster, cluster};
+use crate::common::kafka::{Note, committed, ends, produce, read_all};
+use crate::common::process::Daemon;
+use crate::common::{sample, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,

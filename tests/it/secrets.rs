@@ -1,17 +1,15 @@
 //! No secret is in the log at any level: not as it is, not in base64, not in the pieces and numbers of a library's trace.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
+use crate::common::formats::{AVRO, avro, framed};
+use crate::common::kafka::{Note, produce};
+use crate::common::process::{Daemon, Ended, ask, bearer};
+use crate::common::registry::SchemaRegistry;
+use crate::common::sample;
 use apache_avro::Schema;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use common::formats::{AVRO, avro, framed};
-use common::kafka::{Note, produce};
-use common::process::{Daemon, Ended, ask, bearer};
-use common::registry::SchemaRegistry;
-use common::sample;
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::json;
 
@@ -107,7 +105,7 @@ fn log_of(settings: &[&str], levels: &[&str]) -> Ended {
     let schema = Schema::parse_str(AVRO).unwrap();
     let record = framed(1, &avro(&schema, &sample(1)[0]));
     produce(&broker.brokers, "in", &[Note::new("key", record)]);
-    common::wait_for("a scored record", || {
+    crate::common::wait_for("a scored record", || {
         let (code, _, body) = ask(connect(), "/status", &bearer(HTTP));
         (code == 200 && body.contains("\"scored\":1,")).then_some(())
     });

@@ -1,14 +1,12 @@
 //! Verbs that write what a new user needs: settings to begin with, manual pages. What verbs say where they could do nothing, and to nobody.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
+use crate::common::process::{Ended, ended, http_get, residuald, run, signal};
+use crate::common::{parse, payments, root, sample, wait_for};
 use ::residuald::kafka::embedded::EmbeddedBroker;
-use common::process::{Ended, ended, http_get, residuald, run, signal};
-use common::{parse, payments, root, sample, wait_for};
 
 /// `residuald` in `folder`, with `models` in it as in the repository.
 fn in_folder(folder: &Path, arguments: &[&str]) -> Ended {

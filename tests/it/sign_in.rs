@@ -1,18 +1,16 @@
 //! Signing in to a real Apache Kafka by OAUTHBEARER: tokens of an identity provider that end in mid-stream, and what is said
 //! where there is none or the brokers take none.
 
-mod common;
-
 use std::fs;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use common::cluster::{Cluster, cluster_with};
-use common::kafka::{produce, read_all, spread};
-use common::oidc::{CLIENT, Issuer, SECRET};
-use common::process::{Daemon, Ended, ended, residuald};
-use common::{payments, sample, security_example, wait_for};
+use crate::common::cluster::{Cluster, cluster_with};
+use crate::common::kafka::{produce, read_all, spread};
+use crate::common::oidc::{CLIENT, Issuer, SECRET};
+use crate::common::process::{Daemon, Ended, ended, residuald};
+use crate::common::{payments, sample, security_example, wait_for};
 
 /// librdkafka renews a token after four fifths of it and signs in again after nine tenths of the brokers' session, which
 /// brokers want to be a second before its end at least.
@@ -24,9 +22,7 @@ fn secure() -> Option<&'static Cluster> {
 
 fn topics(cluster: &Cluster, name: &str) -> [String; 4] {
     let topics = ["in", "scores", "anomalies", "dead"].map(|part| format!("{name}-{part}"));
-    for topic in &topics {
-        cluster.create_topic(topic, 1);
-    }
+    cluster.create_topics(&topics, 1);
     topics
 }
 

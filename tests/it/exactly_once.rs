@@ -1,16 +1,14 @@
 //! Exactly-once and rebalances on a real Apache Kafka, read back by kcat with isolation.level=read_committed: whatever
 //! is killed, frozen or moved, each record has one verdict.
 
-mod common;
-
 use std::collections::HashMap;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::kafka::{produce, spread};
-use common::process::{Daemon, signal};
-use common::topics::{RECORDS, Topics, ids};
-use common::{PATIENCE, score_of, wait_for};
+use crate::common::kafka::{produce, spread};
+use crate::common::process::{Daemon, signal};
+use crate::common::topics::{RECORDS, Topics, ids};
+use crate::common::{PATIENCE, score_of, wait_for};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -246,14 +244,13 @@ fn verdicts_too_large_for_their_topic_go_without_their_record() {
     let Some(topics) = Topics::create("once-large") else {
         return;
     };
-    let limit = ["--config", "max.message.bytes=100000"];
+    let limit = [("max.message.bytes", "100000")];
     let name = topics.name("slim");
-    let create = ["topic", "create", &name, "--partitions", "3"];
-    common::cluster::kafka_sh(&topics.cluster.dir, &[&create[..], &limit[..]].concat());
+    topics.cluster.create_topic_with(&name, 3, &limit);
     let slim = format!("output.scores_topic={name}");
     let uncompressed = "kafka.producer.\"compression.type\"=none";
     let daemon = topics.daemon(&[EXACTLY_ONCE, &slim, uncompressed]);
-    let record = common::sample(1).remove(0);
+    let record = crate::common::sample(1).remove(0);
     let large = format!(
         "{{\"padding\": \"{}\", {}",
         "x".repeat(200_000),

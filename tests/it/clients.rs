@@ -1,17 +1,15 @@
 //! What a client of HTTP can do to a daemon: nothing. Connections that are only held, names of other machines, pages of
 //! other sites, requests without end, answers that nobody takes.
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::kafka::{Note, produce};
-use common::process::{Daemon, ask, signal};
-use common::tls::Authority;
-use common::{PATIENCE, sample, wait_for};
+use crate::common::kafka::{Note, produce};
+use crate::common::process::{Daemon, ask, signal};
+use crate::common::tls::Authority;
+use crate::common::{PATIENCE, free_port, sample, wait_for};
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use residuald::kafka::embedded::EmbeddedBroker;
 
@@ -134,9 +132,7 @@ fn the_same_over_tls() {
 #[test]
 fn a_start_gets_through_clients_that_wait_for_it() {
     let broker = broker();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = port.local_addr().unwrap().to_string();
-    drop(port);
+    let address = format!("127.0.0.1:{}", free_port());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

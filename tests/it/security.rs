@@ -1,18 +1,16 @@
 //! TLS and SASL on a real Apache Kafka: right credentials score records, wrong ones end the start with one clear line,
 //! and no secret is printed anywhere.
 
-mod common;
-
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
 
-use common::cluster::{Cluster, cluster_with};
-use common::kafka::{produce, spread};
-use common::process::{Daemon, Ended, ask, bearer, ended, residuald, run};
-use common::{payments, sample, security_example};
+use crate::common::cluster::{Cluster, cluster_with};
+use crate::common::kafka::{produce, spread};
+use crate::common::process::{Daemon, Ended, ask, bearer, ended, residuald, run};
+use crate::common::{payments, sample, security_example};
 
 const RECORDS: usize = 200;
 /// Of `kafka.sh start --secure`.
@@ -25,9 +23,7 @@ fn secure() -> Option<&'static Cluster> {
     static READY: OnceLock<Option<&'static Cluster>> = OnceLock::new();
     *READY.get_or_init(|| {
         let cluster = cluster_with(&["--secure"])?;
-        for topic in ["in", "anomalies", "dead"] {
-            cluster.create_topic(topic, 1);
-        }
+        cluster.create_topics(&["in", "anomalies", "dead"], 1);
         produce(&cluster.brokers, "in", &spread(&sample(RECORDS), 1));
         Some(cluster)
     })

@@ -1,19 +1,17 @@
 //! Pictures end to end on the embedded broker: every format, hostile ones, the same bytes whatever the way, maps by claim check.
 //! With the bundles of `pictures/make.py`, which judge a picture by how far it is from middle gray.
 
-mod common;
-
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, BufReader, Cursor};
 use std::path::PathBuf;
 
+use crate::common::cluster::cluster;
+use crate::common::kafka::{Note, ends, produce, read_all};
+use crate::common::process::{Daemon, run, scored};
+use crate::common::topics::Topics;
+use crate::common::{parse, root, score_of, wait_for};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::cluster::cluster;
-use common::kafka::{Note, ends, produce, read_all};
-use common::process::{Daemon, run, scored};
-use common::topics::Topics;
-use common::{parse, root, score_of, wait_for};
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::Value;
@@ -288,7 +286,7 @@ fn a_bundle_and_an_input_that_do_not_fit_are_refused_in_words() {
     };
     let (gray, payments) = (
         bundle("gray"),
-        format!("model.bundle={:?}", common::payments()),
+        format!("model.bundle={:?}", crate::common::payments()),
     );
     let rate = "threshold.false_alarm_rate=0.01";
     check(&[&gray, rate]).with_code(0);
@@ -336,9 +334,16 @@ fn photograph() -> Vec<u8> {
 fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
     const PICTURES: usize = 400;
     let Some(cluster) = cluster() else { return };
-    for topic in ["in", "anomalies", "scores", "dead", "media"] {
-        cluster.create_topic(topic, 1);
-    }
+    cluster.create_topics(
+        &[
+            "maps-in",
+            "maps-anomalies",
+            "maps-scores",
+            "maps-dead",
+            "maps-media",
+        ],
+        1,
+    );
     let brokers = cluster.brokers.as_str();
     let mut notes: Vec<Note> = (0..PICTURES)
         .map(|i| {
@@ -347,15 +352,19 @@ fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
         })
         .collect();
     notes.push(Note::new("photograph", photograph()));
-    produce(brokers, "in", &notes);
+    produce(brokers, "maps-in", &notes);
     let settings = [
         &bundle("tiles"),
         "threshold.score=4",
         "kafka.delivery=exactly-once",
         "kafka.consumer.\"group.instance.id\"=one",
-        "output.scores_topic=scores",
+        "kafka.topics=maps-in",
+        "kafka.group_id=maps",
+        "output.anomalies_topic=maps-anomalies",
+        "output.scores_topic=maps-scores",
+        "output.dead_letter_topic=maps-dead",
         "output.inline_limit=0",
-        "output.media_topic=media",
+        "output.media_topic=maps-media",
         "batch.max_records=16",
     ];
     let daemon = Daemon::ready(brokers, &settings);
@@ -363,17 +372,17 @@ fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
     assert_eq!(daemon.kill_9().code, None, "killed by a signal");
     let daemon = Daemon::ready(brokers, &settings);
     wait_for("every verdict", || {
-        (read_all(brokers, "scores").len() > PICTURES).then_some(())
+        (read_all(brokers, "maps-scores").len() > PICTURES).then_some(())
     });
     daemon.is_balanced();
     daemon.drains();
-    assert!(ends(brokers, "dead").iter().all(|(_, end)| *end == 0));
+    assert!(ends(brokers, "maps-dead").iter().all(|(_, end)| *end == 0));
 
-    let scores = read_all(brokers, "scores");
+    let scores = read_all(brokers, "maps-scores");
     let keys: Vec<_> = scores.iter().map(|note| note.key.clone()).collect();
     let sent: Vec<_> = notes.iter().map(|note| note.key.clone()).collect();
     assert_eq!(keys, sent, "each once and in order");
-    let media = read_all(brokers, "media");
+    let media = read_all(brokers, "maps-media");
     let maps: HashSet<_> = media.iter().map(|note| note.key.clone().unwrap()).collect();
     assert_eq!(
         (media.len(), maps.len()),
@@ -465,7 +474,7 @@ impl Disk {
         if mounted.is_ok_and(|status| status.success()) {
             return Some(Disk(dir));
         }
-        common::not_here(
+        crate::common::not_here(
             "the test of a full disk",
             "run it as root, who may mount a tmpfs",
         );
@@ -508,7 +517,7 @@ fn a_full_disk_is_waited_for_and_its_drafts_are_removed() {
     ];
     let daemon = Daemon::ready(&broker.brokers, &settings);
     let blocked = || daemon.metric("residuald_media_dir_blocked");
-    common::wait_for("a wait for the disk", || (blocked() == 1.0).then_some(()));
+    crate::common::wait_for("a wait for the disk", || (blocked() == 1.0).then_some(()));
     assert_eq!((daemon.count("scored"), daemon.get("/livez").0), (0, 200));
     let names = || {
         let entries = std::fs::read_dir(folder).unwrap();

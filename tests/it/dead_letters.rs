@@ -1,15 +1,13 @@
 //! `residuald dead-letters` on a real Apache Kafka: what comes back is what went, once, whatever happens in between.
 
-mod common;
-
 use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, cluster, kafka_sh};
-use common::kafka::{Note, committed, ends, produce};
-use common::process::{Daemon, Ended, ended, residuald, signal};
-use common::{PATIENCE, parse, sample, wait_for};
+use crate::common::cluster::{Cluster, cluster};
+use crate::common::kafka::{Note, committed, ends, produce};
+use crate::common::process::{Daemon, Ended, ended, residuald, signal};
+use crate::common::{PATIENCE, parse, sample, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -29,9 +27,8 @@ impl Topics {
     fn create(prefix: &'static str) -> Option<Topics> {
         let cluster = cluster()?;
         let topics = Topics { cluster, prefix };
-        for topic in ["in", "dead", "other"] {
-            cluster.create_topic(&topics.name(topic), PARTITIONS);
-        }
+        let names = ["in", "dead", "other"].map(|topic| topics.name(topic));
+        cluster.create_topics(&names, PARTITIONS);
         Some(topics)
     }
 
@@ -506,15 +503,8 @@ fn a_topic_that_takes_no_markers_is_said_and_nothing_is_sent() {
         return;
     };
     let compacted = "compact-dead-compacted";
-    let policy = ["--config", "cleanup.policy=compact"];
-    kafka_sh(
-        &topics.cluster.dir,
-        &[
-            &["topic", "create", compacted, "--partitions", "1"],
-            &policy[..],
-        ]
-        .concat(),
-    );
+    let policy = [("cleanup.policy", "compact")];
+    topics.cluster.create_topic_with(compacted, 1, &policy);
     let letter = Note {
         headers: error_headers(&topics.name("in"), 0, 7),
         ..Note::new("k", "letter")
@@ -533,7 +523,7 @@ fn a_topic_that_takes_no_markers_is_said_and_nothing_is_sent() {
 }
 
 fn ended_with(arguments: &[&str], code: i32, words: &str) {
-    let ended = common::process::run(arguments);
+    let ended = crate::common::process::run(arguments);
     let line = ended.one_line(code);
     assert!(line.contains(words), "{line}");
 }

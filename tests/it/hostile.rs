@@ -1,16 +1,14 @@
 //! Bad input, bad bundles, bad settings: a stated outcome and one clear line each, never a panic.
 
-mod common;
-
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use common::bundle::Copy;
-use common::kafka::{Note, produce, read_all};
-use common::process::{Daemon, Ended, ended, residuald, run};
-use common::{parse, payments, sample};
+use crate::common::bundle::Copy;
+use crate::common::kafka::{Note, produce, read_all};
+use crate::common::process::{Daemon, Ended, ended, residuald, run};
+use crate::common::{parse, payments, sample};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::Value;
 

@@ -1,14 +1,12 @@
 //! End to end on the embedded broker: the real binary as a child process, every record accounted for.
 
-mod common;
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use common::bundle::calibrated;
-use common::kafka::{Note, committed, ends, produce, read_all, spread};
-use common::process::{Daemon, http_get, scored};
-use common::{parse, sample, score_of, wait_for};
+use crate::common::bundle::calibrated;
+use crate::common::kafka::{Note, committed, ends, produce, read_all, spread};
+use crate::common::process::{Daemon, http_get, scored};
+use crate::common::{parse, sample, score_of, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::{Value, json};
 
@@ -581,11 +579,11 @@ fn a_second_signal_stops_at_once() {
     wait_for("records in flight", || {
         (daemon.count("in_flight") > 0).then_some(())
     });
-    common::process::signal(daemon.pid(), "TERM");
+    crate::common::process::signal(daemon.pid(), "TERM");
     wait_for("the drain", || {
         (daemon.get("/readyz").0 == 503).then_some(())
     });
-    common::process::signal(daemon.pid(), "TERM");
+    crate::common::process::signal(daemon.pid(), "TERM");
     assert_eq!(daemon.end().code, Some(130));
 }
 

@@ -1,12 +1,10 @@
 //! One record, one model, one score: the same bits in any batch, place, worker and way in.
 
-mod common;
-
 use std::collections::HashMap;
 
-use common::kafka::{Note, produce, read_all};
-use common::process::{Daemon, scored};
-use common::{payments, sample, score_of};
+use crate::common::kafka::{Note, produce, read_all};
+use crate::common::process::{Daemon, scored};
+use crate::common::{payments, sample, score_of};
 use residuald::batch::Scores;
 use residuald::bundle::Bundle;
 use residuald::config::InferenceSettings;

@@ -1,15 +1,13 @@
 //! What the documents tell people to type: every command line is understood, and what can run against a real Apache Kafka runs.
 
-mod common;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::cluster::cluster;
-use common::process::{ended, residuald, signal};
-use common::{parse, root, sample, skip, wait_for};
+use crate::common::cluster::cluster;
+use crate::common::process::{ended, residuald, signal};
+use crate::common::{parse, root, sample, skip, wait_for};
 use serde_json::Value;
 
 /// A command line and the document that has it.
@@ -281,11 +279,14 @@ fn every_target_and_file_is_there() {
                 assert!(known, "{}: `{}`: {word}", command.file, command.line());
             }
         }
-        if let Some(["test", "--test", name, ..]) = command.of("cargo").as_deref() {
-            assert!(
-                root().join(format!("tests/{name}.rs")).exists(),
-                "{command:?}"
-            );
+        if let Some(["test", "--test", name, filter @ ..]) = command.of("cargo").as_deref() {
+            let module = filter.first().and_then(|of| of.split_once("::"));
+            let file = match module {
+                Some((module, _)) => format!("tests/{name}/{module}.rs"),
+                None if name == &"it" => "tests/it/main.rs".to_owned(),
+                None => format!("tests/{name}.rs"),
+            };
+            assert!(root().join(file).exists(), "{command:?}");
         }
         if command.inline {
             continue;
@@ -366,7 +367,7 @@ fn folder(brokers: &str) -> tempfile::TempDir {
     folder
 }
 
-fn in_folder(folder: &Path, words: &[&str]) -> common::process::Ended {
+fn in_folder(folder: &Path, words: &[&str]) -> crate::common::process::Ended {
     ended(residuald().current_dir(folder).args(words))
 }
 
@@ -416,9 +417,7 @@ fn what_can_run_runs() {
     let Some(cluster) = cluster() else {
         return;
     };
-    for topic in ["payments", "anomalies", "dead-letters"] {
-        cluster.create_topic(topic, 2);
-    }
+    cluster.create_topics(&["payments", "anomalies", "dead-letters"], 2);
     let folder = folder(&cluster.brokers);
     let mut daemon = residuald()
         .arg("run")

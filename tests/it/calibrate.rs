@@ -1,12 +1,10 @@
 //! `residuald calibrate`: from a file, from pictures and from a topic on a real Apache Kafka; and what it refuses.
 
-mod common;
-
 use std::path::Path;
 
-use common::process::{run, scored};
-use common::topics::{RECORDS, Topics};
-use common::{parse, payments, root, sample, score_of};
+use crate::common::process::{run, scored};
+use crate::common::topics::{RECORDS, Topics};
+use crate::common::{parse, payments, root, sample, score_of};
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {

@@ -1,10 +1,8 @@
 //! `residuald check --connect` on a real Apache Kafka: what the surroundings lack, all of it at once, and nothing changed.
 
-mod common;
-
-use common::process::{Ended, run};
-use common::topics::Topics;
-use common::{parse, payments};
+use crate::common::process::{Ended, run};
+use crate::common::topics::Topics;
+use crate::common::{parse, payments};
 
 fn check(topics: &Topics, settings: &[&str]) -> Ended {
     let bundle = format!("model.bundle={:?}", payments());

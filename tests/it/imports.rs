@@ -158,7 +158,7 @@ fn verbs_of_others(path: &Path, source: &str) -> Vec<String> {
 }
 
 fn unplaced(module: &str) -> String {
-    format!("`{module}` is in no layer: place it in `layer` of tests/imports.rs")
+    format!("`{module}` is in no layer: place it in `layer` of tests/it/imports.rs")
 }
 
 /// `batch.rs` and `batch/anything.rs` are the module `batch`.

@@ -1,17 +1,15 @@
 //! Bundles that break every promise: each is refused or dealt with in time, said in words that no terminal obeys, and what was in
 //! force goes on.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use common::bundle::Copy;
-use common::kafka::{Note, produce, read_all};
-use common::process::{Daemon, Ended, ended, residuald, run, signal};
-use common::{parse, payments, root, wait_for};
+use crate::common::bundle::Copy;
+use crate::common::kafka::{Note, produce, read_all};
+use crate::common::process::{Daemon, Ended, ended, residuald, run, signal};
+use crate::common::{parse, payments, root, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::json;
 

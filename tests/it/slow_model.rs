@@ -1,15 +1,13 @@
 //! A batch that takes longer than the group's `max.poll.interval.ms`: the consumer goes on polling, so the group keeps
 //! it. On a real Apache Kafka, with a bundle whose records say how much work they are (`slow_model/make.py`).
 
-mod common;
-
 use std::collections::HashSet;
 use std::time::Duration;
 
-use common::cluster::cluster;
-use common::kafka::{Note, committed, ends, produce, read_all};
-use common::process::Daemon;
-use common::{parse, root, wait_for_within};
+use crate::common::cluster::cluster;
+use crate::common::kafka::{Note, committed, ends, produce, read_all};
+use crate::common::process::Daemon;
+use crate::common::{parse, root, wait_for_within};
 
 const POLL_INTERVAL: f64 = 6.0; // seconds
 /// What the slow batch is meant to take. Twice and a half the interval: the measurement that it rests on may be off.
@@ -30,9 +28,10 @@ fn record(value: usize, work: usize) -> Note {
 #[test]
 fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
     let Some(cluster) = cluster() else { return };
-    for topic in ["in", "anomalies", "scores", "dead"] {
-        cluster.create_topic(topic, PARTITIONS);
-    }
+    cluster.create_topics(
+        &["slow-in", "slow-anomalies", "slow-scores", "slow-dead"],
+        PARTITIONS,
+    );
     let brokers = cluster.brokers.as_str();
     let bundle = format!("model.bundle={:?}", root().join("tests/slow_model"));
     let interval = format!(
@@ -46,7 +45,10 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
             &interval,
             "kafka.consumer.\"session.timeout.ms\"=3000",
             "kafka.group_id=slow",
-            "output.scores_topic=scores",
+            "kafka.topics=slow-in",
+            "output.anomalies_topic=slow-anomalies",
+            "output.scores_topic=slow-scores",
+            "output.dead_letter_topic=slow-dead",
             "threshold.quantile=0.99",
             "inference.workers=1",
             "batch.max_records=16",
@@ -58,7 +60,7 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
 
     // How fast is this machine?
     let measured = 300;
-    produce(brokers, "in", &[record(0, measured)]);
+    produce(brokers, "slow-in", &[record(0, measured)]);
     await_scored(&daemon, 1);
     let mut work = measured as f64 * SLOW / scoring();
     let mut scored = 1;
@@ -67,7 +69,7 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
         let before = scoring();
         let mut notes = vec![record(scored, work as usize)];
         notes.extend((1..RECORDS - 1).map(|after| record(scored + after, 0)));
-        produce(brokers, "in", &notes);
+        produce(brokers, "slow-in", &notes);
         wait_for_within(LONG, "paused partitions", || {
             (daemon.metric("residuald_paused_partitions") > 0.0).then_some(())
         });
@@ -89,9 +91,12 @@ fn a_batch_slower_than_the_poll_interval_costs_no_membership() {
         "{}",
         ended.stderr
     );
-    assert_eq!(committed(brokers, "slow", "in"), ends(brokers, "in"));
+    assert_eq!(
+        committed(brokers, "slow", "slow-in"),
+        ends(brokers, "slow-in")
+    );
 
-    let scores = read_all(brokers, "scores");
+    let scores = read_all(brokers, "slow-scores");
     let values: HashSet<u64> = scores
         .iter()
         .map(|note| {

@@ -1,16 +1,14 @@
 //! Who may see what over HTTP: loopback, the token, TLS, renewed certificates, clients that hold a connection.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
-use common::kafka::{Note, produce};
-use common::process::{Daemon, ask, bearer, ended, http_get, residuald};
-use common::tls::Authority;
-use common::{PATIENCE, parse, payments, sample, security_example, wait_for};
+use crate::common::kafka::{Note, produce};
+use crate::common::process::{Daemon, ask, bearer, ended, http_get, residuald};
+use crate::common::tls::Authority;
+use crate::common::{PATIENCE, parse, payments, sample, security_example, wait_for};
 use residuald::kafka::embedded::EmbeddedBroker;
 
 const TOKEN: &str = "t0ken-of-the-tests";
