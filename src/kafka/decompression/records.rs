@@ -1,8 +1,9 @@
-//! The records of a batch in Kafka's format, version 2: counts them without keeping them, and writes a stand-in record.
+//! The records of a batch in Kafka's format, version 2. Counts the records without keeping them, and writes a stand-in
+//! record.
 
 use std::io::{self, BufRead, BufReader, Error, Read};
 
-/// The contents of a batch.
+/// The number of records in a batch, and their range of offsets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     pub bytes: u64,
@@ -13,7 +14,7 @@ pub struct Summary {
     last_timestamp: i64,
 }
 
-/// Reads a batch to its end.
+/// Reads a batch to its end and summarises it.
 ///
 /// # Errors
 /// When the bytes are not records.
@@ -43,7 +44,7 @@ pub fn walk(batch: impl Read) -> io::Result<Summary> {
     Ok(summary)
 }
 
-/// A record with one header and without key and value, at the offset of the last record of the batch.
+/// Builds a record with one header and without key and value, at the offset of the last record of the batch.
 pub fn stand_in(summary: &Summary, header: &str, value: &str) -> Vec<u8> {
     let mut body = vec![0]; // attributes
     put(&mut body, summary.last_timestamp);
@@ -90,7 +91,7 @@ impl<R: Read> Counted<R> {
     }
 }
 
-/// Reads a zigzag-encoded number, seven bits per byte.
+/// Reads a zigzag-encoded number with seven bits per byte.
 fn varint<R: Read>(from: &mut Counted<R>) -> io::Result<i64> {
     let mut number: u64 = 0;
     for shift in (0..64).step_by(7) {
