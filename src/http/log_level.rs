@@ -11,7 +11,7 @@ use super::REQUEST_WITHIN;
 use crate::config::log_filter;
 use crate::telemetry;
 
-/// Most bytes of a level or a list of levels by module.
+/// The maximum number of bytes in a request: a level, or a list of levels by module.
 const MOST: usize = 4096;
 
 pub fn routes() -> Router {
