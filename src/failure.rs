@@ -12,7 +12,7 @@ use crate::kafka::replay::ReplayError;
 use crate::onnx::{LoadError, RuntimeError, ScorerError};
 use crate::pipeline::PipelineError;
 
-// sysexits.h
+// Exit codes from sysexits.h.
 pub const USAGE: u8 = 64;
 const DATA: u8 = 65;
 const UNAVAILABLE: u8 = 69;

@@ -698,7 +698,7 @@ fn a_provider_that_the_library_lacks_is_78_unless_a_fallback_is_allowed() {
         let ended = run_daemon(&[&asked]);
         let line = ended.one_line(78);
         assert!(
-            line.contains(&format!("\"{provider}\" cannot be had")),
+            line.contains(&format!("\"{provider}\" is not available")),
             "{line}"
         );
 
