@@ -29,7 +29,7 @@ pub struct TopicPartition {
     pub partition: i32,
 }
 
-/// Records in the order in which they were consumed, up to a fixed number.
+/// A batch of records, in the order in which they were consumed. The number of records is bounded.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// The sequence number of the batch. Numbers are consecutive, and verdicts are published in their order.

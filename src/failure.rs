@@ -19,7 +19,7 @@ const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
 
-/// The exit code if the reader of the output has gone. The message is empty, because the verb ends quietly.
+/// The exit code if the reader of the output has closed it. The message is empty, because the verb ends quietly.
 const UNREAD: u8 = 0;
 
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Failure {
         Failure::new(CONFIG, message)
     }
 
-    /// The output could not be written. If its reader has gone, this is not a failure.
+    /// The output could not be written. If its reader has closed it, this is not a failure.
     pub fn output(error: impl Into<io::Error>) -> Failure {
         match error.into() {
             e if e.kind() == io::ErrorKind::BrokenPipe => Failure::new(UNREAD, ""),

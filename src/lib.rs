@@ -22,7 +22,7 @@ pub mod message;
 pub mod dataset;
 pub mod evaluation;
 
-// Edges.
+// Edges: HTTP, Kafka, ONNX Runtime and other services.
 pub mod http;
 pub mod kafka;
 pub mod onnx;
@@ -41,7 +41,7 @@ pub mod daemon;
 // The command-line verbs.
 pub mod cli;
 
-// Support.
+// Support: settings, memory, metrics, status, logging and shutdown.
 pub mod config;
 pub mod http_client;
 pub mod memory;

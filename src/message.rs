@@ -87,7 +87,7 @@ pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
     }
 }
 
-/// Builds a message with a map of a verdict, a PNG. The message has the key `key`.
+/// Builds a message that contains a map of a verdict as a PNG, with the key `key`.
 pub fn media_message(source: Origin, key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
     let kind = Kind::Map;
     Message {

@@ -117,7 +117,7 @@ impl PipelineError {
         }
     }
 
-    /// Returns whether a stage ended because another part told it to. The error is then the other part's.
+    /// Returns whether a stage ended only because it was told to. The cause is then the error of another stage.
     fn is_by_request(&self) -> bool {
         matches!(self, PipelineError::Scorer(ScorerError::Interrupted))
     }

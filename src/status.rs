@@ -29,7 +29,7 @@ pub struct PartitionStatus {
     pub waiting: Option<Waiting>,
 }
 
-/// What a partition waits for.
+/// The reason why a partition waits, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     pub what: String,
@@ -125,7 +125,7 @@ impl Status {
         *lock(&self.0.needs_restart) = keys;
     }
 
-    /// Sets since when no broker answers. Returns `true` if this has changed.
+    /// Sets the time since which no broker answers, or `None` if one answers. Returns `true` if this has changed.
     pub fn brokers_are_silent(&self, since: Option<Timestamp>) -> bool {
         let mut silent = lock(&self.0.brokers_silent_since);
         std::mem::replace(&mut *silent, since).is_some() != since.is_some()
@@ -225,7 +225,7 @@ impl PartitionStatus {
     }
 }
 
-/// The time rounded down to seconds.
+/// Returns the time, rounded down to seconds.
 fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }

@@ -262,8 +262,8 @@ pub struct Neighbour<'b> {
 }
 
 impl Judge {
-    ///
     /// Creates a judge with the thresholds that `rule` gives for the calibration.
+    ///
     /// # Errors
     /// [`RateTooFine`] when the calibration is too small to support the requested rate.
     pub fn new(

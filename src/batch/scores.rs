@@ -30,7 +30,7 @@ impl Scores {
         self.reconstructions.clear();
     }
 
-    /// Ends the outputs with a `row` on which the model failed. The row has `width` values, and its score is NaN.
+    /// Truncates the outputs after `row`, on which the model failed. Sets its score to NaN and its `width` values to zero.
     pub fn end_with_failed(&mut self, row: usize, width: usize) {
         self.scores.truncate(row);
         self.scores.push(f32::NAN);

@@ -98,7 +98,7 @@ pub fn settings(
             "reading them panicked. This is a bug, please report it",
         )),
         Err(End::NotBegun) => Err(problem(
-            "two earlier attempts still hang. Restart residuald",
+            "two earlier attempts to read them still hang. Restart residuald",
         )),
         Err(End::TooLate { .. }) => Err(problem(
             "reading one of the settings files took too long. Check that it is a regular file",

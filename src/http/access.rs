@@ -1,4 +1,4 @@
-//! Decides which clients get an answer: clients with the token. Without a configured token, only clients on this
+//! Decides which clients get an answer: only those with the token or, without a configured token, only those on this
 //! machine.
 
 use std::net::{IpAddr, SocketAddr};

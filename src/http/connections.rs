@@ -42,8 +42,10 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Serves a bound listener, with at most `most` open connections.
+    ///
     /// # Errors
-    /// The runtime rejects the listener.
+    /// When the runtime rejects the listener.
     pub fn new(tcp: std::net::TcpListener, most: usize, metrics: Metrics) -> io::Result<Listener> {
         tcp.set_nonblocking(true)?;
         Ok(Listener {

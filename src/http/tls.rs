@@ -110,12 +110,17 @@ fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
         return Err(bad_file(
             CERTIFICATE,
             &files.certificate,
-            "not a PEM certificate",
+            "it is not a PEM certificate",
         ));
     };
     // The passphrase is empty, because OpenSSL would otherwise ask for one at the terminal.
-    let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0))
-        .map_err(|_| bad_file(KEY, &files.key, "not a PEM key without passphrase"))?;
+    let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0)).map_err(|_| {
+        bad_file(
+            KEY,
+            &files.key,
+            "it is not a PEM key, or it has a passphrase",
+        )
+    })?;
     let build = || -> Result<OpenSSLConfig, ErrorStack> {
         let mut server = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server())?;
         server.set_certificate(certificate)?;

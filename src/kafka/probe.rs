@@ -42,7 +42,7 @@ pub fn check_settings(kafka: &KafkaSettings) -> Result<(), KafkaError> {
 #[derive(Debug, Default, Serialize)]
 pub struct Findings {
     pub fine: Vec<String>,
-    /// What could not be checked, and why.
+    /// The checks that could not be made, with the reason.
     pub unknown: Vec<String>,
     pub faults: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Checks that the scores of a bundle's golden records equal the trainer's scores.
+//! Checks that the scores of a bundle's golden records match the trainer's scores.
 
 use serde::Serialize;
 

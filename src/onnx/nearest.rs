@@ -31,8 +31,8 @@ pub struct Nearest {
 }
 
 impl Nearest {
-    ///
     /// Decodes the normal records and creates a warmed-up session.
+    ///
     /// # Errors
     /// [`ScorerError::Graph`] when a record does not fit the schema, or the graph does not fit the records.
     pub fn new(
@@ -74,7 +74,9 @@ impl Nearest {
         let rows = nearest.rows.clone();
         if nearest.ask(&rows)?.contains(&None) {
             let count = nearest.ids.len();
-            let problem = format!("names a record beyond the {count} of {RECORDS}");
+            let problem = format!(
+                "returns the number of a record that does not exist: {RECORDS} holds {count} records"
+            );
             return Err(fault(MODEL, problem));
         }
         Ok(nearest)

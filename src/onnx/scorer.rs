@@ -79,7 +79,7 @@ pub enum ScorerError {
     },
     #[error("ONNX Runtime failed while scoring: {0}")]
     Run(#[from] ort::Error),
-    #[error("ONNX Runtime was told to end")]
+    #[error("ONNX Runtime was interrupted")]
     Interrupted,
 }
 
@@ -382,7 +382,9 @@ fn tensor_faults(session: &Session, input: &ModelInput) -> Vec<Fault> {
             if kind == "input" && !expected.iter().any(|(name, ..)| *name == extra) {
                 faults.push(Fault::new(
                     MODEL,
-                    format!("{kind} `{extra}` is not part of a scorer graph"),
+                    format!(
+                        "{kind} `{extra}` is unexpected: the only input of a scorer graph is `x`"
+                    ),
                 ));
             }
         }

@@ -14,10 +14,10 @@ use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{ImageScores, Scorer};
 
-/// The least number of decoded images that may wait for a scorer.
+/// The minimum number of decoded images that may wait for a scorer.
 pub const AHEAD: usize = 2;
 
-/// What a decoder sends to its scorer.
+/// A message from a decoder to its scorer.
 pub enum Step {
     /// The next image of the batch with this sequence number.
     Image {

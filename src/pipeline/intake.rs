@@ -35,7 +35,7 @@ const TURN: usize = 32;
 /// field.
 const TIME_ONE_IN: u64 = 16;
 /// The maximum number of bytes of in-flight images and their rows, however much memory there is. Other images wait in
-/// Kafka. The limit is worth a few seconds of scoring, so that a drain takes no longer.
+/// Kafka. Images of this size take a few seconds to score, so a drain takes no longer than that.
 const IMAGES_IN_FLIGHT: usize = 16 << 20;
 
 pub struct Channels {

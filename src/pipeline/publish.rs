@@ -133,7 +133,7 @@ impl Publisher {
         }
     }
 
-    /// Returns the batches that are completely delivered to the intake, in order.
+    /// Gives completely delivered batches back to the intake, in order.
     fn finish(&mut self, give_back: &Sender<Batch>) {
         while let Some(finished) = self.delivery.take_finished() {
             let Pending {

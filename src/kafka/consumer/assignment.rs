@@ -270,7 +270,7 @@ pub(super) fn report(metrics: &Metrics, facts: &PartitionFacts, start: Start) {
                 _ => format!("; the {unread} records before it are not read"),
             };
             tracing::info!(
-                "the group has no offset in {partition}: it is read from offset {offset}, by auto.offset.reset{skipped}"
+                "the group has no offset in {partition}: it is read from offset {offset}, as auto.offset.reset requires{skipped}"
             );
             return;
         }
@@ -289,14 +289,14 @@ pub(super) fn report(metrics: &Metrics, facts: &PartitionFacts, start: Start) {
         }
         StartReason::Truncated => {
             tracing::warn!(
-                "the brokers have lost records of {partition}: the group's offset was {committed}, but the partition ends at {}; it is read from offset {offset}, by auto.offset.reset, and {read_again} records are scored again",
+                "the brokers have lost records of {partition}: the group's offset was {committed}, but the partition ends at {}; it is read from offset {offset}, as auto.offset.reset requires, and {read_again} records are scored again",
                 facts.high
             );
             RESET_TRUNCATED
         }
         StartReason::OffsetDeleted => {
             tracing::warn!(
-                "the group's offset in {partition} was deleted: it is read from offset {offset}, by auto.offset.reset; {read_again} records may be scored again, and {unread} are not read"
+                "the group's offset in {partition} was deleted: it is read from offset {offset}, as auto.offset.reset requires; {read_again} records may be scored again, and {unread} are not read"
             );
             RESET_OFFSET_DELETED
         }

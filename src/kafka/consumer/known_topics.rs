@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::super::error::is_topic_missing;
 use super::super::topic_admin::{Descriptions, TopicDescription};
 
-/// Shared by the topic watch and the lookup of start offsets.
+/// The topics seen so far, shared by the topic watch and the lookup of start offsets.
 #[derive(Clone, Default)]
 pub(super) struct KnownTopics(Arc<Mutex<BTreeMap<String, KnownTopic>>>);
 

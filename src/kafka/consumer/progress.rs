@@ -44,7 +44,7 @@ pub(super) struct PartitionProgress {
     fetched: Option<FetchedEnd>,
     /// When an open transaction began to hide the last offsets.
     hidden_since: Option<Timestamp>,
-    /// When a record was last finished, or when no record was last left to read.
+    /// When a record was last finished, or when the partition last had no record left to read.
     moved: Timestamp,
     pub quiet_since: Instant,
     pub tail: Tail,
@@ -124,7 +124,7 @@ impl PartitionProgress {
         (lag > 0 || seen.elapsed() < OUTDATED).then_some(lag)
     }
 
-    /// Returns since when the brokers have not reported an end.
+    /// Returns the time since which the brokers have not reported an end.
     pub fn unknown_since(&self) -> Timestamp {
         self.end_seen.map_or(self.assigned, |(_, at)| at)
     }

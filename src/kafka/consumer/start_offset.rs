@@ -5,9 +5,9 @@
 //! | lies in the partition | that offset |
 //! | belongs to a deleted topic of the same name | its beginning |
 //! | lies below the first record: retention has deleted the records between | its first record |
-//! | lies above the end: the broker has lost records | as `auto.offset.reset` says |
+//! | lies above the end: the broker has lost records | where `auto.offset.reset` points |
 //! | is missing, and the partition or its topic is newer than the group | its beginning |
-//! | is missing otherwise | as `auto.offset.reset` says |
+//! | is missing otherwise | where `auto.offset.reset` points |
 
 use super::super::error::KafkaError;
 use super::commit_metadata::CommitMetadata;
@@ -106,8 +106,8 @@ impl Start {
 }
 
 impl PartitionFacts {
-    ///
     /// Chooses where to start reading.
+    ///
     /// # Errors
     /// When there is no offset to continue from, and `auto.offset.reset` is `none`.
     pub fn start(&self, reset: OffsetReset) -> Result<Start, KafkaError> {

@@ -283,7 +283,9 @@ impl Looker {
         };
         self.group_to_check = None;
         if stale {
-            tracing::info!("topics or partitions have changed while no member of the group ran");
+            tracing::info!(
+                "topics or partitions have changed while no member of the group ran; the consumer rejoins the group"
+            );
             self.must_rejoin.store(true, Ordering::Relaxed);
         }
     }

@@ -39,7 +39,7 @@ pub fn walk(batch: impl Read) -> io::Result<Summary> {
     }
     summary.bytes = batch.bytes;
     if summary.records == 0 || summary.last_offset < summary.first_offset {
-        return Err(Error::other("no records"));
+        return Err(Error::other("a batch holds no records"));
     }
     Ok(summary)
 }
@@ -101,7 +101,7 @@ fn varint<R: Read>(from: &mut Counted<R>) -> io::Result<i64> {
             return Ok((number >> 1) as i64 ^ -((number & 1) as i64));
         }
     }
-    Err(Error::other("a number is too long"))
+    Err(Error::other("a number in a record is too long"))
 }
 
 fn put(into: &mut Vec<u8>, number: i64) {

@@ -11,7 +11,7 @@ use crate::record::Record;
 
 /// librdkafka's overhead in bytes for each record.
 const RECORD_OVERHEAD: u64 = 512;
-/// The header of a stand-in record.
+/// The name of the header of a stand-in record.
 const HEADER: &str = "residuald.batch";
 
 /// Proves that this process made a stand-in record. Producers cannot know this value.

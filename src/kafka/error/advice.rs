@@ -42,7 +42,7 @@ const ADVICE: [(&str, &str); 16] = [
 const KERBEROS: &str = "Check \"sasl.kerberos.principal\", \"sasl.kerberos.keytab\" and \"sasl.kerberos.service.name\" in [kafka.client], and that the KDC in /etc/krb5.conf answers";
 const CLIENT_CERTIFICATE: &str = "The brokers want a client certificate that they trust: check \"ssl.certificate.location\" and \"ssl.key.location\" in [kafka.client]";
 const LISTENER: &str =
-    "Check that \"security.protocol\" in [kafka.client] fits the port: plaintext, ssl, sasl_ssl";
+    "Check that \"security.protocol\" in [kafka.client] matches the port: plaintext, ssl, sasl_ssl";
 const ADDRESS: &str = "Check kafka.brokers, and that the brokers are up";
 
 /// Returns librdkafka's error text without its thread name and timing, followed by advice.

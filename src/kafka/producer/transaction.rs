@@ -161,7 +161,9 @@ impl Transactions {
             // librdkafka reports this fatal error if the brokers have no transaction to abort. They could not open it,
             // because a topic was deleted. Another producer can start over.
             Err(CallError::Fatal(KafkaError::Transaction(error))) => {
-                tracing::warn!("a transaction cannot be aborted: {error}");
+                tracing::warn!(
+                    "a transaction cannot be aborted, so its producer will be replaced: {error}"
+                );
                 Ok(Outcome::Stuck)
             }
             Err(CallError::Fatal(error)) => Err(error),

@@ -25,12 +25,12 @@ pub struct Shaper {
     omissions: Omissions,
 }
 
-/// What is known about sizes that a topic refused.
+/// The sizes that a topic refused.
 #[derive(Debug, Clone, Copy)]
 struct SizeRefusal {
-    /// Messages of this size and larger are shrunk,
+    /// Messages of this size and larger are shrunk to `fit`.
     from: usize,
-    /// to at most this size.
+    /// The maximum size of a message after shrinking.
     fit: usize,
     guesses: u32,
     /// When the topic last refused a message for its size.
@@ -169,7 +169,7 @@ impl Shaper {
         })
     }
 
-    /// Logs at intervals which parts messages leave out.
+    /// Logs the parts that messages leave out, at most once every [`LOG_EVERY`].
     fn log_omissions(&mut self, parts: &[&'static str], about: &About, why: &str) {
         for part in parts {
             *self.omissions.parts.entry(part).or_default() += 1;
