@@ -167,7 +167,7 @@ pub fn serving(
         judge: loaded.judge,
         nearest: loaded.nearest,
         model: loaded.model,
-        requested: config.inference.provider.as_str(),
+        asked: config.inference.provider.as_str(),
     })
 }
 

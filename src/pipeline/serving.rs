@@ -31,7 +31,7 @@ pub struct Serving {
     pub nearest: Option<Nearest>,
     pub model: ModelId,
     /// The execution provider that the settings request.
-    pub requested: &'static str,
+    pub asked: &'static str,
 }
 
 impl Serving {
@@ -61,7 +61,7 @@ impl Serving {
         let expected = self.judge.expected_anomaly_ratio();
         metrics.expected_anomaly_ratio.set(expected);
         metrics.score_drift_ratio.set(1.0);
-        let fallback = i64::from(provider != self.requested);
+        let fallback = i64::from(provider != self.asked);
         metrics.provider_fallback.set(fallback);
         metrics.model_info.reset();
         metrics
