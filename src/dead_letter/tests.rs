@@ -132,7 +132,7 @@ fn a_letter_of_kafka_connect_is_listed_with_what_it_has() {
 #[test]
 fn only_what_lacks_more_than_its_time_cannot_come_back() {
     for (note, omitted) in [
-        ("timestamp: topic `a` takes no such time", false),
+        ("timestamp: topic `a` does not accept this timestamp", false),
         ("value: the topic takes 100 bytes", true),
         ("value, headers: too large; timestamp: no such time", true),
         ("the batch is too large to be read", true),

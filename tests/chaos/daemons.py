@@ -184,7 +184,7 @@ class Slot:
         level = self.get("/log-level")
         if level is None or self.get("/log-level", put=level.encode()) is None:
             return None
-        told = [line for line in self.logs[-1].read_text().splitlines() if "the log level changes" in line]
+        told = [line for line in self.logs[-1].read_text().splitlines() if "changing the log level" in line]
         if not told:
             return None
         said = datetime.fromisoformat(json.loads(told[-1])["timestamp"])

@@ -128,10 +128,10 @@ def test_every_golden_manifest_has_its_values():
         (["--set", "config.kafka.brokers="], "config.kafka.brokers is not set"),
         (["--set", "config.kafka.topics="], "config.kafka.topics is not set"),
         (["--set", "config.kafka.drain_timeout=soon"], 'config.kafka.drain_timeout = "soon": write it as a number'),
-        (["--set", "config.model.bundle=/here"], "config.model.bundle is the chart's"),
+        (["--set", "config.model.bundle=/here"], "config.model.bundle is set by the chart"),
         (["--set", "config.http.listen=127.0.0.1:9464"], "probes cannot reach a loopback address"),
-        (["--set", r"config.kafka.consumer.group\.instance\.id=a"], "replicas that share it shut each other out"),
-        (["--set", r"config.kafka.producer.transactional\.id=a"], "replicas that share it shut each other out"),
+        (["--set", r"config.kafka.consumer.group\.instance\.id=a"], "replicas that share it fence each other"),
+        (["--set", r"config.kafka.producer.transactional\.id=a"], "replicas that share it fence each other"),
         (["--set", "keda.enabled=true"], "keda.partitions is not set"),
         (
             ["--set", "keda.enabled=true,keda.partitions=4,keda.maxReplicaCount=5"],

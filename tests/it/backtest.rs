@@ -412,7 +412,7 @@ fn settings_come_from_the_daemons_file_and_flags_win() {
         (
             &["--from", "0:1", "--to", "1:1"],
             64,
-            "name the same in both",
+            "name the same partitions in both",
         ),
         (&["--false-alarm-rate", "1e-9"], 78, "calibration records"),
     ] {

@@ -35,7 +35,7 @@ fn everything_that_is_missing_is_named_at_once() {
         "ok: topic `connect-in` can be read\n",
         "ok: topic `connect-anomalies` has 3 partitions\n",
         "ok: group `connect` can be used\n",
-        "not checked: whether connect-anomalies, connect-dead may be written to",
+        "not checked: permission to write to connect-anomalies, connect-dead",
     ] {
         assert!(fine.stdout.contains(line), "{line} in {}", fine.stdout);
     }

@@ -88,7 +88,10 @@ fn offsets_in_an_open_transaction_are_waited_for() {
     open.abort();
     until_all_is_committed(&topics);
     let log = daemon.drains().stderr;
-    assert!(log.contains("waiting for the transaction"), "{log}");
+    assert!(
+        log.contains("new partitions wait until a transaction"),
+        "{log}"
+    );
     are_judged_once(&topics);
 }
 

@@ -42,7 +42,7 @@ fn a_broker_that_names_no_brokers_is_found_again() {
             daemon
                 .get("/readyz?verbose")
                 .1
-                .contains("the brokers do not answer, since")
+                .contains("the brokers have not answered since")
         );
         assert!(daemon.status()["brokers_silent_since"].is_string());
         signal(pid, "CONT");

@@ -504,7 +504,11 @@ fn a_record_on_which_the_graph_fails_is_a_dead_letter_and_its_batch_goes_on() {
     daemon.await_count("dead_letters", 1);
     daemon.is_balanced();
     let ended = daemon.drains();
-    for said in ["the model fails on records", "model.onnx", "shape [8]"] {
+    for said in [
+        "the model failed on some records",
+        "model.onnx",
+        "shape [8]",
+    ] {
         assert!(
             ended.stderr.contains(said),
             "{said} not in {}",
@@ -520,7 +524,7 @@ fn a_record_on_which_the_graph_fails_is_a_dead_letter_and_its_batch_goes_on() {
         .collect();
     let message = String::from_utf8(message).unwrap();
     assert!(
-        message.starts_with("the model fails on it: model.onnx"),
+        message.starts_with("the model failed on this record: model.onnx"),
         "{message}"
     );
 }

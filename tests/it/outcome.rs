@@ -427,7 +427,7 @@ fn what_no_topic_takes_is_counted_and_named_and_the_stream_goes_on() {
         assert_eq!(daemon.metric(skipped), 2.0);
         let log = daemon.drains().stderr;
         for words in [
-            "the dead letter of this record is too large",
+            "the dead letter of this record is not published, because it is too large",
             "\"offset\":1",
             "\"offset\":2",
         ] {

@@ -532,7 +532,10 @@ fn a_full_disk_is_waited_for_and_its_drafts_are_removed() {
     daemon.is_balanced();
     let log = daemon.drains().stderr;
     assert!(log.contains("No space left on device"), "{log}");
-    assert!(log.contains("takes maps again"), "{log}");
+    assert!(
+        log.contains("maps can be written to output.media_dir again"),
+        "{log}"
+    );
     assert_eq!(names().len(), 2);
     let verdict = read_all(&broker.brokers, "anomalies")[0].json();
     let uri = verdict["heatmap"]["uri"].as_str().unwrap();

@@ -212,7 +212,7 @@ fn who_gets_no_token_or_one_that_the_brokers_refuse_is_told_what_to_look_at() {
         ),
         (
             [&right[..3], &msk].concat(),
-            ["no credentials of AWS", "AWS_ACCESS_KEY_ID"],
+            ["no AWS credentials", "AWS_ACCESS_KEY_ID"],
         ),
     ] {
         let ended = refused(cluster, &settings);

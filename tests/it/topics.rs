@@ -1,4 +1,4 @@
-//! On a real Apache Kafka: topics that come, go, grow and are made again, patterns, and offsets that are not there. Every
+//! On a real Apache Kafka: topics that come, go, grow and are recreated, patterns, and offsets that are not there. Every
 //! record is judged, or it is said which ones are not.
 
 use std::collections::{BTreeMap, HashSet};

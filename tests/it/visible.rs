@@ -309,7 +309,7 @@ fn the_end_is_the_end(prefix: &'static str, settings: &[&str]) {
     assert_eq!(daemon.count("scored"), 5);
     // Three records wait, and so does the marker of the transaction that ended.
     await_lags(&daemon, &[4, 0, 0]);
-    let waits = format!("an open transaction, at offset {end}, that hides 4 offsets");
+    let waits = format!("an open transaction to end, which hides 4 offsets from offset {end} on");
     let said = waits_for(&daemon);
     assert!(said.contains(&waits), "{said}");
     let stale = format!("{STALE_AFTER}{{partition=\"0\",topic=\"{topic}\"}}");
