@@ -307,8 +307,8 @@ fn a_schema_with_a_feature_fewer_does_not_fit_the_graph() {
 fn a_model_that_is_no_onnx_graph_is_refused() {
     for (model, why) in [
         (&b""[..], "ONNX Runtime refuses it"),
-        (b"not an ONNX graph", "is no ONNX model"),
-        (&[0xff; 4096], "is no ONNX model"),
+        (b"not an ONNX graph", "is not an ONNX model"),
+        (&[0xff; 4096], "is not an ONNX model"),
     ] {
         let bundle = Copy::new();
         bundle.write("model.onnx", model);

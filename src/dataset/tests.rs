@@ -263,7 +263,7 @@ fn csv_labels_and_keys_by_header() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.ends_with("no column `class`, there are id, m.y"),
+        error.ends_with("no column `class`: the columns are id, m.y"),
         "{error}"
     );
 }
@@ -523,7 +523,7 @@ fn parquet_values_without_a_json_form_name_the_column() {
     assert!(
         got[0]
             .to_string()
-            .ends_with("row 1: column `image`: binary that is not UTF-8 text"),
+            .ends_with("row 1: column `image`: the value is binary and not UTF-8 text"),
         "{}",
         got[0]
     );

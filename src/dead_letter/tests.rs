@@ -279,7 +279,7 @@ fn what_is_left_is_what_is_wanted_and_not_marked_for_that_target() {
     done.mark(0, &marker(&[(4, 4)]));
     let left = wanted.without(&done);
     assert_eq!(left.counts(), [("payments", 5), ("refunds", 1)].into());
-    assert_eq!(left.places().ends(), [(0, (4, 5)), (1, (0, 8))].into());
+    assert_eq!(left.offsets().ends(), [(0, (4, 5)), (1, (0, 8))].into());
     assert!(left.contains("payments", 1, 7) && !left.contains("payments", 1, 8));
     assert!(!left.contains("payments", 0, 7) && !left.contains("refunds", 1, 4));
     assert_eq!(done.topics_of(1, 9), ["payments"]);

@@ -251,7 +251,7 @@ fn an_image_in_json_is_found_and_left_out_of_the_record() {
     for (payload, expected) in [
         (r#"{}"#, ImageError::Missing("image".into())),
         (r#"{"image": null}"#, ImageError::Missing("image".into())),
-        (r#"{"image": 5}"#, ImageError::NotText("image".into())),
+        (r#"{"image": 5}"#, ImageError::NotString("image".into())),
         (
             r#"{"image": "a", "image": "b"}"#,
             ImageError::Duplicate("image".into()),

@@ -281,7 +281,7 @@ fn hostile_records_are_refused() {
             .row(&long)
             .unwrap_err()
             .detail
-            .contains("1 bytes are left")
+            .contains("1 bytes follow the record")
     );
 
     let nulls = json!({"type": "record", "name": "R", "fields": [

@@ -144,7 +144,7 @@ def _timestamp(feature, value):
         days, seconds = parsed
     elif feature.epoch_unit and not isinstance(value, bool) and isinstance(value, int | float):
         if not abs(value) < 1e18:
-            raise RefusedError("not a time")
+            raise RefusedError("the timestamp is out of range")
         days, seconds = divmod(float(value) / EPOCH_UNITS[feature.epoch_unit], 86_400)
     else:
         raise RefusedError("not a time")

@@ -179,7 +179,7 @@ fn what_is_neither_is_refused_with_the_file_and_the_reason() {
         ),
         (
             "bm9uc2Vuc2U=",
-            "`base/money.proto` is base64, but no FileDescriptorProto",
+            "`base/money.proto` is base64, but not a FileDescriptorProto",
         ),
         (
             "syntax = \"proto3\"; message Money { base.Gone g = 1; }",
@@ -208,7 +208,7 @@ fn a_compiled_file_whose_messages_are_not_found_is_refused() {
     bytes.truncate(111);
     schema.text = BASE64_STANDARD.encode(&bytes);
     let refused = parse(&schema).unwrap_err();
-    assert!(refused.contains("the compiler failed at it"), "{refused}");
+    assert!(refused.contains("the compiler panicked"), "{refused}");
 }
 
 proptest! {
