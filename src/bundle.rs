@@ -391,7 +391,7 @@ mod tests {
             "`files` does not list golden.ndjson",
             "model.onnx: was altered",
             "calibration.json: cannot be read",
-            "../escape: a bundle's file must lie",
+            "../escape: every file of a bundle must be directly in",
         ] {
             assert!(text.contains(expected), "{expected} not in {text}");
         }

@@ -583,7 +583,11 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
     let pictures = by(text(&surface), "label");
     let cases: [(&[&str], i32, &str); 10] = [
         (&object, 64, "`merchant` conflicts with the path of feature"),
-        (&id, 65, "by payment_id: a segment requires 20 normal records"),
+        (
+            &id,
+            65,
+            "by payment_id: a segment requires 20 normal records",
+        ),
         (&pictures, 64, "segments are for tables"),
         (&[&object[..5], &["--by-key"]].concat(), 64, "--key FIELD"),
         (

@@ -96,7 +96,12 @@ fn init_writes_nothing_that_a_start_would_refuse() {
     let folder = folder();
     for (bundle, topic, code, said) in [
         ("models/none", "a", 65, "manifest.json: cannot be read"),
-        ("models/payments", "anomalies", 78, "is in kafka.topics and in [output]"),
+        (
+            "models/payments",
+            "anomalies",
+            78,
+            "is in kafka.topics and in [output]",
+        ),
         (
             "models/payments",
             "dead-letters",

@@ -299,8 +299,8 @@ mod tests {
         let refused = [
             (model(in_graph(context)).encode_to_vec(), "EPContext"),
             (b"\x08\x01\x08\x01ORTM".to_vec(), "own format"),
-            (b"\xff\xff\xff".to_vec(), "no ONNX model"),
-            (deep(200), "no ONNX model"),
+            (b"\xff\xff\xff".to_vec(), "not an ONNX model"),
+            (deep(200), "not an ONNX model"),
         ];
         for (bytes, said) in refused {
             let fault = fault(&bytes).unwrap();

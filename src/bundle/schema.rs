@@ -152,7 +152,7 @@ mod tests {
                     json!([{"name": "amount", "path": "amount", "type": "number"},
                           {"name": "age", "path": "age", "type": "number"}]),
                 ),
-                "needs the field `age`",
+                "requires the field `age`",
             ),
         ] {
             let found = incompatibilities(&in_force(), &new).join("; ");

@@ -224,11 +224,11 @@ mod tests {
 
         let url = "input.schema_registry.url=https://r";
         for (flags, expected) in [
-            (&["input.format=avro"][..], "needs schemas"),
+            (&["input.format=avro"][..], "requires schemas"),
             (&["input.format=xml"], "one of json, avro, protobuf"),
             (
                 &["input.format=avro", url, "input.schema_file=s"],
-                "not both",
+                "set only one of them",
             ),
             (
                 &["input.format=protobuf", "input.schema_file=s"],
@@ -238,7 +238,7 @@ mod tests {
                 &["input.format=protobuf", url, "input.message=M"],
                 "input.message",
             ),
-            (&["input.schema_file=s"], "reads no schema"),
+            (&["input.schema_file=s"], "does not use a schema"),
             (
                 &[
                     "input.format=avro",
@@ -251,7 +251,7 @@ mod tests {
                     "input.format=avro",
                     "input.schema_registry.url=http://me:pw@r",
                 ],
-                "without credentials",
+                "must not contain credentials",
             ),
             (
                 &[

@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(alerts.comment.len(), 1, "{alerts:?}");
         let linger = setting("kafka.producer", "linger.ms");
         assert_eq!(linger.line, "\"linger.ms\" = 1");
-        assert!(section("kafka.client").comment[0].starts_with("# librdkafka's own settings"));
+        assert!(section("kafka.client").comment[0].starts_with("# Settings for librdkafka"));
         assert_eq!(section("model").comment, [""; 0]);
     }
 }

@@ -214,7 +214,7 @@ mod tests {
         let token = "http.token={ file = \"/dev/zero\" }";
         let refused = load(SMALLEST, &[], &[token]).unwrap_err();
         assert!(
-            refused.contains("/dev/zero: has more than 1048576 bytes"),
+            refused.contains("/dev/zero has more than 1048576 bytes"),
             "{refused}"
         );
     }

@@ -119,7 +119,7 @@ mod tests {
                 .to_string()
         };
         assert!(load(dir.path()).contains("is a folder"));
-        assert!(load(Path::new("/dev/null")).contains("no regular file"));
+        assert!(load(Path::new("/dev/null")).contains("not a regular file"));
         let large = dir.path().join("large.toml");
         let file = std::fs::File::create(&large).unwrap();
         file.set_len(5 << 30).unwrap();

@@ -82,7 +82,7 @@ mod tests {
         };
         assert_eq!(traces, Some(expected));
         for (flags, said) in [
-            (&[ratio][..], "needs telemetry.otlp_endpoint"),
+            (&[ratio][..], "requires telemetry.otlp_endpoint"),
             (
                 &[endpoint, "telemetry.trace_sample_ratio=1.5"],
                 "a number from 0 to 1",

@@ -63,5 +63,8 @@ fn every_fault_is_reported_at_once() {
 #[test]
 fn a_topic_cannot_be_read_and_written() {
     let error = load(SMALLEST, &[], &["output.anomalies_topic=payments"]).unwrap_err();
-    assert!(error.contains("is in kafka.topics and in [output]"), "{error}");
+    assert!(
+        error.contains("is in kafka.topics and in [output]"),
+        "{error}"
+    );
 }

@@ -49,11 +49,14 @@ mod tests {
             loaded(fine).unwrap();
         }
         for (wrong, problem) in [
-            ("[\"^pay-(\"]", "`^pay-(` is no pattern: unclosed group"),
+            (
+                "[\"^pay-(\"]",
+                "`^pay-(` is not a valid regular expression: unclosed group",
+            ),
             ("^(?!dead).*", "look-around"),
-            ("^a{1,2}", "needs a list"),
-            ("pay-*", "`pay-*` is no topic"),
-            ("[\"two words\"]", "`two words` is no topic"),
+            ("^a{1,2}", "as a list"),
+            ("pay-*", "`pay-*` is not a valid topic name"),
+            ("[\"two words\"]", "`two words` is not a valid topic name"),
         ] {
             let error = loaded(wrong).unwrap_err();
             assert!(error.contains(problem), "{wrong}: {error}");

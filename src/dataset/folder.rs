@@ -134,9 +134,9 @@ pub fn images(
     by_stem.retain(|stem, _| !used.contains(stem));
     if let (Some(lone), Some(masks)) = (by_stem.values().min(), &masks) {
         let reason = format!(
-            "this mask and {} others have no image in {}",
-            by_stem.len() - 1,
-            base.path.display()
+            "no image in {} belongs to this mask (masks without an image: {})",
+            base.path.display(),
+            by_stem.len()
         );
         return Err(fail(&masks.path.join(lone), ErrorKind::Folder(reason)));
     }
@@ -361,7 +361,7 @@ mod tests {
         let dir = folder(&["readme.txt"]);
         assert_eq!(
             refusal(images(dir.path(), None, None), dir.path()),
-            "DIR: no images, known are png, jpg, jpeg, webp, bmp, tif, tiff"
+            "DIR: no images found: the supported extensions are png, jpg, jpeg, webp, bmp, tif, tiff"
         );
         let absent = dir.path().join("absent");
         let said = refusal(images(&absent, None, None), dir.path());
@@ -384,11 +384,11 @@ mod tests {
         let masks = dir.path().join("masks");
         assert_eq!(
             refusal(images(dir.path(), None, Some(&masks)), dir.path()),
-            "DIR/masks/bad/1_mask.png: 1 of the masks belong to no image of DIR"
+            "DIR/masks/bad/1_mask.png: no image in DIR belongs to this mask (masks without an image: 1)"
         );
         assert_eq!(
             refusal(images(dir.path(), Some("fine"), Some(&masks)), dir.path()),
-            "DIR: no folder `fine` of normal images, there are bad, good"
+            "DIR: no folder `fine` of normal images: the folders are bad, good"
         );
     }
 

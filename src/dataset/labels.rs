@@ -82,8 +82,8 @@ mod tests {
         labels.take(None, false);
         assert_eq!(
             labels.fault("class", "0").unwrap(),
-            "no record has the label of a normal one: `class` is never `0`, it holds `DDoS` (3), `BENIGN\\u{1b}` (1), null (1). \
-             Name the normal value with --normal"
+            "no record has the label of normal records: `class` is never `0`. Its values are `DDoS` (3), `BENIGN\\u{1b}` (1), null (1). \
+             Give the normal value with --normal"
         );
         labels.take(Some("0"), true);
         assert_eq!(labels.fault("class", "0"), None);

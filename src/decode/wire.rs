@@ -149,7 +149,7 @@ mod tests {
         for (payload, expected) in [
             (&b"{\"a\": 1}"[..], "0x7b"),
             (&[1, 0, 0, 0, 1, 2], "0x01"),
-            (&[0, 0, 0], "too few"),
+            (&[0, 0, 0], "has 3 bytes"),
             (&[], "missing"),
         ] {
             let error = schema_id(&mut Cursor(payload)).unwrap_err();
