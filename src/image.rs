@@ -171,7 +171,7 @@ impl ImageReader {
     /// until it is scored. The result of `reserve` is returned with the image.
     ///
     /// # Errors
-    /// As [`ImageReader::read`].
+    /// The same as of [`ImageReader::read`].
     pub fn read_within<T>(
         &self,
         payload: &[u8],
@@ -236,7 +236,7 @@ impl ImageReader {
     /// Returns a [`thumbnail`] of a payload's image. `reserve` is called as in [`ImageReader::read_within`].
     ///
     /// # Errors
-    /// As [`ImageReader::read`].
+    /// The same as of [`ImageReader::read`].
     pub fn thumbnail<T>(
         &self,
         payload: &[u8],

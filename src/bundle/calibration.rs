@@ -12,7 +12,7 @@ pub struct Calibration {
     /// The scores of all records.
     #[serde(flatten)]
     pub all: ScoreDistribution,
-    /// Mean residual of each feature on normal records, in manifest order; empty for images.
+    /// Mean residual of each feature on normal records, in manifest order. Empty for images.
     #[serde(default)]
     pub residual_scale: Vec<f32>,
     /// Scores by segment, if the bundle has segments.

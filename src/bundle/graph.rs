@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(fault(&deep(20)), None);
     }
 
-    /// Graphs within graphs.
+    /// A model with nested graphs.
     fn deep(levels: usize) -> Vec<u8> {
         let wrap = |graph, _| {
             in_graph(with(Attribute {

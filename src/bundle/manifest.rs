@@ -246,7 +246,7 @@ impl Manifest {
 fn feature_faults(features: &[Feature]) -> Vec<String> {
     let mut faults = Vec::new();
     if features.is_empty() {
-        faults.push("input has no features".into());
+        faults.push("input.features is empty: list at least one feature".into());
     }
     if features.len() > MOST_FEATURES {
         let count = features.len();

@@ -44,7 +44,7 @@ impl Normal {
         let normals: Vec<Normal> = parsed.collect::<Result<_, String>>()?;
         if normals.is_empty() {
             return Err(
-                "has no records: leave it and nearest.onnx out of the bundle instead".into(),
+                "has no records: leave this file and nearest.onnx out of the bundle".into(),
             );
         }
         Ok(normals)

@@ -15,7 +15,7 @@ const LEAST: f32 = 1e-6;
 #[derive(Debug, Clone)]
 pub struct Screen {
     pub answers: Answers,
-    /// `screen.onnx`: `x` float32 [N, F] -> `screen` float32 [N], about the logarithm of the score.
+    /// `screen.onnx`: `x` float32 [N, F] -> `screen` float32 [N], which approximates the logarithm of the score.
     pub model: Vec<u8>,
 }
 
@@ -135,8 +135,8 @@ impl Answers {
 mod tests {
     use super::*;
 
-    /// Probe i of 1 to 2999 has score i and what `screen` says of it; normals i of 1 to 100 are rated right but for the
-    /// highest, which is underrated by 0.5.
+    /// Probes 1 to 2999: probe i has the score i and the output `screen(i)`. Normal records 1 to 100 are estimated correctly, except for
+    /// the highest, which is underestimated by 0.5.
     fn answers(screen: impl Fn(f32) -> f32) -> Answers {
         let numbers = |n: usize| (1..=n).map(|i| i as f32);
         let mut rated: Vec<f32> = numbers(100).map(f32::ln).collect();
@@ -156,9 +156,10 @@ mod tests {
 
     #[test]
     fn the_bound_misses_no_more_of_the_probes_than_it_may() {
-        // Below what the normals ask for, so that probes settle it.
+        // This threshold is low enough that the bound of the probes, not of the normal records, applies.
         let (low, answers) = (|score: f32| score / 1000.0, answers(|score| score / 1000.0));
-        // 1,400 above 1,400 and up to 2,800: the lowest of them may just be seen, none is missed.
+        // 1,400 probes score between 1,400 and 2,800. With so many, the bound is just below the lowest of them, and none is
+        // missed.
         for (missed, lowest_seen) in [(0.001, 1401.0), (0.5, 2100.0), (0.9999, 2800.0)] {
             let bound = answers.bound(1400.0, missed).unwrap();
             assert_eq!(bound, low(lowest_seen).next_down(), "{missed}");
@@ -170,7 +171,7 @@ mod tests {
     fn normal_records_that_score_high_are_seen_too() {
         let answers = answers(|_| 1e9);
         let near = |bound: f32, wanted: f32| (bound - wanted).abs() < 1e-5;
-        // Ten in the highest tenth: the worst of them counts, until a share of them may be missed.
+        // The highest tenth has ten records. The worst of them determines the bound until a share of them may be missed.
         let worst = answers.bound(1400.0, 0.01).unwrap();
         assert!(near(worst, 1400.0_f32.ln() - 0.5), "{worst}");
         let second = answers.bound(1400.0, 0.19).unwrap();

@@ -278,7 +278,7 @@ impl Run {
             }))?;
         }
         if let Some(second) = &mut self.second {
-            // The second bundle counts its own errors; --out is for the first.
+            // The second bundle counts its own errors. Only the first writes to --out.
             let _ = second.take(record, false, stop);
         }
         Ok(())

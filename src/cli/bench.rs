@@ -181,7 +181,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         );
         if let (Some(screened), Some([middle, low, high])) = (screened, speedup) {
             println!(
-                "with the screen {:.2} µs CPU per record, {:.0} records/s, {middle:.2} ({low:.2} to {high:.2}) times the rate without",
+                "with the screen {:.2} µs CPU per record, {:.0} records/s, {middle:.2} ({low:.2} to {high:.2}) times the rate without it",
                 screened.cpu_us_per_record, screened.records_per_second
             );
         }

@@ -149,7 +149,7 @@ mod tests {
         ];
         assert_eq!(needs_restart, held);
 
-        // Taken back, nothing waits for a restart; what is in force is not news.
+        // After the change is reverted, no setting waits for a restart, and the current settings do not count as changed.
         let same = [
             "threshold.score=3.0",
             "output.attributions=2",

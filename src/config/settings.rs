@@ -431,7 +431,7 @@ fn origin(value: &Value) -> String {
     origin_of(value).unwrap_or("default").to_owned()
 }
 
-/// Returns the source of a value. A table such as `{ file = … }` has no origin of its own, but its values do.
+/// Returns the source of a value. A table such as `{ file = … }` has no origin itself, but its values do.
 pub(super) fn origin_of(value: &Value) -> Option<&str> {
     match &value.kind {
         ValueKind::Table(table) => table.values().find_map(origin_of),

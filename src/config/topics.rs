@@ -5,7 +5,7 @@ use super::settings::Settings;
 /// Kafka's limit on the length of a topic name.
 const LONGEST: usize = 249;
 
-/// Returns whether `topic` is a pattern, which stands for all topics that it matches.
+/// Returns whether `topic` is a pattern, which selects all topics that it matches.
 pub fn is_pattern(topic: &str) -> bool {
     topic.starts_with('^')
 }

@@ -59,7 +59,7 @@ pub enum Truth {
 /// has its name without `_mask`.
 ///
 /// # Errors
-/// A folder cannot be read, contains no images, or has no subfolder `normal`; or a mask has no image.
+/// A folder cannot be read, contains no images, or has no subfolder `normal`. It is also an error if a mask has no image.
 pub fn images(
     folder: &Path,
     normal: Option<&str>,
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(found[0].truth, Truth::Mask(masks.join("bad/0.png")));
     }
 
-    /// As the magnetic tiles have it.
+    /// The layout of the magnetic tile data set.
     #[test]
     fn masks_beside_their_images() {
         let dir = folder(&[

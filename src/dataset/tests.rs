@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Writes `bytes` to a file of that name and reads it to its end.
+/// Writes `bytes` to a file with this name and reads all of it.
 fn read_with(
     name: &str,
     bytes: &[u8],
@@ -360,7 +360,7 @@ fn parquet_of(schema: &str, fill: impl FnOnce(&mut SerializedFileWriter<Vec<u8>>
     writer.into_inner().unwrap()
 }
 
-/// Two rows of every type that is written out.
+/// Two rows with every type that can be written.
 fn parquet_file() -> Vec<u8> {
     let schema = "message m {
         required int32 i; required int64 u (INTEGER(64, false)); required float f; optional double d;
@@ -451,7 +451,7 @@ fn parquet_values() {
         .iter()
         .map(|p| json(p))
         .collect();
-    // Through `Value` the order is lost but a difference is easy to read; then the bytes.
+    // Compared as `Value` first, where the order of keys is lost but a difference is easy to read, then as bytes.
     assert_eq!(got, want.map(json));
     assert_eq!(payloads("a.parquet", &parquet_file()), want);
 }
@@ -559,7 +559,7 @@ fn damaged_parquet_is_an_error_and_never_a_panic() {
 }
 
 proptest! {
-    /// Whatever the bytes: no panic, an end, and from CSV only JSON objects.
+    /// For any bytes, reading ends without a panic, and CSV yields only JSON objects.
     #[test]
     fn any_bytes(bytes in prop::collection::vec(prop::sample::select(&b"ab1.-,\"\r\n \xff\xef{}:"[..]), 0..80)) {
         for name in ["a.csv", "a.ndjson", "a.csv.gz", "a.parquet"] {

@@ -34,7 +34,7 @@ impl DeadLetter {
             headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
         }
         if self.payload.is_empty() && self.error.reason == Reason::TooLarge {
-            // An empty value cannot be too large. This letter stands for a batch, and the header prevents its replay.
+            // An empty value cannot be too large, so this letter represents a whole batch. The header prevents its replay.
             let note = "value, headers, key: the batch is too large to be read";
             headers.push(header(OMITTED, note));
         }

@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// Few distinct offsets, so that runs overlap and touch.
+    /// Few distinct offsets, so that ranges overlap and touch.
     fn runs() -> impl Strategy<Value = Vec<(i64, i64)>> {
         prop::collection::vec((0i64..40, 0i64..6).prop_map(|(a, n)| (a, a + n)), 0..12)
     }

@@ -74,7 +74,7 @@ impl Obstacle {
 pub struct Filter {
     /// Empty for all.
     pub reasons: Vec<String>,
-    /// The target of all letters; if `None`, each returns to the topic that it came from.
+    /// The target of all letters. If `None`, each returns to the topic that it came from.
     pub to_topic: Option<String>,
 }
 

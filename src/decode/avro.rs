@@ -210,7 +210,8 @@ fn chosen<'c, T>(choices: &'c [T], cursor: &mut Cursor<'_>, of: &str) -> Result<
 
 fn int(cursor: &mut Cursor<'_>) -> Result<i32, RowError> {
     let number = cursor.zigzag()?;
-    i32::try_from(number).map_err(|_| malformed(format!("{number} is not an Avro int")))
+    i32::try_from(number)
+        .map_err(|_| malformed(format!("{number} is out of range for an Avro int")))
 }
 
 fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, RowError> {
@@ -261,7 +262,9 @@ fn decimal(scale: usize, unscaled: &[u8]) -> Option<String> {
 }
 
 fn too_deep() -> RowError {
-    malformed(format!("nested deeper than {MAX_DEPTH} levels"))
+    malformed(format!(
+        "the record is nested deeper than {MAX_DEPTH} levels"
+    ))
 }
 
 #[derive(Default)]

@@ -31,7 +31,7 @@ pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
         _ => {
             let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
             DescriptorPool::decode(bytes.as_slice()).map_err(|e| {
-                format!("not a compiled descriptor set (protoc --include_imports -o): {e}")
+                format!("the file is not a compiled descriptor set, which protoc --include_imports -o makes: {e}")
             })?
         }
     };

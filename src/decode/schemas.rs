@@ -245,7 +245,7 @@ impl Schemas {
         let _ = self.wanted.send(Ask { id, written_ms });
     }
 
-    /// Describes what a record with this schema is waiting for. `None` if the schema was answered or not requested.
+    /// Describes what a record with this schema is waiting for. `None` if the request was answered or never made.
     pub(super) fn waits_for(&self, id: u32) -> Option<String> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         match known.get(&id)? {

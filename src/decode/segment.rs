@@ -97,7 +97,7 @@ mod tests {
         SegmentBy::Field(path.to_owned())
     }
 
-    /// The segments of records as they come, by name.
+    /// The names of the records' segments, in order.
     fn read(decoder: &mut Decoder, payloads: &[Vec<u8>]) -> Vec<Option<String>> {
         let mut rows = Vec::new();
         let ids: Vec<_> = payloads
@@ -198,7 +198,7 @@ mod tests {
         ]})
     }
 
-    /// In the three formats, with what reads them.
+    /// The same records in the three formats, with a decoder for each.
     fn formats(record: &Value) -> [(RecordFormat, Vec<u8>); 3] {
         use apache_avro::writer::datum::GenericDatumWriter;
         let dir = tempfile::tempdir().unwrap();

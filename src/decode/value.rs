@@ -73,7 +73,7 @@ enum ColumnKind {
     /// force collisions.
     Categorical(FxHashMap<String, f32>),
     Timestamp(TimePart, Option<EpochUnit>),
-    /// Refuses no value. A value that cannot be a segment means no segment.
+    /// Accepts every value. One that cannot be a segment means that the record has no segment.
     Segment(RefCell<Names>),
 }
 
@@ -170,7 +170,12 @@ impl Column {
             (Value::Text(text), _) => text
                 .parse::<Timestamp>()
                 .map(Timestamp::as_microsecond)
-                .map_err(|e| self.error(Reason::WrongType, &format!("not an RFC 3339 time: {e}"))),
+                .map_err(|e| {
+                    self.error(
+                        Reason::WrongType,
+                        &format!("not an RFC 3339 timestamp: {e}"),
+                    )
+                }),
             (number, Some(unit)) => {
                 let count = number
                     .as_f64()
@@ -190,7 +195,7 @@ impl Column {
                     ))
                 }
             }
-            _ => Err(self.wrong_type("an RFC 3339 time", value)),
+            _ => Err(self.wrong_type("an RFC 3339 timestamp", value)),
         }
     }
 

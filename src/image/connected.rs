@@ -112,8 +112,8 @@ mod tests {
     }
 
     proptest! {
-        /// Two marked pixels that touch are of one region, and a region cannot be parted: a flood from its first pixel
-        /// fills it.
+        /// Two marked pixels that touch belong to the same region, and a region is connected: a flood fill from its first pixel
+        /// covers it.
         #[test]
         fn regions_are_what_a_flood_fills(
             (width, mask) in (1usize..9).prop_flat_map(|w| {

@@ -49,7 +49,7 @@ pub fn scoring(width: usize, height: usize, layout: &Layout) -> u64 {
     let between = (canvas_width * height).max(width * canvas_height);
     let kept = rows(layout);
     let resizing = width * height + between + canvas;
-    // For the rows: original samples, expected samples and the heat as a float. For the canvas: both maps again.
+    // The rows have original samples, expected samples, and the heat as a float. The canvas has both maps again.
     kept + (resizing * channels).max(kept + canvas * (12 + 2 * channels))
 }
 

@@ -137,7 +137,7 @@ fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, ImageError> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
         return Err(ImageError::Broken(format!(
-            "the image has {width} x {height} pixels"
+            "the image is empty: its size is {width} x {height} pixels"
         )));
     }
     if pixels > most {

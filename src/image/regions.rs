@@ -13,7 +13,7 @@ pub struct Region {
     pub height: usize,
     /// The region's share of the image's heat, in [0, 1].
     pub share: f32,
-    /// The share of its hot pixels in the image's pixels, in (0, 1]. Other pixels in the box do not count.
+    /// The region's hot pixels as a share of the image's pixels, in (0, 1]. Other pixels in the box do not count.
     pub area: f32,
 }
 

@@ -138,7 +138,8 @@ mod tests {
 
     type Case = ((usize, usize), (usize, usize), usize, u32);
 
-    /// From, to, channels; and Pillow 13's `frombytes(mode, from, noise).resize(to, BILINEAR).tobytes()`, summed up as above.
+    /// Source size, target size, channels, and the checksum of Pillow 13's `frombytes(mode, from, noise).resize(to,
+    /// BILINEAR).tobytes()` as above.
     const PILLOW: [Case; 13] = [
         ((100, 80), (64, 64), 1, 2553261479),
         ((100, 80), (64, 64), 3, 1718860936),

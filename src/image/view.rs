@@ -114,7 +114,7 @@ mod tests {
         assert!(thumbnail(b"none", Limits::default(), 100).is_err());
     }
 
-    /// Found by fuzzing: png 0.18.1 panics of a palette that is not whole colours (image-rs/image-png#694).
+    /// Found by fuzzing: png 0.18.1 panics if a palette ends within a colour (image-rs/image-png#694).
     #[test]
     fn a_decoder_that_panics_is_a_refusal() {
         let image = include_bytes!("../../tests/fuzz/seeds/image/odd_palette.png");

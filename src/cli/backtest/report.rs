@@ -101,7 +101,7 @@ fn side(run: &Run, side: &Side) {
         format!("{level}% {:.2}", q.grade)
     });
     println!(
-        "  score / threshold, by share of records at or below it: {}",
+        "  quantiles of score / threshold: {}",
         quantiles.collect::<Vec<_>>().join(", ")
     );
     histogram(&tally.histogram());

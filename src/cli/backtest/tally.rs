@@ -118,7 +118,8 @@ pub struct Feature {
     pub share: f64,
 }
 
-/// The number of records whose score is above `from` and at most the next bin's, in multiples of the threshold.
+/// A bin of the histogram: the number of records that score above `from` and at most at the next bin's `from`, in multiples of
+/// the threshold.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Bin {
     pub from: f32,
@@ -268,7 +269,7 @@ mod tests {
         );
         let both = [i64::MIN, i64::MAX];
         assert_eq!(covers(&[&days[..], &both].concat()), (Some(10.0), 2));
-        // With two records, neither can be called the wrong one.
+        // With only two records, it is unknown which of them has the wrong clock.
         assert_eq!(covers(&[0, DAY]), (Some(1.0), 0));
         assert_eq!(covers(&[DAY; 20]), (None, 0));
         let many: Vec<i64> = (0..3000).map(|i| i * DAY / 3000).collect();

@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    // Connected before the markers are read, because this fences other writers, so that no marker is missed.
+    // The producer connects before the markers are read. This fences other writers, so that no marker is missed.
     let producer = match arguments.dry_run {
         true => None,
         false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),

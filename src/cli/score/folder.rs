@@ -38,7 +38,7 @@ const SHOWN: usize = 512;
 struct Report<'r> {
     #[serde(flatten)]
     summary: Summary<'r>,
-    /// One per class of anomalies, sorted by name.
+    /// One entry per class of anomalies, sorted by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     classes: Vec<Class>,
     #[serde(skip_serializing_if = "Option::is_none")]

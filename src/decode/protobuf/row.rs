@@ -481,7 +481,9 @@ fn raw<'p>(
     depth: usize,
 ) -> Result<Raw<'p>, RowError> {
     if depth > MAX_DEPTH {
-        return Err(malformed(format!("nested deeper than {MAX_DEPTH} levels")));
+        return Err(malformed(format!(
+            "the record is nested deeper than {MAX_DEPTH} levels"
+        )));
     }
     Ok(match wire_type {
         VARINT => Raw::Varint(cursor.varint()?),

@@ -140,7 +140,7 @@ def _timestamp(feature, value):
     if isinstance(value, str):
         parsed = parse_rfc3339(value)
         if parsed is None:
-            raise RefusedError("not an RFC 3339 time")
+            raise RefusedError("not an RFC 3339 timestamp")
         days, seconds = parsed
     elif feature.epoch_unit and not isinstance(value, bool) and isinstance(value, int | float):
         if not abs(value) < 1e18:
