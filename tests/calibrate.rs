@@ -414,7 +414,7 @@ fn labels_without_the_normal_value_are_refused_with_what_they_hold() {
         let refused = run(&[command, &labels].concat());
         let line = refused.one_line(65);
         assert!(
-            line.contains("`label` is never `benign`, it holds `0` (19"),
+            line.contains("`label` is never `benign`. Its values are `0` (19"),
             "{line}"
         );
         assert!(line.contains("`1` ("), "{line}");
