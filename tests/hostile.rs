@@ -464,7 +464,7 @@ fn a_screen_is_checked_before_the_start() {
     let said = check(&["screen.mode=audit", "screen.missed_share=0.00001"])
         .with_code(78)
         .to_owned();
-    assert!(said.contains("takes 99999"), "{said}");
+    assert!(said.contains("requires 99999"), "{said}");
 
     let without = Copy::new();
     without.edit("manifest.json", |manifest| {
