@@ -1,32 +1,32 @@
-//! The distribution of the scores of normal records, kept as quantiles and an exact tail: it turns a score into a p-value
-//! and a false-alarm rate into a threshold.
+//! The distribution of the scores of normal records, stored as quantiles and an exact tail. It converts a score to a p-value, and
+//! a false-alarm rate to a threshold.
 
 use serde::{Deserialize, Serialize};
 
-/// Calibration records, at most: a larger number does not fit in memory and is a mistake.
+/// Maximum number of calibration records. More do not fit into memory, so a larger count must be a mistake.
 const MOST_RECORDS: usize = 1_000_000_000;
-/// Parts that the quantiles may divide the scores into, at most.
+/// Maximum number of intervals between quantiles.
 const MOST_PARTS: usize = 100_000;
-/// Largest scores that are kept exactly.
+/// Number of largest scores that are stored exactly.
 pub const TAIL: usize = 10_000;
-/// Parts that the quantiles divide the scores into.
+/// Number of intervals between quantiles.
 pub const PARTS: usize = 1000;
 
-/// What p-values and thresholds need to know about `count` scores.
+/// A summary of `count` scores, from which p-values and thresholds are computed.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct ScoreDistribution {
     pub count: usize,
     /// Evenly spaced empirical quantiles, from the minimum to the maximum.
     quantiles: Vec<f32>,
-    /// The largest scores, ascending, exact.
+    /// The largest scores, exact and in ascending order.
     tail: Vec<f32>,
 }
 
-/// A false-alarm rate finer than the sample can tell apart.
+/// A false-alarm rate that is too small for the number of calibration records.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "a false-alarm rate of {rate:e} needs at least {needed} calibration records, the bundle has {count}: \
-     ask for {supported:.1e} or more, or calibrate on more normal records"
+    "a false-alarm rate of {rate:e} needs at least {needed} calibration records, but the bundle has {count}: \
+     set a rate of {supported:.1e} or more, or calibrate on more normal records"
 )]
 pub struct RateTooFine {
     pub rate: f64,
@@ -36,8 +36,8 @@ pub struct RateTooFine {
 }
 
 impl ScoreDistribution {
-    /// Takes at least one score, all finite, in any order, and keeps the quantiles between `parts` parts and the `tail` largest
-    /// scores. The trainer computes the same.
+    /// Builds the distribution from at least one score. All must be finite, in any order. It stores the quantiles at the bounds
+    /// of `parts` intervals and the `tail` largest scores. The trainer computes the same.
     pub fn of(scores: Vec<f32>, parts: usize, tail: usize) -> ScoreDistribution {
         let mut scores = scores;
         scores.sort_by(f32::total_cmp);
@@ -56,11 +56,14 @@ impl ScoreDistribution {
         }
     }
 
-    /// Everything that is wrong with them, in words.
+    /// Returns a message for each problem of the distribution.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.count == 0 || self.tail.is_empty() || self.tail.len() > self.count {
-            faults.push("count and tail do not fit together".to_owned());
+            faults.push(
+                "count and tail do not match: tail must have at least one score and at most count"
+                    .to_owned(),
+            );
         }
         if self.count > MOST_RECORDS {
             faults.push(format!(
@@ -71,30 +74,39 @@ impl ScoreDistribution {
         if self.quantiles.len() > MOST_PARTS + 1 {
             let count = self.quantiles.len();
             faults.push(format!(
-                "quantiles has {count} entries: more than {MOST_PARTS} parts"
+                "quantiles has {count} entries, but at most {} are allowed",
+                MOST_PARTS + 1
             ));
         }
         for (name, scores) in [("quantiles", &self.quantiles), ("tail", &self.tail)] {
             if scores.iter().any(|s| !s.is_finite() || *s < 0.0) || !scores.is_sorted() {
-                faults.push(format!("{name} must be finite, not negative and ascending"));
+                faults.push(format!(
+                    "{name} must be finite, non-negative values in ascending order"
+                ));
             }
         }
         if self.quantiles.len() < 2 {
-            faults.push("quantiles needs at least the minimum and the maximum".to_owned());
+            faults.push(
+                "quantiles must have at least two values, the minimum and the maximum".to_owned(),
+            );
         }
         if self.quantiles.last() != self.tail.last() {
-            faults.push("the largest quantile is not the largest tail score".to_owned());
+            faults.push(
+                "the last values of quantiles and tail differ: both must be the largest score"
+                    .to_owned(),
+            );
         }
         faults
     }
 
-    /// Conformal p-value of a score: (1 + #{calibration >= score}) / (count + 1), the chance that a normal record
-    /// scores at least this high (Vovk, Gammerman & Shafer 2005). Exact in the tail, interpolated in the quantiles below it.
+    /// Returns the conformal p-value of a score: (1 + #{calibration >= score}) / (count + 1). It is the probability that a normal
+    /// record scores at least this high (Vovk, Gammerman & Shafer 2005). It is exact in the tail and interpolated between the
+    /// quantiles below it.
     pub fn p_value(&self, score: f32) -> f64 {
         (1.0 + self.at_least(score)) / (self.count as f64 + 1.0)
     }
 
-    /// How many calibration scores are at least `score`; exact in the tail.
+    /// Returns the number of calibration scores that are at least `score`. It is exact in the tail.
     pub fn at_least(&self, score: f32) -> f64 {
         if score > self.tail[0] || self.tail.len() == self.count {
             return (self.tail.len() - self.tail.partition_point(|&s| s < score)) as f64;
@@ -103,7 +115,7 @@ impl ScoreDistribution {
         body.max(self.tail.len() as f64)
     }
 
-    /// Share of calibration scores below `score`, by linear interpolation between the quantiles.
+    /// Returns the share of calibration scores below `score`, by linear interpolation between the quantiles.
     fn quantile_level(&self, score: f32) -> f64 {
         let above = self.quantiles.partition_point(|&q| q < score);
         let last = self.quantiles.len() - 1;
@@ -118,13 +130,13 @@ impl ScoreDistribution {
         (above as f64 - 1.0 + inside) / last as f64
     }
 
-    /// The threshold that a normal record's score exceeds with a probability of at most `rate`. A record is flagged if
+    /// Returns the threshold that a normal record's score exceeds with a probability of at most `rate`. A record is flagged if
     /// `score > threshold`. While the threshold lies in the exact tail, that is equivalent to `p_value(score) <= rate`.
     ///
     /// # Errors
     /// [`RateTooFine`] if there are too few calibration scores for so small a rate.
     pub fn threshold_at(&self, rate: f64) -> Result<f32, RateTooFine> {
-        // The k-th largest score.
+        // The threshold is the k-th largest score.
         let k = rank(rate, self.count);
         if k == 0 {
             return Err(RateTooFine {
@@ -140,7 +152,7 @@ impl ScoreDistribution {
         Ok(self.quantile(1.0 - rate))
     }
 
-    /// The score at quantile `level` in [0, 1], by linear interpolation.
+    /// Returns the score at the quantile `level` in [0, 1], by linear interpolation.
     pub fn quantile(&self, level: f64) -> f32 {
         let position = level.clamp(0.0, 1.0) * (self.quantiles.len() - 1) as f64;
         let below = position.floor() as usize;
@@ -152,24 +164,24 @@ impl ScoreDistribution {
         (low + (high - low) * (position - below as f64)) as f32
     }
 
-    /// The finest false-alarm rate that the sample supports: 1 / (count + 1).
+    /// Returns the smallest false-alarm rate that the sample supports: 1 / (count + 1).
     pub fn finest_rate(&self) -> f64 {
         1.0 / (self.count as f64 + 1.0)
     }
 
-    /// The largest score of any calibration record.
+    /// Returns the largest calibration score.
     pub fn largest(&self) -> f32 {
         self.tail[self.tail.len() - 1]
     }
 }
 
-/// The rank from the top that leaves at most `share` of `count` records and the next one above it: floor(share * (n + 1)),
-/// or 0 if there are too few records. The small term absorbs rounding in `share`.
+/// Returns the largest rank k such that a new record falls beyond the k-th of `count` records with a probability of at most
+/// `share`: floor(share * (count + 1)). It is 0 if there are too few records. The small term absorbs rounding in `share`.
 pub(super) fn rank(share: f64, count: usize) -> usize {
     (share * (count as f64 + 1.0) + 1e-9).floor() as usize
 }
 
-/// Records that a rank of 1 needs.
+/// Returns the number of records from which on [`rank`] is at least 1.
 pub(super) fn needed(share: f64) -> u64 {
     (1.0 / share - 1e-9).ceil() as u64 - 1
 }
@@ -178,7 +190,7 @@ pub(super) fn needed(share: f64) -> u64 {
 pub(crate) mod tests {
     use super::*;
 
-    /// `count` evenly spaced scores 1..=count, a tail of `tail`.
+    /// `count` evenly spaced scores from 1 to `count`, of which `tail` are in the tail.
     pub(crate) fn evenly_spaced(count: usize, tail: usize) -> ScoreDistribution {
         let score = |i: f64| (1.0 + i * (count as f64 - 1.0)) as f32;
         ScoreDistribution {

@@ -1,4 +1,4 @@
-//! CSV with a header line, RFC 4180: quotes, quoted line ends, CRLF, a byte order mark.
+//! Reads CSV with a header line as in RFC 4180: quotes, quoted line breaks and CRLF. A byte order mark is allowed.
 
 use std::io::{self, Read};
 
@@ -30,7 +30,7 @@ impl Rows {
         })
     }
 
-    /// The column names, dotted; none if the file is empty.
+    /// Returns the column names, which may be dotted paths. Empty if the file is empty.
     pub fn columns(&self) -> Vec<String> {
         self.header.iter().map(String::from).collect()
     }
@@ -50,7 +50,7 @@ impl Rows {
     }
 }
 
-/// Types a cell by its text, spaces around it aside; a string keeps them.
+/// Writes a cell as JSON. Its text, without surrounding spaces, determines the type. Strings keep their spaces.
 fn write_cell(cell: &str, out: &mut Vec<u8>) -> Result<(), ErrorKind> {
     let text = cell.trim_ascii();
     let is = |names: &[&str]| names.iter().any(|name| text.eq_ignore_ascii_case(name));
@@ -71,13 +71,13 @@ fn write_cell(cell: &str, out: &mut Vec<u8>) -> Result<(), ErrorKind> {
     Ok(())
 }
 
-/// Whether a text is a number as JSON writes one (RFC 8259, section 6), of any size.
+/// Returns whether `text` is a JSON number (RFC 8259, section 6), of any size.
 fn is_number(text: &str) -> bool {
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
         && serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
-/// Refuses to hand out more than `left` bytes, so that one record cannot fill the memory.
+/// A reader that fails after `left` bytes, so that one record cannot fill the memory.
 struct Budget {
     input: BoxedRead,
     left: u64,

@@ -211,7 +211,7 @@ fn a_backtest_says_what_the_daemon_said_to_the_bit() {
         "backtest-payments: 995 records in ",
         "2 tombstones skipped",
         "from 2026-01-01T00:00:00Z to 2026-02-07T11:00:00Z: 37.5 days",
-        "990 scored, 3 cannot be: missing 2 (",
+        "990 scored, 3 could not be scored: missing 2 (",
         &format!("{anomalies} alerts, "),
         "1.00 to 1.50",
         "why records are flagged",
@@ -255,7 +255,7 @@ fn a_range_is_what_was_asked_for() {
         let ended = backtest(cluster, "range-in", &["--from", from, "--to", to]);
         let line = ended.one_line(65);
         assert!(
-            line.contains("topic `range-in` holds no records in that range"),
+            line.contains("topic `range-in` has no records in the requested range"),
             "{line}"
         );
     }
@@ -407,7 +407,7 @@ fn settings_come_from_the_daemons_file_and_flags_win() {
         ),
         (&["--bundle", "/nowhere"], 65, "/nowhere"),
         (&["-X", "no.such.setting=1"], 78, "no.such.setting"),
-        (&["-X", "nothing"], 64, "expected NAME=VALUE"),
+        (&["-X", "nothing"], 64, "must be NAME=VALUE"),
         (&["--from", "9:0"], 64, "has no partition 9"),
         (
             &["--from", "0:1", "--to", "1:1"],

@@ -256,7 +256,7 @@ fn anomalies_in_a_stream_do_not_hide_others_like_them() {
     assert!(told.contains("360 records (1.80 %)"), "{told}");
     assert!(
         told.contains(
-            "are left out as likely anomalies: the old threshold flags 12.2 times its share"
+            "are left out as likely anomalies: the old threshold flags 12.2 times its rate"
         ),
         "{told}"
     );
@@ -412,7 +412,7 @@ fn labels_without_the_normal_value_are_refused_with_what_they_hold() {
         let refused = run(&[command, &labels].concat());
         let line = refused.one_line(65);
         assert!(
-            line.contains("`label` is never `benign`, it holds `0` (19"),
+            line.contains("`label` is never `benign`. Its values are `0` (19"),
             "{line}"
         );
         assert!(line.contains("`1` ("), "{line}");
@@ -580,24 +580,28 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
     );
     let pictures = by(text(&surface), "label");
     let cases: [(&[&str], i32, &str); 10] = [
-        (&object, 64, "`merchant` cannot be a value"),
-        (&id, 65, "by payment_id: no value has 20 normal records"),
+        (&object, 64, "`merchant` conflicts with the path of feature"),
+        (
+            &id,
+            65,
+            "by payment_id: a segment requires 20 normal records",
+        ),
         (&pictures, 64, "segments are for tables"),
         (&[&object[..5], &["--by-key"]].concat(), 64, "--key FIELD"),
         (
             &[&object[..5], &["--key", "card_id"]].concat(),
             64,
-            "only for a bundle that is calibrated by message key",
+            "only to a bundle that is calibrated by message key",
         ),
         (
             &[text(&bundle), "--data", text(&file), "--out", text(&out)],
             65,
-            "no normal record was scored: 2 cannot be scored",
+            "no normal record was scored: 2 could not be scored",
         ),
         (
             &[text(&bundle), "--out", text(&out)],
             64,
-            "--data FILE, or --topic TOPIC",
+            "--data FILE or --topic TOPIC",
         ),
         (
             &[
@@ -608,7 +612,7 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
                 text(&out),
             ],
             64,
-            "this is a folder, but the bundle reads tables",
+            "is a folder, but the bundle reads tables",
         ),
         (
             &[text(&surface), "--topic", "t", "--out", text(&out)],

@@ -56,7 +56,7 @@ fn everything_that_is_missing_is_named_at_once() {
         "topic `absent-1` does not exist",
         "`absent-2`",
         "`absent-3`",
-        "the schema registry does not answer: ",
+        "the schema registry does not respond: ",
     ] {
         assert!(said.contains(fault), "{fault} in {said}");
     }

@@ -606,7 +606,7 @@ fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
     let nothing = topics.run("replay", &["--reason", "nonsense"]);
     let line = nothing.one_line(64);
     assert!(
-        line.contains("there are no letters; reasons are malformed, "),
+        line.contains("no letters. Possible reasons are malformed, "),
         "{line}"
     );
     topics.push_dead_letter_for(3);

@@ -305,8 +305,8 @@ fn a_schema_with_a_feature_fewer_does_not_fit_the_graph() {
 fn a_model_that_is_no_onnx_graph_is_refused() {
     for (model, why) in [
         (&b""[..], "ONNX Runtime refuses it"),
-        (b"not an ONNX graph", "is no ONNX model"),
-        (&[0xff; 4096], "is no ONNX model"),
+        (b"not an ONNX graph", "is not an ONNX model"),
+        (&[0xff; 4096], "is not an ONNX model"),
     ] {
         let bundle = Copy::new();
         bundle.write("model.onnx", model);
@@ -462,7 +462,7 @@ fn a_screen_is_checked_before_the_start() {
     let said = check(&["screen.mode=audit", "screen.missed_share=0.00001"])
         .with_code(78)
         .to_owned();
-    assert!(said.contains("takes 99999"), "{said}");
+    assert!(said.contains("requires 99999"), "{said}");
 
     let without = Copy::new();
     without.edit("manifest.json", |manifest| {

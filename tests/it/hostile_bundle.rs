@@ -247,7 +247,7 @@ fn a_file_name_with_a_path_is_refused() {
     for name in ["../secret", "/etc/hostname", "sub\\file", "..", ""] {
         let bundle = Copy::slow();
         bundle.edit("manifest.json", |m| m["files"][name] = "00".into());
-        is_refused(&bundle.path, &["must lie in the bundle's folder"]);
+        is_refused(&bundle.path, &["must be directly in the bundle's folder"]);
     }
 }
 
@@ -607,7 +607,7 @@ fn a_bundle_of_another_schema_wants_to_be_meant() {
     let log = ended.with_code(0);
     assert!(log.contains("model.allow_schema_change"), "{log}");
     assert!(
-        log.contains("it reads images, and the one in force tables"),
+        log.contains("the new bundle reads images, but the current one reads tables"),
         "{log}"
     );
 }

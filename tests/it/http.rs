@@ -349,8 +349,8 @@ fn files_that_make_no_tls_are_78_and_named() {
         (&key, &key, "not a PEM certificate"),
         (&certificate, &certificate, "not a PEM key"),
         (&certificate, &path("other.key"), "key values mismatch"),
-        (&certificate, &String::new(), "set both or none"),
-        (&String::new(), &key, "set both or none"),
+        (&certificate, &String::new(), "set both or neither"),
+        (&String::new(), &key, "set both or neither"),
     ] {
         for verb in ["run", "check"] {
             let mut command = residuald();

@@ -310,7 +310,7 @@ fn a_bundle_and_an_input_that_do_not_fit_are_refused_in_words() {
         ),
         (
             vec![&gray, "output.media_dir=/tmp", "output.media_topic=m"],
-            "not both",
+            "set only one of them",
         ),
         (vec![&gray, "input.image_field=a..b"], "input.image_field"),
     ] {

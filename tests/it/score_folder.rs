@@ -187,7 +187,7 @@ fn what_a_folder_lacks_is_said() {
     let ended = score(&["--masks", masks.to_str().unwrap()], &bundle);
     let error = ended.one_line(ended.code.expect("no signal"));
     assert!(
-        error.contains("10 x 10 pixels but its image 128 x 96"),
+        error.contains("10 x 10 pixels, but its image has 128 x 96"),
         "{error}"
     );
 }

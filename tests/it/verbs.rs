@@ -94,12 +94,17 @@ fn init_writes_nothing_that_a_start_would_refuse() {
     let folder = folder();
     for (bundle, topic, code, said) in [
         ("models/none", "a", 65, "manifest.json: cannot be read"),
-        ("models/payments", "anomalies", 78, "both read and written"),
+        (
+            "models/payments",
+            "anomalies",
+            78,
+            "is in kafka.topics and in [output]",
+        ),
         (
             "models/payments",
             "dead-letters",
             78,
-            "both read and written",
+            "is in kafka.topics and in [output]",
         ),
     ] {
         let ended = in_folder(
@@ -348,7 +353,7 @@ fn a_verb_that_could_use_no_record_says_why_and_ends_with_65() {
     assert!(
         produce("empty.csv", "a,b\n")
             .one_line(65)
-            .contains("holds no records")
+            .contains("contains no records")
     );
     let ended = produce("some.csv", "a,b\n1,2,3\n4,5\n");
     ended.with_code(0);

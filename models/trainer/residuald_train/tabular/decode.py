@@ -140,11 +140,11 @@ def _timestamp(feature, value):
     if isinstance(value, str):
         parsed = parse_rfc3339(value)
         if parsed is None:
-            raise RefusedError("not an RFC 3339 time")
+            raise RefusedError("not an RFC 3339 timestamp")
         days, seconds = parsed
     elif feature.epoch_unit and not isinstance(value, bool) and isinstance(value, int | float):
         if not abs(value) < 1e18:
-            raise RefusedError("not a time")
+            raise RefusedError("the timestamp is out of range")
         days, seconds = divmod(float(value) / EPOCH_UNITS[feature.epoch_unit], 86_400)
     else:
         raise RefusedError("not a time")
