@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each target uses its part")]
 
 use residuald::bundle::{Feature, SegmentBy};
-use residuald::decode::{DecodeError, Decoder, Input, Schema, SchemaText, Schemas, SegmentReader, Wanted};
+use residuald::decode::{
+    DecodeError, Decoder, RecordFormat, Schema, SchemaText, Schemas, SegmentReader, Wanted,
+};
 use residuald::decode::{Format, TypeSource};
 use residuald::message::unreadable;
 use serde_json::json;
@@ -41,13 +43,13 @@ pub fn features() -> Vec<Feature> {
 }
 
 /// With a segment at a place that is an object in some schemas, which must not cost the record.
-pub fn decoder(input: Input) -> Decoder {
+pub fn decoder(input: RecordFormat) -> Decoder {
     let by = SegmentBy::Field("children.kind".to_owned());
     Decoder::new(&features(), input, Some(SegmentReader::learning(by)))
 }
 
 /// A registry that knows one schema, number 1, and refuses number 2.
-pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
+pub fn registry(format: Format, text: &str) -> (RecordFormat, Wanted) {
     let (schemas, wanted) = Schemas::new();
     let text = SchemaText {
         text: text.to_owned(),
@@ -57,11 +59,14 @@ pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
     assert!(schema.is_ok(), "{schema:?}");
     wanted.answer(1, schema);
     wanted.answer(2, Err("refused".to_owned()));
-    (Input::Typed(TypeSource::Registry(format, schemas)), wanted)
+    (
+        RecordFormat::Typed(TypeSource::Registry(format, schemas)),
+        wanted,
+    )
 }
 
 /// A payload becomes a whole row of finite numbers and NaN, or leaves nothing. What became a row is JSON or nothing.
-pub fn check(decoder: &mut Decoder, input: &Input, payload: &[u8]) {
+pub fn check(decoder: &mut Decoder, input: &RecordFormat, payload: &[u8]) {
     let mut rows = vec![1.0];
     let width = features_wide();
     match decoder.decode(payload, None, &mut rows) {
@@ -85,7 +90,7 @@ pub fn check(decoder: &mut Decoder, input: &Input, payload: &[u8]) {
         let verdict = format!("{{\"record\":{}}}", json.get());
         let is_read = serde_json::from_str::<serde_json::Value>(&verdict).is_ok();
         // JSON comes as it is: half of a surrogate pair or 1e999 is its own; what is written here is whole.
-        assert!(is_read || matches!(input, Input::Json));
+        assert!(is_read || matches!(input, RecordFormat::Json));
         assert_eq!(is_read, unreadable(json.get()).is_none());
     }
 }

@@ -19,10 +19,10 @@ use hyper_util::service::TowerToHyperService;
 use libfuzzer_sys::fuzz_target;
 use residuald::config::Secret;
 use residuald::http::{Access, Shown, router};
+use residuald::image::{FIELD, ImageReader, Limits};
 use residuald::memory::Room;
 use residuald::message::ModelId;
 use residuald::metrics::Metrics;
-use residuald::image::{FIELD, ImageReader, Limits};
 use residuald::recent::{Anomaly, Recent};
 use residuald::status::{InForce, Status};
 use residuald::verdict::Severity;
@@ -60,7 +60,7 @@ fn app(access: Access) -> Router {
     let pixels = serde_json::from_value(pixels).expect("pixels");
     let status = Status::new(
         InForce {
-            model: Model {
+            model: ModelId {
                 name: "m".into(),
                 version: "1".into(),
                 sha256: "0123456789".into(),

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use residuald::bundle::Pixels;
-use residuald::image::{FIELD, ImageReader, Limits, ImageError};
+use residuald::image::{FIELD, ImageError, ImageReader, Limits};
 use serde_json::json;
 
 /// Small, so that an image's own size costs most of the time.

@@ -4,15 +4,15 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::decode::{Decoder, Input};
+use residuald::decode::{Decoder, RecordFormat};
 
 #[path = "../common.rs"]
 mod common;
 
 thread_local! {
-    static DECODER: RefCell<Decoder> = RefCell::new(common::decoder(Input::Json));
+    static DECODER: RefCell<Decoder> = RefCell::new(common::decoder(RecordFormat::Json));
 }
 
 fuzz_target!(|payload: &[u8]| {
-    DECODER.with_borrow_mut(|decoder| common::check(decoder, &Input::Json, payload));
+    DECODER.with_borrow_mut(|decoder| common::check(decoder, &RecordFormat::Json, payload));
 });

@@ -2,11 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use residuald::batch::{Kept, TopicPartition};
+use residuald::batch::{StoredRecord, TopicPartition};
 use residuald::dead_letter::{DeadLetter, Entry, ReplayRecord, discarded};
-use residuald::decode::{Input, Reason, RowError};
-use residuald::message::{Model, dead_letter_message, verdict_message};
-use residuald::record::{Header, Record, Source};
+use residuald::decode::{Reason, RecordFormat, RowError};
+use residuald::message::{ModelId, dead_letter_message, verdict_message};
+use residuald::record::{Header, Origin, Record};
 use residuald::verdict::{Explanation, Severity, Verdict};
 
 /// Cuts `rest` at its first zero.
@@ -29,12 +29,12 @@ fuzz_target!(|data: &[u8]| {
     let offset = i64::from_le_bytes(numbers[..8].try_into().unwrap());
     let timestamp_ms = i64::from_le_bytes(numbers[8..].try_into().unwrap());
 
-    let model = Model {
+    let model = ModelId {
         name: "m".into(),
         version: "1".into(),
         sha256: "0123456789".into(),
     };
-    let record = Kept {
+    let record = StoredRecord {
         from: TopicPartition {
             topic: 0,
             partition: 1,
@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
             nearest_normal: None,
         },
     };
-    let json = Input::Json.to_json(payload);
+    let json = RecordFormat::Json.to_json(payload);
     let message = verdict_message(&model, "topic", record, &verdict, json.as_deref());
     let text = std::str::from_utf8(&message.payload).expect("a verdict is text");
     assert!(text.starts_with("{\"id\":\"topic-1-"));
@@ -69,7 +69,7 @@ fuzz_target!(|data: &[u8]| {
     assert!(slim.payload.len() <= message.payload.len());
 
     let letter = DeadLetter {
-        source: Source {
+        source: Origin {
             topic: "topic".into(),
             partition: 1,
             offset,

@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use residuald::batch::{Kept, TopicPartition};
+use residuald::batch::{StoredRecord, TopicPartition};
 use residuald::dead_letter::DeadLetter;
-use residuald::decode::{Input, Reason, RowError};
+use residuald::decode::{Reason, RecordFormat, RowError};
 use residuald::message::{
-    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, unreadable, verdict_message,
+    MOST_LEVELS, Message, ModelId, OMITTED, dead_letter_message, unreadable, verdict_message,
 };
 use residuald::record::Origin;
 use residuald::verdict::{Attribution, Explanation, Observation, Severity, Verdict};
@@ -26,7 +26,9 @@ impl Sizes<'_> {
     fn number(&mut self) -> usize {
         let (taken, rest) = self.sizes.split_at(self.sizes.len().min(2));
         self.sizes = rest;
-        taken.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+        taken
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
     }
 
     fn bytes(&mut self) -> Vec<u8> {
@@ -54,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
 fn check_letter(limit: usize, key: &[u8], payload: &[u8], header: (String, Vec<u8>), reason: &str) {
     let (name, value) = header;
     let whole = dead_letter_message(DeadLetter {
-        source: Source {
+        source: Origin {
             topic: "topic".into(),
             partition: 1,
             offset: 7,
@@ -100,7 +102,7 @@ fn check_verdict(
 ) {
     let json = serde_json::json!({ "text": content }).to_string();
     let json = format!("{}{json}{}", "[".repeat(levels), "]".repeat(levels));
-    let record = Kept {
+    let record = StoredRecord {
         from: TopicPartition {
             topic: 0,
             partition: 1,
@@ -132,12 +134,14 @@ fn check_verdict(
             nearest_normal: None,
         },
     };
-    let model = Model {
+    let model = ModelId {
         name: "m".into(),
         version: "1".into(),
         sha256: "0123456789".into(),
     };
-    let carried = Input::Json.to_json(json.as_bytes()).expect("valid JSON");
+    let carried = RecordFormat::Json
+        .to_json(json.as_bytes())
+        .expect("valid JSON");
     let deep = unreadable(carried.get()).is_some();
     assert_eq!(deep, levels + 1 > MOST_LEVELS);
     // With the record however deep: what is left out must not be parsed.
@@ -170,7 +174,10 @@ fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
         assert_eq!(slim.key, whole.key);
     }
     if !names.contains(&"headers") {
-        let kept = whole.headers.iter().all(|header| slim.headers.contains(header));
+        let kept = whole
+            .headers
+            .iter()
+            .all(|header| slim.headers.contains(header));
         assert!(kept);
     }
 }

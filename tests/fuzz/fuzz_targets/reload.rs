@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use residuald::bundle::{
     Bundle, Draft, Manifest, ModelInput, SegmentId, incompatibilities, sha256_hex,
 };
-use residuald::decode::{Decoder, Input as Format, SegmentReader};
+use residuald::decode::{Decoder, RecordFormat, SegmentReader};
 use residuald::verdict::{Judge, ThresholdRule};
 
 type Files = BTreeMap<&'static str, Vec<u8>>;
@@ -143,7 +143,7 @@ fn judge(bundle: &Bundle) {
     incompatibilities(&SCHEMA, &bundle.manifest.input);
     let mut decoder = Decoder::new(
         bundle.features(),
-        Format::Json,
+        RecordFormat::Json,
         segments.map(SegmentReader::of),
     );
     let records = bundle.golden.iter().map(|golden| &golden.record);

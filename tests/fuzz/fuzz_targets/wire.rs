@@ -4,14 +4,14 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::decode::{Ask, Decoder, Format, Input, Wanted};
+use residuald::decode::{Ask, Decoder, Format, RecordFormat, Wanted};
 
 #[path = "../common.rs"]
 mod common;
 
 struct One {
     decoder: Decoder,
-    input: Input,
+    input: RecordFormat,
     wanted: Wanted,
 }
 
