@@ -1,4 +1,4 @@
-//! Avro records of one schema, behind a registry's header.
+//! Avro records of one schema, preceded by the schema registry header.
 #![no_main]
 
 use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! JSON payloads: a row of numbers or a refusal, whatever comes.
+//! JSON payloads: every payload becomes a row of numbers or an error.
 #![no_main]
 
 use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! Verdicts and dead letters made of whatever a record brings: key, payload, headers.
+//! Verdicts and dead letters built from records with arbitrary keys, payloads and headers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,7 +9,7 @@ use residuald::message::{ModelId, dead_letter_message, verdict_message};
 use residuald::record::{Header, Origin, Record};
 use residuald::verdict::{Explanation, Severity, Verdict};
 
-/// Cuts `rest` at its first zero.
+/// Takes the bytes up to the first zero byte off the front of `rest`.
 fn part<'d>(rest: &mut &'d [u8]) -> &'d [u8] {
     let end = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
     let taken = &rest[..end];
@@ -62,7 +62,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let json = RecordFormat::Json.to_json(payload);
     let message = verdict_message(&model, "topic", record, &verdict, json.as_deref());
-    let text = std::str::from_utf8(&message.payload).expect("a verdict is text");
+    let text = std::str::from_utf8(&message.payload).expect("a verdict is UTF-8");
     assert!(text.starts_with("{\"id\":\"topic-1-"));
     assert_eq!(text.contains("\"record\":"), json.is_some());
     let (slim, _) = message.slimmed(0, "too large");
@@ -94,7 +94,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(message.key.as_deref(), Some(key));
     message.slimmed(0, "too large");
 
-    // Read back as a dead letter or a marker, with our headers and with whatever there is.
+    // Read it back as a dead letter or a marker, with the daemon's headers and with arbitrary ones.
     let ours: Vec<Header<'_>> = message
         .headers
         .iter()

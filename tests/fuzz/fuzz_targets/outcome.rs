@@ -1,5 +1,5 @@
-//! Keys, headers, values and reasons of any size, through a small limit: what is published fits, or has nothing left to leave
-//! out, and always says which record it is about and why.
+//! Keys, headers, values and reasons of any size, published under a small size limit. A message fits the limit unless every
+//! optional part is already left out, and it always names its source record and what was omitted.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,10 +13,10 @@ use residuald::record::Origin;
 use residuald::verdict::{Attribution, Explanation, Observation, Severity, Verdict};
 
 const WHY: &str = "too large for topic `t`";
-/// No reason is longer, cut or not.
+/// The longest reason in bytes, after truncation.
 const LONGEST_REASON: usize = 500;
 
-/// Sizes from the front of the input, contents from the rest, over and over.
+/// Takes sizes from `sizes` and fills values of these sizes by repeating `contents`.
 struct Sizes<'d> {
     sizes: &'d [u8],
     contents: &'d [u8],
@@ -71,7 +71,7 @@ fn check_letter(limit: usize, key: &[u8], payload: &[u8], header: (String, Vec<u
         },
     });
     let (slim, names) = whole.slimmed(limit, WHY);
-    fits(&whole, &slim, &names, limit);
+    check_slimmed(&whole, &slim, &names, limit);
     let lacks = |name: &str| names.contains(&name);
     assert!(slim.payload == if lacks("value") { &b""[..] } else { payload });
     if slim.size() > limit {
@@ -144,10 +144,10 @@ fn check_verdict(
         .expect("valid JSON");
     let deep = unreadable(carried.get()).is_some();
     assert_eq!(deep, levels + 1 > MOST_LEVELS);
-    // With the record however deep: what is left out must not be parsed.
+    // At any nesting depth: a record that is left out must not be parsed.
     let whole = verdict_message(&model, "topic", record, &verdict, Some(&*carried));
     let (slim, names) = whole.slimmed(limit, WHY);
-    fits(&whole, &slim, &names, limit);
+    check_slimmed(&whole, &slim, &names, limit);
     if !deep || names.contains(&"record") {
         let body: serde_json::Value = serde_json::from_slice(&slim.payload).unwrap();
         assert_eq!(body["anomaly_score"], 1.5);
@@ -161,8 +161,8 @@ fn check_verdict(
     assert_eq!(text(&slim.headers, "ce_id"), Some("topic-1-7@01234567"));
 }
 
-/// The header names every part that is left out; all other parts are as they were.
-fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
+/// Checks that the header `OMITTED` names every part that was left out and that all other parts are unchanged.
+fn check_slimmed(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
     assert!(slim.size() <= limit || !names.is_empty() || slim.size() == whole.size());
     assert_eq!(slim.about, whole.about);
     let said = text(&slim.headers, OMITTED);
@@ -182,7 +182,7 @@ fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
     }
 }
 
-/// The last header of a name, which is ours.
+/// The value of the last header called `name`. Headers of the daemon come after the record's own.
 fn text<'m>(headers: &'m [(String, Option<Vec<u8>>)], name: &str) -> Option<&'m str> {
     let (_, value) = headers.iter().rev().find(|(n, _)| n == name)?;
     std::str::from_utf8(value.as_ref()?).ok()

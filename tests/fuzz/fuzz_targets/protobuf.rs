@@ -1,4 +1,4 @@
-//! Protobuf records of one schema, behind a registry's header.
+//! Protobuf records of one schema, preceded by the schema registry header.
 #![no_main]
 
 use std::cell::RefCell;
