@@ -1,4 +1,4 @@
-"""Write `seeds/image`, the small images of every format from which the target `image` starts.
+"""Writes `seeds/image`, the small images of every format from which the target `image` starts.
 
 Needs Pillow; the committed seeds were written by Pillow 13.0. Run with `python tests/fuzz/image_seeds.py`.
 """
@@ -17,7 +17,7 @@ ORIENTATION = 0x0112
 
 
 def image(mode: str, size: tuple[int, int] = (24, 17)) -> Image.Image:
-    """Draw a gradient with a bright box, so that channels, rows and columns all differ."""
+    """Draws a gradient with a bright box, so that channels, rows and columns all differ."""
     made = Image.new("RGB", size)
     for y in range(size[1]):
         for x in range(size[0]):
@@ -52,7 +52,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Build a PNG whose header declares many pixels but which holds little data."""
+    """Builds a PNG whose header declares many pixels but which holds little data."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(4096))) + png_chunk(b"IEND", b"")
 
@@ -63,7 +63,7 @@ def bad_profile(png: bytes) -> bytes:
 
 
 def odd_palette(png: bytes) -> bytes:
-    """Make the palette's length not a multiple of three, which makes png 0.18.1 panic."""
+    """Makes the palette's length not a multiple of three, which makes png 0.18.1 panic."""
     at = png.index(b"PLTE") - 4
     length = int.from_bytes(png[at : at + 4], "big")
     colours = png[at + 8 : at + 8 + length] + b"\x10"

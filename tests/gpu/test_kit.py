@@ -75,7 +75,7 @@ def test_every_step_holds_on_the_cpu_and_one_that_hangs_costs_only_itself(kit, t
     text = written.read_text()
     for heading in (
         "Golden records",
-        "What is refused",
+        "Errors",
         "Verdicts",
         "256 × 256",
         "end to end",
@@ -121,4 +121,4 @@ def test_parts_join_again(tmp_path):
     parts[1].write_bytes(b"damaged")
     damaged = subprocess.run(join, capture_output=True, text=True)
     assert damaged.returncode == 65
-    assert "carry it again" in damaged.stderr
+    assert "copy it again" in damaged.stderr
