@@ -170,7 +170,14 @@ def by_size(recipes: list[str], sizes: list[int], records: int, rounds: int) -> 
     ratios = (f"batch {b} / batch 1" for b in BATCHES[1:])
     print(table(["recipe", "size", "GFLOP", "images/s, batch 1", *ratios], batches))
     print()
-    parts = ["decode, CPU µs", "score, CPU µs", "whole, CPU µs", "scorer, images/s", "whole, images/s", "whole / scorer"]
+    parts = [
+        "decode, CPU µs",
+        "score, CPU µs",
+        "whole, CPU µs",
+        "scorer, images/s",
+        "whole, images/s",
+        "whole / scorer",
+    ]
     print(table(["recipe", "size", *parts], wholes))
 
 
@@ -178,9 +185,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256, 512])
     parser.add_argument("--recipes", nargs="+", choices=["blind", "ddim"], default=["blind", "ddim"])
-    parser.add_argument("--records", type=int, default=1000, help="images in each measurement of the daemon (default 1000)")
+    parser.add_argument(
+        "--records", type=int, default=1000, help="images in each measurement of the daemon (default 1000)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median is reported (default 3)")
-    parser.add_argument("--kafka", action="store_true", help="measure the sample of models/surface on a real Apache Kafka")
+    parser.add_argument(
+        "--kafka", action="store_true", help="measure the sample of models/surface on a real Apache Kafka"
+    )
     args = parser.parse_args()
     os.environ.setdefault("ORT_DYLIB_PATH", str(ROOT / ".onnxruntime/libonnxruntime.so"))
     if args.kafka:

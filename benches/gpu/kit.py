@@ -3,8 +3,9 @@
     make gpu-kit                     # here: .gpu-kit/kit and .gpu-kit/parts/kit.tar.xz.00, .01, ...
     bash benches/gpu/join.sh PARTS   # on the GPU machine: joins the parts, finds CUDA's libraries, runs run.py
 
-The kit holds the release binary, the compiled benches/gpu/device.rs, ONNX Runtime's GPU libraries, four bundles, 100,000
-records, the same networks with float16 arithmetic, and these scripts. The GPU machine needs no network and no compiler.
+The kit holds the release binary, the compiled benches/gpu/device.rs, ONNX Runtime's GPU libraries, four bundles,
+100,000 records, the same networks with float16 arithmetic, and these scripts. The GPU machine needs neither network
+nor compiler.
 """
 
 import argparse
@@ -281,7 +282,9 @@ def pack(kit, parts, preset, part=PART):
         sums.append(f"{hashlib.sha256(block).hexdigest()}  {name}\n")
         total += len(block)
     if tar.wait() or packed.wait():
-        sys.exit("gpu-kit: tar or xz failed (see above); check that xz-utils is installed and that the disk is not full")
+        sys.exit(
+            "gpu-kit: tar or xz failed (see above); check that xz-utils is installed and that the disk is not full"
+        )
     (parts / "SHA256SUMS").write_text("".join(sums))
     print(f"{len(sums)} parts of at most {part // 2**20} MiB, {total / 2**20:.0f} MiB in all, in {parts}")
 

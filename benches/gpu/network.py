@@ -24,7 +24,7 @@ def main():
     sys.path.insert(0, str(args.kit / "trainer"))
     manifest = json.loads((args.kit / "bundles" / args.bundle / "manifest.json").read_text())
     network, example = (table if args.bundle == "payments" else image)(manifest, args.device)
-    # The trainer creates small constants on the default device, which torch.compile ignores. Pass the device explicitly.
+    # The trainer creates small constants on the default device, which torch.compile ignores. So pass the device.
     for name in ("arange", "ones"):
         setattr(torch, name, functools.partial(getattr(torch, name), device=args.device))
     torch.set_grad_enabled(False)

@@ -1,6 +1,6 @@
 """Turns the results.json of run.py into a Markdown page with tables and two plots.
 
-    python benches/gpu/page.py gpu-results/results.json --out benches/GPU.md
+python benches/gpu/page.py gpu-results/results.json --out benches/GPU.md
 """
 
 import argparse
@@ -11,7 +11,9 @@ from pathlib import Path
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("results", type=Path)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="the page; the plots are written beside it")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.md", help="the page; the plots are written beside it"
+    )
     args = p.parse_args()
     results = json.loads(args.results.read_text())
     found = {name: step.get("found", {}) for name, step in results["steps"].items()}
@@ -41,8 +43,8 @@ def introduction(results, found):
         f"{card}, {memory}, driver {driver}; {machine.get('cores')} cores of {cpu}; PyTorch, CUDA, cuDNN "
         f"{machine.get('torch')}; {machine.get('residuald')}; {results['time'][:10]}.",
         "",
-        "To repeat this, pack the kit with `make gpu-kit` and run it with `benches/gpu/join.sh` on a machine with a card. "
-        "`benches/gpu/page.py` then writes this page.",
+        "To repeat this, pack the kit with `make gpu-kit` and run it with `benches/gpu/join.sh` on a machine with a "
+        "card. `benches/gpu/page.py` then writes this page.",
     ]
 
 

@@ -28,10 +28,16 @@ HERE = Path(__file__).resolve().parent
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the folder that kit.py wrote")
-    p.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="folder for results.json and the logs")
-    p.add_argument("--provider", choices=["cuda", "cpu"], default="cuda", help="cpu is a rehearsal without a GPU (default cuda)")
+    p.add_argument(
+        "--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="folder for results.json and the logs"
+    )
+    p.add_argument(
+        "--provider", choices=["cuda", "cpu"], default="cuda", help="cpu is a rehearsal without a GPU (default cuda)"
+    )
     p.add_argument("--tiny", action="store_true", help="few records and small batches")
-    p.add_argument("--budget", type=float, default=480, metavar="SECONDS", help="time limit for all steps together (default 480)")
+    p.add_argument(
+        "--budget", type=float, default=480, metavar="SECONDS", help="time limit for all steps together (default 480)"
+    )
     p.add_argument("--only", metavar="STEP,...", help=f"run only these steps, out of {', '.join(steps.STEPS)}")
     p.add_argument("--hang", action="store_true", help="first run a step that never ends, to test the deadline")
     p.add_argument("--step", help=argparse.SUPPRESS)

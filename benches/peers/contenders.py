@@ -1,4 +1,4 @@
-"""The contenders and their commands. Each reads a topic in a group until SIGTERM and writes anomalies; see README.md."""
+"""The contenders and their commands. Each reads a topic until SIGTERM and writes anomalies; see README.md."""
 
 import json
 import os

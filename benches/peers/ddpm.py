@@ -25,7 +25,7 @@ BUNDLE = Path(__file__).resolve().parents[2] / "models/payments"
 STEPS, STEPS_BACK, TIME = 1000, 250, 256
 BATCH, RATE, DECAY = 64, 1e-4, 5e-4
 FALSE_ALARMS = 1e-3
-# Some 100 of their epochs, which have at most 25,000 rows. They train for up to 400 and stop when the loss stops falling.
+# Some 100 of their epochs of at most 25,000 rows. They train for up to 400 and stop when the loss stops falling.
 UPDATES = 40_000
 
 
@@ -107,7 +107,7 @@ class DDPM(nn.Module):
 
     @torch.inference_mode()
     def score(self, rows):
-        """Rows float32 [n, F] -> scores [n]. Values that depend only on the step are computed once, not for each row."""
+        """Rows float32 [n, F] -> scores [n]. Computes values that depend only on the step once for all rows."""
         x = start = self.rows(rows)
         shifts = self.denoiser.shift(torch.arange(STEPS_BACK))
         for t in reversed(range(STEPS_BACK)):
@@ -143,7 +143,10 @@ def train(history, file, updates):
     rows, accepted, _ = encode(read([history]), checked)
     used, held = split(len(rows), facts["options"]["held_out"], facts["seed"])
     if not accepted.all() or (len(used), len(held)) != (facts["rows"], facts["held_out_rows"]):
-        sys.exit(f"{history} does not hold the rows that {BUNDLE} was trained on; write it with models/trainer/examples/payments.py")
+        sys.exit(
+            f"{history} does not hold the rows that {BUNDLE} was trained on; "
+            "write it again with models/trainer/examples/payments.py"
+        )
     rows = torch.from_numpy(rows)
     torch.manual_seed(0)
     model = DDPM(features, rows[used])

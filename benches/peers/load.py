@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The load generator: writes the sample repeatedly into a topic, at full speed or at a steady rate.
 
-    load.py BROKERS TOPIC RECORDS [RATE]
+load.py BROKERS TOPIC RECORDS [RATE]
 """
 
 import gzip

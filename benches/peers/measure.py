@@ -45,7 +45,10 @@ class Running:
     def check(self):
         for process in self.processes:
             if process.poll() is not None:
-                raise StuckError(f"a process of the contender exited with status {process.returncode}; the end of its log:\n{self.tail()}")
+                raise StuckError(
+                    f"a process of the contender exited with status {process.returncode}; the end of its log:\n"
+                    + self.tail()
+                )
 
     def wait(self, what, ready, patience):
         deadline, trouble = time.monotonic() + patience, ""
@@ -70,7 +73,9 @@ class Running:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise StuckError(f"a process did not exit within a minute of SIGTERM; the end of its log:\n{self.tail()}") from None
+                raise StuckError(
+                    f"a process did not exit within a minute of SIGTERM; the end of its log:\n{self.tail()}"
+                ) from None
 
     def kill(self):
         self.ended.set()

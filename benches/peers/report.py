@@ -20,13 +20,13 @@ def page(results):
     count = "one round" if len(rounds) == 1 else f"{len(rounds)} rounds"
     parts = [
         "# Comparison with other consumers",
-        f"`make bench-peers` measured this in {count} on {results['cores']} cores of an {results['machine']}, shared by "
-        "broker, load generator and contender. [peers/README.md](peers/README.md) describes the method.",
+        f"`make bench-peers` measured this in {count} on {results['cores']} cores of an {results['machine']}, shared "
+        "by broker, load generator and contender. [peers/README.md](peers/README.md) describes the method.",
         "## Throughput on a backlog",
         f"The backlog has {results['records']:,} payments in 4 partitions (Quix Streams gets a quarter and the DDPM a "
-        "hundredth of them). The table shows medians over the rounds (minimum to maximum). Ratios are taken within each "
-        "round. CPU covers all threads and processes of the contender. Memory is the sum of the peak resident sizes of "
-        "its processes.",
+        "hundredth of them). The table shows medians over the rounds (minimum to maximum). Ratios are taken within "
+        "each round. CPU covers all threads and processes of the contender. Memory is the sum of the peak resident "
+        "sizes of its processes.",
         backlog(rounds),
         *heavier(results),
         "## Latency at a steady load",
@@ -95,8 +95,9 @@ def heavier(results):
     head = ["scorer", PEER, US, SCREENED, f"{US} / Python", screened_ratio, "anomalies missed by the screen"]
     return [
         "## Slower scorers",
-        "Records/s on half as many of the same payments, compared with the fastest peer. The bundles are trained on the "
-        "history of `models/payments` with the trainer's defaults, except for 2,000 steps. Each has its own screen.",
+        "Records/s on half as many of the same payments, compared with the fastest peer. The bundles are trained on "
+        "the history of `models/payments` with the trainer's defaults, except for 2,000 steps. Each has its own "
+        "screen.",
         table(head, rows),
     ]
 

@@ -26,7 +26,7 @@ from scoring import Bundle
 from versions import machine, versions
 
 RESULTS = broker.ROOT / "benches"
-# Relative difference between the scores of two runtimes. A record this close to the threshold may be judged differently.
+# Largest relative difference between the scores of two runtimes. Records this close to the threshold may differ.
 TOLERANCE = 1e-4
 
 
@@ -132,8 +132,8 @@ class Bench:
 def agree(ours, theirs, ends, threshold, may_miss):
     """Checks that two contenders flagged the same records before the offsets `ends` -> the share of ours they missed.
 
-    `ours` and `theirs` map (partition, offset) to a score. They may differ in records within TOLERANCE of the threshold,
-    and `theirs` may lack a share `may_miss` of ours. Raises StuckError otherwise, and for scores that differ.
+    `ours` and `theirs` map (partition, offset) to a score. They may differ in records within TOLERANCE of the
+    threshold, and `theirs` may lack a share `may_miss` of ours. Raises StuckError otherwise, or if scores differ.
     """
     ours = {place: score for place, score in ours.items() if place[1] < ends[place[0]]}
     missed = ours.keys() - theirs.keys()
@@ -163,9 +163,16 @@ def quality():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=2_000_000, help="records for the fast contenders; slow ones get a fraction (default 2000000)")
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=2_000_000,
+        help="records for the fast contenders; slow ones get a fraction (default 2000000)",
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=20, help="seconds of steady load, after a warm-up of 5 (default 20)")
+    parser.add_argument(
+        "--seconds", type=int, default=20, help="seconds of steady load, after a warm-up of 5 (default 20)"
+    )
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS))
     parser.add_argument("--fast", action="store_true", help="run one short round as a smoke test; writes no files")
     options = parser.parse_args()

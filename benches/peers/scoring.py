@@ -61,8 +61,8 @@ class Bundle:
 def reader(features):
     """Builds a function that turns a record (a dict) into its row (a tuple). It raises KeyError for a missing field.
 
-    The source of the function is generated from the features, as dataclasses do for __init__. Avoiding a loop and a call
-    for each feature makes it twice as fast.
+    The function's source is generated from the features, as dataclasses do for __init__. Avoiding a loop and a call for
+    each feature makes it twice as fast.
     """
     names = {"time_of": datetime.fromisoformat, "UTC": UTC, "NOTHING": {}}
     lines, found, values = ["def row(record):"], {"": "record"}, []

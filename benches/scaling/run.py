@@ -127,15 +127,23 @@ def behind_kafka(options):
                     of = Contender(command, processes=processes, members=processes)
                     group = f"{topic}-{processes}-{name}"
                     run, _ = measure.throughput(kafka, of, group, topic, options.records)
-                    say(f"{partitions} partitions, {processes} processes, screen {name}: {run['cpu']:.1f} µs per record")
+                    say(
+                        f"{partitions} partitions, {processes} processes, screen {name}: {run['cpu']:.1f} µs per record"
+                    )
                     yield {"partitions": partitions, "processes": processes, "screen": name, **run}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement; medians are reported (default 3)")
-    parser.add_argument("--records", type=int, default=400_000, help="records in the runs with Apache Kafka (default 400000)")
-    parser.add_argument("--fast", action="store_true", help="run only the smallest cases, as a smoke test; writes no files")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of each measurement; medians are reported (default 3)"
+    )
+    parser.add_argument(
+        "--records", type=int, default=400_000, help="records in the runs with Apache Kafka (default 400000)"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="run only the smallest cases, as a smoke test; writes no files"
+    )
     options = parser.parse_args()
     options.features, options.messages, options.sides = FEATURES, MESSAGES, SIDES
     options.partitions, options.processes = PARTITIONS, PROCESSES

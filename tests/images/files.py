@@ -1,6 +1,6 @@
 """Writes the test images in `files/` that the Rust crate `image` cannot encode. Needs Pillow.
 
-    python tests/images/files.py
+python tests/images/files.py
 """
 
 from pathlib import Path

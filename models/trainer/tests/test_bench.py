@@ -97,7 +97,7 @@ def test_thresholds_and_reasons_are_counted():
 
 def test_a_folder_without_sets(tmp_path, capsys):
     assert bench(tmp_path, tmp_path / "out") == 65
-    assert "no .npz or .csv file there" in capsys.readouterr().err
+    assert "has no .npz or .csv file" in capsys.readouterr().err
 
 
 def test_clean_splits_share_no_row(sets):

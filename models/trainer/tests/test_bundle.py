@@ -167,7 +167,7 @@ def test_a_bundle_calibrated_by_segment(history, tmp_path, capsys):
     segments = json.loads((tmp_path / "by" / "calibration.json").read_text())["segments"]
     assert [s["value"] for s in segments["values"]] == ["fuel", "grocery", "travel"]
     assert sum(s["count"] for s in segments["values"]) == segments["shape"]["count"] == 300
-    for path, said in [("nowhere", "no column `nowhere`"), ("id", "no value has 20 held-out rows")]:
+    for path, said in [("nowhere", "no column `nowhere`"), ("id", "values has 20 held-out rows")]:
         assert main([*train[:-3], "--out", str(tmp_path / "none"), "--segment", path]) == 65
         assert said in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

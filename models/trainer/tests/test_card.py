@@ -168,8 +168,8 @@ def test_what_has_no_card(small, tmp_path, capsys):
     for arguments, message in [
         ([MODELS / "surface"], "of kind image"),
         ([tmp_path / "absent"], "is not a bundle"),
-        ([altered], "was altered after export"),
-        ([small, "--label", "label"], "need --data"),
+        ([altered], "was changed after export"),
+        ([small, "--label", "label"], "require --data"),
         ([small, "--data", small / "golden.ndjson"], "is not in the data"),
     ]:
         assert report(*arguments, "--out", out) == 65

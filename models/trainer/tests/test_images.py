@@ -235,8 +235,8 @@ def test_tiled_colour_bundle_with_samples(folder, tmp_path):
     [
         (["--size", "20"], "--size must be 32 to 512 pixels"),
         (["--size", "64", "--tiles", "1,64"], "an overlap smaller than a tile"),
-        (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
-        (["--normal", "fine"], "has no folder fine"),
+        (["--device", "cuda"], "--device cuda: torch finds no GPU on this machine"),
+        (["--normal", "fine"], "--normal fine: there is no folder"),
         (["--steps", "0"], "--steps must be a positive number"),
     ],
 )

@@ -12,7 +12,7 @@ def add_parser(verbs):
         verbs,
         "quantize",
         run,
-        "Make a copy of a bundle with its networks in 8-bit integers and new thresholds, and print what that changes.",
+        "Make a copy of a bundle with 8-bit networks and new thresholds, and print how scores and verdicts change.",
         "quantize models/payments --data models/payments/sample.ndjson.gz --label label --out models/payments-int8",
     )
     add_bundle(p)

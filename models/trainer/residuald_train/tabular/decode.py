@@ -16,11 +16,11 @@ RFC3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(\.\d+)?([Z
 
 
 class RefusedError(ValueError):
-    """The record does not fit the schema. The daemon makes it a dead letter."""
+    """The record does not match the schema. The daemon makes it a dead letter."""
 
 
 class Decimal(float):
-    """A JSON number with a fraction or exponent that keeps its text, because as a category 1.50 is not 1.5."""
+    """A JSON number with a fraction or exponent. It keeps its text, because the categories 1.50 and 1.5 differ."""
 
     def __new__(cls, text):
         number = super().__new__(cls, text)
@@ -105,7 +105,7 @@ def _categorical(feature, value):
 
 
 def category(value):
-    """The text of a category: a string as it is, a number or boolean as written in JSON; None for anything else."""
+    """The name of a category: a string unchanged, a number or boolean as written in JSON, None for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -116,7 +116,7 @@ def category(value):
 
 
 def parse_rfc3339(text):
-    """RFC 3339 text -> (days since 1970-01-01, seconds of the day) in UTC, or None if the text is not RFC 3339."""
+    """RFC 3339 string -> (days since 1970-01-01, seconds of the day) in UTC, or None if it is not RFC 3339."""
     match = RFC3339.fullmatch(text)
     if not match:
         return None

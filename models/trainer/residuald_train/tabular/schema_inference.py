@@ -1,4 +1,4 @@
-"""Guesses a schema from the data, for the user to edit."""
+"""Infers a schema from the data, as a draft for the user to edit."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def infer_features(table, leave_out=()):
 
 
 def infer_column(path, column):
-    """The features of one column, and the reason if it has none: (features, str or None)."""
+    """One column -> (its features, None), or ([], the reason why it is left out)."""
     name = path.replace(".", "_")
     if column.dtype != object:
         present, missing = column[~np.isnan(column)], bool(np.isnan(column).any())
@@ -71,6 +71,6 @@ def is_id(counts, values):
 
 
 def vocabulary(counts):
-    """The MAX_VOCABULARY most frequent texts, ties in alphabetical order. Rarer texts count as unseen."""
+    """The MAX_VOCABULARY most frequent categories, ties in alphabetical order. Rarer ones count as unseen."""
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
     return tuple(ordered[:MAX_VOCABULARY])
