@@ -161,7 +161,7 @@ def free_ports(count):
 
 
 def patient(question, patience=120, but=()):
-    """Calls `question`, and retries for `patience` seconds while it raises KafkaError. Errors of type `but` propagate."""
+    """Calls `question`, and retries for `patience` seconds while it raises KafkaError, except errors of type `but`."""
     deadline = time.monotonic() + patience
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The model card, and the daemon's definitions that its numbers follow."""
+"""Tests of the model card, and of the p-values and thresholds that it shares with the daemon."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def test_below_the_tail_quantiles_are_interpolated():
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order and nothing is loaded; collects ids and words."""
+    """Parses a page: checks that tags are closed in order and that nothing is loaded, and collects ids and words."""
 
     def __init__(self, text):
         super().__init__()

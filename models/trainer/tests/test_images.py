@@ -1,4 +1,4 @@
-"""Images: listing files, decoding pixels, the network, and a bundle trained in a few steps."""
+"""Tests of training on images: listing files, decoding pixels, the network, and a bundle trained in a few steps."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ def texture(rng, h=48, w=48):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Anomalib's layout: 20 normal images, 4 with a black square."""
+    """A folder in Anomalib's layout with 20 normal images and 4 with a black square."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for below in ("train/good", "test/good", "test/square", "ground_truth/square"):
         (root / below).mkdir(parents=True)
