@@ -75,7 +75,6 @@ CURRENCY = {
     "AE": "AED",
 }
 FAR = {"US": 7000, "TH": 9000, "AE": 5000, "TR": 2200}  # km; the rest of Europe is nearer
-LOCAL = 40  # radius around home, in km, of everyday payments
 
 # Share of the week's payments by hour of the day, UTC.
 HOURS = np.array([1, 0.6, 0.4, 0.3, 0.4, 1, 3, 6, 7, 7, 8, 10, 11, 9, 8, 9, 11, 13, 12, 9, 6, 4, 3, 2], float)

@@ -1,4 +1,4 @@
-"""Tests that the broken feature of a flagged record has the largest share, and that its expected value lowers the score.
+"""Tests that the broken feature of a flagged record has the largest share and that its expected value lowers the score.
 
 Eight features depend on three hidden ones. One value of each test record is moved up or down by 4 marginal standard
 deviations of its feature. A record counts if it is flagged at a false-alarm rate of 1e-2.
