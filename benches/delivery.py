@@ -96,7 +96,9 @@ def await_address(daemon: subprocess.Popen, log) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=400_000, help="rounded up to a multiple of 20,000")
+    parser.add_argument(
+        "--records", type=int, default=400_000, help="records to score, rounded up to a multiple of 20,000"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--brokers", type=int, default=1)
     parser.add_argument("--window", default="100ms", help="kafka.transaction_window")

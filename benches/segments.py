@@ -49,7 +49,7 @@ def share_above(x, location, width):
 
 
 def conformal(sample):
-    """A function of x: the conformal p-value, within the sorted sample, of a score just above x."""
+    """Returns a function that maps x to the conformal p-value, in the sorted sample, of a score just above x."""
     return lambda x: (1 + len(sample) - np.searchsorted(sample, x, "right")) / (len(sample) + 1)
 
 

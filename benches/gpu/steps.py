@@ -43,7 +43,7 @@ class Run:
         return call(self.kit / "bin/residuald", *arguments, **environment)
 
     def device(self, bundle, *arguments, provider=None):
-        """-> {"sizes": the measurements of benches/gpu/device.rs} or {"error": its last line}."""
+        """Runs benches/gpu/device.rs -> {"sizes": its measurements}, or {"error": its last line} if it fails."""
         seconds = 0.02 if self.tiny else 0.3
         command = (self.bundle(bundle), "--provider", provider or self.provider, "--seconds", seconds, *arguments)
         ended = call(self.kit / "bin/device", *command)

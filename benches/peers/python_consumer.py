@@ -19,7 +19,7 @@ COMMIT = 1.0
 
 
 def delivered(error, _):
-    """Delivery callback. It runs, and so raises, where the producer is polled or flushed, which precedes a commit."""
+    """Raises delivery errors. librdkafka calls this when the producer is polled or flushed, so before a commit."""
     if error:
         raise RuntimeError(error)
 

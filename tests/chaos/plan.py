@@ -71,7 +71,7 @@ def parse_faults(text, kills):
 
 
 def make_plan(seed, records, counts, daemons, brokers, session):
-    """-> the faults, sorted by position in the stream. `session` is the group's session timeout in seconds."""
+    """The faults, sorted by position in the stream. `session` is the group's session timeout in seconds."""
     rng = random.Random(seed)
     plan = []
     for kind, count in counts.items():

@@ -60,7 +60,7 @@ def test_helm_lints_it(values):
 def custom_schemas(tmp_path_factory):
     """JSON schemas of the custom resources that allow no unknown fields, as strict as `kubectl`."""
     if not (TOOLS / "crds").is_dir():
-        skip("Kubernetes' schemas are missing (make chart-tools)")
+        skip("the schemas of Kubernetes are missing (make chart-tools)")
     folder = tmp_path_factory.mktemp("crds")
     for path in (TOOLS / "crds").glob("*.yaml"):
         definition = yaml.safe_load(path.read_text())["spec"]

@@ -331,7 +331,7 @@ def records(card, events):
 
 
 def simulate(seed, cards):
-    """-> (history, sample), both lists of records in order of time."""
+    """Simulates all cards -> (history, sample), both lists of records in order of time."""
     first, everything = WARM_UP + HISTORY, []
     days = first + 12
     for number in range(cards):

@@ -40,7 +40,7 @@ def read_set(path):
 
 
 def split(X, anomalous, protocol, seed, caps=CAPS):
-    """-> Split: one half of the normal rows is for training, the other half and all anomalies are for testing.
+    """Splits a set: one half of the normal rows is for training, the other half and all anomalies are for testing.
 
     If a side exceeds `caps`, rows are left out at random. The protocols are:
 

@@ -20,7 +20,9 @@ TEST_SHARE = 0.3
 
 
 def train_test_images(good, bad, part, seed):
-    """-> (images to train on, normal and anomalous images to test on). No group is on both sides. Raises TrainerError.
+    """Returns the images to train on, and the normal and anomalous ones to test on. No group is on both sides.
+
+    Raises TrainerError if no image has a defect.
 
     The parts are:
 

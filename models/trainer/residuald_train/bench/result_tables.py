@@ -72,7 +72,7 @@ def sets_table(runs):
 
 
 def runs_with_checks(runs):
-    """-> {method: its runs that checked thresholds and reasons}. Runs of peers and of older versions did not."""
+    """{method: its runs that checked thresholds and reasons}. Runs of peers and of older versions did not."""
     found = {}
     for run in runs:
         if "false_alarms" in run:

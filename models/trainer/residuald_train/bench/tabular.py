@@ -77,7 +77,7 @@ def run_one(path, protocol, seed, method, recipes, fast, steps, contamination=0.
 
 
 def fit_recipe(name, data, seed, steps, variant="", share=0.0):
-    """-> (CPU seconds of training, a function from rows to scores, facts).
+    """Trains a recipe -> (CPU seconds of training, a function from rows to scores, facts).
 
     `variant` CLEAN trains without the anomalies mixed in. TOLD leaves out the suspected share. The bundle is calibrated
     on the normal test rows, but no measurement uses its thresholds, and scores do not depend on them.
@@ -145,7 +145,7 @@ def check_trust(run, data, seed):
 
 
 def fit_peer(name, data, seed):
-    """-> (CPU seconds of training, a function from rows to scores, {})."""
+    """Fits a peer -> (CPU seconds of fitting, a function from rows to scores, {})."""
     from .tabular_peers import fit
 
     began = time.process_time()

@@ -65,7 +65,7 @@ def available():
 
 
 def fit(name, train, seed):
-    """Training rows float32 [n, F] -> a function from rows [m, F] to scores [m], higher for anomalies.
+    """Fits a peer to training rows float32 [n, F] -> a function from rows [m, F] to scores [m], higher for anomalies.
 
     Raises TrainerError if the peer cannot be fitted on these rows.
     """

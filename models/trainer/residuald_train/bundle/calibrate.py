@@ -115,7 +115,7 @@ class Calibration:
         return k
 
     def threshold(self, rate):
-        """-> float32: a record is flagged if its score is larger. Raises RateTooFineError."""
+        """The threshold (float32) for a false-alarm rate; higher scores are flagged. Raises RateTooFineError."""
         k = self.rank(rate)
         if k <= len(self.tail):
             return self.tail[-k]

@@ -76,7 +76,7 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
 
 
 def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
-    """-> the bytes of manifest.json.
+    """Returns the bytes of manifest.json.
 
     `files`: the bundle's other files, {name: bytes}. `facts`: name, version and training. `tolerance`: (relative,
     absolute) tolerance of golden scores. `training`: further facts about the training, from the recipe.
@@ -101,7 +101,7 @@ def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
 
 
 def as_json(value, indent=None):
-    """A value -> its JSON text as UTF-8 bytes, with a final line break."""
+    """Encodes a value as JSON in UTF-8, with a final line break."""
     return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
 
 

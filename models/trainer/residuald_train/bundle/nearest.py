@@ -35,7 +35,7 @@ def representatives(kernel):
 
 
 def files(scorer, X, options, table, name=None):
-    """-> {name: bytes} of the two files. A recipe without a kernel gets one for this purpose.
+    """Makes the two files -> {name: bytes}. A recipe without a kernel gets one for this purpose.
 
     X float32 [n, F]: the rows on which `scorer` was fitted. `table` [n]: their records. `name`: the column with the
     records' ids, or None.

@@ -25,7 +25,7 @@ FROM_SCORES = "screen.onnx", "screen.json"  # made from the float scores, so the
 
 
 def quantize(served, table, anomalous=None):
-    """-> {name: bytes} of the quantized bundle. Raises TrainerError.
+    """Makes the files of the quantized bundle -> {name: bytes}. Raises TrainerError.
 
     `served`: a Served bundle. `table`: records [rows]. `anomalous`: bool [rows], known anomalies, or None. Some of the
     normal rows set the activations' ranges, and the others make the new calibration. The two graphs are compared on
@@ -153,7 +153,7 @@ def speed(before, after, X):
 
 
 def segments_of(calibration, table, rows):
-    """-> (the path of the calibration's segment field, its value in each of the rows), or () without segments."""
+    """Returns the path of the calibration's segment field and its value in each of the rows, or () without segments."""
     by = calibration.get("segments", {}).get("by")
     if by is None:
         return ()
@@ -168,7 +168,7 @@ def segments_of(calibration, table, rows):
 
 
 def golden(content, spare, model, features):
-    """-> golden.ndjson with the scores of `model`, without records whose score depends on one activation's rounding.
+    """Makes golden.ndjson with the scores of `model`, without records whose score depends on one activation's rounding.
 
     `content`: the float bundle's golden.ndjson. `spare`: an iterator of other records as JSON strings, used if fewer
     than MIN_GOLDEN are left. Raises TrainerError if none is left.

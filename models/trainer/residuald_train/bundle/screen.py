@@ -131,7 +131,7 @@ class ScreenAnswers:
         self.probes = tuple(np.concatenate(parts)[:PROBES] for parts in zip(*kept, strict=True))
 
     def content(self):
-        """-> the content of screen.json."""
+        """The content of screen.json."""
 
         def short(values):
             return [float(str(value)) for value in values]  # only as many digits as float32 needs

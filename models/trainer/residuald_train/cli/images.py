@@ -18,7 +18,13 @@ def add_parser(verbs):
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")
-    p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="share to calibrate on (default 0.2)")
+    p.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the normal images to calibrate on, not to train on (default 0.2)",
+    )
     add_seed(p)
     p.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     p.add_argument(

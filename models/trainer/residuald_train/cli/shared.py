@@ -100,7 +100,7 @@ def add_images(p):
         help="cut large images into tiles: 0.5,32 resizes by 0.5 and lets tiles overlap by 32 pixels",
     )
     p.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
-    p.add_argument("--minutes", type=float, help="limit of training time; the learning rate schedule fits into it")
+    p.add_argument("--minutes", type=float, help="limit of training time; also shortens the learning rate schedule")
     p.add_argument("--batch", type=int, help="images in each step (default: the recipe's)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default auto")
     p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")

@@ -29,7 +29,13 @@ def add_parser(verbs):
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")
     p.add_argument("--schema", type=Path, metavar="FILE", help="an edited schema (default: infer one)")
-    p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="share to calibrate on (default 0.2)")
+    p.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the normal rows to calibrate on, not to train on (default 0.2)",
+    )
     p.add_argument(
         "--contamination",
         type=float,

@@ -183,7 +183,7 @@ class DiffusersGraph(nn.Module):
 
 
 def denoiser_files(scorer):
-    """-> {name: bytes} of denoiser.onnx and scheduler_config.json, the denoiser and schedule in diffusers' formats."""
+    """Exports the denoiser and its schedule in diffusers' formats -> {name: bytes} of the two files."""
     _, c, h, w = scorer.noise.shape
     example = torch.zeros(2, c, h, w), torch.tensor([1])
     names = ["sample", "timestep"], ["out_sample"]

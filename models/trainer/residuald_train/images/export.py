@@ -18,10 +18,11 @@ BATCH = 8  # rows that ONNX Runtime scores at a time; a larger batch takes much 
 
 
 def make_bundle(scorer, x, owner, facts, more=None):
-    """-> ({name: bytes}, parity error, scores of the held-out images). Writes nothing. Raises TrainerError.
+    """Makes the bundle's files -> ({name: bytes}, parity error, scores of the held-out images). Writes nothing to disk.
 
     `x`: uint8 [n, H, W, C], rows of held-out normal images. `owner` [n]: the index of each row's image. `facts`: the
-    manifest's name, version and training. `more`: {name: bytes}, optional further files.
+    manifest's name, version and training. `more`: {name: bytes}, optional further files. Raises TrainerError if ONNX
+    Runtime and torch disagree.
     """
     shape = scorer.shape
     model = to_onnx(scorer, (torch.zeros(2, *x.shape[1:], dtype=torch.uint8),))

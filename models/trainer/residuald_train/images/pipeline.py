@@ -58,7 +58,7 @@ def train_bundle(settings):
     if settings.dry_run:
         return
     if len(good) < MIN_IMAGES:
-        raise TrainerError(f"{len(good)} normal images; training needs at least {MIN_IMAGES}")
+        raise TrainerError(f"--data has {len(good)} normal images; training needs at least {MIN_IMAGES}")
 
     fit_on, held_out = split(good, settings.held_out, settings.seed)
     print(f"split: {len(fit_on)} to train on, {len(held_out)} held out, by group")

@@ -26,7 +26,7 @@ EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's
 class Options:
     seed: int = 0
     steps: int = 8000
-    minutes: float | None = None  # limit of training time; the learning rate schedule fits into it
+    minutes: float | None = None  # limit of training time; also shortens the learning rate schedule
     batch: int = 8
     crop: int = 128
     widths: tuple = (16, 32, 48, 64)
@@ -45,7 +45,7 @@ class Options:
 
 
 class Crops:
-    """Takes random crops, stretches them by up to 18 %, and changes mirroring, brightness and contrast at random."""
+    """Takes random crops, stretched by up to 18 %, with random mirroring, brightness and contrast."""
 
     def __init__(self, images, size, device, g):
         self.images, self.size, self.device, self.g = images, size, device, g

@@ -68,7 +68,7 @@ def card(served, scored=None):
 
 
 def supported(calibration, rates):
-    """-> {rate: threshold} for the rates for which the calibration is large enough."""
+    """{rate: threshold} for the rates for which the calibration is large enough."""
     return {rate: calibration.threshold(rate) for rate in rates if rate * (calibration.count + 1) >= 1 - 1e-9}
 
 

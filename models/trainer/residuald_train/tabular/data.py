@@ -144,7 +144,7 @@ class DataFile:
         return self.rows
 
     def read(self, rows=None):
-        """-> (columns, messages) of all rows, or of the row numbers `rows` (ascending)."""
+        """Reads all rows, or those with the numbers `rows` (ascending) -> ({path: column}, messages for the user)."""
         return self.attempt(lambda stream: READERS[self.kind](stream, self.path.name, rows))
 
     def digest(self):

@@ -40,7 +40,7 @@ def _not_json(token):
 
 
 def parse_record(line):
-    """Parses one JSON object, str or bytes. Raises RefusedError."""
+    """Parses one JSON object from str or bytes. Raises RefusedError for anything else."""
     try:
         hooks = {"parse_float": Decimal, "parse_constant": _not_json, "object_pairs_hook": _unique}
         record = json.loads(line, **hooks)
@@ -63,12 +63,12 @@ def lookup(record, path):
 
 
 def decode(record, features):
-    """One record -> float32 [F]. Raises RefusedError."""
+    """Decodes a record to a row float32 [F]. Raises RefusedError if it does not match the schema."""
     return np.array([decode_value(f, lookup(record, f.path)) for f in features], np.float32)
 
 
 def decode_value(feature, value):
-    """One JSON value (None if absent) -> float. Raises RefusedError."""
+    """Decodes one JSON value (None if absent) to a float. Raises RefusedError if it does not match the feature."""
     if value is None:
         if feature.missing == "impute":
             return math.nan

@@ -18,11 +18,12 @@ PARITY_ROWS = 20_000
 
 
 def make_bundle(scorer, features, held_out, records, facts, segment=None, segment_values=None, more=None):
-    """-> ({name: bytes}, parity error, held-out scores [n]). Writes nothing. Raises TrainerError.
+    """Makes the bundle's files -> ({name: bytes}, parity error, held-out scores [n]). Writes nothing to disk.
 
     `held_out`: float32 [n, F], the normal rows to calibrate on. `records`: the normal records to draw golden records
     from. `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by.
     `segment_values` [n]: the values of this field in the held-out rows. `more`: {name: bytes}, optional further files.
+    Raises TrainerError if ONNX Runtime and torch disagree, or if no golden record is robust.
     """
     model = to_onnx(scorer)
     lines, golden = robust_golden(scorer, features, records, facts["training"]["seed"])
@@ -42,7 +43,7 @@ def make_bundle(scorer, features, held_out, records, facts, segment=None, segmen
 
 
 def robust_golden(scorer, features, records, seed):
-    """-> (golden records as JSON strings, their rows float32 [k, F]), without those whose scores depend on rounding."""
+    """Makes golden records whose scores do not depend on rounding -> (JSON strings [k], rows float32 [k, F])."""
     lines = [
         json.dumps(record, ensure_ascii=False, allow_nan=False)
         for record in golden_records(features, records, np.random.default_rng(seed))

@@ -95,7 +95,10 @@ def anomalous_rows(table, label):
 
 
 def split_by_label(table, label):
-    """-> (normal rows, anomalous rows), both Tables; the second is None without a label."""
+    """Splits a table -> (normal rows, anomalous rows), both Tables. The second is None without a label.
+
+    Raises TrainerError if no row is normal.
+    """
     if not label:
         return table, None
     normal = is_normal(table.columns[label["path"]], label["normal"])

@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 
 def row_sum(x):
-    """[N, k] -> [N, 1] by a matrix product, so that a score does not depend on its batch.
+    """Sums each row, [N, k] -> [N, 1], by a matrix product, so that a score does not depend on its batch.
 
     ONNX Runtime's Reduce operators round a row differently depending on its position in the batch.
     """

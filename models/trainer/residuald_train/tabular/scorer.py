@@ -102,7 +102,7 @@ class Scorer(nn.Module):
         } | ({"coreset": len(self.kernel.centers)} if self.kernel is not None else {})
 
     def evaluate_terms(self, z, observed, rows=None):
-        """-> for each term (D [N, D], each feature's part of E [N, F], E [N, 1], log E + log spread [N, 1]).
+        """Evaluates every term -> [(D [N, D], each feature's part of E [N, F], E [N, 1], log E + log spread [N, 1])].
 
         `rows` [N]: the numbers of the training rows that z was made from, so that the kernel can leave them out.
         """
