@@ -46,7 +46,9 @@ fn parts(criterion: &mut Criterion) {
         bencher.iter(|| {
             rows.clear();
             for payload in &payloads {
-                decoder.decode(payload, &mut rows).expect("it matches the schema");
+                decoder
+                    .decode(payload, &mut rows)
+                    .expect("it matches the schema");
             }
             black_box(&rows);
         });
@@ -58,7 +60,11 @@ fn parts(criterion: &mut Criterion) {
         bencher.iter(|| {
             same.clear();
             for payload in &payloads {
-                black_box(segmented.decode(payload, &mut same).expect("it matches the schema"));
+                black_box(
+                    segmented
+                        .decode(payload, &mut same)
+                        .expect("it matches the schema"),
+                );
             }
             black_box(&same);
         });
@@ -69,13 +75,19 @@ fn parts(criterion: &mut Criterion) {
             bencher.iter(|| {
                 same.clear();
                 for payload in &payloads {
-                    decoder.decode(payload, None, &mut same).expect("it matches the schema");
+                    decoder
+                        .decode(payload, None, &mut same)
+                        .expect("it matches the schema");
                 }
                 black_box(&same);
             });
         });
         let bits = |rows: &[f32]| rows.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&rows), bits(&same), "{name} gives the same rows as JSON");
+        assert_eq!(
+            bits(&rows),
+            bits(&same),
+            "{name} gives the same rows as JSON"
+        );
     }
     group.bench_function("json into serde_json::Value, for comparison", |bencher| {
         bencher.iter(|| {
@@ -113,7 +125,9 @@ fn parts(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(records), |bencher| {
             bencher.iter(|| {
                 scores.clear();
-                scorer.score(rows, &mut scores).expect("the batch is scored");
+                scorer
+                    .score(rows, &mut scores)
+                    .expect("the batch is scored");
             });
         });
     }

@@ -149,7 +149,10 @@ fn measure(
 
 fn scorer(arguments: &Arguments) -> Result<(), Error> {
     if arguments.graph.is_some() {
-        return Err("--graph cannot be used with --way scorer, which always runs the bundle's model.onnx".into());
+        return Err(
+            "--graph cannot be used with --way scorer, which always runs the bundle's model.onnx"
+                .into(),
+        );
     }
     let inference = InferenceSettings {
         provider: match arguments.provider {

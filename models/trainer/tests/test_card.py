@@ -137,7 +137,7 @@ def test_bundle_of_an_older_trainer_has_no_curve(small, tmp_path):
     del manifest["training"]["curves"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert report(folder, "--out", tmp_path / "card.html") == 0
-    assert "Not recorded: the bundle is of an older trainer." in read_page(tmp_path / "card.html")[1]
+    assert "Not recorded: an older version of the trainer made the bundle." in read_page(tmp_path / "card.html")[1]
 
 
 def test_text_of_a_bundle_is_not_markup(small, tmp_path):
