@@ -138,7 +138,7 @@ class Card:
                 distance, angle = FAR.get(country, 900) * rng.uniform(0.6, 1.4), rng.uniform(0, 2 * np.pi)
                 where = (distance * np.cos(angle), distance * np.sin(angle))
                 trip = {"until": day + 1 + rng.geometric(0.2), "country": country, "where": where}
-            weekday, busy = day % 7, rng.gamma(2, 0.5)  # some days are for shopping
+            weekday, busy = day % 7, rng.gamma(2, 0.5)  # some days have many payments
             for _ in range(rng.poisson(self.rate * WEEK[weekday] * busy * (1.4 if trip else 1))):
                 t = (day + (rng.choice(24, p=self.hours) + rng.random()) / 24) * DAY
                 events.append(self.purchase(t, trip))

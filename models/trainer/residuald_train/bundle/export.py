@@ -108,7 +108,7 @@ def as_json(value, indent=None):
 def check_out(out):
     """Raises TrainerError if `out` holds anything but a bundle."""
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
-        raise TrainerError(f"{out} exists and is not a bundle; give --out another name")
+        raise TrainerError(f"{out} exists and is not a bundle; pass another --out")
 
 
 def write(out, files):

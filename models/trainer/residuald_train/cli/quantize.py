@@ -27,7 +27,7 @@ def run(args):
 
     check_out(args.out)
     if args.out.resolve() == args.bundle.resolve():
-        raise TrainerError(f"--out {args.out} is the bundle itself; give another folder, so that both can be compared")
+        raise TrainerError(f"--out {args.out} is the bundle itself; pass another folder, so that both can be compared")
     served = Served(args.bundle)
     table, label = read_labelled_like(data_source(args), served.manifest)
     files = quantize(served, table, anomalous_rows(table, label))

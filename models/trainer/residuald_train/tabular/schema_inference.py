@@ -33,7 +33,9 @@ def infer_features(table, leave_out=()):
         raise TrainerError("no column varies, so there is nothing to learn; check the data, --drop and --label")
     names = Counter(f.name for f in features)
     if any(count > 1 for count in names.values()):
-        raise TrainerError(f"two features would be named `{names.most_common(1)[0][0]}`; rename a column")
+        raise TrainerError(
+            f"two columns give features the same name `{names.most_common(1)[0][0]}`; rename one of them"
+        )
     return features, messages
 
 

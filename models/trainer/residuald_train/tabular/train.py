@@ -124,7 +124,7 @@ def set_constants(scorer, Z, observed, g):
 
 
 def whitening(residual, shrink=0.5):
-    """Residuals r [n, D] -> symmetric W [D, D] such that r W is decorrelated (ZCA) and as long as r on average.
+    """Residuals r [n, D] -> symmetric W [D, D] such that r W is decorrelated (ZCA) and on average as long as r.
 
     `shrink` in 0..1: how far the covariance is shrunk towards equal variances. W is symmetric (ZCA), so that each
     column still belongs to its feature.
