@@ -15,10 +15,20 @@ def add_parser(verbs):
         "bench --data sets --protocol clean --seeds 5 --recipe best hybrid kernel --out build/quality",
     )
     p.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="labelled sets: .npz (X, y), .csv (y or label)"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of labelled sets: .npz (X, y) or .csv (y or label)",
     )
-    p.add_argument("--protocol", nargs="+", choices=["clean", "published"], default=["clean"], help="default clean")
-    p.add_argument("--seeds", type=int, default=5, metavar="N", help="default 5")
+    p.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=["clean", "published"],
+        default=["clean"],
+        help="how to split the sets (default clean)",
+    )
+    p.add_argument("--seeds", type=int, default=5, metavar="N", help="number of seeds (default 5)")
     p.add_argument("--recipe", nargs="+", choices=RECIPES, default=["best", "hybrid", "kernel", "blind"])
     p.add_argument(
         "--out",

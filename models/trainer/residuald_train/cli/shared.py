@@ -53,7 +53,7 @@ def add_max_rows(p):
 
 
 def add_seed(p):
-    p.add_argument("--seed", type=int, default=0, help="default 0")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 
 
 def data_source(args):
@@ -88,7 +88,7 @@ def add_images(p):
         metavar="CSV",
         help="file with columns image,tile; images of one tile stay on the same side of every split",
     )
-    p.add_argument("--recipe", choices=["blind", "ddim"], default="blind", help="default blind")
+    p.add_argument("--recipe", choices=["blind", "ddim"], default="blind", help="how to score (default blind)")
     p.add_argument(
         "--size", type=size, default=(256, 256), metavar="N or HxW", help="model input size in pixels (default 256)"
     )
@@ -102,7 +102,7 @@ def add_images(p):
     p.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
     p.add_argument("--minutes", type=float, help="limit of training time; also shortens the learning rate schedule")
     p.add_argument("--batch", type=int, help="images in each step (default: the recipe's)")
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default auto")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
     p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
