@@ -211,7 +211,7 @@ fn no_picture_has_the_daemon_killed() {
     let Some(group) = group(448) else { return };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bombs");
     let made = Command::new(root().join(".venv/bin/python"))
-        .arg(root().join("tests/pictures/bombs.py"))
+        .arg(root().join("tests/images/bombs.py"))
         .arg(&folder)
         .status();
     if !made.is_ok_and(|status| status.success()) {
@@ -221,7 +221,7 @@ fn no_picture_has_the_daemon_killed() {
         );
         return;
     }
-    let bundle = format!("model.bundle={:?}", root().join("tests/pictures/gray"));
+    let bundle = format!("model.bundle={:?}", root().join("tests/images/gray"));
     let mut daemon = start(&group, &topics, &[&bundle, "threshold.score=4"]);
     let (mut good, mut bombs) = (Vec::new(), Vec::new());
     for file in std::fs::read_dir(&folder).unwrap() {

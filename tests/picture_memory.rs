@@ -132,7 +132,7 @@ fn pictures() -> Vec<(String, Vec<u8>)> {
         "large-progressive.jpg",
         "large-lossy.webp",
     ] {
-        let path = format!("{}/tests/pictures/files/{name}", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/tests/images/files/{name}", env!("CARGO_MANIFEST_DIR"));
         all.push((name.to_owned(), std::fs::read(path).unwrap()));
     }
     all

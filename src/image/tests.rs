@@ -24,7 +24,7 @@ const SMALL: Limits = Limits {
 
 macro_rules! stored {
     ($name:literal) => {
-        include_bytes!(concat!("../../tests/pictures/files/", $name)).as_slice()
+        include_bytes!(concat!("../../tests/images/files/", $name)).as_slice()
     };
 }
 

@@ -1,4 +1,4 @@
-"""What the page on troubleshooting quotes is what residuald says: exit codes, reasons and messages."""
+"""Tests that the troubleshooting page quotes residuald's exit codes, dead letter reasons and messages correctly."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/src/troubleshooting.md").read_text()
 CODE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.rs")))
-# Strings as they are printed: what is continued on the next line is joined, what is filled in is a placeholder.
+# Message strings with continued lines joined and placeholders replaced by "…".
 PRINTED = re.sub(r"\{[^{}]*\}", "…", re.sub(r"\\\n\s*", "", CODE))
 
 

@@ -1,5 +1,5 @@
 //! Pictures end to end on the embedded broker: every format, hostile ones, the same bytes whatever the way, maps by claim check.
-//! With the bundles of `pictures/make.py`, which judge a picture by how far it is from middle gray.
+//! With the bundles of `images/make.py`, which score an image by its distance from middle gray.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, BufReader, Cursor};
@@ -25,7 +25,7 @@ const FORMATS: [ImageFormat; 5] = [
 ];
 
 fn folder(of: &str) -> PathBuf {
-    root().join("tests/pictures").join(of)
+    root().join("tests/images").join(of)
 }
 
 fn bundle(name: &str) -> String {

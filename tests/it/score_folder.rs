@@ -48,7 +48,7 @@ fn data(folder: &Path) {
 fn a_labelled_folder_gives_a_report_lines_and_a_contact_sheet() {
     let dir = tempfile::tempdir().unwrap();
     data(dir.path());
-    let bundle = root().join("tests/pictures/gray");
+    let bundle = root().join("tests/images/gray");
     let [folder, masks, html, out] = ["", "ground_truth", "sheet.html", "out.ndjson"]
         .map(|name| dir.path().join(name).to_str().unwrap().to_owned());
     let ended = run(&[
@@ -150,7 +150,7 @@ fn what_a_folder_lacks_is_said() {
     let dir = tempfile::tempdir().unwrap();
     data(dir.path());
     let folder = dir.path().to_str().unwrap().to_owned();
-    let bundle = root().join("tests/pictures/gray");
+    let bundle = root().join("tests/images/gray");
     let payments = crate::common::payments();
     let score = |flags: &[&str], bundle: &Path| {
         let fixed = [

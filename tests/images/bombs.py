@@ -1,6 +1,8 @@
-"""Writes small files that are large pictures, a good one of each format among them, into a folder. Needs Pillow.
+"""Writes decompression bombs, and one acceptable image of each format, into a folder. Needs Pillow.
 
-.venv/bin/python tests/pictures/bombs.py FOLDER
+    .venv/bin/python tests/images/bombs.py FOLDER
+
+A bomb is a small file that decodes to a very large image.
 """
 
 import struct
@@ -15,7 +17,7 @@ SIDE = 8192
 
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    # 2, 4 and 6: gray, colour, colour with alpha, of 8 or 16 bits.
+    # PNG colour types: 2 is RGB, 6 is RGBA.
     (folder / "bomb-rgba16.png").write_bytes(png(SIDE, SIDE, 16, 6, 8))
     (folder / "bomb-rgb8.png").write_bytes(png(SIDE, SIDE, 8, 2, 3))
     (folder / "bomb-wide.png").write_bytes(png(SIDE * SIDE // 2, 2, 16, 6, 8))
@@ -30,7 +32,7 @@ def main(folder):
     turned = Image.Exif()
     turned[0x0112] = 6  # turn it by 90 degrees clockwise
     flat.crop((0, 0, SIDE - 512, SIDE)).save(folder / "bomb-turned.jpg", quality=30, exif=turned)
-    # Large, and no more than its share.
+    # Large, but within the memory limit for images.
     good = flat.crop((0, 0, 2400, 1800))
     for name in ("good.png", "good.jpg", "good.webp"):
         good.save(folder / name)
@@ -40,7 +42,7 @@ def main(folder):
 
 
 def png(width, height, depth, colour, pixel):
-    """All zero, a line at a time."""
+    """Encodes an all-zero PNG line by line; `pixel` is the number of bytes in a pixel."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,6 +1,6 @@
-"""Writes the pictures in files/ that the crate `image` cannot write itself. Needs Pillow.
+"""Writes the test images in `files/` that the Rust crate `image` cannot encode. Needs Pillow.
 
-python tests/pictures/files.py
+python tests/images/files.py
 """
 
 from pathlib import Path

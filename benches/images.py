@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Pictures a second a core by size, recipe and batch: ONNX Runtime alone on prepared tensors, and the daemon over it.
+"""Compares images per second of the daemon and of ONNX Runtime alone, by image size, recipe and batch size.
 
-    .venv/bin/python benches/pictures.py [--sizes 32 64 ...] [--recipes blind ddim] [--records N] [--rounds N]
-    .venv/bin/python benches/pictures.py --kafka [--records N] [--rounds N]
+    .venv/bin/python benches/images.py [--sizes 32 64 ...] [--recipes blind ddim] [--records N] [--rounds N]
+    .venv/bin/python benches/images.py --kafka [--records N] [--rounds N]
 
-For each size and recipe a bundle is trained for two steps, since speed does not depend on the weights, on cuttings of
-scikit-image's textures. Batches are then timed in turn through ONNX Runtime with one thread, and `residuald bench`
-measures the scorer and the whole pipeline on JPEGs of that size, on all cores. Prints two tables in Markdown.
+For each size and recipe, a bundle is trained for two steps on crops of scikit-image's textures. Two steps are enough
+because speed does not depend on the weights. ONNX Runtime is then timed with one thread on prepared tensors at each
+batch size, and `residuald bench` measures the scorer and the whole pipeline on JPEGs of that size, on all cores.
+Prints two tables in Markdown.
 
-With --kafka: the 500 sample pictures of models/surface, again and again, through a daemon on a real Apache Kafka, at
-least once and exactly once, over ONNX Runtime alone on their prepared tensors, a session and a thread a core.
+With --kafka, the 500 sample images of models/surface are sent repeatedly through a daemon on a real Apache Kafka,
+with at-least-once and with exactly-once delivery. The baseline is ONNX Runtime alone on the prepared tensors, with one
+session and one thread per core.
 
-What counts are the ratios: both sides of one met the same neighbours. Needs `make build venv`, and with --kafka
-`make kafka` and Java.
+Compare the ratios, not the rates: both sides of a ratio ran under the same load of the machine. Needs
+`make build venv`, and with --kafka also `make kafka` and Java.
 """
 
 import argparse
@@ -42,12 +44,13 @@ RESIDUALD = ROOT / "target/release/residuald"
 TRAINER = ROOT / ".venv/bin/residuald-train"
 SURFACE = ROOT / "models/surface"
 BATCHES = 1, 2, 4, 8, 16
-PICTURES = 24
+IMAGES = 24
 
 
-def cuttings(size: int) -> list[Image.Image]:
+def crops(size: int) -> list[Image.Image]:
+    """Random crops of three textures, [size, size] pixels each."""
     rng, out = np.random.default_rng(size), []
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         texture = (skimage.data.brick, skimage.data.grass, skimage.data.gravel)[i % 3]()
         y, x = (rng.integers(0, side - min(size, side) + 1) for side in texture.shape)
         out.append(Image.fromarray(texture[y : y + size, x : x + size]).resize((size, size)))
@@ -55,15 +58,15 @@ def cuttings(size: int) -> list[Image.Image]:
 
 
 def bundle(directory: Path, size: int, recipe: str) -> Path:
-    pictures, out = directory / f"pictures-{size}", directory / f"{recipe}-{size}"
-    pictures.mkdir(exist_ok=True)
+    images, out = directory / f"images-{size}", directory / f"{recipe}-{size}"
+    images.mkdir(exist_ok=True)
     lines = []
-    for i, picture in enumerate(cuttings(size)):
-        picture.save(pictures / f"{i}.png")
+    for i, image in enumerate(crops(size)):
+        image.save(images / f"{i}.png")
         jpeg = io.BytesIO()
-        picture.save(jpeg, "JPEG", quality=75)
+        image.save(jpeg, "JPEG", quality=75)
         lines.append(json.dumps({"image": base64.b64encode(jpeg.getvalue()).decode()}))
-    command = [TRAINER, "images", "--data", pictures, "--out", out, "--size", str(size), "--recipe", recipe]
+    command = [TRAINER, "images", "--data", images, "--out", out, "--size", str(size), "--recipe", recipe]
     subprocess.run([*command, "--steps", "2"], check=True, capture_output=True)
     with gzip.open(out / "sample.ndjson.gz", "wt") as sample:
         sample.write("\n".join(lines) + "\n")
@@ -77,11 +80,11 @@ def one_thread(model: Path) -> onnxruntime.InferenceSession:
 
 
 def by_batch(model: Path, size: int, rounds: int) -> dict[int, float]:
-    """Pictures a second with one thread: the median over the rounds, the batches in turn within each."""
+    """Images per second by batch size, with one thread: medians over the rounds. Every round times each batch size."""
     session = one_thread(model)
     pixels = np.random.default_rng(0).integers(0, 256, (max(BATCHES), size, size, 1), np.uint8)
     rates: dict[int, list[float]] = {batch: [] for batch in BATCHES}
-    for round_number in range(-1, rounds):  # the first is to warm up
+    for round_number in range(-1, rounds):  # the first is a warm-up
         for batch in BATCHES:
             began = time.perf_counter()
             for start in range(0, max(BATCHES), batch):
@@ -96,20 +99,20 @@ def end_to_end(bundle: Path, records: int, rounds: int) -> dict:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def alone(pictures: list[np.ndarray]) -> float:
-    """Pictures a second of ONNX Runtime, one at a time, on every core."""
+def onnx_runtime_alone(tensors: list[np.ndarray]) -> float:
+    """Images per second of ONNX Runtime in batches of one, with one session per core."""
     sessions = [one_thread(SURFACE / "model.onnx") for _ in os.sched_getaffinity(0)]
     for session in sessions:
-        session.run(None, {"x": pictures[0]})
+        session.run(None, {"x": tensors[0]})
 
     def share(number: int) -> None:
-        for picture in pictures[number :: len(sessions)]:
-            sessions[number].run(None, {"x": picture})
+        for tensor in tensors[number :: len(sessions)]:
+            sessions[number].run(None, {"x": tensor})
 
     began = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(share, range(len(sessions))))
-    return len(pictures) / (time.perf_counter() - began)
+    return len(tensors) / (time.perf_counter() - began)
 
 
 def on_kafka(records: int, rounds: int) -> None:
@@ -118,7 +121,7 @@ def on_kafka(records: int, rounds: int) -> None:
     declared = json.loads((SURFACE / "manifest.json").read_text())["input"]
     shape = Shape(declared["height"], declared["width"], declared["channels"])
     times = -(-records // len(images))
-    pictures = [rows(decode(image, shape.channels), shape) for image in images] * times
+    tensors = [rows(decode(image, shape.channels), shape) for image in images] * times
     ratios: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with cluster(1) as brokers:
         produce = [RESIDUALD, "produce", SURFACE / "sample.ndjson.gz", "--topic", "in", "--brokers", brokers]
@@ -135,9 +138,9 @@ def on_kafka(records: int, rounds: int) -> None:
                     "threshold.false_alarm_rate=0.01",
                     "http.listen=127.0.0.1:0",
                 ]
-                rate, base = records_per_second(settings, len(pictures)), alone(pictures)
+                rate, base = records_per_second(settings, len(tensors)), onnx_runtime_alone(tensors)
                 ratios[kind].append(rate / base)
-                print(f"round {number + 1}, {kind}: {rate:.0f} of {base:.0f} pictures/s, {rate / base:.3f}", flush=True)
+                print(f"round {number + 1}, {kind}: {rate:.0f} of {base:.0f} images/s, {rate / base:.3f}", flush=True)
     for kind, found in ratios.items():
         print(f"{kind}: {statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f}) of ONNX Runtime alone")
 
@@ -148,7 +151,7 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 def by_size(recipes: list[str], sizes: list[int], records: int, rounds: int) -> None:
     batches, wholes = [], []
-    with tempfile.TemporaryDirectory(prefix="residuald-pictures-") as directory:
+    with tempfile.TemporaryDirectory(prefix="residuald-images-") as directory:
         for recipe in recipes:
             for size in sizes:
                 made = bundle(Path(directory), size, recipe)
@@ -164,9 +167,17 @@ def by_size(recipes: list[str], sizes: list[int], records: int, rounds: int) -> 
                 persec = [f"{found[part]['records_per_second']:.1f}" for part in ("score", "end_to_end")]
                 wholes.append([recipe, str(size), *(f"{m:.0f}" for m in micros), *persec, whole])
                 print(wholes[-1], file=sys.stderr)
-    print(table(["recipe", "size", "GFLOP", "a second, batch 1", *(f"batch {b} over 1" for b in BATCHES[1:])], batches))
+    ratios = (f"batch {b} / batch 1" for b in BATCHES[1:])
+    print(table(["recipe", "size", "GFLOP", "images/s, batch 1", *ratios], batches))
     print()
-    parts = ["decode µs CPU", "score µs CPU", "whole µs CPU", "scorer a second", "whole a second", "whole over scorer"]
+    parts = [
+        "decode, CPU µs",
+        "score, CPU µs",
+        "whole, CPU µs",
+        "scorer, images/s",
+        "whole, images/s",
+        "whole / scorer",
+    ]
     print(table(["recipe", "size", *parts], wholes))
 
 
@@ -174,9 +185,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256, 512])
     parser.add_argument("--recipes", nargs="+", choices=["blind", "ddim"], default=["blind", "ddim"])
-    parser.add_argument("--records", type=int, default=1000, help="a measurement of the daemon (default 1000)")
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts (default 3)")
-    parser.add_argument("--kafka", action="store_true", help="the sample of models/surface on a real Apache Kafka")
+    parser.add_argument(
+        "--records", type=int, default=1000, help="images in each measurement of the daemon (default 1000)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; the median is reported (default 3)")
+    parser.add_argument(
+        "--kafka", action="store_true", help="measure the sample of models/surface on a real Apache Kafka"
+    )
     args = parser.parse_args()
     os.environ.setdefault("ORT_DYLIB_PATH", str(ROOT / ".onnxruntime/libonnxruntime.so"))
     if args.kafka:

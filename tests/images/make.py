@@ -1,9 +1,9 @@
-"""Writes the bundles in this folder, which judge a picture by how far it is from middle gray.
+"""Writes the bundles in this folder, which score an image by its distance from middle gray.
 
-    .venv/bin/python tests/pictures/make.py
+    .venv/bin/python tests/images/make.py
 
-`gray` stretches a picture to 32 x 32, `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The
-heat of a pixel is its distance from level 128 in sixteenths, the mean of its channels; the score is the largest.
+`gray` resizes an image to 32 x 32. `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The
+residual of a pixel is |level - 128| / 16, averaged over its channels. The score is the largest residual.
 """
 
 import base64
@@ -64,15 +64,15 @@ def write(name, shape):
     random = np.random.default_rng(0)
     golden = []
     for spread in range(0, 128, 16):
-        # Twice the size of one tile, all of one colour by pairs, so that halving it changes nothing.
+        # For `tiles`, an image of one colour and twice a tile's size: halving it changes no pixel value.
         row = random.integers(128 - spread, 129 + spread, (h, w, c), dtype=np.uint8)
         score = float(session.run(["score"], {"x": row[None]})[0][0])
         flat = np.full((2 * h, 2 * w, c), 128, np.uint8) if "tiles" in shape else row
         if "tiles" in shape:
             flat[:] = row[0, 0]
             score = float(np.abs(row[0, 0].astype(np.float32) - 128).mean() / 16)
-        picture = base64.b64encode(png(flat)).decode()
-        golden.append(as_json({"record": {"image": picture}, "score": score}))
+        encoded = base64.b64encode(png(flat)).decode()
+        golden.append(as_json({"record": {"image": encoded}, "score": score}))
     normal = [i / 64 for i in range(129)]
     files = {
         "model.onnx": graph,
@@ -97,7 +97,7 @@ def write(name, shape):
 
 
 def png(pixels):
-    """uint8 [h, w, 1 or 3] as a PNG."""
+    """Encodes uint8 pixels [h, w, 1 or 3] as a PNG."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
