@@ -136,7 +136,7 @@ chaos-short: # the part of `chaos` that `test` has time for, with the binary tha
 
 MINUTES ?= 10
 .PHONY: memory-test
-memory-test: onnxruntime venv kafka ## bombs of every codec and picture format under a cgroup, as root: MINUTES=10 each
+memory-test: onnxruntime venv kafka ## bombs of every codec and image format under a cgroup, as root: MINUTES=10 each
 	RESIDUALD_MEMORY_MINUTES=$(MINUTES) cargo test --locked --test memory -- --nocapture --test-threads 1
 
 .PHONY: deploy-test
@@ -166,7 +166,7 @@ gpu-kit: venv ## what proves and measures a GPU, in parts to carry: benches/gpu/
 	.venv/bin/python benches/gpu/kit.py $(ARGS)
 
 .PHONY: bench-scaling
-bench-scaling: onnxruntime build tools venv kafka ## cost by features, message and picture size, partitions, processes: 20 minutes
+bench-scaling: onnxruntime build tools venv kafka ## cost by features, message and image size, partitions, processes: 20 minutes
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
 	.venv/bin/python benches/scaling/run.py $(ARGS)
 

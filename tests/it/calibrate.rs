@@ -1,4 +1,4 @@
-//! `residuald calibrate`: from a file, from pictures and from a topic on a real Apache Kafka; and what it refuses.
+//! `residuald calibrate`: from a file, from images and from a topic on a real Apache Kafka; and what it refuses.
 
 use std::path::Path;
 
@@ -201,7 +201,7 @@ fn every_segment_flags_the_share_that_was_asked_for_and_one_threshold_for_all_do
 }
 
 #[test]
-fn pictures_are_calibrated_on_as_well() {
+fn images_are_calibrated_on_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let surface = root().join("models/surface");
     let out = dir.path().join("made");
@@ -578,7 +578,7 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
         by(text(&bundle), "merchant"),
         by(text(&bundle), "payment_id"),
     );
-    let pictures = by(text(&surface), "label");
+    let images = by(text(&surface), "label");
     let cases: [(&[&str], i32, &str); 10] = [
         (&object, 64, "`merchant` conflicts with the path of feature"),
         (
@@ -586,7 +586,7 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
             65,
             "by payment_id: a segment requires 20 normal records",
         ),
-        (&pictures, 64, "segments are for tables"),
+        (&images, 64, "segments are for tables"),
         (&[&object[..5], &["--by-key"]].concat(), 64, "--key FIELD"),
         (
             &[&object[..5], &["--key", "card_id"]].concat(),

@@ -315,7 +315,7 @@ fn every_target_and_file_is_there() {
 
 /// Commands that do not run here, by their beginning, and why.
 const NOT_HERE: [(&str, &str); 5] = [
-    ("score pictures/test", "the reader's own pictures"),
+    ("score images/test", "the reader's own images"),
     (
         "score history-labelled.csv",
         "the reader's own records, and a bundle that was trained on them",

@@ -20,7 +20,7 @@ mod hostile_bundle;
 mod http;
 mod imports;
 mod outcome;
-mod pictures;
+mod images;
 mod real_kafka;
 mod reload;
 mod score_folder;

@@ -1,4 +1,4 @@
-//! `residuald score` of a folder of pictures: classes, masks, the contact sheet, and what cannot be read.
+//! `residuald score` of a folder of images: classes, masks, the contact sheet, and what cannot be read.
 
 use std::path::Path;
 
@@ -22,13 +22,13 @@ fn mask(side: u32) -> GrayImage {
     mask
 }
 
-/// Anomalib's layout: four good pictures, one of them broken; three spots, the third of which is faint; two stains,
+/// Anomalib's layout: four good images, one of them broken; three spots, the third of which is faint; two stains,
 /// which the test bundle cannot see.
 fn data(folder: &Path) {
-    let save = |picture: GrayImage, name: &str| {
+    let save = |image: GrayImage, name: &str| {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        picture.save(path).unwrap();
+        image.save(path).unwrap();
     };
     for i in 0..3 {
         save(square(8, 128 + i), &format!("test/good/{i}.png"));
@@ -81,7 +81,7 @@ fn a_labelled_folder_gives_a_report_lines_and_a_contact_sheet() {
     let class = |i: usize| {
         (
             classes[i]["class"].as_str(),
-            classes[i]["pictures"].as_u64(),
+            classes[i]["images"].as_u64(),
         )
     };
     assert_eq!(class(0), (Some("spot"), Some(3)));
@@ -91,7 +91,7 @@ fn a_labelled_folder_gives_a_report_lines_and_a_contact_sheet() {
     assert!(classes[1]["auroc"].as_f64().unwrap() < 0.5);
     let pixels = &report["pixels"];
     assert_eq!(
-        (pixels["pictures"].as_u64(), pixels["regions"].as_u64()),
+        (pixels["images"].as_u64(), pixels["regions"].as_u64()),
         (Some(8), Some(5))
     );
     // 2,700 pixels of spots are found, 800 of stains are level with most of what is normal.
@@ -178,7 +178,7 @@ fn what_a_folder_lacks_is_said() {
     let error = ended.one_line(ended.code.expect("no signal"));
     assert!(error.contains("reads tables"), "{error}");
 
-    // A mask of another size than its picture.
+    // A mask of another size than its image.
     let small = GrayImage::new(10, 10);
     small
         .save(dir.path().join("ground_truth/spot/1_mask.png"))

@@ -318,19 +318,19 @@ fn records_without_a_trace_get_one_by_the_ratio() {
 }
 
 #[test]
-fn a_picture_has_its_four_spans() {
+fn an_image_has_its_four_spans() {
     let broker = EmbeddedBroker::start(&["in", "anomalies", "dead", "scores"].map(|t| (t, 1)));
     let (broker, collector) = (broker.unwrap(), Collector::start(0));
     let surface = root().join("models/surface");
     let file = std::fs::File::open(surface.join("sample.ndjson.gz")).unwrap();
     let mut lines = BufReader::new(flate2::read::MultiGzDecoder::new(file)).lines();
     let parent = format!("00-{}-{SENDER}-01", trace_id(7));
-    let picture = lines.next().unwrap().unwrap();
+    let image = lines.next().unwrap().unwrap();
     produce(
         &broker.brokers,
         "in",
         &[
-            note(&picture, Some(&parent)),
+            note(&image, Some(&parent)),
             note("{}", Some(&parent.replace("07-", "08-"))),
         ],
     );

@@ -364,12 +364,12 @@ fn a_verb_that_could_use_no_record_says_why_and_ends_with_65() {
         ended.stdout
     );
 
-    // Pictures.
-    std::fs::create_dir(folder.path().join("pictures")).unwrap();
-    std::fs::write(folder.path().join("pictures/0.png"), "no picture").unwrap();
+    // Images.
+    std::fs::create_dir(folder.path().join("images")).unwrap();
+    std::fs::write(folder.path().join("images/0.png"), "no image").unwrap();
     let ended = in_folder(
         folder.path(),
-        &["score", "pictures", "--bundle", "models/surface"],
+        &["score", "images", "--bundle", "models/surface"],
     );
     assert!(
         ended

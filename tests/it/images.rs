@@ -1,4 +1,4 @@
-//! Pictures end to end on the embedded broker: every format, hostile ones, the same bytes whatever the way, maps by claim check.
+//! Images end to end on the embedded broker: every format, hostile ones, the same bytes whatever the way, maps by claim check.
 //! With the bundles of `images/make.py`, which score an image by its distance from middle gray.
 
 use std::collections::{BTreeMap, HashSet};
@@ -37,10 +37,10 @@ fn broker() -> EmbeddedBroker {
     EmbeddedBroker::start(&topics.map(|topic| (topic, 1))).unwrap()
 }
 
-fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
+fn encoded(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    let picture = DynamicImage::from(picture.clone());
-    picture.write_to(&mut bytes, format).unwrap();
+    let image = DynamicImage::from(image.clone());
+    image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
@@ -52,7 +52,7 @@ fn spotted() -> RgbImage {
     })
 }
 
-/// Pictures of any size and content, always the same.
+/// Images of any size and content, always the same.
 fn noise(number: u32) -> RgbImage {
     let spread = 1 + 7 * (number % 17);
     RgbImage::from_fn(20 + 3 * number, 90 - number, |x, y| {
@@ -71,7 +71,7 @@ fn map(shown: &Value) -> DynamicImage {
 }
 
 #[test]
-fn every_picture_has_its_verdict_or_its_dead_letter() {
+fn every_image_has_its_verdict_or_its_dead_letter() {
     let broker = broker();
     let spotted = spotted();
     let mut notes: Vec<Note> = FORMATS
@@ -195,7 +195,7 @@ fn verdicts(bundle_name: &str, notes: &[Note], settings: &[&str]) -> BTreeMap<St
 }
 
 #[test]
-fn the_same_picture_gets_the_same_verdict_whatever_the_way() {
+fn the_same_image_gets_the_same_verdict_whatever_the_way() {
     for name in ["gray", "tiles"] {
         let records: Vec<String> = (0..40)
             .map(|number| {
@@ -247,7 +247,7 @@ fn maps_that_are_too_large_go_where_the_verdict_points() {
         let uri = verdict[kind]["uri"].as_str().unwrap();
         let bytes = std::fs::read(uri.strip_prefix("file://").unwrap()).unwrap();
         let map = image::load_from_memory(&bytes).unwrap();
-        assert_eq!((map.width(), map.height()), (50, 80), "half the picture");
+        assert_eq!((map.width(), map.height()), (50, 80), "half the image");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
 
@@ -322,12 +322,12 @@ fn a_bundle_and_an_input_that_do_not_fit_are_refused_in_words() {
 
 /// 4000 x 3000 pixels, smooth but for a defect.
 fn photograph() -> Vec<u8> {
-    let picture = RgbImage::from_fn(4000, 3000, |x, y| {
+    let image = RgbImage::from_fn(4000, 3000, |x, y| {
         let inside = (1000..1200).contains(&x) && (2000..2100).contains(&y);
         let level = (118 + (x + y) / 350) as u8;
         Rgb([if inside { 255 } else { level }; 3])
     });
-    encoded(&picture, ImageFormat::Jpeg)
+    encoded(&image, ImageFormat::Jpeg)
 }
 
 #[test]
@@ -347,8 +347,8 @@ fn a_crash_repeats_no_verdict_and_no_map_on_a_real_kafka() {
     let brokers = cluster.brokers.as_str();
     let mut notes: Vec<Note> = (0..PICTURES)
         .map(|i| {
-            let picture = encoded(&noise(i as u32 % 40), ImageFormat::Png);
-            Note::new(&i.to_string(), picture)
+            let image = encoded(&noise(i as u32 % 40), ImageFormat::Png);
+            Note::new(&i.to_string(), image)
         })
         .collect();
     notes.push(Note::new("photograph", photograph()));

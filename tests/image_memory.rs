@@ -1,4 +1,4 @@
-//! Decoding a picture takes no more memory than was reckoned from its header, and not so much less that good pictures are refused for
+//! Decoding an image takes no more memory than was reckoned from its header, and not so much less that good images are refused for
 //! nothing: with an allocator that knows the peak.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -50,9 +50,9 @@ static ALLOCATOR: Weighing = Weighing;
 const WIDTH: u32 = 1500;
 const HEIGHT: u32 = 1100;
 
-fn write(picture: DynamicImage, format: ImageFormat) -> Vec<u8> {
+fn write(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, format).unwrap();
+    image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
@@ -61,7 +61,7 @@ fn level(x: u32, y: u32) -> u8 {
 }
 
 /// Every format and kind of pixel that can be written here.
-fn pictures() -> Vec<(String, Vec<u8>)> {
+fn images() -> Vec<(String, Vec<u8>)> {
     let wide = |x, y| u16::from(level(x, y)) * 257;
     let kinds: [(&str, DynamicImage); 7] = [
         (
@@ -94,32 +94,32 @@ fn pictures() -> Vec<(String, Vec<u8>)> {
         ),
     ];
     let mut all = Vec::new();
-    for (kind, picture) in kinds {
+    for (kind, image) in kinds {
         all.push((
             format!("png {kind}"),
-            write(picture.clone(), ImageFormat::Png),
+            write(image.clone(), ImageFormat::Png),
         ));
         if !kind.starts_with("gray-alpha") {
             all.push((
                 format!("tiff {kind}"),
-                write(picture.clone(), ImageFormat::Tiff),
+                write(image.clone(), ImageFormat::Tiff),
             ));
         }
         if !kind.ends_with("16") {
             all.push((
                 format!("bmp {kind}"),
-                write(picture.clone(), ImageFormat::Bmp),
+                write(image.clone(), ImageFormat::Bmp),
             ));
             let plain = match kind {
-                "rgba" => picture.to_rgb8().into(),
-                _ => picture.clone(),
+                "rgba" => image.to_rgb8().into(),
+                _ => image.clone(),
             };
             all.push((format!("jpeg {kind}"), write(plain, ImageFormat::Jpeg)));
         }
         if matches!(kind, "rgb" | "rgba") {
             let mut bytes = Vec::new();
             let encoder = WebPEncoder::new_lossless(&mut bytes);
-            picture.write_with_encoder(encoder).unwrap();
+            image.write_with_encoder(encoder).unwrap();
             all.push((format!("webp {kind}"), bytes));
         }
     }
@@ -149,8 +149,8 @@ fn reader(channels: usize, tiles: bool, limits: Limits) -> ImageReader {
 }
 
 #[test]
-fn no_picture_takes_more_than_its_header_says() {
-    for (name, bytes) in pictures() {
+fn no_image_takes_more_than_its_header_says() {
+    for (name, bytes) in images() {
         for (channels, tiles) in [(1, false), (3, false), (1, true), (3, true)] {
             let reader = reader(channels, tiles, Limits::default());
             let mut reckoned = 0;
@@ -163,12 +163,12 @@ fn no_picture_takes_more_than_its_header_says() {
                 peak <= reckoned,
                 "{name} to {channels}, tiles {tiles}: {peak} of {reckoned} bytes"
             );
-            let (picture, ()) = read.unwrap();
+            let (image, ()) = read.unwrap();
             assert!(
                 tiles || reckoned < 4 * peak + (8 << 20) || name.starts_with("webp"),
                 "{name} to {channels}: {peak} of {reckoned} bytes is far too little"
             );
-            assert!(picture.bytes() <= reckoned);
+            assert!(image.bytes() <= reckoned);
             // A byte less and it is refused, before anything of it is decoded.
             let limits = Limits {
                 memory: reckoned - 1,
