@@ -394,7 +394,10 @@ fn normal_records_that_do_not_fit_refuse_the_bundle() {
         .join("\n");
     bundle.write("normals.ndjson", few.as_bytes());
     let said = refused(&bundle, "nearest.onnx");
-    assert!(said.contains("returns the number of a record that does not exist"), "{said}");
+    assert!(
+        said.contains("returns the number of a record that does not exist"),
+        "{said}"
+    );
 
     let bundle = Copy::new();
     let broken = lines(&bundle).replacen("\"amount\"", "\"amuont\"", 1);

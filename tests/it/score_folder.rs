@@ -78,12 +78,7 @@ fn a_labelled_folder_gives_a_report_lines_and_a_contact_sheet() {
         assert_eq!(report[name], expected, "{name} in {report}");
     }
     let classes: Vec<_> = report["classes"].as_array().unwrap().iter().collect();
-    let class = |i: usize| {
-        (
-            classes[i]["class"].as_str(),
-            classes[i]["images"].as_u64(),
-        )
-    };
+    let class = |i: usize| (classes[i]["class"].as_str(), classes[i]["images"].as_u64());
     assert_eq!(class(0), (Some("spot"), Some(3)));
     assert_eq!(classes[0]["auroc"], 1.0);
     // Nothing to see: below the good ones with a faint square, level with the one without.
