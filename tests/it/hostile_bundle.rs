@@ -190,7 +190,7 @@ fn numbers_beyond_reason_are_refused() {
         (
             "manifest.json",
             |m| m["name"] = "x".repeat(5000).into(),
-            "more than 256 bytes",
+            "longer than 256 bytes",
         ),
         (
             "manifest.json",

@@ -62,7 +62,7 @@ fn init_writes_settings_that_check_takes() {
         let threshold = check.stdout.rsplit_once("above ").unwrap().1;
         let threshold = threshold.split(' ').next().unwrap().parse::<f32>().unwrap();
         assert!(
-            text.contains(&format!("scores above {threshold:.4} ")),
+            text.contains(&format!("score above {threshold:.4} ")),
             "{text}"
         );
     }
@@ -303,7 +303,7 @@ fn a_verb_that_could_use_no_record_says_why_and_ends_with_65() {
     assert!(
         ended
             .stdout
-            .contains("203 cannot be scored: wrong_type 200 ("),
+            .contains("203 could not be scored: wrong_type 200 ("),
         "{}",
         ended.stdout
     );
@@ -326,7 +326,7 @@ fn a_verb_that_could_use_no_record_says_why_and_ends_with_65() {
     assert!(
         ended
             .stdout
-            .contains("203 cannot be scored: wrong_type 200 ("),
+            .contains("203 could not be scored: wrong_type 200 ("),
         "{}",
         ended.stdout
     );
