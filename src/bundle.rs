@@ -6,7 +6,7 @@ pub mod golden;
 mod graph;
 pub mod manifest;
 pub mod normals;
-pub mod score_distribution;
+pub mod p_value;
 mod schema;
 pub mod screen;
 pub mod segments;
@@ -24,7 +24,7 @@ pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Manifest, Missing, ModelInput, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
 pub use schema::incompatibilities;
-pub use score_distribution::{RateTooFine, ScoreDistribution};
+pub use p_value::{RateTooFine, ScoreDistribution};
 pub use screen::{Answers, Screen, TooFewProbes};
 pub use segments::{SegmentBy, SegmentId, Segments};
 

@@ -491,7 +491,7 @@ fn observe(kind: &FeatureKind, value: f32) -> Observation<'_> {
 mod tests {
     use super::*;
     use crate::bundle::Segments;
-    use crate::bundle::score_distribution::tests::evenly_spaced;
+    use crate::bundle::p_value::tests::evenly_spaced;
 
     fn features() -> Vec<Feature> {
         serde_json::from_value(serde_json::json!([

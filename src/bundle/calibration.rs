@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::manifest::ModelInput;
-use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
+use super::p_value::{PARTS, ScoreDistribution, TAIL};
 use super::segments::Segments;
 
 /// The scores of normal records that the model was not trained on.

@@ -81,7 +81,7 @@ pub struct Pixels {
     /// 1 for gray, 3 for RGB.
     pub channels: usize,
     pub resize: Filter,
-    /// If `None`, the whole image is resized to one row.
+    /// If `None`, the image is not cut into tiles: the whole image is resized and scored as one row.
     #[serde(default)]
     pub tiles: Option<Tiles>,
 }

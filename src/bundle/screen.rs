@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::score_distribution::{needed, rank};
+use super::p_value::{needed, rank};
 
 /// Probes that score above this multiple of the threshold are ignored, because they are easier to find than real anomalies.
 const HARD: f32 = 2.0;

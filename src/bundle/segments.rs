@@ -18,7 +18,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Feature, ModelInput};
-use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
+use super::p_value::{PARTS, ScoreDistribution, TAIL};
 
 /// k: the weight of the borrowed scores, in records.
 const BORROWED: f64 = 50.0;
@@ -170,7 +170,7 @@ impl Segments {
         // Otherwise all records could support a rate that a segment does not.
         if self.shape.count != records {
             faults.push(format!(
-                "shape has {} records, but the calibration has {records}",
+                "segments.shape.count is {}, but the calibration has {records} records",
                 self.shape.count
             ));
         }
@@ -420,7 +420,7 @@ pub(crate) mod tests {
             ),
             ("/values/1/quantiles/0", 9.0.into(), "alpha: quantiles"),
             ("/shape/tail/0", (-1.0).into(), "shape: tail"),
-            ("/shape/count", 2999.into(), "shape has 2999 records"),
+            ("/shape/count", 2999.into(), "segments.shape.count is 2999"),
         ];
         for (place, value, said) in cases {
             let faults = broken(place, value);

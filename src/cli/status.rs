@@ -155,7 +155,7 @@ fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
     let tls_response = &["protocol", "disconnected", "reset"];
     match url.starts_with("https://") {
         true if mentions(plain_response) => {
-            "The daemon may not use TLS (http.tls_certificate): try http://"
+            "Perhaps the daemon does not use TLS (http.tls_certificate is not set): try http://"
         }
         false if mentions(tls_response) => {
             "The daemon may use TLS (http.tls_certificate): try https://"

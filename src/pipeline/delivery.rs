@@ -380,8 +380,8 @@ impl Delivery {
         }
     }
 
-    /// Handles a refusal because of the timestamp or a missing key of this message, or of another one in the same Kafka
-    /// batch. The message is sent again in the shape that the topic's current settings require.
+    /// Handles a rejection that an invalid timestamp or a missing key caused, in this message or in another one of the same
+    /// Kafka batch. The message is sent again in the shape that the topic's current settings require.
     fn handle_invalid(
         &mut self,
         ticket: Ticket,

@@ -155,7 +155,7 @@ def moments(columns):
 
 
 def positive(scale, mean):
-    """Replaces a scale that is only rounding error by 1, so that a constant column is not divided by almost zero."""
+    """Uses 1 in place of a scale that is only rounding error: a constant column must not be divided by almost zero."""
     return np.where(scale > 1e-7 * np.abs(mean) + 1e-30, scale, 1)
 
 

@@ -81,7 +81,7 @@ fn confirmed(topic: &str, letters: u64) -> Result<bool, Failure> {
     let mut out = std::io::stderr();
     write!(
         out,
-        "Discard {letters} letters of topic `{topic}`? No replay will send them. [y/N] "
+        "Discard {letters} letters of topic `{topic}`? Every later replay will skip them. [y/N] "
     )
     .and_then(|()| out.flush())
     .map_err(Failure::internal)?;
