@@ -170,7 +170,7 @@ impl Segments {
         // Otherwise all records could support a rate that a segment does not.
         if self.shape.count != records {
             faults.push(format!(
-                "segments.shape.count is {}, but the calibration has {records} records",
+                "shape.count is {}, but the calibration has {records} records",
                 self.shape.count
             ));
         }
@@ -420,7 +420,7 @@ pub(crate) mod tests {
             ),
             ("/values/1/quantiles/0", 9.0.into(), "alpha: quantiles"),
             ("/shape/tail/0", (-1.0).into(), "shape: tail"),
-            ("/shape/count", 2999.into(), "segments.shape.count is 2999"),
+            ("/shape/count", 2999.into(), "shape.count is 2999"),
         ];
         for (place, value, said) in cases {
             let faults = broken(place, value);
