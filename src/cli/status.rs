@@ -220,7 +220,7 @@ fn show(status: &Status) {
     for p in all() {
         if let (Some(what), Some(since)) = (&p.waiting_for, &p.waiting_since) {
             println!(
-                "{}-{} waiting for {what} since {since}",
+                "{}-{} waits for {what} since {since}",
                 p.topic, p.partition
             );
         }

@@ -614,7 +614,7 @@ fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
         let yes: &[&str] = if verb == "discard" { &["--yes"] } else { &[] };
         let ended = topics.run(verb, &[&["--reason", "missing,nonsense"], yes].concat());
         let line = ended.one_line(64);
-        let expected = "--reason nonsense: no letter of topic `reasons-dead` has this reason; there are missing (3)";
+        let expected = "--reason nonsense: no letter of topic `reasons-dead` has this reason. Its letters have the reasons missing (3)";
         assert!(line.contains(expected), "{verb}: {line}");
         // One that this program gives is no slip.
         let ended = topics.run(verb, &[&["--reason", "malformed"], yes].concat());

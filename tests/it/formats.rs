@@ -505,7 +505,7 @@ fn check_holds_a_schema_file_against_the_bundle() {
         ),
         (
             ["input.format=protobuf", proto, "input.message=Payment"],
-            "there are shop.Payment, shop.Merchant",
+            "the messages are shop.Payment, shop.Merchant",
         ),
         (
             ["input.format=avro", proto, "kafka.group_id=g"],

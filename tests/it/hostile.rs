@@ -432,7 +432,7 @@ fn a_screen_that_does_not_fit_refuses_the_bundle() {
     let bundle = Copy::new();
     bundle.edit("screen.json", |screen| screen["golden"][3] = 99.into());
     let said = refused(&bundle, "screen.onnx");
-    assert!(said.contains("golden record 4 here, 99"), "{said}");
+    assert!(said.contains("golden record 4 here, but 99"), "{said}");
 
     let bundle = Copy::new();
     bundle.write("screen.onnx", &bundle.read("model.onnx"));
