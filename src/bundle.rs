@@ -5,6 +5,7 @@ mod files;
 pub mod golden;
 mod graph;
 pub mod manifest;
+pub mod notation;
 pub mod normals;
 pub mod score_distribution;
 mod schema;

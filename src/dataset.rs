@@ -24,6 +24,9 @@ mod layout;
 mod ndjson;
 mod parquet;
 mod pick;
+pub mod inference;
+pub mod scan;
+pub mod table;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};

@@ -23,30 +23,44 @@ pub mod dataset;
 pub mod evaluation;
 
 // Edges.
+#[cfg(feature = "daemon")]
 pub mod http;
+#[cfg(feature = "daemon")]
 pub mod kafka;
 pub mod onnx;
+#[cfg(feature = "daemon")]
 pub mod otlp;
+#[cfg(feature = "daemon")]
 pub mod schema_registry;
 
 // Joins the stages of a running daemon.
+#[cfg(feature = "daemon")]
 pub mod pipeline;
 
 // What a process ends with, whichever module fails.
+#[cfg(feature = "daemon")]
 pub mod failure;
 
 // Builds the daemon from its settings, holds it and reloads it.
+#[cfg(feature = "daemon")]
 pub mod daemon;
 
 // The verbs.
+#[cfg(feature = "daemon")]
 pub mod cli;
 
 // Support.
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod http_client;
 pub mod memory;
+#[cfg(feature = "daemon")]
 pub mod metrics;
+#[cfg(feature = "daemon")]
 pub mod recent;
+#[cfg(feature = "daemon")]
 pub mod shutdown;
+#[cfg(feature = "daemon")]
 pub mod status;
+#[cfg(feature = "daemon")]
 pub mod telemetry;

@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use super::segment::Names;
 use super::{Reason, RowError};
 use crate::bundle::manifest::{EpochUnit, TimePart};
+use crate::bundle::notation::{MissingValue, Notation, TimeReader};
 use crate::bundle::{Feature, FeatureKind, SegmentId};
 
 const SECONDS_A_DAY: i64 = 86_400;
@@ -63,6 +64,14 @@ impl Value<'_> {
 pub struct Column {
     path: String,
     kind: ColumnKind,
+    /// Further spellings, if the feature has any.
+    spellings: Option<Box<Spellings>>,
+}
+
+#[derive(Debug)]
+struct Spellings {
+    notation: Notation,
+    times: Option<TimeReader>,
 }
 
 #[derive(Debug)]
@@ -81,19 +90,24 @@ impl Column {
         let kind = match &feature.kind {
             FeatureKind::Number => ColumnKind::Number,
             FeatureKind::Bool => ColumnKind::Bool,
-            FeatureKind::Categorical { vocabulary } => ColumnKind::Categorical(
-                (0..)
-                    .zip(vocabulary)
-                    .map(|(i, entry)| (entry.clone(), i as f32))
-                    .collect(),
-            ),
+            FeatureKind::Categorical { vocabulary } => {
+                ColumnKind::Categorical(categories(vocabulary))
+            }
             FeatureKind::Timestamp { part, epoch_unit } => {
                 ColumnKind::Timestamp(*part, *epoch_unit)
             }
         };
+        let notation = &feature.notation;
+        let spellings = (!notation.is_plain()).then(|| {
+            Box::new(Spellings {
+                notation: notation.clone(),
+                times: TimeReader::new(notation),
+            })
+        });
         Column {
             path: feature.path.clone(),
             kind,
+            spellings,
         }
     }
 
@@ -102,6 +116,7 @@ impl Column {
         Column {
             path,
             kind: ColumnKind::Segment(RefCell::new(names)),
+            spellings: None,
         }
     }
 
@@ -112,15 +127,20 @@ impl Column {
         }
     }
 
-    /// The number that goes into the row.
+    /// The number that goes into the row; NaN for a spelling that means a missing value.
     ///
     /// # Errors
     /// A value of the wrong type, or outside float32. `scratch` saves an allocation.
     pub fn read(&self, value: Value<'_>, scratch: &mut String) -> Result<f32, RowError> {
+        if let Some(spellings) = &self.spellings
+            && spellings.is_missing(value)
+        {
+            return Ok(f32::NAN);
+        }
         match &self.kind {
             ColumnKind::Number => {
-                let number = value
-                    .as_f64()
+                let number = self
+                    .number(value)
                     .ok_or_else(|| self.wrong_type("a number", value))?;
                 let narrowed = number as f32;
                 if narrowed.is_finite() {
@@ -135,6 +155,9 @@ impl Column {
             ColumnKind::Bool => match (value, value.as_f64()) {
                 (Value::Bool(b), _) => Ok(f32::from(u8::from(b))),
                 (_, Some(n)) if n == 0.0 || n == 1.0 => Ok(n as f32),
+                (Value::Text(text), _) => self
+                    .boolean(text)
+                    .ok_or_else(|| self.wrong_type("true or false", value)),
                 _ => Err(self.wrong_type("true or false", value)),
             },
             ColumnKind::Categorical(vocabulary) => {
@@ -160,7 +183,35 @@ impl Column {
         }
     }
 
+    fn number(&self, value: Value<'_>) -> Option<f64> {
+        match (value, &self.spellings) {
+            (Value::Text(text), Some(spellings)) => spellings.notation.number_format?.parse(text),
+            _ => value.as_f64(),
+        }
+    }
+
+    fn boolean(&self, text: &str) -> Option<f32> {
+        let notation = &self.spellings.as_ref()?.notation;
+        let is_in = |list: &[String]| list.iter().any(|v| v.eq_ignore_ascii_case(text.trim()));
+        match (is_in(&notation.true_values), is_in(&notation.false_values)) {
+            (true, _) => Some(1.0),
+            (_, true) => Some(0.0),
+            _ => None,
+        }
+    }
+
     fn microseconds(&self, value: Value<'_>, unit: Option<EpochUnit>) -> Result<i64, RowError> {
+        let value = match (value, &self.spellings) {
+            (Value::Text(text), _) if unit.is_some() => match text.trim().parse() {
+                Ok(count) => Value::Float(count),
+                Err(_) => value,
+            },
+            (Value::Text(text), Some(spellings)) => {
+                let times = spellings.times.as_ref();
+                times.and_then(|times| times.parse(text)).map_or(value, Value::Time)
+            }
+            _ => value,
+        };
         match (value, unit) {
             (Value::Time(micros), _) if micros.unsigned_abs() < FURTHEST => Ok(micros),
             (Value::Time(_), _) => Err(self.error(Reason::OutOfRange, "not a time")),
@@ -172,12 +223,13 @@ impl Column {
                 let count = number
                     .as_f64()
                     .ok_or_else(|| self.wrong_type("a timestamp", value))?;
-                let scale = match unit {
-                    EpochUnit::Seconds => 1e6,
-                    EpochUnit::Milliseconds => 1e3,
-                    EpochUnit::Microseconds => 1.0,
+                let micros = match unit {
+                    EpochUnit::Days => count * MICROSECONDS_A_DAY as f64,
+                    EpochUnit::Seconds => count * 1e6,
+                    EpochUnit::Milliseconds => count * 1e3,
+                    EpochUnit::Microseconds => count,
+                    EpochUnit::Nanoseconds => count / 1e3,
                 };
-                let micros = count * scale;
                 if micros.abs() < FURTHEST as f64 {
                     Ok(micros.floor() as i64)
                 } else {
@@ -203,8 +255,39 @@ impl Column {
     }
 }
 
+impl Spellings {
+    fn is_missing(&self, value: Value<'_>) -> bool {
+        let missing = &self.notation.missing_values;
+        missing.iter().any(|missing| match (missing, value) {
+            (MissingValue::Text(missing), Value::Text(text)) => missing == text.trim(),
+            (MissingValue::Number(missing), _) => value.as_f64() == Some(*missing),
+            _ => false,
+        })
+    }
+}
+
+/// Each entry with its code. An entry that is a number in another spelling, such as 91750.0, is found by the number as well.
+fn categories(vocabulary: &[String]) -> FxHashMap<String, f32> {
+    let codes = || (0..).zip(vocabulary).map(|(code, entry)| (entry, code as f32));
+    let mut categories: FxHashMap<String, f32> =
+        codes().map(|(entry, code)| (entry.clone(), code)).collect();
+    for (entry, code) in codes() {
+        if let Some(canonical) = canonical_number(entry) {
+            categories.entry(canonical).or_insert(code);
+        }
+    }
+    categories
+}
+
+/// The text by which a number in JSON's notation is compared with categories, if `text` is one with a fraction or an exponent.
+fn canonical_number(text: &str) -> Option<String> {
+    let is_json = serde_json::from_str::<f64>(text).is_ok();
+    let number: f64 = text.parse().ok().filter(|n: &f64| is_json && n.is_finite())?;
+    text.contains(['.', 'e', 'E']).then(|| format!("{number}"))
+}
+
 /// The text of a string, number or boolean, so that `5411` finds the vocabulary entry "5411"; otherwise `None`.
-fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
+pub fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
     scratch.clear();
     let written = match value {
         Value::Text(text) => return Some(text),
