@@ -73,7 +73,7 @@ fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
 }
 
 /// One text for all spellings of a number, with false as 0 and true as 1.
-fn canonical(text: &str) -> String {
+pub fn canonical(text: &str) -> String {
     let text = text.trim();
     match text.to_ascii_lowercase().as_str() {
         "false" => "0".into(),
