@@ -119,6 +119,8 @@ fn ndjson_labels_and_keys_by_dotted_path() {
         r#"{"y": {"x": "fraud"}, "id": 12.50}"#,
         "\n",
         r#"{"y": {"x": null}, "id": null}"#,
+        "\n",
+        r#"{"y.x": 1, "y": 5, "id": 7}"#,
     );
     let options = Options {
         key: Some("id".into()),
@@ -135,7 +137,8 @@ fn ndjson_labels_and_keys_by_dotted_path() {
         [
             (Some(false), key("a\n")),
             (Some(true), key("12.50")),
-            (None, None)
+            (None, None),
+            (Some(true), key("7")),
         ]
     );
 }
