@@ -1,4 +1,4 @@
-"""Large data: `--max-rows` rows are drawn at random over all files."""
+"""Tests of `--max-rows`, which draws rows at random over all files."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def columns(rows):
 
 
 def write(folder, kind):
-    """Writes the rows to two files of that kind -> their paths."""
+    """Writes the rows to two files of one format -> their paths."""
     paths = [folder / f"part{i}.{kind}" for i in range(2)]
     for path, rows in zip(paths, PARTS, strict=True):
         table = columns(rows)

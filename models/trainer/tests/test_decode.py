@@ -1,4 +1,4 @@
-"""The rules of the contract with the daemon: one JSON value -> one number, or refused."""
+"""Tests of the decoding rules that trainer and daemon share: each JSON value becomes a number or is refused."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Schema inference and the files it reads."""
+"""Tests of schema inference and of the supported file formats."""
 
 import gzip
 import json

@@ -36,7 +36,7 @@ def main(argv=None):
 
 
 def attempt(argv):
-    """Runs a verb -> the exit code."""
+    """Runs a verb and prints its error, if any -> the exit code."""
     args = parser().parse_args(argv)
     try:
         args.run(args)

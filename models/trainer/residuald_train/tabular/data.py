@@ -32,17 +32,17 @@ class Table:
     messages: list[str] = field(default_factory=list)
 
     def take(self, index):
-        """The rows of those numbers, in that order."""
+        """A Table of the rows with the numbers in `index`, in this order."""
         columns = {path: column[index] for path, column in self.columns.items()}
         return Table(columns, len(index), self.files, self.messages)
 
     def only(self, paths):
-        """The columns of those paths."""
+        """A Table of the columns whose paths are in `paths`."""
         columns = {path: column for path, column in self.columns.items() if path in paths}
         return Table(columns, self.rows, self.files, self.messages)
 
     def record(self, row):
-        """One row as a producer would send it: a nested object, missing values left out."""
+        """One row as a nested object, as a producer would send it, without missing values."""
         record = {}
         for path, column in self.columns.items():
             value = column[row].item() if column.dtype != object else column[row]
@@ -109,13 +109,13 @@ LONGEST_REASON = 300
 
 
 def one_line(error):
-    """Some errors quote the data, so line breaks are removed and long texts cut."""
+    """The message of an error on one line and cut to LONGEST_REASON, because some errors quote the data."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
 
 
 class DataFile:
-    """A file of records. Its errors name it."""
+    """A file of records. Every error names the file."""
 
     def __init__(self, path):
         self.path, self.rows = path, None
@@ -127,7 +127,7 @@ class DataFile:
             )
 
     def open(self):
-        """The content as a stream of bytes; Parquet and NPZ need to seek, so they are decompressed in memory."""
+        """The content as a stream of bytes. Decompresses Parquet and NPZ in memory, because their readers seek."""
         if self.path.suffix != ".gz":
             return self.path.open("rb")
         return gzip.open(self.path) if self.kind in ("csv", "ndjson") else io.BytesIO(gzip.open(self.path).read())
@@ -144,7 +144,7 @@ class DataFile:
         return self.rows
 
     def read(self, rows=None):
-        """-> (columns, messages) of all rows, or of the row numbers `rows` (ascending)."""
+        """Reads all rows, or those with the numbers `rows` (ascending) -> ({path: column}, messages for the user)."""
         return self.attempt(lambda stream: READERS[self.kind](stream, self.path.name, rows))
 
     def digest(self):
@@ -153,7 +153,7 @@ class DataFile:
 
 
 def join(tables):
-    """Concatenates tables. A column that one of them lacks is missing in its rows."""
+    """Concatenates tables. A column that one table lacks is missing (None) in its rows."""
     if len(tables) == 1:
         return tables[0]
     columns = {}
@@ -241,17 +241,17 @@ def object_array(values):
 
 def read_csv(stream, name, chosen=None):
     if chosen is not None:
-        # Column types are inferred from all drawn rows, so the values stay text until then.
+        # Column types are inferred from all drawn rows, so the values stay strings until then.
         drawn, stream = pick(untyped_batches(stream, pa.string()), chosen, name), io.BytesIO()
         pa.csv.write_csv(drawn, stream)
         stream.seek(0)
-    # No timestamp parser matches this, so times stay text.
+    # No time matches this format, so times stay strings.
     options = pa.csv.ConvertOptions(timestamp_parsers=["\x01"], strings_can_be_null=True)
     return from_arrow(pa.csv.read_csv(stream, convert_options=options), name)
 
 
 def untyped_batches(stream, kind):
-    """CSV as batches whose columns all have the Arrow type `kind` (text or bytes), exactly as written."""
+    """CSV as batches whose columns all have the Arrow type `kind` (string or binary). Values stay as written."""
     head = pa.csv.read_csv(io.BytesIO(stream.readline() + b"\n")).column_names
     stream.seek(0)
     options = pa.csv.ConvertOptions(column_types=dict.fromkeys(head, kind), strings_can_be_null=False)
@@ -300,7 +300,7 @@ def from_arrow(table, name):
 
 
 def leaves(table, prefix=""):
-    """Yields (dotted path, column), structs flattened."""
+    """Yields (dotted path, column) for each column; structs are flattened."""
     no_dots(table.column_names)
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_struct(column.type):

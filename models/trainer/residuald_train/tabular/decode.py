@@ -16,11 +16,11 @@ RFC3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(\.\d+)?([Z
 
 
 class RefusedError(ValueError):
-    """The record does not fit the schema. The daemon makes it a dead letter."""
+    """The record does not match the schema. The daemon makes it a dead letter."""
 
 
 class Decimal(float):
-    """A JSON number with a fraction or exponent that keeps its text, because as a category 1.50 is not 1.5."""
+    """A JSON number with a fraction or exponent. It keeps its text, because the categories 1.50 and 1.5 differ."""
 
     def __new__(cls, text):
         number = super().__new__(cls, text)
@@ -40,7 +40,7 @@ def _not_json(token):
 
 
 def parse_record(line):
-    """Parses one JSON object, str or bytes. Raises RefusedError."""
+    """Parses one JSON object from str or bytes. Raises RefusedError for anything else."""
     try:
         hooks = {"parse_float": Decimal, "parse_constant": _not_json, "object_pairs_hook": _unique}
         record = json.loads(line, **hooks)
@@ -63,12 +63,12 @@ def lookup(record, path):
 
 
 def decode(record, features):
-    """One record -> float32 [F]. Raises RefusedError."""
+    """Decodes a record to a row float32 [F]. Raises RefusedError if it does not match the schema."""
     return np.array([decode_value(f, lookup(record, f.path)) for f in features], np.float32)
 
 
 def decode_value(feature, value):
-    """One JSON value (None if absent) -> float. Raises RefusedError."""
+    """Decodes one JSON value (None if absent) to a float. Raises RefusedError if it does not match the feature."""
     if value is None:
         if feature.missing == "impute":
             return math.nan
@@ -105,7 +105,7 @@ def _categorical(feature, value):
 
 
 def category(value):
-    """The text of a category: a string as it is, a number or boolean as written in JSON; None for anything else."""
+    """The name of a category: a string unchanged, a number or boolean as written in JSON, None for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -116,7 +116,7 @@ def category(value):
 
 
 def parse_rfc3339(text):
-    """RFC 3339 text -> (days since 1970-01-01, seconds of the day) in UTC, or None if the text is not RFC 3339."""
+    """RFC 3339 string -> (days since 1970-01-01, seconds of the day) in UTC, or None if it is not RFC 3339."""
     match = RFC3339.fullmatch(text)
     if not match:
         return None
@@ -140,11 +140,11 @@ def _timestamp(feature, value):
     if isinstance(value, str):
         parsed = parse_rfc3339(value)
         if parsed is None:
-            raise RefusedError("not an RFC 3339 time")
+            raise RefusedError("not an RFC 3339 timestamp")
         days, seconds = parsed
     elif feature.epoch_unit and not isinstance(value, bool) and isinstance(value, int | float):
         if not abs(value) < 1e18:
-            raise RefusedError("not a time")
+            raise RefusedError("the timestamp is out of range")
         days, seconds = divmod(float(value) / EPOCH_UNITS[feature.epoch_unit], 86_400)
     else:
         raise RefusedError("not a time")

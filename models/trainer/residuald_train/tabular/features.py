@@ -17,7 +17,7 @@ KEYS = {"name", "path", "type", "missing", "vocabulary", "part", "epoch_unit", "
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of the row: where its value is in the record and how it is read."""
+    """One column of the row: the path of its value in the record, and how to read it."""
 
     name: str
     path: str
@@ -30,7 +30,7 @@ class Feature:
 
     @cached_property
     def codes(self):
-        """Category -> its code, the index in the vocabulary."""
+        """{category: code}, where the code is the index in the vocabulary."""
         return {text: code for code, text in enumerate(self.vocabulary)}
 
     def to_json(self):
@@ -45,7 +45,7 @@ class Feature:
 
 
 def schema_to_json(features, label=None):
-    """The manifest's `input` object. `label` {"path", "normal"} is read by the trainer only."""
+    """The manifest's `input` object. Only the trainer reads `label` {"path", "normal"}."""
     out = {"kind": "tabular", "features": [feature.to_json() for feature in features]}
     return out | ({"label": label} if label else {})
 
@@ -82,8 +82,8 @@ def check_feature(entry):
             raise TrainerError(f"{where}: {message}")
 
     unknown = sorted(set(entry) - KEYS)
-    check(not unknown, f"unknown key `{unknown[0] if unknown else ''}`; known: {', '.join(sorted(KEYS))}")
-    check(isinstance(entry.get("path"), str) and all(entry["path"].split(".")), "`path` is not a dotted path")
+    check(not unknown, f"unknown key `{unknown[0] if unknown else ''}`; use {', '.join(sorted(KEYS))}")
+    check(isinstance(entry.get("path"), str) and all(entry["path"].split(".")), "`path` must be a dotted path")
     check(entry.get("type") in TYPES, f"`type` must be one of {', '.join(TYPES)}")
     check(entry.get("missing", "reject") in ("impute", "reject"), "`missing` must be impute or reject")
     vocabulary = entry.get("vocabulary", [])
@@ -94,18 +94,19 @@ def check_feature(entry):
             "`vocabulary` must be a list of distinct strings",
         )
     else:
-        check("vocabulary" not in entry, "`vocabulary` is only for type categorical")
+        check("vocabulary" not in entry, "`vocabulary` is only allowed for type categorical")
     if entry["type"] == "timestamp":
         check(entry.get("part") in PARTS, f"`part` must be one of {', '.join(PARTS)}")
         check(entry.get("epoch_unit", "s") in EPOCH_UNITS, f"`epoch_unit` must be one of {', '.join(EPOCH_UNITS)}")
     else:
-        check("part" not in entry and "epoch_unit" not in entry, "`part` and `epoch_unit` are only for type timestamp")
+        allowed = "part" not in entry and "epoch_unit" not in entry
+        check(allowed, "`part` and `epoch_unit` are only allowed for type timestamp")
     check(isinstance(entry.get("unit", ""), str), "`unit` must be a string")
     return Feature(**{**entry, "vocabulary": tuple(vocabulary)})
 
 
 def encode(table, features):
-    """Table -> (X float32 [n, F], accepted bool [n], Counter of reason -> rows refused for it)."""
+    """Table -> (X float32 [n, F], accepted bool [n], Counter {reason: rows refused for it})."""
     X = np.empty((table.rows, len(features)), np.float32)
     accepted, refused = np.ones(table.rows, bool), Counter()
     for j, feature in enumerate(features):
@@ -123,7 +124,7 @@ def encode(table, features):
 
 
 def encode_column(column, feature):
-    """One column -> (float32 [n], {row: reason of refusal}). The same rules as `decode_value`, but faster."""
+    """One column -> (float32 [n], {row: reason of refusal}). Follows the rules of `decode_value`, but faster."""
     if column.dtype != object and feature.type == "number":
         with np.errstate(over="ignore"):
             values = column.astype(np.float32)

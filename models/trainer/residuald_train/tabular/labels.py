@@ -1,4 +1,4 @@
-"""Labels: which rows are normal. The trainer learns from normal rows and measures on others; labels are no features."""
+"""Labels: which rows are normal. The trainer learns only from normal rows. Labels are never features."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MAX_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class DataSource:
-    """The files to read and what the command line says about them."""
+    """The files to read, with the options that describe them."""
 
     files: list[Path]
     label: str | None = None  # the column that tells normal rows
@@ -29,7 +29,7 @@ class DataSource:
 def read_labelled(source, label=None):
     """DataSource -> (Table, label or None). A label is {"path": column, "normal": value}.
 
-    If the source names no label, it is the one passed in (of a schema), or else the column `y` of NPZ files.
+    If the source names no label, the label passed in (that of a schema) is used, or else the column `y` of NPZ files.
     """
     table = read(source.files, source.max_rows, source.seed)
     say(*table.messages)
@@ -52,7 +52,7 @@ def read_labelled(source, label=None):
 
 
 def read_labelled_like(source, manifest):
-    """As `read_labelled`, but falls back to the label that the bundle was trained with, if the data has it."""
+    """Like `read_labelled`, but falls back to the label that the bundle was trained with, if the data has it."""
     table, label = read_labelled(source)
     if label is None and (trained := manifest.get("training", {}).get("options", {}).get("label")):
         label = trained if trained["path"] in table.columns else None
@@ -61,7 +61,7 @@ def read_labelled_like(source, manifest):
 
 def check_column(table, column, option):
     if column not in table.columns:
-        raise TrainerError(f"{option}: no column `{column}`; columns: {shortened(table.columns)}")
+        raise TrainerError(f"{option}: no column `{column}` in the data; columns: {shortened(table.columns)}")
 
 
 def shortened(names):
@@ -69,7 +69,7 @@ def shortened(names):
 
 
 def json_value(text):
-    """A command-line value as JSON would hold it: "0" -> 0, "normal." -> "normal."."""
+    """Converts a command-line value to its JSON value: "0" -> 0, "normal." -> "normal."."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -78,7 +78,7 @@ def json_value(text):
 
 
 def is_normal(column, normal):
-    """bool [n]: which labels equal `normal`; compared as numbers if both are numbers, otherwise as text."""
+    """Which labels equal `normal`: bool [n]. Compared as numbers if both are numbers, otherwise as strings."""
     try:
         number = float(normal)
     except (TypeError, ValueError):
@@ -90,18 +90,22 @@ def is_normal(column, normal):
 
 
 def anomalous_rows(table, label):
-    """bool [rows], or None without a label."""
+    """Which rows are labelled as anomalous: bool [rows], or None without a label."""
     return ~is_normal(table.columns[label["path"]], label["normal"]) if label else None
 
 
 def split_by_label(table, label):
-    """-> (normal rows, anomalous rows), both Tables; the second is None without a label."""
+    """Splits a table -> (normal rows, anomalous rows), both Tables. The second is None without a label.
+
+    Raises TrainerError if no row is normal.
+    """
     if not label:
         return table, None
     normal = is_normal(table.columns[label["path"]], label["normal"])
     if not normal.any():
         values = list(dict.fromkeys(map(str, table.columns[label["path"]][:1000].tolist())))[:10]
         raise TrainerError(
-            f"no row has `{label['path']}` = {label['normal']!r}; it holds {shortened(values)}; set --normal"
+            f"no row has `{label['path']}` = {label['normal']!r}; it holds {shortened(values)}; "
+            "pass the value of normal rows with --normal"
         )
     return table.take(np.flatnonzero(normal)), table.take(np.flatnonzero(~normal))

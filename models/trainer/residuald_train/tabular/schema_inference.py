@@ -1,4 +1,4 @@
-"""Guesses a schema from the data, for the user to edit."""
+"""Infers a schema from the data, as a draft for the user to edit."""
 
 from collections import Counter
 
@@ -33,12 +33,14 @@ def infer_features(table, leave_out=()):
         raise TrainerError("no column varies, so there is nothing to learn; check the data, --drop and --label")
     names = Counter(f.name for f in features)
     if any(count > 1 for count in names.values()):
-        raise TrainerError(f"two features would be named `{names.most_common(1)[0][0]}`; rename a column")
+        raise TrainerError(
+            f"two columns give features the same name `{names.most_common(1)[0][0]}`; rename one of them"
+        )
     return features, messages
 
 
 def infer_column(path, column):
-    """The features of one column, and the reason if it has none: (features, str or None)."""
+    """One column -> (its features, None), or ([], the reason why it is left out)."""
     name = path.replace(".", "_")
     if column.dtype != object:
         present, missing = column[~np.isnan(column)], bool(np.isnan(column).any())
@@ -71,6 +73,6 @@ def is_id(counts, values):
 
 
 def vocabulary(counts):
-    """The MAX_VOCABULARY most frequent texts, ties in alphabetical order. Rarer texts count as unseen."""
+    """The MAX_VOCABULARY most frequent categories, ties in alphabetical order. Rarer ones count as unseen."""
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
     return tuple(ordered[:MAX_VOCABULARY])
