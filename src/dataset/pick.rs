@@ -54,7 +54,8 @@ impl Picker {
 
 /// Returns the value at a dotted path as a string. Numbers and booleans are returned as they are written.
 fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
-    let record: &RawValue = serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
+    let record: &RawValue =
+        serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
     let value = value_at(record, path).ok_or_else(|| format!("no field `{path}`"))?;
     match value.get() {
         "null" => Ok(None),

@@ -234,7 +234,7 @@ impl Column {
                     .as_f64()
                     .ok_or_else(|| self.wrong_type("a timestamp", value))?;
                 let micros = match unit {
-                    EpochUnit::Days => count * MICROSECONDS_A_DAY as f64,
+                    EpochUnit::Days => count * MICROSECONDS_PER_DAY as f64,
                     EpochUnit::Seconds => count * 1e6,
                     EpochUnit::Milliseconds => count * 1e3,
                     EpochUnit::Microseconds => count,
