@@ -59,7 +59,8 @@ pub fn features_of(schema: &Bound<'_, PyAny>) -> PyResult<Vec<Feature>> {
     if let Ok(schema) = schema.cast::<Schema>() {
         return Ok(schema.get().features.clone());
     }
-    let list = schema.py().import("builtins")?.call_method1("list", (schema,))?;
+    let list = schema.py().import("builtins")?.call_method1("list", (schema,));
+    let list = list.map_err(|_| error("a schema's features must be a list of objects"))?;
     let text: String = schema.py().import("json")?.call_method1("dumps", (list,))?.extract()?;
     let entries: Vec<Value> = serde_json::from_str(&text).map_err(error)?;
     let mut features = Vec::with_capacity(entries.len());

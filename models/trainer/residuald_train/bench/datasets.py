@@ -6,7 +6,8 @@ import numpy as np
 
 from .. import TrainerError
 from ..tabular.data import read
-from ..tabular.labels import is_normal
+from ..tabular.features import Feature, encode
+from ..tabular.labels import normal_rows
 
 LABELS = "y", "label", "Label", "class", "Class", "outlier", "anomaly"  # names of label columns
 CAPS = 10_000, 4_000, 300  # training rows at most, test rows at most, anomalies that the test keeps if it is cut
@@ -24,16 +25,26 @@ class Split:
 
 
 def read_set(path):
-    """A file -> (X float64 [n, F], anomalous bool [n]). Numeric columns only; the label is the first of LABELS."""
+    """A file -> (X float32 [n, F], anomalous bool [n]). Numeric columns only; the label is the first of LABELS."""
     table = read([path])
-    label = next((name for name in LABELS if name in table.columns), None)
+    label = next((name for name in LABELS if name in table.paths), None)
     if label is None:
         raise TrainerError(f"{path}: no label column; name one of {', '.join(LABELS)} (0 = normal)")
-    columns = {name: column for name, column in table.columns.items() if name != label and column.dtype != object}
-    if not columns:
+    head = table.take(np.arange(min(len(table), 1000)))
+    numeric = [name for name in table.paths if name != label and is_numeric(head, name)]
+    X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])
+    if not accepted.all():  # a column holds text further down
+        numeric = [name for name in numeric if is_numeric(table, name)]
+        X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])
+    if not numeric:
         raise TrainerError(f"{path}: no numeric column")
-    X = np.stack([column.astype(np.float64) for column in columns.values()], 1)
-    return np.nan_to_num(X), ~is_normal(table.columns[label], 0)
+    return np.nan_to_num(X), ~normal_rows(table, {"path": label, "normal": 0})
+
+
+def is_numeric(table, path):
+    """Whether a field holds numbers, or nothing."""
+    is_number = ~np.isnan(table.numbers(path))
+    return is_number.any() and all(text is None for text in np.array(table.texts(path), object)[~is_number])
 
 
 def split(X, anomalous, protocol, seed, caps=CAPS):

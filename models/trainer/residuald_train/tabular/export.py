@@ -1,8 +1,7 @@
 """Makes the bundle of a tabular model: graph, calibration, golden records and manifest."""
 
-import json
-
 import numpy as np
+import residuald
 
 from .. import TrainerError
 from ..bundle.calibrate import calibrate
@@ -10,8 +9,7 @@ from ..bundle.export import as_json, make_manifest, to_onnx
 from ..bundle.golden import golden_lines, golden_records
 from ..bundle.parity import MARGIN, allowed_error, check_parity, rounding_sensitivity, tolerance
 from ..bundle.served import run_onnx, session
-from .decode import decode, parse_record
-from .features import schema_to_json
+from .features import encode, schema_to_json
 from .scorer import run_torch
 
 PARITY_ROWS = 20_000
@@ -20,7 +18,7 @@ PARITY_ROWS = 20_000
 def make_bundle(scorer, features, held_out, records, facts, segment=None, segment_values=None, more=None):
     """-> ({name: bytes}, parity error, held-out scores [n]). Writes nothing. Raises TrainerError.
 
-    `held_out`: float32 [n, F], normal rows that calibrate. `records`: normal records that golden ones are drawn from.
+    `held_out`: float32 [n, F], normal rows that calibrate. `records`: normal ones, bytes, to draw golden ones from.
     `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by;
     `segment_values` [n]: what the held-out rows hold there. `more`: {name: bytes}, files that not every bundle has.
     """
@@ -43,11 +41,9 @@ def make_bundle(scorer, features, held_out, records, facts, segment=None, segmen
 
 def robust_golden(scorer, features, records, seed):
     """-> (golden records as JSON texts, their rows float32 [k, F]), without those whose scores depend on rounding."""
-    lines = [
-        json.dumps(record, ensure_ascii=False, allow_nan=False)
-        for record in golden_records(features, records, np.random.default_rng(seed))
-    ]
-    golden = np.stack([decode(parse_record(line), features) for line in lines])
+    lines = golden_records(features, records, np.random.default_rng(seed))
+    golden, accepted, _ = encode(residuald.Table(lines), features)
+    lines, golden = [line for line, fits in zip(lines, accepted, strict=True) if fits], golden[accepted]
     # Another processor may round differently; a golden score that changed for that would prove nothing.
     allowed = allowed_error(scorer, run_torch(scorer, golden)[0])
     robust = MARGIN * rounding_sensitivity(scorer, golden) <= allowed

@@ -1,0 +1,43 @@
+"""Parts of records, and fields set: what is not changed keeps its spelling and its place."""
+
+import pytest
+from residuald import Error, select, set_field
+
+RECORD = b'{"b": {"x": 1.50, "y": "\\u00e9", "z": {"w": [1, 2]}}, "a": null, "c": "1"}'
+
+
+@pytest.mark.parametrize(
+    ("paths", "want"),
+    [
+        ([], b"{}"),
+        (["a", "c"], b'{"a":null,"c":"1"}'),
+        (["b.x", "c", "b.z.w", "no", "c.d"], b'{"b":{"x":1.50,"z":{"w":[1, 2]}},"c":"1"}'),
+        (["b"], b'{"b":{"x": 1.50, "y": "\\u00e9", "z": {"w": [1, 2]}}}'),
+    ],
+)
+def test_select(paths, want):
+    assert select(RECORD, paths) == want
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "want"),
+    [
+        ("a", "2", b'{"a":2,"b":{"c":1.0}}'),
+        ("b.c", '"x"', b'{"a":1,"b":{"c":"x"}}'),
+        ("b.d.e", "null", b'{"a":1,"b":{"c":1.0,"d":{"e":null}}}'),
+        ("a.b", "1", b'{"a":{"b":1},"b":{"c":1.0}}'),
+        ("a", None, b'{"b":{"c":1.0}}'),
+        ("b.c", None, b'{"a":1,"b":{}}'),
+        ("x.y", None, b'{"a":1,"b":{"c":1.0}}'),
+    ],
+)
+def test_set_field(path, value, want):
+    assert set_field(b'{"a":1,"b":{"c":1.0}}', path, value) == want
+
+
+def test_what_is_no_record_is_an_error():
+    for wrong in (b"[]", "1", b'{"a": \xff}'):
+        with pytest.raises(Error):
+            select(wrong, ["a"])
+    with pytest.raises(Error, match="not JSON"):
+        set_field(b"{}", "a", "tru")
