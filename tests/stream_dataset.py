@@ -283,6 +283,7 @@ def check(options, records, on_file, verdicts, status):
 def compare(report, bundle, on_file, verdicts):
     """Adds `parity`, the largest relative difference between the trainer's score of a record and the daemon's."""
     import residuald
+
     from residuald_train.bundle.served import run_onnx, session
     from residuald_train.tabular.features import check_features
 
