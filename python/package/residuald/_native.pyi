@@ -1,5 +1,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,7 +44,7 @@ def read(
     files: Sequence[str | PathLike[str]],
     max_rows: int | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int, str], object] | None = None,
+    progress: Callable[[Path, int, int, str], object] | None = None,
 ) -> Table: ...
 def select(record: Text, paths: Sequence[str]) -> bytes: ...
 def set_field(record: Text, path: str, value: str | None) -> bytes: ...
