@@ -87,8 +87,14 @@ impl Notation {
                 ));
             }
         }
-        if let Some(both) = self.true_values.iter().find(|v| self.false_values.contains(v)) {
-            faults.push(format!("feature `{name}`: `{both}` is in true_values and in false_values"));
+        if let Some(both) = self
+            .true_values
+            .iter()
+            .find(|v| self.false_values.contains(v))
+        {
+            faults.push(format!(
+                "feature `{name}`: `{both}` is in true_values and in false_values"
+            ));
         }
         faults
     }
@@ -130,6 +136,13 @@ impl NumberFormat {
     }
 }
 
+/// ISO 4217's codes of much-traded currencies. Other letters beside a number make it a code, not an amount.
+const CODES: [&str; 30] = [
+    "AUD", "BRL", "CAD", "CHF", "CLP", "CNY", "CZK", "DKK", "EUR", "GBP", "HKD", "HUF", "IDR",
+    "ILS", "INR", "JPY", "KRW", "MXN", "MYR", "NOK", "NZD", "PHP", "PLN", "RUB", "SEK", "SGD",
+    "THB", "TRY", "USD", "ZAR",
+];
+
 /// The currency or percent sign at one end of a text, and the rest.
 pub fn unit(text: &str) -> Option<(&str, &str)> {
     const SIGNS: [&str; 12] = ["$", "€", "£", "¥", "₹", "₩", "₽", "₺", "₪", "฿", "₫", "%"];
@@ -141,7 +154,7 @@ pub fn unit(text: &str) -> Option<(&str, &str)> {
             return Some((&text[rest.len()..], rest.trim_end()));
         }
     }
-    let is_code = |code: &str| code.len() == 3 && code.bytes().all(|b| b.is_ascii_uppercase());
+    let is_code = |code: &str| CODES.contains(&code);
     let beside_digit = |rest: &str, at: Option<char>| {
         !rest.is_empty() && at.is_some_and(|c| c.is_ascii_digit() || "+-(.,".contains(c))
     };
@@ -175,7 +188,8 @@ fn decimal(text: &str, point: char, group: char) -> Option<f64> {
         Some((whole, fraction)) => (whole, Some(fraction)),
         None => (mantissa, None),
     };
-    let is_separator = |c: char| c == group || matches!(c, ' ' | '\u{a0}' | '\u{202f}' | '\'' | '’' | '_');
+    let is_separator =
+        |c: char| c == group || matches!(c, ' ' | '\u{a0}' | '\u{202f}' | '\'' | '’' | '_');
     let groups: Vec<&str> = whole.split(is_separator).collect();
     let grouped = groups.len() > 1;
     let are_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
@@ -189,11 +203,17 @@ fn decimal(text: &str, point: char, group: char) -> Option<f64> {
         return None;
     }
     let exponent_fits = exponent.is_empty()
-        || are_digits(exponent[1..].strip_prefix(['+', '-']).unwrap_or(&exponent[1..]));
+        || are_digits(
+            exponent[1..]
+                .strip_prefix(['+', '-'])
+                .unwrap_or(&exponent[1..]),
+        );
     if !exponent_fits {
         return None;
     }
-    format!("{}.{fraction}0{exponent}", groups.concat()).parse().ok()
+    format!("{}.{fraction}0{exponent}", groups.concat())
+        .parse()
+        .ok()
 }
 
 /// Reads times that are not RFC 3339.
@@ -217,6 +237,10 @@ impl TimeReader {
     /// Microseconds since the Unix epoch, if the text is a time in this notation.
     pub fn parse(&self, text: &str) -> Option<i64> {
         let text = text.trim();
+        // A civil time would be read without its offset.
+        if let Ok(time) = text.parse::<Timestamp>() {
+            return Some(time.as_microsecond());
+        }
         let Some(format) = &self.format else {
             let time: DateTime = text.parse().ok()?;
             return self.in_zone(time);
@@ -226,7 +250,11 @@ impl TimeReader {
             return Some(Timestamp::as_microsecond(time));
         }
         let time = parsed.to_datetime();
-        let time = time.or_else(|_| parsed.to_date().map(|date| date.to_datetime(jiff::civil::Time::midnight())));
+        let time = time.or_else(|_| {
+            parsed
+                .to_date()
+                .map(|date| date.to_datetime(jiff::civil::Time::midnight()))
+        });
         self.in_zone(time.ok()?)
     }
 
@@ -264,6 +292,7 @@ mod tests {
             (DecimalPoint, "1,234,5", None),
             (DecimalPoint, "1.2.3", None),
             (DecimalPoint, "12abc", None),
+            (DecimalPoint, "INV12", None),
             (DecimalPoint, "", None),
             (DecimalPoint, ".", None),
             (DecimalPoint, "e5", None),
@@ -298,13 +327,17 @@ mod tests {
         let naive = reader(None, Some("UTC"));
         assert_eq!(naive.parse("1970-01-01 00:00:01"), Some(second));
         assert_eq!(naive.parse("1970-01-02"), Some(86_400 * second));
+        assert_eq!(naive.parse("1970-01-01T02:00:00+02:00"), Some(0));
         assert_eq!(naive.parse("01.01.1970"), None);
         let berlin = reader(Some("%d.%m.%Y %H:%M"), Some("Europe/Berlin"));
         assert_eq!(berlin.parse("01.01.1970 01:00"), Some(0));
         let own_offset = reader(Some("%d/%b/%Y:%H:%M:%S %z"), None);
         assert_eq!(own_offset.parse("01/Jan/1970:00:00:01 +0000"), Some(second));
         assert_eq!(reader(Some("%Y-%m-%d"), None).parse("1970-01-01"), None);
-        assert_eq!(reader(Some("%Y-%m-%d"), Some("UTC")).parse("1970-01-01"), Some(0));
+        assert_eq!(
+            reader(Some("%Y-%m-%d"), Some("UTC")).parse("1970-01-01"),
+            Some(0)
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Every value of a JSON object with its dotted path, in one pass and without a tree.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -16,6 +17,31 @@ pub enum Scalar<'a> {
     Array,
     /// An object without fields.
     Object,
+}
+
+impl Scalar<'_> {
+    /// The text by which categories are compared; `None` for null, arrays and objects.
+    pub fn text(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Scalar::Text(text) => Cow::Borrowed(*text),
+            Scalar::Bool(v) => Cow::Owned(v.to_string()),
+            Scalar::Unsigned(v) => Cow::Owned(v.to_string()),
+            Scalar::Signed(v) => Cow::Owned(v.to_string()),
+            Scalar::Float(v) => Cow::Owned(v.to_string()),
+            Scalar::Null | Scalar::Array | Scalar::Object => return None,
+        })
+    }
+
+    /// A number, or a boolean as 0 or 1.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Scalar::Bool(v) => Some(f64::from(u8::from(*v))),
+            Scalar::Unsigned(v) => Some(*v as f64),
+            Scalar::Signed(v) => Some(*v as f64),
+            Scalar::Float(v) => Some(*v),
+            Scalar::Null | Scalar::Text(_) | Scalar::Array | Scalar::Object => None,
+        }
+    }
 }
 
 /// Calls `each` with the path and the value of every field; objects are descended into, arrays are not. A key that contains a dot
@@ -69,7 +95,7 @@ impl<'de, F: FnMut(&str, Scalar<'_>)> Visitor<'de> for Fields<'_, F> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let parent = self.path.len();
         let mut empty = true;
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             empty = false;
             if !self.is_record {
                 self.path.push('.');
@@ -134,7 +160,9 @@ mod tests {
 
     #[test]
     fn paths_are_dotted_and_arrays_are_not_entered() {
-        let found = scanned(r#"{"a": {"b": 1, "c": {}}, "d.e": "x", "f": [1, {"g": 2}], "h": null, "": 1.5}"#);
+        let found = scanned(
+            r#"{"a": {"b": 1, "c": {}}, "d.e": "x", "f": [1, {"g": 2}], "h": null, "": 1.5}"#,
+        );
         let expected = [
             ("a.b", "Unsigned(1)"),
             ("a.c", "Object"),

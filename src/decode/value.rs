@@ -208,7 +208,9 @@ impl Column {
             },
             (Value::Text(text), Some(spellings)) => {
                 let times = spellings.times.as_ref();
-                times.and_then(|times| times.parse(text)).map_or(value, Value::Time)
+                times
+                    .and_then(|times| times.parse(text))
+                    .map_or(value, Value::Time)
             }
             _ => value,
         };
@@ -268,7 +270,11 @@ impl Spellings {
 
 /// Each entry with its code. An entry that is a number in another spelling, such as 91750.0, is found by the number as well.
 fn categories(vocabulary: &[String]) -> FxHashMap<String, f32> {
-    let codes = || (0..).zip(vocabulary).map(|(code, entry)| (entry, code as f32));
+    let codes = || {
+        (0..)
+            .zip(vocabulary)
+            .map(|(code, entry)| (entry, code as f32))
+    };
     let mut categories: FxHashMap<String, f32> =
         codes().map(|(entry, code)| (entry.clone(), code)).collect();
     for (entry, code) in codes() {
@@ -282,7 +288,10 @@ fn categories(vocabulary: &[String]) -> FxHashMap<String, f32> {
 /// The text by which a number in JSON's notation is compared with categories, if `text` is one with a fraction or an exponent.
 fn canonical_number(text: &str) -> Option<String> {
     let is_json = serde_json::from_str::<f64>(text).is_ok();
-    let number: f64 = text.parse().ok().filter(|n: &f64| is_json && n.is_finite())?;
+    let number: f64 = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| is_json && n.is_finite())?;
     text.contains(['.', 'e', 'E']).then(|| format!("{number}"))
 }
 
@@ -366,6 +375,66 @@ mod tests {
             read(&category, Value::Other("an array")),
             Err(Reason::WrongType)
         );
+    }
+
+    #[test]
+    fn a_category_that_is_a_number_is_found_in_every_spelling() {
+        let codes = column(
+            serde_json::json!({"type": "categorical", "vocabulary": ["91750.0", "1.50", "02139", "7"]}),
+        );
+        assert_eq!(read(&codes, Value::Float(91750.0)), Ok(0.0));
+        assert_eq!(read(&codes, Value::Unsigned(91750)), Ok(0.0));
+        assert_eq!(read(&codes, Value::Text("91750.0")), Ok(0.0));
+        assert_eq!(read(&codes, Value::Float(1.5)), Ok(1.0));
+        assert_eq!(read(&codes, Value::Text("02139")), Ok(2.0));
+        assert_eq!(read(&codes, Value::Unsigned(2139)), Ok(-1.0));
+        assert_eq!(read(&codes, Value::Unsigned(7)), Ok(3.0));
+    }
+
+    #[test]
+    fn further_spellings_are_read_where_the_schema_lists_them() {
+        let amount = column(
+            serde_json::json!({"type": "number", "number_format": "decimal_point", "missing_values": ["-", 9999]}),
+        );
+        assert_eq!(read(&amount, Value::Text("$1,234.50")), Ok(1234.5));
+        assert_eq!(read(&amount, Value::Float(2.5)), Ok(2.5));
+        assert!(read(&amount, Value::Text(" - ")).unwrap().is_nan());
+        assert!(read(&amount, Value::Unsigned(9999)).unwrap().is_nan());
+        assert_eq!(read(&amount, Value::Text("many")), Err(Reason::WrongType));
+        assert_eq!(read(&amount, Value::Text("1e99")), Err(Reason::OutOfRange));
+
+        let paid = column(
+            serde_json::json!({"type": "bool", "true_values": ["Y"], "false_values": ["N", "no"]}),
+        );
+        assert_eq!(read(&paid, Value::Text("y")), Ok(1.0));
+        assert_eq!(read(&paid, Value::Text("No")), Ok(0.0));
+        assert_eq!(read(&paid, Value::Text("?")), Err(Reason::WrongType));
+
+        let hour = |more: serde_json::Value| {
+            let mut definition = serde_json::json!({"type": "timestamp", "part": "hour_of_day"});
+            definition
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            column(definition)
+        };
+        let local = hour(serde_json::json!({"time_zone": "Europe/Berlin"}));
+        assert_eq!(read(&local, Value::Text("2026-01-01 02:30:00")), Ok(1.5));
+        assert_eq!(
+            read(&local, Value::Text("2026-01-01T02:30:00+0000")),
+            Ok(2.5)
+        );
+        let german = hour(serde_json::json!({"time_zone": "UTC", "time_format": "%d.%m.%Y %H:%M"}));
+        assert_eq!(read(&german, Value::Text("01.02.2026 06:00")), Ok(6.0));
+        assert_eq!(
+            read(&german, Value::Text("2026/02/01")),
+            Err(Reason::WrongType)
+        );
+        for (unit, noon) in [("ns", 43_200e9), ("s", 43_200.0), ("d", 0.5)] {
+            let epoch = hour(serde_json::json!({"epoch_unit": unit}));
+            assert_eq!(read(&epoch, Value::Float(noon)), Ok(12.0));
+            assert_eq!(read(&epoch, Value::Text(&noon.to_string())), Ok(12.0));
+        }
     }
 
     #[test]
