@@ -7,8 +7,18 @@ mod table;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-pyo3::create_exception!(residuald, Error, PyValueError, "What was given cannot be read. The message says where and why.");
-pyo3::create_exception!(residuald, RefusedError, Error, "A record does not fit the schema. The daemon makes it a dead letter.");
+pyo3::create_exception!(
+    residuald,
+    Error,
+    PyValueError,
+    "What was given cannot be read. The message says where and why."
+);
+pyo3::create_exception!(
+    residuald,
+    RefusedError,
+    Error,
+    "A record does not fit the schema. The daemon makes it a dead letter."
+);
 
 fn error(message: impl ToString) -> PyErr {
     Error::new_err(message.to_string())

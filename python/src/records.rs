@@ -13,7 +13,11 @@ use crate::schema::Text;
 
 /// A record with only the fields at these dotted paths.
 #[pyfunction]
-pub fn select<'py>(py: Python<'py>, record: Text, paths: Vec<String>) -> PyResult<Bound<'py, PyBytes>> {
+pub fn select<'py>(
+    py: Python<'py>,
+    record: Text,
+    paths: Vec<String>,
+) -> PyResult<Bound<'py, PyBytes>> {
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     let json = text(record.bytes()).and_then(|json| selected(json, &paths));
     Ok(PyBytes::new(py, json.map_err(error)?.as_bytes()))
@@ -22,7 +26,12 @@ pub fn select<'py>(py: Python<'py>, record: Text, paths: Vec<String>) -> PyResul
 /// A record with the field at a dotted path set to a JSON text, or without it if `value` is None.
 #[pyfunction]
 #[pyo3(signature = (record, path, value))]
-pub fn set_field<'py>(py: Python<'py>, record: Text, path: &str, value: Option<&str>) -> PyResult<Bound<'py, PyBytes>> {
+pub fn set_field<'py>(
+    py: Python<'py>,
+    record: Text,
+    path: &str,
+    value: Option<&str>,
+) -> PyResult<Bound<'py, PyBytes>> {
     let json = text(record.bytes()).and_then(|json| changed(json, path, value));
     Ok(PyBytes::new(py, json.map_err(error)?.as_bytes()))
 }
@@ -38,7 +47,10 @@ fn selected(json: &str, paths: &[&str]) -> Result<String, String> {
             members.push((key, value));
             continue;
         }
-        let inner: Vec<&str> = paths.iter().filter_map(|path| path.strip_prefix(key.as_str())?.strip_prefix('.')).collect();
+        let inner: Vec<&str> = paths
+            .iter()
+            .filter_map(|path| path.strip_prefix(key.as_str())?.strip_prefix('.'))
+            .collect();
         if !inner.is_empty() && is_object(&value) {
             let value = raw(selected(value.get(), &inner)?)?;
             members.push((key, value));
@@ -48,25 +60,33 @@ fn selected(json: &str, paths: &[&str]) -> Result<String, String> {
 }
 
 fn changed(json: &str, path: &str, value: Option<&str>) -> Result<String, String> {
-    let (key, inner) = path.split_once('.').map_or((path, None), |(key, inner)| (key, Some(inner)));
     let mut object = parse(json)?;
-    let at = object.0.iter().position(|(name, _)| name == key);
-    let new = match inner {
-        None => value.map(str::to_owned),
-        Some(inner) => {
-            let old = at.map(|at| &object.0[at].1).filter(|value| is_object(value));
-            match (old, value) {
-                (None, None) => return Ok(json.to_owned()),
-                (old, value) => Some(changed(old.map_or("{}", |old| old.get()), inner, value)?),
-            }
+    // A key may hold dots itself, so the members say how the path is to be split.
+    if let Some(at) = object.0.iter().position(|(key, _)| key == path) {
+        match value {
+            Some(value) => object.0[at].1 = raw(value.to_owned())?,
+            None => drop(object.0.remove(at)),
         }
-    };
-    match (at, new) {
-        (Some(at), Some(new)) => object.0[at].1 = raw(new)?,
-        (Some(at), None) => drop(object.0.remove(at)),
-        (None, Some(new)) => object.0.push((key.to_owned(), raw(new)?)),
-        (None, None) => {}
+        return print(&object);
     }
+    for (key, member) in &mut object.0 {
+        let inner = path
+            .strip_prefix(key.as_str())
+            .and_then(|rest| rest.strip_prefix('.'));
+        if let Some(inner) = inner.filter(|_| is_object(member)) {
+            *member = raw(changed(member.get(), inner, value)?)?;
+            return print(&object);
+        }
+    }
+    let Some(value) = value else {
+        return Ok(json.to_owned());
+    };
+    let (key, new) = match path.split_once('.') {
+        None => (path, value.to_owned()),
+        Some((key, inner)) => (key, changed("{}", inner, Some(value))?),
+    };
+    object.0.retain(|(name, _)| name != key);
+    object.0.push((key.to_owned(), raw(new)?));
     print(&object)
 }
 

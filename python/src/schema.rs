@@ -51,7 +51,10 @@ impl Schema {
 #[pyfunction]
 pub fn check_schema<'py>(features: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let checked = serde_json::to_string(&features_of(features)?).map_err(error)?;
-    features.py().import("json")?.call_method1("loads", (checked,))
+    features
+        .py()
+        .import("json")?
+        .call_method1("loads", (checked,))
 }
 
 /// Features of a Schema, or of dicts.
@@ -59,9 +62,16 @@ pub fn features_of(schema: &Bound<'_, PyAny>) -> PyResult<Vec<Feature>> {
     if let Ok(schema) = schema.cast::<Schema>() {
         return Ok(schema.get().features.clone());
     }
-    let list = schema.py().import("builtins")?.call_method1("list", (schema,));
+    let list = schema
+        .py()
+        .import("builtins")?
+        .call_method1("list", (schema,));
     let list = list.map_err(|_| error("a schema's features must be a list of objects"))?;
-    let text: String = schema.py().import("json")?.call_method1("dumps", (list,))?.extract()?;
+    let text: String = schema
+        .py()
+        .import("json")?
+        .call_method1("dumps", (list,))?
+        .extract()?;
     let entries: Vec<Value> = serde_json::from_str(&text).map_err(error)?;
     let mut features = Vec::with_capacity(entries.len());
     let mut faults = Vec::new();
@@ -83,15 +93,28 @@ pub fn features_of(schema: &Bound<'_, PyAny>) -> PyResult<Vec<Feature>> {
 fn feature_of(number: usize, entry: &Value) -> Result<Feature, String> {
     let place = match entry.get("name").and_then(Value::as_str) {
         Some(name) if !name.is_empty() => format!("feature `{name}`"),
-        _ => return Err(format!("feature {number} has no name: every feature needs a `name`")),
+        _ => {
+            return Err(format!(
+                "feature {number} has no name: every feature needs a `name`"
+            ));
+        }
     };
-    let feature: Feature = serde_json::from_value(entry.clone()).map_err(|e| format!("{place}: {e}"))?;
+    let feature: Feature =
+        serde_json::from_value(entry.clone()).map_err(|e| format!("{place}: {e}"))?;
     let known = serde_json::to_value(&feature).map_err(|e| e.to_string())?;
-    let said_nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-    let unknown = entry.as_object().into_iter().flatten().find(|(key, value)| !said_nothing(value) && known.get(key).is_none());
+    let said_nothing =
+        |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    let unknown = entry
+        .as_object()
+        .into_iter()
+        .flatten()
+        .find(|(key, value)| !said_nothing(value) && known.get(key).is_none());
     match unknown {
         None => Ok(feature),
-        Some((key, _)) => Err(format!("{place}: a feature of type {} has no key `{key}`", known["type"].as_str().unwrap_or_default())),
+        Some((key, _)) => Err(format!(
+            "{place}: a feature of type {} has no key `{key}`",
+            known["type"].as_str().unwrap_or_default()
+        )),
     }
 }
 

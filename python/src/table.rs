@@ -27,11 +27,18 @@ pub struct Table {
 
 impl From<table::Table> for Table {
     fn from(table: table::Table) -> Table {
-        Table { table, paths: OnceLock::new() }
+        Table {
+            table,
+            paths: OnceLock::new(),
+        }
     }
 }
 
-type Encoded<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<bool>>, Bound<'py, PyDict>);
+type Encoded<'py> = (
+    Bound<'py, PyArray2<f32>>,
+    Bound<'py, PyArray1<bool>>,
+    Bound<'py, PyDict>,
+);
 
 #[pymethods]
 impl Table {
@@ -48,7 +55,8 @@ impl Table {
     /// The dotted paths of the fields, in the order in which they first appear.
     #[getter]
     fn paths(&self, py: Python<'_>) -> Vec<String> {
-        py.detach(|| self.paths.get_or_init(|| self.table.paths())).clone()
+        py.detach(|| self.paths.get_or_init(|| self.table.paths()))
+            .clone()
     }
 
     /// The files that were read, a dict each: `path`, `rows` (in the file) and `drawn` (of them in the table, None if all).
@@ -79,7 +87,10 @@ impl Table {
     /// The rows of those numbers, int64 [n], in that order. Shares the records' memory.
     fn take(&self, rows: PyReadonlyArray1<'_, i64>) -> PyResult<Table> {
         let rows = rows.as_array();
-        let rows: Vec<usize> = rows.iter().map(|&row| self.row(row)).collect::<PyResult<_>>()?;
+        let rows: Vec<usize> = rows
+            .iter()
+            .map(|&row| self.row(row))
+            .collect::<PyResult<_>>()?;
         Ok(self.table.take(rows).into())
     }
 
@@ -111,9 +122,17 @@ impl Table {
     /// Whether the label at a dotted path is `normal`, bool [n]: compared as numbers if both are numbers, otherwise as text.
     ///
     /// A missing label is not normal.
-    fn is_normal<'py>(&self, py: Python<'py>, path: &str, normal: &str) -> Bound<'py, PyArray1<bool>> {
+    fn is_normal<'py>(
+        &self,
+        py: Python<'py>,
+        path: &str,
+        normal: &str,
+    ) -> Bound<'py, PyArray1<bool>> {
         let labels = py.detach(|| self.table.is_normal(path, normal));
-        let labels: Vec<bool> = labels.into_iter().map(|label| label == Some(true)).collect();
+        let labels: Vec<bool> = labels
+            .into_iter()
+            .map(|label| label == Some(true))
+            .collect();
         labels.into_pyarray(py)
     }
 
@@ -121,13 +140,16 @@ impl Table {
     fn segments(&self, py: Python<'_>, path: &str) -> Vec<Option<String>> {
         py.detach(|| {
             let by = SegmentBy::Field(path.to_owned());
-            let mut decoder = Decoder::new(&[], RecordFormat::Json, Some(SegmentReader::learning(by)));
+            let mut decoder =
+                Decoder::new(&[], RecordFormat::Json, Some(SegmentReader::learning(by)));
             let mut ids = Vec::with_capacity(self.table.len());
             for record in self.table.payloads() {
                 ids.push(decoder.decode(record, None, &mut Vec::new()).ok().flatten());
             }
             let names = decoder.segments();
-            ids.into_iter().map(|id| Some(names[id?.0 as usize].clone())).collect()
+            ids.into_iter()
+                .map(|id| Some(names[id?.0 as usize].clone()))
+                .collect()
         })
     }
 
@@ -141,7 +163,9 @@ impl Table {
         leave_out: Vec<String>,
         keep: Vec<String>,
     ) -> PyResult<(Bound<'py, PyAny>, Vec<String>)> {
-        let inferred = py.detach(|| infer(&self.table, &leave_out, &keep)).map_err(error)?;
+        let inferred = py
+            .detach(|| infer(&self.table, &leave_out, &keep))
+            .map_err(error)?;
         let features = serde_json::to_string(&inferred.features).map_err(error)?;
         let features = py.import("json")?.call_method1("loads", (features,))?;
         Ok((features, inferred.notes))
@@ -152,11 +176,16 @@ impl Table {
     fn check(&self, row: usize) -> PyResult<()> {
         let length = self.table.len();
         let message = || format!("no row {row}: the table has {length}");
-        if row < length { Ok(()) } else { Err(PyIndexError::new_err(message())) }
+        if row < length {
+            Ok(())
+        } else {
+            Err(PyIndexError::new_err(message()))
+        }
     }
 
     fn row(&self, row: i64) -> PyResult<usize> {
-        let row = usize::try_from(row).map_err(|_| PyIndexError::new_err(format!("no row {row}")))?;
+        let row =
+            usize::try_from(row).map_err(|_| PyIndexError::new_err(format!("no row {row}")))?;
         self.check(row).map(|()| row)
     }
 }
@@ -174,19 +203,24 @@ pub fn read(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Table> {
     if files.is_empty() || max_rows == Some(0) {
-        return Err(PyValueError::new_err("read needs a file, and max_rows of at least 1"));
+        return Err(PyValueError::new_err(
+            "read needs a file, and max_rows of at least 1",
+        ));
     }
     let mut stopped = None;
     let read = py.detach(|| {
-        table::Table::read(&files, max_rows.unwrap_or(usize::MAX), seed, |path, done| {
-            match Python::attach(|py| report(py, progress.as_ref(), path, done)) {
+        table::Table::read(
+            &files,
+            max_rows.unwrap_or(usize::MAX),
+            seed,
+            |path, done| match Python::attach(|py| report(py, progress.as_ref(), path, done)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
                     stopped = Some(error);
                     ControlFlow::Break(())
                 }
-            }
-        })
+            },
+        )
     });
     match stopped {
         Some(error) => Err(error),
@@ -195,7 +229,12 @@ pub fn read(
 }
 
 /// Raises what a signal raises, KeyboardInterrupt for instance.
-fn report(py: Python<'_>, progress: Option<&Py<PyAny>>, path: &Path, done: Progress) -> PyResult<()> {
+fn report(
+    py: Python<'_>,
+    progress: Option<&Py<PyAny>>,
+    path: &Path,
+    done: Progress,
+) -> PyResult<()> {
     py.check_signals()?;
     if let Some(progress) = progress {
         let unit = match done.unit {
