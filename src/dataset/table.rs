@@ -89,6 +89,9 @@ impl Table {
                 return Err(stopped(path));
             }
             table.notes.extend(data.notes());
+            if rows == 0 && refused > 0 {
+                return Err(too_many(path, refused, rows));
+            }
             if rows == 0 {
                 return Err(Error {
                     path: path.clone(),

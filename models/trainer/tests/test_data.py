@@ -56,7 +56,7 @@ def test_tabular_says_that_it_drew(parts, tmp_path, capsys):
 
 def test_rows_are_split_by_label(parts):
     table, label = read_labelled(DataSource(parts, label="odd", normal="false"))
-    assert label == {"path": "odd", "normal": "false"}
+    assert label == {"path": "odd", "normal": False}
     normals, anomalies = split_by_label(table, label)
     assert (len(normals), len(anomalies)) == (2400, 600)
     assert (anomalies.numbers("at") % 5 == 0).all()
