@@ -122,6 +122,8 @@ pub enum ErrorKind {
     Parquet(#[from] ParquetError),
     #[error("{0}")]
     Folder(String),
+    #[error("reading was stopped")]
+    Stopped,
     /// `number` counts lines or rows from 1.
     #[error("{unit} {number}: {reason}")]
     Record {

@@ -251,7 +251,8 @@ impl Manifest {
     }
 }
 
-fn feature_faults(features: &[Feature]) -> Vec<String> {
+/// Everything that is wrong with the columns of a table together.
+pub fn feature_faults(features: &[Feature]) -> Vec<String> {
     let mut faults = Vec::new();
     if features.is_empty() {
         faults.push("input.features is empty: list at least one feature".into());

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,13 +54,15 @@ impl Table {
     /// Reads files in order. If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
     /// (reservoir sampling, Vitter 1985, algorithm R); only those are kept in memory.
     ///
+    /// `progress` may end the reading.
+    ///
     /// # Errors
     /// [`Error`] names the file: it cannot be read, has no rows, or too many of its records are not JSON objects.
     pub fn read(
         paths: &[PathBuf],
         max_rows: usize,
         seed: u64,
-        mut progress: impl FnMut(&Path, Progress),
+        mut progress: impl FnMut(&Path, Progress) -> ControlFlow<()>,
     ) -> Result<Table, Error> {
         let mut reservoir = Reservoir::new(max_rows, seed);
         let mut table = Table::default();
@@ -69,8 +72,8 @@ impl Table {
             let mut data = open(path, &Options::default())?;
             while let Some(example) = data.next() {
                 let payload = example?.payload;
-                if rows % 4096 == 0 {
-                    progress(path, data.progress());
+                if rows % 4096 == 0 && progress(path, data.progress()).is_break() {
+                    return Err(stopped(path));
                 }
                 if !is_object(&payload) {
                     refused += 1;
@@ -82,8 +85,13 @@ impl Table {
                 rows += 1;
                 reservoir.offer(file, payload);
             }
-            progress(path, data.progress());
+            if progress(path, data.progress()).is_break() {
+                return Err(stopped(path));
+            }
             table.notes.extend(data.notes());
+            if rows == 0 && refused > 0 {
+                return Err(too_many(path, refused, rows));
+            }
             if rows == 0 {
                 return Err(Error {
                     path: path.clone(),
@@ -241,6 +249,13 @@ impl Table {
 
 fn is_object(payload: &[u8]) -> bool {
     scan(payload, |_, _| {}).is_ok()
+}
+
+fn stopped(path: &Path) -> Error {
+    Error {
+        path: path.into(),
+        kind: ErrorKind::Stopped,
+    }
 }
 
 fn too_many(path: &Path, refused: u64, rows: u64) -> Error {
