@@ -102,7 +102,8 @@ def test_a_timestamp_may_be_left_out_if_the_message_says_so(monkeypatch):
     for topic in ("scores", "dead-letters"):
         topics = perfect()
         first = topics[topic][0]
-        said = [*first.headers, (verify.OMITTED, b"key: why; value, timestamp: topic `x` does not accept this timestamp")]
+        omitted = b"key: why; value, timestamp: topic `x` does not accept this timestamp"
+        said = [*first.headers, (verify.OMITTED, omitted)]
         topics[topic][0] = SimpleNamespace(**vars(first) | {"timestamp": first.timestamp + 1, "headers": said})
         monkeypatch.setattr(verify, "read", lambda _, topic, topics=topics: topics[topic])
         found = verify.verify(None, RECORDS, PLACED, EXPECTED)
