@@ -17,6 +17,8 @@ MDBOOK_VERSION := 0.5.4
 
 # For the binaries that are started without cargo; for cargo's own see .cargo/config.toml.
 export ORT_DYLIB_PATH ?= $(CURDIR)/.onnxruntime/libonnxruntime.so
+# Tests mostly wait, so three run beside each other for each core.
+export RUST_TEST_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 3 * n : 12)))
 
 VENV := .venv/.installed
 # The package `residuald` in .venv, and what it is built from. Cargo knows which of src/ that is, and rebuilds no more than it must.
@@ -56,17 +58,30 @@ onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 
 # --- Check -----------------------------------------------------------------------------------
 
+# What the tests say, with the seconds of each.
+export TEST_TIMES := $(CURDIR)/target/test-times
+CARGO_TEST := cargo --config "target.'cfg(all())'.runner = '$(CURDIR)/tests/timed.sh'" test --locked
+PYTEST := .venv/bin/python -m pytest --durations=10
+NOTED := | tee -a $(TEST_TIMES)
+
 .PHONY: test
 test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold: lint, Rust tests, trainer tests
-	cargo test --locked
-	@if pkg-config --exists libsasl2; then set -x; cargo test --locked --features kerberos --test kerberos; \
+	@mkdir -p target && : >$(TEST_TIMES)
+	cargo test --locked --no-run
+	@# The Rust tests wait and the trainer's compute, so they share the time. The latter are said when both are done.
+	nice $(PYTEST) models/trainer >target/trainer-tests 2>&1 & trainer=$$!; trap 'kill $$trainer 2>/dev/null || true' EXIT; \
+	$(CARGO_TEST); \
+	held=0; wait $$trainer || held=$$?; cat target/trainer-tests $(NOTED); exit $$held
+	@if pkg-config --exists libsasl2; then set -x; $(CARGO_TEST) --features kerberos --test kerberos; \
 	else echo "!!! KERBEROS NOT TESTED: install libsasl2-dev (make tools)"; [ -z "$${RESIDUALD_TEST_STRICT:-}" ]; fi
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
-	.venv/bin/python -m pytest python
-	.venv/bin/python -m pytest models/trainer
-	.venv/bin/python -m pytest -q tests/triage tests/gpu
-	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald .venv/bin/python -m pytest -q tests/$$tests; done
+	$(PYTEST) python $(NOTED)
+	$(PYTEST) -q tests/triage tests/gpu $(NOTED)
+	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald $(PYTEST) -q tests/$$tests $(NOTED); done
+	@echo "the ten slowest tests, in seconds:"
+	@sed -nE 's/^test (.*) \.\.\. [A-Za-z]+ <([0-9.]+)s>$$/\2 \1/p; s/^([0-9.]+)s (call|setup) +(.*)/\1 \3/p' $(TEST_TIMES) \
+	    | sort -rn | head -n 10
 
 # The advisory database is a git repository on GitHub, which not every network lets through. What was checked is only as good as the
 # database is young, so its date is said.
@@ -126,7 +141,7 @@ chaos-short: # the part of `chaos` that `test` has time for, with the binary tha
 
 MINUTES ?= 10
 .PHONY: memory-test
-memory-test: onnxruntime venv kafka ## bombs of every codec and picture format under a cgroup, as root: MINUTES=10 each
+memory-test: onnxruntime venv kafka ## bombs of every codec and image format under a cgroup, as root: MINUTES=10 each
 	RESIDUALD_MEMORY_MINUTES=$(MINUTES) cargo test --locked --test memory -- --nocapture --test-threads 1
 
 .PHONY: deploy-test
@@ -156,7 +171,7 @@ gpu-kit: venv ## what proves and measures a GPU, in parts to carry: benches/gpu/
 	.venv/bin/python benches/gpu/kit.py $(ARGS)
 
 .PHONY: bench-scaling
-bench-scaling: onnxruntime build tools venv kafka ## cost by features, message and picture size, partitions, processes: 20 minutes
+bench-scaling: onnxruntime build tools venv kafka ## cost by features, message and image size, partitions, processes: 20 minutes
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benches/peers/requirements.txt
 	.venv/bin/python benches/scaling/run.py $(ARGS)
 

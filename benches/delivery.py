@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Throughput of exactly-once over at-least-once, on a real Apache Kafka, in one run.
+"""Compares the throughput of exactly-once and at-least-once delivery on a real Apache Kafka.
 
     benches/delivery.py [--records N] [--rounds N] [--brokers N] [--window 100ms] [--every-verdict] [--set KEY=VALUE]
 
-A topic is filled first. Then, in turn, a daemon of each kind reads all of it in a group of its own. Prints a line a
-round and ends with one JSON line: records a second of both, and the ratio of each round, which is what counts:
-both halves of a round meet the same neighbours. Needs `make build kafka` and Java.
+A topic is filled first. In each round, a daemon of each kind then reads the whole topic in its own consumer group.
+Prints one line per round and at the end one JSON line: the records per second of both kinds, and each round's ratio.
+Compare the ratios, not the rates: both halves of a round ran under the same load of the machine.
+Needs `make build kafka` and Java.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def status(address: str) -> dict:
 
 
 def records_per_second(settings: list[str], records: int) -> float:
-    """Of one daemon, from the first record to the last delivered outcome."""
+    """Throughput of one daemon, measured from the first consumed record until all `records` are scored."""
     flags = [part for setting in settings for part in ("--set", setting)]
     with tempfile.TemporaryFile("w+") as log:
         command = [RESIDUALD, "run", *flags]
@@ -69,7 +70,7 @@ def records_per_second(settings: list[str], records: int) -> float:
             while True:
                 if daemon.poll() is not None:
                     log.seek(0)
-                    sys.exit(f"the daemon ended: {log.read()}")
+                    sys.exit(f"the daemon exited before it had scored {records} records. Its log: {log.read()}")
                 counts = status(address)
                 now = time.monotonic()
                 if started is None and counts["consumed"] > 0:
@@ -90,17 +91,19 @@ def await_address(daemon: subprocess.Popen, log) -> str:
                 return line.rsplit("address=", 1)[1].split()[0]
         time.sleep(0.05)
     log.seek(0)
-    sys.exit(f"the daemon did not start: {log.read()}")
+    sys.exit(f"the daemon exited before it logged its HTTP address. Its log: {log.read()}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=400_000, help="rounded up to 20,000")
+    parser.add_argument(
+        "--records", type=int, default=400_000, help="records to score, rounded up to a multiple of 20,000"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--brokers", type=int, default=1)
     parser.add_argument("--window", default="100ms", help="kafka.transaction_window")
     parser.add_argument("--every-verdict", action="store_true", help="publish scores of normal records too")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for both")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for both kinds")
     options = parser.parse_args()
     times = -(-options.records // SAMPLE_RECORDS)
     records = times * SAMPLE_RECORDS
@@ -108,7 +111,7 @@ def main() -> None:
     with cluster(options.brokers) as brokers:
         fill(brokers, times)
         for number in range(options.rounds):
-            # Who goes first changes, so that a trend favours neither.
+            # The order alternates, so that a trend in the machine's load favours neither kind.
             for kind in KINDS if number % 2 == 0 else reversed(KINDS):
                 settings = [
                     f"kafka.brokers={brokers}",

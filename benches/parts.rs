@@ -1,4 +1,4 @@
-//! The parts of a record's way, each alone: `cargo bench`. The whole is measured by `residuald bench`.
+//! Benchmarks of each stage that a record passes through: `cargo bench`. `residuald bench` measures the whole pipeline.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -18,7 +18,7 @@ use residuald::record::Record;
 use residuald::verdict::{Judge, Scored, ThresholdRule};
 
 #[path = "../tests/common/formats.rs"]
-#[allow(dead_code, reason = "tests use the rest")]
+#[allow(dead_code, reason = "only the tests use the rest")]
 mod formats;
 
 const BUNDLE: &str = "models/payments";
@@ -26,14 +26,14 @@ const RECORDS: usize = 1024;
 
 fn sample() -> Vec<Vec<u8>> {
     let path = Path::new(BUNDLE).join("sample.ndjson.gz");
-    let data = dataset::open(&path, &dataset::Options::default()).expect("the sample is there");
-    let payloads = data.map(|example| example.expect("the sample is whole").payload);
+    let data = dataset::open(&path, &dataset::Options::default()).expect("the sample exists");
+    let payloads = data.map(|example| example.expect("the sample is readable").payload);
     payloads.take(RECORDS).collect()
 }
 
 fn parts(criterion: &mut Criterion) {
     let inference = InferenceSettings::on_cpu(1);
-    let loaded = onnx::load(Path::new(BUNDLE), &inference, RECORDS).expect("the bundle is whole");
+    let loaded = onnx::load(Path::new(BUNDLE), &inference, RECORDS).expect("the bundle is valid");
     let features = loaded.bundle.features().to_vec();
     let mut scorer = loaded.scorers.into_iter().next().expect("one worker");
     let payloads = sample();
@@ -46,7 +46,9 @@ fn parts(criterion: &mut Criterion) {
         bencher.iter(|| {
             rows.clear();
             for payload in &payloads {
-                decoder.decode(payload, &mut rows).expect("it fits");
+                decoder
+                    .decode(payload, &mut rows)
+                    .expect("it matches the schema");
             }
             black_box(&rows);
         });
@@ -58,7 +60,11 @@ fn parts(criterion: &mut Criterion) {
         bencher.iter(|| {
             same.clear();
             for payload in &payloads {
-                black_box(segmented.decode(payload, &mut same).expect("it fits"));
+                black_box(
+                    segmented
+                        .decode(payload, &mut same)
+                        .expect("it matches the schema"),
+                );
             }
             black_box(&same);
         });
@@ -69,13 +75,19 @@ fn parts(criterion: &mut Criterion) {
             bencher.iter(|| {
                 same.clear();
                 for payload in &payloads {
-                    decoder.decode(payload, None, &mut same).expect("it fits");
+                    decoder
+                        .decode(payload, None, &mut same)
+                        .expect("it matches the schema");
                 }
                 black_box(&same);
             });
         });
         let bits = |rows: &[f32]| rows.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&rows), bits(&same), "{name} gives JSON's rows");
+        assert_eq!(
+            bits(&rows),
+            bits(&same),
+            "{name} gives the same rows as JSON"
+        );
     }
     group.bench_function("json into serde_json::Value, for comparison", |bencher| {
         bencher.iter(|| {
@@ -113,7 +125,9 @@ fn parts(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(records), |bencher| {
             bencher.iter(|| {
                 scores.clear();
-                scorer.score(rows, &mut scores).expect("it scores");
+                scorer
+                    .score(rows, &mut scores)
+                    .expect("the batch is scored");
             });
         });
     }
@@ -144,9 +158,9 @@ fn parts(criterion: &mut Criterion) {
     });
 }
 
-/// The same records in the other formats, with a decoder for each.
+/// The same records encoded as Avro and as Protobuf, each with its decoder.
 fn typed(payloads: &[Vec<u8>], features: &[Feature]) -> [(&'static str, Decoder, Vec<Vec<u8>>); 2] {
-    let json = |payload: &Vec<u8>| String::from_utf8(payload.clone()).expect("JSON is text");
+    let json = |payload: &Vec<u8>| String::from_utf8(payload.clone()).expect("JSON is UTF-8");
     let schema = apache_avro::Schema::parse_str(formats::AVRO).expect("a schema");
     let avro = payloads.iter().map(|p| formats::avro(&schema, &json(p)));
     let message = formats::message();

@@ -1,20 +1,23 @@
-"""How to estimate a segment's p-values: three forms and how much to borrow, on synthetic scores.
+"""Compares three estimates of a segment's p-values on synthetic scores.
 
     python benches/segments.py
 
-A calibration has five segments of each size and four of 8,000 records. Their scores are lognormal, their scales differ
-by a factor exp(spread * N(0, 1)), the widths of their logarithms (0.5) by 15 %. A threshold is set for each from the
-calibration; how often a fresh normal record crosses it is then known exactly. Shown is the mean of
-|log10(share flagged / share asked for)|, a share below a hundredth of what was asked for counted as that: 0.3 is a
-factor of two, 2 is a segment that never flags. A minute; needs numpy alone.
+All three mix the segment's own n scores with information from all segments, which counts as much as k scores.
 
-p_all and p_shape are conformal, p_shape of all scores, each over the median of its segment.
+A simulated calibration has five segments of each size and four of 8,000 records. Scores are lognormal. The scales of
+the segments differ by a factor exp(spread * N(0, 1)), and the standard deviations of the logarithms (0.5) by 15 %. Each
+segment gets a threshold from the calibration. The share of fresh normal records above it is then known exactly. The
+tables show the mean of |log10(share flagged / requested share)|, with the ratio bounded below by 1/100: 0.3 means wrong
+by a factor of two, and 2 means that the segment never flags. Takes a minute and needs only NumPy.
+
+p_all is the conformal p-value among all scores. p_shape is the conformal p-value among all scores after each is divided
+by the median of its segment.
 
     conformal  (n (1 + #{own >= x}) / (n + 1) + k p_all(x)) / (n + k)
     counts     (#{own >= x} + k p_all(x)) / (n + k)
     shape      (#{own >= x} + k p_shape(x / median)) / (n + k)
 
-What it says, spread 0.5, over all sizes:
+Result for spread 0.5, averaged over all sizes:
 
     rate   form       k = 0    20    50   200  1000   inf
     0.01   conformal   0.63  0.83  0.86  0.88  1.04  1.25
@@ -24,9 +27,9 @@ What it says, spread 0.5, over all sizes:
     0.001  counts      0.65  0.80  0.96  1.16  1.34  1.49
     0.001  shape       0.65  0.37  0.38  0.45  0.55  0.72
 
-k = inf of the first two is one threshold for all. With the conformal p-value of the segment p is at least 1 / (n + k),
-so a segment with fewer than 1 / rate - k records never flags anything. What is borrowed from p_all holds back the
-segments with low scores, in whose tail p_all is large. The shape has neither fault and does not depend on the spread;
+For `conformal` and `counts`, k = inf is one threshold for all segments. With `conformal`, p is at least 1 / (n + k), so
+a segment with fewer than 1 / rate - k records never flags anything. Mixing in p_all makes segments with low scores flag
+too rarely, because p_all is large in their tail. `shape` has neither fault and does not depend on the spread.
 residuald uses it with k = 50.
 """
 
@@ -46,7 +49,7 @@ def share_above(x, location, width):
 
 
 def conformal(sample):
-    """Of a sorted sample, the p-value just above x."""
+    """Returns a function that maps x to the conformal p-value, in the sorted sample, of a score just above x."""
     return lambda x: (1 + len(sample) - np.searchsorted(sample, x, "right")) / (len(sample) + 1)
 
 
@@ -89,7 +92,7 @@ def main():
                 print(f"| {spread} | {rate} | {form} |", *(f"{mean:.2f} |" for mean in means), flush=True)
             for key, values in errors.items():
                 by_size.setdefault(key, []).extend(values)
-    print("\n| records | conformal, 200 | counts, 50 | all alike | shape, 0 | shape, 50 |\n" + "| --- " * 6 + "|")
+    print("\n| records | conformal, 200 | counts, 50 | one threshold | shape, 0 | shape, 50 |\n" + "| --- " * 6 + "|")
     for n in SIZES:
         keys = [("conformal", 200), ("counts", 50), ("counts", math.inf), ("shape", 0), ("shape", 50)]
         print(f"| {n} |", *(f"{np.mean(by_size[*key, n]):.2f} |" for key in keys))

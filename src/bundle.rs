@@ -1,4 +1,4 @@
-//! The model bundle: a folder with everything that scoring needs. Read raw, then checked; every fault at once.
+//! The model bundle: a folder with the files that scoring needs. Loading checks all of them and reports every fault at once.
 
 pub mod calibration;
 mod files;
@@ -7,7 +7,7 @@ mod graph;
 pub mod manifest;
 pub mod notation;
 pub mod normals;
-pub mod score_distribution;
+pub mod p_value;
 mod schema;
 pub mod screen;
 pub mod segments;
@@ -24,8 +24,8 @@ pub use files::is_graph;
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Manifest, Missing, ModelInput, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
+pub use p_value::{RateTooFine, ScoreDistribution};
 pub use schema::incompatibilities;
-pub use score_distribution::{RateTooFine, ScoreDistribution};
 pub use screen::{Answers, Screen, TooFewProbes};
 pub use segments::{SegmentBy, SegmentId, Segments};
 
@@ -41,30 +41,31 @@ const KNOWN: [&str; 7] = [
     "screen.onnx",
 ];
 
-/// Longest text of a fault, in characters.
+/// Maximum length of a fault's text, in characters. Longer text is cut.
 const LONGEST_TEXT: usize = 1000;
+/// Maximum number of faults that an error message lists.
 const MOST_SHOWN: usize = 20;
 
-/// Reads a file of a bundle, or says why it cannot.
+/// Reads the bundle's file with the given name. The error is a message.
 pub type Read<'r> = &'r dyn Fn(&str) -> Result<Vec<u8>, String>;
 
-/// A bundle whose files match its manifest. [`crate::onnx`] checks the graph's tensors and the golden records.
+/// A bundle whose files match its manifest. [`crate::onnx`] checks the graph's tensors and the golden records later.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     pub manifest: Manifest,
     pub calibration: Calibration,
     pub golden: Vec<Golden>,
-    /// The ONNX graph, as bytes whose hash was checked.
+    /// The bytes of `model.onnx`.
     pub model: Vec<u8>,
     /// Normal records to show beside an anomaly, if the bundle has them.
     pub normals: Option<Normals>,
     /// The screen, which lets clearly normal records skip the scorer, if the bundle has one.
     pub screen: Option<Screen>,
-    /// SHA-256 of `manifest.json`, which holds the hash of every other file: it names the whole bundle.
+    /// SHA-256 of `manifest.json`. It identifies the whole bundle, because the manifest contains the hash of every other file.
     pub sha256: String,
 }
 
-/// One thing that is wrong with a bundle: where, and what.
+/// A problem of a bundle, and the file that has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     pub file: String,
@@ -79,7 +80,7 @@ impl Fault {
         }
     }
 
-    /// The problems of one file.
+    /// Returns one fault for each problem of `file`.
     pub fn all(file: &str, problems: Vec<String>) -> impl Iterator<Item = Fault> {
         problems
             .into_iter()
@@ -93,7 +94,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Quoted text is cut, because it may be as long as a file.
+/// Cuts `text` to [`LONGEST_TEXT`] characters, because a problem may quote a whole file.
 fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
         text.truncate(end);
@@ -102,7 +103,7 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// Why a bundle was refused: every fault, of which the first [`MOST_SHOWN`] are shown.
+/// A refused bundle with all of its faults. The message lists the first [`MOST_SHOWN`].
 #[derive(Debug, Clone, thiserror::Error)]
 pub struct BundleError {
     pub dir: PathBuf,
@@ -121,7 +122,7 @@ impl fmt::Display for BundleError {
     }
 }
 
-/// The readable parts of a bundle and the faults found so far; later checks add to them.
+/// A bundle that is being checked: the parts that could be read, and the faults found so far.
 #[derive(Debug)]
 pub struct Draft {
     dir: PathBuf,
@@ -136,12 +137,13 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Reads and checks the folder `dir`: missing and altered files, a manifest or calibration that does not parse or fit.
+    /// Reads and checks the bundle in the folder `dir`. Its faults are missing or altered files, and files whose content is
+    /// invalid.
     pub fn read(dir: &Path) -> Draft {
         Draft::of(dir, &|name| files::read(dir, name))
     }
 
-    /// The same for files that `read` provides.
+    /// Like [`Draft::read`], but gets the content of each file from `read`.
     pub fn of(dir: &Path, read: Read<'_>) -> Draft {
         let mut draft = Draft {
             dir: dir.to_owned(),
@@ -158,7 +160,7 @@ impl Draft {
         draft
     }
 
-    /// The bundle, if nothing is wrong with it.
+    /// Returns the bundle if it has no faults.
     ///
     /// # Errors
     /// [`BundleError`] with every fault.
@@ -198,7 +200,7 @@ impl Draft {
             if !manifest.files.contains_key(name) {
                 faults.push(Fault::new(
                     MANIFEST,
-                    format!("`files` does not list {name}"),
+                    format!("`files` does not list {name}, which every bundle must contain"),
                 ));
             }
         }
@@ -241,7 +243,7 @@ impl Bundle {
     }
 }
 
-/// An optional file and its graph: a bundle has both or neither.
+/// Takes an optional file and its graph out of `contents`. A bundle must contain both or neither.
 fn pair(
     contents: &mut BTreeMap<&str, Vec<u8>>,
     (file, graph): (&'static str, &str),
@@ -249,7 +251,7 @@ fn pair(
     faults: &mut Vec<Fault>,
 ) -> Option<(Vec<u8>, Vec<u8>)> {
     let found = match (contents.remove(file), contents.remove(graph)) {
-        (Some(says), Some(model)) => (says, model),
+        (Some(content), Some(model)) => (content, model),
         (None, None) => return None,
         _ => {
             let problem = format!("requires {graph}: a bundle must contain both or neither");
@@ -260,7 +262,7 @@ fn pair(
     if matches!(input, ModelInput::Image(_)) {
         faults.push(Fault::new(
             file,
-            "is for tables, and this bundle reads images",
+            "is for bundles that read tables, but this bundle reads images: leave it out",
         ));
         return None;
     }
@@ -325,7 +327,9 @@ fn read_checked(
     if actual != expected {
         faults.push(Fault::new(
             name,
-            format!("was altered after export: sha256 is {actual}, the manifest says {expected}"),
+            format!(
+                "was altered after export: its SHA-256 is {actual}, but the manifest has {expected}"
+            ),
         ));
         return None;
     }
@@ -342,7 +346,7 @@ fn parse_json<T: serde::de::DeserializeOwned>(
         .ok()
 }
 
-/// Lower-case hexadecimal, as in a manifest.
+/// Returns the SHA-256 of `bytes` in lower-case hexadecimal, as in a manifest.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
@@ -388,7 +392,7 @@ mod tests {
             "`files` does not list golden.ndjson",
             "model.onnx: was altered",
             "calibration.json: cannot be read",
-            "../escape: a bundle's file must lie",
+            "../escape: every file of a bundle must be directly in",
         ] {
             assert!(text.contains(expected), "{expected} not in {text}");
         }

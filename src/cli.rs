@@ -1,6 +1,6 @@
-//! The command line: one file or folder per verb; code that several verbs need is in `shared`.
+//! The command line. Each verb is a file or folder. Code that several verbs need is in `shared`.
 
-/// Replaces the standard macro in all verbs: that one panics when the reader of standard output is gone.
+/// Replaces the standard macro in all verbs, because that one panics when nothing reads standard output any more.
 macro_rules! println {
     () => { $crate::cli::shared::print::line(format_args!("")) };
     ($($text:tt)+) => { $crate::cli::shared::print::line(format_args!($($text)+)) };

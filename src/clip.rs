@@ -1,4 +1,4 @@
-//! Text that quotes what came from outside, cut to what a header or a log line may take.
+//! Text that may quote external data, cut to a length that fits a header or a log line.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,12 +6,12 @@ use std::ops::Deref;
 
 use serde::Serialize;
 
-/// A text may have this many bytes.
+/// Maximum length of a text, in bytes.
 const MOST: usize = 400;
-/// A text that is cut keeps this much of its end: parsers say there where they stopped.
+/// Number of bytes that a cut text keeps of its end, because parsers report there where they stopped.
 const END: usize = 120;
 
-/// A text of a few hundred bytes. A longer one loses its middle, and says so.
+/// A text of at most a few hundred bytes. A longer one is cut in the middle and tells how much is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct Clipped(String);
@@ -45,7 +45,7 @@ impl fmt::Display for Clipped {
     }
 }
 
-/// The text, or its start and its end with a note of how much is missing between them.
+/// Returns the text. If it is too long, returns its start and end with a note of how many bytes are missing between them.
 pub fn clip(text: &str) -> Cow<'_, str> {
     if text.len() <= MOST {
         return Cow::Borrowed(text);

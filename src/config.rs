@@ -1,4 +1,5 @@
-//! The settings: `default.toml`, over it a file, the environment and flags. Read raw, then checked; every fault at once.
+//! The settings: `default.toml`, overridden by a file, the environment and flags. All of them are checked, and every problem is
+//! reported at once.
 
 mod batch;
 mod dotted;
@@ -45,7 +46,7 @@ pub use topics::is_pattern;
 const DEFAULTS: &str = include_str!("default.toml");
 const FLAG: &str = "--set";
 
-/// Checked settings, a field a section.
+/// Checked settings, with one field per section.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub kafka: KafkaSettings,
@@ -55,7 +56,7 @@ pub struct Config {
     pub inference: InferenceSettings,
     pub screen: ScreenSettings,
     pub batch: BatchSettings,
-    /// Bytes that the process may take; `None` if the system's limit applies.
+    /// Maximum memory of the process, in bytes. If `None`, the system's limit applies.
     pub memory_limit: Option<u64>,
     pub threshold: ThresholdRule,
     pub output: OutputSettings,
@@ -63,33 +64,34 @@ pub struct Config {
     pub telemetry: TelemetrySettings,
     /// `None` if traces are off.
     pub traces: Option<TraceSettings>,
-    /// What `residuald config` prints: every setting, its value with secrets hidden, and where it came from.
+    /// Every setting with its source and value, as `residuald config` prints them. Values of secrets are hidden.
     pub effective: Vec<Effective>,
-    /// What must not be printed.
+    /// Values that must not be printed.
     pub secrets: Secrets,
 }
 
-/// Why the settings were refused.
+/// Why the settings are refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{path}: {problem}")]
     File { path: String, problem: String },
-    /// Without the value, which may be a secret.
+    /// The message does not quote the value, which may be a secret.
     #[error("--set {key}: expected SECTION.KEY=VALUE")]
     Flag { key: String },
-    /// Every bad setting, a line each.
+    /// Every bad setting, one per line.
     #[error("{} bad setting{}:\n  {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, .0.join("\n  "))]
     Settings(Vec<String>),
 }
 
-/// Bytes of a file with settings, or with one secret.
+/// Maximum size of a settings file or a secret's file, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;
 
-/// Environment variables: name and value.
+/// Names and values of environment variables.
 pub type Variables = Vec<(String, String)>;
 
 impl Config {
-    /// Layers defaults, the file (if any), the variables that start with `RESIDUALD__`, and `--set` flags; then checks.
+    /// Merges defaults, the file (if any), the variables that start with `RESIDUALD__`, and `--set` flags, then checks the
+    /// result.
     ///
     /// # Errors
     /// [`ConfigError`] with every bad setting.
@@ -105,7 +107,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Sections are parsed in this order, which is also that of problems and of [`Config::effective`].
+    /// Parses the sections. Their order here is also the order of problems and of [`Config::effective`].
     fn parse(mut settings: Settings) -> Result<Config, ConfigError> {
         let s = &mut settings;
         let kafka = KafkaSettings::parse(s);
@@ -147,7 +149,7 @@ impl Config {
 fn check_scores_topic(screen: ScreenSettings, output: &OutputSettings, s: &mut Settings) {
     if screen.mode == ScreenMode::On && output.scores_topic.is_some() {
         s.problem(
-            "screen.mode = \"on\" leaves clearly normal records without a score, and output.scores_topic wants every score: set one of them, or screen.mode = \"audit\"".into(),
+            "screen.mode = \"on\" leaves clearly normal records without a score, but output.scores_topic requires every score: remove one of them, or set screen.mode = \"audit\"".into(),
         );
     }
 }
@@ -156,7 +158,7 @@ fn check_written_topics(kafka: &KafkaSettings, output: &OutputSettings, s: &mut 
     for topic in output.topics() {
         if kafka.topics.iter().any(|read| read == topic) {
             s.problem(format!(
-                "topic `{topic}` is both read and written: residuald would judge its own verdicts"
+                "topic `{topic}` is in kafka.topics and in [output]: choose another topic, because residuald would judge its own verdicts"
             ));
         }
     }

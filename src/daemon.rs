@@ -1,4 +1,4 @@
-//! Starts and runs the daemon: model, HTTP, Kafka and pipeline, in that order.
+//! Starts and runs the daemon. It starts the model, HTTP, Kafka and the pipeline, in this order.
 
 pub mod budget;
 mod descriptors;
@@ -36,14 +36,14 @@ pub struct Daemon {
     done: Shutdown,
 }
 
-/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline. On SIGHUP, `settings`
-/// reads the settings again.
+/// Loads the model, serves HTTP, connects to Kafka, and starts the pipeline. On SIGHUP, `settings` reads the settings
+/// again.
 ///
 /// # Errors
-/// The first part that cannot start.
+/// The error of the first part that cannot start.
 pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<Daemon, Failure> {
     let started = Instant::now();
-    // First, because a signal may arrive at any time.
+    // Signal handlers come first, because a signal may arrive at any time.
     let hangups = shutdown.on_signals_and_hangups();
     let hangups = hangups.map_err(Failure::internal)?;
     let connections = descriptors::for_http()?;
@@ -63,24 +63,11 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     let status = Status::new(serving.in_force(&metrics.score_buckets().0), started);
     serving.announce(&metrics, &status);
     status.model_is_warm();
-    let model = &serving.model;
-    tracing::info!(
-        model = model.name,
-        version = model.version,
-        sha256 = &model.sha256[..8],
-        provider = serving.provider(),
-        placement = %serving.scorers[0].placement,
-        threshold = serving.judge.threshold,
-        golden_records,
-        workers = serving.scorers.len(),
-        "model ready"
-    );
+    log_ready(&serving, golden_records);
 
     let done = Shutdown::default();
-    let recent = match &budget {
-        Some(budget) => Recent::within(budget.recent),
-        None => Recent::default(),
-    };
+    let recent = budget.as_ref().map(|budget| Recent::within(budget.recent));
+    let recent = recent.unwrap_or_default();
     let pending_model = PendingModel::default();
     let reloader = Reloader {
         settings,
@@ -93,8 +80,8 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
         pending_model: pending_model.clone(),
         stop: shutdown.clone(),
     };
-    // Runs until the process ends.
-    named("reloader", move || reloader.run(&hangups));
+    // This thread runs until the process ends.
+    spawn_named("reloader", move || reloader.run(&hangups));
     let shown = Shown {
         recent: recent.clone(),
         metrics: metrics.clone(),
@@ -104,13 +91,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     tracing::info!(%address, tls = config.http.tls.is_some(), "serving /livez /readyz /metrics /status and the triage page at /");
 
     let connected = connect(&config, &metrics, &status, shutdown);
-    let (source, sink) = match connected {
-        Ok(connected) => connected,
-        Err(failure) => {
-            done.request();
-            return Err(failure);
-        }
-    };
+    let (source, sink) = connected.inspect_err(|_| done.request())?;
     let parts = RunParts {
         source,
         sink,
@@ -129,7 +110,7 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
         },
     };
     let stop = shutdown.clone();
-    let pipeline = named("intake", move || pipeline::run(parts, &stop));
+    let pipeline = spawn_named("intake", move || pipeline::run(parts, &stop));
     Ok(Daemon {
         metrics,
         address,
@@ -139,11 +120,26 @@ pub fn start(config: Config, settings: Settings, shutdown: &Shutdown) -> Result<
     })
 }
 
+fn log_ready(serving: &pipeline::Serving, golden_records: usize) {
+    let model = &serving.model;
+    tracing::info!(
+        model = model.name,
+        version = model.version,
+        sha256 = &model.sha256[..8],
+        provider = serving.provider(),
+        placement = %serving.scorers[0].placement,
+        threshold = serving.judge.threshold,
+        golden_records,
+        workers = serving.scorers.len(),
+        "model ready"
+    );
+}
+
 impl Daemon {
-    /// Waits until the pipeline and HTTP have ended.
+    /// Waits until the pipeline and the HTTP server have ended.
     ///
     /// # Errors
-    /// Why the pipeline ended, unless a stop was requested.
+    /// The error that ended the pipeline, unless a stop was requested.
     pub fn wait(self) -> Result<(), Failure> {
         let result = self
             .pipeline
@@ -155,7 +151,7 @@ impl Daemon {
     }
 }
 
-/// Gives each part its share of the memory budget, and returns the room for decoding images.
+/// Gives each part its share of the memory budget. Returns the room for decoding images.
 fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Room {
     let Some(budget) = budget else {
         tracing::warn!(
@@ -174,7 +170,7 @@ fn share(config: &mut Config, budget: Option<&Budget>, metrics: &Metrics) -> Roo
     Room::of(budget.decoding)
 }
 
-/// Creates the exporter of traces, if the settings name an endpoint.
+/// Creates the exporter of traces if the settings name an endpoint.
 fn traces(config: &Config, metrics: &Metrics) -> Result<Option<Traces>, Failure> {
     let Some(settings) = &config.traces else {
         return Ok(None);
@@ -204,7 +200,7 @@ fn connect(
     Ok((source, sink))
 }
 
-fn named<T: Send + 'static>(
+fn spawn_named<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {

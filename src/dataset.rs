@@ -1,8 +1,7 @@
-//! Files of records as the payloads that a producer would send to Kafka.
+//! Reads files of records as the payloads that a producer would send to Kafka.
 //!
-//! CSV, Parquet and NDJSON become a stream of JSON objects, so that `score FILE` and `produce FILE` see
-//! the same bytes. The payload carries every column, the label too: a model ignores what is not in its
-//! schema.
+//! CSV, Parquet and NDJSON become a stream of JSON objects, so that `score FILE` and `produce FILE` see the same bytes. The
+//! payload contains every column, including the label, because a model ignores what is not in its schema.
 //!
 //! | in the file | in the payload |
 //! | --- | --- |
@@ -46,32 +45,32 @@ use flate2::bufread::MultiGzDecoder;
 
 use pick::Picker;
 
-/// The longest CSV or NDJSON record that is read, in bytes: a stray quote or a gzip bomb is an error
-/// and does not fill the memory.
+/// Maximum size of a CSV or NDJSON record, in bytes. It makes a stray quote or a gzip bomb an error instead of filling the
+/// memory.
 pub const MAX_RECORD: u64 = 64 << 20;
 
-const KNOWN: &str = ".csv, .tsv, .ndjson, .jsonl, .json (each also .gz), .parquet, .pq, .npz";
+const SUPPORTED: &str = ".csv, .tsv, .ndjson, .jsonl, .json (each also .gz), .parquet, .pq, .npz";
 
 /// One record of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// One JSON object, UTF-8 (from NDJSON: the line, whatever it holds).
+    /// One JSON object in UTF-8. An NDJSON line is taken as it is, valid or not.
     pub payload: Vec<u8>,
-    /// Whether the record is an anomaly; `None` if no label was asked for or the record's is null.
+    /// Whether the record is an anomaly. `None` if [`Options::label`] is not set or the record's label is null.
     pub label: Option<bool>,
-    /// The Kafka key; `None` if no key was asked for or the record's is null.
+    /// The Kafka key. `None` if [`Options::key`] is not set or the record's key is null.
     pub key: Option<Vec<u8>>,
 }
 
-/// What to read out of each record besides its payload.
+/// What to extract from each record besides its payload.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Dotted path of the field that tells anomalies from normal records.
+    /// Dotted path of the field that distinguishes anomalies from normal records.
     pub label: Option<String>,
-    /// The label of a normal record, every other is an anomaly. Compared as a number where both are
-    /// (`0`, `0.0` and `false` are the same, and `1` and `true`), else as text.
+    /// The label of normal records. Every other label is an anomaly. Numbers and booleans are compared as numbers (`0`, `0.0` and
+    /// `false` are equal, and so are `1` and `true`), everything else as strings.
     pub normal: String,
-    /// Dotted path of the field whose text becomes the Kafka key.
+    /// Dotted path of the field whose value becomes the Kafka key.
     pub key: Option<String>,
 }
 
@@ -100,7 +99,7 @@ pub enum Unit {
     Rows,
 }
 
-/// A file or a record of it cannot be read. Its `Display` is a complete message of one line.
+/// A file, or a record in it, cannot be read. `Display` yields a complete one-line message.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {kind}", path.display())]
 pub struct Error {
@@ -111,7 +110,7 @@ pub struct Error {
 /// What is wrong with the file or the record.
 #[derive(Debug, thiserror::Error)]
 pub enum ErrorKind {
-    #[error("unsupported file format; supported are {KNOWN}")]
+    #[error("unsupported file format: it must be one of {SUPPORTED}")]
     Format,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -135,7 +134,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// Whether iteration ends with it. Otherwise one record is lost and iteration continues.
+    /// Returns whether iteration ends with this error. If not, one record is lost and iteration continues.
     pub fn is_fatal(&self) -> bool {
         match &self.kind {
             ErrorKind::Record { .. } => false,
@@ -145,7 +144,7 @@ impl Error {
     }
 }
 
-/// The records of one file, in its order. After a fatal [`Error`] the iteration ends.
+/// The records of one file, in file order. Iteration ends after a fatal [`Error`].
 pub struct Dataset {
     path: PathBuf,
     reader: FormatReader,
@@ -163,15 +162,14 @@ enum FormatReader {
     Npz(npz::Rows),
 }
 
-/// A payload and the line or row, from 1, that it came from.
+/// The number of a line or row, counted from 1, and its payload.
 type Numbered = (u64, Vec<u8>);
 
-/// Opens a file, its format told by the extension in any case. A file without rows is an empty
-/// dataset.
+/// Opens a file. Its extension determines the format, in upper or lower case. A file without rows is an empty dataset.
 ///
 /// # Errors
-/// An unknown extension, a file that cannot be opened, a header or schema that cannot be read, names a
-/// column twice, or lacks the label or key that `options` ask for.
+/// The extension is unknown, the file cannot be opened, or its header or schema cannot be read, has a column twice, or lacks the
+/// label or key of `options`.
 pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
     let read = Arc::new(AtomicU64::new(0));
     let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
@@ -229,9 +227,12 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
         FormatReader::Npz(rows) => rows.columns(),
         FormatReader::Ndjson(_) | FormatReader::JsonArray(_) => vec![],
     };
-    for asked in options.label.iter().chain(&options.key) {
-        if !columns.is_empty() && !columns.contains(asked) {
-            let reason = format!("no column `{asked}`, there are {}", columns.join(", "));
+    for wanted in options.label.iter().chain(&options.key) {
+        if !columns.is_empty() && !columns.contains(wanted) {
+            let reason = format!(
+                "no column `{wanted}`: the columns are {}",
+                columns.join(", ")
+            );
             return Err(fail(ErrorKind::Columns(reason)));
         }
     }
@@ -246,7 +247,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
 }
 
 impl Dataset {
-    /// How far the file has been read, which is ahead of the records by the buffered part.
+    /// Returns how far the file has been read. Because of buffering, this is ahead of the records returned so far.
     pub fn progress(&self) -> Progress {
         match &self.reader {
             FormatReader::Parquet(rows) => rows.progress(),
@@ -259,7 +260,7 @@ impl Dataset {
         }
     }
 
-    /// What was guessed or changed, a sentence each: of the file when it is opened, of its values after the last record.
+    /// Returns what was guessed or changed, one sentence each. It is complete after the last record.
     pub fn notes(&self) -> Vec<String> {
         let notes = match &self.reader {
             FormatReader::Csv(rows) => rows.notes.clone(),
@@ -270,10 +271,10 @@ impl Dataset {
         notes.iter().map(|note| format!("{file}: {note}")).collect()
     }
 
-    /// Checks the labels, after the last record.
+    /// Checks the labels. It must be called after the last record.
     ///
     /// # Errors
-    /// Labels were asked for, but no record has the label of normal records.
+    /// [`Options::label`] is set, but no record has the label of normal records.
     pub fn check_labels(&self) -> Result<(), Error> {
         match self.picker.fault() {
             None => Ok(()),
@@ -330,7 +331,7 @@ impl Iterator for Dataset {
 
 type BoxedRead = Box<dyn BufRead + Send>;
 
-/// The file's text, its bytes on disk counted into `read`.
+/// Opens a file for reading text, and decompresses it if `gzip`. The bytes read from disk are added to `read`.
 fn input(file: File, gzip: bool, read: Arc<AtomicU64>) -> BoxedRead {
     let file = BufReader::with_capacity(64 << 10, Counted { file, read });
     if gzip {

@@ -1,4 +1,4 @@
-//! Dead letters: records that could not be scored, the headers that say why, and their replay.
+//! Dead letters: records that could not be scored, the headers that give the reason, and their replay.
 
 mod headers;
 mod intervals;

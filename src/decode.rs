@@ -1,4 +1,4 @@
-//! Payload and schema to a row of numbers. The rules, for JSON the same as in the trainer:
+//! Decodes a payload by its schema into a row of numbers. For JSON, the trainer applies the same rules:
 //!
 //! | feature | takes | anything else |
 //! | --- | --- | --- |
@@ -8,18 +8,19 @@
 //! | timestamp | an RFC 3339 string, a timestamp type, or a number if the bundle gives its unit | refused |
 //! | absent or null | NaN where `missing` is `impute` | refused |
 //!
-//! NaN and infinities, which JSON cannot say, are refused as out of range. A time of day has an hour but no weekday, a date a
-//! weekday but no hour; Avro's local timestamps count as UTC; a Protobuf `Duration` is a number of seconds.
-//! Bytes, arrays, maps and records are not values.
+//! NaN and infinities, which JSON cannot express, are refused as out of range. A time of day has an hour but no weekday. A date
+//! has a weekday but no hour. Avro's local timestamps count as UTC. A Protobuf `Duration` is a number of seconds. Bytes, arrays,
+//! maps and records are not values.
 //!
-//! Absent is what the record's schema does not have, an Avro null, and in Protobuf what is not on the wire and has presence: messages,
-//! `optional` fields, members of a oneof. A Protobuf scalar without presence that is not on the wire is its default.
+//! A field is absent if the record's schema lacks it or if it is an Avro null. In Protobuf, a field with presence (a message, an
+//! `optional` field, a member of a oneof) is absent if it is not on the wire. A scalar without presence that is not on the wire
+//! has its default value.
 //!
-//! The segment by which a bundle may be calibrated is text as a category is: a string, an enum by its symbol, a number or boolean by its
-//! text. A record without it, or with something else there, has none and is judged all the same.
+//! The segment by which a bundle may be calibrated is read like a category: a string, an enum by its symbol, a number or boolean
+//! by its text. A record without it, or with a value of another type, has no segment but is still judged.
 //!
-//! Keys that no feature names are skipped. A key given twice in JSON is refused, because readers disagree on which counts; of
-//! a Protobuf field given twice the last counts, as its readers agree.
+//! Keys that no feature reads are skipped. A JSON key that occurs twice is refused, because readers disagree on which value
+//! counts. If a Protobuf field occurs twice, the last value counts, because its readers agree on that.
 
 mod avro;
 mod json;
@@ -47,7 +48,8 @@ use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::clip::Clipped;
 use crate::image::{ImageError, ImageReader};
 
-/// What a record's JSON in a verdict may come to. More than a message may be; a few bytes of Avro can be many of JSON.
+/// Maximum size of a record's JSON in a verdict, in bytes. It is larger than a message may be, because a few bytes of Avro can
+/// become much JSON.
 const MOST_JSON: usize = 4 << 20;
 
 /// The format of records.
@@ -55,15 +57,15 @@ const MOST_JSON: usize = 4 << 20;
 pub enum RecordFormat {
     Json,
     Typed(TypeSource),
-    /// A [`ImageReader`] makes rows of them.
+    /// Images, which an [`ImageReader`] converts to rows.
     Images(ImageReader),
 }
 
-/// Reads records of one format into rows. One per thread.
+/// Decodes records of one format into rows. Each thread has its own.
 #[derive(Debug)]
 pub struct Decoder {
     format: Payloads,
-    /// The names of the segments, where the message key tells them.
+    /// The names of the segments, if the message key determines them.
     keys: Option<Names>,
 }
 
@@ -74,18 +76,18 @@ enum Payloads {
     Images(ImageReader),
 }
 
-/// Why a payload did not become a row.
+/// Why a payload was not decoded into a row.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DecodeError {
     #[error(transparent)]
     Row(#[from] RowError),
-    /// Its schema is not known yet: ask for it ([`Decoder::ask_for_schema`]), then try again. The record may be good.
+    /// The schema is not known yet. Request it with [`Decoder::ask_for_schema`], then try again. The record may be good.
     #[error("the schema with id {0} is not known yet")]
     SchemaPending(u32),
 }
 
 impl Decoder {
-    /// `segment` as in the calibration.
+    /// Creates a decoder. `segment` comes from the calibration.
     pub fn new(
         features: &[Feature],
         input: RecordFormat,
@@ -103,11 +105,11 @@ impl Decoder {
         Decoder { format, keys }
     }
 
-    /// Appends one row, [features], to `rows`; leaves it as it was on an error. Never waits. Images are not decoded
-    /// here; see pipeline/images.rs. Returns the segment, if the record has a known one. `key` is the message's.
+    /// Appends one row, [features], to `rows`, and returns the record's segment if it has a known one. On an error, `rows` is
+    /// unchanged. `key` is the message key. This never waits. Images are decoded in pipeline/images.rs instead.
     ///
     /// # Errors
-    /// [`DecodeError`]: the record is bad, or its schema is still on its way.
+    /// [`DecodeError`] if the record is bad or its schema has not arrived yet.
     pub fn decode(
         &mut self,
         payload: &[u8],
@@ -126,14 +128,14 @@ impl Decoder {
         Ok(key.and_then(|key| names.number(key)))
     }
 
-    /// Has the schema of this record fetched if it is not known. `written_ms`: when the record was written.
+    /// Requests the schema of this record if it is not known. `written_ms` is the time when the record was written.
     pub fn ask_for_schema(&self, payload: &[u8], written_ms: Option<i64>) {
         if let Payloads::Typed(decoder) = &self.format {
             decoder.ask_for_schema(payload, written_ms);
         }
     }
 
-    /// What a record with this schema waits for, in words; `None` if it is worth another try.
+    /// Describes what a record with this schema is waiting for. `None` if decoding is worth another try.
     pub fn waits_for_schema(&self, id: u32) -> Option<String> {
         match &self.format {
             Payloads::Typed(decoder) => decoder.waits_for_schema(id),
@@ -141,7 +143,7 @@ impl Decoder {
         }
     }
 
-    /// The names of the segments, in the order of their numbers.
+    /// Returns the names of the segments in the order of their [`SegmentId`]s.
     pub fn segments(&self) -> Vec<String> {
         let paths = match &self.format {
             Payloads::Json(decoder) => Some(&decoder.paths),
@@ -157,7 +159,7 @@ impl Decoder {
         matches!(self.format, Payloads::Images(_))
     }
 
-    /// The bytes of the rows that an image will become; `None` for a table.
+    /// Returns the size in bytes of the rows that an image will become. `None` for a table.
     pub fn image_bytes(&self, payload: &[u8]) -> Option<usize> {
         match &self.format {
             Payloads::Images(reader) => Some(reader.row_bytes(payload)),
@@ -167,12 +169,13 @@ impl Decoder {
 }
 
 impl RecordFormat {
-    /// Whether every record of it that was decoded is one that JSON can say.
+    /// Returns whether every decoded record of this format can be expressed in JSON.
     pub fn is_json_or_typed(&self) -> bool {
         !matches!(self, RecordFormat::Images(_))
     }
 
-    /// A record that was decoded as JSON, for its verdict, an image left out; `None` if it cannot be said in JSON of a sensible size.
+    /// Returns a decoded record as JSON for its verdict, without the data of an image. `None` if the JSON would be invalid or too
+    /// large.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
             RecordFormat::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
@@ -193,7 +196,7 @@ fn malformed(detail: impl Into<Clipped>) -> RowError {
     }
 }
 
-/// Why a record cannot be a row. It becomes a dead letter.
+/// Why a record cannot be decoded or scored. It becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{detail}")]
 pub struct RowError {
@@ -209,7 +212,7 @@ impl From<ImageError> for RowError {
             | ImageError::TooMuchMemory(_)
             | ImageError::OverShare { .. } => Reason::TooLarge,
             ImageError::Missing(_) => Reason::Missing,
-            ImageError::NotText(_) => Reason::WrongType,
+            ImageError::NotString(_) => Reason::WrongType,
             ImageError::Duplicate(_) => Reason::Duplicate,
             ImageError::Unknown
             | ImageError::Broken(_)
@@ -224,24 +227,24 @@ impl From<ImageError> for RowError {
     }
 }
 
-/// The kinds of bad records; the label of `dead_letters_total`.
+/// The kinds of bad records. They are the values of the label `reason` of `dead_letters_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Not one well-formed record of its format and schema.
+    /// The payload is not exactly one well-formed record of its format and schema.
     Malformed,
     /// The schema registry has no schema with the record's id, or none that can be read.
     UnknownSchema,
-    /// A value of a type that the schema does not allow.
+    /// A value has a type that the schema does not allow.
     WrongType,
-    /// A number that float32 cannot hold.
+    /// A number does not fit into float32.
     OutOfRange,
-    /// A feature is absent and the schema says `reject`.
+    /// A feature is absent, and the bundle's `missing` for it is `reject`.
     Missing,
-    /// A key that the schema names is there twice.
+    /// A key that the schema reads occurs twice.
     Duplicate,
-    /// An image of more bytes or pixels than the settings allow.
+    /// An image has more bytes or pixels than the settings allow.
     TooLarge,
-    /// The scorer gave no finite score.
+    /// The scorer returned no finite score.
     Unscorable,
 }
 

@@ -1,19 +1,19 @@
-//! How well scores separate labelled anomalies from normal records.
+//! Measures how well scores separate labelled anomalies from normal records.
 //!
-//! A label is `true` for an anomaly; a higher score is more anomalous. Nothing here samples or
-//! interpolates: the counts are integers and the sums are `f64`, so the order of the records does not
-//! change a result. A NaN score ranks above every other and is never flagged.
+//! A label is `true` for an anomaly. A higher score is more anomalous. Nothing is sampled or interpolated. Counts are integers
+//! and sums are `f64`, so the order of the records does not change a result. A NaN score ranks above every other and is never
+//! flagged.
 
 pub mod contact_sheet;
 pub mod pixels;
 
 use serde::Serialize;
 
-/// Area under the receiver operating characteristic: the probability that a random anomaly scores
-/// above a random normal record. A tie counts one half.
+/// Returns the area under the receiver operating characteristic: the probability that a random anomaly scores above a random
+/// normal record. A tie counts one half.
 ///
-/// The Mann-Whitney U statistic over (positives × negatives), ties by mid-ranks (Hanley & McNeil 1982,
-/// "The meaning and use of the area under a ROC curve"). O(n log n). `None` if a class is absent.
+/// It is the Mann-Whitney U statistic divided by (positives × negatives), with mid-ranks for ties (Hanley & McNeil 1982, "The
+/// meaning and use of the area under a ROC curve"). O(n log n). `None` if a class is absent.
 ///
 /// # Panics
 /// If `scores` and `labels` differ in length.
@@ -34,11 +34,11 @@ pub fn auroc(scores: &[f32], labels: &[bool]) -> Option<f64> {
     (pairs > 0).then(|| twice_u as f64 / (2.0 * pairs as f64))
 }
 
-/// Average precision: Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores as thresholds, from the highest down,
-/// where P is precision and R recall.
+/// Returns the average precision: Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores as thresholds, from the highest down, where P is
+/// precision and R recall.
 ///
-/// The step-wise, uninterpolated sum of scikit-learn's `average_precision_score`; records that tie are
-/// flagged together. O(n log n). `None` if there is no anomaly.
+/// It is the step-wise, uninterpolated sum of scikit-learn's `average_precision_score`. Records with equal scores are flagged
+/// together. O(n log n). `None` if there is no anomaly.
 ///
 /// # Panics
 /// If `scores` and `labels` differ in length.
@@ -75,19 +75,19 @@ pub struct AtThreshold {
     pub alert_rate: Option<f64>,
 }
 
-/// Counts, precision and recall of the flagged records.
+/// Returns counts, precision and recall of the flagged records.
 ///
 /// # Panics
 /// If `flagged` and `labels` differ in length.
 pub fn precision_recall(flagged: &[bool], labels: &[bool]) -> AtThreshold {
-    assert_eq!(flagged.len(), labels.len(), "one label a record");
+    assert_eq!(flagged.len(), labels.len(), "one label per record");
     let counted = |flag, anomaly| {
         let pairs = flagged.iter().zip(labels);
         pairs.filter(|&(&f, &l)| (f, l) == (flag, anomaly)).count() as u64
     };
     let (tp, fp) = (counted(true, true), counted(true, false));
     let (fn_, tn) = (counted(false, true), counted(false, false));
-    let ratio = |part: u64, of: u64| (of > 0).then(|| part as f64 / of as f64);
+    let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
     AtThreshold {
         true_positives: tp,
         false_positives: fp,
@@ -99,16 +99,16 @@ pub fn precision_recall(flagged: &[bool], labels: &[bool]) -> AtThreshold {
     }
 }
 
-/// Spearman's rank correlation of two scores of the same records: Pearson's correlation of their ranks, ties by
-/// mid-ranks. In [-1, 1]; 1 is the same order. O(n log n), 12 bytes a record. `None` if all scores of either are
-/// equal.
+/// Returns Spearman's rank correlation of two scores of the same records: Pearson's correlation of their ranks, with mid-ranks
+/// for ties. It is in [-1, 1], where 1 means the same order. O(n log n), 12 bytes per record. `None` if all scores in `a` or all
+/// scores in `b` are equal.
 ///
 /// # Panics
 /// If `a` and `b` differ in length or are longer than 2^31.
 pub fn spearman(a: &[f32], b: &[f32]) -> Option<f64> {
-    assert_eq!(a.len(), b.len(), "two scores a record");
+    assert_eq!(a.len(), b.len(), "two scores per record");
     let (a, b) = (doubled_ranks(a), doubled_ranks(b));
-    // The mean of n doubled ranks, whatever the ties, is n + 1.
+    // The mean of n doubled ranks is n + 1, regardless of ties.
     let mean = a.len() as f64 + 1.0;
     let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
     for (&a, &b) in a.iter().zip(&b) {
@@ -120,7 +120,7 @@ pub fn spearman(a: &[f32], b: &[f32]) -> Option<f64> {
     (aa > 0.0 && bb > 0.0).then(|| ab / (aa.sqrt() * bb.sqrt()))
 }
 
-/// Twice the mid-rank of each score, counted from 1. Doubled, it is an integer.
+/// Returns twice the mid-rank of each score, counted from 1. Doubling makes it an integer.
 fn doubled_ranks(scores: &[f32]) -> Vec<u32> {
     let count = u32::try_from(scores.len())
         .ok()
@@ -140,9 +140,9 @@ fn doubled_ranks(scores: &[f32]) -> Vec<u32> {
     ranks
 }
 
-/// (score, label) from the highest score down. Adding zero makes -0.0 the same score as 0.0.
+/// Returns (score, label) from the highest score down. Adding zero makes -0.0 equal to 0.0.
 fn ranked(scores: &[f32], labels: &[bool]) -> Vec<(f32, bool)> {
-    assert_eq!(scores.len(), labels.len(), "one label a score");
+    assert_eq!(scores.len(), labels.len(), "one label per score");
     let mut ranked: Vec<_> = scores
         .iter()
         .map(|s| s + 0.0)

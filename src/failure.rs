@@ -1,4 +1,4 @@
-//! The error that ends a verb: a message for the user and an exit code for the orchestrator.
+//! The error that ends a command-line verb, with a message for the user and an exit code for the orchestrator.
 
 use std::io;
 
@@ -12,14 +12,14 @@ use crate::kafka::replay::ReplayError;
 use crate::onnx::{LoadError, RuntimeError, ScorerError};
 use crate::pipeline::PipelineError;
 
-// sysexits.h
+// Exit codes from sysexits.h.
 pub const USAGE: u8 = 64;
 const DATA: u8 = 65;
 const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
 
-/// With an empty message: the reader of the output has gone, so the verb ends quietly.
+/// The exit code if the reader of the output has closed it. The message is empty, because the verb ends quietly.
 const UNREAD: u8 = 0;
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Failure {
         Failure::new(INTERNAL, message)
     }
 
-    /// A requested stop before any record was taken: exit code 0.
+    /// A stop was requested before any record was taken, so the exit code is 0.
     pub fn stopped(message: impl ToString) -> Failure {
         Failure::new(0, message)
     }
@@ -61,7 +61,7 @@ impl Failure {
         Failure::new(CONFIG, message)
     }
 
-    /// Output could not be written. It is no failure if its reader has gone.
+    /// The output could not be written. If its reader has closed it, this is not a failure.
     pub fn output(error: impl Into<io::Error>) -> Failure {
         match error.into() {
             e if e.kind() == io::ErrorKind::BrokenPipe => Failure::new(UNREAD, ""),
@@ -133,7 +133,7 @@ impl From<KafkaError> for Failure {
     fn from(e: KafkaError) -> Self {
         let code = match e {
             KafkaError::Setting { .. } => CONFIG,
-            // A requested stop before any record was taken.
+            // A stop was requested before any record was taken.
             KafkaError::Stopped => 0,
             _ => UNAVAILABLE,
         };

@@ -1,4 +1,5 @@
-//! `/livez`, `/readyz`, `/metrics`, `/status`, `/log-level` and the triage page, over TLS and behind a token if so configured.
+//! The HTTP server for `/livez`, `/readyz`, `/metrics`, `/status`, `/log-level` and the triage page. TLS and a token
+//! are optional.
 
 mod access;
 mod answers;
@@ -27,11 +28,12 @@ pub use access::{Access, is_loopback};
 use connections::{Client, Listener};
 pub use tls::{Tls, TlsError};
 
-/// Time for the TLS handshake, and then for a request, so that an idle client does not hold a connection.
+/// The time limit for the TLS handshake and for each request, so that an idle client does not hold a connection.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// How long open connections may delay the shutdown.
 const GRACE: Duration = Duration::from_secs(1);
-/// Bytes buffered per connection, for the request line with headers (roughly) and for the response. Longer requests get 414 or 431.
+/// The bytes buffered per connection, roughly for the request line with headers and for the response. Longer requests
+/// get 414 or 431.
 const BUFFER: usize = 64 << 10;
 
 /// The state that HTTP responses show.
@@ -55,11 +57,11 @@ pub fn router(access: Access, shown: Shown) -> Router {
         .layer(middleware::from_fn_with_state(access, access::check))
 }
 
-/// Serves at most `most` connections until the last stage is done, so probes are answered while the pipeline drains.
-/// HTTP/1 only: idle HTTP/2 connections would not be closed, and nothing here needs HTTP/2.
+/// Serves at most `most` connections until the last stage is done, so that probes are answered while the pipeline
+/// drains. Only HTTP/1 is offered, because idle HTTP/2 connections would not be closed, and nothing here needs HTTP/2.
 ///
 /// # Errors
-/// The listener fails.
+/// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
     most: usize,
@@ -95,7 +97,8 @@ pub async fn serve(
     }
 }
 
-/// A client's own connection error is logged at debug. The listener itself warns when it cannot accept.
+/// Logs the error of a client's connection at debug level. If the listener itself cannot accept connections, it logs a
+/// warning.
 fn complain(client: Option<&Client>, error: &std::io::Error) {
     if let Some(Client(client)) = client {
         tracing::debug!(%client, "HTTP: {error}");
@@ -104,7 +107,8 @@ fn complain(client: Option<&Client>, error: &std::io::Error) {
 
 type Shared = State<(Metrics, Status)>;
 
-/// Whether the request has `?verbose`, for details that not everyone may see: partitions and what they wait for.
+/// Returns whether the request has `?verbose`. It adds details that not everyone may see: partitions and what they wait
+/// for.
 fn is_verbose(uri: &Uri) -> bool {
     let query = uri.query().unwrap_or_default();
     let mut names = query.split('&').map(|pair| pair.split('=').next());

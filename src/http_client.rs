@@ -7,7 +7,7 @@ use ureq::config::ConfigBuilder;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::typestate::AgentScope;
 
-/// An agent that trusts `roots`, times out after `timeout`, and returns responses of any status.
+/// Builds an agent that trusts `roots`, times out after `timeout`, and returns responses of any status.
 pub fn agent(roots: RootCerts, timeout: Duration) -> ConfigBuilder<AgentScope> {
     let tls = TlsConfig::builder()
         .provider(TlsProvider::NativeTls)

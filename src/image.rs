@@ -1,21 +1,21 @@
-//! Images, step by step: taken out of the payload (`envelope`), decoded to 8-bit pixels (`decode`), resized (`resize`) and cut
-//! into the scorer's rows (`tiles`). The scorer's outputs become maps (`maps`) and regions (`regions`).
+//! Prepares images for scoring. They are extracted from the payload (`envelope`), decoded to 8-bit pixels (`decode`), resized
+//! (`resize`) and cut into the scorer's rows (`tiles`). The scorer's outputs become maps (`maps`) and regions (`regions`).
 //!
-//! Preprocessing, the same as in the trainer:
+//! The preprocessing is the same as in the trainer:
 //!
 //! | | |
 //! | --- | --- |
-//! | formats | PNG, JPEG, WebP, BMP, TIFF, told by their first bytes |
-//! | EXIF orientation | applied; EXIF that cannot be read counts as none |
-//! | alpha | dropped: the colours under it count |
+//! | formats | PNG, JPEG, WebP, BMP, TIFF, recognised by their first bytes |
+//! | EXIF orientation | applied; EXIF that cannot be read is ignored |
+//! | alpha | dropped; the colours under it are used |
 //! | 16 bits | v / 257, rounded |
-//! | palette, bilevel, CMYK, YCbCr | to RGB or gray by the format's decoder; colour profiles are not applied |
+//! | palette, bilevel, CMYK, YCbCr | converted to RGB or gray by the format's decoder; colour profiles are not applied |
 //! | colour where gray is wanted | ITU-R 601 luma, (19595 R + 38470 G + 7471 B + 32768) >> 16 |
-//! | gray where colour is wanted | three times the same |
-//! | size | resized by an antialiased triangle, as Pillow's BILINEAR does, to the bit |
+//! | gray where colour is wanted | the gray value in all three channels |
+//! | size | resized with an antialiased triangle filter, bit-identical to Pillow's BILINEAR |
 //!
-//! Refused: animations, TIFFs of several pages, floating-point samples, truncated files, and images beyond the limits, which
-//! are checked against the header before anything is decoded.
+//! Animations, TIFFs with several pages, floating-point samples, truncated files, and images beyond the [`Limits`] are refused.
+//! The limits are checked against the header before anything is decoded.
 
 mod connected;
 mod cost;
@@ -39,14 +39,14 @@ pub use regions::Region;
 pub use tiles::Layout;
 pub use view::{Mask, mask, thumbnail};
 
-/// Limits on a payload.
+/// Limits for the image in a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the encoded image.
+    /// Maximum size of the encoded image, in bytes.
     pub bytes: usize,
-    /// Width times height.
+    /// Maximum number of pixels, which is width times height.
     pub pixels: u64,
-    /// Bytes that one image may take while it is decoded, resized and scored.
+    /// Maximum memory of one image while it is decoded, resized and scored, in bytes.
     pub memory: u64,
 }
 
@@ -61,7 +61,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Whether an image of that size may take `bytes`.
+    /// Checks whether an image of this size may take `bytes` of memory.
     fn allow(&self, width: usize, height: usize, bytes: u64) -> Result<(), ImageError> {
         match bytes <= self.memory {
             true => Ok(()),
@@ -75,22 +75,22 @@ impl Limits {
     }
 }
 
-/// The field of a JSON object that holds the image.
+/// Default name of the field with the image in a JSON object.
 pub const FIELD: &str = "image";
 
-/// Why a payload has no image that can be scored. It becomes a dead letter.
+/// Why a payload has no image that can be scored. The payload becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    #[error("{what}: {is}, the limit is {limit}")]
+    #[error("the image has {is} {what}, but at most {limit} are allowed")]
     TooLarge {
         what: &'static str,
         is: u64,
         limit: u64,
     },
-    #[error("its lines, profiles or texts take more memory than those of an image may: {0}")]
+    #[error("the lines, profiles or texts of the image take more memory than allowed: {0}")]
     TooMuchMemory(String),
     #[error(
-        "to decode and score it, {width} x {height} pixels, takes {is} bytes of memory; the share for images is {limit}: raise memory.limit, or send smaller images"
+        "decoding and scoring the image of {width} x {height} pixels takes {is} bytes of memory, but the share for images is {limit}: raise memory.limit, or send smaller images"
     )]
     OverShare {
         width: usize,
@@ -98,53 +98,54 @@ pub enum ImageError {
         is: u64,
         limit: u64,
     },
-    #[error("neither a PNG, JPEG, WebP, BMP or TIFF nor a JSON object")]
+    #[error("the payload is neither a PNG, JPEG, WebP, BMP or TIFF image nor a JSON object")]
     Unknown,
     #[error("{0}")]
     Broken(String),
-    #[error("animated: which of its images counts?")]
+    #[error("the image is animated: send a single frame")]
     Animated,
-    #[error("not a JSON object that can be read: {0}")]
+    #[error("the payload is not a valid JSON object: {0}")]
     Json(String),
-    #[error("key `{0}` is there twice")]
+    #[error("key `{0}` occurs twice")]
     Duplicate(String),
-    #[error("`{0}` is missing: it should hold the image in base64")]
+    #[error("field `{0}` is missing: it must contain the image in base64")]
     Missing(String),
-    #[error("`{0}` is not a text: it should hold the image in base64")]
-    NotText(String),
-    #[error("`{field}` is not base64: {problem}")]
+    #[error("field `{0}` is not a string: it must contain the image in base64")]
+    NotString(String),
+    #[error("field `{field}` is not valid base64: {problem}")]
     NotBase64 { field: String, problem: String },
 }
 
-/// Reads payloads into rows for one model.
+/// Converts payloads to rows for one model.
 #[derive(Debug, Clone)]
 pub struct ImageReader {
     pixels: Pixels,
-    /// Dotted path.
+    /// Dotted path of the image in a JSON object.
     field: String,
     limits: Limits,
 }
 
-/// An image, ready to be scored.
+/// An image that is ready to be scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
-    /// Size when upright and before resizing.
+    /// Width of the upright image before resizing.
     pub width: usize,
+    /// Height of the upright image before resizing.
     pub height: usize,
     pub layout: Layout,
-    /// uint8 [tiles, height, width, channels] of the model.
+    /// The model's input: uint8 [tiles, height, width, channels].
     pub rows: Vec<u8>,
 }
 
 impl Image {
-    /// Bytes that scoring it takes from here on, rows included.
+    /// Returns the memory in bytes that scoring the image takes from here on, including its rows.
     pub fn bytes(&self) -> u64 {
         cost::scoring(0, 0, &self.layout)
     }
 }
 
 impl ImageReader {
-    /// Reads images for `pixels`; in a JSON object they are at `field`, a dotted path.
+    /// Creates a reader for a model that takes `pixels`. In a JSON object, the image is at the dotted path `field`.
     pub fn new(pixels: Pixels, field: &str, limits: Limits) -> ImageReader {
         ImageReader {
             pixels,
@@ -160,20 +161,21 @@ impl ImageReader {
     /// Decodes a payload, an image or a JSON object with one, into rows.
     ///
     /// # Errors
-    /// [`ImageError`]. No payload makes it panic or take more memory than the limits allow.
+    /// [`ImageError`] if there is no image that can be scored. No payload causes a panic or takes more memory than the limits
+    /// allow.
     pub fn read(&self, payload: &[u8]) -> Result<Image, ImageError> {
         self.read_within(payload, |_| ()).map(|(image, ())| image)
     }
 
-    /// The same. `take` is told the bytes that it takes until the image is scored, before anything is decoded; what it gives comes back with
-    /// the image.
+    /// Like [`ImageReader::read`], but calls `reserve` before anything is decoded, with the memory in bytes that the image takes
+    /// until it is scored. The result of `reserve` is returned with the image.
     ///
     /// # Errors
-    /// As [`ImageReader::read`].
+    /// The same as of [`ImageReader::read`].
     pub fn read_within<T>(
         &self,
         payload: &[u8],
-        take: impl FnOnce(u64) -> T,
+        reserve: impl FnOnce(u64) -> T,
     ) -> Result<(Image, T), ImageError> {
         let encoded = envelope::image(payload, &self.field, self.limits.bytes)?;
         let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels)?;
@@ -186,7 +188,7 @@ impl ImageReader {
         };
         let bytes = unpacked + opened.bytes.max(cost::scoring(width, height, &layout));
         self.limits.allow(width, height, bytes)?;
-        let taken = take(bytes);
+        let reserved = reserve(bytes);
         let (layout, rows) = tiles::rows(opened.decode()?, &self.pixels);
         let image = Image {
             width,
@@ -194,10 +196,11 @@ impl ImageReader {
             layout,
             rows,
         };
-        Ok((image, taken))
+        Ok((image, reserved))
     }
 
-    /// Refuses an image that becomes too large: one narrower than a tile is stretched, and 1 x 64 million pixels would take gigabytes.
+    /// Refuses an image that is too large after resizing. An image narrower than a tile is stretched, so 1 x 64 million pixels
+    /// would take gigabytes.
     fn can_be_resized(&self, width: usize, height: usize) -> Result<(), ImageError> {
         let layout = Layout::of(width, height, &self.pixels);
         let row = layout.tile_width as u64 * layout.tile_height as u64;
@@ -205,7 +208,7 @@ impl ImageReader {
         let is = layout.width as u64 * layout.height as u64;
         if is > limit {
             return Err(ImageError::TooLarge {
-                what: "pixels once it is resized",
+                what: "pixels after resizing",
                 is,
                 limit,
             });
@@ -213,7 +216,8 @@ impl ImageReader {
         Ok(())
     }
 
-    /// Bytes of the rows that a payload will become, by its header; 0 if it will be refused.
+    /// Returns the size in bytes of the rows that a payload will become, according to its header. It is 0 if the payload will be
+    /// refused.
     pub fn row_bytes(&self, payload: &[u8]) -> usize {
         let one = self.pixels.row_bytes();
         if self.pixels.tiles.is_none() {
@@ -229,21 +233,21 @@ impl ImageReader {
         rows().map_or(0, |rows| rows.saturating_mul(one))
     }
 
-    /// The image of a payload, to look at: see [`thumbnail`]. `take` as in [`ImageReader::read_within`].
+    /// Returns a [`thumbnail`] of a payload's image. `reserve` is called as in [`ImageReader::read_within`].
     ///
     /// # Errors
-    /// As [`ImageReader::read`].
+    /// The same as of [`ImageReader::read`].
     pub fn thumbnail<T>(
         &self,
         payload: &[u8],
         side: usize,
-        take: impl FnOnce(u64) -> T,
+        reserve: impl FnOnce(u64) -> T,
     ) -> Result<Vec<u8>, ImageError> {
         let encoded = envelope::image(payload, &self.field, self.limits.bytes)?;
-        view::thumbnail_within(&encoded, self.limits, side, take)
+        view::thumbnail_within(&encoded, self.limits, side, reserve)
     }
 
-    /// The JSON object around the image without the image; `None` for a bare image.
+    /// Returns the JSON object around the image, without the image. `None` for a bare image.
     pub fn context(&self, payload: &[u8]) -> Option<Cow<'static, RawValue>> {
         envelope::context(payload, &self.field).map(Cow::Owned)
     }

@@ -1,7 +1,7 @@
-//! Kafka: records in, verdicts out. All calls block and run on the threads of the pipeline's stages.
+//! The Kafka consumer and producer. All calls block; they run on the threads of the pipeline's stages.
 //!
-//! Imports run one way: `consumer` and `producer` build on `client`, `topic_admin` and `messages`, and those on `error`.
-//! `producer` knows one thing of `consumer`, its [`Membership`]. `history` and `probe` are used by the verbs.
+//! Imports go one way: `consumer` and `producer` import `client`, `topic_admin` and `messages`, which import `error`.
+//! From `consumer`, `producer` imports only [`Membership`]. Only the command-line verbs use `history` and `probe`.
 
 mod error;
 mod client;

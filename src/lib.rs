@@ -1,6 +1,6 @@
 //! `residuald` scores Kafka records by how badly a diffusion model can reconstruct them.
 //!
-//! The modules in the order in which a record meets them. See `ARCHITECTURE.md` for the invariants.
+//! The modules are listed in the order in which a record meets them. See `ARCHITECTURE.md` for the invariants.
 
 // Pure: no tokio, no Kafka, no ONNX Runtime, no metrics.
 pub mod clip;
@@ -22,7 +22,7 @@ pub mod message;
 pub mod dataset;
 pub mod evaluation;
 
-// Edges.
+// Edges: HTTP, Kafka, ONNX Runtime and other services.
 #[cfg(feature = "daemon")]
 pub mod http;
 #[cfg(feature = "daemon")]
@@ -37,19 +37,19 @@ pub mod schema_registry;
 #[cfg(feature = "daemon")]
 pub mod pipeline;
 
-// What a process ends with, whichever module fails.
+// The error that ends a process, whichever module fails.
 #[cfg(feature = "daemon")]
 pub mod failure;
 
-// Builds the daemon from its settings, holds it and reloads it.
+// Starts, runs and reloads the daemon.
 #[cfg(feature = "daemon")]
 pub mod daemon;
 
-// The verbs.
+// The command-line verbs.
 #[cfg(feature = "daemon")]
 pub mod cli;
 
-// Support.
+// Support: settings, memory, metrics, status, logging and shutdown.
 pub mod config;
 #[cfg(feature = "daemon")]
 pub mod http_client;

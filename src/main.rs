@@ -1,4 +1,4 @@
-//! Arguments -> config -> telemetry -> verb -> exit code.
+//! The `residuald` program. Arguments -> config -> telemetry -> verb -> exit code.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The memory budget of the process: its limit, and the share of each part that holds data from outside. Each part keeps
-//! to its share. A record that alone does not fit into a share becomes a dead letter.
+//! The memory budget of the process: its limit, and a share for each part that holds data from outside. Each part keeps
+//! to its share. A single record that does not fit into a share becomes a dead letter.
 
 mod allocator;
 mod cgroup;
@@ -14,9 +14,10 @@ pub use room::{Room, Taken};
 pub use size::{human, parse};
 
 const MIB: u64 = 1 << 20;
-/// With less than this beside process and model, records cannot be read, decoded and published at the same time.
+/// The least memory next to the process and its model. With less, records cannot be read, decoded and published at the
+/// same time.
 const LEAST: u64 = 64 * MIB;
-/// Upper bounds of shares: more for Kafka's queues, batches or the triage page brings nothing.
+/// Upper bounds of shares. More memory for Kafka's queues, batches or the triage page would bring nothing.
 const MOST_FETCH: u64 = 512 * MIB;
 const MOST_IN_FLIGHT: u64 = 512 * MIB;
 const MOST_RECENT: u64 = 128 * MIB;
@@ -29,7 +30,8 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// The setting, else the cgroup's limit, else the machine's memory. `None` if none is known.
+    /// Finds the limit: the setting, else the cgroup's limit, else the machine's memory. Returns `None` if none of
+    /// these is known.
     pub fn find(setting: Option<u64>) -> Option<Limit> {
         let asked = setting.map(|bytes| Limit {
             bytes,
@@ -39,21 +41,21 @@ impl Limit {
     }
 }
 
-/// Memory of the process before the first record.
+/// The memory of the process before the first record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Base {
     /// Program, libraries and model sessions.
     pub resident: u64,
-    /// What loading the model added. A reload needs the same again while both models exist.
+    /// The memory that loading the model added. A reload needs the same amount again while both models exist.
     pub model: u64,
 }
 
-/// Resident bytes of the process; 0 if unknown.
+/// Returns the resident bytes of the process, or 0 if unknown.
 pub fn resident() -> u64 {
     cgroup::status_kib(Path::new("/proc"), "VmRSS:").unwrap_or(0)
 }
 
-/// The shares in bytes.
+/// The shares of the memory, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
     pub limit: Limit,
@@ -68,7 +70,7 @@ pub struct Budget {
     pub recent: u64,
 }
 
-/// The limit leaves too little beside the model.
+/// The error that the limit leaves too little memory next to the model.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the memory limit is {} ({}), and the process with its model already takes {}: at least {} are needed. Raise that limit, or lower inference.workers or batch.max_records",
@@ -81,12 +83,12 @@ pub struct TooLittle {
 }
 
 impl Budget {
-    /// Divides what `base` leaves of the limit.
+    /// Divides the memory that `base` leaves of the limit.
     ///
     /// # Errors
-    /// Too little is left to work with.
+    /// When too little memory is left to work with.
     pub fn divide(limit: Limit, base: Base, images: bool) -> Result<Budget, TooLittle> {
-        // For stacks, sockets, logging, and memory that the allocator cannot give back.
+        // The margin is for stacks, sockets, logging, and memory that the allocator cannot give back.
         let margin = limit.bytes / 12;
         let taken = base.resident + base.model + margin;
         let rest = limit.bytes.saturating_sub(taken);
@@ -112,13 +114,13 @@ impl Budget {
         })
     }
 
-    /// Bytes for the records in batches. Only a part of the share: their messages per topic and the triage page's copies exist at the
-    /// same time.
+    /// Returns the bytes for the records in batches. This is only a part of the share, because the messages about the
+    /// records and the triage page's copies exist at the same time.
     pub fn batches(&self) -> u64 {
         self.in_flight / 4
     }
 
-    /// Name and bytes of each share, for the log, `check` and metrics.
+    /// Returns the name and the bytes of each share, for the log, `check` and metrics.
     pub fn shares(&self) -> [(&'static str, u64); 6] {
         [
             ("limit", self.limit.bytes),

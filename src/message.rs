@@ -1,4 +1,4 @@
-//! Verdicts and dead letters as Kafka messages: key, headers, bytes.
+//! Builds Kafka messages for verdicts and dead letters: key, headers and payload.
 
 mod carried;
 mod slim;
@@ -15,18 +15,18 @@ use crate::record::{Origin, OwnedHeader, header};
 use crate::verdict::Verdict;
 pub use carried::{MOST_LEVELS, unreadable};
 
-/// A message on its way to Kafka.
+/// A message to be sent to Kafka.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     pub about: About,
     pub key: Option<Vec<u8>>,
     pub headers: Vec<OwnedHeader>,
     pub payload: Vec<u8>,
-    /// Milliseconds since the Unix epoch; dead letters keep the one they came with.
+    /// In milliseconds since the Unix epoch. A dead letter keeps the timestamp of its record.
     pub timestamp_ms: Option<i64>,
 }
 
-/// The record that a message is about, and what the message is to it.
+/// The record that a message is about, and the kind of message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct About {
     pub source: Origin,
@@ -39,11 +39,11 @@ pub enum Kind {
     DeadLetter(Reason),
     /// An image that a verdict points to.
     Map,
-    /// Itself, from a file.
+    /// A record read from a file.
     Record,
 }
 
-/// The model as a verdict names it.
+/// The model, as a verdict names it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelId {
     pub name: String,
@@ -64,13 +64,13 @@ struct Body<'a> {
     record: Option<&'a RawValue>,
 }
 
-/// Says where the record came from and who judged it.
+/// Returns the id of a verdict, which contains the record's origin and identifies the model.
 pub fn verdict_id(model: &ModelId, topic: &str, record: StoredRecord<'_>) -> String {
     let (partition, offset) = (record.from.partition, record.offset);
     format!("{topic}-{partition}-{offset}@{}", &model.sha256[..8])
 }
 
-/// A record of a file.
+/// Builds a message for a record read from a file.
 pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
     let source = Origin {
         topic: String::new(),
@@ -87,7 +87,7 @@ pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
     }
 }
 
-/// A map of a verdict, a PNG, as a message of its own with the key `key`.
+/// Builds a message that contains a map of a verdict as a PNG, with the key `key`.
 pub fn media_message(source: Origin, key: &str, png: &[u8], timestamp_ms: Option<i64>) -> Message {
     let kind = Kind::Map;
     Message {
@@ -99,9 +99,9 @@ pub fn media_message(source: Origin, key: &str, png: &[u8], timestamp_ms: Option
     }
 }
 
-/// A verdict as a CloudEvent in binary mode, keyed as its source record. The same record and model always
-/// give the same bytes: the id says where the record came from and who judged it, the time is the record's own.
-/// `record_json` is the record, if the verdict is to carry it.
+/// Builds a verdict as a CloudEvent in binary mode, with the key of its source record. The same record and model always
+/// give the same bytes, because the id depends only on the record's origin and the model, and the time is the record's
+/// own. `record_json` is the record, if the verdict must contain it.
 pub fn verdict_message(
     model: &ModelId,
     topic: &str,
@@ -148,7 +148,7 @@ pub fn verdict_message(
     }
 }
 
-/// A dead letter: key, value, headers and timestamp as they came, and the headers that say what failed.
+/// Builds a dead letter: the key, value, headers and timestamp of the record, and headers that describe the failure.
 pub fn dead_letter_message(mut letter: DeadLetter) -> Message {
     let headers = letter.headers_with_failure();
     let kind = Kind::DeadLetter(letter.error.reason);
@@ -164,7 +164,7 @@ pub fn dead_letter_message(mut letter: DeadLetter) -> Message {
     }
 }
 
-/// Milliseconds since the epoch as RFC 3339 in UTC with milliseconds; `None` outside the calendar.
+/// Formats milliseconds since the Unix epoch as RFC 3339 in UTC. Returns `None` outside the calendar.
 fn rfc3339(timestamp_ms: i64) -> Option<String> {
     let time = Timestamp::from_millisecond(timestamp_ms).ok()?;
     Some(format!("{time:.3}"))

@@ -1,4 +1,4 @@
-//! Every metric, in one list. A value handed to the stages; never a global.
+//! All metrics of the daemon, in one list. The list is a value that is passed to the stages, never a global.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -9,9 +9,9 @@ use prometheus::{
 use crate::decode::Reason;
 use crate::verdict::Severity;
 
-/// Reasons to skip a record: a tombstone has nothing to score, of a lost partition others judge the records, a topic may take not
-/// even the smallest message about a record, and of a batch that is too large to be read only the last record has a dead letter, for
-/// all of them.
+/// The reasons to skip a record. A tombstone has nothing to score. Records of a lost partition are judged by its new
+/// owner. An undeliverable record is one whose topic does not accept even the smallest message about it. For a
+/// compressed batch that is too large to read, one dead letter stands for all of its records.
 pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
 pub const SKIP_UNDELIVERABLE: &str = "undeliverable";
@@ -23,7 +23,7 @@ const SKIPS: [&str; 4] = [
     SKIP_OVERSIZED,
 ];
 
-/// Why a partition is not read on from the group's offset.
+/// The reasons why a partition is not read from the group's offset.
 pub const RESET_RECREATED: &str = "recreated";
 pub const RESET_DELETED: &str = "records_deleted";
 pub const RESET_TRUNCATED: &str = "truncated";
@@ -35,26 +35,27 @@ const RESETS: [&str; 4] = [
     RESET_OFFSET_DELETED,
 ];
 
-/// What the screen says of a record: clearly normal, or not.
+/// The screen's answers about a record: clearly normal, or not.
 pub const CLEARED: &str = "cleared";
 pub const PASSED: &str = "passed";
 pub const SCREENS: [&str; 2] = [PASSED, CLEARED];
-/// Whether the record is scored whatever the screen says.
+/// The values of the label that shows whether a record was audited, that is, scored whatever the screen answered.
 pub const AUDITED_LABELS: [&str; 2] = ["false", "true"];
 
 /// Outcomes of a transaction.
 pub const COMMITTED: &str = "committed";
 pub const ABORTED: &str = "aborted";
 
-/// What became of a reload.
+/// The outcomes of a reload.
 pub const RELOADED: &str = "ok";
 pub const NOT_RELOADED: &str = "failed";
 
-/// Why a client lost its connection: another one needed the place, or it did not take its answer.
+/// The reasons why the server closed a client's connection: another client needed its place, or the client did not read
+/// its response.
 pub const CLOSED_FOR_ROOM: &str = "no_room";
 pub const CLOSED_SLOW: &str = "slow";
 
-/// Seconds; from one small batch on a CPU to a stuck broker.
+/// Bucket bounds in seconds, from one small batch on a CPU to a stuck broker.
 const STAGE_SECONDS: [f64; 14] = [
     1e-6, 2.5e-6, 1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25, 1.0,
 ];
@@ -64,7 +65,7 @@ const END_TO_END_SECONDS: [f64; 14] = [
 const BATCH_RECORDS: [f64; 10] = [
     1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
 ];
-/// Multiples of the threshold.
+/// Bucket bounds of the score, as multiples of the threshold.
 const SCORE_GRADES: [f64; 12] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 10.0];
 
 #[derive(Clone, Debug)]
@@ -113,45 +114,46 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// `threshold` places the buckets of the score histogram.
+    /// Registers all metrics. `threshold` sets the bucket bounds of the score histogram.
+    /// The function is long because it is one flat list.
     pub fn new(threshold: f32) -> Metrics {
         let registry = Registry::new();
         let r = &registry;
         let score_buckets = SCORE_GRADES.map(|grade| grade * f64::from(threshold));
         let metrics = Metrics {
-            records_consumed: counter(r, "records_consumed_total", "Records taken from Kafka."),
+            records_consumed: counter(r, "records_consumed_total", "Records read from Kafka."),
             records_scored: counter(
                 r,
                 "records_scored_total",
-                "Records whose verdict is delivered, anomaly or not.",
+                "Records scored whose verdict is delivered, including records that are not anomalies.",
             ),
             records_skipped: counters(
                 r,
                 "records_skipped_total",
-                "Records without a verdict of ours: tombstones carry nothing to score, records of a lost partition are judged by its new owner, of undeliverable ones the topic takes not even the smallest message (the log has topic, partition and offset), and one dead letter stands for all records of a compressed batch that is larger than its share of memory (oversized_batch).",
+                "Records for which this process publishes neither a verdict nor a dead letter of their own. tombstone: there is nothing to score. lost_partition: the new owner of the partition judges the record. undeliverable: the topic refuses even the smallest message about the record; the log names topic, partition and offset. oversized_batch: a compressed batch is larger than its share of memory, and one dead letter stands for all of its records.",
                 "reason",
             ),
             dead_letters: counters(
                 r,
                 "dead_letters_total",
-                "Records that could not be scored and went to the dead letter topic. Read the header __connect.errors.exception.message there.",
+                "Records that could not be scored and were sent to the dead letter topic. The header __connect.errors.exception.message of each dead letter explains why.",
                 "reason",
             ),
             omitted_parts: counters(
                 r,
                 "omitted_parts_total",
-                "Parts of records and verdicts left out of published messages, because the topic does not take so much or the record nests too deep. The header residuald.omitted of a message names its parts.",
+                "Parts of records and verdicts left out of published messages, because the message would be too large for its topic or the record is nested too deeply. The header residuald.omitted of a message names the parts.",
                 "part",
             ),
             records_unaccounted: gauge(
                 r,
                 "records_unaccounted",
-                "Records finished without a verdict, a dead letter or a counted skip. Anything but 0 is a bug: report it.",
+                "Records finished without a verdict, a dead letter or a counted skip. A value other than 0 is a bug; please report it.",
             ),
             records_in_flight: gauge(
                 r,
                 "records_in_flight",
-                "Records taken from Kafka whose outcome is not delivered yet.",
+                "Records read from Kafka whose outcome is not delivered yet.",
             ),
             anomalies: counters(
                 r,
@@ -164,7 +166,7 @@ impl Metrics {
                 IntCounterVec::new(
                     opts(
                         "screen_records_total",
-                        "Records that the screen looked at: cleared as clearly normal, or passed to the scorer. What is audited is scored whatever it says.",
+                        "Records that the screen has cleared as clearly normal or passed to the scorer. Audited records are scored whatever the screen answers.",
                     ),
                     &["screen", "audited"],
                 ),
@@ -172,35 +174,40 @@ impl Metrics {
             screen_audited_anomalies: counters(
                 r,
                 "screen_audited_anomalies_total",
-                "Anomalies among the audited records, by what the screen would have made of them; cleared is what it misses, next to screen.missed_share.",
+                "Anomalies among the audited records, by the screen's answer. The screen misses those labelled cleared; compare their share with screen.missed_share.",
                 "screen",
             ),
             score: histogram(
                 r,
                 "score",
-                "Anomaly scores, with screen.mode = \"on\" of the audited records; bucket bounds are multiples of the threshold that the daemon started with.",
+                "Anomaly scores. With screen.mode = \"on\", only scores of audited records. The bucket bounds are multiples of the threshold at the start of the daemon.",
                 &score_buckets,
             ),
             threshold: number(
                 r,
                 "threshold",
-                "Score above which a record is an anomaly; in a bundle calibrated by segment that of the records without a segment of their own.",
+                "Score above which a record is an anomaly. In a bundle calibrated by segment, this threshold applies to records whose segment has no threshold of its own.",
             ),
             expected_anomaly_ratio: number(
                 r,
                 "expected_anomaly_ratio",
-                "Share of normal records that the threshold flags, by the bundle's calibration. Far more flagged: an attack, or data that changed.",
+                "Share of normal records that the threshold flags, according to the bundle's calibration. If far more records are flagged, there is an attack, or the data has changed.",
             ),
             score_drift_ratio: number(
                 r,
                 "score_drift_ratio",
-                "Share of the last 10,000 records or so above the calibration's 90 % quantile, over 0.1: 1 is as calibrated. Well above 1 for long: the data changed, calibrate or train again.",
+                "Share of about the last 10,000 records that score above the calibration's 90 % quantile, divided by 0.1. The value 1 means as calibrated. If it stays well above 1, the data has changed: calibrate or train again.",
             ),
-            batch_size: histogram(r, "batch_size", "Records scored together.", &BATCH_RECORDS),
+            batch_size: histogram(
+                r,
+                "batch_size",
+                "Number of records scored together in one batch.",
+                &BATCH_RECORDS,
+            ),
             decode_seconds: histogram(
                 r,
                 "decode_seconds",
-                "Time to decode a record, sampled.",
+                "Time to decode a record, measured for a sample of records.",
                 &STAGE_SECONDS,
             ),
             queue_seconds: histogram(
@@ -218,7 +225,7 @@ impl Metrics {
             end_to_end_seconds: histogram(
                 r,
                 "end_to_end_seconds",
-                "From a record's timestamp to its delivered verdict.",
+                "Time from a record's timestamp to the delivery of its verdict.",
                 &END_TO_END_SECONDS,
             ),
             consumer_lag: register(
@@ -226,7 +233,7 @@ impl Metrics {
                 IntGaugeVec::new(
                     opts(
                         "consumer_lag",
-                        "Records in a partition that are not finished yet. Growing: add workers or replicas.",
+                        "Records in a partition that are not finished yet. If the lag grows, add workers or replicas.",
                     ),
                     &["topic", "partition"],
                 ),
@@ -236,7 +243,7 @@ impl Metrics {
                 IntGaugeVec::new(
                     opts(
                         "partition_last_finished_timestamp_seconds",
-                        "When a record of the partition was finished last, or none was left; at first, when it was assigned. Long ago with a lag: it is stuck, and /status says what it waits for.",
+                        "When a record of the partition was last finished, or when no record was last left to read. Initially, the time of the assignment. If this time is long ago and there is a lag, the partition is stuck; /status shows what it waits for.",
                     ),
                     &["topic", "partition"],
                 ),
@@ -244,19 +251,19 @@ impl Metrics {
             rebalances: counter(
                 r,
                 "rebalances_total",
-                "Assignments and revocations of partitions.",
+                "Rebalances: assignments and revocations of partitions.",
             ),
             brokers_silent: gauge(
                 r,
                 "brokers_silent",
-                "1 while no broker answers, else 0. Lags are unknown meanwhile.",
+                "1 while no broker answers, otherwise 0. Meanwhile, the lags are unknown.",
             ),
             topic_missing: register(
                 r,
                 IntGaugeVec::new(
                     opts(
                         "topic_missing",
-                        "1 if a topic of kafka.topics cannot be read, if no topic matches a pattern of it, or if a topic that is written is not there, else 0. The other topics are read on; verdicts wait for theirs.",
+                        "1 if a topic of kafka.topics cannot be read, if no topic matches a pattern of kafka.topics, or if an output topic cannot be written, otherwise 0. The other input topics are still read. Verdicts wait for a missing output topic.",
                     ),
                     &["topic"],
                 ),
@@ -264,41 +271,41 @@ impl Metrics {
             partition_resets: counters(
                 r,
                 "partition_resets_total",
-                "Partitions that were not read on from the group's offset: the topic was deleted and made again (recreated), retention deleted what was not read (records_deleted), the brokers lost records (truncated), or the offset itself was deleted (offset_deleted). The log says which.",
+                "Partitions that could not be read from the group's offset. recreated: the topic was deleted and recreated. records_deleted: retention deleted records before they were read. truncated: the brokers lost records. offset_deleted: the offset itself was deleted. The log names the partitions.",
                 "reason",
             ),
             records_unread: counter(
                 r,
                 "records_unread_total",
-                "Records that nobody judges: retention deleted them before they were read, or auto.offset.reset = \"latest\" left them out after the group's offset was deleted.",
+                "Records that will never be judged, because retention deleted them before they were read, or because auto.offset.reset = \"latest\" skipped them after the group's offset was deleted.",
             ),
             records_read_again: counter(
                 r,
                 "records_read_again_total",
-                "Records that may be judged once more, because the brokers lost the group's place.",
+                "Records that may be judged again, because the brokers lost records or the group's offset.",
             ),
             transactions: counters(
                 r,
                 "transactions_total",
-                "Transactions of exactly-once delivery. Many aborted ones: look for rebalances and slow brokers in the log.",
+                "Transactions of exactly-once delivery. If many are aborted, look for rebalances and slow brokers in the log.",
                 "outcome",
             ),
             paused_partitions: gauge(
                 r,
                 "paused_partitions",
-                "Partitions that stand still: their next record waits for its schema, or scoring or delivery is behind. /status says which.",
+                "Paused partitions. Their next record waits for its schema, or scoring or delivery is behind; /status shows which.",
             ),
             media_dir_blocked: gauge(
                 r,
                 "media_dir_blocked",
-                "1 while publishing waits because output.media_dir takes no maps, for instance because the disk is full; else 0.",
+                "1 while publishing waits because maps cannot be written to output.media_dir, for example because the disk is full, otherwise 0.",
             ),
             memory_budget_bytes: register(
                 r,
                 IntGaugeVec::new(
                     opts(
                         "memory_budget_bytes",
-                        "Bytes of memory: the limit of the process, and the share of each part of it; base is the process with its model and room for a reload.",
+                        "Memory budget in bytes: the limit of the process, and the share of each part. The part base is the process with its model and room for a reload.",
                     ),
                     &["share"],
                 ),
@@ -306,50 +313,50 @@ impl Metrics {
             memory_in_flight_bytes: gauge(
                 r,
                 "memory_in_flight_bytes",
-                "Bytes of the records that are taken and not finished. Three quarters of the share in_flight are kept for the messages made of them.",
+                "Bytes of the records that are in flight. Three quarters of the share in_flight are reserved for the messages about these records.",
             ),
             memory_decoding_bytes: gauge(
                 r,
                 "memory_decoding_bytes",
-                "Bytes set aside for images that are decoded and scored now, when the last one was begun.",
+                "Bytes reserved for images being decoded and scored, measured when the last image was begun.",
             ),
             memory_decompressed_bytes: gauge(
                 r,
                 "memory_decompressed_bytes",
-                "Bytes of decompressed batches that Kafka's client holds for us, every second.",
+                "Bytes of decompressed record batches held by the Kafka client, measured every second.",
             ),
             schema_registry_errors: counter(
                 r,
                 "schema_registry_errors_total",
-                "Requests to the schema registry that failed. While they do, records with schemas not seen before wait.",
+                "Failed requests to the schema registry. While requests fail, records with new schemas wait.",
             ),
             trace_spans_lost: counter(
                 r,
                 "trace_spans_lost_total",
-                "Spans that the collector did not take, or that were too many for the queue. See the log, or lower telemetry.trace_sample_ratio.",
+                "Trace spans that were lost, because the collector refused them or the queue was full. See the log, or lower telemetry.trace_sample_ratio.",
             ),
             model_info: register(
                 r,
                 GaugeVec::new(
-                    opts("model_info", "The model in force; always 1."),
+                    opts("model_info", "The current model; always 1."),
                     &["name", "version", "sha256", "provider"],
                 ),
             ),
             model_reloads: counters(
                 r,
                 "model_reloads_total",
-                "Settings and bundle read again (SIGHUP). Failed: settings and model in force stay, the log says why.",
+                "Reloads of settings and bundle (SIGHUP). After a failed reload, the old settings and model stay in use; the log shows the reason.",
                 "status",
             ),
             provider_fallback: gauge(
                 r,
                 "provider_fallback",
-                "1 if the model runs on another provider than asked for (inference.fallback), else 0.",
+                "1 if the model does not run on the configured execution provider (inference.fallback), otherwise 0.",
             ),
             http_connections_closed: counters(
                 r,
                 "http_connections_closed_total",
-                "Connections of HTTP clients that were closed: no_room, the least active one when another client needed its place; slow, a client did not take its answer.",
+                "HTTP connections closed by the server. no_room: the least active connection was closed because another client needed its place. slow: the client did not read its response in time.",
                 "reason",
             ),
             registry: registry.clone(),
@@ -375,7 +382,8 @@ impl Metrics {
         metrics
     }
 
-    /// A series that appears with its first event is a series that `increase()` misses.
+    /// Creates every series with the value 0, because `increase()` misses the first event of a series that appears with
+    /// it.
     fn start_at_zero(&self) {
         for reason in Reason::ALL {
             self.dead_letters.with_label_values(&[reason.as_str()]);
@@ -409,7 +417,8 @@ impl Metrics {
         }
     }
 
-    /// Of the score's histogram: the upper bounds of the buckets, and how many scores are in each and beyond the last.
+    /// Returns the upper bounds of the score histogram's buckets, and the number of scores in each bucket and in the
+    /// overflow bucket.
     pub fn score_buckets(&self) -> (Vec<f64>, Vec<u64>) {
         let families = self.score.collect();
         let histogram = families[0].get_metric()[0].get_histogram();
@@ -423,7 +432,7 @@ impl Metrics {
         (bounds, counts)
     }
 
-    /// The text exposition format.
+    /// Returns all metrics in Prometheus' text exposition format.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
         TextEncoder::new()
@@ -432,7 +441,7 @@ impl Metrics {
         String::from_utf8(text).expect("the text format is UTF-8")
     }
 
-    /// Where a partition stands; its lag may not be known yet.
+    /// Sets the progress of a partition. Its lag may be unknown.
     pub fn partition_moved(&self, topic: &str, partition: i32, lag: Option<i64>, at: i64) {
         let partition = partition.to_string();
         let labels = [topic, &partition];
@@ -450,7 +459,7 @@ impl Metrics {
         gauge.set(i64::from(missing));
     }
 
-    /// Topics, and patterns that match none.
+    /// Returns the missing topics, and the patterns that match no topic.
     pub fn missing_topics(&self) -> Vec<String> {
         let families = self.topic_missing.collect();
         let series = families.iter().flat_map(|family| family.get_metric());
@@ -460,16 +469,16 @@ impl Metrics {
         topic.collect()
     }
 
-    /// It belongs to somebody else now.
+    /// Removes the series of a partition that this process no longer owns.
     pub fn forget_partition(&self, topic: &str, partition: i32) {
         let partition = partition.to_string();
         for of in [&self.consumer_lag, &self.partition_last_finished] {
-            // A series that is not there need not be removed.
+            // The series may not exist, which is fine.
             let _ = of.remove_label_values(&[topic, &partition]);
         }
     }
 
-    /// Records with a delivered outcome.
+    /// Returns the number of records with a delivered outcome.
     pub fn finished(&self) -> u64 {
         self.records_scored.get() + self.dead_letters_total() + self.skipped_total()
     }
@@ -539,15 +548,15 @@ mod tests {
 
     const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/metrics.md");
 
-    /// All of them as a Markdown table.
+    /// Returns all metrics as a Markdown table.
     fn reference() -> String {
         let metrics = Metrics::new(1.0);
-        // What has labels is there with its first value only.
+        // A metric with labels appears only once it has a value.
         metrics.model_info.with_label_values(&["", "", "", ""]);
         metrics.topic_missing.with_label_values(&[""]);
         metrics.partition_moved("", 0, Some(0), 0);
-        let mut text = "# Metrics\n\nOf `/metrics`, in the Prometheus text format; `process_*` are those of every Prometheus client. \
-            Written by `RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics`, which otherwise fails where this page is wrong.\n\n\
+        let mut text = "# Metrics\n\nThe metrics of `/metrics`, in the Prometheus text format. The `process_*` metrics are the same as in every Prometheus client. \
+            `RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics` writes this page. Without the variable, the test fails if the page is outdated.\n\n\
             | metric | type | labels | what |\n| --- | --- | --- | --- |\n"
             .to_owned();
         let families = metrics.registry.gather();
@@ -572,7 +581,7 @@ mod tests {
         let written = std::fs::read_to_string(REFERENCE).unwrap_or_default();
         assert!(
             written == reference(),
-            "deploy/metrics.md is not what the daemon has: RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics"
+            "deploy/metrics.md is outdated; write it with RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics"
         );
     }
 

@@ -1,4 +1,4 @@
-//! ONNX Runtime: the library, one session per worker, and the checks of a bundle's graphs.
+//! ONNX Runtime: loads the library, makes one session per worker, and checks a bundle's graphs.
 
 mod buckets;
 mod golden;
@@ -25,7 +25,7 @@ pub use screen::ScreenSession;
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
 use crate::config::{InferenceSettings, Provider};
 
-/// Why a bundle could not be loaded.
+/// The reason why a bundle could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -42,16 +42,18 @@ pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
     pub golden: GoldenCheck,
-    /// One for each worker, if the bundle has a screen.
+    /// One screen for each worker, or empty if the bundle has no screen.
     pub screens: Vec<ScreenSession>,
-    /// If the bundle has normal records.
+    /// Set if the bundle has normal records.
     pub nearest: Option<Nearest>,
 }
 
-/// Reads the bundle, makes `workers` scorers for batches of up to `max_records`, and has the golden records scored.
+/// Reads the bundle, creates `workers` scorers for batches of up to `max_records`, and checks the scores of the golden
+/// records.
 ///
 /// # Errors
-/// [`LoadError::Bundle`] with every fault of files, graph and golden records at once; the others if the bundle is not at fault.
+/// [`LoadError::Bundle`] with all faults of files, graphs and golden records. The other variants mean that the bundle
+/// is not at fault.
 pub fn load(
     dir: &Path,
     inference: &InferenceSettings,
@@ -60,10 +62,10 @@ pub fn load(
     load_unless(dir, inference, max_records, &Interrupt::default())
 }
 
-/// The same, but ended when `interrupt` is requested, as far as ONNX Runtime allows.
+/// Like [`load`], but gives up when `interrupt` is requested, as far as ONNX Runtime allows.
 ///
 /// # Errors
-/// As [`load`], and [`ScorerError::Interrupted`] or ONNX Runtime's own error when interrupted.
+/// As for [`load`]. After an interrupt, [`ScorerError::Interrupted`] or ONNX Runtime's own error.
 pub fn load_unless(
     dir: &Path,
     inference: &InferenceSettings,
@@ -71,11 +73,14 @@ pub fn load_unless(
     interrupt: &Interrupt,
 ) -> Result<Loaded, LoadError> {
     let mut draft = Draft::read(dir);
-    // A broken schema cannot be checked against the graph, and a broken graph must not reach ONNX Runtime.
+    // A broken schema cannot be checked against the graph, and a broken graph must not be passed to ONNX Runtime.
     let sound = draft.faults.iter().all(|fault| !forbids_sessions(fault));
     let parts = draft.manifest.as_ref().zip(draft.model.as_ref());
     let Some((manifest, model)) = parts.filter(|_| sound) else {
-        return Err(draft.finish().expect_err("it lacks a part").into());
+        return Err(draft
+            .finish()
+            .expect_err("a bundle without manifest or model has a fault")
+            .into());
     };
     let runtime = Runtime::load(interrupt.clone())?;
     let mut faults = Faults::new(inference.provider, interrupt);
@@ -128,15 +133,15 @@ pub fn load_unless(
     })
 }
 
-/// Whether the fault forbids making a session.
+/// Returns whether no session may be created because of this fault.
 fn forbids_sessions(fault: &Fault) -> bool {
     fault.file == bundle::MANIFEST || bundle::is_graph(&fault.file)
 }
 
-/// Faults of a bundle's graphs that their sessions reveal.
+/// Faults of a bundle's graphs that show only in their sessions.
 struct Faults<'i> {
     found: Vec<Fault>,
-    /// If not, a failed run may be the device's fault.
+    /// If false, a failed run may be the device's fault.
     on_cpu: bool,
     interrupt: &'i Interrupt,
 }
@@ -150,10 +155,10 @@ impl Faults<'_> {
         }
     }
 
-    /// The result for the graph in `file`, or `None` if the graph is at fault.
+    /// Returns the result for the graph in `file`, or `None` if the graph is at fault.
     ///
     /// # Errors
-    /// Something else is at fault.
+    /// When something other than the graph is at fault.
     fn take<T>(
         &mut self,
         file: &str,
@@ -164,7 +169,7 @@ impl Faults<'_> {
             Err(_) if self.interrupt.is_requested() => return Err(ScorerError::Interrupted),
             Err(ScorerError::Graph(found)) => self.found.extend(found),
             Err(ScorerError::Run(e)) if self.on_cpu => {
-                let problem = format!("ONNX Runtime fails to run it: {}", e.message().trim());
+                let problem = format!("ONNX Runtime failed to run it: {}", e.message().trim());
                 self.found.push(Fault::new(file, problem));
             }
             Err(other) => return Err(other),

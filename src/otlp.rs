@@ -1,5 +1,5 @@
-//! Sends spans to an OpenTelemetry collector by OTLP over HTTP. The SDK queues and sends them on its own thread, so callers
-//! never wait. Spans that the queue or the collector does not take are lost and counted.
+//! Sends spans to an OpenTelemetry collector by OTLP over HTTP. The SDK queues and sends spans on its own thread, so
+//! callers never wait. Spans that do not fit into the queue, or that the collector refuses, are lost and counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,28 +19,28 @@ use prometheus::IntCounter;
 use ureq::Agent;
 use ureq::tls::RootCerts;
 
-/// Timeout of a request, including its retries.
+/// The timeout of a request, including its retries.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Time at shutdown to send what is still queued.
+/// The time at shutdown for sending the queued spans.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-/// Most queued spans: about ten megabytes.
+/// The maximum number of queued spans, which take about ten megabytes.
 const QUEUE: usize = 16_384;
 const SERVICE_NAME: Key = Key::from_static_str("service.name");
 
 #[derive(Debug)]
 pub struct Spans {
     processor: BatchSpanProcessor,
-    /// Spans that are queued or being sent.
+    /// The number of spans that are queued or being sent.
     waiting: Arc<AtomicUsize>,
     lost: IntCounter,
 }
 
 impl Spans {
-    /// Sends to the collector at `endpoint`, which may be down. Its headers and the attributes of the service come from
-    /// OpenTelemetry's environment variables.
+    /// Starts sending to the collector at `endpoint`, which may be down. The request headers and the attributes of the
+    /// service come from OpenTelemetry's environment variables.
     ///
     /// # Errors
-    /// `endpoint` or one of the variables is invalid.
+    /// When `endpoint` or one of the variables is invalid.
     pub fn to(endpoint: &str, lost: IntCounter) -> Result<Spans, String> {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
@@ -71,7 +71,7 @@ impl Spans {
     }
 
     pub fn send(&self, span: SpanData) {
-        // Dropped here, because the processor would drop it without counting.
+        // The span is dropped here, because the SDK would drop it without counting it.
         if self.waiting.load(Ordering::Relaxed) >= QUEUE {
             return self.lost.inc();
         }
@@ -79,13 +79,13 @@ impl Spans {
         self.processor.on_end(span);
     }
 
-    /// Sends what is queued, within a short time limit.
+    /// Sends the queued spans, within a short time limit.
     pub fn end(&self) {
         let _ = self.processor.shutdown_with_timeout(FLUSH_WITHIN);
     }
 }
 
-/// The resource of OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME; the default name is residuald.
+/// Returns the resource from OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME. The default name is residuald.
 fn resource() -> Resource {
     let detected = Resource::builder().build();
     let name = detected.get(&SERVICE_NAME);
@@ -98,7 +98,7 @@ fn resource() -> Resource {
     }
 }
 
-/// Keeps count of waiting and lost spans.
+/// Exports spans, and counts those that wait and those that are lost.
 #[derive(Debug)]
 struct Exporter {
     exporter: opentelemetry_otlp::SpanExporter,
@@ -126,7 +126,7 @@ impl SpanExporter for Exporter {
     }
 }
 
-/// Logs once when the collector fails, and once when it is back.
+/// The HTTP client of the exporter. It logs once when the collector fails, and once when it accepts spans again.
 #[derive(Debug)]
 struct Client {
     agent: Agent,

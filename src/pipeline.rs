@@ -1,16 +1,17 @@
-//! The only file that knows every stage. A record's way, each arrow a channel of whole batches:
+//! Connects the stages of the pipeline. This is the only file that knows all of them. Each arrow is a channel of whole
+//! batches:
 //!
 //! ```text
 //! intake (consume, decode, batch) -> workers (score) -> publisher (judge, produce, await delivery)
 //!    ^------------------------------- finished batches, reused -------------------------------|
 //! ```
 //!
-//! Images are decoded between intake and workers, on threads of their own.
+//! Images are decoded between the intake and the workers, on separate threads.
 //!
-//! There are `in_flight` batches and no more, so every channel is bounded. Workers finish in any order; the publisher
-//! puts batches back into the order of their sequence, so each partition's verdicts keep its order. The intake alone
-//! touches the consumer: it stores a batch's offsets when the batch comes back, which is after every delivery. With
-//! exactly-once the publisher commits them, in one transaction with the verdicts.
+//! At most `in_flight` batches exist, so every channel is bounded. Workers finish in any order. The publisher puts the
+//! batches back into the order of their sequence, so each partition's verdicts keep their order. Only the intake uses
+//! the consumer. It stores a batch's offsets when the batch comes back, which is after every delivery. With
+//! exactly-once, the publisher commits the offsets instead, in one transaction with the verdicts.
 
 mod delivery;
 mod drift;
@@ -52,7 +53,7 @@ pub use serving::{PendingModel, Serving};
 pub use traces::Traces;
 use workers::Workers;
 
-/// Everything that a run needs, made and checked before it starts.
+/// The parts of a run, created and checked before it starts.
 pub struct RunParts {
     pub source: Source,
     pub sink: Sink,
@@ -60,25 +61,25 @@ pub struct RunParts {
     pub context: RunContext,
 }
 
-/// What stays the same when another model takes over.
+/// The parts that stay the same when another model takes over.
 pub struct RunContext {
     pub batch: config::BatchSettings,
     pub output: config::OutputSettings,
-    /// How long a transaction collects; only with exactly-once.
+    /// How long a transaction collects batches. `None` with at-least-once.
     pub transaction_window: Option<Duration>,
     pub drain_timeout: Duration,
-    /// The most bytes that the batches in flight may take.
+    /// The maximum number of bytes of the batches in flight.
     pub in_flight_share: usize,
     /// `None` if traces are off.
     pub traces: Option<Arc<Traces>>,
     pub metrics: Metrics,
     pub recent: Recent,
     pub status: Status,
-    /// Where a model is offered that is to take over.
+    /// The model that is offered to take over, if any.
     pub pending_model: PendingModel,
 }
 
-/// Why a run ended other than by request.
+/// The reason why a run ended without a stop request.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     #[error(transparent)]
@@ -96,7 +97,7 @@ pub enum PipelineError {
     )]
     NotDrained { records: i64 },
     #[error(
-        "everything is delivered, but the brokers did not answer the last commit in time; records since the one before it will be judged again"
+        "all verdicts are delivered, but the brokers did not answer the last commit in time; the records since the commit before it will be judged again"
     )]
     NotCommitted,
     #[error("the {0} thread panicked; this is a bug, please report it")]
@@ -104,7 +105,7 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
-    /// Names the model that fails.
+    /// Adds the name of the model to its errors.
     fn of(self, model: &ModelId) -> PipelineError {
         match self {
             PipelineError::Scorer(error) => PipelineError::Model {
@@ -116,22 +117,22 @@ impl PipelineError {
         }
     }
 
-    /// Whether a stage was told to end: what it was told for is the error.
+    /// Returns whether a stage ended only because it was told to. The cause is then the error of another stage.
     fn is_by_request(&self) -> bool {
         matches!(self, PipelineError::Scorer(ScorerError::Interrupted))
     }
 }
 
-/// The two latches of a run.
+/// The two ways to stop a run.
 #[derive(Clone, Default)]
 struct Stop {
-    /// Take no more records and drain.
+    /// Requested when the run takes no more records and drains.
     drain: Shutdown,
-    /// Do not wait for what is in flight either: it cannot finish.
+    /// Requested when the run does not wait for in-flight records either, because they cannot finish.
     abandon: Shutdown,
 }
 
-/// Ends the others when its thread panics, so that none waits for a batch that never comes.
+/// Stops the other threads when its own thread panics, so that none waits for a batch that never comes.
 struct PanicGuard(Stop);
 
 impl Drop for PanicGuard {
@@ -143,12 +144,12 @@ impl Drop for PanicGuard {
     }
 }
 
-/// Runs until `shutdown` is requested and what is in flight is drained, or until something cannot go on. A model that is
-/// offered takes over between two batches: what the old one has begun is delivered first, so no record is judged by
-/// both and each partition changes once. Blocks; takes the calling thread for the intake.
+/// Runs until `shutdown` is requested and the in-flight records are drained, or until an error ends the run. An offered
+/// model takes over between two batches. The batches of the old model are delivered first, so no record is judged by
+/// both models. Blocks, and uses the calling thread for the intake.
 ///
 /// # Errors
-/// [`PipelineError`]; whatever it is, no offset of an undelivered verdict was committed.
+/// [`PipelineError`]. In every case, no offset of an undelivered verdict was committed.
 pub fn run(parts: RunParts, shutdown: &Shutdown) -> Result<(), PipelineError> {
     let traces = parts.context.traces.clone();
     let mut parts = Ok(Some(parts));
@@ -161,7 +162,7 @@ pub fn run(parts: RunParts, shutdown: &Shutdown) -> Result<(), PipelineError> {
     parts.map(|_| ())
 }
 
-/// Returns the parts of the next run if another model is to take over.
+/// Runs with one model. Returns the parts of the next run if another model is to take over.
 fn run_with_one_model(
     parts: RunParts,
     shutdown: &Shutdown,
@@ -190,7 +191,7 @@ fn run_with_one_model(
     let intake = Intake::new(source, decoder, channels, &context, stop.clone());
     let workers = Workers::new(&mut serving, &context);
     let model = serving.model.clone();
-    // Half of the batches, so that the other half can be scored while a transaction is committed.
+    // A transaction takes half of the batches, so that the other half can be scored while it is committed.
     let half = in_flight.div_ceil(2);
     let window = context.transaction_window;
     let delivery = Delivery::new(
@@ -225,34 +226,34 @@ fn run_with_one_model(
         let publisher = spawn(scope, "publisher", publisher);
         let taken = guarded(&stop, || intake.run());
         if taken.is_err() || stop.abandon.is_requested() {
-            // Nothing waits for the scorers any more, and a graph may never end.
+            // Nothing waits for the scorers any more, and a run of a graph may never end.
             interrupt.request();
         }
         let scored = workers
             .into_iter()
             .map(|(name, worker)| joined(name, worker));
         let scored: Vec<_> = scored.collect();
-        ended(taken, scored, joined("publisher", publisher))
+        combine_results(taken, scored, joined("publisher", publisher))
     });
     let (source, sink) = ended.map_err(|e| e.of(&model))?;
-    let Some(source) = source else {
-        return Ok(None);
-    };
-    let pending = context.pending_model.take();
-    Ok(pending.map(|(serving, output)| {
-        takes_over(&serving, &context);
-        RunParts {
-            source,
-            sink,
-            serving,
-            context: RunContext { output, ..context },
-        }
-    }))
+    Ok(source.and_then(|source| next_run(source, sink, context)))
 }
 
-/// What the stages ended with. An error of their own says more than the drain that it spoiled, and that one was told to end says
-/// nothing.
-fn ended(
+/// Returns the parts of the next run if a model waits to take over.
+fn next_run(source: Source, sink: Sink, context: RunContext) -> Option<RunParts> {
+    let (serving, output) = context.pending_model.take()?;
+    announce_takeover(&serving, &context);
+    Some(RunParts {
+        source,
+        sink,
+        serving,
+        context: RunContext { output, ..context },
+    })
+}
+
+/// Combines the results of the stages. A stage's own error takes precedence over a failed drain, which it may have
+/// caused. The error of a stage that was told to end is ignored if another stage has an error.
+fn combine_results(
     taken: Result<Option<Source>, PipelineError>,
     scored: Vec<Result<(), PipelineError>>,
     published: Result<Sink, PipelineError>,
@@ -277,7 +278,7 @@ fn ended(
     }
 }
 
-fn takes_over(serving: &Serving, context: &RunContext) {
+fn announce_takeover(serving: &Serving, context: &RunContext) {
     serving.announce(&context.metrics, &context.status);
     let reloaded = context.metrics.model_reloads.with_label_values(&[RELOADED]);
     reloaded.inc();
@@ -288,7 +289,7 @@ fn takes_over(serving: &Serving, context: &RunContext) {
         sha256 = &model.sha256[..8],
         provider = serving.provider(),
         threshold,
-        "the new model judges from here on"
+        "the new model is in use"
     );
 }
 
@@ -300,7 +301,7 @@ fn spawn<'scope, T: Send + 'scope>(
     thread::Builder::new()
         .name(name.to_owned())
         .spawn_scoped(scope, body)
-        .expect("the system gives a thread")
+        .expect("the system can start a thread")
 }
 
 fn joined<T>(
@@ -310,7 +311,7 @@ fn joined<T>(
     thread.join().unwrap_or(Err(PipelineError::Panicked(name)))
 }
 
-/// An error in one stage stops all.
+/// Runs a stage, and stops all stages if it fails.
 fn guarded<T>(
     stop: &Stop,
     body: impl FnOnce() -> Result<T, PipelineError>,
@@ -324,13 +325,13 @@ fn guarded<T>(
     result
 }
 
-/// Logs on how many records the model failed, and how on the first.
+/// Logs on how many records the model failed, with the reason for the first of them.
 fn log_refused(refused: &[(usize, String)]) {
     if let Some((_, why)) = refused.first() {
         let records = refused.len();
         tracing::error!(
             records,
-            "the model fails on records, which become dead letters: {why}"
+            "the model failed on some records, which become dead letters: {why}"
         );
     }
 }

@@ -1,24 +1,24 @@
-//! Keeps the latest anomalies for the triage page, bounded in number and in bytes.
+//! Keeps the latest anomalies for the triage page. Their number and their bytes are bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::verdict::Severity;
 
-/// Most anomalies kept.
+/// The maximum number of anomalies kept.
 pub const MOST: usize = 10_000;
-/// Default limit for the bytes of verdicts, and again for those of images.
+/// The default limit for the bytes of verdicts, and also for the bytes of images.
 const MOST_BYTES: usize = 64 << 20;
 
 /// A delivered anomaly.
 #[derive(Debug, Clone)]
 pub struct Anomaly {
     pub severity: Severity,
-    /// When it was judged, in milliseconds since the Unix epoch. Not the record's own time.
+    /// When the anomaly was judged, in milliseconds since the Unix epoch. This is not the record's own time.
     pub judged_ms: i64,
-    /// The published JSON.
+    /// The verdict, as published in JSON.
     pub verdict: Arc<[u8]>,
-    /// The payload with the image, while there is room for it.
+    /// The payload with the image, as long as there is room for it.
     pub image: Option<Arc<[u8]>>,
 }
 
@@ -26,28 +26,28 @@ pub struct Anomaly {
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     pub severity: Option<Severity>,
-    /// Judged at or after this time.
+    /// Selects anomalies judged at or after this time.
     pub since_ms: i64,
-    /// Numbered below this, for the next page.
+    /// Selects anomalies with a number below this one, for the next page.
     pub before: u64,
     pub limit: usize,
 }
 
-/// Shared by the publisher, which adds, and HTTP, which reads.
+/// The kept anomalies. The publisher adds anomalies, and the HTTP server reads them.
 #[derive(Debug, Clone, Default)]
 pub struct Recent(Arc<Mutex<Entries>>);
 
 #[derive(Debug)]
 struct Entries {
-    /// Most bytes of verdicts, and of images.
+    /// The maximum number of bytes for verdicts, and also for images.
     most: usize,
-    /// Oldest first, numbered consecutively.
+    /// The oldest anomaly comes first. Anomalies are numbered consecutively.
     anomalies: VecDeque<Anomaly>,
     /// The number of the oldest anomaly.
     first: u64,
     verdict_bytes: usize,
     image_bytes: usize,
-    /// Anomalies with a lower number have no image any more.
+    /// Anomalies with a lower number no longer have an image.
     images_from: u64,
 }
 
@@ -65,9 +65,9 @@ impl Default for Entries {
 }
 
 impl Recent {
-    /// Limits the memory used.
+    /// Creates an empty list that takes at most `bytes` of memory.
     pub fn within(bytes: u64) -> Recent {
-        // A fifth is for lists and allocator overhead; verdicts and images get half of the rest each.
+        // A fifth is for lists and allocator overhead. Verdicts and images get half of the rest each.
         let most = usize::try_from(bytes / 5 * 2).unwrap_or(usize::MAX);
         let kept = Entries {
             most,
@@ -80,13 +80,13 @@ impl Recent {
         self.lock().add(anomaly);
     }
 
-    /// The number of the newest anomaly, or 0. Numbers are consecutive from 1.
+    /// Returns the number of the newest anomaly, or 0 if there is none. Numbers are consecutive from 1.
     pub fn latest(&self) -> u64 {
         let kept = self.lock();
         kept.first + kept.anomalies.len() as u64
     }
 
-    /// Newest first, each with its number.
+    /// Returns the selected anomalies, newest first, each with its number.
     pub fn find(&self, wanted: Wanted) -> Vec<(u64, Anomaly)> {
         let kept = self.lock();
         let numbered = kept.anomalies.iter().enumerate().rev();

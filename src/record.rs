@@ -11,21 +11,21 @@ pub fn header(name: &str, value: &str) -> OwnedHeader {
     (name.to_owned(), Some(value.as_bytes().to_vec()))
 }
 
-/// One Kafka record. Nothing is copied until a stage decides to keep it.
+/// A Kafka record. Nothing is copied until a stage keeps it.
 #[derive(Debug, Clone)]
 pub struct Record<'m> {
     pub topic: &'m str,
     pub partition: i32,
     pub offset: i64,
-    /// Milliseconds since the Unix epoch, if the broker or the producer set it.
+    /// In milliseconds since the Unix epoch, if the broker or the producer has set a timestamp.
     pub timestamp_ms: Option<i64>,
     pub key: Option<&'m [u8]>,
     pub headers: Vec<Header<'m>>,
-    /// `None` is a tombstone: a deletion in a compacted topic, not data.
+    /// `None` means that the record is a tombstone: a deletion in a compacted topic, not data.
     pub payload: Option<&'m [u8]>,
 }
 
-/// Where a record came from. With the model's fingerprint it makes the id of a verdict.
+/// The origin of a record. Together with the model's fingerprint, it makes the id of a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Origin {
     pub topic: String,

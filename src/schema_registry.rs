@@ -1,5 +1,5 @@
-//! Fetches schemas by id from a registry with Confluent's API, on its own thread. While the registry is down it retries
-//! forever: records whose schema is unknown wait, because they are probably good.
+//! Fetches schemas by id from a registry with Confluent's API, on its own thread. While the registry is down, requests
+//! are retried forever. Records with an unknown schema wait meanwhile, because they are probably good.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -19,25 +19,26 @@ use crate::http_client;
 use crate::metrics::Metrics;
 use crate::text::percent_encoded;
 
-/// Pause between retries while the registry is down: grows from the first to the second.
+/// The shortest and the longest pause between retries while the registry is down. The pause grows with each retry.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// How long a registry may not know a schema that was just registered, because its followers lag behind its leader. Older
-/// records do not wait for that.
+/// How long a registry may not know a schema that was just registered, because its followers lag behind its leader.
+/// Records older than this do not wait.
 const LAG: Duration = Duration::from_secs(3);
-/// How long the answer "no such schema" is remembered. Ids are assigned in order, so the schema may still appear.
+/// How long the answer "no such schema" is remembered. It expires, because ids are assigned in order and the schema may
+/// still appear.
 const REFUSAL: Duration = Duration::from_secs(60);
-/// Most answers of this kind to remember.
+/// The maximum number of remembered answers "no such schema".
 const MOST_REFUSALS: usize = 10_000;
-/// Schemas fetched in parallel.
+/// The number of schemas fetched in parallel.
 const AT_ONCE: usize = 8;
-/// Most schemas that one schema may refer to.
+/// The maximum number of schemas that one schema may refer to.
 const MOST_REFERENCES: usize = 256;
-/// Most bytes, as JSON, of a schema with all its references.
+/// The maximum size in bytes, as JSON, of a schema with all its references.
 const MOST_BYTES: u64 = 8 << 20;
-/// Time limit for all requests of one schema, in multiples of the request timeout.
+/// The time limit for all requests of one schema, as a multiple of the request timeout.
 const MOST_TIMEOUTS: u32 = 10;
 
-/// Why the CA file cannot be used.
+/// The error that the CA file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("input.schema_registry.ca_file = {path:?}: {problem}")]
 pub struct CaError {
@@ -45,10 +46,10 @@ pub struct CaError {
     problem: String,
 }
 
-/// Starts the thread. It ends when the last [`Schemas`] is dropped.
+/// Starts the thread that fetches schemas. It ends when the last [`Schemas`] is dropped.
 ///
 /// # Errors
-/// `ca_file` cannot be read. A registry that is down is only logged later.
+/// When `ca_file` cannot be read. A registry that is down is not an error here; it is logged later.
 pub fn start(
     settings: &config::SchemaRegistry,
     format: Format,
@@ -72,10 +73,10 @@ pub fn start(
     Ok(schemas)
 }
 
-/// Sends a cheap request to the registry.
+/// Checks with a cheap request that the registry answers.
 ///
 /// # Errors
-/// Why there is no valid answer.
+/// The reason why there is no valid answer.
 pub fn reach(settings: &config::SchemaRegistry) -> Result<(), String> {
     Registry::new(settings)
         .map_err(|e| e.to_string())?
@@ -87,18 +88,18 @@ struct Fetcher {
     format: Format,
     metrics: Metrics,
     wanted: Wanted,
-    /// Schemas to fetch, by id.
+    /// The schemas to fetch, by id.
     waiting: BTreeMap<u32, Waiting>,
-    /// Ids that the registry does not have, oldest first.
+    /// The ids that the registry does not have, oldest first.
     refused: VecDeque<(Instant, u32)>,
     outage: Option<Outage>,
 }
 
 struct Waiting {
-    /// Until then, the registry may not know the schema yet.
+    /// Until this time, the registry may not know the schema yet.
     young_until: Instant,
     next: Instant,
-    /// Pause before the next try.
+    /// The pause before the next attempt.
     pause: Duration,
 }
 
@@ -110,9 +111,9 @@ struct Outage {
 
 impl Fetcher {
     fn run(&mut self) {
-        // Reports wrong settings at the start, not at the first record.
+        // A request at the start reports wrong settings before the first record needs a schema.
         if let Err(problem) = self.registry.is_there() {
-            self.is_down(&problem);
+            self.record_failure(&problem);
         }
         loop {
             match self.wanted.asks.recv_timeout(self.nap()) {
@@ -128,7 +129,7 @@ impl Fetcher {
         }
     }
 
-    /// Time until the next request is due.
+    /// Returns the time until the next request is due.
     fn nap(&self) -> Duration {
         let next = self.waiting.values().map(|waiting| waiting.next);
         let forget = self.refused.front().map(|(at, _)| *at + REFUSAL);
@@ -160,7 +161,7 @@ impl Fetcher {
         }
     }
 
-    /// Fetches what is due, several at once, so that a slow answer delays few others.
+    /// Fetches the schemas that are due, several at once, so that a slow answer delays only few others.
     fn fetch_due(&mut self, now: Instant) {
         let due = self.waiting.iter().filter(|(_, w)| w.next <= now);
         let ids: Vec<u32> = due.map(|(id, _)| *id).collect();
@@ -169,7 +170,7 @@ impl Fetcher {
             let is_answer = |fetched: &Fetched| !matches!(fetched, Err(FetchError::Unavailable(_)));
             let answered = fetched.iter().any(is_answer);
             if answered {
-                self.is_up();
+                self.record_answer();
             }
             for (&id, fetched) in ids.iter().zip(fetched) {
                 self.settle(id, fetched, answered, ids);
@@ -180,8 +181,9 @@ impl Fetcher {
         }
     }
 
-    /// `answered`: the registry is up, whatever the result. `asked`: all ids that were requested together.
-    fn settle(&mut self, id: u32, fetched: Fetched, answered: bool, asked: &[u32]) {
+    /// Handles the result for one schema. `answered` is true if the registry is up, whatever the result. `requested` holds
+    /// all ids that were requested together.
+    fn settle(&mut self, id: u32, fetched: Fetched, answered: bool, requested: &[u32]) {
         match fetched {
             Ok(schema) => {
                 tracing::info!(id, "schema fetched");
@@ -189,16 +191,16 @@ impl Fetcher {
                 self.wanted.answer(id, Ok(schema));
             }
             Err(FetchError::Unfit(problem)) => self.refuse(id, problem),
-            Err(FetchError::Absent(problem)) => self.is_absent(id, problem),
-            Err(FetchError::Unavailable(problem)) if answered => self.is_stuck(id, &problem),
+            Err(FetchError::Absent(problem)) => self.handle_absent(id, problem),
+            Err(FetchError::Unavailable(problem)) if answered => self.handle_stuck(id, &problem),
             Err(FetchError::Unavailable(problem)) => {
                 self.metrics.schema_registry_errors.inc();
-                self.wait_for_the_registry(id, &problem, asked);
+                self.wait_for_the_registry(id, &problem, requested);
             }
         }
     }
 
-    fn is_absent(&mut self, id: u32, problem: String) {
+    fn handle_absent(&mut self, id: u32, problem: String) {
         let now = Instant::now();
         let waiting = self
             .waiting
@@ -207,13 +209,14 @@ impl Fetcher {
         if now >= waiting.young_until {
             return self.refuse(id, problem);
         }
-        self.wanted.delay(id, "the registry does not have it yet");
+        self.wanted
+            .delay(id, "the registry does not have this schema yet");
         waiting.next = waiting.young_until.min(now + waiting.pause);
         waiting.pause = RETRY.1.min(2 * waiting.pause);
     }
 
-    /// The registry answers other requests, but not this one.
-    fn is_stuck(&mut self, id: u32, problem: &str) {
+    /// Delays a schema whose request fails while the registry answers other requests.
+    fn handle_stuck(&mut self, id: u32, problem: &str) {
         self.metrics.schema_registry_errors.inc();
         let waiting = self
             .waiting
@@ -231,19 +234,19 @@ impl Fetcher {
         self.wanted.delay(id, problem);
     }
 
-    fn wait_for_the_registry(&mut self, id: u32, problem: &str, asked: &[u32]) {
+    fn wait_for_the_registry(&mut self, id: u32, problem: &str, requested: &[u32]) {
         let now = Instant::now();
-        // Ids that were requested together fail together: that is one failure.
+        // Ids that were requested together fail together, which counts as one failure.
         let fresh = self.outage.as_ref().is_none_or(|outage| outage.next <= now);
         let next = match (&self.outage, fresh) {
             (Some(outage), false) => outage.next,
-            _ => now + self.is_down(problem),
+            _ => now + self.record_failure(problem),
         };
         self.wanted.delay(id, problem);
         for (other, waiting) in &mut self.waiting {
             waiting.next = next;
             // The requested ids have their own error messages.
-            if !asked.contains(other) {
+            if !requested.contains(other) {
                 let why = format!("the registry does not answer: {problem}");
                 self.wanted.delay(*other, &why);
             }
@@ -261,8 +264,8 @@ impl Fetcher {
         self.wanted.answer(id, Err(problem));
     }
 
-    /// Records a failure and returns the pause before the next try.
-    fn is_down(&mut self, problem: &str) -> Duration {
+    /// Records a failure of the registry. Returns the pause before the next attempt.
+    fn record_failure(&mut self, problem: &str) -> Duration {
         if self.outage.is_none() {
             tracing::warn!(
                 url = self.registry.url,
@@ -281,7 +284,7 @@ impl Fetcher {
         pause
     }
 
-    fn is_up(&mut self) {
+    fn record_answer(&mut self) {
         if let Some(outage) = self.outage.take() {
             let seconds = outage.since.elapsed().as_secs();
             tracing::info!(after_seconds = seconds, "the schema registry answers again");
@@ -289,7 +292,8 @@ impl Fetcher {
     }
 }
 
-/// How much longer the schema of a record with this timestamp may be unknown. Its producer registered it before writing.
+/// Returns how much longer the schema of a record with this timestamp may be unknown. The record's producer registered
+/// the schema before it wrote the record.
 fn youth_left(written_ms: Option<i64>) -> Duration {
     let now_ms = Timestamp::now().as_millisecond();
     let age = written_ms.map_or(0, |written| now_ms.saturating_sub(written).max(0));
@@ -298,7 +302,7 @@ fn youth_left(written_ms: Option<i64>) -> Duration {
 
 type Fetched = Result<Schema, FetchError>;
 
-/// Fetches each on its own thread, so that they wait in parallel and a panic on one affects no other.
+/// Fetches each schema on its own thread, so that the threads wait in parallel and a panic in one affects no other.
 fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
     thread::scope(|scope| {
         let fetch = |id: u32| {
@@ -317,15 +321,15 @@ fn fetch_all(registry: &Registry, ids: &[u32], format: Format) -> Vec<Fetched> {
 }
 
 enum FetchError {
-    /// No answer, or one that is not about the schema.
+    /// There is no answer, or the answer is not about the schema.
     Unavailable(String),
-    /// The registry says that it has no such schema.
+    /// The registry answered that it has no such schema.
     Absent(String),
     /// The schema exists but cannot be used here.
     Unfit(String),
 }
 
-/// A schema as the registry returns it. Without a type it is Avro.
+/// A schema as the registry returns it. If the type is missing, it is Avro.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -334,7 +338,7 @@ struct Answer {
     schema_type: String,
     #[serde(default)]
     references: Vec<Reference>,
-    /// The schema id, if the registry names it.
+    /// The schema id, if the registry returns it.
     id: Option<u32>,
     version: Option<u32>,
 }
@@ -391,7 +395,7 @@ impl Registry {
         })
     }
 
-    /// Sends a cheap request that needs no permission.
+    /// Checks with a cheap request, which needs no permission, that the registry answers.
     fn is_there(&self) -> Result<(), String> {
         match self.get("/schemas/types", MOST_BYTES) {
             Err(FetchError::Unavailable(problem)) => Err(problem),
@@ -405,7 +409,7 @@ impl Registry {
         Schema::parse(format, &text).map_err(unfit)
     }
 
-    /// Fetches a schema and everything it refers to.
+    /// Fetches a schema and all schemas that it refers to.
     fn schema(&self, id: u32, format: Format) -> Result<SchemaText, FetchError> {
         let mut budget = Budget {
             bytes: MOST_BYTES,
@@ -446,7 +450,7 @@ impl Registry {
             }
             if references.len() == MOST_REFERENCES {
                 return Err(FetchError::Unfit(format!(
-                    "schema {id} refers to more than {MOST_REFERENCES} others"
+                    "schema {id} refers to more than {MOST_REFERENCES} other schemas"
                 )));
             }
             let referred = self.referred(&reference, budget)?;
@@ -460,7 +464,7 @@ impl Registry {
         let (subject, version) = (&reference.subject, reference.version);
         let path = format!("/subjects/{}/versions/{version}", percent_encoded(subject));
         let answer = self.answer(&path, budget)?;
-        // The subject is not compared: registries encode special characters in different ways.
+        // The subject is not compared, because registries encode special characters in different ways.
         match answer.version.filter(|other| *other != version) {
             Some(other) => Err(mixed_up(&path, &format!("version {other}"))),
             None => Ok(answer),
@@ -471,14 +475,14 @@ impl Registry {
         if Instant::now() >= budget.until {
             let waited = self.timeout * MOST_TIMEOUTS;
             return Err(FetchError::Unavailable(format!(
-                "{path}: all requests for one schema took more than {waited:?}"
+                "{path}: the requests for this schema took longer than {waited:?}"
             )));
         }
         let body = self.get(path, budget.bytes)?;
         budget.bytes -= budget.bytes.min(body.len() as u64);
         serde_json::from_str(&body).map_err(|e| {
             FetchError::Unavailable(format!(
-                "{path}: the answer is not that of a schema registry: {e}"
+                "{path}: the answer does not come from a schema registry: {e}"
             ))
         })
     }
@@ -486,7 +490,7 @@ impl Registry {
     fn get(&self, path: &str, most_bytes: u64) -> Result<String, FetchError> {
         let unavailable = |e: ureq::Error| match e {
             ureq::Error::BodyExceedsLimit(_) => FetchError::Unavailable(format!(
-                "{path}: the answer, with what the schema refers to, is larger than {MOST_BYTES} bytes"
+                "{path}: the schema with all its references is larger than {MOST_BYTES} bytes"
             )),
             e => FetchError::Unavailable(format!("{path}: {e}")),
         };
@@ -504,7 +508,7 @@ impl Registry {
         if status.is_success() {
             return Ok(body);
         }
-        // A proxy or a wrong URL also answers 404, but not with the registry's error body.
+        // A proxy or a wrong URL also answers 404, but without the registry's error body.
         match serde_json::from_str::<Problem>(&body) {
             Ok(problem) if status == 404 && matches!(problem.error_code, 404 | 40_400..=40_499) => {
                 let message = shortened(&problem.message);
@@ -515,17 +519,17 @@ impl Registry {
     }
 }
 
-/// What is left for the requests of one schema.
+/// The bytes and the time that are left for the requests of one schema.
 struct Budget {
     bytes: u64,
     until: Instant,
 }
 
 fn mixed_up(path: &str, what: &str) -> FetchError {
-    FetchError::Unavailable(format!("{path}: the registry answers with {what} instead"))
+    FetchError::Unavailable(format!("{path}: the registry answered with {what} instead"))
 }
 
-/// The registry's message, cut to fit on a line.
+/// Returns the registry's message, shortened to fit on a line.
 fn shortened(words: &str) -> String {
     const MOST: usize = 200;
     match words.char_indices().nth(MOST) {
@@ -534,10 +538,10 @@ fn shortened(words: &str) -> String {
     }
 }
 
-/// The certificates in a PEM file.
+/// Returns the certificates in a PEM file.
 ///
 /// # Errors
-/// The file cannot be read or holds no certificate.
+/// When the file cannot be read or contains no certificate.
 pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
     let problem = |problem: String| CaError {
         path: path.display().to_string(),
@@ -551,7 +555,9 @@ pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
         }
     }
     match certificates.is_empty() {
-        true => Err(problem("no certificate in PEM format".into())),
+        true => Err(problem(
+            "the file contains no certificate in PEM format".into(),
+        )),
         false => Ok(certificates.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! The stop signal, seen by every thread. A second signal ends the process at once, even if something is stuck.
+//! The stop request, which every thread can see. A second signal ends the process at once, even if a thread is stuck.
 
 use std::io::{self, stderr};
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 use tokio::sync::watch;
 
-/// Exit code after the second signal.
+/// The exit code after a second signal.
 const AT_ONCE: i32 = 130;
 const SECOND_SIGNAL: &[u8] =
     b"second signal: stopping at once, without waiting for in-flight records\n";
 
-/// Cloned into every stage. A request cannot be taken back.
+/// A stop request, cloned into every stage. It cannot be taken back.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     requested: Arc<watch::Sender<bool>>,
@@ -42,20 +42,21 @@ impl Shutdown {
     /// Resolves once a stop is requested.
     pub async fn requested(&self) {
         let mut seen = self.requested.subscribe();
-        // The sender lives in `self`, so the wait cannot fail.
+        // The sender is part of `self`, so the wait cannot fail.
         let _ = seen.wait_for(|requested| *requested).await;
     }
 
-    /// From now on SIGTERM and Ctrl-C request a stop, and the second signal ends the process. The handler does that itself, so that
-    /// a stuck thread cannot prevent it.
+    /// Makes SIGTERM and Ctrl-C request a stop, and makes the second signal end the process. The signal handler itself
+    /// ends the process, so that a stuck thread cannot prevent it.
     ///
     /// # Errors
-    /// The system does not allow a handler.
+    /// When the system does not allow a signal handler.
     pub fn on_signals(&self) -> io::Result<()> {
         self.catch(&[SIGTERM, SIGINT]).map(drop)
     }
 
-    /// The same, and delivers SIGHUP as a message. Several before it is received become one.
+    /// Like [`Shutdown::on_signals`], but also delivers SIGHUP as a message. Several signals become one message if none
+    /// of them has been received yet.
     ///
     /// # Errors
     /// As [`Shutdown::on_signals`].
@@ -86,30 +87,31 @@ impl Shutdown {
     }
 }
 
-/// Global, like signals.
+/// Whether a stop signal has arrived. Global, like signals.
 static SIGNALLED: AtomicBool = AtomicBool::new(false);
 
 fn end_at_the_second() -> io::Result<()> {
-    // Registered twice, one signal would count as two.
+    // The handler must be registered only once. Otherwise one signal would count as two.
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if REGISTERED.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
     let handler = || {
         if SIGNALLED.swap(true, Ordering::SeqCst) {
-            say_if_possible();
+            write_if_possible();
             low_level::exit(AT_ONCE);
         }
     };
     for signal in [SIGTERM, SIGINT] {
-        // SAFETY: the handler swaps an atomic and makes the system calls poll, write and _exit; all are safe in a signal handler.
+        // SAFETY: the handler swaps an atomic and makes the system calls poll, write and _exit. All of them are safe in
+        // a signal handler.
         unsafe { low_level::register(signal, handler) }?;
     }
     Ok(())
 }
 
-/// Writes only if that does not block: a stuck reader of standard error must not delay the end.
-fn say_if_possible() {
+/// Writes the message only if that does not block. A stuck reader of standard error must not delay the exit.
+fn write_if_possible() {
     let stderr = stderr();
     let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
     let at_once = Timespec {

@@ -1,4 +1,5 @@
-//! The state that the daemon reports: readiness and facts, written by the stages and read by HTTP.
+//! The state that the daemon reports: its readiness and facts about it. The stages write this state, and the HTTP
+//! server reads it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,20 +16,20 @@ use crate::memory::Room;
 use crate::message::ModelId;
 use crate::metrics::Metrics;
 
-/// The progress of a partition. Offsets are those of the next record.
+/// The progress of a partition. An offset is that of the next record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionStatus {
-    /// Records in the partition that are not finished yet. `None`, shown as -1, while unknown.
+    /// The number of records in the partition that are not finished yet. `None`, shown as -1, if unknown.
     pub lag: Option<i64>,
-    /// Every record below it is finished; -1 while unknown.
+    /// Every record below this offset is finished. -1 if unknown.
     pub finished_offset: i64,
-    /// End of the partition.
+    /// The end of the partition.
     pub end_offset: Option<i64>,
-    /// Why the partition makes no progress, if it waits.
+    /// The reason why the partition makes no progress, if it waits.
     pub waiting: Option<Waiting>,
 }
 
-/// What a partition waits for.
+/// The reason why a partition waits, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
     pub what: String,
@@ -37,22 +38,23 @@ pub struct Waiting {
 
 pub type Partitions = BTreeMap<(String, i32), PartitionStatus>;
 
-/// The model in force, as shown to clients.
+/// The current model, as shown to clients.
 #[derive(Clone, Debug)]
 pub struct InForce {
     pub model: ModelId,
     pub provider: &'static str,
-    /// The overall threshold.
+    /// The threshold for all records without a segment threshold.
     pub threshold: f32,
-    /// What defines the segments with their own thresholds, and how many there are.
+    /// What defines the segments with their own thresholds, and the number of these segments.
     pub segments: Option<(SegmentBy, usize)>,
-    /// Expected share of normal records per bucket of the score histogram; the last entry is the overflow bucket.
+    /// The expected share of normal records per bucket of the score histogram. The last entry is for the overflow
+    /// bucket.
     pub normal: Vec<f64>,
-    /// For images: their decoder, and the memory for decoding.
+    /// For a model of images: the image decoder, and the memory for decoding.
     pub reader: Option<(ImageReader, Room)>,
 }
 
-/// Shared by all stages.
+/// The state of the daemon, shared by all stages.
 #[derive(Clone, Debug)]
 pub struct Status(Arc<Inner>);
 
@@ -86,7 +88,7 @@ impl Status {
         }))
     }
 
-    /// Called when another model takes over.
+    /// Sets the current model. Called when another model takes over.
     pub fn serves(&self, in_force: InForce) {
         *lock(&self.0.in_force) = in_force;
     }
@@ -95,12 +97,13 @@ impl Status {
         lock(&self.0.in_force).clone()
     }
 
-    /// Called once the model is loaded, proved by its golden records and warm.
+    /// Called once the model is loaded, proved by its golden records, and warmed up.
     pub fn model_is_warm(&self) {
         self.0.latches.model.store(true, Ordering::Release);
     }
 
-    /// Called when the group has assigned partitions. Possibly none: with more replicas than partitions some stay idle.
+    /// Called when the group has assigned partitions. There may be none: with more replicas than partitions, some
+    /// replicas stay idle.
     pub fn partitions_are_assigned(&self, assigned: bool) {
         self.0.latches.partitions.store(assigned, Ordering::Release);
     }
@@ -122,22 +125,22 @@ impl Status {
         *lock(&self.0.needs_restart) = keys;
     }
 
-    /// Since when no broker answers; `true` if that is news.
+    /// Sets the time since which no broker answers, or `None` if one answers. Returns `true` if this has changed.
     pub fn brokers_are_silent(&self, since: Option<Timestamp>) -> bool {
         let mut silent = lock(&self.0.brokers_silent_since);
         std::mem::replace(&mut *silent, since).is_some() != since.is_some()
     }
 
-    /// That no broker answers, and since when, in words.
+    /// Describes that no broker answers, and since when. Returns `None` if the brokers answer.
     pub fn silent_brokers(&self) -> Option<String> {
         let since = (*lock(&self.0.brokers_silent_since))?;
         Some(format!(
-            "the brokers do not answer, since {}",
+            "the brokers have not answered since {}",
             seconds(since)
         ))
     }
 
-    /// What readiness still waits for. Empty if ready.
+    /// Returns what the daemon waits for before it is ready. Empty if it is ready.
     pub fn waiting_for(&self) -> Vec<&'static str> {
         let latches = &self.0.latches;
         let mut waiting = Vec::new();
@@ -156,7 +159,7 @@ impl Status {
         waiting
     }
 
-    /// One line per waiting partition: what it waits for and since when.
+    /// Returns one line per waiting partition, with what it waits for and since when.
     pub fn waiting_partitions(&self) -> Vec<String> {
         let partitions = lock(&self.0.partitions);
         let lines = partitions
@@ -171,7 +174,7 @@ impl Status {
         lines.collect()
     }
 
-    /// The body of `/status`.
+    /// Returns the body of `/status`.
     pub fn render(&self, metrics: &Metrics) -> serde_json::Value {
         let partitions: Vec<_> = lock(&self.0.partitions)
             .iter()
@@ -222,12 +225,12 @@ impl PartitionStatus {
     }
 }
 
-/// The time rounded down to seconds.
+/// Returns the time, rounded down to seconds.
 fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// Ignores poisoning: this is plain data, which a panic cannot leave half written.
+/// Locks a mutex and ignores poisoning, because a panic cannot leave this plain data half written.
 fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,4 +1,5 @@
-//! Logs to standard error, as text or JSON, without secrets, at a level that can be changed.
+//! Writes the log to standard error, as text or JSON and without secrets. The log level can be changed while the
+//! process runs.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -15,18 +16,19 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 use crate::config::{LogFormat, Secrets, TelemetrySettings, log_filter};
 use crate::text::escaped_lines;
 
-/// Texts that this process never prints. Global like the log itself, so that callers need not pass it around.
+/// Texts that this process never prints. They are global like the log itself, so that callers need not pass them
+/// around.
 static SECRETS: RwLock<Option<Secrets>> = RwLock::new(None);
 /// The log filter, once logging has started.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Hides these texts in logs and errors.
+/// Hides these texts in logs and errors from now on.
 pub fn keep(secrets: &Secrets) {
     let mut all = SECRETS.write().unwrap_or_else(PoisonError::into_inner);
     all.get_or_insert_default().extend(secrets);
 }
 
-/// `text` without the secrets given to [`keep`].
+/// Returns `text` without the secrets given to [`keep`].
 pub fn hide(text: &str) -> Cow<'_, str> {
     match &*SECRETS.read().unwrap_or_else(PoisonError::into_inner) {
         Some(secrets) => secrets.hide(text),
@@ -34,11 +36,11 @@ pub fn hide(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Starts logging for the process; a second call changes nothing.
+/// Starts logging for the process. A second call changes nothing.
 pub fn init(telemetry: &TelemetrySettings) {
     let filter = log_filter::parse(&telemetry.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
-    // Without colours: an escape sequence in the log is then never ours.
+    // Colours are off, so that an escape sequence in the log never comes from this process.
     let layer = fmt::layer().with_writer(|| Redacted).with_ansi(false);
     let layer = match telemetry.log_format {
         LogFormat::Text => layer.with_target(false).boxed(),
@@ -50,12 +52,12 @@ pub fn init(telemetry: &TelemetrySettings) {
         .with(layer);
     if started.try_init().is_ok() {
         let _ = FILTER.set(handle);
-        say_what_is_left_out();
+        log_hidden_trace();
     }
 }
 
-/// Whether an event may be logged. At trace level, libraries print what they send, including passwords, in pieces and in
-/// hexadecimal that [`hide`] cannot recognise.
+/// Returns whether an event may be logged. At trace level, libraries print the data that they send. It may include
+/// passwords, in pieces and in hexadecimal that [`hide`] cannot recognise.
 fn may_show(event: &Metadata<'_>) -> bool {
     let target = event.target();
     let ours = target == OURS || target.starts_with("residuald::");
@@ -65,7 +67,7 @@ fn may_show(event: &Metadata<'_>) -> bool {
 const OURS: &str = "residuald";
 const LIBRARIES: Level = Level::DEBUG;
 
-fn say_what_is_left_out() {
+fn log_hidden_trace() {
     if LevelFilter::current() == LevelFilter::TRACE {
         tracing::info!(
             "trace applies to residuald only: libraries are logged up to debug, because their trace output holds passwords and tokens"
@@ -73,7 +75,7 @@ fn say_what_is_left_out() {
     }
 }
 
-/// The filter in force. `None` if logging was not started.
+/// Returns the current filter, or `None` if logging was not started.
 pub fn log_level() -> Option<String> {
     FILTER.get()?.with_current(EnvFilter::to_string).ok()
 }
@@ -84,15 +86,16 @@ pub fn set_log_level(filter: EnvFilter) {
         return;
     };
     let (from, to) = (log_level().unwrap_or_default(), filter.to_string());
-    tracing::info!(from, to, "the log level changes");
+    tracing::info!(from, to, "changing the log level");
     if handle.reload(filter).is_ok() {
         // Libraries that use the `log` crate check this separate limit.
         log::set_max_level(LevelFilter::current().as_log());
-        say_what_is_left_out();
+        log_hidden_trace();
     }
 }
 
-/// Escapes control characters and indents all lines but the first, so that data cannot steer a terminal or forge an event.
+/// Escapes control characters and indents all lines except the first, so that data cannot control a terminal or forge
+/// an event.
 fn printable(event: &str) -> String {
     let lines = event.trim_end_matches('\n').split('\n').enumerate();
     let mut text = String::with_capacity(event.len() + 2);
@@ -106,8 +109,8 @@ fn printable(event: &str) -> String {
     text
 }
 
-/// Standard error without secrets. Each event is one write. Never fails: a closed log must not stop the daemon, and the subscriber
-/// would report the failure on the same standard error, which panics.
+/// Standard error without secrets. Each event is one write. Writing never fails, because a closed log must not stop the
+/// daemon. The subscriber would report a failure on the same standard error, which panics.
 struct Redacted;
 
 impl Write for Redacted {

@@ -1,43 +1,45 @@
-//! Text from outside, made safe to show: a terminal obeys control characters, and some characters reorder what is read.
+//! Makes external text safe to display. A terminal executes control characters, and some characters change the order in which
+//! others are displayed.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// All but the unreserved characters of RFC 3986.
+/// Characters that are escaped: all but the unreserved characters of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// For a whole path: `/` separates its segments, and verdict ids have an `@`.
+/// Characters that are escaped in a whole path. `/` is kept because it separates segments, and `@` because verdict ids contain
+/// it.
 const RESERVED_IN_FILES: &AsciiSet = &RESERVED.remove(b'/').remove(b'@');
 
-/// `path` as the path of a file URI.
+/// Returns `path` escaped as the path of a file URI.
 pub fn percent_encoded_file(path: &str) -> String {
     utf8_percent_encode(path, RESERVED_IN_FILES).to_string()
 }
 
-/// `text` as one segment of a URL's path.
+/// Returns `text` escaped as one segment of a URL's path.
 pub fn percent_encoded(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// Whether a terminal would obey `c` instead of showing it, or show its neighbours in another order.
+/// Returns whether a terminal would execute `c` instead of displaying it, or display other characters in another order.
 fn is_unsafe(c: char) -> bool {
     let reorders = matches!(c,
         '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || reorders || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// `text` on one line, every unsafe character as `\uXXXX`, which JSON reads as well.
+/// Returns `text` on one line, with every unsafe character as `\uXXXX`, which JSON can read as well.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     escape(text, is_unsafe)
 }
 
-/// The same for text with lines of our own: line breaks and tabs stay.
+/// Like [`escaped`], but keeps line breaks and tabs, for text with line breaks of our own.
 pub fn escaped_lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_unsafe(c) && !matches!(c, '\n' | '\t'))
 }

@@ -1,4 +1,4 @@
-//! A score to a verdict: how rare it is, whether it is an anomaly, how grave, and why.
+//! Turns a score into a verdict: how rare the score is, whether the record is an anomaly, how severe it is, and why.
 
 use serde::Serialize;
 
@@ -6,19 +6,19 @@ use crate::batch::Scores;
 use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine, SegmentBy, SegmentId};
 use crate::image::{Finding, Region};
 
-/// Critical is what a normal record would do ten times less often than crossing the threshold.
+/// The rate of normal records that are critical, as a share of the rate of those above the threshold.
 const CRITICAL_SHARE: f64 = 0.1;
 
-/// How the operator says where the line is.
+/// How the operator sets the threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ThresholdRule {
-    /// Share of normal records that may be flagged, in (0, 1).
+    /// The share of normal records that may be flagged, in (0, 1).
     FalseAlarmRate(f64),
-    /// False alarms a day at the expected number of records a day.
+    /// The number of false alarms per day, at the expected number of records per day.
     AlertsPerDay { alerts: f64, records_per_day: f64 },
-    /// Calibration quantile, in (0, 1): 0.999 is a false-alarm rate of 0.001.
+    /// A quantile of the calibration, in (0, 1). 0.999 is the same as a false-alarm rate of 0.001.
     Quantile(f64),
-    /// The score itself, where one was found outside; the same in every segment.
+    /// A fixed score that was determined elsewhere. It is the same in every segment.
     Score(f32),
 }
 
@@ -39,10 +39,10 @@ impl ThresholdRule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Over the threshold.
+    /// The score is above the threshold.
     Warning,
-    /// Over the score that normal records cross ten times less often, or over every calibration record
-    /// where the sample cannot tell that finely.
+    /// The score is above the one that normal records exceed ten times less often than the threshold. If the sample is
+    /// too small to determine that score, the score is above all calibration records.
     Critical,
 }
 
@@ -62,56 +62,58 @@ impl Severity {
 pub struct Judge {
     features: Vec<Feature>,
     calibration: Calibration,
-    /// A score above it is an anomaly, of a record whose segment has no threshold of its own.
+    /// A record is an anomaly if its score is above this threshold, unless its segment has a threshold of its own.
     pub threshold: f32,
     critical: f32,
-    /// Of each segment.
+    /// The thresholds of each segment.
     lines: Vec<Line>,
 }
 
-/// Where anomalies begin, and where critical ones do.
+/// The score above which a record is an anomaly, and the score above which it is critical.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     threshold: f32,
     critical: f32,
 }
 
-/// What was found about one record.
+/// The verdict on one record.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict<'a> {
     pub anomaly_score: f32,
-    /// Conformal: the chance that a normal record scores at least this high.
+    /// The conformal p-value: the probability that a normal record scores at least this high.
     pub p_value: f64,
-    /// Score over threshold; above 1 is an anomaly.
+    /// The score divided by the threshold. A record with a grade above 1 is an anomaly.
     pub anomaly_grade: f32,
     pub threshold: f32,
-    /// Whose records `p_value` and `threshold` are about; without it all.
+    /// The segment to which `p_value` and `threshold` apply. `None` means all records.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segment: Option<&'a str>,
-    /// `None` for a record that is not an anomaly.
+    /// `None` if the record is not an anomaly.
     pub severity: Option<Severity>,
     #[serde(flatten)]
     pub explanation: Explanation<'a>,
 }
 
-/// Why a record scores as it does.
+/// The reasons for a record's score.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Explanation<'a> {
     Features {
-        /// The features that add most to the score, largest first.
+        /// The features that contribute most to the score, largest first.
         relevant_attribution: Vec<Attribution<'a>>,
-        /// Features that the record lacked and the model filled in.
+        /// The features that the record lacked and the model filled in.
         feature_imputed: Vec<&'a str>,
-        /// A normal record of the training data that the anomaly is most like, if the bundle keeps some.
+        /// The normal record of the training data that is most similar to the anomaly, if the bundle keeps normal
+        /// records.
         #[serde(skip_serializing_if = "Option::is_none")]
         nearest_normal: Option<NearestNormal<'a>>,
     },
     Image {
-        /// `picture` on the wire: consumers read that name.
+        /// The JSON name is `picture`, because consumers read that name.
         #[serde(rename = "picture")]
         image: Size,
-        /// Where, in pixels of the upright image before resizing; the largest share first.
+        /// The anomalous regions, in pixels of the upright image before resizing. The region with the largest share
+        /// comes first.
         regions: &'a [Region],
         #[serde(skip_serializing_if = "Option::is_none")]
         heatmap: Option<Shown>,
@@ -126,7 +128,7 @@ pub struct Size {
     pub height: usize,
 }
 
-/// An image of ours in a verdict.
+/// An image that residuald made, as a verdict shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shown {
     pub content_type: &'static str,
@@ -136,18 +138,18 @@ pub struct Shown {
     pub place: Place,
 }
 
-/// Where its bytes are.
+/// Where the bytes of an image are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
-    /// Here, in base64.
+    /// The bytes are in the verdict itself, in base64.
     Data(String),
-    /// Elsewhere: the claim check.
+    /// The bytes are at this URI (claim check).
     Uri(String),
 }
 
 impl<'a> Verdict<'a> {
-    /// The features that add most to the score, largest first; none of an image.
+    /// Returns the features that contribute most to the score, largest first. Empty for an image.
     pub fn attributions(&self) -> &[Attribution<'a>] {
         match &self.explanation {
             Explanation::Features {
@@ -158,7 +160,7 @@ impl<'a> Verdict<'a> {
         }
     }
 
-    /// Where in an image.
+    /// Returns the anomalous regions of an image.
     pub fn regions(&self) -> &'a [Region] {
         match self.explanation {
             Explanation::Features { .. } => &[],
@@ -167,11 +169,11 @@ impl<'a> Verdict<'a> {
     }
 }
 
-/// What one feature adds to the score and what the model expected in its place.
+/// The contribution of one feature to the score, and the value that the model expected.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Attribution<'a> {
     pub feature: &'a str,
-    /// Share of the residual, in [0, 1]; all features together make 1.
+    /// The feature's share of the residual, in [0, 1]. The shares of all features add up to 1.
     pub share: f32,
     pub observed: Observation<'a>,
     pub expected: Observation<'a>,
@@ -179,12 +181,12 @@ pub struct Attribution<'a> {
     pub unit: Option<&'a str>,
 }
 
-/// A normal record, as far as the schema names its fields.
+/// A normal record, with the fields that the schema names.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NearestNormal<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// By feature, in the order of the manifest, without those that it lacks.
+    /// The values by feature, in the order of the manifest. Features that the record lacks are left out.
     #[serde(serialize_with = "as_map")]
     pub values: Vec<(&'a str, Observation<'a>)>,
 }
@@ -203,7 +205,7 @@ pub enum Observation<'a> {
     Number(f32),
     Bool(bool),
     Category(&'a str),
-    /// A category that training never saw; the record itself says which.
+    /// A category that did not occur in training. The record itself contains its name.
     #[serde(serialize_with = "unseen")]
     Unseen,
 }
@@ -212,7 +214,7 @@ fn unseen<S: serde::Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str("(not seen in training)")
 }
 
-/// The model's outputs for one record, each [features] but the score.
+/// The model's outputs for one record. All of them but the score are [features].
 #[derive(Debug, Clone, Copy)]
 pub struct Scored<'b> {
     pub score: f32,
@@ -222,7 +224,7 @@ pub struct Scored<'b> {
 }
 
 impl<'b> Scored<'b> {
-    /// The outputs for `row`, which was scored as number `place`.
+    /// Returns the outputs for `row`, which was scored as number `index`.
     pub fn at(scores: &'b Scores, index: usize, row: &'b [f32]) -> Scored<'b> {
         let columns = index * row.len()..(index + 1) * row.len();
         Scored {
@@ -233,7 +235,8 @@ impl<'b> Scored<'b> {
         }
     }
 
-    /// Why there is no verdict on it, if there can be none: a score measures a distance, and what explains it is finite.
+    /// Returns why the record cannot have a verdict, or `None` if it can. A score is a distance, so it must not be
+    /// negative, and the values that explain it must be finite.
     pub fn flaw(&self) -> Option<String> {
         if !is_score(self.score) {
             return Some(format!("the model's score is {}", self.score));
@@ -246,12 +249,12 @@ impl<'b> Scored<'b> {
     }
 }
 
-/// Finite and not negative.
+/// Returns whether a score is finite and not negative.
 pub fn is_score(score: f32) -> bool {
     score.is_finite() && score >= 0.0
 }
 
-/// A normal record that the bundle keeps: its id, and its row [features].
+/// A normal record that the bundle keeps, with its id and its row [features].
 #[derive(Debug, Clone, Copy)]
 pub struct Neighbour<'b> {
     pub id: Option<&'b str>,
@@ -259,8 +262,10 @@ pub struct Neighbour<'b> {
 }
 
 impl Judge {
+    /// Creates a judge with the thresholds that `rule` gives for the calibration.
+    ///
     /// # Errors
-    /// [`RateTooFine`] when the calibration cannot support the asked-for rate.
+    /// [`RateTooFine`] when the calibration is too small to support the requested rate.
     pub fn new(
         features: Vec<Feature>,
         calibration: Calibration,
@@ -294,30 +299,32 @@ impl Judge {
         }
     }
 
-    /// The score above which a record of this segment is an anomaly.
+    /// Returns the score above which a record of this segment is an anomaly.
     pub fn threshold_of(&self, segment: Option<SegmentId>) -> f32 {
         self.line(segment).threshold
     }
 
-    /// What segments go by, and how many have a line.
+    /// Returns what defines the segments, and how many segments have thresholds.
     pub fn segments(&self) -> Option<(SegmentBy, usize)> {
         let segments = self.calibration.segments.as_ref()?;
         Some((segments.by.clone(), segments.values.len()))
     }
 
-    /// What segments go by, and their lowest and highest threshold.
+    /// Returns what defines the segments, and their lowest and highest threshold.
     pub fn segment_thresholds(&self) -> Option<(&SegmentBy, f32, f32)> {
         let by = &self.calibration.segments.as_ref()?.by;
         let all = || self.lines.iter().map(|line| line.threshold);
         Some((by, all().reduce(f32::min)?, all().reduce(f32::max)?))
     }
 
-    /// The share of normal records that the threshold flags, by the calibration: at least 1 / (count + 1).
+    /// Returns the share of normal records that the threshold flags, according to the calibration. It is at least 1 /
+    /// (count + 1).
     pub fn expected_anomaly_ratio(&self) -> f64 {
         self.calibration.all.p_value(self.threshold.next_up())
     }
 
-    /// The shares of normal records in `..=bounds[0]`, `bounds[0]..=bounds[1]` and so on, and beyond the last.
+    /// Returns the share of normal records in each bucket: `..=bounds[0]`, `bounds[0]..=bounds[1]` and so on, and in
+    /// the overflow bucket.
     pub fn normal_shares(&self, bounds: &[f64]) -> Vec<f64> {
         let above = |bound: &f64| self.calibration.all.p_value((*bound as f32).next_up());
         let edges: Vec<f64> = bounds.iter().map(above).collect();
@@ -326,7 +333,7 @@ impl Judge {
         from.zip(to).map(|(from, to)| from - to).collect()
     }
 
-    /// The score that a share of `level` of the calibration's records stays below.
+    /// Returns the score below which the share `level` of the calibration's records lies.
     pub fn normal_quantile(&self, level: f64) -> f32 {
         self.calibration.all.quantile(level)
     }
@@ -346,7 +353,7 @@ impl Judge {
         }
     }
 
-    /// The whole verdict, with the `most` features that matter most and the normal record `nearest` to it.
+    /// Builds the whole verdict, with the `most` features that contribute most and the `nearest` normal record.
     pub fn judge<'a>(
         &'a self,
         scored: Scored<'_>,
@@ -364,7 +371,7 @@ impl Judge {
         self.verdict(scored.score, segment, explanation)
     }
 
-    /// The whole verdict on an image, with what is to be shown of its maps.
+    /// Builds the whole verdict on an image, with the maps to show.
     pub fn judge_image<'a>(
         &'a self,
         score: f32,
@@ -436,7 +443,8 @@ impl Judge {
     }
 }
 
-/// Of each segment; of one that has too few records for `rate` what it has.
+/// Returns the thresholds of each segment. If a segment does not support `rate`, its threshold is for the lowest rate
+/// that it supports.
 fn lines(calibration: &Calibration, rule: ThresholdRule, rate: f64) -> Vec<Line> {
     let Some(segments) = &calibration.segments else {
         return Vec::new();
@@ -456,8 +464,8 @@ fn lines(calibration: &Calibration, rule: ThresholdRule, rate: f64) -> Vec<Line>
     ids.map(line).collect()
 }
 
-/// As [`observe`], but of a boolean how much the model leans to true, in [0, 1]: rounded, it would often equal what
-/// was observed and explain nothing.
+/// Like [`observe`], except that a boolean is shown as how strongly the model expects true, in [0, 1]. A rounded value
+/// would often equal the observed value and explain nothing.
 fn expect(kind: &FeatureKind, value: f32) -> Observation<'_> {
     match kind {
         FeatureKind::Bool => Observation::Number(value),
@@ -465,7 +473,7 @@ fn expect(kind: &FeatureKind, value: f32) -> Observation<'_> {
     }
 }
 
-/// A column's number in the user's terms.
+/// Converts a column's number to the user's terms.
 fn observe(kind: &FeatureKind, value: f32) -> Observation<'_> {
     match kind {
         FeatureKind::Number | FeatureKind::Timestamp { .. } => Observation::Number(value),
@@ -483,7 +491,7 @@ fn observe(kind: &FeatureKind, value: f32) -> Observation<'_> {
 mod tests {
     use super::*;
     use crate::bundle::Segments;
-    use crate::bundle::score_distribution::tests::evenly_spaced;
+    use crate::bundle::p_value::tests::evenly_spaced;
 
     fn features() -> Vec<Feature> {
         serde_json::from_value(serde_json::json!([
@@ -576,7 +584,7 @@ mod tests {
         );
     }
 
-    /// 9,999 records of which every third is of segment `low`, with a hundredth of the score.
+    /// 9,999 records. Every third record is in segment `low` and has a hundredth of the score.
     fn segmented(rule: ThresholdRule) -> Judge {
         let scores: Vec<f32> = (1..=9999)
             .map(|i| i as f32 * if i % 3 == 0 { 0.01 } else { 1.0 })

@@ -23,9 +23,7 @@ fn kerberos_as_documented_and_a_wrong_principal() {
     };
     let brokers = fs::read_to_string(cluster.dir.join("bootstrap-kerberos")).unwrap();
     let brokers = brokers.trim();
-    for topic in ["in", "anomalies", "dead"] {
-        cluster.create_topic(topic, 1);
-    }
+    cluster.create_topics(&["in", "anomalies", "dead"], 1);
     produce(&cluster.brokers, "in", &spread(&sample(200), 1));
 
     fs::copy(kdc.file("client.keytab"), kdc.file("residuald.keytab")).unwrap();

@@ -204,24 +204,24 @@ fn no_batch_key_or_header_has_the_daemon_killed() {
 }
 
 #[test]
-fn no_picture_has_the_daemon_killed() {
-    let Some(topics) = Topics::create("memory-pictures") else {
+fn no_image_has_the_daemon_killed() {
+    let Some(topics) = Topics::create("memory-images") else {
         return;
     };
     let Some(group) = group(448) else { return };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bombs");
     let made = Command::new(root().join(".venv/bin/python"))
-        .arg(root().join("tests/pictures/bombs.py"))
+        .arg(root().join("tests/images/bombs.py"))
         .arg(&folder)
         .status();
     if !made.is_ok_and(|status| status.success()) {
         skip(
-            "the pictures under a memory limit",
+            "the images under a memory limit",
             "`make venv` brings Pillow",
         );
         return;
     }
-    let bundle = format!("model.bundle={:?}", root().join("tests/pictures/gray"));
+    let bundle = format!("model.bundle={:?}", root().join("tests/images/gray"));
     let mut daemon = start(&group, &topics, &[&bundle, "threshold.score=4"]);
     let (mut good, mut bombs) = (Vec::new(), Vec::new());
     for file in std::fs::read_dir(&folder).unwrap() {
@@ -253,7 +253,7 @@ fn no_picture_has_the_daemon_killed() {
     assert_eq!(too_large as u64, round * 4 * bombs.len() as u64);
     for letter in read_all(topics.brokers(), &topics.name("dead")) {
         let why = letter.header("__connect.errors.exception.message").unwrap();
-        let over = why.contains("the share for pictures") && why.contains("memory.limit");
+        let over = why.contains("the share for images") && why.contains("memory.limit");
         // A line of 33 million pixels is refused before anything is reckoned.
         let wide = letter.key.as_deref() == Some(b"bomb-wide.png");
         assert!(over || wide, "{why}");

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Real input through a real broker: is a stream judged as its file is?
+"""Checks on real data that streaming through a real Apache Kafka gives the same scores as scoring a file.
 
-Splits the normal rows of a labelled data set in half by a seed, trains a bundle on one half, produces the other half
-and every anomaly to a real Apache Kafka, lets `residuald run` judge, and reads the verdicts with kcat. Fails unless
-every record is accounted for, the AUROC over the stream equals `residuald score`'s on the file to 1e-6, both have the
-same scores to the bit, and the trainer, by its own decoder and runtime, the same within the bundle's tolerance: 1e-5
-relative, 1e-4 with a kernel.
+Splits the normal rows of a labelled data set in half, trains a bundle on one half, produces the other half and every
+anomaly to Kafka, scores them with `residuald run` and reads the verdicts with kcat. Fails unless all of this holds:
+
+- Every record is accounted for.
+- The AUROC over the stream equals that of `residuald score` on the file to 1e-6, and the scores are bit-identical.
+- The trainer's own decoder and ONNX Runtime give the same scores within the bundle's tolerance, which is 1e-5 relative,
+  or 1e-4 with a kernel.
 
     .venv/bin/python tests/stream_dataset.py ../shared/data/adbench/34_smtp.npz
     .venv/bin/python tests/stream_dataset.py flows.csv --label attack --normal benign --steps 3000
@@ -68,11 +70,11 @@ def main():
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, nargs="?", default=DEFAULT, help=".npz with X and y, or .csv")
-    parser.add_argument("--label", default=LABEL, help="a CSV's label column (label)")
-    parser.add_argument("--normal", default="0", help="a CSV's label of normal rows (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of the training (0)")
+    parser.add_argument("--label", default=LABEL, help="label column of a CSV file (label)")
+    parser.add_argument("--normal", default="0", help="label of normal rows in a CSV file (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the training (0)")
     parser.add_argument("--steps", type=int, help="training steps (the trainer's default)")
-    parser.add_argument("--residuald", type=Path, default=binary(), help="the binary (the newer of release and debug)")
+    parser.add_argument("--residuald", type=Path, default=binary(), help="the binary (newest of release and debug)")
     return parser.parse_args()
 
 
@@ -82,9 +84,9 @@ def binary():
 
 
 def need_tools(options):
-    """Says what is missing: a skip, or for a tool a failure where skips are not allowed."""
+    """Skips the test if the data set or a tool is missing. With RESIDUALD_TEST_STRICT, a missing tool fails it."""
     if not options.dataset.exists():
-        say(f"!!! SKIPPED stream_dataset: no data set at {options.dataset}: pass one")
+        say(f"!!! SKIPPED stream_dataset: there is no data set {options.dataset}; pass the path of one")
         sys.exit(0)
     missing = [f"install {tool} (Debian: {package})" for tool, package in NEEDED.items() if not shutil.which(tool)]
     if not options.residuald.exists():
@@ -106,10 +108,13 @@ def environment():
 
 
 def call(*command):
-    """Runs to the end and returns standard output; a failure shows what was said."""
+    """Runs a command -> its standard output. Exits with the end of its output if it fails."""
     done = subprocess.run([str(part) for part in command], env=environment(), text=True, capture_output=True)
     if done.returncode:
-        sys.exit(f"{Path(command[0]).name} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        sys.exit(
+            f"{Path(command[0]).name} failed with exit status {done.returncode}:\n"
+            f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return done.stdout
 
 
@@ -119,14 +124,17 @@ def trainer_options(options):
 
 
 def split(options, folder):
-    """Writes train.csv (half of the normal rows) and stream.csv (the rest, shuffled); the last column is the label."""
+    """Writes train.csv (half of the normal rows) and stream.csv (the rest, shuffled) -> their paths, rows to stream.
+
+    The last column is the label.
+    """
     header, rows, anomalous = read(options)
     rng = np.random.default_rng(options.seed)
     normal = rng.permutation(np.flatnonzero(~anomalous))
     half = len(normal) // 2
     stream = rng.permutation(np.concatenate([normal[half:], np.flatnonzero(anomalous)]))
     if half == 0 or not anomalous.any():
-        sys.exit(f"{options.dataset} needs normal rows and anomalies")
+        sys.exit(f"{options.dataset} must hold at least two normal rows and an anomaly")
     paths = folder / "train.csv", folder / "stream.csv"
     for path, chosen in zip(paths, (np.sort(normal[:half]), stream), strict=True):
         with path.open("w", newline="") as file:
@@ -137,7 +145,7 @@ def split(options, folder):
 
 
 def read(options):
-    """Column names, rows as they are to be written, and which are anomalies."""
+    """Reads the data set -> (column names, rows, anomalous bool [rows])."""
     if options.dataset.suffix == ".npz":
         data = np.load(options.dataset)
         header = [f"x{i}" for i in range(data["X"].shape[1])]
@@ -145,7 +153,7 @@ def read(options):
     with options.dataset.open(newline="") as file:
         header, *rows = csv.reader(file)
     if options.label not in header:
-        sys.exit(f"{options.dataset} has no column {options.label}: give --label")
+        sys.exit(f"{options.dataset} has no column {options.label}; name the label column with --label")
     at = header.index(options.label)
     anomalous = np.array([row[at] != options.normal for row in rows])
     without = [row[:at] + row[at + 1 :] for row in rows]
@@ -153,7 +161,7 @@ def read(options):
 
 
 def score_file(options, bundle, stream):
-    """What `residuald score` says, with the scores."""
+    """Runs `residuald score` -> its JSON report, with the scores added."""
     lines = stream.with_suffix(".verdicts")
     asked = ["--label", LABEL, "--false-alarm-rate", alarm_rate(bundle), "--json", "--out", lines]
     said = json.loads(call(options.residuald, "score", stream, "--bundle", bundle, *asked))
@@ -162,12 +170,12 @@ def score_file(options, bundle, stream):
 
 
 def alarm_rate(bundle):
-    """One that a small calibration supports."""
+    """ALARM_RATE, or the lowest rate that the calibration supports if that is higher."""
     return max(ALARM_RATE, 1 / json.loads((bundle / "calibration.json").read_text())["count"])
 
 
 class Cluster:
-    """A real Apache Kafka for as long as the block lasts."""
+    """A context manager that runs a real Apache Kafka."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -183,7 +191,7 @@ class Cluster:
 
 
 def judge_stream(options, brokers, bundle, stream, records):
-    """Produces while the daemon runs; returns every verdict and the daemon's last /status."""
+    """Produces the records while the daemon runs -> (all verdicts, the daemon's last /status)."""
     settings = {
         "kafka.brokers": brokers,
         "kafka.topics": "in",
@@ -206,14 +214,14 @@ def judge_stream(options, brokers, bundle, stream, records):
         sent = call(options.residuald, "produce", stream, "--topic", "in", "--brokers", brokers, "--json")
         produced = json.loads(sent)
         if produced["produced"] != records:
-            sys.exit(f"produced {produced}, not {records}")
+            sys.exit(f"residuald produce sent {produced['produced']} of {records} records: {produced}")
         wait("every record to be accounted for", daemon, log, lambda: is_done(status_of(address), records))
         status = status_of(address)
     finally:
         daemon.send_signal(signal.SIGTERM)
         code = daemon.wait(60)
     if code:
-        sys.exit(f"residuald run ended with {code}:\n{Path(log.name).read_text()[-2000:]}")
+        sys.exit(f"residuald run failed with exit status {code}:\n{Path(log.name).read_text()[-2000:]}")
     lines = call("kcat", "-b", brokers, "-C", "-t", "scores", "-o", "beginning", "-e", "-q").splitlines()
     return [json.loads(line) for line in lines], status
 
@@ -224,7 +232,7 @@ def wait(what, daemon, log, found, patience=300):
         if answer := found():
             return answer
         time.sleep(0.05)
-    sys.exit(f"waited in vain for {what}:\n{Path(log.name).read_text()[-2000:]}")
+    sys.exit(f"the daemon exited or timed out while waiting for {what}:\n{Path(log.name).read_text()[-2000:]}")
 
 
 def address_in(log):
@@ -253,7 +261,7 @@ def is_done(status, records):
 
 
 def check(options, records, on_file, verdicts, status):
-    """The report, with what is wrong under `faults`."""
+    """Compares stream and file -> the report; its `faults` lists the differences."""
     scores = np.array([np.float32(v["anomaly_score"]) for v in verdicts])
     labels = np.array([v["record"][LABEL] != 0 for v in verdicts])
     labelled = on_file["labelled"]
@@ -261,13 +269,15 @@ def check(options, records, on_file, verdicts, status):
     ids = {v["id"] for v in verdicts}
     faults = []
     if status["consumed"] != records or status["unaccounted"]:
-        faults.append(f"{records} records sent, the daemon counts {status}")
+        faults.append(f"{records} records were sent, but the daemon counts {status}")
     if status["scored"] != len(verdicts) or len(ids) != len(verdicts):
-        faults.append(f"{status['scored']} scored, {len(verdicts)} verdicts read with {len(ids)} ids")
+        faults.append(
+            f"{status['scored']} records were scored, but {len(verdicts)} verdicts with {len(ids)} ids were read"
+        )
     if on_file["scored"] != len(verdicts):
-        faults.append(f"{on_file['scored']} scored from the file, {len(verdicts)} from the stream")
+        faults.append(f"{on_file['scored']} records were scored from the file, but {len(verdicts)} from the stream")
     if not abs(stream - labelled["auroc"]) <= AGREE:
-        faults.append(f"AUROC {stream} over the stream, {labelled['auroc']} from the file")
+        faults.append(f"the AUROC is {stream} over the stream, but {labelled['auroc']} over the file")
     return {
         "dataset": options.dataset.name,
         "records": records,
@@ -281,7 +291,7 @@ def check(options, records, on_file, verdicts, status):
 
 
 def compare(report, bundle, on_file, verdicts):
-    """Adds `parity`, the largest relative difference between the trainer's score of a record and the daemon's."""
+    """Adds `parity`, the largest relative difference between the trainer's and the daemon's scores, to the report."""
     import residuald
 
     from residuald_train.bundle.served import run_onnx, session
@@ -297,7 +307,9 @@ def compare(report, bundle, on_file, verdicts):
     difference, tolerance = abs(streamed - own), manifest["golden"]
     report["parity"] = float((difference / np.maximum(abs(own), 1e-6)).max())
     if (difference > tolerance["absolute_tolerance"] + tolerance["relative_tolerance"] * abs(own)).any():
-        report["faults"].append(f"trainer and daemon differ by {report['parity']:.1e} of a score")
+        report["faults"].append(
+            f"a score of trainer and daemon differs by {report['parity']:.1e} relative, more than the tolerance"
+        )
 
 
 def auroc(scores, labels):

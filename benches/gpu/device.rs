@@ -1,5 +1,5 @@
-//! Throughput of one scorer graph against the batch size, in each way that a batch can reach a device and its results come back.
-//! `benches/gpu/run.py` calls it, one process a way, and reads the JSON lines that it prints. Run by hand:
+//! Measures the throughput of one scorer graph by batch size, for each way to move batches to the device and results back.
+//! `benches/gpu/run.py` starts one process for each way and reads the JSON lines that it prints. To run it by hand:
 //!
 //! ```sh
 //! cargo run --release --example device -- models/payments --provider cuda --way graph --batches 64,1024
@@ -22,7 +22,7 @@ use residuald::batch::Scores;
 use residuald::config::{InferenceSettings, Provider};
 use residuald::onnx::{self, ImageScores, Scorer};
 
-/// Any error in words: those of `ort` may not cross threads.
+/// The message of any error. The errors of `ort` are not `Send`, so only their text can leave a thread.
 struct Error(String);
 
 impl<E: std::fmt::Display> From<E> for Error {
@@ -33,9 +33,9 @@ impl<E: std::fmt::Display> From<E> for Error {
 
 #[derive(Parser)]
 struct Arguments {
-    /// A bundle
+    /// The bundle's folder
     bundle: PathBuf,
-    /// Another graph of the same inputs and outputs in place of the bundle's model.onnx; not for --way scorer
+    /// Measure this graph instead of the bundle's model.onnx; it must have the same inputs and outputs (not with --way scorer)
     #[arg(long)]
     graph: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "cuda")]
@@ -48,19 +48,19 @@ struct Arguments {
         default_value = "1,16,64,256,1024,4096,16384"
     )]
     batches: Vec<usize>,
-    /// How long each batch size is measured
+    /// How long to measure each batch size
     #[arg(long, default_value_t = 0.4)]
     seconds: f64,
-    /// Sessions that run side by side, each with a thread
+    /// Sessions that run concurrently, each in its own thread
     #[arg(long, default_value_t = 1)]
     sessions: usize,
-    /// Let matrix products round to TensorFloat-32 (10 bits of mantissa)
+    /// Allow TensorFloat-32 (10 bits of mantissa) in matrix products
     #[arg(long)]
     tf32: bool,
     /// Let cuDNN run convolutions in the NHWC layout
     #[arg(long)]
     nhwc: bool,
-    /// Bytes of the device's memory that each session may take
+    /// Limit of device memory for each session, in bytes
     #[arg(long)]
     memory: Option<usize>,
 }
@@ -81,9 +81,9 @@ enum Way {
     Pageable,
     /// I/O binding with inputs and outputs that stay in device memory: the upper bound
     Device,
-    /// As device, replayed as one CUDA graph
+    /// Like device, but replayed as one CUDA graph
     Graph,
-    /// As graph, with the copies to and from page-locked buffers
+    /// Like graph, plus the copies to and from page-locked buffers
     GraphCopies,
 }
 
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints one measurement: all sessions together.
+/// Prints the measurement of one batch size, over all sessions together.
 fn report(
     arguments: &Arguments,
     batch: usize,
@@ -125,7 +125,8 @@ fn report(
     );
 }
 
-/// Runs `once` for the time that was asked for; after a first run, which is timed apart, and a warm-up.
+/// Calls `once` repeatedly for `--seconds`, after a separately timed first call and three warm-up calls.
+/// Returns the number of timed calls, their duration and the duration of the first call.
 fn measure(
     arguments: &Arguments,
     barrier: &Barrier,
@@ -148,7 +149,10 @@ fn measure(
 
 fn scorer(arguments: &Arguments) -> Result<(), Error> {
     if arguments.graph.is_some() {
-        return Err("--way scorer takes the bundle's own graph".into());
+        return Err(
+            "--graph cannot be used with --way scorer, which always runs the bundle's model.onnx"
+                .into(),
+        );
     }
     let inference = InferenceSettings {
         provider: match arguments.provider {
@@ -226,7 +230,7 @@ fn row_of(input: &residuald::bundle::ModelInput) -> Vec<usize> {
     }
 }
 
-/// Between 0 and 1, different at each place, the same each time.
+/// Pseudo-random numbers in [0, 1), the same in every run.
 fn values(count: usize) -> Vec<f32> {
     bytes(count).iter().map(|&b| f32::from(b) / 256.0).collect()
 }
@@ -244,7 +248,7 @@ fn sum(scores: &[f32]) -> f64 {
     scores.iter().map(|&score| f64::from(score)).sum()
 }
 
-/// ONNX Runtime's own loop: I/O binding, without the daemon's scorer.
+/// Measures ONNX Runtime itself with I/O binding, without the daemon's scorer.
 fn bound(arguments: &Arguments) -> Result<(), Error> {
     let library = std::env::var("ORT_DYLIB_PATH")?;
     let environment = ort::init_from(library)?
@@ -254,7 +258,7 @@ fn bound(arguments: &Arguments) -> Result<(), Error> {
     let own = arguments.bundle.join("model.onnx");
     let graph = std::fs::read(arguments.graph.as_deref().unwrap_or(&own))?;
     for &batch in &arguments.batches {
-        // A CUDA graph holds the shapes of its first run: a session for each batch size.
+        // A CUDA graph keeps the shapes of its first run, so each batch size needs its own session.
         let mut bound = Vec::new();
         for _ in 0..arguments.sessions {
             bound.push(Bound::new(arguments, &environment, &graph, batch)?);
@@ -273,9 +277,9 @@ struct Bound {
     session: Session,
     binding: IoBinding,
     way: Way,
-    /// Page-locked input and outputs that are copied to and from those on the device, where the way has both.
+    /// The page-locked buffers of `Way::GraphCopies`, from and to which each batch is copied.
     copies: Option<Copies>,
-    /// Bound to the session, so they live as long.
+    /// Bound to the session, so they must live as long as it does.
     outputs: Vec<DynTensor>,
     input: DynTensor,
     sum: f64,
@@ -379,7 +383,7 @@ impl Bound {
         Ok(())
     }
 
-    /// The sum of the last run's scores, so that the ways can be compared.
+    /// The sum of the last run's scores, to check that all ways compute the same.
     fn sum(&self) -> Result<f64, Error> {
         let names = self.session.outputs().iter().map(|output| output.name());
         let at = names.into_iter().position(|name| name == "score");
@@ -404,7 +408,8 @@ struct Copies {
     outputs: Vec<DynTensor>,
 }
 
-/// CUDA's own copy between host and device, which ONNX Runtime does not offer; ordinary copies in a rehearsal on the CPU.
+/// Copies between host and device through the CUDA runtime, because ONNX Runtime has no function for this.
+/// A rehearsal on the CPU uses ordinary copies.
 enum Cuda {
     Absent,
     Runtime(libloading::Library),
@@ -415,7 +420,7 @@ impl Cuda {
         if !on_gpu {
             return Ok(Cuda::Absent);
         }
-        // SAFETY: ONNX Runtime's CUDA provider has loaded the same library by now.
+        // SAFETY: ONNX Runtime's CUDA provider has already loaded the same library.
         Ok(Cuda::Runtime(unsafe {
             libloading::Library::new("libcudart.so.13")?
         }))
@@ -428,8 +433,8 @@ impl Cuda {
         type Memcpy = unsafe extern "C" fn(*mut c_void, *const c_void, usize, i32) -> i32;
         const DIRECTION_BY_ADDRESS: i32 = 4;
         let bytes = from.data_type().byte_size(from.shape().num_elements());
-        let bytes = bytes.ok_or("a tensor of texts")?;
-        // SAFETY: both tensors have the same type and shape, and outlive the call, which waits for the copy.
+        let bytes = bytes.ok_or("cannot copy a tensor of strings")?;
+        // SAFETY: both tensors have the same type and shape and outlive the call, which returns after the copy.
         let code = unsafe {
             let memcpy = library.get::<Memcpy>(b"cudaMemcpy\0")?;
             let (to, from) = (to.data_ptr_mut(), from.data_ptr());

@@ -4,7 +4,7 @@
 #   join.sh PARTS [OPTION...]    PARTS: the folder with kit.tar.xz.00, .01, ... and SHA256SUMS.
 #                                The options go to run.py; see run.py --help.
 #
-# Needs bash, tar, xz, sha256sum, and a python3 with PyTorch, whose CUDA and cuDNN libraries ONNX Runtime is given.
+# Needs bash, tar, xz, sha256sum, and a python3 with PyTorch, whose CUDA and cuDNN libraries ONNX Runtime uses.
 set -euo pipefail
 
 [ $# -ge 1 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2; exit 64; }
@@ -13,7 +13,7 @@ shift
 kit=$parts/kit
 
 (cd "$parts" && sha256sum --check --quiet SHA256SUMS) || {
-    echo "join.sh: a part is missing or damaged (see above); carry it again" >&2
+    echo "join.sh: a part is missing or damaged (see above); copy it again" >&2
     exit 65
 }
 if [ ! -e "$kit/joined" ]; then
@@ -22,7 +22,7 @@ if [ ! -e "$kit/joined" ]; then
     touch "$kit/joined"
 fi
 
-# CUDA's wheels keep their libraries in nvidia/*/lib beside torch; TensorRT's in tensorrt_libs.
+# CUDA's wheels keep their libraries in nvidia/*/lib beside torch. TensorRT's wheels keep them in tensorrt_libs.
 libraries=$(python3 - <<'PY'
 import glob, os, sysconfig
 site = sysconfig.get_paths()["purelib"]
@@ -36,7 +36,7 @@ print(":".join(found))
 PY
 )
 export LD_LIBRARY_PATH="$kit/lib:$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-# The libraries that travel with the kit are for what this machine lacks only.
+# Use the kit's copies of system libraries only if this machine lacks some.
 if ldd "$kit/bin/residuald" | grep -q "not found"; then
     export LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$kit/extra"
 fi

@@ -1,10 +1,11 @@
-"""Builds what the GPU measurements need and packs it into parts that are small enough to carry.
+"""Builds the kit for the GPU measurements and packs it into parts that are small enough to transfer.
 
     make gpu-kit                     # here: .gpu-kit/kit and .gpu-kit/parts/kit.tar.xz.00, .01, ...
-    bash benches/gpu/join.sh PARTS   # there: joins the parts, finds CUDA's libraries, runs run.py
+    bash benches/gpu/join.sh PARTS   # on the GPU machine: joins the parts, finds CUDA's libraries, runs run.py
 
-The kit holds the release binary and benches/gpu/device.rs, ONNX Runtime's GPU libraries, four bundles, 100,000
-records, the same networks with float16 arithmetic, and these scripts. It needs neither network nor compiler there.
+The kit holds the release binary, the compiled benches/gpu/device.rs, ONNX Runtime's GPU libraries, four bundles,
+100,000 records, the same networks with float16 arithmetic, and these scripts. The GPU machine needs neither network
+nor compiler.
 """
 
 import argparse
@@ -29,17 +30,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PART = 48 * 2**20
 RECORDS = 100_000
-PICTURES = 96
-# Libraries that any Linux machine with an NVIDIA driver has; the others that the binary links travel with it.
+IMAGES = 96
+# Every Linux machine with an NVIDIA driver has these libraries. The kit contains the others that the binary links.
 EVERYWHERE = "linux-vdso", "ld-linux", "libc.so", "libm.so", "libdl.so", "librt.so", "libpthread.so"
-# The only operators whose arithmetic is worth halving; all else stays float32.
+# The operators that run in float16. All others are too cheap to gain from it and stay in float32.
 HEAVY = {"Conv", "MatMul", "Gemm"}
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=ROOT / ".gpu-kit", help="default .gpu-kit")
-    p.add_argument("--preset", default="-6", help="xz's, -0 to -9 (default -6)")
+    p.add_argument("--preset", default="-6", help="compression preset of xz, -0 to -9 (default -6)")
     args = p.parse_args()
     kit = args.out / "kit"
     steps = [
@@ -49,7 +50,7 @@ def main():
     ]
     for i, (target, make) in enumerate(steps, 1):
         if target.exists():
-            print(f"[{i}/{len(steps)}] {target.name} is there")
+            print(f"[{i}/{len(steps)}] {target.name} exists already")
             continue
         print(f"[{i}/{len(steps)}] making {target.name}", flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def trainer(*arguments):
 
 
 def image_bundle(out):
-    """A bundle for RGB images of 256 x 256 pixels, trained for a few steps: its cost is measured, not what it finds."""
+    """Trains a bundle for RGB images of 256 x 256 pixels. A few steps suffice: only its speed is measured."""
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         surface = ROOT / "models/trainer/examples/surface.py"
@@ -88,22 +89,23 @@ def image_bundle(out):
         trainer("images", "--data", work / "train", "--name", "image256", "--size", 256, "--steps", 40, "--out", out)
         lines = []
         with gzip.open(work / "sample.ndjson.gz", "rt") as sample:
-            for _, line in zip(range(PICTURES), sample, strict=False):
+            for _, line in zip(range(IMAGES), sample, strict=False):
                 record, buffer = json.loads(line), io.BytesIO()
-                picture = coloured(Image.open(io.BytesIO(base64.b64decode(record["image"]))))
-                picture.save(buffer, "JPEG", quality=92)
+                image = coloured(Image.open(io.BytesIO(base64.b64decode(record["image"]))))
+                image.save(buffer, "JPEG", quality=92)
                 lines.append(json.dumps(record | {"image": base64.b64encode(buffer.getvalue()).decode()}) + "\n")
         with gzip.open(out / "sample.ndjson.gz", "wt") as sample:
             sample.writelines(lines)
 
 
-def coloured(picture):
-    gray = np.asarray(picture.convert("L").resize((256, 256), Image.Resampling.BICUBIC), np.float32)
+def coloured(image):
+    """An image of any mode -> an RGB image of 256 x 256 pixels with a warm tint."""
+    gray = np.asarray(image.convert("L").resize((256, 256), Image.Resampling.BICUBIC), np.float32)
     return Image.fromarray(np.stack([gray, gray * 0.9, gray * 0.75], 2).astype(np.uint8))
 
 
 def records(out):
-    """The last normal payments of the simulated history, then the labelled sample: 100,000 records."""
+    """Writes 100,000 records: the last normal payments of the simulated history, then the labelled sample."""
     with tempfile.TemporaryDirectory() as work:
         history, sample = Path(work) / "history.ndjson.gz", Path(work) / "sample.ndjson.gz"
         payments = ROOT / "models/trainer/examples/payments.py"
@@ -131,7 +133,7 @@ cpu_only (float[batch, 1] x) => (float[batch] score, float[batch, 1] residual, f
 
 
 def cpu_only_bundle(out):
-    """A bundle that is sound on the CPU and that no GPU can run any part of."""
+    """Writes a bundle that works on the CPU but of which no GPU can run any node."""
     model = onnx.parser.parse_model(CPU_ONLY)
     onnx.checker.check_model(model)
     files = {
@@ -166,7 +168,7 @@ def as_json(value):
 
 
 def half(source, out):
-    """The same graph with float16 arithmetic in convolutions and matrix products, float32 around them."""
+    """Writes a copy of a graph whose convolutions and matrix products compute in float16, and all else in float32."""
     model = onnx.load(source)
     floats, halves = {i.name: i for i in model.graph.initializer}, {}
     cast, half_type, full_type = onnx.helper.make_node, onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
@@ -192,7 +194,7 @@ def half(source, out):
     onnx.save(model, out)
 
 
-# arctan on [-1, 1] to 2e-6 (Abramowitz and Stegun 1964, 4.4.49), odd powers from 1 to 17.
+# Coefficients of the odd powers 1 to 17 for arctan on [-1, 1], accurate to 2e-6 (Abramowitz and Stegun 1964, 4.4.49).
 ARCTAN = (
     1,
     -0.3333314528,
@@ -207,8 +209,10 @@ ARCTAN = (
 
 
 def without_arctan(source, out):
-    """The same graph with a polynomial in place of Atan, the one operator of tables that has no CUDA kernel, and whose
-    argument lies between -1 and 1. Without it the whole graph can be captured as a CUDA graph."""
+    """Writes a copy of a graph in which a polynomial replaces Atan, so that it can be captured as a CUDA graph.
+
+    Atan is the only operator of tabular models without a CUDA kernel. Its argument there lies between -1 and 1.
+    """
     model = onnx.load(source)
     nodes = []
     for node in model.graph.node:
@@ -220,6 +224,7 @@ def without_arctan(source, out):
 
 
 def horner(node):
+    """The nodes that evaluate the polynomial by Horner's method in place of an Atan node."""
     (x,), (out,) = node.input, node.output
     make = onnx.helper.make_node
 
@@ -277,7 +282,9 @@ def pack(kit, parts, preset, part=PART):
         sums.append(f"{hashlib.sha256(block).hexdigest()}  {name}\n")
         total += len(block)
     if tar.wait() or packed.wait():
-        sys.exit("gpu-kit: tar or xz failed; is xz-utils installed, and is there room on the disk?")
+        sys.exit(
+            "gpu-kit: tar or xz failed (see above); check that xz-utils is installed and that the disk is not full"
+        )
     (parts / "SHA256SUMS").write_text("".join(sums))
     print(f"{len(sums)} parts of at most {part // 2**20} MiB, {total / 2**20:.0f} MiB in all, in {parts}")
 

@@ -1,6 +1,6 @@
-"""Records a second of a bundle's network in PyTorch, eager and compiled, on inputs that stay in device memory.
+"""Measures records per second of a bundle's network in PyTorch, eager and compiled, on inputs in device memory.
 
-The network is built by the trainer's own code with the bundle's sizes and random weights, which do not change its cost.
+The trainer's code builds the network with the bundle's sizes and random weights. The weights do not affect its speed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main():
     sys.path.insert(0, str(args.kit / "trainer"))
     manifest = json.loads((args.kit / "bundles" / args.bundle / "manifest.json").read_text())
     network, example = (table if args.bundle == "payments" else image)(manifest, args.device)
-    # The trainer makes small constants on the default device, which torch.compile does not follow.
+    # The trainer creates small constants on the default device, which torch.compile ignores. So pass the device.
     for name in ("arange", "ones"):
         setattr(torch, name, functools.partial(getattr(torch, name), device=args.device))
     torch.set_grad_enabled(False)
@@ -67,7 +67,7 @@ def image(manifest, device):
 
 
 def measure(call, example, device, seconds):
-    """Calls a second: three to warm up, then as many as the time holds, waiting for the device after each."""
+    """Calls per second over `seconds`, after three warm-up calls. Every call waits until the device has finished."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(3):
         call(example)

@@ -1,4 +1,4 @@
-"""results.json of run.py -> a page with tables and two plots.
+"""Turns the results.json of run.py into a Markdown page with tables and two plots.
 
 python benches/gpu/page.py gpu-results/results.json --out benches/GPU.md
 """
@@ -11,7 +11,9 @@ from pathlib import Path
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("results", type=Path)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="the plots go beside it")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.md", help="the page; the plots are written beside it"
+    )
     args = p.parse_args()
     results = json.loads(args.results.read_text())
     found = {name: step.get("found", {}) for name, step in results["steps"].items()}
@@ -23,9 +25,9 @@ def main():
         ("images", "RGB images of 256 × 256 pixels, images a second", "images"),
     ):
         if ways := found.get(name, {}).get("ways"):
-            picture = args.out.with_name(f"gpu-{name}.svg")
-            plot(ways, found.get(f"torch_{name}", {}).get("rates", []), unit, picture)
-            lines += [f"## {title}", "", f"![{title} against the batch size]({picture.name})", ""]
+            figure = args.out.with_name(f"gpu-{name}.svg")
+            plot(ways, found.get(f"torch_{name}", {}).get("rates", []), unit, figure)
+            lines += [f"## {title}", "", f"![{title}, by batch size]({figure.name})", ""]
             lines += [*throughput(ways, torch_rates(found, name)), "", *share(found[name], unit)]
     for section in (daemon, workers, limits, scaling):
         lines += section(found)
@@ -41,13 +43,13 @@ def introduction(results, found):
         f"{card}, {memory}, driver {driver}; {machine.get('cores')} cores of {cpu}; PyTorch, CUDA, cuDNN "
         f"{machine.get('torch')}; {machine.get('residuald')}; {results['time'][:10]}.",
         "",
-        "`make gpu-kit` packs what this takes, `benches/gpu/join.sh` runs it on a machine with a card, "
-        "`benches/gpu/page.py` writes this page.",
+        "To repeat this, pack the kit with `make gpu-kit` and run it with `benches/gpu/join.sh` on a machine with a "
+        "card. `benches/gpu/page.py` then writes this page.",
     ]
 
 
 def promises(results):
-    lines = ["| step | seconds | what was to hold | held |", "| --- | --- | --- | --- |"]
+    lines = ["| step | seconds | check | passed |", "| --- | --- | --- | --- |"]
     for name, step in results["steps"].items():
         holds = step.get("found", {}).get("holds", {})
         seconds = f"{step['seconds']:.0f}"
@@ -99,7 +101,7 @@ def golden(found):
         "bundle",
         "golden records",
         "worst relative error",
-        "nodes by provider, as ONNX Runtime placed them",
+        "nodes that ONNX Runtime placed on each provider",
         "seconds to load and check",
     )
     return ["## Golden records and placement", "", *table(header, rows)]
@@ -108,7 +110,7 @@ def golden(found):
 def refused(found):
     checks = {k: v for k, v in found.get("refused", {}).items() if k != "holds"}
     rows = [(name, c["exit"], c.get("error") or f"runs on {c['provider']}") for name, c in checks.items()]
-    return ["## What is refused", "", *table(("case", "exit status", "what it says"), rows)] if rows else []
+    return ["## Errors", "", *table(("case", "exit status", "message"), rows)] if rows else []
 
 
 def agreement(found):
@@ -158,13 +160,13 @@ def throughput(ways, torch):
 def share(found, unit):
     shares = ", ".join(f"{100 * ratio:.0f} % at {size:,}" for size, ratio in found["share of the time on the device"])
     lines = (
-        [f"The daemon's scorer over ONNX Runtime's own loop on inputs in device memory: {shares}.", ""]
+        [f"Throughput of the daemon's scorer relative to ONNX Runtime alone on inputs in device memory: {shares}.", ""]
         if shares
         else []
     )
     crossing = found.get("faster than one core from a batch of")
     if crossing:
-        lines += [f"The GPU overtakes one core from a batch of {crossing:,} {unit}.", ""]
+        lines += [f"The GPU is faster than one core from a batch of {crossing:,} {unit}.", ""]
     return lines
 
 
@@ -185,7 +187,7 @@ def workers(found):
     for name, measured in found.get("workers", {}).get("sessions", {}).items():
         for size in measured.get("sizes", []):
             rows.append((name, size["batch"], number(size["rows_per_second"])))
-    return ["## Sessions side by side on one card", "", *table(("", "batch", "rows a second"), rows)] if rows else []
+    return ["## Concurrent sessions on one card", "", *table(("", "batch", "rows a second"), rows)] if rows else []
 
 
 def limits(found):

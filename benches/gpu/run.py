@@ -1,11 +1,11 @@
-"""Proves and measures residuald on the GPU of this machine; leaves results.json and says how each step ended.
+"""Tests and measures residuald on this machine's GPU, prints how each step ended and writes results.json.
 
     python run.py --kit KIT --out OUT                  all steps, as join.sh calls it
     python run.py --kit KIT --only golden,rows         some of them
     python run.py --kit KIT --provider cpu --tiny      a rehearsal without a GPU, as `make test` runs it
 
-Each step is a process of its own with a deadline, so that one that hangs costs only itself. results.json is written
-after every step: what was measured stays, whatever ends the run. page.py turns it into a page.
+Each step is a separate process with a deadline, so a step that hangs does not stop the others. results.json is written
+after every step, so an interrupted run keeps its measurements. page.py turns it into a page.
 """
 
 import argparse
@@ -27,13 +27,19 @@ HERE = Path(__file__).resolve().parent
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--kit", type=Path, required=True, metavar="DIR", help="what kit.py made")
-    p.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="for results.json and the logs")
-    p.add_argument("--provider", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal")
+    p.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the folder that kit.py wrote")
+    p.add_argument(
+        "--out", type=Path, default=Path("gpu-results"), metavar="DIR", help="folder for results.json and the logs"
+    )
+    p.add_argument(
+        "--provider", choices=["cuda", "cpu"], default="cuda", help="cpu is a rehearsal without a GPU (default cuda)"
+    )
     p.add_argument("--tiny", action="store_true", help="few records and small batches")
-    p.add_argument("--budget", type=float, default=480, metavar="SECONDS", help="for all steps together (480)")
-    p.add_argument("--only", metavar="STEP,...", help=f"of {', '.join(steps.STEPS)}")
-    p.add_argument("--hang", action="store_true", help="put a step in front that never ends, to try the deadline")
+    p.add_argument(
+        "--budget", type=float, default=480, metavar="SECONDS", help="time limit for all steps together (default 480)"
+    )
+    p.add_argument("--only", metavar="STEP,...", help=f"run only these steps, out of {', '.join(steps.STEPS)}")
+    p.add_argument("--hang", action="store_true", help="first run a step that never ends, to test the deadline")
     p.add_argument("--step", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.step:
@@ -42,7 +48,7 @@ def main():
         return 0
     chosen = args.only.split(",") if args.only else list(steps.STEPS)
     if unknown := [name for name in chosen if name not in steps.STEPS]:
-        p.error(f"no step {', '.join(unknown)}: there are {', '.join(steps.STEPS)}")
+        p.error(f"--only names unknown steps: {', '.join(unknown)}; the steps are {', '.join(steps.STEPS)}")
     return run_all((["hang"] if args.hang else []) + chosen, args)
 
 
@@ -65,19 +71,19 @@ def run_all(names, args):
         part.write_text(json.dumps(results, indent=1) + "\n")
         part.rename(args.out / "results.json")
     bad = [name for name, step in results["steps"].items() if step["status"] != "done" or failed(step)]
-    print(f"{len(names) - len(bad)} of {len(names)} steps hold; {args.out / 'results.json'}")
+    print(f"{len(names) - len(bad)} of {len(names)} steps passed; the results are in {args.out / 'results.json'}")
     return int(bad != [])
 
 
 def failed(step):
-    """What a step that ran found wanting."""
+    """A message for each check that failed in a completed step."""
     return [f"FAILED: {name}" for name, holds in step.get("found", {}).get("holds", {}).items() if holds is False]
 
 
 def run_step(name, deadline, args):
     """Runs one step in its own process group and kills the whole group at the deadline."""
     if deadline <= 1:
-        return {"status": "not run: the time for all steps is used up", "seconds": 0}
+        return {"status": "not run: earlier steps used up the time budget", "seconds": 0}
     command = [sys.executable, __file__, "--kit", args.kit, "--provider", args.provider, "--step", name]
     command += ["--tiny"] if args.tiny else []
     started = time.monotonic()

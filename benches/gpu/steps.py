@@ -1,4 +1,4 @@
-"""The steps of run.py. Each returns what it found; `holds` in it says which of the promises were kept."""
+"""The steps of run.py. Each returns a dict of its findings, in which `holds` maps each check to whether it passed."""
 
 import gzip
 import json
@@ -12,8 +12,8 @@ import time
 from itertools import islice
 from pathlib import Path
 
-AGREE = 0.999  # of the verdicts, at least
-IMAGE_FLOOR = 0.8  # of the rate of ONNX Runtime's own loop on inputs in device memory
+AGREE = 0.999  # least share of verdicts that must agree between CPU and GPU
+IMAGE_FLOOR = 0.8  # least throughput of the scorer, relative to ONNX Runtime alone on inputs in device memory
 
 # Seconds. run.py also holds all of them to its --budget.
 DEADLINES = {
@@ -34,7 +34,7 @@ DEADLINES = {
 
 
 class Run:
-    """The kit's programs, on one provider."""
+    """Calls the kit's programs on one provider."""
 
     def __init__(self, kit, provider, tiny):
         self.kit, self.provider, self.tiny = kit, provider, tiny
@@ -43,7 +43,7 @@ class Run:
         return call(self.kit / "bin/residuald", *arguments, **environment)
 
     def device(self, bundle, *arguments, provider=None):
-        """-> the measurements of benches/gpu/device.rs, or what went wrong."""
+        """Runs benches/gpu/device.rs -> {"sizes": its measurements}, or {"error": its last line} if it fails."""
         seconds = 0.02 if self.tiny else 0.3
         command = (self.bundle(bundle), "--provider", provider or self.provider, "--seconds", seconds, *arguments)
         ended = call(self.kit / "bin/device", *command)
@@ -71,7 +71,7 @@ def call(program, *arguments, **environment):
 
 def last_line(text):
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1][-600:] if lines else "it said nothing"
+    return lines[-1][-600:] if lines else "the program printed no message"
 
 
 def run(name, kit, provider, tiny):
@@ -79,13 +79,13 @@ def run(name, kit, provider, tiny):
 
 
 def hang():
-    """Stands in for whatever may hang on the day."""
+    """A step that never ends, to test the deadline."""
     while True:
         time.sleep(60)
 
 
 def machine(run):
-    """What this machine is, and which libraries the kit's programs find."""
+    """Describes this machine and checks that the kit's programs find their libraries."""
     found = {"cpu": first(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()), "cores": os.cpu_count()}
     if shutil.which("nvidia-smi"):
         query = "--query-gpu=name,driver_version,memory.total"
@@ -134,20 +134,20 @@ def check(run, bundle, provider, *settings, **environment):
 
 
 def golden(run):
-    """Every bundle reproduces the trainer's scores within its own tolerance, and on what its graph runs."""
+    """Checks that every bundle reproduces the trainer's scores within its tolerance, and records its placement."""
     found, holds = {}, {}
     for provider in providers(run):
         for bundle in ("payments", "surface", "image256"):
             checked = check(run, bundle, provider)
             found[f"{bundle} on {provider}"] = checked
-            # TensorRT's libraries are not part of the kit: without them the refusal is what is checked.
+            # The kit lacks TensorRT's libraries, so an error is expected where the machine lacks them too.
             if provider != "tensorrt":
                 holds[f"golden records of {bundle} on {provider}"] = checked["exit"] == 0
     return {"checks": found, "holds": holds}
 
 
 def refused(run):
-    """A GPU that is not there and a graph that would run on the CPU alone are errors, unless fallback is allowed."""
+    """Checks that a missing GPU and a graph that only a CPU can run are errors, unless fallback is allowed."""
     hidden = check(run, "payments", "cuda", CUDA_VISIBLE_DEVICES="-1")
     allowed = check(run, "payments", "cuda", "inference.fallback=true", CUDA_VISIBLE_DEVICES="-1")
     on_cpu = check(run, "cpu-only", "cpu")
@@ -158,16 +158,16 @@ def refused(run):
         "a graph for CPUs, on the CPU": on_cpu,
         "a graph for CPUs, on CUDA": on_gpu,
         "holds": {
-            "a GPU that is not there is refused": hidden["exit"] not in (0, 70, 101),
+            "a missing GPU is an error": hidden["exit"] not in (0, 70, 101),
             "fallback runs on the CPU": allowed.get("provider") == "cpu",
-            "the graph for CPUs is sound": on_cpu["exit"] == 0,
-            "a graph that runs on the CPU alone is refused": on_gpu["exit"] not in (0, 70, 101),
+            "the graph for CPUs works on the CPU": on_cpu["exit"] == 0,
+            "on a GPU, a graph for CPUs is an error": on_gpu["exit"] not in (0, 70, 101),
         },
     }
 
 
 def agreement(run):
-    """The same records and pictures judged on the CPU and on the GPU."""
+    """Judges the same records and images on the CPU and on the GPU and compares the verdicts."""
     found, holds = {}, {}
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
@@ -215,14 +215,14 @@ def compare(a, b):
 
 
 def ways(run, bundle, sizes):
-    """Records a second against the batch size: each way into the device, and each precision."""
+    """Measures throughput by batch size, for each way to move batches to the device and each precision."""
     batches = ("--batches", ",".join(map(str, sizes)))
 
     def measure(way, *options, **more):
         return run.device(bundle, *batches, "--way", way, *options, **more)
 
     half = ("--graph", run.kit / f"{bundle}.float16.onnx")
-    # The graph of tables has one node that only a CPU can run, which no CUDA graph may hold.
+    # Tabular models have one node that only a CPU can run, and a CUDA graph must not contain such a node.
     whole = ("--graph", run.kit / "payments.cuda-only.onnx") if bundle == "payments" else ()
     found = {
         "CPU, one core, scorer": measure("scorer", provider="cpu"),
@@ -254,7 +254,7 @@ def rate(measured, batch):
 
 
 def on_device(ways, sizes):
-    """(batch size, the scorer's rate over that on inputs in device memory), where both were measured."""
+    """[(batch size, the scorer's rate / the rate on inputs in device memory)], where both were measured."""
     rates = [(size, rate(ways["scorer"], size), rate(ways["in device memory"], size)) for size in sizes]
     return [(size, scorer / device) for size, scorer, device in rates if scorer and device]
 
@@ -283,13 +283,13 @@ def images(run):
         "ways": found,
         "share of the time on the device": share,
         "holds": {
-            f"the image scorer reaches {IMAGE_FLOOR} of ONNX Runtime's own loop": run.tiny or best >= IMAGE_FLOOR
+            f"the image scorer reaches {IMAGE_FLOOR} of ONNX Runtime's throughput": run.tiny or best >= IMAGE_FLOOR
         },
     }
 
 
 def daemon(run):
-    """End to end on the embedded broker: consume, decode, score, publish."""
+    """Measures the pipeline end to end on the embedded broker: consume, decode, score, publish."""
     found = {}
     plans = [
         ("payments", 4096, ("--sessions", 2)),
@@ -307,7 +307,7 @@ def daemon(run):
 
 
 def workers(run):
-    """Sessions side by side on one card."""
+    """Measures concurrent sessions on one card."""
     found = {}
     for bundle, batch in (("payments", 64 if run.tiny else 4096), ("image256", 1 if run.tiny else 16)):
         for sessions in (1, 2) if run.tiny else (1, 2, 4):
@@ -317,7 +317,7 @@ def workers(run):
 
 
 def limits(run):
-    """The memory limit holds, and what a first start costs beside a second."""
+    """Checks that the memory limit holds, and times the first run and a second start."""
     batch = ("--batches", 1 if run.tiny else 64)
     found = {
         "image256, no limit": run.device("image256", *batch),
@@ -327,7 +327,7 @@ def limits(run):
     found["start of image256, again"] = check(run, "image256", run.provider)
     holds = {"a batch that needs more memory than allowed is refused": "error" in found["image256, 16 MiB"]}
     if run.provider == "cpu":
-        holds = {"the scorer ran": "sizes" in found["image256, no limit"]}  # the limit is a GPU's
+        holds = {"the scorer ran": "sizes" in found["image256, no limit"]}  # the limit applies to GPUs only
     return found | {"holds": holds}
 
 
@@ -340,7 +340,7 @@ def torch_images(run):
 
 
 def torch(run, bundle):
-    """PyTorch eager and compiled, the bundle's network on inputs in device memory."""
+    """Measures the bundle's network in PyTorch, eager and compiled, on inputs in device memory."""
     network = Path(__file__).with_name("network.py")
     device = "cuda" if run.provider == "cuda" else "cpu"
     arguments = (sys.executable, network, bundle, "--kit", run.kit, "--device", device)
@@ -352,7 +352,7 @@ def torch(run, bundle):
 
 
 def scaling(run):
-    """One process on the CPU, 1 to 16 workers: the scorers alone, and the whole pipeline behind one intake thread."""
+    """Measures one process on the CPU with 1 to 16 workers: the scorers alone, and the whole pipeline."""
     cores = os.cpu_count() or 1
     counts = [1, 2] if run.tiny else [n for n in (1, 2, 4, 8, 12, 16) if n <= cores]
     found = {n: run.bench("payments", "--sessions", n) for n in counts}

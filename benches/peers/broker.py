@@ -1,4 +1,4 @@
-"""An Apache Kafka for the bench, and what is asked of it: topics, groups, what a contender wrote and when."""
+"""Starts an Apache Kafka for the benches; manages its topics and reads groups, verdicts and append times."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ PARTITIONS = 4
 
 
 class StuckError(RuntimeError):
-    """It did not get where it should in time."""
+    """A contender or the load generator failed, timed out or produced wrong results."""
 
 
 @contextlib.contextmanager
 def started():
-    """One broker; gone with all its data afterwards."""
+    """Starts one broker. Afterwards it is stopped and its data is deleted."""
     with tempfile.TemporaryDirectory(prefix="residuald-peers-") as directory:
 
         def kafka(*arguments):
@@ -42,7 +42,7 @@ class Broker:
         self.admin = KafkaAdminClient(bootstrap_servers=address)
 
     def create(self, topic):
-        """Messages of `in…` keep the time of sending; all others have that of the broker's append."""
+        """Creates a topic. Timestamps are send times in topics called `in…` and append times in all others."""
         kind = "CreateTime" if topic.startswith("in") else "LogAppendTime"
         self.admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs={"message.timestamp.type": kind})])
 
@@ -50,18 +50,18 @@ class Broker:
         self.admin.delete_topics(list(topics))
 
     def ends(self, topic):
-        """Offset behind the last message, by partition."""
+        """{partition: end offset}, the offset after the last message."""
         with self.reader() as reader:
             return {p: reader.get_watermark_offsets(TopicPartition(topic, p), 10)[1] for p in range(PARTITIONS)}
 
     def lag(self, group, topic, ends):
-        """Messages whose offset is not committed."""
+        """The number of messages before the offsets `ends` that the group has not committed."""
         committed = self.admin.list_group_offsets({group: None})[group]
         done = {place.partition: found.offset for place, found in committed.items() if place.topic == topic}
         return sum(end - max(done.get(partition, 0), 0) for partition, end in ends.items())
 
     def joined(self, group, members):
-        """Whether all of the group are there and share out all partitions."""
+        """Whether the group has `members` members and each partition is assigned to one of them."""
         found = self.admin.describe_groups([group])[group]
         if found["group_state"] != "Stable":
             return False
@@ -72,14 +72,14 @@ class Broker:
         return len(given) == members and sum(given) == PARTITIONS and all(given)
 
     def read(self, topic):
-        """Each message once, as (partition, offset, milliseconds since 1970, bytes)."""
+        """Yields all messages of a topic as (partition, offset, timestamp in Unix milliseconds, value)."""
         ends = self.ends(topic)
         with self.reader() as reader:
             reader.assign([TopicPartition(topic, partition, 0) for partition in ends])
             left, deadline = sum(ends.values()), time.monotonic() + 120
             while left:
                 if time.monotonic() > deadline:
-                    raise StuckError(f"{left} messages of {topic} could not be read")
+                    raise StuckError(f"{left} messages of topic {topic} were not read within 120 s")
                 for message in reader.consume(10_000, 0.1):
                     if message.error():
                         raise StuckError(f"{topic}: {message.error()}")
@@ -87,14 +87,14 @@ class Broker:
                     yield message.partition(), message.offset(), message.timestamp()[1], message.value()
 
     def sent(self, topic):
-        """When each message was sent: {partition: milliseconds by offset}."""
+        """{partition: int64 array, indexed by offset, of the Unix milliseconds at which each message was sent}."""
         times = {p: np.zeros(end, np.int64) for p, end in self.ends(topic).items()}
         for partition, offset, sent, _ in self.read(topic):
             times[partition][offset] = sent
         return times
 
     def verdicts(self, topic):
-        """[((partition, offset) of the record, score, milliseconds when it was appended)], in the order of time."""
+        """[((partition, offset) of the record, score, append time in Unix milliseconds)], sorted by append time."""
         found = []
         for _, _, appended, payload in self.read(topic):
             verdict = orjson.loads(payload)

@@ -1,4 +1,4 @@
-"""Who runs, with which command. Each reads a topic in a group until SIGTERM and writes anomalies; see README.md."""
+"""The contenders and their commands. Each reads a topic until SIGTERM and writes anomalies; see README.md."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from broker import ROOT
 PEERS = ROOT / "benches/peers"
 BUNDLE = ROOT / "models/payments"
 DDPM = ROOT / ".cache/peers/ddpm.pt"
-# Bundles of the same payments whose scorer takes more arithmetic; `make bench-peers` trains them.
+# Bundles for the same payments with a slower scorer. `make bench-peers` trains them.
 HEAVIER = {"`best`": ROOT / ".cache/peers/best", "`best`, 256 wide": ROOT / ".cache/peers/wide"}
 RESIDUALD = ROOT / "target/release/residuald"
 PYTHON, QUIX_PYTHON = ROOT / ".venv/bin/python", PEERS / ".venv/bin/python"
@@ -20,8 +20,12 @@ ENVIRONMENT = os.environ | {"ORT_DYLIB_PATH": str(ROOT / ".onnxruntime/libonnxru
 
 @dataclass(frozen=True)
 class Contender:
-    """`share`: of the records, so that a slow one does not take for ever. `members`: of its consumer group. `misses`:
-    what share of residuald's anomalies it may leave out."""
+    """How to run a contender and what to expect of it.
+
+    `members` is the size of its consumer group. `share` is the share of the records that it gets, so that a slow
+    contender does not take too long. `flags` says whether it publishes only anomalies or all verdicts. `misses` is the
+    share of residuald's anomalies that it may miss.
+    """
 
     command: callable
     processes: int = 1
@@ -75,7 +79,7 @@ CONTENDERS = {
 
 
 def with_scorer(bundle):
-    """The fastest peer and residuald on another bundle. A screen may miss one of the some 190 different anomalies."""
+    """The fastest peer and residuald on another bundle. The screen may miss 1 % (1 of some 190) of the anomalies."""
     fastest = "Python, two processes", "residuald", "residuald with its screen"
     return {
         name: replace(

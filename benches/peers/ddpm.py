@@ -1,13 +1,14 @@
-"""The classical way: a denoising diffusion model (DDPM) on table rows, scored by the error of its reconstruction.
-
-As published by Livernoche et al., "On Diffusion Modeling for Anomaly Detection", ICLR 2024 (arXiv 2305.18593), and set
-in their code (github.com/vicliv/DTE, diffusion/ddpm.py), written anew: 1000 steps of noise with β from 1e-4 to 0.01, a
-residual network (Gorishniy et al. 2021) that is told the step, and at scoring the 250 last steps back, without noise,
-from the record itself. The score is the mean squared difference between the record and what came back.
+"""The published baseline: a denoising diffusion model (DDPM) on table rows, scored by its reconstruction error.
 
     ddpm.py HISTORY MODEL [--updates N]
 
 trains it on the rows of the history that the bundle models/payments was trained on.
+
+This reimplements the DDPM of Livernoche et al., "On Diffusion Modeling for Anomaly Detection", ICLR 2024 (arXiv
+2305.18593), with the settings of their code (github.com/vicliv/DTE, diffusion/ddpm.py). There are 1000 noise steps with
+β from 1e-4 to 0.01, and a residual network (Gorishniy et al. 2021) conditioned on the step. Scoring runs the last 250
+reverse steps without noise, starting from the record itself. The score is the mean squared difference between the
+record and the result.
 """
 
 import argparse
@@ -24,12 +25,12 @@ BUNDLE = Path(__file__).resolve().parents[2] / "models/payments"
 STEPS, STEPS_BACK, TIME = 1000, 250, 256
 BATCH, RATE, DECAY = 64, 1e-4, 5e-4
 FALSE_ALARMS = 1e-3
-# Some 100 of their epochs, which have 25,000 rows at most. They allow 400 and stop once the loss falls no more.
+# Some 100 of their epochs of at most 25,000 rows. They train for up to 400 and stop when the loss stops falling.
 UPDATES = 40_000
 
 
 class Rows(nn.Module):
-    """Rows of a bundle's features, NaN = missing -> standardised columns, a category one column each."""
+    """Rows [N, F] of a bundle's features (NaN is missing) -> standardised columns [N, D], one for each category."""
 
     def __init__(self, features, rows):
         super().__init__()
@@ -43,7 +44,7 @@ class Rows(nn.Module):
         self.register_buffer("deviation", torch.where(variance > 0, variance.sqrt(), 1.0).float())
 
     def columns(self, rows):
-        # One column more, for what is missing or was never seen, is dropped.
+        # Code 0 stands for missing and unseen values. Its one-hot column is dropped.
         codes = {j: rows[:, j].nan_to_num(-1).long() + 1 for j in self.categories}
         known = [nn.functional.one_hot(codes[j], n + 1)[:, 1:] for j, n in self.categories.items()]
         return torch.cat([rows[:, self.numbers], *known], 1)
@@ -69,7 +70,7 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """x_t [N, D] and t [N], or [1] for all -> the noise in it [N, D]."""
+    """Noised rows x_t [N, D] and `shift(t)`, with t [N] or [1] -> the estimated noise [N, D]."""
 
     def __init__(self, columns, width=128):
         super().__init__()
@@ -106,7 +107,7 @@ class DDPM(nn.Module):
 
     @torch.inference_mode()
     def score(self, rows):
-        """float32 [n, F] -> [n]. What depends on the step alone is computed once a step, not once a row."""
+        """Rows float32 [n, F] -> scores [n]. Computes values that depend only on the step once for all rows."""
         x = start = self.rows(rows)
         shifts = self.denoiser.shift(torch.arange(STEPS_BACK))
         for t in reversed(range(STEPS_BACK)):
@@ -116,7 +117,7 @@ class DDPM(nn.Module):
 
 
 def load(file):
-    """-> (the model, the threshold for 1 false alarm in 1000)."""
+    """Loads a trained model -> (the model, its threshold for 1 false alarm in 1000)."""
     saved = torch.load(file, weights_only=True)
     features = manifest()["input"]["features"]
     model = DDPM(features, torch.zeros(1, len(features)))
@@ -142,7 +143,10 @@ def train(history, file, updates):
     rows, accepted, _ = encode(read([history]), checked)
     used, held = split(len(rows), facts["options"]["held_out"], facts["seed"])
     if not accepted.all() or (len(used), len(held)) != (facts["rows"], facts["held_out_rows"]):
-        sys.exit(f"{history}: these are not the rows that the bundle was trained on")
+        sys.exit(
+            f"{history} does not hold the rows that {BUNDLE} was trained on; "
+            "write it again with models/trainer/examples/payments.py"
+        )
     rows = torch.from_numpy(rows)
     torch.manual_seed(0)
     model = DDPM(features, rows[used])

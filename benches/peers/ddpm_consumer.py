@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The classical way as a consumer: a DDPM in PyTorch, in batches, on all cores.
+"""The DDPM peer: scores records in batches with a DDPM in PyTorch, on all cores.
 
     ddpm_consumer.py MODEL BUNDLE BROKERS GROUP TOPIC ANOMALIES
 
-Runs until SIGTERM. Every record's verdict is published, flagged or not: beside 250 calls of a network that costs
-nothing, and a hundred times the verdicts make rate and latency of so slow a consumer measurable.
+Runs until SIGTERM. It publishes a verdict for every record, flagged or not. Compared with 250 calls of the network this
+costs nothing, and with only the flagged records there would be too few verdicts to time so slow a consumer.
 """
 
 import signal

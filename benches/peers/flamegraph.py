@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Where residuald's CPU goes behind Apache Kafka: a flame graph, and µs a record of each kind of thread.
+"""Profiles residuald on Apache Kafka: writes a flame graph and prints CPU µs per record for each kind of thread.
 
     benches/peers/flamegraph.py OUT.svg [--binary FILE] [--records N] [--slow-broker] [--set KEY=VALUE ...]
 
-Takes a backlog, as run.py does. --slow-broker gives the broker the lowest priority, so that it answers as late as one
-that is busy or far away. Wants perf (Debian: linux-perf) and inferno (cargo install inferno); `make bench-peers` sets
-up the rest.
+Reads a backlog, as run.py does. --slow-broker gives the broker the lowest priority, so that it responds as late as a
+busy or remote one. Needs perf (Debian: linux-perf) and inferno (cargo install inferno); `make bench-peers` sets up
+the rest.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HERTZ = 499
 
 
 def threads(pid):
-    """CPU seconds by the names of the threads."""
+    """{thread name: CPU seconds} of a process."""
     spent = collections.Counter()
     for task in Path(f"/proc/{pid}/task").iterdir():
         name = (task / "comm").read_text().strip()
@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--binary", default=RESIDUALD)
     parser.add_argument("--records", type=int, default=600_000)
     parser.add_argument("--slow-broker", action="store_true")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of residuald run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for residuald run")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -64,7 +64,7 @@ def main():
             os.setpriority(os.PRIO_PROCESS, 0, 0)
         kafka.create("dead-letters")
         measure.fill(kafka, "in", options.records)
-        # Once without perf: the broker's own code is compiled by then.
+        # A warm-up without perf, in which the broker's JVM compiles its code.
         measure.throughput(kafka, Contender(command), "warm-up", "in", options.records)
         kafka.create("out")
         ends = kafka.ends("in")
@@ -81,7 +81,7 @@ def main():
         flamegraph(recorded, options.svg, f"residuald, {options.records:,} payments behind Apache Kafka")
     for name, seconds in spent.most_common():
         if (cost := seconds / options.records * 1e6) >= 0.05:
-            print(f"{name:16} {cost:5.2f} µs a record")
+            print(f"{name:16} {cost:5.2f} µs per record")
     print(f"{'all':16} {sum(spent.values()) / options.records * 1e6:5.2f}")
 
 

@@ -1,4 +1,4 @@
-"""One contender, one run: how fast it takes a backlog, or how late its verdicts are at a rate."""
+"""Runs one contender once and measures its throughput on a backlog or its latency at a steady load."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from contenders import ENVIRONMENT, PEERS, PYTHON
 from kafka.errors import KafkaError
 
 TICK = os.sysconf("SC_CLK_TCK")
-# Of a backlog's verdicts the first and the last are not timed: starting, joining the group and warming up, and the
-# last batches, when some threads have nothing left to do.
+# The shares of a backlog's verdicts between which its rate is timed. This leaves out startup, joining the group and
+# warm-up, and the last batches, when some threads are already idle.
 FROM, TO = 0.25, 0.95
-PATIENCE, START = 300, 60  # seconds for a backlog, and for the group to be complete; then it is killed
+PATIENCE, START = 300, 60  # timeouts in seconds for reading a backlog and for all members to join the group
 
 
 class Running:
-    """The processes of a contender, and what they use."""
+    """The processes of a contender, with samples of their CPU time and memory."""
 
     def __init__(self, commands):
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -35,7 +35,7 @@ class Running:
 
     def watch(self):
         while not self.ended.wait(0.05):
-            # Gone between two looks: the main thread complains.
+            # A process may exit between two samples. The main thread reports that.
             with contextlib.suppress(OSError, StopIteration, IndexError):
                 cpu = sum(cpu_seconds(process.pid) for process in self.processes)
                 self.spent.append((time.time(), cpu))
@@ -45,7 +45,10 @@ class Running:
     def check(self):
         for process in self.processes:
             if process.poll() is not None:
-                raise StuckError(f"a process ended with {process.returncode}:\n{self.tail()}")
+                raise StuckError(
+                    f"a process of the contender exited with status {process.returncode}; the end of its log:\n"
+                    + self.tail()
+                )
 
     def wait(self, what, ready, patience):
         deadline, trouble = time.monotonic() + patience, ""
@@ -54,13 +57,13 @@ class Running:
             try:
                 if ready():
                     return
-            except KafkaError as error:  # the coordinator of the first group takes a while to be there
+            except KafkaError as error:  # the coordinator of the first group takes a while to start
                 trouble = f" ({error})"
             time.sleep(0.2)
-        raise StuckError(f"{what} took more than {patience} s{trouble}:\n{self.tail()}")
+        raise StuckError(f"{what} took more than {patience} s{trouble}; the end of the log:\n{self.tail()}")
 
     def stop(self):
-        """As one does it to a service; what it then does not finish in a minute is killed."""
+        """Stops the processes with SIGTERM. Kills one that takes more than a minute, and raises StuckError."""
         self.ended.set()
         self.watcher.join()
         for process in self.processes:
@@ -70,7 +73,9 @@ class Running:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise StuckError(f"it did not end within a minute of SIGTERM:\n{self.tail()}") from None
+                raise StuckError(
+                    f"a process did not exit within a minute of SIGTERM; the end of its log:\n{self.tail()}"
+                ) from None
 
     def kill(self):
         self.ended.set()
@@ -81,7 +86,7 @@ class Running:
         self.log.close()
 
     def cpu_between(self, start, end):
-        """Seconds of CPU between two times since 1970."""
+        """CPU seconds between two Unix times, interpolated between samples."""
         times, cpu = zip(*self.spent, strict=True)
         return float(np.interp(end, times, cpu) - np.interp(start, times, cpu))
 
@@ -91,19 +96,19 @@ class Running:
 
 
 def cpu_seconds(pid):
-    """User and system time of a process with all its threads."""
+    """User and system time of a process with all its threads, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
-def machine_seconds():
-    """All cores: (busy, idle)."""
+def machine_ticks():
+    """(busy, idle) time of all cores since boot, in clock ticks."""
     user, nice, system, idle, wait, *more = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
     return user + nice + system + sum(more), idle + wait
 
 
 def peak_memory(pid):
-    """The most that was resident, in MiB."""
+    """The peak resident size of a process in MiB."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
@@ -126,11 +131,15 @@ def load(broker, topic, records, *rate):
 def fill(broker, topic, records):
     broker.create(topic)
     if load(broker, topic, records).wait() != 0:
-        raise StuckError(f"{topic} could not be filled")
+        raise StuckError(f"load.py failed to fill topic {topic} (see above)")
 
 
 def throughput(broker, contender, name, topic, records):
-    """-> ({rate, cpu, memory, verdicts}, the scores by place)."""
+    """Measures a contender on a backlog -> (metrics, {(partition, offset): score}).
+
+    The metrics are `rate` (records per second), `cpu` (µs per record), `memory` (MiB), and the numbers of `verdicts`
+    and of `repeated` verdicts.
+    """
     anomalies = f"out-{name}"
     broker.create(anomalies)
     ends = broker.ends(topic)
@@ -138,7 +147,7 @@ def throughput(broker, contender, name, topic, records):
         run.wait("reading the topic", lambda: broker.lag(name, topic, ends) == 0, PATIENCE)
         run.stop()
         if left := broker.lag(name, topic, ends):
-            raise StuckError(f"{left} records are not committed")
+            raise StuckError(f"{left} records are not committed after SIGTERM")
         verdicts = broker.verdicts(anomalies)
         broker.delete(anomalies)
         first, last = int(FROM * len(verdicts)), int(TO * len(verdicts)) - 1
@@ -155,23 +164,26 @@ def throughput(broker, contender, name, topic, records):
 
 
 def latency(broker, contender, name, rate, seconds, warm_up):
-    """-> (milliseconds from sending a record to its verdict's append, one by one; share of the machine busy)."""
+    """Measures a contender at `rate` records per second -> (latencies, busy share of the machine's CPU).
+
+    A latency is the number of milliseconds from sending a record to the append of its verdict.
+    """
     topic, anomalies = f"in-{name}", f"out-{name}"
     broker.create(topic)
     broker.create(anomalies)
     records = int(rate * (warm_up + seconds))
     with running(broker, contender, name, topic, anomalies) as run:
         run.wait("joining the group", lambda: broker.joined(name, contender.members), START)
-        feed, before = load(broker, topic, records, rate), machine_seconds()
+        feed, before = load(broker, topic, records, rate), machine_ticks()
         try:
             run.wait("the load", lambda: feed.poll() is not None, warm_up + seconds + 30)
-            busy, idle = (after - start for after, start in zip(machine_seconds(), before, strict=True))
+            busy, idle = (after - start for after, start in zip(machine_ticks(), before, strict=True))
         finally:
             feed.kill()
         if feed.returncode != 0:
-            raise StuckError("the load could not be made")
+            raise StuckError(f"load.py failed at {rate:,.0f} records/s (see above)")
         ends = broker.ends(topic)
-        run.wait("what was still on its way", lambda: broker.lag(name, topic, ends) == 0, 60)
+        run.wait("reading the rest of the load", lambda: broker.lag(name, topic, ends) == 0, 60)
         run.stop()
         sent, late = broker.sent(topic), []
         began = min(times[0] for times in sent.values()) + 1000 * warm_up

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The hand-tuned peer: confluent-kafka in batches, orjson, ONNX Runtime with one thread a process.
+"""The hand-tuned Python peer: confluent-kafka in batches, orjson, and ONNX Runtime with one thread per process.
 
     python_consumer.py BUNDLE BROKERS GROUP TOPIC ANOMALIES
 
-Runs until SIGTERM. At least once: an offset is committed after everything its batch had to say is delivered.
+Runs until SIGTERM. Delivery is at least once: offsets are committed after all verdicts before them are delivered.
 """
 
 import signal
@@ -14,12 +14,12 @@ import orjson
 from confluent_kafka import Consumer, Producer, TopicPartition
 from scoring import Bundle
 
-BATCH, WAIT = 1024, 0.005  # records and seconds; `consume` waits for the first to be reached
+BATCH, WAIT = 1024, 0.005  # `consume` returns after this many records or seconds, whichever comes first
 COMMIT = 1.0
 
 
 def delivered(error, _):
-    """Raised where the producer is polled or flushed, so before the commit."""
+    """Raises delivery errors. librdkafka calls this when the producer is polled or flushed, so before a commit."""
     if error:
         raise RuntimeError(error)
 
@@ -36,7 +36,7 @@ class Peer:
         self.consumer = Consumer(
             common
             | {"group.id": group, "auto.offset.reset": "earliest", "enable.auto.commit": False}
-            # A full local queue is filled again soon; the default of 1000 halves the throughput of a backlog.
+            # Milliseconds to wait before refilling a full local queue. The default of 1000 halves the throughput.
             | {"fetch.queue.backoff.ms": 5, "heartbeat.interval.ms": 500}
         )
         self.consumer.subscribe([topic], on_revoke=lambda *_: self.commit())
@@ -62,10 +62,10 @@ class Peer:
         if rows:
             score, residual, expected = self.bundle.score(rows)
             for i in self.bundle.flagged(score):
-                of = judged[i]
-                place = of.topic(), of.partition(), of.offset()
-                verdict = self.bundle.verdict(*place, of.value(), rows[i], score[i], residual[i], expected[i])
-                self.send(self.anomalies, verdict, of.key())
+                message = judged[i]
+                place = message.topic(), message.partition(), message.offset()
+                verdict = self.bundle.verdict(*place, message.value(), rows[i], score[i], residual[i], expected[i])
+                self.send(self.anomalies, verdict, message.key())
         self.done |= {message.partition(): message.offset() for message in messages}
 
     def send(self, topic, value, key, headers=None):

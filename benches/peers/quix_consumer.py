@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The peer in Quix Streams. Two processes are two of these.
+"""The Quix Streams peer. The contender with two processes starts this script twice.
 
     quix_consumer.py BUNDLE BROKERS GROUP TOPIC ANOMALIES
 
-Runs until SIGTERM. Quix calls user code record by record, so the batch is gathered in a sink, the one part of its API
-that is asked before offsets are committed: at least once. Scoring each record alone in `apply` was slower.
+Runs until SIGTERM. Quix calls user code for single records, so a sink collects the batches. Quix flushes sinks before
+it commits offsets, which gives at-least-once delivery. Scoring each record in `apply` was slower.
 """
 
 import sys
@@ -15,12 +15,12 @@ from quixstreams import Application
 from quixstreams.sinks import BaseSink
 from scoring import Bundle
 
-BATCH, WAIT = 256, 0.005  # records, and seconds that the first of them may wait while others come
+BATCH, WAIT = 256, 0.005  # most records in a batch, and seconds that its first record may wait for others
 COMMIT = 1.0
 
 
 def delivered(error, _):
-    """Raised where the producer is polled or flushed, so before the commit."""
+    """Raises delivery errors. librdkafka calls this when the producer is polled or flushed, so before a commit."""
     if error:
         raise RuntimeError(error)
 

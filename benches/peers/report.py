@@ -1,4 +1,4 @@
-"""The results as a page."""
+"""Formats the results of run.py as a Markdown page."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 
 US, SCREENED, PEER = "residuald", "residuald with its screen", "Python, two processes"
-# Of fewer than this the thousandth is no more than the largest.
+# Fewest samples for p99.9. With fewer it would be hardly more than the maximum.
 ENOUGH = 2000
 
 
@@ -19,25 +19,27 @@ def page(results):
     rounds = results["rounds"]
     count = "one round" if len(rounds) == 1 else f"{len(rounds)} rounds"
     parts = [
-        "# Beside other consumers",
-        f"Made by `make bench-peers`, in {count} on {results['cores']} cores of an {results['machine']}, where broker, "
-        "load and contender run together. How it is measured: [peers/README.md](peers/README.md).",
-        "## A backlog",
-        f"{results['records']:,} payments in 4 partitions (Quix Streams a quarter, DDPM a hundredth of them), medians "
-        "of the rounds (smallest to largest). The ratio is taken in each round. CPU is that of all threads and "
-        "processes of the contender; memory the sum of what its processes had resident at most.",
+        "# Comparison with other consumers",
+        f"`make bench-peers` measured this in {count} on {results['cores']} cores of an {results['machine']}, shared "
+        "by broker, load generator and contender. [peers/README.md](peers/README.md) describes the method.",
+        "## Throughput on a backlog",
+        f"The backlog has {results['records']:,} payments in 4 partitions (Quix Streams gets a quarter and the DDPM a "
+        "hundredth of them). The table shows medians over the rounds (minimum to maximum). Ratios are taken within "
+        "each round. CPU covers all threads and processes of the contender. Memory is the sum of the peak resident "
+        "sizes of its processes.",
         backlog(rounds),
         *heavier(results),
         "## Latency at a steady load",
         "Milliseconds from sending a record (its timestamp) to the broker's append of its verdict, pooled over the "
-        "rounds (smallest to largest of a round's own). Half of the rate that the contender itself reached:",
+        "rounds (minimum to maximum of the single rounds). In this table the load is half of the rate that the "
+        "contender reached on the backlog:",
         latency(results, "own"),
-        "The same rate for all, half of what the slowest that runs the bundle reached:",
+        "In this table the load is the same for all: half of the rate of the slowest contender that runs the bundle:",
         latency(results, "common"),
         "## Detection",
-        "On the 20,000 labelled payments of the sample, threshold for 1 false alarm in 1,000 from held-out normal "
-        "payments. All but the DDPM run the same bundle and flag the same records, which was checked in every round; "
-        "the DDPM was trained on the same rows.",
+        "Measured on the 20,000 labelled payments of the sample, with a threshold for 1 false alarm in 1,000 from "
+        "held-out normal payments. All contenders except the DDPM run the same bundle and flag the same records, which "
+        "was checked in every round. The DDPM was trained on the same rows.",
         quality(results["quality"]),
     ]
     if results["failures"]:
@@ -72,9 +74,9 @@ def backlog(rounds):
                 spread([run["memory"] for run in runs], ",.0f"),
             ]
         )
-    head = ["", "records/s", "residuald over it", "with its screen over it", "CPU, µs a record", "memory, MiB"]
+    head = ["", "records/s", "residuald / this", "residuald with screen / this", "CPU, µs per record", "memory, MiB"]
     missed = [found[SCREENED]["missed"] for found in rounds if "missed" in found.get(SCREENED, {})]
-    said = f"\n\nOf residuald's anomalies the screen missed {spread(missed, '.3%')}." if missed else ""
+    said = f"\n\nThe screen missed {spread(missed, '.3%')} of residuald's anomalies." if missed else ""
     return table(head, rows) + said
 
 
@@ -89,11 +91,13 @@ def heavier(results):
         ratios = [spread([runs[name]["rate"] / runs[PEER]["rate"] for runs in found], ".2f") for name in (US, SCREENED)]
         missed = spread([runs[SCREENED].get("missed", math.nan) for runs in found], ".2%")
         rows.append([scorer, *rates, *ratios, missed])
-    head = ["scorer", PEER, US, SCREENED, f"{US} over Python", "with its screen", "anomalies missed by the screen"]
+    screened_ratio = f"{SCREENED} / Python"
+    head = ["scorer", PEER, US, SCREENED, f"{US} / Python", screened_ratio, "anomalies missed by the screen"]
     return [
-        "## Where the scorer takes more arithmetic",
-        "The same payments and the fastest peer, records/s of half as many records. The bundles are trained on the "
-        "history of `models/payments`, with the trainer's defaults but for 2,000 steps; each with a screen of its own.",
+        "## Slower scorers",
+        "Records/s on half as many of the same payments, compared with the fastest peer. The bundles are trained on "
+        "the history of `models/payments` with the trainer's defaults, except for 2,000 steps. Each has its own "
+        "screen.",
         table(head, rows),
     ]
 
@@ -115,7 +119,7 @@ def latency(results, what):
 def quality(found):
     rows = [
         [name, *(f"{found[kind][what]:.3f}" for what in ("auroc", "average_precision", "precision", "recall"))]
-        for name, kind in (("the bundle (all others)", "bundle"), ("DDPM in PyTorch", "DDPM"))
+        for name, kind in (("the bundle (all other contenders)", "bundle"), ("DDPM in PyTorch", "DDPM"))
     ]
     return table(["", "AUROC", "average precision", "precision", "recall"], rows)
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""residuald beside other consumers on one Apache Kafka: the same topic, the same bundle, the same anomalies.
+"""Compares residuald with other consumers on one Apache Kafka: same topic, same bundle, same anomalies.
 
     benches/peers/run.py [--records N] [--rounds N] [--seconds S] [--only NAME] [--fast]
 
-Each contender in turn, another one first in each round, takes a backlog of the sample's payments in a group of its
-own, and then a steady load at half of the rate that it reached, and at one rate for all. Broker, load, contender and
-this script share the machine. Writes benches/results.json and benches/RESULTS.md. `make bench-peers` sets up.
+In each round every contender reads a backlog of the sample's payments in its own consumer group. It then gets a steady
+load at half of the rate that it reached, and one at a rate common to all. Each round starts with a different contender.
+Broker, load generator, contender and this script share the machine. Writes benches/results.json and
+benches/RESULTS.md. `make bench-peers` sets everything up.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from scoring import Bundle
 from versions import machine, versions
 
 RESULTS = broker.ROOT / "benches"
-# How far a score may be off in another runtime, and so how near to the threshold a record may be judged otherwise.
+# Largest relative difference between the scores of two runtimes. Records this close to the threshold may differ.
 TOLERANCE = 1e-4
 
 
@@ -38,7 +39,7 @@ def slug(name, *more):
 
 
 def in_turn(names, number):
-    """Another one first in each round."""
+    """Rotates `names`, so that each round starts with a different one."""
     first = number % len(names)
     return names[first:] + names[:first]
 
@@ -52,7 +53,7 @@ class Bench:
         return int(self.options.records * contender.share)
 
     def topic(self, records):
-        """A backlog of so many, filled when it is first wanted."""
+        """The topic with a backlog of `records` records, filled on first use."""
         if records not in self.filled:
             say(f"filling a topic with {records:,} records")
             self.filled[records] = f"in-{records}"
@@ -94,7 +95,7 @@ class Bench:
         return runs
 
     def heavier(self, number):
-        """-> {scorer: its backlog}"""
+        """Measures the backlog with the slower scorers -> {scorer: {contender: its run}}."""
         runs = {}
         for scorer, bundle in HEAVIER.items():
             say(f"with {scorer}")
@@ -129,8 +130,11 @@ class Bench:
 
 
 def agree(ours, theirs, ends, threshold, may_miss):
-    """Both must have flagged the same records of those before `ends`, but for one that is at the threshold, and for a
-    share of `may_miss` of ours -> the share that they missed."""
+    """Checks that two contenders flagged the same records before the offsets `ends` -> the share of ours they missed.
+
+    `ours` and `theirs` map (partition, offset) to a score. They may differ in records within TOLERANCE of the
+    threshold, and `theirs` may lack a share `may_miss` of ours. Raises StuckError otherwise, or if scores differ.
+    """
     ours = {place: score for place, score in ours.items() if place[1] < ends[place[0]]}
     missed = ours.keys() - theirs.keys()
     if len(missed) > may_miss * len(ours):
@@ -138,15 +142,17 @@ def agree(ours, theirs, ends, threshold, may_miss):
     for place in (ours.keys() ^ theirs.keys()) - missed:
         score = ours.get(place) or theirs[place]
         if abs(score / threshold - 1) > TOLERANCE:
-            raise broker.StuckError(f"record {place} with score {score} was flagged by one only")
+            raise broker.StuckError(f"only one of the two contenders flagged record {place} with score {score}")
     for place in ours.keys() & theirs.keys():
         if abs(theirs[place] / ours[place] - 1) > TOLERANCE:
-            raise broker.StuckError(f"record {place} has the scores {ours[place]} and {theirs[place]}")
+            raise broker.StuckError(
+                f"the scores {ours[place]} and {theirs[place]} of record {place} differ by more than {TOLERANCE}"
+            )
     return len(missed) / len(ours)
 
 
 def quality():
-    """Of the bundle and of the DDPM, on the labelled sample."""
+    """Detection metrics of the bundle and of the DDPM on the labelled sample."""
     import ddpm
     from contenders import DDPM
 
@@ -157,19 +163,26 @@ def quality():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=2_000_000, help="of the fastest; slower ones get a share")
+    parser.add_argument(
+        "--records",
+        type=int,
+        default=2_000_000,
+        help="records for the fast contenders; slow ones get a fraction (default 2000000)",
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=20, help="of steady load, after 5 that are not counted")
+    parser.add_argument(
+        "--seconds", type=int, default=20, help="seconds of steady load, after a warm-up of 5 (default 20)"
+    )
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), metavar="NAME", help=", ".join(CONTENDERS))
-    parser.add_argument("--fast", action="store_true", help="one short round, to see that all works; writes nothing")
+    parser.add_argument("--fast", action="store_true", help="run one short round as a smoke test; writes no files")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and end what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # runs the cleanup
     if options.fast:
         options.records, options.rounds = 100_000, 1
     with broker.started() as kafka:
         kafka.create("dead-letters")
         bench = Bench(kafka, options.only or list(CONTENDERS), options)
-        # Once for nothing: the broker's own code is compiled by then.
+        # A warm-up, in which the broker's JVM compiles its code.
         bench.backlog("warm-up", ["Python, two processes"])
         rounds, heavier = [], []
         for number in range(options.rounds):
@@ -177,7 +190,7 @@ def main():
             rounds.append(bench.round(number))
             heavier.append({} if options.only or options.fast else bench.heavier(number))
         if dead := sum(kafka.ends("dead-letters").values()):
-            bench.failures.append(f"{dead} dead letters")
+            bench.failures.append(f"{dead} records became dead letters; expected none")
     results = {
         "machine": machine(),
         "cores": os.cpu_count(),

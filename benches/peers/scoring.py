@@ -1,4 +1,4 @@
-"""What the Python peers share: a bundle, a record to a row, a verdict as bytes. Written for speed."""
+"""Code that the Python peers share, written for speed: load a bundle, turn a record into a row, encode a verdict."""
 
 import json
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ FALSE_ALARMS = 1e-3  # the share of normal records that may be flagged
 
 
 class Bundle:
-    """With a session of one thread."""
+    """A bundle with an ONNX Runtime session of one thread."""
 
     def __init__(self, folder):
         folder = Path(folder)
@@ -31,7 +31,7 @@ class Bundle:
         self.session = onnxruntime.InferenceSession(folder / "model.onnx", options, ["CPUExecutionProvider"])
 
     def score(self, rows):
-        """[n, F] -> score [n], residual [n, F], reconstruction [n, F]."""
+        """Rows [n, F] -> score [n], residual [n, F], reconstruction [n, F]."""
         return self.session.run(None, {"x": np.array(rows, np.float32)})
 
     def flagged(self, score):
@@ -59,10 +59,10 @@ class Bundle:
 
 
 def reader(features):
-    """A function from a record to its row. What is required and missing raises.
+    """Builds a function that turns a record (a dict) into its row (a tuple). It raises KeyError for a missing field.
 
-    Its source is put together once from the features, as dataclasses do with __init__: without a loop and a call for
-    each feature it is twice as fast.
+    The function's source is generated from the features, as dataclasses do for __init__. Avoiding a loop and a call for
+    each feature makes it twice as fast.
     """
     names = {"time_of": datetime.fromisoformat, "UTC": UTC, "NOTHING": {}}
     lines, found, values = ["def row(record):"], {"": "record"}, []

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Memory over a long run behind Apache Kafka: resident size after each million records.
+"""Checks residuald for memory growth: runs it on Apache Kafka and prints its resident size after each million records.
 
     benches/peers/soak.py [--records N] [--set KEY=VALUE ...]
 
-Fails when the last tenth differs from the second by more than 5 %, or a record has no outcome. `make bench-peers` sets
-up.
+Fails if the median size in the last tenth of the run differs by more than 5 % from that in the second tenth, or if a
+record has no outcome. `make bench-peers` sets everything up.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from kafka.admin import NewTopic
 
 AT_ONCE = 1_000_000
 LISTEN = "127.0.0.1:19465"
-# Of each partition, so that the disk does not fill; far more than is waiting.
+# Limits each partition, so that the disk does not fill. Unread records are a small part of this.
 RETENTION = {"retention.bytes": str(1 << 29), "segment.bytes": str(1 << 27)}
 MOST_DRIFT = 0.05
 
 
 def resident(pid):
-    """MiB."""
+    """The resident size of a process in MiB."""
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
@@ -41,7 +41,7 @@ def metric(name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=50_000_000)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of residuald run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for residuald run")
     options = parser.parse_args()
 
     def command(*arguments):
@@ -62,12 +62,13 @@ def main():
                 run.wait("judging", lambda n=caught_up: metric("residuald_records_scored_total") >= n, measure.PATIENCE)
                 sizes.append(resident(run.processes[0].pid))
                 rate = sent / (time.monotonic() - began)
-                print(f"{sent:>12,} records, {rate:,.0f} a second: {sizes[-1]:.0f} MiB", flush=True)
+                print(f"{sent:>12,} records, {rate:,.0f} records/s: {sizes[-1]:.0f} MiB", flush=True)
             unaccounted = metric("residuald_records_unaccounted")
             run.stop()
     tenth = max(1, len(sizes) // 10)
     early, late = statistics.median(sizes[tenth : 2 * tenth] or sizes), statistics.median(sizes[-tenth:])
-    print(f"second tenth {early:.1f} MiB, last {late:.1f}; at most {max(sizes):.1f}; {unaccounted} unaccounted")
+    print(f"resident MiB: second tenth {early:.1f}, last tenth {late:.1f}, maximum {max(sizes):.1f}")
+    print(f"records without an outcome: {unaccounted}")
     sys.exit(1 if abs(late / early - 1) > MOST_DRIFT or unaccounted else 0)
 
 

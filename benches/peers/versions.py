@@ -1,4 +1,4 @@
-"""What ran where, without names of hosts or paths."""
+"""The machine's CPU and the versions of all programs and libraries, without host names or paths."""
 
 import platform
 import re

@@ -1,8 +1,8 @@
-//! What the scorer finds for the rows of a table.
+//! The outputs of the scorer for the rows of a table.
 
 use std::ops::Index;
 
-/// The model's outputs for rows, one after the other.
+/// The model's outputs for rows, one row after the other.
 #[derive(Debug, Default)]
 pub struct Scores {
     /// [rows]
@@ -14,7 +14,7 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.scores.len()
     }
@@ -23,14 +23,14 @@ impl Scores {
         self.scores.is_empty()
     }
 
-    /// Empties it for reuse.
+    /// Empties the buffers for reuse.
     pub fn clear(&mut self) {
         self.scores.clear();
         self.residuals.clear();
         self.reconstructions.clear();
     }
 
-    /// Ends with `row`, which has `width` values and which the model fails on: its score is not a number.
+    /// Truncates the outputs after `row`, on which the model failed. Sets its score to NaN and its `width` values to zero.
     pub fn end_with_failed(&mut self, row: usize, width: usize) {
         self.scores.truncate(row);
         self.scores.push(f32::NAN);
@@ -44,7 +44,7 @@ impl Scores {
 impl Index<usize> for Scores {
     type Output = f32;
 
-    /// The score of a row.
+    /// Returns the score of a row.
     fn index(&self, row: usize) -> &f32 {
         &self.scores[row]
     }

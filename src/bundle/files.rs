@@ -1,4 +1,4 @@
-//! Reads the files of a bundle: only regular files of a bounded size, so that no read blocks.
+//! Reads the files of a bundle. Only regular files of a bounded size are accepted, so that no read blocks or fills the memory.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -10,12 +10,12 @@ use rustix::fs::OFlags;
 use super::MANIFEST;
 
 const MIB: u64 = 1 << 20;
-/// Most files in a manifest.
+/// Maximum number of files in a manifest.
 pub const MOST_FILES: usize = 64;
-/// Longest file name, in bytes.
+/// Maximum length of a file name, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// Size limit of a file, in bytes.
+/// Returns the maximum size of the bundle's file `name`, in bytes.
 pub fn limit(name: &str) -> u64 {
     match name {
         MANIFEST => 8 * MIB,
@@ -30,27 +30,28 @@ pub fn is_graph(name: &str) -> bool {
         .is_some_and(|e| e.eq_ignore_ascii_case("onnx"))
 }
 
-/// Why `name` cannot name a file in the bundle's own folder.
+/// Returns what is wrong with `name` as the name of a file in the bundle's folder.
 pub fn name_fault(name: &str) -> Option<&'static str> {
     if name.contains(['/', '\\']) || matches!(name, "" | "." | "..") {
         return Some(
-            "a bundle's file must lie in the bundle's folder: give its name without a path",
+            "every file of a bundle must be directly in the bundle's folder: give its name without a path",
         );
     }
     if name.len() > LONGEST_NAME || name.contains(char::is_control) {
-        return Some("a file's name has at most 255 bytes and no control characters");
+        return Some("a file name must have at most 255 bytes and no control characters");
     }
     None
 }
 
-/// The content of the regular file `name` in `dir`. Links are followed: Kubernetes mounts a ConfigMap as links.
+/// Reads the regular file `name` in `dir`. Symbolic links are followed, because Kubernetes mounts a ConfigMap as links.
 ///
 /// # Errors
-/// It is absent, of another kind or too large, in words.
+/// A message, if the file is absent, not a regular file, or too large.
 pub fn read(dir: &Path, name: &str) -> Result<Vec<u8>, String> {
     let path = dir.join(name);
     let cannot = |e: std::io::Error| format!("cannot be read: {e}");
-    // Checked before it is opened, because opening a device can act on it, and after, because it may have been replaced.
+    // Checked before opening, because opening a device can have side effects. Checked again afterwards, because the file may have
+    // been replaced.
     must_be_regular(&path.metadata().map_err(cannot)?)?;
     let mut file = open(&path).map_err(cannot)?;
     let found = file.metadata().map_err(cannot)?;
@@ -65,10 +66,11 @@ pub fn read(dir: &Path, name: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Opens without blocking, which opening a pipe would.
+/// Opens a file without blocking, even if it is a named pipe.
 fn open(path: &Path) -> std::io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let flags = i32::try_from(flags.bits()).expect("the system's flags are of its own type");
+    let flags = i32::try_from(flags.bits())
+        .expect("the open flags fit into the type that the system uses for them");
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
@@ -81,7 +83,9 @@ fn must_be_regular(found: &std::fs::Metadata) -> Result<(), String> {
         () if kind.is_socket() => "a socket",
         () => "a device",
     };
-    Err(format!("is {kind}, and a bundle holds regular files only"))
+    Err(format!(
+        "is {kind}, but a bundle may contain only regular files"
+    ))
 }
 
 fn must_fit(bytes: u64, limit: u64) -> Result<(), String> {
@@ -90,7 +94,7 @@ fn must_fit(bytes: u64, limit: u64) -> Result<(), String> {
     }
     let limit = limit / MIB;
     Err(format!(
-        "has {bytes} bytes, and this file of a bundle may have at most {limit} MiB"
+        "has {bytes} bytes, but may have at most {limit} MiB"
     ))
 }
 

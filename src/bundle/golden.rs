@@ -1,12 +1,12 @@
-//! `golden.ndjson`: raw records with the trainer's scores, which are checked at every load.
+//! `golden.ndjson`: raw records with the scores that the trainer computed. Every load scores them again and compares.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Most golden records: each is scored at every load.
+/// Maximum number of golden records, because every load scores all of them.
 const MOST: usize = 10_000;
 
-/// One golden record: the payload a producer would send and the score it must get.
+/// A payload as a producer would send it, and the score that it must get.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Golden {
     pub record: Box<RawValue>,
@@ -14,10 +14,10 @@ pub struct Golden {
 }
 
 impl Golden {
-    /// Reads one golden record a line.
+    /// Parses one golden record per line.
     ///
     /// # Errors
-    /// A message that names the line.
+    /// A message with the number of the bad line or record.
     pub fn parse(text: &str) -> Result<Vec<Golden>, String> {
         let golden: Vec<Golden> = text
             .lines()
@@ -30,7 +30,7 @@ impl Golden {
             .collect::<Result<_, _>>()?;
         if golden.len() > MOST {
             return Err(format!(
-                "more than {MOST} golden records: every load scores them all"
+                "has more than {MOST} golden records: export fewer, because every load scores all of them"
             ));
         }
         let sound = |golden: &Golden| golden.score.is_finite() && golden.score >= 0.0;
@@ -41,7 +41,10 @@ impl Golden {
             ));
         }
         if golden.is_empty() {
-            return Err("no golden records: the bundle could not prove itself".into());
+            return Err(
+                "has no golden records: export at least one, so that the scores can be verified"
+                    .into(),
+            );
         }
         Ok(golden)
     }

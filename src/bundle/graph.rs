@@ -1,16 +1,16 @@
 //! Checks an ONNX graph before ONNX Runtime loads it: it must contain all of its data. Otherwise ONNX Runtime would read files
 //! that no hash in the manifest covers, relative to the working directory.
 //!
-//! Only the fields through which a tensor can be reached are declared; the rest of the file is skipped unread. Messages nested
-//! more than 100 deep are refused by `prost`, as they are by ONNX Runtime.
+//! Only the Protobuf fields that lead to tensors are declared here. All others are skipped. `prost` and ONNX Runtime both refuse
+//! messages that are nested more than 100 levels deep.
 
 use prost::Message;
 
-/// `data_location` of a tensor whose values are in its own message.
+/// The `data_location` of a tensor whose data is in the model file itself.
 const INSIDE: i32 = 0;
-/// Offset and bytes that identify ONNX Runtime's own format, which this check cannot read.
+/// The byte range and the magic bytes that identify ONNX Runtime's own file format, which this check cannot read.
 const ORT_FORMAT: (std::ops::Range<usize>, &[u8]) = (4..8, b"ORTM");
-/// An operator that runs code from a file beside the graph.
+/// An operator that runs code from a file outside the graph.
 const CONTEXT: &str = "EPContext";
 
 #[derive(Clone, PartialEq, Message)]
@@ -91,19 +91,19 @@ struct Tensor {
     location: i32,
 }
 
-/// Presence is enough; the content is not read.
+/// An entry of `external_data`. Only its presence matters, so its content is not declared.
 #[derive(Clone, PartialEq, Message)]
 struct Entry {}
 
-/// What is wrong with where the ONNX model in `bytes` keeps its data.
+/// Returns why the ONNX model in `bytes` must not be loaded: it is not ONNX, or it depends on data outside the file.
 pub fn fault(bytes: &[u8]) -> Option<String> {
-    let (place, mark) = ORT_FORMAT;
-    if bytes.get(place) == Some(mark) {
+    let (position, magic) = ORT_FORMAT;
+    if bytes.get(position) == Some(magic) {
         return Some("is in ONNX Runtime's own format: export it as ONNX".to_owned());
     }
     match OnnxModel::decode(bytes) {
         Ok(model) => model.fault(),
-        Err(e) => Some(format!("is no ONNX model: {e}")),
+        Err(e) => Some(format!("is not an ONNX model: {e}")),
     }
 }
 
@@ -299,8 +299,8 @@ mod tests {
         let refused = [
             (model(in_graph(context)).encode_to_vec(), "EPContext"),
             (b"\x08\x01\x08\x01ORTM".to_vec(), "own format"),
-            (b"\xff\xff\xff".to_vec(), "no ONNX model"),
-            (deep(200), "no ONNX model"),
+            (b"\xff\xff\xff".to_vec(), "not an ONNX model"),
+            (deep(200), "not an ONNX model"),
         ];
         for (bytes, said) in refused {
             let fault = fault(&bytes).unwrap();
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(fault(&deep(20)), None);
     }
 
-    /// Graphs within graphs.
+    /// A model with nested graphs.
     fn deep(levels: usize) -> Vec<u8> {
         let wrap = |graph, _| {
             in_graph(with(Attribute {

@@ -1,4 +1,4 @@
-//! `manifest.json`: what a bundle is, what it reads and what its files must hash to.
+//! `manifest.json`: the bundle's name and version, the input that the model reads, and the hash of every other file.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 use super::files::MOST_FILES;
 use super::notation::Notation;
 
-/// Most columns of a table.
+/// Maximum number of features.
 const MOST_FEATURES: usize = 10_000;
-/// Longest name, version or unit, in bytes: they are shown and become metric labels.
+/// Maximum length of a name, version or unit, in bytes. They are displayed and become metric labels.
 const LONGEST_WORD: usize = 256;
-/// Most conflicting paths that are reported: there can be as many as the square of the features.
+/// Maximum number of conflicting paths that are reported. It could otherwise grow with the square of the number of features.
 const MOST_CONFLICTS: usize = 100;
-/// Longest path or name of a feature, in bytes: it is a column name in the user's data.
+/// Maximum length of a feature's path or name, in bytes. They come from the column names of the user's data.
 const LONGEST_PATH: usize = 1024;
 
 /// The only bundle format this version reads.
 pub const FORMAT: u32 = 1;
 
-/// The manifest as the trainer writes it. `training` and `scoring` are for people and passed on unchanged.
+/// The manifest as the trainer writes it. `training` and `scoring` are information for people and are passed on unchanged.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Manifest {
     pub format: u32,
     pub name: String,
     pub version: String,
-    /// File name to lower-case hexadecimal SHA-256.
+    /// SHA-256 of each file in lower-case hexadecimal, by file name.
     pub files: BTreeMap<String, String>,
     pub input: ModelInput,
     pub golden: Tolerance,
@@ -35,7 +35,7 @@ pub struct Manifest {
     pub training: serde_json::Value,
 }
 
-/// How far a golden score may deviate from the trainer's: `absolute + relative * |expected|`.
+/// How far the score of a golden record may deviate from the trainer's: `absolute + relative * |expected|`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Tolerance {
     pub relative_tolerance: f32,
@@ -43,13 +43,13 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// NaN never agrees with anything.
+    /// Returns whether `got` is within the tolerance of `want`. NaN never is.
     pub fn accepts(self, got: f32, want: f32) -> bool {
         (got - want).abs() <= self.absolute_tolerance + self.relative_tolerance * want.abs()
     }
 }
 
-/// What the model reads.
+/// The input that the model reads.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ModelInput {
@@ -58,7 +58,7 @@ pub enum ModelInput {
 }
 
 impl ModelInput {
-    /// The columns of the scorer's input `x`, in order; empty for images.
+    /// Returns the columns of the scorer's input `x` in order, or an empty slice for images.
     pub fn features(&self) -> &[Feature] {
         match self {
             ModelInput::Tabular { features } => features,
@@ -74,7 +74,7 @@ impl ModelInput {
     }
 }
 
-/// What an image becomes before it is scored: one or more rows, each uint8 [height, width, channels].
+/// The rows that an image is converted to before it is scored, one or more. Each is uint8 [height, width, channels].
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Pixels {
     pub height: usize,
@@ -82,7 +82,7 @@ pub struct Pixels {
     /// 1 for gray, 3 for RGB.
     pub channels: usize,
     pub resize: Filter,
-    /// `None`: the whole image is stretched to one row.
+    /// If `None`, the image is not cut into tiles: the whole image is resized and scored as one row.
     #[serde(default)]
     pub tiles: Option<Tiles>,
 }
@@ -91,24 +91,25 @@ pub struct Pixels {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
-    /// Pillow's BILINEAR: a triangle filter as wide as the source of one pixel, so that no pixel is skipped.
+    /// Pillow's BILINEAR: a triangle filter. When an image is reduced, the filter covers all source pixels of a target pixel, so
+    /// that none is skipped.
     Bilinear,
 }
 
-/// The image is resized by `scale`, then cut into overlapping rows.
+/// How an image is tiled: it is resized by `scale`, then cut into overlapping tiles. Each tile is a row.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Tiles {
-    /// In (0, 1].
+    /// The factor by which the image is resized, in (0, 1].
     pub scale: f64,
-    /// Least overlap in pixels, after resizing.
+    /// Minimum overlap of neighbouring tiles, in pixels after resizing.
     pub overlap: usize,
 }
 
 impl Pixels {
-    /// Longest side of a row, in pixels.
+    /// Maximum height and width of a row, in pixels.
     const LONGEST: usize = 4096;
 
-    /// Bytes, and values of the graph's input.
+    /// Returns the size of a row in bytes, which is also its number of input values.
     pub fn row_bytes(&self) -> usize {
         self.height * self.width * self.channels
     }
@@ -118,7 +119,7 @@ impl Pixels {
         for (name, side) in [("height", self.height), ("width", self.width)] {
             if side == 0 || side > Pixels::LONGEST {
                 faults.push(format!(
-                    "input.{name} is {side}: it must lie between 1 and {}",
+                    "input.{name} is {side}: it must be between 1 and {}",
                     Pixels::LONGEST
                 ));
             }
@@ -132,13 +133,13 @@ impl Pixels {
         if let Some(tiles) = self.tiles {
             if !(tiles.scale > 0.0 && tiles.scale <= 1.0) {
                 faults.push(format!(
-                    "input.tiles.scale is {}: it must lie above 0 and be at most 1",
+                    "input.tiles.scale is {}: it must be above 0 and at most 1",
                     tiles.scale
                 ));
             }
             if tiles.overlap > self.height.min(self.width) / 2 {
                 faults.push(format!(
-                    "input.tiles.overlap is {}: it must be at most half of a tile's side",
+                    "input.tiles.overlap is {}: it must be at most half of the tile's shorter side",
                     tiles.overlap
                 ));
             }
@@ -157,7 +158,7 @@ pub struct Feature {
     pub kind: FeatureKind,
     #[serde(default)]
     pub missing: Missing,
-    /// Shown to people: EUR, km, seconds.
+    /// The unit that people see, for example EUR, km or seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
     /// Further spellings of its values.
@@ -165,6 +166,7 @@ pub struct Feature {
     pub notation: Notation,
 }
 
+/// The type of a feature's value.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum FeatureKind {
@@ -184,9 +186,9 @@ pub enum FeatureKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimePart {
-    /// Fractional, in [0, 24).
+    /// The hour with its fraction, in [0, 24).
     HourOfDay,
-    /// 0 = Monday to 6 = Sunday.
+    /// From 0 (Monday) to 6 (Sunday).
     DayOfWeek,
 }
 
@@ -217,12 +219,12 @@ pub enum Missing {
 }
 
 impl Manifest {
-    /// Everything that is wrong with the manifest itself, in words.
+    /// Returns a message for each problem of the manifest itself.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.format != FORMAT {
             faults.push(format!(
-                "format {} is not supported, this version reads format {FORMAT}: export the bundle again with a matching residuald-train",
+                "format {} is not supported, because this version reads format {FORMAT}: export the bundle again with a matching residuald-train",
                 self.format
             ));
         }
@@ -234,7 +236,7 @@ impl Manifest {
         if self.files.len() > MOST_FILES {
             let count = self.files.len();
             faults.push(format!(
-                "`files` lists {count} files, {MOST_FILES} at most are read"
+                "`files` lists {count} files, but at most {MOST_FILES} are allowed"
             ));
         }
         let tolerances = [
@@ -242,7 +244,7 @@ impl Manifest {
             self.golden.absolute_tolerance,
         ];
         if tolerances.iter().any(|t| !(0.0..=0.01).contains(t)) {
-            faults.push("golden tolerances must lie between 0 and 0.01".into());
+            faults.push("the golden tolerances must be between 0 and 0.01".into());
         }
         faults.extend(self.input.faults());
         faults
@@ -253,12 +255,12 @@ impl Manifest {
 pub fn feature_faults(features: &[Feature]) -> Vec<String> {
     let mut faults = Vec::new();
     if features.is_empty() {
-        faults.push("input has no features".into());
+        faults.push("input.features is empty: list at least one feature".into());
     }
     if features.len() > MOST_FEATURES {
         let count = features.len();
         return vec![format!(
-            "input has {count} features, {MOST_FEATURES} at most are read"
+            "input has {count} features, but at most {MOST_FEATURES} are allowed"
         )];
     }
     let mut names = HashSet::new();
@@ -280,7 +282,7 @@ pub fn feature_faults(features: &[Feature]) -> Vec<String> {
         }
         if feature.path.split('.').any(str::is_empty) {
             faults.push(format!(
-                "feature `{}` has a broken path `{}`",
+                "feature `{}` has the path `{}`, which has an empty part",
                 feature.name, feature.path
             ));
         }
@@ -289,7 +291,7 @@ pub fn feature_faults(features: &[Feature]) -> Vec<String> {
             let distinct: HashSet<_> = vocabulary.iter().collect();
             if vocabulary.is_empty() || distinct.len() != vocabulary.len() {
                 faults.push(format!(
-                    "feature `{}` needs a vocabulary of distinct entries",
+                    "the vocabulary of feature `{}` must be a non-empty list of distinct entries",
                     feature.name
                 ));
             }
@@ -299,20 +301,20 @@ pub fn feature_faults(features: &[Feature]) -> Vec<String> {
     faults
 }
 
-/// Why a bundle cannot have this name, if it cannot.
+/// Returns what is wrong with a bundle's name or version. `what` is the word for it in the message.
 fn name_fault(what: &str, name: &str) -> Option<String> {
     let controls = name.contains(char::is_control);
-    let controls = controls.then(|| format!("{what} `{name}` has control characters"));
+    let controls = controls.then(|| format!("{what} `{name}` contains control characters"));
     length_fault(what, name, LONGEST_WORD).or(controls)
 }
 
 fn length_fault(what: &str, text: &str, longest: usize) -> Option<String> {
     let start: String = text.chars().take(32).collect();
     let too_long = text.len() > longest;
-    too_long.then(|| format!("{what} `{start}…` has more than {longest} bytes"))
+    too_long.then(|| format!("{what} `{start}…` is longer than {longest} bytes"))
 }
 
-/// A path that is a value for one feature and an object for another can never both be read.
+/// Returns a message for each path that is a value for one feature and an object for another. No record can have both.
 fn path_conflicts(features: &[Feature]) -> Vec<String> {
     let paths: HashSet<&str> = features.iter().map(|f| f.path.as_str()).collect();
     let mut faults = Vec::new();

@@ -1,14 +1,19 @@
-//! Whether one bundle can replace another while records of the same shape keep coming.
+//! Checks whether a bundle can replace another one while the records keep their schema.
 
 use std::collections::HashSet;
 use std::mem::discriminant;
 
 use super::manifest::{EpochUnit, Feature, FeatureKind, Missing, ModelInput};
 
-/// Why `new` cannot read the records that `old` reads; empty if it can.
+/// Returns why `new` cannot read the records that `old` reads. Empty if it can.
 ///
-/// Both must read tables or both images. For tables: some path is read by both; a feature of both is read from the same path
-/// with the same type; a path that both read holds the same type; and a field that only `new` reads may be missing from a record.
+/// Both must read tables or both must read images. For tables, these rules apply:
+///
+/// - At least one path is read by both.
+/// - A feature of both is read from the same path with the same type.
+/// - A path that both read holds the same type.
+/// - A field that only `new` reads may be missing from a record.
+///
 /// Vocabularies, units, the rest of the model, and the size of images may change.
 pub fn incompatibilities(old: &ModelInput, new: &ModelInput) -> Vec<String> {
     match (old, new) {
@@ -17,10 +22,10 @@ pub fn incompatibilities(old: &ModelInput, new: &ModelInput) -> Vec<String> {
             between_tables(old, new)
         }
         (ModelInput::Tabular { .. }, ModelInput::Image(_)) => {
-            vec!["it reads images, and the one in force tables".to_owned()]
+            vec!["the new bundle reads images, but the current one reads tables".to_owned()]
         }
         (ModelInput::Image(_), ModelInput::Tabular { .. }) => {
-            vec!["it reads tables, and the one in force images".to_owned()]
+            vec!["the new bundle reads tables, but the current one reads images".to_owned()]
         }
     }
 }
@@ -28,7 +33,7 @@ pub fn incompatibilities(old: &ModelInput, new: &ModelInput) -> Vec<String> {
 fn between_tables(old: &[Feature], new: &[Feature]) -> Vec<String> {
     let paths: HashSet<&str> = old.iter().map(|f| f.path.as_str()).collect();
     if !new.iter().any(|f| paths.contains(f.path.as_str())) {
-        return vec!["it reads no field that the one in force reads".to_owned()];
+        return vec!["the new bundle reads no field that the current one reads".to_owned()];
     }
     new.iter()
         .filter_map(|feature| fault(old, feature))
@@ -40,28 +45,33 @@ fn fault(old: &[Feature], new: &Feature) -> Option<String> {
     if let Some(before) = old.iter().find(|f| f.name == *name) {
         if before.path != new.path {
             return Some(format!(
-                "feature `{name}` is read from `{}`, in force from `{}`",
+                "feature `{name}` is read from `{}`, but the current bundle reads it from `{}`",
                 new.path, before.path
             ));
         }
         let same = kind(&before.kind) == kind(&new.kind);
-        return (!same).then(|| format!("feature `{name}` is of another type than in force"));
+        return (!same).then(|| format!("feature `{name}` has another type in the current bundle"));
     }
-    let mut there = old.iter().filter(|f| f.path == new.path).peekable();
-    if there.peek().is_none() {
+    let mut same_path = old.iter().filter(|f| f.path == new.path).peekable();
+    if same_path.peek().is_none() {
         let required = new.missing == Missing::Reject;
         return required.then(|| {
             format!(
-                "feature `{name}` needs the field `{}`, which the one in force does not read",
+                "feature `{name}` requires the field `{}`, which the current bundle does not read",
                 new.path
             )
         });
     }
-    let same = there.any(|f| kind(&f.kind) == kind(&new.kind));
-    (!same).then(|| format!("the field `{}` is of another type than in force", new.path))
+    let same = same_path.any(|f| kind(&f.kind) == kind(&new.kind));
+    (!same).then(|| {
+        format!(
+            "the field `{}` has another type in the current bundle",
+            new.path
+        )
+    })
 }
 
-/// The part of a feature's kind that decides how its field is read.
+/// Returns the part of a feature's kind that decides how its field is read.
 fn kind(kind: &FeatureKind) -> (std::mem::Discriminant<FeatureKind>, Option<EpochUnit>) {
     let unit = match kind {
         FeatureKind::Timestamp { epoch_unit, .. } => *epoch_unit,
@@ -129,7 +139,7 @@ mod tests {
             ),
             (
                 table(json!([{"name": "sum", "path": "amount", "type": "bool"}])),
-                "field `amount` is of another type",
+                "field `amount` has another type",
             ),
             (
                 table(
@@ -142,7 +152,7 @@ mod tests {
                     json!([{"name": "amount", "path": "amount", "type": "number"},
                           {"name": "age", "path": "age", "type": "number"}]),
                 ),
-                "needs the field `age`",
+                "requires the field `age`",
             ),
         ] {
             let found = incompatibilities(&in_force(), &new).join("; ");

@@ -1,11 +1,12 @@
-//! Scores by segment of the records, for example by merchant category.
+//! Scores by segment, for example by merchant category.
 //!
-//! Normal scores often differ between segments: one threshold for all then flags too much where scores are high and nothing where
-//! they are low. A segment rarely has enough scores of its own for a false-alarm rate of one in a thousand. So it borrows from all
-//! records, whose scores are divided by the median of their segment (`shape`). With n scores of its own, their median m, and k = 50:
+//! Normal scores often differ between segments. One threshold for all then flags too much where scores are high and nothing where
+//! they are low. But a segment rarely has enough scores for a false-alarm rate of one in a thousand. So it borrows from all
+//! records: `shape` has their scores, each divided by the median of its segment. For a segment with n scores, their median m, and
+//! k = 50:
 //!
 //! ```text
-//! p(x) = (#{own scores >= x} + k * p_shape(x / m)) / (n + k)      and at least 1 / (records of all + 1)
+//! p(x) = (#{own scores >= x} + k * p_shape(x / m)) / (n + k)      but at least 1 / (number of all records + 1)
 //! ```
 //!
 //! This is the posterior mean under a Beta prior that weighs `p_shape` as k records (Gelman et al., Bayesian Data Analysis, 2.4).
@@ -17,20 +18,20 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Feature, ModelInput};
-use super::score_distribution::{PARTS, ScoreDistribution, TAIL};
+use super::p_value::{PARTS, ScoreDistribution, TAIL};
 
 /// k: the weight of the borrowed scores, in records.
 const BORROWED: f64 = 50.0;
-/// Segments with fewer records use the threshold of all records: their median is too uncertain.
+/// Segments with fewer records use the threshold of all records, because their median is too uncertain.
 pub const LEAST_RECORDS: usize = 20;
-/// Most segments: the most frequent ones are kept.
+/// Maximum number of segments. The most frequent ones are kept.
 pub const MOST_SEGMENTS: usize = 1000;
-/// Longest value of a segment, in bytes.
+/// Maximum length of a segment's value, in bytes.
 pub const LONGEST_VALUE: usize = 256;
 const SEGMENT_TAIL: usize = 1000;
 const SEGMENT_PARTS: usize = 100;
 
-/// How the segment of a record is found.
+/// How a record's segment is determined.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SegmentBy {
@@ -48,13 +49,13 @@ pub struct SegmentId(pub u32);
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Segments {
     pub by: SegmentBy,
-    /// Scores of all records, each divided by the median of its segment; records without a segment form one together.
+    /// Scores of all records, each divided by the median of its segment. Records without a segment count as one segment.
     shape: ScoreDistribution,
     /// Sorted by value.
     pub values: Vec<Segment>,
 }
 
-/// The scores of the records with one value.
+/// The value that identifies a segment, and the scores of the segment's records.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 pub struct Segment {
     pub value: String,
@@ -63,16 +64,16 @@ pub struct Segment {
 }
 
 impl SegmentBy {
-    /// Why records of `input` cannot be segmented this way, if they cannot.
+    /// Returns why records of `input` cannot be segmented this way. `None` if they can.
     pub fn fault(&self, input: &ModelInput) -> Option<String> {
         let ModelInput::Tabular { features } = input else {
-            return Some("segments are for tables, and the bundle reads images".to_owned());
+            return Some("segments are for tables, but the bundle reads images".to_owned());
         };
         let SegmentBy::Field(path) = self else {
             return None;
         };
         if path.split('.').any(str::is_empty) {
-            return Some(format!("`{path}` is no dotted path to a field"));
+            return Some(format!("`{path}` is not a dotted path to a field"));
         }
         let within = |inner: &str, outer: &str| {
             inner
@@ -82,7 +83,7 @@ impl SegmentBy {
         let conflict = |f: &&Feature| within(&f.path, path) || within(path, &f.path);
         let feature = features.iter().find(conflict)?;
         Some(format!(
-            "`{path}` cannot be a value where feature `{}` is at `{}`",
+            "`{path}` conflicts with the path of feature `{}`, `{}`: a field cannot be both a value and an object",
             feature.name, feature.path
         ))
     }
@@ -98,48 +99,48 @@ impl fmt::Display for SegmentBy {
 }
 
 impl Segments {
-    /// The scores of all records, each divided by the median of its segment.
+    /// Returns the scores of all records, each divided by the median of its segment.
     pub fn shape(&self) -> &ScoreDistribution {
         &self.shape
     }
 
-    /// Takes the scores of normal records, and for each its segment, if it has one, as an index into `names`. `None` if no
-    /// segment has enough records. The trainer computes the same.
+    /// Builds the segments from the scores of normal records. `segments` has the segment of each record, if any, as an index into
+    /// `names`. Returns `None` if no segment has enough records. The trainer computes the same.
     pub fn of(
         by: SegmentBy,
         scores: &[f32],
         segments: &[Option<SegmentId>],
         names: Vec<String>,
     ) -> Option<Segments> {
-        let mut own: Vec<(String, Vec<f32>)> =
+        let mut groups: Vec<(String, Vec<f32>)> =
             names.into_iter().map(|name| (name, Vec::new())).collect();
         let mut rest = Vec::new();
         for (score, segment) in scores.iter().zip(segments) {
             match segment {
-                Some(SegmentId(at)) => own[*at as usize].1.push(*score),
+                Some(SegmentId(at)) => groups[*at as usize].1.push(*score),
                 None => rest.push(*score),
             }
         }
-        own.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then_with(|| a.0.cmp(&b.0)));
-        let enough = own.partition_point(|(_, scores)| scores.len() >= LEAST_RECORDS);
-        let left_out = own.split_off(enough.min(MOST_SEGMENTS));
+        groups.sort_by(|a, b| b.1.len().cmp(&a.1.len()).then_with(|| a.0.cmp(&b.0)));
+        let enough = groups.partition_point(|(_, scores)| scores.len() >= LEAST_RECORDS);
+        let left_out = groups.split_off(enough.min(MOST_SEGMENTS));
         rest.extend(left_out.into_iter().flat_map(|(_, scores)| scores));
-        own.sort_by(|a, b| a.0.cmp(&b.0));
+        groups.sort_by(|a, b| a.0.cmp(&b.0));
 
         let mut relative = Vec::with_capacity(scores.len());
-        let mut kept = |scores: Vec<f32>| {
-            let kept = ScoreDistribution::of(scores.clone(), SEGMENT_PARTS, SEGMENT_TAIL);
-            let typical = typical(&kept);
+        let mut summarise = |scores: Vec<f32>| {
+            let distribution = ScoreDistribution::of(scores.clone(), SEGMENT_PARTS, SEGMENT_TAIL);
+            let typical = typical(&distribution);
             relative.extend(scores.iter().map(|score| (score / typical).min(f32::MAX)));
-            kept
+            distribution
         };
         let segment = |(value, scores)| Segment {
             value,
-            scores: kept(scores),
+            scores: summarise(scores),
         };
-        let values: Vec<Segment> = own.into_iter().map(segment).collect();
+        let values: Vec<Segment> = groups.into_iter().map(segment).collect();
         if !rest.is_empty() {
-            kept(rest);
+            summarise(rest);
         }
         (!values.is_empty()).then(|| Segments {
             by,
@@ -148,28 +149,28 @@ impl Segments {
         })
     }
 
-    /// Everything that is wrong with them in a bundle that reads `input` and was calibrated on `records` records.
+    /// Returns a message for each problem of the segments in a bundle that reads `input` and was calibrated on `records` records.
     pub fn faults(&self, input: &ModelInput, records: usize) -> Vec<String> {
         let mut faults: Vec<String> = self.by.fault(input).into_iter().collect();
         let distinct: HashSet<_> = self.values.iter().map(|s| &s.value).collect();
         if self.values.is_empty() || distinct.len() != self.values.len() {
-            faults.push("values must be distinct, one at least".to_owned());
+            faults.push("values must be distinct, and there must be at least one".to_owned());
         }
         if self.values.len() > MOST_SEGMENTS {
-            faults.push(format!("more than {MOST_SEGMENTS} values"));
+            faults.push(format!("there are more than {MOST_SEGMENTS} values"));
         }
         if self.values.iter().any(|s| s.value.len() > LONGEST_VALUE) {
             faults.push(format!("a value has more than {LONGEST_VALUE} bytes"));
         }
         if self.values.iter().any(|s| s.scores.count > records) {
             faults.push(format!(
-                "a value has more records than the calibration's {records}"
+                "a value has more records than the whole calibration, which has {records}"
             ));
         }
         // Otherwise all records could support a rate that a segment does not.
         if self.shape.count != records {
             faults.push(format!(
-                "shape is of {} records, the calibration of {records}",
+                "shape.count is {}, but the calibration has {records} records",
                 self.shape.count
             ));
         }
@@ -182,7 +183,8 @@ impl Segments {
         whole.map(|fault| format!("segments: {fault}")).collect()
     }
 
-    /// The chance that a normal record of this segment scores at least this high, bounded below by what all records can resolve.
+    /// Returns the probability that a normal record of this segment scores at least this high. It is never below the smallest
+    /// p-value that all records together can show.
     pub fn p_value(&self, SegmentId(at): SegmentId, score: f32) -> f64 {
         let own = &self.values[at as usize].scores;
         let borrowed = BORROWED * self.shape.p_value(score / typical(own));
@@ -190,8 +192,8 @@ impl Segments {
         p.max(self.shape.finest_rate())
     }
 
-    /// The least score above which `p_value` is at most `rate`, or its minimum if that is larger. Every segment supports every
-    /// rate that the scores of all records support.
+    /// Returns the lowest score above which `p_value` is at most `rate`, or at most its own minimum if that is larger. So every
+    /// segment supports every rate that the scores of all records support.
     pub fn threshold_at(&self, segment: SegmentId, rate: f64) -> f32 {
         let rate = rate.max(self.p_value(segment, f32::INFINITY)) * (1.0 + 1e-9);
         // The p-value is monotonic in the score, and the bits of non-negative floats are in the order of the floats.
@@ -207,7 +209,7 @@ impl Segments {
     }
 }
 
-/// The median, which makes the scores of segments comparable.
+/// Returns the median, by which scores are divided to make segments comparable. A median of 0 counts as 1.
 fn typical(scores: &ScoreDistribution) -> f32 {
     match scores.quantile(0.5) {
         median if median > 0.0 => median,
@@ -253,7 +255,7 @@ pub(crate) mod tests {
         assert_eq!(json["by"], serde_json::json!({"field": "merchant.code"}));
         let number = |value: &serde_json::Value| value.as_f64().unwrap();
         let close = |got: f64, expected: f64| assert!((got - expected).abs() <= 2e-7, "{got}");
-        // Value, records, quantiles 50 and 37 of 100, first of the tail and how long it is.
+        // Value, records, quantiles 50 and 37 of 100, first score of the tail, length of the tail.
         for (at, (value, count, median, low, first, tail)) in [
             ("5411", 600, 2.001_798_7, 1.484_952_5, 0.010_792_445, 600),
             ("alpha", 1200, 0.5, 0.370_203_86, 0.168_082_34, 1000),
@@ -298,7 +300,7 @@ pub(crate) mod tests {
         let made = made();
         let own = &made.values[1].scores;
         assert_eq!(made.values[1].value, "alpha");
-        // 12 of 1200 own scores are at least as high; of the shape, over the median, about one in a hundred.
+        // 12 of the segment's 1200 scores are at least as high, and about one in a hundred of the shape's.
         let score = own.quantile(0.99);
         let shape = made.shape.p_value(score / own.quantile(0.5));
         let expected = (12.0 + 50.0 * shape) / 1250.0;
@@ -326,7 +328,8 @@ pub(crate) mod tests {
                 assert!(made.p_value(id, threshold) > rate, "{rate}: {threshold}");
                 higher = threshold;
             }
-            // Finer than all records can tell: as fine as it gets, and not beyond every score.
+            // All records together do not support this rate. The threshold is that of the smallest supported rate, not above
+            // every score.
             assert!(made.threshold_at(id, 1e-9) < 10.0);
         }
     }
@@ -353,7 +356,7 @@ pub(crate) mod tests {
         let names: Vec<String> = (0..1100).map(|i| format!("{i:04}")).collect();
         let (mut scores, mut segments) = (Vec::new(), Vec::new());
         for at in 0..1100_u32 {
-            // 0000 to 0049 have too few; among equals the first names stay.
+            // 0000 to 0049 have too few records. Among segments of equal size, the first names are kept.
             let records = if at < 50 {
                 19
             } else {
@@ -407,8 +410,8 @@ pub(crate) mod tests {
             ("/values/1/count", 3001.into(), "more records"),
             ("/by/field", "merchant".into(), "feature `age`"),
             ("/by/field", "amount.eur".into(), "feature `amount`"),
-            ("/by/field", "a..b".into(), "no dotted path"),
-            ("/values", serde_json::json!([]), "one at least"),
+            ("/by/field", "a..b".into(), "not a dotted path"),
+            ("/values", serde_json::json!([]), "at least one"),
             ("/values/1/value", "5411".into(), "distinct"),
             (
                 "/values/1/tail",
@@ -417,7 +420,7 @@ pub(crate) mod tests {
             ),
             ("/values/1/quantiles/0", 9.0.into(), "alpha: quantiles"),
             ("/shape/tail/0", (-1.0).into(), "shape: tail"),
-            ("/shape/count", 2999.into(), "of 2999 records"),
+            ("/shape/count", 2999.into(), "shape.count is 2999"),
         ];
         for (place, value, said) in cases {
             let faults = broken(place, value);

@@ -1,4 +1,4 @@
-//! `residuald backtest`: judges a range of a topic as the daemon would, and publishes nothing.
+//! `residuald backtest`: judges a range of a topic as the daemon would, without publishing anything.
 
 mod comparison;
 mod report;
@@ -36,10 +36,11 @@ use crate::failure::Failure;
 use comparison::Comparison;
 use tally::{Covered, Covers, High, Tally};
 
-/// Features named in a verdict when no settings give a number.
+/// Number of features that a verdict lists, if there is no settings file.
 const ATTRIBUTIONS: usize = 5;
 
-/// Judge the records of a topic with any bundle: how many alerts a day, which ones, and how another bundle compares
+/// Judge the records of a topic with any bundle: report alerts per day, the most anomalous records, and how another bundle
+/// compares
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,14 +48,14 @@ Examples:
   residuald backtest --config residuald.toml --bundle models/next --against models/payments --from -24h
   residuald backtest --topic payments --bundle models/payments --from 0:1000 --to 0:2000 --out verdicts.ndjson --json
 
-No group is joined; nothing is committed or published. Ids and scores equal the daemon's, bit for bit. The end of the range is \
-fixed at the start. Only committed records are read (-X isolation.level=read_uncommitted reads all). Alerts a day are computed from \
-the records' own timestamps, if they cover at least an hour. Memory: 24 bytes a record, 52 with --against.")]
+It joins no consumer group, commits no offsets and publishes nothing. Ids and scores equal the daemon's, bit for bit. The end of the range is \
+fixed at the start. Only committed records are read (-X isolation.level=read_uncommitted reads all). Alerts per day are computed from \
+the records' timestamps, if they cover at least an hour. Memory: 24 bytes per record, 52 with --against.")]
 pub struct Arguments {
-    /// The topic [default: the one that --config reads]
+    /// Topic to read [default: the topic of --config]
     #[arg(long)]
     topic: Option<String>,
-    /// The bundle to judge with [default: that of --config]
+    /// Bundle to judge with [default: the bundle of --config]
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
     /// A second bundle that judges the same records, for comparison
@@ -69,7 +70,7 @@ pub struct Arguments {
     /// Write every verdict of --bundle to this file, one per line, as the daemon would publish it; - is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// How many of the most anomalous records to show, and of those that the bundles score most differently
+    /// Number of records to list, both of the most anomalous ones and of those that the bundles score most differently
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
     /// Print one JSON object at the end instead of text
@@ -86,9 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         .bundle
         .clone()
         .or_else(|| config.map(|config| config.model.bundle.clone()))
-        .ok_or_else(|| {
-            Failure::usage("give the bundle with --bundle, or settings with --config")
-        })?;
+        .ok_or_else(|| Failure::usage("no bundle is given: use --bundle DIR, or --config FILE"))?;
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
     let side = |dir: &Path| Side::load(dir, arguments, config);
@@ -98,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         comparison: Comparison::new(arguments.top),
         covered: Covered::default(),
         covers: None,
-        places: Vec::new(),
+        offsets: Vec::new(),
         out: out(arguments.out.as_deref())?,
         include_record: config.is_none_or(|config| config.output.include_record),
         attributions: config.map_or(ATTRIBUTIONS, |config| config.output.attributions),
@@ -129,7 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     })
 }
 
-/// One bundle and its findings.
+/// One bundle with its scorer and results.
 struct Side {
     dir: PathBuf,
     judge: Judge,
@@ -139,10 +138,10 @@ struct Side {
     decoder: Decoder,
     scoring: Scoring,
     tally: Tally,
-    /// The records of the chunk that decoded to a row, and their positions in the chunk.
+    /// The records of the chunk that could be decoded to a row, and their positions in the chunk.
     batch: Batch,
-    numbers: Vec<usize>,
-    /// The chunk's scores (NaN: not scored) and the threshold of each.
+    positions: Vec<usize>,
+    /// Score and threshold of each record in the chunk. NaN means not scored.
     scores: Vec<f32>,
     thresholds: Vec<f32>,
 }
@@ -156,9 +155,9 @@ impl Side {
             },
             None => all_cores(),
         };
-        let asked: Option<ThresholdRule> = arguments.threshold.rule();
-        let asked = asked.or(config.map(|config| config.threshold));
-        let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
+        let rule: Option<ThresholdRule> = arguments.threshold.rule();
+        let rule = rule.or(config.map(|config| config.threshold));
+        let rule = |calibration: &Calibration| rule.unwrap_or_else(|| default_rule(calibration));
         let limit = config.map_or(inference.provider.load_timeout(), |c| c.model.load_timeout);
         let stop = Shutdown::default();
         let loaded = model::load_within(dir, &inference, BATCH, limit, &stop, |bundle| {
@@ -177,26 +176,31 @@ impl Side {
             nearest: loaded.nearest,
             model: loaded.model,
             batch: Batch::default(),
-            numbers: Vec::new(),
+            positions: Vec::new(),
             scores: Vec::new(),
             thresholds: Vec::new(),
         })
     }
 
     /// Decodes the record into the chunk's next row. Waits for schemas, unless stopped.
-    fn take(&mut self, record: &Record<'_>, whole: bool, stop: &Shutdown) -> Result<(), RowError> {
+    fn take(
+        &mut self,
+        record: &Record<'_>,
+        keep_payload: bool,
+        stop: &Shutdown,
+    ) -> Result<(), RowError> {
         let payload = record.payload.unwrap_or_default();
-        let number = self.scores.len();
+        let position = self.scores.len();
         self.scores.push(f32::NAN);
         self.thresholds.push(f32::NAN);
         let rows = &mut self.batch.rows;
-        let known = (record.key, record.timestamp_ms);
-        let decoded = input::decode_written(&mut self.decoder, payload, known, rows, stop);
+        let key_and_time = (record.key, record.timestamp_ms);
+        let decoded = input::decode_written(&mut self.decoder, payload, key_and_time, rows, stop);
         let segment = decoded.inspect_err(|error| self.tally.reject(error))?;
         let kept = Record {
             key: None,
             headers: Vec::new(),
-            payload: record.payload.filter(|_| whole),
+            payload: record.payload.filter(|_| keep_payload),
             ..record.clone()
         };
         let from = TopicPartition {
@@ -204,13 +208,13 @@ impl Side {
             partition: record.partition,
         };
         self.batch.keep(&kept, from, segment, Instant::now());
-        self.numbers.push(number);
+        self.positions.push(position);
         Ok(())
     }
 
     fn clear(&mut self) {
         self.batch.clear();
-        self.numbers.clear();
+        self.positions.clear();
         self.scores.clear();
         self.thresholds.clear();
     }
@@ -223,8 +227,8 @@ struct Run {
     comparison: Comparison,
     covered: Covered,
     covers: Option<Covers>,
-    /// Partition and offset of the chunk's records.
-    places: Vec<(i32, i64)>,
+    /// Partition and offset of each record in the chunk.
+    offsets: Vec<(i32, i64)>,
     out: Option<Box<dyn Write>>,
     include_record: bool,
     attributions: usize,
@@ -241,7 +245,7 @@ impl Run {
         bar.set_length(history.total());
         let ended = history.read::<Failure>(stop, |record, progress| {
             self.take(record, stop)?;
-            if self.places.len() == CHUNK
+            if self.offsets.len() == CHUNK
                 || self
                     .first
                     .batch
@@ -266,15 +270,15 @@ impl Run {
             self.covered.tombstones += 1;
             return Ok(());
         }
-        self.places.push((record.partition, record.offset));
-        let whole = self.out.is_some() && self.include_record;
-        if let Err(error) = self.first.take(record, whole, stop) {
+        self.offsets.push((record.partition, record.offset));
+        let keep_payload = self.out.is_some() && self.include_record;
+        if let Err(error) = self.first.take(record, keep_payload, stop) {
             self.write(&json!({
                 "source": record.source(), "reason": error.reason.as_str(), "error": error.detail,
             }))?;
         }
         if let Some(second) = &mut self.second {
-            // The second bundle counts its own errors; --out is for the first.
+            // The second bundle counts its own errors. Only the first writes to --out.
             let _ = second.take(record, false, stop);
         }
         Ok(())
@@ -289,15 +293,15 @@ impl Run {
         score(&mut self.first, &self.topic, published)?;
         if let Some(second) = &mut self.second {
             score(second, &self.topic, None)?;
-            for (i, &place) in self.places.iter().enumerate() {
+            for (i, &offset) in self.offsets.iter().enumerate() {
                 let scores = [self.first.scores[i], second.scores[i]];
                 let thresholds = [self.first.thresholds[i], second.thresholds[i]];
-                self.comparison.take(place, scores, thresholds);
+                self.comparison.take(offset, scores, thresholds);
             }
             second.clear();
         }
         self.first.clear();
-        self.places.clear();
+        self.offsets.clear();
         Ok(())
     }
 
@@ -309,7 +313,7 @@ impl Run {
     }
 }
 
-/// Where verdicts are written, and what goes into them.
+/// The output for verdicts, and the settings that decide what they contain.
 struct Published<'o> {
     out: &'o mut dyn Write,
     include_record: bool,
@@ -325,7 +329,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
         scoring,
         tally,
         batch,
-        numbers,
+        positions,
         scores,
         thresholds,
         ..
@@ -344,8 +348,8 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
         }
         let segment = record.segment;
         let threshold = judge.threshold_of(segment);
-        scores[numbers[row]] = score;
-        thresholds[numbers[row]] = threshold;
+        scores[positions[row]] = score;
+        thresholds[positions[row]] = threshold;
         tally.score(score, threshold, record.timestamp_ms);
         let flagged = score > threshold;
         if flagged {

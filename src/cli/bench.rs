@@ -33,8 +33,8 @@ use cpu::Meter;
 const TOPIC: &str = "records";
 const PARTITIONS: i32 = 32;
 
-/// Measure consume, decode, score and the whole pipeline, and the pipeline with the bundle's screen if it has one; efficiency is
-/// the CPU time of the stages divided by that of the whole
+/// Measure the stages consume, decode and score, the whole pipeline, and the pipeline with the bundle's screen if it has one;
+/// efficiency is the CPU time of the stages divided by that of the whole pipeline
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,10 +47,10 @@ pub struct Arguments {
     /// Records to replay [default: the bundle's sample.ndjson.gz]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Records per measurement [default: as many as the embedded broker holds]
+    /// Records per measurement [default: as many as fit into the embedded broker]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
     records: Option<u64>,
-    /// Rounds of measurements; the medians are reported
+    /// Number of rounds of measurements; the medians are reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Scoring sessions, each with its own thread [default: one per core]
@@ -67,12 +67,12 @@ pub struct Arguments {
     json: bool,
 }
 
-/// The cost of one kind of measurement.
+/// The cost per record of one kind of measurement.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Cost {
-    /// CPU of this process, without the embedded broker and the replay.
+    /// CPU time of this process, without the embedded broker and the producer of the records.
     cpu_us_per_record: f64,
-    /// By wall clock. Low where Kafka takes part, because the embedded broker shares the cores.
+    /// Throughput by wall clock. It is low where Kafka takes part, because the embedded broker shares the cores.
     records_per_second: f64,
 }
 
@@ -88,17 +88,17 @@ struct Report {
     /// The whole pipeline with `screen.mode = "on"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     screened: Option<Cost>,
-    /// Records a second with the screen relative to without: median, lowest and highest of the rounds.
+    /// Throughput with the screen relative to without: median, lowest and highest of the rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     screened_over_end_to_end: Option<[f64; 3]>,
-    /// (consume + decode + score) / end_to_end in CPU per record, the median of the rounds. The ratio is taken within a
+    /// (consume + decode + score) / end_to_end in CPU time per record, the median of the rounds. The ratio is taken within a
     /// round, where every measurement met the same load from other processes.
     efficiency: f64,
-    /// The lowest and the highest of any round.
+    /// The lowest and the highest efficiency of any round.
     efficiency_range: [f64; 2],
-    /// Records a second end to end relative to the scorer alone on the same cores: the median of the rounds.
+    /// Throughput end to end relative to the scorer alone on the same cores, the median of the rounds.
     end_to_end_over_score: f64,
-    /// The lowest and the highest of any round.
+    /// The lowest and the highest such ratio of any round.
     end_to_end_over_score_range: [f64; 2],
 }
 
@@ -116,13 +116,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             ("screened", |bench| bench.end_to_end("on")),
         ];
         let kinds = &kinds[..if has_screen { 5 } else { 4 }];
-        for ((name, measure), into) in kinds.iter().zip(&mut costs) {
+        for ((name, measure), results) in kinds.iter().zip(&mut costs) {
             let cost = measure(&bench)?;
             eprintln!(
-                "round {round} {name:<10} {:>7.2} µs CPU a record, {:>9.0} records/s",
+                "round {round} {name:<10} {:>7.2} µs CPU per record, {:>9.0} records/s",
                 cost.cpu_us_per_record, cost.records_per_second
             );
-            into.push(cost);
+            results.push(cost);
         }
     }
     let rounds = 0..arguments.rounds as usize;
@@ -135,7 +135,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         let [score, whole] = [2, 3].map(|k| costs[k][round].records_per_second);
         whole / score
     }));
-    let over_plain = has_screen.then(|| {
+    let speedup = has_screen.then(|| {
         let spread = Spread::of(rounds.map(|round| {
             let [whole, screened] = [3, 4].map(|k| costs[k][round].records_per_second);
             screened / whole
@@ -154,7 +154,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         score,
         end_to_end,
         screened,
-        screened_over_end_to_end: over_plain,
+        screened_over_end_to_end: speedup,
         efficiency: efficiency.median,
         efficiency_range: efficiency.range,
         end_to_end_over_score: over_score.median,
@@ -164,7 +164,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         println!("{}", serde_json::json!(report));
     } else {
         println!(
-            "medians of {} rounds: consume {:.2} + decode {:.2} + score {:.2} µs CPU a record, end to end {:.2}; efficiency {:.3} ({:.3} to {:.3}); \
+            "medians of {} rounds: consume {:.2} + decode {:.2} + score {:.2} µs CPU per record, end to end {:.2};  efficiency {:.3} ({:.3} to {:.3}); \
              {:.0} records/s, {:.3} ({:.3} to {:.3}) of the scorer alone",
             report.rounds,
             consume.cpu_us_per_record,
@@ -179,9 +179,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             report.end_to_end_over_score_range[0],
             report.end_to_end_over_score_range[1]
         );
-        if let (Some(screened), Some([middle, low, high])) = (screened, over_plain) {
+        if let (Some(screened), Some([middle, low, high])) = (screened, speedup) {
             println!(
-                "with the screen {:.2} µs CPU a record, {:.0} records/s: {middle:.2} ({low:.2} to {high:.2}) of those without",
+                "with the screen {:.2} µs CPU per record, {:.0} records/s, {middle:.2} ({low:.2} to {high:.2}) times the rate without it",
                 screened.cpu_us_per_record, screened.records_per_second
             );
         }
@@ -230,7 +230,7 @@ impl Bench {
         let records = arguments.records.unwrap_or(most);
         if records > most {
             return Err(Failure::data(format!(
-                "the embedded broker holds only {most} of these records: ask for fewer than {records} with --records"
+                "the embedded broker can hold only {most} of these records, but {records} were requested: lower --records"
             )));
         }
         Ok(Bench {
@@ -260,7 +260,7 @@ impl Bench {
         model::load(&self.bundle, &inference, self.batch, default_rule)
     }
 
-    /// Takes messages from the broker without reading them.
+    /// Measures taking messages from the broker without decoding them.
     fn consume(&self) -> Result<Cost, Failure> {
         let (config, _broker) = self.backlog("off")?;
         let others = cpu::threads();
@@ -286,7 +286,7 @@ impl Bench {
             &Shutdown::default(),
         )?;
         let cost = self.take_all(&mut source, &others);
-        // Always: dropping a consumer that still owns partitions blocks forever.
+        // Close even after an error, because dropping a consumer that still owns partitions blocks forever.
         source.close(Duration::from_secs(1));
         cost
     }
@@ -305,7 +305,7 @@ impl Bench {
                     continue;
                 }
                 Event::Idle => {
-                    progress.must_go_on(consumed)?;
+                    progress.check(consumed)?;
                     continue;
                 }
                 Event::Rebalance(rebalance) => rebalance,
@@ -316,7 +316,7 @@ impl Bench {
         Ok(meter.stop(self.records))
     }
 
-    /// Decodes payloads in memory to rows.
+    /// Measures decoding payloads in memory to rows.
     fn decode(&self) -> Result<Cost, Failure> {
         let loaded = self.loaded()?;
         // Records that fail to decode are part of the cost.
@@ -340,7 +340,7 @@ impl Bench {
         Ok(meter.stop(self.records))
     }
 
-    /// Scores rows in memory with all sessions.
+    /// Measures scoring rows in memory with all sessions.
     fn score(&self) -> Result<Cost, Failure> {
         let mut loaded = self.loaded()?;
         let rows = self.rows(&loaded.bundle)?;
@@ -359,7 +359,7 @@ impl Bench {
         Ok(meter.stop((share * self.sessions) as u64))
     }
 
-    /// The sample, decoded.
+    /// Returns the decoded sample.
     fn rows(&self, bundle: &Bundle) -> Result<Rows, Failure> {
         if let ModelInput::Image(pixels) = bundle.manifest.input {
             let reader = input::images(pixels);
@@ -370,7 +370,7 @@ impl Bench {
             let images: Vec<Vec<u8>> = read.map(|image| image.rows).collect();
             if images.is_empty() {
                 return Err(Failure::data(
-                    "no record of the sample is an image that can be decoded",
+                    "the sample has no image that can be decoded: give other images with --data",
                 ));
             }
             return Ok(Rows::Images(images));
@@ -384,7 +384,7 @@ impl Bench {
         Ok(Rows::Table { values, width })
     }
 
-    /// Runs the whole daemon with this `screen.mode`.
+    /// Measures the whole daemon with the given `screen.mode`.
     fn end_to_end(&self, screen: &str) -> Result<Cost, Failure> {
         let (config, _broker) = self.backlog(screen)?;
         let others = cpu::threads();
@@ -397,18 +397,18 @@ impl Bench {
         }
         let meter = Meter::start(&others);
         let mut progress = Progress::default();
-        let mut went_on = Ok(());
-        while went_on.is_ok() && metrics.finished() < self.records {
-            went_on = progress.must_go_on(metrics.finished());
+        let mut progressing = Ok(());
+        while progressing.is_ok() && metrics.finished() < self.records {
+            progressing = progress.check(metrics.finished());
             thread::sleep(Duration::from_millis(5));
         }
         let cost = meter.stop(self.records);
         stop.request();
         daemon.wait()?;
-        went_on.map(|()| cost)
+        progressing.map(|()| cost)
     }
 
-    /// An embedded broker that holds all records, and settings for a daemon that reads them.
+    /// Starts an embedded broker that holds all records, and returns it with settings for a daemon that reads them.
     fn backlog(&self, screen: &str) -> Result<(Config, EmbeddedBroker), Failure> {
         let quote = |text: &str| serde_json::Value::from(text);
         let settings = [
@@ -455,16 +455,16 @@ struct Progress {
 }
 
 impl Progress {
-    /// Long, because a batch of images takes a slow model a while.
+    /// Maximum time without progress. It is long because a slow model may need it for one batch of images.
     const PATIENCE: Duration = Duration::from_secs(120);
 
-    fn must_go_on(&mut self, count: u64) -> Result<(), Failure> {
+    fn check(&mut self, count: u64) -> Result<(), Failure> {
         if count > self.count || self.since.is_none() {
             (self.count, self.since) = (count, Some(Instant::now()));
         }
         match self.since {
             Some(since) if since.elapsed() > Self::PATIENCE => Err(Failure::internal(format!(
-                "no record arrived for {:?} after the first {count}: the embedded broker lost some; run it again",
+                "no record arrived for {:?} after the first {count}: the embedded broker lost records. Run the benchmark again",
                 Self::PATIENCE
             ))),
             _ => Ok(()),
@@ -489,10 +489,10 @@ fn score_share(
     let (values, width) = match rows {
         Rows::Table { values, width } => (values, *width),
         Rows::Images(images) => {
-            let mut seen = ImageScores::default();
+            let mut image_scores = ImageScores::default();
             for image in images.iter().cycle().take(records) {
-                seen.clear();
-                scorer.score_pixels(image, &mut seen)?;
+                image_scores.clear();
+                scorer.score_pixels(image, &mut image_scores)?;
             }
             return Ok(());
         }

@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use sample::Sample;
 use trim::MOST_TIMES;
 
-/// Calibrate a bundle on recent normal records: new thresholds and p-values for the same model
+/// Calibrate a bundle on recent normal records: compute new thresholds and p-values for the same model
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,25 +35,25 @@ Examples:
   residuald calibrate models/payments --data normal.csv --by merchant.category --out models/payments-june
   residuald calibrate models/surface --data parts/test --out models/surface-line2
 
-Only normal records may count: the false-alarm rate is the share of normal records that are flagged, so anomalies among them would \
-hide others of their kind. The summary says what was left out:
-  --label, or a folder of images with one folder per class: the labelled anomalies
-  --exclude-flagged: what a daemon has flagged, less the number of normal records that it flags by chance
-  --contamination: this share of the records, those with the highest scores; 0 keeps all
-  none of them: if the bundle's threshold flags more than twice its share, and more than chance explains, the records in excess of \
-what the bundle's calibration expects, the highest scores first
+The records must be normal. The false-alarm rate is the share of normal records that are flagged, so anomalies among them would \
+hide others of their kind. These records are left out and counted in the summary:
+  --label, or images in one folder per class: the labelled anomalies
+  --exclude-flagged: the records that a daemon flagged, except as many as it flags among normal records by chance
+  --contamination: this share of the records, taken from the highest scores; 0 keeps all
+  none of these options: the records in excess of what the bundle's calibration expects, highest scores first, if its threshold \
+flags more than twice its rate and more than chance explains
 
-The new bundle is the old one with another calibration.json and version. To use it, point model.bundle at it, or overwrite the old \
-one (same --out, --force) and send SIGHUP.
+The new bundle differs from the old one only in calibration.json and the version. To use it, point model.bundle at it, or overwrite \
+the old bundle (same --out, --force) and send SIGHUP.
 
-With --by each segment of the records, for example each merchant category, gets its own threshold and p-values; the smaller the \
-segment, the more it borrows from all records. Values with fewer than 20 records, records without the field and values that first \
-appear later use the overall calibration. A bundle with segments keeps them, newly calibrated, unless --by, --by-key or \
---no-segments is given. Memory: 4 bytes a record, 24 with segments.")]
+With --by each segment of the records, for example each merchant category, gets its own threshold and p-values. The smaller the \
+segment, the more it borrows from all records. Values with fewer than 20 records, records without the field and values that \
+appear only later use the overall calibration. A bundle with segments keeps them and recalibrates them, unless --by, --by-key or \
+--no-segments is given. Memory: 4 bytes per record, 24 with segments.")]
 pub struct Arguments {
-    /// The bundle to calibrate
+    /// Bundle to calibrate
     bundle: PathBuf,
-    /// Calibrate per value of this field (dotted path): a string, number or boolean, whether or not the model reads it
+    /// Calibrate per value of this field (dotted path) of strings, numbers or booleans, whether or not the model reads it
     #[arg(long, value_name = "FIELD", group = "segments")]
     by: Option<String>,
     /// Calibrate per message key; with --data, pass --key FIELD to name the field that holds it
@@ -71,16 +71,17 @@ pub struct Arguments {
     /// Field (dotted path) with the label; records labelled as anomalies are left out
     #[arg(long, value_name = "FIELD", requires = "data")]
     label: Option<String>,
-    /// The label of a normal record, or the folder of normal images [default: 0, good]
+    /// Label of normal records, or name of the folder of normal images [default: 0, or good for a folder]
     #[arg(long, value_name = "VALUE", requires = "data")]
     normal: Option<String>,
-    /// A topic of normal records instead of --data [default: the one that --config reads]
+    /// Topic of normal records to read instead of --data [default: the topic of --config]
     #[arg(long)]
     topic: Option<String>,
-    /// Leave out this share of the records, those with the highest scores; 0 keeps all
+    /// Leave out this share of the records, taken from the highest scores; 0 keeps all
     #[arg(long, value_name = "SHARE", value_parser = contamination)]
     contamination: Option<f64>,
-    /// Leave out the records that a daemon flagged, read from its verdicts in this topic [default: that of the settings, else anomalies]
+    /// Leave out the records that a daemon flagged according to its verdicts in this topic [default: output.anomalies_topic of
+    /// --config, else anomalies]
     #[arg(long, value_name = "TOPIC", num_args = 0..=1, require_equals = true, conflicts_with = "data")]
     exclude_flagged: Option<Option<String>>,
     #[command(flatten)]
@@ -90,7 +91,7 @@ pub struct Arguments {
     /// Folder of the new bundle
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Version of the new bundle [default: the old version and the time, as 1+20260131-080000]
+    /// Version of the new bundle [default: the old version plus the time, such as 1+20260131-080000]
     #[arg(long)]
     version: Option<String>,
     /// Overwrite --out if it exists
@@ -101,10 +102,10 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Most segments shown in the summary.
+/// Maximum number of segments in the summary.
 const SHOWN: usize = 10;
 
-/// What the calibration changed.
+/// The changes that a calibration makes.
 #[derive(Serialize)]
 struct Summary<'r> {
     /// Records used for the calibration.
@@ -113,21 +114,22 @@ struct Summary<'r> {
     /// Why records cannot be scored, the most frequent reason first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     reasons: Vec<Refusal<'r>>,
-    /// Labelled anomalies.
+    /// Number of labelled anomalies, which are left out.
     left_out: usize,
-    /// Records left out because a daemon flagged them, and because of their scores.
+    /// Number of records left out because a daemon flagged them.
     left_out_flagged: usize,
+    /// Number of records left out because of their scores.
     left_out_too_high: usize,
     version: String,
     /// The false-alarm rate of the thresholds below.
     rate: f64,
     before: Side,
     after: Side,
-    /// Share of all scored records that the old overall threshold flags, at the bundle's own rate.
+    /// Share of all scored records that the old overall threshold flags at the bundle's own rate.
     flagged_before: f64,
-    /// That threshold and that rate.
+    /// The old overall threshold and the bundle's own rate.
     #[serde(skip)]
-    in_force: (f32, f64),
+    old_threshold_and_rate: (f32, f64),
     #[serde(skip_serializing_if = "Option::is_none")]
     segments: Option<SegmentSummary>,
 }
@@ -135,10 +137,11 @@ struct Summary<'r> {
 #[derive(Serialize)]
 struct SegmentSummary {
     by: SegmentBy,
-    /// Distinct values in the records, and how many have their own calibration.
+    /// Number of distinct values in the records.
     values: usize,
+    /// Number of values with their own calibration.
     calibrated: usize,
-    /// Records in calibrated segments.
+    /// Number of records in calibrated segments.
     records: usize,
     /// The largest segments, with their thresholds.
     largest: Vec<SegmentSide>,
@@ -177,20 +180,20 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     };
     let mut sample = sample;
-    let in_force = (
+    let old_threshold_and_rate = (
         default_threshold(&bundle.calibration)?,
         default_rate(&bundle.calibration),
     );
-    let flagged_before = sample.flagged_by(in_force.0);
+    let flagged_before = sample.flagged_by(old_threshold_and_rate.0);
     sample.trim(arguments.contamination, &bundle.calibration)?;
     let calibration = sample.calibration()?;
     let version = match &arguments.version {
         Some(version) => version.clone(),
-        None => own_version(&bundle.manifest.version),
+        None => version_with_time(&bundle.manifest.version),
     };
     let summary = Summary {
         flagged_before,
-        in_force,
+        old_threshold_and_rate,
         version,
         ..Summary::of(&sample, &bundle.calibration, &calibration)?
     };
@@ -225,12 +228,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn contamination(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),
-        _ => Err("expected a share from 0 to 0.5: a larger share would be normal records".into()),
+        _ => Err(
+            "it must be a share from 0 to 0.5: more than half of the records cannot be anomalies"
+                .into(),
+        ),
     }
 }
 
-/// The old version without the time suffix of an earlier calibration.
-fn own_version(before: &str) -> String {
+/// Returns the old version with the current time as its suffix, replacing that of an earlier calibration.
+fn version_with_time(before: &str) -> String {
     let trained = before
         .split_once('+')
         .map_or(before, |(trained, _)| trained);
@@ -245,7 +251,7 @@ fn default_threshold(calibration: &Calibration) -> Result<f32, Failure> {
     Ok(calibration.all.threshold_at(rate)?)
 }
 
-/// What defines the segments, if there are any.
+/// Returns how records are segmented. `None` if they are not.
 fn segment_by(arguments: &Arguments, bundle: &Bundle) -> Result<Option<SegmentBy>, Failure> {
     let before = bundle.calibration.segments.as_ref();
     let by = match &arguments.by {
@@ -263,7 +269,7 @@ fn segment_by(arguments: &Arguments, bundle: &Bundle) -> Result<Option<SegmentBy
 fn the_topic(arguments: &Arguments, config: Option<&Config>) -> Result<String, Failure> {
     if arguments.topic.is_none() && config.is_none() {
         return Err(Failure::usage(
-            "give the normal records: --data FILE, or --topic TOPIC",
+            "no records are given: use --data FILE or --topic TOPIC with normal records",
         ));
     }
     topic(arguments.topic.as_deref(), config)
@@ -297,7 +303,7 @@ impl<'r> Summary<'r> {
             before: side(before)?,
             after: side(after)?,
             flagged_before: 0.0,
-            in_force: (0.0, rate),
+            old_threshold_and_rate: (0.0, rate),
             segments,
         })
     }
@@ -306,14 +312,14 @@ impl<'r> Summary<'r> {
         let Summary { before, after, .. } = self;
         let count = |number: usize| HumanCount(number as u64).to_string();
         println!(
-            "{} normal records scored, {} cannot be scored, {} labelled anomalies left out
+            "{} normal records scored, {} could not be scored, {} labelled anomalies left out
 
                           before          now
   records         {:>14} {:>12}
   median score    {:>14.4} {:>12.4}
   threshold       {:>14.4} {:>12.4}   at a false-alarm rate of {:.2e}
 
-The old threshold, {:.4} at a rate of {:.2e}, flags a share of {:.2e} of the records.",
+The old threshold, {:.4} at a rate of {:.2e}, flags {:.2e} of the records.",
             count(self.records),
             HumanCount(self.cannot_be_scored),
             count(self.left_out),
@@ -324,13 +330,13 @@ The old threshold, {:.4} at a rate of {:.2e}, flags a share of {:.2e} of the rec
             before.threshold,
             after.threshold,
             self.rate,
-            self.in_force.0,
-            self.in_force.1,
+            self.old_threshold_and_rate.0,
+            self.old_threshold_and_rate.1,
             self.flagged_before,
         );
         self.print_left_out(arguments);
         if self.cannot_be_scored > 0 {
-            println!("{} cannot be scored: {refusals}", self.cannot_be_scored);
+            println!("{} could not be scored: {refusals}", self.cannot_be_scored);
         }
         if let Some(segments) = &self.segments {
             segments.print(self.records);
@@ -344,29 +350,29 @@ The old threshold, {:.4} at a rate of {:.2e}, flags a share of {:.2e} of the rec
 
     fn print_left_out(&self, arguments: &Arguments) {
         let all = self.records + self.left_out_flagged + self.left_out_too_high;
-        let told = |records: usize| {
+        let with_share = |records: usize| {
             let share = 100.0 * records as f64 / all as f64;
             format!("{} records ({share:.2} %)", HumanCount(records as u64))
         };
         if arguments.exclude_flagged.is_some() {
             println!(
                 "{} are left out because a daemon flagged them.",
-                told(self.left_out_flagged)
+                with_share(self.left_out_flagged)
             );
         }
-        let too_high = told(self.left_out_too_high);
-        let times = self.flagged_before / self.in_force.1;
+        let too_high = with_share(self.left_out_too_high);
+        let times = self.flagged_before / self.old_threshold_and_rate.1;
         match arguments.contamination {
             Some(_) => println!(
-                "{too_high} with the highest scores are left out, as --contamination asks."
+                "{too_high} with the highest scores are left out because of --contamination."
             ),
             None if self.left_out_too_high > 0 => println!(
-                "{too_high} are left out as likely anomalies: the old threshold flags {:.1} times its share, more than normal records\n\
+                "{too_high} are left out as likely anomalies: the old threshold flags {:.1} times its rate, more than normal records\n\
                  explain. If they are normal, keep them with --contamination 0.",
                 times
             ),
             None if times > MOST_TIMES => println!(
-                "That is {times:.1} times its share, which may be chance in so few records, so none is left out. If they are anomalies,\n\
+                "That is {times:.1} times its rate. It may be chance in so small a sample, so no records are left out. If they are anomalies,\n\
                  leave them out with --label, --exclude-flagged or --contamination."
             ),
             None => {}
@@ -400,7 +406,7 @@ impl SegmentSummary {
         let count = |number: usize| HumanCount(number as u64).to_string();
         println!(
             "
-by {}: {} of {} values calibrated, {} of {} records; the others go by the threshold of all
+by {}: {} of {} values calibrated, with {} of {} records; the other records use the overall threshold
 (values with fewer than {LEAST_RECORDS} records, values beyond the {MOST_SEGMENTS} most frequent, records without a value)",
             self.by,
             count(self.calibrated),
@@ -409,7 +415,7 @@ by {}: {} of {} values calibrated, {} of {} records; the others go by the thresh
             count(all),
         );
         for side in &self.largest {
-            // Escaped and cut: producers choose this text.
+            // Escaped and cut, because producers choose this text.
             let shown: String = side.segment.escape_debug().take(40).collect();
             println!(
                 "  {shown:<24} {:>9} {:>12.4}",

@@ -1,4 +1,4 @@
-//! `residuald check`: does every check of a start, without starting.
+//! `residuald check`: performs all checks of a start without starting.
 
 mod connect;
 
@@ -33,14 +33,14 @@ Examples:
   residuald check --config residuald.toml --connect
   residuald check --bundle models/payments
 
---connect writes nothing and joins no group; it also lists what it could not check.")]
+--connect writes nothing and joins no consumer group. It also lists what it could not check.")]
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Check only this bundle, without settings
+    /// Check only this bundle, without any settings
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "set"])]
     bundle: Option<PathBuf>,
-    /// Also ask Kafka and the schema registry: topics, permission to read, the consumer group, transactions
+    /// Also check Kafka and the schema registry: topics, permission to read, the consumer group, transactions
     #[arg(long, conflicts_with = "bundle")]
     connect: bool,
     /// Print one JSON object instead of text
@@ -51,7 +51,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(dir) = &arguments.bundle {
         let inference = InferenceSettings::on_cpu(1);
-        // Any bundle supports this quantile: without settings there is no threshold to check.
+        // Without settings there is no threshold to check. Any bundle supports this quantile.
         let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
         report(arguments, &loaded, None, None, None);
         return Ok(());
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     connect::verdict(&findings, started).map(|_| ())
 }
 
-/// Does what a start does before it connects.
+/// Performs the steps of a start up to the point where it connects.
 fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Failure> {
     let before = memory::resident();
     kafka::check_settings(&config.kafka)?;
@@ -96,7 +96,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
     Ok((loaded, bounds, budget))
 }
 
-/// Describes what the bundle scores.
+/// Describes the rows that the bundle scores.
 fn rows(bundle: &Bundle) -> String {
     match bundle.manifest.input {
         ModelInput::Tabular { .. } => format!("{} features", bundle.features().len()),
@@ -183,7 +183,9 @@ fn report(
             "ok: the screen clears {:.1} % of normal records",
             100.0 * cleared
         ),
-        (Some(_), None) => println!("ok: the bundle has a screen (unused: see screen.mode)"),
+        (Some(_), None) => {
+            println!("ok: the bundle has a screen, which is not used because of screen.mode")
+        }
         (None, _) => {}
     }
     if let Some(budget) = budget {
@@ -191,7 +193,7 @@ fn report(
     }
     if let Some(threshold) = threshold {
         let segments = segments(judge);
-        println!("ok: settings; a score above {threshold}{segments} is an anomaly");
+        println!("ok: settings are valid, and a score above {threshold}{segments} is an anomaly");
     }
     if let Some(findings) = connected {
         findings.fine.iter().for_each(|fine| println!("ok: {fine}"));

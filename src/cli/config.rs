@@ -1,11 +1,11 @@
-//! `residuald config`: prints the settings in force.
+//! `residuald config`: prints the effective settings.
 
 use crate::kafka;
 
 use crate::cli::shared::settings::ConfigArguments;
 use crate::failure::Failure;
 
-/// Print the settings in force and where each came from; secrets are hidden
+/// Print the effective settings and the source of each; secrets are hidden
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: residuald config --set kafka.topics=payments --set model.bundle=models/payments"
@@ -20,7 +20,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let config = arguments.config.load()?;
-    // Before printing: the value under a misspelled name is not recognised as a secret.
+    // Checked before printing, because the value of a misspelled setting is not recognised as a secret.
     kafka::check_settings(&config.kafka)?;
     let mut settings = config.effective;
     settings.sort_by(|a, b| a.key.cmp(&b.key));

@@ -1,4 +1,4 @@
-//! `residuald dead-letters`: lists the records that could not be scored, replays or discards them.
+//! `residuald dead-letters`: lists, replays or discards the records that could not be scored.
 
 mod discard;
 mod list;
@@ -24,7 +24,7 @@ use crate::cli::shared::progress;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// List the records that could not be scored, send them back, or discard them
+/// List, replay or discard the records that could not be scored
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,10 +51,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Which letters to work on.
+/// Arguments that select letters.
 #[derive(clap::Args)]
 struct Selection {
-    /// The dead letter topic [default: that of --config, else dead-letters]
+    /// Dead letter topic [default: output.dead_letter_topic of --config, else dead-letters]
     #[arg(long)]
     topic: Option<String>,
     /// Only letters with one of these reasons, for example missing,malformed
@@ -66,24 +66,24 @@ struct Selection {
     connection: ConnectionArguments,
 }
 
-/// The selected letters of a topic, and what was done with them so far.
+/// The selected letters of a topic, and which of them were replayed or discarded.
 struct Survey {
     kafka: config::KafkaSettings,
     topic: String,
     filter: Filter,
-    /// The letters that match.
-    places: PartitionOffsets,
-    /// Their number by reason and source topic.
+    /// The letters that match the selection.
+    matching: PartitionOffsets,
+    /// Number of matching letters by reason and source topic.
     kinds: BTreeMap<(String, String), u64>,
-    /// Letters that can be replayed, by target.
+    /// Matching letters that can be replayed, by target.
     wanted: Ledger,
-    /// Why the others cannot be replayed.
+    /// Number of matching letters that cannot be replayed, by obstacle.
     obstacles: BTreeMap<Obstacle, u64>,
-    /// All letters by reason, whether or not they match.
+    /// Number of all letters by reason, whether or not they match.
     reasons: BTreeMap<String, u64>,
-    /// Letters that markers name as replayed, for any target.
+    /// Letters that were replayed according to the markers, for any target.
     replayed: Ledger,
-    /// Letters that markers name as discarded.
+    /// Letters that were discarded according to the markers.
     discarded: PartitionOffsets,
     notes: Vec<String>,
     ended: Ended,
@@ -91,10 +91,10 @@ struct Survey {
 
 const UNKNOWN: &str = "(unknown)";
 const OTHERS: &str = "(others)";
-/// Most pairs of reason and topic that are counted separately.
+/// Maximum number of pairs of reason and topic that are counted separately.
 const MOST_KINDS: usize = 1000;
-/// Most reasons named in a message.
-const MOST_SHOWN: usize = 20;
+/// Maximum number of reasons that a message lists.
+const MOST_LISTED: usize = 20;
 
 impl Selection {
     fn load(&self) -> Result<(Connection, String), Failure> {
@@ -105,8 +105,8 @@ impl Selection {
         Ok((connection, topic.unwrap_or_else(|| "dead-letters".into())))
     }
 
-    /// Reads the letters and everything after them, because the markers of a letter come after it. Shows a progress bar
-    /// unless `quiet`, and prints notes about the range.
+    /// Reads the letters and everything after them, because the markers of a letter come after it. Prints notes about the range,
+    /// and shows a progress bar unless `quiet`.
     fn survey(
         &self,
         kafka: &config::KafkaSettings,
@@ -132,7 +132,7 @@ impl Selection {
                 reasons: self.reason.clone(),
                 to_topic,
             },
-            places: PartitionOffsets::default(),
+            matching: PartitionOffsets::default(),
             kinds: BTreeMap::new(),
             wanted: Ledger::default(),
             obstacles: BTreeMap::new(),
@@ -160,12 +160,12 @@ impl Selection {
         for note in &survey.notes {
             eprintln!("{topic}: {note}");
         }
-        survey.has_the_reasons()?;
+        survey.check_reasons()?;
         Ok(survey)
     }
 }
 
-/// Adds one to a count. Names come from outside, so their number is limited.
+/// Increments the count of `name`. The number of distinct names is limited, because producers choose them.
 fn count<K: Ord>(counts: &mut BTreeMap<K, u64>, name: K, others: K) {
     let name = match counts.len() < MOST_KINDS || counts.contains_key(&name) {
         true => name,
@@ -175,45 +175,50 @@ fn count<K: Ord>(counts: &mut BTreeMap<K, u64>, name: K, others: K) {
 }
 
 impl Survey {
+    /// Checks the requested reasons.
+    ///
     /// # Errors
-    /// A requested reason is neither one of this program's nor one that any letter has: probably a typo.
-    fn has_the_reasons(&self) -> Result<(), Failure> {
-        let known = |asked: &str| {
-            let ours = Reason::ALL.iter().any(|reason| reason.as_str() == asked);
-            ours || self.reasons.contains_key(asked) || self.reasons.contains_key(OTHERS)
+    /// A requested reason is neither defined by this program nor found in any letter, so it is probably a typo.
+    fn check_reasons(&self) -> Result<(), Failure> {
+        let known = |wanted: &str| {
+            let defined = Reason::ALL.iter().any(|reason| reason.as_str() == wanted);
+            defined || self.reasons.contains_key(wanted) || self.reasons.contains_key(OTHERS)
         };
-        let asked = &self.filter.reasons;
-        let problem = match asked.iter().find(|asked| !known(asked)) {
-            Some(slip) if self.ended == Ended::Complete => {
+        let wanted = &self.filter.reasons;
+        let listed = match wanted.iter().find(|wanted| !known(wanted)) {
+            Some(typo) if self.ended == Ended::Complete => {
                 return Err(Failure::usage(format!(
-                    "--reason {}: no letter of topic `{}` has this reason; {}",
-                    escaped(slip),
+                    "--reason {}: no letter of topic `{}` has this reason. {}",
+                    escaped(typo),
                     self.topic,
-                    self.said_reasons()
+                    self.known_reasons()
                 )));
             }
-            _ => asked.join(", "),
+            _ => wanted.join(", "),
         };
-        if !asked.is_empty() && self.places.count() == 0 && self.ended == Ended::Complete {
-            let (topic, reasons) = (&self.topic, self.said_reasons());
-            eprintln!("{topic}: no letter has the reason {problem}; {reasons}");
+        if !wanted.is_empty() && self.matching.count() == 0 && self.ended == Ended::Complete {
+            let (topic, reasons) = (&self.topic, self.known_reasons());
+            eprintln!("{topic}: no letter has the reason {listed}. {reasons}");
         }
         Ok(())
     }
 
-    fn said_reasons(&self) -> String {
+    fn known_reasons(&self) -> String {
         if self.reasons.is_empty() {
-            let ours: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-            return format!("there are no letters; reasons are {}", ours.join(", "));
+            let defined: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+            return format!(
+                "The topic has no letters. Possible reasons are {}",
+                defined.join(", ")
+            );
         }
-        let reasons = self.reasons.iter().take(MOST_SHOWN);
+        let reasons = self.reasons.iter().take(MOST_LISTED);
         let reasons = reasons.map(|(reason, letters)| format!("{} ({letters})", escaped(reason)));
-        let more = match self.reasons.len() > MOST_SHOWN {
+        let more = match self.reasons.len() > MOST_LISTED {
             true => ", and more",
             false => "",
         };
         let reasons: Vec<String> = reasons.collect();
-        format!("there are {}{more}", reasons.join(", "))
+        format!("Its letters have the reasons {}{more}", reasons.join(", "))
     }
 
     fn take(&mut self, record: &Record<'_>, letter: &FailureHeaders<'_>) {
@@ -226,21 +231,21 @@ impl Survey {
         }
         let others = (OTHERS.to_owned(), OTHERS.to_owned());
         count(&mut self.kinds, (reason, name(&letter.topic)), others);
-        self.places.add(record.partition, record.offset);
+        self.matching.add(record.partition, record.offset);
         match self.filter.target(letter, &self.topic) {
             Ok(to) => self.wanted.add(to, record.partition, record.offset),
             Err(obstacle) => *self.obstacles.entry(obstacle).or_default() += 1,
         }
     }
 
-    /// Reads the letters at `places` again.
+    /// Reads the letters at `offsets` again.
     fn reread(
         &self,
-        places: &PartitionOffsets,
+        offsets: &PartitionOffsets,
         stop: &Shutdown,
         mut each: impl FnMut(&Record<'_>, &FailureHeaders<'_>) -> Result<ControlFlow<()>, Failure>,
     ) -> Result<Ended, Failure> {
-        let ends = places.ends();
+        let ends = offsets.ends();
         if ends.is_empty() {
             return Ok(Ended::Complete);
         }
@@ -252,7 +257,7 @@ impl Survey {
         };
         let history = History::open(&self.kafka, &self.topic, &range, stop)?;
         history.read(stop, |record, _| match Entry::of(record)? {
-            Entry::Letter(letter) if places.contains(record.partition, record.offset) => {
+            Entry::Letter(letter) if offsets.contains(record.partition, record.offset) => {
                 each(record, &letter)
             }
             _ => Ok(ControlFlow::Continue(())),
@@ -260,7 +265,7 @@ impl Survey {
     }
 }
 
-/// Formats milliseconds since the epoch.
+/// Formats milliseconds since the epoch, or `-` if there are none.
 fn time(timestamp_ms: Option<i64>) -> String {
     let time = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
     time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))

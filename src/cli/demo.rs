@@ -30,24 +30,25 @@ const TOPIC: &str = "records";
 const ANOMALIES: &str = "anomalies";
 const DEAD_LETTERS: &str = "dead-letters";
 const PARTITIONS: i32 = 4;
+/// Interval between updates of the status line.
 const REFRESH: Duration = Duration::from_millis(250);
-/// How often a line is printed without a terminal.
+/// Interval between status lines if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Run everything here: embedded broker, sample stream, and verdicts with their reasons in the terminal
+/// Run everything on this machine: an embedded broker, a sample stream, and verdicts with their reasons in the terminal
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald demo
   residuald demo --records 20000 --rate 5000 --json")]
 pub struct Arguments {
-    /// The bundle whose sample.ndjson.gz is streamed
+    /// Bundle whose sample.ndjson.gz is streamed
     #[arg(long, value_name = "DIR", default_value = "models/payments")]
     bundle: PathBuf,
-    /// Stop after this many records and fail unless each is accounted for; the sample repeats as needed
+    /// Stop after this many records, and fail unless each has an outcome; the sample repeats as needed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     records: Option<u64>,
-    /// Records a second
+    /// Records per second
     #[arg(long, default_value_t = 2000.0, value_parser = positive)]
     rate: f64,
     /// Send as fast as possible instead of at --rate
@@ -89,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let daemon = daemon::start(config, settings, &stop)?;
     let watcher = Watcher::start(&broker.brokers, ANOMALIES)?;
     println!(
-        "scoring the {} sample records of {} in a loop; open http://{} or its /status and /metrics; Ctrl-C drains and stops",
+        "scoring the {} sample records of {} in a loop. Open http://{} or its /status and /metrics. Ctrl-C drains and stops",
         sample.len(),
         arguments.bundle.display(),
         daemon.address
@@ -135,7 +136,7 @@ fn config(arguments: &Arguments, brokers: &str) -> Result<Config, Failure> {
             quote(&arguments.bundle.to_string_lossy())
         ),
         format!("http.listen={}", quote(listen)),
-        // Hides the errors of the watcher, which outlives the broker.
+        // Hides the errors of the watcher's consumer, which outlives the broker.
         "telemetry.log_level=error,librdkafka=off,rdkafka=off".to_owned(),
     ];
     let mut config = Config::load(None, Vec::new(), &settings)?;
@@ -155,17 +156,17 @@ struct Demo<'a> {
     started: Instant,
 }
 
-/// Stops the demo when dropped, also by unwinding after the reader of the output has gone.
-struct StopsAtEnd<'s>(&'s Shutdown);
+/// Stops the demo when dropped, even if printing panics because nothing reads the output any more.
+struct StopOnDrop<'s>(&'s Shutdown);
 
-impl Drop for StopsAtEnd<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.request();
     }
 }
 
 impl Demo<'_> {
-    /// Sends the sample until the limit or a stop. With a limit, requests the stop once every record is finished.
+    /// Sends the sample until the limit or a stop. If there is a limit, requests the stop once every record has an outcome.
     fn feed(&self) -> Result<(), Failure> {
         let sent = self.send();
         if let Ok(sent) = &sent {
@@ -195,9 +196,9 @@ impl Demo<'_> {
         })
     }
 
-    /// Shows rate, lag and findings until a stop.
+    /// Shows the rate, the lag and the anomalies until a stop.
     fn show(&self) {
-        let _last = StopsAtEnd(self.stop);
+        let _stop = StopOnDrop(self.stop);
         let terminal = std::io::stderr().is_terminal() && !self.arguments.json;
         let bar = progress::spinner("{spinner} {msg}", !terminal);
         let (mut before, mut since) = (0, Instant::now());
@@ -230,7 +231,8 @@ impl Demo<'_> {
         bar.finish_and_clear();
     }
 
-    /// Precision and recall so far. During a round, recall is approximate: partitions are not read in step.
+    /// Returns precision and recall so far. Recall is approximate within a round of the sample, because partitions are not read
+    /// in step.
     fn quality(&self) -> (Option<f64>, Option<f64>) {
         let finished = self.metrics.finished() as usize;
         let anomalies = |records: &[Example]| {
@@ -280,10 +282,10 @@ impl Demo<'_> {
                 three_digits(summary.recall)
             );
         }
-        let asked = self.arguments.records.unwrap_or(summary.consumed);
-        if summary.unaccounted != 0 || asked != summary.consumed {
+        let requested = self.arguments.records.unwrap_or(summary.consumed);
+        if summary.unaccounted != 0 || requested != summary.consumed {
             return Err(Failure::internal(format!(
-                "the demo did not account for every record: {asked} requested, {} consumed, {} without an outcome",
+                "some records have no outcome: {requested} were requested, {} consumed, and {} have no outcome",
                 summary.consumed, summary.unaccounted
             )));
         }

@@ -24,7 +24,7 @@ Examples:
   residuald init --bundle models/payments --topic payments
   residuald init --bundle models/surface --topic parts --brokers kafka:9092 --out parts.toml")]
 pub struct Arguments {
-    /// The bundle: a folder with manifest.json
+    /// Bundle, a folder with manifest.json
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Topic to read; may be given several times
@@ -32,7 +32,7 @@ pub struct Arguments {
     topic: Vec<String>,
     #[arg(long, default_value = "localhost:9092")]
     brokers: String,
-    /// The file to write
+    /// Settings file to write
     #[arg(long, value_name = "FILE", default_value = "residuald.toml")]
     out: PathBuf,
     /// Overwrite the file if it exists
@@ -47,25 +47,27 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (topics, out) = (arguments.topic.join(", "), arguments.out.display());
     let Manifest { name, version, .. } = &bundle.manifest;
     println!(
-        "wrote {out}: {topics} judged by {name} version {version}
+        "wrote {out}: the records of {topics} are judged by {name} version {version}
 
 next:
-  1. create the topics {topics}, {ANOMALIES} and {DEAD_LETTERS} if they do not exist: residuald creates none
+  1. create the topics {topics}, {ANOMALIES} and {DEAD_LETTERS} if they do not exist, because residuald does not create topics
   2. residuald check --config {out}
   3. residuald run --config {out}"
     );
     Ok(())
 }
 
-/// The whole file.
+/// Returns the text of the settings file.
 fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     let Arguments { topic, brokers, .. } = arguments;
     let folder = arguments.bundle.to_str().ok_or_else(|| {
-        Failure::usage("--bundle: its path is not UTF-8, which a settings file must be")
+        Failure::usage(
+            "--bundle: the path is not UTF-8, but a settings file must be: rename the folder",
+        )
     })?;
     let topics = serde_json::json!(topic).to_string();
     let (brokers, folder) = (quoted(brokers), quoted(folder));
-    // Refuses what a start would refuse.
+    // Refuses values that a start would refuse.
     let given = [
         format!("kafka.brokers={brokers}"),
         format!("kafka.topics={topics}"),
@@ -77,7 +79,7 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     let name = &bundle.manifest.name;
     let _ = writeln!(
         file.text,
-        "# {} judged by {name}. Settings that are not here have their defaults: `residuald config` prints all of them.",
+        "# The records of {} are judged by {name}. Settings that are not listed have their defaults: `residuald config` prints all of them.",
         topic.join(", ")
     );
     file.section("kafka");
@@ -108,7 +110,7 @@ fn settings(arguments: &Arguments, bundle: &Bundle) -> Result<String, Failure> {
     Ok(file.text)
 }
 
-/// A false-alarm rate that the calibration supports, with an explanation.
+/// Writes a false-alarm rate that the calibration supports, with an explanation.
 fn threshold(file: &mut Settings, bundle: &Bundle) -> Result<(), Failure> {
     let calibration = bundle.calibration.clone();
     let (count, finest) = (calibration.all.count, calibration.all.finest_rate());
@@ -119,7 +121,7 @@ fn threshold(file: &mut Settings, bundle: &Bundle) -> Result<(), Failure> {
     file.comment("false_alarm_rate");
     let _ = writeln!(
         file.text,
-        "# Expected of this bundle: 1 normal record in {} scores above {:.4} and is flagged. It was calibrated on {} normal records,\n\
+        "# With this bundle, 1 normal record in {} is expected to score above {:.4} and be flagged. It was calibrated on {} normal records,\n\
          # which support a rate of {} or more.",
         HumanCount(one_in),
         judge.threshold,
@@ -133,7 +135,7 @@ fn threshold(file: &mut Settings, bundle: &Bundle) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `rate` rounded up to two significant digits.
+/// Formats `rate`, rounded up to two significant digits.
 fn digits_up(rate: f64) -> String {
     let decimals = 1 - rate.log10().floor() as i32;
     let unit = 10f64.powi(decimals);
@@ -142,12 +144,12 @@ fn digits_up(rate: f64) -> String {
     text.trim_end_matches('0').to_owned()
 }
 
-/// A TOML string. JSON strings are valid TOML.
+/// Returns `text` as a TOML string. JSON strings are valid TOML.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Builds a settings file, with the comments of `default.toml`.
+/// Builds a settings file with the comments of `default.toml`.
 #[derive(Default)]
 struct Settings {
     text: String,
@@ -168,7 +170,7 @@ impl Settings {
         let _ = writeln!(self.text, "{name} = {value}");
     }
 
-    /// Adds a setting as a comment.
+    /// Adds a setting that is commented out.
     fn leave(&mut self, name: &str) {
         let entry = reference::setting(self.section, name);
         self.lines(&entry.comment);
@@ -196,7 +198,7 @@ fn write(out: &Path, text: &str, force: bool) -> Result<(), Failure> {
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|e| match e.kind() {
         ErrorKind::AlreadyExists => Failure::usage(format!(
-            "{} already exists: name another file with --out, or overwrite it with --force",
+            "{} already exists: choose another file with --out, or overwrite it with --force",
             out.display()
         )),
         _ => Failure::usage(format!("--out {}: {e}", out.display())),

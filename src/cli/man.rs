@@ -7,14 +7,14 @@ use clap_mangen::Man;
 
 use crate::failure::Failure;
 
-/// Print the manual page, or write one for each verb into a folder
+/// Print the manual page, or write one per verb into a folder
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald man | man -l -
   residuald man /usr/local/share/man/man1")]
 pub struct Arguments {
-    /// An existing folder for residuald.1, residuald-run.1 and so on
+    /// Existing folder for residuald.1, residuald-run.1 and so on
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
@@ -46,7 +46,7 @@ fn manual(command: &Command) -> Man {
     Man::new(command.clone()).source(concat!("residuald ", env!("CARGO_PKG_VERSION")))
 }
 
-/// The page in roff. Examples are set verbatim: clap_mangen would justify them.
+/// Renders the page as roff. Examples are set verbatim, because clap_mangen would justify them.
 fn page(manual: &Man) -> Result<String, Failure> {
     let mut roff = Vec::new();
     manual.render(&mut roff).map_err(Failure::internal)?;

@@ -24,12 +24,12 @@ Examples:
   residuald produce payments.csv --topic payments --rate 500
   residuald produce flows.parquet --topic flows --brokers kafka:9092 --key source_ip -X security.protocol=SSL")]
 pub struct Arguments {
-    /// .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz
+    /// File to send: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz
     file: PathBuf,
-    /// The topic [default: the one that --config reads]
+    /// Topic to write to [default: the topic of --config]
     #[arg(long)]
     topic: Option<String>,
-    /// Records a second [default: as fast as the broker takes them]
+    /// Records per second [default: as fast as the broker accepts them]
     #[arg(long, value_parser = positive)]
     rate: Option<f64>,
     /// Field (dotted path) that becomes the message key
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         ..dataset::Options::default()
     };
     let mut data = dataset::open(&arguments.file, &options)?;
-    let kafka = of_a_tool(connection.kafka);
+    let kafka = without_transactions(connection.kafka);
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
     let sink = Sink::connect(&kafka, &[&topic], &stop)?;
@@ -103,7 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     match (delivered, left_out.count()) {
         (0, 0) if limit > 0 && !stop.is_requested() => Err(Failure::data(format!(
-            "{} holds no records",
+            "{} contains no records",
             arguments.file.display()
         ))),
         (0, bad) if bad > 0 => Err(Failure::data(format!(
@@ -113,8 +113,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The connection without the daemon's transactional.id, with which `produce` would fence the daemon.
-fn of_a_tool(kafka: config::KafkaSettings) -> config::KafkaSettings {
+/// Returns the connection without the daemon's transactional.id, because `produce` would otherwise fence the daemon.
+fn without_transactions(kafka: config::KafkaSettings) -> config::KafkaSettings {
     let mut producer = ClientSettings::default();
     let others = kafka.producer.iter();
     for (name, value) in others.filter(|(name, _)| *name != "transactional.id") {

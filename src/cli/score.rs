@@ -25,12 +25,13 @@ use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::some_scored;
 use crate::cli::shared::refusals::{Refusal, Refusals};
 use crate::cli::shared::scoring::key_fits;
-use crate::cli::shared::scoring::{self, CHUNK, Highest, Judged, PICTURES, Scoring};
+use crate::cli::shared::scoring::{self, CHUNK, Highest, IMAGE_CHUNK, Judged, Scoring};
 use crate::cli::shared::threshold::{ThresholdArguments, default_rule, segments};
 use crate::daemon::input;
 use crate::daemon::model::{self, Loaded};
 use crate::failure::Failure;
 
+/// Number of reasons or regions in a verdict.
 const REASONS: usize = 5;
 
 /// Score a CSV, Parquet or NDJSON file or a folder of images; with labels also AUROC, average precision and the alert rate
@@ -41,18 +42,19 @@ Examples:
   residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson
   residuald score tiles --bundle models/surface --masks tiles/ground_truth --html sheet.html
 
-A folder of images is read in Anomalib's layout: FOLDER/test, or else FOLDER, has a folder per class, and normal images are in
-the one called good. Without such a folder the images have no labels. With --masks DIR, the mask of tiles/test/crack/000.png is
+A folder of images is read in Anomalib's layout: FOLDER/test, or FOLDER if there is no test, has a folder per class, and normal
+images are in the folder good. Without a folder of normal images, the images have no labels. With --masks DIR, the mask of tiles/test/crack/000.png is
 DIR/crack/000_mask.png or DIR/crack/000.png.")]
 pub struct Arguments {
-    /// .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz; or a folder of images
+    /// File to score: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz; or a folder of images
     file: PathBuf,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Field (dotted path) with the label
     #[arg(long, value_name = "FIELD")]
     label: Option<String>,
-    /// The label of a normal record, or the folder of normal images; any other is an anomaly [default: 0, good]
+    /// Label of normal records, or name of the folder of normal images; any other is an anomaly [default: 0, or good for a
+    /// folder]
     #[arg(long, value_name = "VALUE")]
     normal: Option<String>,
     /// Field (dotted path) that holds the message key, for a bundle that is calibrated by key
@@ -72,7 +74,7 @@ pub struct Arguments {
     /// Write every verdict to this file, one JSON object per line; - is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// How many of the most anomalous records to show
+    /// Number of the most anomalous records to show
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
     /// Print one JSON object at the end instead of text
@@ -117,20 +119,20 @@ struct Line<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
-    let asked = arguments.threshold.rule();
-    let rule = |calibration: &Calibration| asked.unwrap_or_else(|| default_rule(calibration));
-    let (inference, batch) = scoring::on(arguments.provider);
+    let rule = arguments.threshold.rule();
+    let rule = |calibration: &Calibration| rule.unwrap_or_else(|| default_rule(calibration));
+    let (inference, batch) = scoring::inference_on(arguments.provider);
     let loaded = model::load(&arguments.bundle, &inference, batch, rule)?;
     if arguments.file.is_dir() {
         return folder::run(arguments, loaded, out(arguments.out.as_deref())?, started);
     }
     if arguments.masks.is_some() || arguments.html.is_some() {
         return Err(Failure::usage(
-            "--masks and --html: only for a folder of images",
+            "--masks and --html require a folder of images, but a file is given",
         ));
     }
     if arguments.normal.is_some() && arguments.label.is_none() {
-        return Err(Failure::usage("--normal: pass --label FIELD as well"));
+        return Err(Failure::usage("--normal requires --label FIELD"));
     }
     let segments = loaded.bundle.calibration.segments.as_ref();
     key_fits(segments.map(|s| &s.by), arguments.key.as_deref())?;
@@ -148,7 +150,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     run.report(arguments, started)
 }
 
-/// Writes a line of `--out`, if that was given.
+/// Writes a line to `--out`, if it is given.
 fn write_line(out: &mut Option<Box<dyn Write>>, line: &impl Serialize) -> Result<(), Failure> {
     if let Some(out) = out {
         serde_json::to_writer(&mut *out, line).map_err(Failure::output)?;
@@ -161,7 +163,7 @@ struct Run {
     judge: Judge,
     nearest: Option<Nearest>,
     decoder: Decoder,
-    /// For a bundle that reads images.
+    /// Set if the bundle reads images.
     reader: Option<ImageReader>,
     scoring: Scoring,
     out: Option<Box<dyn Write>>,
@@ -171,13 +173,15 @@ struct Run {
     labels: Vec<Option<bool>>,
     /// Whether each score is above its threshold.
     flagged: Vec<bool>,
-    /// Record number and formatted reasons.
+    /// Number and formatted reasons of each of the most anomalous records.
     highest: Highest<(u64, String)>,
-    /// The current chunk: rows (row-major), their segments and the numbers of their records.
+    /// Rows of the current chunk, in row-major order.
     rows: Vec<f32>,
+    /// Segments of the current chunk's rows.
     segments: Vec<Option<SegmentId>>,
-    /// The current chunk of a bundle that reads images: record number, label and payload.
+    /// Record number, label and payload of each image in the current chunk.
     images: Vec<(u64, Option<bool>, Vec<u8>)>,
+    /// Record numbers of the current chunk's rows.
     numbers: Vec<u64>,
 }
 
@@ -234,7 +238,7 @@ impl Run {
                 let line = json!({"record": self.records, "reason": reason, "error": detail});
                 write_line(&mut self.out, &line)?;
             }
-            if self.numbers.len() == CHUNK || self.images.len() == PICTURES {
+            if self.numbers.len() == CHUNK || self.images.len() == IMAGE_CHUNK {
                 self.score_chunk()?;
                 bar.set_position(data.progress().done);
             }
@@ -290,8 +294,8 @@ impl Run {
             scores.push(score);
             let anomalous = judge.is_anomaly(score, segment);
             flagged.push(anomalous);
-            let enters = highest.takes(score);
-            if out.is_none() && !enters {
+            let is_among_highest = highest.takes(score);
+            if out.is_none() && !is_among_highest {
                 return Ok(());
             }
             let normal = match nearest {
@@ -305,7 +309,7 @@ impl Run {
                 verdict: &verdict,
             };
             write_line(out, &line)?;
-            if enters {
+            if is_among_highest {
                 highest.insert(score, (record, reasons(&verdict)));
             }
             Ok(())
@@ -316,7 +320,7 @@ impl Run {
         Ok(())
     }
 
-    /// Leaves out the maps: a file of verdicts has no place for them.
+    /// Records the result for an image. Its maps are left out, because a file of verdicts cannot contain them.
     fn take_image(
         &mut self,
         record: u64,
@@ -353,7 +357,7 @@ impl Run {
         }
         if self.records == 0 {
             return Err(Failure::data(format!(
-                "{} holds no records",
+                "{} contains no records",
                 arguments.file.display()
             )));
         }
@@ -379,7 +383,7 @@ impl Run {
 
     fn print(&self, summary: &Summary<'_>) {
         println!(
-            "{} records in {:.1} s: {} scored, {} cannot be scored, {} anomalies (score above {:.4}{}), alert rate {:.5}",
+            "{} records in {:.1} s: {} scored, {} could not be scored, {} anomalies (score above {:.4}{}), alert rate {:.5}",
             summary.records,
             summary.seconds,
             summary.scored,
@@ -391,14 +395,14 @@ impl Run {
         );
         if summary.dead_letters > 0 {
             println!(
-                "{} cannot be scored: {}",
+                "{} could not be scored: {}",
                 summary.dead_letters, self.refusals
             );
         }
         if let Some(labelled) = &summary.labelled {
             let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
             println!(
-                "with {} labels: AUROC {}, average precision {}, precision {}, recall {}",
+                "compared with {} labels: AUROC {}, average precision {}, precision {}, recall {}",
                 labelled.records,
                 shown(labelled.auroc),
                 shown(labelled.average_precision),
@@ -412,7 +416,7 @@ impl Run {
     }
 }
 
-/// Compares scores with labels, if there are any.
+/// Compares scores with labels. `None` if there are no labels.
 fn labelled(scores: &[f32], labels: &[Option<bool>], flagged: &[bool]) -> Option<Labelled> {
     let all = scores.iter().zip(flagged).zip(labels);
     let all = all.filter_map(|((score, flagged), label)| Some(((*score, *flagged), (*label)?)));

@@ -11,6 +11,7 @@ use crate::schema_registry;
 
 use crate::failure::Failure;
 
+/// Timeout of the request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Show the state of a running daemon; the exit code is 0 only if it is ready
@@ -23,7 +24,7 @@ Examples:
 pub struct Arguments {
     #[arg(default_value = "http://127.0.0.1:9464")]
     url: String,
-    /// The daemon's http.token; prefer the environment variable, because flags are visible in process lists
+    /// Token of the daemon (http.token); prefer the environment variable, because flags are visible in process lists
     #[arg(
         long,
         value_name = "TOKEN",
@@ -48,7 +49,7 @@ struct Status {
     model: Model,
     provider: String,
     threshold: f64,
-    /// Absent in older daemons.
+    /// Older daemons do not send it.
     #[serde(default)]
     needs_restart: Vec<String>,
     #[serde(default)]
@@ -69,7 +70,7 @@ struct Model {
 struct Partition {
     topic: String,
     partition: i32,
-    /// -1 while unknown.
+    /// -1 if unknown.
     lag: i64,
     finished_offset: i64,
     waiting_for: Option<String>,
@@ -77,10 +78,10 @@ struct Partition {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let body = ask(arguments)?;
+    let body = request_status(arguments)?;
     let unexpected = |e| {
         Failure::unavailable(format!(
-            "{}: the answer is not the status of a residuald: {e}",
+            "{}: the response is not the status of a residuald daemon, so check the URL: {e}",
             arguments.url
         ))
     };
@@ -99,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     )))
 }
 
-fn ask(arguments: &Arguments) -> Result<String, Failure> {
+fn request_status(arguments: &Arguments) -> Result<String, Failure> {
     let roots = match &arguments.ca_file {
         Some(path) => schema_registry::roots(path).map_err(Failure::usage)?,
         None => RootCerts::PlatformVerifier,
@@ -121,24 +122,26 @@ fn ask(arguments: &Arguments) -> Result<String, Failure> {
             "{url}: the daemon requires its http.token: set RESIDUALD_TOKEN"
         ))),
         code => {
-            let said = response.body_mut().read_to_string().unwrap_or_default();
-            let said: String = said
+            let body = response.body_mut().read_to_string().unwrap_or_default();
+            let first_line: String = body
                 .lines()
                 .next()
                 .unwrap_or_default()
                 .chars()
                 .take(300)
                 .collect();
-            let said = said.escape_debug();
-            Err(Failure::unavailable(format!("{url}: HTTP {code}: {said}")))
+            let first_line = first_line.escape_debug();
+            Err(Failure::unavailable(format!(
+                "{url}: HTTP {code}: {first_line}"
+            )))
         }
     }
 }
 
-/// What to try if the daemon does not answer.
+/// Returns what to try if the daemon does not respond.
 fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
-    let about = |words: &[&str]| words.iter().any(|word| problem.contains(word));
-    if about(&["certificate"]) {
+    let mentions = |words: &[&str]| words.iter().any(|word| problem.contains(word));
+    if mentions(&["certificate"]) {
         return match has_ca_file {
             false => {
                 "The system does not trust the daemon's certificate: pass its CA with --ca-file, and use a host name that the certificate contains"
@@ -148,13 +151,15 @@ fn advice(url: &str, problem: &str, has_ca_file: bool) -> &'static str {
             }
         };
     }
-    let plain_answer = &["wrong version number", "packet length", "record layer"];
-    let tls_answer = &["protocol", "disconnected", "reset"];
+    let plain_response = &["wrong version number", "packet length", "record layer"];
+    let tls_response = &["protocol", "disconnected", "reset"];
     match url.starts_with("https://") {
-        true if about(plain_answer) => {
-            "The daemon may not use TLS (http.tls_certificate): try http://"
+        true if mentions(plain_response) => {
+            "Perhaps the daemon does not use TLS (http.tls_certificate is not set): try http://"
         }
-        false if about(tls_answer) => "The daemon may use TLS (http.tls_certificate): try https://",
+        false if mentions(tls_response) => {
+            "The daemon may use TLS (http.tls_certificate): try https://"
+        }
         _ => "Check that the daemon is running and that this is its http.listen",
     }
 }
@@ -183,7 +188,7 @@ fn show(status: &Status) {
         line("needs restart", status.needs_restart.join(", "));
     }
     if let Some(since) = &status.brokers_silent_since {
-        line("brokers", format!("do not answer, since {since}"));
+        line("brokers", format!("no response since {since}"));
     }
     if !status.missing_topics.is_empty() {
         line("missing topics", status.missing_topics.join(", "));
@@ -215,7 +220,7 @@ fn show(status: &Status) {
     for p in all() {
         if let (Some(what), Some(since)) = (&p.waiting_for, &p.waiting_since) {
             println!(
-                "{}-{} waits for {what}, since {since}",
+                "{}-{} waiting for {what} since {since}",
                 p.topic, p.partition
             );
         }

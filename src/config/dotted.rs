@@ -1,27 +1,29 @@
-//! librdkafka's setting names contain dots, which unquoted TOML keys, and so `--set`, parse as nested tables.
+//! Joins the names of librdkafka's settings. They contain dots, which TOML and `--set` parse as nested tables unless quoted.
 
 use std::collections::BTreeMap;
 
 use config::{Map, Value, ValueKind};
 
 use super::FLAG;
-use super::settings::{ENVIRONMENT, place_of};
+use super::settings::{ENVIRONMENT, origin_of};
 
-/// Names that librdkafka has with `.file` at their end, which is not `{ file = … }`.
+/// Setting names to which librdkafka itself adds `.file`. A table `{ file = … }` under them is not a reference to a secret's
+/// file.
 const FILES: [&str; 3] = [
     "sasl.oauthbearer.assertion",
     "sasl.oauthbearer.assertion.jwt.template",
     "sasl.oauthbearer.assertion.private.key",
 ];
 
-/// A client's settings by librdkafka's names, however they were spelled; if one is set in several places, the winner.
+/// Returns a client's settings by librdkafka's names, regardless of how they were spelled. If a setting has several sources, the
+/// source with the highest priority wins.
 pub fn entries(table: Map<String, Value>) -> BTreeMap<String, Value> {
     let mut entries = Vec::new();
     flatten("", table, &mut entries);
     entries.sort_by_key(|(_, value)| rank(value));
     let named = entries.into_iter().map(|(name, value)| {
-        let name = match place_of(&value) {
-            // Environment variables have underscores in place of dots.
+        let name = match origin_of(&value) {
+            // Environment variables have underscores instead of dots.
             Some(ENVIRONMENT) => name.replace('_', "."),
             _ => name,
         };
@@ -37,7 +39,7 @@ fn flatten(prefix: &str, table: Map<String, Value>, entries: &mut Vec<(String, V
             _ => format!("{prefix}.{part}"),
         };
         match &value.kind {
-            ValueKind::Table(below) if !is_place(&name, below) => {
+            ValueKind::Table(below) if !is_reference(&name, below) => {
                 flatten(&name, below.clone(), entries);
             }
             _ => entries.push((name, value)),
@@ -45,8 +47,8 @@ fn flatten(prefix: &str, table: Map<String, Value>, entries: &mut Vec<(String, V
     }
 }
 
-/// Whether this is `{ env = … }` or `{ file = … }` for `name`.
-fn is_place(name: &str, table: &Map<String, Value>) -> bool {
+/// Returns whether this is `{ env = … }` or `{ file = … }` for `name`.
+fn is_reference(name: &str, table: &Map<String, Value>) -> bool {
     let scalar = |key| {
         let value: Option<&Value> = table.get(key);
         value.is_some_and(|value| !matches!(value.kind, ValueKind::Table(_)))
@@ -54,9 +56,9 @@ fn is_place(name: &str, table: &Map<String, Value>) -> bool {
     table.len() == 1 && (scalar("env") || scalar("file") && !FILES.contains(&name))
 }
 
-/// The same setting may be in several places in several spellings, which are not merged.
+/// Returns the priority of the value's source. It is needed because different spellings of a setting are not merged.
 fn rank(value: &Value) -> usize {
-    match place_of(value) {
+    match origin_of(value) {
         Some(FLAG) => 2,
         Some(ENVIRONMENT) => 1,
         _ => 0,

@@ -9,13 +9,13 @@ use super::settings::Settings;
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     pub listen: SocketAddr,
-    /// `None` for plain HTTP.
+    /// If `None`, the server speaks plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// Required of every request but probes.
+    /// Required for every request except probes.
     pub token: Option<Secret>,
 }
 
-/// PEM files.
+/// Paths of PEM files.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     /// The server's certificate, then the intermediate certificates.
@@ -42,7 +42,7 @@ impl HttpSettings {
             }),
             (None, None) => None,
             _ => {
-                s.problem("http.tls_certificate and http.tls_key: set both or none".into());
+                s.problem("http.tls_certificate and http.tls_key must be set together: set both or neither".into());
                 None
             }
         };

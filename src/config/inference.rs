@@ -9,13 +9,13 @@ use super::settings::Settings;
 pub struct InferenceSettings {
     pub provider: Provider,
     pub fallback: bool,
-    /// At least 1.
+    /// Number of worker threads, at least 1.
     pub workers: usize,
     /// CUDA device ids, at least one, assigned to workers round-robin.
     pub devices: Vec<i32>,
-    /// Bytes of a device's memory that one worker's tensors may take.
+    /// Maximum memory of one worker's tensors on a device, in bytes.
     pub device_memory: Option<usize>,
-    /// Where TensorRT caches its engines.
+    /// Folder in which TensorRT caches its engines.
     pub engine_cache: Option<PathBuf>,
 }
 
@@ -76,7 +76,8 @@ impl Provider {
         }
     }
 
-    /// The default of `model.load_timeout`: building TensorRT engines takes minutes, and so can the first use of CUDA.
+    /// Returns the default of `model.load_timeout`. It is longer for GPUs, because building TensorRT engines takes minutes, and
+    /// so can the first use of CUDA.
     pub fn load_timeout(self) -> Duration {
         match self {
             Provider::Cpu => Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! `[input]`: what records are made of and where their schemas come from.
+//! `[input]`: the format of records and the source of their schemas.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::image::Limits;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum InputSettings {
-    /// The bundle's own: JSON for a table, images for an image model.
+    /// The format that the bundle needs: JSON for a table, images for an image model.
     OfBundle,
     Json,
     Image,
     Avro(SchemaSource),
-    /// The message type, if the source is a file.
+    /// The second field is the message type, if the schema comes from a file.
     Protobuf(SchemaSource, Option<String>),
 }
 
@@ -26,7 +26,7 @@ pub enum SchemaSource {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchemaRegistry {
-    /// Without a slash at its end and without credentials.
+    /// Has no trailing slash and no credentials.
     pub url: String,
     pub authorization: Authorization,
     pub ca_file: Option<PathBuf>,
@@ -67,7 +67,7 @@ impl InputSettings {
                     _ => "json",
                 };
                 if file.is_some() || message.is_some() || registry.is_some() {
-                    s.problem(format!("input.format = \"{name}\" reads no schema: remove schema_file, message and schema_registry, or set the format"));
+                    s.problem(format!("input.format = \"{name}\" does not use a schema: remove input.schema_file, input.message and input.schema_registry, or set input.format to avro or protobuf"));
                 }
                 match format {
                     None => InputSettings::OfBundle,
@@ -77,17 +77,17 @@ impl InputSettings {
             }
             Some(Format::Avro) => {
                 if message.is_some() {
-                    s.problem("input.message is for Protobuf: remove it".into());
+                    s.problem("input.message applies only to Protobuf: remove it".into());
                 }
                 InputSettings::Avro(source(s, "avro", file, registry))
             }
             Some(Format::Protobuf) => {
                 match (&file, &message) {
                 (Some(_), None) => s.problem(
-                    "input.message is not set: the message type in input.schema_file, for instance message = \"shop.Payment\"".into(),
+                    "input.message is not set: set it to the message type in input.schema_file, for instance message = \"shop.Payment\"".into(),
                 ),
                 (None, Some(_)) => s.problem(
-                    "input.message is for input.schema_file: with a registry each record says its own, remove it".into(),
+                    "input.message applies only to input.schema_file: remove it, because with a registry each record contains its own message type".into(),
                 ),
                 _ => {}
             }
@@ -105,12 +105,12 @@ fn source(
 ) -> SchemaSource {
     match (file, registry) {
         (Some(_), Some(_)) => {
-            s.problem("set input.schema_file or input.schema_registry, not both".into());
+            s.problem("input.schema_file and input.schema_registry are both set: set only one of them".into());
         }
         (Some(file), None) => return SchemaSource::File(file),
         (None, Some(registry)) => return SchemaSource::Registry(registry),
         (None, None) => s.problem(format!(
-            "input.format = \"{format}\" needs schemas: set input.schema_registry.url or input.schema_file"
+            "input.format = \"{format}\" requires schemas: set input.schema_registry.url or input.schema_file"
         )),
     }
     SchemaSource::File(PathBuf::new())
@@ -120,7 +120,7 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
     let url = s.url(
         "input.schema_registry.url",
         "http://localhost:8081",
-        "set username and password",
+        "set input.schema_registry.username and password instead",
     );
     let username = s.optional_text("input.schema_registry.username");
     let password = s.secret("input.schema_registry.password");
@@ -128,12 +128,12 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
     let ca_file = s.optional_text("input.schema_registry.ca_file");
     let timeout = s.duration("input.schema_registry.timeout");
     if timeout.is_zero() {
-        s.problem("input.schema_registry.timeout must be longer than nothing".into());
+        s.problem("input.schema_registry.timeout must be above 0".into());
     }
-    let anything = username.is_some() || password.is_some() || token.is_some() || ca_file.is_some();
+    let any_set = username.is_some() || password.is_some() || token.is_some() || ca_file.is_some();
     let Some(url) = url else {
-        if anything {
-            s.problem("input.schema_registry.url is not set: for instance url = \"http://localhost:8081\"".into());
+        if any_set {
+            s.problem("input.schema_registry.url is not set, but other settings of the section are: set it, for instance url = \"http://localhost:8081\"".into());
         }
         return None;
     };
@@ -142,7 +142,9 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
         (Some(username), Some(password), None) => Authorization::Basic { username, password },
         (None, None, Some(token)) => Authorization::Bearer(token),
         _ => {
-            s.problem("[input.schema_registry]: set username and password, or token".into());
+            s.problem(
+                "[input.schema_registry]: set both username and password, or only token".into(),
+            );
             Authorization::None
         }
     };
@@ -154,10 +156,10 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
     })
 }
 
-/// How images arrive, for a bundle that reads them.
+/// The encoding and limits of images, for a bundle that reads images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSettings {
-    /// Dotted path of the image in a JSON object.
+    /// Dotted path of the image in a JSON record.
     pub field: String,
     pub limits: Limits,
 }
@@ -167,7 +169,7 @@ impl ImageSettings {
         let field = s.text("input.image_field");
         if field.split('.').any(str::is_empty) {
             s.problem(format!(
-                "input.image_field = \"{field}\": expected a name, or names with dots between them"
+                "input.image_field = \"{field}\": expected a field name, or field names separated by dots"
             ));
         }
         ImageSettings {
@@ -222,11 +224,11 @@ mod tests {
 
         let url = "input.schema_registry.url=https://r";
         for (flags, expected) in [
-            (&["input.format=avro"][..], "needs schemas"),
+            (&["input.format=avro"][..], "requires schemas"),
             (&["input.format=xml"], "one of json, avro, protobuf"),
             (
                 &["input.format=avro", url, "input.schema_file=s"],
-                "not both",
+                "set only one of them",
             ),
             (
                 &["input.format=protobuf", "input.schema_file=s"],
@@ -236,7 +238,7 @@ mod tests {
                 &["input.format=protobuf", url, "input.message=M"],
                 "input.message",
             ),
-            (&["input.schema_file=s"], "reads no schema"),
+            (&["input.schema_file=s"], "does not use a schema"),
             (
                 &[
                     "input.format=avro",
@@ -249,7 +251,7 @@ mod tests {
                     "input.format=avro",
                     "input.schema_registry.url=http://me:pw@r",
                 ],
-                "without credentials",
+                "must not contain credentials",
             ),
             (
                 &[

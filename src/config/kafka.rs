@@ -1,15 +1,15 @@
-//! `[kafka]`: brokers, topics, the delivery guarantee and librdkafka's settings.
+//! `[kafka]`: brokers, topics, the delivery guarantee, and settings for librdkafka.
 
 use std::time::Duration;
 
 use super::settings::{ClientSettings, Settings};
 use super::topics;
 
-/// How long the brokers keep the transaction of a process that is gone; its successor waits as long, unless it has
-/// the same transactional.id.
+/// Time after which the brokers abort the transaction of a process that has ended. Its successor waits as long, unless it has the
+/// same transactional.id.
 pub const TRANSACTION_TIMEOUT_MS: u64 = 10_000;
 
-/// librdkafka's settings that residuald sets itself, because delivery depends on them.
+/// Settings of librdkafka that residuald sets itself, because delivery depends on them.
 const RESERVED: [&str; 8] = [
     "bootstrap.servers",
     "group.id",
@@ -39,13 +39,13 @@ pub struct KafkaSettings {
 pub enum Guarantee {
     AtLeastOnce,
     ExactlyOnce {
-        /// How long verdicts may wait for their transaction.
+        /// Maximum time that verdicts wait for their transaction.
         window: Duration,
     },
 }
 
 impl Guarantee {
-    /// How long verdicts may wait for their transaction, if there are any.
+    /// Returns the maximum time that verdicts wait for their transaction. `None` without transactions.
     pub fn window(self) -> Option<Duration> {
         match self {
             Guarantee::AtLeastOnce => None,
@@ -61,7 +61,7 @@ impl KafkaSettings {
             brokers: s.text("kafka.brokers"),
             topics: s.texts(
                 "kafka.topics",
-                "the topics to read, for instance topics = [\"payments\"]",
+                "set it to the topics to read, for instance topics = [\"payments\"]",
             ),
             group_id: s.text("kafka.group_id"),
             guarantee: s
@@ -85,22 +85,22 @@ impl KafkaSettings {
     }
 }
 
-/// Checks librdkafka's settings against the delivery guarantee.
+/// Checks the settings for librdkafka against the delivery guarantee.
 fn check_delivery(kafka: &KafkaSettings, s: &mut Settings) {
     let find = |name| {
-        let own = [&kafka.producer, &kafka.consumer, &kafka.client];
-        own.into_iter().find_map(|settings| settings.get(name))
+        let clients = [&kafka.producer, &kafka.consumer, &kafka.client];
+        clients.into_iter().find_map(|settings| settings.get(name))
     };
     let id = find("transactional.id");
     let Some(window) = kafka.guarantee.window() else {
         if id.is_some() {
-            s.problem("transactional.id needs kafka.delivery = \"exactly-once\"".into());
+            s.problem("transactional.id requires kafka.delivery = \"exactly-once\": set that, or remove transactional.id".into());
         }
         return;
     };
     if find("isolation.level").is_some_and(|level| level != "read_committed") {
         s.problem(
-            "isolation.level must be read_committed with kafka.delivery = \"exactly-once\": a new owner of a partition has to wait for the transaction of the old one".into(),
+            "isolation.level must be read_committed with kafka.delivery = \"exactly-once\": a new owner of a partition must wait for the transaction of the previous owner".into(),
         );
     }
     let timeout = find("transaction.timeout.ms").and_then(|ms| ms.parse().ok());

@@ -1,14 +1,14 @@
-//! Secrets that libraries read from the environment themselves.
+//! Finds secrets that libraries read from the environment themselves.
 
 use percent_encoding::percent_decode_str;
 
 use super::Variables;
 use super::secret::{Secrets, user_of};
 
-/// Variables that name a proxy.
+/// Variables that contain the URL of a proxy.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 
-/// Collects the headers for a trace collector and the credentials of proxies.
+/// Collects the headers for a trace collector and the credentials for proxies.
 pub fn secrets(variables: &Variables) -> Secrets {
     let mut secrets = Secrets::default();
     for (name, value) in variables {
@@ -26,7 +26,7 @@ pub fn secrets(variables: &Variables) -> Secrets {
     secrets
 }
 
-/// Adds the secret as written and as sent, with and without its scheme (`Bearer KEY`).
+/// Adds the secret as written and as sent (percent-decoded), each with and without its scheme (`Bearer KEY`).
 fn add(secrets: &mut Secrets, written: &str) {
     let sent = percent_decode_str(written).decode_utf8_lossy();
     for text in [written, &sent] {

@@ -1,11 +1,12 @@
-//! Which settings take effect when SIGHUP reloads them.
+//! Decides which settings take effect when SIGHUP reloads them.
 
 use std::collections::BTreeMap;
 
 use super::settings::Effective;
 use super::{Config, ConfigError, OutputSettings, ScreenMode, TelemetrySettings};
 
-/// A key, or a section with its dot. All others need a restart: connections, topics, threads and allocations depend on them.
+/// Keys, and sections that end in a dot. All other settings require a restart, because connections, topics, threads and
+/// allocations depend on them.
 const LIVE: [&str; 11] = [
     "model.",
     "inference.",
@@ -34,7 +35,7 @@ impl Config {
     /// Merges newly read settings into those in use.
     ///
     /// # Errors
-    /// The merged settings contradict each other until a restart.
+    /// The merged settings contradict each other. A restart resolves it.
     pub fn reloaded(&self, new: Config) -> Result<Reloaded, ConfigError> {
         let differ = different(&self.effective, &new.effective);
         let (changed, needs_restart) = differ.into_iter().partition(|key| is_live(key));
@@ -59,7 +60,7 @@ impl Config {
             ..self.clone()
         };
         if config.screen.mode == ScreenMode::On && config.output.scores_topic.is_some() {
-            let problem = "screen.mode = \"on\" would take effect now, but it contradicts output.scores_topic, which changes only at a start: restart residuald";
+            let problem = "screen.mode = \"on\" would take effect now, but it contradicts output.scores_topic, which changes only with a restart: restart residuald";
             return Err(ConfigError::Settings(vec![problem.to_owned()]));
         }
         Ok(Reloaded {
@@ -75,7 +76,7 @@ fn is_live(key: &str) -> bool {
     LIVE.into_iter().any(is)
 }
 
-/// Keys that differ in value, or that only one has.
+/// Returns the keys whose value differs or that only one side has.
 fn different(old: &[Effective], new: &[Effective]) -> Vec<String> {
     let values = |all: &[Effective]| {
         let of = |e: &Effective| (e.key.clone(), e.identity());
@@ -93,7 +94,7 @@ fn different(old: &[Effective], new: &[Effective]) -> Vec<String> {
     keys
 }
 
-/// The live settings of `new` and all others of `old`.
+/// Returns the live settings of `new` and all others of `old`.
 fn joined(old: &[Effective], new: Vec<Effective>) -> Vec<Effective> {
     let rest = old.iter().filter(|e| !is_live(&e.key)).cloned();
     let live = new.into_iter().filter(|e| is_live(&e.key));
@@ -148,7 +149,7 @@ mod tests {
         ];
         assert_eq!(needs_restart, held);
 
-        // Taken back, nothing waits for a restart; what is in force is not news.
+        // After the change is reverted, no setting waits for a restart, and the current settings do not count as changed.
         let same = [
             "threshold.score=3.0",
             "output.attributions=2",

@@ -1,4 +1,4 @@
-//! The log filter: `telemetry.log_level`, and what `PUT /log-level` takes.
+//! Parses the log filter of `telemetry.log_level` and `PUT /log-level`.
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -6,22 +6,22 @@ use tracing_subscriber::EnvFilter;
 /// Parses a level, or levels by module separated by commas: "info,residuald::kafka=debug".
 ///
 /// # Errors
-/// What is wrong with it, in words.
+/// A message that describes what is wrong.
 pub fn parse(text: &str) -> Result<EnvFilter, String> {
-    let expected = "expected error, warn, info, debug, trace or off; also per module, for example \"info,residuald::kafka=debug\"";
-    let words: Vec<&str> = text.split(',').map(str::trim).collect();
-    // tracing-subscriber 0.3.23 fails an assertion where the same one is there twice, and nothing here logs spans.
+    let expected = "expected error, warn, info, debug, trace or off, also per module, for example \"info,residuald::kafka=debug\"";
+    let directives: Vec<&str> = text.split(',').map(str::trim).collect();
+    // tracing-subscriber 0.3.23 fails an assertion if the same span filter occurs twice, and nothing here logs spans.
     if text.contains(['[', ']', '{', '}']) {
         return Err(format!(
             "filters by span or field are not supported: {expected}"
         ));
     }
-    // Without regular expressions, which may take any amount of memory.
+    // Regular expressions are disabled, because they may use any amount of memory.
     let filter = EnvFilter::builder().with_regex(false);
-    let filter = filter.parse(words.join(","));
+    let filter = filter.parse(directives.join(","));
     let filter = filter.map_err(|e| format!("{e}: {expected}"))?;
-    // EnvFilter takes an unknown word for a module and hides all others: the typo "debgu" would silence the log.
-    let mut bare = words.into_iter().filter(|word| !word.contains('='));
+    // EnvFilter takes an unknown word for a module and hides all others, so the typo "debgu" would silence the log.
+    let mut bare = directives.into_iter().filter(|word| !word.contains('='));
     match bare.find(|word| word.parse::<LevelFilter>().is_err() || word.is_empty()) {
         Some(word) => Err(format!("`{word}` is not a level: {expected}")),
         None => Ok(filter),

@@ -1,9 +1,9 @@
-//! `[memory]`.
+//! `[memory]`: the memory limit of the process.
 
 use super::settings::Settings;
 use crate::memory;
 
-/// Bytes that the process may take; `None` if the system's limit applies.
+/// Returns the maximum memory of the process in bytes. If `None`, the system's limit applies.
 pub(super) fn limit(s: &mut Settings) -> Option<u64> {
     let text = s.text("memory.limit");
     let limit = memory::parse(&text);

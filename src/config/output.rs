@@ -1,4 +1,4 @@
-//! `[output]`: the topics that are written, and what a verdict holds.
+//! `[output]`: the topics that residuald writes to, and the content of a verdict.
 
 use std::path::PathBuf;
 
@@ -10,9 +10,9 @@ pub struct OutputSettings {
     pub scores_topic: Option<String>,
     pub dead_letter_topic: String,
     pub include_record: bool,
-    /// How many features or regions a verdict names.
+    /// Maximum number of features or regions in a verdict.
     pub attributions: usize,
-    /// Most bytes of maps that a verdict holds inline, in total and before base64.
+    /// Maximum size of the maps that a verdict contains inline, in bytes, in total and before base64.
     pub inline_limit: usize,
     pub media: Option<Media>,
 }
@@ -30,7 +30,7 @@ impl OutputSettings {
         }
     }
 
-    /// The topics that are written.
+    /// Returns the topics that residuald writes to.
     pub fn topics(&self) -> Vec<&str> {
         let mut topics = vec![
             self.anomalies_topic.as_str(),
@@ -44,7 +44,7 @@ impl OutputSettings {
     }
 }
 
-/// Where maps go that are too large to be inline (claim check).
+/// The destination of maps that are too large to be inline (claim check).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Media {
     Topic(String),
@@ -56,7 +56,9 @@ fn media(s: &mut Settings) -> Option<Media> {
     let folder = s.optional_text("output.media_dir");
     match (topic, folder) {
         (Some(_), Some(_)) => {
-            s.problem("set output.media_topic or output.media_dir, not both".into());
+            s.problem(
+                "output.media_topic and output.media_dir are both set: set only one of them".into(),
+            );
             None
         }
         (Some(topic), None) => Some(Media::Topic(topic)),

@@ -2,33 +2,34 @@
 
 use super::DEFAULTS;
 
-/// A section or setting: its line and the comment above it. The line of a setting without a default is itself a comment.
+/// The line of a section or setting, with the comment above it. The line of a setting without a default is commented out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     pub comment: Vec<&'static str>,
     pub line: &'static str,
 }
 
-/// The entry of section `section`.
+/// Returns the entry of the section `section`.
 ///
 /// # Panics
-/// There is no such entry.
+/// `default.toml` has no such entry.
 pub fn section(section: &str) -> Entry {
     let header = format!("[{section}]");
     find(|_, line| line == header).unwrap_or_else(|| panic!("default.toml has no {header}"))
 }
 
-/// The entry of setting `name` in `section`.
+/// Returns the entry of the setting `name` in `section`.
 ///
 /// # Panics
-/// There is no such entry.
+/// `default.toml` has no such entry.
 pub fn setting(section: &str, name: &str) -> Entry {
     let header = format!("[{section}]");
     find(|at, line| at == header && name_of(line) == Some(name))
         .unwrap_or_else(|| panic!("default.toml has no {section}.{name}"))
 }
 
-/// The first line for which `is` holds, given its section's header and the line, with the comment above it.
+/// Returns the first line for which `is` holds, with the comment above it. `is` gets the header of the line's section and the
+/// line.
 fn find(is: impl Fn(&str, &str) -> bool) -> Option<Entry> {
     let (mut header, mut comment) = ("", Vec::new());
     for line in DEFAULTS.lines() {
@@ -47,7 +48,7 @@ fn find(is: impl Fn(&str, &str) -> bool) -> Option<Entry> {
     None
 }
 
-/// The setting that a line sets, or would set if it were not commented out.
+/// Returns the name of the setting that a line sets, or would set if it were not commented out.
 fn name_of(line: &str) -> Option<&str> {
     let (name, _) = line.trim_start_matches("# ").split_once(" = ")?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "_.\"".contains(c);
@@ -67,7 +68,7 @@ mod tests {
         assert_eq!(alerts.comment.len(), 1, "{alerts:?}");
         let linger = setting("kafka.producer", "linger.ms");
         assert_eq!(linger.line, "\"linger.ms\" = 1");
-        assert!(section("kafka.client").comment[0].starts_with("# librdkafka's own settings"));
+        assert!(section("kafka.client").comment[0].starts_with("# Settings for librdkafka"));
         assert_eq!(section("model").comment, [""; 0]);
     }
 }

@@ -1,12 +1,12 @@
-//! `[screen]`: whether clearly normal records skip the scorer.
+//! `[screen]`: use of the screen, which finds clearly normal records.
 
 use super::settings::Settings;
 
-/// Whether the bundle's screen lets clearly normal records skip the scorer.
+/// Settings for the bundle's screen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScreenSettings {
     pub mode: ScreenMode,
-    /// Share of the records that the scorer would flag but the screen may clear, in (0, 1).
+    /// Maximum share of the records that the scorer would flag and the screen may clear, in (0, 1).
     pub missed_share: f64,
 }
 

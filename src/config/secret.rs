@@ -1,4 +1,4 @@
-//! Secrets: where they come from (`{ env = … }`, `{ file = … }`) and how they are kept out of logs and errors.
+//! Secrets: reads them from their sources (`{ env = … }`, `{ file = … }`) and keeps them out of logs and errors.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,7 +20,7 @@ impl Secret {
         Secret(text)
     }
 
-    /// The text itself, to check or send it.
+    /// Returns the secret itself, to check or send it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -32,29 +32,31 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The text of a setting, and whether it came from `{ env = … }` or `{ file = … }`.
+/// Returns the string value of a setting, and whether it came from `{ env = … }` or `{ file = … }`.
 pub(super) fn resolve(value: &Value) -> Result<(String, bool), String> {
     let ValueKind::Table(table) = &value.kind else {
         let text = value.clone().into_string();
         return text
             .map(|text| (text, false))
-            .map_err(|_| "expected a text, a number or a boolean".into());
+            .map_err(|_| "expected a string, a number or a boolean".into());
     };
     let only = table.iter().next().filter(|_| table.len() == 1);
-    let (how, place) = match only {
-        Some((how, place)) => (how.as_str(), place.to_string()),
+    let (kind, location) = match only {
+        Some((kind, location)) => (kind.as_str(), location.to_string()),
         None => ("", String::new()),
     };
-    match how {
-        "env" => std::env::var(&place)
+    match kind {
+        "env" => std::env::var(&location)
             .map(|text| (text, true))
-            .map_err(|_| format!("the environment variable {place} is not set")),
-        "file" => read(&place).map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true)),
+            .map_err(|_| format!("the environment variable {location} is not set")),
+        "file" => {
+            read(&location).map(|text| (text.trim_end_matches(['\r', '\n']).to_owned(), true))
+        }
         _ => Err("expected a value, { env = \"NAME\" } or { file = \"PATH\" }".into()),
     }
 }
 
-/// Reads no more than a secret can have: the file may be a device or the wrong one.
+/// Reads a secret's file. The size is limited, because the path may be a device or the wrong file.
 fn read(path: &str) -> Result<String, String> {
     let problem = |e: std::io::Error| format!("{path}: {e}");
     let mut text = String::new();
@@ -62,13 +64,13 @@ fn read(path: &str) -> Result<String, String> {
     let read = file.take(LARGEST_FILE + 1).read_to_string(&mut text);
     match read.map_err(problem)? as u64 > LARGEST_FILE {
         true => Err(format!(
-            "{path}: has more than {LARGEST_FILE} bytes: is this the right file?"
+            "{path} has more than {LARGEST_FILE} bytes: is this the right file?"
         )),
         false => Ok(text),
     }
 }
 
-/// Whether a setting of this name is a secret. Covers all names that librdkafka hides.
+/// Returns whether a setting with this name is a secret. This covers all names that librdkafka hides.
 pub fn is_secret(name: &str) -> bool {
     const PARTS: [&str; 9] = [
         "password",
@@ -84,22 +86,24 @@ pub fn is_secret(name: &str) -> bool {
     PARTS.iter().any(|part| name.contains(part)) && !name.ends_with(".url")
 }
 
+/// Shown in place of a secret.
 pub const HIDDEN: &str = "***";
 
-/// Shorter secrets would match unrelated text.
+/// Minimum length of a secret that is hidden. Shorter ones would match unrelated text.
 const LEAST: usize = 4;
 
 /// Secrets that must not be printed, not even by a library that quotes its settings.
 #[derive(Clone, Default)]
 pub struct Secrets {
-    /// Replaced where they appear.
+    /// Secrets as plain text, which are replaced wherever they occur.
     texts: Vec<String>,
-    /// Replaced with all base64 around them, because a secret may be encoded together with a name.
+    /// Secrets as base64. The whole base64 text around them is replaced, because a secret may be encoded together with a name.
     encoded: Vec<String>,
 }
 
 impl Secrets {
-    /// Adds a secret, its lines, and each word and value of a `name=value` list, because libraries quote parts of secrets.
+    /// Adds a secret and its lines. If it is a list of `name=value`, its words and values are added too, because libraries quote
+    /// parts of secrets.
     pub fn add(&mut self, text: &str) {
         let lines = text.lines().filter(|line| !line.starts_with("-----"));
         let is_list = text.split_whitespace().any(|word| word.contains('='));
@@ -120,7 +124,7 @@ impl Secrets {
         self.sort();
     }
 
-    /// Longer texts first, so that a whole secret is replaced before its parts.
+    /// Sorts longer texts first, so that a whole secret is replaced before its parts.
     fn sort(&mut self) {
         for all in [&mut self.texts, &mut self.encoded] {
             all.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -128,7 +132,7 @@ impl Secrets {
         }
     }
 
-    /// `text` with `***` in place of every secret.
+    /// Returns `text` with `***` in place of every secret.
     pub fn hide<'t>(&self, text: &'t str) -> Cow<'t, str> {
         let mut text = Cow::Borrowed(text);
         for secret in &self.texts {
@@ -145,7 +149,7 @@ impl Secrets {
     }
 }
 
-/// A secret as it is, as JSON and Rust quote it, and percent-encoded.
+/// Returns a secret as it is, as JSON and Rust quote it, and percent-encoded.
 fn spellings(secret: &str) -> [String; 4] {
     let unquoted = |quoted: String| quoted[1..quoted.len() - 1].to_owned();
     [
@@ -156,7 +160,8 @@ fn spellings(secret: &str) -> [String; 4] {
     ]
 }
 
-/// The base64 texts of which one occurs wherever the secret was encoded, one for each offset in a group of three bytes.
+/// Returns base64 texts such that one of them occurs wherever the secret was encoded. There is one for each offset within a group
+/// of three bytes.
 fn encodings(secret: &str) -> Vec<String> {
     let mut encodings = Vec::new();
     for before in 0..3 {
@@ -186,7 +191,7 @@ impl fmt::Debug for Secrets {
     }
 }
 
-/// User and password of a URL: whatever is between `://` and the last `@`.
+/// Returns the user and password of a URL, which is everything between `://` and the last `@`.
 pub fn user_of(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("://")?;
     rest.rsplit_once('@').map(|(user, _)| user)
@@ -209,7 +214,7 @@ mod tests {
         let token = "http.token={ file = \"/dev/zero\" }";
         let refused = load(SMALLEST, &[], &[token]).unwrap_err();
         assert!(
-            refused.contains("/dev/zero: has more than 1048576 bytes"),
+            refused.contains("/dev/zero has more than 1048576 bytes"),
             "{refused}"
         );
     }

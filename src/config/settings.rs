@@ -1,4 +1,4 @@
-//! The merged tree of settings, read key by key. A key that is never read is an unknown setting.
+//! Reads the merged tree of settings key by key. A key that is never read is an unknown setting.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::bundle::sha256_hex;
 use super::dotted;
 use super::secret::{HIDDEN, Secret, Secrets, is_secret, resolve, user_of, without_user};
 
-/// Settings for a librdkafka client, by librdkafka's names. Debug output hides the values.
+/// Settings for a librdkafka client by librdkafka's names. Debug output hides the values.
 #[derive(Clone, Default, PartialEq)]
 pub struct ClientSettings(BTreeMap<String, String>);
 
@@ -28,7 +28,7 @@ impl ClientSettings {
         self.0.insert(name.to_owned(), value.to_owned());
     }
 
-    /// The values that must not be printed, by their names.
+    /// Returns the values whose names mark them as secret.
     pub fn secrets(&self) -> Secrets {
         let mut secrets = Secrets::default();
         let hidden = self.iter().filter(|(name, _)| is_secret(name));
@@ -47,22 +47,23 @@ impl fmt::Debug for ClientSettings {
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Effective {
     pub key: String,
-    /// As TOML; `"***"` for a secret.
+    /// The value as TOML, or `"***"` for a secret.
     pub value: String,
-    /// `default`, the file, `the environment` or `--set`.
+    /// The source: `default`, the file, `the environment` or `--set`.
     pub origin: String,
-    /// A hash of the value if it is a secret.
+    /// A hash of the value, if it is a secret.
     #[serde(skip)]
     hidden: Option<String>,
 }
 
 impl Effective {
-    /// Differs if the value differs, even for secrets.
+    /// Returns a string that differs if the value differs, even for secrets.
     pub fn identity(&self) -> String {
         self.hidden.clone().unwrap_or_else(|| self.value.clone())
     }
 }
 
+/// The merged tree of settings, with the problems found while reading it.
 pub struct Settings {
     tree: Value,
     /// Keys that were read, present or not.
@@ -87,7 +88,7 @@ impl Settings {
         self.problems.push(problem);
     }
 
-    /// Looks up a dotted key and marks it as known.
+    /// Looks up a dotted key, marks it as known and records its effective value.
     fn get(&mut self, key: &str) -> Option<Value> {
         let value = self.find(key)?;
         if !matches!(value.kind, ValueKind::Table(_)) {
@@ -107,7 +108,7 @@ impl Settings {
         Some(value.clone())
     }
 
-    /// The user and password of a URL are a secret.
+    /// Adds the user and password of a URL to the secrets.
     fn keep_user(&mut self, text: &str) {
         if let Some(user) = user_of(text) {
             self.secrets.add(user);
@@ -125,13 +126,13 @@ impl Settings {
         });
     }
 
-    /// The same for a secret, whose value is not shown.
+    /// Like [`Settings::show`], but for a secret, whose value is hidden.
     fn show_hidden(&mut self, key: &str, secret: &str, origin: String) {
         self.show(key, format!("\"{HIDDEN}\""), origin);
         self.remember(secret);
     }
 
-    /// Records the identity of the secret that was shown last.
+    /// Stores a hash of the secret that was shown last.
     fn remember(&mut self, secret: &str) {
         if let Some(shown) = self.effective.last_mut() {
             shown.hidden = Some(sha256_hex(secret.as_bytes()));
@@ -139,19 +140,19 @@ impl Settings {
     }
 
     fn wrong(&mut self, key: &str, value: &Value, expected: &str) {
-        let place = match value.origin() {
+        let origin = match value.origin() {
             Some(origin) => format!(" ({origin})"),
             None => String::new(),
         };
         self.problem(format!(
-            "{key} = {}: expected {expected}{place}",
+            "{key} = {}: expected {expected}{origin}",
             literal(value)
         ));
     }
 
-    /// A text that has a default.
+    /// Returns a string setting that has a default.
     pub fn text(&mut self, key: &str) -> String {
-        self.required_text(key, "a text")
+        self.required_text(key, "set it to a string")
     }
 
     pub fn required_text(&mut self, key: &str, what: &str) -> String {
@@ -162,7 +163,8 @@ impl Settings {
         })
     }
 
-    /// The base of an HTTP service, for instance `example`, without a slash at its end. `credentials`: where they go.
+    /// Returns the base URL of an HTTP service without a trailing slash. The messages use `example`, and `credentials` to tell
+    /// where credentials belong.
     pub fn url(&mut self, key: &str, example: &str, credentials: &str) -> Option<String> {
         let url = self.optional_text(key)?;
         let rest = url
@@ -172,16 +174,16 @@ impl Settings {
             None | Some("") => self.problem(format!(
                 "{key}: expected http://… or https://…, for instance \"{example}\""
             )),
-            // The text before an @ may be a password, so the value is not repeated.
+            // The text before an @ may be a password, so the value is not quoted.
             Some(rest) if rest.contains(['@', '?', '#']) => self.problem(format!(
-                "{key}: expected one without credentials, ? and #; {credentials}"
+                "{key}: the URL must not contain credentials, ? or #: {credentials}"
             )),
             _ => {}
         }
         Some(url.trim_end_matches('/').to_owned())
     }
 
-    /// An empty text counts as not set.
+    /// Returns a string setting. An empty string counts as not set.
     pub fn optional_text(&mut self, key: &str) -> Option<String> {
         let value = self.get(key)?;
         match value.clone().into_string() {
@@ -190,13 +192,14 @@ impl Settings {
                 Some(text).filter(|text| !text.is_empty())
             }
             Err(_) => {
-                self.wrong(key, &value, "a text");
+                self.wrong(key, &value, "a string");
                 Some(String::new())
             }
         }
     }
 
-    /// A text of visible ASCII, or `{ env = … }` or `{ file = … }`; never shown. Set but empty is a mistake, not "none".
+    /// Returns a secret of visible ASCII characters, given as a string, `{ env = … }` or `{ file = … }`. It is never shown. An
+    /// empty secret is an error, not the same as an unset one.
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
         let value = self.find(key)?;
         let resolved = resolve(&value);
@@ -207,16 +210,18 @@ impl Settings {
                 self.secrets.add(&text);
                 return Some(Secret::new(text));
             }
-            Ok((text, _)) if text.is_empty() => self.problem(format!("{key} is empty")),
+            Ok((text, _)) if text.is_empty() => self.problem(format!(
+                "{key} is empty: give a value or remove the setting"
+            )),
             Ok(_) => self.problem(format!(
-                "{key} may have no spaces, only visible ASCII characters"
+                "{key} must have only visible ASCII characters and no spaces"
             )),
             Err(problem) => self.problem(format!("{key}: {problem}")),
         }
         None
     }
 
-    /// One text, a comma-separated list or an array; not empty.
+    /// Returns a list of strings: one string, a comma-separated list or an array. It must not be empty.
     pub fn texts(&mut self, key: &str, what: &str) -> Vec<String> {
         let Some(value) = self.get(key) else {
             self.problem(format!("{key} is not set: {what}"));
@@ -269,7 +274,7 @@ impl Settings {
         }
     }
 
-    /// One whole number, a comma-separated list or an array; at least one.
+    /// Returns a list of integers: one number, a comma-separated list or an array. It must not be empty.
     pub fn integers(&mut self, key: &str, least: i32, most: i32) -> Vec<i32> {
         let texts = self.texts(key, "one or more whole numbers");
         let numbers = texts.iter().map(|text| text.parse().ok());
@@ -296,7 +301,7 @@ impl Settings {
         }
     }
 
-    /// A text such as `5ms`, `30s` or `1m 30s`, that has a default.
+    /// Returns a duration such as `5ms`, `30s` or `1m 30s` that has a default.
     pub fn duration(&mut self, key: &str) -> Duration {
         self.optional_duration(key).unwrap_or_default()
     }
@@ -326,13 +331,13 @@ impl Settings {
         chosen.map(|(_, choice)| *choice)
     }
 
-    /// librdkafka's settings under `key`, with secrets resolved.
+    /// Returns the librdkafka settings under `key`, with secrets resolved.
     pub fn client_settings(&mut self, key: &str, reserved: &[&str]) -> ClientSettings {
         let mut settings = ClientSettings::default();
         let table = match self.find(key).map(|value| value.kind) {
             Some(ValueKind::Table(table)) => table,
             Some(_) => {
-                self.problem(format!("{key}: expected a table of librdkafka's settings"));
+                self.problem(format!("{key}: expected a table of librdkafka settings"));
                 return settings;
             }
             None => return settings,
@@ -371,7 +376,7 @@ impl Settings {
         settings
     }
 
-    /// The effective settings, or all problems, unknown keys included.
+    /// Returns the effective settings, or all problems, including unknown keys.
     pub fn finish(mut self) -> Result<(Vec<Effective>, Secrets), Vec<String>> {
         let mut leaves = Vec::new();
         collect_leaves("", &self.tree, &self.known, &mut leaves);
@@ -385,7 +390,7 @@ impl Settings {
                 Some((distance, known)) if distance <= 2 + leaf.len() / 4 => {
                     format!(", did you mean `{known}`?")
                 }
-                _ => ": `residuald config` lists all".to_owned(),
+                _ => ": `residuald config` lists all settings".to_owned(),
             };
             self.problems
                 .push(format!("unknown setting `{leaf}`{hint}"));
@@ -399,7 +404,7 @@ impl Settings {
     }
 }
 
-/// Dotted keys in the tree that were never read.
+/// Collects the dotted keys of the tree that were never read.
 fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves: &mut Vec<String>) {
     if !prefix.is_empty() && known.contains(prefix) {
         return;
@@ -423,18 +428,18 @@ fn collect_leaves(prefix: &str, value: &Value, known: &BTreeSet<String>, leaves:
 pub(super) const ENVIRONMENT: &str = "the environment";
 
 fn origin(value: &Value) -> String {
-    place_of(value).unwrap_or("default").to_owned()
+    origin_of(value).unwrap_or("default").to_owned()
 }
 
-/// A table, such as `{ file = … }`, has no origin of its own, but its values do.
-pub(super) fn place_of(value: &Value) -> Option<&str> {
+/// Returns the source of a value. A table such as `{ file = … }` has no origin itself, but its values do.
+pub(super) fn origin_of(value: &Value) -> Option<&str> {
     match &value.kind {
-        ValueKind::Table(table) => table.values().find_map(place_of),
+        ValueKind::Table(table) => table.values().find_map(origin_of),
         _ => value.origin(),
     }
 }
 
-/// Sets the origin of a value and all values in it.
+/// Sets the origin of a value and of all values in it.
 pub fn set_origin(value: &mut Value, origin: &str) {
     let origin = origin.to_owned();
     let mut kind = value.kind.clone();
@@ -446,7 +451,7 @@ pub fn set_origin(value: &mut Value, origin: &str) {
     *value = Value::new(Some(&origin), kind);
 }
 
-/// Why a file that librdkafka reads at start cannot be read; librdkafka's own errors do not say.
+/// Returns why a file that librdkafka reads at the start cannot be read, because librdkafka's own errors do not tell.
 fn unreadable(name: &str, path: &str) -> Option<String> {
     const FILES: [&str; 7] = [
         "https.ca.location",
@@ -457,7 +462,7 @@ fn unreadable(name: &str, path: &str) -> Option<String> {
         "ssl.keystore.location",
         "ssl.crl.location",
     ];
-    // `probe` has librdkafka look for the system's CAs.
+    // The value `probe` makes librdkafka look for the system's CAs.
     if !FILES.contains(&name) || path == "probe" {
         return None;
     }
@@ -465,7 +470,7 @@ fn unreadable(name: &str, path: &str) -> Option<String> {
     opened.err().map(|e| format!("{path}: {e}"))
 }
 
-/// A value in TOML syntax.
+/// Formats a value in TOML syntax.
 fn literal(value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) => format!("{:?}", without_user(text)),

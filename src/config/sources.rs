@@ -1,4 +1,4 @@
-//! Where settings come from: defaults, a file, the environment and `--set`. Later ones win.
+//! Merges the sources of the settings: defaults, a file, the environment and `--set`. Later ones win.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::{ConfigError, DEFAULTS, FLAG, Variables};
 /// Merges the sources into one tree.
 ///
 /// # Errors
-/// [`ConfigError`]: the file cannot be read, or a flag is not `SECTION.KEY=VALUE`.
+/// [`ConfigError`] if the file cannot be read, or a flag is not `SECTION.KEY=VALUE`.
 pub(super) fn merged(
     file: Option<&Path>,
     variables: Variables,
@@ -39,16 +39,16 @@ pub(super) fn merged(
     Ok(merged.cache)
 }
 
-/// The file is read again at each SIGHUP, which a pipe does not allow.
+/// Refuses anything but a regular file, because SIGHUP reads the file again and a pipe cannot be read twice.
 fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
     let problem = match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() && metadata.len() <= LARGEST_FILE => return Ok(()),
         Ok(metadata) if metadata.is_file() => format!(
-            "has {} bytes, and settings have at most {LARGEST_FILE}: is this the right file?",
+            "has {} bytes, but a settings file may have at most {LARGEST_FILE}: is this the right file?",
             metadata.len()
         ),
-        Ok(metadata) if metadata.is_dir() => "is a folder: give the settings file in it".to_owned(),
-        Ok(_) => "is no regular file, and a pipe cannot be read again: save the settings in a file"
+        Ok(metadata) if metadata.is_dir() => "is a folder: give the path of a settings file".to_owned(),
+        Ok(_) => "is not a regular file, and SIGHUP cannot read a pipe again: save the settings in a file"
             .to_owned(),
         Err(e) => format!("the settings cannot be read: {e}"),
     };
@@ -58,7 +58,7 @@ fn must_be_a_file(path: &Path) -> Result<(), ConfigError> {
     })
 }
 
-/// What is wrong with the file, without quoting the line, which may hold a secret.
+/// Describes what is wrong with the file. The message does not quote the line, because it may contain a secret.
 fn problem(file: Option<&Path>, error: config::ConfigError) -> String {
     let config::ConfigError::FileParse { cause, .. } = error else {
         return error.to_string();
@@ -78,7 +78,7 @@ fn problem(file: Option<&Path>, error: config::ConfigError) -> String {
     format!("{line}{}", cause.message())
 }
 
-/// Parses `section.key=value`; a value that is not TOML is a string.
+/// Parses `section.key=value`. A value that is not valid TOML is taken as a string.
 fn flag_source(flag: &str) -> Result<config::Config, ConfigError> {
     let part_of_key = |c: char| c.is_alphanumeric() || "._-\"".contains(c);
     let bad = || ConfigError::Flag {
@@ -119,7 +119,7 @@ mod tests {
                 .to_string()
         };
         assert!(load(dir.path()).contains("is a folder"));
-        assert!(load(Path::new("/dev/null")).contains("no regular file"));
+        assert!(load(Path::new("/dev/null")).contains("not a regular file"));
         let large = dir.path().join("large.toml");
         let file = std::fs::File::create(&large).unwrap();
         file.set_len(5 << 30).unwrap();

@@ -11,9 +11,9 @@ pub struct TelemetrySettings {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceSettings {
-    /// An OpenTelemetry collector, without `/v1/traces`.
+    /// URL of an OpenTelemetry collector, without `/v1/traces`.
     pub endpoint: String,
-    /// Share of the records without a trace that get one, in [0, 1].
+    /// Share of the records without a trace for which one is started, in [0, 1].
     pub sample_ratio: f64,
 }
 
@@ -49,14 +49,14 @@ impl TraceSettings {
         let endpoint = s.url(
             "telemetry.otlp_endpoint",
             "http://localhost:4318",
-            "headers come from OTEL_EXPORTER_OTLP_HEADERS",
+            "set headers with OTEL_EXPORTER_OTLP_HEADERS instead",
         );
         let ratio = s.number("telemetry.trace_sample_ratio", "from 0 to 1", |ratio| {
             (0.0..=1.0).contains(&ratio)
         });
         let sample_ratio = ratio.unwrap_or_default();
         if endpoint.is_none() && sample_ratio > 0.0 {
-            s.problem("telemetry.trace_sample_ratio needs telemetry.otlp_endpoint".into());
+            s.problem("telemetry.trace_sample_ratio requires telemetry.otlp_endpoint".into());
         }
         endpoint.map(|endpoint| TraceSettings {
             endpoint,
@@ -82,7 +82,7 @@ mod tests {
         };
         assert_eq!(traces, Some(expected));
         for (flags, said) in [
-            (&[ratio][..], "needs telemetry.otlp_endpoint"),
+            (&[ratio][..], "requires telemetry.otlp_endpoint"),
             (
                 &[endpoint, "telemetry.trace_sample_ratio=1.5"],
                 "a number from 0 to 1",

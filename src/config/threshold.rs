@@ -20,7 +20,7 @@ pub(super) fn parse(s: &mut Settings) -> ThresholdRule {
     let given = [rate, alerts, quantile, score];
     if given.iter().flatten().count() > 1 {
         s.problem(
-            "[threshold]: set one of false_alarm_rate, alerts_per_day, quantile, score, not several"
+            "[threshold]: set only one of false_alarm_rate, alerts_per_day, quantile and score"
                 .into(),
         );
     }
@@ -37,7 +37,7 @@ pub(super) fn parse(s: &mut Settings) -> ThresholdRule {
         }
         (_, Some(_), None, ..) => {
             s.problem(
-                "threshold.alerts_per_day needs threshold.records_per_day, the expected volume"
+                "threshold.alerts_per_day requires threshold.records_per_day, the expected number of records per day"
                     .into(),
             );
             ThresholdRule::FalseAlarmRate(DEFAULT_FALSE_ALARM_RATE)

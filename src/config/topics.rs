@@ -5,7 +5,7 @@ use super::settings::Settings;
 /// Kafka's limit on the length of a topic name.
 const LONGEST: usize = 249;
 
-/// Whether it is a pattern, which stands for all topics that it matches.
+/// Returns whether `topic` is a pattern, which selects all topics that it matches.
 pub fn is_pattern(topic: &str) -> bool {
     topic.starts_with('^')
 }
@@ -15,13 +15,13 @@ pub(super) fn check(topics: &[String], s: &mut Settings) {
         if is_pattern(topic) {
             if let Err(e) = regex::Regex::new(topic) {
                 s.problem(format!(
-                    "kafka.topics: `{topic}` is no pattern: {}; a pattern with a comma needs a list: [\"…\"]",
+                    "kafka.topics: `{topic}` is not a valid regular expression: {}. Write the topics as a list ([\"…\"]) if it contains a comma",
                     last_line(&e.to_string())
                 ));
             }
         } else if !is_name(topic) {
             s.problem(format!(
-                "kafka.topics: `{topic}` is no topic: Kafka takes up to {LONGEST} letters, digits, dots, underscores and hyphens; a pattern begins with ^"
+                "kafka.topics: `{topic}` is not a valid topic name: Kafka allows up to {LONGEST} letters, digits, dots, underscores and hyphens. A pattern must begin with ^"
             ));
         }
     }
@@ -32,7 +32,7 @@ fn is_name(topic: &str) -> bool {
     topic.len() <= LONGEST && topic.bytes().all(fits) && !matches!(topic, "." | "..")
 }
 
-/// The problem itself, without the lines before it that point into the pattern.
+/// Returns the problem itself. The lines before it only point into the pattern.
 fn last_line(error: &str) -> &str {
     let last = error.lines().last().unwrap_or(error);
     last.trim_start_matches("error: ")
@@ -49,11 +49,14 @@ mod tests {
             loaded(fine).unwrap();
         }
         for (wrong, problem) in [
-            ("[\"^pay-(\"]", "`^pay-(` is no pattern: unclosed group"),
+            (
+                "[\"^pay-(\"]",
+                "`^pay-(` is not a valid regular expression: unclosed group",
+            ),
             ("^(?!dead).*", "look-around"),
-            ("^a{1,2}", "needs a list"),
-            ("pay-*", "`pay-*` is no topic"),
-            ("[\"two words\"]", "`two words` is no topic"),
+            ("^a{1,2}", "as a list"),
+            ("pay-*", "`pay-*` is not a valid topic name"),
+            ("[\"two words\"]", "`two words` is not a valid topic name"),
         ] {
             let error = loaded(wrong).unwrap_err();
             assert!(error.contains(problem), "{wrong}: {error}");

@@ -1,14 +1,15 @@
-//! The memory budget, for the daemon and for `check`.
+//! Computes the memory budget, for the daemon and for `check`.
 
 use crate::bundle::{Bundle, ModelInput};
 use crate::memory::{Base, Budget, Limit, TooLittle, resident};
 
 use crate::failure::Failure;
 
-/// The budget beside a loaded and warm model. `before` is the resident memory without it. `None` if the amount of memory is unknown.
+/// Returns the memory budget next to a loaded and warmed-up model, or `None` if the amount of memory is unknown.
+/// `before` is the resident memory before the model was loaded.
 ///
 /// # Errors
-/// The limit leaves too little memory beside the model.
+/// When the limit leaves too little memory next to the model.
 pub fn of(setting: Option<u64>, bundle: &Bundle, before: u64) -> Result<Option<Budget>, Failure> {
     let Some(limit) = Limit::find(setting) else {
         return Ok(None);

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::http::{self, Access, Shown, Tls};
 use crate::shutdown::Shutdown;
 
-/// Binds the address and serves until `done`. Returns the bound address and the thread.
+/// Binds the address and serves HTTP until `done` is requested. Returns the bound address and the thread.
 pub fn serve(
     settings: &config::HttpSettings,
     connections: usize,
@@ -32,11 +32,11 @@ pub fn serve(
         .map_err(Failure::internal)?;
     let access = Access::new(settings.token.clone(), address);
     let done = done.clone();
-    let thread = super::named("http", move || {
+    let thread = super::spawn_named("http", move || {
         runtime.block_on(async {
             let served = http::serve(listener, connections, tls, access, shown, done).await;
             if let Err(e) = served {
-                tracing::error!("HTTP: {e}");
+                tracing::error!("the HTTP server failed: {e}");
             }
         });
     });

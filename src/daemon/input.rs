@@ -1,4 +1,4 @@
-//! Opens the input format of the settings, for the daemon and for `check`.
+//! Opens the configured input format, for the daemon and for `check`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// How often decoding is retried while a schema is fetched.
+/// How often decoding is retried while its schema is being fetched.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 
-/// Opens the input. If schemas come from a registry, starts a thread that fetches them.
+/// Opens the configured input format. If the schemas come from a registry, starts a thread that fetches them.
 pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<RecordFormat, Failure> {
     if let Some(input) = open_here(config, bundle)? {
         return Ok(input);
@@ -37,16 +37,16 @@ pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Recor
     }
 }
 
-/// The input for a verb that reads a topic: as the settings say, or JSON without settings.
+/// Opens the input format for a verb that reads a topic. The format is JSON if there are no settings.
 pub fn of_topic(config: Option<&Config>, bundle: &Bundle) -> Result<RecordFormat, Failure> {
     match config {
-        // A verb does not export these metrics.
+        // A command-line verb does not export these metrics.
         Some(config) => open(config, bundle, &Metrics::new(1.0)),
         None => Ok(RecordFormat::Json),
     }
 }
 
-/// Opens the input and checks it against the bundle. `None` if it needs a schema registry.
+/// Opens the input format and checks it against the bundle. Returns `None` if the format needs a schema registry.
 pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat>, Failure> {
     use config::InputSettings::{Avro, Image, Json, OfBundle, Protobuf};
     let (asked, kind) = (&config.input, &bundle.manifest.input);
@@ -57,13 +57,13 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat
             Ok(Some(RecordFormat::Images(reader)))
         }
         (Json, bundle::ModelInput::Image(_)) => Err(Failure::config(
-            "input.format = \"json\": the bundle reads images. Remove the setting, or set \"image\", which also takes images in JSON",
+            "input.format = \"json\": the bundle reads images. Remove the setting, or set \"image\", which also accepts images in JSON",
         )),
         (Avro(_) | Protobuf(..), bundle::ModelInput::Image(_)) => Err(Failure::config(
             "input.format: the bundle reads images, which come bare or in JSON, not in Avro or Protobuf. Remove the setting, or set \"image\"",
         )),
         (Image, bundle::ModelInput::Tabular { .. }) => Err(Failure::config(
-            "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to one of kind image",
+            "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to a bundle of kind image",
         )),
         (OfBundle | Json, bundle::ModelInput::Tabular { .. }) => Ok(Some(RecordFormat::Json)),
         (Avro(_) | Protobuf(..), bundle::ModelInput::Tabular { features }) => {
@@ -73,15 +73,16 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat
     }
 }
 
-/// How images are read without settings.
+/// Returns the reader of images to use without settings.
 pub fn images(pixels: Pixels) -> ImageReader {
     ImageReader::new(pixels, FIELD, Limits::default())
 }
 
-/// Decodes a payload and returns the record's segment. Waits while the schema is fetched, unless stopped.
+/// Decodes a payload and returns the record's segment. While the schema is being fetched, waits until a stop is
+/// requested.
 ///
 /// # Errors
-/// The payload cannot be decoded to a row.
+/// When the payload cannot be decoded to a row.
 pub fn decode(
     decoder: &mut Decoder,
     payload: &[u8],
@@ -92,11 +93,11 @@ pub fn decode(
     decode_written(decoder, payload, (key, None), rows, stop)
 }
 
-/// As [`decode`], for a record with a timestamp: does not wait for a schema that the registry should have had for a
-/// long time.
+/// Like [`decode`], for a record with a timestamp. Does not wait for a missing schema if the record is old, because the
+/// registry should have had the schema for a long time.
 ///
 /// # Errors
-/// The payload cannot be decoded to a row.
+/// When the payload cannot be decoded to a row.
 pub fn decode_written(
     decoder: &mut Decoder,
     payload: &[u8],
@@ -121,7 +122,7 @@ pub fn decode_written(
     }
 }
 
-/// Opens the schema file, if the settings name one, and checks it against the features.
+/// Opens the schema file that the settings name, if any, and checks it against the features.
 fn open_file(
     settings: &config::InputSettings,
     features: &[Feature],
@@ -137,7 +138,7 @@ fn open_file(
     let lacks = record_type.lacks(features);
     if !lacks.is_empty() {
         let problem = format!(
-            "every record would be a dead letter:\n  {}",
+            "with this schema, every record would become a dead letter:\n  {}",
             lacks.join("\n  ")
         );
         return Err(fault(path, &problem));

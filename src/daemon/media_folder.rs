@@ -1,13 +1,13 @@
-//! The folder for image maps, `output.media_dir`.
+//! Checks and cleans the folder for image maps, `output.media_dir`.
 
 use crate::config::{Media, OutputSettings};
 use crate::failure::Failure;
 use crate::pipeline;
 
-/// The folder for maps as an absolute path.
+/// Returns the folder for maps as an absolute path, or `None` if it is not configured.
 ///
 /// # Errors
-/// It does not exist or is not a folder.
+/// When the folder does not exist or is not a folder.
 pub fn checked(output: &OutputSettings) -> Result<Option<Media>, Failure> {
     let Some(Media::Folder(folder)) = &output.media else {
         return Ok(output.media.clone());
@@ -21,14 +21,17 @@ pub fn checked(output: &OutputSettings) -> Result<Option<Media>, Failure> {
     Ok(Some(Media::Folder(whole)))
 }
 
-/// Removes unfinished maps that a killed predecessor left behind.
+/// Removes unfinished maps that a killed process left behind.
 pub fn sweep(output: &OutputSettings) {
     let Some(Media::Folder(folder)) = &output.media else {
         return;
     };
     match pipeline::sweep_folder(folder) {
         Ok(0) => {}
-        Ok(drafts) => tracing::info!(drafts, "removed unfinished maps from output.media_dir"),
-        Err(e) => tracing::warn!("output.media_dir: cannot look for unfinished maps: {e}"),
+        Ok(drafts) => tracing::info!(
+            drafts,
+            "removed unfinished maps of an earlier process from output.media_dir"
+        ),
+        Err(e) => tracing::warn!("output.media_dir: cannot remove unfinished maps: {e}"),
     }
 }

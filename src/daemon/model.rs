@@ -1,4 +1,4 @@
-//! Loads and proves a bundle, for the daemon and every verb that scores.
+//! Loads a bundle and proves it by its golden records, for the daemon and for every verb that scores.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::failure::Failure;
 pub struct Loaded {
     pub bundle: Bundle,
     pub scorers: Vec<Scorer>,
-    /// One per worker, if the bundle has a screen.
+    /// One screen per worker, or empty if the bundle has no screen.
     pub screens: Vec<ScreenSession>,
     pub golden: GoldenCheck,
     pub judge: Judge,
@@ -28,8 +28,7 @@ pub struct Loaded {
     pub model: ModelId,
 }
 
-/// Loads the bundle in `dir` with a warm scorer per worker, and the threshold that `rule` gives for its
-/// calibration.
+/// Loads the bundle in `dir` with one warmed-up scorer per worker. `rule` returns the threshold rule for the bundle.
 pub fn load(
     dir: &Path,
     inference: &InferenceSettings,
@@ -47,7 +46,7 @@ pub fn load(
     )
 }
 
-/// As [`load`], but at most for `limit` and until `stop` is requested. `rule` may refuse the bundle.
+/// Like [`load`], but gives up after `limit` or when `stop` is requested. `rule` may refuse the bundle.
 pub fn load_within(
     dir: &Path,
     inference: &InferenceSettings,
@@ -83,10 +82,10 @@ pub fn load_within(
 }
 
 impl Loaded {
-    /// The bounds for the bundle's screen, if the settings turn it on.
+    /// Returns the bounds for the bundle's screen, or `None` if the settings turn the screen off.
     ///
     /// # Errors
-    /// The bundle has no screen, or the screen cannot guarantee what the settings ask.
+    /// When the bundle has no screen, or when the screen cannot guarantee the configured `screen.missed_share`.
     pub fn bounds(&self, settings: config::ScreenSettings) -> Result<Option<Bounds>, Failure> {
         if settings.mode == ScreenMode::Off {
             return Ok(None);
@@ -103,7 +102,7 @@ impl Loaded {
             .map_err(|e| Failure::config(format!("screen.missed_share: {e}")))
     }
 
-    /// One per worker, if the settings turn the screen on. Takes the screens.
+    /// Returns one screening per worker, or none if the settings turn the screen off. Moves the screens out of `self`.
     ///
     /// # Errors
     /// As [`Loaded::bounds`].
@@ -119,14 +118,14 @@ impl Loaded {
         Ok(made.collect())
     }
 
-    /// Reads the segments of records, if the bundle is calibrated by segment.
+    /// Returns the reader of segments, if the bundle is calibrated by segment.
     pub fn segment(&self) -> Option<SegmentReader> {
         let segments = self.bundle.calibration.segments.as_ref();
         segments.map(SegmentReader::of)
     }
 }
 
-/// Loads, proves and warms the model of the settings, if `accept` takes its bundle.
+/// Loads, proves and warms up the configured model. `accept` may refuse its bundle.
 pub fn load_configured(
     config: &Config,
     stop: &Shutdown,
@@ -138,12 +137,13 @@ pub fn load_configured(
         config.batch.max_records,
         config.model.load_timeout,
         stop,
-        // Checked before the threshold, which may be meant for other records.
+        // `accept` runs before the threshold is applied, because the threshold may be meant for other records.
         |bundle| accept(bundle).map(|()| config.threshold),
     )
 }
 
-/// Builds what reads and judges records with the model. `before` is the input in force, which is kept if its schemas come from a registry.
+/// Builds the parts that read and judge records with the model. `before` is the current input, which is kept if its
+/// schemas come from a registry.
 pub fn serving(
     config: &Config,
     mut loaded: Loaded,
@@ -171,12 +171,12 @@ pub fn serving(
     })
 }
 
-/// For verbs that do not support images yet.
+/// Refuses a bundle that reads images, for verbs that do not support images yet.
 pub fn must_read_tables(bundle: &Bundle, verb: &str) -> Result<(), Failure> {
     match bundle.manifest.input {
         ModelInput::Tabular { .. } => Ok(()),
         ModelInput::Image(_) => Err(Failure::usage(format!(
-            "{verb} reads tables, but the bundle {} reads images: judge them with `residuald score` or `residuald run`",
+            "{verb} reads tables, but the bundle {} reads images: judge images with `residuald score` or `residuald run`",
             bundle.manifest.name
         ))),
     }

@@ -1,4 +1,4 @@
-//! Reloads model and settings on SIGHUP, without a restart.
+//! Reloads the model and the settings on SIGHUP, without a restart.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,18 +22,18 @@ use crate::failure::Failure;
 /// Reads the settings again from their sources.
 pub type Settings = Arc<dyn Fn() -> Result<Config, Failure> + Send + Sync>;
 
-/// For a verb that builds its own settings.
+/// Returns settings that never change, for a verb that builds its own settings.
 pub fn unchanging(config: &Config) -> Settings {
     let same = config.clone();
     Arc::new(move || Ok(same.clone()))
 }
 
-/// Reloads settings and bundle on request.
+/// Reloads the settings and the bundle on request.
 pub struct Reloader {
     pub settings: Settings,
-    /// The settings in force, or the last ones offered.
+    /// The current settings, or the last ones offered to the pipeline.
     pub config: Config,
-    /// The input schema of the bundle in force.
+    /// The input schema of the current bundle.
     pub schema: bundle::ModelInput,
     pub input: RecordFormat,
     pub decoding: Room,
@@ -43,7 +43,7 @@ pub struct Reloader {
     pub stop: Shutdown,
 }
 
-/// What takes over if the pipeline accepts it.
+/// A checked model with its settings, which takes over if the pipeline accepts it.
 struct Prepared {
     serving: Serving,
     schema: bundle::ModelInput,
@@ -51,7 +51,7 @@ struct Prepared {
 }
 
 impl Reloader {
-    /// Handles one reload at a time. Meanwhile the model in force keeps judging records.
+    /// Handles one reload at a time. Meanwhile the current model keeps judging records.
     pub fn run(mut self, hangups: &Receiver<()>) {
         for () in hangups {
             self.reload();
@@ -65,7 +65,7 @@ impl Reloader {
         let bundle = &self.config.model.bundle;
         match prepared.unwrap_or_else(|_| Err(panicked(bundle))) {
             Ok(prepared) => self.offer(prepared),
-            // Stopped, not refused.
+            // The reload was stopped, not refused.
             Err(_) if self.stop.is_requested() => {}
             Err(failure) => {
                 let failed = self
@@ -74,21 +74,21 @@ impl Reloader {
                     .with_label_values(&[NOT_RELOADED]);
                 failed.inc();
                 tracing::error!(
-                    "the reload is refused and the old settings and model stay in force: {}",
+                    "the reload failed, and the old settings and model stay in use: {}",
                     failure.message
                 );
             }
         }
     }
 
-    /// Checks that the bundle reads the same records as the one in force.
+    /// Checks that the bundle reads the same records as the current one.
     fn accept(&self, config: &Config, bundle: &Bundle) -> Result<(), Failure> {
         let differences = incompatibilities(&self.schema, &bundle.manifest.input);
         if differences.is_empty() || config.model.allow_schema_change {
             return Ok(());
         }
         Err(Failure::data(format!(
-            "bundle {} reads other records than the one in force: if that is intended, set model.allow_schema_change = true\n  {}",
+            "bundle {} does not read the same records as the current bundle; if this is intended, set model.allow_schema_change = true\n  {}",
             config.model.bundle.display(),
             differences.join("\n  ")
         )))
@@ -141,7 +141,7 @@ impl Reloader {
         }
         self.status.needs_restart(needs_restart);
         let level = &config.telemetry.log_level;
-        // Only if the setting changed: otherwise a level set over HTTP stays.
+        // The level is set only if the setting changed, so that a level set over HTTP stays.
         if *level != self.config.telemetry.log_level
             && let Ok(filter) = log_filter::parse(level)
         {

@@ -1,5 +1,5 @@
-//! Loads a bundle on its own thread, because its contents decide how long that takes. The wait ends at a deadline or at a stop. The
-//! thread is then told to end; if it does not, it is left behind until the process ends.
+//! Loads a bundle on its own thread, because the bundle's contents decide how long loading takes. The wait ends at a
+//! deadline or at a stop. The thread is then told to end. If it does not end, it is left behind until the process ends.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,24 +13,24 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// Threads that are loading a bundle, including those left behind.
+/// The number of threads that are loading a bundle, including threads left behind.
 static AT_WORK: AtomicUsize = AtomicUsize::new(0);
 static IN_USE: AtomicBool = AtomicBool::new(false);
-/// With this many left behind, no more loads are started.
+/// The number of threads left behind at which no more loads are started.
 const MOST_LEFT_BEHIND: usize = 2;
 /// How long a thread may take to end after it was told to.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long reading settings may take.
+/// How long reading the settings may take.
 const SETTINGS_WITHIN: Duration = Duration::from_secs(10);
 /// How often a wait checks for a stop.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
-/// Whether a bundle is being loaded, or a loaded one is being put into use.
+/// Returns whether a bundle is being loaded, or a loaded bundle is being put into use.
 pub fn is_at_work() -> bool {
     AT_WORK.load(Ordering::SeqCst) > 0 || IN_USE.load(Ordering::SeqCst)
 }
 
-/// While it exists, [`is_at_work`] is true.
+/// While this value exists, [`is_at_work`] returns true.
 pub struct InUse;
 
 impl InUse {
@@ -46,10 +46,10 @@ impl Drop for InUse {
     }
 }
 
-/// [`onnx::load`], but at most for `limit` and until a stop.
+/// Like [`onnx::load`], but gives up after `limit` or at a stop.
 ///
 /// # Errors
-/// Loading fails, takes too long, panics, or is stopped.
+/// When loading fails, takes too long, panics, or is stopped.
 pub fn load(
     dir: &Path,
     inference: &InferenceSettings,
@@ -82,10 +82,10 @@ pub fn load(
     }
 }
 
-/// Reads the settings again with `read`. A deadline is needed because a file may be a pipe without a writer.
+/// Reads the settings again with `read`. The wait has a deadline, because a file may be a pipe without a writer.
 ///
 /// # Errors
-/// Reading fails, takes too long, panics, or is stopped.
+/// When reading fails, takes too long, panics, or is stopped.
 pub fn settings(
     read: impl FnOnce() -> Result<Config, Failure> + Send + 'static,
     stop: &Shutdown,
@@ -98,15 +98,15 @@ pub fn settings(
             "reading them panicked. This is a bug, please report it",
         )),
         Err(End::NotBegun) => Err(problem(
-            "two earlier attempts still hang. Restart residuald",
+            "two earlier attempts to read them still hang. Restart residuald",
         )),
         Err(End::TooLate { .. }) => Err(problem(
-            "reading one of their files does not end. Check that it is a regular file",
+            "reading one of the settings files took too long. Check that it is a regular file",
         )),
     }
 }
 
-/// Why there is no result.
+/// The reason why there is no result.
 #[derive(Debug, PartialEq)]
 enum End {
     TooLate { left_behind: bool },
@@ -115,7 +115,7 @@ enum End {
     NotBegun,
 }
 
-/// Does `work` on its own thread. Calls `interrupt` if the wait ends first.
+/// Runs `work` on its own thread. Calls `interrupt` if the wait ends before the work.
 fn within<T: Send + 'static>(
     limit: Duration,
     stop: &Shutdown,
@@ -156,7 +156,7 @@ fn wait<T>(done: &Receiver<T>, deadline: Instant, stop: &Shutdown) -> Result<T, 
     }
 }
 
-/// Counts a thread until it ends, also by panic.
+/// Counts a thread as long as it runs, even if it ends by a panic.
 struct AtWork;
 
 impl AtWork {
@@ -178,7 +178,7 @@ fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiv
     let work = move || {
         let worked = work();
         drop(at_work);
-        // Fails if the wait has ended: the result is too late.
+        // This fails if the wait has ended: the result is too late.
         let _ = done.send(worked);
     };
     let thread = thread::Builder::new().name("loader".to_owned());
@@ -186,7 +186,7 @@ fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiv
     result
 }
 
-/// The error for a panic while loading. The log holds the panic message.
+/// Returns the error for a panic while loading. The panic message is in the log.
 pub fn panicked(dir: &Path) -> Failure {
     Failure::internal(format!(
         "bundle {} refused: loading it panicked, see the log lines above. This is a bug, please report it",
@@ -203,7 +203,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(10);
     const LONG: Duration = Duration::from_secs(600);
 
-    /// A single test, because the count is global.
+    /// This is a single test, because the count is global.
     #[test]
     fn what_hangs_is_given_up_and_left_behind_until_there_are_too_many() {
         let stop = Shutdown::default();

@@ -1,5 +1,5 @@
-//! CSV with a header line, RFC 4180: quotes, quoted line ends, CRLF, a byte order mark; fields separated by comma, semicolon, tab or
-//! pipe; UTF-8 or UTF-16.
+//! Reads CSV with a header line as in RFC 4180: quotes, quoted line breaks and CRLF. Fields may be separated by comma, semicolon, tab
+//! or pipe. The text is UTF-8, or UTF-16 with a byte order mark.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
@@ -68,7 +68,7 @@ impl Rows {
         })
     }
 
-    /// The column names, dotted; none if the file is empty.
+    /// Returns the column names, which may be dotted paths. Empty if the file is empty.
     pub fn columns(&self) -> Vec<String> {
         self.header.clone()
     }
@@ -88,7 +88,7 @@ impl Rows {
     }
 }
 
-/// The file's first bytes, with all of its first line if that is not too long.
+/// Reads the file's first bytes: all of its first line, unless that is too long.
 fn head(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD];
     let mut filled = 0;
@@ -102,7 +102,7 @@ fn head(input: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// The separator that the first line holds most often outside quotes.
+/// Returns the separator that occurs most often in the first line, outside quotes.
 fn separator(head: &[u8]) -> u8 {
     let mut counts = [0_u32; SEPARATORS.len()];
     let mut quoted = false;
@@ -123,7 +123,7 @@ fn separator(head: &[u8]) -> u8 {
     SEPARATORS[at.unwrap_or_default()]
 }
 
-/// The header's names without blanks around them. Columns without a name, and those with a name that was there before, get one.
+/// Returns the header's names without surrounding spaces. A column without a name, or with the name of an earlier one, gets a new name.
 fn names(header: &StringRecord, notes: &mut Vec<String>) -> Vec<String> {
     let given: HashSet<&str> = header.iter().map(str::trim).collect();
     let mut taken: HashSet<String> = HashSet::new();
@@ -159,7 +159,7 @@ fn names(header: &StringRecord, notes: &mut Vec<String>) -> Vec<String> {
     names
 }
 
-/// Types a cell by its text, blanks around it aside.
+/// Writes a cell as JSON. Its text, without surrounding spaces, determines the type.
 fn write_cell(cell: &str, out: &mut Vec<u8>) -> Result<(), ErrorKind> {
     let text = cell.trim();
     let is = |names: &[&str], text: &str| names.iter().any(|name| text.eq_ignore_ascii_case(name));
@@ -178,13 +178,13 @@ fn write_cell(cell: &str, out: &mut Vec<u8>) -> Result<(), ErrorKind> {
     Ok(())
 }
 
-/// Whether a text is a number as JSON writes one (RFC 8259, section 6), of any size.
+/// Returns whether `text` is a JSON number (RFC 8259, section 6), of any size.
 fn is_number(text: &str) -> bool {
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
         && serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
-/// `+1.5`, `.5` and `5.` as JSON writes them.
+/// Converts numbers such as `+1.5`, `.5` and `5.` to JSON's notation.
 fn as_number(text: &str) -> Option<String> {
     let (sign, unsigned) = match text.as_bytes().first()? {
         b'-' => ("-", &text[1..]),
@@ -207,7 +207,7 @@ fn as_number(text: &str) -> Option<String> {
     })
 }
 
-/// Refuses to hand out more than `left` bytes, so that one record cannot fill the memory.
+/// A reader that fails after `left` bytes, so that one record cannot fill the memory.
 struct Budget {
     input: Box<dyn Read + Send>,
     left: u64,

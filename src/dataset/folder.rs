@@ -1,12 +1,12 @@
-//! The images of a folder, in the layout of Anomalib and MVTec AD or without labels.
+//! Finds the images of a folder, either in the layout of Anomalib and MVTec AD or without labels.
 //!
 //! ```text
 //! FOLDER/test/good/000.png                  normal
 //! FOLDER/test/crack/000.png                 anomalous, of the class `crack`
-//! FOLDER/ground_truth/crack/000_mask.png    its mask, where FOLDER/ground_truth is given for the masks
+//! FOLDER/ground_truth/crack/000_mask.png    its mask, if FOLDER/ground_truth is given as the folder of masks
 //! ```
 //!
-//! Without `test` the classes are FOLDER's own folders. Without a folder of normal images nothing is labelled.
+//! Without a folder `test`, FOLDER's own subfolders are the classes. Without a folder of normal images, no image is labelled.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -18,44 +18,48 @@ use walkdir::{DirEntry, WalkDir};
 use super::{Error, ErrorKind};
 
 const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"];
-/// Anomalib's folders of the images to score, of normal ones among them, and of masks, which are no class.
+/// Anomalib's folder of the images to score.
 const TEST: &str = "test";
+/// Anomalib's folder of normal images.
 const GOOD: &str = "good";
+/// Anomalib's folder of masks, which is not a class.
 const GROUND_TRUTH: &str = "ground_truth";
 
-/// An image file, not opened.
+/// An image file that has not been opened yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
     pub path: PathBuf,
-    /// Its path from the folder on, with `/`.
+    /// The path relative to the folder, with `/` as separator.
     pub name: String,
-    /// The first folder on that path, in a labelled folder.
+    /// The first folder of that path, if the images are labelled.
     pub class: Option<String>,
-    /// Whether it is anomalous; `None` if it is not labelled.
+    /// Whether the image is anomalous. `None` if the images are not labelled.
     pub label: Option<bool>,
     pub truth: Truth,
 }
 
-/// The anomalous area of an image.
+/// The true anomalous area of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Truth {
-    /// Unknown.
+    /// The image has no mask and is not labelled normal.
     Unknown,
-    /// Nowhere: it is normal.
+    /// The image is normal, so no pixel is anomalous.
     Normal,
-    /// Where this image is not black.
+    /// The pixels that are not black in this mask.
     Mask(PathBuf),
 }
 
-/// The images of `folder` and of the folders in it, sorted by path: PNG, JPEG, WebP, BMP and TIFF by their extension,
-/// in any case. Links are followed, hidden files are left out.
+/// Returns the images of `folder` and its subfolders, sorted by path. PNG, JPEG, WebP, BMP and TIFF are recognised by extension,
+/// in upper or lower case. Links are followed, and hidden files are skipped.
 ///
-/// `normal` names the folder of the normal images; `good` if it is there and none is named. In `masks`, the mask of
-/// `crack/000.jpg` is `crack/000_mask.png`, or `crack/000.png`, or the same with another extension. Masks may lie beside
-/// their images: then a PNG is one if an image of another format, or one without `_mask`, has its name.
+/// `normal` is the name of the folder of normal images. The default is `good`, if it exists.
+///
+/// In `masks`, the mask of `crack/000.jpg` is `crack/000_mask.png` or `crack/000.png`, or either with another extension. Masks
+/// and images may be in the same folder. Then a PNG is a mask if an image of another format has the same name, or if any image
+/// has its name without `_mask`.
 ///
 /// # Errors
-/// A folder that cannot be read, without images or without `normal`; a mask without its image.
+/// A folder cannot be read, contains no images, or has no subfolder `normal`. It is also an error if a mask has no image.
 pub fn images(
     folder: &Path,
     normal: Option<&str>,
@@ -69,14 +73,17 @@ pub fn images(
     let mut found = match &masks {
         None => Vec::new(),
         Some(masks) if masks.canonical == base.canonical => {
-            let (masks, images) = part(files);
+            let (masks, images) = separate_masks(files);
             files = images;
             masks
         }
         Some(masks) => masks.files(None)?,
     };
     if files.is_empty() {
-        let reason = format!("no images, known are {}", EXTENSIONS.join(", "));
+        let reason = format!(
+            "no images found: the supported extensions are {}",
+            EXTENSIONS.join(", ")
+        );
         return Err(fail(folder, ErrorKind::Folder(reason)));
     }
     let labelled = base.path.join(normal.unwrap_or(GOOD)).is_dir();
@@ -85,7 +92,7 @@ pub fn images(
         let mut classes: Vec<_> = classes.into_iter().collect();
         classes.sort();
         let reason = format!(
-            "no folder `{normal}` of normal images, there are {}",
+            "no folder `{normal}` of normal images: the folders are {}",
             classes.join(", ")
         );
         return Err(fail(folder, ErrorKind::Folder(reason)));
@@ -127,16 +134,16 @@ pub fn images(
     by_stem.retain(|stem, _| !used.contains(stem));
     if let (Some(lone), Some(masks)) = (by_stem.values().min(), &masks) {
         let reason = format!(
-            "{} of the masks belong to no image of {}",
-            by_stem.len(),
-            base.path.display()
+            "no image in {} belongs to this mask (masks without an image: {})",
+            base.path.display(),
+            by_stem.len()
         );
         return Err(fail(&masks.path.join(lone), ErrorKind::Folder(reason)));
     }
     Ok(images)
 }
 
-/// A folder to look into.
+/// A folder that is searched for images or masks.
 struct Root {
     path: PathBuf,
     canonical: PathBuf,
@@ -157,7 +164,7 @@ impl Root {
         })
     }
 
-    /// Paths of images below the folder, sorted, but for those in `without` and in `ground_truth`.
+    /// Returns the sorted paths of the images below the folder, except those in `without` and in `ground_truth`.
     fn files(&self, without: Option<&Root>) -> Result<Vec<PathBuf>, Error> {
         let wanted = |entry: &DirEntry| {
             let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
@@ -186,8 +193,8 @@ impl Root {
     }
 }
 
-/// Masks and images that lie beside each other.
-fn part(files: Vec<PathBuf>) -> (Vec<PathBuf>, Vec<PathBuf>) {
+/// Separates masks from images in the same folder. Returns the masks first.
+fn separate_masks(files: Vec<PathBuf>) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let stems: HashSet<_> = files.iter().map(|file| stem(file)).collect();
     let masked: HashSet<_> = stems.iter().map(|stem| with_mask(stem)).collect();
     let not_png = files.iter().filter(|file| extension(file) != "png");
@@ -329,7 +336,7 @@ mod tests {
         assert_eq!(found[0].truth, Truth::Mask(masks.join("bad/0.png")));
     }
 
-    /// As the magnetic tiles have it.
+    /// The layout of the magnetic tile data set.
     #[test]
     fn masks_beside_their_images() {
         let dir = folder(&[
@@ -354,7 +361,7 @@ mod tests {
         let dir = folder(&["readme.txt"]);
         assert_eq!(
             refusal(images(dir.path(), None, None), dir.path()),
-            "DIR: no images, known are png, jpg, jpeg, webp, bmp, tif, tiff"
+            "DIR: no images found: the supported extensions are png, jpg, jpeg, webp, bmp, tif, tiff"
         );
         let absent = dir.path().join("absent");
         let said = refusal(images(&absent, None, None), dir.path());
@@ -377,11 +384,11 @@ mod tests {
         let masks = dir.path().join("masks");
         assert_eq!(
             refusal(images(dir.path(), None, Some(&masks)), dir.path()),
-            "DIR/masks/bad/1_mask.png: 1 of the masks belong to no image of DIR"
+            "DIR/masks/bad/1_mask.png: no image in DIR belongs to this mask (masks without an image: 1)"
         );
         assert_eq!(
             refusal(images(dir.path(), Some("fine"), Some(&masks)), dir.path()),
-            "DIR: no folder `fine` of normal images, there are bad, good"
+            "DIR: no folder `fine` of normal images: the folders are bad, good"
         );
     }
 

@@ -1,11 +1,12 @@
-//! Counts the values of a label column: a misspelled normal value would make every record an anomaly and every result wrong.
+//! Counts the values of a label column to find a misspelled normal value, which would make every record an anomaly.
 
 use std::collections::BTreeMap;
 
-/// Distinct values that are kept; others are counted together.
-const KEPT: usize = 1000;
-/// Values that an error names, and characters of each.
-const TOLD: usize = 8;
+/// Maximum number of distinct values that are counted one by one. Others are counted together.
+const MOST_COUNTED: usize = 1000;
+/// Maximum number of values that an error lists.
+const MOST_LISTED: usize = 8;
+/// Maximum length of a value, in characters.
 const LONGEST: usize = 40;
 
 #[derive(Debug, Default)]
@@ -13,12 +14,12 @@ pub struct Labels {
     normal: u64,
     null: u64,
     others: BTreeMap<String, u64>,
-    /// Labels beyond [`KEPT`] different ones.
+    /// Number of labels beyond the first [`MOST_COUNTED`] distinct ones.
     more: u64,
 }
 
 impl Labels {
-    /// Counts a label, and whether it is the normal one.
+    /// Counts a label. `normal` tells whether it is the label of normal records.
     pub fn take(&mut self, label: Option<&str>, normal: bool) {
         let Some(label) = label else {
             self.null += 1;
@@ -29,14 +30,14 @@ impl Labels {
             return;
         }
         let label: String = label.escape_debug().take(LONGEST).collect();
-        if self.others.len() == KEPT && !self.others.contains_key(&label) {
+        if self.others.len() == MOST_COUNTED && !self.others.contains_key(&label) {
             self.more += 1;
             return;
         }
         *self.others.entry(label).or_default() += 1;
     }
 
-    /// Why the labels are useless, if there are labels but none is the normal one.
+    /// Returns a message if there are labels but no record has the normal one.
     pub fn fault(&self, field: &str, normal: &str) -> Option<String> {
         let labelled = self.others.values().sum::<u64>() + self.more;
         if self.normal > 0 || labelled + self.null == 0 {
@@ -44,17 +45,24 @@ impl Labels {
         }
         let mut values: Vec<_> = self.others.iter().collect();
         values.sort_by_key(|(_, records)| std::cmp::Reverse(**records));
-        let told = values.iter().take(TOLD);
-        let mut told: Vec<String> = told.map(|(label, n)| format!("`{label}` ({n})")).collect();
-        let more = values.iter().skip(TOLD).map(|(_, n)| **n).sum::<u64>() + self.more;
+        let listed = values.iter().take(MOST_LISTED);
+        let mut listed: Vec<String> = listed
+            .map(|(label, n)| format!("`{label}` ({n})"))
+            .collect();
+        let more = values
+            .iter()
+            .skip(MOST_LISTED)
+            .map(|(_, n)| **n)
+            .sum::<u64>()
+            + self.more;
         for (what, records) in [("null", self.null), ("other values", more)] {
             if records > 0 {
-                told.push(format!("{what} ({records})"));
+                listed.push(format!("{what} ({records})"));
             }
         }
         Some(format!(
-            "no record has the label of a normal one: `{field}` is never `{normal}`, it holds {}. Name the normal value with --normal",
-            told.join(", ")
+            "no record has the label of normal records: `{field}` is never `{normal}`. Its values are {}. Give the normal value with --normal",
+            listed.join(", ")
         ))
     }
 }
@@ -74,8 +82,8 @@ mod tests {
         labels.take(None, false);
         assert_eq!(
             labels.fault("class", "0").unwrap(),
-            "no record has the label of a normal one: `class` is never `0`, it holds `DDoS` (3), `BENIGN\\u{1b}` (1), null (1). \
-             Name the normal value with --normal"
+            "no record has the label of normal records: `class` is never `0`. Its values are `DDoS` (3), `BENIGN\\u{1b}` (1), null (1). \
+             Give the normal value with --normal"
         );
         labels.take(Some("0"), true);
         assert_eq!(labels.fault("class", "0"), None);
@@ -85,7 +93,7 @@ mod tests {
     fn a_column_of_numbers_fills_no_memory() {
         let mut labels = Labels::default();
         (0..5000).for_each(|n| labels.take(Some(&n.to_string()), false));
-        assert_eq!((labels.others.len(), labels.more), (KEPT, 4000));
+        assert_eq!((labels.others.len(), labels.more), (MOST_COUNTED, 4000));
         assert!(
             labels
                 .fault("id", "x")

@@ -1,11 +1,11 @@
-//! Flat columns to one nested JSON object: a column `a.b` is the field `b` of the object `a`.
+//! Converts flat columns to one nested JSON object. A column `a.b` becomes the field `b` of the object `a`.
 
 use super::ErrorKind;
 
-/// Objects in objects that a column name may ask for.
+/// Maximum nesting depth that a column name may imply.
 const MAX_DEPTH: usize = 32;
 
-/// The shape of every payload of a file, made once from its columns.
+/// The structure of a file's payloads, built once from its columns.
 pub struct Layout(Vec<(Vec<u8>, Node)>);
 
 enum Node {
@@ -14,14 +14,14 @@ enum Node {
 }
 
 impl Layout {
-    /// Errors if two columns are the same field, or one is an object that holds the other.
+    /// Builds the structure. Fails if two columns are the same field, or if one column is the parent of another.
     pub fn new<'a>(columns: impl IntoIterator<Item = &'a str>) -> Result<Self, ErrorKind> {
         let mut root = vec![];
         for (index, column) in columns.into_iter().enumerate() {
             let parts: Vec<_> = column.split('.').map(key).collect::<Result<_, _>>()?;
             if parts.len() > MAX_DEPTH || !insert(&mut root, &parts, index) {
                 let reason = format!(
-                    "column {} `{column}` clashes with another or nests too deep",
+                    "column {} `{column}` conflicts with another column, or has more than {MAX_DEPTH} levels",
                     index + 1
                 );
                 return Err(ErrorKind::Columns(reason));
@@ -30,7 +30,7 @@ impl Layout {
         Ok(Self(root))
     }
 
-    /// Writes one object; `cell` writes the value of the column that it is given.
+    /// Writes one object. `cell` writes the value of the column with the given index.
     pub fn write(
         &self,
         out: &mut Vec<u8>,
@@ -40,7 +40,7 @@ impl Layout {
     }
 }
 
-/// `"name":` with JSON's escapes.
+/// Returns `"name":` with JSON escapes.
 fn key(name: &str) -> Result<Vec<u8>, ErrorKind> {
     let mut key = serde_json::to_vec(name).map_err(std::io::Error::from)?;
     key.push(b':');

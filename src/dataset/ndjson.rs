@@ -1,4 +1,4 @@
-//! Newline-delimited JSON: each line is a payload as it stands, so a broken one reaches the daemon too.
+//! Reads newline-delimited JSON. Each line becomes a payload unchanged, so that invalid lines reach the daemon too.
 
 use std::io::{BufRead, Read};
 
@@ -29,7 +29,7 @@ impl Lines {
             self.line += 1;
             if bytes.len() as u64 > MAX_RECORD && bytes.last() != Some(&b'\n') {
                 self.input.skip_until(b'\n')?;
-                let reason = format!("longer than {MAX_RECORD} bytes");
+                let reason = format!("the line is longer than {MAX_RECORD} bytes");
                 return Err(ErrorKind::Record {
                     unit: "line",
                     number: self.line,

@@ -1,4 +1,4 @@
-//! Parquet through the record API, one row group at a time.
+//! Reads Parquet through the record API, one row group at a time.
 
 use std::fs::File;
 use std::io;
@@ -61,7 +61,7 @@ impl Rows {
         })
     }
 
-    /// The names of the leaf columns, dotted.
+    /// Returns the names of the leaf columns as dotted paths.
     pub fn columns(&self) -> Vec<String> {
         self.schema
             .columns()
@@ -121,14 +121,16 @@ impl Rows {
     }
 }
 
-/// Turns a panic into an error: the record API asserts what a damaged file breaks. The reader is not used again after one.
+/// Turns a panic into an error, because a damaged file can violate the record API's assertions. The reader is not used after a
+/// panic.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ErrorKind> {
-    let panicked = |_| ParquetError::General("damaged, or of a type that cannot be read".into());
+    let panicked =
+        |_| ParquetError::General("the file is damaged or has a type that cannot be read".into());
     Ok(catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(panicked(panic)))?)
 }
 
-/// Writes a value as JSON. `column` is its type, which alone tells nanoseconds from plain integers;
-/// it is not followed into lists and maps, whose items a model's schema cannot address.
+/// Writes a value as JSON. Only the column's type distinguishes nanoseconds from plain integers. It is not passed on into lists
+/// and maps, because a model's schema cannot address their items.
 fn write_field(
     out: &mut Vec<u8>,
     value: &Field,
@@ -201,7 +203,7 @@ fn write_field(
     }
 }
 
-/// Non-finite floats become null, as serde_json has it.
+/// Writes a value as JSON. Non-finite floats become null, the default of serde_json.
 fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), ErrorKind> {
     Ok(serde_json::to_writer(out, value).map_err(io::Error::from)?)
 }

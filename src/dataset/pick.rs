@@ -1,4 +1,4 @@
-//! Label and key out of a payload, by dotted path.
+//! Extracts the label and the key from a payload by dotted path.
 
 use std::collections::HashMap;
 
@@ -25,11 +25,11 @@ impl Picker {
         }
     }
 
-    /// Label and key of one payload, each `None` if not asked for or null.
+    /// Returns the label and key of one payload. Each is `None` if its path is not set or its value is null.
     ///
     /// # Errors
-    /// Why the payload has none: it is not a JSON object, lacks the field, or holds no plain value
-    /// there. A payload is only parsed if something is asked of it.
+    /// A message, if the payload is not a JSON object, lacks the field, or has an object or array there. The payload is only
+    /// parsed if at least one path is set.
     pub fn pick(&mut self, payload: &[u8]) -> Result<(Option<bool>, Option<Vec<u8>>), String> {
         let text = |path: &Option<String>| {
             path.as_deref()
@@ -45,20 +45,23 @@ impl Picker {
         Ok((anomalous, key))
     }
 
-    /// Why the labels that were picked are useless, if they are.
+    /// Returns a message if the labels are unusable. See [`Labels::fault`].
     pub fn fault(&self) -> Option<String> {
         let field = self.label.as_deref()?;
         self.labels.fault(field, &self.normal)
     }
 }
 
-/// The text of the value at a dotted path: a string's own, a number's or bool's as it is written.
+/// Returns the value at a dotted path as a string. Numbers and booleans are returned as they are written.
 fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
-    let record: &RawValue = serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
+    let record: &RawValue =
+        serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
     let value = value_at(record, path).ok_or_else(|| format!("no field `{path}`"))?;
     match value.get() {
         "null" => Ok(None),
-        json if json.starts_with(['{', '[']) => Err(format!("`{path}` is not a plain value")),
+        json if json.starts_with(['{', '[']) => {
+            Err(format!("`{path}` is an object or array, not a plain value"))
+        }
         json if json.starts_with('"') => {
             serde_json::from_str(json).map_err(|e| format!("`{path}`: {e}"))
         }
@@ -66,7 +69,7 @@ fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
     }
 }
 
-/// Follows a dotted path through objects. A key with dots counts as objects in objects, as the decoder has it.
+/// Follows a dotted path into nested objects. Like the decoder, it reads a key with dots as nested objects.
 fn value_at<'r>(object: &'r RawValue, path: &str) -> Option<&'r RawValue> {
     let fields: HashMap<String, &RawValue> = serde_json::from_str(object.get()).ok()?;
     if let Some(value) = fields.get(path) {
@@ -78,7 +81,7 @@ fn value_at<'r>(object: &'r RawValue, path: &str) -> Option<&'r RawValue> {
     })
 }
 
-/// One text for all spellings of a number, with false as 0 and true as 1.
+/// Returns the same string for all spellings of a number. `false` counts as 0 and `true` as 1.
 pub fn canonical(text: &str) -> String {
     let text = text.trim();
     match text.to_ascii_lowercase().as_str() {

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Writes `bytes` to a file of that name and reads it to its end.
+/// Writes `bytes` to a file with this name and reads all of it.
 fn read_with(
     name: &str,
     bytes: &[u8],
@@ -157,7 +157,7 @@ fn a_label_that_cannot_be_read_names_the_line_and_the_rest_goes_on() {
         (1, "line 3: not JSON"),
         (2, "line 4: no field `y`"),
         (3, "line 5: no field"),
-        (4, "line 6: `y` is not"),
+        (4, "line 6: `y` is an object or array"),
     ] {
         let error = got[at].as_ref().unwrap_err();
         assert!(
@@ -247,7 +247,7 @@ fn csv_headers_nest() {
 
     for header in ["a,a.b", "a.b,a", &"a.".repeat(100_000)] {
         let error = open_error("a.csv", format!("{header}\n1,2\n").as_bytes());
-        assert!(error.contains("clashes"), "{error}");
+        assert!(error.contains("conflicts with another column"), "{error}");
     }
 }
 
@@ -389,7 +389,7 @@ fn csv_labels_and_keys_by_header() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.ends_with("no column `class`, there are id, m.y"),
+        error.ends_with("no column `class`: the columns are id, m.y"),
         "{error}"
     );
 }
@@ -418,7 +418,7 @@ fn a_record_that_never_ends_is_refused() {
     assert!(
         error
             .to_string()
-            .contains("line 1: longer than 67108864 bytes")
+            .contains("line 1: the line is longer than 67108864 bytes")
             && !error.is_fatal()
     );
     assert_eq!(
@@ -486,7 +486,7 @@ fn parquet_of(schema: &str, fill: impl FnOnce(&mut SerializedFileWriter<Vec<u8>>
     writer.into_inner().unwrap()
 }
 
-/// Two rows of every type that is written out.
+/// Two rows with every type that can be written.
 fn parquet_file() -> Vec<u8> {
     let schema = "message m {
         required int32 i; required int64 u (INTEGER(64, false)); required float f; optional double d;
@@ -577,7 +577,7 @@ fn parquet_values() {
         .iter()
         .map(|p| json(p))
         .collect();
-    // Through `Value` the order is lost but a difference is easy to read; then the bytes.
+    // Compared as `Value` first, where the order of keys is lost but a difference is easy to read, then as bytes.
     assert_eq!(got, want.map(json));
     assert_eq!(payloads("a.parquet", &parquet_file()), want);
 }
@@ -692,7 +692,7 @@ fn damaged_parquet_is_an_error_and_never_a_panic() {
 }
 
 proptest! {
-    /// Whatever the bytes: no panic, an end, and from CSV only JSON objects.
+    /// For any bytes, reading ends without a panic, and CSV yields only JSON objects.
     #[test]
     fn any_bytes(bytes in prop::collection::vec(prop::sample::select(&b"ab1.-,\"\r\n \xff\xef{}:"[..]), 0..80)) {
         for name in ["a.csv", "a.ndjson", "a.csv.gz", "a.parquet"] {

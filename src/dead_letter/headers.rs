@@ -8,12 +8,13 @@ use crate::record::{OwnedHeader, Record, header};
 
 /// The prefix of the headers of Kafka Connect's dead letter queue (KIP-298).
 pub const ERRORS_PREFIX: &str = "__connect.errors.";
-/// The header of a message that leaves something out: what, and why.
+/// The header that lists the parts omitted from a message, with the reason.
 pub const OMITTED: &str = "residuald.omitted";
 
 impl DeadLetter {
-    /// Takes its headers out and adds those of Kafka Connect's dead letter queue. They replace the headers of an earlier
-    /// failure, so a record that fails twice names the last one. A record cannot claim that something was left out of it.
+    /// Takes the letter's headers and adds those of Kafka Connect's dead letter queue. They replace the headers of an earlier
+    /// failure, so a record that fails twice carries the last one. An [`OMITTED`] header of the source record is dropped, because
+    /// nothing was omitted here.
     pub fn headers_with_failure(&mut self) -> Vec<OwnedHeader> {
         let mut headers = std::mem::take(&mut self.headers);
         headers.retain(|(name, _)| !name.starts_with(ERRORS_PREFIX) && name != OMITTED);
@@ -33,7 +34,7 @@ impl DeadLetter {
             headers.push(header(&format!("{ERRORS_PREFIX}{name}"), &value));
         }
         if self.payload.is_empty() && self.error.reason == Reason::TooLarge {
-            // An empty value is not too large: this letter stands for a batch and must not be replayed in its place.
+            // An empty value cannot be too large, so this letter represents a whole batch. The header prevents its replay.
             let note = "value, headers, key: the batch is too large to be read";
             headers.push(header(OMITTED, note));
         }
@@ -41,39 +42,40 @@ impl DeadLetter {
     }
 }
 
-/// What the headers of a dead letter say about its failure. Other producers than residuald may say less.
+/// The failure that a dead letter's headers describe. Letters of other producers may have fewer headers.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct FailureHeaders<'m> {
     pub topic: Option<Cow<'m, str>>,
     pub partition: Option<i32>,
     pub offset: Option<i64>,
-    /// The last part of the exception's name: `missing` of `residuald.decode.missing`.
+    /// The last part of the exception's name, for example `missing` for `residuald.decode.missing`.
     pub reason: Option<Cow<'m, str>>,
     pub message: Option<Cow<'m, str>>,
-    /// Whether its value, headers or key were left out. A timestamp that the topic refuses does not count: a replay sets a new one.
+    /// Whether the value, headers or key were omitted. A timestamp that the topic refuses does not count, because a replay sets a
+    /// new one.
     pub omitted: bool,
 }
 
 impl<'m> FailureHeaders<'m> {
     pub fn of(record: &Record<'m>) -> FailureHeaders<'m> {
-        let said = |name: &str| {
+        let value_of = |name: &str| {
             let value = last_header(record, &format!("{ERRORS_PREFIX}{name}"))??;
             Some(String::from_utf8_lossy(value))
         };
-        let number = |name| said(name)?.parse::<i64>().ok();
+        let number = |name| value_of(name)?.parse::<i64>().ok();
         let omitted = last_header(record, OMITTED);
         FailureHeaders {
-            topic: said("topic").filter(|topic| !topic.is_empty()),
+            topic: value_of("topic").filter(|topic| !topic.is_empty()),
             partition: number("partition").and_then(|p| p.try_into().ok()),
             offset: number("offset"),
-            reason: said("exception.class.name").map(last_part),
-            message: said("exception.message"),
-            omitted: omitted.is_some_and(lacks_more_than_its_time),
+            reason: value_of("exception.class.name").map(last_part),
+            message: value_of("exception.message"),
+            omitted: omitted.is_some_and(omits_more_than_timestamp),
         }
     }
 }
 
-/// The last header of this name: the last failure counts.
+/// Returns the value of the last header with this name, because only the last failure counts.
 pub(super) fn last_header<'m>(record: &Record<'m>, name: &str) -> Option<Option<&'m [u8]>> {
     let mut named = record.headers.iter().rev();
     named.find(|(n, _)| *n == name).map(|(_, value)| *value)
@@ -86,8 +88,9 @@ fn last_part(name: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Whether a note of what was left out (`value, headers: why; timestamp: why`) names more than the timestamp.
-fn lacks_more_than_its_time(note: Option<&[u8]>) -> bool {
+/// Returns whether the value of an [`OMITTED`] header, such as `value, headers: why; timestamp: why`, lists more than the
+/// timestamp.
+fn omits_more_than_timestamp(note: Option<&[u8]>) -> bool {
     let note = String::from_utf8_lossy(note.unwrap_or_default());
     note.split("; ").any(|part| {
         let names = part.split_once(": ").map(|(names, _)| names);

@@ -1,13 +1,13 @@
-//! A set of offsets, kept as runs.
+//! A set of offsets, stored as ranges.
 
 use rangemap::RangeInclusiveSet;
 
-/// Disjoint runs that do not touch.
+/// Disjoint ranges with gaps between them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Intervals(RangeInclusiveSet<i64>);
 
 impl Intervals {
-    /// Adds `first..=last`; what is there already stays.
+    /// Adds the offsets `first..=last` to those already present.
     pub fn insert(&mut self, first: i64, last: i64) {
         self.0.insert(first..=last);
     }
@@ -16,7 +16,7 @@ impl Intervals {
         self.0.contains(&offset)
     }
 
-    /// What is in this one and not in `other`.
+    /// Returns the offsets of `self` that are not in `other`.
     pub fn without(&self, other: &Intervals) -> Intervals {
         let mut left = self.0.clone();
         for run in other.0.iter() {
@@ -29,7 +29,7 @@ impl Intervals {
         self.0.iter().map(|run| (*run.start(), *run.end()))
     }
 
-    /// The first and the last offset.
+    /// Returns the first and the last offset.
     pub fn ends(&self) -> Option<(i64, i64)> {
         Some((*self.0.first()?.start(), *self.0.last()?.end()))
     }
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// Few distinct offsets, so that runs overlap and touch.
+    /// Few distinct offsets, so that ranges overlap and touch.
     fn runs() -> impl Strategy<Value = Vec<(i64, i64)>> {
         prop::collection::vec((0i64..40, 0i64..6).prop_map(|(a, n)| (a, a + n)), 0..12)
     }

@@ -1,4 +1,4 @@
-//! Which dead letters were sent, or are to be sent, to which topic.
+//! Records which dead letters were sent, or will be sent, to which topic.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ impl PartitionOffsets {
     }
 
     pub fn add_all(&mut self, partition: i32, offsets: &Intervals) {
-        let own = self.0.entry(partition).or_default();
+        let known = self.0.entry(partition).or_default();
         for (first, last) in offsets.iter() {
-            own.insert(first, last);
+            known.insert(first, last);
         }
     }
 
@@ -45,7 +45,7 @@ impl PartitionOffsets {
             .map(|(&partition, offsets)| (partition, offsets))
     }
 
-    /// For each partition, the first offset and the one after the last.
+    /// Returns the first offset and the one after the last for each partition.
     pub fn ends(&self) -> BTreeMap<i32, (i64, i64)> {
         let ends = self.iter().filter_map(|(partition, offsets)| {
             let (first, last) = offsets.ends()?;
@@ -65,16 +65,16 @@ pub struct Ledger(BTreeMap<String, PartitionOffsets>);
 
 impl Ledger {
     pub fn add(&mut self, to: &str, partition: i32, offset: i64) {
-        self.places_mut(to).add(partition, offset);
+        self.offsets_mut(to).add(partition, offset);
     }
 
-    /// Adds the letters of a marker in `partition`.
+    /// Adds the letters that a marker in `partition` lists.
     pub fn mark(&mut self, partition: i32, marker: &Marker) {
-        self.places_mut(&marker.to)
+        self.offsets_mut(&marker.to)
             .add_all(partition, &marker.offsets);
     }
 
-    fn places_mut(&mut self, to: &str) -> &mut PartitionOffsets {
+    fn offsets_mut(&mut self, to: &str) -> &mut PartitionOffsets {
         if !self.0.contains_key(to) {
             self.0.insert(to.to_owned(), PartitionOffsets::default());
         }
@@ -82,53 +82,53 @@ impl Ledger {
     }
 
     pub fn contains(&self, to: &str, partition: i32, offset: i64) -> bool {
-        let places = self.0.get(to);
-        places.is_some_and(|places| places.contains(partition, offset))
+        let offsets = self.0.get(to);
+        offsets.is_some_and(|offsets| offsets.contains(partition, offset))
     }
 
-    /// The topics that a letter is recorded for.
+    /// Returns the topics that a letter was recorded for.
     pub fn topics_of(&self, partition: i32, offset: i64) -> Vec<&str> {
         let entered = self.0.iter();
-        let entered = entered.filter(|(_, places)| places.contains(partition, offset));
+        let entered = entered.filter(|(_, offsets)| offsets.contains(partition, offset));
         entered.map(|(to, _)| to.as_str()).collect()
     }
 
     /// The offsets in this one that are not in `other`.
     pub fn without(&self, other: &Ledger) -> Ledger {
         let mut left = Ledger::default();
-        for (to, places) in &self.0 {
+        for (to, offsets) in &self.0 {
             let gone = other.0.get(to);
-            let places = gone.map_or_else(|| places.clone(), |gone| places.without(gone));
-            if !places.0.is_empty() {
-                left.0.insert(to.clone(), places);
+            let offsets = gone.map_or_else(|| offsets.clone(), |gone| offsets.without(gone));
+            if !offsets.0.is_empty() {
+                left.0.insert(to.clone(), offsets);
             }
         }
         left
     }
 
-    /// The letters of this one that are not at `places`.
-    pub fn without_places(&self, places: &PartitionOffsets) -> Ledger {
-        let kept = self.0.iter().map(|(to, own)| (to, own.without(places)));
-        let kept = kept.filter(|(_, own)| !own.0.is_empty());
-        Ledger(kept.map(|(to, own)| (to.clone(), own)).collect())
+    /// Returns the entries of `self` without the letters at `offsets`.
+    pub fn without_offsets(&self, offsets: &PartitionOffsets) -> Ledger {
+        let kept = self.0.iter().map(|(to, own)| (to, own.without(offsets)));
+        let kept = kept.filter(|(_, left)| !left.0.is_empty());
+        Ledger(kept.map(|(to, left)| (to.clone(), left)).collect())
     }
 
-    /// Every letter, whatever its target.
-    pub fn places(&self) -> PartitionOffsets {
+    /// Returns the offsets of all letters, regardless of their target.
+    pub fn offsets(&self) -> PartitionOffsets {
         let mut all = PartitionOffsets::default();
-        for places in self.0.values() {
-            for (partition, offsets) in places.iter() {
+        for by_partition in self.0.values() {
+            for (partition, offsets) in by_partition.iter() {
                 all.add_all(partition, offsets);
             }
         }
         all
     }
 
-    /// Letters by target.
+    /// Returns the number of letters for each target topic.
     pub fn counts(&self) -> BTreeMap<&str, u64> {
         let counts = self.0.iter();
         counts
-            .map(|(to, places)| (to.as_str(), places.count()))
+            .map(|(to, offsets)| (to.as_str(), offsets.count()))
             .collect()
     }
 
@@ -136,10 +136,10 @@ impl Ledger {
         self.counts().values().sum()
     }
 
-    /// The offsets for each target and partition.
+    /// Iterates over the offsets for each target topic and partition.
     pub fn entries(&self) -> impl Iterator<Item = (&str, i32, &Intervals)> {
-        self.0.iter().flat_map(|(to, places)| {
-            let entries = places.iter();
+        self.0.iter().flat_map(|(to, by_partition)| {
+            let entries = by_partition.iter();
             entries.map(move |(partition, offsets)| (to.as_str(), partition, offsets))
         })
     }

@@ -1,9 +1,9 @@
-//! A dead letter that is still to be sent.
+//! A dead letter that has not been sent yet.
 
 use crate::decode::RowError;
 use crate::record::{Origin, OwnedHeader};
 
-/// A record that could not be scored, unchanged, and why.
+/// A record that could not be scored, unchanged, with the reason.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
     pub source: Origin,

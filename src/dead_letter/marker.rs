@@ -1,8 +1,8 @@
-//! The records of a dead letter topic: letters, and the markers of those that were replayed or discarded.
+//! The records of a dead letter topic: letters, and markers for letters that were replayed or discarded.
 //!
-//! A marker is a record in the partition of its letters: no key, the header `residuald.replayed`, and the value
-//! `{"replayed": {"to": "payments", "offsets": [[3, 17], [19, 19]]}}`, first and last offset of each run.
-//! A marker of discarded letters has the header `residuald.discarded` and the value `{"discarded": {"offsets": [[3, 17]]}}`.
+//! A marker is a record in the same partition as its letters. It has no key, the header `residuald.replayed`, and the value
+//! `{"replayed": {"to": "payments", "offsets": [[3, 17], [19, 19]]}}` with the first and last offset of each range. A marker of
+//! discarded letters has the header `residuald.discarded` and the value `{"discarded": {"offsets": [[3, 17]]}}`.
 
 use std::borrow::Cow;
 
@@ -15,15 +15,15 @@ use crate::record::{OwnedHeader, Record};
 
 const REPLAYED: &str = "residuald.replayed";
 const DISCARDED: &str = "residuald.discarded";
-/// Runs of offsets in one marker of discarded letters, at most: half a megabyte.
+/// Maximum number of offset ranges in one marker of discarded letters, about half a megabyte.
 const MOST_RUNS: usize = 10_000;
 
-/// What a record of a dead letter topic is.
+/// A record of a dead letter topic.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Entry<'m> {
     Letter(FailureHeaders<'m>),
     Marker(Marker),
-    /// Letters of the same partition that are not to be replayed.
+    /// Letters of the same partition that must not be replayed.
     Discarded(Intervals),
 }
 
@@ -36,8 +36,8 @@ pub struct Marker {
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "the marker of replayed or discarded letters at {partition}:{offset} cannot be read: {problem}. What it stands for is unknown; \
-     begin after it, with --from"
+    "the marker of replayed or discarded letters at {partition}:{offset} cannot be read: {problem}. The letters that it covers are unknown: \
+     use --from to begin after it"
 )]
 pub struct BadMarker {
     partition: i32,
@@ -58,11 +58,13 @@ enum Body<'a> {
 }
 
 impl<'m> Entry<'m> {
+    /// Parses a record of a dead letter topic.
+    ///
     /// # Errors
     /// [`BadMarker`]: an unreadable marker must not be ignored.
     pub fn of(record: &Record<'m>) -> Result<Entry<'m>, BadMarker> {
         let errors = |(name, _): &(&str, _)| name.starts_with(ERRORS_PREFIX);
-        // A source record may have any header, but as a letter it has those of its failure too.
+        // A source record may have any header, but a letter also has the headers of its failure.
         let marks = [REPLAYED, DISCARDED];
         let is_marker = marks.iter().any(|mark| last_header(record, mark).is_some())
             && record.key.is_none()
@@ -84,10 +86,10 @@ impl<'m> Entry<'m> {
         let intervals = |runs: Vec<[i64; 2]>| {
             let mut offsets = Intervals::default();
             for [first, last] in runs {
-                // A marker can only name letters before it.
+                // A marker can only refer to earlier letters.
                 if first > last || first < 0 || last >= record.offset {
                     return Err(bad(format!(
-                        "[{first}, {last}] is no run of earlier offsets"
+                        "[{first}, {last}] is not a range of earlier offsets"
                     )));
                 }
                 offsets.insert(first, last);
@@ -105,7 +107,7 @@ impl<'m> Entry<'m> {
 }
 
 impl Marker {
-    /// The record to write into the letters' partition.
+    /// Returns the marker as a record for the letters' partition.
     pub fn replay_record(&self, topic: &str, partition: i32) -> ReplayRecord {
         let body = Body::Replayed {
             to: Cow::Borrowed(&self.to),
@@ -116,7 +118,7 @@ impl Marker {
     }
 }
 
-/// Markers for discarded letters of one partition.
+/// Returns the markers for discarded letters of one partition.
 pub fn discarded(topic: &str, partition: i32, offsets: &Intervals) -> Vec<ReplayRecord> {
     let runs: Vec<[i64; 2]> = offsets.iter().map(|(a, b)| [a, b]).collect();
     let markers = runs.chunks(MOST_RUNS).map(|runs| {

@@ -1,4 +1,4 @@
-//! Which dead letters are replayed, to which topic, and what is sent there.
+//! Decides which dead letters are replayed and to which topic, and builds the records to send.
 
 use super::headers::{ERRORS_PREFIX, FailureHeaders};
 use crate::record::{OwnedHeader, Record};
@@ -7,7 +7,7 @@ use crate::record::{OwnedHeader, Record};
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReplayRecord {
     pub topic: String,
-    /// `None` leaves it to the partitioner.
+    /// If `None`, the partitioner chooses.
     pub partition: Option<i32>,
     pub key: Option<Vec<u8>>,
     pub payload: Option<Vec<u8>>,
@@ -16,8 +16,8 @@ pub struct ReplayRecord {
 }
 
 impl ReplayRecord {
-    /// The record of a letter as it was before it failed. Without a key it returns to its own partition, if it is sent to
-    /// its own topic and the topic still has that partition.
+    /// Restores the record of a letter as it was before the failure. A record without a key returns to its original partition, if
+    /// it is sent to its original topic and the topic still has that partition.
     pub fn of(
         record: &Record<'_>,
         letter: &FailureHeaders<'_>,
@@ -25,12 +25,12 @@ impl ReplayRecord {
         partitions: usize,
     ) -> ReplayRecord {
         let has = |partition: &i32| (0..partitions as i32).contains(partition);
-        let home = letter.topic.as_deref() == Some(to) && record.key.is_none();
+        let keeps_partition = letter.topic.as_deref() == Some(to) && record.key.is_none();
         let kept = record.headers.iter();
         let kept = kept.filter(|(name, _)| !name.starts_with(ERRORS_PREFIX));
         ReplayRecord {
             topic: to.to_owned(),
-            partition: letter.partition.filter(|_| home).filter(has),
+            partition: letter.partition.filter(|_| keeps_partition).filter(has),
             key: record.key.map(<[u8]>::to_vec),
             payload: record.payload.map(<[u8]>::to_vec),
             headers: kept
@@ -40,7 +40,7 @@ impl ReplayRecord {
         }
     }
 
-    /// Its approximate size in memory and on the wire.
+    /// Returns the approximate size in memory and on the wire.
     pub fn bytes(&self) -> usize {
         let size = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         let headers = self.headers.iter().map(|(n, v)| n.len() + size(v));
@@ -53,7 +53,7 @@ impl ReplayRecord {
 pub enum Obstacle {
     /// Its value, headers or key were left out because it was too large, so the original cannot be restored.
     ValueOmitted,
-    /// Its headers name no topic to return to.
+    /// Its headers contain no topic to return to.
     NoSourceTopic,
     /// It would be sent to the dead letter topic itself.
     SourceIsDeadLetterTopic,
@@ -74,7 +74,7 @@ impl Obstacle {
 pub struct Filter {
     /// Empty for all.
     pub reasons: Vec<String>,
-    /// The target of all letters; if `None`, each returns to the topic that it came from.
+    /// The target of all letters. If `None`, each returns to the topic that it came from.
     pub to_topic: Option<String>,
 }
 
@@ -84,22 +84,22 @@ impl Filter {
         self.reasons.is_empty() || self.reasons.iter().any(|r| Some(r.as_str()) == reason)
     }
 
-    /// The target of a letter in the topic `lies_in`.
+    /// Returns the target topic of a letter in the topic `dead_letter_topic`.
     ///
     /// # Errors
-    /// Why it cannot be replayed.
+    /// The [`Obstacle`], if the letter cannot be replayed.
     pub fn target<'l>(
         &'l self,
         letter: &'l FailureHeaders<'_>,
-        lies_in: &str,
+        dead_letter_topic: &str,
     ) -> Result<&'l str, Obstacle> {
         if letter.omitted {
             return Err(Obstacle::ValueOmitted);
         }
-        let asked = self.to_topic.as_deref();
-        match asked.or(letter.topic.as_deref()) {
+        let chosen = self.to_topic.as_deref();
+        match chosen.or(letter.topic.as_deref()) {
             None => Err(Obstacle::NoSourceTopic),
-            Some(to) if to == lies_in => Err(Obstacle::SourceIsDeadLetterTopic),
+            Some(to) if to == dead_letter_topic => Err(Obstacle::SourceIsDeadLetterTopic),
             Some(to) => Ok(to),
         }
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::decode::{Reason, RowError};
 use crate::record::{Origin, Record};
 
-/// A dead letter with the headers that it is sent with.
+/// Returns a dead letter with the headers that are sent with it.
 fn message(reason: Reason) -> DeadLetter {
     let mut letter = DeadLetter {
         source: Origin {
@@ -132,7 +132,7 @@ fn a_letter_of_kafka_connect_is_listed_with_what_it_has() {
 #[test]
 fn only_what_lacks_more_than_its_time_cannot_come_back() {
     for (note, omitted) in [
-        ("timestamp: topic `a` takes no such time", false),
+        ("timestamp: topic `a` does not accept this timestamp", false),
         ("value: the topic takes 100 bytes", true),
         ("value, headers: too large; timestamp: no such time", true),
         ("the batch is too large to be read", true),
@@ -192,7 +192,7 @@ fn reasons_are_matched_whole() {
     );
 }
 
-/// A marker as it is read back, from partition 1 at offset 20.
+/// Parses a marker as a record of partition 1 at offset 20.
 fn read_back(replayed: &ReplayRecord) -> Result<Entry<'_>, BadMarker> {
     Entry::of(&Record {
         topic: &replayed.topic,
@@ -279,7 +279,7 @@ fn what_is_left_is_what_is_wanted_and_not_marked_for_that_target() {
     done.mark(0, &marker(&[(4, 4)]));
     let left = wanted.without(&done);
     assert_eq!(left.counts(), [("payments", 5), ("refunds", 1)].into());
-    assert_eq!(left.places().ends(), [(0, (4, 5)), (1, (0, 8))].into());
+    assert_eq!(left.offsets().ends(), [(0, (4, 5)), (1, (0, 8))].into());
     assert!(left.contains("payments", 1, 7) && !left.contains("payments", 1, 8));
     assert!(!left.contains("payments", 0, 7) && !left.contains("refunds", 1, 4));
     assert_eq!(done.topics_of(1, 9), ["payments"]);
@@ -287,7 +287,7 @@ fn what_is_left_is_what_is_wanted_and_not_marked_for_that_target() {
 }
 
 proptest! {
-    /// In chunks of any size, with any letters replayed before, each wanted letter is sent once to its target.
+    /// With chunks of any size, and with any letters replayed before, each wanted letter is sent to its target exactly once.
     #[test]
     fn replaying_what_is_left_in_any_chunks_ends_with_everything_once(
         letters in prop::collection::btree_set((0i32..3, 0i64..60), 0..80),

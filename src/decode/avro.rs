@@ -1,8 +1,8 @@
-//! Avro: the schema by which a record was written, and records read by it.
+//! Avro: parses the schema that a record was written with, and decodes records by it.
 //!
-//! The schema is parsed by the `apache-avro` crate. Its reader is not used: it builds a tree for each record and follows
-//! a recursive schema as deep as the bytes say, which ends the process. Here a record goes straight into the row, what no feature
-//! reads is skipped, and nesting ends at [`MAX_DEPTH`].
+//! The `apache-avro` crate parses the schema. Its reader is not used: it builds a tree for each record, and its recursion is as
+//! deep as the record's bytes demand, which can overflow the stack and end the process. Here a record goes straight into the row,
+//! fields that no feature reads are skipped, and nesting is limited to [`MAX_DEPTH`].
 
 mod json;
 mod row;
@@ -20,16 +20,16 @@ use super::{RowError, malformed};
 pub use json::to_json;
 pub use row::AvroPlan;
 
-/// How deep a record may nest. Real schemas nest less; a hostile record of a recursive schema would nest deeper.
+/// Maximum nesting depth of a record. Real schemas nest less, but a hostile record of a recursive schema could nest deeper.
 const MAX_DEPTH: usize = 100;
-/// Most items that take no bytes, such as nulls: the payload does not bound their number.
+/// Maximum number of items that take no bytes, such as nulls. The size of the payload does not bound their number.
 const MAX_EMPTY_ITEMS: usize = 65_536;
 
-/// A writer's schema, its types by index, so that a recursive schema needs no pointers.
+/// A writer's schema. Types refer to each other by index, so that a recursive schema needs no pointers.
 #[derive(Debug)]
 pub struct AvroSchema {
     shapes: Vec<Shape>,
-    /// Types whose values take no bytes.
+    /// For each type, whether its values take no bytes.
     empty: Vec<bool>,
     root: Id,
 }
@@ -48,12 +48,12 @@ enum Shape {
     Text,
     Fixed(usize),
     Uuid,
-    /// The scale, and the size if it is fixed; otherwise the size precedes each value.
+    /// The scale, and the size in bytes if it is fixed. Otherwise the size precedes each value.
     Decimal(usize, Option<usize>),
     Date,
-    /// Time of day in this many units per second. An int where the unit allows.
+    /// A time of day in this many units per second. An Avro int if it counts milliseconds, otherwise a long.
     Clock(i64),
-    /// Timestamp in this many units per second.
+    /// A timestamp in this many units per second.
     Time(i64),
     Enum(Vec<String>),
     Array(Id),
@@ -73,7 +73,8 @@ impl AvroSchema {
         }
         let root = compiler.add(&root)?;
         let shapes: Option<Vec<Shape>> = compiler.shapes.into_iter().collect();
-        let shapes = shapes.ok_or("a type refers to one that the schema lacks")?;
+        let shapes =
+            shapes.ok_or("a type refers to another type that the schema does not define")?;
         let empty = empty(&shapes);
         Ok(AvroSchema {
             shapes,
@@ -82,7 +83,7 @@ impl AvroSchema {
         })
     }
 
-    /// Whether a record of this schema can have a value at `path`.
+    /// Returns whether a record of this schema can have a value at `path`.
     pub fn has(&self, path: &str) -> bool {
         path.split('.')
             .try_fold(vec![self.root], |at, key| {
@@ -170,8 +171,8 @@ impl AvroSchema {
         Ok(())
     }
 
-    /// The blocks of an array or map, each to `items` with the number of its items; a block that gives its
-    /// size is passed over whole if `may_jump`.
+    /// Calls `items` for each block of an array or map with the number of its items. If `may_jump`, a block that states its size
+    /// is skipped as a whole.
     fn blocks<'p>(
         &self,
         cursor: &mut Cursor<'p>,
@@ -195,13 +196,13 @@ impl AvroSchema {
     }
 }
 
-/// Resolves a union's branch or an enum's symbol by its index on the wire.
+/// Reads the index of a union's branch or an enum's symbol, and returns that choice.
 fn chosen<'c, T>(choices: &'c [T], cursor: &mut Cursor<'_>, of: &str) -> Result<&'c T, RowError> {
     let index = cursor.zigzag()?;
     let choice = usize::try_from(index).ok().and_then(|i| choices.get(i));
     choice.ok_or_else(|| {
         malformed(format!(
-            "{index} in {of} of {}: not written by this schema",
+            "index {index} is out of range for {of} of {}: the record was not written with this schema",
             choices.len()
         ))
     })
@@ -209,7 +210,8 @@ fn chosen<'c, T>(choices: &'c [T], cursor: &mut Cursor<'_>, of: &str) -> Result<
 
 fn int(cursor: &mut Cursor<'_>) -> Result<i32, RowError> {
     let number = cursor.zigzag()?;
-    i32::try_from(number).map_err(|_| malformed(format!("{number} is not an Avro int")))
+    i32::try_from(number)
+        .map_err(|_| malformed(format!("{number} is out of range for an Avro int")))
 }
 
 fn boolean(cursor: &mut Cursor<'_>) -> Result<bool, RowError> {
@@ -229,7 +231,7 @@ fn uuid(cursor: &mut Cursor<'_>) -> Result<String, RowError> {
     Ok(Uuid::from_bytes(cursor.array()?).to_string())
 }
 
-/// A decimal's bytes: of the fixed size, or preceded by their length.
+/// Returns a decimal's bytes, which have a fixed size or are preceded by their length.
 fn unscaled<'p>(size: Option<usize>, cursor: &mut Cursor<'p>) -> Result<&'p [u8], RowError> {
     match size {
         Some(size) => cursor.take(size),
@@ -240,7 +242,7 @@ fn unscaled<'p>(size: Option<usize>, cursor: &mut Cursor<'p>) -> Result<&'p [u8]
     }
 }
 
-/// A decimal as a number's text; `None` above 128 bits, which is 38 digits.
+/// Formats a decimal as a number. `None` above 128 bits, which is 38 digits.
 fn decimal(scale: usize, unscaled: &[u8]) -> Option<String> {
     let negative = unscaled.first().is_some_and(|byte| *byte >= 0x80);
     let mut wide = [if negative { 0xff } else { 0 }; 16];
@@ -260,12 +262,14 @@ fn decimal(scale: usize, unscaled: &[u8]) -> Option<String> {
 }
 
 fn too_deep() -> RowError {
-    malformed(format!("nested deeper than {MAX_DEPTH}"))
+    malformed(format!(
+        "the record is nested deeper than {MAX_DEPTH} levels"
+    ))
 }
 
 #[derive(Default)]
 struct Compiler {
-    /// `None` while a type is on its way: it may name itself.
+    /// `None` while a type is being compiled, because it may refer to itself.
     shapes: Vec<Option<Shape>>,
     named: HashMap<String, Id>,
 }
@@ -337,12 +341,15 @@ impl Compiler {
                 let fields = fields.map(|f| Ok((f.name.clone(), self.add(&f.schema)?)));
                 Shape::Record(fields.collect::<Result<_, String>>()?)
             }
-            Schema::Ref { name } => return Err(format!("`{}` is nowhere", name.fullname(None))),
+            Schema::Ref { name } => {
+                return Err(format!("type `{}` is not defined", name.fullname(None)));
+            }
         })
     }
 }
 
-/// A record is empty if all its fields are; one that contains itself is not, for it has no end.
+/// Returns for each type whether its values take no bytes. A record takes none if none of its fields do. A record that contains
+/// itself never counts as empty.
 fn empty(shapes: &[Shape]) -> Vec<bool> {
     let mut empty = vec![false; shapes.len()];
     loop {

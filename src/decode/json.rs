@@ -1,4 +1,4 @@
-//! JSON straight into the row: one pass over the text, no tree, no allocation per record.
+//! Decodes JSON directly into the row, in one pass over the text, without a tree and without allocations per record.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -14,7 +14,7 @@ use super::{Reason, RowError, malformed};
 use crate::bundle::{Feature, SegmentId};
 use crate::clip::clip;
 
-/// Reads JSON objects into rows. One per thread: it keeps scratch space.
+/// Decodes JSON objects into rows. Each thread has its own, because it keeps scratch space.
 #[derive(Debug)]
 pub struct JsonDecoder {
     pub(super) paths: Paths,
@@ -24,17 +24,17 @@ pub struct JsonDecoder {
 #[derive(Debug, Default)]
 struct Scratch {
     text: String,
-    /// The typed error, because serde's errors are strings.
+    /// The typed error of a value, because serde's errors are only strings.
     error: Option<RowError>,
 }
 
 impl JsonDecoder {
-    /// `features` as in the manifest.
+    /// Creates a decoder for the features of a manifest.
     pub fn new(features: &[Feature]) -> JsonDecoder {
         JsonDecoder::segmented(features, None)
     }
 
-    /// `segment` as in the calibration.
+    /// Creates a decoder that also reads segments. `segment` comes from the calibration.
     pub fn segmented(features: &[Feature], segment: Option<SegmentReader>) -> JsonDecoder {
         JsonDecoder {
             paths: Paths::new(features, segment),
@@ -42,10 +42,11 @@ impl JsonDecoder {
         }
     }
 
-    /// Appends one row of `features.len()` numbers to `rows`; leaves it as it was on an error. Returns the segment, if a field gives it.
+    /// Appends one row of `features.len()` numbers to `rows`, and returns the segment if a field determines it. On an error,
+    /// `rows` is unchanged.
     ///
     /// # Errors
-    /// [`RowError`] when the payload is not one JSON object that fits the schema.
+    /// [`RowError`] if the payload is not one JSON object that fits the schema.
     pub fn decode(
         &mut self,
         payload: &[u8],
@@ -64,7 +65,7 @@ fn fill(
 ) -> Result<(), RowError> {
     // Checked first, because serde_json does not validate strings that it skips.
     let text = std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
-    // Inside a record `null` is an object that is absent; a whole record is never absent.
+    // Inside a record, `null` is an absent object. A whole record must not be absent.
     if text.trim_ascii() == "null" {
         return Err(malformed("not a JSON object: null"));
     }
@@ -95,7 +96,7 @@ fn describe(error: &serde_json::Error) -> String {
     }
 }
 
-/// Where values go while one record is read.
+/// The row that is filled while one record is read.
 struct Target<'r> {
     row: &'r mut [f32],
     paths: &'r Paths,
@@ -155,36 +156,36 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.no_object(Unexpected::Bool(value))
+        self.refuse_non_object(Unexpected::Bool(value))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.no_object(Unexpected::Unsigned(value))
+        self.refuse_non_object(Unexpected::Unsigned(value))
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.no_object(Unexpected::Signed(value))
+        self.refuse_non_object(Unexpected::Signed(value))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.no_object(Unexpected::Float(value))
+        self.refuse_non_object(Unexpected::Float(value))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        // The error quotes the text with its escapes, which can be many times as long.
-        self.no_object(Unexpected::Str(&clip(value)))
+        // The error quotes the string with escapes, which can be many times longer, so the string is cut.
+        self.refuse_non_object(Unexpected::Str(&clip(value)))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        self.no_object(Unexpected::Seq)?;
+        self.refuse_non_object(Unexpected::Seq)?;
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())
     }
 }
 
 impl NodeSeed<'_, '_, '_> {
-    /// Only what the model reads can refuse a record, not its segment.
-    fn no_object<E: Error>(self, found: Unexpected<'_>) -> Result<(), E> {
+    /// Refuses a value where features need an object. A segment does not refuse a record.
+    fn refuse_non_object<E: Error>(self, found: Unexpected<'_>) -> Result<(), E> {
         match self.node.has_features {
             true => Err(E::invalid_type(found, &self)),
             false => Ok(()),
@@ -230,9 +231,9 @@ impl LeafSeed<'_, '_, '_> {
             scratch,
         } = &mut *self.target.borrow_mut();
         for &column in self.columns {
-            let place = &mut row[column];
+            let slot = &mut row[column];
             let column = &paths.columns[column];
-            let result = if place.to_bits() != UNSET {
+            let result = if slot.to_bits() != UNSET {
                 Err(column.error(Reason::Duplicate, "given twice"))
             } else {
                 match value {
@@ -241,7 +242,7 @@ impl LeafSeed<'_, '_, '_> {
                 }
             };
             match result {
-                Ok(number) => *place = number,
+                Ok(number) => *slot = number,
                 Err(error) => {
                     let message = error.detail.clone();
                     scratch.error = Some(error);
@@ -292,7 +293,7 @@ impl<'de> Visitor<'de> for LeafSeed<'_, '_, '_> {
         self.store(None)
     }
 
-    // A feature refuses both; a segment passes over them.
+    // A feature refuses arrays and objects, and a segment ignores them.
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         self.store::<A::Error>(Some(Value::Other("an array")))?;
         while seq.next_element::<IgnoredAny>()?.is_some() {}

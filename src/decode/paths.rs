@@ -1,4 +1,4 @@
-//! The features by path: a tree that a format walks along with a record, filling the row on the way.
+//! The features as a tree of paths. A decoder walks the tree along with a record and fills the row.
 
 use rustc_hash::FxHashMap;
 
@@ -7,14 +7,15 @@ use super::value::{Column, Value};
 use super::{Reason, RowError};
 use crate::bundle::{Feature, Missing, SegmentBy, SegmentId};
 
-/// Marks a column that is not filled yet: a NaN that no null produces.
+/// Bits of a column that is not filled yet: a NaN that a null never produces.
 pub const UNSET: u32 = 0x7fc0_dead;
 
-/// The features of a bundle, ready to be found in records.
+/// The features of a bundle, arranged so that they can be found in records.
 #[derive(Debug)]
 pub struct Paths {
     pub root: Node,
-    /// In the order of the row, then the segment's column, if a field gives the segment. That one is not part of the row.
+    /// Columns in the order of the row, then the segment's column if a field determines the segment. That column is not part of
+    /// the row.
     pub columns: Vec<Column>,
     features: Vec<Feature>,
 }
@@ -24,20 +25,20 @@ pub struct Paths {
 pub struct Node {
     pub keys: Vec<(String, Child)>,
     index: FxHashMap<String, usize>,
-    /// Whether a feature is below it, not only the segment.
+    /// Whether a feature is below this node, and not only the segment.
     pub has_features: bool,
 }
 
 #[derive(Debug)]
 pub enum Child {
     Node(Node),
-    /// Columns; several when parts of one timestamp are features.
+    /// The columns that the field fills. There are several if several parts of one timestamp are features.
     Leaf(Vec<usize>),
 }
 
 impl Paths {
-    /// `features` as in the manifest, whose checks guarantee that no path is both a value and a parent; those of the calibration
-    /// that this holds for the path of `segment` as well.
+    /// Builds the tree. The manifest's checks guarantee that no path in `features` is both a value and a parent. The
+    /// calibration's checks guarantee the same for the path of `segment`.
     pub fn new(features: &[Feature], segment: Option<SegmentReader>) -> Paths {
         let mut root = Node::default();
         for (column, feature) in features.iter().enumerate() {
@@ -59,13 +60,13 @@ impl Paths {
         }
     }
 
-    /// The names of the segments, if a field gives them.
+    /// Returns the names of the segments, if a field determines them.
     pub fn segments(&self) -> Option<Names> {
         self.columns.last()?.segments()
     }
 
-    /// Appends a row to `rows` that `fill` fills, and applies the rule for missing values; leaves `rows` as it was on an error. Gives the
-    /// record's segment.
+    /// Appends a row that `fill` fills, applies the rules for missing values, and returns the record's segment. On an error,
+    /// `rows` is unchanged.
     pub fn append(
         &self,
         rows: &mut Vec<f32>,
@@ -89,7 +90,7 @@ impl Paths {
                     return Err(RowError {
                         reason: Reason::Missing,
                         detail: format!(
-                            "field `{}`: required by feature `{}`, absent or null",
+                            "field `{}` is absent or null, but feature `{}` requires it",
                             feature.path, feature.name
                         )
                         .into(),
@@ -101,7 +102,7 @@ impl Paths {
         Ok(())
     }
 
-    /// Writes a value, or its absence, into columns of `row`, replacing what is there. `scratch` saves an allocation.
+    /// Writes a value into columns of `row`, or NaN if it is absent. `scratch` is reused to avoid an allocation.
     pub fn store(
         &self,
         row: &mut [f32],
@@ -143,8 +144,8 @@ impl Node {
         }
     }
 
-    /// What `key` leads to, and its place among the keys. Tries the place `expected` first: producers keep their keys in order. A key
-    /// with dots leads where objects in objects would: `{"a.b": 1}` is read as `{"a": {"b": 1}}`.
+    /// Returns the child at `key` and the index of that key. It tries `expected` first, because producers keep their keys in
+    /// order. A key with dots is read as nested objects: `{"a.b": 1}` as `{"a": {"b": 1}}`.
     pub fn find(&self, key: &str, expected: usize) -> Option<(&Child, usize)> {
         if let Some((next, child)) = self.keys.get(expected)
             && next == key
@@ -166,7 +167,7 @@ impl Node {
         Some(&self.keys[*self.index.get(key)?].1)
     }
 
-    /// The columns of this node and all below.
+    /// Returns the columns of this node and of all nodes below it.
     pub fn columns(&self) -> Vec<usize> {
         self.keys.iter().flat_map(|(_, c)| c.columns()).collect()
     }

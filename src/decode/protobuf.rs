@@ -1,7 +1,8 @@
-//! Protobuf: the type of a message, and messages read by it.
+//! Protobuf: finds message types, and decodes messages by them.
 //!
-//! `protox` compiles schemas and `prost-reflect` describes them. Messages are decoded straight into the row: building a tree for each
-//! record costs several times as much. For verdicts, which are rare, `prost-reflect` writes them in Protobuf's own JSON.
+//! `protox` compiles schemas and `prost-reflect` describes them. Messages are decoded directly into the row, because building a
+//! tree for each record costs several times as much. For verdicts, which are rare, `prost-reflect` writes messages as Protobuf
+//! JSON.
 
 mod known;
 mod registered;
@@ -18,7 +19,7 @@ use super::{RowError, malformed};
 pub use registered::parse;
 pub use row::{ProtobufPlan, Scratch};
 
-/// The message type `name` in a .proto file or a compiled descriptor set.
+/// Returns the message type `name` from a .proto file or a compiled descriptor set.
 pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
     let pool = match path.extension().and_then(|e| e.to_str()) {
         Some("proto") => {
@@ -30,7 +31,7 @@ pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
         _ => {
             let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
             DescriptorPool::decode(bytes.as_slice()).map_err(|e| {
-                format!("not a compiled descriptor set (protoc --include_imports -o): {e}")
+                format!("the file is not a compiled descriptor set, which protoc --include_imports -o makes: {e}")
             })?
         }
     };
@@ -41,13 +42,17 @@ pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
             .map(|m| m.full_name().to_owned())
             .take(20)
             .collect();
-        format!("no message `{name}`; there are {}", names.join(", "))
+        format!("no message `{name}`: the messages are {}", names.join(", "))
     })
 }
 
-/// The message at the index in a registry's header.
+/// Returns the message type at the message index in a registry's header.
 pub fn message_at(file: &FileDescriptor, index: &[usize]) -> Result<MessageDescriptor, RowError> {
-    let none = || malformed(format!("the schema has no message at {index:?}"));
+    let none = || {
+        malformed(format!(
+            "the schema has no message with the index {index:?}"
+        ))
+    };
     let (first, rest) = index.split_first().ok_or_else(none)?;
     let outermost = file.messages().nth(*first).ok_or_else(none)?;
     rest.iter().try_fold(outermost, |message, i| {
@@ -55,7 +60,7 @@ pub fn message_at(file: &FileDescriptor, index: &[usize]) -> Result<MessageDescr
     })
 }
 
-/// Whether a message of this type can have a value at `path`.
+/// Returns whether a message of this type can have a value at `path`.
 pub fn has(message: &MessageDescriptor, path: &str) -> bool {
     let (key, rest) = match path.split_once('.') {
         Some((key, rest)) => (key, Some(rest)),
@@ -70,7 +75,8 @@ pub fn has(message: &MessageDescriptor, path: &str) -> bool {
     }
 }
 
-/// A message in Protobuf's JSON, with fields by their names in the .proto, numbers as numbers and defaults written.
+/// Returns a message as Protobuf JSON of at most `most` bytes. Fields have their names from the .proto file, 64-bit integers are
+/// numbers, and default values are included.
 pub fn to_json(message: &MessageDescriptor, payload: &[u8], most: usize) -> Option<String> {
     let message = DynamicMessage::decode(message.clone(), payload).ok()?;
     let options = SerializeOptions::new()
@@ -88,7 +94,7 @@ pub fn to_json(message: &MessageDescriptor, payload: &[u8], most: usize) -> Opti
     String::from_utf8(out.text).ok()
 }
 
-/// Refuses to grow beyond a size.
+/// A buffer that cannot grow beyond `most` bytes.
 struct Bounded {
     text: Vec<u8>,
     most: usize,

@@ -1,5 +1,5 @@
-//! Known schemas by id, shared by the decoder, the writer of verdicts and the thread that fetches them. Nothing blocks here:
-//! an unknown schema is requested, and the record is decoded again later.
+//! Schemas by id, shared by the decoder, the writer of verdicts and the thread that fetches them. Nothing blocks here: an unknown
+//! schema is requested, and the record is decoded again later.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::wire::{self, Cursor};
 use super::{DecodeError, Reason, RowError, avro, protobuf};
 use crate::bundle::{Feature, Missing};
 
-/// Formats that need a schema.
+/// Formats that require a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Avro,
@@ -24,11 +24,11 @@ pub enum Format {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SchemaText {
     pub text: String,
-    /// Its references by name, including indirect ones.
+    /// Names and texts of its references, including indirect ones.
     pub references: Vec<(String, String)>,
 }
 
-/// A schema of a registry. A Protobuf one is a file with several types.
+/// A schema from a registry. For Protobuf it is a file, which may define several types.
 #[derive(Debug)]
 pub enum Schema {
     Avro(Arc<AvroSchema>),
@@ -36,8 +36,10 @@ pub enum Schema {
 }
 
 impl Schema {
+    /// Parses a schema.
+    ///
     /// # Errors
-    /// A message that says what is wrong with the schema.
+    /// A message, if the schema is invalid.
     pub fn parse(format: Format, schema: &SchemaText) -> Result<Schema, String> {
         Ok(match format {
             Format::Avro => Schema::Avro(Arc::new(AvroSchema::parse(schema)?)),
@@ -54,10 +56,11 @@ pub enum RecordType {
 }
 
 impl RecordType {
-    /// From a file: .avsc, .proto, or a compiled descriptor set; `message` names the type in the latter two.
+    /// Reads the type from an .avsc file, a .proto file or a compiled descriptor set. In the latter two, `message` is the name of
+    /// the type.
     ///
     /// # Errors
-    /// A message that says what is wrong with the file.
+    /// A message, if the file cannot be read or is invalid.
     pub fn open(path: &Path, message: Option<&str>) -> Result<RecordType, String> {
         match message {
             None => {
@@ -70,7 +73,7 @@ impl RecordType {
         }
     }
 
-    /// Required features that no record of this type can have, a line for each.
+    /// Returns a message for each required feature that no record of this type can have.
     pub fn lacks(&self, features: &[Feature]) -> Vec<String> {
         let has = |path: &str| match self {
             RecordType::Avro(schema) => schema.has(path),
@@ -83,7 +86,7 @@ impl RecordType {
             .collect()
     }
 
-    /// JSON of at most `most` bytes.
+    /// Returns a record as JSON of at most `most` bytes.
     pub(super) fn to_json(&self, payload: &[u8], most: usize) -> Option<String> {
         match self {
             RecordType::Avro(schema) => avro::to_json(schema, payload, most).ok(),
@@ -92,17 +95,17 @@ impl RecordType {
     }
 }
 
-/// Where the type of a record comes from.
+/// The source of a record's type.
 #[derive(Debug, Clone)]
 pub enum TypeSource {
-    /// From a file: payloads are bare.
+    /// A schema file. Payloads have no header.
     File(RecordType),
-    /// From a registry: payloads begin with a schema's id.
+    /// A schema registry. Payloads begin with the id of a schema.
     Registry(Format, Schemas),
 }
 
 impl TypeSource {
-    /// The type of the record in `payload`, and where the record begins.
+    /// Returns the type of the record in `payload`, and the record without its header.
     pub(super) fn type_of<'p>(
         &self,
         payload: &'p [u8],
@@ -118,10 +121,10 @@ impl TypeSource {
     }
 }
 
-/// The header that a registry's serialiser writes before a record.
+/// The header that a registry's serialiser writes before a record, and the record.
 pub(super) struct Header<'p> {
     pub id: u32,
-    /// Message index in its file; empty in Avro.
+    /// Message index in the schema's file. Empty for Avro.
     pub message: Vec<usize>,
     pub record: &'p [u8],
 }
@@ -158,7 +161,7 @@ pub struct Schemas {
     wanted: Sender<Ask>,
 }
 
-/// The fetching side: it answers requests, and ends when no [`Schemas`] is left.
+/// The side that fetches schemas and answers requests. Its channel closes when no [`Schemas`] is left.
 #[derive(Debug)]
 pub struct Wanted {
     known: Known,
@@ -171,7 +174,7 @@ type Known = Arc<RwLock<HashMap<u32, Entry>>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     pub id: u32,
-    /// When the newest record that needs it was written, in ms since 1970, if that is known.
+    /// When the newest record that needs the schema was written, in ms since 1970. `None` if unknown.
     pub written_ms: Option<i64>,
 }
 
@@ -179,7 +182,7 @@ pub struct Ask {
 enum Entry {
     OnItsWay {
         written_ms: Option<i64>,
-        /// Why it is not here yet, if something is wrong.
+        /// Why the schema has not arrived yet, if something is wrong.
         problem: Option<String>,
     },
     Known(Arc<Schema>),
@@ -197,7 +200,7 @@ impl Schemas {
         (schemas, Wanted { known, asks })
     }
 
-    /// A known schema. Request unknown ones with [`Schemas::ask`].
+    /// Returns a known schema. Unknown ones must be requested with [`Schemas::ask`].
     pub(super) fn get(&self, id: u32) -> Result<Arc<Schema>, DecodeError> {
         let entry = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -213,19 +216,19 @@ impl Schemas {
         }
     }
 
-    /// Requests an unknown schema for a record written at that time: once, and again for a newer record.
+    /// Requests an unknown schema once, and again for a newer record. `written_ms` is the time when the record was written.
     pub(super) fn ask(&self, id: u32, written_ms: Option<i64>) {
-        // Without a time it counts as written now.
+        // A record without a time counts as written now.
         let newness = |written_ms: Option<i64>| written_ms.unwrap_or(i64::MAX);
         let problem = {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
             match known.get(&id) {
                 None => None,
                 Some(Entry::OnItsWay {
-                    written_ms: asked,
+                    written_ms: requested,
                     problem,
                 }) => {
-                    if newness(written_ms) <= newness(*asked) {
+                    if newness(written_ms) <= newness(*requested) {
                         return;
                     }
                     problem.clone()
@@ -238,11 +241,11 @@ impl Schemas {
             problem,
         };
         put(&self.known, id, entry);
-        // Without a fetcher the process is shutting down.
+        // Sending fails only during a shutdown, when the fetching side is gone.
         let _ = self.wanted.send(Ask { id, written_ms });
     }
 
-    /// What a record with this schema waits for; `None` if it is answered or was not requested.
+    /// Describes what a record with this schema is waiting for. `None` if the request was answered or never made.
     pub(super) fn waits_for(&self, id: u32) -> Option<String> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         match known.get(&id)? {
@@ -257,7 +260,7 @@ impl Schemas {
 }
 
 impl Wanted {
-    /// Gives the schema to those that wait for it, or the reason why it is missing.
+    /// Stores the schema for the records that wait for it, or the reason why it cannot be used.
     pub fn answer(&self, id: u32, schema: Result<Schema, String>) {
         let entry = match schema {
             Ok(schema) => Entry::Known(Arc::new(schema)),
@@ -266,7 +269,7 @@ impl Wanted {
         put(&self.known, id, entry);
     }
 
-    /// Notes why there is no answer yet.
+    /// Stores why there is no answer yet.
     pub fn delay(&self, id: u32, why: &str) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(Entry::OnItsWay { problem, .. }) = known.get_mut(&id) {
@@ -274,7 +277,7 @@ impl Wanted {
         }
     }
 
-    /// Forgets an answer: the next record with this id requests it again.
+    /// Removes an answer, so that the next record with this id requests the schema again.
     pub fn forget(&self, id: u32) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.remove(&id);

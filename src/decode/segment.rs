@@ -1,21 +1,21 @@
-//! The segment of a record: a field's value, or the message key, as the number of a name.
+//! Finds the segment of a record, which is the value of a field or the message key, and maps it to an id.
 
 use std::collections::HashMap;
 
 use crate::bundle::segments::LONGEST_VALUE;
 use crate::bundle::{SegmentBy, SegmentId, Segments};
 
-/// Most distinct values that are learnt, so that records cannot fill the memory.
+/// Maximum number of distinct values that are learnt, so that records cannot fill the memory.
 const MOST_LEARNT: usize = 100_000;
 
-/// Where a record's segment is, and the names of the segments.
+/// The source of a record's segment, and the names of the segments.
 #[derive(Debug, Clone)]
 pub struct SegmentReader {
     pub by: SegmentBy,
     pub names: Names,
 }
 
-/// Values by their numbers.
+/// The ids of segments by name.
 #[derive(Debug, Clone)]
 pub struct Names {
     numbers: HashMap<String, SegmentId>,
@@ -23,7 +23,7 @@ pub struct Names {
 }
 
 impl SegmentReader {
-    /// Knows these segments and no others.
+    /// Creates a reader that knows only these segments.
     pub fn of(segments: &Segments) -> SegmentReader {
         let values = (0..).map(SegmentId).zip(&segments.values);
         let numbers: HashMap<_, _> = values.map(|(id, s)| (s.value.clone(), id)).collect();
@@ -36,7 +36,7 @@ impl SegmentReader {
         }
     }
 
-    /// Learns the values in the order in which they occur.
+    /// Creates a reader that learns the values in the order in which they occur.
     pub fn learning(by: SegmentBy) -> SegmentReader {
         SegmentReader {
             by,
@@ -49,6 +49,7 @@ impl SegmentReader {
 }
 
 impl Names {
+    /// Returns the id of a segment. A name that is new gets the next id, if there is room.
     pub fn number(&mut self, value: &str) -> Option<SegmentId> {
         if let Some(number) = self.numbers.get(value) {
             return Some(*number);
@@ -61,7 +62,7 @@ impl Names {
         Some(next)
     }
 
-    /// In the order of their numbers.
+    /// Returns the names in the order of their ids.
     pub fn all(&self) -> Vec<String> {
         let mut all: Vec<_> = self.numbers.iter().collect();
         all.sort_by_key(|(_, number)| number.0);
@@ -96,7 +97,7 @@ mod tests {
         SegmentBy::Field(path.to_owned())
     }
 
-    /// The segments of records as they come, by name.
+    /// The names of the records' segments, in order.
     fn read(decoder: &mut Decoder, payloads: &[Vec<u8>]) -> Vec<Option<String>> {
         let mut rows = Vec::new();
         let ids: Vec<_> = payloads
@@ -197,7 +198,7 @@ mod tests {
         ]})
     }
 
-    /// In the three formats, with what reads them.
+    /// The same records in the three formats, with a decoder for each.
     fn formats(record: &Value) -> [(RecordFormat, Vec<u8>); 3] {
         use apache_avro::writer::datum::GenericDatumWriter;
         let dir = tempfile::tempdir().unwrap();

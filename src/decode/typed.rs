@@ -1,4 +1,4 @@
-//! Avro and Protobuf into rows: the plan for a record's type, made when the type is first seen.
+//! Decodes Avro and Protobuf into rows. The plan for a record type is made when the type first occurs.
 
 use std::collections::HashMap;
 
@@ -10,12 +10,12 @@ use super::segment::SegmentReader;
 use super::{DecodeError, RowError, wire};
 use crate::bundle::{Feature, SegmentId};
 
-/// Reads records whose types come from schemas. One per thread.
+/// Decodes records whose types come from schemas. Each thread has its own.
 #[derive(Debug)]
 pub struct TypedDecoder {
     pub(super) paths: Paths,
     source: TypeSource,
-    /// By schema id and message index; a file has one entry.
+    /// Plans by schema id and message index. A schema file has one entry.
     plans: HashMap<u32, Vec<(Vec<usize>, Plan)>>,
     scratch: Scratch,
 }
@@ -70,7 +70,7 @@ impl TypedDecoder {
         }
     }
 
-    /// Appends one row to `rows`; leaves it as it was on an error. Returns the segment, if a field gives it.
+    /// Appends one row to `rows`, and returns the segment if a field determines it. On an error, `rows` is unchanged.
     pub fn decode(
         &mut self,
         payload: &[u8],
@@ -83,7 +83,7 @@ impl TypedDecoder {
                 filled.map_err(|mut error| {
                     if wire::looks_framed(payload) {
                         let detail = format!(
-                            "{} (it begins like a record of a schema registry, but input.schema_file is set)",
+                            "{} (the record seems to have the header of a schema registry, but input.schema_file is set)",
                             error.detail
                         );
                         error.detail = detail.into();
@@ -94,8 +94,8 @@ impl TypedDecoder {
             TypeSource::Registry(format, schemas) => {
                 let header = Header::read(*format, payload)?;
                 let known = self.plans.get(&header.id).and_then(|plans| {
-                    let mut places = plans.iter();
-                    places.position(|(place, _)| *place == header.message)
+                    let mut indices = plans.iter();
+                    indices.position(|(index, _)| *index == header.message)
                 });
                 let at = match known {
                     Some(at) => at,

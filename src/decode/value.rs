@@ -1,4 +1,4 @@
-//! One decoded value to one column of the row.
+//! Converts a decoded value to a column of the row.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -12,11 +12,11 @@ use crate::bundle::manifest::{EpochUnit, TimePart};
 use crate::bundle::notation::{MissingValue, Notation, TimeReader};
 use crate::bundle::{Feature, FeatureKind, SegmentId};
 
-const SECONDS_A_DAY: i64 = 86_400;
-const MICROSECONDS_A_SECOND: i64 = 1_000_000;
-/// In microseconds: 30,000 years from now, far past every calendar.
+const SECONDS_PER_DAY: i64 = 86_400;
+const MICROSECONDS_PER_SECOND: i64 = 1_000_000;
+/// Maximum distance of a timestamp from 1970 in microseconds. It is about 30,000 years, beyond every calendar.
 const FURTHEST: u64 = 1_000_000_000_000_000_000;
-const MICROSECONDS_A_DAY: i64 = SECONDS_A_DAY * MICROSECONDS_A_SECOND;
+const MICROSECONDS_PER_DAY: i64 = SECONDS_PER_DAY * MICROSECONDS_PER_SECOND;
 
 /// A value from a format's parser.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ pub enum Value<'a> {
     Date(i32),
     /// A time of day without a date, in microseconds since midnight.
     Clock(i64),
-    /// The name of a type that no feature takes.
+    /// The name of a type that no feature accepts.
     Other(&'static str),
 }
 
@@ -59,7 +59,7 @@ impl Value<'_> {
     }
 }
 
-/// A feature, ready to read values.
+/// A feature or the segment, prepared for reading values.
 #[derive(Debug)]
 pub struct Column {
     path: String,
@@ -78,10 +78,11 @@ struct Spellings {
 enum ColumnKind {
     Number,
     Bool,
-    /// With [`rustc_hash`], which is safe here: keys come from the bundle, so records cannot force collisions.
+    /// The number of each vocabulary entry. [`rustc_hash`] is safe here, because keys come from the bundle and records cannot
+    /// force collisions.
     Categorical(FxHashMap<String, f32>),
     Timestamp(TimePart, Option<EpochUnit>),
-    /// Refuses nothing: a value that cannot be a segment means no segment.
+    /// Accepts every value. One that cannot be a segment means that the record has no segment.
     Segment(RefCell<Names>),
 }
 
@@ -111,7 +112,7 @@ impl Column {
         }
     }
 
-    /// Reads the number of a segment; -1 without one.
+    /// Creates a column that reads the id of a segment, or -1 if there is none.
     pub fn of_segment(path: String, names: Names) -> Column {
         Column {
             path,
@@ -127,10 +128,10 @@ impl Column {
         }
     }
 
-    /// The number that goes into the row; NaN for a spelling that means a missing value.
+    /// Returns the number for the row, or NaN for a spelling of a missing value. `scratch` is reused to avoid an allocation.
     ///
     /// # Errors
-    /// A value of the wrong type, or outside float32. `scratch` saves an allocation.
+    /// The value has the wrong type, or does not fit into float32.
     pub fn read(&self, value: Value<'_>, scratch: &mut String) -> Result<f32, RowError> {
         if let Some(spellings) = &self.spellings
             && spellings.is_missing(value)
@@ -216,17 +217,24 @@ impl Column {
         };
         match (value, unit) {
             (Value::Time(micros), _) if micros.unsigned_abs() < FURTHEST => Ok(micros),
-            (Value::Time(_), _) => Err(self.error(Reason::OutOfRange, "not a time")),
+            (Value::Time(_), _) => {
+                Err(self.error(Reason::OutOfRange, "the timestamp is out of range"))
+            }
             (Value::Text(text), _) => text
                 .parse::<Timestamp>()
                 .map(Timestamp::as_microsecond)
-                .map_err(|e| self.error(Reason::WrongType, &format!("not an RFC 3339 time: {e}"))),
+                .map_err(|e| {
+                    self.error(
+                        Reason::WrongType,
+                        &format!("not an RFC 3339 timestamp: {e}"),
+                    )
+                }),
             (number, Some(unit)) => {
                 let count = number
                     .as_f64()
                     .ok_or_else(|| self.wrong_type("a timestamp", value))?;
                 let micros = match unit {
-                    EpochUnit::Days => count * MICROSECONDS_A_DAY as f64,
+                    EpochUnit::Days => count * MICROSECONDS_PER_DAY as f64,
                     EpochUnit::Seconds => count * 1e6,
                     EpochUnit::Milliseconds => count * 1e3,
                     EpochUnit::Microseconds => count,
@@ -235,10 +243,13 @@ impl Column {
                 if micros.abs() < FURTHEST as f64 {
                     Ok(micros.floor() as i64)
                 } else {
-                    Err(self.error(Reason::OutOfRange, &format!("{count} is not a time")))
+                    Err(self.error(
+                        Reason::OutOfRange,
+                        &format!("{count} is out of range for a timestamp"),
+                    ))
                 }
             }
-            _ => Err(self.wrong_type("an RFC 3339 time", value)),
+            _ => Err(self.wrong_type("an RFC 3339 timestamp", value)),
         }
     }
 
@@ -268,7 +279,7 @@ impl Spellings {
     }
 }
 
-/// Each entry with its code. An entry that is a number in another spelling, such as 91750.0, is found by the number as well.
+/// Maps each entry to its code. An entry such as `91750.0` is also found by the number's usual spelling, `91750`.
 fn categories(vocabulary: &[String]) -> FxHashMap<String, f32> {
     let codes = || {
         (0..)
@@ -285,7 +296,7 @@ fn categories(vocabulary: &[String]) -> FxHashMap<String, f32> {
     categories
 }
 
-/// The text by which a number in JSON's notation is compared with categories, if `text` is one with a fraction or an exponent.
+/// Returns the usual spelling of a number that is written with a fraction or an exponent.
 fn canonical_number(text: &str) -> Option<String> {
     let is_json = serde_json::from_str::<f64>(text).is_ok();
     let number: f64 = text
@@ -295,8 +306,8 @@ fn canonical_number(text: &str) -> Option<String> {
     text.contains(['.', 'e', 'E']).then(|| format!("{number}"))
 }
 
-/// The text of a string, number or boolean, so that `5411` finds the vocabulary entry "5411"; otherwise `None`.
-pub fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
+/// Returns a string, number or boolean as text, so that `5411` finds the vocabulary entry "5411". `None` for other values.
+fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
     scratch.clear();
     let written = match value {
         Value::Text(text) => return Some(text),
@@ -306,22 +317,22 @@ pub fn text<'s>(value: Value<'s>, scratch: &'s mut String) -> Option<&'s str> {
         Value::Float(v) => write!(scratch, "{v}"),
         _ => return None,
     };
-    written.expect("a String takes every write");
+    written.expect("writing to a String does not fail");
     Some(scratch)
 }
 
 fn time_part(micros: i64, part: TimePart) -> f32 {
-    let seconds = micros.div_euclid(MICROSECONDS_A_SECOND);
+    let seconds = micros.div_euclid(MICROSECONDS_PER_SECOND);
     match part {
         TimePart::HourOfDay => {
-            let into_day = micros.rem_euclid(MICROSECONDS_A_DAY);
+            let into_day = micros.rem_euclid(MICROSECONDS_PER_DAY);
             (into_day as f64 / 3.6e9) as f32
         }
-        TimePart::DayOfWeek => weekday(seconds.div_euclid(SECONDS_A_DAY)),
+        TimePart::DayOfWeek => weekday(seconds.div_euclid(SECONDS_PER_DAY)),
     }
 }
 
-/// 1 January 1970 was a Thursday, day 3.
+/// Returns the day of the week. 1 January 1970 was a Thursday, which is day 3.
 fn weekday(days: i64) -> f32 {
     (days + 3).rem_euclid(7) as f32
 }
@@ -442,9 +453,9 @@ mod tests {
         let hour = column(serde_json::json!({"type": "timestamp", "part": "hour_of_day"}));
         let day = column(serde_json::json!({"type": "timestamp", "part": "day_of_week"}));
         let number = column(serde_json::json!({"type": "number"}));
-        let noon = MICROSECONDS_A_DAY / 2;
+        let noon = MICROSECONDS_PER_DAY / 2;
         assert_eq!(
-            read(&hour, Value::Time(noon - MICROSECONDS_A_DAY)),
+            read(&hour, Value::Time(noon - MICROSECONDS_PER_DAY)),
             Ok(12.0)
         );
         assert_eq!(read(&day, Value::Time(-1)), Ok(2.0));

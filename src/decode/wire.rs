@@ -1,13 +1,13 @@
-//! Bytes read from the front, and the header that Confluent's serialisers put before a payload:
-//! a zero, the schema's id as 4 bytes, and in Protobuf the message index in its file.
+//! Reads bytes from the front of a payload. Confluent's serialisers put a header before a record: a zero byte, the schema's id in
+//! 4 bytes, and for Protobuf the message index in the schema's file.
 
 use super::{RowError, malformed};
 
 const MAGIC: u8 = 0;
-/// Deepest nesting of message types that is accepted.
+/// Maximum nesting depth of message types.
 const MAX_NESTING: usize = 32;
 
-/// The rest of a payload. Every read checks bounds; none allocates.
+/// The unread rest of a payload. Every read checks bounds, and none allocates.
 #[derive(Debug, Clone, Copy)]
 pub struct Cursor<'p>(pub &'p [u8]);
 
@@ -30,18 +30,18 @@ impl<'p> Cursor<'p> {
     }
 
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], RowError> {
-        Ok(self.take(N)?.try_into().expect("as many as asked for"))
+        Ok(self.take(N)?.try_into().expect("`take` returns N bytes"))
     }
 
-    /// As many bytes as `length`, which was read as a number.
+    /// Reads `length` bytes. The length itself was read from the payload.
     pub fn sized(&mut self, length: impl TryInto<usize>) -> Result<&'p [u8], RowError> {
         match length.try_into() {
             Ok(length) => self.take(length),
-            Err(_) => Err(malformed("truncated: a length beyond the payload")),
+            Err(_) => Err(malformed("truncated: a length exceeds the payload")),
         }
     }
 
-    /// 7 bits a byte, the lowest first; 10 bytes at most.
+    /// Reads a varint: 7 bits per byte, the lowest first, at most 10 bytes.
     pub fn varint(&mut self) -> Result<u64, RowError> {
         let mut number = 0;
         for (i, &byte) in self.0.iter().enumerate().take(10) {
@@ -55,19 +55,19 @@ impl<'p> Cursor<'p> {
             }
         }
         Err(malformed(match self.0.len() {
-            0..10 => "truncated: a number has no end",
-            _ => "a number of more than 64 bits",
+            0..10 => "truncated in the middle of a number",
+            _ => "a number has more than 64 bits",
         }))
     }
 
-    /// Signed numbers of small size in few bytes: 0, -1, 1, -2, …
+    /// Reads a signed number in zigzag encoding: 0, -1, 1, -2, …
     pub fn zigzag(&mut self) -> Result<i64, RowError> {
         let number = self.varint()?;
         Ok((number >> 1) as i64 ^ -((number & 1) as i64))
     }
 }
 
-/// The schema's id; the cursor is left behind it.
+/// Reads the id of the schema from the header.
 pub fn schema_id(cursor: &mut Cursor<'_>) -> Result<u32, RowError> {
     let start = cursor.0;
     match start {
@@ -76,11 +76,11 @@ pub fn schema_id(cursor: &mut Cursor<'_>) -> Result<u32, RowError> {
             Ok(u32::from_be_bytes([*a, *b, *c, *d]))
         }
         [MAGIC, ..] => Err(malformed(format!(
-            "{} bytes are too few for a schema registry's header of 5",
+            "the payload has {} bytes, but a schema registry's header has 5",
             start.len()
         ))),
         _ => Err(malformed(format!(
-            "no schema registry's header: the first byte is {}, not 0",
+            "the payload has no schema registry header: its first byte is {}, not 0",
             start
                 .first()
                 .map_or("missing".into(), |b| format!("0x{b:02x}"))
@@ -88,11 +88,12 @@ pub fn schema_id(cursor: &mut Cursor<'_>) -> Result<u32, RowError> {
     }
 }
 
-/// The index of a Protobuf message: of the outermost in its file, then of the next in that one, and so on.
+/// Reads the message index of a Protobuf record: the index of the outermost message in its file, then of the message nested in
+/// it, and so on.
 pub fn message_index(cursor: &mut Cursor<'_>) -> Result<Vec<usize>, RowError> {
     let bad = || malformed("the header's message index is invalid");
     let depth = usize::try_from(cursor.zigzag()?).map_err(|_| bad())?;
-    // Nearly always the first message of the file, which has a short form.
+    // The first message of the file has a short form. It is nearly always that one.
     if depth == 0 {
         return Ok(vec![0]);
     }
@@ -106,7 +107,7 @@ pub fn message_index(cursor: &mut Cursor<'_>) -> Result<Vec<usize>, RowError> {
     Ok(index)
 }
 
-/// Whether a payload looks like a registry serialiser's.
+/// Returns whether a payload seems to have the header of a schema registry.
 pub fn looks_framed(payload: &[u8]) -> bool {
     payload.len() > 5 && payload[0] == MAGIC && payload[1] == 0
 }
@@ -148,7 +149,7 @@ mod tests {
         for (payload, expected) in [
             (&b"{\"a\": 1}"[..], "0x7b"),
             (&[1, 0, 0, 0, 1, 2], "0x01"),
-            (&[0, 0, 0], "too few"),
+            (&[0, 0, 0], "has 3 bytes"),
             (&[], "missing"),
         ] {
             let error = schema_id(&mut Cursor(payload)).unwrap_err();

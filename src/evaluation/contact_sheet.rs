@@ -1,6 +1,6 @@
-//! Scored images on one HTML page: the original, what the model expected, and where the two differ.
+//! Writes scored images to one HTML page: the original, the model's reconstruction, and a heatmap of their differences.
 //!
-//! The page holds its images as `data:` URIs and has no script, so it can be mailed or archived and needs no network.
+//! The page contains its images as `data:` URIs and has no script, so it can be mailed or archived and needs no network.
 
 use std::fmt;
 use std::fs::File;
@@ -17,47 +17,48 @@ use crate::image::Region;
 #[derive(Debug, Clone)]
 pub struct Entry<'a> {
     pub name: &'a str,
-    /// Size of the original in pixels, which `regions` refer to. The shown image may be smaller and is stretched to
+    /// Width of the original in pixels. `regions` refer to the original. The displayed image may be smaller and is stretched to
     /// this size.
     pub width: usize,
+    /// Height of the original in pixels.
     pub height: usize,
     pub score: f32,
     pub p_value: f64,
-    /// Score divided by threshold; above 1 is an anomaly.
+    /// Score divided by threshold. Above 1 is an anomaly.
     pub grade: f32,
-    /// Whether it is labelled an anomaly.
+    /// Whether the image is labelled as an anomaly. `None` if it has no label.
     pub label: Option<bool>,
     pub class: Option<&'a str>,
     pub original: Encoded<'a>,
     pub reconstruction: Encoded<'a>,
-    /// Grayscale; black is cold.
+    /// In grayscale, with black for no heat.
     pub heatmap: Encoded<'a>,
-    /// Largest share first.
+    /// Regions in descending order of their share.
     pub regions: &'a [Region],
 }
 
-/// An image in a format that browsers show.
+/// An image in a format that browsers can display.
 #[derive(Debug, Clone, Copy)]
 pub struct Encoded<'a> {
-    /// `image/png`, `image/jpeg` or the like.
+    /// The media type, for example `image/png` or `image/jpeg`.
     pub content_type: &'a str,
     pub bytes: &'a [u8],
 }
 
-/// A page being built. Entries wait in an unnamed temporary file beside it, because their order is known only at the
-/// end. Memory holds 24 bytes per entry.
+/// A page that is being built. Entries wait in an unnamed temporary file beside it, because their order is known only at the end.
+/// They take 24 bytes of memory each.
 pub struct ContactSheet {
     page: BufWriter<File>,
     waiting: BufWriter<File>,
     /// Bytes in `waiting`.
     written: u64,
-    /// Grade, and where the entry begins and ends in `waiting`.
+    /// Grade, start and end of each entry in `waiting`.
     entries: Vec<(f32, u64, u64)>,
     refused: Vec<(String, String)>,
 }
 
 impl ContactSheet {
-    /// Creates the file at `path` or empties it.
+    /// Creates or truncates the file at `path`.
     ///
     /// # Errors
     /// The page or a temporary file beside it cannot be created.
@@ -88,7 +89,7 @@ impl ContactSheet {
         Ok(())
     }
 
-    /// Adds an image that could not be scored, and why.
+    /// Adds an image that could not be scored, with the reason.
     pub fn add_refused(&mut self, name: &str, reason: &str) {
         self.refused.push((name.into(), reason.into()));
     }
@@ -142,7 +143,7 @@ impl Entry<'_> {
         self.grade > 1.0
     }
 
-    /// The region's share of the heat, in percent.
+    /// Returns the region's share of the heat in percent.
     fn percent(region: &Region) -> String {
         format!("{:.0} %", region.share * 100.0)
     }
@@ -151,7 +152,7 @@ impl Entry<'_> {
         self.label.is_some_and(|label| label != self.flagged())
     }
 
-    /// The finding, and whether the label agrees.
+    /// Returns the verdict, and whether the label agrees with it.
     fn verdict(&self) -> &'static str {
         match (self.flagged(), self.label) {
             (true, None) => "anomaly",

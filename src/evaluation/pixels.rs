@@ -1,27 +1,28 @@
-//! How well heatmaps find the pixels that masks mark, over any number of images.
+//! Measures how well heatmaps find the pixels that masks mark, over any number of images.
 
 use serde::Serialize;
 
 use crate::image::Components;
 
-/// Per-region overlap is integrated up to this false positive rate; beyond it a segmentation is useless.
+/// The per-region overlap is integrated up to this false positive rate. Beyond it, a segmentation is useless.
 pub const FPR_LIMIT: f64 = 0.3;
 
-/// Heats in a bin agree in sign, exponent and the first 11 bits of the fraction, so they differ by at most 1/2048.
+/// Number of leading bits that determine the bin of a heat. Heats in the same bin agree in sign, exponent and the first 11 bits
+/// of the fraction, so their relative difference is at most 1/2048.
 const BIN_BITS: u32 = 20;
 
 /// A measure computed from binned heats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Binned {
-    /// In [0, 1], with the heats of a bin counted as ties.
+    /// The value in [0, 1]. Heats in the same bin count as ties.
     pub value: f64,
-    /// Largest difference between `value` and the exact result.
+    /// Maximum difference between `value` and the exact result.
     pub error: f64,
 }
 
 /// Counts the pixels of heatmaps by heat, in 24 MiB for any number of images.
 ///
-/// A higher heat is more anomalous; NaN is above all. The order of the images does not change an AUROC, and changes an
+/// A higher heat is more anomalous, and NaN is the highest. The order of the images does not change an AUROC, and changes an
 /// AUPRO only by the rounding of f64 sums.
 #[derive(Debug, Clone)]
 pub struct PixelRanking {
@@ -33,7 +34,7 @@ pub struct PixelRanking {
 struct Bin {
     normal: u64,
     anomalous: u64,
-    /// Σ over regions of the share of the region's pixels in this bin.
+    /// Sum over all regions of the share of the region's pixels that are in this bin.
     overlap: f64,
 }
 
@@ -47,13 +48,13 @@ impl Default for PixelRanking {
 }
 
 impl PixelRanking {
-    /// Adds an image: its `heat` and `mask` (true where anomalous), both row-major [height, width]. The mask of an image
-    /// without defects is all false.
+    /// Adds an image by its `heat` and `mask` (true where anomalous), both row-major [height, width]. The mask of an image
+    /// without defects is false everywhere.
     ///
     /// # Panics
     /// If `heat` and `mask` differ in length or are not whole rows of `width` pixels.
     pub fn add(&mut self, heat: &[f32], mask: &[bool], width: usize) {
-        assert_eq!(heat.len(), mask.len(), "a mark for each pixel");
+        assert_eq!(heat.len(), mask.len(), "one mask value per pixel");
         for (heat, anomalous) in heat.iter().zip(mask) {
             let bin = &mut self.bins[bin_of(*heat)];
             bin.normal += u64::from(!anomalous);
@@ -69,13 +70,13 @@ impl PixelRanking {
         self.regions += regions.areas.len() as u64;
     }
 
-    /// Number of regions in all masks.
+    /// Returns the number of regions in all masks.
     pub fn regions(&self) -> u64 {
         self.regions
     }
 
-    /// Area under the ROC over all pixels of all images: the probability that a random anomalous pixel is hotter than a
-    /// random normal one. A tie counts one half. `None` if a class is absent.
+    /// Returns the area under the ROC over all pixels of all images: the probability that a random anomalous pixel is hotter than
+    /// a random normal one. A tie counts one half. `None` if a class is absent.
     pub fn auroc(&self) -> Option<Binned> {
         let (normals, anomalies) = self.totals();
         let mut below = normals;
@@ -92,13 +93,13 @@ impl PixelRanking {
         })
     }
 
-    /// Area under the per-region overlap up to a false positive rate of [`FPR_LIMIT`], divided by that limit.
+    /// Returns the area under the per-region overlap up to a false positive rate of [`FPR_LIMIT`], divided by that limit.
     ///
-    /// Above a threshold, the false positive rate is the share of all normal pixels that are hotter, and the overlap is
-    /// the share of a region's pixels that are, averaged over the regions, so that a small defect counts as much as a
-    /// large one. Trapezoids between thresholds, the last one cut at the limit (Bergmann et al. 2021, "The MVTec Anomaly
-    /// Detection Dataset", 5.2; Anomalib's AUPRO approximates the same by resampling a curve for each region).
-    /// `None` if there are no normal pixels or no regions.
+    /// For each threshold, the false positive rate is the share of all normal pixels that are hotter. The overlap is the share of
+    /// a region's pixels that are hotter, averaged over the regions, so that a small defect counts as much as a large one. The
+    /// area is a sum of trapezoids between thresholds, and the last one is cut at the limit (Bergmann et al. 2021, "The MVTec
+    /// Anomaly Detection Dataset", 5.2; Anomalib's AUPRO approximates the same by resampling a curve for each region). `None` if
+    /// there are no normal pixels or no regions.
     pub fn aupro(&self) -> Option<Binned> {
         self.overlap_up_to(FPR_LIMIT)
     }
@@ -142,13 +143,14 @@ impl PixelRanking {
     }
 }
 
-/// Stretches a heatmap from (width, height) `from` to `to`. Bilinear, with pixel centres at halves and edge values extended to the
-/// border, like OpenCV's INTER_LINEAR and torch's `align_corners=False`. Row-major [height, width].
+/// Resizes a heatmap from (width, height) `from` to `to`. The interpolation is bilinear, with pixel centres at halves and edge
+/// values extended to the border, like OpenCV's INTER_LINEAR and torch's `align_corners=False`. Input and output are row-major
+/// [height, width].
 ///
 /// # Panics
 /// If `heat` does not have `from` pixels, or a side is 0.
 pub fn stretch(heat: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f32> {
-    assert_eq!(heat.len(), from.0 * from.1, "a heat for each pixel");
+    assert_eq!(heat.len(), from.0 * from.1, "one heat per pixel");
     if from == to {
         return heat.to_vec();
     }
@@ -164,18 +166,18 @@ pub fn stretch(heat: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<f3
     out
 }
 
-/// For each of `to` pixels: the two of `from` that it lies between, and its distance from the first.
+/// Returns for each of `to` pixels the two of `from` pixels that it lies between, and its distance from the first.
 fn between(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
-    let place = |i: usize| {
+    let position = |i: usize| {
         let at = (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
         let at = at.clamp(0.0, (from - 1) as f64);
         let first = at as usize;
         (first, (first + 1).min(from - 1), (at - first as f64) as f32)
     };
-    (0..to).map(place).collect()
+    (0..to).map(position).collect()
 }
 
-/// The bin of a heat: the highest bits of its position in the order of all f32.
+/// Returns the bin of a heat: the highest bits of its position in the order of all f32.
 fn bin_of(heat: f32) -> usize {
     if heat.is_nan() {
         return (1 << BIN_BITS) - 1;

@@ -1,4 +1,5 @@
-//! Who gets an answer: clients with the token; without a configured token, clients on this machine.
+//! Decides which clients get an answer: only those with the token or, without a configured token, only those on this
+//! machine.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,11 +13,11 @@ use openssl::sha::sha256;
 use super::triage;
 use crate::config::Secret;
 
-/// An orchestrator's probe has no token and may use any host name.
+/// Paths for an orchestrator's probes, which have no token and may use any host name.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
-/// Contains no records. A local Prometheus may use another host name.
+/// Paths without records. A local Prometheus may request them by another host name.
 const COUNTS: [&str; 1] = ["/metrics"];
-/// Paths open to the network when there is no token.
+/// Paths that are open to the network when there is no token.
 const EXPOSED: [&str; 3] = ["/metrics", "/status", "/readyz"];
 
 /// The rule for requests other than probes.
@@ -24,9 +25,10 @@ const EXPOSED: [&str; 3] = ["/metrics", "/status", "/readyz"];
 pub enum Access {
     /// The request must carry the token.
     Token(Secret),
-    /// The request must come from this machine and name it as host: a page of another site could also send requests from here.
+    /// The request must come from this machine and must name it as the host, because a page of another site could also
+    /// send requests from this machine.
     Local,
-    /// The address is open to the network: no records are shown and nothing can be changed.
+    /// The address is open to the network, so no records are shown and nothing can be changed.
     Exposed,
 }
 
@@ -61,9 +63,9 @@ impl Access {
 
 const CLOSED: &str = "records and the log level are not open to the network: set http.token, or set http.listen to a loopback address\n";
 const OTHER_HOST: &str = "without http.token only requests to localhost, 127.0.0.1 or [::1] are answered, but the Host header names another machine: use one of these names, or set http.token\n";
-const OTHER_SITE: &str = "without http.token pages of other sites get no answer (Origin, Sec-Fetch-Site): open the triage page itself, or set http.token\n";
+const OTHER_SITE: &str = "without http.token requests from pages of other sites are refused (headers Origin, Sec-Fetch-Site): open the triage page itself, or set http.token\n";
 
-/// Lets a request pass, or says why not.
+/// Lets a request pass, or refuses it with the reason.
 pub async fn check(State(access): State<Access>, request: Request, next: Next) -> Response {
     match access.refusal(&request) {
         None => next.run(request).await,
@@ -81,7 +83,7 @@ fn forbidden(why: &'static str) -> Response {
     (StatusCode::FORBIDDEN, why).into_response()
 }
 
-/// Whether only this machine can reach the address.
+/// Returns whether only this machine can reach the address.
 pub fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
@@ -91,7 +93,7 @@ fn brings(token: &Secret, headers: &HeaderMap) -> bool {
     let Some((scheme, brought)) = value.and_then(|v| v.to_str().ok()?.split_once(' ')) else {
         return false;
     };
-    // Compares hashes of equal length in constant time, so that timing reveals nothing about the token.
+    // Hashes of equal length are compared in constant time, so that the time reveals nothing about the token.
     let (expected, brought) = (
         sha256(token.reveal().as_bytes()),
         sha256(brought.trim().as_bytes()),
@@ -99,8 +101,8 @@ fn brings(token: &Secret, headers: &HeaderMap) -> bool {
     scheme.eq_ignore_ascii_case("bearer") && openssl::memcmp::eq(&expected, &brought)
 }
 
-/// Whether every host name in the request is one of this machine. A foreign domain may resolve to this machine (DNS
-/// rebinding), and a browser would then treat pages of that domain as ours.
+/// Returns whether every host name in the request belongs to this machine. A foreign domain may resolve to this machine
+/// (DNS rebinding), and a browser would then treat pages of that domain as pages of this server.
 fn names_this_machine(request: &Request) -> bool {
     let in_target = request.uri().authority().map(Authority::as_str);
     let mut in_headers = request.headers().get_all(header::HOST).iter().peekable();
@@ -126,7 +128,7 @@ fn is_this_machine(host: &str) -> bool {
     }
 }
 
-/// Whether a browser sends the request on behalf of another site's page.
+/// Returns whether a browser sent the request on behalf of another site's page.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     let ours = |site: &HeaderValue| site == "same-origin" || site == "none";
     let mut sites = headers.get_all("sec-fetch-site").iter();

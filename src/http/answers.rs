@@ -1,4 +1,4 @@
-//! Limits on responses: how many are built at once, how many bytes wait for clients, how many live streams are open.
+//! Limits on responses: the number built at once, the bytes that clients have not read, and the number of live streams.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
-/// Responses built at once, each on a thread. Few, because scoring needs the cores.
+/// The number of responses built at once, each on a thread. It is small, because scoring needs the cores.
 const MADE: usize = 2;
-/// Responses waiting to be built, including those being built.
+/// The number of responses that may wait to be built, including those being built.
 const WAITING: usize = 16;
-/// KiB of responses that clients have not read yet.
+/// The limit for responses that clients have not read yet, in KiB.
 const UNTAKEN: usize = 64 << 10;
-/// Live streams, which last until the client or the daemon ends.
+/// The number of live streams. A stream lasts until the client or the daemon ends.
 const STREAMS: usize = 32;
-/// Bytes of a response that are handed over at once.
+/// The bytes of a response that are handed over at once.
 const PIECE: usize = 64 << 10;
 
 #[derive(Clone)]
@@ -28,7 +28,7 @@ pub struct Answers {
     streams: Arc<Semaphore>,
 }
 
-/// A complete body and its content type.
+/// A complete response body and its content type.
 pub struct Answer<B> {
     pub kind: &'static str,
     pub bytes: B,
@@ -45,7 +45,7 @@ impl Answers {
         }
     }
 
-    /// Builds a response on a thread, in turn. `None` from `make` means that the content is no longer kept.
+    /// Builds a response on a thread, in turn. `make` returns `None` if the content is no longer kept.
     pub async fn make<F>(&self, make: F) -> Response
     where
         F: FnOnce() -> Option<Answer<Vec<u8>>> + Send + 'static,
@@ -68,7 +68,7 @@ impl Answers {
         }
     }
 
-    /// Sends bytes, unless too many bytes of other responses are unread.
+    /// Sends a response, unless too many bytes of other responses are unread.
     pub fn send(&self, answer: Answer<impl AsRef<[u8]> + Send + 'static>) -> Response {
         let length = answer.bytes.as_ref().len();
         let size = length.div_ceil(1024).min(UNTAKEN) as u32;
@@ -91,13 +91,13 @@ impl Answers {
         (headers, Body::from_stream(pieces)).into_response()
     }
 
-    /// A permit for one more live stream, if any is left.
+    /// Returns a permit for one more live stream, if one is left.
     pub fn stream(&self) -> Option<OwnedSemaphorePermit> {
         self.streams.clone().try_acquire_owned().ok()
     }
 }
 
-/// Bytes that count as unread for as long as they exist.
+/// A part of a response. Its bytes count as unread as long as this value exists.
 struct Held<B> {
     bytes: B,
     _held: OwnedSemaphorePermit,
@@ -110,7 +110,7 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
 }
 
 pub fn no_stream() -> Response {
-    later("32 pages already show the stream: close one")
+    later("32 pages already show the live stream: close one of them")
 }
 
 pub fn gone() -> Response {

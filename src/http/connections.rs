@@ -19,11 +19,11 @@ use crate::metrics::{CLOSED_FOR_ROOM, CLOSED_SLOW, Metrics};
 
 /// How long a client may take to read a response.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
-/// A new connection is not closed for this long: its request is on the way.
+/// How long a new connection is not closed, because its request is on the way.
 const SPARED: Duration = Duration::from_millis(100);
 /// How long a connection may take to close.
 const GONE_WITHIN: Duration = Duration::from_millis(100);
-/// Least time between two log lines about the same problem.
+/// The least time between two log lines about the same problem.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// The address of a client.
@@ -42,8 +42,10 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Serves a bound listener, with at most `most` open connections.
+    ///
     /// # Errors
-    /// The runtime rejects the listener.
+    /// When the runtime rejects the listener.
     pub fn new(tcp: std::net::TcpListener, most: usize, metrics: Metrics) -> io::Result<Listener> {
         tcp.set_nonblocking(true)?;
         Ok(Listener {
@@ -68,7 +70,7 @@ impl AddrListener<Connection, Client> for Listener {
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(problem) => {
-                // Probably out of file descriptors.
+                // The process is probably out of file descriptors.
                 self.places.close_one(&problem.to_string());
                 return Err(problem);
             }
@@ -104,9 +106,9 @@ struct Shared {
 struct Table {
     next: u64,
     open: BTreeMap<u64, Open>,
-    /// When the lack of room was last logged, and connections closed since.
-    said: Option<Instant>,
-    unsaid: u64,
+    /// When the lack of room was last logged, and the number of connections closed since then.
+    logged: Option<Instant>,
+    not_logged: u64,
 }
 
 struct Open {
@@ -143,13 +145,13 @@ impl Places {
         (place, ended)
     }
 
-    /// Closes connections until the limit is met, and waits until they are closed. Meanwhile new ones wait in the system's
-    /// accept queue.
+    /// Closes connections until the limit is met, and waits until they are closed. Meanwhile, new connections wait in
+    /// the system's accept queue.
     async fn make_room(&self) {
         while self.lock().open.len() > self.0.most {
             match self.close_one("all connections are in use") {
                 Closed::One => {
-                    // If it does not close in time, the loop closes another one.
+                    // If the connection does not close in time, the loop closes another one.
                     let _ = timeout(GONE_WITHIN, self.0.freed.notified()).await;
                 }
                 Closed::NoneYet(wait) => sleep(wait).await,
@@ -164,7 +166,7 @@ impl Places {
         if matches!(closed, Closed::One) {
             let count = &self.0.metrics.http_connections_closed;
             count.with_label_values(&[CLOSED_FOR_ROOM]).inc();
-            table.say(why, self.0.most);
+            table.log_no_room(why, self.0.most);
         }
         closed
     }
@@ -173,13 +175,13 @@ impl Places {
 /// The result of closing a connection.
 enum Closed {
     One,
-    /// All are new; one may be closed after this time.
+    /// All connections are new. One of them may be closed after this time.
     NoneYet(Duration),
     None,
 }
 
 impl Table {
-    /// Closes the least active connection of the client with the most.
+    /// Closes the least active connection of the client that has the most connections.
     fn close_one(&mut self) -> Closed {
         let staying = || self.open.iter().filter(|(_, open)| open.end.is_some());
         let mut of_client = HashMap::<IpAddr, usize>::new();
@@ -197,24 +199,24 @@ impl Table {
             });
         };
         let end = self.open.get_mut(&number).and_then(|open| open.end.take());
-        // An error means that it has closed by itself, which makes room as well.
+        // An error means that the connection has closed by itself, which makes room as well.
         end.map(|end| end.send(()));
         Closed::One
     }
 
-    fn say(&mut self, why: &str, most: usize) {
-        self.unsaid += 1;
-        if self.said.is_some_and(|said| said.elapsed() < QUIET) {
+    fn log_no_room(&mut self, why: &str, most: usize) {
+        self.not_logged += 1;
+        if self.logged.is_some_and(|logged| logged.elapsed() < QUIET) {
             return;
         }
         tracing::warn!(
             why,
-            closed = self.unsaid,
+            closed = self.not_logged,
             open = self.open.len(),
             most,
-            "HTTP: no room for a new connection: closed the least active one of the client with the most connections"
+            "HTTP: no room for a new connection: closed the least active connection of the client with the most connections"
         );
-        (self.said, self.unsaid) = (Some(Instant::now()), 0);
+        (self.logged, self.not_logged) = (Some(Instant::now()), 0);
     }
 }
 
@@ -225,7 +227,7 @@ struct Place {
 }
 
 impl Place {
-    fn is_active(&self) {
+    fn touch(&self) {
         if let Some(open) = self.places.lock().open.get_mut(&self.number) {
             open.active = Instant::now();
         }
@@ -239,20 +241,21 @@ impl Drop for Place {
     }
 }
 
-/// A client's byte stream. Fails when its place is needed, or when a response is not read in time.
+/// A client's byte stream. Reads and writes fail when another client needs its place, or when a response is not read in
+/// time.
 pub struct Connection {
-    // The first field, so that the descriptor is closed before the place is freed.
+    // This is the first field, so that the descriptor is closed before the place is freed.
     stream: TcpStream,
     place: Place,
-    /// Resolves when the connection must close; `None` afterwards.
+    /// Resolves when the connection must close. `None` afterwards.
     ended: Option<oneshot::Receiver<()>>,
-    /// Runs while a write is blocked by the client.
+    /// A timer that runs while the client blocks a write.
     taking: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
-    /// Fails once the connection must close.
-    fn stays(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Fails if the connection must close.
+    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let ended = self.ended.as_mut().map(|ended| Pin::new(ended).poll(cx));
         if ended.is_some_and(|ended| ended.is_pending()) {
             return Ok(());
@@ -262,7 +265,7 @@ impl Connection {
         Err(io::Error::new(io::ErrorKind::ConnectionAborted, wanted))
     }
 
-    /// Handles the result of a write; starts the time limit if it is pending.
+    /// Handles the result of a write. Starts the time limit if the write is blocked.
     fn written(
         &mut self,
         cx: &mut Context<'_>,
@@ -270,7 +273,7 @@ impl Connection {
     ) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(Ok(bytes)) => {
-                self.place.is_active();
+                self.place.touch();
                 Poll::Ready(Ok(bytes))
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
@@ -295,11 +298,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stays(cx)?;
+        self.check_open(cx)?;
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.place.is_active();
+            self.place.touch();
         }
         read
     }
@@ -311,7 +314,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.stays(cx)?;
+        self.check_open(cx)?;
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.written(cx, written)
     }
@@ -321,7 +324,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stays(cx)?;
+        self.check_open(cx)?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
         self.written(cx, written)
     }
@@ -330,7 +333,7 @@ impl AsyncWrite for Connection {
         self.stream.is_write_vectored()
     }
 
-    /// Nothing to do: TCP does not buffer here.
+    /// Does nothing, because TCP does not buffer here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.taking = None;
         Pin::new(&mut self.stream).poll_flush(cx)

@@ -11,7 +11,7 @@ use super::REQUEST_WITHIN;
 use crate::config::log_filter;
 use crate::telemetry;
 
-/// Most bytes of a level or a list of levels by module.
+/// The maximum number of bytes in a request: a level, or a list of levels by module.
 const MOST: usize = 4096;
 
 pub fn routes() -> Router {
@@ -23,7 +23,11 @@ pub fn routes() -> Router {
 async fn show() -> Response {
     match telemetry::log_level() {
         Some(filter) => format!("{filter}\n").into_response(),
-        None => (StatusCode::NOT_FOUND, "this process has no log\n").into_response(),
+        None => (
+            StatusCode::NOT_FOUND,
+            "logging was not started in this process\n",
+        )
+            .into_response(),
     }
 }
 
@@ -35,7 +39,7 @@ async fn change(request: Request) -> Response {
         Err(_) => {
             return (
                 StatusCode::REQUEST_TIMEOUT,
-                "the request body did not arrive\n",
+                "the request body did not arrive in time\n",
             )
                 .into_response();
         }

@@ -1,4 +1,4 @@
-//! Certificate and key of the HTTP server, reloaded when they are renewed.
+//! The certificate and the key of the HTTP server, which are reloaded when they are renewed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use openssl::x509::X509;
 
 use crate::config::TlsFiles;
 
-/// How often the files are checked. Their contents are compared, so that a renewal by symlink (Kubernetes) is seen too.
+/// How often the files are checked. Their contents are compared, so that a renewal by symlink (Kubernetes) is noticed
+/// too.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A certificate and its matching key.
@@ -22,7 +23,7 @@ pub struct Tls {
     config: OpenSSLConfig,
 }
 
-/// Why TLS cannot be set up.
+/// The reason why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("{setting} = {path:?}: {problem}")]
@@ -31,7 +32,7 @@ pub enum TlsError {
         path: std::path::PathBuf,
         problem: String,
     },
-    #[error("http.tls_certificate and http.tls_key do not make a TLS server: {0}")]
+    #[error("http.tls_certificate and http.tls_key cannot be used together: {0}")]
     Pair(ErrorStack),
 }
 
@@ -45,7 +46,7 @@ impl Tls {
     /// Reads both files.
     ///
     /// # Errors
-    /// [`TlsError`], with the setting to correct.
+    /// [`TlsError`], which names the setting to correct.
     pub fn load(files: TlsFiles) -> Result<Tls, TlsError> {
         let pem = Pem::read(&files)?;
         let config = server(&files, &pem)?;
@@ -71,7 +72,9 @@ impl Tls {
                     self.config.reload_from_acceptor(renewed.get_inner());
                     tracing::info!("HTTP uses the renewed certificate");
                 }
-                Err(e) => tracing::warn!("the renewed certificate is not used: {e}"),
+                Err(e) => tracing::warn!(
+                    "the renewed certificate is not used, and the old one stays in use: {e}"
+                ),
             }
             self.pem = pem;
         }
@@ -100,19 +103,24 @@ fn bad_file(setting: &'static str, path: &Path, problem: impl ToString) -> TlsEr
     }
 }
 
-/// TLS 1.3 only (Mozilla's modern profile).
+/// Builds the TLS settings, with TLS 1.3 only (Mozilla's modern profile).
 fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
     let chain = X509::stack_from_pem(&pem.certificate).unwrap_or_default();
     let Some((certificate, issuers)) = chain.split_first() else {
         return Err(bad_file(
             CERTIFICATE,
             &files.certificate,
-            "not a PEM certificate",
+            "it is not a PEM certificate",
         ));
     };
-    // An empty passphrase: by default OpenSSL would ask at the terminal.
-    let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0))
-        .map_err(|_| bad_file(KEY, &files.key, "not a PEM key without passphrase"))?;
+    // The passphrase is empty, because OpenSSL would otherwise ask for one at the terminal.
+    let key = PKey::private_key_from_pem_callback(&pem.key, |_| Ok(0)).map_err(|_| {
+        bad_file(
+            KEY,
+            &files.key,
+            "it is not a PEM key, or it has a passphrase",
+        )
+    })?;
     let build = || -> Result<OpenSSLConfig, ErrorStack> {
         let mut server = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server())?;
         server.set_certificate(certificate)?;
@@ -121,7 +129,7 @@ fn server(files: &TlsFiles, pem: &Pem) -> Result<OpenSSLConfig, TlsError> {
         }
         server.set_private_key(&key)?;
         server.check_private_key()?;
-        // Clients must not choose HTTP/2. One that speaks only HTTP/2 gets an alert at once.
+        // Clients must not choose HTTP/2. A client that offers only HTTP/2 gets an alert at once.
         server.set_alpn_select_callback(|_, offered| {
             ssl::select_next_proto(b"\x08http/1.1", offered).ok_or(AlpnError::ALERT_FATAL)
         });

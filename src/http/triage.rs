@@ -1,4 +1,4 @@
-//! The triage page at `/` and the data it requests: numbers once a second, anomalies by page, images.
+//! The triage page at `/` and the data that it requests: numbers once per second, pages of anomalies, and images.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -19,19 +19,19 @@ use super::answers::{Answer, Answers, gone, no_stream};
 use crate::recent::{MOST, Wanted};
 use crate::verdict::Severity;
 
-/// How often the numbers are sent.
+/// How often the numbers are sent to the page.
 const EVERY: Duration = Duration::from_secs(1);
-/// Most anomalies per request.
+/// The maximum number of anomalies per request.
 const MOST_LISTED: usize = 200;
-/// Longer side of a shown image, in pixels.
+/// The longer side of an image shown, in pixels.
 const SIDE: usize = 640;
-/// Fields left out of the list because they may be large.
+/// Fields that the list leaves out because they may be large.
 const BULK: [&str; 3] = ["record", "heatmap", "reconstruction"];
-/// Content security policy: nothing is fetched from elsewhere, and only the page's own script runs.
+/// The content security policy. Nothing is fetched from other sites, and only the page's own script runs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page itself. Needs no token, because it holds no data and asks for the token.
+/// The files of the page itself. They need no token, because they hold no data and the page asks for the token.
 pub const PAGE: [&str; 3] = ["/", "/triage.css", "/triage.js"];
 
 type Asking = State<(Shown, Answers)>;
@@ -72,13 +72,13 @@ fn page(
     }
 }
 
-/// Server-sent events: all numbers as JSON, at once and then every second.
+/// Sends server-sent events: all numbers as JSON, at once and then every second.
 async fn events(State((shown, answers)): Asking) -> Response {
     let Some(held) = answers.stream() else {
         return no_stream();
     };
     let mut clock = tokio::time::interval(EVERY);
-    // A slow client gets current numbers, not the ones it missed.
+    // A slow client gets the current numbers instead of those it missed.
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let stream = stream::unfold(
         (shown, clock, held),
@@ -93,7 +93,7 @@ async fn events(State((shown, answers)): Asking) -> Response {
         .into_response()
 }
 
-/// The content of `/status` and the score distribution.
+/// Returns the content of `/status` with the score distribution.
 fn numbers(shown: &Shown) -> Value {
     let mut numbers = shown.status.render(&shown.metrics);
     let in_force = shown.status.in_force();
@@ -125,7 +125,7 @@ struct Listed {
     verdict: Map<String, Value>,
 }
 
-/// Newest first, without the large fields.
+/// Lists anomalies, newest first, without the large fields.
 async fn list(State((shown, answers)): Asking, Query(asked): Query<Asked>) -> Response {
     let severity = match asked.severity.as_deref() {
         None | Some("") => None,
@@ -169,7 +169,7 @@ fn as_json<B>(bytes: B) -> Answer<B> {
 }
 
 fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
-    // Raw values, so that a base64 image is not parsed only to be dropped.
+    // Raw values avoid parsing a base64 image only to drop it.
     let fields: std::collections::BTreeMap<String, &RawValue> =
         serde_json::from_slice(verdict).unwrap_or_default();
     fields
@@ -179,7 +179,7 @@ fn without_bulk(verdict: &[u8]) -> Map<String, Value> {
         .collect()
 }
 
-/// The whole verdict, as published.
+/// Returns the whole verdict, as published.
 async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     match shown.recent.get(number) {
         None => gone(),
@@ -187,7 +187,7 @@ async fn one(State((shown, answers)): Asking, Path(number): Path<u64>) -> Respon
     }
 }
 
-/// The judged image as a small, upright JPEG.
+/// Returns the judged image as a small, upright JPEG.
 async fn image(State((shown, answers)): Asking, Path(number): Path<u64>) -> Response {
     let payload = shown.recent.get(number).and_then(|a| a.image);
     let (Some(payload), Some((reader, room))) = (payload, shown.status.in_force().reader) else {

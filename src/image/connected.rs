@@ -1,13 +1,13 @@
-//! The connected components of a mask.
+//! Finds the connected components of a mask.
 
 use std::ops::Range;
 
 /// A run of marked pixels in one row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
-    /// Indices into the mask, which is row-major.
+    /// Range of indices into the row-major mask.
     pub pixels: Range<usize>,
-    /// The number of their region, from 0.
+    /// Index of the run's region.
     pub region: usize,
 }
 
@@ -15,15 +15,15 @@ pub struct Run {
 /// one region.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Components {
-    /// In the order of their pixels.
+    /// Runs in the order of their pixels.
     pub runs: Vec<Run>,
-    /// Pixels of each region.
+    /// Number of pixels of each region.
     pub areas: Vec<usize>,
 }
 
 impl Components {
-    /// In O(pixels), with memory for the runs: those of a row are joined with those above that they touch, by union-find
-    /// (Rosenfeld & Pfaltz 1966, "Sequential operations in digital image processing").
+    /// Finds the components in O(pixels) time, with memory for the runs. Each run is joined by union-find with the runs above
+    /// that it touches (Rosenfeld & Pfaltz 1966, "Sequential operations in digital image processing").
     ///
     /// # Panics
     /// If the mask is not whole rows of `width` pixels.
@@ -46,7 +46,7 @@ impl Components {
                 }
                 let this = runs.len();
                 parents.push(this);
-                // Above, a corner more on each side: [start - 1, end + 1).
+                // Corners count as touching, so the runs above are compared with [start - 1, end + 1).
                 while touched < above.end && runs[touched].pixels.end + width < pixels.start {
                     touched += 1;
                 }
@@ -112,8 +112,8 @@ mod tests {
     }
 
     proptest! {
-        /// Two marked pixels that touch are of one region, and a region cannot be parted: a flood from its first pixel
-        /// fills it.
+        /// Two marked pixels that touch belong to the same region, and a region is connected: a flood fill from its first pixel
+        /// covers it.
         #[test]
         fn regions_are_what_a_flood_fills(
             (width, mask) in (1usize..9).prop_flat_map(|w| {

@@ -1,13 +1,14 @@
-//! The most memory that an image takes until it is scored, computed from its header before anything is decoded.
+//! Computes the maximum memory that an image takes until it is scored, from its header and before anything is decoded.
 
 use ::image::{ImageDecoder, ImageFormat};
 
 use super::Layout;
 
-/// Tables, rows and buffers of a decoder, independent of the image.
+/// Memory of a decoder's tables, rows and buffers in bytes, independent of the image.
 const SCRATCH: u64 = 4 << 20;
 
-/// Bytes that decoding takes: the decoder's memory besides its input, and the 8-bit pixels made from its output.
+/// Returns the memory that decoding takes in bytes: the decoder's memory besides its input, and the 8-bit pixels made from its
+/// output.
 pub fn decoding(
     decoder: &dyn ImageDecoder,
     format: ImageFormat,
@@ -21,16 +22,16 @@ pub fn decoding(
     let bytes = encoded.len() as u64;
     let held = match format {
         ImageFormat::Jpeg => bytes + jpeg(width, height, decoder, encoded),
-        // Planes of YUV and alpha, or the pixels once more with an image of the transforms.
+        // Either planes of YUV and alpha, or a second copy of the pixels and an image of the transforms.
         ImageFormat::WebP => {
             8 * width.next_multiple_of(16) * height.next_multiple_of(16) + webp_tables(bytes)
         }
-        // The output once more, and a strip, which may be all of it.
+        // A second copy of the output, and a strip, which may be the whole image.
         ImageFormat::Tiff => match holds_jpeg(encoded) {
             false => 2 * out,
             true => 5 * out,
         },
-        // Rows that others are told apart from.
+        // Rows that other rows are filtered against.
         _ => 4 * out / height.max(1),
     };
     let flat = width * height * channels as u64;
@@ -39,8 +40,8 @@ pub fn decoding(
     SCRATCH.saturating_add(decoding.max(turning))
 }
 
-/// Bytes from the 8-bit pixels to the score: the image between the two passes of resizing, the rows, and what the scorer says of each
-/// pixel, from which the maps of a verdict are made.
+/// Returns the memory in bytes from the 8-bit pixels to the score: the image between the two passes of resizing, the rows, and
+/// the scorer's outputs for each pixel, from which the maps of a verdict are made.
 pub fn scoring(width: usize, height: usize, layout: &Layout) -> u64 {
     let [width, height, canvas_width, canvas_height, channels] =
         [width, height, layout.width, layout.height, layout.channels].map(|n| n as u64);
@@ -48,17 +49,18 @@ pub fn scoring(width: usize, height: usize, layout: &Layout) -> u64 {
     let between = (canvas_width * height).max(width * canvas_height);
     let kept = rows(layout);
     let resizing = width * height + between + canvas;
-    // In rows: red, green, blue as they were and as they are expected, and the heat, a float. On the canvas both maps again.
+    // The rows have original samples, expected samples, and the heat as a float. The canvas has both maps again.
     kept + (resizing * channels).max(kept + canvas * (12 + 2 * channels))
 }
 
-/// Bytes that a decoded image takes while it waits for the scorer.
+/// Returns the memory in bytes of a decoded image that waits for the scorer.
 pub fn rows(layout: &Layout) -> u64 {
     let one = layout.tile_width * layout.tile_height;
     (layout.rows() * one * layout.channels) as u64
 }
 
-/// Strips of samples; and where a component comes in several scans, all coefficients, 16 bits each.
+/// Returns the memory of a JPEG decoder: strips of samples, and all 16-bit coefficients if a component is spread over several
+/// scans.
 fn jpeg(width: u64, height: u64, decoder: &dyn ImageDecoder, encoded: &[u8]) -> u64 {
     let components = u64::from(decoder.original_color_type().channel_count()).max(3);
     let strips = 512 * components * width;
@@ -71,12 +73,13 @@ fn jpeg(width: u64, height: u64, decoder: &dyn ImageDecoder, encoded: &[u8]) -> 
     strips + coefficients
 }
 
-/// A lossless WebP may bring thousands of Huffman codes, whose tables take more than they do in the file.
+/// Returns the memory of Huffman tables. A lossless WebP may contain thousands of Huffman codes, whose tables take more memory
+/// than in the file.
 fn webp_tables(bytes: u64) -> u64 {
     32 * bytes
 }
 
-/// A strip in JPEG is decoded whole, perhaps by all its coefficients.
+/// Returns whether a TIFF contains JPEG strips. A strip is decoded as a whole, possibly with all of its coefficients.
 fn holds_jpeg(encoded: &[u8]) -> bool {
     encoded.windows(3).any(|mark| mark == [0xff, 0xd8, 0xff])
 }

@@ -1,4 +1,4 @@
-//! An encoded image to upright 8-bit pixels of 1 or 3 channels.
+//! Decodes an image to upright 8-bit pixels with 1 or 3 channels.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,10 +15,10 @@ use ::image::{
 
 use super::{ImageError, cost};
 
-/// Memory limit of a decoder for the header and metadata: profiles, EXIF, texts.
+/// Memory limit of a decoder for the header and metadata (profiles, EXIF, texts), in bytes.
 const HEADER: u64 = 8 << 20;
 
-/// uint8 [height, width, channels], row-major.
+/// Decoded pixels: uint8 [height, width, channels], row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Flat {
     pub width: usize,
@@ -27,21 +27,22 @@ pub struct Flat {
     pub pixels: Vec<u8>,
 }
 
-/// An image whose header is read.
+/// An image whose header has been read.
 pub struct Opened<'e> {
     decoder: Box<dyn ImageDecoder + 'e>,
-    /// The transformation that makes it upright.
+    /// The transformation that makes the image upright.
     turn: Orientation,
-    /// Upright.
+    /// Width of the upright image.
     pub width: usize,
+    /// Height of the upright image.
     pub height: usize,
     channels: usize,
-    /// Bytes that [`Opened::decode`] takes at most.
+    /// Maximum memory that [`Opened::decode`] takes, in bytes.
     pub bytes: u64,
 }
 
 impl<'e> Opened<'e> {
-    /// Reads the header of an image of at most `most` pixels, to be decoded to `channels`, 1 or 3.
+    /// Reads the header of an image with at most `most` pixels, which is to be decoded to `channels` (1 or 3).
     pub fn new(encoded: &'e [u8], channels: usize, most: u64) -> Result<Self, ImageError> {
         guarded(|| {
             let (mut decoder, format) = open(encoded, most)?;
@@ -83,10 +84,13 @@ impl<'e> Opened<'e> {
     }
 }
 
-/// A decoder's panic on outside bytes fails the image, not the process.
+/// Turns a panic of a decoder into an error, so that a bad image does not end the process.
 fn guarded<T>(body: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
-    catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(ImageError::Broken("its decoder panicked".to_owned())))
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        Err(ImageError::Broken(
+            "the image's decoder panicked".to_owned(),
+        ))
+    })
 }
 
 type Header<'e> = (Box<dyn ImageDecoder + 'e>, ImageFormat);
@@ -114,14 +118,16 @@ fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, ImageError> {
         }
         ImageFormat::Jpeg => {
             if !jpeg_has_its_end(encoded) {
-                return Err(ImageError::Broken("JPEG: cut off".to_owned()));
+                return Err(ImageError::Broken("the JPEG is truncated".to_owned()));
             }
             Box::new(JpegDecoder::new(bytes).map_err(broken)?)
         }
         ImageFormat::Bmp => Box::new(BmpDecoder::new(bytes).map_err(broken)?),
         ImageFormat::Tiff => {
             if tiff_goes_on(encoded) {
-                return Err(ImageError::Broken("TIFF: several pages".to_owned()));
+                return Err(ImageError::Broken(
+                    "the TIFF has several pages: send a single page".to_owned(),
+                ));
             }
             Box::new(TiffDecoder::new(bytes).map_err(broken)?)
         }
@@ -130,7 +136,9 @@ fn open(encoded: &[u8], most: u64) -> Result<Header<'_>, ImageError> {
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
-        return Err(ImageError::Broken(format!("{width} x {height} pixels")));
+        return Err(ImageError::Broken(format!(
+            "the image is empty: its size is {width} x {height} pixels"
+        )));
     }
     if pixels > most {
         return Err(ImageError::TooLarge {
@@ -149,15 +157,15 @@ fn broken(error: CodecError) -> ImageError {
     }
 }
 
-/// Whether a JPEG is complete; the decoder would silently paint the rest of a truncated one gray. In a scan's data, 0xFF is followed by 0 or a
-/// restart, so anything that looks like a marker after the last start of a scan is one.
+/// Returns whether a JPEG is complete. The decoder would silently fill the rest of a truncated one with gray. In a scan's data,
+/// 0xFF is followed by 0 or a restart marker, so every other marker after the last start of a scan is a real one.
 fn jpeg_has_its_end(encoded: &[u8]) -> bool {
     let last = |marker: u8| encoded.windows(2).rposition(|pair| pair == [0xff, marker]);
     let (scan, end) = (last(0xda), last(0xd9));
     end.is_some() && end >= scan
 }
 
-/// Whether the first directory names a second one.
+/// Returns whether a TIFF has several pages: its first directory then refers to a second one.
 fn tiff_goes_on(encoded: &[u8]) -> bool {
     let little = encoded.starts_with(b"II");
     let number = |at: usize, bytes: usize| {
@@ -177,7 +185,7 @@ fn tiff_goes_on(encoded: &[u8]) -> bool {
     next().is_some_and(|next| next != 0)
 }
 
-/// Drops alpha and converts 16 bits to 8 and to `channels` in one pass, without a third copy of the image.
+/// Drops alpha, and converts 16 bits to 8 and the colours to `channels`, in one pass and without a third copy of the image.
 fn flatten(image: DynamicImage, channels: usize) -> Result<Flat, ImageError> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let pixels = match image {
@@ -191,7 +199,11 @@ fn flatten(image: DynamicImage, channels: usize) -> Result<Flat, ImageError> {
         DynamicImage::ImageRgba8(b) => colour::<_, 4>(&b, channels, |v| v),
         DynamicImage::ImageRgb16(b) => colour::<_, 3>(&b, channels, narrow),
         DynamicImage::ImageRgba16(b) => colour::<_, 4>(&b, channels, narrow),
-        _ => return Err(ImageError::Broken("floating point samples".to_owned())),
+        _ => {
+            return Err(ImageError::Broken(
+                "the image has floating-point samples, which are not supported".to_owned(),
+            ));
+        }
     };
     Ok(Flat {
         width,
@@ -205,7 +217,7 @@ fn narrow(sample: u16) -> u8 {
     ((u32::from(sample) + 128) / 257) as u8
 }
 
-/// `N` samples a pixel, the first of them gray.
+/// Converts pixels of `N` samples, of which the first is gray.
 fn gray<T: Copy, const N: usize>(samples: &[T], channels: usize, to: impl Fn(T) -> u8) -> Vec<u8> {
     let mut pixels = Vec::with_capacity(samples.len() / N * channels);
     for pixel in samples.as_chunks::<N>().0 {
@@ -215,7 +227,7 @@ fn gray<T: Copy, const N: usize>(samples: &[T], channels: usize, to: impl Fn(T) 
     pixels
 }
 
-/// `N` samples a pixel, the first three of them red, green and blue.
+/// Converts pixels of `N` samples, of which the first three are red, green and blue.
 fn colour<T: Copy, const N: usize>(
     samples: &[T],
     channels: usize,
@@ -232,14 +244,18 @@ fn colour<T: Copy, const N: usize>(
     pixels
 }
 
-/// Upright.
+/// Applies the orientation `turn`.
 fn turned(flat: Flat, turn: Orientation) -> Result<Flat, ImageError> {
     let (width, height, channels) = (flat.width as u32, flat.height as u32, flat.channels);
     let image = match channels {
         1 => GrayImage::from_raw(width, height, flat.pixels).map(DynamicImage::from),
         _ => RgbImage::from_raw(width, height, flat.pixels).map(DynamicImage::from),
     };
-    let wrong = || ImageError::Broken(format!("not {width} x {height} pixels"));
+    let wrong = || {
+        ImageError::Broken(format!(
+            "the decoder did not return {width} x {height} pixels"
+        ))
+    };
     let mut image = image.ok_or_else(wrong)?;
     image.apply_orientation(turn);
     Ok(Flat {
@@ -250,7 +266,7 @@ fn turned(flat: Flat, turn: Orientation) -> Result<Flat, ImageError> {
     })
 }
 
-/// ITU-R 601, in the integers of Pillow's `convert("L")`.
+/// Converts to gray by ITU-R 601, with the integers of Pillow's `convert("L")`.
 fn luma(pixel: &[u8]) -> u8 {
     let [r, g, b] = [0, 1, 2].map(|i| u32::from(pixel[i]));
     ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8

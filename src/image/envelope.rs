@@ -1,4 +1,4 @@
-//! Finds the encoded image in a payload: the payload itself, or base64 in a field of a JSON object.
+//! Finds the encoded image in a payload, which is either the image itself or a JSON object with the image in base64.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 
 use super::ImageError;
 
-/// The encoded image, of at most `most` bytes.
+/// Returns the encoded image, which may have at most `most` bytes.
 pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, [u8]>, ImageError> {
     let too_large = |bytes: usize| ImageError::TooLarge {
-        what: "bytes of the image",
+        what: "bytes",
         is: bytes as u64,
         limit: most as u64,
     };
@@ -29,7 +29,7 @@ pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, 
     let base64: Cow<'_, str> = serde_json::from_str::<Text<'_>>(value.get())
         .map_err(|_| match value.get() {
             "null" => ImageError::Missing(field.to_owned()),
-            _ => ImageError::NotText(field.to_owned()),
+            _ => ImageError::NotString(field.to_owned()),
         })?
         .0;
     let bytes = base64.trim_end_matches('=').len() / 4 * 3;
@@ -47,7 +47,7 @@ pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, 
     Ok(Cow::Owned(decoded))
 }
 
-/// A JSON object without its image and otherwise unchanged; `None` if it is not a JSON object.
+/// Returns a JSON object without its image and otherwise unchanged. `None` if the payload is not a JSON object.
 pub fn context(payload: &[u8], field: &str) -> Option<Box<RawValue>> {
     if !is_json(payload) {
         return None;
@@ -107,7 +107,7 @@ fn split(path: &str) -> (&str, Option<&str>) {
 
 type Entry<'p> = (Cow<'p, str>, &'p RawValue);
 
-/// Refuses a key given twice: readers disagree on which counts.
+/// Returns the entries of an object. A key that occurs twice is refused, because readers disagree on which value counts.
 fn entries(object: &str) -> Result<Vec<Entry<'_>>, ImageError> {
     let parsed = serde_json::from_str::<Entries<'_>>(object);
     let Entries(entries) = parsed.map_err(|e| ImageError::Json(e.to_string()))?;
@@ -118,7 +118,7 @@ fn entries(object: &str) -> Result<Vec<Entry<'_>>, ImageError> {
     }
 }
 
-/// Borrowed where the text has no escapes.
+/// A JSON string, borrowed if it has no escapes.
 #[derive(serde::Deserialize)]
 struct Text<'p>(#[serde(borrow)] Cow<'p, str>);
 

@@ -1,4 +1,4 @@
-//! Combines the scorer's outputs for an image's rows into one heatmap, one reconstruction and the regions.
+//! Combines the scorer's outputs for the rows of an image into one heatmap, one reconstruction and the regions.
 
 use ::image::codecs::png::PngEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
@@ -12,13 +12,14 @@ const AT_THRESHOLD: f32 = 127.5;
 /// Explains the score of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// Size of the upright image before resizing.
+    /// Width of the upright image before resizing.
     pub width: usize,
+    /// Height of the upright image before resizing.
     pub height: usize,
     pub regions: Vec<Region>,
-    /// Gray: level 127.5 is a heat of the threshold, 255 twice that or more.
+    /// In gray. Level 127.5 is a heat equal to the threshold, and 255 is twice that or more.
     pub heatmap: Png,
-    /// What the model expected, gray or RGB.
+    /// The image that the model expected, in gray or RGB.
     pub reconstruction: Png,
 }
 
@@ -30,20 +31,22 @@ pub struct Png {
     pub bytes: Vec<u8>,
 }
 
-/// The score of an image, which is the highest of its rows; NaN if any is NaN.
+/// Returns the score of an image, which is the highest score of its rows. It is NaN if any of them is NaN.
 pub fn highest(scores: &[f32]) -> f32 {
     let worse = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
     scores.iter().copied().fold(f32::NEG_INFINITY, worse)
 }
 
 impl Image {
-    /// The rows' heat, float32 [rows, height, width], as one map, float32 [layout.height, layout.width]; nowhere below 0.
+    /// Combines the heat of the rows, float32 [rows, height, width], into one map, float32 [layout.height, layout.width].
+    /// Negative heat counts as 0.
     pub fn heat(&self, rows: &[f32]) -> Vec<f32> {
         self.layout.blend(1, |i| f32::max(rows[i], 0.0))
     }
 
-    /// Puts together `heat`, float32 [rows, height, width], and `reconstruction`, uint8 [rows, height, width, channels]. A region is
-    /// where the heat is above the `threshold`, or above half of its peak where that is less; at most `most` of them.
+    /// Builds the finding from `heat`, float32 [rows, height, width], and `reconstruction`, uint8 [rows, height, width,
+    /// channels]. A region is where the heat is above the lower of `threshold` and half of its peak. There are at most `most`
+    /// regions.
     pub fn finding(
         &self,
         heat: &[f32],
@@ -76,8 +79,8 @@ impl Image {
 }
 
 impl Layout {
-    /// The rows' values, [rows, tile height, tile width, channels], on one canvas, [height, width, channels]. Where rows overlap each
-    /// counts by how far a pixel is from its edge.
+    /// Blends the values of the rows, [rows, tile height, tile width, channels], into one canvas, [height, width, channels].
+    /// Where rows overlap, each is weighted by the distance of the pixel from the row's edge.
     fn blend(&self, channels: usize, value: impl Fn(usize) -> f32) -> Vec<f32> {
         let pixels = self.width * self.height;
         if self.rows() == 1 {
@@ -87,7 +90,7 @@ impl Layout {
         let mut weights = vec![0.0; pixels];
         let inward = |at: usize, side: usize| (at + 1).min(side - at) as f32;
         let mut from = 0;
-        for (left, top) in self.places() {
+        for (left, top) in self.positions() {
             for y in 0..self.tile_height {
                 for x in 0..self.tile_width {
                     let weight = inward(x, self.tile_width) * inward(y, self.tile_height);
@@ -143,7 +146,7 @@ mod tests {
         let layout = Layout::of(13, 9, &pixels());
         let value = |x: usize, y: usize| (x + 20 * y) as f32;
         let mut rows = Vec::new();
-        for (left, top) in layout.places() {
+        for (left, top) in layout.positions() {
             for y in 0..8 {
                 rows.extend((0..8).map(|x| value(left + x, top + y)));
             }

@@ -1,4 +1,4 @@
-//! Regions of a heatmap: boxes around connected pixels above a cut.
+//! Finds the regions of a heatmap: boxes around connected pixels above a cutoff.
 
 use serde::Serialize;
 
@@ -11,13 +11,13 @@ pub struct Region {
     pub y: usize,
     pub width: usize,
     pub height: usize,
-    /// Its share of the image's heat, in [0, 1].
+    /// The region's share of the image's heat, in [0, 1].
     pub share: f32,
-    /// Its share of the image's pixels, in (0, 1]; of the hot ones, not of the box.
+    /// The region's hot pixels as a share of the image's pixels, in (0, 1]. Other pixels in the box do not count.
     pub area: f32,
 }
 
-/// A component's box on the map, and its heat.
+/// The bounding box of a component on the map, and its total heat.
 #[derive(Clone)]
 struct Extent {
     left: usize,
@@ -27,8 +27,8 @@ struct Extent {
     sum: f64,
 }
 
-/// The `most` regions of `heat`, [height, width], where it is above `cut`, those with the largest share first. Pixels are connected
-/// by sides and corners. The image is `full` = (width, height) pixels.
+/// Returns the regions where `heat`, [height, width], is above `cut`: at most `most`, those with the largest share first. Pixels
+/// are connected by sides and corners. The image has `full` = (width, height) pixels.
 pub fn regions(
     heat: &[f32],
     width: usize,

@@ -1,7 +1,7 @@
-//! Resizing bit-identical to Pillow's `resize(size, BILINEAR)` on 8 bits, so that golden images get the same pixels as in
-//! training: a triangle as wide as the source of one pixel, one direction after the other, each pass rounded
-//! (`src/libImaging/Resample.c`). `fast_image_resize` 6 has shorter weights: up to a quarter of
-//! its pixels differ, by one level.
+//! Resizes bit-identically to Pillow's `resize(size, BILINEAR)` on 8 bits, so that golden images get the same pixels as in
+//! training. The filter is a triangle as wide as the source of one pixel. It is applied in one direction after the other, and
+//! each pass is rounded (`src/libImaging/Resample.c`). `fast_image_resize` 6 has shorter weights, so up to a quarter of its
+//! pixels differ by one level.
 
 use super::decode::Flat;
 
@@ -9,7 +9,7 @@ use super::decode::Flat;
 const PRECISION: u32 = 22;
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// The source of one pixel: its start, and the weights from there, which add up to 1.
+/// The source pixels of one pixel: the first of them, and the weights from there, which add up to 1.
 struct Window {
     start: usize,
     weights: Vec<i32>,
@@ -26,7 +26,7 @@ pub fn resize(image: Flat, width: usize, height: usize) -> Flat {
         true => image,
         false => rows(&image, height),
     };
-    // Pillow 13 shortens a tall image first (python-pillow/Pillow#9549), which rounds otherwise.
+    // Pillow 13 shortens a tall image first (python-pillow/Pillow#9549), which changes the rounding.
     let lost = |from: usize, to: usize| from.saturating_sub(to);
     let (lost_columns, lost_rows) = (lost(image.width, width), lost(image.height, height));
     if lost_rows > 2 * lost_columns {
@@ -138,7 +138,8 @@ mod tests {
 
     type Case = ((usize, usize), (usize, usize), usize, u32);
 
-    /// From, to, channels; and Pillow 13's `frombytes(mode, from, noise).resize(to, BILINEAR).tobytes()`, summed up as above.
+    /// Source size, target size, channels, and the checksum of Pillow 13's `frombytes(mode, from, noise).resize(to,
+    /// BILINEAR).tobytes()` as above.
     const PILLOW: [Case; 13] = [
         ((100, 80), (64, 64), 1, 2553261479),
         ((100, 80), (64, 64), 3, 1718860936),

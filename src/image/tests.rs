@@ -24,7 +24,7 @@ const SMALL: Limits = Limits {
 
 macro_rules! stored {
     ($name:literal) => {
-        include_bytes!(concat!("../../tests/pictures/files/", $name)).as_slice()
+        include_bytes!(concat!("../../tests/images/files/", $name)).as_slice()
     };
 }
 
@@ -121,7 +121,7 @@ fn corrupt_exif_and_profiles_do_not_cost_the_image() {
     corrupt[at + 6..at + 20].fill(0xee);
     let image = reader(1).read(&corrupt).unwrap();
     assert_eq!((image.width, image.height), (16, 8), "as it lies");
-    // A colour profile that is none, before the pixels.
+    // An invalid colour profile before the pixels.
     let png = rgb(4, 4);
     let profile = chunk(*b"iCCP", b"bad\0\0not a zlib stream");
     let with_profile = [&png[..33], &profile, &png[33..]].concat();
@@ -136,7 +136,7 @@ fn chunk(kind: [u8; 4], content: &[u8]) -> Vec<u8> {
     [&length, &kind[..], content, &hasher.sum().to_be_bytes()].concat()
 }
 
-/// A PNG whose header says anything.
+/// Returns a PNG with an arbitrary header.
 fn png_of(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
     use std::io::Write as _;
     let (w, h) = (width.to_be_bytes(), height.to_be_bytes());
@@ -165,7 +165,7 @@ fn limits_hold_before_anything_is_decoded() {
     too_large(&vec![0; SMALL.bytes + 1]);
     let base64 = STANDARD.encode(vec![0; SMALL.bytes + 1]);
     too_large(format!(r#"{{"image": "{base64}"}}"#).as_bytes());
-    // Bombs: a few bytes that say they are billions of pixels.
+    // Image bombs: a few bytes whose header claims billions of pixels.
     too_large(&png_of(65_535, 65_535, &[0; 100]));
     too_large(&png_of(1 << 30, 1 << 30, &[0; 100]));
     for format in [ImageFormat::Tiff, ImageFormat::Bmp] {
@@ -251,7 +251,7 @@ fn an_image_in_json_is_found_and_left_out_of_the_record() {
     for (payload, expected) in [
         (r#"{}"#, ImageError::Missing("image".into())),
         (r#"{"image": null}"#, ImageError::Missing("image".into())),
-        (r#"{"image": 5}"#, ImageError::NotText("image".into())),
+        (r#"{"image": 5}"#, ImageError::NotString("image".into())),
         (
             r#"{"image": "a", "image": "b"}"#,
             ImageError::Duplicate("image".into()),
@@ -302,7 +302,7 @@ fn tiles_cover_an_image_and_their_bytes_are_known_before() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever bytes come, there is an answer, not a panic.
+    /// For any bytes, reading returns a result and does not panic.
     #[test]
     fn damaged_images_have_an_answer(which in 0..5_usize, places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let noise = ImageBuffer::from_fn(24, 24, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));

@@ -1,4 +1,4 @@
-//! Turns an image into the scorer's rows: stretched to one, or scaled and cut into overlapping tiles.
+//! Converts an image to the scorer's rows. It is either resized to one row, or scaled and cut into overlapping tiles.
 
 use super::decode::Flat;
 use super::resize::resize;
@@ -10,15 +10,16 @@ pub struct Layout {
     pub width: usize,
     pub height: usize,
     pub channels: usize,
-    /// Of each row.
+    /// Width of each row.
     pub tile_width: usize,
+    /// Height of each row.
     pub tile_height: usize,
     lefts: Vec<usize>,
     tops: Vec<usize>,
 }
 
 impl Layout {
-    /// Of an image of `width` x `height` pixels.
+    /// Computes the layout of an image of `width` x `height` pixels.
     pub fn of(width: usize, height: usize, pixels: &Pixels) -> Layout {
         let (mut canvas_width, mut canvas_height, mut overlap) = (pixels.width, pixels.height, 0);
         if let Some(tiles) = pixels.tiles {
@@ -41,8 +42,8 @@ impl Layout {
         self.lefts.len() * self.tops.len()
     }
 
-    /// Left and top of each row, in reading order.
-    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+    /// Returns the left and top of each row, in reading order.
+    pub fn positions(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         let lefts = &self.lefts;
         self.tops
             .iter()
@@ -50,7 +51,7 @@ impl Layout {
     }
 }
 
-/// The layout and the rows, uint8 [rows, tile height, tile width, channels].
+/// Converts an image. Returns the layout and the rows, uint8 [rows, tile height, tile width, channels].
 pub fn rows(image: Flat, pixels: &Pixels) -> (Layout, Vec<u8>) {
     let layout = Layout::of(image.width, image.height, pixels);
     let canvas = resize(image, layout.width, layout.height);
@@ -59,7 +60,7 @@ pub fn rows(image: Flat, pixels: &Pixels) -> (Layout, Vec<u8>) {
     }
     let stride = layout.width * layout.channels;
     let mut rows = Vec::with_capacity(layout.rows() * pixels.row_bytes());
-    for (left, top) in layout.places() {
+    for (left, top) in layout.positions() {
         let columns = left * layout.channels..(left + layout.tile_width) * layout.channels;
         let lines = canvas.pixels.chunks_exact(stride);
         for line in lines.skip(top).take(layout.tile_height) {
@@ -73,7 +74,8 @@ fn scaled(side: usize, scale: f64, least: usize) -> usize {
     ((side as f64 * scale + 0.5).floor() as usize).max(least)
 }
 
-/// Start of each tile along a side: the first at 0, the last at the far edge, evenly spaced between, halves rounded up.
+/// Returns the start of each tile along a side. The first starts at 0, the last ends at the far edge, and those between are
+/// evenly spaced, with halves rounded up.
 fn starts(side: usize, tile: usize, overlap: usize) -> Vec<usize> {
     let last = side - tile;
     let gaps = last.div_ceil(tile - overlap);

@@ -1,4 +1,4 @@
-//! Images that are not scored: thumbnails and masks.
+//! Decodes images that are not scored: thumbnails and masks.
 
 use ::image::ExtendedColorType;
 use ::image::ImageEncoder;
@@ -15,14 +15,14 @@ const JPEG_QUALITY: u8 = 85;
 pub struct Mask {
     pub width: usize,
     pub height: usize,
-    /// [height, width], row-major.
+    /// Whether each pixel is anomalous: [height, width], row-major.
     pub marked: Vec<bool>,
 }
 
-/// Decodes a mask: pixels that are not black are marked.
+/// Decodes a mask. Pixels that are not black are marked.
 ///
 /// # Errors
-/// As for an image that is to be scored.
+/// The same as for an image that is to be scored.
 pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, ImageError> {
     let (flat, ()) = flat(encoded, 1, limits, |_| ())?;
     Ok(Mask {
@@ -32,22 +32,23 @@ pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, ImageError> {
     })
 }
 
-/// The image upright as a JPEG in colour, its longer side of at most `side` pixels.
+/// Returns the upright image as a JPEG in colour. Its longer side has at most `side` pixels.
 ///
 /// # Errors
-/// As for an image that is to be scored.
+/// The same as for an image that is to be scored.
 pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, ImageError> {
     thumbnail_within(encoded, limits, side, |_| ())
 }
 
-/// The same; `take` is told the bytes that it takes before anything is decoded, and kept until it is made.
+/// Like [`thumbnail`], but calls `reserve` before anything is decoded, with the memory that it takes in bytes. The result of
+/// `reserve` is kept until the thumbnail is made.
 pub fn thumbnail_within<T>(
     encoded: &[u8],
     limits: Limits,
     side: usize,
-    take: impl FnOnce(u64) -> T,
+    reserve: impl FnOnce(u64) -> T,
 ) -> Result<Vec<u8>, ImageError> {
-    let (flat, _taken) = flat(encoded, 3, limits, take)?;
+    let (flat, _reserved) = flat(encoded, 3, limits, reserve)?;
     let longer = flat.width.max(flat.height).max(side);
     let (width, height) = (flat.width * side / longer, flat.height * side / longer);
     let small = resize(flat, width.max(1), height.max(1));
@@ -67,16 +68,16 @@ fn flat<T>(
     encoded: &[u8],
     channels: usize,
     limits: Limits,
-    take: impl FnOnce(u64) -> T,
+    reserve: impl FnOnce(u64) -> T,
 ) -> Result<(Flat, T), ImageError> {
     let encoded = envelope::image(encoded, super::FIELD, limits.bytes)?;
     let opened = Opened::new(&encoded, channels, limits.pixels)?;
-    // Resizing first makes an image as high as this one, at most as wide.
+    // The first pass of resizing makes an image of the same height and at most the same width.
     let pixels = (opened.width * opened.height * channels) as u64;
     let bytes = opened.bytes.max(2 * pixels);
     limits.allow(opened.width, opened.height, bytes)?;
-    let taken = take(bytes);
-    Ok((opened.decode()?, taken))
+    let reserved = reserve(bytes);
+    Ok((opened.decode()?, reserved))
 }
 
 #[cfg(test)]
@@ -113,7 +114,7 @@ mod tests {
         assert!(thumbnail(b"none", Limits::default(), 100).is_err());
     }
 
-    /// Found by fuzzing: png 0.18.1 panics of a palette that is not whole colours (image-rs/image-png#694).
+    /// Found by fuzzing: png 0.18.1 panics if a palette ends within a colour (image-rs/image-png#694).
     #[test]
     fn a_decoder_that_panics_is_a_refusal() {
         let image = include_bytes!("../../tests/fuzz/seeds/image/odd_palette.png");

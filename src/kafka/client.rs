@@ -15,15 +15,16 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use super::error::KafkaError;
 use crate::config::{ClientSettings, KafkaSettings};
 
-/// The settings for all clients, overridden by `own`. The caller adds the settings on which delivery depends.
-pub(super) fn config(kafka: &KafkaSettings, own: &ClientSettings) -> ClientConfig {
+/// Merges the settings of all clients with the settings of one client, `specific`, which take precedence. The caller
+/// adds the settings on which delivery guarantees depend.
+pub(super) fn config(kafka: &KafkaSettings, specific: &ClientSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", &kafka.brokers);
     config.set("client.id", "residuald");
-    for (name, value) in kafka.client.iter().chain(own.iter()) {
+    for (name, value) in kafka.client.iter().chain(specific.iter()) {
         config.set(name, value);
     }
-    // The Java client says `none` where librdkafka says `error`.
+    // The Java client calls this value `none`; librdkafka calls it `error`.
     if config.get("auto.offset.reset") == Some("none") {
         config.set("auto.offset.reset", "error");
     }

@@ -1,7 +1,7 @@
-//! The consumer. Rebalances are events: the caller drains first and completes them afterwards.
+//! The Kafka consumer. It returns rebalances as events, so that the caller can drain before it completes them.
 //!
-//! [`Source`] owns librdkafka's consumer and the parts in `consumer/`, and lends the consumer to them. They never import
-//! `Source`. Dropping the last reference to the consumer leaves the group, so no part keeps one beyond a request.
+//! [`Source`] owns librdkafka's consumer and lends it to the parts in `consumer/`, which never import `Source`.
+//! Dropping the last reference to the consumer leaves the group, so no part keeps a reference longer than one request.
 
 mod assignment;
 mod backpressure;
@@ -60,13 +60,13 @@ use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::status::{Status, Waiting};
 
-/// The wait between two checks whether other threads have released the client.
+/// How often [`Source::close`] checks whether other threads have released the client.
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 
 /// The result of a poll.
 pub enum Event<'c> {
     Message(BorrowedMessage<'c>),
-    /// To be passed to [`Source::complete`] once the records in flight are drained.
+    /// Pass this to [`Source::complete`] once the in-flight records are drained.
     Rebalance(Rebalance),
     Idle,
 }
@@ -89,8 +89,8 @@ pub struct Source {
 
 pub(super) fn config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.consumer);
-    // Offsets are stored here once a batch is delivered. librdkafka commits stored offsets, unless the producer commits
-    // them in transactions.
+    // `Source` stores offsets after a batch is delivered. librdkafka commits stored offsets, unless the producer
+    // commits them in transactions.
     let commits = kafka.guarantee == Guarantee::AtLeastOnce;
     config
         .set("group.id", &kafka.group_id)
@@ -100,7 +100,7 @@ pub(super) fn config(kafka: &KafkaSettings) -> ClientConfig {
 }
 
 impl Source {
-    /// Connects, waits for the topics, and subscribes. No pattern matches the topics in `written`.
+    /// Connects, waits for the topics, and subscribes. Patterns never select the topics in `written`.
     ///
     /// # Errors
     /// [`KafkaError`] when a setting is refused, no broker answers in time, topics are absent, or a stop comes first.
@@ -113,7 +113,8 @@ impl Source {
     ) -> Result<Source, KafkaError> {
         let last_error = LastError::default();
         let mut config = config(kafka);
-        // `start_offset` decides where reading starts. With `error`, librdkafka only reports an offset that does not exist.
+        // `start_offset` decides where reading starts. With `error`, librdkafka only reports an offset that does not
+        // exist.
         config.set("auto.offset.reset", "error");
         let consumer: GroupConsumer =
             client::create(&config, SourceContext::new(last_error.clone()))?;
@@ -157,7 +158,7 @@ impl Source {
         self.guarantee != Guarantee::AtLeastOnce
     }
 
-    /// The membership in the group, for the producer that commits in its name.
+    /// Returns the membership in the group. The producer uses it to commit offsets in the consumer's name.
     pub fn membership(&self) -> Membership {
         Membership {
             consumer: Arc::downgrade(&self.consumer),
@@ -166,8 +167,8 @@ impl Source {
         }
     }
 
-    /// Marks the partitions of every batch below this sequence as lost. Must be called before the rebalance is completed,
-    /// because then the group accepts this member's commits again.
+    /// Marks the partitions of every batch below this sequence as lost. Call this before completing the rebalance,
+    /// because afterwards the group accepts this member's commits again.
     pub fn lose_below(&self, sequence: u64) {
         self.lost_below.store(sequence, Ordering::SeqCst);
     }
@@ -189,7 +190,7 @@ impl Source {
         }
     }
 
-    /// Fails with fatal errors. Others are logged, and some start a remedy.
+    /// Returns fatal errors. Logs the others, and reacts to some of them.
     fn handle_error(&self, error: ClientError) -> Result<(), KafkaError> {
         use RDKafkaErrorCode as Code;
         match error {
@@ -205,9 +206,9 @@ impl Source {
             ClientError::MessageConsumption(code @ Code::GroupAuthorizationFailed) => {
                 Err(KafkaError::Client(format!("consumer: {code}")))
             }
-            ClientError::MessageConsumptionFatal(code) => {
-                Err(KafkaError::Client(format!("consumer was fenced: {code}")))
-            }
+            ClientError::MessageConsumptionFatal(code) => Err(KafkaError::Client(format!(
+                "the consumer was fenced: {code}"
+            ))),
             ClientError::MessageConsumption(Code::BadCompression) if decompression::held_back() => {
                 tracing::debug!(
                     "a compressed batch waits until earlier batches release their share of memory"
@@ -217,12 +218,13 @@ impl Source {
             ClientError::MessageConsumption(Code::BadCompression) => {
                 if decompression::may_log() {
                     tracing::warn!(
-                        "a compressed batch cannot be read, or not within its share of memory, and its partition waits: raise memory.limit, or move the group past it (kafka-consumer-groups.sh --reset-offsets)"
+                        "a compressed batch is damaged or needs more than its share of memory, so its partition waits: raise memory.limit, or move the group past the batch (kafka-consumer-groups.sh --reset-offsets)"
                     );
                 }
                 Ok(())
             }
-            // Includes refused sign-ins: the first sign-in worked, and an identity provider that is down comes back.
+            // This includes a refused sign-in. The first sign-in succeeded, so an identity provider that is down may
+            // come back.
             transient => {
                 report("consumer", &transient, "trying again");
                 Ok(())
@@ -230,7 +232,7 @@ impl Source {
         }
     }
 
-    /// The message as a record, and its partition.
+    /// Returns the message as a record, and its partition.
     pub fn record<'m>(&self, message: &'m BorrowedMessage<'_>) -> (Record<'m>, TopicPartition) {
         let record = messages::record(message);
         let from = TopicPartition {
@@ -240,7 +242,7 @@ impl Source {
         (record, from)
     }
 
-    /// Completes a rebalance. The group coordinator waits for that.
+    /// Completes a rebalance. The group coordinator waits until this is done.
     ///
     /// # Errors
     /// When librdkafka refuses the assignment.
@@ -288,14 +290,14 @@ impl Source {
         Ok(())
     }
 
-    /// Assigns partitions from the offsets that the facts about them ask for.
+    /// Assigns partitions, each at the offset chosen by [`PartitionFacts::start`].
     fn start(&mut self, facts: &[PartitionFacts]) -> Result<(), KafkaError> {
         let mut starts = Starts::with_capacity(facts.len());
         for partition in facts {
             let start = partition.start(self.assignment.reset)?;
             assignment::report(&self.metrics, partition, start);
             if !assignment::set_metadata(&self.consumer, &self.topics, partition)? {
-                // The next look finds that the topic was recreated and has the consumer rejoin.
+                // The next look finds that the topic was recreated and makes the consumer rejoin.
                 self.watch.look_now();
             }
             starts.add(partition, start);
@@ -304,8 +306,8 @@ impl Source {
         self.assign(&starts.to_assign)
     }
 
-    /// Assigns pending partitions without waiting for their offsets: librdkafka can only leave the group or give partitions
-    /// back after they were assigned.
+    /// Assigns pending partitions without waiting for their offsets, because librdkafka can leave the group or give
+    /// partitions back only after they were assigned.
     fn cancel_assignment(&mut self) {
         if let Some(partitions) = self.assignment.cancel()
             && let Err(e) = self.assign(&partitions)
@@ -314,7 +316,7 @@ impl Source {
         }
     }
 
-    /// Acts on the last look at the topics.
+    /// Acts on the latest look at the topics, if it is new.
     fn follow_topics(&mut self) -> Result<(), KafkaError> {
         let Some(found) = self.watch.latest() else {
             return Ok(());
@@ -333,7 +335,7 @@ impl Source {
             .check_recreated(&self.consumer, &self.topics, &found)
     }
 
-    /// Leaves the group and joins it again if partitions must be read from other offsets.
+    /// Leaves and rejoins the group if partitions must be read from other offsets.
     fn rejoin_if_needed(&mut self, now: Instant) -> Result<(), KafkaError> {
         let must_rejoin = &self.watch.must_rejoin;
         if self.rejoin.is_leaving() {
@@ -343,7 +345,8 @@ impl Source {
             tracing::info!("leaving and rejoining the group to look up where to read from");
             self.rejoin.begin(now, self.watch.subscribed.clone());
             if let Some(partitions) = self.assignment.cancel() {
-                // Only assigned partitions can be given back. Nothing is read of them in between.
+                // Only assigned partitions can be given back. They are paused so that nothing is read from them until
+                // then.
                 self.assign(&partitions)?;
                 self.consumer.pause(&partitions)?;
             }
@@ -352,7 +355,7 @@ impl Source {
         Ok(())
     }
 
-    /// Marks everything below these offsets as finished, to be committed next.
+    /// Marks everything below these offsets as finished. The next commit includes them.
     pub fn finish(&mut self, offsets: &[(TopicPartition, i64)]) {
         for (from, next) in offsets {
             let topic = &self.topics[from.topic];
@@ -361,11 +364,11 @@ impl Source {
         let offsets = self.topics.with_metadata(offsets);
         if let Err(e) = self.consumer.store_offsets(&offsets) {
             // The partition was revoked meanwhile. Its new owner reads these records again.
-            tracing::debug!("offsets not stored: {e}");
+            tracing::debug!("cannot store offsets: {e}");
         }
     }
 
-    /// Commits the finished offsets and waits for the brokers' answer, unless transactions commit them.
+    /// Commits the finished offsets and waits for the brokers' answer. Does nothing if transactions commit the offsets.
     pub fn commit(&self) {
         if self.is_exactly_once() {
             return;
@@ -376,12 +379,12 @@ impl Source {
                 tracing::info!("the offsets of a deleted topic are not committed");
             }
             Err(e) => tracing::warn!(
-                "offsets not committed: {e}; the records since the last commit will be scored again"
+                "cannot commit offsets: {e}; the records since the last commit will be scored again"
             ),
         }
     }
 
-    /// Pauses all partitions under backpressure. Polling must continue, so that the group keeps this member.
+    /// Pauses all partitions under backpressure. The caller must keep polling, so that the group keeps this member.
     ///
     /// # Errors
     /// When librdkafka refuses.
@@ -394,7 +397,7 @@ impl Source {
         Ok(())
     }
 
-    /// Fetches again after [`Source::pause`], and continues rebalances and rejoins.
+    /// Resumes fetching after [`Source::pause`], and continues rebalances and rejoins.
     ///
     /// # Errors
     /// When librdkafka refuses.
@@ -414,12 +417,13 @@ impl Source {
         }
     }
 
-    /// Whether a partition waits for its start offset or for a schema.
+    /// Returns whether a partition waits for its start offset or for a schema.
     pub fn is_holding(&self) -> bool {
         self.assignment.is_pending() || self.holds.count() > 0
     }
 
-    /// Holds a partition at a record whose schema is not known yet. [`Source::release`] delivers the record again.
+    /// Holds a partition at a record whose schema is not known yet. [`Source::release`] makes librdkafka deliver the
+    /// record again.
     pub fn hold(&mut self, from: TopicPartition, offset: i64, schema: u32) {
         let topic = &self.topics[from.topic];
         self.progress.reset_tail(topic, from.partition);
@@ -428,12 +432,12 @@ impl Source {
         self.count_paused();
     }
 
-    /// Whether records of this partition are not to be taken now.
+    /// Returns whether records of this partition must not be taken now.
     pub fn is_held(&self, from: TopicPartition) -> bool {
         self.holds.is_held(from)
     }
 
-    /// A record behind the one that holds its partition was looked at.
+    /// Notes that a record after the one that holds its partition was looked at.
     ///
     /// # Errors
     /// When librdkafka refuses.
@@ -441,14 +445,15 @@ impl Source {
         self.holds.looked_ahead(&self.consumer, from, size)
     }
 
-    /// A record was taken, so its partition is held no longer.
+    /// Ends the hold on a partition, because one of its records was taken.
     pub fn taken(&mut self, from: TopicPartition) {
         if self.holds.remove(from) {
             self.count_paused();
         }
     }
 
-    /// Reads held partitions again once `waits_for` has nothing to wait for. Until then its answer is shown as the reason.
+    /// Resumes held partitions for whose schema `waits_for` returns `None`. For the others, its answer is shown as the
+    /// reason for waiting.
     ///
     /// # Errors
     /// When librdkafka refuses.
@@ -460,7 +465,7 @@ impl Source {
         self.holds.release(&self.consumer, now, waits_for)
     }
 
-    /// Updates the progress of all partitions in regular intervals. Never waits for the brokers.
+    /// Updates the progress of all partitions at regular intervals. Never waits for the brokers.
     pub fn update_progress(&mut self, now: Instant) {
         self.progress.take_answer(self.assignment.reset.offset());
         let (backpressure, holds) = (&self.backpressure, &self.holds);
@@ -482,7 +487,8 @@ impl Source {
         self.metrics.memory_decompressed_bytes.set(held);
     }
 
-    /// Partitions and offsets below which no record is left, so that everything there is finished. Each is returned once.
+    /// Returns partitions with an offset below which no unfinished record is left, so that everything below can be
+    /// finished. Each is returned once.
     pub fn empty_tails(&mut self) -> Vec<(TopicPartition, i64)> {
         let mut tails = Vec::new();
         for tail in self.tails.confirmed(&self.consumer, &mut self.progress) {
@@ -496,7 +502,7 @@ impl Source {
         tails
     }
 
-    /// Updates the number of paused partitions, and their progress.
+    /// Updates the metric of paused partitions, and publishes the progress of all partitions.
     fn count_paused(&self) {
         let paused = match self.backpressure.is_paused() {
             true => self.progress.count(),
@@ -511,7 +517,7 @@ impl Source {
             .publish(|name, progress| self.waiting(name, progress));
     }
 
-    /// What a partition waits for.
+    /// Returns what a partition waits for, if it waits.
     fn waiting(&self, name: &PartitionName, progress: &PartitionProgress) -> Option<Waiting> {
         let (what, since) = if let Some(hold) = self.holds.get(name) {
             (hold.waits_for.clone(), hold.since)
@@ -526,7 +532,7 @@ impl Source {
             (what.to_owned(), progress.unknown_since())
         } else if let Some((offsets, since)) = progress.hidden() {
             let what = format!(
-                "the end of an open transaction, at offset {}, that hides {offsets} offsets",
+                "an open transaction to end, which hides {offsets} offsets from offset {} on",
                 progress.end.unwrap_or(-1)
             );
             (what, since)
@@ -536,14 +542,14 @@ impl Source {
         Some(Waiting { what, since })
     }
 
-    /// Commits the finished offsets and leaves the group; `false` if that takes longer than `timeout`. If the brokers are
-    /// gone, librdkafka may wait minutes for them. Then it is left on a thread that ends with the process.
+    /// Commits the finished offsets and leaves the group. Returns `false` if that takes longer than `timeout`: without
+    /// brokers, librdkafka may wait for minutes. The call is then left on a thread that ends with the process.
     pub fn close(mut self, timeout: Duration) -> bool {
         self.cancel_assignment();
         let (closed, closing) = crossbeam_channel::bounded::<()>(1);
         std::thread::spawn(move || {
             self.commit();
-            // Threads that ask for offsets release the client soon.
+            // Threads that request offsets release the client soon.
             while Arc::strong_count(&self.consumer) > 1 {
                 std::thread::sleep(RELEASE_POLL);
             }

@@ -1,9 +1,10 @@
 //! Bounds the memory of compressed record batches in librdkafka, which decompresses each batch as a whole: 0.9 MB of gzip
 //! can become 1 GB.
 //!
-//! A batch that exceeds its share is not given to librdkafka's parser. One stand-in record without a value replaces its
-//! records, at the last offset of the batch, and describes the batch ([`Oversized`]). A batch that fits by itself, but not
-//! together with batches that wait to be consumed, is refused for now. librdkafka fetches it again half a second later.
+//! A batch that exceeds its share is not passed to librdkafka's parser. One stand-in record without a value replaces
+//! its records. It has the last offset of the batch, and it describes the batch ([`Oversized`]). A batch that fits by
+//! itself, but not together with the batches that wait to be consumed, is refused for now. librdkafka fetches it again
+//! half a second later.
 
 mod budget;
 mod codec;
@@ -25,7 +26,8 @@ pub fn bound(share: u64) {
     hooks::link();
 }
 
-/// Limits how often an unreadable batch is logged, because librdkafka tries it again twice per second.
+/// Returns whether an unreadable batch may be logged now. librdkafka retries such a batch twice per second, so the log
+/// is limited.
 pub fn may_log() -> bool {
     const EVERY: Duration = Duration::from_secs(30);
     static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);

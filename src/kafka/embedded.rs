@@ -9,38 +9,40 @@ use rdkafka::producer::{BaseProducer, Producer};
 
 use super::error::KafkaError;
 
-/// The broker runs as long as this value lives.
+/// An embedded broker. It runs until this value is dropped.
 pub struct EmbeddedBroker {
     /// The mock cluster belongs to this client.
     host: BaseProducer,
     pub brokers: String,
 }
 
-/// The limits of a partition. Beyond them it deletes its oldest records.
+/// The size at which the mock cluster deletes the oldest records of a partition.
 const PARTITION_BYTES: u64 = 5 << 20;
 const PARTITION_RECORDS: u64 = 100_000;
 /// The rough overhead of a record, with some reserve for partitions that fill unevenly.
 const RECORD_OVERHEAD: u64 = 100;
 
-/// For consumers of the embedded broker, which answers a fetch only when this wait is over, not when a record comes.
+/// A consumer setting for the embedded broker, which answers a fetch only after this wait, not as soon as a record
+/// arrives.
 pub const FETCH_WAIT: (&str, &str) = ("fetch.wait.max.ms", "5");
 
-/// For producers to the embedded broker: each record goes to another partition, so that none overflows before the others.
+/// A producer setting for the embedded broker. It spreads records over all partitions, so that none fills up before the
+/// others.
 pub const SPREAD: (&str, &str) = ("sticky.partitioning.linger.ms", "0");
 
-/// How many records of this average size fit without losing any. This allows for one partition that gets half as much
-/// again as the others, and for one that gets five standard deviations more by chance.
+/// Returns how many records of this average size fit without losing any. The result leaves room for one partition that
+/// gets 50 % more than the others, and for one that gets five standard deviations more by chance.
 pub fn capacity(partitions: i32, average_payload: u64) -> u64 {
     let by_size = PARTITION_BYTES / (average_payload + RECORD_OVERHEAD);
     let each = by_size.min(PARTITION_RECORDS);
-    // The mean of a Poisson distribution: mean + 5 √mean = each.
+    // Solves mean + 5 √mean = each for the mean of a Poisson distribution.
     let root = ((25 + 4 * each) as f64).sqrt() / 2.0 - 2.5;
     let by_chance = (root * root) as u64;
     partitions as u64 * by_chance.min(each * 2 / 3)
 }
 
 impl EmbeddedBroker {
-    /// Starts on a free loopback port, with these topics and their numbers of partitions.
+    /// Starts the broker on a free loopback port, with these topics and their numbers of partitions.
     ///
     /// # Errors
     /// When no port is free or a topic cannot be created.

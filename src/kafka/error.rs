@@ -1,4 +1,4 @@
-//! Errors of Kafka, in words for the operator.
+//! Errors from Kafka, worded for the operator.
 
 pub(super) mod advice;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::types::{RDKafkaConfRes, RDKafkaErrorCode};
 
-/// An error that ends what was attempted. Errors from which librdkafka recovers are only logged.
+/// An error that ends an operation. Errors from which librdkafka recovers are only logged.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaError {
     #[error("Kafka setting `{name}` is refused: {problem}")]
@@ -69,7 +69,7 @@ fn quoted(topics: &[String]) -> String {
     quoted.join(", ")
 }
 
-/// Whether the brokers have fenced this producer: another one with the same transactional.id took over, or the
+/// Returns whether the brokers have fenced this producer: another one with the same transactional.id took over, or the
 /// transaction timed out.
 pub(super) fn is_fenced(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
@@ -79,7 +79,7 @@ pub(super) fn is_fenced(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Whether a topic cannot be used, and not only for a moment.
+/// Returns whether a topic cannot be used, and not only for a moment.
 pub(super) fn is_topic_missing(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(

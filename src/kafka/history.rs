@@ -27,11 +27,11 @@ use crate::shutdown::Shutdown;
 
 /// librdkafka requires a group id. Nothing is ever committed to this group.
 const GROUP: &str = "residuald-history";
-/// One wait for a record. A stop is noticed after this time at the latest.
+/// The longest wait in one poll. A stop request is noticed after this time at the latest.
 const POLL: Duration = Duration::from_millis(100);
-/// The longest silence of the brokers while there is more to read.
+/// How long the brokers may be silent while there is more to read.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The longest wait for open transactions of other producers. Their default timeout is a minute.
+/// The longest wait for open transactions of other producers. The default timeout of a transaction is one minute.
 const OPEN_TRANSACTIONS: Duration = Duration::from_secs(90);
 
 /// The range of a topic to read.
@@ -41,8 +41,8 @@ pub struct Range {
     pub to: Bound,
     /// The time from which [`Bound::Ago`] counts back.
     pub now: Timestamp,
-    /// Whether to read committed records only, and to wait for open transactions. Then everything committed before the start
-    /// is read. Otherwise the range ends at the first open transaction.
+    /// Whether to read only committed records and to wait for open transactions, so that everything committed before
+    /// the start is read. If false, the range ends at the first open transaction.
     pub all_committed: bool,
 }
 
@@ -56,7 +56,9 @@ pub enum HistoryError {
         partition: i32,
         count: usize,
     },
-    #[error("the start names partitions {from:?} and the end {to:?}: name the same in both")]
+    #[error(
+        "the start names partitions {from:?} and the end {to:?}: name the same partitions in both"
+    )]
     Partitions { from: Vec<i32>, to: Vec<i32> },
     #[error(
         "retention deleted records of topic `{topic}` while they were read: start the range later"
@@ -74,7 +76,7 @@ impl From<ClientError> for HistoryError {
     }
 }
 
-/// The range in one partition: from `start` to `end`, without `end`.
+/// The range in one partition, from `start` to just before `end`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Span {
     /// The oldest offset that the partition still holds.
@@ -83,8 +85,8 @@ pub struct Span {
     pub end: i64,
 }
 
-/// Offsets read and all offsets in the range. Some hold no record: transaction markers, aborted records, and records removed
-/// by compaction.
+/// The number of offsets read, and of all offsets in the range. Some offsets hold no record: transaction markers,
+/// aborted records, and records removed by compaction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OffsetsRead {
     pub done: u64,
@@ -94,11 +96,11 @@ pub struct OffsetsRead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     Complete,
-    /// By a stop, or because the reader returned `Break`.
+    /// Ended by a stop request, or because the reader returned `Break`.
     Early,
 }
 
-/// A range with fixed ends: records that come later are not read.
+/// A range of a topic with fixed ends. Records that arrive later are not read.
 pub struct History {
     consumer: BaseConsumer<ReaderContext>,
     brokers: String,
@@ -106,13 +108,13 @@ pub struct History {
     patience: Duration,
     topic: String,
     spans: BTreeMap<i32, Span>,
-    /// Parts of the range that do not exist, in words.
+    /// Texts about the parts of the range that do not exist.
     pub notes: Vec<String>,
 }
 
 fn config(kafka: &KafkaSettings) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.consumer);
-    // The wait in ms before a full local queue is filled again. librdkafka's default halves the throughput.
+    // The wait in ms before librdkafka refills its full local queue. The default of librdkafka halves the throughput.
     if config.get("fetch.queue.backoff.ms").is_none() {
         config.set("fetch.queue.backoff.ms", "5");
     }
@@ -173,7 +175,7 @@ impl History {
     ) -> Result<(), HistoryError> {
         config.set("isolation.level", "read_uncommitted");
         let everything = reader(&config, &LastError::default())?;
-        // Only a poll fetches the token that it may need.
+        // A sign-in token is fetched only during a poll.
         everything.poll(Duration::ZERO);
         let started = Instant::now();
         for &partition in partitions {
@@ -202,7 +204,7 @@ impl History {
         self.answered(watermarks)
     }
 
-    /// Turns the bounds into offsets that the partitions hold.
+    /// Converts the bounds into offsets that the partitions hold.
     fn fix_range(
         &mut self,
         range: &Range,
@@ -233,7 +235,7 @@ impl History {
         Ok(())
     }
 
-    /// The bound in each partition; `i64::MAX` is its end.
+    /// Returns the bound's offset in each partition. `i64::MAX` stands for the end.
     fn offsets(
         &self,
         bound: &Bound,
@@ -251,7 +253,7 @@ impl History {
         };
         let mut asked = TopicPartitionList::new();
         for &partition in partitions {
-            // Kafka knows no times before 1970.
+            // Kafka has no timestamps before 1970.
             let time = Offset::Offset(time.as_millisecond().max(0));
             asked.add_partition_offset(&self.topic, partition, time)?;
         }
@@ -267,12 +269,12 @@ impl History {
         Ok(offsets.collect::<Result<_, _>>()?)
     }
 
-    /// The range in each partition.
+    /// Returns the range in each partition.
     pub fn spans(&self) -> &BTreeMap<i32, Span> {
         &self.spans
     }
 
-    /// The number of offsets in the range.
+    /// Returns the number of offsets in the range.
     pub fn total(&self) -> u64 {
         self.spans.values().map(|s| (s.end - s.start) as u64).sum()
     }
@@ -319,7 +321,7 @@ impl History {
                 Some(Ok(message)) => message,
             };
             let (partition, offset) = (message.partition(), message.offset());
-            // The partition is finished, and this record was fetched ahead.
+            // The partition is finished; this record was fetched ahead.
             let Some(span) = left.get_mut(&partition) else {
                 continue;
             };
@@ -377,7 +379,7 @@ impl History {
         })
     }
 
-    /// Fails with errors that do not pass by themselves.
+    /// Returns errors that do not pass by themselves.
     fn check_error(&self, error: ClientError) -> Result<(), HistoryError> {
         use RDKafkaErrorCode as Code;
         match error {
@@ -396,13 +398,13 @@ impl History {
                 let problem = format!("topic `{}`: {code}", self.topic);
                 Err(KafkaError::Client(problem).into())
             }
-            // Includes a token that cannot be renewed. If that lasts, `check_silence` ends the reading.
+            // This includes a token that cannot be renewed. If that lasts, `check_silence` ends the reading.
             _ => Ok(()),
         }
     }
 }
 
-/// The partitions in the range.
+/// Returns the partitions in the range.
 fn partitions(topic: &str, range: &Range, count: usize) -> Result<Vec<i32>, HistoryError> {
     let named = match (range.from.partitions(), range.to.partitions()) {
         (Some(from), Some(to)) if from != to => {
@@ -459,7 +461,7 @@ mod tests {
             assert_eq!(partitions("t", &range(from, to), 3).unwrap(), expected);
         }
         for (from, to, expected) in [
-            ("0:1", "1:1", "name the same in both"),
+            ("0:1", "1:1", "name the same partitions in both"),
             ("3:0", "end", "topic `t` has no partition 3: it has 3"),
         ] {
             let error = partitions("t", &range(from, to), 3).unwrap_err();

@@ -1,4 +1,4 @@
-//! Kafka messages as records, and their headers in both directions.
+//! Converts Kafka messages to records, and headers in both directions.
 
 use std::ffi::CStr;
 use std::ptr;
@@ -14,7 +14,7 @@ use crate::record::{Header, Record};
 /// Replaces a header name that is not UTF-8.
 const NOT_TEXT: &str = "(header name is not UTF-8)";
 
-/// A message as a record; nothing is copied.
+/// Returns a message as a record. Nothing is copied.
 pub(super) fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
     Record {
         topic: message.topic(),
@@ -27,7 +27,7 @@ pub(super) fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
     }
 }
 
-/// Headers for a message to send.
+/// Builds the headers of a message to send.
 pub(super) fn owned_headers(headers: &[(String, Option<Vec<u8>>)]) -> OwnedHeaders {
     let mut owned = OwnedHeaders::new_with_capacity(headers.len());
     for (key, value) in headers {
@@ -37,8 +37,8 @@ pub(super) fn owned_headers(headers: &[(String, Option<Vec<u8>>)]) -> OwnedHeade
     owned
 }
 
-/// The headers in their order; nothing is copied. Not read through rdkafka, which panics at a name that is not UTF-8:
-/// any producer could end the process with one.
+/// Returns the headers in their order. Nothing is copied. This does not use rdkafka's reader of headers, which panics
+/// at a name that is not UTF-8. Any producer could end the process with such a name.
 fn headers<'m>(message: &'m BorrowedMessage<'_>) -> Vec<Header<'m>> {
     let Some(headers) = message.headers() else {
         return Vec::new();

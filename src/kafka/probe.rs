@@ -1,5 +1,5 @@
-//! Checks before a start: the settings without connecting, and what the daemon needs from the brokers. Joins no group,
-//! commits nothing and writes nothing.
+//! Checks to run before a start: whether librdkafka accepts the settings, and whether the brokers provide what the
+//! daemon needs. They join no group, commit nothing and write nothing.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -23,10 +23,10 @@ use crate::config::{Guarantee, KafkaSettings};
 use crate::shutdown::Shutdown;
 
 const POLL: Duration = Duration::from_millis(100);
-/// A poll of zero ends after the first callback; this is long enough for several.
+/// A poll with a timeout of zero ends after the first callback. This timeout is long enough for several.
 const SERVE: Duration = Duration::from_millis(5);
 
-/// Has librdkafka parse every setting, without connecting.
+/// Makes librdkafka parse every setting, without connecting.
 ///
 /// # Errors
 /// [`KafkaError::Setting`] for the first setting that is unknown or refused.
@@ -38,11 +38,11 @@ pub fn check_settings(kafka: &KafkaSettings) -> Result<(), KafkaError> {
     Ok(())
 }
 
-/// The results of all checks, in words.
+/// The results of all checks, as texts for the operator.
 #[derive(Debug, Default, Serialize)]
 pub struct Findings {
     pub fine: Vec<String>,
-    /// What could not be checked, and why.
+    /// The checks that could not be made, with the reason.
     pub unknown: Vec<String>,
     pub faults: Vec<String>,
 }
@@ -87,7 +87,7 @@ pub fn probe(
         false => probe.findings.unknown.extend(limits.lines()),
     }
     probe.findings.unknown.push(format!(
-        "whether {} may be written to: only sending a message would show that",
+        "permission to write to {}: only sending a message would show it",
         outputs.join(", ")
     ));
     probe.group()?;
@@ -110,7 +110,7 @@ impl Probe<'_> {
     fn exists(&mut self, topic: &str) -> Result<Option<usize>, KafkaError> {
         if topic.starts_with('^') {
             let unknown =
-                format!("topics {topic}: a pattern, which is matched only while the daemon runs");
+                format!("topics {topic}: this pattern is matched only while the daemon runs");
             self.findings.unknown.push(unknown);
             return Ok(None);
         }
@@ -138,7 +138,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Fetches from the end of every partition. No record comes from there, but a refusal does.
+    /// Fetches from the end of every partition. This returns no record, but it reveals a missing permission.
     fn may_be_read(&mut self, topic: &str, partitions: usize) -> Result<(), KafkaError> {
         let mut all = TopicPartitionList::new();
         for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
@@ -173,7 +173,7 @@ impl Probe<'_> {
             silent if started.elapsed() >= self.kafka.connect_timeout => {
                 let waited = self.kafka.connect_timeout;
                 let fault = format!(
-                    "topic `{topic}`: {silent} of {partitions} partitions gave no answer within {waited:?}"
+                    "topic `{topic}`: {silent} of {partitions} partitions did not answer within {waited:?}"
                 );
                 self.findings.faults.push(fault);
             }
@@ -182,7 +182,7 @@ impl Probe<'_> {
         Ok(())
     }
 
-    /// Asks for a committed offset, which needs permission to use the group.
+    /// Requests a committed offset, which needs permission to use the group.
     fn group(&mut self) -> Result<(), KafkaError> {
         let group = &self.kafka.group_id;
         let mut first = TopicPartitionList::new();
@@ -228,7 +228,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Why transactions are not tried: a running daemon with the same transactional.id would be fenced.
+    /// Returns why transactions cannot be tried: that would fence a running daemon with the same transactional.id.
     fn would_fence(&self) -> Option<String> {
         let KafkaSettings {
             client,
@@ -260,7 +260,7 @@ impl Probe<'_> {
                 "transactions were not tried: group `{group}` has {n} members, and one may use the transactional.id"
             )),
             Err(e) => Some(format!(
-                "transactions were not tried: the members of group `{group}` are not known: {e}"
+                "transactions were not tried: the members of group `{group}` are unknown: {e}"
             )),
         }
     }

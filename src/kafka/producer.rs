@@ -1,4 +1,4 @@
-//! The producer. It is idempotent and reports every delivery.
+//! The Kafka producer. It is idempotent and reports the delivery of every message.
 
 pub(super) mod context;
 pub(super) mod limits;
@@ -28,9 +28,9 @@ use crate::config::{Guarantee, KafkaSettings};
 use crate::message::Message;
 use crate::shutdown::Shutdown;
 
-/// How long the brokers may take to say whether a topic exists.
+/// How long the brokers may take to answer whether a topic exists.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
-/// The shortest time between two requests for the output topics' limits.
+/// The shortest time between two requests for the limits of the output topics.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Sink {
@@ -40,7 +40,7 @@ pub struct Sink {
     config: ClientConfig,
     limits: Limits,
     limits_asked: Option<Instant>,
-    /// The topic that is asked about to find out whether a broker answers.
+    /// The topic used in requests that check whether a broker answers.
     probe_topic: Option<String>,
 }
 
@@ -86,7 +86,7 @@ impl Sink {
         for line in limits.lines() {
             tracing::info!("{line}");
         }
-        // A topic refuses a batch larger than its message limit, whatever the size of the messages in it.
+        // A topic refuses a batch larger than its message limit, however small the messages in the batch are.
         let least = limits.least().filter(|least| *least < batch_size(&config));
         if let Some(least) = least {
             config.set("batch.size", least.to_string());
@@ -153,12 +153,13 @@ impl Sink {
         sink.keep_connected();
         sink.init_transactions(patience, &last_error, stop)?;
         let stuck = std::mem::replace(self, sink);
-        // Dropping it may wait for the stuck call.
+        // Dropping the stuck producer may wait for its stuck call.
         std::thread::spawn(move || drop(stuck));
         Ok(())
     }
 
-    /// Asks for the limits of the topics again, because they may have been changed. Does nothing if that was done just now.
+    /// Requests the limits of the topics again, because they may have been changed. Does nothing if the last request
+    /// was recent.
     pub fn ask_limits(&mut self) {
         let recently = |asked: Instant| asked.elapsed() < ASK_EVERY;
         if self.limits_asked.is_some_and(recently) {
@@ -168,7 +169,7 @@ impl Sink {
         self.limits = Limits::ask(&self.config, &self.limits.topics());
     }
 
-    /// Replaces a producer whose batches are too large for a topic.
+    /// Replaces the producer by one with smaller batches, because its batches are too large for a topic.
     ///
     /// # Errors
     /// [`KafkaError`] when the brokers refuse.
@@ -178,17 +179,17 @@ impl Sink {
         stop: &Shutdown,
     ) -> Result<(), KafkaError> {
         self.ask_limits();
-        // If a limit is not known, each message is sent in its own batch.
+        // If the limit of a topic is unknown, each message is sent in its own batch.
         let bytes = self.limits.least().filter(|_| self.limits.are_known());
         self.config
             .set("batch.size", bytes.unwrap_or(1).to_string());
         self.replace(patience, stop)
     }
 
-    /// Hands a message to librdkafka. Its [`Delivery`] comes later, unless this fails at once.
+    /// Hands a message to librdkafka. Its [`Delivery`] follows later, unless this call fails.
     ///
     /// # Errors
-    /// [`SendError`], with the message where it can be sent again, later or in another shape.
+    /// [`SendError`]. It contains the message if that can be sent again, later or in another shape.
     pub fn send(&self, ticket: Ticket, topic: &str, message: &Message) -> Result<(), SendError> {
         let sent = Box::new((ticket, message.about.clone()));
         let mut record = BaseRecord::with_opaque_to(topic, sent)
@@ -205,7 +206,7 @@ impl Sink {
             .map_err(|(error, _)| send_error(&error, topic, || message.clone()))
     }
 
-    /// Whether a topic exists and may be written; `None` if the brokers do not answer.
+    /// Returns whether a topic exists and may be written, or `None` if the brokers do not answer.
     pub fn has_topic(&self, topic: &str) -> Option<bool> {
         let client = self.producer.client();
         let metadata = client.fetch_metadata(Some(topic), ASK_WITHIN).ok()?;
@@ -216,7 +217,7 @@ impl Sink {
         }
     }
 
-    /// The topics named when connecting.
+    /// Returns the topics that were named when connecting.
     pub fn topics(&self) -> Vec<String> {
         self.limits.topics()
     }
@@ -225,12 +226,12 @@ impl Sink {
         &self.limits
     }
 
-    /// The deliveries of sent messages, in the order of the brokers' answers.
+    /// Returns the channel of deliveries, in the order of the brokers' answers.
     pub fn deliveries(&self) -> &Receiver<Delivery> {
         &self.deliveries
     }
 
-    /// Discards undelivered messages. Otherwise the process would wait at its end for brokers that may be gone.
+    /// Discards undelivered messages. Otherwise the process would wait at exit for brokers that may be gone.
     pub fn abandon(&self) {
         self.producer
             .purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
@@ -246,8 +247,9 @@ impl Sink {
         self.transactions.begin()
     }
 
-    /// Commits the open transaction together with `offsets`, the offsets to read next, in the name of the consumer.
-    /// `sequence` is that of the first batch in it. Waits for brokers as long as needed, or until `give_up`.
+    /// Commits the open transaction together with `offsets`, the offsets to read next, in the consumer's name.
+    /// `sequence` is the sequence of the first batch in the transaction. Waits for the brokers until `give_up` is
+    /// requested.
     ///
     /// # Errors
     /// When this producer is fenced or cannot make transactions any more.

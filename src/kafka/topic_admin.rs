@@ -1,5 +1,5 @@
-//! Admin requests that rdkafka does not offer, sent over an existing client's connections: DescribeTopics with topic ids,
-//! and ListOffsets.
+//! Admin requests that rdkafka does not offer: DescribeTopics with topic ids, and ListOffsets. They use the connections
+//! of an existing client.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
@@ -13,7 +13,7 @@ use rdkafka::metadata::Metadata;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 
-/// The topic id that brokers without topic ids send.
+/// The topic id that brokers without topic ids return.
 const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,8 @@ pub(super) type Descriptions = BTreeMap<String, Result<TopicDescription, RDKafka
 /// First or last offsets, by topic and partition.
 pub(super) type Offsets = BTreeMap<(String, i32), i64>;
 
-/// Describes the topics in `names`, which must be distinct. Never creates a topic, even if the brokers allow that.
+/// Describes the topics in `names`, which must be distinct. Never creates a topic, even if the brokers create topics
+/// automatically.
 pub(super) fn describe<C: ClientContext>(
     client: &Client<C>,
     names: &[&str],
@@ -70,8 +71,8 @@ pub(super) fn describe<C: ClientContext>(
     }
 }
 
-/// Whether the controller is one of the brokers. The embedded broker names one that does not exist, and a request to it
-/// would time out.
+/// Returns whether the controller is one of the brokers. The embedded broker names a controller that does not exist,
+/// and a request to that controller would time out.
 fn has_controller<C: ClientContext>(client: &Client<C>, metadata: &Metadata) -> bool {
     // SAFETY: the client outlives the call. With a timeout of 0 it answers from the metadata that it has.
     let controller = unsafe { rd::rd_kafka_controllerid(client.native_ptr(), 0) };
@@ -107,7 +108,7 @@ fn describe_without_ids<C: ClientContext>(
 unsafe fn described(
     topic: *const rd::rd_kafka_TopicDescription_t,
 ) -> (String, Result<TopicDescription, RDKafkaErrorCode>) {
-    // SAFETY: the caller's. Names and ids are C strings that live as long as the topic.
+    // SAFETY: the caller guarantees this. Names and ids are C strings that live as long as the topic.
     unsafe {
         let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
         let name = text(rd::rd_kafka_TopicDescription_name(topic));
@@ -128,8 +129,8 @@ unsafe fn described(
     }
 }
 
-/// The first or last offset of each partition: `end` is [`Offset::Beginning`] or [`Offset::End`]. The last offset includes
-/// records of open transactions.
+/// Returns the first or last offset of each partition; `end` is [`Offset::Beginning`] or [`Offset::End`]. The last
+/// offset includes records of open transactions.
 pub(super) fn list_offsets<C: ClientContext>(
     client: &Client<C>,
     partitions: &TopicPartitionList,
@@ -164,12 +165,12 @@ pub(super) fn list_offsets<C: ClientContext>(
     }
 }
 
-/// A response of librdkafka, which destroys it on drop.
+/// A response of librdkafka, destroyed on drop.
 struct Response(*mut rd::rd_kafka_event_t);
 
 impl Drop for Response {
     fn drop(&mut self) {
-        // SAFETY: nothing borrowed from it is left.
+        // SAFETY: nothing that borrows from the response is left.
         unsafe { rd::rd_kafka_event_destroy(self.0) }
     }
 }
@@ -198,7 +199,7 @@ fn ask<C: ClientContext>(
         return Err(RDKafkaErrorCode::OperationTimedOut);
     }
     let answer = Response(answer);
-    // SAFETY: it is an event.
+    // SAFETY: `answer` holds an event.
     match failure(unsafe { rd::rd_kafka_event_error(answer.0) }) {
         Some(code) => Err(code),
         None => Ok(answer),
@@ -215,7 +216,7 @@ fn failure(code: RDKafkaRespErr) -> Option<RDKafkaErrorCode> {
 unsafe fn list<'a, T>(first: *mut T, count: usize) -> &'a [T] {
     match count {
         0 => &[],
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees this.
         _ => unsafe { slice::from_raw_parts(first, count) },
     }
 }

@@ -1,6 +1,6 @@
-//! Makes glibc's allocator return large freed blocks to the system at once, instead of keeping them.
+//! Makes glibc's allocator return large freed blocks to the system at once.
 
-/// Call before threads start. Does nothing if the environment sets MALLOC_ variables.
+/// Must be called before threads start. Does nothing if the environment sets MALLOC_ variables.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn give_back() {
     const LARGE: libc::c_int = 1 << 20;

@@ -1,21 +1,22 @@
-//! The memory that the system allows: the lowest limit of the cgroup and its ancestors (v1 or v2), or the machine's memory.
+//! Finds the memory that the system allows: the lowest limit of the cgroup and its ancestors (v1 or v2), or the
+//! machine's memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Limit;
 
-/// A mount of cgroups of one version.
+/// A mount point of cgroups of one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mount {
-    /// The cgroup mounted at `at`. Without a cgroup namespace it may differ from /.
+    /// The cgroup that is mounted at `at`. Without a cgroup namespace, it may differ from /.
     root: String,
     at: PathBuf,
-    /// Files with limits. In v2, `high` throttles before `max` kills.
+    /// The names of the files with limits. In v2, `high` throttles the process before `max` kills it.
     files: &'static [&'static str],
 }
 
-/// The limit of this process. `proc` is the mount point of procfs.
+/// Returns the limit of this process. `proc` is the mount point of procfs.
 pub fn limit(proc: &Path) -> Option<Limit> {
     let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
     let (mounts, groups) = (read("self/mountinfo"), read("self/cgroup"));
@@ -30,7 +31,7 @@ pub fn limit(proc: &Path) -> Option<Limit> {
     limits.chain(machine).min_by_key(|limit| limit.bytes)
 }
 
-/// A value of /proc/self/status in bytes.
+/// Returns a value of /proc/self/status in bytes.
 pub fn status_kib(proc: &Path, name: &str) -> Option<u64> {
     kib(&fs::read_to_string(proc.join("self/status")).ok()?, name)
 }
@@ -58,7 +59,7 @@ fn mount(line: &str) -> Option<Mount> {
     })
 }
 
-/// The path below the mount, from the lines `number:controllers:path` of /proc/self/cgroup.
+/// Returns the path below the mount point, from the lines `number:controllers:path` of /proc/self/cgroup.
 fn group(groups: &str, mount: &Mount) -> Option<PathBuf> {
     let v2 = mount.files.len() > 1;
     let path = groups.lines().find_map(|line| {
@@ -70,7 +71,7 @@ fn group(groups: &str, mount: &Mount) -> Option<PathBuf> {
         };
         own.then_some(path)
     })?;
-    // A path outside the mounted root belongs to another namespace: use the mounted root.
+    // A path outside the mounted root belongs to another namespace, so the mounted root is used.
     let below = path.strip_prefix(&mount.root).unwrap_or_default();
     Some(PathBuf::from(below.trim_start_matches('/')))
 }
@@ -92,7 +93,7 @@ fn least(mount: &Mount, group: &Path) -> Option<Limit> {
 mod tests {
     use super::*;
 
-    /// A /proc and a /sys/fs/cgroup in a folder, with `{}` for that folder.
+    /// Builds a /proc and a /sys/fs/cgroup in a folder. `{}` stands for that folder.
     fn system(mountinfo: &str, groups: &str, files: &[(&str, &str)]) -> Option<Limit> {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().to_str().unwrap();

@@ -1,4 +1,4 @@
-//! A fair byte semaphore. Bytes are taken before the memory is allocated; callers wait for their turn.
+//! A fair semaphore for bytes. Bytes are taken before the memory is allocated, and callers wait for their turn.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -16,12 +16,12 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     taken: u64,
-    /// Turns given out, and the current turn. Turns keep small requests from overtaking a large one.
+    /// The number of turns given out, and the current turn. Turns keep small requests from overtaking a large one.
     last: u64,
     turn: u64,
 }
 
-/// Taken bytes; dropping it returns them.
+/// Bytes taken from a room. Dropping this value returns them.
 #[derive(Debug)]
 pub struct Taken {
     room: Room,
@@ -37,7 +37,7 @@ impl Room {
         }))
     }
 
-    /// Total bytes.
+    /// Returns the total number of bytes.
     pub fn bytes(&self) -> u64 {
         self.0.bytes
     }
@@ -46,7 +46,7 @@ impl Room {
         self.lock().taken
     }
 
-    /// Waits until `bytes` are free. A request above the total takes all of it.
+    /// Waits until `bytes` bytes are free, and takes them. A request above the total takes the whole room.
     pub fn take(&self, bytes: u64) -> Taken {
         let bytes = bytes.min(self.0.bytes);
         let mut state = self.lock();

@@ -11,7 +11,7 @@ const UNITS: [(&str, u64); 8] = [
     ("Gi", 1 << 30),
 ];
 
-/// `768MiB`, `1.5 GiB`, `800MB`, or bytes.
+/// Parses a size: `768MiB`, `1.5 GiB`, `800MB`, or a plain number of bytes.
 pub fn parse(text: &str) -> Option<u64> {
     let text = text.trim();
     let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Option<u64> {
     (1.0..1e18).contains(&bytes).then_some(bytes as u64)
 }
 
-/// Formats bytes in a readable unit.
+/// Formats a number of bytes in a readable unit.
 pub fn human(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} bytes"),

@@ -1,12 +1,12 @@
-//! Which JSON a verdict may carry. A record may hold what its own producer writes and many parsers refuse; they would refuse
-//! the whole verdict with it.
+//! Decides whether a verdict may contain the JSON of a record. A producer may write JSON that many parsers refuse. If a
+//! verdict contained it, these parsers would refuse the whole verdict.
 
-/// A record may nest so deep to be carried by a verdict, which is one level more. Many parsers end at 127.
+/// The deepest nesting of a record in a verdict. The verdict adds one level, and many parsers accept at most 127.
 pub const MOST_LEVELS: usize = 126;
-/// Shorter numbers without an exponent are below the largest 64-bit float.
+/// Numbers with fewer digits and without an exponent are smaller than the largest 64-bit float.
 const SAFE_DIGITS: usize = 300;
 
-/// Why many parsers refuse this valid JSON; `None` if they read it.
+/// Returns why many parsers refuse this valid JSON, or `None` if they accept it.
 pub fn unreadable(json: &str) -> Option<String> {
     let bytes = json.as_bytes();
     let (mut level, mut at) = (0_usize, 0);
@@ -16,7 +16,7 @@ pub fn unreadable(json: &str) -> Option<String> {
                 let text = &bytes[at + 1..];
                 let length = text_length(text);
                 if has_lone_surrogate(&text[..length]) {
-                    return Some("a text in it holds half of a surrogate pair".to_owned());
+                    return Some("a string in it holds half of a surrogate pair".to_owned());
                 }
                 length + 2
             }
@@ -44,7 +44,7 @@ pub fn unreadable(json: &str) -> Option<String> {
     None
 }
 
-/// The bytes before the quotation mark that ends a text.
+/// Returns the number of bytes before the quotation mark that ends a string.
 fn text_length(text: &[u8]) -> usize {
     let mut at = 0;
     while at < text.len() && text[at] != b'"' {
@@ -53,7 +53,7 @@ fn text_length(text: &[u8]) -> usize {
     at.min(text.len())
 }
 
-/// Half of a UTF-16 surrogate pair, escaped, without its other half.
+/// Returns whether a string contains an escaped half of a UTF-16 surrogate pair without the other half.
 fn has_lone_surrogate(text: &[u8]) -> bool {
     let (mut at, mut high) = (0, false);
     while at < text.len() {
@@ -121,7 +121,7 @@ mod tests {
         assert!(unreadable(&format!(r#"{{"a\\": {deep}}}"#)).is_some());
     }
 
-    /// serde_json refuses what other parsers refuse, but for its own limit of levels, which is that of the verdict.
+    /// serde_json refuses the same JSON as other parsers. Its own nesting limit applies to the verdict.
     #[test]
     fn what_a_verdict_carries_is_what_parsers_read() {
         let digits = |digits: usize| "9".repeat(digits);

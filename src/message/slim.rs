@@ -1,5 +1,5 @@
-//! What a message leaves out when it is too large. Nothing is parsed but the outermost object of a verdict, so that no
-//! nesting and no size of a record can spoil what stays: the score, the reason and the place of the record.
+//! Shrinks messages that are too large. Only the outermost object of a verdict is parsed, so that no nesting and no
+//! size of a record can damage the parts that stay: the score, the reason and the origin of the record.
 
 use std::collections::BTreeMap;
 
@@ -11,26 +11,27 @@ use super::{Kind, Message};
 use crate::dead_letter::{ERRORS_PREFIX, OMITTED};
 use crate::record::header;
 
-/// Bytes of a record batch beside key, value and headers, at most: 61 of the batch, 36 of its record.
+/// The maximum number of bytes in a record batch besides key, value and headers: 61 for the batch and 36 for its
+/// record.
 const OVERHEAD: usize = 100;
-/// The lengths of a header's name and value, 5 bytes each at most.
+/// The bytes for the lengths of a header's name and value, 5 at most for each.
 const HEADER_OVERHEAD: usize = 10;
 
-/// Something that a message can go without.
+/// A part that a message can leave out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// A field in the JSON of a verdict.
     Field(&'static str),
-    /// A map that the verdict holds itself, not one that it points to.
+    /// A map in the verdict itself, not a map that the verdict points to.
     Map(&'static str),
     Value,
-    /// Those that came with the record.
+    /// The headers that came with the record.
     Headers,
     Key,
 }
 
-/// In the order in which they are left out.
-const OF_A_VERDICT: [Part; 10] = [
+/// The optional parts of a verdict, in the order in which they are left out.
+const VERDICT_PARTS: [Part; 10] = [
     Part::Field("record"),
     Part::Map("heatmap"),
     Part::Map("reconstruction"),
@@ -42,8 +43,8 @@ const OF_A_VERDICT: [Part; 10] = [
     Part::Field("relevant_attribution"),
     Part::Field("segment"),
 ];
-const OF_A_DEAD_LETTER: [Part; 3] = [Part::Value, Part::Headers, Part::Key];
-const OF_A_MAP: [Part; 1] = [Part::Value];
+const DEAD_LETTER_PARTS: [Part; 3] = [Part::Value, Part::Headers, Part::Key];
+const MAP_PARTS: [Part; 1] = [Part::Value];
 
 impl Part {
     fn name(self) -> &'static str {
@@ -59,16 +60,16 @@ impl Part {
 type Fields<'m> = BTreeMap<&'m str, &'m RawValue>;
 
 impl Message {
-    /// An upper bound of the bytes that it takes, uncompressed, in a batch of its own: what clients and brokers hold against
-    /// their limits.
+    /// Returns an upper bound of the bytes that the message takes, uncompressed, in a batch of its own. Clients and
+    /// brokers compare this size with their limits.
     pub fn size(&self) -> usize {
         let key = self.key.as_ref().map_or(0, Vec::len);
         let headers: usize = self.headers.iter().map(size_of).sum();
         OVERHEAD + key + self.payload.len() + headers
     }
 
-    /// The same message in `limit` bytes, without as little as possible, and the names of what it lacks. If it cannot be so
-    /// small, all that it can go without is left out.
+    /// Returns the message shrunk to `limit` bytes, and the names of the parts left out. Leaves out as little as
+    /// possible. If the message cannot be that small, leaves out all optional parts.
     pub fn slimmed(&self, limit: usize, why: &str) -> (Message, Vec<&'static str>) {
         let fields = self.fields();
         let weighed = self
@@ -83,7 +84,7 @@ impl Message {
         (slim, names)
     }
 
-    /// Says in a header what is left out of the message, and why.
+    /// Adds a header that names the parts left out of the message, and the reason.
     pub fn omit(&mut self, names: &[&str], why: &str) {
         if names.is_empty() {
             return;
@@ -99,9 +100,9 @@ impl Message {
 
     fn parts(&self) -> &'static [Part] {
         match self.about.kind {
-            Kind::Verdict => &OF_A_VERDICT,
-            Kind::DeadLetter(_) => &OF_A_DEAD_LETTER,
-            Kind::Map => &OF_A_MAP,
+            Kind::Verdict => &VERDICT_PARTS,
+            Kind::DeadLetter(_) => &DEAD_LETTER_PARTS,
+            Kind::Map => &MAP_PARTS,
             Kind::Record => &[],
         }
     }
@@ -113,11 +114,11 @@ impl Message {
         }
     }
 
-    /// The bytes that leaving a part out saves.
+    /// Returns the number of bytes that leaving a part out saves.
     fn weight(&self, part: Part, fields: &Fields<'_>) -> usize {
         let field = |name: &str| {
             let value = fields.get(name)?.get();
-            // With the quotes, colon and comma around it.
+            // This includes the quotes, the colon and the comma.
             Some(name.len() + value.len() + 4)
         };
         match part {
@@ -135,13 +136,13 @@ impl Message {
         }
     }
 
-    /// What the note takes at most, with every part in it.
+    /// Returns the maximum size of the header that names the parts left out.
     fn note_size(&self, why: &str) -> usize {
         let names: usize = self.parts().iter().map(|part| part.name().len() + 2).sum();
         OMITTED.len() + names + why.len() + 4 + HEADER_OVERHEAD
     }
 
-    /// Whether a header is one that this program writes.
+    /// Returns whether this program writes the header `name` itself.
     fn is_own(&self, name: &str) -> bool {
         name == OMITTED
             || match self.about.kind {
@@ -161,7 +162,7 @@ impl Message {
         let payload = match fields.len() {
             _ if parts.contains(&Part::Value) => Vec::new(),
             after if after == before => self.payload.clone(),
-            _ => serde_json::to_vec(&fields).expect("what was parsed serialises"),
+            _ => serde_json::to_vec(&fields).expect("parsed JSON always serialises"),
         };
         let stay = |name: &str| self.is_own(name) || !parts.contains(&Part::Headers);
         let headers = self.headers.iter().filter(|(name, _)| stay(name));
@@ -175,7 +176,8 @@ impl Message {
     }
 }
 
-/// The parts to leave out of a message of `size` bytes: in their order as many as it takes, less those that turn out to fit.
+/// Chooses the parts to leave out of a message of `size` bytes. Takes parts in order until the message fits, and then
+/// puts back each part that still fits.
 fn choose(present: &[(Part, usize)], size: usize, limit: usize) -> Vec<Part> {
     let (mut size, mut chosen) = (size, Vec::new());
     for (part, weight) in present {

@@ -1,14 +1,15 @@
-//! Batches are padded to one of a few sizes, so that memory arenas stop growing after the warm-up. All are multiples
-//! of 16: vectorised kernels treat the last few elements differently, and a score must not depend on its place.
+//! Batches are padded to one of a few sizes, so that memory arenas stop growing after the warm-up. On the CPU, all
+//! sizes are multiples of 16. Vectorised kernels treat the last few elements differently, and a score must not depend
+//! on the position of its row.
 
 const SMALLEST: usize = 16;
 
-/// The sizes of batches, ascending.
+/// The sizes of batches, in ascending order.
 #[derive(Debug, Clone)]
 pub struct Buckets(Vec<usize>);
 
 impl Buckets {
-    /// For batches of up to `max_records`: at most half of one is padding.
+    /// Returns the sizes for batches of up to `max_records` records. At most half of a padded batch is padding.
     pub fn up_to(max_records: usize) -> Buckets {
         let largest = max_records.next_multiple_of(SMALLEST);
         let doubling = std::iter::successors(Some(2 * SMALLEST), |size| Some(size * 2));
@@ -18,7 +19,7 @@ impl Buckets {
         Buckets(smaller.chain([largest]).collect())
     }
 
-    /// For batches of up to `most` on a GPU, whose kernels do not need multiples of 16.
+    /// Returns the sizes for batches of up to `most` records on a GPU, whose kernels do not need multiples of 16.
     pub fn doubling(most: usize) -> Buckets {
         let doubling = std::iter::successors(Some(1), |size| Some(size * 2));
         Buckets(
@@ -29,7 +30,7 @@ impl Buckets {
         )
     }
 
-    /// Each record by itself.
+    /// Returns the size for scoring each record alone.
     pub fn one() -> Buckets {
         Buckets(vec![1])
     }
@@ -42,14 +43,14 @@ impl Buckets {
         self.0[self.0.len() - 1]
     }
 
-    /// The size that `records` records, at most the largest size, are padded to.
+    /// Returns the size to which `records` records are padded. `records` must not exceed the largest size.
     pub fn fit(&self, records: usize) -> usize {
         let bucket = self.0.iter().copied().find(|&b| b >= records);
         bucket.expect("a part is no larger than the largest bucket")
     }
 }
 
-/// `part`, or a copy in `buffer` with zeros up to `length` values.
+/// Returns `part`, or a copy in `buffer` that is padded with zeros to `length` values.
 pub fn padded<'p, T: Copy + Default>(
     part: &'p [T],
     length: usize,

@@ -1,4 +1,4 @@
-//! Checks that a bundle's golden records get the trainer's scores.
+//! Checks that the scores of a bundle's golden records match the trainer's scores.
 
 use serde::Serialize;
 
@@ -10,10 +10,10 @@ use crate::image::{FIELD, ImageReader, Limits, highest};
 use crate::verdict::Scored;
 
 const FILE: &str = "golden.ndjson";
-/// Mismatches that are named in full; the rest are counted.
+/// The number of mismatches that are described. The rest are only counted.
 const NAMED: usize = 5;
 
-/// How well the golden records agreed.
+/// How well the scores of the golden records agreed.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct GoldenCheck {
     pub records: usize,
@@ -24,7 +24,8 @@ pub struct GoldenCheck {
 /// Decodes and scores every golden record as the daemon would.
 ///
 /// # Errors
-/// Outer: ONNX Runtime failed. Inner: the faults, each record that cannot be decoded or scores differently.
+/// The outer error is a failure of ONNX Runtime. The inner error lists the faults: records that cannot be decoded or
+/// whose scores differ.
 pub fn check(
     records: &[Golden],
     input: &ModelInput,
@@ -58,7 +59,8 @@ pub fn check(
     Ok(Err(Fault::all(FILE, problems).collect()))
 }
 
-/// Line, the trainer's score and the score here; then the problems of the other records.
+/// For each scored record its line, the trainer's score and the score computed here. Then the problems of the other
+/// records.
 type Outcome = (Vec<(usize, f32, f32)>, Vec<String>);
 
 fn score_rows(

@@ -1,4 +1,4 @@
-//! Interrupts ONNX Runtime from another thread: runs of one model, and sessions that are being made.
+//! Interrupts ONNX Runtime from another thread: the runs of one model, and the creation of sessions.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,14 +9,14 @@ use ort::session::builder::{LoadCanceler, SessionBuilder};
 
 use super::ScorerError;
 
-/// Clones interrupt the same model. A request cannot be taken back.
+/// Interrupts one model. Clones interrupt the same model. A request cannot be taken back.
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     requested: AtomicBool,
-    /// Shared by all runs of the model; made once the library is loaded.
+    /// The options that all runs of the model share. They are created once the library is loaded.
     runs: OnceLock<RunOptions>,
     loads: Mutex<Vec<LoadCanceler>>,
 }
@@ -28,7 +28,8 @@ impl fmt::Debug for Interrupt {
 }
 
 impl Interrupt {
-    /// A run ends before its next node, and a session before its next step. A single operator is not interrupted.
+    /// Requests the interrupt. A run ends before its next node, and the creation of a session before its next step. A
+    /// single operator is not interrupted.
     pub fn request(&self) {
         self.0.requested.store(true, Ordering::SeqCst);
         if let Some(runs) = self.0.runs.get() {
@@ -44,10 +45,10 @@ impl Interrupt {
         self.0.requested.load(Ordering::SeqCst)
     }
 
-    /// The options for every run of the model.
+    /// Returns the options for every run of the model.
     ///
     /// # Errors
-    /// ONNX Runtime gives none.
+    /// When ONNX Runtime cannot create the options.
     pub(super) fn runs(&self) -> Result<&RunOptions, ort::Error> {
         if self.0.runs.get().is_none() {
             // If another thread was faster, its options are used.
@@ -59,7 +60,7 @@ impl Interrupt {
         Ok(self.0.runs.get().expect("set above"))
     }
 
-    /// The error for a failed run.
+    /// Returns the error for a failed run.
     pub(super) fn failure(&self, e: ort::Error) -> ScorerError {
         match self.is_requested() {
             true => ScorerError::Interrupted,
@@ -67,14 +68,14 @@ impl Interrupt {
         }
     }
 
-    /// Makes the sessions that `builder` makes interruptible.
+    /// Makes the creation of sessions by `builder` interruptible.
     ///
     /// # Errors
-    /// [`ScorerError::Interrupted`] if it is requested already.
+    /// [`ScorerError::Interrupted`] if the interrupt was already requested.
     pub(super) fn watch(&self, builder: &SessionBuilder) -> Result<(), ScorerError> {
         let mut loads = self.0.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads.push(builder.canceler());
-        // Seen here or by `request`, which looks at the list afterwards.
+        // A concurrent request is seen either here, or by `request`, which reads the list afterwards.
         match self.is_requested() {
             true => Err(ScorerError::Interrupted),
             false => Ok(()),

@@ -1,4 +1,4 @@
-//! Finds the normal record nearest to an anomaly. Only anomalies need it, so it has a session of its own.
+//! Finds the normal record nearest to an anomaly. This has its own session, because only anomalies need it.
 
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
@@ -14,10 +14,10 @@ use crate::verdict::Neighbour;
 
 pub(super) const MODEL: &str = "nearest.onnx";
 const RECORDS: &str = "normals.ndjson";
-/// Anomalies in a batch; more are rare.
+/// The number of anomalies in one run. More of them in a batch are rare.
 const AT_ONCE: usize = 64;
 
-/// Single-threaded, on the CPU.
+/// The session for the search. It is single-threaded and runs on the CPU.
 #[derive(Debug)]
 pub struct Nearest {
     session: Session,
@@ -31,8 +31,10 @@ pub struct Nearest {
 }
 
 impl Nearest {
+    /// Decodes the normal records and creates a warmed-up session.
+    ///
     /// # Errors
-    /// [`ScorerError::Graph`] when a record does not fit the schema, or the graph not the records.
+    /// [`ScorerError::Graph`] when a record does not fit the schema, or the graph does not fit the records.
     pub fn new(
         runtime: &Runtime,
         normals: &Normals,
@@ -72,14 +74,16 @@ impl Nearest {
         let rows = nearest.rows.clone();
         if nearest.ask(&rows)?.contains(&None) {
             let count = nearest.ids.len();
-            let problem = format!("names a record beyond the {count} of {RECORDS}");
+            let problem = format!(
+                "returns the number of a record that does not exist: {RECORDS} holds {count} records"
+            );
             return Err(fault(MODEL, problem));
         }
         Ok(nearest)
     }
 
-    /// For each row of `rows`, [n, features], the number of its nearest record, independent of the other rows; `None` if the
-    /// graph names no record.
+    /// Returns the number of the nearest record for each row of `rows`, [n, features], independently of the other rows.
+    /// A number is `None` if the graph returns no valid number.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
@@ -102,7 +106,7 @@ impl Nearest {
         Ok(numbers)
     }
 
-    /// The record of that number.
+    /// Returns the record with this number.
     pub fn record(&self, number: usize) -> Neighbour<'_> {
         Neighbour {
             id: self.ids[number].as_deref(),
@@ -110,7 +114,7 @@ impl Nearest {
         }
     }
 
-    /// The record nearest to `row`, [features].
+    /// Returns the record nearest to `row`, [features].
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.

@@ -1,16 +1,16 @@
-//! One record must not stop the scorer: if the graph fails on a batch, its records are scored one by one.
+//! Keeps a single record from stopping the scorer. If the graph fails on a batch, its records are scored one by one.
 
 use super::{ImageScores, Scorer, ScorerError};
 use crate::batch::Scores;
 
-/// The rows that the graph fails on, by their number in the batch, and why. Their score is not a number.
+/// The rows on which the graph failed, by their number in the batch, with the reason. Their score is NaN.
 pub type Refused = Vec<(usize, String)>;
 
 impl Scorer {
-    /// [`Scorer::score`], but a row that the graph fails on is refused instead.
+    /// Like [`Scorer::score`], but refuses a row on which the graph fails.
     ///
     /// # Errors
-    /// The graph also fails on a row of zeros, which it scored at the start: the rows are not at fault.
+    /// When the graph also fails on a row of zeros, which it scored at the start. Then the rows are not at fault.
     pub fn score_or_refuse(
         &mut self,
         rows: &[f32],
@@ -31,7 +31,7 @@ impl Scorer {
         Ok(refused)
     }
 
-    /// [`Scorer::score_pixels`] of images, each given by its rows, but an image that the graph fails on is refused instead.
+    /// Like [`Scorer::score_pixels`] for images, each given by its rows, but refuses an image on which the graph fails.
     ///
     /// # Errors
     /// As [`Scorer::score_or_refuse`].
@@ -66,7 +66,7 @@ impl Scorer {
         Ok(refused)
     }
 
-    /// Why the graph failed, if that is because of the rows.
+    /// Returns why the graph failed, if the rows are at fault.
     fn rows_are_at_fault(&mut self, error: ScorerError) -> Result<String, ScorerError> {
         let why = match &error {
             ScorerError::Graph(_) | ScorerError::Run(_) => error.to_string(),

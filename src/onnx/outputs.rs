@@ -1,4 +1,4 @@
-//! Checks a graph's outputs before they are used: declared types and shapes are only promises.
+//! Checks a graph's outputs before they are used, because a graph may not keep its declared types and shapes.
 
 use ort::session::SessionOutputs;
 use ort::value::PrimitiveTensorElementType;
@@ -6,10 +6,10 @@ use ort::value::PrimitiveTensorElementType;
 use super::ScorerError;
 use crate::bundle::Fault;
 
-/// The values of the output `name` of the graph in `file`, which must have this shape.
+/// Returns the values of the output `name` of the graph in `file`, which must have this shape.
 ///
 /// # Errors
-/// [`ScorerError::Graph`] if it has another shape or type, or is absent.
+/// [`ScorerError::Graph`] if the output is absent, or has another shape or type.
 pub fn values<'o, T: PrimitiveTensorElementType>(
     outputs: &'o SessionOutputs<'_>,
     file: &str,
@@ -28,7 +28,7 @@ pub fn values<'o, T: PrimitiveTensorElementType>(
         .eq(shape.iter().map(|&side| side as i64));
     if !same || values.len() != shape.iter().product::<usize>() {
         return Err(fault(format!(
-            "returned output `{name}` of shape {found:?} for a batch of {}, it must be {shape:?}",
+            "returned output `{name}` with shape {found:?} for a batch of {}; the shape must be {shape:?}",
             shape[0]
         )));
     }

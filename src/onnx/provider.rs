@@ -1,4 +1,4 @@
-//! The execution providers that a graph is offered to, and which of them took its nodes.
+//! The execution providers that a graph is offered to, and the provider that each node was assigned to.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -12,11 +12,11 @@ use ort::session::Session;
 use super::buckets::Buckets;
 use crate::config::{InferenceSettings, Provider};
 
-/// Makes a session record which provider took which node.
+/// Makes a session record which provider runs which node.
 pub const REMEMBER: (&str, &str) = ("session.record_ep_graph_assignment_info", "1");
 
-/// The providers that a graph is offered to, in order of preference; nodes that none takes run on the CPU. Empty for the CPU
-/// alone. `row`: the shape of one record.
+/// Returns the providers that a graph is offered to, in order of preference. Nodes that no provider accepts run on the
+/// CPU. The list is empty if only the CPU is used. `row` is the shape of one record.
 pub fn offered(
     inference: &InferenceSettings,
     worker: usize,
@@ -42,7 +42,7 @@ fn cuda(inference: &InferenceSettings, device: i32) -> ExecutionProviderDispatch
         .with_device_id(device)
         // TF32, on by default, has 10 bits of mantissa: too few for the golden records.
         .with_tf32(false)
-        // After the warm-up the arena has what every batch needs; doubling it would waste memory.
+        // After the warm-up, the arena has enough memory for every batch. Doubling it would waste memory.
         .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested);
     match inference.device_memory {
         Some(bytes) => cuda.with_memory_limit(bytes).build(),
@@ -76,28 +76,28 @@ fn tensorrt(
     tensorrt.build()
 }
 
-/// The least and the largest batch, in TensorRT's words.
+/// Returns the smallest and the largest batch in TensorRT's syntax.
 fn profile(row: &[usize], buckets: &Buckets) -> [String; 2] {
     let row: String = row.iter().map(|side| format!("x{side}")).collect();
     let sizes = buckets.sizes();
     [sizes[0], buckets.largest()].map(|records| format!("x:{records}{row}"))
 }
 
-/// How many of a graph's nodes each provider took, as ONNX Runtime reports.
+/// The number of a graph's nodes that each provider runs, as reported by ONNX Runtime.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Placement(BTreeMap<String, usize>);
 
 impl Placement {
-    /// Reads it from a session that was made with [`REMEMBER`].
+    /// Reads the placement from a session that was created with [`REMEMBER`].
     ///
     /// # Errors
-    /// ONNX Runtime does not report it.
+    /// When ONNX Runtime does not report it.
     pub fn of(session: &Session) -> Result<Placement, ort::Error> {
         let api = ort::api();
         let mut nodes = BTreeMap::new();
         let (mut parts, mut count) = (ptr::null(), 0);
-        // SAFETY: ONNX Runtime fills in the pointers, or else there is an error; what they point to is the session's and
-        // lives as long as it does.
+        // SAFETY: ONNX Runtime fills in the pointers or returns an error. They point to data of the session and live as
+        // long as the session.
         unsafe {
             let asked = (api.Session_GetEpGraphAssignmentInfo)(
                 session.ptr(),
@@ -120,8 +120,8 @@ impl Placement {
         Ok(Placement(nodes))
     }
 
-    /// Whether the provider took some nodes and no fewer run on GPUs than on the CPU; always for the CPU. ONNX Runtime keeps a few
-    /// nodes that compute shapes on the CPU even if it runs all arithmetic on the GPU.
+    /// Returns whether the provider runs some nodes and at most half of all nodes run on the CPU. Always true for the
+    /// CPU. ONNX Runtime keeps a few nodes that compute shapes on the CPU even if all arithmetic runs on the GPU.
     pub fn is_mostly_on(&self, provider: Provider) -> bool {
         let name = match provider {
             Provider::Cpu => return true,
@@ -132,7 +132,7 @@ impl Placement {
         self.0.contains_key(name) && 2 * self.on_cpu() <= all
     }
 
-    /// Nodes that run on the CPU.
+    /// Returns the number of nodes that run on the CPU.
     pub fn on_cpu(&self) -> usize {
         self.0.get("CPUExecutionProvider").copied().unwrap_or(0)
     }

@@ -17,11 +17,11 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
 /// ONNX Runtime allows one environment per process, which is never destroyed.
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 
-/// The process's ONNX Runtime, for one model; clones share both.
+/// ONNX Runtime's environment with an interrupt for one model. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     pub(super) environment: Environment,
-    /// Interrupts sessions and runs of the model.
+    /// Interrupts the sessions and runs of the model.
     pub(super) interrupt: Interrupt,
 }
 
@@ -31,16 +31,17 @@ pub enum RuntimeError {
         "ONNX Runtime cannot be loaded ({problem}): run `make onnxruntime`, or set ORT_DYLIB_PATH to {LIBRARY} 1.24 or newer"
     )]
     Library { problem: String },
-    #[error("ONNX Runtime does not start: {0}")]
+    #[error("ONNX Runtime cannot start: {0}")]
     Start(#[from] ort::Error),
 }
 
 impl Runtime {
-    /// Loads the library that `ORT_DYLIB_PATH` names; or else the one beside the executable, the one that `make install` put
-    /// near it, the one that `make onnxruntime` brought into its checkout, or the system's.
+    /// Loads the library that `ORT_DYLIB_PATH` names. If the variable is not set, loads the first of these libraries
+    /// that exists: the one beside the executable, the one that `make install` put near it, the one that `make
+    /// onnxruntime` brought into its checkout, the system's.
     ///
     /// # Errors
-    /// [`RuntimeError`] says what to do.
+    /// [`RuntimeError`], which tells the user what to do.
     pub fn load(interrupt: Interrupt) -> Result<Runtime, RuntimeError> {
         let environment = environment()?.clone();
         Ok(Runtime {
@@ -51,7 +52,7 @@ impl Runtime {
 }
 
 fn environment() -> Result<&'static Environment, RuntimeError> {
-    // Dropping a second one, made concurrently, would also drop the logger of the first.
+    // Environments are created one at a time, because dropping a second one would also drop the logger of the first.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(environment) = ENVIRONMENT.get() {
@@ -68,7 +69,7 @@ fn environment() -> Result<&'static Environment, RuntimeError> {
     Ok(ENVIRONMENT.get_or_init(|| made))
 }
 
-/// Sends ONNX Runtime's messages to the log instead of standard error, because they quote names from the graph.
+/// Sends ONNX Runtime's messages to the log instead of to standard error, because they quote names from the graph.
 fn log(level: LogLevel, _category: &str, _id: &str, _place: &str, message: &str) {
     match level {
         LogLevel::Fatal | LogLevel::Error => tracing::error!("ONNX Runtime: {message}"),

@@ -1,4 +1,5 @@
-//! One ONNX Runtime session, owned by one thread: rows in; score, residual and reconstruction out.
+//! Scores rows in an ONNX Runtime session that one thread owns. For each row, it returns a score, a residual and a
+//! reconstruction.
 
 use ort::ep::ExecutionProviderDispatch;
 use ort::session::Session;
@@ -15,33 +16,33 @@ use crate::bundle::{Fault, ModelInput, Pixels};
 use crate::config::{InferenceSettings, Provider};
 
 pub(super) const MODEL: &str = "model.onnx";
-/// Makes ONNX Runtime parse a graph in the format in which it was checked.
+/// Makes ONNX Runtime parse a graph in the format in which the graph was checked.
 const ONNX_ONLY: (&str, &str) = ("session.load_model_format", "ONNX");
 
-/// Most images that a GPU scores at once: a network's activations fill its memory.
-const MOST_PICTURES: usize = 64;
+/// The maximum number of images that a GPU scores at once, because a network's activations fill the GPU's memory.
+const MOST_IMAGES: usize = 64;
 
-/// Scores rows; single-threaded.
+/// A single-threaded scorer of rows.
 #[derive(Debug)]
 pub struct Scorer {
     session: Session,
-    /// Values in a row: features, or height x width x channels.
+    /// The number of values in a row: the features, or height x width x channels.
     width: usize,
-    /// `None` for a table's rows.
+    /// `None` for rows of a table.
     pixels: Option<Pixels>,
     buckets: Buckets,
     padded: Vec<f32>,
     padded_pixels: Vec<u8>,
     interrupt: Interrupt,
-    /// The provider in use, which with a fallback is not the configured one.
+    /// The provider in use. With a fallback, it is not the configured one.
     pub provider: Provider,
     pub placement: Placement,
 }
 
-/// Pixels whose memory is kept from one image to the next.
+/// The number of pixels whose memory is kept from one image to the next.
 const KEPT: usize = 1 << 20;
 
-/// The model's outputs for rows of pixels, one after the other.
+/// The model's outputs for rows of pixels, one row after the other.
 #[derive(Debug, Default)]
 pub struct ImageScores {
     /// [rows]
@@ -65,11 +66,11 @@ impl ImageScores {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScorerError {
-    /// The graph is not what the manifest promises.
+    /// The graph does not match the manifest.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Graph(Vec<Fault>),
     #[error(
-        "inference.provider = \"{provider}\" cannot be had: {problem}. Use an image or library with ONNX Runtime's {provider} \
+        "inference.provider = \"{provider}\" is not available: {problem}. Use an image or library with ONNX Runtime's {provider} \
          build on a machine with such a device, or set inference.provider = \"cpu\", or allow inference.fallback"
     )]
     Provider {
@@ -78,16 +79,17 @@ pub enum ScorerError {
     },
     #[error("ONNX Runtime failed while scoring: {0}")]
     Run(#[from] ort::Error),
-    #[error("ONNX Runtime was told to end")]
+    #[error("ONNX Runtime was interrupted")]
     Interrupted,
 }
 
 impl Scorer {
-    /// Makes a session of the graph `model` for thread `worker` and batches of up to `max_records` rows of `input`. Checks the
-    /// tensors and warms up every batch size.
+    /// Creates a session of the graph `model` for thread `worker`, for batches of up to `max_records` rows of `input`.
+    /// Checks the tensors and warms up every batch size.
     ///
     /// # Errors
-    /// [`ScorerError::Graph`] with every fault of the graph; [`ScorerError::Provider`] if the asked-for provider is absent.
+    /// [`ScorerError::Graph`] with every fault of the graph, or [`ScorerError::Provider`] if the configured provider is
+    /// not available.
     pub fn new(
         runtime: &Runtime,
         model: &[u8],
@@ -102,9 +104,9 @@ impl Scorer {
         };
         let buckets = |provider| match pixels {
             None => Buckets::up_to(max_records),
-            // One image keeps a core busy: scoring more of them at once gains nothing and adds latency.
+            // One image keeps a core busy. Scoring several at once gains nothing and adds latency.
             Some(_) if provider == Provider::Cpu => Buckets::one(),
-            Some(_) => Buckets::doubling(max_records.min(MOST_PICTURES)),
+            Some(_) => Buckets::doubling(max_records.min(MOST_IMAGES)),
         };
         let row = match input {
             ModelInput::Tabular { features } => vec![features.len()],
@@ -149,11 +151,11 @@ impl Scorer {
         Ok(())
     }
 
-    /// Scores `rows`, [records, features], any number of records, and appends to `scores`. A row's results are the same bits
-    /// whatever its batch.
+    /// Scores any number of `rows`, [records, features], and appends to `scores`. The results of a row are bit-for-bit
+    /// the same in every batch.
     ///
     /// # Errors
-    /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
+    /// [`ScorerError::Run`] when ONNX Runtime fails, for example because it is out of memory.
     pub fn score(&mut self, rows: &[f32], scores: &mut Scores) -> Result<(), ScorerError> {
         for part in rows.chunks(self.largest() * self.width) {
             let records = part.len() / self.width;
@@ -179,11 +181,11 @@ impl Scorer {
         Ok(())
     }
 
-    /// Scores `rows`, uint8 [rows, height, width, channels], any number of them; appends to `scores`. A row's results do not depend on
-    /// the others; on the CPU, where each is run alone, to the bit.
+    /// Scores any number of `rows`, uint8 [rows, height, width, channels], and appends to `scores`. The results of a
+    /// row do not depend on the other rows. On the CPU, where each row is run alone, they are bit-for-bit the same.
     ///
     /// # Errors
-    /// [`ScorerError::Run`] when ONNX Runtime fails, for instance out of memory.
+    /// [`ScorerError::Run`] when ONNX Runtime fails, for example because it is out of memory.
     pub fn score_pixels(
         &mut self,
         rows: &[u8],
@@ -196,7 +198,7 @@ impl Scorer {
             ..
         }) = self.pixels
         else {
-            unreachable!("the bundle's kind says what its rows are");
+            unreachable!("the bundle's kind determines its rows");
         };
         for part in rows.chunks(self.largest() * self.width) {
             let images = part.len() / self.width;
@@ -223,7 +225,7 @@ impl Scorer {
         Ok(())
     }
 
-    /// Scores a row of zeros, which the warm-up scored too.
+    /// Scores a row of zeros, which the warm-up has already scored.
     pub(super) fn score_zeros(&mut self) -> Result<(), ScorerError> {
         match self.pixels {
             None => {
@@ -234,12 +236,12 @@ impl Scorer {
         }
     }
 
-    /// Values in a row.
+    /// Returns the number of values in a row.
     pub(super) fn width(&self) -> usize {
         self.width
     }
 
-    /// Fills `scores` up to `values` values for rows that failed: their scores are not numbers, the rest is zero.
+    /// Fills `scores` up to `values` values for rows that failed. Their scores are NaN, and the rest is zero.
     pub(super) fn fill(&self, scores: &mut ImageScores, values: usize) {
         let channels = self.pixels.map_or(1, |pixels| pixels.channels);
         scores.scores.resize(values / self.width, f32::NAN);
@@ -247,12 +249,12 @@ impl Scorer {
         scores.reconstruction.resize(values, 0);
     }
 
-    /// To interrupt it from another thread.
+    /// Returns a handle that interrupts the scorer from another thread.
     pub fn interrupt(&self) -> Interrupt {
         self.interrupt.clone()
     }
 
-    /// Most rows that are scored at once.
+    /// Returns the maximum number of rows that are scored at once.
     pub fn largest(&self) -> usize {
         self.buckets.largest()
     }
@@ -270,7 +272,7 @@ fn open(
             tracing::warn!(
                 provider,
                 problem,
-                "asked-for provider cannot be had, falling back to the CPU"
+                "the configured provider is not available; falling back to the CPU"
             );
             session_on(runtime, model, Provider::Cpu, &[])
         }
@@ -290,7 +292,7 @@ fn session_on(
     };
     let with_providers = builder(runtime)?.with_execution_providers(offered);
     let mut with_providers = with_providers.map_err(|e| {
-        // The text before it names the place in ONNX Runtime's source.
+        // The text before the problem names a place in ONNX Runtime's source.
         let problem = e.message().rsplit(" : FAIL : ").next();
         absent(problem.unwrap_or_default())
     })?;
@@ -345,7 +347,7 @@ pub(super) fn commit(
     })
 }
 
-/// Checks names, element types and shapes against the schema, and reports all faults.
+/// Checks names, element types and shapes against the schema. Reports all faults.
 fn tensor_faults(session: &Session, input: &ModelInput) -> Vec<Fault> {
     use TensorElementType::{Float32, Uint8};
     let mut faults = Vec::new();
@@ -380,7 +382,9 @@ fn tensor_faults(session: &Session, input: &ModelInput) -> Vec<Fault> {
             if kind == "input" && !expected.iter().any(|(name, ..)| *name == extra) {
                 faults.push(Fault::new(
                     MODEL,
-                    format!("{kind} `{extra}` is not part of a scorer graph"),
+                    format!(
+                        "{kind} `{extra}` is unexpected: the only input of a scorer graph is `x`"
+                    ),
                 ));
             }
         }
@@ -403,7 +407,7 @@ pub(super) fn tensor_fault(
             ty, shape: actual, ..
         } if *ty == element && actual.iter().eq(shape) => None,
         other => Some(format!(
-            "{kind} `{name}` must be {element} {shape:?} for this schema (-1 is the batch), it is {other:?}"
+            "{kind} `{name}` must be {element} {shape:?} for this schema (-1 is the batch), but it is {other:?}"
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! The screen's session: rows in, approximate log scores out. Owned by one thread, like a scorer.
+//! The screen's session. It returns an approximate log score for each row. Like a scorer, it is owned by one thread.
 
 use ort::session::Session;
 use ort::value::{TensorElementType, TensorRef};
@@ -12,10 +12,10 @@ use crate::bundle::{Fault, Feature, Golden};
 use crate::decode::JsonDecoder;
 
 pub(super) const MODEL: &str = "screen.onnx";
-/// How far an answer, an approximate log score, may deviate from the trainer's.
+/// How far an approximate log score may deviate from the trainer's.
 const TOLERANCE: f32 = 1e-3;
 
-/// Single-threaded, on the CPU.
+/// A single-threaded session on the CPU.
 #[derive(Debug)]
 pub struct ScreenSession {
     session: Session,
@@ -26,10 +26,11 @@ pub struct ScreenSession {
 }
 
 impl ScreenSession {
-    /// Makes a warmed-up session of the graph `model` for rows of `width` features, in batches of up to `max_records`.
+    /// Creates a warmed-up session of the graph `model` for rows of `width` features, in batches of up to
+    /// `max_records`.
     ///
     /// # Errors
-    /// [`ScorerError::Graph`] with what is wrong with the graph.
+    /// [`ScorerError::Graph`] with all faults of the graph.
     pub fn new(
         runtime: &Runtime,
         model: &[u8],
@@ -68,8 +69,8 @@ impl ScreenSession {
         Ok(screen)
     }
 
-    /// Appends an answer for each of `rows`, [records, features], to `answers`; higher is less normal. A row's answer is the
-    /// same bits whatever its batch.
+    /// Appends an answer for each of `rows`, [records, features], to `answers`. A higher answer means less normal. The
+    /// answer for a row is bit-for-bit the same in every batch.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
@@ -90,8 +91,8 @@ impl ScreenSession {
         Ok(())
     }
 
-    /// Faults of golden records that do not get the trainer's answers. Records that do not fit the schema are reported by the
-    /// scorer's check.
+    /// Returns the faults of golden records whose answers differ from the trainer's. Records that do not fit the schema
+    /// are reported by the scorer's check.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails.
@@ -111,11 +112,11 @@ impl ScreenSession {
             }
             self.ask(&row, &mut answer)?;
             let got = answer[0];
-            // NaN is never close enough.
+            // A comparison with NaN is false, so NaN is never close enough.
             let close = (got - want).abs() <= TOLERANCE;
             if !close {
                 let problem = format!(
-                    "answers {got} to golden record {line} here, {want} in training: this runtime does not reproduce it"
+                    "answers {got} to golden record {line} here, but {want} in training: this runtime does not reproduce the screen"
                 );
                 return Ok(Some(Fault::new(MODEL, problem)));
             }

@@ -1,5 +1,5 @@
-//! Brings the messages of judged batches to the brokers, and each batch to its end: acknowledged, or committed together with
-//! its offsets. Owns the producer and everything that is not delivered yet.
+//! Delivers the messages of judged batches to the brokers. A batch is finished when its messages are acknowledged, or
+//! committed together with its offsets. This module owns the producer and everything that is not delivered yet.
 
 mod absent_topics;
 mod open_transaction;
@@ -27,15 +27,15 @@ pub use pending::Pending;
 use pending::PendingBatches;
 use shaper::{Shaped, Shaper, Undeliverable};
 
-/// How often a wait checks whether it is still wanted.
-pub const LOOK_UP: Duration = Duration::from_millis(100);
-/// After a refusal that may be about any message of a batch, so many messages are sent one by one.
-const ALONE: usize = 1000;
-/// A transaction that is aborted this often in a row will not go through.
+/// How often a waiting thread checks whether it should stop waiting.
+pub const CHECK_EVERY: Duration = Duration::from_millis(100);
+/// The number of messages sent one by one after a refusal that may concern any message of a Kafka batch.
+const SENT_ALONE: usize = 1000;
+/// The number of consecutive aborts after which a transaction is given up.
 const ATTEMPTS: u32 = 10;
-/// How long the brokers may take to let another producer in.
+/// How long the brokers may take to accept a new producer.
 const REPLACED_WITHIN: Duration = Duration::from_secs(30);
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
@@ -48,21 +48,21 @@ pub struct Delivery {
     shaper: Shaper,
     absent: AbsentTopics,
     small_batches: SmallBatches,
-    /// When it was last logged that a topic refuses the time of sending.
-    said_time: Option<Instant>,
+    /// When the log last reported that a topic refuses the time of sending.
+    time_refusal_logged: Option<Instant>,
     metrics: Metrics,
     abandon: Shutdown,
 }
 
-/// When what was sent counts as delivered.
+/// When a sent message counts as delivered.
 enum Guarantee {
-    /// Each message when it is acknowledged.
+    /// A message counts when it is acknowledged.
     AtLeastOnce,
-    /// All messages of a transaction when that is committed.
+    /// All messages of a transaction count when the transaction is committed.
     ExactlyOnce(TransactionWindow),
 }
 
-/// Whether the producer makes smaller batches, because one was refused for its size.
+/// Whether the producer makes smaller Kafka batches, because a topic refused one for its size.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SmallBatches {
     No,
@@ -71,7 +71,7 @@ enum SmallBatches {
 }
 
 impl Delivery {
-    /// Exactly-once with a `window`, else at-least-once. `abandon` ends every wait.
+    /// Creates the delivery: exactly-once with a `window`, at-least-once without. `abandon` ends every wait.
     pub fn new(
         sink: Sink,
         membership: Membership,
@@ -88,13 +88,13 @@ impl Delivery {
             outbox: Outbox::default(),
             shaper: Shaper::default(),
             small_batches: SmallBatches::No,
-            said_time: None,
+            time_refusal_logged: None,
             metrics,
             abandon,
         }
     }
 
-    /// Whether the batch's partitions belong to another member of the group by now.
+    /// Returns whether the batch's partitions belong to another member of the group by now.
     pub fn is_lost(&self, sequence: u64) -> bool {
         self.membership.is_lost(sequence)
     }
@@ -103,17 +103,17 @@ impl Delivery {
         self.pending.is_empty()
     }
 
-    /// The next batch that is delivered whole, in order.
+    /// Returns the next batch that is completely delivered, in order.
     pub fn take_finished(&mut self) -> Option<Pending> {
         self.pending.take_finished()
     }
 
-    /// The brokers' answers, for [`Delivery::answered`].
+    /// Returns the channel of the brokers' answers. Pass each answer to [`Delivery::answered`].
     pub fn answers(&self) -> Receiver<kafka::Delivery> {
         self.sink.deliveries().clone()
     }
 
-    /// The time until the open transaction is due, if there is one.
+    /// Returns the time until the open transaction is due, if one is open.
     pub fn due_in(&self, now: Instant) -> Option<Duration> {
         match &self.guarantee {
             Guarantee::AtLeastOnce => None,
@@ -121,8 +121,8 @@ impl Delivery {
         }
     }
 
-    /// Gives the producer back. What is not delivered is thrown away: without that, ending the process waits for brokers that
-    /// may be gone.
+    /// Returns the producer and discards undelivered messages. Otherwise the process would wait at exit for brokers
+    /// that may be gone.
     pub fn into_sink(self) -> Sink {
         if !self.pending.is_empty() {
             self.sink.abandon();
@@ -130,10 +130,10 @@ impl Delivery {
         self.sink
     }
 
-    /// Judges a batch and sends what there is to say about it.
+    /// Judges a batch and sends its messages.
     ///
     /// # Errors
-    /// The model failed, or Kafka cannot go on.
+    /// When the model failed, or Kafka failed for good.
     pub fn publish(&mut self, judging: &mut Judging, batch: Batch) -> Result<(), PipelineError> {
         let sequence = batch.sequence;
         if self.membership.is_lost(sequence) {
@@ -154,10 +154,10 @@ impl Delivery {
         self.commit_if_due(judging)
     }
 
-    /// Puts a message behind those that wait already.
+    /// Adds a message to the outbox, in the shape that its topic accepts.
     fn send(&mut self, sequence: u64, topic: String, message: Message) {
         let shaped = self.shaper.shape(self.sink.limits(), &topic, message);
-        let Some(message) = self.booked(sequence, shaped) else {
+        let Some(message) = self.record_losses(sequence, shaped) else {
             return;
         };
         match &mut self.guarantee {
@@ -171,8 +171,12 @@ impl Delivery {
         });
     }
 
-    /// Enters into the batch's books what a message leaves out, or that there is none.
-    fn booked(&mut self, sequence: u64, shaped: Result<Shaped, Undeliverable>) -> Option<Message> {
+    /// Records in the batch's losses which parts a message leaves out, or that the message cannot be sent.
+    fn record_losses(
+        &mut self,
+        sequence: u64,
+        shaped: Result<Shaped, Undeliverable>,
+    ) -> Option<Message> {
         let losses = &mut self.pending.of(sequence).losses;
         match shaped {
             Ok(Shaped { message, left_out }) => {
@@ -188,7 +192,7 @@ impl Delivery {
         }
     }
 
-    /// A message that was sent needs no further answer.
+    /// Notes that a sent message needs no further answer.
     fn settle(&mut self, sequence: u64) {
         match &mut self.guarantee {
             Guarantee::AtLeastOnce => self.pending.of(sequence).outstanding -= 1,
@@ -196,7 +200,8 @@ impl Delivery {
         }
     }
 
-    /// A message cannot be delivered: that ends the daemon, or only the transaction.
+    /// Handles a message that cannot be delivered. With at-least-once this ends the daemon, with exactly-once only the
+    /// transaction.
     fn fail(&mut self, topic: String, problem: String) -> Result<(), PipelineError> {
         match &mut self.guarantee {
             Guarantee::AtLeastOnce => Err(KafkaError::Delivery { topic, problem }.into()),
@@ -207,10 +212,10 @@ impl Delivery {
         }
     }
 
-    /// Hands messages over if some may go now.
+    /// Hands waiting messages to the producer if they are due.
     ///
     /// # Errors
-    /// A message can never be delivered.
+    /// When a message can never be delivered.
     pub fn hand_over_if_due(&mut self) -> Result<(), PipelineError> {
         match self.outbox.is_due(Instant::now()) {
             true => self.hand_over(),
@@ -218,7 +223,7 @@ impl Delivery {
         }
     }
 
-    /// Gives the producer all that waits, or as much as its queue takes.
+    /// Hands the waiting messages to the producer, until its queue is full.
     fn hand_over(&mut self) -> Result<(), PipelineError> {
         if self.absent.block(&self.sink) {
             return Ok(());
@@ -242,7 +247,7 @@ impl Delivery {
                     break;
                 }
                 Err(SendError::TooLarge { .. }) => {
-                    match self.made_smaller_for_client(sequence, topic, message) {
+                    match self.shrink_for_client(sequence, topic, message) {
                         Some(slim) => {
                             outgoing.message = slim;
                             self.outbox.put_back(outgoing);
@@ -252,7 +257,7 @@ impl Delivery {
                 }
                 Err(SendError::NoTopic { topic, problem, .. }) => {
                     self.outbox.put_back(outgoing);
-                    self.is_absent(&topic, &problem);
+                    self.note_absent_topic(&topic, &problem);
                     break;
                 }
                 Err(
@@ -264,56 +269,56 @@ impl Delivery {
         Ok(())
     }
 
-    /// Takes the brokers' answer to one message.
+    /// Handles the brokers' answer to one message.
     ///
     /// # Errors
-    /// The message can never be delivered.
+    /// When the message can never be delivered.
     pub fn answered(&mut self, answer: kafka::Delivery) -> Result<(), PipelineError> {
         self.outbox.answered();
         let ticket = answer.ticket;
         match answer.result {
             Ok(()) => self.settle(ticket.sequence),
             Err(SendError::TooLarge { topic, message }) => {
-                self.is_too_large(ticket, topic, *message);
+                self.handle_too_large(ticket, topic, *message);
             }
             Err(SendError::Invalid {
                 topic,
                 message,
                 problem,
-            }) => self.is_invalid(ticket, topic, *message, problem)?,
+            }) => self.handle_invalid(ticket, topic, *message, problem)?,
             Err(SendError::NoTopic {
                 topic,
                 message,
                 problem,
             }) => {
-                self.is_absent(&topic, &problem);
+                self.note_absent_topic(&topic, &problem);
                 if let Guarantee::AtLeastOnce = self.guarantee {
                     self.send_in_place(ticket.sequence, topic, *message);
                 }
             }
             Err(SendError::Failed { topic, problem }) => self.fail(topic, problem)?,
             Err(SendError::QueueFull) => {
-                unreachable!("a queued message is not refused for the queue")
+                unreachable!("a message in the queue is not refused by the queue")
             }
         }
         Ok(())
     }
 
-    /// At-least-once: sends this message in place of the one that was refused.
+    /// With at-least-once: sends this message instead of the one that was refused.
     fn send_in_place(&mut self, sequence: u64, topic: String, message: Message) {
         self.send(sequence, topic, message);
         self.settle(sequence);
     }
 
-    fn is_absent(&mut self, topic: &str, problem: &str) {
+    fn note_absent_topic(&mut self, topic: &str, problem: &str) {
         self.absent.add(topic, problem);
         if let Guarantee::ExactlyOnce(window) = &mut self.guarantee {
             window.fails(format!("topic {topic}: {problem}"));
         }
     }
 
-    /// The client found a message too large: it was not even sent.
-    fn made_smaller_for_client(
+    /// Shrinks a message that the client found too large before sending it.
+    fn shrink_for_client(
         &mut self,
         sequence: u64,
         topic: &str,
@@ -321,10 +326,10 @@ impl Delivery {
     ) -> Option<Message> {
         let (size, client) = (message.size(), self.sink.limits().client());
         let fit = if client < size { client } else { size / 2 };
-        self.made_smaller(sequence, topic, message, fit)
+        self.shrink(sequence, topic, message, fit)
     }
 
-    fn made_smaller(
+    fn shrink(
         &mut self,
         sequence: u64,
         topic: &str,
@@ -333,31 +338,31 @@ impl Delivery {
     ) -> Option<Message> {
         let (limits, size) = (self.sink.limits(), message.size());
         let slim = self.shaper.slim(limits, topic, message, size, fit);
-        self.booked(sequence, slim)
+        self.record_losses(sequence, slim)
     }
 
-    /// The brokers found a message too large.
-    fn is_too_large(&mut self, ticket: Ticket, topic: String, message: Message) {
+    /// Handles a message that the brokers found too large.
+    fn handle_too_large(&mut self, ticket: Ticket, topic: String, message: Message) {
         let size = message.size();
         if let Guarantee::ExactlyOnce(window) = &mut self.guarantee {
             window.fails_for_message(format!("a message is too large for topic {topic}"));
-            match self.fit(&topic, size, self.small_batches == SmallBatches::Made) {
+            match self.smaller_size(&topic, size, self.small_batches == SmallBatches::Made) {
                 None => self.small_batches = SmallBatches::Wanted,
                 Some(fit) => self.shaper.refuses_size(topic, size, fit),
             }
             return;
         }
-        let mut fit = self.fit(&topic, size, ticket.alone);
+        let mut fit = self.smaller_size(&topic, size, ticket.alone);
         if fit.is_none() && !self.outbox.is_alone() {
             self.sink.ask_limits();
-            fit = self.fit(&topic, size, ticket.alone);
+            fit = self.smaller_size(&topic, size, ticket.alone);
         }
         let again = match fit {
             None => {
-                self.outbox.go_alone(ALONE);
+                self.outbox.go_alone(SENT_ALONE);
                 Some(message)
             }
-            Some(fit) => self.made_smaller(ticket.sequence, &topic, &message, fit),
+            Some(fit) => self.shrink(ticket.sequence, &topic, &message, fit),
         };
         match again {
             Some(again) => self.send_in_place(ticket.sequence, topic, again),
@@ -365,9 +370,9 @@ impl Delivery {
         }
     }
 
-    /// The size that a topic may take in place of `size`, which it refused; `None` if the refusal may be about another message of
-    /// the same batch.
-    fn fit(&self, topic: &str, size: usize, alone: bool) -> Option<usize> {
+    /// Returns the size that a topic may accept after it refused `size`. Returns `None` if the refusal may concern
+    /// another message of the same Kafka batch.
+    fn smaller_size(&self, topic: &str, size: usize, alone: bool) -> Option<usize> {
         match self.sink.limits().topic(topic) {
             Some(limit) if limit < size => Some(limit),
             _ if alone => Some(size / 2),
@@ -375,9 +380,9 @@ impl Delivery {
         }
     }
 
-    /// The brokers refused a message for its timestamp or its lack of a key, or its batch for that of another message. It is
-    /// sent again in the shape that the topic's settings want by now.
-    fn is_invalid(
+    /// Handles a rejection that an invalid timestamp or a missing key caused, in this message or in another one of the same
+    /// Kafka batch. The message is sent again in the shape that the topic's current settings require.
+    fn handle_invalid(
         &mut self,
         ticket: Ticket,
         topic: String,
@@ -394,13 +399,13 @@ impl Delivery {
             }
             Some(_) => {}
             None => {
-                self.refuses_now(ticket, topic, message, &problem);
+                self.handle_refused_send_time(ticket, topic, message, &problem);
                 return Ok(());
             }
         }
         match &mut self.guarantee {
             Guarantee::AtLeastOnce => self.send_in_place(ticket.sequence, topic, message),
-            // Its batch is judged again, and its messages are shaped again.
+            // The batch is judged again, and its messages get their new shape then.
             Guarantee::ExactlyOnce(window) => {
                 window.fails_for_message(format!("topic {topic}: {problem}"));
             }
@@ -408,23 +413,30 @@ impl Delivery {
         Ok(())
     }
 
-    /// A topic refused a message that librdkafka had stamped with the time of its sending. Sent again it has another time.
-    fn refuses_now(&mut self, ticket: Ticket, topic: String, message: Message, problem: &str) {
+    /// Handles a topic's refusal of a message that librdkafka had stamped with the time of sending. The message is sent
+    /// again with a new time.
+    fn handle_refused_send_time(
+        &mut self,
+        ticket: Ticket,
+        topic: String,
+        message: Message,
+        problem: &str,
+    ) {
         let limits = self.sink.limits().of_time(&topic);
         let problem = format!(
-            "{problem}, although the message was stamped when it was sent: it waited longer than the topic takes ({limits}), or the clock of this host is wrong"
+            "{problem}, although the message got its timestamp when it was sent: it waited longer than the topic allows ({limits}), or the clock of this host is wrong"
         );
         match &mut self.guarantee {
             Guarantee::ExactlyOnce(window) => window.fails(format!("topic {topic}: {problem}")),
             Guarantee::AtLeastOnce => {
                 if self
-                    .said_time
-                    .is_none_or(|said| said.elapsed() >= SAY_EVERY)
+                    .time_refusal_logged
+                    .is_none_or(|logged| logged.elapsed() >= LOG_EVERY)
                 {
-                    self.said_time = Some(Instant::now());
+                    self.time_refusal_logged = Some(Instant::now());
                     tracing::warn!("topic {topic}: {problem}; trying again");
                 }
-                std::thread::sleep(LOOK_UP);
+                std::thread::sleep(CHECK_EVERY);
                 self.send_in_place(ticket.sequence, topic, message);
             }
         }
@@ -441,11 +453,11 @@ impl Delivery {
         Ok(())
     }
 
-    /// Commits the open transaction if it is due. One that is aborted is sent again, without the batches whose partitions are
-    /// lost, from the batches themselves: judging them again gives the same messages.
+    /// Commits the open transaction if it is due. If it is aborted, its batches are judged again, which gives the same
+    /// messages, and are sent in another transaction. Batches whose partitions are lost are left out.
     ///
     /// # Errors
-    /// Kafka cannot go on, or the transaction does not go through.
+    /// When Kafka fails for good, or the transaction is aborted too often.
     pub fn commit_if_due(&mut self, judging: &mut Judging) -> Result<(), PipelineError> {
         match &self.guarantee {
             Guarantee::ExactlyOnce(window) if window.is_due(Instant::now()) => self.commit(judging),
@@ -460,19 +472,22 @@ impl Delivery {
             let problem = match self.try_commit()? {
                 Outcome::Committed => {
                     self.count(COMMITTED);
-                    self.is_committed();
+                    self.finish_transaction();
                     return Ok(());
                 }
                 Outcome::Aborted(problem) => problem,
                 Outcome::Stuck => {
                     self.replace_sink()?;
-                    "librdkafka does not come back from it".to_owned()
+                    "a call of librdkafka did not return".to_owned()
                 }
             };
             self.count(ABORTED);
-            tracing::warn!("transaction aborted: {problem}; its records are sent again in another");
-            // A transaction with other messages is no further attempt at the same, and one that lacked a topic waits for it.
-            // Each refusal may cost a second abort, in which librdkafka finds that messages are missing.
+            tracing::warn!(
+                "transaction aborted: {problem}; its messages are sent again in another transaction"
+            );
+            // A transaction with other messages is not another attempt at the same transaction, and one that lacked a
+            // topic has waited for it. Each refusal may cost a second abort, in which librdkafka finds that messages
+            // are missing.
             let next_differs = self.window().failed().is_some_and(|f| f.next_differs);
             if next_differs || self.await_topics() {
                 (attempts, backoff) = (0, FIRST_BACKOFF);
@@ -496,7 +511,7 @@ impl Delivery {
             let problem = failed.problem.clone();
             return Ok(self.sink.abort(problem, &self.abandon)?);
         }
-        // Later batches overwrite the offsets of earlier ones.
+        // The offsets of later batches replace those of earlier batches.
         let mut offsets: BTreeMap<TopicPartition, i64> = BTreeMap::new();
         let mut first = None;
         for pending in self.pending.unfinished() {
@@ -511,22 +526,23 @@ impl Delivery {
         Ok(committed?)
     }
 
-    fn is_committed(&mut self) {
+    fn finish_transaction(&mut self) {
         self.window().reset();
         for pending in self.pending.unfinished() {
             pending.outstanding = 0;
         }
     }
 
-    /// Waits until every message of the transaction is acknowledged, or one has failed. librdkafka would tell at the commit as
-    /// well, but not which message failed.
+    /// Waits until every message of the transaction is acknowledged, or one has failed. The commit would fail as well,
+    /// but would not show which message failed.
     fn await_acknowledgements(&mut self) -> Result<(), PipelineError> {
         let answers = self.answers();
         self.hand_over()?;
         while self.window().awaits_acknowledgements() {
             if self.abandon.is_requested() {
-                self.window().fails("given up".to_owned());
-            } else if let Ok(answer) = answers.recv_timeout(LOOK_UP) {
+                self.window()
+                    .fails("the daemon stops without waiting for it".to_owned());
+            } else if let Ok(answer) = answers.recv_timeout(CHECK_EVERY) {
                 self.answered(answer)?;
                 self.hand_over()?;
             }
@@ -534,9 +550,10 @@ impl Delivery {
         Ok(())
     }
 
-    /// Opens another transaction with the batches of the aborted one that are still ours; `false` if there are none.
+    /// Opens another transaction with the batches of the aborted one that this member still owns. Returns `false` if
+    /// there are none.
     fn send_again(&mut self, judging: &mut Judging) -> Result<bool, PipelineError> {
-        // All answers are here since the abort; they tell which messages were refused.
+        // Since the abort, all answers have arrived. They show which messages were refused.
         while let Ok(answer) = self.sink.deliveries().try_recv() {
             self.answered(answer)?;
         }
@@ -561,18 +578,18 @@ impl Delivery {
         Ok(!ours.is_empty())
     }
 
-    /// Waits for topics that are missing, unless the wait is abandoned; `false` if none is missing.
+    /// Waits for missing topics until they exist or the wait is abandoned. Returns `false` if none was missing.
     fn await_topics(&mut self) -> bool {
         self.absent.look_for_all(&self.sink);
         let mut waited = false;
         while self.absent.block(&self.sink) && !self.abandon.is_requested() {
             waited = true;
-            std::thread::sleep(LOOK_UP);
+            std::thread::sleep(CHECK_EVERY);
         }
         waited
     }
 
-    /// A transaction failed for the size of a batch: another producer makes smaller ones.
+    /// Replaces the producer by one with smaller Kafka batches, if a transaction failed because a batch was too large.
     fn make_small_batches(&mut self) -> Result<(), KafkaError> {
         if self.small_batches != SmallBatches::Wanted {
             return Ok(());
@@ -589,7 +606,7 @@ impl Delivery {
         if self.abandon.is_requested() {
             return Ok(());
         }
-        tracing::warn!("a transaction is stuck; another producer takes its place");
+        tracing::warn!("a transaction is stuck; a new producer replaces the one that opened it");
         self.sink.replace(REPLACED_WITHIN, &self.abandon)
     }
 

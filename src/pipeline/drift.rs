@@ -1,8 +1,9 @@
-//! Compares recent scores with the calibration: data that changes shifts the whole distribution, not only its tail.
+//! Detects drift by comparing recent scores with the calibration. Data that changes shifts the whole distribution, not
+//! only its tail.
 
-/// Scores are compared with this quantile of the calibration.
+/// The quantile of the calibration with which scores are compared.
 pub const QUANTILE: f64 = 0.9;
-/// Time constant of the average, in records.
+/// The time constant of the average, in records.
 const MEMORY: f64 = 10_000.0;
 
 /// An exponential moving average of the share of scores above the calibration's [`QUANTILE`].
@@ -13,7 +14,7 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// `line`: the calibration's score at [`QUANTILE`].
+    /// `line` is the calibration's score at [`QUANTILE`].
     pub fn new(line: f32) -> Drift {
         Drift {
             line,
@@ -21,8 +22,8 @@ impl Drift {
         }
     }
 
-    /// Adds finite scores in any order. Returns the share above the line relative to the calibration: 1 is as calibrated, 10
-    /// means that every record is above it.
+    /// Adds finite scores, in any order. Returns the share above the line, relative to the calibration: 1 means as
+    /// calibrated, 10 means that every record is above the line.
     pub fn see(&mut self, scores: impl Iterator<Item = f32>) -> f64 {
         for score in scores {
             let above = f64::from(u8::from(score > self.line));

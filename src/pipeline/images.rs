@@ -1,5 +1,5 @@
-//! Images between intake and publisher: decoder threads and the scorer that they feed. The rows and maps of an image live
-//! only from decoding to scoring, not until its batch is done.
+//! Decodes and scores images between intake and publisher. The rows and maps of an image exist only from decoding to
+//! scoring, not until its batch is finished.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,16 +14,16 @@ use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{ImageScores, Scorer};
 
-/// Least number of decoded images that may wait for a scorer.
+/// The minimum number of decoded images that may wait for a scorer.
 pub const AHEAD: usize = 2;
 
-/// What a decoder sends to its scorer.
+/// A message from a decoder to its scorer.
 pub enum Step {
     /// The next image of the batch with this sequence number.
     Image {
         sequence: u64,
         opened: Option<Instant>,
-        /// The image, with the memory reserved for it until it is scored.
+        /// The image, with the memory reserved for it until it has been scored.
         image: Result<(Image, Taken), ImageError>,
     },
     /// The batch itself, after all of its images.
@@ -34,13 +34,13 @@ pub enum Step {
 #[derive(Clone, Copy)]
 pub struct Explain {
     pub threshold: f32,
-    /// Explain every image, not only anomalies.
+    /// Explains every image, not only anomalies.
     pub all: bool,
-    /// Most regions in an explanation.
+    /// The maximum number of regions in an explanation.
     pub most: usize,
 }
 
-/// Runs a decoder: takes the next batch and hands over its images one by one.
+/// Runs a decoder thread. It takes the next batch and hands over its images one by one.
 pub fn decode(
     reader: &ImageReader,
     room: &Room,
@@ -82,7 +82,7 @@ pub fn decode(
     Ok(())
 }
 
-/// A scorer and its findings for batches that are not complete yet.
+/// A scorer with its findings for batches that are not complete yet.
 pub struct Worker {
     scorer: Scorer,
     explain: Explain,
@@ -107,7 +107,8 @@ impl Worker {
         }
     }
 
-    /// Scores the images of its decoders. If the scorer takes several at once, waiting ones are scored together.
+    /// Scores the images of its decoders. If the scorer accepts several images at once, waiting images are scored
+    /// together.
     pub fn run(
         mut self,
         steps: &Receiver<Step>,
@@ -125,7 +126,7 @@ impl Worker {
             }
             let started = Instant::now();
             seen.clear();
-            // One huge image must not keep its memory forever.
+            // Free the memory of a huge image, which would otherwise be kept forever.
             rows.clear();
             rows.shrink_to(4 << 20);
             let images = together.iter().filter_map(Step::image);
@@ -170,7 +171,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Puts the findings into their batch.
+    /// Moves the findings into their batch.
     fn close(&mut self, mut batch: Batch) -> Batch {
         if let Some(part) = self.open.remove(&batch.sequence) {
             self.metrics.inference_seconds.observe(part.seconds);
@@ -192,7 +193,7 @@ impl Part {
     fn refuse(&mut self, why: String) {
         self.push_failure(RowError {
             reason: Reason::Unscorable,
-            detail: format!("the model fails on this image: {why}").into(),
+            detail: format!("the model failed on this image: {why}").into(),
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Consumes records from Kafka, decodes them into batches, and commits their offsets once they are delivered.
+//! Consumes records from Kafka, decodes them into batches, and commits their offsets once the batches are delivered.
 
 use std::time::{Duration, Instant};
 
@@ -16,35 +16,37 @@ use crate::metrics::{Metrics, SKIP_LOST};
 use crate::record::Record;
 use crate::status::Status;
 
-/// How long a poll waits when nothing is due. Bounds the delay until a stop is noticed.
+/// How long a poll waits when nothing is due. This bounds the delay until a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
-/// The same while partitions are on hold.
+/// How long a poll waits while partitions are held.
 const HOLDING_POLL: Duration = Duration::from_millis(10);
-/// A batch leaves after this long without a record, if no other batch waits to be scored: waiting would only add latency.
+/// How long to wait for another record before a partial batch leaves, if no other batch waits to be scored. A longer
+/// wait would only add latency.
 const GAP: Duration = Duration::from_millis(1);
-/// How long to wait for a free batch before pausing. Short delays are waited out, because pausing discards what
-/// librdkafka has fetched.
+/// How long to wait for a free batch before pausing. Short delays are waited out, because pausing discards the records
+/// that librdkafka has fetched.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Least time for closing the consumer, even if the drain used up its own.
+/// The least time for closing the consumer, even if the drain has used up its own time.
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
-/// Records taken before the clock and finished batches are checked again. Checking at each record would cost as much as
-/// decoding a few fields.
+/// The number of records taken before the clock and finished batches are checked again. A check at each record would
+/// cost as much as decoding a few fields.
 const TURN: usize = 32;
-/// One record in this many is timed. That is enough for a histogram, and timing costs about as much as a small field.
+/// One record in this many is timed. This is enough for a histogram, and timing costs about as much as decoding a small
+/// field.
 const TIME_ONE_IN: u64 = 16;
-/// Most bytes of in-flight images and their rows, however much memory there is; the rest waits in Kafka. Worth a few seconds
-/// of scoring, so that a drain takes no longer.
-const PICTURES_IN_FLIGHT: usize = 16 << 20;
+/// The maximum number of bytes of in-flight images and their rows, however much memory there is. Other images wait in
+/// Kafka. Images of this size take a few seconds to score, so a drain takes no longer than that.
+const IMAGES_IN_FLIGHT: usize = 16 << 20;
 
 pub struct Channels {
     pub to_score: Sender<Batch>,
     pub finished: Receiver<Batch>,
 }
 
-/// Why consuming ended.
+/// The reason why consuming ended.
 enum Ended {
     Stopped,
-    /// Everything is delivered and another model takes over.
+    /// Everything is delivered, and another model takes over.
     MakesRoom,
 }
 
@@ -52,7 +54,7 @@ pub struct Intake {
     source: Source,
     decoder: Decoder,
     limits: config::BatchSettings,
-    /// Most bytes of in-flight batches; the rest waits in Kafka.
+    /// The maximum number of bytes of in-flight batches. Other records wait in Kafka.
     share: usize,
     drain_timeout: Duration,
     metrics: Metrics,
@@ -66,7 +68,7 @@ pub struct Intake {
     records: u64,
     /// Bytes of the batches in flight.
     in_flight_bytes: usize,
-    /// Batches with a lower sequence hold revoked partitions: their offsets are not stored.
+    /// Batches with a lower sequence contain revoked partitions, so their offsets are not stored.
     disowned_below: u64,
 }
 
@@ -83,7 +85,7 @@ impl Intake {
         source.lose_below(0);
         Intake {
             share: match decoder.reads_images() {
-                true => share.min(PICTURES_IN_FLIGHT),
+                true => share.min(IMAGES_IN_FLIGHT),
                 false => share,
             },
             source,
@@ -108,11 +110,11 @@ impl Intake {
         self.source.topics().clone()
     }
 
-    /// Consumes until a stop, drains, commits and leaves the group. If another model takes over, returns the drained
-    /// consumer, still in its group.
+    /// Consumes until a stop is requested, drains, commits and leaves the group. If another model takes over, returns
+    /// the drained consumer, which is still in its group.
     ///
     /// # Errors
-    /// Kafka fails for good, or the drain did not end in time.
+    /// When Kafka fails for good, or the drain did not end in time.
     pub fn run(mut self) -> Result<Option<Source>, PipelineError> {
         let consumed = self.consume();
         if let Ok(Ended::MakesRoom) = consumed {
@@ -120,14 +122,15 @@ impl Intake {
         }
         self.status.is_draining();
         let deadline = Instant::now() + self.drain_timeout;
-        // After a failure, only at-least-once drains. With exactly-once the transaction is aborted and its records are judged again.
+        // After a failure, only at-least-once drains. With exactly-once, the transaction is aborted and its records are
+        // judged again.
         let drained = (consumed.is_ok() || !self.source.is_exactly_once()) && self.drain();
         if drained {
             tracing::info!("drained: the outcome of every consumed record is delivered");
         } else {
             self.stop.abandon.request();
         }
-        // Ends the workers and, after them, the publisher.
+        // This ends the workers and, after them, the publisher.
         drop(self.channels.to_score);
         let left = deadline.saturating_duration_since(Instant::now());
         let closed = self.source.close(left.max(CLOSE_AT_LEAST));
@@ -176,11 +179,11 @@ impl Intake {
             ..
         } = self.limits;
         let due = self.current.is_due(max_records, max_wait, now);
-        // A large batch of wide rows could alone exceed the share.
+        // A large batch of wide rows could exceed the share alone.
         due || self.current.weight() >= self.share
     }
 
-    /// Whether no batch is free, or the in-flight batches fill their share of memory.
+    /// Returns whether no batch is free, or the in-flight batches fill their share of memory.
     fn is_full(&self) -> bool {
         self.free.is_empty() || self.in_flight_bytes >= self.share
     }
@@ -211,8 +214,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Dispatches a partial batch when Kafka has no more records and no batch waits for a scorer. Not with exactly-once: a
-    /// transaction takes longer than the wait anyway, and holds a limited number of batches.
+    /// Dispatches a partial batch when Kafka has no more records and no batch waits for a scorer. This is not done with
+    /// exactly-once, because a transaction takes longer than the wait and holds a limited number of batches.
     fn leave_early(&mut self) {
         let waits = self.current.is_empty() || self.source.is_exactly_once();
         if !waits && !self.is_full() && self.channels.to_score.is_empty() {
@@ -220,7 +223,7 @@ impl Intake {
         }
     }
 
-    /// Takes one event from Kafka, usually a record for the current batch. `false` if there is none.
+    /// Takes one event from Kafka, usually a record for the current batch. Returns `false` if there is none.
     fn take(&mut self, timeout: Duration) -> Result<bool, PipelineError> {
         let message = match self.source.poll(timeout)? {
             Event::Message(message) => message,
@@ -232,7 +235,7 @@ impl Intake {
         };
         let (record, from) = self.source.record(&message);
         if self.source.is_held(from) {
-            // This record will be fetched again. For now it only tells which schema it needs.
+            // This record will be fetched again. For now, it only shows which schema it needs.
             let payload = record.payload.unwrap_or_default();
             self.decoder.ask_for_schema(payload, record.timestamp_ms);
             let size = payload.len();
@@ -255,7 +258,7 @@ impl Intake {
             },
             Some(payload) => {
                 let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
-                // Images are decoded and timed in `images`.
+                // `images` decodes and times images.
                 if timed && !self.decoder.reads_images() {
                     let seconds = now.elapsed().as_secs_f64();
                     self.metrics.decode_seconds.observe(seconds);
@@ -300,7 +303,7 @@ impl Intake {
                         "partitions were revoked before their verdicts were delivered; the new owner judges these records again"
                     );
                     self.dispatch_if_possible();
-                    // The undispatched records leave with the next sequence number.
+                    // The records that are not dispatched yet leave with the next sequence number.
                     self.disowned_below = self.sequence + u64::from(!self.current.is_empty());
                 }
             }
@@ -310,7 +313,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Drops in-flight records: other members already own the partitions and judge these records.
+    /// Drops in-flight records, because other members already own their partitions and judge these records.
     fn lose(&mut self) {
         let dropped = self.current.consumed() as u64;
         let skipped = &self.metrics.records_skipped;
@@ -320,11 +323,11 @@ impl Intake {
         self.disowned_below = self.sequence;
         self.source.lose_below(self.sequence);
         tracing::warn!(
-            "partitions are lost; the new owner judges the records that were in flight here"
+            "partitions were lost; their new owner judges the records that were in flight here"
         );
     }
 
-    /// Backpressure: every batch is in use because workers or brokers are behind.
+    /// Waits under backpressure: every batch is in use because the workers or the brokers are behind.
     fn wait_for_room(&mut self) -> Result<(), PipelineError> {
         match self.channels.finished.recv_timeout(PATIENCE) {
             Ok(batch) => {
@@ -333,7 +336,7 @@ impl Intake {
             }
             Err(_) => {
                 self.source.pause()?;
-                // Polling keeps the group membership alive. A late message goes into the current batch.
+                // Polling keeps the group membership alive. A record that still arrives goes into the current batch.
                 self.take(Duration::ZERO)?;
                 Ok(())
             }
@@ -349,7 +352,7 @@ impl Intake {
         self.send(batch);
     }
 
-    /// Sends offsets that hold no record as an empty batch, so that they are finished in order with all others.
+    /// Sends offsets without records as an empty batch, so that they are finished in order with all others.
     fn pass_tails(&mut self) {
         if self.free.is_empty() {
             return;
@@ -368,7 +371,7 @@ impl Intake {
         self.sequence += 1;
         batch.charged = batch.weight();
         self.weigh(self.in_flight_bytes.saturating_add(batch.charged));
-        // Fails only if all workers have ended, and then a stop is in progress.
+        // This fails only if all workers have ended, and then a stop is in progress.
         let _ = self.channels.to_score.send(batch);
     }
 
@@ -394,7 +397,7 @@ impl Intake {
             .set(in_flight_bytes as i64);
     }
 
-    /// Waits until everything in flight is delivered. `false` if that takes too long.
+    /// Waits until everything in flight is delivered. Returns `false` if that takes too long.
     fn drain(&mut self) -> bool {
         let deadline = Instant::now() + self.drain_timeout;
         loop {
@@ -414,7 +417,8 @@ impl Intake {
     }
 }
 
-/// Adds one dead letter for a compressed batch that is too large to decompress. Returns its number of records.
+/// Adds one dead letter for a compressed batch that is too large to decompress. Returns the number of records in the
+/// compressed batch.
 fn push_oversized_batch(
     batch: &mut Batch,
     last: &Record<'_>,
@@ -430,7 +434,7 @@ fn push_oversized_batch(
         share,
     } = oversized;
     let detail = format!(
-        "a compressed batch of {records} records, offsets {first} to {end}, takes {bytes} bytes of memory, but the share of one batch is {share}: none of these records is judged. Let the producer make smaller batches, or raise memory.limit"
+        "a compressed batch of {records} records, offsets {first} to {end}, takes {bytes} bytes of memory, but one batch may take only {share}, so none of these records is judged. Let the producer make smaller batches, or raise memory.limit"
     );
     let (topic, partition) = (last.topic, last.partition);
     tracing::warn!(topic, partition, "{detail}");

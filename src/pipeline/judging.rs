@@ -1,4 +1,4 @@
-//! Judges scored batches: what is to be said about their records. Sends nothing.
+//! Judges scored batches and builds the messages about their records. Sends nothing.
 
 use std::sync::Arc;
 
@@ -19,46 +19,46 @@ use super::maps::{self, Maps};
 use super::tally::{Published, Tally};
 use super::traces::Traces;
 
-/// The model in force as far as it judges, and what its verdicts say.
+/// The part of the current model that judges, and the data that its verdicts contain.
 pub struct Judging {
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub model: ModelId,
-    /// Renders records as JSON.
+    /// The input format, which renders records as JSON.
     pub input: RecordFormat,
     pub output: config::OutputSettings,
-    /// Names by [`crate::batch::TopicPartition::topic`].
+    /// The names of topics, by [`crate::batch::TopicPartition::topic`].
     pub topics: Topics,
     pub traces: Option<Arc<Traces>>,
 }
 
-/// What there is to say about a batch.
+/// The messages and outcomes of a judged batch.
 #[derive(Debug, Default)]
 pub struct Judged {
     pub tally: Tally,
-    /// Each with its topic, in the order in which they are sent.
+    /// The messages, each with its topic, in the order in which they are sent.
     pub messages: Vec<(String, Message)>,
 }
 
 impl Judged {
-    fn say(&mut self, topic: &str, message: Message) {
+    fn add(&mut self, topic: &str, message: Message) {
         self.messages.push((topic.to_owned(), message));
     }
 }
 
-/// A scored record that gets a verdict message.
+/// A scored record for which a verdict is published.
 struct Reported {
     record: usize,
-    /// Its index among the scored records.
+    /// The index of the record among the scored records.
     scored: usize,
     severity: Option<Severity>,
 }
 
 impl Judging {
-    /// Judging the same batch again gives the same messages.
+    /// Judges a batch. Judging the same batch again gives the same messages.
     ///
     /// # Errors
-    /// The search for the nearest normal record failed.
+    /// When the search for the nearest normal record fails.
     pub fn judge(&mut self, batch: &Batch) -> Result<Judged, ScorerError> {
         let mut judged = Judged {
             tally: Tally {
@@ -80,7 +80,8 @@ impl Judging {
         Ok(judged)
     }
 
-    /// Counts every record of the batch. Returns those that get a verdict message; the others that need one are dead letters.
+    /// Counts every record of the batch. Returns the records for which a verdict is published. Records that cannot be
+    /// scored become dead letters.
     fn sort_out(&self, batch: &Batch, judged: &mut Judged) -> Vec<Reported> {
         let mut reported = Vec::new();
         for (i, record) in batch.records().enumerate() {
@@ -117,8 +118,8 @@ impl Judging {
         reported
     }
 
-    /// The number of the most similar normal record, for each of `reported` that is an anomaly. One call for the whole batch,
-    /// because most of a call's cost does not depend on the number of rows.
+    /// Returns the number of the most similar normal record for each anomaly of `reported`. The whole batch takes one
+    /// call, because most of a call's cost does not depend on the number of rows.
     fn nearest(
         &mut self,
         batch: &Batch,
@@ -180,10 +181,10 @@ impl Judging {
                 verdict: message.payload.as_slice().into(),
                 image: sighting.map(|_| record.payload.into()),
             });
-            judged.say(&self.output.anomalies_topic, message.clone());
+            judged.add(&self.output.anomalies_topic, message.clone());
         }
         if let Some(scores) = &self.output.scores_topic {
-            judged.say(scores, message);
+            judged.add(scores, message);
         }
     }
 
@@ -203,7 +204,7 @@ impl Judging {
         self.message(record, &verdict)
     }
 
-    /// The verdict on an image. Maps that go to a topic are sent before it.
+    /// Builds the verdict on an image. If its maps go to a topic, they are sent before the verdict.
     fn image_message(
         &self,
         record: StoredRecord<'_>,
@@ -227,7 +228,7 @@ impl Judging {
         self.message(record, &verdict)
     }
 
-    /// The maps of a batch that are written to `output.media_dir`, each with the id of its verdict.
+    /// Returns the maps of a batch that are written to `output.media_dir`, each with the id of its verdict.
     pub fn maps_for_folder<'b>(
         &'b self,
         batch: &'b Batch,
@@ -268,7 +269,7 @@ impl Judging {
     }
 
     fn dead_letter(&self, letter: DeadLetter, judged: &mut Judged) {
-        judged.say(&self.output.dead_letter_topic, dead_letter_message(letter));
+        judged.add(&self.output.dead_letter_topic, dead_letter_message(letter));
     }
 }
 
@@ -279,19 +280,22 @@ fn unscorable(flaw: String) -> RowError {
     }
 }
 
-/// What the model says of record `i`, which is a row.
+/// Returns the model's outputs for record `i`, which is a row.
 fn scored(batch: &Batch, i: usize, score_index: usize) -> Scored<'_> {
     Scored::at(&batch.scores, score_index, batch.row(i))
 }
 
-/// Why record `i` cannot have a verdict; `None` if it can.
+/// Returns why record `i` cannot have a verdict, or `None` if it can.
 fn flaw(batch: &Batch, i: usize, score_index: usize) -> Option<String> {
-    // Sorted by score_index.
+    // `refused` is sorted by score_index.
     if let Ok(at) = batch
         .refused
         .binary_search_by_key(&score_index, |(at, _)| *at)
     {
-        return Some(format!("the model fails on it: {}", batch.refused[at].1));
+        return Some(format!(
+            "the model failed on this record: {}",
+            batch.refused[at].1
+        ));
     }
     if batch.image_outcomes.is_empty() {
         return scored(batch, i, score_index).flaw();

@@ -1,4 +1,5 @@
-//! Writes maps as files to `output.media_dir`. A file appears complete or not at all, even if other processes write to the folder.
+//! Writes maps as files to `output.media_dir`. A file appears completely or not at all, even if other processes write
+//! to the folder.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write as _};
@@ -10,10 +11,10 @@ use tempfile::NamedTempFile;
 
 const PREFIX: &str = ".residuald-";
 const SUFFIX: &str = ".part";
-/// Below the limit of file systems, 255 bytes.
+/// The maximum length of a file name, below the limit of file systems, 255 bytes.
 const LONGEST_NAME: usize = 200;
 
-/// The file name of a map of the verdict `id`; always the same for the same verdict.
+/// Returns the file name of a map of the verdict `id`. The same verdict always has the same name.
 pub fn name(id: &str, kind: &str) -> String {
     let name = format!("{id}-{kind}.png");
     if name.len() <= LONGEST_NAME {
@@ -25,10 +26,10 @@ pub fn name(id: &str, kind: &str) -> String {
     format!("{start}-{hash}-{kind}.png")
 }
 
-/// Writes a map, unless it already exists. Links are replaced, not followed.
+/// Writes a map unless it already exists. Symbolic links are replaced, not followed.
 ///
 /// # Errors
-/// It cannot be written; nothing of it is left behind.
+/// When the map cannot be written. Nothing of it is left behind.
 pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let path = folder.join(name);
     if is_there(&path, bytes) {
@@ -40,10 +41,10 @@ pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks that files can be created in the folder. A full disk is no error, because writing waits for space.
+/// Checks that files can be created in the folder. A full disk is not an error, because writing waits for space.
 ///
 /// # Errors
-/// Files cannot be created, so the setting must be corrected.
+/// When files cannot be created, so that the setting must be corrected.
 pub fn probe(folder: &Path) -> io::Result<()> {
     use ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
     match draft(folder) {
@@ -52,10 +53,11 @@ pub fn probe(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes unfinished files of killed processes and returns their number. Files still being written are locked and stay.
+/// Removes unfinished files of killed processes and returns their number. Files that are still being written are locked
+/// and stay.
 ///
 /// # Errors
-/// The folder cannot be listed.
+/// When the folder cannot be listed.
 pub fn sweep(folder: &Path) -> io::Result<usize> {
     let mut removed = 0;
     for entry in fs::read_dir(folder)? {
@@ -72,19 +74,20 @@ pub fn sweep(folder: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// A temporary file, removed when dropped.
+/// Creates a temporary file, which is removed when dropped.
 fn draft(folder: &Path) -> io::Result<NamedTempFile> {
     let draft = tempfile::Builder::new()
         .prefix(PREFIX)
         .suffix(SUFFIX)
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)?;
-    // Fails on a file system without locks. There a starting process may remove this file, and it is written again.
+    // This fails on a file system without locks. There, a starting process may remove this file, and the map is written
+    // again.
     let _ = draft.as_file().try_lock();
     Ok(draft)
 }
 
-/// Whether this is the name of an unfinished file, also of versions up to 0.1.0: `.NAME.png.PID`.
+/// Returns whether this is the name of an unfinished file, including the form of versions up to 0.1.0: `.NAME.png.PID`.
 fn is_draft(name: &str) -> bool {
     let now = name.starts_with(PREFIX) && name.ends_with(SUFFIX);
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

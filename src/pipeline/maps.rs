@@ -1,4 +1,4 @@
-//! The maps of a verdict on an image: in the verdict, or where it points to.
+//! Places the maps of a verdict on an image: in the verdict itself, or where the verdict points to.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,13 +16,13 @@ const CONTENT_TYPE: &str = "image/png";
 
 /// The maps of one verdict.
 pub struct Maps {
-    /// Heatmap and reconstruction, as the verdict names them.
+    /// The heatmap and the reconstruction, as the verdict shows them.
     pub shown: [Option<Shown>; 2],
-    /// Messages that hold them, each with its topic.
+    /// The messages that hold the maps, each with its topic.
     pub messages: Vec<(String, Message)>,
 }
 
-/// Heatmap and reconstruction, with the names that files and keys have for them.
+/// Returns the heatmap and the reconstruction, with the names used for files and keys.
 pub fn by_kind(finding: &Finding) -> [(&'static str, &Png); 2] {
     [
         ("heatmap", &finding.heatmap),
@@ -30,7 +30,7 @@ pub fn by_kind(finding: &Finding) -> [(&'static str, &Png); 2] {
     ]
 }
 
-/// Whether the maps are small enough to be in the verdict itself.
+/// Returns whether the maps are small enough to be in the verdict itself.
 pub fn are_inline(output: &OutputSettings, finding: &Finding) -> bool {
     let bytes: usize = by_kind(finding)
         .iter()
@@ -39,7 +39,7 @@ pub fn are_inline(output: &OutputSettings, finding: &Finding) -> bool {
     bytes <= output.inline_limit
 }
 
-/// The maps of the verdict `id`. The same verdict always names the same places.
+/// Places the maps of the verdict `id`. The same verdict always points to the same places.
 pub fn of(
     output: &OutputSettings,
     finding: &Finding,

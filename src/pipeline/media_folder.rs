@@ -1,4 +1,4 @@
-//! `output.media_dir` as the publisher sees it: where it takes no maps, publishing waits.
+//! Writes maps to `output.media_dir` for the publisher. While maps cannot be written, publishing waits.
 
 use std::io;
 use std::path::PathBuf;
@@ -29,18 +29,18 @@ impl MediaFolder {
         }
     }
 
-    /// Writes maps, each with the id of its verdict; `false` if that has to be tried again later.
+    /// Writes maps, each with the id of its verdict. Returns `false` if the write must be retried later.
     pub fn write<'f>(&mut self, all: impl Iterator<Item = (String, &'f Finding)>) -> bool {
         if self.tried.is_some_and(|tried| tried.elapsed() < RETRY) {
             return false;
         }
         match self.try_write(all) {
             Ok(()) => {
-                self.is_open();
+                self.note_success();
                 true
             }
             Err((path, problem)) => {
-                self.is_blocked(&path, &problem);
+                self.note_failure(&path, &problem);
                 false
             }
         }
@@ -60,22 +60,22 @@ impl MediaFolder {
         Ok(())
     }
 
-    fn is_open(&mut self) {
+    fn note_success(&mut self) {
         self.tried = None;
         if let Some(since) = self.blocked_since.take() {
             tracing::info!(
                 seconds = since.elapsed().as_secs(),
-                "output.media_dir takes maps again"
+                "maps can be written to output.media_dir again"
             );
             self.metrics.media_dir_blocked.set(0);
         }
     }
 
-    fn is_blocked(&mut self, path: &std::path::Path, problem: &io::Error) {
+    fn note_failure(&mut self, path: &std::path::Path, problem: &io::Error) {
         if self.blocked_since.is_none() {
             tracing::error!(
                 path = %path.display(),
-                "output.media_dir: {problem}; publishing waits until the map can be written: free some space, or repair the folder"
+                "output.media_dir: {problem}; publishing waits until this map can be written: free some space, or repair the folder"
             );
             self.metrics.media_dir_blocked.set(1);
         }

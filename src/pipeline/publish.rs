@@ -1,4 +1,5 @@
-//! The publisher: puts scored batches into their order, has them judged and delivered, and gives them back when they are.
+//! The publisher puts scored batches into their order, has them judged and delivered, and returns them when they are
+//! delivered.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 
 use super::PipelineError;
-use super::delivery::{Delivery, LOOK_UP, Pending};
+use super::delivery::{CHECK_EVERY, Delivery, Pending};
 use super::drift::{Drift, QUANTILE};
 use super::judging::Judging;
 use super::media_folder::MediaFolder;
@@ -21,13 +22,13 @@ use super::media_folder::MediaFolder;
 pub struct Publisher {
     judging: Judging,
     delivery: Delivery,
-    /// Only if the maps of images are written to a folder.
+    /// Set only if the maps of images are written to a folder.
     folder: Option<MediaFolder>,
     drift: Drift,
     metrics: Metrics,
     recent: Recent,
     abandon: Shutdown,
-    /// The sequence of the batch to publish next.
+    /// The sequence of the next batch to publish.
     next: u64,
     /// Batches that were scored before their turn.
     early: BTreeMap<u64, Batch>,
@@ -58,10 +59,11 @@ impl Publisher {
         }
     }
 
-    /// Runs until the workers have ended and everything is delivered, or until that is abandoned. Gives the producer back.
+    /// Runs until the workers have ended and everything is delivered, or until delivery is abandoned. Returns the
+    /// producer.
     ///
     /// # Errors
-    /// A message can never be delivered, or Kafka cannot go on.
+    /// When a message can never be delivered, or Kafka fails for good.
     pub fn run(
         mut self,
         scored: &Receiver<Batch>,
@@ -97,7 +99,7 @@ impl Publisher {
                         self.delivery.answered(answer)?;
                     }
                 }
-                default(patience.map_or(LOOK_UP, |left| left.min(LOOK_UP))) => {}
+                default(patience.map_or(CHECK_EVERY, |left| left.min(CHECK_EVERY))) => {}
             }
             self.publish_in_order()?;
             self.delivery.hand_over_if_due()?;
@@ -107,7 +109,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes the batches whose turn it is, as far as the folder takes their maps.
+    /// Publishes the batches that are next in order, until the folder cannot be written.
     fn publish_in_order(&mut self) -> Result<(), PipelineError> {
         while let Some(batch) = self.early.remove(&self.next) {
             if !self.writes_maps(&batch) {
@@ -120,8 +122,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// Writes the maps of a batch into the folder; `false` if that has to be tried again later. It comes before the batch is
-    /// published: no transaction may be open for as long as a disk is full.
+    /// Writes the maps of a batch into the folder. Returns `false` if the write must be retried later. The maps are
+    /// written before the batch is published, because no transaction may stay open while a disk is full.
     fn writes_maps(&mut self, batch: &Batch) -> bool {
         match &mut self.folder {
             Some(folder) if !self.delivery.is_lost(batch.sequence) => {
@@ -131,7 +133,7 @@ impl Publisher {
         }
     }
 
-    /// Gives back the batches that are delivered whole, in order.
+    /// Gives completely delivered batches back to the intake, in order.
     fn finish(&mut self, give_back: &Sender<Batch>) {
         while let Some(finished) = self.delivery.take_finished() {
             let Pending {
@@ -157,7 +159,7 @@ impl Publisher {
             );
             tally.lose(losses);
             tally.count(&batch, &self.metrics, &self.recent);
-            // The intake may have ended after a drain that ran out of time.
+            // The intake may have ended after a drain that took too long.
             let _ = give_back.send(batch);
         }
     }

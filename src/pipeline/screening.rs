@@ -1,5 +1,5 @@
-//! Two-stage scoring: the screen sees every row; the scorer sees those that are not clearly normal, and a sample of the
-//! others to audit the screen.
+//! Two-stage scoring. The screen sees every row. The scorer sees the rows that are not clearly normal, and a sample of
+//! the others to audit the screen.
 
 use crate::batch::{Batch, Screened};
 use crate::bundle::{SegmentId, TooFewProbes};
@@ -7,22 +7,23 @@ use crate::config::{self, ScreenMode};
 use crate::onnx::{Scorer, ScorerError, ScreenSession};
 use crate::verdict::Judge;
 
-/// With the screen on, one record in this many is scored regardless of the screen.
+/// With the screen on, one record in this many is scored whatever the screen answers.
 const AUDIT_ONE_IN: u64 = 64;
 
-/// The screen's output above which a record is scored.
+/// The screen's output above which a record is scored, overall and by segment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bounds {
     pub all: f32,
-    /// One per segment.
+    /// One bound per segment.
     segments: Vec<f32>,
 }
 
 impl Bounds {
-    /// Chooses bounds so that, for each threshold of `judge`, at most the share `missed` of flagged records is not scored.
+    /// Chooses the bounds so that, for each threshold of `judge`, at most the share `missed` of the flagged records is
+    /// not scored.
     ///
     /// # Errors
-    /// [`TooFewProbes`] for one of the thresholds.
+    /// [`TooFewProbes`], if the calibration has too few probes for one of the thresholds.
     pub fn new(
         screen: &crate::bundle::Screen,
         judge: &Judge,
@@ -55,7 +56,7 @@ pub struct Screening {
 }
 
 impl Screening {
-    /// `None` if the settings turn the screen off.
+    /// Returns `None` if the settings turn the screen off.
     pub fn new(
         screen: ScreenSession,
         bounds: Bounds,
@@ -86,7 +87,7 @@ impl Screening {
                 return Err(error);
             }
             tracing::error!(
-                "the screen fails on a batch, so all of its records are scored: {error}"
+                "the screen failed on a batch, so all of its records are scored: {error}"
             );
             self.answers.clear();
             self.answers.resize(batch.scorable(), f32::NAN);
@@ -94,7 +95,7 @@ impl Screening {
         let width = batch.rows.len() / batch.scorable();
         let mut screened = std::mem::take(&mut batch.screened);
         for (i, (record, answer)) in batch.records().zip(&self.answers).enumerate() {
-            // NaN compares false: it does not clear a record.
+            // A comparison with NaN is false, so NaN does not clear a record.
             let cleared = *answer <= self.bounds.of(record.segment);
             let score_index = self.picked.len() / width;
             let outcome = if self.audits_all || is_audited(record.offset) {
@@ -119,7 +120,8 @@ impl Screening {
     }
 }
 
-/// Depends on the offset only, so that a replay audits the same records. Hashed, because a stream may be periodic.
+/// Returns whether the record at this offset is audited. The result depends only on the offset, so that a replay audits
+/// the same records. The offset is hashed, because a stream may be periodic.
 fn is_audited(offset: i64) -> bool {
     let hash = offset.cast_unsigned().wrapping_mul(0x9E37_79B9_7F4A_7C15);
     hash >> (u64::BITS - AUDIT_ONE_IN.ilog2()) == 0

@@ -1,4 +1,4 @@
-//! The model in force, and how another one replaces it.
+//! The current model, and how another model replaces it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,22 +15,22 @@ use crate::verdict::Judge;
 
 use super::screening::Screening;
 
-/// A proved and warm model, and what reads records for it.
+/// A proved and warmed-up model, with the parts that read records for it.
 pub struct Serving {
     pub features: Vec<Feature>,
-    /// Reads the segment of a record, if the model has segments.
+    /// Reads the segment of a record, if the bundle is calibrated by segment.
     pub segment: Option<SegmentReader>,
     pub input: RecordFormat,
-    /// Memory for decoding images, shared by all models.
+    /// The memory for decoding images, shared by all models.
     pub decoding: Room,
-    /// One per worker.
+    /// One scorer per worker.
     pub scorers: Vec<Scorer>,
-    /// One per worker, or empty.
+    /// One screening per worker, or empty if the screen is off.
     pub screenings: Vec<Screening>,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub model: ModelId,
-    /// The requested provider.
+    /// The execution provider that the settings request.
     pub asked: &'static str,
 }
 
@@ -39,7 +39,7 @@ impl Serving {
         self.scorers[0].provider.as_str()
     }
 
-    /// What HTTP shows of the model. `bounds` are the histogram buckets of the score.
+    /// Returns the facts about the model that HTTP shows. `bounds` are the histogram buckets of the score.
     pub fn in_force(&self, bounds: &[f64]) -> InForce {
         InForce {
             model: self.model.clone(),
@@ -54,7 +54,7 @@ impl Serving {
         }
     }
 
-    /// Tells metrics and status that this model judges from now on.
+    /// Updates metrics and status to show that this model judges from now on.
     pub fn announce(&self, metrics: &Metrics, status: &Status) {
         let (model, provider) = (&self.model, self.provider());
         metrics.threshold.set(f64::from(self.judge.threshold));
@@ -78,7 +78,7 @@ pub struct PendingModel(Arc<Offered>);
 
 #[derive(Default)]
 struct Offered {
-    /// Checked for each record, where a lock would be too expensive.
+    /// An atomic flag, because it is checked for each record and a lock would be too slow.
     is_there: AtomicBool,
     serving: Mutex<Option<(Serving, config::OutputSettings)>>,
 }

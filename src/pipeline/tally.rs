@@ -1,4 +1,4 @@
-//! Accounts for the records of a batch: each has one outcome, counted once it is delivered.
+//! Counts the outcomes of the records of a batch. Each record has one outcome, which is counted once it is delivered.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,32 +18,33 @@ pub struct Tally {
     pub scored: usize,
     pub dead: Vec<Reason>,
     pub anomalies: Vec<Severity>,
-    /// Audited anomalies that the screen would have passed to the scorer, and those it would have cleared.
+    /// The number of audited anomalies that the screen would have passed to the scorer, and the number that it would
+    /// have cleared.
     pub audited_anomalies: [u64; 2],
-    /// The anomalies for the triage page.
+    /// The anomalies to show on the triage page.
     pub shown: Vec<Anomaly>,
-    /// Verdicts of traced records, ordered by record.
+    /// The published verdicts of traced records, ordered by record.
     pub published: Vec<Published>,
     pub tombstones: usize,
-    /// Parts left out of messages, by name.
+    /// The number of times each part was left out of a message, by the part's name.
     pub omitted: BTreeMap<&'static str, u64>,
-    /// Records about which nothing could be published.
+    /// The number of records about which nothing could be published.
     pub undeliverable: usize,
-    /// Records of compressed batches that are too large to read. One dead letter stands for each batch.
+    /// The number of records in compressed batches that are too large to read. One dead letter stands for each batch.
     pub oversized: usize,
-    /// Records not published because another member owns their partitions and judges them.
+    /// The number of records that were not published because another member owns their partitions and judges them.
     pub lost: usize,
 }
 
 /// A published verdict of a traced record.
 #[derive(Debug)]
 pub struct Published {
-    /// Index of its record in the batch.
+    /// The index of the record in the batch.
     pub record: usize,
     pub severity: Option<Severity>,
 }
 
-/// What could not be published of a batch. Known only after the batch was sent.
+/// The parts and records of a batch that could not be published. This is known only after the batch was sent.
 #[derive(Debug, Default)]
 pub struct Losses {
     pub omitted: BTreeMap<&'static str, u64>,
@@ -60,7 +61,7 @@ impl Losses {
 }
 
 impl Tally {
-    /// Corrects the counts for what could not be published.
+    /// Corrects the counts by the records and parts that could not be published.
     pub fn lose(&mut self, losses: Losses) {
         for (part, messages) in losses.omitted {
             *self.omitted.entry(part).or_default() += messages;

@@ -1,7 +1,7 @@
-//! Reports a traced record as spans: consume, which contains decode, score and publish. Their times are those of the batch, which are
-//! measured anyway, so records without a trace cost nothing.
+//! Reports a traced record as four spans: consume, which contains decode, score and publish. The spans use the times of
+//! the batch, which are measured anyway, so records without a trace cost nothing.
 //!
-//! Ids are derived from topic, partition and offset, so that a record judged again gets the same ids, byte for byte.
+//! The ids are derived from topic, partition and offset, so that a record that is judged again gets identical ids.
 
 use std::borrow::Cow;
 use std::hash::Hasher;
@@ -28,12 +28,13 @@ use crate::verdict::{Severity, is_score};
 
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
-/// Index of the digit in a `traceparent` with the sampled flag. Most are not sampled and need no parsing.
+/// The index of the digit in a `traceparent` that holds the sampled flag. Most values are not sampled and need no
+/// parsing.
 const LAST_OF_FLAGS: usize = 54;
 
 pub struct Traces {
     spans: Spans,
-    /// Records without a trace get one if their hash is below this.
+    /// A record without a trace gets one if its hash is below this value.
     below: Option<u64>,
     group_id: String,
     anomalies_topic: String,
@@ -42,7 +43,7 @@ pub struct Traces {
     scope: InstrumentationScope,
 }
 
-/// Where a record came from.
+/// The origin of a record.
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     topic: &'a str,
@@ -50,11 +51,11 @@ struct Origin<'a> {
     offset: i64,
 }
 
-/// The trace of one record and the ids of its spans.
+/// The trace of one record, and the ids of its spans.
 struct Trace {
     id: TraceId,
     state: TraceState,
-    /// The span of the record's producer.
+    /// The span of the record's producer, if there is one.
     parent: Option<SpanId>,
     consume: SpanId,
     decode: SpanId,
@@ -62,11 +63,11 @@ struct Trace {
     publish: SpanId,
 }
 
-/// When a batch reached each stage.
+/// The times at which a batch reached each stage.
 struct Times {
     opened: SystemTime,
     decoded: SystemTime,
-    /// Start and end of scoring.
+    /// The start and the end of scoring.
     scored: Option<(SystemTime, SystemTime)>,
     published: SystemTime,
     delivered: SystemTime,
@@ -92,7 +93,8 @@ impl Traces {
         }
     }
 
-    /// Adds the publish span to a verdict's headers, as the parent for its readers. Returns whether the record is traced.
+    /// Adds the publish span to a verdict's headers, as the parent of spans made by consumers of the verdict. Returns
+    /// whether the record is traced.
     pub fn hand_on(&self, message: &mut Message, topic: &str, record: StoredRecord<'_>) -> bool {
         let headers = record.trace.map(|header| header.map(|(_, value)| value));
         let Some(trace) = self.trace(Origin::of(topic, record), headers) else {
@@ -104,7 +106,7 @@ impl Traces {
         true
     }
 
-    /// Sends the spans of a delivered batch's traced records.
+    /// Sends the spans of the traced records of a delivered batch.
     pub fn send(&self, batch: &Batch, tally: &Tally, published: Instant, topics: &Topics) {
         let times = Times::of(batch, published);
         let mut verdicts = tally.published.iter().peekable();
@@ -154,12 +156,13 @@ impl Traces {
         }
     }
 
-    /// Sends the remaining spans.
+    /// Sends the spans that are still queued.
     pub fn end(&self) {
         self.spans.end();
     }
 
-    /// The trace of a record: its own if sampled, or a new one if it has none and is drawn at random. `None` if not traced.
+    /// Returns the trace of a record: its own if it is sampled, or a new one if it has none and is selected by its
+    /// hash. Returns `None` if the record is not traced.
     fn trace(&self, origin: Origin<'_>, headers: [Option<&[u8]>; 2]) -> Option<Trace> {
         let parent = match headers[0].and_then(|header| header.get(LAST_OF_FLAGS)) {
             Some(digit) if is_odd(*digit) => parent(headers),
@@ -195,7 +198,7 @@ impl Traces {
         let Some(below) = self.below else {
             return false;
         };
-        // A hash with a specification, so that every build samples the same records.
+        // XXH64 has a specification, so every build samples the same records.
         let mut hasher = XxHash64::with_seed(0);
         hasher.write(origin.topic.as_bytes());
         hasher.write(&origin.partition.to_le_bytes());
@@ -235,7 +238,7 @@ impl Traces {
         self.spans.send(span);
     }
 
-    /// `None`: the screen cleared the record.
+    /// Sends the score span. A score of `None` means that the screen cleared the record.
     fn score(&self, trace: &Trace, times: &Times, score: Option<f32>) {
         let Some(scored) = times.scored else {
             return;
@@ -265,7 +268,7 @@ impl Traces {
         self.spans.send(span);
     }
 
-    /// A child of the consume span.
+    /// Returns a span that is a child of the consume span.
     fn span(
         &self,
         trace: &Trace,
@@ -303,13 +306,13 @@ impl<'a> Origin<'a> {
 }
 
 impl Times {
-    /// The times of a batch that is delivered now.
+    /// Returns the times of a batch that is delivered now.
     fn of(batch: &Batch, published: Instant) -> Times {
         let (now, delivered) = (Instant::now(), SystemTime::now());
         let at = |instant: Instant| delivered - now.saturating_duration_since(instant);
         let scored = batch.scoring.map(|(from, to)| (at(from), at(to)));
         let opened = at(batch.opened().unwrap_or(now));
-        // Images of a batch are decoded while others are scored.
+        // Some images of a batch are decoded while others are scored.
         let decoded = match (scored, batch.image_outcomes.is_empty()) {
             (Some((from, _)), false) => from,
             _ => batch.dispatched.map_or(opened, at),
@@ -324,7 +327,7 @@ impl Times {
     }
 }
 
-/// The sampled producer span in a record's headers.
+/// Returns the sampled span of the producer from a record's headers.
 fn parent(headers: [Option<&[u8]>; 2]) -> Option<SpanContext> {
     let headers = Headers(headers.map(|header| std::str::from_utf8(header?).ok()));
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);

@@ -1,5 +1,5 @@
-//! The scoring threads. A table worker takes whole batches. An image worker has its own decoders, which hand it one image at a
-//! time.
+//! The scoring threads. A worker for tables takes whole batches. A worker for images has its own decoders, which hand
+//! over one image at a time.
 
 use std::thread::{Scope, ScopedJoinHandle, available_parallelism};
 use std::time::Instant;
@@ -18,17 +18,17 @@ use super::screening::Screening;
 use super::serving::Serving;
 use super::{PipelineError, RunContext, Stop, guarded, log_refused, spawn};
 
-/// Name and handle of a thread.
+/// The name and the handle of a thread.
 pub type Thread<'scope> = (
     &'static str,
     ScopedJoinHandle<'scope, Result<(), PipelineError>>,
 );
 
-/// Workers for the model in force, one per scorer.
+/// The workers of the current model, one per scorer.
 pub struct Workers {
     scorers: Vec<Scorer>,
     screenings: Vec<Screening>,
-    /// Only if the records are images.
+    /// Set only if the records are images.
     images: Option<Images>,
     metrics: Metrics,
 }
@@ -38,12 +38,12 @@ struct Images {
     reader: ImageReader,
     room: Room,
     explain: Explain,
-    /// Decoder threads for each worker.
+    /// The number of decoder threads of each worker.
     decoders: usize,
 }
 
 impl Workers {
-    /// Moves scorers and screenings out of `serving`.
+    /// Creates the workers. Moves scorers and screenings out of `serving`.
     pub fn new(serving: &mut Serving, context: &RunContext) -> Workers {
         let scorers = std::mem::take(&mut serving.scorers);
         let cores = available_parallelism().map_or(1, usize::from);
@@ -68,7 +68,7 @@ impl Workers {
         }
     }
 
-    /// Interrupts running graphs of the scorers.
+    /// Returns a handle that interrupts the running graphs of the scorers.
     pub fn interrupt(&self) -> Interrupt {
         self.scorers[0].interrupt()
     }
@@ -103,7 +103,7 @@ impl Workers {
 }
 
 impl Images {
-    /// One worker and its decoders.
+    /// Starts one worker and its decoders.
     fn spawn<'scope>(
         self,
         scope: &'scope Scope<'scope, '_>,
@@ -136,7 +136,7 @@ impl Images {
     }
 }
 
-/// Scores batches until there are no more.
+/// Scores batches until the channel is closed.
 fn score(
     mut scorer: Scorer,
     mut screening: Option<Screening>,

@@ -1,14 +1,14 @@
-"""Does delivery hold while everything around it breaks?
+"""Chaos test: checks the delivery guarantee while daemons, brokers, network, clocks and disks fail.
 
-A stream goes through residuald on three brokers of a real Apache Kafka while daemons are killed, stopped and restarted,
-brokers go and come, the network fails, clocks jump and disks are full, by a plan that a seed gives. Then every record
-produced is looked for.
+A stream passes through residuald on three brokers of a real Apache Kafka. Meanwhile daemons are killed, stopped and
+restarted, brokers crash and return, the network fails, clocks jump and disks fill up, following a plan that depends
+only on the seed. Afterwards the output is checked for every record that was produced.
 
     .venv/bin/python tests/chaos --records 100000 --kills 10 --delivery exactly-once --seed 7
 
-Standard error tells what happens; the last line of standard output is one JSON object: produced, lost, duplicated,
-reordered, kills and more. Ends with 0 if the guarantee held: nothing lost, nothing reordered, nothing with another
-content than it should have, and with exactly-once nothing duplicated.
+Progress goes to standard error. The last line of standard output is a JSON object with the numbers of records that were
+produced, lost, duplicated and reordered, the number of kills, and more. The exit status is 0 if the guarantee held:
+nothing was lost, reordered or wrong, and with exactly-once nothing was duplicated.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from verify import Findings, expected_verdicts, verify
 
 BROKERS = 3
 PARTITIONS = 6
-# No commit for so long, with records waiting and no fault at work, is a daemon that hangs.
+# A daemon counts as hung after this time without a commit, while records wait and no fault is active.
 STALLED = 180  # seconds
-TELL_EVERY = 5  # seconds
+REPORT_EVERY = 5  # seconds
 STARTED = time.monotonic()
 
 
@@ -64,10 +64,10 @@ def main():
 
 
 def without_missing(plan):
-    """The faults that can be done here."""
+    """Removes the faults that this machine cannot inject, and says why. With RESIDUALD_TEST_STRICT, exits instead."""
     for kind, missing in {"clock": clock.missing, "disk": disk.missing}.items():
         if any(fault.kind == kind for fault in plan) and (why := missing()):
-            say(f"!!! SKIPPED the fault {kind}: {why}")
+            say(f"!!! SKIPPED fault {kind}: {why}")
             if os.environ.get("RESIDUALD_TEST_STRICT"):
                 sys.exit(1)
             plan = [fault for fault in plan if fault.kind != kind]
@@ -77,17 +77,19 @@ def without_missing(plan):
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
-    parser.add_argument("--kills", type=int, default=10, help="kill -9 of a daemon")
+    parser.add_argument("--kills", type=int, default=10, help="how often a daemon is killed with SIGKILL (10)")
     parser.add_argument("--delivery", choices=["exactly-once", "at-least-once"], default="exactly-once")
-    parser.add_argument("--seed", type=int, default=0, help="of the plan (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the plan of faults (0)")
     parser.add_argument("--daemons", type=int, default=2)
-    parser.add_argument("--group", choices=GROUPS, default="cooperative", help="how replicas share (cooperative)")
+    parser.add_argument(
+        "--group", choices=GROUPS, default="cooperative", help="consumer group protocol or strategy (cooperative)"
+    )
     parser.add_argument("--session", type=float, default=3, help="the group's session timeout in seconds (3)")
     parser.add_argument("--faults", default=",".join(LANES), help=f"kind[:count],... (all kinds: {' '.join(LANES)})")
-    parser.add_argument("--rate", type=float, default=0, help="records a second, at most (as fast as they are judged)")
-    parser.add_argument("--dir", type=Path, default=ROOT / "target/chaos", help="for logs (target/chaos)")
-    parser.add_argument("--residuald", type=Path, default=built_last(), help="the binary (release or debug, the newer)")
-    parser.add_argument("--plan-only", action="store_true", help="show the plan and end")
+    parser.add_argument("--rate", type=float, default=0, help="most records to produce per second (0: no limit)")
+    parser.add_argument("--dir", type=Path, default=ROOT / "target/chaos", help="folder for logs (target/chaos)")
+    parser.add_argument("--residuald", type=Path, default=built_last(), help="the binary (newest of release and debug)")
+    parser.add_argument("--plan-only", action="store_true", help="print the plan and exit")
     return parser.parse_args()
 
 
@@ -109,38 +111,41 @@ def run(options, plan):
         cluster.create_topics(list(TOPICS.values()), PARTITIONS)
         fleet = Fleet(options.dir, cluster.proxied, options)
         world = World(cluster, fleet)
-        show = Show(options, plan, world, records)
+        show = ChaosRun(options, plan, world, records)
         try:
-            seconds = show.go_on()
+            seconds = show.run()
         finally:
             fleet.kill()
-        say("reading what came out")
+        say("reading the output topics")
         findings = Findings()
         if show.stream.failure is None:
             findings = verify(cluster.bootstrap, records, show.stream.placed, expected)
         for what, text in findings.examples:
             say(f"{what}: {text[:300]}")
         if findings.lost:
-            say("what kcat reads is kept for a second opinion")
-            keep_for_a_second_opinion(cluster.bootstrap, options.dir)
+            say("records are lost; saving the scores topic as kcat reads it")
+            save_as_kcat_reads(cluster.bootstrap, options.dir)
     return result(options, show, findings, seconds)
 
 
-def keep_for_a_second_opinion(bootstrap, folder):
-    """Scores as another client sees them, committed and all, since the cluster goes away: partition, offset, id."""
+def save_as_kcat_reads(bootstrap, folder):
+    """Saves the scores topic as another client sees it, with each isolation level: partition, offset and headers.
+
+    The cluster is gone afterwards, so this is the only evidence that does not come from the verifier.
+    """
     for isolation in ("read_committed", "read_uncommitted"):
         command = ["kcat", "-b", ",".join(bootstrap), "-C", "-e", "-q", "-t", TOPICS["scores"], "-f", "%p %o %h\\n"]
         with open(folder / f"scores-{isolation}.txt", "w") as out:
             subprocess.run([*command, "-X", f"isolation.level={isolation}"], stdout=out, check=False)
 
 
-class Show:
-    """The stream, the faults and the daemons, side by side."""
+class ChaosRun:
+    """Runs the stream, the faults and the daemons concurrently."""
 
     def __init__(self, options, plan, world, records):
         self.options, self.world, self.records = options, world, records
         self.lanes = {lane: [f for f in plan if f.lane == lane] for lane in dict.fromkeys(LANES.values())}
-        # The next fault of each lane; the stream does not go past them.
+        # By lane: the record at which the next fault strikes. The stream stays close to the first of them.
         self.waiting = {lane: faults[0].at for lane, faults in self.lanes.items() if faults}
         self.ahead = max(2000, min(20_000, options.records // 20))
         self.done = 0
@@ -154,8 +159,8 @@ class Show:
     def may_be_produced(self):
         return min([self.done, *self.waiting.values()]) + self.ahead
 
-    def go_on(self):
-        """Until all is produced, all is committed and every fault is over; returns how long it took."""
+    def run(self):
+        """Runs until every record is produced and committed and every fault is over -> seconds that this took."""
         started = time.monotonic()
         self.world.fleet.start()
         self.stream.start()
@@ -190,8 +195,8 @@ class Show:
         self.waiting.pop(lane, None)
 
     def watch(self, lanes):
-        """Keeps the count of what is committed; gives up when nothing is for too long."""
-        moved, told = time.monotonic(), 0.0
+        """Counts committed records until the run is complete. Gives up after STALLED seconds without a commit."""
+        moved, reported = time.monotonic(), 0.0
         while True:
             committed = self.committed()
             total = sum(max(0, offset) for offset in committed.values())
@@ -199,41 +204,43 @@ class Show:
             if total != self.done or self.world.fleet.troubles:
                 moved = now
             self.done = total
-            if now - told > TELL_EVERY:
-                told = now
+            if now - reported > REPORT_EVERY:
+                reported = now
                 say(f"{self.stream.acknowledged} produced, {total} committed, {self.world.done}")
                 self.world.fleet.scrape()
             if self.stream.failure:
-                self.world.fleet.violation(f"the harness' producer failed: {self.stream.failure!r}")
+                self.world.fleet.violation(f"the test's own producer failed: {self.stream.failure!r}")
                 return
             finished = not self.stream.is_alive() and not any(lane.is_alive() for lane in lanes)
             if finished and committed == self.stream.ends():
                 return
             if now - moved > STALLED:
-                self.world.fleet.violation(f"stalled: no commit for {STALLED} s at {committed}, {self.stream.ends()}")
+                self.world.fleet.violation(
+                    f"stalled: no commit for {STALLED} s; committed {committed}, produced up to {self.stream.ends()}"
+                )
                 return
             time.sleep(0.2)
 
     def committed(self):
-        # They become more where some are added.
+        # The fault `partitions` adds partitions during the run.
         partitions = range(len(self.stream.placed))
         offsets = self.world.cluster.committed(GROUP, [TopicPartition(TOPICS["in"], p) for p in partitions])
         return {p: max(0, offsets.get(p, 0)) for p in partitions}
 
     def check_commits(self):
-        """The group's last word; what an ended daemon leaves open may take a moment."""
+        """Checks that the group's final offsets are the ends of the topic, and that added partitions were used."""
         if (committed := self.committed()) != self.stream.ends():
             self.world.fleet.violation(f"committed {committed}, produced up to {self.stream.ends()}")
         due = PARTITIONS + ADDED * self.world.done.get("partitions", 0)
         used = sum(1 for placed in self.stream.placed if placed)
         if used < due and self.stream.failure is None:
-            self.world.fleet.violation(f"records went to {used} partitions of {due}: a longer stream is needed")
+            self.world.fleet.violation(f"only {used} of {due} partitions got records; raise --records")
 
 
 def result(options, show, findings, seconds):
     fleet = show.world.fleet
     exact = options.delivery == "exactly-once"
-    # Only a daemon whose clock is wrong may leave a time out.
+    # A message may lack its timestamp only if a daemon's clock was wrong.
     wrong = findings.wrong + (0 if show.world.done.get("clock") else findings.timeless)
     broken = findings.lost or findings.reordered or wrong or (exact and findings.duplicated)
     kinds = [show.records.kind(n) for n in range(options.records)]

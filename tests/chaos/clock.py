@@ -1,18 +1,18 @@
-"""A daemon's wall clock that jumps while the daemon runs. Its monotonic clock is left alone, as by a real jump."""
+"""Changes a daemon's wall clock while it runs. The monotonic clock is not changed, as in a real clock jump."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
-# Of Debian's package faketime; MT is for programs with threads.
+# From Debian's package faketime; the MT variant is for programs with threads.
 LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
-# What that lacks.
+# Adds functions that faketime does not cover.
 WAITS = Path(__file__).resolve().parent / "wall_clock_waits.c"
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def missing():
-    """What the fault cannot be done without, in words for the person."""
+    """Tells the user what to install for this fault; None if nothing is missing."""
     if LIBRARY is None:
         return "install faketime (`make tools`; Debian: faketime)"
     return None if shutil.which("cc") else "install a C compiler (Debian: build-essential)"
@@ -26,10 +26,10 @@ class Clock:
         self.shift("+0d")
 
     def shift(self, by):
-        """Off by `+1d`, for instance, from within a second on, and for the daemons that start later as well."""
+        """Sets the clock's offset, such as `+1d`. It takes effect within a second, also for daemons started later."""
         part = self.file.with_suffix(".part")
         part.write_text(f"{by}\n")
-        # In one step: the library may read it at any time.
+        # Replace the file atomically, because the library may read it at any time.
         part.replace(self.file)
 
     def environment(self):
@@ -42,6 +42,6 @@ class Clock:
 
     @staticmethod
     def forget(pid):
-        """Deletes what the library leaves behind when its process is killed."""
+        """Deletes the shared memory that the library leaves behind when its process is killed."""
         for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
             (SHARED_MEMORY / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Three brokers of a real Apache Kafka behind a proxy, and the harness' own view of them, which is not proxied."""
+"""A real Apache Kafka cluster. Daemons reach it through a proxy, and the test itself reaches it directly."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ RETRY = 0.5  # seconds
 
 
 class Cluster:
-    """Brokers, topics, the proxy and the group's offsets, for as long as the block lasts."""
+    """A context manager that runs the brokers and the proxy; gives access to topics and the group's offsets."""
 
     def __init__(self, folder, brokers):
         self.folder = folder
         self.brokers = brokers
-        # By broker; of those whose disk can be full.
+        # {broker: its disk}, for brokers whose disk can be filled up.
         self.disks = {}
 
     def __enter__(self):
@@ -50,7 +50,7 @@ class Cluster:
         command = [KAFKA, *map(str, arguments), "--dir", self.folder]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise RuntimeError(f"kafka.sh {arguments} ended with {done.returncode}")
+            raise RuntimeError(f"kafka.sh {' '.join(map(str, arguments))} failed with exit status {done.returncode}")
         return done.stdout
 
     def new_admin(self):
@@ -58,7 +58,7 @@ class Cluster:
 
     def create_topics(self, names, partitions):
         topics = [NewTopic(name, num_partitions=partitions, replication_factor=self.brokers) for name in names]
-        # A broker that was moved to a small disk has just come back.
+        # A broker has just been moved to a small disk. Attempts may fail meanwhile, or succeed but lose their response.
         with contextlib.suppress(TopicAlreadyExistsError):
             patient(lambda: self.admin.create_topics(topics), but=TopicAlreadyExistsError)
         self.await_in_sync(names)
@@ -66,7 +66,7 @@ class Cluster:
     def add_partitions(self, topic, total):
         admin = self.new_admin()
         try:
-            # The answer to an earlier try may have been lost with its broker.
+            # An earlier attempt may have succeeded, although its response was lost with its broker.
             with contextlib.suppress(InvalidPartitionsError):
                 patient(lambda: admin.create_partitions({topic: total}), but=InvalidPartitionsError)
         finally:
@@ -74,7 +74,7 @@ class Cluster:
         self.await_in_sync([topic])
 
     def put_on_small_disk(self, broker):
-        """Moves a broker that has no topics yet to a disk that can be full."""
+        """Moves a broker without topics to a disk that can be filled up."""
         data = self.folder / f"data-{broker}"
         disk = self.disks[broker] = SmallDisk(self.folder / f"disk-{broker}")
         self.kafka_sh("stop-broker", broker)
@@ -84,7 +84,7 @@ class Cluster:
         self.kafka_sh("start-broker", broker)
 
     def runs(self, broker):
-        """Whether the broker's process is there: it may have ended by itself."""
+        """Whether the broker's process still runs. It may have exited by itself."""
         pid = (self.folder / f"server-{broker}.pid").read_text().strip()
         try:
             return f"server-{broker}.properties" in Path(f"/proc/{pid}/cmdline").read_text()
@@ -92,9 +92,9 @@ class Cluster:
             return False
 
     def await_in_sync(self, names, patience=120):
-        """Waits until every replica is in sync, so that the next broker may go."""
+        """Waits until every replica is in sync, so that the next broker may stop."""
 
-        # Not the one that watches the commits: a question may wait long for a broker that is away.
+        # A client of its own, because a request to a stopped broker may block it for long.
         admin = self.new_admin()
 
         def in_sync():
@@ -108,13 +108,13 @@ class Cluster:
             admin.close()
 
     def committed(self, group, partitions):
-        """Offsets that the group has committed, by partition; -1 for none."""
+        """{partition: offset} that the group has committed; -1 if it has committed none."""
 
         def ask():
             try:
                 return self.admin.list_group_offsets({group: partitions})
             except KafkaError:
-                # It remembers a coordinator that is gone.
+                # The client keeps asking a coordinator that is gone, so use a new one.
                 self.admin.close()
                 self.admin = self.new_admin()
                 raise
@@ -124,7 +124,7 @@ class Cluster:
 
 
 class Proxy:
-    """proxy.py as a process of its own: it must not wait for the harness' Python."""
+    """Runs proxy.py in a separate process, so that it does not compete with the test for Python's lock."""
 
     def __init__(self, listeners):
         command = [sys.executable, HERE / "proxy.py", listeners]
@@ -138,7 +138,7 @@ class Proxy:
 
     def confirmed(self):
         if self.process.stdout.readline() != "ok\n":
-            raise RuntimeError("the proxy has ended, see above")
+            raise RuntimeError("the proxy exited (see above)")
 
     def end(self):
         self.process.kill()
@@ -146,7 +146,7 @@ class Proxy:
 
 
 def free_ports(count):
-    """The first of `count` consecutive ports that are free now."""
+    """The first of `count` consecutive ports that are free at the moment."""
     while True:
         base = random.SystemRandom().randrange(20_000, 30_000)
         held = []
@@ -161,7 +161,7 @@ def free_ports(count):
 
 
 def patient(question, patience=120, but=()):
-    """Asks again while brokers are away. Errors of the kind `but` are answers."""
+    """Calls `question`, and retries for `patience` seconds while it raises KafkaError, except errors of type `but`."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -176,17 +176,17 @@ def wait_for(what, found, patience=120):
     deadline = time.monotonic() + patience
     while not (answer := found()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {patience} s in vain for {what}")
+            raise TimeoutError(f"timed out after {patience} s while waiting for {what}")
         time.sleep(0.1)
     return answer
 
 
 def missing_tools(binary):
-    """What cannot be done without, in words for the person."""
+    """Tells the user what to install for this test; None if nothing is missing."""
     if not binary.exists():
-        return "`make build` builds residuald"
+        return "build residuald (`make build`)"
     if not shutil.which("java"):
         return "install java (`make tools`; Debian: openjdk-17-jre-headless)"
     if not (ROOT / ".kafka/libs").exists() and not shutil.which("mvn"):
-        return "`make tools kafka` brings Maven and Apache Kafka"
+        return "install Maven and Apache Kafka (`make tools kafka`)"
     return None

@@ -1,4 +1,4 @@
-"""Daemons as child processes, started again whenever they end, as an orchestrator would."""
+"""Runs daemons as child processes and restarts them whenever they exit, as an orchestrator would."""
 
 import json
 import os
@@ -17,15 +17,15 @@ TOPICS = {"in": "in", "scores": "scores", "anomalies": "anomalies", "dead": "dea
 GROUP = "chaos"
 ALARM_RATE = 0.01
 DRAIN = 15.0  # seconds
-# What a daemon may take beyond its drain: starting up, a last commit, a busy machine.
+# Time that a daemon may take beyond its drain: for starting up, for a last commit, and on a busy machine.
 DRAIN_GRACE = 15.0
-BACKOFF = 0.5  # seconds between an end and the next start
-# Between two polls a daemon may take so long; the fault `sleep` takes longer.
+BACKOFF = 0.5  # seconds between an exit and the next start
+# Longest time between two polls of a daemon. The fault `sleep` lasts longer.
 MAX_POLL_INTERVAL = 45  # seconds
-# How a sound daemon with sound settings may end: done, Kafka unreachable. All exit codes: docs/src/command-line.md
+# Exit codes that are allowed here: success, and Kafka unreachable. docs/src/command-line.md lists all exit codes.
 NAMED_CODES = {0, 69}
 
-# How replicas share partitions: settings of one, by the name of the way.
+# Consumer settings of a replica for each value of --group.
 GROUPS = {
     "eager": lambda slot: {"partition.assignment.strategy": "range,roundrobin"},
     "cooperative": lambda slot: {"partition.assignment.strategy": "cooperative-sticky"},
@@ -35,13 +35,13 @@ GROUPS = {
 
 
 class Fleet:
-    """Every daemon, and whatever they did that they may not do."""
+    """All daemons, with the violations that were observed."""
 
     def __init__(self, folder, brokers, options):
         self.violations = []
         self.exits = {}
         self.slots = [Slot(self, slot, folder, brokers, options) for slot in range(1, options.daemons + 1)]
-        # How many faults are at work now that may keep a daemon from a clean end, and when the last was over.
+        # The number of active faults that may prevent a clean exit, and when the last of them ended.
         self.troubles = 0
         self.trouble_ended = 0.0
 
@@ -64,7 +64,7 @@ class Fleet:
             slot.scrape()
 
     def stop(self):
-        """SIGTERM to all at once; each has to drain and end with 0."""
+        """Stops all daemons at once with SIGTERM. Each must drain and exit with 0."""
         for slot in self.slots:
             slot.wanted = False
         for stopper in [threading.Thread(target=slot.terminate) for slot in self.slots]:
@@ -74,7 +74,7 @@ class Fleet:
         for slot in self.slots:
             for log in slot.logs:
                 if "panicked" in log.read_text(errors="replace"):
-                    self.violation(f"a panic, see {log}")
+                    self.violation(f"a daemon panicked, see {log}")
 
     def kill(self):
         for slot in self.slots:
@@ -84,7 +84,7 @@ class Fleet:
 
 
 class Slot:
-    """One replica: a name, a configuration, and the process that runs now."""
+    """One replica: its configuration and its current process."""
 
     def __init__(self, fleet, number, folder, brokers, options):
         self.fleet = fleet
@@ -97,7 +97,7 @@ class Slot:
         self.process = None
         self.logs = []
         self.wanted = True
-        # The code that its next end should have, if somebody brings it about: -9, or 0.
+        # The exit code that a fault causes next: -9 or 0. None if no fault is about to end the process.
         self.expected = None
         self.started = 0.0
         self.thread = threading.Thread(target=self.supervise, name=f"daemon-{number}", daemon=True)
@@ -125,23 +125,23 @@ class Slot:
     def ended(self, code):
         exits = self.fleet.exits
         exits[str(code)] = exits.get(str(code), 0) + 1
-        what = f"daemon {self.number} ended with {code}, see {self.logs[-1]}"
+        what = f"daemon {self.number} exited with {code}, see {self.logs[-1]}"
         if code == self.expected:
             return
-        # Asked to stop before it caught signals: the first thing it says is that its model is ready.
-        unborn = self.logs[-1].stat().st_size == 0
-        if code == -signal.SIGTERM and self.expected == 0 and unborn:
+        # SIGTERM came before the signal handler was installed: the daemon had not logged anything yet.
+        starting = self.logs[-1].stat().st_size == 0
+        if code == -signal.SIGTERM and self.expected == 0 and starting:
             return
         if code not in NAMED_CODES:
             self.fleet.violation(what)
         elif self.expected == 0 and not self.fleet.troubled_since(self.started):
-            self.fleet.violation(f"{what}: asked to stop in quiet, it has to end with 0")
+            self.fleet.violation(f"{what}; without an active fault, it must exit with 0 after SIGTERM")
 
     def alive(self):
         return self.process is not None and self.process.poll() is None
 
     def signal(self, number, expected=None):
-        """False if nothing runs."""
+        """Sends a signal -> False if the process does not run. `expected` is the exit code that this will cause."""
         if not self.alive():
             return False
         if expected is not None:
@@ -150,14 +150,14 @@ class Slot:
         return True
 
     def terminate(self):
-        """SIGTERM, and the time until it has ended, which must be within the drain's deadline."""
+        """Stops the daemon with SIGTERM -> seconds until it exited. Taking longer than the drain is a violation."""
         process, asked = self.process, time.monotonic()
         if not self.signal(signal.SIGTERM, expected=0):
             return None
         try:
             process.wait(DRAIN + DRAIN_GRACE)
         except subprocess.TimeoutExpired:
-            self.fleet.violation(f"daemon {self.number} did not end after SIGTERM, see {self.logs[-1]}")
+            self.fleet.violation(f"daemon {self.number} did not exit in time after SIGTERM, see {self.logs[-1]}")
             process.kill()
         return time.monotonic() - asked
 
@@ -168,7 +168,7 @@ class Slot:
         return None
 
     def get(self, path, put=None):
-        """The body; None from a daemon that is down, stopped, or not ready."""
+        """The body of a response, or None if the daemon is down, stopped, or not ready."""
         try:
             question = urllib.request.Request(f"http://{self.address()}{path}", put, method="PUT" if put else "GET")
             with urllib.request.urlopen(question, timeout=1) as answer:
@@ -180,11 +180,14 @@ class Slot:
         return self.alive() and self.get("/readyz") is not None
 
     def days_off(self):
-        """How far its wall clock is off, by the line that it logs when its log level is set; None if it has no say."""
+        """The error of the daemon's wall clock in days, or None if unknown.
+
+        The time comes from a line that the daemon logs when its log level is set.
+        """
         level = self.get("/log-level")
         if level is None or self.get("/log-level", put=level.encode()) is None:
             return None
-        told = [line for line in self.logs[-1].read_text().splitlines() if "the log level changes" in line]
+        told = [line for line in self.logs[-1].read_text().splitlines() if "changing the log level" in line]
         if not told:
             return None
         said = datetime.fromisoformat(json.loads(told[-1])["timestamp"])
@@ -220,7 +223,7 @@ def config(slot, brokers, options):
             "connect_timeout": "20s",
             "drain_timeout": f"{DRAIN:.0f}s",
         },
-        # By its name the proxy knows it.
+        # The proxy identifies the daemon by this name.
         "kafka.client": {"client.id": f"chaos-{slot}"},
         "kafka.consumer": GROUPS[options.group](slot) | timeouts(options),
         "model": {"bundle": str(BUNDLE)},

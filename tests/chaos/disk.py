@@ -1,25 +1,25 @@
-"""A disk that can be full: a tmpfs, which only root may mount."""
+"""A disk that can be filled up: a tmpfs, which only root may mount."""
 
 import os
 import subprocess
 import tempfile
 from pathlib import Path
 
-ROOM = "50%"  # of the memory, at most; only what is written takes any
+ROOM = "50%"  # largest size as a share of memory; only written data takes memory
 
 
 def missing():
-    """What the fault cannot be done without, in words for the person."""
+    """Tells the user why this fault is impossible here; None if it is possible."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             SmallDisk(Path(folder) / "disk").unmount()
         except (OSError, subprocess.CalledProcessError):
-            return "it mounts a tmpfs: run it as root, where mounting is allowed"
+            return "it needs to mount a tmpfs; run it as root on a machine that allows mounting"
     return None
 
 
 def unmount_left_over(folder):
-    """What a run that was killed has left mounted."""
+    """Unmounts disks that a killed run has left mounted."""
     for disk in folder.glob("disk-*"):
         if disk.is_mount():
             subprocess.run(["umount", "-l", disk], check=True)
@@ -34,7 +34,7 @@ class SmallDisk:
         )
 
     def fill(self):
-        """Cuts it to what it holds. False if that grew meanwhile: try again."""
+        """Shrinks the disk to its content, so that it is full. False if the content grew meanwhile; then try again."""
         now = os.statvfs(self.folder)
         used = (now.f_blocks - now.f_bfree) * now.f_frsize
         cut = subprocess.run(["mount", "-o", f"remount,size={used}", self.folder], stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The faults. Each returns once it is over."""
+"""Injects the faults. Each function returns once its fault is over."""
 
 import signal
 import time
@@ -9,13 +9,13 @@ from cluster import Cluster, wait_for
 from daemons import TOPICS, Fleet
 from stream import Stream
 
-# Partitions that one fault adds.
+# Number of partitions that the fault `partitions` adds.
 ADDED = 2
 
 
 @dataclass
 class World:
-    """What faults are done to."""
+    """The systems that faults act on, and how often each kind has struck."""
 
     cluster: Cluster
     fleet: Fleet
@@ -28,7 +28,7 @@ class World:
 
     @contextmanager
     def trouble(self):
-        """While it lasts, and for a while after, a daemon that stops may fail to drain."""
+        """Marks a fault as active. Until a while after it, a daemon that is stopped may fail to drain cleanly."""
         self.fleet.troubles += 1
         try:
             yield
@@ -38,14 +38,17 @@ class World:
 
 
 def kill(world, fault):
-    """kill -9; one that is just being started is waited for."""
+    """Kills a daemon with SIGKILL, after waiting for it to run."""
     slot = world.fleet[fault.target]
     wait_for(f"daemon {fault.target} to run", lambda: slot.signal(signal.SIGKILL, expected=-signal.SIGKILL))
 
 
 def stop(world, fault):
-    """Stands still, then goes on as if nothing had been: `stop` for longer than its session, `freeze` for less, `sleep`
-    for longer than every interval that the group or a transaction knows."""
+    """Suspends a daemon with SIGSTOP and resumes it.
+
+    `stop` lasts longer than the session timeout and `freeze` less. `sleep` lasts longer than every timeout of the group
+    and of transactions.
+    """
     slot = world.fleet[fault.target]
     with world.trouble():
         wait_for(f"daemon {fault.target} to be ready", slot.ready)
@@ -55,12 +58,12 @@ def stop(world, fault):
 
 
 def term(world, fault):
-    """SIGTERM: it has to drain and end with 0 in time."""
+    """Stops a daemon with SIGTERM. It must drain and exit with 0 in time."""
     world.fleet[fault.target].terminate()
 
 
 def rolling(world, fault):
-    """Every daemon in turn is asked to stop, and is back before the next."""
+    """Restarts every daemon with SIGTERM, one after the other. Each is ready again before the next one stops."""
     for slot in world.fleet.slots:
         before = slot.process
         slot.terminate()
@@ -70,7 +73,7 @@ def rolling(world, fault):
 
 
 def brokers(world, fault):
-    """Every broker in turn is asked to stop and started again, the next when all replicas are in sync."""
+    """Restarts every broker, one after the other. The next one stops when all replicas are in sync again."""
     with world.trouble():
         for broker in range(1, world.cluster.brokers + 1):
             world.cluster.kafka_sh("stop-broker", broker)
@@ -79,7 +82,7 @@ def brokers(world, fault):
 
 
 def crash(world, fault):
-    """kill -9 of a broker, which stays away for a while."""
+    """Kills a broker with SIGKILL and starts it again after a while."""
     with world.trouble():
         world.cluster.kafka_sh("kill", fault.target)
         time.sleep(fault.seconds)
@@ -88,7 +91,7 @@ def crash(world, fault):
 
 
 def network(world, fault):
-    """The way between one daemon, or all, and the brokers is cut, swallows bytes or is slow."""
+    """Makes the network between the brokers and one daemon, or all, reset connections, drop bytes or be slow."""
     client = world.fleet[fault.target].client if fault.target else "*"
     with world.trouble():
         world.cluster.proxy.set(fault.mode, client)
@@ -97,7 +100,7 @@ def network(world, fault):
 
 
 def clock(world, fault):
-    """The wall clock of a daemon jumps, and stays there until the next jump."""
+    """Moves the wall clock of a daemon, which stays there until the next clock fault."""
     slot = world.fleet[fault.target]
     slot.clock.shift(fault.mode)
 
@@ -109,13 +112,13 @@ def clock(world, fault):
 
 
 def disk(world, fault):
-    """A broker's disk is full; Kafka then ends. It is started again once there is room."""
+    """Fills a broker's disk, so that the broker exits, and starts it again once there is space."""
     cluster, broker = world.cluster, fault.target
     small = cluster.disks[broker]
     with world.trouble():
         try:
             wait_for(f"the disk of broker {broker} to be full", small.fill)
-            wait_for(f"broker {broker} to end since its disk is full", lambda: not cluster.runs(broker))
+            wait_for(f"broker {broker} to exit because its disk is full", lambda: not cluster.runs(broker))
             time.sleep(fault.seconds)
         finally:
             small.make_room()
@@ -124,7 +127,7 @@ def disk(world, fault):
 
 
 def partitions(world, fault):
-    """The input topic gets more partitions, and the producer writes to them."""
+    """Adds partitions to the input topic and waits until the producer knows them."""
     known = len(world.stream.partitions())
     world.cluster.add_partitions(TOPICS["in"], known + ADDED)
     wait_for("the producer to know the new partitions", lambda: len(world.stream.partitions()) == known + ADDED)

@@ -1,11 +1,11 @@
-"""What goes wrong, where in the stream. The same seed gives the same plan."""
+"""The plan of faults: what fails, and at which record of the stream. The same seed gives the same plan."""
 
 import itertools
 import random
 from dataclasses import dataclass, replace
 
-# Kind: what it does it to. Faults of one lane follow each other; lanes go on side by side, so a daemon may be killed
-# while a broker is down.
+# The lane of each kind of fault. Faults of one lane happen one after the other. Lanes run concurrently, so a daemon may
+# be killed while a broker is down.
 LANES = {
     "kill": "daemons",
     "stop": "daemons",
@@ -21,22 +21,22 @@ LANES = {
     "partitions": "topics",
 }
 NETWORK_MODES = ("cut", "hole", "deaf", "slow")
-# The last record that a fault may wait for, as a share of the stream: what follows shows that it was survived.
+# The last position of a fault, as a share of the stream. The records after it show that the daemons recovered.
 LAST = 0.95
-# Of a fault after which records have to go where none went before.
+# The same for added partitions, which need enough records afterwards.
 LAST_PARTITIONS = 0.6
-# In this order: a day ahead, a day behind, right again.
+# The offsets of the clock, in this order: a day ahead, a day behind, correct again.
 CLOCKS = ("+1d", "-1d", "+0d")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Strikes `wait` seconds after `at` records are committed."""
+    """A fault that strikes `wait` seconds after `at` records are committed."""
 
     at: int
     kind: str
     wait: float
-    # A daemon or broker, from 1; 0 is all of them.
+    # The number of a daemon or broker, from 1; 0 means all of them.
     target: int
     seconds: float
     mode: str = ""
@@ -55,40 +55,41 @@ class Fault:
 
 
 def parse_faults(text, kills):
-    """`kill,stop:3,network` to {kind: count}; what has no count happens once for every ten kills, at least once.
+    """Parses `kill,stop:3,network` -> {kind: count}. Raises ValueError for an unknown kind.
 
-    A sleep is long and happens once for every fifty. The clock jumps three times for every ten: there and back.
+    Without a count, a fault happens once for every ten kills, but at least once. A sleep is long and happens once for
+    every fifty. The clock jumps three times for every ten: ahead, behind and back.
     """
     counts = {}
     for part in text.split(","):
         kind, _, count = part.strip().partition(":")
         if kind not in LANES:
-            raise ValueError(f"no fault is named '{kind}': one of {', '.join(LANES)}")
+            raise ValueError(f"--faults: unknown kind '{kind}'; use {', '.join(LANES)}")
         usual = {"kill": kills, "sleep": max(1, kills // 50), "clock": len(CLOCKS) * max(1, kills // 10)}
         counts[kind] = int(count) if count else usual.get(kind, max(1, kills // 10))
     return counts
 
 
 def make_plan(seed, records, counts, daemons, brokers, session):
-    """Faults by where they strike; `session` is the group's session timeout in seconds."""
+    """The faults, sorted by position in the stream. `session` is the group's session timeout in seconds."""
     rng = random.Random(seed)
     plan = []
     for kind, count in counts.items():
         for number in range(count):
             last = LAST_PARTITIONS if kind == "partitions" else LAST
             at = rng.randrange(int(records * 0.02), int(records * last))
-            plan.append(one(rng, kind, number, at, daemons, brokers, session))
+            plan.append(make_fault(rng, kind, number, at, daemons, brokers, session))
     return with_clocks(sorted(plan, key=lambda fault: fault.at))
 
 
 def with_clocks(plan):
-    """Says to which time the clock jumps: always the same daemon's, so that each is a jump."""
+    """Sets the clock faults' offsets in turn. All hit the same daemon, so that each of them changes its clock."""
     modes = itertools.cycle(CLOCKS)
     target = next((fault.target for fault in plan if fault.kind == "clock"), 0)
     return [replace(fault, mode=next(modes), target=target) if fault.kind == "clock" else fault for fault in plan]
 
 
-def one(rng, kind, number, at, daemons, brokers, session):
+def make_fault(rng, kind, number, at, daemons, brokers, session):
     wait = rng.uniform(0, 1.5)
     daemon = rng.randint(1, daemons)
     match kind:
@@ -106,7 +107,7 @@ def one(rng, kind, number, at, daemons, brokers, session):
             return Fault(at, kind, wait, rng.randint(1, brokers), rng.uniform(1, 8))
         case "network":
             mode = NETWORK_MODES[number % len(NETWORK_MODES)]
-            # Every third time all daemons are cut off.
+            # Every third network fault hits all daemons.
             return Fault(at, kind, wait, 0 if number % 3 == 2 else daemon, session * rng.uniform(0.5, 2.5), mode)
         case _:
             return Fault(at, kind, wait, daemon, 0)

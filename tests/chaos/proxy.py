@@ -1,17 +1,17 @@
-"""A TCP proxy between daemons and brokers that can be told to misbehave, for one client or for all.
+"""A TCP proxy between daemons and brokers that simulates network faults for one client or for all.
 
     python proxy.py CLUSTER/proxied
 
-The file has a line a broker: ADVERTISED_PORT REAL_PORT. Commands come on standard input, `MODE CLIENT`, and each is
-answered by `ok`. CLIENT is a client.id, which every Kafka request carries, or * for all. Modes:
+The file has one line for each broker: ADVERTISED_PORT REAL_PORT. The proxy reads commands `MODE CLIENT` from standard
+input and confirms each with `ok`. CLIENT is a client.id, which every Kafka request contains, or * for all. Modes:
 
-    pass    nothing
-    cut     connections are reset, new ones too
-    hole    bytes vanish in both directions; connections stay open
-    deaf    requests pass, answers vanish: did the broker do it or not?
-    slow    50 ms and 256 KiB/s
+    pass    no fault
+    cut     connections are reset, including new ones
+    hole    bytes are dropped in both directions, but connections stay open
+    deaf    requests pass, but responses are dropped, so the client cannot know whether a request succeeded
+    slow    50 ms latency and 256 KiB/s
 
-A connection that lost bytes is reset when the mode changes: its stream has a gap.
+A connection that lost bytes is reset when the mode changes, because its stream has a gap.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from pathlib import Path
 
 CHUNK = 1 << 16
 LATENCY = 0.05  # seconds
-BANDWIDTH = 256 << 10  # bytes a second
-# Size, API key, API version, correlation id, length of the client.id, which follows.
+BANDWIDTH = 256 << 10  # bytes per second
+# The head of a Kafka request: size, API key, API version, correlation id, and the length of the client.id that follows.
 HEAD = struct.Struct(">ihhih")
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
 
 
 class Rules:
-    """Each client's mode, and its connections."""
+    """The mode of each client, and all connections."""
 
     def __init__(self):
         self.everyone = "pass"
@@ -52,7 +52,7 @@ class Rules:
 
 
 class Link:
-    """One connection of a client, and the one to the broker in its name."""
+    """One connection of a client, and the matching connection to the broker."""
 
     def __init__(self, rules):
         self.rules = rules
@@ -74,7 +74,7 @@ class Link:
             await self.forward(head + name, broker_writer, False)
             requests = asyncio.create_task(self.pump(reader, broker_writer, False))
             answers = asyncio.create_task(self.pump(broker_reader, writer, True))
-            # Either side that ends the connection ends it for both.
+            # If either side closes its connection, close both.
             await asyncio.wait((requests, answers), return_when=asyncio.FIRST_COMPLETED)
             requests.cancel()
             answers.cancel()

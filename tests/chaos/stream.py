@@ -1,4 +1,4 @@
-"""What goes in: the shipped sample over and over, with bad records and tombstones at known places, and its producer."""
+"""The input: the shipped sample, repeated, with bad records and tombstones at known positions; and its producer."""
 
 import gzip
 import json
@@ -11,10 +11,10 @@ from kafka import KafkaProducer
 
 SAMPLE = ROOT / "models/payments/sample.ndjson.gz"
 BUNDLE = ROOT / "models/payments"
-# One record in so many is bad, one in so many a tombstone; primes, so that they meet every record of the sample.
+# Distances between bad records and between tombstones. They are primes, so that every record of the sample is hit.
 BAD_EVERY = 997
 TOMBSTONE_EVERY = 1499
-# The reason that the dead letter has to name, and what makes a good record bad in that way.
+# The reason that the dead letter must name, and a function that spoils a good record in this way.
 BAD = (
     ("malformed", lambda good: good[:-20]),
     ("malformed", lambda good: b"\xff\xfe" + good),
@@ -28,7 +28,7 @@ BAD = (
 @dataclass(frozen=True)
 class Record:
     kind: str  # good, tombstone, or the reason why it is bad
-    line: int  # of the sample
+    line: int  # line number in the sample
     key: bytes
     value: bytes | None
     headers: list
@@ -36,13 +36,13 @@ class Record:
 
 
 class Records:
-    """Record n of the stream; the same n is always the same record."""
+    """The records of the stream by number. The same number always gives the same record."""
 
     def __init__(self, count):
         self.count = count
         self.lines = gzip.decompress(SAMPLE.read_bytes()).splitlines()
         self.keys = [json.loads(line)["card_id"].encode() for line in self.lines]
-        # Of the past, a millisecond apart: a verdict carries its record's timestamp.
+        # Timestamps lie in the past, a millisecond apart. They identify records, because verdicts carry them.
         self.first_timestamp = int(time.time() * 1000) - count
 
     def __getitem__(self, n):
@@ -65,15 +65,15 @@ class Records:
 
 
 class Stream(threading.Thread):
-    """Produces every record, never far ahead of the group, and keeps where each was put.
+    """Produces every record, never far ahead of the group's commits, and notes at which offset each was stored.
 
-    `limit()` says how many records may have been produced by now.
+    `limit()` returns how many records may be produced by now.
     """
 
     def __init__(self, bootstrap, topic, partitions, records, rate, limit):
         super().__init__(name="stream", daemon=True)
         self.bootstrap, self.topic, self.records, self.rate, self.limit = bootstrap, topic, records, rate, limit
-        # By partition and offset: the number of the record.
+        # The number of the record by partition and offset.
         self.placed = [[] for _ in range(partitions)]
         self.acknowledged = 0
         self.failure = None
@@ -81,7 +81,7 @@ class Stream(threading.Thread):
         self.producer = None
 
     def partitions(self):
-        """Those of the topic that the producer knows."""
+        """The partitions of the topic that the producer knows."""
         return self.producer.partitions_for(self.topic)
 
     def run(self):
@@ -93,7 +93,7 @@ class Stream(threading.Thread):
             batch_size=1 << 16,
             compression_type="lz4",
             delivery_timeout_ms=600_000,
-            # New partitions are soon written to.
+            # So that the producer soon writes to new partitions.
             metadata_max_age_ms=1000,
         )
         try:
@@ -121,10 +121,10 @@ class Stream(threading.Thread):
         while len(self.placed) <= where.partition:
             self.placed.append([])
         placed = self.placed[where.partition]
-        # Offsets are given in order, but a retried batch may be acknowledged late.
+        # A retried batch may be acknowledged after a batch with higher offsets.
         placed.extend([None] * (where.offset + 1 - len(placed)))
         if placed[where.offset] is not None:
-            self.failed(RuntimeError(f"records {placed[where.offset]} and {n} share {where}"))
+            self.failed(RuntimeError(f"records {placed[where.offset]} and {n} were both acknowledged at {where}"))
         placed[where.offset] = n
         self.acknowledged += 1
 

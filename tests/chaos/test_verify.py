@@ -1,4 +1,4 @@
-"""The verifier finds what is wrong: one message of a perfect output is taken away, doubled, moved or altered."""
+"""Tests that the verifier detects faults: one message of a perfect output is removed, repeated, moved or changed."""
 
 import json
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from stream import Records
 
 COUNT = 1600
 RECORDS = Records(COUNT)
-# Two partitions, even records in the first.
+# Two partitions; the first holds the records with even numbers.
 PLACED = [list(range(0, COUNT, 2)), list(range(1, COUNT, 2))]
 VERDICT = {"anomaly_score": 0.060213897, "severity": None}
 FLAGGED = {"anomaly_score": 0.5, "severity": "warning"}
@@ -18,7 +18,7 @@ EXPECTED = [FLAGGED if line == 7 else VERDICT for line in range(len(RECORDS.line
 
 
 def perfect():
-    """Every topic's messages, as they should come out."""
+    """{topic: its messages}, as they should be."""
     topics = {name: [] for name in TOPICS.values()}
     for n in range(COUNT):
         record, source = RECORDS[n], {"topic": "in", "partition": n % 2, "offset": n // 2}
@@ -54,7 +54,7 @@ def test_a_perfect_output_is_found_perfect(monkeypatch):
 
 
 @pytest.mark.parametrize("topic", ["scores", "anomalies", "dead-letters"])
-def test_what_is_missing_is_lost_and_what_is_there_twice_duplicated(topic, monkeypatch):
+def test_a_missing_message_is_lost_and_a_repeated_one_duplicated(topic, monkeypatch):
     topics = perfect()
     last = topics[topic].pop()
     assert find(topics, monkeypatch) == (1, 0, 0, 0)
@@ -65,7 +65,7 @@ def test_what_is_missing_is_lost_and_what_is_there_twice_duplicated(topic, monke
 def test_a_step_back_is_reordered_unless_it_is_a_replay(monkeypatch):
     topics = perfect()
     scores = topics["scores"]
-    # Of the same source partition: every other record.
+    # Every second record is from the same source partition.
     scores[10], scores[12] = scores[12], scores[10]
     assert find(topics, monkeypatch) == (0, 0, 1, 0)
     topics = perfect()
@@ -91,25 +91,25 @@ def alter(value, **changed):
         ("dead-letters", lambda m: {"headers": m.headers[:-1]}),
     ],
 )
-def test_another_content_is_wrong(topic, change, monkeypatch):
+def test_changed_content_is_wrong(topic, change, monkeypatch):
     topics = perfect()
     first = topics[topic][0]
     topics[topic][0] = SimpleNamespace(**vars(first) | change(first))
     assert find(topics, monkeypatch) == (0, 0, 0, 1)
 
 
-def test_a_time_may_be_left_out_if_the_message_says_so_and_is_counted(monkeypatch):
+def test_a_timestamp_may_be_left_out_if_the_message_says_so(monkeypatch):
     for topic in ("scores", "dead-letters"):
         topics = perfect()
         first = topics[topic][0]
-        said = [*first.headers, (verify.OMITTED, b"key: why; value, timestamp: topic `x` takes no such time")]
+        said = [*first.headers, (verify.OMITTED, b"key: why; value, timestamp: topic `x` does not accept this timestamp")]
         topics[topic][0] = SimpleNamespace(**vars(first) | {"timestamp": first.timestamp + 1, "headers": said})
         monkeypatch.setattr(verify, "read", lambda _, topic, topics=topics: topics[topic])
         found = verify.verify(None, RECORDS, PLACED, EXPECTED)
         assert (found.wrong, found.timeless) == (0, 1)
 
 
-def test_what_nobody_produced_or_belongs_elsewhere_is_wrong(monkeypatch):
+def test_a_message_without_a_record_or_in_another_topic_is_wrong(monkeypatch):
     topics = perfect()
     extra = topics["scores"][0]
     source = {"topic": "in", "partition": 1, "offset": COUNT}

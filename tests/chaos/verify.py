@@ -1,7 +1,7 @@
-"""Record for record: what came out against what went in. Independent of residuald and of librdkafka.
+"""Compares the output with the input, record by record, without any code of residuald's daemon or of librdkafka.
 
-Reads with kafka-python, which is pure Python, and only what is committed. What a verdict has to say comes from
-`residuald score` on the sample file, which knows no Kafka.
+Reads committed messages with kafka-python, which is pure Python. The expected verdicts come from `residuald score` on
+the sample file, which does not use Kafka.
 """
 
 import json
@@ -16,7 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from stream import BUNDLE, SAMPLE
 
 EXAMPLES = 10
-# How long a transaction that nobody ends may stay open before the broker ends it; librdkafka's default is a minute.
+# Time to wait until the broker aborts abandoned transactions; librdkafka's default timeout is a minute.
 OPEN_TRANSACTION = 120  # seconds
 CONNECT = "__connect.errors."
 OMITTED = "residuald.omitted"
@@ -27,11 +27,11 @@ class Findings:
     lost: int = 0
     duplicated: int = 0
     reordered: int = 0
-    # Has another content than it should, or should not be there at all.
+    # Messages with wrong content, and messages that should not exist.
     wrong: int = 0
-    # Has no time of its own, and says so: by the daemon's clock its topic would refuse it.
+    # Messages that declare that they lack their timestamp, because their topic would have refused it.
     timeless: int = 0
-    # Records of each topic, repeats included.
+    # Number of messages in each topic, including repeats.
     read: Counter = field(default_factory=Counter)
     examples: list = field(default_factory=list)
 
@@ -42,24 +42,24 @@ class Findings:
 
 
 def expected_verdicts(binary):
-    """Of each line of the sample, as `residuald score` judges it."""
+    """The verdict of `residuald score` for each line of the sample."""
     command = [binary, "score", SAMPLE, "--bundle", BUNDLE, "--false-alarm-rate", str(ALARM_RATE), "--out", "-"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"residuald score ended with {done.returncode}: {done.stderr}")
+        raise RuntimeError(f"residuald score failed with exit status {done.returncode}: {done.stderr}")
     verdicts = []
     for line in done.stdout.splitlines():
         if line.startswith('{"record":'):
             verdict = json.loads(line)
             del verdict["record"]
-            # The daemons are told to give one reason.
+            # The daemons are configured to give only one reason.
             verdict["relevant_attribution"] = verdict["relevant_attribution"][:1]
             verdicts.append(verdict)
     return verdicts
 
 
 def verify(bootstrap, records, placed, expected):
-    """Reads all that came out; `placed` has, by partition and offset, the number of the record that was put there."""
+    """Reads and checks all output -> Findings. `placed` holds the input record's number by partition and offset."""
     findings = Findings()
     topics = {
         "scores": Outcomes(findings, "scores", placed, lambda r: r.kind == "good"),
@@ -78,12 +78,12 @@ def verify(bootstrap, records, placed, expected):
 
 
 class Outcomes:
-    """Of one output topic: what is due, and how often it was seen."""
+    """The messages of one output topic: which are due, and how often each was seen."""
 
     def __init__(self, findings, topic, placed, due):
         self.findings, self.topic, self.placed, self.due = findings, topic, placed, due
         self.seen = [bytearray(len(offsets)) for offsets in placed]
-        # First occurrences alone tell the order: what is judged again after a crash steps back, and may.
+        # Only first occurrences must be in order, because records are judged again after a crash.
         self.last = {}
 
     def add(self, message, source, differs, records):
@@ -96,7 +96,7 @@ class Outcomes:
             return
         partition, offset = source
         if not self.due(records[self.placed[partition][offset]]):
-            findings.found("wrong", f"{where}: no record that belongs here")
+            findings.found("wrong", f"{where}: this record does not belong in this topic")
         if self.seen[partition][offset]:
             self.seen[partition][offset] = min(255, self.seen[partition][offset] + 1)
             findings.found("duplicated", where)
@@ -115,12 +115,15 @@ class Outcomes:
 
 
 def verdict(message, records, placed, expected):
-    """The partition and offset that it judges, None if that is no record of ours, and what is wrong with it."""
+    """Checks a verdict -> ((partition, offset) of its record, what is wrong); either may be None.
+
+    The first is None if the record was never produced, the second if the verdict is correct.
+    """
     body = json.loads(message.value)
     source, headers = body.pop("source"), dict(message.headers)
     place = placed_at(placed, source["topic"], source["partition"], source["offset"])
     if place is None:
-        return None, f"its source {source} was never produced"
+        return None, f"the source {source} was never produced"
     record = records[placed[place[0]][place[1]]]
     identity, model = body.pop("id"), body.pop("model")
     body.pop("time")
@@ -134,16 +137,16 @@ def verdict(message, records, placed, expected):
         "verdict": body == due,
     }.items():
         if not is_right:
-            return place, f"its {what} is not that of record {placed[place[0]][place[1]]}: {message.value}"
+            return place, f"its {what} differs from that of record {placed[place[0]][place[1]]}: {message.value}"
     return place, None
 
 
 def dead_letter(message, records, placed, _expected):
-    """The same of a dead letter: everything as it came, and Kafka Connect's headers."""
+    """The same for a dead letter, which must have the record's unchanged content and Kafka Connect's headers."""
     added = {k[len(CONNECT) :]: v.decode() for k, v in message.headers if k.startswith(CONNECT)}
     place = placed_at(placed, added.get("topic"), int(added.get("partition", -1)), int(added.get("offset", -1)))
     if place is None:
-        return None, f"its source {added} was never produced"
+        return None, f"the source {added} was never produced"
     record = records[placed[place[0]][place[1]]]
     for what, is_right in {
         "key": message.key == record.key,
@@ -153,12 +156,15 @@ def dead_letter(message, records, placed, _expected):
         "reason": added.get("exception.class.name") == f"residuald.decode.{record.kind}",
     }.items():
         if not is_right:
-            return place, f"its {what} is not that of record {placed[place[0]][place[1]]}: {message}"
+            return place, f"its {what} differs from that of record {placed[place[0]][place[1]]}: {message}"
     return place, None
 
 
 def leaves_time_out(message):
-    """Names and why, more than once perhaps: `timestamp, key: why; value: why`."""
+    """Whether the message's OMITTED header says that its timestamp was left out.
+
+    The header's format is `timestamp, key: reason; value: reason`.
+    """
     notes = dict(message.headers).get(OMITTED, b"").decode().split("; ")
     return any("timestamp" in note.partition(": ")[0].split(", ") for note in notes)
 
@@ -173,7 +179,7 @@ def float32(number):
 
 
 def read(bootstrap, topic):
-    """Every committed record of a topic; waits for transactions that are still open."""
+    """Yields every committed message of a topic, after waiting for open transactions to end."""
     consumer = consumer_of(bootstrap, "read_committed")
     try:
         partitions = [TopicPartition(topic, p) for p in sorted(patient(lambda: consumer.partitions_for_topic(topic)))]
@@ -192,7 +198,7 @@ def read(bootstrap, topic):
 
 
 def stable_ends(bootstrap, consumer, partitions):
-    """Where the partitions end, if no transaction is open: then everybody sees the same end."""
+    """{partition: end offset}, or None while a transaction is open; then the isolation levels see different ends."""
     other = consumer_of(bootstrap, "read_uncommitted")
     try:
         ends = patient(lambda: other.end_offsets(partitions))

@@ -1,6 +1,6 @@
-/* Waits of C11 threads, which librdkafka uses, by the clock that faketime shows: faketime itself knows only those of
- * POSIX. Without this they would compare a time that jumped with a clock that did not. As in the kernel, a wait that is
- * under way lasts longer when the clock is set back. */
+/* Makes timed waits of C11 threads, which librdkafka uses, follow faketime's clock. faketime itself covers only POSIX
+ * waits. Without this, a deadline by the changed clock would be compared with the real clock. As with the kernel's own
+ * clock, a wait in progress lasts longer when the clock is set back. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <threads.h>

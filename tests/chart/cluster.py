@@ -1,11 +1,11 @@
-"""A Kubernetes API that runs one Deployment, for `helm template --dry-run=server`, which reads the cluster."""
+"""A fake Kubernetes API with one Deployment, for `helm template --dry-run=server`, which reads the cluster."""
 
 import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-# What the chart may render, by group and version.
+# The kinds that the chart may render, by API group and version.
 KINDS = {
     "v1": ["ConfigMap", "Pod", "Service", "ServiceAccount"],
     "apps/v1": ["Deployment"],
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def discovery():
-    """What a client asks first: which kinds there are."""
+    """{path: response} of API discovery, with which a client learns what kinds exist."""
     groups = []
     answers = {
         "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
@@ -37,7 +37,7 @@ def discovery():
 
 @contextmanager
 def cluster(namespace, name, replicas):
-    """Arguments that have Helm ask a cluster where Deployment `name`, of the release `name`, runs with `replicas`."""
+    """Runs the fake API and yields Helm arguments to use it. Its Deployment and release are both called `name`."""
     answers = discovery()
     answers[f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"] = {
         "apiVersion": "apps/v1",

@@ -1,16 +1,16 @@
-"""Options and fixtures of the tests of deploy/."""
+"""Options and fixtures for the tests of deploy/."""
 
 import pytest
 from tools import SKIPPED, VALUES
 
 
 def pytest_addoption(parser):
-    parser.addoption("--regenerate", action="store_true", help="write golden manifests and the chart's table of values")
+    parser.addoption("--regenerate", action="store_true", help="rewrite the golden manifests and the table of values")
 
 
 def pytest_terminal_summary(terminalreporter):
     if SKIPPED:
-        terminalreporter.write_line(f"!!! SKIPPED tests of deploy/, in part: {'; '.join(sorted(SKIPPED))}")
+        terminalreporter.write_line(f"!!! SKIPPED some tests of deploy/: {'; '.join(sorted(SKIPPED))}")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Helm chart: what it renders is valid, safe and as before, what it refuses, how residuald likes its settings."""
+"""Tests the Helm chart: manifests are valid, safe and as before, and wrong values are refused."""
 
 import difflib
 import hashlib
@@ -15,11 +15,11 @@ from tools import CHART, ROOT, TOOLS, VALUES, helm, manifests, objects, residual
 from values_table import documented, with_table
 
 GOLDEN = Path(__file__).parent / "golden"
-NOT_GOLDEN = {"prometheusrule.yaml", "dashboards.yaml"}  # Copies of files that have tests of their own.
+NOT_GOLDEN = {"prometheusrule.yaml", "dashboards.yaml"}  # copies of files with separate tests
 
 
 def named(stem):
-    """A file of values."""
+    """The path of the values file with this name."""
     return next(path for path in VALUES if path.stem == stem)
 
 
@@ -27,7 +27,7 @@ MINIMAL = ("--values", named("minimal"))
 
 
 def one(kind, text, name=None):
-    """The object of a kind."""
+    """The only object of a kind (with this name, if given) in rendered manifests."""
     found = [o for o in objects(text) if o["kind"] == kind and name in (None, o["metadata"]["name"])]
     assert len(found) == 1, [o["metadata"]["name"] for o in found]
     return found[0]
@@ -43,7 +43,7 @@ def container(text):
 
 
 def settings(text):
-    """residuald.toml as it is mounted."""
+    """The content of the mounted residuald.toml."""
     maps = [o for o in objects(text) if o["kind"] == "ConfigMap" and "residuald.toml" in o["data"]]
     return maps[0]["data"]["residuald.toml"]
 
@@ -58,9 +58,9 @@ def test_helm_lints_it(values):
 
 @pytest.fixture(scope="session")
 def custom_schemas(tmp_path_factory):
-    """JSON schemas of the custom resources, as strict as `kubectl` is: no unknown fields."""
+    """JSON schemas of the custom resources that allow no unknown fields, as strict as `kubectl`."""
     if not (TOOLS / "crds").is_dir():
-        skip("Kubernetes' schemas are missing (make chart-tools)")
+        skip("the schemas of Kubernetes are missing (make chart-tools)")
     folder = tmp_path_factory.mktemp("crds")
     for path in (TOOLS / "crds").glob("*.yaml"):
         definition = yaml.safe_load(path.read_text())["spec"]
@@ -80,7 +80,7 @@ def closed(schema):
 
 
 def complaints(texts, custom_schemas, folder):
-    """What kubeconform has to say of manifests by their names: name and kind."""
+    """Checks {name: manifests} with kubeconform -> {(name, kind): error}."""
     for name, text in texts.items():
         (folder / f"{name}.yaml").write_text(text)
     file = "{{.ResourceKind}}{{.KindSuffix}}.json"
@@ -94,7 +94,7 @@ def test_kubernetes_and_the_operators_would_take_it(custom_schemas, tmp_path):
     everything = texts["everything"]
     broken = everything.replace("automountServiceAccountToken:", "automountToken:").replace("pollingInterval:", "poll:")
     texts["broken"] = broken.replace("podMetricsEndpoints:", "endpoints:")
-    # That it finds unknown fields, of custom resources as well, shows that it looked.
+    # Finding unknown fields, also in custom resources, proves that the check works.
     wrong = {"Deployment", "Pod", "ServiceAccount", "ScaledObject", "PodMonitor"}
     found = complaints(texts, custom_schemas, tmp_path)
     assert set(found) == {("broken", kind) for kind in wrong}, found
@@ -109,7 +109,7 @@ def test_it_is_as_before(values, regenerate):
         golden.write_text(text)
     before = golden.read_text() if golden.exists() else ""
     changes = difflib.unified_diff(before.splitlines(), text.splitlines(), str(golden), "rendered", lineterm="")
-    assert before == text, "\n".join([*changes, "if that is meant: pytest tests/chart --regenerate"])
+    assert before == text, "\n".join([*changes, "if this is intended, run: pytest tests/chart --regenerate"])
 
 
 def test_every_golden_manifest_has_its_values():
@@ -128,10 +128,10 @@ def test_every_golden_manifest_has_its_values():
         (["--set", "config.kafka.brokers="], "config.kafka.brokers is not set"),
         (["--set", "config.kafka.topics="], "config.kafka.topics is not set"),
         (["--set", "config.kafka.drain_timeout=soon"], 'config.kafka.drain_timeout = "soon": write it as a number'),
-        (["--set", "config.model.bundle=/here"], "config.model.bundle is the chart's"),
+        (["--set", "config.model.bundle=/here"], "config.model.bundle is set by the chart"),
         (["--set", "config.http.listen=127.0.0.1:9464"], "probes cannot reach a loopback address"),
-        (["--set", r"config.kafka.consumer.group\.instance\.id=a"], "replicas that share it shut each other out"),
-        (["--set", r"config.kafka.producer.transactional\.id=a"], "replicas that share it shut each other out"),
+        (["--set", r"config.kafka.consumer.group\.instance\.id=a"], "replicas that share it fence each other"),
+        (["--set", r"config.kafka.producer.transactional\.id=a"], "replicas that share it fence each other"),
         (["--set", "keda.enabled=true"], "keda.partitions is not set"),
         (
             ["--set", "keda.enabled=true,keda.partitions=4,keda.maxReplicaCount=5"],
@@ -245,7 +245,7 @@ def test_the_replicas_that_run_stay_when_an_autoscaler_is_turned_on(scaler):
         return one("Deployment", rendered.stdout)["spec"].get("replicas")
 
     assert replicas("residuald") == 7
-    # Before the first install nothing runs that could be kept.
+    # Before the first install there are no replicas to keep.
     assert replicas("another") is None
 
 
@@ -260,7 +260,7 @@ def test_the_replicas_are_the_values_without_an_autoscaler():
 
 @pytest.fixture(scope="session")
 def secrets(tmp_path_factory):
-    """What exactly-once.yaml has in its Secret."""
+    """A folder with the content of the Secret in exactly-once.yaml."""
     folder = tmp_path_factory.mktemp("secrets")
     made = run(
         *(tool("openssl", "make tools"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=residuald"),
@@ -276,7 +276,7 @@ def test_residuald_takes_its_settings(values, secrets, tmp_path):
     file = tmp_path / "residuald.toml"
     file.write_text(settings(manifests(values)).replace("/etc/residuald/", f"{secrets}/"))
     names = ["KAFKA_PASSWORD", "REGISTRY_PASSWORD", "HTTP_TOKEN", "RESIDUALD__KAFKA__CLIENT__SASL_PASSWORD"]
-    # What only the cluster has: the bundle, a GPU, a volume.
+    # Replaces what exists only in the cluster: the bundle, a GPU, a volume.
     here = {"model.bundle": ROOT / "models/payments", "inference.provider": "cpu"}
     if "media_dir" in file.read_text():
         here["output.media_dir"] = tmp_path
@@ -315,7 +315,7 @@ def test_its_version_is_the_crates():
     [("deploy/prometheus/residuald.rules.yaml", "PrometheusRule"), ("grafana/*.json", "ConfigMap")],
 )
 def test_the_charts_copies_are_true(original, kind):
-    """A chart holds its files itself: it is packed without what is around it."""
+    """A chart must contain copies of these files, because it is packed without the rest of the repository."""
     originals = {path.name: path.read_text() for path in ROOT.glob(original)}
     copies = {path.name: path.read_text() for path in (CHART / "files").glob(original.rsplit("/", 1)[-1])}
     assert copies == originals, f"cp {original} {CHART.relative_to(ROOT)}/files/"
@@ -362,7 +362,7 @@ def test_the_readmes_examples_work(tmp_path):
 
 
 def test_the_notes_say_what_is_next():
-    # Only an install renders them; it stops before it asks a cluster for anything.
+    # Only an install renders the notes. A dry run on the client does not contact a cluster.
     notes = helm("install", "fraud", CHART, "--dry-run=client", *MINIMAL).stdout
     for expected in ["reads payments from kafka:9092", "helm -n default test fraud", "port-forward deployment/fraud-"]:
         assert expected in notes

@@ -1,4 +1,4 @@
-"""Images, Compose and systemd: linted and held against what they rest on; no image is built here."""
+"""Lints container images, Compose and systemd files and compares them with what they depend on. Builds no image."""
 
 import configparser
 import os
@@ -23,13 +23,13 @@ DRAIN = int(DEFAULTS["kafka"]["drain_timeout"].removesuffix("s"))
 def test_make_install_puts_what_runs_anywhere(tmp_path):
     residuald("--version")
     binary = Path(os.environ.get("RESIDUALD") or ROOT / "target/release/residuald")
-    # As `make onnxruntime` has brought it: installing it then downloads nothing.
+    # With the copy that `make onnxruntime` downloaded, the installation downloads nothing.
     shutil.copytree(ROOT / ".onnxruntime", tmp_path / "lib/onnxruntime", symlinks=True)
     made = run("make", "-C", ROOT, "install", f"PREFIX={tmp_path}", f"RESIDUALD={binary}")
     assert made.returncode == 0, made.stderr
     settings = [f"model.bundle={ROOT / 'models/payments'}", "kafka.topics=payments"]
     arguments = [part for setting in settings for part in ("--set", setting)]
-    # Found by the PATH, in a folder and an environment that know nothing of the checkout.
+    # The binary is found by PATH, in a folder and an environment that are independent of the checkout.
     command = ["env", "-i", f"PATH={tmp_path / 'bin'}:/usr/bin:/bin", "residuald", "check", *arguments]
     checked = run(*command, cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
@@ -71,7 +71,7 @@ def test_an_image_is_compiled_by_what_the_crate_promises(dockerfile):
 
 
 def test_what_an_image_copies_is_in_its_context(dockerfile):
-    """What .dockerignore lets through is all that an image copies, and is there."""
+    """.dockerignore admits exactly the files that the images copy, and all of them exist."""
     lines = [line.split() for line in dockerfile.read_text().splitlines() if line.startswith("COPY ")]
     copied = {source for line in lines if "--from" not in line[1] for source in line[1:-1]}
     ignored, *let_through = re.findall(r"(?m)^[^#\s]+", (ROOT / ".dockerignore").read_text())
@@ -104,7 +104,7 @@ def test_residuald_takes_composes_settings(compose):
 
 
 def test_residuald_takes_the_producers_command(compose):
-    """It says that Kafka is away (69), and nothing of its arguments (64) or its file (65)."""
+    """The command fails because Kafka is unreachable (69), not because of its arguments (64) or its file (65)."""
     command = compose["services"]["producer"]["command"]
     command = [str(ROOT / part) if part.startswith("models/") else part for part in command]
     command[command.index("--brokers") + 1] = "127.0.0.1:1"
@@ -147,7 +147,7 @@ UNIT = DEPLOY / "systemd/residuald.service"
 
 
 def test_systemd_takes_the_unit(tmp_path):
-    # What it starts has to be there.
+    # systemd-analyze requires that the started program exists.
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/usr/local/bin/residuald", "/bin/true"))
     checked = run(tool("systemd-analyze", "install systemd"), "verify", "--man=no", unit)
@@ -155,12 +155,12 @@ def test_systemd_takes_the_unit(tmp_path):
 
 
 def test_the_unit_is_as_closed_as_it_was():
-    """systemd's own measure: 10 is open, 2 and less it calls OK. What is left is the network, Kafka needs it."""
+    """systemd's exposure level is 10 for an open unit, and OK up to 2. The rest is the network, which Kafka needs."""
     analyze = tool("systemd-analyze", "install systemd")
     report = run(analyze, "security", "--offline=true", "--no-pager", UNIT).stdout
     exposure = re.search(r"Overall exposure level for residuald.service: ([\d.]+)", report)
     if exposure is None:
-        skip("systemd-analyze cannot look at a file (systemd 250 or newer)")
+        skip("systemd-analyze cannot check a file; install systemd 250 or newer")
     assert float(exposure[1]) <= 1.5
 
 
@@ -170,5 +170,5 @@ def test_the_unit_waits_for_the_drain_and_starts_again_what_may_heal():
     unit.read(UNIT)
     service = unit["Service"]
     assert int(service["TimeoutStopSec"].removesuffix("s")) > DRAIN
-    # Those of src/cli/failure.rs that a new start does not change.
+    # The exit codes of src/cli/failure.rs that a restart cannot fix.
     assert service["RestartPreventExitStatus"].split() == ["64", "65", "78"]

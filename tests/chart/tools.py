@@ -1,4 +1,4 @@
-"""Commands where they are, with loud skips, and the chart as Helm renders it."""
+"""Finds the commands that tests need, or skips with a message; and renders the chart with Helm."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ SKIPPED = set()
 
 def skip(install):
     if os.environ.get("RESIDUALD_TEST_STRICT"):
-        pytest.fail(f"RESIDUALD_TEST_STRICT is set and this cannot run: {install}")
+        pytest.fail(f"RESIDUALD_TEST_STRICT is set and a tool is missing: {install}")
     SKIPPED.add(install)
     pytest.skip(install)
 
 
 def tool(name, install):
-    """The path of a command: of .tools, beside this Python, or of the system."""
+    """The path of a command, searched in .tools, beside this Python and in PATH."""
     places = [str(TOOLS), str(Path(sys.executable).parent), os.environ["PATH"]]
     found = shutil.which(name, path=os.pathsep.join(places))
     return found or skip(f"{name} is missing ({install})")
@@ -36,7 +36,7 @@ def run(*command, **options):
 
 
 def residuald(*arguments, **environment):
-    """The binary, with nothing in its environment but this."""
+    """Runs the binary with only `environment` and ONNX Runtime's path in its environment."""
     binary = Path(os.environ.get("RESIDUALD") or ROOT / "target/release/residuald")
     if not binary.exists():
         skip("residuald is not built (make build onnxruntime)")
@@ -49,7 +49,7 @@ def helm(*arguments):
 
 
 def template(*arguments):
-    """`helm template` of the chart; the cluster's version is pinned, because Helm's own changes with Helm."""
+    """Runs `helm template` on the chart, with a fixed Kubernetes version, because the default changes with Helm."""
     return helm("template", "residuald", CHART, "--namespace", "scoring", "--kube-version", "1.37.0", *arguments)
 
 

@@ -1,4 +1,4 @@
-"""The table of values in the chart's README, from values.yaml and its comments."""
+"""Generates the table of values in the chart's README from values.yaml and its comments."""
 
 import json
 import re
@@ -16,7 +16,7 @@ def with_table(readme, values):
 
 
 def documented(values):
-    """Key, default and description of each value; a map with a description is one value."""
+    """[(key, default, description)] of each value. A map with a description counts as one value."""
     lines = values.split("\n")
     return list(rows(yaml.compose(values), lines, ()))
 
@@ -32,6 +32,6 @@ def rows(mapping, lines, path):
 
 
 def description(lines, line):
-    """What "# --" says directly above a key."""
+    """The comment that starts with "# --" on the line above a key, or None."""
     above = re.fullmatch(r"\s*# -- (.*)", lines[line - 1])
     return above and above[1]

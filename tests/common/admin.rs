@@ -6,7 +6,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::wait_for;
+use super::{PATIENCE, wait_for};
 
 pub struct Admin {
     client: AdminClient<DefaultClientContext>,
@@ -32,6 +32,33 @@ impl Admin {
         }
     }
 
+    /// Topics that keep their records whatever their timestamps (retention goes by these), ready to be read and written.
+    ///
+    /// # Panics
+    /// If there is one of these already: another test has taken its name.
+    pub fn create_all<T: AsRef<str>>(
+        &self,
+        names: &[T],
+        partitions: i32,
+        settings: &[(&str, &str)],
+    ) {
+        let new = names.iter().map(|name| {
+            let new = NewTopic::new(name.as_ref(), partitions, TopicReplication::Fixed(1));
+            let new = new.set("retention.ms", "-1");
+            settings
+                .iter()
+                .fold(new, |new, (key, value)| new.set(key, value))
+        });
+        let new: Vec<NewTopic<'_>> = new.collect();
+        let created = self.client.create_topics(&new, &self.options);
+        for created in self.runtime.block_on(created).unwrap() {
+            created.unwrap_or_else(|(topic, why)| panic!("topic {topic} cannot be created: {why}"));
+        }
+        for name in names {
+            self.await_leaders(name.as_ref(), partitions);
+        }
+    }
+
     /// Waits for the one before it of that name to be gone.
     pub fn create(&self, topic: &str, partitions: i32) {
         wait_for(&format!("topic {topic} to be created"), || {
@@ -40,6 +67,16 @@ impl Admin {
             let created = self.client.create_topics([&new], &self.options);
             self.runtime.block_on(created).unwrap()[0].clone().ok()
         });
+    }
+
+    /// A broker names itself the leader of a new partition a moment before it is.
+    fn await_leaders(&self, topic: &str, partitions: i32) {
+        let client = self.client.inner();
+        for partition in 0..partitions {
+            wait_for(&format!("the leader of {topic}-{partition}"), || {
+                client.fetch_watermarks(topic, partition, PATIENCE).ok()
+            });
+        }
     }
 
     pub fn delete(&self, topic: &str) {

@@ -1,12 +1,15 @@
-//! A real Apache Kafka for the tests of one file, through `tests/kafka/kafka.sh`.
+//! A real Apache Kafka for all tests of one process, through `tests/kafka/kafka.sh`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
+use super::admin::Admin;
 use super::{root, skip};
 
-/// One cluster for all tests of a file; `kafka.sh` stops it once the test's process has ended.
+/// Shared by the tests that ask for the same options, so that each test has topics, groups and transactional.ids of its
+/// own; `kafka.sh` stops it once the test's process has ended.
 pub struct Cluster {
     pub dir: PathBuf,
     pub brokers: String,
@@ -17,13 +20,21 @@ pub fn cluster() -> Option<&'static Cluster> {
     cluster_with(&[])
 }
 
-/// The same with options of `kafka.sh start`, which every test of a file has to give alike.
+/// The same with options of `kafka.sh start`: a cluster for each set of options.
 pub fn cluster_with(options: &[&str]) -> Option<&'static Cluster> {
-    static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
-    CLUSTER.get_or_init(|| start(options)).as_ref()
+    type Numbered = (usize, &'static OnceLock<Option<Cluster>>);
+    static CLUSTERS: Mutex<BTreeMap<String, Numbered>> = Mutex::new(BTreeMap::new());
+    let (number, started) = {
+        let mut clusters = CLUSTERS.lock().unwrap();
+        let number = clusters.len();
+        let of_these = clusters.entry(options.join(" "));
+        *of_these.or_insert_with(|| (number, Box::leak(Box::default())))
+    };
+    // Only tests that want this cluster wait for it.
+    started.get_or_init(|| start(number, options)).as_ref()
 }
 
-fn start(options: &[&str]) -> Option<Cluster> {
+fn start(number: usize, options: &[&str]) -> Option<Cluster> {
     for (tool, package) in [
         ("java", "openjdk-17-jre-headless"),
         ("kcat", "kcat"),
@@ -43,7 +54,7 @@ fn start(options: &[&str]) -> Option<Cluster> {
         return None;
     }
     let pid = std::process::id().to_string();
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{pid}"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kafka-{pid}-{number}"));
     let started = kafka_sh(&dir, &[&["start", "--while-pid", &pid], options].concat());
     let brokers = started
         .lines()
@@ -72,19 +83,13 @@ pub fn kafka_sh(dir: &Path, arguments: &[&str]) -> String {
 }
 
 impl Cluster {
-    /// Keeps its records whatever their timestamps: retention goes by these.
-    pub fn create_topic(&self, name: &str, partitions: i32) {
-        let partitions = partitions.to_string();
-        let keep = "retention.ms=-1";
-        let create = [
-            "topic",
-            "create",
-            name,
-            "--partitions",
-            &partitions,
-            "--config",
-            keep,
-        ];
-        kafka_sh(&self.dir, &create);
+    /// These must be new.
+    pub fn create_topics<T: AsRef<str>>(&self, names: &[T], partitions: i32) {
+        Admin::new(&self.brokers).create_all(names, partitions, &[]);
+    }
+
+    /// The same with settings of the topic.
+    pub fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        Admin::new(&self.brokers).create_all(&[name], partitions, settings);
     }
 }

@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::PATIENCE;
+use super::{PATIENCE, wait_for};
 
 /// A message to send or as it was read.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -176,7 +176,10 @@ pub fn committed(brokers: &str, group: &str, topic: &str) -> BTreeMap<i32, i64> 
     for partition in partitions(&consumer, topic) {
         list.add_partition(topic, partition);
     }
-    let committed = consumer.committed_offsets(list, PATIENCE).unwrap();
+    // A broker that loads a group, or a group that moves, says so and means: ask again.
+    let committed = wait_for("the group's offsets", || {
+        consumer.committed_offsets(list.clone(), PATIENCE).ok()
+    });
     let offsets = committed.elements().into_iter().filter_map(|element| {
         let Offset::Offset(offset) = element.offset() else {
             return None;

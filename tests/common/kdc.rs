@@ -1,11 +1,10 @@
 //! A Kerberos realm of its own on loopback: MIT's KDC, with the brokers' and one client's keytab.
 
 use std::fs;
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::skip;
+use super::{free_port, skip};
 
 pub const CLIENT: &str = "residuald@RESIDUALD.TEST";
 
@@ -34,11 +33,7 @@ impl Kdc {
             skip("the tests with Kerberos", &install);
             return None;
         }
-        let port = UdpSocket::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port();
         let at = dir.display();
         let krb5 = format!(
             "[libdefaults]\ndefault_realm = RESIDUALD.TEST\ndns_lookup_kdc = false\ndns_lookup_realm = false\n\

@@ -15,7 +15,9 @@ pub mod registry;
 pub mod tls;
 pub mod topics;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -42,6 +44,19 @@ pub fn sample(count: usize) -> Vec<String> {
     let records: Vec<String> = lines.take(count).map(Result::unwrap).collect();
     assert_eq!(records.len(), count, "the sample stream is too short");
     records
+}
+
+/// A port on loopback that nothing listens on. It is below those that the kernel gives to tests beside this one, which
+/// would take it before it is used.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut tries = (0..1000).map(|_| {
+        let number = std::process::id() * 8 + NEXT.fetch_add(1, Ordering::Relaxed);
+        (10_000 + number % 22_000) as u16
+    });
+    tries
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// Polls until `found` gives something.

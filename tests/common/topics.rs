@@ -24,9 +24,8 @@ impl Topics {
     pub fn create(prefix: &'static str) -> Option<Topics> {
         let cluster = cluster()?;
         let topics = Topics { cluster, prefix };
-        for topic in ["in", "anomalies", "scores", "dead"] {
-            cluster.create_topic(&topics.name(topic), PARTITIONS);
-        }
+        let names = ["in", "anomalies", "scores", "dead"].map(|topic| topics.name(topic));
+        cluster.create_topics(&names, PARTITIONS);
         Some(topics)
     }
 

@@ -1,4 +1,4 @@
-"""The README is short, the book is complete, and every relative link and anchor resolves."""
+"""Tests that the README is short, that the book is complete, and that every relative link and anchor resolves."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def tool(name, target, *folders):
 
 
 def unresolved(files):
-    """What the link checker reports. It makes no requests: it follows relative links and anchors only."""
+    """The report of the link checker, or "" without errors. It checks only relative links and anchors, offline."""
     lychee = tool("lychee", "venv", ROOT / ".venv/bin")
     command = [lychee, "--offline", "--include-fragments", "--no-progress", "--mode", "plain", *files]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
@@ -42,11 +42,11 @@ def unresolved(files):
 def book():
     cargo = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
     mdbook = tool("mdbook", "mdbook", cargo / "bin")
-    # mdBook succeeds with a message where an included file is missing.
+    # mdBook only logs a message if an included file is missing.
     built = subprocess.run([mdbook, "build", "docs"], cwd=ROOT, text=True, capture_output=True)
     assert built.returncode == 0, built.stderr
     assert not re.search(r"\b(WARN|ERROR)\b", built.stderr), built.stderr
-    # 404.html links to the root of a server.
+    # 404.html is left out, because its links start at the root of a server.
     return [page for page in BOOK.rglob("*.html") if page.name != "404.html"]
 
 

@@ -1,4 +1,4 @@
-"""What the page on troubleshooting quotes is what residuald says: exit codes, reasons and messages."""
+"""Tests that the troubleshooting page quotes residuald's exit codes, dead letter reasons and messages correctly."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/src/troubleshooting.md").read_text()
 CODE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.rs")))
-# Strings as they are printed: what is continued on the next line is joined, what is filled in is a placeholder.
+# Message strings with continued lines joined and placeholders replaced by "…".
 PRINTED = re.sub(r"\{[^{}]*\}", "…", re.sub(r"\\\n\s*", "", CODE))
 
 
@@ -19,7 +19,7 @@ def first_cells(heading):
 
 
 def test_every_exit_code_has_its_line():
-    sysexits = CODE.split("// sysexits.h\n", 1)[1].split("\n\n", 1)[0]
+    sysexits = CODE.split("// Exit codes from sysexits.h.\n", 1)[1].split("\n\n", 1)[0]
     codes = re.findall(r"const [A-Z]+: u8 = (\d+);", sysexits)
     assert len(codes) == 5
     assert set(codes) <= set(first_cells("Exit codes"))
@@ -36,7 +36,7 @@ def test_every_quoted_message_is_one_of_ours():
     headings = "It ends with 69", "A bundle is refused"
     quotes = [quote for heading in headings for cell in first_cells(heading) for quote in re.findall("`([^`]+)`", cell)]
     quotes += re.findall(r"^`([^`]+)`", section("A threshold is refused"), re.M)
-    quotes += ["ONNX Runtime runs most of the graph elsewhere", "cannot be had: "]
+    quotes += ["ONNX Runtime runs most of the graph elsewhere", "is not available: "]
     parts = [part.strip() for quote in quotes for part in quote.split("…")]
     unknown = [part for part in parts if part not in PRINTED and part.replace('"', '\\"') not in PRINTED]
     assert unknown == []

@@ -1,8 +1,10 @@
-//! The features that the targets decode into, and what must hold of every payload.
-#![allow(dead_code, reason = "each target uses its part")]
+//! The features that the decoder targets use, and the invariants they check for every payload.
+#![allow(dead_code, reason = "each target uses only some of this module")]
 
 use residuald::bundle::{Feature, SegmentBy};
-use residuald::decode::{DecodeError, Decoder, Input, Schema, SchemaText, Schemas, SegmentReader, Wanted};
+use residuald::decode::{
+    DecodeError, Decoder, RecordFormat, Schema, SchemaText, Schemas, SegmentReader, Wanted,
+};
 use residuald::decode::{Format, TypeSource};
 use residuald::message::unreadable;
 use serde_json::json;
@@ -10,7 +12,7 @@ use serde_json::json;
 pub const AVRO: &str = include_str!("all.avsc");
 pub const PROTOBUF: &str = include_str!("all.proto");
 
-/// One of each kind, nested and not, absent from some schemas.
+/// At least one feature of each type, top-level and nested. Some are absent from some schemas.
 pub fn features() -> Vec<Feature> {
     let impute = |name: &str, kind: &str| json!({"name": name, "path": name, "type": kind, "missing": "impute"});
     let mut features = vec![
@@ -40,14 +42,14 @@ pub fn features() -> Vec<Feature> {
     serde_json::from_value(json!(features)).expect("features")
 }
 
-/// With a segment at a place that is an object in some schemas, which must not cost the record.
-pub fn decoder(input: Input) -> Decoder {
+/// A decoder that also reads a segment. In some schemas the segment's field is an object; such a record must still decode.
+pub fn decoder(input: RecordFormat) -> Decoder {
     let by = SegmentBy::Field("children.kind".to_owned());
     Decoder::new(&features(), input, Some(SegmentReader::learning(by)))
 }
 
-/// A registry that knows one schema, number 1, and refuses number 2.
-pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
+/// A registry that knows the schema `text` under id 1 and refuses id 2.
+pub fn registry(format: Format, text: &str) -> (RecordFormat, Wanted) {
     let (schemas, wanted) = Schemas::new();
     let text = SchemaText {
         text: text.to_owned(),
@@ -57,18 +59,22 @@ pub fn registry(format: Format, text: &str) -> (Input, Wanted) {
     assert!(schema.is_ok(), "{schema:?}");
     wanted.answer(1, schema);
     wanted.answer(2, Err("refused".to_owned()));
-    (Input::Typed(TypeSource::Registry(format, schemas)), wanted)
+    (
+        RecordFormat::Typed(TypeSource::Registry(format, schemas)),
+        wanted,
+    )
 }
 
-/// A payload becomes a whole row of finite numbers and NaN, or leaves nothing. What became a row is JSON or nothing.
-pub fn check(decoder: &mut Decoder, input: &Input, payload: &[u8]) {
+/// Checks that a payload either appends one complete row of finite numbers and NaN or appends nothing,
+/// and that its JSON form, if it has one, is valid.
+pub fn check(decoder: &mut Decoder, input: &RecordFormat, payload: &[u8]) {
     let mut rows = vec![1.0];
     let width = features_wide();
     match decoder.decode(payload, None, &mut rows) {
         Ok(_) => {
             assert_eq!(rows.len(), 1 + width);
             assert!(rows.iter().all(|n| !n.is_infinite()));
-            // A value that nothing filled would have other bits.
+            // A value that was never written would have a different bit pattern.
             let nan = f32::NAN.to_bits();
             assert!(rows.iter().all(|n| !n.is_nan() || n.to_bits() == nan));
         }
@@ -84,8 +90,8 @@ pub fn check(decoder: &mut Decoder, input: &Input, payload: &[u8]) {
     if let Some(json) = input.to_json(payload) {
         let verdict = format!("{{\"record\":{}}}", json.get());
         let is_read = serde_json::from_str::<serde_json::Value>(&verdict).is_ok();
-        // JSON comes as it is: half of a surrogate pair or 1e999 is its own; what is written here is whole.
-        assert!(is_read || matches!(input, Input::Json));
+        // A JSON payload passes through unchanged, with any lone surrogate or 1e999 it contains. Converted records must be valid.
+        assert!(is_read || matches!(input, RecordFormat::Json));
         assert_eq!(is_read, unreadable(json.get()).is_none());
     }
 }

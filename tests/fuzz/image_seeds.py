@@ -1,6 +1,6 @@
-"""Writes seeds/image: small pictures of every format and kind that the target `image` starts from.
+"""Writes `seeds/image`, the small images of every format from which the target `image` starts.
 
-Needs Pillow (13.0 wrote what is committed): python tests/fuzz/image_seeds.py
+Needs Pillow; the committed seeds were written by Pillow 13.0. Run with `python tests/fuzz/image_seeds.py`.
 """
 
 import base64
@@ -16,15 +16,15 @@ SEEDS = Path(__file__).parent / "seeds" / "image"
 ORIENTATION = 0x0112
 
 
-def picture(mode: str, size: tuple[int, int] = (24, 17)) -> Image.Image:
-    """A gradient with a bright box, so that channels, rows and columns differ."""
+def image(mode: str, size: tuple[int, int] = (24, 17)) -> Image.Image:
+    """Draws a gradient with a bright box, so that channels, rows and columns all differ."""
     made = Image.new("RGB", size)
     for y in range(size[1]):
         for x in range(size[0]):
             made.putpixel((x, y), (x * 255 // size[0], y * 255 // size[1], (x + y) % 7 * 36))
     ImageDraw.Draw(made).rectangle((5, 4, 9, 8), fill=(250, 240, 10))
     if mode == "I;16":
-        # Pillow has no 16-bit arithmetic: the low byte is another gradient.
+        # Pillow cannot compute in 16 bits, so the low byte is a separate gradient.
         bytes_ = bytes(v for i, high in enumerate(made.convert("L").tobytes()) for v in (i % 256, high))
         return Image.frombytes("I;16", size, bytes_)
     if mode == "P":
@@ -52,7 +52,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG whose header promises many pixels and whose data are few."""
+    """Builds a PNG whose header declares many pixels but which holds little data."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(4096))) + png_chunk(b"IEND", b"")
 
@@ -63,7 +63,7 @@ def bad_profile(png: bytes) -> bytes:
 
 
 def odd_palette(png: bytes) -> bytes:
-    """A palette that is not whole colours, which png 0.18.1 panics of."""
+    """Makes the palette's length not a multiple of three, which makes png 0.18.1 panic."""
     at = png.index(b"PLTE") - 4
     length = int.from_bytes(png[at : at + 4], "big")
     colours = png[at + 8 : at + 8 + length] + b"\x10"
@@ -71,7 +71,7 @@ def odd_palette(png: bytes) -> bytes:
 
 
 def seeds() -> dict[str, bytes]:
-    rgb, gray = picture("RGB"), picture("L")
+    rgb, gray = image("RGB"), image("L")
     frames = [rgb, rgb.rotate(180)]
     animated = {"save_all": True, "append_images": frames[1:], "duration": 50}
     png, jpeg = encode(rgb, "PNG"), encode(rgb, "JPEG", quality=80)
@@ -81,38 +81,38 @@ def seeds() -> dict[str, bytes]:
         "bad_exif.jpg": encode(rgb, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
         "bad_profile.png": bad_profile(png),
         "bomb.png": bomb(65_535, 65_535),
-        "cmyk.jpg": encode(picture("CMYK"), "JPEG"),
+        "cmyk.jpg": encode(image("CMYK"), "JPEG"),
         "cut_off.jpg": jpeg[: len(jpeg) // 2],
         "cut_off.png": png[: len(png) // 2],
         "gray.jpg": encode(gray, "JPEG"),
-        "gray_alpha.png": encode(picture("LA"), "PNG"),
+        "gray_alpha.png": encode(image("LA"), "PNG"),
         "gray.tiff": encode(gray, "TIFF"),
-        "lossless.webp": encode(picture("RGBA"), "WEBP", lossless=True),
+        "lossless.webp": encode(image("RGBA"), "WEBP", lossless=True),
         "lossy.webp": encode(rgb, "WEBP", quality=60),
-        "lossy_alpha.webp": encode(picture("RGBA"), "WEBP", quality=60),
+        "lossy_alpha.webp": encode(image("RGBA"), "WEBP", quality=60),
         "lzw.tiff": encode(rgb, "TIFF", compression="tiff_lzw"),
         "deflate.tiff": encode(rgb, "TIFF", compression="tiff_adobe_deflate"),
         "jpeg.tiff": encode(rgb, "TIFF", compression="jpeg"),
         "pages.tiff": encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
-        "16_bit.tiff": encode(picture("I;16"), "TIFF"),
+        "16_bit.tiff": encode(image("I;16"), "TIFF"),
         "float.tiff": encode(gray.convert("F"), "TIFF"),
-        "bilevel.png": encode(picture("1"), "PNG"),
-        "bilevel.tiff": encode(picture("1"), "TIFF", compression="group4"),
-        "palette.png": encode(picture("P"), "PNG"),
-        "palette_transparent.png": encode(picture("P"), "PNG", transparency=0),
-        "palette.bmp": encode(picture("P"), "BMP"),
+        "bilevel.png": encode(image("1"), "PNG"),
+        "bilevel.tiff": encode(image("1"), "TIFF", compression="group4"),
+        "palette.png": encode(image("P"), "PNG"),
+        "palette_transparent.png": encode(image("P"), "PNG", transparency=0),
+        "palette.bmp": encode(image("P"), "BMP"),
         "progressive.jpg": encode(rgb, "JPEG", progressive=True),
         "rgb.bmp": encode(rgb, "BMP"),
-        "rgba.bmp": encode(picture("RGBA"), "BMP"),
-        "rgba.png": encode(picture("RGBA"), "PNG"),
+        "rgba.bmp": encode(image("RGBA"), "BMP"),
+        "rgba.png": encode(image("RGBA"), "PNG"),
         "rgb.png": png,
-        "16_bit.png": encode(picture("I;16"), "PNG"),
+        "16_bit.png": encode(image("I;16"), "PNG"),
         "rotated.webp": encode(rgb, "WEBP", exif=oriented(8)),
         "rotated.png": encode(rgb, "PNG", exif=oriented(5)),
         "subsampled.jpg": encode(rgb, "JPEG", subsampling="4:2:0", restart_marker_rows=1),
-        "wide.png": encode(picture("L", (300, 1)), "PNG"),
-        "odd_palette.png": odd_palette(encode(picture("P"), "PNG", transparency=0)),
-        "one_pixel.png": encode(picture("L", (1, 1)), "PNG"),
+        "wide.png": encode(image("L", (300, 1)), "PNG"),
+        "odd_palette.png": odd_palette(encode(image("P"), "PNG", transparency=0)),
+        "one_pixel.png": encode(image("L", (1, 1)), "PNG"),
     }
     for value in (3, 6):
         made[f"rotated_{value}.jpg"] = encode(rgb, "JPEG", exif=oriented(value))

@@ -1,8 +1,8 @@
-"""Writes the graphs in this folder, which break a promise of a scorer graph each.
+"""Writes the graphs in this folder. Each breaks one rule of the contract for scorer graphs.
 
     .venv/bin/python tests/hostile_bundle/make.py
 
-They go into a copy of `tests/slow_model`: a record is {"value": v, "work": w}, and its score is |v|.
+A test puts them into a copy of `tests/slow_model`, where a record is {"value": v, "work": w} and its score is |v|.
 """
 
 from pathlib import Path
@@ -30,11 +30,11 @@ hostile (float[batch, 2] x) => (float[batch] score, float[batch, 2] residual, fl
 OUTPUTS = {"score": "Identity (size)", "residual": "Identity (nothing)", "reconstruction": "Identity (nothing)"}
 
 BROKEN = {
-    # Eight rows, whatever the batch.
+    # Eight rows, regardless of the batch size.
     "few_scores": {"score": "Slice (size, first, few)"},
     "few_residuals": {"residual": "Slice (nothing, first, few)"},
     "few_reconstructions": {"reconstruction": "Slice (nothing, first, few)"},
-    # As many rows as asked for, until a record has work.
+    # The right number of rows, until a record has work.
     "few_later": {
         "score": "If (lazy) <then_branch = some () => (float[m] cut) { cut = Slice (size, first, few) }, "
         "else_branch = all () => (float[n] whole) { whole = Identity (size) }>"
@@ -50,7 +50,7 @@ def main():
         lines = ["lazy = Greater (asked, zero)"] if "lazy" in str(broken) else []
         lines += [f"{output} = {made}" for output, made in (OUTPUTS | broken).items()]
         model = onnx.parser.parse_model(GRAPH.replace("BODY", "\n    ".join(lines)))
-        # Shapes within would give some of them away before they run.
+        # Inferred shapes would reveal some of the faults before the graph runs.
         del model.graph.value_info[:]
         (HERE / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 

@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# A real Apache Kafka for the tests: KRaft mode, loopback only, nothing but java, mvn, python3 and, if secure, openssl.
+# Runs a real Apache Kafka for tests, in KRaft mode and on loopback. Needs only java, mvn, python3 and, if secure, openssl.
 #
-#   kafka.sh fetch                        bring the jars from Maven Central into .kafka/libs, once
+#   kafka.sh fetch                        download the jars from Maven Central into .kafka/libs, once
 #   kafka.sh start [--brokers N]          start N brokers (1; each is a controller too) and wait until
 #                  [--port BASE]          all accept requests; the last line is the bootstrap servers.
 #                  [--while-pid PID]      BASE: N ports from BASE for clients, the next N for controllers
-#                                         (default: free ones). PID: stop by itself once PID has ended.
+#                                         (default: free ones). PID: stop when the process PID has exited.
 #                  [--proxied PORT]       each broker also listens for a proxy: it advertises
-#                                         127.0.0.1:(PORT+ID-1), where the proxy has to listen. DIR/proxied
-#                                         has a line a broker, by ID: ADVERTISED_PORT REAL_PORT.
-#                  [--secure]             each broker also has the listeners TLS, MTLS (wants a certificate)
+#                                         127.0.0.1:(PORT+ID-1), where the proxy must listen. DIR/proxied
+#                                         has one line per broker, by ID: ADVERTISED_PORT REAL_PORT.
+#                  [--secure]             each broker also has the listeners TLS, MTLS (needs a certificate)
 #                                         and SASL (over TLS; SCRAM-SHA-512 and PLAIN), see DIR/bootstrap-tls,
 #                                         -mtls, -sasl. Users: scram with password scram-s3cret, plain with
 #                                         plain-s3cret. In DIR/tls, each with .pem and .key: ca, broker, client,
-#                                         and untrusted-ca, untrusted-client, that no broker trusts;
-#                                         client.encrypted.key wants the passphrase key-s3cret.
+#                                         and untrusted-ca, untrusted-client, which no broker trusts;
+#                                         client.encrypted.key needs the passphrase key-s3cret.
 #                  [--kerberos DIR]       each broker also has the listener KERBEROS (GSSAPI, no TLS), see
 #                                         bootstrap-kerberos; DIR holds krb5.conf and broker.keytab with
-#                                         kafka/127.0.0.1, and its KDC has to run.
-#                  [--controller-apart]   the one broker has its controller in another process, ID 2: a broker
-#                                         that is stopped for some seconds is then fenced and names no brokers.
-#   kafka.sh stop                         kill every broker and delete the data; the logs stay
+#                                         kafka/127.0.0.1, and its KDC must run.
+#                  [--controller-apart]   the only broker has its controller in another process, ID 2. A broker
+#                                         stopped for some seconds is then fenced, and its metadata lists no brokers.
+#   kafka.sh stop                         kill every broker and delete the data; logs are kept
 #   kafka.sh kill ID                      kill -9 one broker (1 to N)
-#   kafka.sh stop-broker ID               SIGTERM: the broker hands its partitions over; wait until it ended
+#   kafka.sh stop-broker ID               SIGTERM: the broker hands over its partitions; wait until it has exited
 #   kafka.sh start-broker ID              start that broker again on its data, and wait for it
 #   kafka.sh topic create NAME [--partitions P] [--replication-factor R] [--config KEY=VALUE]
-#                                         any other verb and option of TopicCommand (describe, list,
-#                                         delete, alter) goes as well
+#                                         also takes the other verbs and options of TopicCommand (describe,
+#                                         list, delete, alter)
 #
 #   kafka.sh group OPTIONS                ConsumerGroupCommand, for instance --delete-offsets --group G --topic T
 #
@@ -64,13 +64,13 @@ fetch() {
     local part=$libs.part.$$
     mvn --batch-mode --quiet -Dstyle.color=never --strict-checksums --file "$here/pom.xml" \
         dependency:copy-dependencies -DoutputDirectory="$part" >&2 ||
-        { rm -rf "$part"; die "Maven could not bring Kafka (see above); check the network or Maven's settings.xml"; }
+        { rm -rf "$part"; die "Maven could not download Kafka (see above); check the network or Maven's settings.xml"; }
     cp "$here/pom.xml" "$part/"
     rm -rf "$libs"
     mv "$part" "$libs"
 }
 
-# tool CLASS ARGS...: a short-lived Kafka command.
+# tool CLASS ARGS...: runs a short-lived Kafka command.
 tool() {
     java -Xmx128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Dkafka.log.level=warn \
         -Dlog4j2.configurationFile="$here/log4j2.xml" -cp "$libs/*" "$@"
@@ -89,16 +89,16 @@ alive() { # ID; by command line, since a pid is used again by others
 }
 
 known() { # ID
-    [ -n "$1" ] || die "say which broker, 1 to N"
+    [ -n "$1" ] || die "the ID of a broker is missing; pass 1 to N"
     [ -f "$(properties "$1")" ] || die "${dir#"$root"/} has no broker '$1'; start the cluster first"
 }
 
 launch() { # ID
-    # A session of its own, so that Ctrl-C in a test's terminal is not the broker's.
+    # A separate session, so that Ctrl-C in a test's terminal does not reach the broker.
     # shellcheck disable=SC2016
     local realm=()
     [ ! -e "$dir/kerberos" ] || realm=("-Djava.security.krb5.conf=$dir/kerberos/krb5.conf")
-    # Kafka reads keys of no issuer that is not named so.
+    # Kafka reads the keys only of issuers that this property allows.
     python3 -c 'import os, sys; os.setsid(); os.execvp("java", ["java", *sys.argv[1:]])' \
         "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://$dir/oauth/jwks.json" \
         "-Dorg.apache.kafka.sasl.oauthbearer.allowed.files=$dir/oauth/jwks.json" \
@@ -131,7 +131,7 @@ kill_broker() { # ID
 }
 
 stop_broker() { # ID
-    alive "$1" || die "broker $1 does not run"
+    alive "$1" || die "broker $1 is not running"
     local deadline=$((SECONDS + ready_within))
     kill "$(cat "$dir/server-$1.pid")"
     while alive "$1"; do
@@ -151,19 +151,29 @@ each_broker() { # COMMAND, called with every ID in DIR
 
 stop() {
     each_broker kill_broker
-    # A killed broker leaves the native libraries that it unpacked.
+    # A killed broker leaves the native libraries behind that it unpacked.
     rm -rf "$dir"/data-* "$dir"/liblz4-* "$dir"/libzstd-* "$dir"/server-*.pid "$dir"/server-*.properties \
         "$dir"/bootstrap* "$dir/proxied" "$dir/tls" "$dir/oauth" "$dir/kerberos"
 }
 
-# COUNT ports, a line each.
+# Prints COUNT free ports, one per line.
 ports() {
     if [ -n "$port" ]; then
         seq "$port" $((port + $1 - 1))
     else
         python3 - "$1" <<'PY'
-import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+import random, socket, sys
+# Below those that the kernel gives to others, who would take them before the broker does.
+held = []
+for port in random.sample(range(10000, 32768), 1000):
+    try:
+        held.append(socket.create_server(("127.0.0.1", port)))
+    except OSError:
+        continue
+    if len(held) == int(sys.argv[1]):
+        break
+else:
+    sys.exit("kafka.sh: no free ports from 10000 to 32767")
 print(*(s.getsockname()[1] for s in held), sep="\n")
 PY
     fi
@@ -223,7 +233,7 @@ share.coordinator.state.topic.num.partitions=3
 share.coordinator.state.topic.replication.factor=$brokers
 share.coordinator.state.topic.min.isr=$in_sync
 
-# Tests do not wait: groups form at once, and a dead member or broker is noticed in seconds.
+# Short timeouts, so that groups form at once and a dead member or broker is detected within seconds.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 group.consumer.min.session.timeout.ms=1000
@@ -301,7 +311,7 @@ CONF
     openssl pkcs8 -topk8 -in "$dir/tls/client.key" -passout pass:key-s3cret -out "$dir/tls/client.encrypted.key"
 }
 
-# The key of an issuer of tokens, and what brokers know of it.
+# The key of an identity provider that issues tokens, and the public part that brokers read.
 issue() {
     mkdir -p "$dir/oauth"
     openssl genrsa -out "$dir/oauth/issuer.key" 2048 2>/dev/null
@@ -317,7 +327,7 @@ certificate() { # NAME KIND [ISSUER]
     openssl req -x509 -config "$dir/tls/openssl.cnf" -extensions "$2" -subj "/O=residuald tests/CN=$1" -days 2 \
         -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes ${3:+-CA "$dir/tls/$3.pem" -CAkey "$dir/tls/$3.key"} \
         -keyout "$dir/tls/$1.key" -out "$dir/tls/$1.pem" 2>"$dir/tls/openssl.log" ||
-        { cat "$dir/tls/openssl.log" >&2; die "openssl (3 or later) could not make a certificate, see above"; }
+        { cat "$dir/tls/openssl.log" >&2; die "openssl (3 or later) could not make a certificate (see above)"; }
 }
 
 format_storage() { # ID
@@ -330,19 +340,19 @@ start() {
     fetch
     mkdir -p "$dir"
     dir=$(cd "$dir" && pwd)
-    if alive 1; then die "a cluster runs in ${dir#"$root"/} at $(cat "$dir/bootstrap"); stop it first, or give another --dir"; fi
+    if alive 1; then die "a cluster is already running in ${dir#"$root"/} at $(cat "$dir/bootstrap"); stop it first or pass another --dir"; fi
     stop
     [ -z "$secure" ] || { certify; issue; }
     [ -z "$kerberos" ] || { mkdir "$dir/kerberos"; cp "$kerberos/krb5.conf" "$kerberos/broker.keytab" "$dir/kerberos"; }
     configure
     local id formats=""
-    [ -z "$apart" ] || [ "$brokers" = 1 ] || die "--controller-apart is for one broker"
+    [ -z "$apart" ] || [ "$brokers" = 1 ] || die "--controller-apart works only with one broker"
     for id in $(seq "$brokers") ${apart:+2}; do
         format_storage "$id" &
         formats="$formats $!"
     done
     for id in $formats; do
-        wait "$id" || { cat "$dir"/server-*.log >&2; die "the storage could not be formatted, see above"; }
+        wait "$id" || { cat "$dir"/server-*.log >&2; die "Kafka could not format its storage (see above)"; }
     done
     each_broker launch
     each_broker await
@@ -359,8 +369,8 @@ alive_any() {
 }
 
 topic() { # VERB NAME OPTIONS...
-    [ $# -ge 1 ] || die "topic wants a verb: create, delete, list, describe, alter"
-    [ -f "$dir/bootstrap" ] || die "no cluster runs in ${dir#"$root"/}; start one first"
+    [ $# -ge 1 ] || die "topic needs a verb: create, delete, list, describe, alter"
+    [ -f "$dir/bootstrap" ] || die "no cluster is running in ${dir#"$root"/}; start one first"
     local verb=$1 name=()
     shift
     if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then name=(--topic "$1"); shift; fi
@@ -369,7 +379,7 @@ topic() { # VERB NAME OPTIONS...
 }
 
 group() { # OPTIONS...
-    [ -f "$dir/bootstrap" ] || die "no cluster runs in ${dir#"$root"/}; start one first"
+    [ -f "$dir/bootstrap" ] || die "no cluster is running in ${dir#"$root"/}; start one first"
     tool org.apache.kafka.tools.consumer.group.ConsumerGroupCommand --bootstrap-server "$(cat "$dir/bootstrap")" "$@"
 }
 
@@ -402,7 +412,7 @@ case $verb in
     stop-broker) known "${rest[0]-}"; stop_broker "${rest[0]}" ;;
     start-broker)
         known "${rest[0]-}"
-        if alive "${rest[0]}"; then die "broker ${rest[0]} runs already"; fi
+        if alive "${rest[0]}"; then die "broker ${rest[0]} is already running"; fi
         launch "${rest[0]}"
         await "${rest[0]}"
         ;;

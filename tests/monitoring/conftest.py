@@ -1,4 +1,4 @@
-"""Tools by their names, with loud skips, and the stack that the live tests share."""
+"""Finds the tools that tests need, or skips with a message; and provides the stack that the live tests share."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from deployed import ROOT
 from stack import Stack
 
-# Names of a command, the first as Debian has it, and Debian's package.
+# The names of each command (Debian's first), and Debian's package.
 NEEDED = {
     "promtool": (["promtool"], "prometheus"),
     "prometheus": (["prometheus"], "prometheus"),
@@ -19,18 +19,18 @@ SKIPPED = set()
 
 def skip(install):
     if os.environ.get("RESIDUALD_TEST_STRICT"):
-        pytest.fail(f"RESIDUALD_TEST_STRICT is set and this cannot run: {install}")
+        pytest.fail(f"RESIDUALD_TEST_STRICT is set and a tool is missing: {install}")
     SKIPPED.add(install)
     pytest.skip(install)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--render", metavar="DIR", help="draw the dashboards into this folder; needs matplotlib")
+    parser.addoption("--render", metavar="DIR", help="draw the dashboards into DIR; needs matplotlib")
 
 
 def pytest_terminal_summary(terminalreporter):
     if SKIPPED:
-        terminalreporter.write_line(f"!!! SKIPPED monitoring, in part: {'; '.join(sorted(SKIPPED))}")
+        terminalreporter.write_line(f"!!! SKIPPED some tests of monitoring: {'; '.join(sorted(SKIPPED))}")
 
 
 def tool(name):
@@ -46,7 +46,7 @@ def promtool():
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
-    """Daemon, Prometheus and Alertmanager, after a quiet hour and the beginning of an outbreak."""
+    """Daemon, Prometheus and Alertmanager, after a quiet hour and the start of an outbreak of anomalies."""
     residuald = Path(os.environ.get("RESIDUALD", ROOT / "target/release/residuald"))
     if not residuald.exists():
         skip("build residuald (make build)")

@@ -1,4 +1,4 @@
-"""What is shipped (rules, runbook, dashboards), and the metrics there are."""
+"""The shipped rules, runbook and dashboards, and the metrics that the daemon exports."""
 
 import json
 import re
@@ -20,14 +20,14 @@ def panels(dashboard):
 
 
 def exported():
-    """Metrics by the names that src/metrics.rs gives them."""
+    """The names of all metrics in src/metrics.rs."""
     code = (ROOT / "src/metrics.rs").read_text()
     made = re.findall(r'\b(?:(?:counters?|gauge|number|histogram)\(\s*r,|opts\()\s*"([a-z0-9_]+)"', code)
     return {f"residuald_{name}" for name in made}
 
 
 def unknown(expression):
-    """Metrics of ours in an expression that nobody serves or records."""
+    """The residuald metrics in an expression that neither the daemon exports nor a rule records."""
     used = re.findall(r"\bresiduald_[a-z0-9_:]+", expression)
     served = exported() | {rule["record"] for rule in RULES if "record" in rule}
     return {name for name in used if name not in served and re.sub("_(bucket|sum|count)$", "", name) not in served}

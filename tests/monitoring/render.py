@@ -1,9 +1,9 @@
-"""A dashboard drawn as its JSON lays it out, from what Prometheus answers: an example where there is no Grafana.
+"""Draws a dashboard from its JSON and Prometheus' data, as an example image without Grafana.
 
     .venv/bin/pip install matplotlib
     .venv/bin/python -m pytest tests/monitoring --render DIR
 
-Not Grafana's own look: its places, titles, queries, legends and units.
+Positions, titles, queries, legends and units are those of the dashboard. The style is not Grafana's.
 """
 
 import re
@@ -12,7 +12,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 
-HOUR = 80  # seconds that are shown; the rules' clock is a minute to the hour
+HOUR = 80  # seconds to show; the rules' clock runs 60 times as fast, so an hour takes a minute
 UNITS = {"cps": "/s", "ops": "/s", "cpm": "/min", "s": " s", "percentunit": "", "bytes": " B"}
 
 
@@ -63,7 +63,7 @@ def lines(axes, stack, panel, fill, unit):
 
 
 def heatmap(axes, stack, panel, fill, _unit):
-    """Of cumulative buckets, as Grafana shows them: how many are in each."""
+    """Draws the count in each bucket, which Grafana computes from cumulative buckets in the same way."""
     found = shown(stack, fill(panel["targets"][0]["expr"]))
     buckets = sorted(found, key=lambda one: float(one[0]["le"]))
     counts = np.diff([values for _, _, values in buckets], axis=0, prepend=0)
@@ -75,7 +75,7 @@ def heatmap(axes, stack, panel, fill, _unit):
 
 
 def shown(stack, expression):
-    """Of each series labels, times and values."""
+    """Yields (labels, times, values) for each series of a query over the last HOUR."""
     now = time.time()
     asked = {"query": expression, "start": now - HOUR, "end": now, "step": 1}
     for series in stack.ask("query_range", **asked)["result"]:

@@ -1,4 +1,4 @@
-"""A daemon, a Prometheus with the rules, an Alertmanager and whom it alerts; the rules' clock goes 60 times as fast."""
+"""Runs a daemon, Prometheus with the rules, Alertmanager and a receiver of alerts. The rules' clock is 60x as fast."""
 
 import gzip
 import json
@@ -19,17 +19,17 @@ from deployed import ROOT, RULES_FILE
 
 BUNDLE = ROOT / "models/payments"
 SAMPLE = "sample.ndjson.gz"
-SPEED = 60  # of the rules' clock: an hour of theirs is a minute here
+SPEED = 60  # an hour in the rules takes a minute here
 QUIET = 3600 / SPEED  # seconds
-STARTING = 20  # seconds that the stream is quiet for longer, for the other processes to start
+STARTING = 20  # additional seconds of quiet stream, in which the other processes start
 OUTBREAK = 60  # seconds
-RATE = 100  # records a second: a busy machine manages that
-PATIENCE = 240  # seconds; the machine may be busy, and a test that passes does not wait for it
+RATE = 100  # records per second, which even a busy machine can process
+PATIENCE = 240  # timeout in seconds; long, because the machine may be busy
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Stack:
-    """The processes, for as long as the block lasts."""
+    """A context manager that runs all processes."""
 
     def __init__(self, folder, residuald, prometheus, alertmanager):
         self.folder = folder
@@ -66,7 +66,7 @@ class Stack:
             f"--web.listen-address={self.prometheus}",
         )
         self.wait_for("a first scrape", lambda: self.query("residuald_build_info"))
-        # Last: before the first scrape the daemon is down, for all that Prometheus knows.
+        # Start Alertmanager last, because Prometheus considers the daemon down until the first scrape.
         config = write(self.folder / "alertmanager.yml", alertmanager_config(self.receiver.address))
         self.spawn(
             alertmanager,
@@ -84,7 +84,7 @@ class Stack:
             self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
 
     def live_through_an_outbreak(self):
-        """Sets `quiet` (the alerts of the quiet hour) and `alarms` (those up to the first page of the outbreak)."""
+        """Sets `quiet` (alerts during the quiet hour) and `alarms` (alerts until the outbreak's first page)."""
         time.sleep(QUIET)
         consumed = json.loads(get(f"http://{self.daemon}/status"))["records"]["consumed"]
         assert consumed < quiet_records(), "the machine is too slow: the outbreak began before the quiet hour was over"
@@ -96,23 +96,23 @@ class Stack:
         deadline = time.monotonic() + PATIENCE
         while not found():
             ended = [process.args[0] for process in self.processes if process.poll() is not None]
-            assert not ended, f"{ended} ended, see {self.folder}"
-            assert time.monotonic() < deadline, f"waited {PATIENCE} s in vain for {what}, see {self.folder}"
+            assert not ended, f"{ended} exited, see the logs in {self.folder}"
+            assert time.monotonic() < deadline, f"timed out after {PATIENCE} s waiting for {what}, see {self.folder}"
             time.sleep(0.2)
 
     def ask(self, path, **parameters):
-        """What Prometheus' API answers."""
+        """The data of a response of Prometheus' API, or None if the request failed."""
         answer = get(f"http://{self.prometheus}/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
         return json.loads(answer)["data"] if answer else None
 
     def query(self, expression):
-        """The values of an instant query; none as well where Prometheus refuses it."""
+        """The values of an instant query; empty if Prometheus refuses it."""
         found = self.ask("query", query=expression)
         return [float(series["value"][1]) for series in found["result"]] if found else []
 
 
 class Receiver:
-    """Whom Alertmanager alerts."""
+    """A webhook that collects the alerts of Alertmanager."""
 
     def __init__(self):
         self.alerts = []
@@ -142,7 +142,10 @@ def quiet_records():
 
 
 def bundle(folder):
-    """The payments, with another stream: normal ones, then every tenth a fraud. One record in 500 lacks its amount."""
+    """A copy of the payments bundle with another sample: first normal payments, then a fraud in every ten records.
+
+    One record in 500 lacks its amount.
+    """
     made = shutil.copytree(BUNDLE, folder / "payments", ignore=shutil.ignore_patterns(SAMPLE))
     with gzip.open(BUNDLE / SAMPLE, "rt") as lines:
         records = [json.loads(line) for line in lines]
@@ -201,7 +204,7 @@ def free_ports(count):
 
 
 def get(url):
-    """The body, or None."""
+    """The body of the response, or None if the request failed."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.read().decode()

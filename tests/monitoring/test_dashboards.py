@@ -1,4 +1,4 @@
-"""The dashboards can be provisioned anywhere and explain themselves."""
+"""Tests that the dashboards can be provisioned in any Grafana and that every panel has a description and a unit."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A real daemon, Prometheus and Alertmanager: what is served, what alerts, what the dashboards show."""
+"""Tests metrics, alerts and dashboards with a real daemon, Prometheus and Alertmanager."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def filled(expression):
     return expression
 
 
-def test_promtool_is_content_with_what_the_daemon_serves(stack, promtool):
+def test_promtool_accepts_the_daemons_metrics(stack, promtool):
     served = get(f"http://{stack.daemon}/metrics")
     done = subprocess.run([promtool, "check", "metrics"], input=served, text=True, capture_output=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""The rules hold, each alert has a section in the runbook and a line in the table, and every metric in them exists."""
+"""Tests the alert rules: each alert has a runbook section and a table row, fires in a test and uses known metrics."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ NAMES = {alert["alert"] for alert in ALERTS}
 
 
 @pytest.mark.parametrize(("verb", "file"), [("check", RULES_FILE), ("test", RULES_TEST)])
-def test_promtool_is_content(promtool, verb, file):
+def test_promtool_accepts_the_rules(promtool, verb, file):
     done = subprocess.run([promtool, verb, "rules", file], text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

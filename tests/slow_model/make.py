@@ -1,9 +1,9 @@
-"""Writes the bundle in this folder: a model that takes as long as a record asks for.
+"""Writes the bundle in this folder, whose model takes as long as its records request.
 
     .venv/bin/python tests/slow_model/make.py
 
-A record is {"value": v, "work": w}. The score is |v|. A batch multiplies two 512 by 512 matrices as often as the `work`
-of its records says in all; what comes of that enters the scores times zero. Warm-up and golden records ask for none.
+A record is {"value": v, "work": w}. The score is |v|. A batch multiplies two 512 by 512 matrices as often as the sum of
+its records' `work`. The product enters the scores multiplied by zero. Warm-up and golden records have no work.
 """
 
 import hashlib

@@ -1,2 +1,2 @@
 def pytest_addoption(parser):
-    parser.addoption("--screenshots", metavar="DIR", help="write screenshots there")
+    parser.addoption("--screenshots", metavar="DIR", help="write screenshots to DIR")

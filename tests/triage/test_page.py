@@ -1,9 +1,9 @@
-"""The triage page in headless Chromium, in front of a daemon at work.
+"""Tests the triage page of a running daemon in headless Chromium.
 
     .venv/bin/python -m pytest tests/triage [--screenshots DIR]
 
-`residuald demo` streams on its embedded broker and serves the page. Needs Chromium; the binary is target/release's, or
-target/debug's, or what RESIDUALD names.
+`residuald demo` streams on its embedded broker and serves the page. Needs Chromium. Uses the binary that RESIDUALD
+names, or else the newest of target/release and target/debug.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ expect.set_options(timeout=PATIENCE)
 
 
 def missing(what: str) -> None:
-    """Says loudly what is skipped, or fails where nothing may be."""
+    """Skips the test with a message, or fails it if RESIDUALD_TEST_STRICT is set."""
     assert not os.environ.get("RESIDUALD_TEST_STRICT"), f"RESIDUALD_TEST_STRICT is set and {what}"
     print(f"\n!!! SKIPPED tests/triage: {what}", file=sys.__stderr__)
     pytest.skip(what)
@@ -46,7 +46,7 @@ def binary() -> Path:
 
 @contextlib.contextmanager
 def demo(*arguments: str):
-    """-> the address of a daemon with a stream that does not end."""
+    """Runs `residuald demo`, whose stream does not end, and yields its address."""
     command = [binary(), "demo", "--listen", "127.0.0.1:0", *arguments]
     daemon = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -56,7 +56,7 @@ def demo(*arguments: str):
             if found := re.search(r"http://[\d.:]+", line):
                 yield found[0]
                 return
-        pytest.fail("the demo ended: " + "".join(said))
+        pytest.fail("residuald demo exited before it printed its address: " + "".join(said))
     finally:
         daemon.kill()
         daemon.wait()
@@ -75,7 +75,7 @@ def browser():
 
 @contextlib.contextmanager
 def opened(browser, address: str, **settings):
-    """A page that fails the test if it errs or asks anybody else for anything."""
+    """Opens the page. Fails the test if the page has errors or sends requests to another server."""
     context = browser.new_context(viewport={"width": 1360, "height": 1000}, **settings)
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -88,10 +88,10 @@ def opened(browser, address: str, **settings):
 
 
 def until(true, what: str) -> None:
-    """Polls from here: the page's policy lets nobody evaluate text in it."""
+    """Waits until `true()` holds. Polls in Python, because the page's security policy forbids evaluating strings."""
     deadline = time.monotonic() + PATIENCE / 1000
     while not true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"timed out while waiting for {what}"
         time.sleep(0.05)
 
 
@@ -115,7 +115,7 @@ def test_payments_live_filtered_and_opened(browser, request):
         expect(page.locator("#model")).to_contain_text("payments")
         expect(rows.nth(4)).to_be_visible()
 
-        # Live: numbers go up and the newest anomaly comes to the top by itself.
+        # Live: numbers grow and new anomalies appear at the top without a reload.
         before, first = number(page, "scored"), rows.first.get_attribute("data-number")
         until(lambda: rows.first.get_attribute("data-number") != first, "a newer anomaly")
         assert number(page, "scored") > before
@@ -126,7 +126,7 @@ def test_payments_live_filtered_and_opened(browser, request):
         assert page.locator("#scores .threshold").count() == 1
         shoot(page, request, "payments-light")
 
-        # Reasons: shares as bars, observed and expected beside them.
+        # Reasons: shares as bars, with observed and expected values beside them.
         reason = rows.first.locator(".reason").first
         assert 0 < float(reason.locator("meter").get_attribute("value")) <= 1
         expect(reason.locator(".expected")).to_contain_text("expected")
@@ -140,7 +140,7 @@ def test_payments_live_filtered_and_opened(browser, request):
         page.locator("#since").select_option("300")
         expect(rows.first).to_be_visible()
 
-        # One click shows the record and copies its id.
+        # Opening: one click shows the record and copies its id.
         page.locator("#live").uncheck()
         name = rows.first.locator(".id").inner_text()
         rows.first.click()
@@ -152,7 +152,7 @@ def test_payments_live_filtered_and_opened(browser, request):
         assert {"payment_id", "merchant"} <= record.keys()
         shoot(page, request, "payments-record")
 
-        # By keyboard.
+        # Keyboard navigation.
         page.keyboard.press("Escape")
         expect(page.locator("#detail")).to_be_hidden()
         page.evaluate("document.activeElement.blur()")

@@ -1,6 +1,6 @@
-"""How well a bundle finds the labelled anomalies of a sample: python detection.py BUNDLE SAMPLE.ndjson.gz
+"""Measures how well a bundle detects the labelled anomalies of a sample: python detection.py BUNDLE SAMPLE.ndjson.gz
 
-The threshold for a false-alarm rate comes from the bundle's calibration alone, as in the daemon; labels only judge.
+The thresholds come only from the bundle's calibration, as in the daemon. Labels are used only for evaluation.
 """
 
 import json

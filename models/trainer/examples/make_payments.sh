@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes models/payments from nothing: simulates, trains, exports; about four minutes on one core.
+# Makes models/payments from scratch: simulates payments, trains and exports. Takes about four minutes on one core.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bundle=${1:-$here/../../payments}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes models/surface from nothing: cuts the textures, draws the defects, trains, exports; five minutes on two cores.
+# Makes models/surface from scratch: crops textures, draws defects, trains and exports. Takes five minutes on two cores.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bundle=${1:-$here/../../surface}

@@ -1,22 +1,22 @@
-"""A simulator of card payments: normal spending, and four kinds of fraud hidden in a sample of it.
+"""Simulates card payments: normal spending, and a sample that also contains four kinds of fraud.
 
     python payments.py --history history.ndjson.gz --sample sample.ndjson.gz
 
-Every cardholder has a home, a rhythm of the day and the week, favourite merchants, typical amounts by merchant
-category, a device or two for buying online, a credit limit that is paid off once a month, and now and then a trip.
-`history` is eight weeks without fraud, to train on; `sample` is the 20,000 payments that follow, in the order of
-time, 1-2 % of them fraudulent. `label` (0 or 1) and `scenario` are there to judge by; no feature reads them.
+Every cardholder has a home, a daily and weekly rhythm, favourite merchants, typical amounts by merchant category, one
+or two devices for online payments, a credit limit that is paid off once a month, and an occasional trip. `history` is
+eight weeks without fraud, to train on. `sample` is the next 20,000 payments in order of time, 1-2 % of them fraudulent.
+`label` (0 or 1) and `scenario` are for evaluation and are not features.
 
-The scenarios, each with the overlap that makes it hard:
-  card_testing      a stolen number is tried with small amounts, minutes apart, at young online merchants; the
-                    first try looks like any small payment online
-  account_takeover  someone else at the owner's account: often a new device, merchants never used, higher amounts, often
-                    at night; owners, too, buy phones, sleep badly and shop around
-  cloned_card       a copied magnetic stripe, far from home, soon after the owner paid at home; owners travel,
-                    and pay by stripe where chips are not read
-  bust_out          the owner, or who passed for one, means not to pay: the card is spent to its limit within
-                    two days, on the usual device and often at the usual merchants
-The owner's own payments stop with the first fraudulent one and begin again two days after the last (a new card).
+The scenarios, each with the normal behaviour that makes it hard to detect:
+  card_testing      A stolen number is tried with small amounts, minutes apart, at young online merchants. The first
+                    try looks like any small online payment.
+  account_takeover  Someone else uses the owner's account, often with a new device, at new merchants, with higher
+                    amounts and at night. Owners, too, buy phones, sleep badly and try new shops.
+  cloned_card       A copied magnetic stripe is used far from home, soon after the owner paid at home. Owners, too,
+                    travel, and pay by stripe where chips are not read.
+  bust_out          The cardholder does not intend to pay and spends the card to its limit within two days, on the
+                    usual device and often at the usual merchants.
+The owner's own payments stop with the first fraudulent one and resume two days after the last, with a new card.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import numpy as np
 
 START = datetime(2026, 1, 5, tzinfo=UTC)  # a Monday
 DAY = 86_400.0
-WARM_UP, HISTORY = 7, 56  # days: the first fill the windows and are not written
+WARM_UP, HISTORY = 7, 56  # days; the warm-up fills the statistics over the past and is not written
 SAMPLE = 20_000
 CARDS = 2_000
 
@@ -75,7 +75,6 @@ CURRENCY = {
     "AE": "AED",
 }
 FAR = {"US": 7000, "TH": 9000, "AE": 5000, "TR": 2200}  # km; the rest of Europe is nearer
-LOCAL = 40  # km around home that count as home
 
 # Share of the week's payments by hour of the day, UTC.
 HOURS = np.array([1, 0.6, 0.4, 0.3, 0.4, 1, 3, 6, 7, 7, 8, 10, 11, 9, 8, 9, 11, 13, 12, 9, 6, 4, 3, 2], float)
@@ -107,7 +106,7 @@ class Card:
         self.favourites = {}
 
     def merchant(self, category, new=False):
-        """(id, age on day 0): mostly one that the card has used before."""
+        """A merchant (id, age on day 0), usually one that the card has used before."""
         known = self.favourites.setdefault(category, [])
         if known and not new and self.rng.random() < 0.85:
             return known[int(self.rng.integers(len(known)) * self.rng.random())]
@@ -122,12 +121,12 @@ class Card:
                 "scenario": "normal", "country": self.country, "where": (0.0, 0.0), "declined": 0} | more  # fmt: skip
 
     def near(self, scale):
-        """A place, km from home."""
+        """A random place as (x, y) in km from home."""
         r, a = self.rng.exponential(scale), self.rng.uniform(0, 2 * np.pi)
         return (r * np.cos(a), r * np.sin(a))
 
     def normal(self, days):
-        """All payments that the owner makes in `days` days."""
+        """All payments of the owner within `days` days."""
         rng, events, trip = self.rng, [], None
         for day in range(days):
             if rng.random() < 0.004:
@@ -139,7 +138,7 @@ class Card:
                 distance, angle = FAR.get(country, 900) * rng.uniform(0.6, 1.4), rng.uniform(0, 2 * np.pi)
                 where = (distance * np.cos(angle), distance * np.sin(angle))
                 trip = {"until": day + 1 + rng.geometric(0.2), "country": country, "where": where}
-            weekday, busy = day % 7, rng.gamma(2, 0.5)  # some days are for shopping
+            weekday, busy = day % 7, rng.gamma(2, 0.5)  # some days have many payments
             for _ in range(rng.poisson(self.rate * WEEK[weekday] * busy * (1.4 if trip else 1))):
                 t = (day + (rng.choice(24, p=self.hours) + rng.random()) / 24) * DAY
                 events.append(self.purchase(t, trip))
@@ -197,7 +196,7 @@ class Card:
             t / DAY - rng.exponential(0.5),
         )
         if rng.random() < 0.35:
-            device = self.devices[-1]  # by remote control of the owner's
+            device = self.devices[-1]  # the fraudster controls the owner's device remotely
         for _ in range(rng.integers(2, 6)):
             category = str(rng.choice(["electronics", "gift_card", "travel", "clothing", "jewellery", "digital_goods"]))
             amount = CATEGORIES[category][1] * self.wealth * rng.lognormal(1.2, 0.6)
@@ -253,7 +252,7 @@ SCENARIOS = {"card_testing": 0.15, "account_takeover": 0.3, "cloned_card": 0.3, 
 
 
 def with_fraud(card, events, first_day, last_day):
-    """Puts one fraud among a card's payments and leaves out the owner's until two days after it."""
+    """Adds one fraud to a card's payments and removes the owner's own until two days after it."""
     kind = pick(card.rng, SCENARIOS)
     fraud = getattr(card, kind)(card.rng.uniform(first_day, last_day) * DAY)
     for event in fraud:
@@ -264,7 +263,7 @@ def with_fraud(card, events, first_day, last_day):
 
 
 def records(card, events):
-    """What the payment system would send for each payment: windows over the card's past, as of that moment."""
+    """Yields the record that a payment system would send for each payment, with statistics over the card's past."""
     past, used_at, place, mean_log, balance, month = [], set(), None, [], 0.0, None
     rng = card.rng
     for event in events:
@@ -280,7 +279,7 @@ def records(card, events):
             km = float(np.hypot(event["where"][0] - place[1][0], event["where"][1] - place[1][1]))
             speed = km / max((t - place[0]) / 3600, 0.05)
             if event["scenario"] == "normal" and km > 100 and speed > 800:
-                continue  # nobody is there yet
+                continue  # the owner cannot have travelled there in time
         usual = np.exp((sum(mean_log[-30:]) + 5 * 3.2) / (len(mean_log[-30:]) + 5))
         abroad = event["country"] not in COUNTRIES or event["country"] in CURRENCY
         device = event["device"]
@@ -332,7 +331,7 @@ def records(card, events):
 
 
 def simulate(seed, cards):
-    """(history, sample): lists of records in the order of time."""
+    """Simulates all cards -> (history, sample), both lists of records in order of time."""
     first, everything = WARM_UP + HISTORY, []
     days = first + 12
     for number in range(cards):

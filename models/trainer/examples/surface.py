@@ -1,9 +1,9 @@
-"""Makes the images of models/surface: cuttings of three of scikit-image's textures, and defects drawn on some.
+"""Makes the images of models/surface: crops of three textures of scikit-image, some of them with a drawn defect.
 
-brick.png, grass.png and gravel.png come in scikit-image's wheel (skimage/data). Each is a photograph under CC0 1.0, as
-the docstrings of `skimage.data.brick`, `grass` and `gravel` say, with where it came from (CC0Textures Bricks25 and
-Gravel04; DeviantArt, linolafett, Grass-01). The left two thirds of each are learned from, in five bands of rows that
-share no pixel, one of them to calibrate on; the sample stream is cut from the right third: nothing is on both sides.
+brick.png, grass.png and gravel.png are photographs in scikit-image's wheel (skimage/data). According to the docstrings
+of `skimage.data.brick`, `grass` and `gravel`, they are under CC0 1.0 (from CC0Textures, Bricks25 and Gravel04; and
+DeviantArt, linolafett, Grass-01). Training images come from the left two thirds of each, in five bands of rows that
+share no pixel, one of which is for calibration. The sample stream comes from the right third, so no pixel is in both.
 """
 
 import argparse
@@ -20,15 +20,15 @@ from PIL import Image, ImageDraw, ImageFilter
 
 TEXTURES = "brick", "grass", "gravel"
 SIZE = 96
-TRAIN = 400  # cuttings of each texture
+TRAIN = 400  # training crops of each texture
 BANDS = 5
 SAMPLE = 500
 DEFECTIVE = 0.2
-EDGE = 0.66  # of a photograph's width: left of it is learned from
+EDGE = 0.66  # share of a photograph's width, from the left, that is for training
 
 
 def cut(texture, rng, band=None):
-    """A window of SIZE pixels at random -> Pillow image, L: of a band of the left part, or else of the right part."""
+    """A random crop of SIZE pixels from a band of the left part, or from the right part -> Pillow image of mode L."""
     h, w = texture.shape
     middle = int(w * EDGE)
     if band is None:
@@ -43,7 +43,7 @@ def soft(mask, radius):
 
 
 def scratch(image, rng, _):
-    """A thin curved line, much brighter or darker than what it crosses."""
+    """Draws a thin curved line, much brighter or darker than the texture."""
     mask, t = Image.new("L", image.size), np.linspace(0, 1, 20)
     angle, length = rng.uniform(0, math.pi), rng.uniform(0.4, 0.8) * SIZE
     middle, bend = rng.uniform(0.35, 0.65, 2) * SIZE, rng.uniform(-0.15, 0.15) * SIZE
@@ -55,24 +55,24 @@ def scratch(image, rng, _):
 
 
 def stain(image, rng, _):
-    """A round spot, a third darker or brighter, its structure still there."""
+    """Draws a round spot that is much darker or brighter but keeps the structure."""
     m = soft(ellipse(image, rng, 0.1, 0.22), 2)
     return mixed(image, np.asarray(image, np.float32) * (0.45 if rng.random() < 0.6 else 1.6), m)
 
 
 def hole(image, rng, _):
-    """A small black hole with a sharp edge."""
+    """Draws a small black hole with a sharp edge."""
     return blend(image, soft(ellipse(image, rng, 0.05, 0.1), 0.6), 5)
 
 
 def smear(image, rng, _):
-    """A spot where the structure is wiped out."""
+    """Draws a spot in which the structure is blurred."""
     blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(4)), np.float32)
     return mixed(image, blurred, soft(ellipse(image, rng, 0.16, 0.28), 1.5))
 
 
 def foreign(image, rng, others):
-    """A patch of another texture, its brightness made the same."""
+    """Draws a patch of another texture with the same mean brightness."""
     m = soft(ellipse(image, rng, 0.16, 0.28), 1)
     other = np.asarray(cut(others[rng.integers(len(others))], rng), np.float32)
     here = np.asarray(image, np.float32)
@@ -101,9 +101,9 @@ DEFECTS = {"scratch": scratch, "stain": stain, "hole": hole, "smear": smear, "fo
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--train", type=Path, required=True, help="folder for the normal images to learn from")
-    p.add_argument("--groups", type=Path, required=True, help="which image is of which band, .csv")
-    p.add_argument("--sample", type=Path, required=True, help="the sample stream, .ndjson.gz")
+    p.add_argument("--train", type=Path, required=True, help="folder for the normal training images")
+    p.add_argument("--groups", type=Path, required=True, help="CSV file with the band of each image")
+    p.add_argument("--sample", type=Path, required=True, help="file for the sample stream, .ndjson.gz")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     rng = np.random.default_rng(args.seed)

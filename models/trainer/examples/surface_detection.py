@@ -1,4 +1,4 @@
-"""How well a bundle finds the defects of its sample stream: AUROC by defect, and flags at the 99 % quantile."""
+"""Measures how well a bundle detects the defects in its sample: AUROC by defect, and flags at the 99 % quantile."""
 
 import argparse
 import base64

@@ -1,12 +1,12 @@
 """Trains diffusion models on normal records or images, and exports them as bundles for the residuald daemon.
 
-- `preprocessing`: raw rows to standardised columns and back; part of the exported graph.
-- `tabular`: from files of records to a bundle. `tabular.pipeline` is the whole of it, top to bottom.
-- `images`: from a folder of images to a bundle, with the same module names.
-- `bundle`: what is in a bundle: the ONNX export, calibration, golden records, the screen, nearest normals, int8.
-- `bench`: measures detection on labelled data, beside simpler methods.
+- `preprocessing`: converts raw rows to standardised columns and back. It is part of the exported graph.
+- `tabular`: trains on files of records. `tabular.pipeline` is the whole training from top to bottom.
+- `images`: trains on a folder of images, with the same module names.
+- `bundle`: makes the parts of a bundle: ONNX export, calibration, golden records, screen, nearest normals, int8.
+- `bench`: measures detection on labelled data and compares it with simpler methods.
 - `report`: the model card, its plots, and contact sheets of images.
-- `cli`: one file for each verb; parses arguments and calls the above.
+- `cli`: parses arguments and calls the packages above. There is one file for each verb.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -18,4 +18,4 @@ except PackageNotFoundError:  # run from a checkout that was never installed
 
 
 class TrainerError(Exception):
-    """A fault that the user can correct. The message is one line: what is wrong, where, and what to do."""
+    """An error that the user can correct. The message is one line: what is wrong, where, and what to do."""

@@ -1,4 +1,4 @@
-"""Messages about progress go to standard error, so that standard output holds results only."""
+"""Prints progress messages to standard error, so that standard output holds only results."""
 
 import sys
 

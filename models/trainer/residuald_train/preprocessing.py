@@ -1,4 +1,4 @@
-"""Preprocessing inside the model: raw rows to standardised columns, and back to the record's own units.
+"""Preprocessing inside the model: converts raw rows to standardised columns, and columns back to raw units.
 
 It is the first and the last step of the exported graph, so the daemon passes raw values and gets raw values back.
 """
@@ -11,12 +11,12 @@ from torch import nn
 
 from .tabular.features import PARTS
 
-CLAMP = 30.0  # standard deviations; bounds what a value far out can do to a network
+CLAMP = 30.0  # standard deviations; limits the effect of extreme values on a network
 FINITE = 3e38  # just below the largest float32
 
 
 class Preprocessing(nn.Module):
-    """Raw rows float32 [N, F] <-> standardised columns [N, D]. NaN in a raw row means missing.
+    """Converts raw rows float32 [N, F] to standardised columns [N, D] and back. NaN in a raw row means missing.
 
     Each feature becomes a block of columns with a total variance of 1 on the training rows:
 
@@ -33,7 +33,7 @@ class Preprocessing(nn.Module):
     """
 
     def __init__(self, features, X, asinh_numbers=True):
-        """`features`: Feature [F]. X float32 [n, F]: the training rows that means and scales are taken from."""
+        """`features`: list of F Features. X float32 [n, F]: the training rows from which means and scales are taken."""
         super().__init__()
         self.asinh_numbers = asinh_numbers
         self.features = features
@@ -50,8 +50,10 @@ class Preprocessing(nn.Module):
             self.register_buffer(name, torch.as_tensor(np.array(value), dtype=dtype))
 
         def pick(owners):
-            """[len(owners), F] of 0 and 1. A product with it selects columns, exactly for finite numbers; it is several
-            times faster than Gather in ONNX Runtime."""
+            """A 0/1 matrix [len(owners), F] that selects columns by a matrix product.
+
+            The product is exact for finite numbers and several times faster than Gather in ONNX Runtime.
+            """
             return np.eye(len(features))[np.array(owners, int)]
 
         constant("plain", pick(plain).T)
@@ -98,7 +100,7 @@ class Preprocessing(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def forward(self, x):
-        """Raw [N, F] -> (z [N, D], observed [N, F] of 0 and 1; None if no feature may be missing)."""
+        """Raw rows [N, F] -> (z [N, D], observed [N, F] of 0 and 1, or None if no feature may be missing)."""
         if self.never_missing:
             return ((self.columns(x) - self.mean) / self.scale).clamp(-CLAMP, CLAMP), None
         missing = torch.isnan(x)
@@ -115,7 +117,7 @@ class Preprocessing(nn.Module):
         return energy if self.only_numbers else energy @ self.sums
 
     def inverse(self, z, x):
-        """z [N, D] -> raw units [N, F]: what the daemon shows as expected in place of the raw rows x [N, F].
+        """z [N, D] -> raw units [N, F], which the daemon shows as the expected values beside the raw rows x [N, F].
 
         A bool becomes a value between 0 (false) and 1 (true). A category becomes the likeliest one other than x's own,
         because showing x's own value would explain nothing.
@@ -140,7 +142,7 @@ class Preprocessing(nn.Module):
 
 
 def asinh(u):
-    """By logarithms, which ONNX Runtime vectorises; its own asinh is scalar. Infinite for |u| above 1e19."""
+    """asinh(u) through the logarithm, because ONNX Runtime vectorises Log but not Asinh. Infinite for |u| > 1e19."""
     return u.sign() * (u.abs() + (u * u + 1).sqrt()).log()
 
 
@@ -153,7 +155,7 @@ def moments(columns):
 
 
 def positive(scale, mean):
-    """Replaces a scale that is only rounding error by 1, so that a constant column divides safely."""
+    """Uses 1 in place of a scale that is only rounding error: a constant column must not be divided by almost zero."""
     return np.where(scale > 1e-7 * np.abs(mean) + 1e-30, scale, 1)
 
 
@@ -163,7 +165,7 @@ def categories(feature):
 
 
 def clock(sin, cos, periods, whole):
-    """(sin, cos) [N, k] of any length -> [N, k] in [0, period), rounded to integers where `whole` is 1."""
+    """(sin, cos) vectors of any length, each [N, k] -> [N, k] in [0, period), rounded to integers if `whole` is 1."""
     length = (sin * sin + cos * cos).sqrt()
     half = torch.atan(torch.where(cos < 0, -sin, sin) / (length + cos.abs()).clamp(min=1e-6))
     angle = 2 * half + math.pi * (cos < 0).float()  # atan2, which ONNX lacks

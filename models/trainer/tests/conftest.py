@@ -9,7 +9,7 @@ from residuald_train.tabular.features import encode
 
 
 def payments(n=600, seed=0):
-    """Small mixed records: nested, with a category, a boolean, a time, and values missing."""
+    """Small nested records with mixed types: a category, a boolean, a time, and missing values."""
     rng = np.random.default_rng(seed)
     out = []
     for i in range(n):
@@ -49,7 +49,7 @@ def history(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def train_small(history):
-    """Trains on the small records into a folder; the exit code."""
+    """A function that trains on the small records and writes a bundle -> exit code."""
     options = ["--label", "label", "--recipe", "blind", "--steps", "150", "--width", "32"]
     return lambda out: main(["tabular", "--data", str(history), *options, "--out", str(out)])
 

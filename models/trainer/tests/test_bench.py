@@ -60,7 +60,7 @@ def test_bench_goes_on_from_where_it_is(sets, tmp_path, capsys):
 
 
 class Ruler:
-    """A stand-in for a bundle: the residuals are the squares, the score their root, and the reconstruction 0."""
+    """A fake bundle: residuals are the squared values, the score is the root of their sum, the reconstruction is 0."""
 
     def run(self, _, inputs):
         square = inputs["x"] ** 2
@@ -97,7 +97,7 @@ def test_thresholds_and_reasons_are_counted():
 
 def test_a_folder_without_sets(tmp_path, capsys):
     assert bench(tmp_path, tmp_path / "out") == 65
-    assert "no .npz or .csv file there" in capsys.readouterr().err
+    assert "has no .npz or .csv file" in capsys.readouterr().err
 
 
 def test_clean_splits_share_no_row(sets):
@@ -135,7 +135,7 @@ def test_bench_with_contamination(sets, tmp_path, capsys):
     assert {method for _, method in by} == {"kernel", "kernel, clean", "kernel, told"}
     assert by["a", "kernel, told"]["found"] == by["a", "kernel"]["mixed"] == 6
     assert by["a", "kernel, told"]["auroc"] > by["a", "kernel"]["auroc"]
-    assert "make 5 % of the training rows" in (out / "results.md").read_text()
+    assert "5 % of the training rows are labelled anomalies" in (out / "results.md").read_text()
     assert bench(sets, out, *options[:-1], "0.4") == 65
     assert "--contamination must be a share from 0 to 0.2" in capsys.readouterr().err
 

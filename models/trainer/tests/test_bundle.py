@@ -1,4 +1,4 @@
-"""Bundles as the command line writes them, the shipped one included."""
+"""Tests of bundles written by the command line, and of the shipped one."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ def load(folder):
 
 
 def check(folder):
-    """What the daemon checks at load."""
+    """Checks a bundle as the daemon does at load -> its manifest."""
     manifest, features = load(folder)
     assert manifest["format"] == 1
     for name, digest in manifest["files"].items():
@@ -131,7 +131,7 @@ def test_a_folder_that_is_no_bundle_is_kept(history, tmp_path, capsys):
 
 
 def test_segments_are_as_the_daemon_makes_them():
-    """The daemon's test of the same records expects the same numbers (src/bundle/segments.rs)."""
+    """The daemon has a test with the same records and the same expected numbers (src/bundle/segments.rs)."""
     i = np.arange(3000)
     score = ((i * 7919 % 10_007 + 1) / 10_007).astype(np.float32) * np.array([1, 4, 1, 0.5, 1], np.float32)[i % 5]
     values = [["alpha", "5411", "small" if k < 60 else None, "true", "alpha"][k % 5] for k in i]
@@ -169,7 +169,7 @@ def test_a_bundle_calibrated_by_segment(history, tmp_path, capsys):
     segments = json.loads((tmp_path / "by" / "calibration.json").read_text())["segments"]
     assert [s["value"] for s in segments["values"]] == ["fuel", "grocery", "travel"]
     assert sum(s["count"] for s in segments["values"]) == segments["shape"]["count"] == 300
-    for path, said in [("nowhere", "no column `nowhere`"), ("id", "no value has 20 held-out rows")]:
+    for path, said in [("nowhere", "no column `nowhere`"), ("id", "values has 20 held-out rows")]:
         assert main([*train[:-3], "--out", str(tmp_path / "none"), "--segment", path]) == 65
         assert said in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

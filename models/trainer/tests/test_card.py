@@ -1,4 +1,4 @@
-"""The model card, and the daemon's definitions that its numbers follow."""
+"""Tests of the model card, and of the p-values and thresholds that it shares with the daemon."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def test_below_the_tail_quantiles_are_interpolated():
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order and nothing is loaded; collects ids and words."""
+    """Parses a page: checks that tags are closed in order and that nothing is loaded, and collects ids and words."""
 
     def __init__(self, text):
         super().__init__()
@@ -139,7 +139,7 @@ def test_bundle_of_an_older_trainer_has_no_curve(small, tmp_path):
     del manifest["training"]["curves"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert report(folder, "--out", tmp_path / "card.html") == 0
-    assert "Not recorded: the bundle is of an older trainer." in read_page(tmp_path / "card.html")[1]
+    assert "Not recorded: an older version of the trainer made the bundle." in read_page(tmp_path / "card.html")[1]
 
 
 def test_text_of_a_bundle_is_not_markup(small, tmp_path):
@@ -170,8 +170,8 @@ def test_what_has_no_card(small, tmp_path, capsys):
     for arguments, message in [
         ([MODELS / "surface"], "of kind image"),
         ([tmp_path / "absent"], "is not a bundle"),
-        ([altered], "was altered after export"),
-        ([small, "--label", "label"], "need --data"),
+        ([altered], "was changed after export"),
+        ([small, "--label", "label"], "require --data"),
         ([small, "--data", small / "golden.ndjson"], "is not in the data"),
     ]:
         assert report(*arguments, "--out", out) == 65

@@ -1,4 +1,4 @@
-"""The command line: help, dry run, one clear line for each fault."""
+"""Tests of the command line: help, dry run, and one-line errors."""
 
 import gzip
 import json
@@ -97,7 +97,7 @@ def test_interruption_leaves_nothing(history, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-# Names of the files and what is in them. Each is read by a path of its own.
+# {file name: content}. Each file makes a different reader fail.
 DAMAGED = {
     "short-row.csv": b"a,b\n1,2\n3\n",
     "late-short-row.csv": b"a,b\n" + b"1,2\n" * 500_000 + b"3\n",
@@ -118,7 +118,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_process_with_damaged_data_ends_with_65_and_one_line(name, tmp_path):
-    """In a process of its own, as users run it."""
+    """Runs in a separate process, as users run it."""
     if DAMAGED[name] is not None:
         (tmp_path / name).write_bytes(DAMAGED[name])
     command = [sys.executable, "-m", "residuald_train.cli"]
@@ -128,7 +128,7 @@ def test_a_process_with_damaged_data_ends_with_65_and_one_line(name, tmp_path):
         text=True,
         cwd=Path(__file__).parents[1],
     )
-    # A progress bar, if there is one, stands before the last line.
+    # A progress bar may precede the last line.
     last = told.stderr.rstrip().rsplit("\n", 1)[-1].rsplit("\r", 1)[-1]
     assert (told.returncode, last.startswith("residuald-train: "), "Traceback" in told.stderr) == (65, True, False), (
         told.stderr

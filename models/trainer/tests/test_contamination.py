@@ -1,4 +1,4 @@
-"""`--contamination`: unlabelled anomalies among the training rows."""
+"""Tests of `--contamination`, for unlabelled anomalies among the training rows."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Images: listing files, decoding pixels, the network, and a bundle trained in a few steps."""
+"""Tests of training on images: listing files, decoding pixels, the network, and a bundle trained in a few steps."""
 
 import base64
 import hashlib
@@ -36,7 +36,7 @@ def texture(rng, h=48, w=48):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Anomalib's layout: 20 normal images, 4 with a black square."""
+    """A folder in Anomalib's layout with 20 normal images and 4 with a black square."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for below in ("train/good", "test/good", "test/square", "ground_truth/square"):
         (root / below).mkdir(parents=True)
@@ -235,8 +235,8 @@ def test_tiled_colour_bundle_with_samples(folder, tmp_path):
     [
         (["--size", "20"], "--size must be 32 to 512 pixels"),
         (["--size", "64", "--tiles", "1,64"], "an overlap smaller than a tile"),
-        (["--device", "cuda"], "--device cuda: torch finds no GPU here"),
-        (["--normal", "fine"], "has no folder fine"),
+        (["--device", "cuda"], "--device cuda: torch finds no GPU on this machine"),
+        (["--normal", "fine"], "--normal fine: there is no folder"),
         (["--steps", "0"], "--steps must be a positive number"),
     ],
 )

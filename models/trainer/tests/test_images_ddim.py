@@ -1,4 +1,4 @@
-"""The ddim recipe, and the export of any denoiser with diffusers' call."""
+"""Tests of the ddim recipe, and of the export of any denoiser that is called like a diffusers model."""
 
 import json
 from itertools import pairwise
@@ -20,7 +20,7 @@ SHAPE = Shape(32, 32, 3)
 
 @pytest.fixture(scope="module")
 def stock():
-    """A stock model, not one of ours."""
+    """A model of diffusers that the trainer did not make."""
     torch.manual_seed(0)
     return diffusers.UNet2DModel(
         sample_size=32,

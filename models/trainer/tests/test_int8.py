@@ -1,4 +1,4 @@
-"""`quantize`: a bundle in 8-bit integers, scores that do not depend on their batch, and the facts about the change."""
+"""Tests of `quantize`: the 8-bit bundle, scores that do not depend on their batch, and the reported changes."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def test_integers_are_exact_where_processors_add_in_16_bits(graphs):
     plain, X = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), rows(600, 7)
     want, got = run_onnx(session(model), X)[0], run_onnx(plain, X)[0]
     agree = np.abs(got - want) <= 1e-4 * want
-    assert agree.mean() > 0.95  # the others have an activation on the edge of two levels
+    assert agree.mean() > 0.95  # in the others, an activation is on the edge between two levels
     calm = robust_rows(model, X, ROBUST)
     assert calm.mean() > 0.8
     assert (np.abs(got - want) <= RELATIVE * want)[calm].all()
@@ -84,7 +84,7 @@ def test_rounding_for_the_activations_beats_rounding_to_the_nearest():
 
 @pytest.fixture(scope="module")
 def quantized(small, history, tmp_path_factory):
-    """The small bundle quantized; it also held files that other verbs add."""
+    """The small bundle, which also holds files of other verbs, and its quantized copy."""
     bundle = tmp_path_factory.mktemp("bundles") / "more"
     bundle.mkdir()
     for path in small.iterdir():

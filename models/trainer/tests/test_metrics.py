@@ -1,4 +1,4 @@
-"""Measures of detection."""
+"""Tests of the detection metrics."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""Tables as they come: mixed types, unseen words, heavy tails, constants, duplicates, gaps; and very wide ones.
+"""Tests on realistic tables: mixed types, unseen categories, heavy tails, constants, duplicates, gaps, many columns.
 
-That `tabular` writes a bundle at all says that torch and ONNX Runtime agree on its golden records and held-out rows.
+`tabular` writes a bundle only if torch and ONNX Runtime agree on its golden records and held-out rows.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Preprocessing, loss, the scorer graph and its numerics."""
+"""Tests of preprocessing, the loss, and the scorer graph with its numerics."""
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ def test_graph_equals_torch_also_far_out(scorer):
 
 
 def test_a_score_does_not_depend_on_its_batch(scorer):
-    """Bit for bit, in batches that are a multiple of 16, as the daemon pads them."""
+    """Outputs are bit-identical in batches that are a multiple of 16, to which the daemon pads them."""
     run, X = session(to_onnx(scorer)), rows(512, 3)
     want = run.run(None, {"x": X})
     for batch in (16, 48, 64, 256):

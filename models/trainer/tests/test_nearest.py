@@ -1,4 +1,4 @@
-"""The normal records that a bundle keeps to show beside an anomaly."""
+"""Tests of the normal records that a bundle stores to show beside an anomaly."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_a_record_that_is_kept_is_nearest_to_itself(history, tmp_path, recipe):
     assert found.dtype == np.int64
     assert found.shape == (480,)
     np.testing.assert_array_equal(X[found], X)
-    # Far off in one field only: the others still say which it is like, and so do they when that field is missing.
+    # A record that is far off or missing in one field is still most similar by its other fields.
     X[:, [f.name for f in Served(bundle).features].index("twice")] = np.nan
     again = run.run(None, {"x": X})[0]
     assert (again == found).mean() > 0.9

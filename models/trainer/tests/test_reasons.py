@@ -1,7 +1,7 @@
-"""A flagged record's largest share is the feature that is broken, and its expected value lowers the score.
+"""Tests that the broken feature of a flagged record has the largest share and that its expected value lowers the score.
 
-Eight features depend on three hidden ones. One value of each test record is moved up or down by 4 of its feature's own
-standard deviations (marginal, not given the others). A record counts if it is flagged at 1e-2.
+Eight features depend on three hidden ones. One value of each test record is moved up or down by 4 marginal standard
+deviations of its feature. A record counts if it is flagged at a false-alarm rate of 1e-2.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every recipe: the graph equals torch, a score depends on its record only, and its reasons add up to it."""
+"""Tests of every recipe: the graph agrees with torch, a score depends only on its record, and reasons add up to it."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def assert_independent_of_batch(run, X):
 def test_a_score_does_not_depend_on_its_batch(fitted):
     run, X = session(fitted[1]), fresh(3)
     want = assert_independent_of_batch(run, X)
-    for batch in (1, 3, 7):  # other kernels of ONNX Runtime, so not bit for bit
+    for batch in (1, 3, 7):  # ONNX Runtime uses other kernels here, so the bits may differ
         np.testing.assert_allclose(run_onnx(run, X[:63], batch)[0], want[0][:63], rtol=1e-5, atol=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_duplicates_and_constants():
 
 
 def test_a_score_between_centers_depends_on_rounding():
-    """Two distant clusters: the last bit decides to which of them a record between them belongs."""
+    """Two distant clusters: for a record between them, rounding decides to which it belongs."""
     heap = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32) / 300
     X = np.concatenate([heap + 3, heap + 5])
     scorer = fit([Feature(f"x{j}", f"x{j}", "number") for j in range(2)], X, Options("kernel", coreset=2), quiet=True)

@@ -1,4 +1,4 @@
-"""The screen that is distilled from a bundle's scorer."""
+"""Tests of the screen, which is distilled from a bundle's scorer."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from residuald_train.cli import main
 
 @pytest.fixture(scope="module")
 def screened(small, history, tmp_path_factory):
-    """The small bundle with a screen, quickly learned."""
+    """The small bundle with a screen that was trained for few steps."""
     out = tmp_path_factory.mktemp("screened") / "b"
     with pytest.MonkeyPatch.context() as quick:
         quick.setattr(screen, "ROWS", 30_000)

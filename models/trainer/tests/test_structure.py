@@ -1,4 +1,4 @@
-"""The package's own rules: no circle of imports, no long function without a reason."""
+"""Tests of the package's structure: no import cycles, and no long function without a stated reason."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -20,7 +20,7 @@ NAMES = {module_name(path): path for path in FILES}
 
 
 def imported(path):
-    """The package's modules that a file imports, inside functions too."""
+    """The package's modules that a file imports, including imports inside functions."""
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
     for node in ast.walk(FILES[path]):
         if not isinstance(node, ast.ImportFrom) or not node.level:

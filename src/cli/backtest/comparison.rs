@@ -1,4 +1,4 @@
-//! Two bundles on the same records.
+//! Compares the scores of two bundles on the same records.
 
 use serde::Serialize;
 
@@ -8,9 +8,9 @@ use crate::cli::shared::scoring::Highest;
 
 pub struct Comparison {
     scores: [Vec<f32>; 2],
-    /// Records flagged by neither bundle, only the second, only the first, both.
+    /// Number of records flagged by neither bundle, only the second, only the first, and both.
     flagged: [u64; 4],
-    /// Scored by one bundle only.
+    /// Number of records that only one bundle scored.
     by_one: u64,
     different: Highest<Pair>,
 }
@@ -32,7 +32,7 @@ pub struct Compared<'a> {
     pub only_by_against: u64,
     pub by_neither: u64,
     pub scored_by_one_only: u64,
-    /// Rank correlation of the scores; 1 means the same order.
+    /// Spearman's rank correlation of the scores. 1 means the same order.
     pub spearman: Option<f64>,
     /// The records whose grades differ most.
     pub most_different: Vec<&'a Pair>,
@@ -48,7 +48,7 @@ impl Comparison {
         }
     }
 
-    /// NaN stands for a record without a score.
+    /// Adds a record. A score of NaN means that the bundle did not score it.
     pub fn take(
         &mut self,
         (partition, offset): (i32, i64),

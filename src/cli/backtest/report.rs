@@ -1,4 +1,4 @@
-//! The report of a backtest: text for people, JSON for scripts.
+//! Prints the report of a backtest, as text for people or JSON for scripts.
 
 use std::time::Duration;
 
@@ -11,17 +11,18 @@ use super::tally::{Bin, Covers, High};
 use super::{Run, Side};
 use crate::cli::shared::threshold::segments;
 
-/// Most features shown.
+/// Maximum number of features that the text report shows.
 const FEATURES: usize = 5;
-/// Most days shown; the JSON has all.
+/// Maximum number of days that the text report shows. The JSON report has all.
 const DAYS: usize = 31;
+/// Length of the histogram's longest bar, in characters.
 const BAR: usize = 40;
-/// The shortest range, in days, for which alerts a day are reported: an hour.
+/// The shortest range for which alerts per day are reported, in days: one hour.
 const SHORTEST: f64 = 1.0 / 24.0;
 
 pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json: bool) {
     if as_json {
-        println!("{}", whole(run, ended, notes, took));
+        println!("{}", to_json(run, ended, notes, took));
         return;
     }
     let covered = &run.covered;
@@ -47,7 +48,7 @@ pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json:
         println!("from {} to {}: {}", time(first), time(last), span(days));
         if strays > 0 {
             println!(
-                "  {strays} records have timestamps far outside this range and do not count for alerts a day"
+                "  {strays} records have timestamps far outside this range and are not used to compute alerts per day"
             );
         }
     }
@@ -77,19 +78,20 @@ fn side(run: &Run, side: &Side) {
         String::new()
     };
     println!(
-        "  {} scored, {rejected} cannot be{reasons}",
+        "  {} scored, {rejected} could not be scored{reasons}",
         tally.scores.len()
     );
     if tally.scores.is_empty() {
         return;
     }
-    let a_day = alerts_a_day(run, side);
+    let per_day = alerts_per_day(run, side);
     println!(
-        "  {} alerts, {} a day, {:.3}% of the scored",
+        "  {} alerts, {}, {:.3}% of the scored records",
         tally.alerts,
-        a_day.map_or("too short a range for a daily rate".into(), |n| format!(
-            "{n:.1}"
-        )),
+        per_day.map_or(
+            "the range is too short for a daily rate".into(),
+            |n| format!("{n:.1} per day")
+        ),
         100.0 * tally.alerts as f64 / tally.scores.len() as f64
     );
     let quantiles = tally.quantiles();
@@ -99,13 +101,13 @@ fn side(run: &Run, side: &Side) {
         format!("{level}% {:.2}", q.grade)
     });
     println!(
-        "  score over threshold, at most: {}",
+        "  quantiles of score / threshold: {}",
         quantiles.collect::<Vec<_>>().join(", ")
     );
     histogram(&tally.histogram());
     if tally.alerts > 0 {
         println!(
-            "  why records are flagged: times it was the first reason, and its share of the residual"
+            "  why records are flagged: how often each feature was the first reason, and its mean share of the residual"
         );
         for feature in tally.features(FEATURES) {
             println!(
@@ -131,7 +133,7 @@ fn side(run: &Run, side: &Side) {
     }
 }
 
-/// Logarithmic bars, so that the few flagged records stay visible.
+/// Prints a histogram with logarithmic bars, so that the few flagged records stay visible.
 fn histogram(bins: &[Bin]) {
     let length = |records: u64| (records as f64 + 1.0).log2();
     let longest = bins
@@ -181,7 +183,7 @@ fn comparison(run: &Run, second: &Side) {
     }
 }
 
-fn whole(run: &Run, ended: Ended, notes: &[String], took: Duration) -> Value {
+fn to_json(run: &Run, ended: Ended, notes: &[String], took: Duration) -> Value {
     let covered = &run.covered;
     json!({
         "topic": run.topic,
@@ -194,13 +196,13 @@ fn whole(run: &Run, ended: Ended, notes: &[String], took: Duration) -> Value {
         "days": run.covers.and_then(|covers| covers.days()),
         "records_of_other_times": run.covers.map_or(0, |covers| covers.strays),
         "seconds": took.as_secs_f64(),
-        "bundle": one(run, &run.first),
-        "against": run.second.as_ref().map(|second| one(run, second)),
+        "bundle": side_to_json(run, &run.first),
+        "against": run.second.as_ref().map(|second| side_to_json(run, second)),
         "comparison": run.second.as_ref().map(|_| run.comparison.compared()),
     })
 }
 
-fn one(run: &Run, side: &Side) -> Value {
+fn side_to_json(run: &Run, side: &Side) -> Value {
     let tally = &side.tally;
     let days = tally.days.iter();
     let days: Vec<Value> = days
@@ -220,7 +222,7 @@ fn one(run: &Run, side: &Side) -> Value {
         "cannot_be_scored": tally.rejected.by_reason(),
         "reasons": tally.rejected.all(),
         "alerts": tally.alerts,
-        "alerts_per_day": alerts_a_day(run, side),
+        "alerts_per_day": alerts_per_day(run, side),
         "alert_rate": tally.alerts as f64 / tally.scores.len().max(1) as f64,
         "quantiles": tally.quantiles(),
         "histogram": tally.histogram(),
@@ -230,7 +232,7 @@ fn one(run: &Run, side: &Side) -> Value {
     })
 }
 
-fn alerts_a_day(run: &Run, side: &Side) -> Option<f64> {
+fn alerts_per_day(run: &Run, side: &Side) -> Option<f64> {
     let days = run.covers?.days().filter(|days| *days >= SHORTEST)?;
     Some(side.tally.alerts as f64 / days)
 }
@@ -244,7 +246,7 @@ fn span(days: f64) -> String {
     }
 }
 
-/// Milliseconds since the epoch as RFC 3339.
+/// Formats milliseconds since the epoch as RFC 3339.
 fn time(timestamp_ms: i64) -> String {
     let time = Timestamp::from_millisecond(timestamp_ms);
     time.map_or_else(

@@ -1,4 +1,4 @@
-//! Counts what a bundle finds in a range.
+//! Counts the results of a bundle over a range of records.
 
 use std::collections::BTreeMap;
 
@@ -14,29 +14,31 @@ use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::scoring::Highest;
 
 const DAY_MS: f64 = 86_400_000.0;
-/// One record in this many, at each end of the time range, may come from a wrong clock.
+/// One record in this many, at each end of the time range, may have a wrong clock.
 const SUSPECT: usize = 1000;
 
-/// Edges of the histogram, in multiples of the threshold.
+/// Lower bounds of the histogram's bins, in multiples of the threshold.
 const EDGES: [f32; 9] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0];
+/// Levels of the quantiles that are reported.
 const LEVELS: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0];
 
-/// What was read, scored or not.
+/// Counts the records that were read, whether or not they were scored.
 #[derive(Default)]
 pub struct Covered {
     pub records: u64,
     pub tombstones: u64,
-    /// Their timestamps, milliseconds since the epoch.
+    /// Timestamps of the records, in milliseconds since the epoch.
     times: Vec<i64>,
 }
 
 /// The time range that the records cover.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Covers {
-    /// The oldest and the newest record, milliseconds since the epoch.
+    /// Timestamp of the oldest record, in milliseconds since the epoch.
     pub first: i64,
+    /// Timestamp of the newest record.
     pub last: i64,
-    /// Records left out of the range because their timestamps are far from all others.
+    /// Number of records left out of the range because their timestamps are far from all others.
     pub strays: usize,
 }
 
@@ -46,14 +48,14 @@ impl Covered {
         self.times.extend(timestamp_ms);
     }
 
-    /// The time range of the records. Up to one record in a thousand at each end, at least one, may come from a wrong clock.
-    /// Such a record does not count if it is further from the others than a day and than the whole time they cover.
+    /// Returns the time range of the records. Up to one record in a thousand at each end, and at least one, may have a wrong
+    /// clock. Such a record is left out if it is further from the others than a day and further than the others' whole range.
     pub fn covers(&mut self) -> Option<Covers> {
         self.times.sort_unstable();
         let times = &self.times;
         let (oldest, youngest) = (*times.first()?, *times.last()?);
         let suspects = (times.len() / SUSPECT).max(1);
-        let Some(sure) = times
+        let Some(trusted) = times
             .get(suspects..times.len() - suspects)
             .filter(|s| s.len() > 1)
         else {
@@ -63,9 +65,9 @@ impl Covered {
                 strays: 0,
             });
         };
-        let (first, last) = (sure[0], sure[sure.len() - 1]);
-        let near = last.saturating_sub(first).max(DAY_MS as i64);
-        let (from, to) = (first.saturating_sub(near), last.saturating_add(near));
+        let (first, last) = (trusted[0], trusted[trusted.len() - 1]);
+        let margin = last.saturating_sub(first).max(DAY_MS as i64);
+        let (from, to) = (first.saturating_sub(margin), last.saturating_add(margin));
         let within = times.partition_point(|at| *at < from)..times.partition_point(|at| *at <= to);
         Some(Covers {
             first: times[within.start],
@@ -76,52 +78,55 @@ impl Covered {
 }
 
 impl Covers {
-    /// `None` if the range is empty.
+    /// Returns the length of the range in days. `None` if it is empty.
     pub fn days(&self) -> Option<f64> {
         let (first, last) = (self.first, self.last);
         (last > first).then(|| (last as f64 - first as f64) / DAY_MS)
     }
 }
 
+/// The results of one bundle.
 pub struct Tally {
     pub scores: Vec<f32>,
     /// Each score divided by its threshold.
     grades: Vec<f32>,
     pub alerts: u64,
     pub rejected: Refusals,
-    /// Scored records and alerts per day, UTC.
+    /// Number of scored records and of alerts per day, in UTC.
     pub days: BTreeMap<Date, (u64, u64)>,
+    /// For each feature, how often it was the first reason, and the sum of its shares of the residual.
     features: BTreeMap<String, (u64, f64)>,
-    /// Ranked by grade.
+    /// The most anomalous records, ranked by grade.
     pub highest: Highest<High>,
 }
 
 /// One of the most anomalous records.
 pub struct High {
-    /// Its place: topic, partition, offset.
+    /// The record's topic, partition and offset.
     pub record: String,
     pub score: f32,
     pub why: String,
 }
 
-/// How much a feature contributed to the flagged records.
+/// The contribution of a feature to the flagged records.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Feature {
     pub feature: String,
-    /// Flagged records that name it as the first reason.
+    /// Number of flagged records whose first reason is this feature.
     pub first: u64,
-    /// Its mean share of the residual in flagged records.
+    /// The feature's mean share of the residual in flagged records.
     pub share: f64,
 }
 
-/// Records whose score is between `from` and the next bin's, in multiples of the threshold.
+/// A bin of the histogram: the number of records that score above `from` and at most at the next bin's `from`, in multiples of
+/// the threshold.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Bin {
     pub from: f32,
     pub records: u64,
 }
 
-/// A quantile of the scores, with its grade.
+/// A quantile of the scores, and of the scores divided by their thresholds (grade).
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Quantile {
     pub level: f64,
@@ -160,19 +165,22 @@ impl Tally {
         }
     }
 
-    /// Counts why a record was flagged. The verdict must hold all features.
+    /// Counts the reasons of a flagged record. The verdict must contain all features.
     pub fn explain(&mut self, verdict: &Verdict<'_>) {
-        for (place, reason) in verdict.attributions().iter().enumerate() {
+        for (rank, reason) in verdict.attributions().iter().enumerate() {
             if !self.features.contains_key(reason.feature) {
                 self.features.insert(reason.feature.to_owned(), (0, 0.0));
             }
-            let (first, share) = self.features.get_mut(reason.feature).expect("inserted");
-            *first += u64::from(place == 0);
+            let (first, share) = self
+                .features
+                .get_mut(reason.feature)
+                .expect("inserted above");
+            *first += u64::from(rank == 0);
             *share += f64::from(reason.share);
         }
     }
 
-    /// The features that contributed most to the flagged records.
+    /// Returns the `most` features that contributed most to the flagged records.
     pub fn features(&self, most: usize) -> Vec<Feature> {
         let features = self
             .features
@@ -188,7 +196,7 @@ impl Tally {
         features
     }
 
-    /// By nearest rank; empty without scores.
+    /// Returns quantiles by the nearest-rank method. Empty if there are no scores.
     pub fn quantiles(&self) -> Vec<Quantile> {
         let sorted = |numbers: &[f32]| {
             let mut sorted = numbers.to_vec();
@@ -198,11 +206,11 @@ impl Tally {
         let (scores, grades) = (sorted(&self.scores), sorted(&self.grades));
         let at = |level: f64| {
             let rank = (level * scores.len() as f64).ceil() as usize;
-            let place = rank.max(1) - 1;
+            let index = rank.max(1) - 1;
             Some(Quantile {
                 level,
-                score: *scores.get(place)?,
-                grade: grades[place],
+                score: *scores.get(index)?,
+                grade: grades[index],
             })
         };
         LEVELS.iter().filter_map(|&level| at(level)).collect()
@@ -212,7 +220,7 @@ impl Tally {
         let bin = |&from| Bin { from, records: 0 };
         let mut bins: Vec<Bin> = EDGES.iter().map(bin).collect();
         for &grade in &self.grades {
-            // A score equal to an edge is below it, as a score equal to the threshold is not flagged.
+            // A score equal to an edge belongs to the bin below, just as a score equal to the threshold is not flagged.
             let above = EDGES.iter().filter(|&&edge| grade > edge).count();
             bins[above.max(1) - 1].records += 1;
         }
@@ -261,7 +269,7 @@ mod tests {
         );
         let both = [i64::MIN, i64::MAX];
         assert_eq!(covers(&[&days[..], &both].concat()), (Some(10.0), 2));
-        // With two records, neither can be called the wrong one.
+        // With only two records, it is unknown which of them has the wrong clock.
         assert_eq!(covers(&[0, DAY]), (Some(1.0), 0));
         assert_eq!(covers(&[DAY; 20]), (None, 0));
         let many: Vec<i64> = (0..3000).map(|i| i * DAY / 3000).collect();

@@ -1,4 +1,4 @@
-//! CPU time of this process without some of its threads.
+//! Measures the CPU time of this process without some of its threads.
 
 use std::time::Instant;
 
@@ -9,15 +9,15 @@ use super::Cost;
 /// Thread ids as in `/proc`.
 pub type Threads = Vec<u64>;
 
-/// All threads of this process except the calling one. Empty without `/proc`.
+/// Returns all threads of this process except the calling one. Empty if there is no `/proc`.
 pub fn threads() -> Threads {
     let own = rustix::thread::gettid().as_raw_nonzero().get() as u64;
     let tasks = std::fs::read_dir("/proc/self/task");
-    let numbers = tasks.into_iter().flatten().flatten().filter_map(|entry| {
+    let threads = tasks.into_iter().flatten().flatten().filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        name.parse().ok().filter(|number| *number != own)
+        name.parse().ok().filter(|thread| *thread != own)
     });
-    numbers.collect()
+    threads.collect()
 }
 
 /// Measures CPU and wall time between start and stop.
@@ -28,7 +28,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Leaves out the CPU time of `others`, which must live until the stop.
+    /// Starts a measurement without the CPU time of `others`. Those threads must live until `stop`.
     pub fn start(others: &[u64]) -> Meter {
         Meter {
             others: others.to_vec(),

@@ -1,4 +1,4 @@
-//! The records that a daemon flagged, read from its verdicts in the anomalies topic.
+//! Reads which records a daemon flagged from its verdicts in the anomalies topic.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
@@ -14,15 +14,15 @@ use crate::shutdown::Shutdown;
 /// The flagged records of a range.
 #[derive(Default)]
 pub struct Flagged {
-    /// Partition and offset, within the range only.
-    places: HashSet<(i32, i64)>,
-    /// The highest p-value of a flagged record: the share of normal records that is flagged, too.
+    /// Partition and offset of each flagged record within the range.
+    records: HashSet<(i32, i64)>,
+    /// The highest p-value of a flagged record, which is also the share of normal records that is flagged.
     pub rate: f64,
-    /// Records of the anomalies topic that are not verdicts.
+    /// Number of records in the anomalies topic that are not verdicts.
     pub unreadable: u64,
 }
 
-/// The fields of a verdict that are needed here.
+/// The fields of a verdict that are used here.
 #[derive(Deserialize)]
 struct Verdict {
     source: Source,
@@ -37,7 +37,7 @@ struct Source {
 }
 
 impl Flagged {
-    /// Reads all of the topic `verdicts` and keeps the verdicts about `topic` within `spans`.
+    /// Reads the whole topic `verdicts` and keeps the verdicts about `topic` within `spans`.
     pub fn read(
         connection: &Connection,
         verdicts: &str,
@@ -72,18 +72,19 @@ impl Flagged {
         } = source;
         let span = spans.get(&partition).filter(|_| source.topic == topic);
         if span.is_some_and(|span| (span.start..span.end).contains(&offset)) {
-            self.places.insert((partition, offset));
-            // At most half: no threshold flags more normal records.
+            self.records.insert((partition, offset));
+            // At most one half, because no threshold flags more normal records.
             self.rate = self.rate.max(p_value.clamp(0.0, 0.5));
         }
     }
 
     pub fn contains(&self, partition: i32, offset: i64) -> bool {
-        self.places.contains(&(partition, offset))
+        self.records.contains(&(partition, offset))
     }
 }
 
-/// Indices of the flagged records to leave out. The lowest stay: as many as the threshold flags among normal records.
+/// Returns the indices of the flagged records to leave out. The lowest-scoring ones are kept, as many as the threshold flags
+/// among normal records.
 pub fn left_out(scores: &[f32], flagged: &[usize], rate: f64) -> Vec<usize> {
     let normal = scores.len() - flagged.len();
     let false_alarms = (rate / (1.0 - rate) * normal as f64).round() as usize;
@@ -127,7 +128,7 @@ mod tests {
             flagged.take(payload.as_bytes(), "t", &spans);
         }
         assert!(flagged.contains(0, 12) && !flagged.contains(0, 20));
-        assert_eq!((flagged.places.len(), flagged.unreadable), (1, 1));
+        assert_eq!((flagged.records.len(), flagged.unreadable), (1, 1));
         assert_eq!(flagged.rate, 0.0008);
     }
 }

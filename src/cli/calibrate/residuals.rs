@@ -1,13 +1,14 @@
-//! Mean residuals of the records that a calibration keeps. Which these are is known only after all are scored.
+//! Computes the mean residuals of the records that a calibration keeps. These records are known only after all are scored.
 
-/// Score bins: eight per doubling, over 64 doublings around 1.
+/// Number of score bins, eight per doubling over 64 doublings around 1.
 const BINS: usize = 512;
-const A_DOUBLING: f32 = 8.0;
+/// Bins per doubling of the score.
+const PER_DOUBLING: f32 = 8.0;
 
-/// Sums per score bin. A record that is left out later subtracts the mean of its bin.
+/// Sums of residuals per score bin. A record that is left out later subtracts the mean of its bin.
 pub struct Residuals {
     features: usize,
-    /// [BINS, features]
+    /// Of shape [BINS, features].
     sums: Vec<f64>,
     records: Vec<u64>,
     left_out: Vec<u64>,
@@ -36,7 +37,7 @@ impl Residuals {
         self.left_out[bin(score)] += 1;
     }
 
-    /// One mean per feature, over the kept records.
+    /// Returns the mean residual of each feature over the kept records.
     pub fn means(&self) -> Vec<f32> {
         let bins = || 0..BINS;
         let kept = |bin: usize| self.records[bin].saturating_sub(self.left_out[bin]);
@@ -56,7 +57,7 @@ impl Residuals {
 }
 
 fn bin(score: f32) -> usize {
-    let from_zero = score.max(f32::MIN_POSITIVE).log2() * A_DOUBLING + BINS as f32 / 2.0;
+    let from_zero = score.max(f32::MIN_POSITIVE).log2() * PER_DOUBLING + BINS as f32 / 2.0;
     from_zero.clamp(0.0, BINS as f32 - 1.0) as usize
 }
 

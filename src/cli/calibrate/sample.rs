@@ -1,4 +1,4 @@
-//! The scores of normal records, from a file, a folder or a topic.
+//! Scores normal records from a file, a folder or a topic.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -25,46 +25,49 @@ use crate::daemon::input;
 use crate::daemon::model::{Loaded, must_read_tables};
 use crate::failure::Failure;
 
-use crate::cli::shared::scoring::{CHUNK, PICTURES, Scoring};
+use crate::cli::shared::scoring::{CHUNK, IMAGE_CHUNK, Scoring};
 
-/// The topic of verdicts, unless the settings name another.
+/// Default name of the topic with verdicts.
 const ANOMALIES: &str = "anomalies";
 
 /// Records that could be scored but are not used for the calibration.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct LeftOut {
-    /// Labelled anomalies, which are not scored at all.
+    /// Number of labelled anomalies, which are not scored at all.
     pub labelled: usize,
-    /// Flagged by a daemon.
+    /// Number of records that a daemon flagged.
     pub flagged: usize,
-    /// With scores too high for normal records.
+    /// Number of records whose scores are too high for normal records.
     pub too_high: usize,
 }
 
 pub struct Sample {
-    /// One per scored record, in any order.
+    /// One score per scored record, in any order.
     pub scores: Vec<f32>,
-    /// Their segments, if the bundle has any.
+    /// The segment of each scored record. Empty if the calibration has no segments.
     segments: Vec<Option<SegmentId>>,
     by: Option<SegmentBy>,
     residuals: Residuals,
     pub refusals: Refusals,
     pub left_out: LeftOut,
-    /// Whether labels say which records are normal.
+    /// Whether the records are labelled.
     labelled: bool,
-    /// Indices into `scores` of the records that a daemon flagged, and the share of normal records that it flags.
+    /// Indices into `scores` of the records that a daemon flagged.
     flagged: Vec<usize>,
+    /// The share of normal records that the daemon flags.
     flagged_rate: f64,
     decoder: Decoder,
-    /// For a bundle that reads images.
+    /// Set if the bundle reads images.
     reader: Option<ImageReader>,
     scoring: Scoring,
-    /// Not yet scored: rows (row-major) with their segments, or payloads with images.
+    /// Rows that are not scored yet, in row-major order.
     rows: Vec<f32>,
     waiting: Vec<Waiting>,
+    /// Payloads with images that are not scored yet.
     images: Vec<Vec<u8>>,
 }
 
+/// A decoded row that is not scored yet.
 struct Waiting {
     segment: Option<SegmentId>,
     flagged: bool,
@@ -77,12 +80,12 @@ struct Taken<'p> {
     flagged: bool,
 }
 
-/// The topic with a daemon's verdicts, if --exclude-flagged asks for them.
+/// Returns the topic with a daemon's verdicts, if --exclude-flagged is set.
 fn verdicts_topic(arguments: &Arguments, connection: &Connection) -> Option<String> {
-    let named = arguments.exclude_flagged.as_ref()?;
+    let given = arguments.exclude_flagged.as_ref()?;
     let configured = connection.config.as_ref();
     let configured = configured.map(|config| config.output.anomalies_topic.clone());
-    named
+    given
         .clone()
         .or(configured)
         .or_else(|| Some(ANOMALIES.into()))
@@ -155,7 +158,7 @@ impl Sample {
         bar.finish_and_clear();
         if ended != Ended::Complete {
             return Err(Failure::usage(
-                "stopped before the end of the range: nothing was written; run it again",
+                "stopped before the end of the range, so nothing was written: run the calibration again",
             ));
         }
         match sample.scores.len() as u64 + sample.refusals.count() {
@@ -224,7 +227,7 @@ impl Sample {
     fn read_folder(&mut self, folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
         if self.reader.is_none() {
             return Err(Failure::usage(format!(
-                "--data {}: this is a folder, but the bundle reads tables: give a file of records",
+                "--data {} is a folder, but the bundle reads tables: give a file of records",
                 folder.display()
             )));
         }
@@ -261,13 +264,13 @@ impl Sample {
             }
         }
         let full = self.waiting.len() >= CHUNK;
-        if full || self.images.len() == PICTURES {
+        if full || self.images.len() == IMAGE_CHUNK {
             self.score()?;
         }
         Ok(())
     }
 
-    /// Scores what is waiting.
+    /// Scores the waiting rows or images.
     fn score(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
             let images = std::mem::take(&mut self.images);
@@ -313,17 +316,17 @@ impl Sample {
         Ok(())
     }
 
-    /// The share of scores above a threshold.
+    /// Returns the share of scores above `threshold`.
     pub fn flagged_by(&self, threshold: f32) -> f64 {
         let above = self.scores.iter().filter(|score| **score > threshold);
         above.count() as f64 / self.scores.len().max(1) as f64
     }
 
     /// Leaves out records that are not normal: first those that a daemon flagged, then the share `contamination` with the highest
-    /// scores. If neither is given, the calibration `before` decides how many.
+    /// scores. Without `contamination` and labels, the calibration `before` decides how many.
     ///
     /// # Errors
-    /// Too many records score too high for all of them to be anomalies.
+    /// So many records score too high that they cannot all be anomalies.
     pub fn trim(
         &mut self,
         contamination: Option<f64>,
@@ -343,17 +346,19 @@ impl Sample {
         Ok(())
     }
 
-    fn leave_out(&mut self, places: Vec<usize>) {
-        let mut places = places;
-        places.sort_unstable_by_key(|place| std::cmp::Reverse(*place));
-        for place in places {
-            self.residuals.leave_out(self.scores.swap_remove(place));
+    fn leave_out(&mut self, indices: Vec<usize>) {
+        let mut indices = indices;
+        indices.sort_unstable_by_key(|index| std::cmp::Reverse(*index));
+        for index in indices {
+            self.residuals.leave_out(self.scores.swap_remove(index));
             if self.by.is_some() {
-                self.segments.swap_remove(place);
+                self.segments.swap_remove(index);
             }
         }
     }
 
+    /// Returns the calibration of the records that were kept.
+    ///
     /// # Errors
     /// No record has a score, or no segment has enough records.
     pub fn calibration(&self) -> Result<Calibration, Failure> {
@@ -368,7 +373,7 @@ impl Sample {
                 too_high,
             } = self.left_out;
             return Err(Failure::data(format!(
-                "no normal record was scored: {} cannot be scored, {} are left out as anomalies{reasons}",
+                "no normal record was scored: {} could not be scored, and {} were left out as anomalies{reasons}",
                 self.refusals.count(),
                 labelled + flagged + too_high
             )));
@@ -383,17 +388,17 @@ impl Sample {
 
     fn by_segment(&self, by: SegmentBy) -> Result<Segments, Failure> {
         let names = self.decoder.segments();
-        let told = self.segments.iter().flatten().count();
-        let nothing = format!(
-            "by {by}: no value has {LEAST_RECORDS} normal records, the least for a segment; of {} records {told} have a value, {} distinct ones in all",
+        let with_value = self.segments.iter().flatten().count();
+        let no_segment = format!(
+            "by {by}: a segment requires {LEAST_RECORDS} normal records, but no value has as many: {with_value} of {} records have a value, with {} distinct values in all",
             self.scores.len(),
             names.len()
         );
         let segments = Segments::of(by, &self.scores, &self.segments, names);
-        segments.ok_or_else(|| Failure::data(nothing))
+        segments.ok_or_else(|| Failure::data(no_segment))
     }
 
-    /// Distinct segment values in the records.
+    /// Returns the number of distinct segment values in the records.
     pub fn values(&self) -> usize {
         self.decoder.segments().len()
     }

@@ -1,15 +1,16 @@
 //! Finds the likely anomalies in a sample, so that they do not raise the thresholds.
 //!
-//! A live stream holds anomalies. If only 1.6 % of the records are fraud, the threshold for a false-alarm rate of 0.001 over all records
-//! lies above nearly every fraud. The old calibration was made on normal records, so it says how many of them score how high. Records
-//! in excess of that are left out, from the highest score down, until no part of the tail holds more than before:
+//! A live stream contains anomalies. If only 1.6 % of the records are fraud, the threshold for a false-alarm rate of 0.001 over
+//! all records is above nearly every fraud. The old calibration was made on normal records, so it tells how many normal records
+//! exceed each score. Records in excess of that are left out, from the highest score down, until no part of the tail has more
+//! than before:
 //!
 //! ```text
 //! #{kept scores >= x}  <=  records * p(x at the scale before)      in each segment, for every x above the 90 % quantile
 //! ```
 //!
-//! The scale is the median, per segment if the old calibration has the same segments. Anomalies hardly move it, and it follows normal
-//! scores that have shifted as a whole.
+//! The scale is the median, taken per segment if the old calibration has the same segments. Anomalies hardly change the median,
+//! and it follows normal scores that have shifted as a whole.
 
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ScoreDistribution, SegmentBy, SegmentId};
@@ -18,18 +19,18 @@ use crate::failure::Failure;
 
 /// All records below this quantile are kept.
 const BODY: f64 = 0.9;
-/// The old threshold may flag this many times its rate, by chance or because normal has shifted a little.
+/// The old threshold may flag up to this multiple of its rate, by chance or because normal records have changed a little.
 pub const MOST_TIMES: f64 = 2.0;
-/// The largest share that is left out automatically.
+/// Maximum share of records that is left out automatically.
 const MOST: f64 = 0.05;
 
 /// The scores of a sample, on the scale of the old calibration.
 pub struct Tail<'c> {
     scaled: Vec<f32>,
-    /// Indices by segment.
+    /// Indices of the records in each segment.
     groups: Vec<Vec<usize>>,
     before: &'c ScoreDistribution,
-    /// Overall medians: of the sample, and of the old calibration.
+    /// Overall medians of the sample and of the old calibration.
     medians: (f32, f32),
     rate: f64,
 }
@@ -41,12 +42,12 @@ impl<'c> Tail<'c> {
         by: Option<&SegmentBy>,
         calibration: &'c Calibration,
     ) -> Tail<'c> {
-        let own = calibration.segments.as_ref();
-        let same = own.filter(|segments| Some(&segments.by) == by);
+        let same = calibration.segments.as_ref();
+        let same = same.filter(|segments| Some(&segments.by) == by);
         let before = same.map_or(&calibration.all, |segments| segments.shape());
         let typical_before = positive(before.quantile(0.5));
-        let told_apart = if same.is_some() { segments } else { &[] };
-        let groups = groups(scores.len(), told_apart);
+        let separate = if same.is_some() { segments } else { &[] };
+        let groups = groups(scores.len(), separate);
         let mut scaled = vec![0.0; scores.len()];
         for group in &groups {
             let typical = positive(median(group.iter().map(|&at| scores[at])));
@@ -64,18 +65,18 @@ impl<'c> Tail<'c> {
         }
     }
 
-    /// Indices of the `share` of records with the highest scores.
+    /// Returns the indices of the `share` of records with the highest scores.
     pub fn highest(&self, share: f64) -> Vec<usize> {
         let most = (share * self.scaled.len() as f64).round() as usize;
-        let mut places = self.descending(0..self.scaled.len());
-        places.truncate(most);
-        places
+        let mut indices = self.descending(0..self.scaled.len());
+        indices.truncate(most);
+        indices
     }
 
-    /// Indices of the records in excess of what is normal; empty if the excess may be chance.
+    /// Returns the indices of the records in excess of what is normal. Empty if the excess may be chance.
     ///
     /// # Errors
-    /// There are too many for all of them to be anomalies.
+    /// The excess is so large that it cannot consist of anomalies only.
     pub fn excess(&self) -> Result<Vec<usize>, Failure> {
         let records = self.scaled.len() as f64;
         let threshold = self.before.threshold_at(self.rate)?;
@@ -96,14 +97,14 @@ impl<'c> Tail<'c> {
         }
     }
 
-    /// Adds the excess records of one group. Groups are handled separately: anomalies are often in one segment, and must not use up
-    /// the allowance of all records.
+    /// Adds the excess records of one group to `excess`. Groups are handled separately, because anomalies are often in one
+    /// segment and must not use up the allowance of all records.
     fn thin(&self, group: &[usize], excess: &mut Vec<usize>) {
         let records = group.len() as f64;
         let allowed = |score: f32| (records * self.before.p_value(score)).round() as usize;
         let least = self.before.quantile(BODY);
         let tail = self.descending(group.iter().copied().filter(|&at| self.scaled[at] > least));
-        // The calibration cannot rank scores beyond the largest normal one: there the highest are left out first.
+        // The calibration cannot rank scores beyond the largest normal one, so the highest of these are left out first.
         let largest = self.before.largest().next_up();
         let unseen = tail.partition_point(|&at| self.scaled[at] >= largest);
         let (highest, rest) = tail.split_at(unseen.saturating_sub(allowed(largest)));
@@ -121,41 +122,41 @@ impl<'c> Tail<'c> {
     fn too_many(&self, share: f64) -> Failure {
         let (now, before) = self.medians;
         Failure::data(format!(
-            "{:.1} % of the records score higher than this bundle expects of normal records (median score {now:.4}, before {before:.4}): too many \
-             to leave out as anomalies. Mark the anomalies with --label or --exclude-flagged, or give their share with \
+            "{:.1} % of the records score higher than the bundle's calibration expects of normal records (median score {now:.4}, before {before:.4}), \
+             which is too many to leave out as anomalies. Mark the anomalies with --label or --exclude-flagged, or give their share with \
              --contamination (0 if all are normal). If normal behaviour itself has changed, train again",
             100.0 * share
         ))
     }
 
-    /// Indices sorted by score, the highest first.
-    fn descending(&self, places: impl Iterator<Item = usize>) -> Vec<usize> {
-        let mut places: Vec<usize> = places.collect();
-        places.sort_by(|&a, &b| self.scaled[b].total_cmp(&self.scaled[a]));
-        places
+    /// Returns the indices sorted by score, highest first.
+    fn descending(&self, indices: impl Iterator<Item = usize>) -> Vec<usize> {
+        let mut indices: Vec<usize> = indices.collect();
+        indices.sort_by(|&a, &b| self.scaled[b].total_cmp(&self.scaled[a]));
+        indices
     }
 }
 
-/// Indices by segment. Small segments and records without one share a group.
+/// Groups the indices of the records by segment. Small segments and records without a segment share one group.
 fn groups(records: usize, segments: &[Option<SegmentId>]) -> Vec<Vec<usize>> {
     if segments.is_empty() {
         return vec![(0..records).collect()];
     }
-    let mut own: Vec<Vec<usize>> = Vec::new();
+    let mut by_segment: Vec<Vec<usize>> = Vec::new();
     let mut rest = Vec::new();
     for (at, segment) in segments.iter().enumerate() {
         match segment {
             Some(SegmentId(id)) => {
                 let id = *id as usize;
-                if own.len() <= id {
-                    own.resize_with(id + 1, Vec::new);
+                if by_segment.len() <= id {
+                    by_segment.resize_with(id + 1, Vec::new);
                 }
-                own[id].push(at);
+                by_segment[id].push(at);
             }
             None => rest.push(at),
         }
     }
-    let (mut groups, small): (Vec<_>, Vec<_>) = own
+    let (mut groups, small): (Vec<_>, Vec<_>) = by_segment
         .into_iter()
         .partition(|group| group.len() >= LEAST_RECORDS);
     rest.extend(small.into_iter().flatten());

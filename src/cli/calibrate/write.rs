@@ -1,4 +1,4 @@
-//! Writes a bundle with a new calibration: completely written and checked before it replaces anything.
+//! Writes a bundle with a new calibration. It is completely written and checked before it replaces anything.
 
 use std::fs;
 use std::io;
@@ -11,25 +11,27 @@ use crate::failure::Failure;
 
 const CALIBRATION: &str = "calibration.json";
 
+/// Checks that the new bundle may be written to `out`.
+///
 /// # Errors
-/// Something exists at `out` and `force` is not set.
+/// `out` exists, and `force` is not set or `out` is not a bundle.
 pub fn may_be_written(out: &Path, force: bool) -> Result<(), Failure> {
     if out.exists() && !force {
         return Err(Failure::usage(format!(
-            "--out {}: already exists; choose another folder, or overwrite it with --force",
+            "--out {} already exists: choose another folder, or overwrite it with --force",
             out.display()
         )));
     }
     if out.exists() && !out.join(MANIFEST).is_file() {
         return Err(Failure::usage(format!(
-            "--out {}: exists but is not a bundle, so it is not overwritten; choose another folder",
+            "--out {} exists, but is not a bundle and is not overwritten: choose another folder",
             out.display()
         )));
     }
     Ok(())
 }
 
-/// Writes the bundle in `from` with `calibration` to `out`, replacing what is there.
+/// Writes the bundle in `from` with the new `calibration` to `out`, and replaces an existing bundle there.
 pub fn bundle(
     from: &Path,
     out: &Path,
@@ -38,12 +40,12 @@ pub fn bundle(
     facts: &Value,
 ) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::data(format!("{}: {e}", out.display()));
-    let beside = out.parent().filter(|parent| *parent != Path::new(""));
-    let beside = beside.unwrap_or(Path::new("."));
-    fs::create_dir_all(beside).map_err(failed)?;
+    let parent = out.parent().filter(|parent| *parent != Path::new(""));
+    let parent = parent.unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(failed)?;
     let scratch = tempfile::Builder::new()
         .prefix(".residuald-calibrate-")
-        .tempdir_in(beside)
+        .tempdir_in(parent)
         .map_err(failed)?;
     let (new, old) = (scratch.path().join("new"), scratch.path().join("old"));
     copy(from, &new, calibration, version, facts).map_err(failed)?;

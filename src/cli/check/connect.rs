@@ -1,4 +1,4 @@
-//! `residuald check --connect`: reports everything that is wrong around a daemon, all at once.
+//! `residuald check --connect`: reports all problems of the systems around a daemon at once.
 
 use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::kafka::probe::{Findings, probe};
@@ -7,14 +7,14 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// Asks the brokers and the schema registry.
+/// Checks the brokers and the schema registry.
 ///
 /// # Errors
-/// librdkafka rejects a setting.
+/// librdkafka refuses a setting.
 pub fn ask(config: &Config) -> Result<Findings, Failure> {
     let outputs = config.output.topics();
-    let asked = probe(&config.kafka, &outputs, &Shutdown::default());
-    let mut findings = match asked.map_err(Failure::from) {
+    let probed = probe(&config.kafka, &outputs, &Shutdown::default());
+    let mut findings = match probed.map_err(Failure::from) {
         Ok(findings) => findings,
         Err(failure) if failure.is_unavailable() => Findings {
             faults: vec![failure.message],
@@ -24,10 +24,12 @@ pub fn ask(config: &Config) -> Result<Findings, Failure> {
     };
     if let Some(registry) = registry(&config.input) {
         match schema_registry::reach(registry) {
-            Ok(()) => findings.fine.push("the schema registry answers".to_owned()),
+            Ok(()) => findings
+                .fine
+                .push("the schema registry responds".to_owned()),
             Err(problem) => findings
                 .faults
-                .push(format!("the schema registry does not answer: {problem}")),
+                .push(format!("the schema registry does not respond: {problem}")),
         }
     }
     Ok(findings)
@@ -43,7 +45,7 @@ fn registry(input: &config::InputSettings) -> Option<&SchemaRegistry> {
     }
 }
 
-/// Combines the faults found here with that of the start itself.
+/// Combines the faults found here with the failure of the start itself, if it failed.
 ///
 /// # Errors
 /// There is at least one fault.
@@ -52,10 +54,10 @@ pub fn verdict<T>(findings: &Findings, start: Result<T, Failure>) -> Result<T, F
     if faults.is_empty() {
         return start;
     }
-    let own = start.err();
-    let code = own.as_ref().map(|failure| failure.code);
-    let own = own.into_iter().map(|failure| failure.message);
-    let all: Vec<String> = own.chain(faults.iter().cloned()).collect();
+    let failure = start.err();
+    let code = failure.as_ref().map(|failure| failure.code);
+    let messages = failure.into_iter().map(|failure| failure.message);
+    let all: Vec<String> = messages.chain(faults.iter().cloned()).collect();
     let message = match all.as_slice() {
         [one] => one.clone(),
         several => format!("{} faults:\n  {}", several.len(), several.join("\n  ")),

@@ -20,9 +20,9 @@ Examples:
   residuald dead-letters discard --config residuald.toml --reason malformed --dry-run
   residuald dead-letters discard --brokers kafka:9092 --reason malformed --to -7d --yes
 
-Nothing is deleted: the letters stay until the topic's retention removes them, and `list` shows them as discarded. A marker \
+No letter is deleted: they stay until the topic's retention removes them, and `list` shows them as discarded. A marker \
 is written to the dead letter topic, which must not be compacted. It applies to every target of a replay and cannot be \
-undone. Letters that were already replayed are left as they are. A running replay is stopped.")]
+undone. Letters that were already replayed are not changed. A running replay is stopped.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    // Before the markers are read: this fences other writers, so that no marker is missed.
+    // The producer connects before the markers are read. This fences other writers, so that no marker is missed.
     let producer = match arguments.dry_run {
         true => None,
         false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),
@@ -60,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut done = 0;
     if let Some(producer) = producer
         && left.count() > 0
-        && (arguments.yes || agreed(&topic, left.count())?)
+        && (arguments.yes || confirmed(&topic, left.count())?)
     {
         for (partition, offsets) in left.iter() {
             producer.send(&discarded(&topic, partition, offsets))?;
@@ -71,17 +71,17 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The matching letters that are neither replayed nor discarded.
+/// Returns the matching letters that are neither replayed nor discarded.
 fn left(survey: &Survey) -> PartitionOffsets {
-    let places = survey.places.without(&survey.replayed.places());
-    places.without(&survey.discarded)
+    let offsets = survey.matching.without(&survey.replayed.offsets());
+    offsets.without(&survey.discarded)
 }
 
-fn agreed(topic: &str, letters: u64) -> Result<bool, Failure> {
+fn confirmed(topic: &str, letters: u64) -> Result<bool, Failure> {
     let mut out = std::io::stderr();
     write!(
         out,
-        "Discard {letters} letters of topic `{topic}`? No replay will send them. [y/N] "
+        "Discard {letters} letters of topic `{topic}`? Every later replay will skip them. [y/N] "
     )
     .and_then(|()| out.flush())
     .map_err(Failure::internal)?;
@@ -92,7 +92,7 @@ fn agreed(topic: &str, letters: u64) -> Result<bool, Failure> {
 }
 
 fn report(arguments: &Arguments, survey: &Survey, left: u64, done: u64) {
-    let letters = survey.places.count();
+    let letters = survey.matching.count();
     let complete = survey.ended == Ended::Complete;
     let before = letters - left;
     if arguments.json {

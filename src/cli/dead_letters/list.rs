@@ -1,4 +1,4 @@
-//! `residuald dead-letters list`: shows the letters and what became of them.
+//! `residuald dead-letters list`: shows the letters, and whether they were replayed or discarded.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -16,7 +16,7 @@ use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// List dead letters with position, source, time, reason, and whether each was replayed
+/// List dead letters with position, source, time, reason, and whether they were replayed or discarded
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,12 +24,12 @@ Examples:
   residuald dead-letters list --brokers kafka:9092 --reason malformed --from -24h --limit 5 --payload
   residuald dead-letters list --json | jq -r .message
 
-A letter is identified by its partition and offset in the dead letter topic; --from and --to take both. Nothing is changed or \
-committed. Open transactions in the topic are waited for: they may contain the marker that a letter was replayed.")]
+A letter is identified by its partition and offset in the dead letter topic; --from and --to take both. Nothing is changed, and no \
+offsets are committed. Open transactions in the topic are waited for, because they may contain the marker of a replayed letter.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
-    /// Show at most this many letters; all are counted
+    /// Show at most this many letters; the counts include all
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
     /// Also show the values
@@ -54,7 +54,7 @@ fn print(arguments: &Arguments, survey: &Survey, stop: &Shutdown) -> Result<(), 
     let mut left = arguments.limit.unwrap_or(u64::MAX);
     let mut ended = survey.ended;
     if left > 0 && ended == Ended::Complete {
-        ended = survey.reread(&survey.places, stop, |record, letter| {
+        ended = survey.reread(&survey.matching, stop, |record, letter| {
             line(arguments, survey, record, letter, &mut out).map_err(Failure::output)?;
             left -= 1;
             Ok(match left {
@@ -84,7 +84,7 @@ fn line(
     if arguments.json {
         return json_line(arguments.payload, &replayed, discarded, record, letter, out);
     }
-    let place = format!("{}:{}", record.partition, record.offset);
+    let position = format!("{}:{}", record.partition, record.offset);
     let number = |number: Option<i64>| number.map_or("?".to_owned(), |n| n.to_string());
     let from = match &letter.topic {
         Some(topic) => format!(
@@ -97,13 +97,13 @@ fn line(
     };
     write!(
         out,
-        "{place:<12} {}  {:<12} {from}  {}",
+        "{position:<12} {}  {:<12} {from}  {}",
         time(record.timestamp_ms),
         escaped(letter.reason.as_deref().unwrap_or("-")),
         escaped(letter.message.as_deref().unwrap_or("-")),
     )?;
     if letter.omitted {
-        write!(out, "  (not whole: too large)")?;
+        write!(out, "  (incomplete: too large)")?;
     }
     if discarded {
         write!(out, "  (discarded)")?;
@@ -160,9 +160,9 @@ fn summary(
     stopped: bool,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
-    let letters = survey.places.count();
-    let replayed = letters - survey.places.without(&survey.replayed.places()).count();
-    let discarded = letters - survey.places.without(&survey.discarded).count();
+    let letters = survey.matching.count();
+    let replayed = letters - survey.matching.without(&survey.replayed.offsets()).count();
+    let discarded = letters - survey.matching.without(&survey.discarded).count();
     if arguments.json {
         let by = survey.kinds.iter();
         let by: Vec<_> = by
@@ -174,13 +174,13 @@ fn summary(
         return writeln!(out, "{line}");
     }
     let early = if stopped { ", stopped early" } else { "" };
-    let thrown = match discarded {
+    let dropped = match discarded {
         0 => String::new(),
         discarded => format!(", {discarded} discarded"),
     };
     writeln!(
         out,
-        "{letters} letters, {replayed} of them replayed{thrown}{early}"
+        "{letters} letters, {replayed} of them replayed{dropped}{early}"
     )?;
     for ((reason, topic), count) in &survey.kinds {
         writeln!(

@@ -1,7 +1,7 @@
-//! `residuald dead-letters replay`.
+//! `residuald dead-letters replay`: sends dead letters back to their topics.
 //!
-//! All state of a replay is in Kafka: one transaction holds a chunk of records and the markers for them. So whatever
-//! ends a replay, the next one continues where it stopped.
+//! All state of a replay is in Kafka: one transaction contains a chunk of records and the markers for them. However a replay
+//! ends, the next one continues where it stopped.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -20,11 +20,12 @@ use crate::cli::shared::progress;
 use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::failure::Failure;
 
-/// Limits of one transaction.
+/// Maximum number of letters in one transaction.
 const CHUNK_LETTERS: usize = 1000;
+/// Size at which a transaction is committed, in bytes.
 const CHUNK_BYTES: usize = 8 << 20;
 
-/// Send dead letters back to the topics they came from, each once
+/// Send dead letters back to the topics they came from, each only once
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -32,20 +33,20 @@ Examples:
   residuald dead-letters replay --brokers kafka:9092 --reason missing --from -24h
   residuald dead-letters replay --to-topic payments-repaired
 
-Key, value, headers and timestamp are restored. A record without a key goes to its old partition; otherwise the key \
-determines the partition, by librdkafka's default partitioner (another one: -X partitioner=murmur2_random).
+Key, value, headers and timestamp are restored. A record without a key goes to its old partition. Otherwise the key \
+determines the partition, by librdkafka's default partitioner (set another one with -X partitioner=murmur2_random).
 
-A replay can be repeated, and killed at any time: each letter is sent to a given topic once. Each transaction also writes a \
-marker of what it sent to the dead letter topic, so that topic must not be compacted. Consumers of the target must \
+A replay can be repeated, and it can be killed at any time: each letter is sent to a given topic only once. Each transaction also \
+writes a marker of the letters it sent to the dead letter topic, so that topic must not be compacted. Consumers of the target must \
 read committed records only (isolation.level=read_committed, as residuald does). Only one replay of a dead letter topic \
-runs at a time: a new one stops the old one. For ACLs: the transactional id is residuald-replay-TOPIC.
+runs at a time: a new one stops the old one. ACLs must allow the transactional id residuald-replay-TOPIC.
 
-Records keep their old timestamps, which retention goes by: a target whose retention is shorter than a letter's age \
-soon deletes it. The daemon judges a replayed record as a new one: its verdict has the new offset, hence a new id.")]
+Records keep their old timestamps, which determine retention: a target whose retention is shorter than a letter's age \
+soon deletes it. The daemon judges a replayed record as a new one, so its verdict has the new offset and a new id.")]
 pub struct Arguments {
     #[command(flatten)]
     selection: Selection,
-    /// Send all of them to this topic [default: each to the topic it came from]
+    /// Send all letters to this topic [default: each to the topic it came from]
     #[arg(long, value_name = "TOPIC")]
     to_topic: Option<String>,
     /// Only report what would be sent
@@ -60,12 +61,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (connection, topic) = arguments.selection.load()?;
     if arguments.to_topic.as_ref() == Some(&topic) {
         return Err(Failure::usage(format!(
-            "--to-topic {topic}: this is the dead letter topic itself; name another topic"
+            "--to-topic {topic} is the dead letter topic itself: give another topic"
         )));
     }
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    // Before the markers are read: this fences other writers, so that no marker is missed.
+    // The producer connects before the markers are read. This fences other writers, so that no marker is missed.
     let producer = match arguments.dry_run {
         true => None,
         false => Some(Replay::connect(&connection.kafka, &topic, &stop)?),
@@ -76,15 +77,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let left = match survey.ended {
         Ended::Complete => {
             let left = survey.wanted.without(&survey.replayed);
-            left.without_places(&survey.discarded)
+            left.without_offsets(&survey.discarded)
         }
-        // Stopped before all markers were read: what is left to send is unknown.
+        // The reading was stopped before all markers were read, so it is unknown which letters are left to send.
         Ended::Early => Ledger::default(),
     };
     let mut report = Report {
-        letters: survey.places.count(),
+        letters: survey.matching.count(),
         before: survey.wanted.count() - survey.wanted.without(&survey.replayed).count(),
-        discarded: survey.places.count() - survey.places.without(&survey.discarded).count(),
+        discarded: survey.matching.count() - survey.matching.without(&survey.discarded).count(),
         obstacles: &survey.obstacles,
         sent: BTreeMap::new(),
         left: left.count(),
@@ -111,7 +112,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     replayed
 }
 
-/// Sends what is left, chunk by chunk, and counts the committed letters.
+/// Sends the letters that are left in chunks, and counts the committed ones.
 fn send(
     producer: &Replay,
     survey: &Survey,
@@ -127,7 +128,7 @@ fn send(
     let bar = progress::of_range("sending", hidden);
     bar.set_length(left.count());
     let mut chunk = Chunk::default();
-    let ended = survey.reread(&left.places(), stop, |record, letter| {
+    let ended = survey.reread(&left.offsets(), stop, |record, letter| {
         let to = survey.filter.target(letter, &survey.topic);
         let to = to.expect("only letters with a target are left");
         chunk.add(record, letter, to, partitions[to]);
@@ -136,7 +137,7 @@ fn send(
         }
         Ok(ControlFlow::Continue(()))
     });
-    // Also after a stop: what was read is sent.
+    // Records that were read are sent even after a stop.
     if ended.is_ok() {
         commit(producer, survey, &mut chunk, report, &bar)?;
     }
@@ -149,7 +150,7 @@ fn send(
 struct Chunk {
     records: Vec<ReplayRecord>,
     bytes: usize,
-    /// Positions of its letters in the dead letter topic, by target and partition.
+    /// Offsets of the chunk's letters in the dead letter topic, by target topic and partition.
     letters: BTreeMap<(String, i32), Intervals>,
 }
 
@@ -161,9 +162,9 @@ impl Chunk {
         to: &str,
         partitions: usize,
     ) {
-        let revived = ReplayRecord::of(record, letter, to, partitions);
-        self.bytes += revived.bytes();
-        self.records.push(revived);
+        let restored = ReplayRecord::of(record, letter, to, partitions);
+        self.bytes += restored.bytes();
+        self.records.push(restored);
         let letters = self.letters.entry((to.to_owned(), record.partition));
         letters.or_default().insert(record.offset, record.offset);
     }
@@ -204,13 +205,14 @@ fn commit(
 
 struct Report<'a> {
     letters: u64,
+    /// Number of letters that earlier replays sent.
     before: u64,
-    /// Letters that were discarded.
+    /// Number of letters that were discarded.
     discarded: u64,
     obstacles: &'a BTreeMap<Obstacle, u64>,
-    /// Letters sent, by target topic.
+    /// Number of letters sent, by target topic.
     sent: BTreeMap<String, u64>,
-    /// Letters there were to send.
+    /// Number of letters that were left to send at the start.
     left: u64,
     complete: bool,
     dry_run: bool,
@@ -244,7 +246,7 @@ impl Report<'_> {
             discarded => format!(", {discarded} discarded"),
         };
         println!(
-            "{} letters: {} {done}, {} replayed before, {} cannot be{discarded}",
+            "{} letters: {} {done}, {} replayed before, {} cannot be replayed{discarded}",
             self.letters,
             self.total(),
             self.before,
@@ -256,10 +258,10 @@ impl Report<'_> {
         for (obstacle, count) in self.obstacles {
             let why = match obstacle {
                 Obstacle::ValueOmitted => {
-                    "were too large for the dead letter topic, so their value, headers or key are missing"
+                    "lack their value, headers or key, because they were too large for the dead letter topic"
                 }
                 Obstacle::NoSourceTopic => {
-                    "do not name their source topic: give one with --to-topic"
+                    "have no source topic in their headers: give a target with --to-topic"
                 }
                 Obstacle::SourceIsDeadLetterTopic => "came from the dead letter topic itself",
             };

@@ -1,4 +1,4 @@
-//! Reads the anomalies topic like any client and compares verdicts with the labels of their records.
+//! Reads the anomalies topic like any client, and compares the verdicts with the labels of their records.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,15 +11,16 @@ use serde_json::Value;
 use crate::kafka::KafkaError;
 use crate::kafka::embedded::FETCH_WAIT;
 
-/// Most anomalies shown per refresh; the rest are only counted.
+/// Maximum number of anomalies shown per refresh. The rest are only counted.
 const SHOWN: usize = 5;
+/// Maximum time to wait for the last verdicts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Records flagged so far.
+/// Number of records flagged so far.
 #[derive(Clone, Copy, Default)]
 pub struct Found {
     pub flagged: u64,
-    /// Flagged and labelled as an anomaly.
+    /// Number of flagged records that are labelled as anomalies.
     pub right: u64,
 }
 
@@ -30,12 +31,13 @@ impl Found {
 }
 
 #[derive(Default)]
-struct Seen {
+struct Findings {
     found: Found,
     latest: VecDeque<String>,
 }
 
-pub struct Watcher(Arc<Mutex<Seen>>);
+/// Follows a topic of verdicts.
+pub struct Watcher(Arc<Mutex<Findings>>);
 
 impl Watcher {
     /// Follows partition 0 of `topic` on its own thread until the process ends.
@@ -48,8 +50,8 @@ impl Watcher {
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_offset(topic, 0, Offset::Beginning)?;
         consumer.assign(&partitions)?;
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let writer = Watcher(seen.clone());
+        let findings = Arc::new(Mutex::new(Findings::default()));
+        let writer = Watcher(findings.clone());
         std::thread::spawn(move || {
             while let Some(message) = consumer.poll(None) {
                 let payload = message.as_ref().ok().and_then(Message::payload);
@@ -58,19 +60,19 @@ impl Watcher {
                 }
             }
         });
-        Ok(Watcher(seen))
+        Ok(Watcher(findings))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, Findings> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, verdict: &Value) {
         let record = &verdict["record"];
         let is_anomaly = record["label"].as_f64().is_some_and(|label| label != 0.0);
-        let mut seen = self.lock();
-        seen.found.flagged += 1;
-        seen.found.right += u64::from(is_anomaly);
+        let mut findings = self.lock();
+        findings.found.flagged += 1;
+        findings.found.right += u64::from(is_anomaly);
         let truth = match (is_anomaly, record["scenario"].as_str()) {
             (true, Some(scenario)) => scenario,
             (true, None) => "anomaly",
@@ -82,9 +84,9 @@ impl Watcher {
             verdict["anomaly_grade"].as_f64().unwrap_or_default(),
             reasons(verdict)
         );
-        seen.latest.push_back(line);
-        if seen.latest.len() > SHOWN {
-            seen.latest.pop_front();
+        findings.latest.push_back(line);
+        if findings.latest.len() > SHOWN {
+            findings.latest.pop_front();
         }
     }
 
@@ -92,12 +94,12 @@ impl Watcher {
         self.lock().found
     }
 
-    /// The latest few anomalies since the last call.
+    /// Returns the latest anomalies since the last call, at most [`SHOWN`].
     pub fn latest(&self) -> Vec<String> {
         self.lock().latest.drain(..).collect()
     }
 
-    /// Waits until `flagged` verdicts have arrived.
+    /// Waits until `flagged` verdicts have arrived, or gives up after [`PATIENCE`].
     pub fn wait_for(&self, flagged: u64) {
         let started = Instant::now();
         while self.found().flagged < flagged && started.elapsed() < PATIENCE {

@@ -29,23 +29,23 @@ use crate::daemon::input;
 use crate::daemon::model::Loaded;
 use crate::failure::Failure;
 
-/// Images in memory at once, per core.
-const PICTURES_A_CORE: usize = 4;
-/// Longer side, in pixels, of an original on the contact sheet.
+/// Number of images in memory at the same time, per core.
+const IMAGES_PER_CORE: usize = 4;
+/// Length of the longer side of an original on the contact sheet, in pixels.
 const SHOWN: usize = 512;
 
 #[derive(Serialize)]
 struct Report<'r> {
     #[serde(flatten)]
     summary: Summary<'r>,
-    /// One per class of anomalies, sorted by name.
+    /// One entry per class of anomalies, sorted by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     classes: Vec<Class>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pixels: Option<PixelReport>,
 }
 
-/// How well one class of anomalies is separated from the normal images.
+/// Measures how well one class of anomalies is separated from the normal images.
 #[derive(Serialize)]
 struct Class {
     class: String,
@@ -53,7 +53,7 @@ struct Class {
     auroc: Option<f64>,
 }
 
-/// How well heat separates anomalous pixels from normal ones.
+/// Measures how well heat separates anomalous pixels from normal ones.
 #[derive(Serialize)]
 struct PixelReport {
     images: usize,
@@ -78,9 +78,9 @@ struct Line<'a> {
 struct Judged {
     score: f32,
     finding: Finding,
-    /// For an image with a mask: the heat and its width and height.
+    /// The heat with its width and height, if the image has a mask.
     heat: Option<(Vec<f32>, (usize, usize))>,
-    /// JPEG, for the contact sheet.
+    /// A JPEG thumbnail for the contact sheet.
     shown: Option<Vec<u8>>,
 }
 
@@ -99,7 +99,7 @@ pub fn run(
     };
     if arguments.label.is_some() {
         return Err(Failure::usage(
-            "--label: in a folder of images the subfolders are the labels; name the one with normal images with --normal",
+            "--label: in a folder of images the subfolders are the labels. Give the one with normal images with --normal",
         ));
     }
     let images = folder::images(
@@ -112,7 +112,7 @@ pub fn run(
     let mut run = Run {
         arguments,
         name: format!("{} {}", loaded.model.name, loaded.model.version),
-        looking: Looking {
+        image_judge: ImageJudge {
             reader: input::images(pixels),
             threshold: loaded.judge.threshold,
             shown: sheet.is_some(),
@@ -133,30 +133,30 @@ pub fn run(
 /// The result for one image, or why it has no score.
 type Outcome = Result<Judged, RowError>;
 
-/// What the scoring threads share.
-struct Looking {
+/// State that the scoring threads share.
+struct ImageJudge {
     reader: ImageReader,
     threshold: f32,
-    /// Whether there will be a contact sheet.
+    /// Whether a contact sheet is written.
     shown: bool,
 }
 
-impl Looking {
-    /// The outer error ends the run; the inner one is why this image has no score.
-    fn at(
+impl ImageJudge {
+    /// Scores an image. The outer error ends the run. The inner one is the reason that this image has no score.
+    fn score(
         &self,
         image: &Image,
         scorer: &mut Scorer,
-        seen: &mut ImageScores,
+        scores: &mut ImageScores,
     ) -> Result<Outcome, Failure> {
         let payload = read(&image.path)?;
         let rows = match self.reader.read(&payload) {
             Ok(rows) => rows,
             Err(error) => return Ok(Err(error.into())),
         };
-        seen.clear();
-        scorer.score_pixels(&rows.rows, seen)?;
-        let score = match finite(highest(&seen.scores)) {
+        scores.clear();
+        scorer.score_pixels(&rows.rows, scores)?;
+        let score = match finite(highest(&scores.scores)) {
             Ok(score) => score,
             Err(error) => return Ok(Err(error)),
         };
@@ -167,10 +167,15 @@ impl Looking {
             .transpose()
             .map(|shown| Judged {
                 score,
-                finding: rows.finding(&seen.heat, &seen.reconstruction, self.threshold, REASONS),
+                finding: rows.finding(
+                    &scores.heat,
+                    &scores.reconstruction,
+                    self.threshold,
+                    REASONS,
+                ),
                 heat: (image.truth != Truth::Unknown).then(|| {
                     (
-                        rows.heat(&seen.heat),
+                        rows.heat(&scores.heat),
                         (rows.layout.width, rows.layout.height),
                     )
                 }),
@@ -184,28 +189,28 @@ struct Run<'a> {
     arguments: &'a Arguments,
     /// Name and version of the model.
     name: String,
-    looking: Looking,
+    image_judge: ImageJudge,
     judge: Judge,
     out: Option<Box<dyn Write>>,
     sheet: Option<ContactSheet>,
     refusals: Refusals,
-    /// Index of the image and its score.
+    /// Index and score of each scored image.
     scored: Vec<(usize, f32)>,
     ranking: Option<PixelRanking>,
     /// Number of images in the ranking.
     ranked: usize,
-    /// Image name and formatted reasons.
+    /// Name and formatted reasons of each of the most anomalous images.
     highest: Highest<(String, String)>,
 }
 
 impl Run<'_> {
     fn all(&mut self, images: &[Image], mut scorers: Vec<Scorer>) -> Result<(), Failure> {
         let bar = progress::of_images(images.len(), self.arguments.json);
-        let chunk = PICTURES_A_CORE * scorers.len().max(1);
+        let chunk = IMAGES_PER_CORE * scorers.len().max(1);
         for (first, part) in (0..).step_by(chunk).zip(images.chunks(chunk)) {
-            let looking = &self.looking;
-            let judged = share_out(&mut scorers, part, |scorer, seen, image| {
-                looking.at(image, scorer, seen)
+            let image_judge = &self.image_judge;
+            let judged = share_out(&mut scorers, part, |scorer, scores, image| {
+                image_judge.score(image, scorer, scores)
             })?;
             for (i, (image, judged)) in part.iter().zip(judged).enumerate() {
                 match judged {
@@ -240,9 +245,9 @@ impl Run<'_> {
             self.highest.insert(score, entry);
         }
         if let (Some(ranking), Some((heat, size))) = (&mut self.ranking, heat) {
-            let of = (finding.width, finding.height);
-            let mask = truth(&image.truth, of)?;
-            let heat = stretch(&heat, size, of);
+            let image_size = (finding.width, finding.height);
+            let mask = truth(&image.truth, image_size)?;
+            let heat = stretch(&heat, size, image_size);
             ranking.add(&heat, &mask.marked, mask.width);
             self.ranked += 1;
         }
@@ -290,8 +295,8 @@ impl Run<'_> {
             out.flush().map_err(Failure::output)?;
         }
         let threshold = self.judge.threshold;
-        let (places, scores): (Vec<usize>, Vec<f32>) = self.scored.iter().copied().unzip();
-        let labels: Vec<_> = places.iter().map(|at| images[*at].label).collect();
+        let (indices, scores): (Vec<usize>, Vec<f32>) = self.scored.iter().copied().unzip();
+        let labels: Vec<_> = indices.iter().map(|at| images[*at].label).collect();
         let flagged = scores.iter().map(|s| self.judge.is_anomaly(*s, None));
         let flagged: Vec<bool> = flagged.collect();
         let anomalies = flagged.iter().filter(|flagged| **flagged).count();
@@ -339,14 +344,14 @@ impl Run<'_> {
 
 /// Compares each class of anomalies with all normal images.
 fn classes(images: &[Image], scored: &[(usize, f32)]) -> Vec<Class> {
-    let of = |label: bool| {
+    let labelled = |label: bool| {
         scored
             .iter()
             .filter(move |(at, _)| images[*at].label == Some(label))
     };
-    let normal: Vec<f32> = of(false).map(|(_, score)| *score).collect();
+    let normal: Vec<f32> = labelled(false).map(|(_, score)| *score).collect();
     let mut by_class: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
-    for (at, score) in of(true) {
+    for (at, score) in labelled(true) {
         let class = images[*at].class.as_deref().unwrap_or_default();
         by_class.entry(class).or_default().push(*score);
     }
@@ -364,7 +369,7 @@ fn classes(images: &[Image], scored: &[(usize, f32)]) -> Vec<Class> {
         .collect()
 }
 
-/// The report as pairs of name and value, for the terminal and the contact sheet.
+/// Returns the report as pairs of name and value, for the terminal and the contact sheet.
 fn in_words(report: &Report<'_>) -> Vec<(String, String)> {
     let summary = &report.summary;
     let shown = |value: Option<f64>| value.map_or("n/a".into(), |v| format!("{v:.4}"));
@@ -402,7 +407,7 @@ fn in_words(report: &Report<'_>) -> Vec<(String, String)> {
     words
 }
 
-/// The anomalous pixels of an image of `size` (width, height).
+/// Returns the anomalous pixels of an image of `size` (width, height).
 fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
     let Truth::Mask(path) = truth else {
         return Ok(Mask {
@@ -416,7 +421,7 @@ fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
     let mask = mask.map_err(|e: ImageError| wrong(e.to_string()))?;
     if (mask.width, mask.height) != size {
         return Err(wrong(format!(
-            "the mask has {} x {} pixels but its image {} x {}: both must have the same size",
+            "the mask has {} x {} pixels, but its image has {} x {}: both must have the same size",
             mask.width, mask.height, size.0, size.1
         )));
     }

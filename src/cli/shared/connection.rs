@@ -1,4 +1,4 @@
-//! Arguments of verbs that use a topic: a connection from flags or a daemon's settings, and a range.
+//! Arguments of verbs that use a topic: a connection, from flags or a daemon's settings, and a range.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub struct ClientArguments {
 }
 
 impl ClientArguments {
-    /// The librdkafka settings. From now on their secrets are hidden in all output.
+    /// Returns the librdkafka settings. From now on, their secrets are hidden in all output.
     pub fn settings(&self) -> ClientSettings {
         let mut settings = ClientSettings::default();
         for (name, value) in &self.client {
@@ -35,30 +35,31 @@ impl ClientArguments {
 }
 
 fn name_and_value(setting: &str) -> Result<(String, String), String> {
-    let (name, value) = setting.split_once('=').ok_or("expected NAME=VALUE")?;
+    let (name, value) = setting.split_once('=').ok_or("it must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(clap::Args)]
 pub struct ConnectionArguments {
-    /// Bootstrap servers [default: those of --config, else localhost:9092]
+    /// Bootstrap servers [default: kafka.brokers of --config, else localhost:9092]
     #[arg(long)]
     brokers: Option<String>,
     #[command(flatten)]
     client: ClientArguments,
-    /// A daemon's settings (TOML): its connection with secrets, topics and defaults [default: ./residuald.toml, if it exists]
+    /// Settings file of a daemon (TOML), for its connection with secrets, topics and defaults [default: ./residuald.toml, if it
+    /// exists]
     #[arg(short, long, value_name = "FILE", env = "RESIDUALD_CONFIG")]
     config: Option<PathBuf>,
 }
 
-/// Where to connect, and the daemon's settings if they were given.
+/// The Kafka connection, and the daemon's settings if a file is given.
 pub struct Connection {
     pub kafka: config::KafkaSettings,
     pub config: Option<Config>,
 }
 
 impl ConnectionArguments {
-    /// Starts logging, errors only, and reads the settings.
+    /// Starts logging, for errors only, and reads the settings.
     pub fn load(&self) -> Result<Connection, Failure> {
         telemetry::init(&TelemetrySettings {
             log_level: "error".into(),
@@ -75,7 +76,7 @@ impl ConnectionArguments {
             kafka.brokers.clone_from(brokers);
         }
         for (name, value) in self.client.settings().iter() {
-            // -X overrides also what --config says for one kind of client.
+            // -X also overrides the settings in --config that are for one kind of client.
             for settings in [&mut kafka.client, &mut kafka.consumer, &mut kafka.producer] {
                 settings.set(name, value);
             }
@@ -84,10 +85,10 @@ impl ConnectionArguments {
     }
 }
 
-/// Which records of a topic.
+/// The arguments --from and --to, which select a range of records.
 #[derive(clap::Args)]
 pub struct RangeArguments {
-    /// First record: beginning, a time of records (2026-01-31T08:00:00Z, -24h, -7d), an offset, or partition:offset,…
+    /// First record: beginning, a record time (2026-01-31T08:00:00Z, -24h, -7d), an offset, or partition:offset,…
     #[arg(
         long,
         value_name = "WHERE",
@@ -95,7 +96,7 @@ pub struct RangeArguments {
         allow_hyphen_values = true
     )]
     from: Bound,
-    /// End of the range, in the same form; not included
+    /// End of the range, exclusive, in the same form
     #[arg(
         long,
         value_name = "WHERE",
@@ -106,7 +107,7 @@ pub struct RangeArguments {
 }
 
 impl RangeArguments {
-    /// Resolves relative times such as -24h against the current time.
+    /// Returns the range. Relative times such as -24h are resolved against the current time.
     pub fn range(&self) -> Range {
         Range {
             from: self.from.clone(),
@@ -117,32 +118,32 @@ impl RangeArguments {
     }
 }
 
-/// The requested topic, or the one that the settings read.
-pub fn topic(asked: Option<&str>, config: Option<&Config>) -> Result<String, Failure> {
+/// Returns the requested topic, or the one that the settings read.
+pub fn topic(requested: Option<&str>, config: Option<&Config>) -> Result<String, Failure> {
     let configured = config.map_or(&[][..], |config| &config.kafka.topics);
-    match (asked, configured) {
+    match (requested, configured) {
         (Some(topic), _) => Ok(topic.to_owned()),
         (None, [topic]) if is_pattern(topic) => Err(Failure::usage(format!(
-            "the settings read every topic that matches {topic}: choose one with --topic"
+            "the settings have the topic pattern {topic}: choose one topic with --topic"
         ))),
         (None, [topic]) => Ok(topic.clone()),
         (None, []) => Err(Failure::usage(
-            "give the topic with --topic, or settings with --config",
+            "no topic is given: use --topic TOPIC, or --config FILE",
         )),
         (None, several) => Err(Failure::usage(format!(
-            "the settings read {}: choose one with --topic",
+            "the settings have several topics ({}): choose one with --topic",
             several.join(", ")
         ))),
     }
 }
 
-/// The error for a range without records.
+/// Returns the error for a range without records.
 pub fn empty_range(topic: &str, spans: &BTreeMap<i32, Span>) -> Failure {
-    let asked = spans
+    let ranges = spans
         .iter()
         .map(|(partition, span)| format!("{partition}:{} to {}", span.start, span.end));
     Failure::data(format!(
-        "topic `{topic}` holds no records in that range, which is {}",
-        asked.collect::<Vec<_>>().join(", ")
+        "topic `{topic}` has no records in the requested range, {}",
+        ranges.collect::<Vec<_>>().join(", ")
     ))
 }

@@ -12,10 +12,10 @@ use crate::shutdown::Shutdown;
 
 use crate::failure::Failure;
 
-/// Short enough for an even flow, long enough to use little CPU.
-const NAP: Duration = Duration::from_millis(1);
+/// Pause between attempts: short enough for an even flow, long enough to use little CPU.
+const PAUSE: Duration = Duration::from_millis(1);
 
-/// Connection settings without topics or group.
+/// Returns connection settings without topics and consumer group.
 pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::KafkaSettings {
     config::KafkaSettings {
         brokers: brokers.to_owned(),
@@ -30,43 +30,43 @@ pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::
     }
 }
 
-/// A producer for the embedded broker.
+/// Connects a producer to the embedded broker.
 pub fn embedded_sink(brokers: &str, topic: &str, stop: &Shutdown) -> Result<Sink, Failure> {
     let mut kafka = kafka_settings(brokers, config::ClientSettings::default());
     kafka.producer.set(SPREAD.0, SPREAD.1);
     Ok(Sink::connect(&kafka, &[topic], stop)?)
 }
 
-/// Reads a whole file to replay. It holds at least one record.
+/// Reads a whole file of records. It must have at least one.
 pub fn read_sample(file: &Path, options: &dataset::Options) -> Result<Vec<Example>, Failure> {
     let sample: Vec<Example> = dataset::open(file, options)?.collect::<Result<_, _>>()?;
     if sample.is_empty() {
         return Err(Failure::data(format!(
-            "{} holds no records",
+            "{} contains no records",
             file.display()
         )));
     }
     Ok(sample)
 }
 
-/// Mean payload size in bytes.
+/// Returns the mean payload size in bytes.
 pub fn average_payload(sample: &[Example]) -> u64 {
     let total: usize = sample.iter().map(|e| e.payload.len()).sum();
     (total / sample.len()) as u64
 }
 
-/// Sends records and makes sure that each is delivered.
+/// Sends records and ensures that each is delivered.
 pub struct Feed<'a> {
     pub sink: &'a Sink,
     pub topic: &'a str,
-    /// Records a second; `None` is as fast as the broker takes them.
+    /// Records per second. If `None`, records are sent as fast as the broker accepts them.
     pub rate: Option<f64>,
     pub stop: &'a Shutdown,
 }
 
 impl Feed<'_> {
-    /// Sends until the records end or a stop. Returns how many were delivered, which is all that were sent.
-    /// Before each record it waits until `may_send(sent)` is true.
+    /// Sends until the records end or a stop is requested, and waits for all deliveries. Returns the number of delivered records.
+    /// Before each record, it waits until `may_send(sent)` is true.
     ///
     /// # Errors
     /// The first error of the input or of a delivery.
@@ -81,7 +81,7 @@ impl Feed<'_> {
             let example = example?;
             self.pace(started, sent);
             while !may_send(sent) && !self.stop.is_requested() {
-                std::thread::sleep(NAP);
+                std::thread::sleep(PAUSE);
             }
             if self.stop.is_requested() {
                 break;
@@ -94,7 +94,7 @@ impl Feed<'_> {
             };
             while let Err(e) = self.sink.send(ticket, self.topic, &message) {
                 match e {
-                    SendError::QueueFull => delivered += self.await_deliveries(NAP)?,
+                    SendError::QueueFull => delivered += self.await_deliveries(PAUSE)?,
                     e => return Err(refused(e)),
                 }
             }
@@ -102,7 +102,7 @@ impl Feed<'_> {
             delivered += self.await_deliveries(Duration::ZERO)?;
         }
         while delivered < sent {
-            delivered += self.await_deliveries(NAP)?;
+            delivered += self.await_deliveries(PAUSE)?;
         }
         Ok(delivered)
     }
@@ -143,6 +143,6 @@ fn refused(error: SendError) -> Failure {
         | SendError::NoTopic { topic, problem, .. } => {
             Failure::data(format!("topic `{topic}`: {problem}"))
         }
-        SendError::QueueFull => Failure::internal("the local queue is full"),
+        SendError::QueueFull => Failure::internal("the producer's queue is full"),
     }
 }

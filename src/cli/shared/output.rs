@@ -1,4 +1,4 @@
-//! Where a verb writes many lines: a file, or standard output with terminal control characters escaped.
+//! The output of verbs that write many lines: a file, or standard output with terminal control characters escaped.
 
 use std::fs::File;
 use std::io::{self, BufWriter, StdoutLock, Write};
@@ -7,19 +7,20 @@ use std::path::Path;
 use crate::failure::Failure;
 use crate::text::escaped_lines;
 
-/// Escapes control characters. Works on whole lines, because a write may end inside a character. JSON keeps its meaning.
-pub struct Safe<W: Write> {
+/// A writer that escapes control characters. It works on whole lines, because a write may end inside a character. Escaping does
+/// not change the meaning of JSON.
+pub struct EscapedWriter<W: Write> {
     out: W,
     line: Vec<u8>,
 }
 
-pub fn stdout() -> Safe<StdoutLock<'static>> {
-    Safe::new(io::stdout().lock())
+pub fn stdout() -> EscapedWriter<StdoutLock<'static>> {
+    EscapedWriter::new(io::stdout().lock())
 }
 
-impl<W: Write> Safe<W> {
-    fn new(out: W) -> Safe<W> {
-        Safe {
+impl<W: Write> EscapedWriter<W> {
+    fn new(out: W) -> EscapedWriter<W> {
+        EscapedWriter {
             out,
             line: Vec::new(),
         }
@@ -33,7 +34,7 @@ impl<W: Write> Safe<W> {
     }
 }
 
-impl<W: Write> Write for Safe<W> {
+impl<W: Write> Write for EscapedWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(part);
@@ -50,13 +51,13 @@ impl<W: Write> Write for Safe<W> {
     }
 }
 
-impl<W: Write> Drop for Safe<W> {
+impl<W: Write> Drop for EscapedWriter<W> {
     fn drop(&mut self) {
         let _ = self.flush();
     }
 }
 
-/// Opens the file of `--out`, if given.
+/// Opens the file of `--out`, if it is given. `-` is standard output.
 pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
     Ok(match path {
         None => None,
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn a_character_in_two_writes_is_whole_and_an_escape_is_shown() {
         let mut out = Vec::new();
-        let mut safe = Safe::new(&mut out);
+        let mut safe = EscapedWriter::new(&mut out);
         let (first, second) = "gr\u{fc}n \u{1b}[2J\nend".as_bytes().split_at(3);
         safe.write_all(first).unwrap();
         safe.write_all(second).unwrap();

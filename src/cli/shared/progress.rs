@@ -9,7 +9,7 @@ use crate::shutdown::Shutdown;
 
 const TIMES: &str = "{elapsed}, {eta} left";
 
-/// For reading a file.
+/// Creates a progress bar for reading a file.
 pub fn of_file(data: &Dataset, hidden: bool) -> ProgressBar {
     let progress = data.progress();
     let amount = match progress.unit {
@@ -23,7 +23,7 @@ pub fn of_file(data: &Dataset, hidden: bool) -> ProgressBar {
     )
 }
 
-/// For the offsets of a range. The total is set later.
+/// Creates a progress bar for the offsets of a range. The total is set later.
 pub fn of_range(what: &'static str, hidden: bool) -> ProgressBar {
     let template = format!("{{msg}} {{bar:40}} {{human_pos}}/{{human_len}} {TIMES}");
     bar(0, &template, hidden).with_message(what)
@@ -42,7 +42,7 @@ pub fn of_images(images: usize, hidden: bool) -> ProgressBar {
     bar(images as u64, &template, hidden)
 }
 
-/// For work without a known end.
+/// Creates a spinner for work without a known end.
 pub fn spinner(template: &str, hidden: bool) -> ProgressBar {
     match hidden {
         true => ProgressBar::hidden(),
@@ -61,7 +61,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("a valid template")
 }
 
-/// For verbs without HTTP: Ctrl-C and SIGTERM end the work once in-flight records are done.
+/// Makes Ctrl-C and SIGTERM end the work once in-flight records are done, for verbs without HTTP.
 pub fn stop_on_ctrl_c(stop: &Shutdown) -> Result<(), Failure> {
     stop.on_signals().map_err(Failure::internal)
 }

@@ -2,7 +2,7 @@
 
 use crate::verdict::{Observation, Verdict};
 
-/// The first reasons of a verdict, on one line.
+/// Returns the first reasons of a verdict on one line.
 pub fn reasons(verdict: &Verdict<'_>) -> String {
     let features = verdict.attributions().iter().take(3).map(|a| {
         format!(

@@ -1,4 +1,4 @@
-//! Records that a verb could not use: how many, why, and an example per reason.
+//! Counts the records that a verb could not use, by reason and with an example for each.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::text::escaped;
 
-/// Most reasons shown as text.
-const TOLD: usize = 3;
-/// Most characters of an example, which may quote a record.
+/// Maximum number of reasons that are shown as text.
+const MOST_SHOWN: usize = 3;
+/// Maximum length of an example in characters. It may quote a record.
 const LONGEST: usize = 200;
 
 #[derive(Debug, Default)]
@@ -19,11 +19,11 @@ pub struct Refusals(BTreeMap<&'static str, Kind>);
 #[derive(Debug)]
 struct Kind {
     records: u64,
-    /// The error of the first such record.
+    /// The error of the first record with this reason.
     example: String,
 }
 
-/// One reason, for JSON.
+/// One reason with its records and example, for JSON.
 #[derive(Serialize)]
 pub struct Refusal<'r> {
     reason: &'static str,
@@ -40,18 +40,18 @@ impl Refusals {
         kind.records += 1;
     }
 
-    /// Number of records.
+    /// Returns the number of records.
     pub fn count(&self) -> u64 {
         self.0.values().map(|kind| kind.records).sum()
     }
 
-    /// Number of records by reason.
+    /// Returns the number of records by reason.
     pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
         let all = self.0.iter();
         all.map(|(reason, kind)| (*reason, kind.records)).collect()
     }
 
-    /// All reasons, the most frequent first.
+    /// Returns all reasons, the most frequent first.
     pub fn all(&self) -> Vec<Refusal<'_>> {
         let all = self.0.iter();
         let mut all: Vec<Refusal<'_>> = all
@@ -66,11 +66,11 @@ impl Refusals {
     }
 }
 
-/// The three most frequent reasons, each with an example.
+/// Formats the three most frequent reasons, each with an example.
 impl fmt::Display for Refusals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.all();
-        for (i, refusal) in all.iter().take(TOLD).enumerate() {
+        for (i, refusal) in all.iter().take(MOST_SHOWN).enumerate() {
             let comma = if i > 0 { ", " } else { "" };
             let Refusal {
                 reason,
@@ -79,7 +79,11 @@ impl fmt::Display for Refusals {
             } = refusal;
             write!(f, "{comma}{reason} {records} ({example})")?;
         }
-        let others: u64 = all.iter().skip(TOLD).map(|refusal| refusal.records).sum();
+        let others: u64 = all
+            .iter()
+            .skip(MOST_SHOWN)
+            .map(|refusal| refusal.records)
+            .sum();
         match others {
             0 => Ok(()),
             others => write!(f, ", other reasons {others}"),
@@ -94,6 +98,8 @@ fn cut(text: &str) -> String {
     }
 }
 
+/// Checks that at least one record was scored.
+///
 /// # Errors
 /// No record was scored, which must not end as a success.
 pub fn some_scored(scored: usize, refusals: &Refusals) -> Result<(), Failure> {

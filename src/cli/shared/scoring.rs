@@ -13,23 +13,23 @@ use crate::verdict::{Scored, is_score};
 
 use crate::failure::Failure;
 
-/// Rows in a chunk that is shared out to the cores.
+/// Number of rows in a chunk that is distributed to the cores.
 pub const CHUNK: usize = 16_384;
-/// Rows in a batch on a core.
+/// Number of rows in a batch on one core.
 pub const BATCH: usize = 256;
-/// Encoded images in a chunk that is shared out to the cores.
-pub const PICTURES: usize = 64;
+/// Number of encoded images in a chunk that is distributed to the cores.
+pub const IMAGE_CHUNK: usize = 64;
 
-/// Rows in a batch on a GPU. Large, because a launch costs the same for any number of rows.
+/// Number of rows in a batch on a GPU. It is large because a launch costs the same for any number of rows.
 const GPU_BATCH: usize = 4_096;
 
-/// One session per core.
+/// Returns inference settings with one session per core.
 pub fn all_cores() -> InferenceSettings {
     InferenceSettings::on_cpu(thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Where a verb scores (all cores or the first GPU), and the rows per batch.
-pub fn on(provider: Provider) -> (InferenceSettings, usize) {
+/// Returns the inference settings of a verb (all cores or the first GPU) and the number of rows per batch.
+pub fn inference_on(provider: Provider) -> (InferenceSettings, usize) {
     if provider == Provider::Cpu {
         return (all_cores(), BATCH);
     }
@@ -40,13 +40,14 @@ pub fn on(provider: Provider) -> (InferenceSettings, usize) {
     (inference, GPU_BATCH)
 }
 
+/// Scores chunks of rows or images with several scorers.
 pub struct Scoring {
     scorers: Vec<Scorer>,
     width: usize,
 }
 
 impl Scoring {
-    /// For rows of `width` columns.
+    /// Creates a `Scoring` for rows of `width` columns.
     pub fn new(scorers: Vec<Scorer>, width: usize) -> Scoring {
         Scoring { scorers, width }
     }
@@ -91,15 +92,15 @@ impl Scoring {
     }
 }
 
-/// The score and finding of an image, or why it has none.
+/// The score and finding of an image, or the reason that it has no score.
 pub type Judged = Result<(f32, Finding), RowError>;
 
 impl Scoring {
-    /// Decodes and scores images, in the order of the payloads. Each result has a finding, anomaly or not. Each core holds the rows
-    /// and maps of one image at a time.
+    /// Decodes and scores images. Results are in the order of the payloads, and each has a finding, anomaly or not. Each core
+    /// holds the rows and maps of one image at a time.
     ///
     /// # Errors
-    /// ONNX Runtime fails. The inner error is why a payload has no score.
+    /// ONNX Runtime fails. The inner error is the reason that a payload has no score.
     pub fn score_images(
         &mut self,
         reader: &ImageReader,
@@ -107,38 +108,38 @@ impl Scoring {
         threshold: f32,
         regions: usize,
     ) -> Result<Vec<Judged>, Failure> {
-        let look = |scorer: &mut Scorer, seen: &mut ImageScores, payload: &&[u8]| {
+        let score_image = |scorer: &mut Scorer, scores: &mut ImageScores, payload: &&[u8]| {
             let image = match reader.read(payload) {
                 Ok(image) => image,
                 Err(error) => return Ok(Err(error.into())),
             };
-            seen.clear();
-            scorer.score_pixels(&image.rows, seen)?;
-            Ok(finite(highest(&seen.scores)).map(|score| {
-                let (heat, expected) = (&seen.heat, &seen.reconstruction);
+            scores.clear();
+            scorer.score_pixels(&image.rows, scores)?;
+            Ok(finite(highest(&scores.scores)).map(|score| {
+                let (heat, expected) = (&scores.heat, &scores.reconstruction);
                 (score, image.finding(heat, expected, threshold, regions))
             }))
         };
-        share_out(&mut self.scorers, payloads, look)
+        share_out(&mut self.scorers, payloads, score_image)
     }
 }
 
-/// Shares the items out to the scorers and returns the results of `look` in the order of the items.
+/// Distributes the items to the scorers and returns the results of `score_item` in the order of the items.
 ///
 /// # Errors
-/// `look` fails.
+/// `score_item` fails.
 pub fn share_out<I: Sync, T: Send>(
     scorers: &mut [Scorer],
     items: &[I],
-    look: impl Fn(&mut Scorer, &mut ImageScores, &I) -> Result<T, Failure> + Sync,
+    score_item: impl Fn(&mut Scorer, &mut ImageScores, &I) -> Result<T, Failure> + Sync,
 ) -> Result<Vec<T>, Failure> {
     let next = AtomicUsize::new(0);
     let work = |scorer: &mut Scorer| {
-        let (mut seen, mut done) = (ImageScores::default(), Vec::new());
+        let (mut scores, mut done) = (ImageScores::default(), Vec::new());
         while let i = next.fetch_add(1, Ordering::Relaxed)
             && let Some(item) = items.get(i)
         {
-            done.push((i, look(scorer, &mut seen, item)?));
+            done.push((i, score_item(scorer, &mut scores, item)?));
         }
         Ok::<_, Failure>(done)
     };
@@ -157,6 +158,8 @@ pub fn share_out<I: Sync, T: Send>(
     Ok(all.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
+/// Checks the score of an image.
+///
 /// # Errors
 /// The score is NaN, infinite or negative.
 pub fn finite(score: f32) -> Result<f32, RowError> {
@@ -164,12 +167,15 @@ pub fn finite(score: f32) -> Result<f32, RowError> {
         true => Ok(score),
         false => Err(RowError {
             reason: Reason::Unscorable,
-            detail: format!("the model's score is {score}").into(),
+            detail: format!(
+                "the model returned the score {score}, which is not a finite, non-negative number"
+            )
+            .into(),
         }),
     }
 }
 
-/// The entries with the highest scores, the highest first.
+/// The entries with the highest scores, in descending order.
 pub struct Highest<T> {
     most: usize,
     entries: Vec<(f32, T)>,
@@ -183,7 +189,7 @@ impl<T> Highest<T> {
         }
     }
 
-    /// Whether an entry with this score would be kept.
+    /// Returns whether an entry with this score would be kept.
     pub fn takes(&self, score: f32) -> bool {
         match self.entries.last() {
             _ if self.entries.len() < self.most => true,
@@ -193,8 +199,8 @@ impl<T> Highest<T> {
     }
 
     pub fn insert(&mut self, score: f32, entry: T) {
-        let place = self.entries.partition_point(|(s, _)| *s >= score);
-        self.entries.insert(place, (score, entry));
+        let index = self.entries.partition_point(|(s, _)| *s >= score);
+        self.entries.insert(index, (score, entry));
         self.entries.truncate(self.most);
     }
 
@@ -203,17 +209,18 @@ impl<T> Highest<T> {
     }
 }
 
-/// Checks `--key`: a file has no message keys, so a bundle with segments by key needs the field that holds it.
+/// Checks `--key`. A file has no message keys, so a bundle that is calibrated by message key requires the field that holds the
+/// key.
 ///
 /// # Errors
 /// `--key` is missing, or is given but not needed.
 pub fn key_fits(by: Option<&SegmentBy>, key: Option<&str>) -> Result<(), Failure> {
     match (by, key) {
         (Some(SegmentBy::Key), None) => Err(Failure::usage(
-            "the bundle is calibrated by message key, which a file does not have: pass --key FIELD to name the field that holds the key",
+            "the bundle is calibrated by message key, which a file does not have: give the field that holds the key with --key FIELD",
         )),
         (None | Some(SegmentBy::Field(_)), Some(_)) => Err(Failure::usage(
-            "--key: only for a bundle that is calibrated by message key",
+            "--key applies only to a bundle that is calibrated by message key: remove it",
         )),
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! The threshold as flags, with the same rules as in `[threshold]`.
+//! Flags for the threshold, with the same rules as `[threshold]`.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub struct ThresholdArguments {
     /// Share of normal records that may be flagged [default: 0.001, or the lowest that the bundle supports]
     #[arg(long, value_name = "RATE", value_parser = share, group = "threshold")]
     false_alarm_rate: Option<f64>,
-    /// False alarms a day, given --records-per-day
+    /// Allowed false alarms per day; requires --records-per-day
     #[arg(
         long,
         value_name = "N",
@@ -20,19 +20,19 @@ pub struct ThresholdArguments {
         requires = "records_per_day"
     )]
     alerts_per_day: Option<f64>,
-    /// The expected number of records a day
+    /// Expected number of records per day
     #[arg(long, value_name = "N", value_parser = positive, requires = "alerts_per_day")]
     records_per_day: Option<f64>,
-    /// Calibration quantile: 0.999 is a false-alarm rate of 0.001
+    /// Quantile of the calibration scores: 0.999 is a false-alarm rate of 0.001
     #[arg(long, value_name = "LEVEL", value_parser = share, group = "threshold")]
     quantile: Option<f64>,
-    /// The score above which a record is flagged
+    /// Score above which a record is flagged
     #[arg(long, value_name = "SCORE", value_parser = positive, group = "threshold")]
     score: Option<f64>,
 }
 
 impl ThresholdArguments {
-    /// The rule that the flags give, if any.
+    /// Returns the rule that the flags set, if any.
     pub fn rule(&self) -> Option<ThresholdRule> {
         let alerts = self.alerts_per_day.zip(self.records_per_day);
         let alerts = alerts.map(|(alerts, records_per_day)| ThresholdRule::AlertsPerDay {
@@ -47,7 +47,7 @@ impl ThresholdArguments {
     }
 }
 
-/// The rule when none is given: a false-alarm rate that the bundle supports.
+/// Returns the rule that applies if none is set: a false-alarm rate that the bundle supports.
 pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
     ThresholdRule::FalseAlarmRate(default_rate(calibration))
 }
@@ -56,7 +56,7 @@ pub fn default_rate(calibration: &Calibration) -> f64 {
     DEFAULT_FALSE_ALARM_RATE.max(calibration.all.finest_rate())
 }
 
-/// Text to follow the overall threshold: the range of segment thresholds, if there are any.
+/// Returns the range of segment thresholds as text to follow the overall threshold. Empty without segments.
 pub fn segments(judge: &Judge) -> String {
     judge
         .segment_thresholds()
@@ -65,7 +65,7 @@ pub fn segments(judge: &Judge) -> String {
         })
 }
 
-/// The same for a bundle that is not loaded yet. `None` if it is broken: loading it reports why.
+/// Returns the default rule of a bundle that is not loaded yet. `None` if the bundle is invalid, which loading it reports.
 pub fn default_rule_of(bundle: &Path) -> Option<ThresholdRule> {
     let calibration = Draft::read(bundle).calibration?;
     Some(default_rule(&calibration))
@@ -74,7 +74,7 @@ pub fn default_rule_of(bundle: &Path) -> Option<ThresholdRule> {
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate < 1.0 => Ok(rate),
-        _ => Err("expected a number between 0 and 1".into()),
+        _ => Err("it must be a number between 0 and 1".into()),
     }
 }
 
@@ -82,6 +82,6 @@ fn share(text: &str) -> Result<f64, String> {
 pub fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
-        _ => Err("expected a number above 0".into()),
+        _ => Err("it must be a number above 0".into()),
     }
 }

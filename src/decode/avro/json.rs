@@ -1,5 +1,5 @@
-//! An Avro record as JSON, for a verdict: enums by symbol, timestamps in RFC 3339, decimals as numbers, bytes in base64,
-//! a union as the value that it holds. NaN and infinities, which JSON lacks, are strings.
+//! Writes an Avro record as JSON for a verdict: enums by symbol, timestamps in RFC 3339, decimals as numbers, bytes in base64, a
+//! union as the value in it. NaN and infinities, which JSON cannot express, are strings.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ use super::{
 
 const NANOSECONDS: i128 = 1_000_000_000;
 
-/// One record as JSON of at most `most` bytes.
+/// Returns a record as JSON of at most `most` bytes.
 pub fn to_json(schema: &AvroSchema, payload: &[u8], most: usize) -> Result<String, RowError> {
     let mut writer = Writer {
         schema,
@@ -39,7 +39,7 @@ impl Writer<'_> {
             return Err(too_deep());
         }
         if self.out.len() > self.most {
-            return Err(malformed("too long as JSON"));
+            return Err(malformed("the record is too long as JSON"));
         }
         match &self.schema.shapes[id] {
             Shape::Null => self.plain("null"),
@@ -48,7 +48,7 @@ impl Writer<'_> {
             Shape::Long => self.plain(cursor.zigzag()?),
             Shape::Float => {
                 let number = f32::from_le_bytes(cursor.array()?);
-                // By its own shortest text: 0.1, not 0.10000000149011612.
+                // Written as an f32, so that 0.1 does not become 0.10000000149011612.
                 match number.is_finite() {
                     true => self.plain(serde_json::json!(number)),
                     false => self.quoted(&number.to_string()),
@@ -80,68 +80,11 @@ impl Writer<'_> {
                     None => self.bytes(unscaled),
                 }
             }
-            Shape::Date => {
-                let days = int(cursor)?;
-                let epoch = Date::constant(1970, 1, 1);
-                let date = jiff::Span::new().try_days(days).ok();
-                match date.and_then(|days| epoch.checked_add(days).ok()) {
-                    Some(date) => self.quoted(&date.to_string()),
-                    None => self.plain(days),
-                }
-            }
-            Shape::Clock(a_second) => {
-                let count = cursor.zigzag()?;
-                let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(*a_second);
-                let time = i64::try_from(nanoseconds).ok();
-                let time = time.and_then(|n| jiff::Span::new().try_nanoseconds(n).ok());
-                match time.and_then(|span| Time::midnight().checked_add(span).ok()) {
-                    Some(time) => self.quoted(&time.to_string()),
-                    None => self.plain(count),
-                }
-            }
-            Shape::Time(a_second) => {
-                let count = cursor.zigzag()?;
-                let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(*a_second);
-                match Timestamp::from_nanosecond(nanoseconds) {
-                    // As many digits as the type has.
-                    Ok(time) => match a_second {
-                        1_000 => self.quoted(&format!("{time:.3}")),
-                        1_000_000 => self.quoted(&format!("{time:.6}")),
-                        _ => self.quoted(&format!("{time:.9}")),
-                    },
-                    Err(_) => self.plain(count),
-                }
-            }
-            Shape::Array(items) => {
-                self.out.push('[');
-                let schema = self.schema;
-                schema.blocks(cursor, false, |cursor, count| {
-                    if schema.empty[*items] && count > MAX_EMPTY_ITEMS as u64 {
-                        return Err(malformed(format!("{count} items without a byte")));
-                    }
-                    for _ in 0..count {
-                        self.comma('[');
-                        self.value(*items, cursor, depth + 1)?;
-                    }
-                    Ok(())
-                })?;
-                self.out.push(']');
-            }
-            Shape::Map(values) => {
-                self.out.push('{');
-                let schema = self.schema;
-                schema.blocks(cursor, false, |cursor, count| {
-                    for _ in 0..count {
-                        self.comma('{');
-                        let length = cursor.zigzag()?;
-                        self.quoted(&String::from_utf8_lossy(cursor.sized(length)?));
-                        self.out.push(':');
-                        self.value(*values, cursor, depth + 1)?;
-                    }
-                    Ok(())
-                })?;
-                self.out.push('}');
-            }
+            Shape::Date => self.date(int(cursor)?),
+            Shape::Clock(per_second) => self.time_of_day(cursor.zigzag()?, *per_second),
+            Shape::Time(per_second) => self.timestamp(cursor.zigzag()?, *per_second),
+            Shape::Array(items) => self.array(*items, cursor, depth)?,
+            Shape::Map(values) => self.map(*values, cursor, depth)?,
             Shape::Union(branches) => {
                 let branch = chosen(branches, cursor, "a union")?;
                 self.value(*branch, cursor, depth + 1)?;
@@ -160,6 +103,76 @@ impl Writer<'_> {
         Ok(())
     }
 
+    fn array(&mut self, items: Id, cursor: &mut Cursor<'_>, depth: usize) -> Result<(), RowError> {
+        self.out.push('[');
+        let schema = self.schema;
+        schema.blocks(cursor, false, |cursor, count| {
+            if schema.empty[items] && count > MAX_EMPTY_ITEMS as u64 {
+                return Err(malformed(format!(
+                    "{count} items that take no bytes: at most {MAX_EMPTY_ITEMS} are allowed"
+                )));
+            }
+            for _ in 0..count {
+                self.comma('[');
+                self.value(items, cursor, depth + 1)?;
+            }
+            Ok(())
+        })?;
+        self.out.push(']');
+        Ok(())
+    }
+
+    fn map(&mut self, values: Id, cursor: &mut Cursor<'_>, depth: usize) -> Result<(), RowError> {
+        self.out.push('{');
+        let schema = self.schema;
+        schema.blocks(cursor, false, |cursor, count| {
+            for _ in 0..count {
+                self.comma('{');
+                let length = cursor.zigzag()?;
+                self.quoted(&String::from_utf8_lossy(cursor.sized(length)?));
+                self.out.push(':');
+                self.value(values, cursor, depth + 1)?;
+            }
+            Ok(())
+        })?;
+        self.out.push('}');
+        Ok(())
+    }
+
+    /// Writes a date, or its number of days if it is out of range.
+    fn date(&mut self, days: i32) {
+        let epoch = Date::constant(1970, 1, 1);
+        let span = jiff::Span::new().try_days(days).ok();
+        match span.and_then(|days| epoch.checked_add(days).ok()) {
+            Some(date) => self.quoted(&date.to_string()),
+            None => self.plain(days),
+        }
+    }
+
+    /// Writes a time of day, or its count of units if it is out of range.
+    fn time_of_day(&mut self, count: i64, per_second: i64) {
+        let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(per_second);
+        let span = i64::try_from(nanoseconds).ok();
+        let span = span.and_then(|n| jiff::Span::new().try_nanoseconds(n).ok());
+        match span.and_then(|span| Time::midnight().checked_add(span).ok()) {
+            Some(time) => self.quoted(&time.to_string()),
+            None => self.plain(count),
+        }
+    }
+
+    /// Writes a timestamp with as many digits as its unit has, or its count of units if it is out of range.
+    fn timestamp(&mut self, count: i64, per_second: i64) {
+        let nanoseconds = i128::from(count) * NANOSECONDS / i128::from(per_second);
+        match Timestamp::from_nanosecond(nanoseconds) {
+            Ok(time) => match per_second {
+                1_000 => self.quoted(&format!("{time:.3}")),
+                1_000_000 => self.quoted(&format!("{time:.6}")),
+                _ => self.quoted(&format!("{time:.9}")),
+            },
+            Err(_) => self.plain(count),
+        }
+    }
+
     fn comma(&mut self, opening: char) {
         if !self.out.ends_with(opening) {
             self.out.push(',');
@@ -167,7 +180,7 @@ impl Writer<'_> {
     }
 
     fn plain(&mut self, value: impl std::fmt::Display) {
-        write!(self.out, "{value}").expect("a String takes every write");
+        write!(self.out, "{value}").expect("writing to a String does not fail");
     }
 
     fn quoted(&mut self, text: &str) {

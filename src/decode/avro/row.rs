@@ -1,4 +1,4 @@
-//! An Avro record straight into the row.
+//! Decodes an Avro record directly into the row.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{AvroSchema, Id, Shape, boolean, chosen, decimal, int, text, unscaled
 
 const MICROSECONDS: i64 = 1_000_000;
 
-/// What to do with each value of a record: a schema and the features, joined once.
+/// The steps that read a record: the schema and the features, combined once.
 #[derive(Debug)]
 pub struct AvroPlan {
     schema: Arc<AvroSchema>,
@@ -23,9 +23,9 @@ enum Step {
     Read(Id, Vec<usize>),
     Record(Vec<Step>),
     Union(Vec<Step>),
-    /// A null: what is below it is missing.
+    /// A null. The features below it are missing.
     Missing(Vec<usize>),
-    /// A path goes on below a value that has no fields.
+    /// A feature's path continues below a value that has no fields.
     NoRecord(Id, Vec<usize>),
 }
 
@@ -35,7 +35,7 @@ impl AvroPlan {
         AvroPlan { schema, root }
     }
 
-    /// Fills `row` from one record, which must end where the payload does.
+    /// Fills `row` from one record, which must end at the end of the payload.
     pub fn fill(
         &self,
         payload: &[u8],
@@ -54,13 +54,13 @@ impl AvroPlan {
         match cursor.0.len() {
             0 => Ok(()),
             left => Err(malformed(format!(
-                "{left} bytes are left behind the record: not written by this schema"
+                "{left} bytes follow the record: it was not written with this schema"
             ))),
         }
     }
 }
 
-/// The steps for a value that `wanted` has names in. As deep as the paths are long.
+/// Returns the step for a value with fields in `wanted`. The recursion is as deep as the longest path.
 fn node(schema: &AvroSchema, id: Id, wanted: &Node) -> Step {
     match &schema.shapes[id] {
         Shape::Record(fields) => Step::Record(
@@ -109,7 +109,9 @@ impl RecordReader<'_> {
                 self.step(step, cursor)
             }
             Step::Missing(columns) => self.store(columns, None),
-            Step::NoRecord(id, columns) => self.pass("no record around it", *id, columns, cursor),
+            Step::NoRecord(id, columns) => {
+                self.pass("a parent that is not a record", *id, columns, cursor)
+            }
         }
     }
 
@@ -118,7 +120,7 @@ impl RecordReader<'_> {
     }
 
     fn read(&mut self, id: Id, columns: &[usize], cursor: &mut Cursor<'_>) -> Result<(), RowError> {
-        let own;
+        let uuid_text;
         let value = match &self.schema.shapes[id] {
             Shape::Boolean => Value::Bool(boolean(cursor)?),
             Shape::Int => Value::Signed(i64::from(int(cursor)?)),
@@ -128,12 +130,12 @@ impl RecordReader<'_> {
             Shape::Text => Value::Text(text(cursor)?),
             Shape::Enum(symbols) => Value::Text(chosen(symbols, cursor, "an enum")?),
             Shape::Uuid => {
-                own = uuid(cursor)?;
-                Value::Text(&own)
+                uuid_text = uuid(cursor)?;
+                Value::Text(&uuid_text)
             }
             Shape::Date => Value::Date(int(cursor)?),
-            Shape::Clock(a_second) => Value::Clock(microseconds(cursor.zigzag()?, *a_second)),
-            Shape::Time(a_second) => Value::Time(microseconds(cursor.zigzag()?, *a_second)),
+            Shape::Clock(per_second) => Value::Clock(microseconds(cursor.zigzag()?, *per_second)),
+            Shape::Time(per_second) => Value::Time(microseconds(cursor.zigzag()?, *per_second)),
             Shape::Decimal(scale, size) => {
                 let unscaled = unscaled(*size, cursor)?;
                 match decimal(*scale, unscaled).map(|digits| digits.parse()) {
@@ -145,12 +147,14 @@ impl RecordReader<'_> {
             Shape::Array(_) => return self.pass("an array", id, columns, cursor),
             Shape::Map(_) => return self.pass("a map", id, columns, cursor),
             Shape::Record(_) => return self.pass("a record", id, columns, cursor),
-            Shape::Null | Shape::Union(_) => unreachable!("steps of their own"),
+            Shape::Null | Shape::Union(_) => {
+                unreachable!("nulls and unions have steps of their own")
+            }
         };
         self.store(columns, Some(value))
     }
 
-    /// Not a value: a feature refuses it, a segment ignores it.
+    /// Skips something that is not a value. A feature refuses it, and a segment ignores it.
     fn pass(
         &mut self,
         what: &'static str,
@@ -163,10 +167,10 @@ impl RecordReader<'_> {
     }
 }
 
-/// Saturates far outside of what a feature takes.
-fn microseconds(count: i64, a_second: i64) -> i64 {
-    match a_second > MICROSECONDS {
-        true => count.div_euclid(a_second / MICROSECONDS),
-        false => count.saturating_mul(MICROSECONDS / a_second),
+/// Converts to microseconds. It saturates far outside the range that a feature accepts.
+fn microseconds(count: i64, per_second: i64) -> i64 {
+    match per_second > MICROSECONDS {
+        true => count.div_euclid(per_second / MICROSECONDS),
+        false => count.saturating_mul(MICROSECONDS / per_second),
     }
 }

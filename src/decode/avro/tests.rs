@@ -178,7 +178,7 @@ fn logical_types() {
         {"name": "uuid", "path": "uuid", "type": "categorical", "vocabulary": ["00112233-4455-6677-8899-aabbccddeeff"]},
     ]));
     let probe = Probe::new(&schema, &bundle);
-    // Written by hand, by the specification.
+    // Bytes written by hand according to the specification.
     let mut payload = vec![4, 0xfb, 0x2e]; // -1234
     payload.extend(12_345_i64.to_be_bytes());
     let mut long = |n: i64| {
@@ -281,7 +281,7 @@ fn hostile_records_are_refused() {
             .row(&long)
             .unwrap_err()
             .detail
-            .contains("1 bytes are left")
+            .contains("1 bytes follow the record")
     );
 
     let nulls = json!({"type": "record", "name": "R", "fields": [
@@ -292,7 +292,7 @@ fn hostile_records_are_refused() {
     let bundle = features(json!([{"name": "x", "path": "x", "type": "number"}]));
     let probe = Probe::new(&nulls, &bundle);
     let many = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-    // 2^61 nulls take no bytes and no time; in JSON they are refused. As many longs end with the payload.
+    // 2^61 nulls take no bytes and no time, but are refused as JSON. For the same number of longs, the payload is too short.
     let payload = [&many[..], &[0, 0, 14]].concat();
     assert_eq!(probe.row(&payload).unwrap(), [7.0]);
     assert!(to_json(&probe.schema, &payload, 1 << 20).is_err());
@@ -357,7 +357,7 @@ proptest! {
         let mut payload = payment(f64::from(amount), branch(1, merchant));
         let row = probe.row(&payload).unwrap();
         prop_assert_eq!((row[0].to_bits(), row[1], row[2]), (amount.to_bits(), 1.0, age as f32));
-        // Damage may be refused, not more.
+        // Damaged bytes may be refused, but must not panic.
         if at < payload.len() {
             payload[at] = byte;
         }

@@ -1,4 +1,4 @@
-//! Files that Confluent's registry and serialisers assume to be known: schemas import them without a reference.
+//! Protobuf files that Confluent's registry and serialisers assume to be known. Schemas import them without a reference.
 
 use protox::file::{File, FileResolver};
 

@@ -1,5 +1,5 @@
-//! A schema as a registry hands it out: the text of a .proto file, or a compiled `FileDescriptorProto` in base64, which is
-//! what Confluent's serialisers for Python, Go, .NET and JavaScript register. What it imports may be either.
+//! Compiles the schema of a registry: the text of a .proto file, or a compiled `FileDescriptorProto` in base64, which Confluent's
+//! serialisers for Python, Go, .NET and JavaScript register. Its imports may be either.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,23 +15,23 @@ use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 use super::super::schemas::SchemaText;
 use super::known::Known;
 
-/// The name of the schema itself for protox; its imports keep their names.
+/// The file name of the schema itself in protox. Its imports keep their names.
 const MAIN: &str = "the schema";
 
-/// With or without padding: registries and their proxies differ.
+/// Accepts base64 with or without padding, because registries and their proxies differ.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The file of a registry's schema, with its imports.
+/// Compiles a registry's schema with its imports.
 ///
 /// # Errors
-/// A message that says what is wrong with it. The compiler panics on some descriptors that protoc would never write; a
-/// registered schema must not end the process.
+/// A message, if the schema is invalid. A panic of the compiler is caught, because it panics on some descriptors that protoc
+/// would never write, and a registered schema must not end the process.
 pub fn parse(schema: &SchemaText) -> Result<FileDescriptor, String> {
     catch_unwind(AssertUnwindSafe(|| compile(schema)))
-        .unwrap_or_else(|_| Err("not a Protobuf schema: the compiler failed at it".to_owned()))
+        .unwrap_or_else(|_| Err("not a Protobuf schema: the compiler panicked".to_owned()))
 }
 
 fn compile(schema: &SchemaText) -> Result<FileDescriptor, String> {
@@ -46,20 +46,20 @@ fn compile(schema: &SchemaText) -> Result<FileDescriptor, String> {
         .map_err(|e| format!("not a Protobuf schema: {e}"))?;
     let pool = compiler.descriptor_pool();
     for file in pool.files() {
-        file.messages().for_each(|message| look_at(&message));
+        file.messages().for_each(|message| touch(&message));
     }
     let file = pool.get_file_by_name(MAIN);
     file.ok_or_else(|| "not a Protobuf schema".to_owned())
 }
 
-/// Looks at all that is used of a message later. prost-reflect panics at a message or type that a damaged descriptor names and
-/// does not have; here that is caught.
-fn look_at(message: &MessageDescriptor) {
+/// Accesses everything that is used of a message later. prost-reflect panics if a damaged descriptor refers to a message or type
+/// that does not exist, and here the panic is caught.
+fn touch(message: &MessageDescriptor) {
     message.fields().for_each(|field| drop(field.kind()));
     message
         .oneofs()
         .for_each(|oneof| oneof.fields().for_each(drop));
-    message.child_messages().for_each(|child| look_at(&child));
+    message.child_messages().for_each(|child| touch(&child));
 }
 
 /// The schema and its references, by the names that imports use.
@@ -86,7 +86,7 @@ impl FileResolver for Registered {
     }
 }
 
-/// Whether this is base64 and not a .proto file: that has at least a semicolon or a brace, unless it is empty.
+/// Returns whether `text` is base64 and not a .proto file, which contains at least a semicolon or a brace unless it is empty.
 fn is_base64(text: &str) -> bool {
     let of_base64 = |c: u8| c.is_ascii_alphanumeric() || b"+/=".contains(&c);
     let text = text.trim().as_bytes();
@@ -102,15 +102,15 @@ fn from_base64(name: &str, text: &str) -> Result<File, String> {
         .decode(packed)
         .map_err(|e| format!("`{name}` is neither a .proto file nor base64: {e}"))?;
     let mut file = FileDescriptorProto::decode(bytes.as_slice())
-        .map_err(|e| format!("`{name}` is base64, but no FileDescriptorProto: {e}"))?;
+        .map_err(|e| format!("`{name}` is base64, but not a FileDescriptorProto: {e}"))?;
     if let Some(syntax) = file.syntax.as_deref()
         && !matches!(syntax, "proto2" | "proto3")
     {
         return Err(format!(
-            "`{name}` has the syntax {syntax:?}, which cannot be read yet: write it as proto2 or proto3"
+            "`{name}` has the syntax {syntax:?}, which is not supported yet: write it as proto2 or proto3"
         ));
     }
-    // The name that imports of it use, whatever it was compiled as.
+    // Imports use this name, regardless of the name that it was compiled with.
     file.name = Some(name.to_owned());
     Ok(File::from_file_descriptor_proto(file))
 }

@@ -1,4 +1,4 @@
-//! A Protobuf message straight into the row.
+//! Decodes a Protobuf message directly into the row.
 
 use std::collections::HashMap;
 
@@ -9,25 +9,25 @@ use super::super::value::Value;
 use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
 
-/// How deep skipped groups may nest; messages that are read nest as deep as the paths are long.
+/// Maximum nesting depth of skipped groups. Messages that are read nest only as deep as the longest path.
 const MAX_DEPTH: usize = 100;
 const MICROSECONDS: i64 = 1_000_000;
 
-/// What to do with each field of a message: a type and the features, joined once.
+/// The steps that read a message: its type and the features, combined once.
 #[derive(Debug)]
 pub struct ProtobufPlan {
     root: Message,
-    /// How many messages the paths pass through, the root included.
+    /// Number of messages on the paths, including the root.
     messages: usize,
-    /// What a field is when it is not on the wire but the message around it is.
+    /// Values of fields that are not on the wire although the message around them is.
     defaults: Vec<Default>,
 }
 
 #[derive(Debug)]
 struct Message {
-    /// Its number among the plan's messages.
+    /// Index of the message in the plan.
     id: usize,
-    /// By field number.
+    /// Sorted by field number.
     fields: Vec<Field>,
 }
 
@@ -39,7 +39,7 @@ struct Field {
     clears: Clears,
 }
 
-/// What a field unsets that shares a oneof with it.
+/// The columns and messages that a field unsets because they share a oneof with it.
 #[derive(Debug, Default)]
 struct Clears {
     columns: Vec<usize>,
@@ -48,11 +48,11 @@ struct Clears {
 
 #[derive(Debug)]
 enum Want {
-    /// Only its oneof matters.
+    /// The field is not read, but it unsets the other members of its oneof.
     Nothing,
     Scalar(Scalar, Vec<usize>),
     Message(Message),
-    /// A well-known type that is a value by itself.
+    /// A well-known wrapper type, which counts as the value in it.
     Wrapper(Scalar, Vec<usize>),
     Timestamp(Vec<usize>),
     Duration(Vec<usize>),
@@ -94,7 +94,7 @@ enum Scalar {
     Enum(HashMap<i32, String>),
 }
 
-// The wire types.
+// Wire types of the Protobuf encoding.
 const VARINT: u8 = 0;
 const EIGHT_BYTES: u8 = 1;
 const SIZED: u8 = 2;
@@ -116,7 +116,7 @@ impl ProtobufPlan {
         plan
     }
 
-    /// The fields that `wanted` names. As deep as the paths are long.
+    /// Returns the plan for the fields in `wanted`. The recursion is as deep as the longest path.
     fn message(&mut self, message: &MessageDescriptor, wanted: &Node) -> Message {
         let id = self.messages;
         self.messages += 1;
@@ -153,7 +153,7 @@ impl ProtobufPlan {
             (_, _) if field.is_group() => Want::Other("a group", columns),
             (Kind::Message(below), Child::Node(node)) => Want::Message(self.message(&below, node)),
             (Kind::Message(below), Child::Leaf(_)) => well_known(&below, columns),
-            (_, Child::Node(_)) => Want::Other("no message around it", columns),
+            (_, Child::Node(_)) => Want::Other("a parent that is not a message", columns),
             (kind, Child::Leaf(_)) => Want::Scalar(scalar(&kind), columns),
         };
         if !field.supports_presence() {
@@ -204,7 +204,7 @@ impl ProtobufPlan {
     }
 }
 
-/// Makes each of a oneof's members unset the others.
+/// Makes each member of a oneof unset the others.
 fn join(fields: &mut Vec<Field>, members: &[u32]) {
     for &number in members {
         let mut clears = Clears::default();
@@ -285,7 +285,7 @@ fn scalar(kind: &Kind) -> Scalar {
                 .map(|value| (value.number(), value.name().to_owned()))
                 .collect(),
         ),
-        Kind::Message(_) => unreachable!("messages are told apart before"),
+        Kind::Message(_) => unreachable!("the caller handles messages"),
     }
 }
 
@@ -311,8 +311,12 @@ impl Scalar {
         }
     }
 
-    /// `own` holds the text of a symbol that the schema does not name.
-    fn read<'v>(&'v self, raw: Raw<'v>, own: &'v mut String) -> Result<Value<'v>, RowError> {
+    /// Converts a raw value. `unknown_symbol` stores the number of an enum value that the schema does not define, as a string.
+    fn read<'v>(
+        &'v self,
+        raw: Raw<'v>,
+        unknown_symbol: &'v mut String,
+    ) -> Result<Value<'v>, RowError> {
         Ok(match (self, raw) {
             (Scalar::Double, Raw::Eight(bytes)) => Value::Float(f64::from_le_bytes(bytes)),
             (Scalar::Fixed64, Raw::Eight(bytes)) => Value::Unsigned(u64::from_le_bytes(bytes)),
@@ -324,7 +328,7 @@ impl Scalar {
             (Scalar::Sfixed32, Raw::Four(bytes)) => {
                 Value::Signed(i64::from(i32::from_le_bytes(bytes)))
             }
-            // Narrow types take the low bits, as every reader does.
+            // Narrow types use the low bits, as every Protobuf reader does.
             (Scalar::Int32, Raw::Varint(n)) => Value::Signed(i64::from(n as i32)),
             (Scalar::Int64, Raw::Varint(n)) => Value::Signed(n as i64),
             (Scalar::Uint32, Raw::Varint(n)) => Value::Unsigned(u64::from(n as u32)),
@@ -338,20 +342,20 @@ impl Scalar {
             (Scalar::Enum(symbols), Raw::Varint(n)) => match symbols.get(&(n as i32)) {
                 Some(symbol) => Value::Text(symbol),
                 None => {
-                    *own = (n as i32).to_string();
-                    Value::Text(own)
+                    *unknown_symbol = (n as i32).to_string();
+                    Value::Text(unknown_symbol)
                 }
             },
             (Scalar::Text, Raw::Sized(bytes)) => Value::Text(
                 std::str::from_utf8(bytes).map_err(|e| malformed(format!("not UTF-8: {e}")))?,
             ),
             (Scalar::Bytes, Raw::Sized(_)) => Value::Other("bytes"),
-            _ => unreachable!("the wire type was compared before"),
+            _ => unreachable!("the caller compares the wire type"),
         })
     }
 }
 
-/// One field's value as it is on the wire.
+/// The value of a field as it is on the wire.
 #[derive(Clone, Copy)]
 enum Raw<'p> {
     Varint(u64),
@@ -366,7 +370,7 @@ enum Raw<'p> {
 pub struct Scratch {
     pub text: String,
     symbol: String,
-    /// Which messages of the plan were on the wire.
+    /// For each message of the plan, whether it was on the wire.
     present: Vec<bool>,
 }
 
@@ -379,7 +383,7 @@ struct MessageReader<'r> {
 impl MessageReader<'_> {
     fn message(&mut self, message: &Message, mut cursor: Cursor<'_>) -> Result<(), RowError> {
         self.scratch.present[message.id] = true;
-        // Writers keep their fields in order.
+        // Writers keep their fields in order, so the next field is tried first.
         let mut expected = 0;
         while !cursor.is_empty() {
             let (number, wire_type) = tag(&mut cursor)?;
@@ -398,10 +402,10 @@ impl MessageReader<'_> {
     }
 
     fn field(&mut self, field: &Field, raw: Raw<'_>, wire_type: u8) -> Result<(), RowError> {
-        let unlike = || {
+        let wrong_wire_type = || {
             let name = &field.name;
             malformed(format!(
-                "field `{name}` has wire type {wire_type}: not written by this schema"
+                "field `{name}` has wire type {wire_type}: the record was not written with this schema"
             ))
         };
         for &column in &field.clears.columns {
@@ -414,7 +418,7 @@ impl MessageReader<'_> {
             (Want::Nothing, _) => Ok(()),
             (Want::Scalar(scalar, columns), _) => {
                 if wire_type != scalar.wire_type() {
-                    return Err(unlike());
+                    return Err(wrong_wire_type());
                 }
                 self.scalar(scalar, columns, raw)
             }
@@ -445,7 +449,7 @@ impl MessageReader<'_> {
                 )
             }
             (Want::Other(what, columns), _) => self.store(columns, Value::Other(what)),
-            _ => Err(unlike()),
+            _ => Err(wrong_wire_type()),
         }
     }
 
@@ -465,11 +469,11 @@ fn tag(cursor: &mut Cursor<'_>) -> Result<(u32, u8), RowError> {
     let tag = cursor.varint()?;
     match u32::try_from(tag) {
         Ok(tag) if tag >> 3 > 0 => Ok((tag >> 3, (tag & 7) as u8)),
-        _ => Err(malformed(format!("{tag} is no field of a message"))),
+        _ => Err(malformed(format!("{tag} is not a valid field tag"))),
     }
 }
 
-/// The value behind a tag, a group skipped.
+/// Reads the value after a tag. Groups are skipped.
 fn raw<'p>(
     cursor: &mut Cursor<'p>,
     number: u32,
@@ -477,7 +481,9 @@ fn raw<'p>(
     depth: usize,
 ) -> Result<Raw<'p>, RowError> {
     if depth > MAX_DEPTH {
-        return Err(malformed(format!("nested deeper than {MAX_DEPTH}")));
+        return Err(malformed(format!(
+            "the record is nested deeper than {MAX_DEPTH} levels"
+        )));
     }
     Ok(match wire_type {
         VARINT => Raw::Varint(cursor.varint()?),
@@ -491,17 +497,17 @@ fn raw<'p>(
             let (inner, wire_type) = tag(cursor)?;
             if wire_type == GROUP_END {
                 if inner != number {
-                    return Err(malformed("a group ends that did not begin"));
+                    return Err(malformed("the end of a group has no matching start"));
                 }
                 break Raw::Group;
             }
             raw(cursor, inner, wire_type, depth + 1)?;
         },
-        other => return Err(malformed(format!("{other} is no wire type"))),
+        other => return Err(malformed(format!("{other} is not a valid wire type"))),
     })
 }
 
-/// The last value of a field in a small message; of several the last counts.
+/// Returns the value of a field in a small message. If the field occurs several times, the last value counts.
 fn last_of(message: &[u8], wanted: u32, as_type: u8) -> Result<Option<Raw<'_>>, RowError> {
     let mut cursor = Cursor(message);
     let mut last = None;
@@ -511,7 +517,7 @@ fn last_of(message: &[u8], wanted: u32, as_type: u8) -> Result<Option<Raw<'_>>, 
         if number == wanted {
             if wire_type != as_type {
                 return Err(malformed(format!(
-                    "wire type {wire_type} in a well-known type"
+                    "a field of a well-known type has wire type {wire_type}: the record was not written with this schema"
                 )));
             }
             last = Some(value);

@@ -197,7 +197,7 @@ fn hostile_messages_are_refused() {
         let shown = &bad[..bad.len().min(12)];
         assert_eq!(error.reason, Reason::Malformed, "{shown:?}: {error}");
     }
-    // Nested as deep as it likes where nothing reads it; as JSON it is refused.
+    // A field that nothing reads may nest to any depth, but is refused as JSON.
     let deep = (0..1000).fold(Vec::new(), |inner: Vec<u8>, _| {
         let mut outer = vec![0x12];
         let mut length = inner.len();

@@ -22,7 +22,7 @@ fn entry(name: &str, grade: f32) -> Entry<'_> {
     }
 }
 
-/// The page that `fill` makes.
+/// Returns the page that `fill` writes.
 fn page(fill: impl FnOnce(&mut ContactSheet)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sheet.html");

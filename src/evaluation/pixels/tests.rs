@@ -75,13 +75,13 @@ fn the_worst_and_the_best() {
     };
     assert_eq!(of([0.0, 0.1, 0.2, f32::NAN]), (1.0, 1.0));
     assert_eq!(of([0.0, 5.0, f32::NEG_INFINITY, -1.0]), (0.0, 0.0));
-    // A constant map guesses: overlap equals the false positive rate, and its mean up to 0.3 is 0.15.
+    // With a constant map, the overlap equals the false positive rate, and its mean up to 0.3 is 0.15.
     assert_eq!(of([1.0; 4]), (0.5, 0.15));
 }
 
 #[test]
 fn a_small_defect_counts_as_much_as_a_large_one() {
-    // No normal pixel of 20 is as hot as the large defect; the small one is missed.
+    // None of 20 normal pixels is as hot as the large defect. The small defect is missed.
     let mut heat = vec![0.5; 30];
     let mut mask = vec![false; 30];
     heat[..9].fill(1.0);
@@ -168,7 +168,7 @@ proptest! {
         }
     }
 
-    /// With one region, overlap against false positive rate is the ROC.
+    /// With one region, the curve of overlap against false positive rate is the ROC.
     #[test]
     fn overlap_of_one_region_is_the_roc(mut heat in prop::collection::vec(0.0f32..1.0, 30), area in 1usize..29) {
         let mask: Vec<_> = (0..30).map(|i| i < area).collect();

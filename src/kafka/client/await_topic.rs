@@ -1,4 +1,4 @@
-//! Waits at the start until a topic can be used.
+//! Waits at startup until a topic is usable.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use crate::config::KafkaSettings;
 use crate::shutdown::Shutdown;
 
 const RETRY: Duration = Duration::from_millis(200);
-/// The timeout of one attempt: short, so that a stop is noticed soon.
+/// The timeout of one attempt. It is short, so that a stop request is noticed quickly.
 const ATTEMPT: Duration = Duration::from_secs(1);
-/// A topic that is being created automatically is unknown for a moment.
+/// How long a topic may be unknown, because an automatically created topic takes a moment to appear.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Waits until `topic` can be used and returns the number of its partitions. `serve` runs the client's callbacks: a
-/// consumer reports errors and asks for tokens only while it is polled.
+/// Waits until `topic` is usable, and returns its number of partitions. `serve` runs the client's callbacks, because a
+/// consumer reports errors and requests tokens only while it is polled.
 pub(in crate::kafka) fn await_topic<C: ClientContext>(
     client: &Client<C>,
     kafka: &KafkaSettings,
@@ -33,7 +33,7 @@ pub(in crate::kafka) fn await_topic<C: ClientContext>(
         if stop.is_requested() {
             return Err(KafkaError::Stopped);
         }
-        // Without a token nothing connects.
+        // Without a token, no connection succeeds.
         serve();
         let left = kafka.connect_timeout.saturating_sub(started.elapsed());
         match client.fetch_metadata(Some(topic), left.clamp(RETRY, ATTEMPT)) {

@@ -10,7 +10,7 @@ use rdkafka::error::KafkaError as ClientError;
 use super::last_error::LastError;
 use super::sasl;
 
-/// For a client that a verb waits for: logs what librdkafka reports, and keeps the last error.
+/// The context of a client that a command-line verb uses. It logs what librdkafka reports, and keeps the last error.
 pub(in crate::kafka) struct ReaderContext {
     /// Identifies this client in log messages.
     pub name: &'static str,
@@ -35,8 +35,8 @@ impl ClientContext for ReaderContext {
 
 impl ConsumerContext for ReaderContext {}
 
-/// For a helper client of the daemon: logs at debug, because the main consumer or producer reports the same problems.
-/// Holds the purpose of the client.
+/// The context of a helper client of the daemon. It logs at debug level, because the main consumer or producer reports
+/// the same problems. The field describes the purpose of the client.
 pub(in crate::kafka) struct QuietContext(pub &'static str);
 
 impl ClientContext for QuietContext {

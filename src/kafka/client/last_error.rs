@@ -1,4 +1,5 @@
-//! librdkafka's log and error callbacks. Their texts say why a broker cannot be reached; its error codes do not.
+//! librdkafka's log and error callbacks. Only their texts explain why a broker cannot be reached; the error codes do
+//! not.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +15,7 @@ pub(in crate::kafka) struct LastError(Arc<Mutex<Option<String>>>);
 
 impl LastError {
     fn set(&self, text: &str) {
-        // A closed connection and a missing token may be reported before or after their cause, so they replace nothing.
+        // librdkafka may report these two consequences before or after their cause, so they never replace another text.
         if text.contains("Send failed") || text.contains(sasl::UNSECURED) {
             return self.set_if_empty(text);
         }
@@ -33,7 +34,7 @@ impl LastError {
             .clone()
     }
 
-    /// Handles librdkafka's error callback. `AllBrokersDown` is not kept: the cause was reported before it.
+    /// Handles librdkafka's error callback. `AllBrokersDown` is not kept, because its cause was reported before it.
     pub fn error(&self, client: &str, error: &ClientError, reason: &str) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             self.set(reason);
@@ -41,7 +42,8 @@ impl LastError {
         report(client, error, reason);
     }
 
-    /// Handles librdkafka's log callback. Its errors are logged as warnings because it recovers from them by itself.
+    /// Handles librdkafka's log callback. Logs librdkafka's errors as warnings, because it recovers from them by
+    /// itself.
     pub fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Debug => tracing::debug!(facility, "{message}"),
@@ -60,8 +62,8 @@ impl LastError {
     }
 }
 
-/// Logs an error of librdkafka. Lost connections go to debug: librdkafka logs each failed attempt already, and this
-/// callback repeats them many times per second.
+/// Logs an error of librdkafka. Lost connections are logged at debug level, because librdkafka already logs each failed
+/// attempt and repeats this callback many times per second.
 pub(in crate::kafka) fn report(client: &str, error: &ClientError, reason: &str) {
     use RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {

@@ -1,4 +1,5 @@
-//! Tokens for Amazon MSK. A token is the base64 of a signed URL that requests a connection and is never called.
+//! Creates sign-in tokens for Amazon MSK. A token is a signed connection request, written as a URL in base64. The URL
+//! itself is never requested.
 
 use std::io::Read as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,14 +21,14 @@ use ureq::tls::RootCerts;
 
 /// The longest lifetime that MSK accepts. AWS's own signers use it too.
 const LIFETIME: Duration = Duration::from_secs(900);
-/// For one request for credentials. They come from this machine or from its region.
+/// The timeout of one request for credentials. The services that answer it are on this machine or in its region.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Limits files and responses with credentials, which have a few kilobytes.
+/// The maximum size of a file or response with credentials, which usually has a few kilobytes.
 const MAX_BYTES: u64 = 1 << 20;
 const USER_AGENT: &str = concat!("residuald-", env!("CARGO_PKG_VERSION"));
 
-/// A token for the brokers in `region`. Credentials are looked for where AWS's tools look: the environment, the shared
-/// files and their profiles, SSO, a web identity, the container, the instance.
+/// Creates a token for the brokers in `region`. Looks for credentials in the places that AWS's tools use: the
+/// environment, the shared files and their profiles, SSO, a web identity, the container, the instance.
 pub(super) fn token(region: &str) -> Result<OAuthToken, String> {
     let credential = credential(OsEnv)?;
     sign_in(region, &credential, SystemTime::now())
@@ -38,14 +39,14 @@ fn credential(environment: impl Env) -> Result<Credential, String> {
         .with_env(environment)
         .with_file_read(Files)
         .with_http_send(Http::new());
-    // Commands in a profile are not run.
+    // Commands in a profile are never run.
     let chain = DefaultCredentialProvider::builder().no_process().build();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|e| e.to_string())?;
     let found = runtime.block_on(chain.provide_credential(&context));
-    found.map_err(|e| format!("no credentials of AWS: {e}"))?.ok_or_else(|| {
-        "no credentials of AWS in the environment, the shared files, a web identity, the container or the instance".to_owned()
+    found.map_err(|e| format!("no AWS credentials: {e}"))?.ok_or_else(|| {
+        "no AWS credentials found in the environment, the shared files, a web identity, the container or the instance".to_owned()
     })
 }
 
@@ -79,7 +80,7 @@ fn sign_in(region: &str, credential: &Credential, now: SystemTime) -> Result<OAu
         .map_err(|e| e.to_string())?;
     let (instructions, _) = signed.into_parts();
     instructions.apply_to_request_http1x(&mut request);
-    // The user agent is not signed. MSK writes it to its log.
+    // The user agent is not part of the signature. MSK writes it to its log.
     let signed = format!("{}&User-Agent={USER_AGENT}", request.uri());
     Ok(OAuthToken {
         token: BASE64_URL_SAFE_NO_PAD.encode(signed),
@@ -97,7 +98,7 @@ fn end_of(credential: &Credential, now: SystemTime) -> Result<i64, String> {
     Ok(of_credential.map_or(end, |of_credential| of_credential.min(end)))
 }
 
-/// Runs `body` without a log: at TRACE these libraries log the secrets that they sign and send.
+/// Runs `body` with logging off, because at trace level these libraries log the secrets that they sign and send.
 fn without_log<T>(body: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(NoSubscriber::default(), body)
 }

@@ -1,18 +1,19 @@
-//! Sizes of librdkafka's queues, derived from the memory that the Kafka clients may use. Explicit settings win.
+//! Sizes of librdkafka's queues, derived from the memory that the Kafka clients may use. Explicit settings take
+//! precedence.
 
 use crate::config::{ClientSettings, KafkaSettings};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// Fetching further ahead than this does not raise the throughput.
+/// The most bytes to fetch ahead. Fetching further ahead does not raise the throughput.
 const MAX_FETCHED_AHEAD: u64 = 16 * MIB;
 /// librdkafka's overhead in bytes for each queued message.
 const MESSAGE_OVERHEAD: u64 = 512;
-/// librdkafka's default for message.max.bytes. fetch.max.bytes must not be less.
+/// librdkafka's default for message.max.bytes. fetch.max.bytes must not be smaller.
 const MESSAGE_MAX_BYTES: u64 = 1_000_000;
 
-/// Sets the queue sizes that the settings leave open. Half of `share` is for decompressed batches, a quarter for messages
-/// that wait to be sent, and the rest for records fetched ahead and for responses being received.
+/// Sets the queue sizes that the settings leave out. Half of `share` is for decompressed batches, a quarter for
+/// messages that wait to be sent, and the rest for records fetched ahead and for responses being received.
 pub fn fit(kafka: &mut KafkaSettings, share: u64) {
     let largest = |own: &ClientSettings| {
         let set = own.get("message.max.bytes");
@@ -22,7 +23,7 @@ pub fn fit(kafka: &mut KafkaSettings, share: u64) {
     };
     let (read, written) = (largest(&kafka.consumer), largest(&kafka.producer));
     let ahead = (share / 8).min(MAX_FETCHED_AHEAD);
-    // A response with many small messages takes many times its size, and every broker may send one.
+    // A response with many small messages takes many times its size in memory, and every broker may send one.
     let response = (share / 64).min(MAX_FETCHED_AHEAD).max(read);
     let messages = (share / 8 / MESSAGE_OVERHEAD).clamp(1_000, 100_000);
     let open = |settings: &ClientSettings, name: &str| {

@@ -1,6 +1,7 @@
-//! Brings a client back that has lost all brokers. librdkafka forgets brokers that a metadata answer does not name. A broker that
-//! is cut off from its controller for some seconds names none at all, and then the client has nobody left to ask
-//! (confluentinc/librdkafka#5301, open at 2.16). Adding the bootstrap servers again is what its own recovery would do.
+//! Reconnects a client that has lost all brokers. librdkafka forgets the brokers that a metadata response does not
+//! list. A broker that is cut off from its controller for some seconds lists none at all, and then the client has no
+//! address left to connect to (confluentinc/librdkafka#5301, open at 2.16). This module adds the bootstrap servers
+//! again, as librdkafka's own recovery would.
 
 use std::ffi::CString;
 use std::sync::{Arc, Weak};
@@ -10,21 +11,22 @@ use rdkafka::bindings::rd_kafka_brokers_add;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
-/// How often a producer is looked at.
+/// How often a producer is checked.
 const EVERY: Duration = Duration::from_secs(5);
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 
-/// Adds the bootstrap servers to a client that gets no answer. Those that it has already stay as they are.
+/// Adds the bootstrap servers to a client that gets no answer. Brokers that the client already knows are unchanged.
 pub(in crate::kafka) fn add_servers<C: ClientContext>(client: &Client<C>, servers: &str) {
     let Ok(servers) = CString::new(servers) else {
         return;
     };
     // SAFETY: the client lives as long as its borrow, the text as long as the call, and librdkafka copies it.
-    let known = unsafe { rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
-    tracing::debug!("no answer from the brokers; {known} bootstrap servers are known");
+    let added = unsafe { rd_kafka_brokers_add(client.native_ptr(), servers.as_ptr()) };
+    tracing::debug!("no broker answers; added {added} bootstrap servers again");
 }
 
-/// Does so for a producer that has unanswered messages and reaches no broker, until that is dropped.
+/// Starts a thread that calls [`add_servers`] while the producer has unanswered messages and reaches no broker. The
+/// thread ends when the producer is dropped.
 pub(in crate::kafka) fn keep<C: ProducerContext + 'static>(
     producer: &Arc<ThreadedProducer<C>>,
     topic: &str,
@@ -56,6 +58,6 @@ pub(in crate::kafka) fn keep<C: ProducerContext + 'static>(
         }
     });
     if let Err(e) = keeper {
-        tracing::warn!("no thread looks after the producer's brokers: {e}");
+        tracing::warn!("cannot start the thread that reconnects the producer: {e}");
     }
 }

@@ -9,13 +9,14 @@ use super::super::error::KafkaError;
 #[cfg(feature = "aws-msk-iam")]
 use super::msk_iam;
 
-/// The first word of `sasl.oauthbearer.config` that selects AWS tokens.
+/// The first word of `sasl.oauthbearer.config` that selects tokens from AWS.
 const MSK_IAM: &str = "aws_msk_iam";
 
-/// The error when a token of `enable.sasl.oauthbearer.unsecure.jwt` expires.
-pub(super) const UNSECURED: &str = "an unsecured token is not renewed; it is for tests only";
+/// The error when an unsecured token (`enable.sasl.oauthbearer.unsecure.jwt`) expires.
+pub(super) const UNSECURED: &str =
+    "unsecured OAUTHBEARER tokens are for tests only and are not renewed";
 
-/// The mechanisms of this build, under librdkafka's names.
+/// The mechanisms of this build, by librdkafka's names.
 const MECHANISMS: &[&str] = if cfg!(feature = "kerberos") {
     &[
         "PLAIN",
@@ -28,7 +29,7 @@ const MECHANISMS: &[&str] = if cfg!(feature = "kerberos") {
     &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 };
 
-/// Refuses a mechanism that cannot work, before anything connects.
+/// Refuses a SASL mechanism that cannot work, before a client connects.
 pub(in crate::kafka) fn check(config: &ClientConfig) -> Result<(), KafkaError> {
     let protocol = config.get("security.protocol").unwrap_or_default();
     if !protocol.to_ascii_lowercase().starts_with("sasl") {
@@ -46,7 +47,7 @@ pub(in crate::kafka) fn check(config: &ClientConfig) -> Result<(), KafkaError> {
             MECHANISMS.join(", ")
         ),
         Some("AWS_MSK_IAM") => format!(
-            "only Java's client knows the name AWS_MSK_IAM: set it to OAUTHBEARER and \"sasl.oauthbearer.config\" to \"{MSK_IAM} region=REGION\""
+            "AWS_MSK_IAM exists only in the Java client: set it to OAUTHBEARER and \"sasl.oauthbearer.config\" to \"{MSK_IAM} region=REGION\""
         ),
         Some("OAUTHBEARER") => return check_tokens(config),
         Some(other) if !MECHANISMS.contains(&other) && other != "GSSAPI" => {
@@ -63,13 +64,13 @@ pub(in crate::kafka) fn check(config: &ClientConfig) -> Result<(), KafkaError> {
     })
 }
 
-/// OAUTHBEARER needs a source of tokens.
+/// Checks that OAUTHBEARER has a source of tokens.
 fn check_tokens(config: &ClientConfig) -> Result<(), KafkaError> {
     let is = |name: &str, value: &str| {
         let set = config.get(name);
         set.is_some_and(|set| set.eq_ignore_ascii_case(value))
     };
-    // librdkafka checks the other settings of these two.
+    // For these two sources of tokens, librdkafka checks the other settings.
     if is("sasl.oauthbearer.method", "oidc") || is("enable.sasl.oauthbearer.unsecure.jwt", "true") {
         return Ok(());
     }
@@ -82,10 +83,10 @@ fn check_tokens(config: &ClientConfig) -> Result<(), KafkaError> {
         })
 }
 
-/// The source of tokens.
+/// The source of OAUTHBEARER tokens.
 #[derive(Debug, PartialEq)]
 enum TokenSource {
-    /// AWS, in this region.
+    /// AWS, for the brokers in this region.
     MskIam(String),
 }
 
@@ -119,15 +120,15 @@ impl TokenSource {
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         region.filter(is_region).map(TokenSource::MskIam).ok_or_else(|| {
-            format!("expected \"{MSK_IAM} region=REGION\", for example region=eu-central-1; without a region, AWS_REGION of the environment is used")
+            format!("expected \"{MSK_IAM} region=REGION\", for example region=eu-central-1; without a region, the environment variable AWS_REGION is used")
         })
     }
 }
 
-/// Makes a token. librdkafka asks for the first one at once, and for the next one after four fifths of its lifetime.
-/// `source` is `sasl.oauthbearer.config`.
+/// Creates a token. librdkafka requests the first token at once, and each later one after four fifths of the lifetime
+/// of the token before it. `source` is the value of `sasl.oauthbearer.config`.
 pub(in crate::kafka) fn token(source: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
-    // `check` accepts a missing source only with librdkafka's unsecured tokens. It makes the first of these itself.
+    // `check` accepts a missing source only for unsecured tokens. librdkafka creates the first of these itself.
     match TokenSource::parse(source).map_err(|_| UNSECURED)? {
         #[cfg(feature = "aws-msk-iam")]
         TokenSource::MskIam(region) => Ok(msk_iam::token(&region)?),

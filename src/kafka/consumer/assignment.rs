@@ -1,4 +1,4 @@
-//! Finds out where newly assigned partitions are read from, before they are assigned to librdkafka.
+//! Looks up where to start reading newly assigned partitions, before they are assigned to librdkafka.
 //!
 //! librdkafka could find the offsets itself, but it fails in three cases:
 //!
@@ -7,8 +7,9 @@
 //! - It does not notice that a topic was deleted and recreated.
 //! - It applies the same rule to every missing offset, whatever the cause.
 //!
-//! So the group is asked until it answers, and only then are the partitions assigned, with offsets by the rules of
-//! [`super::start_offset`]. The group coordinator does not wait for that, and partitions assigned before are still read.
+//! Therefore the group is asked until it answers. Only then are the partitions assigned, with offsets chosen by the
+//! rules of [`super::start_offset`]. Meanwhile the group coordinator does not wait, and partitions assigned earlier are
+//! read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 type Answer = Result<Vec<PartitionFacts>, String>;
 
-/// The partitions that the group gave to this consumer and that are not read yet.
+/// The partitions that the group has assigned to this consumer but that are not read yet.
 pub(super) struct Assignment {
     pub reset: OffsetReset,
     is_exactly_once: bool,
@@ -42,7 +43,7 @@ struct Pending {
     partitions: TopicPartitionList,
     answer: Receiver<Answer>,
     ask_again: Option<Instant>,
-    /// A wait is logged once.
+    /// Whether the wait was already logged, so that it is logged only once.
     is_logged: bool,
 }
 
@@ -55,7 +56,7 @@ impl Assignment {
         }
     }
 
-    /// Starts to look up where `partitions` are read from.
+    /// Starts to look up the start offsets of `partitions`.
     pub fn begin(
         &mut self,
         consumer: &Arc<GroupConsumer>,
@@ -70,7 +71,8 @@ impl Assignment {
         });
     }
 
-    /// The facts about all pending partitions, once they are known. Until then the brokers are asked again and again.
+    /// Returns the facts about all pending partitions once they are known. Until then, repeats the request after each
+    /// failure.
     pub fn poll(
         &mut self,
         consumer: &Arc<GroupConsumer>,
@@ -107,14 +109,14 @@ impl Assignment {
         self.pending.is_some()
     }
 
-    /// Whether the start of this partition is not known yet.
+    /// Returns whether the start offset of this partition is still unknown.
     pub fn is_pending_for(&self, (topic, partition): &PartitionName) -> bool {
         let pending = self.pending.as_ref();
         let found = pending.and_then(|p| p.partitions.find_partition(topic, *partition));
         found.is_some()
     }
 
-    /// Gives up and returns the pending partitions.
+    /// Cancels the lookup and returns the pending partitions.
     pub fn cancel(&mut self) -> Option<TopicPartitionList> {
         self.pending.take().map(|pending| pending.partitions)
     }
@@ -128,16 +130,16 @@ impl Pending {
         self.is_logged = true;
         match is_exactly_once {
             true => tracing::info!(
-                "waiting for the transaction of the last owner of these partitions to end: {problem}"
+                "new partitions wait until a transaction of their last owner has ended: {problem}"
             ),
             false => tracing::info!(
-                "the new partitions wait because the brokers do not say yet where to read them from: {problem}"
+                "new partitions wait until the brokers return their start offsets: {problem}"
             ),
         }
     }
 }
 
-/// Asks on another thread, because an answer may take seconds.
+/// Runs the lookup on another thread, because an answer may take seconds.
 fn look_up(
     consumer: &Arc<GroupConsumer>,
     known: &KnownTopics,
@@ -159,7 +161,7 @@ fn look_up(
     answered
 }
 
-/// Where partitions start: to be assigned, and to be committed where the group's offset is another one.
+/// The start offsets to assign, and those to commit because the group's offset differs from the start.
 pub(super) struct Starts {
     pub to_assign: TopicPartitionList,
     to_commit: TopicPartitionList,
@@ -190,20 +192,21 @@ impl Starts {
         }
     }
 
-    /// Commits the starts, so that a partition without records has an offset too: one without is newer than the group.
-    /// Must be called before the partitions are assigned, so that it cannot replace a later commit.
+    /// Commits the start offsets, so that partitions without records have a committed offset too. A partition without
+    /// one counts as newer than the group. Call this before assigning the partitions, so that it cannot overwrite a
+    /// later commit.
     pub fn commit(&self, consumer: &GroupConsumer) {
         if self.to_commit.count() == 0 {
             return;
         }
         if let Err(e) = consumer.commit(&self.to_commit, CommitMode::Sync) {
-            tracing::warn!("the start offsets of the partitions are not committed: {e}");
+            tracing::warn!("cannot commit the start offsets of partitions: {e}");
         }
     }
 }
 
-/// Keeps the metadata to commit with the topic's offsets. Returns `false` without doing so while other partitions are still
-/// read as those of a deleted topic of that name.
+/// Sets the metadata to commit with the topic's offsets. Returns `false` and changes nothing while other assigned
+/// partitions belong to a deleted topic of the same name.
 pub(super) fn set_metadata(
     consumer: &GroupConsumer,
     topics: &Topics,
@@ -220,7 +223,8 @@ pub(super) fn set_metadata(
     Ok(true)
 }
 
-/// Forgets the metadata of topics that are no longer read: each may be another topic when it is assigned again.
+/// Forgets the metadata of topics that are no longer read. The name may belong to another topic when it is assigned
+/// again.
 pub(super) fn forget_metadata(
     consumer: &GroupConsumer,
     topics: &Topics,
@@ -235,7 +239,7 @@ pub(super) fn forget_metadata(
     Ok(())
 }
 
-/// Whether a partition of this topic is assigned.
+/// Returns whether a partition of this topic is assigned.
 fn reads_topic(consumer: &GroupConsumer, topic: &str) -> Result<bool, KafkaError> {
     let assigned = consumer.assignment()?;
     let mut elements = assigned.elements().into_iter();
@@ -266,7 +270,7 @@ pub(super) fn report(metrics: &Metrics, facts: &PartitionFacts, start: Start) {
                 _ => format!("; the {unread} records before it are not read"),
             };
             tracing::info!(
-                "the group has no offset in {partition}: it is read from offset {offset}, by auto.offset.reset{skipped}"
+                "the group has no offset in {partition}: it is read from offset {offset}, as auto.offset.reset requires{skipped}"
             );
             return;
         }
@@ -285,14 +289,14 @@ pub(super) fn report(metrics: &Metrics, facts: &PartitionFacts, start: Start) {
         }
         StartReason::Truncated => {
             tracing::warn!(
-                "the brokers have lost records of {partition}: the group's offset was {committed}, but the partition ends at {}; it is read from offset {offset}, by auto.offset.reset, and {read_again} records are scored again",
+                "the brokers have lost records of {partition}: the group's offset was {committed}, but the partition ends at {}; it is read from offset {offset}, as auto.offset.reset requires, and {read_again} records are scored again",
                 facts.high
             );
             RESET_TRUNCATED
         }
         StartReason::OffsetDeleted => {
             tracing::warn!(
-                "the group's offset in {partition} was deleted: it is read from offset {offset}, by auto.offset.reset; {read_again} records may be scored again, and {unread} are not read"
+                "the group's offset in {partition} was deleted: it is read from offset {offset}, as auto.offset.reset requires; {read_again} records may be scored again, and {unread} are not read"
             );
             RESET_OFFSET_DELETED
         }

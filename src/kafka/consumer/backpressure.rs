@@ -1,5 +1,5 @@
-//! Pauses the consumer under backpressure: no partition is fetched while the stages behind are busy. Polling continues, so
-//! the group keeps this member. The intake decides when; see `wait_for_room` there.
+//! Pauses fetching from all partitions while later stages are busy. Polling continues, so that the group keeps this
+//! member. The intake decides when to pause; see its `wait_for_room`.
 
 use jiff::Timestamp;
 use rdkafka::TopicPartitionList;
@@ -29,7 +29,7 @@ impl Backpressure {
         Ok(())
     }
 
-    /// Fetches `partitions` again.
+    /// Resumes fetching from `partitions`.
     pub fn resume(
         &mut self,
         consumer: &GroupConsumer,

@@ -1,5 +1,5 @@
-//! The metadata of a committed offset. It describes the topic as it was at the commit, so that a later start can tell
-//! whether the topic was recreated, whether a partition was added, and whether an offset was deleted.
+//! The metadata committed with an offset. It describes the topic at the time of the commit. From it, a later start can
+//! tell whether the topic was recreated, a partition was added, or an offset was deleted.
 
 use std::fmt;
 
@@ -7,21 +7,22 @@ const NO_ID: &str = "-";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CommitMetadata {
-    /// In base64, as Kafka's tools print it. A recreated topic has a new one. `None` with brokers before Kafka 2.8.
+    /// The topic id in base64, as Kafka's tools print it. A recreated topic has another id. `None` with brokers before
+    /// Kafka 2.8.
     pub topic_id: Option<String>,
     /// The number of partitions when the group began with the topic. A partition added later is read from its beginning.
     pub partitions: i32,
-    /// All partitions below this number had an offset.
+    /// All partitions below this number had a committed offset.
     pub committed_below: i32,
 }
 
 impl CommitMetadata {
-    /// Whether the two are known to belong to different topics.
+    /// Returns whether the two certainly belong to different topics.
     pub fn differs(&self, other: &CommitMetadata) -> bool {
         matches!((&self.topic_id, &other.topic_id), (Some(one), Some(another)) if one != another)
     }
 
-    /// `None` for metadata that another tool wrote.
+    /// Parses committed metadata. Returns `None` for metadata that another tool wrote.
     pub fn parse(metadata: &str) -> Option<CommitMetadata> {
         let (id, partitions) = metadata.strip_prefix("topic ")?.split_once(" of ")?;
         let (partitions, committed_below) = partitions.split_once(" read ")?;

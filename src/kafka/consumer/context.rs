@@ -1,4 +1,4 @@
-//! The consumer's rdkafka context: what librdkafka's callbacks leave for the thread that polls.
+//! The consumer's rdkafka context. It stores what librdkafka's callbacks report until the polling thread reads it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
@@ -41,7 +41,7 @@ pub enum RebalanceKind {
 /// The end of a partition as its last fetch reported it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FetchedEnd {
-    /// Readers see the records below this offset.
+    /// Consumers can read the records below this offset.
     pub visible: i64,
     /// The end of all records. It is larger than `visible` while a transaction is open.
     pub all: i64,
@@ -50,7 +50,7 @@ pub(super) struct FetchedEnd {
 pub(super) struct SourceContext {
     last_error: LastError,
     rebalances: Mutex<VecDeque<Rebalance>>,
-    /// The polling has ended, so the callback completes rebalances itself.
+    /// Set once polling has ended. The callback then completes rebalances itself.
     closing: AtomicBool,
     /// The ends of partitions from the last statistics, until they are taken.
     ends: Mutex<Option<Vec<(PartitionName, FetchedEnd)>>>,
@@ -73,7 +73,7 @@ impl SourceContext {
             .pop_front()
     }
 
-    /// From now on the callback completes rebalances itself.
+    /// Makes the callback complete rebalances itself from now on.
     pub fn set_closing(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -87,7 +87,7 @@ impl SourceContext {
         let mut ends = Vec::new();
         for (topic, of_topic) in statistics.topics {
             for (id, partition) in of_topic.partitions {
-                // librdkafka has an internal partition -1. An end of -1 is not known before the first fetch.
+                // librdkafka has an internal partition -1, and the end is -1 before the first fetch.
                 if id >= 0 && partition.desired && partition.ls_offset >= 0 {
                     let end = FetchedEnd {
                         visible: partition.ls_offset,
@@ -113,7 +113,7 @@ impl ClientContext for SourceContext {
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        // The topic watch reports a missing topic once.
+        // The topic watch reports a missing topic once, so this does not.
         match error.rdkafka_error_code() {
             Some(code) if is_topic_missing(code) => tracing::debug!("consumer: {error}: {reason}"),
             _ => self.last_error.error("consumer", &error, reason),
@@ -129,7 +129,7 @@ impl ClientContext for SourceContext {
 }
 
 impl ConsumerContext for SourceContext {
-    /// Only queues the rebalance: it runs inside the poll of the thread that has to drain first.
+    /// Only queues the rebalance, because this runs inside a poll of the thread that has to drain first.
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -168,7 +168,7 @@ pub(super) fn is_cooperative(consumer: &GroupConsumer) -> bool {
     )
 }
 
-/// The part of librdkafka's statistics that is used.
+/// The fields of librdkafka's statistics that are used.
 #[derive(Deserialize)]
 struct Statistics {
     topics: BTreeMap<String, TopicStatistics>,

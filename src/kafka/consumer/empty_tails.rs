@@ -1,5 +1,5 @@
 //! Finds partitions that end in offsets without records: transaction markers, aborted records, or records removed by
-//! compaction. The main consumer does not see such offsets, so they would count as lag for ever.
+//! compaction. The main consumer does not see such offsets, so they would count as lag forever.
 //!
 //! A second consumer reads from the first unfinished offset. If it reaches the end without a record, everything below the
 //! end is finished. It never reads past an open transaction.
@@ -22,11 +22,11 @@ use crate::config::KafkaSettings;
 
 const POLL: Duration = Duration::from_millis(100);
 const ASK_WITHIN: Duration = Duration::from_secs(5);
-/// The first timeout of a search, and the longest. It is doubled while many aborted records have to be read.
+/// The first and the longest timeout of a search. The timeout doubles while many aborted records have to be read.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A search in partitions of one topic, each from an offset on.
+/// A search in partitions of one topic, each from its own offset on.
 struct Search {
     topic: String,
     from: BTreeMap<i32, i64>,
@@ -56,7 +56,7 @@ enum Found {
 /// Starts searches and keeps their results.
 pub(super) struct EmptyTails {
     config: ClientConfig,
-    /// Started when it is first needed.
+    /// Started on first use.
     searcher: Option<Searcher>,
     busy: bool,
     empty: Vec<EmptyTail>,
@@ -68,7 +68,7 @@ struct Searcher {
     results: Receiver<SearchResult>,
 }
 
-/// A partition without a record between two offsets.
+/// A range of offsets without records at the end of a partition.
 pub(super) struct EmptyTail {
     pub name: PartitionName,
     pub from: i64,
@@ -85,8 +85,8 @@ impl EmptyTails {
         }
     }
 
-    /// Searches partitions that are quiet before their end, those of one topic at a time. `is_stopped` says which
-    /// partitions are not fetched.
+    /// Starts a search in partitions that make no progress before their end, for one topic at a time. Skips partitions
+    /// for which `is_stopped` returns true, because they are not being fetched.
     pub fn search(
         &mut self,
         progress: &mut ProgressTracker,
@@ -177,7 +177,7 @@ impl EmptyTails {
         }
     }
 
-    /// The empty tails found since the last call, if their partitions have not moved meanwhile.
+    /// Returns the empty tails found since the last call, except those whose partition has made progress meanwhile.
     pub fn confirmed(
         &mut self,
         consumer: &GroupConsumer,
@@ -245,7 +245,8 @@ fn spawn(config: &ClientConfig) -> std::io::Result<Searcher> {
                 from.keys().map(|&p| (p, Found::Unknown)).collect()
             });
             let all = |is: fn(&Found) -> bool| found.values().all(is);
-            // A consumer that did not reach the end still holds events of this search. A new one is made for the next.
+            // A consumer that did not reach the end still holds events of this search, so the next search creates
+            // another.
             if !all(|found| matches!(found, Found::NoRecordBelow(_))) {
                 consumer = None;
             }
@@ -264,7 +265,8 @@ fn spawn(config: &ClientConfig) -> std::io::Result<Searcher> {
     Ok(Searcher { searches, results })
 }
 
-/// Reads from the offsets in `from` until a record or the end. `kept` is the consumer of the search before.
+/// Reads from the offsets in `from` until a record or the end. `kept` is the consumer of the previous search, for
+/// reuse.
 fn search(
     config: &ClientConfig,
     kept: &mut Option<BaseConsumer<QuietContext>>,
@@ -276,9 +278,9 @@ fn search(
         *kept = Some(config.create_with_context(QuietContext("searching for empty tails"))?);
     }
     let consumer = kept.as_ref().expect("created above");
-    // Tokens for sign-in are fetched only in a poll.
+    // Sign-in tokens are fetched only during a poll.
     let _ = consumer.poll(POLL);
-    // The ends are asked for before reading, because records that come later do not matter.
+    // Request the ends before reading, because records that arrive later do not matter.
     let mut left = BTreeMap::new();
     let mut assignment = TopicPartitionList::new();
     for (&partition, &from) in from {

@@ -1,4 +1,4 @@
-//! The topics that this process has seen. Tells whether a topic is older than the process, newer, or recreated.
+//! The topics that this process has seen. They show whether a topic is older than the process, newer, or recreated.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::super::error::is_topic_missing;
 use super::super::topic_admin::{Descriptions, TopicDescription};
 
-/// Shared by the topic watch and the lookup of start offsets.
+/// The topics seen so far, shared by the topic watch and the lookup of start offsets.
 #[derive(Clone, Default)]
 pub(super) struct KnownTopics(Arc<Mutex<BTreeMap<String, KnownTopic>>>);
 
@@ -20,14 +20,14 @@ struct KnownTopic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TopicAge {
     Older,
-    /// It did not exist at first.
+    /// The topic did not exist when the process started.
     Newer,
-    /// Another topic had its name before.
+    /// Another topic had the same name before.
     Recreated,
 }
 
 impl KnownTopics {
-    /// Takes in the first look: topics that exist now are older than this process.
+    /// Records the first look at the topics. Topics that exist now are older than this process.
     pub fn begin(&self, found: &Descriptions) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (topic, described) in found {
@@ -41,7 +41,7 @@ impl KnownTopics {
         }
     }
 
-    /// Takes in a topic that exists, and returns its age.
+    /// Records a topic that exists, and returns its age.
     pub fn note(&self, topic: &str, described: &TopicDescription) -> TopicAge {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let topic = known.entry(topic.to_owned()).or_insert_with(|| KnownTopic {
@@ -60,7 +60,7 @@ impl KnownTopics {
         topic.age
     }
 
-    /// Takes in a later look at the topics.
+    /// Records a later look at the topics.
     pub fn note_all(&self, found: &Descriptions) {
         for (topic, described) in found {
             match described {

@@ -14,22 +14,23 @@ use crate::batch::TopicPartition;
 pub struct Membership {
     /// Weak, so that it does not delay leaving the group.
     pub(super) consumer: Weak<GroupConsumer>,
-    /// Batches below this sequence are lost.
+    /// Batches with a lower sequence are lost.
     pub(super) lost_below: Arc<AtomicU64>,
     pub(super) topics: Topics,
 }
 
 impl Membership {
-    /// Whether the partitions of this batch are lost. Their new owner scores its records again.
+    /// Returns whether the partitions of this batch are lost. If so, their new owner scores its records again.
     pub fn is_lost(&self, sequence: u64) -> bool {
         sequence < self.lost_below.load(Ordering::SeqCst)
     }
 
-    /// The group metadata for a commit of batches from `sequence` on; `None` if these batches are lost.
+    /// Returns the group metadata for committing batches from `sequence` on, or `None` if these batches are lost.
     ///
-    /// The group coordinator does not check a commit without a generation, and it accepts a newer generation. So this
-    /// first reads the metadata, then checks that it belonged to a member, that the assignment is not lost, and that the
-    /// loss was not completed meanwhile. Wherever a loss falls between these steps, one of the checks sees it.
+    /// The group coordinator does not check a commit without a generation, and it accepts a newer generation. Therefore
+    /// this reads the metadata first. It then checks that the metadata belonged to a member, that the assignment is not
+    /// lost, and that no loss was completed meanwhile. Wherever a loss falls between these steps, one of the checks
+    /// detects it.
     pub(in crate::kafka) fn metadata(&self, sequence: u64) -> Option<ConsumerGroupMetadata> {
         let consumer = self.consumer.upgrade()?;
         let metadata = consumer.group_metadata()?;
@@ -37,7 +38,8 @@ impl Membership {
         (!refused).then_some(metadata)
     }
 
-    /// The offsets to commit, without those of deleted topics: a commit to a deleted topic fails the whole transaction.
+    /// Returns the offsets to commit, without those of deleted topics, because a commit to a deleted topic fails the
+    /// whole transaction.
     pub(in crate::kafka) fn offsets(
         &self,
         offsets: &[(TopicPartition, i64)],
@@ -48,7 +50,8 @@ impl Membership {
     }
 }
 
-/// Whether the consumer has a member id and a generation. Once lost, they come back only with a completed rebalance.
+/// Returns whether the consumer has a member id and a generation. If they are lost, only a completed rebalance restores
+/// them.
 fn is_member(consumer: &GroupConsumer) -> bool {
     use rdkafka::bindings as rd;
     // SAFETY: the client outlives the call, and the metadata lives until it is destroyed below.

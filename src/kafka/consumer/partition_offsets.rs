@@ -1,4 +1,4 @@
-//! Asks the brokers for the first, last and committed offsets of partitions, on another thread because answers take time.
+//! Requests the first, last and committed offsets of partitions, on another thread because answers take time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,23 +13,23 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::context::{GroupConsumer, PartitionName};
 
 const ASK_WITHIN: Duration = Duration::from_secs(1);
-/// Timeouts for asking partitions one by one: for each, and for all together.
+/// Timeouts for asking about partitions one by one: for each request, and for all of them together.
 const EACH_WITHIN: Duration = Duration::from_millis(200);
 const ALL_WITHIN: Duration = Duration::from_secs(2);
 
-/// The offsets of a partition; `None` where the brokers did not answer.
+/// The offsets of a partition. A field is `None` if the brokers did not answer.
 #[derive(Debug, Clone)]
 pub(super) struct PartitionOffsets {
     pub name: PartitionName,
-    /// `Some(None)`: the group has no committed offset.
+    /// `Some(None)` means that the group has no committed offset.
     pub committed: Option<Option<i64>>,
     /// The offset of the oldest record.
     pub low: Option<i64>,
-    /// The offset behind the last record that readers may see.
+    /// The offset after the last record that consumers can read.
     pub end: Option<i64>,
 }
 
-/// Asks for all offsets of `unknown` and for the ends of `ends`; `None` if both are empty.
+/// Requests all offsets of `unknown`, and only the ends of `ends`. Returns `None` if both are empty.
 pub(super) fn ask(
     consumer: &Arc<GroupConsumer>,
     unknown: &[&PartitionName],
@@ -92,8 +92,8 @@ fn committed(
     })
 }
 
-/// The first or last offsets. One partition without a leader fails the request for all of them, so then each is asked
-/// alone.
+/// Requests the first or last offsets. One partition without a leader fails the request for all of them. In that case,
+/// each partition is requested separately.
 fn offsets(
     consumer: &GroupConsumer,
     names: &[PartitionName],
@@ -112,12 +112,12 @@ fn offsets(
     let mut offsets = match ask(names, ASK_WITHIN) {
         Ok(offsets) => return offsets,
         Err(e) => {
-            tracing::debug!("offsets are requested for each partition alone: {e}");
+            tracing::debug!("requesting the offsets of each partition separately: {e}");
             BTreeMap::new()
         }
     };
     let deadline = Instant::now() + ALL_WITHIN;
-    // Each time another partition is the first, so that none is always left out.
+    // Start with another partition each time, so that none is always left out.
     let first = Timestamp::now().as_millisecond() as usize % names.len();
     let (before, after) = names.split_at(first);
     for name in after.iter().chain(before) {
@@ -129,7 +129,7 @@ fn offsets(
     offsets
 }
 
-/// The offsets in an answer, without those of partitions with an error.
+/// Returns the offsets in an answer, without those of partitions with an error.
 fn offsets_by_name<T>(
     answer: &TopicPartitionList,
     convert: impl Fn(Offset) -> Option<T>,

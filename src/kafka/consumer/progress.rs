@@ -1,5 +1,5 @@
-//! The progress of each assigned partition: its finished offset, its end and its lag. Known from the assignment on, whether
-//! or not a record comes.
+//! Tracks the progress of each assigned partition: its finished offset, its end and its lag. Tracking begins with the
+//! assignment, even if no record arrives.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::status::{PartitionStatus, Partitions, Status, Waiting};
 
 /// How often metrics and status are updated.
 const UPDATE_EVERY: Duration = Duration::from_secs(1);
-/// Fetches report the end of a partition. After this time without a new one, the brokers are asked for it.
+/// Fetches report the end of a partition. If none has reported it for this long, the brokers are asked.
 const FRESH: Duration = Duration::from_secs(3);
 /// A lag of 0 that is older than this counts as unknown.
 const OUTDATED: Duration = Duration::from_secs(30);
-/// A partition without news for this time may end in offsets without records.
+/// A partition without progress for this long may end in offsets without records.
 pub(super) const QUIET: Duration = Duration::from_secs(2);
 
 /// The progress of all assigned partitions.
@@ -37,26 +37,26 @@ pub(super) struct PartitionProgress {
     pub assigned: Timestamp,
     /// Everything below this offset is finished.
     pub finished: Option<i64>,
-    /// The end of the records that readers may see.
+    /// The end of the records that consumers can read.
     pub end: Option<i64>,
     end_seen: Option<(Instant, Timestamp)>,
     /// The end from the last fetch.
     fetched: Option<FetchedEnd>,
-    /// Since when an open transaction hides the last offsets.
+    /// When an open transaction began to hide the last offsets.
     hidden_since: Option<Timestamp>,
-    /// When the last record was finished, or no record was left.
+    /// When a record was last finished, or when the partition last had no record left to read.
     moved: Timestamp,
     pub quiet_since: Instant,
     pub tail: Tail,
 }
 
-/// Whether only offsets without records are left in a partition.
+/// What is known about the unfinished end of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tail {
     Unknown,
     /// A search for records from this offset on is in progress.
     Searched(i64),
-    /// There is a record at this offset or behind it.
+    /// There is a record at this offset or after it.
     HasRecords(i64),
 }
 
@@ -100,18 +100,18 @@ impl PartitionProgress {
         }
     }
 
-    /// Offsets that are not finished, including those of open transactions; `None` if the brokers have not answered, or if
-    /// a lag of 0 is outdated.
+    /// Returns the number of unfinished offsets, including those of open transactions. Returns `None` if the brokers
+    /// have not answered, or if a lag of 0 is outdated.
     pub fn lag(&self) -> Option<i64> {
         self.lag_to(self.end?.max(self.fetched.map_or(-1, |end| end.all)))
     }
 
-    /// The lag to the end that readers see.
+    /// Returns the lag to the end that consumers see.
     pub fn visible_lag(&self) -> Option<i64> {
         self.lag_to(self.end?)
     }
 
-    /// The number of offsets that an open transaction hides, and since when, if nothing else is left.
+    /// Returns the number of offsets that an open transaction hides, and since when, if no other offsets are left.
     pub fn hidden(&self) -> Option<(i64, Timestamp)> {
         let is_read = self.visible_lag() == Some(0) && self.quiet_since.elapsed() >= QUIET;
         let hidden = self.lag().filter(|lag| is_read && *lag > 0);
@@ -124,7 +124,7 @@ impl PartitionProgress {
         (lag > 0 || seen.elapsed() < OUTDATED).then_some(lag)
     }
 
-    /// Since when the brokers have not reported an end.
+    /// Returns the time since which the brokers have not reported an end.
     pub fn unknown_since(&self) -> Timestamp {
         self.end_seen.map_or(self.assigned, |(_, at)| at)
     }
@@ -137,7 +137,8 @@ impl PartitionProgress {
         }
     }
 
-    /// Takes the end from the last fetch. librdkafka repeats it even if it does not fetch, so only a change counts.
+    /// Sets the end from the last fetch. librdkafka repeats the value even if it does not fetch, so only a change
+    /// counts.
     fn set_fetched_end(&mut self, end: FetchedEnd) {
         if self.fetched.replace(end) == Some(end) {
             return;
@@ -153,13 +154,13 @@ impl PartitionProgress {
         self.reset_tail();
     }
 
-    /// A search of the tail is no longer valid.
+    /// Discards the result of a search of the tail, because it is no longer valid.
     fn reset_tail(&mut self) {
         self.tail = Tail::Unknown;
         self.quiet_since = Instant::now();
     }
 
-    /// Takes the brokers' answer. `reset` is where a partition without an offset starts.
+    /// Sets the offsets that the brokers returned. `reset` is where a partition without a committed offset starts.
     fn set_offsets(&mut self, offsets: &PartitionOffsets, reset: Option<Offset>) {
         if self.finished.is_none() {
             self.finished = self.first_offset(offsets, reset);
@@ -180,7 +181,7 @@ impl PartitionProgress {
             ReadFrom::Beginning => low,
             ReadFrom::End => end,
             ReadFrom::Committed => match offsets.committed? {
-                // If the records at the offset are gone, librdkafka starts as if nothing was read.
+                // If the records at the offset are gone, librdkafka starts as if the group had no offset.
                 Some(offset) if (low..=end).contains(&offset) => offset,
                 _ => never_read(),
             },
@@ -199,14 +200,14 @@ impl ProgressTracker {
         }
     }
 
-    /// Adds assigned partitions. Called a second time with offsets, it sets their starts.
+    /// Adds assigned partitions. A second call, with offsets, sets where they start.
     pub fn assign(&mut self, partitions: &TopicPartitionList) {
         for element in partitions.elements() {
             let name = (element.topic().to_owned(), element.partition());
             let progress = PartitionProgress::new(element.offset().into());
             self.partitions.insert(name, progress);
         }
-        // An answer that is still to come may belong to an earlier assignment.
+        // An answer that is still on its way may belong to an earlier assignment.
         self.asked = None;
         self.next_update = Instant::now();
     }
@@ -219,7 +220,7 @@ impl ProgressTracker {
         }
     }
 
-    /// Everything below `next` is finished.
+    /// Marks everything below `next` as finished.
     pub fn finish(&mut self, topic: &str, partition: i32, next: i64) {
         if let Some(progress) = self.get(&(topic.to_owned(), partition)) {
             progress.finish(next);
@@ -244,7 +245,7 @@ impl ProgressTracker {
         self.partitions.get_mut(name)
     }
 
-    /// Takes the ends from the last fetches, without those of partitions that are not fetched.
+    /// Sets the ends from the last fetches, except for partitions that are not being fetched.
     pub fn take_fetched_ends(
         &mut self,
         ends: Vec<(PartitionName, FetchedEnd)>,
@@ -259,7 +260,7 @@ impl ProgressTracker {
         }
     }
 
-    /// Whether the next update is due; if so, it is scheduled again.
+    /// Returns whether an update is due. If so, schedules the next one.
     pub fn is_due(&mut self, now: Instant) -> bool {
         let due = now >= self.next_update;
         if due {
@@ -268,7 +269,7 @@ impl ProgressTracker {
         due
     }
 
-    /// Asks the brokers for what is not known or no longer fresh, unless an answer is awaited already.
+    /// Requests unknown or outdated offsets from the brokers, unless an answer is still on its way.
     pub fn ask(&mut self, consumer: &Arc<GroupConsumer>, now: Instant) {
         if self.asked.is_none() {
             let (unknown, ends) = self.to_ask(now);
@@ -276,7 +277,7 @@ impl ProgressTracker {
         }
     }
 
-    /// Takes the brokers' answer, if it has come.
+    /// Takes the brokers' answer, if it has arrived.
     pub fn take_answer(&mut self, reset: Option<Offset>) {
         let answer = match &self.asked {
             None => return,
@@ -296,7 +297,7 @@ impl ProgressTracker {
         self.asked = None;
     }
 
-    /// The partitions for which all offsets are needed, and those for which only the end is.
+    /// Returns the partitions that need all offsets, and those that need only the end.
     fn to_ask(&self, now: Instant) -> (Vec<&PartitionName>, Vec<&PartitionName>) {
         let stale = |progress: &PartitionProgress| {
             let seen = progress.end_seen;
@@ -313,7 +314,7 @@ impl ProgressTracker {
         (unknown, ends)
     }
 
-    /// Writes metrics and status. `waiting` says what a partition waits for.
+    /// Updates metrics and status. `waiting` returns what a partition waits for.
     pub fn publish(&self, waiting: impl Fn(&PartitionName, &PartitionProgress) -> Option<Waiting>) {
         let silent = self.status.silent_brokers().is_some();
         self.metrics.brokers_silent.set(i64::from(silent));
@@ -348,7 +349,7 @@ mod tests {
         }
     }
 
-    /// Lag and finished offset after the brokers' answer.
+    /// Returns the lag and the finished offset after the brokers' answer.
     fn after(
         start: Offset,
         offsets: &PartitionOffsets,

@@ -1,5 +1,5 @@
-//! Leaves the group and joins it again, so that the start of every partition is looked up anew. This is the only way to
-//! move to another offset that cannot overlap with a rebalance. It is slow, but seldom needed.
+//! Leaves and rejoins the group, so that the start of every partition is looked up again. This is the only way to move
+//! to another offset that cannot overlap with a rebalance. It is slow, but seldom needed.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use super::super::error::KafkaError;
 use super::context::GroupConsumer;
 use super::topic_watch::names;
 
-/// The shortest time between two rejoins. A group that cannot keep up with its retention must get to read in between.
+/// The shortest time between two rejoins. A group that cannot keep up with retention must have time to read in between.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
@@ -32,13 +32,13 @@ impl Rejoin {
         self.left.is_none_or(rested)
     }
 
-    /// The consumer leaves the group now, and will subscribe to `topics` again.
+    /// Notes that the consumer leaves the group now and will subscribe to `topics` again.
     pub fn begin(&mut self, now: Instant, topics: BTreeSet<String>) {
         self.left = Some(now);
         self.resubscribe = Some(topics);
     }
 
-    /// Subscribes to `topics`, or notes them for the time when the consumer has left the group.
+    /// Subscribes to `topics`. If the consumer is leaving the group, this only stores them for later.
     pub fn subscribe(
         &mut self,
         consumer: &GroupConsumer,
@@ -52,8 +52,8 @@ impl Rejoin {
         Ok(())
     }
 
-    /// Joins the group again if every partition is given back. `must_rejoin` is cleared, because the starts of all
-    /// partitions will be looked up anyway.
+    /// Rejoins the group if every partition is given back. Clears `must_rejoin`, because the starts of all partitions
+    /// will be looked up anyway.
     pub fn finish(
         &mut self,
         consumer: &GroupConsumer,

@@ -1,5 +1,5 @@
-//! Holds a partition at a record whose schema is not known yet, while reading of other partitions continues. A partition counts as
-//! held until that record, or a later one, was taken.
+//! Holds a partition at a record whose schema is not known yet, while other partitions are read. A partition counts as
+//! held until that record, or a later one, is taken.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use super::context::{GroupConsumer, PartitionName};
 use super::topics::Topics;
 use crate::batch::TopicPartition;
 
-/// The wait before a failed seek is tried again.
+/// The wait before a failed seek is retried.
 const SEEK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const SEEK_WITHIN: Duration = Duration::from_secs(1);
-/// How far to look ahead for other schemas that will be needed. These records are read again later.
+/// How many records to look ahead for other schemas that will be needed. These records are read again later.
 const AHEAD_RECORDS: usize = 1000;
 const AHEAD_BYTES: usize = 8 << 20;
 
@@ -30,7 +30,7 @@ pub(super) struct Hold {
     offset: i64,
     /// The schema that the record at `offset` needs.
     schema: u32,
-    /// What the partition waits for, in words.
+    /// Describes what the partition waits for.
     pub waits_for: String,
     pub since: Timestamp,
     state: State,
@@ -38,11 +38,11 @@ pub(super) struct Hold {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The records behind are looked at, but not taken.
+    /// Later records are looked at, but not taken.
     LooksAhead { records: usize, bytes: usize },
-    /// Nothing is fetched. Reading is not tried again before this time.
+    /// Nothing is fetched. If a time is set, reading is not retried before it.
     Paused(Option<Instant>),
-    /// It is read again from its record, but no record was taken yet.
+    /// Reading has restarted at the held record, but no record was taken yet.
     ReadAgain,
 }
 
@@ -58,7 +58,7 @@ impl SchemaHolds {
         self.holds.len()
     }
 
-    /// Holds a partition at `offset`. `is_paused` says that no partition is fetched now.
+    /// Holds a partition at `offset`. `is_paused` is true if no partition is being fetched now.
     pub fn hold(&mut self, from: TopicPartition, offset: i64, schema: u32, is_paused: bool) {
         let before = self.holds.iter().position(|hold| hold.from == from);
         let before = before.map(|at| self.holds.swap_remove(at));
@@ -79,13 +79,13 @@ impl SchemaHolds {
         });
     }
 
-    /// Whether records of this partition are not to be taken now.
+    /// Returns whether records of this partition must not be taken now.
     pub fn is_held(&self, from: TopicPartition) -> bool {
         let mut holds = self.holds.iter();
         holds.any(|hold| hold.from == from && hold.state != State::ReadAgain)
     }
 
-    /// The same by name.
+    /// Like [`SchemaHolds::is_held`], by name.
     pub fn is_held_by_name(&self, name: &PartitionName) -> bool {
         let hold = self.get(name);
         hold.is_some_and(|hold| hold.state != State::ReadAgain)
@@ -96,7 +96,7 @@ impl SchemaHolds {
         holds.find(|h| h.from.partition == *partition && self.topics[h.from.topic] == *topic)
     }
 
-    /// Counts a record that was looked at behind a held one. Pauses the partition when it has looked far enough.
+    /// Counts a record after the held one. Pauses the partition once it has looked far enough ahead.
     pub fn looked_ahead(
         &mut self,
         consumer: &GroupConsumer,
@@ -120,7 +120,7 @@ impl SchemaHolds {
         Ok(consumer.pause(&self.one(from))?)
     }
 
-    /// A record of this partition was taken, so it is held no longer. Returns whether it was.
+    /// Ends the hold on this partition, because one of its records was taken. Returns whether it was held.
     pub fn remove(&mut self, from: TopicPartition) -> bool {
         let held = self.holds.iter().position(|hold| hold.from == from);
         if let Some(at) = held {
@@ -138,8 +138,8 @@ impl SchemaHolds {
         });
     }
 
-    /// Reads held partitions again from their records once `waits_for` has nothing to wait for. Until then its answer is
-    /// shown as the reason.
+    /// Resumes held partitions for whose schema `waits_for` returns `None`. For the others, its answer is shown as the
+    /// reason for waiting.
     pub fn release(
         &mut self,
         consumer: &GroupConsumer,
@@ -191,7 +191,7 @@ impl SchemaHolds {
         Ok(())
     }
 
-    /// Every partition was paused, so none looks ahead.
+    /// Stops looking ahead, because every partition was paused.
     pub fn stop_looking_ahead(&mut self) {
         for hold in &mut self.holds {
             if let State::LooksAhead { .. } = hold.state {
@@ -200,7 +200,7 @@ impl SchemaHolds {
         }
     }
 
-    /// `all` without the held partitions.
+    /// Returns `all` without the held partitions.
     pub fn without_held(&self, all: &TopicPartitionList) -> TopicPartitionList {
         let mut list = TopicPartitionList::with_capacity(all.count());
         for element in all.elements() {

@@ -1,5 +1,5 @@
-//! Conclusions from the group's offsets in the other partitions of a topic: whether a partition without an offset is newer
-//! than the group, and the metadata of the next commits.
+//! Uses the group's offsets in the other partitions of a topic to find out whether a partition without an offset is
+//! newer than the group, and to build the metadata of the next commits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,18 +8,18 @@ use super::commit_metadata::CommitMetadata;
 /// The partitions of one topic in which the group has an offset, with the metadata of that commit.
 pub(super) type Committed = BTreeMap<i32, Option<CommitMetadata>>;
 
-/// What the offsets of the other partitions tell about a partition without an offset.
+/// What the offsets of the other partitions reveal about a partition without an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SiblingEvidence {
-    /// The partition is as old as the others; nothing else is known.
+    /// The partition is as old as the others. Nothing else is known.
     NoEvidence,
     HadOffset,
-    /// An offset of another partition is older than this partition.
+    /// The group's offset in another partition was committed before this partition existed.
     IsNew,
 }
 
-/// `others` is `None` if their offsets are hidden. Then the partition counts as new, because reading a record twice is
-/// better than skipping it.
+/// Compares a partition without an offset with the other partitions of its topic. `others` is `None` if their offsets
+/// are hidden. Then the partition counts as new, because reading a record twice is better than skipping it.
 pub(super) fn compare(others: Option<&Committed>, partition: i32) -> SiblingEvidence {
     let Some(others) = others else {
         return SiblingEvidence::IsNew;
@@ -42,10 +42,11 @@ pub(super) fn compare(others: Option<&Committed>, partition: i32) -> SiblingEvid
     }
 }
 
-/// The metadata of the next commits. The `assigned` partitions start now; `committed` is everything known about the group.
+/// Returns the metadata of the next commits. The `assigned` partitions start now; `committed` holds all known offsets
+/// of the group.
 ///
-/// Added partitions count only once each of them has an offset. Otherwise the next commit to an old partition would hide
-/// that the others are new.
+/// Partitions that were added count only once each of them has an offset. Otherwise the next commit to an old partition
+/// would hide that the others are new.
 pub(super) fn next_metadata(
     topic_id: Option<String>,
     partitions: i32,

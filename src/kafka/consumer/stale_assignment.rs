@@ -1,5 +1,6 @@
-//! A static member that returns gets its previous assignment without a rebalance. Topics and partitions that were added or
-//! deleted while no member ran are not in it. This detects that, so that the consumer can rejoin.
+//! Detects stale assignments, so that the consumer can rejoin. A static member that returns gets its previous
+//! assignment without a rebalance. That assignment lacks topics and partitions that were added, and still has those
+//! that were deleted, while no member ran.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,17 +13,17 @@ use crate::config::KafkaSettings;
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 const STABLE: &str = "Stable";
 
-/// The group id, if the group's assignments may be stale.
+/// Returns the group id if the group's assignments may be stale.
 pub(super) fn group_to_check(kafka: &KafkaSettings) -> Option<String> {
     let get = |name| kafka.consumer.get(name).or(kafka.client.get(name));
     let is_static = get("group.instance.id").is_some();
-    // With the new protocol the brokers assign partitions.
+    // With the new protocol, the brokers assign the partitions.
     let classic = get("group.protocol").is_none_or(|protocol| protocol == "classic");
     (is_static && classic).then(|| kafka.group_id.clone())
 }
 
-/// Whether the partitions assigned to all members of the group differ from those that exist; `None` while this is not
-/// known.
+/// Returns whether the partitions assigned to all members of the group differ from those that exist, or `None` while
+/// this is unknown.
 pub(super) fn is_stale<C: ClientContext>(
     client: &Client<C>,
     group: &str,

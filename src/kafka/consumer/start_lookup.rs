@@ -15,8 +15,8 @@ use super::sibling_offsets::{self, Committed};
 use super::start_offset::{OffsetReset, PartitionFacts};
 
 const ASK_WITHIN: Duration = Duration::from_secs(1);
-/// Transactions of other members hide their offsets for a moment. One of these attempts most likely falls between two
-/// transactions.
+/// The number of attempts to read offsets that transactions of other members hide for a moment. One of these attempts
+/// most likely falls between two transactions.
 const TRIES: usize = 5;
 const BETWEEN_TRIES: Duration = Duration::from_millis(30);
 
@@ -30,7 +30,7 @@ pub(super) struct StartLookup {
 /// The group's offsets with their metadata.
 type GroupOffsets = BTreeMap<PartitionName, (i64, Option<CommitMetadata>)>;
 
-/// A topic with partitions in the lookup.
+/// The facts about a topic with partitions in the lookup.
 struct TopicFacts {
     age: TopicAge,
     metadata: CommitMetadata,
@@ -39,7 +39,7 @@ struct TopicFacts {
 }
 
 impl StartLookup {
-    /// Fails with the reason if a fact is not known yet.
+    /// Collects the facts. Fails with the reason if one of them is not known yet.
     pub fn run(&self) -> Result<Vec<PartitionFacts>, String> {
         let group_offsets = self.committed(self.partitions.clone())?;
         let topics = self.topics(&group_offsets)?;
@@ -56,7 +56,11 @@ impl StartLookup {
         let mut all = Vec::with_capacity(self.partitions.count());
         for element in self.partitions.elements() {
             let name = (element.topic().to_owned(), element.partition());
-            let offset = |of: &Offsets| of.get(&name).copied().ok_or("an offset is missing");
+            let offset = |of: &Offsets| {
+                of.get(&name)
+                    .copied()
+                    .ok_or("the brokers did not return an offset")
+            };
             let topic = &topics[&name.0];
             let (committed, committed_metadata) = group_offsets.get(&name).cloned().unzip();
             all.push(PartitionFacts {
@@ -86,7 +90,7 @@ impl StartLookup {
         let mut topics = BTreeMap::new();
         for (name, assigned) in assigned {
             let Some(Ok(described)) = described.remove(&name) else {
-                return Err(format!("the brokers do not describe topic `{name}`"));
+                return Err(format!("the brokers did not describe topic `{name}`"));
             };
             let topic = self.topic(&name, &described, &assigned, group_offsets);
             topics.insert(name, topic);
@@ -150,7 +154,7 @@ impl StartLookup {
         Ok(topics)
     }
 
-    /// The ends for the isolation level of the settings: by default, where the committed records end.
+    /// Returns the ends at the configured isolation level. By default, these are the ends of the committed records.
     fn committed_ends(&self) -> Result<Offsets, String> {
         let mut asked = self.partitions.clone();
         let all = asked.set_all_offsets(Offset::End);
@@ -167,7 +171,7 @@ impl StartLookup {
         Ok(ends)
     }
 
-    /// The group's offsets in all partitions of a topic; `None` if they stay hidden.
+    /// Returns the group's offsets in all partitions of a topic, or `None` if they stay hidden.
     fn all_of(&self, topic: &str, partitions: i32) -> Option<GroupOffsets> {
         for _ in 0..TRIES {
             let mut all = TopicPartitionList::new();
@@ -177,7 +181,9 @@ impl StartLookup {
             match self.committed(all) {
                 Ok(committed) => return Some(committed),
                 Err(e) => {
-                    tracing::debug!("the brokers do not return the offsets of topic `{topic}`: {e}")
+                    tracing::debug!(
+                        "the brokers did not return the offsets of topic `{topic}`: {e}"
+                    )
                 }
             }
             std::thread::sleep(BETWEEN_TRIES);
@@ -186,7 +192,7 @@ impl StartLookup {
     }
 }
 
-/// The offsets of this topic, without those of a deleted topic that had the same name.
+/// Returns the offsets of this topic, without those of a deleted topic of the same name.
 fn of_topic(name: &str, id: Option<&String>, group_offsets: &GroupOffsets) -> Committed {
     let mut committed = Committed::new();
     for ((topic, partition), (_, metadata)) in group_offsets {

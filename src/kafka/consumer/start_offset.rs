@@ -1,13 +1,13 @@
-//! The rules for where an assigned partition is read from, without I/O:
+//! The rules that choose where an assigned partition is read from. They do no I/O.
 //!
 //! | the group's offset | the partition is read from |
 //! | --- | --- |
 //! | lies in the partition | that offset |
-//! | belongs to a topic of that name that was deleted since | its beginning |
+//! | belongs to a deleted topic of the same name | its beginning |
 //! | lies below the first record: retention has deleted the records between | its first record |
-//! | lies above the end: the broker has lost records | as `auto.offset.reset` says |
+//! | lies above the end: the broker has lost records | where `auto.offset.reset` points |
 //! | is missing, and the partition or its topic is newer than the group | its beginning |
-//! | is missing otherwise | as `auto.offset.reset` says |
+//! | is missing otherwise | where `auto.offset.reset` points |
 
 use super::super::error::KafkaError;
 use super::commit_metadata::CommitMetadata;
@@ -15,12 +15,12 @@ use super::known_topics::TopicAge;
 use super::sibling_offsets::SiblingEvidence;
 use crate::config::KafkaSettings;
 
-/// `auto.offset.reset`.
+/// The setting `auto.offset.reset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OffsetReset {
     Earliest,
     Latest,
-    /// The operator decides: without an offset the daemon fails.
+    /// Without an offset, the daemon fails, so that the operator decides.
     Fail,
 }
 
@@ -38,7 +38,7 @@ impl OffsetReset {
         }
     }
 
-    /// The offset at which reading begins; `None` if the operator has to decide.
+    /// Returns the offset at which reading begins, or `None` if the operator has to decide.
     pub fn offset(self) -> Option<rdkafka::Offset> {
         use rdkafka::Offset;
         match self {
@@ -49,7 +49,7 @@ impl OffsetReset {
     }
 }
 
-/// What the brokers say about a partition that is about to be read.
+/// The facts from the brokers about a partition that is about to be read.
 #[derive(Debug, Clone)]
 pub(super) struct PartitionFacts {
     pub topic: String,
@@ -57,12 +57,12 @@ pub(super) struct PartitionFacts {
     pub committed: Option<i64>,
     /// The metadata of the group's offset.
     pub committed_metadata: Option<CommitMetadata>,
-    /// The metadata to commit from now on: the topic as it is.
+    /// The metadata to commit from now on. It describes the topic as it is now.
     pub metadata: CommitMetadata,
     /// The offset of the first record, or the next offset if there is no record.
     pub low: i64,
     pub high: i64,
-    /// Where a reader of new records starts: `high`, or the beginning of the first open transaction.
+    /// The offset where a consumer of new records starts: `high`, or the beginning of the first open transaction.
     pub end: i64,
     pub age: TopicAge,
     pub siblings: SiblingEvidence,
@@ -76,14 +76,14 @@ pub(super) enum StartReason {
     Deleted,
     /// The partition ends before the group's offset.
     Truncated,
-    /// The group had an offset, according to the other partitions.
+    /// The group's offset was deleted, as the other partitions show.
     OffsetDeleted,
     New,
-    /// The group has never read this topic, as far as is known.
+    /// As far as is known, the group has never read this topic.
     FirstTime,
 }
 
-/// Where to start.
+/// Where to start reading, why, and at what cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Start {
     pub offset: i64,
@@ -106,8 +106,10 @@ impl Start {
 }
 
 impl PartitionFacts {
+    /// Chooses where to start reading.
+    ///
     /// # Errors
-    /// There is no offset to continue from, and `auto.offset.reset` is `none`.
+    /// When there is no offset to continue from, and `auto.offset.reset` is `none`.
     pub fn start(&self, reset: OffsetReset) -> Result<Start, KafkaError> {
         if self.is_recreated() {
             return Ok(Start::at(self.low, StartReason::Recreated));
@@ -120,7 +122,7 @@ impl PartitionFacts {
         }
         match reset {
             OffsetReset::Fail => Err(self.no_offset(&format!(
-                "the group's offset {committed} is not in the partition, which holds {} to {}",
+                "the group's offset {committed} is not in the partition, which holds the offsets {} to {}",
                 self.low, self.high
             ))),
             _ if committed < self.low => Ok(Start {
@@ -159,7 +161,8 @@ impl PartitionFacts {
     fn is_recreated(&self) -> bool {
         match &self.committed_metadata {
             Some(then) if then.topic_id.is_some() => then.differs(&self.metadata),
-            // Without topic ids, an offset proves that the topic is the same: brokers delete the offsets with the topic.
+            // Without topic ids, an offset proves that the topic is the same, because brokers delete offsets together
+            // with their topic.
             _ if self.committed.is_some() && self.metadata.topic_id.is_none() => false,
             _ => self.age == TopicAge::Recreated,
         }
@@ -185,7 +188,7 @@ mod tests {
         }
     }
 
-    /// A partition with offsets 100 to 200, of which the group has read half.
+    /// A partition with the offsets 100 to 200, half of which the group has read.
     fn half_read() -> PartitionFacts {
         PartitionFacts {
             topic: "payments".into(),

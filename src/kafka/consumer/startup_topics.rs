@@ -1,4 +1,4 @@
-//! Waits at the start of the daemon for the topics to read.
+//! Waits at startup until the topics to read exist.
 
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,15 @@ use crate::config::KafkaSettings;
 use crate::shutdown::Shutdown;
 
 const RETRY: Duration = Duration::from_millis(200);
-/// The timeout of one attempt: short, so that a stop is noticed soon.
+/// The timeout of one attempt. It is short, so that a stop request is noticed quickly.
 const ATTEMPT: Duration = Duration::from_secs(1);
-/// A topic that is being created is unknown for a moment.
+/// How long a topic may be unknown, because a topic that is being created takes a moment to appear.
 const GRACE: Duration = Duration::from_secs(2);
-/// A poll of zero ends after the first callback; this is long enough for several.
+/// A poll with a timeout of zero ends after the first callback. This timeout is long enough for several.
 const SERVE: Duration = Duration::from_millis(5);
 
-/// Waits until the brokers answer and every topic named in the settings exists. A missing topic is an error if the group
-/// starts for the first time, because the name may be wrong. A group with offsets continues with its other topics.
+/// Waits until the brokers answer and every topic named in the settings exists. If the group starts for the first time,
+/// a missing topic is an error, because its name may be wrong. A group with offsets continues with its other topics.
 pub(super) fn await_topics(
     consumer: &GroupConsumer,
     kafka: &KafkaSettings,
@@ -99,7 +99,7 @@ fn absent(kafka: &KafkaSettings, missing: Missing<'_>) -> KafkaError {
     }
 }
 
-/// Whether the group has an offset in any of the topics that exist.
+/// Returns whether the group has an offset in any topic that exists.
 fn has_offsets(consumer: &GroupConsumer, found: &Descriptions) -> bool {
     let mut partitions = TopicPartitionList::new();
     for (topic, described) in found {
@@ -115,7 +115,7 @@ fn has_offsets(consumer: &GroupConsumer, found: &Descriptions) -> bool {
             let mut elements = answer.elements().into_iter();
             elements.any(|e| matches!(e.offset(), Offset::Offset(_)) || e.error().is_err())
         }
-        // Only a transaction with offsets hides them.
+        // Only a transaction that contains offsets hides them.
         Err(e) => e.rdkafka_error_code() == Some(RDKafkaErrorCode::UnstableOffsetCommit),
     }
 }

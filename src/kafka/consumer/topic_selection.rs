@@ -1,4 +1,4 @@
-//! The topics to read: those named in the settings, and those that match a pattern there.
+//! The topics to read: the topics named in the settings, and those that match a pattern in the settings.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -22,22 +22,22 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 
 const INTERVAL: &str = "topic.metadata.refresh.interval.ms";
-/// Used where the setting switches librdkafka's own refresh off.
+/// The interval if the settings switch off librdkafka's own refresh of metadata.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
-/// A topic that goes missing may be recreated at once, so it is checked this often in quick succession.
+/// How many times a missing topic is rechecked in quick succession, because it may be recreated at once.
 const RECHECKS: u32 = 10;
-/// A missing topic and an unsettled group are checked again after this time, before they are believed.
+/// How long to wait before rechecking a missing topic, silent brokers, or a group whose assignments may be stale.
 const RECHECK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
-/// The intake's side of the watch. The looks themselves are made on another thread.
+/// The intake's side of the watch. Another thread looks at the topics.
 pub(super) struct TopicWatch {
     selection: Arc<TopicSelection>,
     pub known: KnownTopics,
     looks: Receiver<Descriptions>,
     look_now: Sender<()>,
-    /// A partition has to be read from another offset, so the consumer must leave the group and join again.
+    /// Set when a partition must be read from another offset, so that the consumer leaves and rejoins the group.
     pub must_rejoin: Arc<AtomicBool>,
     missing: BTreeSet<String>,
     pub subscribed: BTreeSet<String>,
@@ -84,18 +84,18 @@ impl TopicWatch {
         }
     }
 
-    /// Asks for a look before the interval is over.
+    /// Requests a look at the topics before the interval is over.
     pub fn look_now(&self) {
-        // If it is full, a request is already waiting.
+        // If the channel is full, a request is already waiting.
         let _ = self.look_now.try_send(());
     }
 
-    /// The result of the last look, if there is a new one.
+    /// Returns the result of the last look, if it is new.
     pub fn latest(&self) -> Option<Descriptions> {
         self.looks.try_recv().ok()
     }
 
-    /// Logs and counts the topics that are missing.
+    /// Logs the topics that have become missing or exist again, and updates the metric.
     pub fn count_missing(&mut self, found: &Descriptions, metrics: &Metrics) {
         for (topic, described) in found {
             match described {
@@ -103,7 +103,7 @@ impl TopicWatch {
                     let new = self.missing.insert(topic.clone());
                     if new && self.selection.named.contains(topic) {
                         tracing::warn!(
-                            "topic `{topic}` cannot be read: {code}; the other topics are still read, and this one will be as soon as it exists"
+                            "topic `{topic}` cannot be read: {code}; the other topics are still read, and this one is read as soon as it exists"
                         );
                     }
                 }
@@ -124,12 +124,12 @@ impl TopicWatch {
         }
     }
 
-    /// Brings `subscribed` up to date; `false` if nothing changed. Named topics stay subscribed whether or not they exist,
-    /// and topics that match a pattern as long as they exist.
+    /// Updates `subscribed`, and returns whether it changed. Named topics always stay subscribed. Topics that match a
+    /// pattern stay subscribed as long as they exist.
     pub fn update_subscribed(&mut self, found: &Descriptions) -> bool {
         let existing = found.iter().filter(|(_, topic)| topic.is_ok());
         let mut topics: BTreeSet<String> = existing.map(|(topic, _)| topic.clone()).collect();
-        // A topic with another error may still exist, so it stays.
+        // A topic with another error may still exist, so it stays subscribed.
         let may_exist = |topic: &&String| {
             let code = found.get(*topic).and_then(|topic| topic.as_ref().err());
             code.is_some_and(|code| !is_topic_missing(*code))
@@ -142,7 +142,7 @@ impl TopicWatch {
         let new: Vec<&str> = names(topics.difference(&self.subscribed));
         let gone: Vec<&str> = names(self.subscribed.difference(&topics));
         if !new.is_empty() {
-            tracing::info!(topics = %new.join(" "), "topics to read");
+            tracing::info!(topics = %new.join(" "), "new topics to read");
         }
         if !gone.is_empty() {
             tracing::warn!(topics = %gone.join(" "), "topics that matched a pattern no longer exist");
@@ -151,7 +151,7 @@ impl TopicWatch {
         true
     }
 
-    /// Asks for a rejoin if an assigned topic was recreated.
+    /// Requests a rejoin if an assigned topic was recreated.
     pub fn check_recreated(
         &self,
         consumer: &GroupConsumer,
@@ -185,7 +185,7 @@ fn interval(kafka: &KafkaSettings) -> Duration {
     set.map_or(DEFAULT_INTERVAL, |set| set.max(SHORTEST_INTERVAL))
 }
 
-/// The thread that asks the brokers.
+/// Looks at the topics from its own thread.
 struct Looker {
     /// Weak, so that it does not delay leaving the group.
     consumer: Weak<GroupConsumer>,
@@ -193,14 +193,14 @@ struct Looker {
     topics: Topics,
     known: KnownTopics,
     interval: Duration,
-    /// The group id, until its assignments are known not to be stale.
+    /// The group id, until its assignments are known to be current.
     group_to_check: Option<String>,
     must_rejoin: Arc<AtomicBool>,
     /// The number of consecutive looks that did not find a topic.
     missing: BTreeMap<String, u32>,
     bootstrap_servers: String,
     status: Status,
-    /// When the brokers first left a look unanswered.
+    /// When the brokers first failed to answer a look.
     silent_since: Option<Timestamp>,
 }
 
@@ -214,14 +214,14 @@ impl Looker {
             let Some(consumer) = self.consumer.upgrade() else {
                 return;
             };
-            let asked_at = Instant::now();
+            let requested_at = Instant::now();
             match self.selection.describe(consumer.client(), LOOK_WITHIN) {
                 Ok(found) => {
                     self.is_answered();
                     self.known.note_all(&found);
-                    self.note_missing(&found, asked_at);
+                    self.note_missing(&found, requested_at);
                     self.check_stale(&consumer, &found);
-                    // Full only while the intake waits. The next look brings the same again.
+                    // The channel is full only while the intake waits. The next look brings the same result again.
                     let _ = results.try_send(found);
                 }
                 Err(e) => self.is_unanswered(&consumer, &e.to_string()),
@@ -239,7 +239,7 @@ impl Looker {
     fn is_unanswered(&mut self, consumer: &GroupConsumer, problem: &str) {
         reconnect::add_servers(consumer.client(), &self.bootstrap_servers);
         let Some(since) = self.silent_since else {
-            // A single unanswered look may be chance.
+            // A single look without an answer is not reported.
             self.silent_since = Some(Timestamp::now());
             return;
         };
@@ -255,9 +255,9 @@ impl Looker {
         }
     }
 
-    /// Marks deleted topics, because a transaction with offsets of one fails. The intake cannot do this: it may be
-    /// draining.
-    fn note_missing(&mut self, found: &Descriptions, asked_at: Instant) {
+    /// Marks deleted topics, because a transaction with offsets of a deleted topic fails. The intake cannot do this,
+    /// because it may be draining.
+    fn note_missing(&mut self, found: &Descriptions, requested_at: Instant) {
         for (topic, described) in found {
             match described {
                 Err(code) if is_topic_missing(*code) => {
@@ -270,7 +270,7 @@ impl Looker {
             }
             let looks = self.missing.get(topic).copied().unwrap_or_default();
             self.topics
-                .set_deleted(self.topics.number(topic), looks > 1, asked_at);
+                .set_deleted(self.topics.number(topic), looks > 1, requested_at);
         }
     }
 
@@ -283,7 +283,9 @@ impl Looker {
         };
         self.group_to_check = None;
         if stale {
-            tracing::info!("topics or partitions have changed while no member of the group ran");
+            tracing::info!(
+                "topics or partitions have changed while no member of the group ran; the consumer rejoins the group"
+            );
             self.must_rejoin.store(true, Ordering::Relaxed);
         }
     }

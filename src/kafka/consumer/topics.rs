@@ -11,28 +11,29 @@ use rustc_hash::FxHashMap;
 use super::commit_metadata::CommitMetadata;
 use crate::batch::TopicPartition;
 
-/// Shared by the stages that need the name of a topic.
+/// The list of topics, shared by the stages that need topic names.
 #[derive(Clone, Default)]
 pub struct Topics(Arc<RwLock<Numbered>>);
 
 #[derive(Default)]
 struct Numbered {
-    /// Never freed, so that a name outlives the lock. There are only as many as topics were ever read.
+    /// Topics are never freed, so that a name can be used without the lock. The list is no longer than the number of
+    /// topics ever read.
     all: Vec<&'static Topic>,
     numbers: FxHashMap<&'static str, usize>,
 }
 
 struct Topic {
     name: String,
-    /// Describes the topic to which the assigned partitions belong. A recreated topic has other metadata.
+    /// Describes the topic to which the assigned partitions belong. A recreated topic has different metadata.
     metadata: RwLock<Option<CommitMetadata>>,
     deleted: AtomicBool,
-    /// When a partition of it was assigned last.
+    /// When a partition of this topic was last assigned.
     assigned: RwLock<Option<Instant>>,
 }
 
 impl Topics {
-    /// The number of a topic; a new one gets the next.
+    /// Returns the number of a topic. A new topic gets the next number.
     pub fn number(&self, name: &str) -> usize {
         let known = self.read(|topics| topics.numbers.get(name).copied());
         known.unwrap_or_else(|| self.add(name))
@@ -55,7 +56,7 @@ impl Topics {
         number
     }
 
-    /// The metadata to commit with the topic's offsets.
+    /// Returns the metadata to commit with the topic's offsets.
     pub(super) fn metadata(&self, number: usize) -> Option<CommitMetadata> {
         let metadata = self.topic(number).metadata.read();
         metadata.unwrap_or_else(PoisonError::into_inner).clone()
@@ -69,7 +70,7 @@ impl Topics {
             .unwrap_or_else(PoisonError::into_inner) = metadata;
     }
 
-    /// These offsets with the metadata of their topics, to be committed.
+    /// Returns these offsets with the metadata of their topics, for a commit.
     pub(super) fn with_metadata(&self, offsets: &[(TopicPartition, i64)]) -> TopicPartitionList {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         for (from, next) in offsets {
@@ -84,22 +85,23 @@ impl Topics {
         list
     }
 
-    /// Whether the brokers have said more than once that the topic does not exist.
+    /// Returns whether the brokers have reported more than once that the topic does not exist.
     pub(super) fn is_deleted(&self, number: usize) -> bool {
         self.topic(number).deleted.load(Ordering::Acquire)
     }
 
-    /// What the brokers said of the topic at `asked`. That it does not exist is outdated if it was assigned since.
-    pub(super) fn set_deleted(&self, number: usize, deleted: bool, asked: Instant) {
+    /// Sets whether the topic is deleted, from the answer to a request made at `requested_at`. The answer that it is
+    /// deleted is ignored if the topic was assigned after that time.
+    pub(super) fn set_deleted(&self, number: usize, deleted: bool, requested_at: Instant) {
         let topic = self.topic(number);
         let assigned = topic.assigned.read();
         let outdated = assigned
             .unwrap_or_else(PoisonError::into_inner)
-            .is_some_and(|assigned| assigned >= asked);
+            .is_some_and(|assigned| assigned >= requested_at);
         topic.deleted.store(deleted && !outdated, Ordering::Release);
     }
 
-    /// A partition of the topic is assigned, so the topic exists.
+    /// Notes that a partition of the topic was assigned. The topic therefore exists.
     pub(super) fn set_assigned(&self, number: usize) {
         let topic = self.topic(number);
         let assigned = topic.assigned.write();
@@ -137,7 +139,7 @@ mod tests {
         assert!(topics.is_deleted(topic));
         topics.set_assigned(topic);
         assert!(!topics.is_deleted(topic));
-        // The answer to a question that was asked before.
+        // The answer to a request from before the assignment.
         topics.set_deleted(topic, true, before);
         assert!(!topics.is_deleted(topic));
         topics.set_deleted(topic, true, Instant::now());

@@ -1,4 +1,4 @@
-//! The memory that decompressed batches may take, and the batches that take it.
+//! The memory limits for decompressed batches, and the batches that count towards them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 /// because the librdkafka functions that they limit are global.
 pub(super) static BATCH_SHARE: AtomicU64 = AtomicU64::new(u64::MAX);
 pub(super) static SHARE: AtomicU64 = AtomicU64::new(u64::MAX);
-/// A batch was refused for now and will be fetched again.
+/// Set when a batch was refused for now. It will be fetched again.
 pub(super) static HELD_BACK: AtomicBool = AtomicBool::new(false);
 
 /// Limits all batches together to `share` bytes, and each batch to half of that.
@@ -17,12 +17,12 @@ pub(super) fn set(share: u64) {
     SHARE.store(share, Ordering::Relaxed);
 }
 
-/// The memory of batches that are decompressed and not consumed yet.
+/// Returns the memory of the batches that are decompressed but not consumed yet.
 pub fn held() -> u64 {
     batches().bytes
 }
 
-/// Whether a batch was refused for now since the last call.
+/// Returns whether a batch was refused for now since the last call.
 pub fn held_back() -> bool {
     HELD_BACK.swap(false, Ordering::Relaxed)
 }
@@ -36,7 +36,7 @@ pub(super) struct Batches {
 
 pub(super) struct HeldBatch {
     pub weight: u64,
-    /// The bytes, if they were allocated here. Otherwise `free` frees them.
+    /// The bytes, if this module allocated them. Otherwise `free` frees them.
     #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only kept"))]
     pub ours: Option<Vec<u8>>,
     pub free: Option<unsafe extern "C" fn(*mut std::ffi::c_void)>,

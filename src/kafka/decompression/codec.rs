@@ -1,32 +1,32 @@
-//! Kafka's four codecs, decompressed piece by piece.
+//! Decompresses batches of Kafka's four codecs piece by piece.
 
 use std::io::{self, Error, Read};
 
-/// How a batch is compressed.
+/// The compression codec of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     Gzip,
     Lz4,
     Zstd,
-    /// One block.
+    /// Snappy, as one block.
     Snappy,
-    /// Blocks preceded by their lengths, as Java writes them, without Java's header.
+    /// Snappy blocks preceded by their lengths, as the Java client writes them, without the Java client's header.
     SnappyBlocks,
 }
 
-/// Why a batch is not given to the parser.
+/// The reason why a batch is not passed to the parser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
     /// Batches that wait to be consumed take all the memory.
     ForNow,
-    /// It cannot be decompressed, or not within its share.
+    /// The batch cannot be decompressed at all, or not within its share of memory.
     Broken,
 }
 
 /// zstd's own limit for the window of a stream.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Decompresses everything; `None` if that is more than `max` bytes.
+/// Decompresses the whole batch. Returns `None` if the result has more than `max` bytes.
 pub fn read(codec: Codec, compressed: &[u8], max: u64) -> Result<Option<Vec<u8>>, Refused> {
     if snappy_length(codec, compressed).is_some_and(|bytes| bytes > max) {
         return Ok(None);
@@ -40,7 +40,7 @@ pub fn read(codec: Codec, compressed: &[u8], max: u64) -> Result<Option<Vec<u8>>
     Ok((bytes.len() as u64 <= max).then_some(bytes))
 }
 
-/// Opens a stream that takes at most `max` bytes of memory, whatever its length.
+/// Opens a decompressing stream that takes at most `max` bytes of memory, however long its output is.
 pub fn open<'c>(codec: Codec, compressed: &'c [u8], max: u64) -> io::Result<Box<dyn Read + 'c>> {
     Ok(match codec {
         Codec::Gzip if compressed.starts_with(&[0x1f, 0x8b]) => {
@@ -68,7 +68,7 @@ pub fn open<'c>(codec: Codec, compressed: &'c [u8], max: u64) -> io::Result<Box<
     })
 }
 
-/// The decompressed length that a snappy batch declares.
+/// Returns the decompressed length that a snappy batch declares.
 pub fn snappy_length(codec: Codec, compressed: &[u8]) -> Option<u64> {
     match codec {
         Codec::Snappy => Some(snap::raw::decompress_len(compressed).ok()? as u64),
@@ -84,7 +84,7 @@ pub fn snappy_length(codec: Codec, compressed: &[u8]) -> Option<u64> {
     }
 }
 
-/// Decompresses block by block, because snappy has no smaller parts.
+/// Decompresses one block at a time, because snappy cannot decompress a part of a block.
 struct Blocks<'c> {
     rest: &'c [u8],
     block: Vec<u8>,
@@ -109,13 +109,13 @@ impl Read for Blocks<'_> {
     }
 }
 
-/// The first block and the rest.
+/// Returns the first block and the rest.
 fn next_block(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = rest.split_first_chunk()?;
     rest.split_at_checked(u32::from_be_bytes(*length) as usize)
 }
 
-/// Decompresses a block. A block larger than twice `max` is refused.
+/// Decompresses a block. Refuses a block that decompresses to more than twice `max`.
 fn block(compressed: &[u8], max: u64) -> io::Result<Vec<u8>> {
     let bytes = snap::raw::decompress_len(compressed)? as u64;
     if bytes > max.saturating_mul(2) {

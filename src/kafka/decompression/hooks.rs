@@ -1,6 +1,6 @@
-//! Functions that librdkafka calls instead of its own. The linker replaces calls of `x` by `__wrap_x`; see `build.rs`.
+//! Functions that librdkafka calls instead of its own. The linker redirects calls of `x` to `__wrap_x`; see `build.rs`.
 //!
-//! librdkafka limits a decompressed batch only for zstd, and a batch above that limit blocks its partition for ever.
+//! librdkafka limits a decompressed batch only for zstd, and a batch above that limit blocks its partition forever.
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
@@ -38,7 +38,7 @@ thread_local! {
     static SNAPPY: RefCell<Option<UnpackedBatch>> = const { RefCell::new(None) };
 }
 
-/// Keeps the linker from removing these functions, which no Rust code calls.
+/// References these functions so that the linker does not remove them, although no Rust code calls them.
 pub fn link() {
     std::hint::black_box([
         __wrap_rd_gz_decompress as *const (),
@@ -51,7 +51,7 @@ pub fn link() {
     ]);
 }
 
-/// Decompresses a batch; `None` if it is refused.
+/// Decompresses a batch. Returns `None` if the batch is refused.
 ///
 /// # Safety
 /// `compressed` points to `length` bytes.
@@ -60,7 +60,7 @@ unsafe fn unpacked(
     compressed: *const c_void,
     length: usize,
 ) -> Option<UnpackedBatch> {
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees this.
     let compressed = unsafe { from_raw_parts(compressed.cast::<u8>(), length) };
     // A panic must not unwind through C.
     let batch = catch_unwind(|| unpack(codec, compressed)).unwrap_or(Err(Refused::Broken));
@@ -119,7 +119,7 @@ unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
         }
         None => free,
     };
-    // SAFETY: librdkafka's own arguments, except for the function that frees the bytes.
+    // SAFETY: these are librdkafka's own arguments, except for the function that frees the bytes.
     unsafe { __real_rd_kafka_buf_new_shadow(bytes, size, free) }
 }
 
@@ -129,10 +129,10 @@ unsafe extern "C" fn __wrap_rd_gz_decompress(
     length: c_int,
     out_length: *mut u64,
 ) -> *mut c_void {
-    // SAFETY: librdkafka's bytes and their length.
+    // SAFETY: librdkafka passes its bytes with their length.
     let batch = unsafe { unpacked(Codec::Gzip, compressed, length as usize) };
     let (address, bytes) = batch.map_or((null_mut(), 0), lend);
-    // SAFETY: librdkafka's output argument.
+    // SAFETY: librdkafka passes a valid output argument.
     unsafe { *out_length = bytes as u64 };
     address
 }
@@ -149,7 +149,7 @@ unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
 ) -> c_int {
     if proper_checksum == 0 {
         // Only brokers before 0.10 write such batches.
-        // SAFETY: librdkafka's own arguments.
+        // SAFETY: these are librdkafka's own arguments.
         return unsafe {
             __real_rd_kafka_lz4_decompress(
                 broker,
@@ -162,7 +162,7 @@ unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
             )
         };
     }
-    // SAFETY: librdkafka's bytes and its output arguments.
+    // SAFETY: librdkafka passes its bytes with their length, and valid output arguments.
     unsafe {
         hand_out(
             unpacked(Codec::Lz4, compressed.cast(), length),
@@ -180,7 +180,7 @@ unsafe extern "C" fn __wrap_rd_kafka_zstd_decompress(
     out: *mut *mut c_void,
     out_length: *mut usize,
 ) -> c_int {
-    // SAFETY: librdkafka's bytes and its output arguments.
+    // SAFETY: librdkafka passes its bytes with their length, and valid output arguments.
     unsafe {
         hand_out(
             unpacked(Codec::Zstd, compressed.cast(), length),
@@ -201,7 +201,7 @@ unsafe fn hand_out(
         return BAD_COMPRESSION;
     };
     let (address, bytes) = lend(batch);
-    // SAFETY: the caller's.
+    // SAFETY: the caller guarantees this.
     unsafe {
         *out = address;
         *out_length = bytes;
@@ -217,7 +217,7 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
     error: *mut c_char,
     error_size: usize,
 ) -> *mut c_char {
-    // SAFETY: librdkafka's bytes, its output arguments, and its buffer for an error text.
+    // SAFETY: librdkafka passes its bytes with their length, valid output arguments, and its buffer for an error text.
     unsafe {
         let batch = unpacked(Codec::SnappyBlocks, compressed.cast(), length);
         let (address, bytes) = batch.map_or((null_mut(), 0), lend);
@@ -235,11 +235,11 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
     length: usize,
     out_length: *mut usize,
 ) -> bool {
-    // SAFETY: librdkafka's bytes and their length.
+    // SAFETY: librdkafka passes its bytes with their length.
     let Some(batch) = (unsafe { unpacked(Codec::Snappy, compressed.cast(), length) }) else {
         return false;
     };
-    // SAFETY: librdkafka's output argument.
+    // SAFETY: librdkafka passes a valid output argument.
     unsafe { *out_length = batch.bytes.len() };
     SNAPPY.set(Some(batch));
     true
@@ -255,7 +255,7 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompress(
     let Some(UnpackedBatch { bytes, weight }) = SNAPPY.take() else {
         return -1;
     };
-    // SAFETY: librdkafka allocated as many bytes as it was told.
+    // SAFETY: librdkafka allocated the number of bytes that `__wrap_rd_kafka_snappy_uncompressed_length` returned.
     unsafe {
         out.cast::<u8>()
             .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())

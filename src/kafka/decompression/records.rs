@@ -1,8 +1,9 @@
-//! The records of a batch in Kafka's format, version 2: counts them without keeping them, and writes a stand-in record.
+//! The records of a batch in Kafka's format, version 2. Counts the records without keeping them, and writes a stand-in
+//! record.
 
 use std::io::{self, BufRead, BufReader, Error, Read};
 
-/// The contents of a batch.
+/// The number of records in a batch, and their range of offsets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     pub bytes: u64,
@@ -13,7 +14,7 @@ pub struct Summary {
     last_timestamp: i64,
 }
 
-/// Reads a batch to its end.
+/// Reads a batch to its end and summarises it.
 ///
 /// # Errors
 /// When the bytes are not records.
@@ -38,12 +39,12 @@ pub fn walk(batch: impl Read) -> io::Result<Summary> {
     }
     summary.bytes = batch.bytes;
     if summary.records == 0 || summary.last_offset < summary.first_offset {
-        return Err(Error::other("no records"));
+        return Err(Error::other("a batch holds no records"));
     }
     Ok(summary)
 }
 
-/// A record with one header and without key and value, at the offset of the last record of the batch.
+/// Builds a record with one header and without key and value, at the offset of the last record of the batch.
 pub fn stand_in(summary: &Summary, header: &str, value: &str) -> Vec<u8> {
     let mut body = vec![0]; // attributes
     put(&mut body, summary.last_timestamp);
@@ -90,7 +91,7 @@ impl<R: Read> Counted<R> {
     }
 }
 
-/// Reads a zigzag-encoded number, seven bits per byte.
+/// Reads a zigzag-encoded number with seven bits per byte.
 fn varint<R: Read>(from: &mut Counted<R>) -> io::Result<i64> {
     let mut number: u64 = 0;
     for shift in (0..64).step_by(7) {
@@ -100,7 +101,7 @@ fn varint<R: Read>(from: &mut Counted<R>) -> io::Result<i64> {
             return Ok((number >> 1) as i64 ^ -((number & 1) as i64));
         }
     }
-    Err(Error::other("a number is too long"))
+    Err(Error::other("a number in a record is too long"))
 }
 
 fn put(into: &mut Vec<u8>, number: i64) {

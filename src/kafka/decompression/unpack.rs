@@ -11,10 +11,10 @@ use crate::record::Record;
 
 /// librdkafka's overhead in bytes for each record.
 const RECORD_OVERHEAD: u64 = 512;
-/// The header of a stand-in record.
+/// The name of the header of a stand-in record.
 const HEADER: &str = "residuald.batch";
 
-/// Proves that a stand-in was made here. Producers of records cannot know it.
+/// Proves that this process made a stand-in record. Producers cannot know this value.
 static SECRET: LazyLock<String> = LazyLock::new(|| {
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
@@ -28,14 +28,14 @@ pub struct Oversized {
     /// The last offset.
     pub last: i64,
     pub records: u64,
-    /// The memory it would take, including the overhead of its records.
+    /// The memory that the batch would take, including the overhead of its records.
     pub bytes: u64,
     /// The limit for one batch.
     pub share: u64,
 }
 
 impl Oversized {
-    /// The batch for which a stand-in record was made; `None` for any other record.
+    /// Returns the batch that a stand-in record describes, or `None` for any other record.
     pub fn of(record: &Record<'_>) -> Option<Oversized> {
         let ours = record.payload.is_none() && record.headers.len() == 1;
         let (name, value) = record.headers.first().filter(|_| ours)?;

@@ -2,14 +2,14 @@
 
 use crate::config::is_secret;
 
-/// Part of an error text, and the advice for it. The first match counts.
+/// Pairs of a part of an error text and the advice for it. The first match applies.
 const ADVICE: [(&str, &str); 16] = [
     (
         "Unsupported SASL mechanism",
         "Set \"sasl.mechanism\" in [kafka.client] to one that the brokers support",
     ),
     (
-        "no credentials of AWS",
+        "no AWS credentials",
         "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod or the instance a role",
     ),
     (
@@ -42,10 +42,10 @@ const ADVICE: [(&str, &str); 16] = [
 const KERBEROS: &str = "Check \"sasl.kerberos.principal\", \"sasl.kerberos.keytab\" and \"sasl.kerberos.service.name\" in [kafka.client], and that the KDC in /etc/krb5.conf answers";
 const CLIENT_CERTIFICATE: &str = "The brokers want a client certificate that they trust: check \"ssl.certificate.location\" and \"ssl.key.location\" in [kafka.client]";
 const LISTENER: &str =
-    "Check that \"security.protocol\" in [kafka.client] fits the port: plaintext, ssl, sasl_ssl";
+    "Check that \"security.protocol\" in [kafka.client] matches the port: plaintext, ssl, sasl_ssl";
 const ADDRESS: &str = "Check kafka.brokers, and that the brokers are up";
 
-/// librdkafka's error text without its thread name and timing, followed by advice.
+/// Returns librdkafka's error text without its thread name and timing, followed by advice.
 pub(super) fn explain(error: &str) -> String {
     let advice = ADVICE.iter().find(|(part, _)| error.contains(part));
     let advice = advice.map_or(ADDRESS, |(_, advice)| advice);
@@ -57,7 +57,7 @@ pub(super) fn explain(error: &str) -> String {
     format!("{words}. {advice}")
 }
 
-/// Settings with a fixed set of values, which librdkafka's errors do not list.
+/// Settings with a fixed set of values, because librdkafka's errors do not list the valid ones.
 pub(super) const CHOICES: [(&str, &str); 10] = [
     (
         "security.protocol",
@@ -81,8 +81,8 @@ pub(super) const CHOICES: [(&str, &str); 10] = [
 ];
 const COMPRESSIONS: &str = "none, gzip, snappy, lz4, zstd";
 
-/// librdkafka's error about a value, followed by the valid ones. The value is hidden if its setting holds a secret, or
-/// if the setting is unknown: the name of a secret may be misspelled.
+/// Returns librdkafka's error about a value, followed by the valid values. The value is hidden if its setting holds a
+/// secret. It is also hidden if the setting is unknown, because the name of a secret may be misspelled.
 pub(super) fn wrong_value(problem: &str, name: &str, value: &str, is_known: bool) -> String {
     let problem = match is_known && !is_secret(name) {
         true => problem.to_owned(),
@@ -96,8 +96,8 @@ pub(super) fn wrong_value(problem: &str, name: &str, value: &str, is_known: bool
     }
 }
 
-/// The setting because of which librdkafka cannot create a client, with the problem; `None` if its error names no
-/// setting. The error begins with the name.
+/// Returns the setting that prevents librdkafka from creating a client, with the problem. Returns `None` if the error
+/// names no setting. The error begins with the setting's name.
 pub(super) fn refused_setting(problem: &str) -> Option<(String, String)> {
     let first = problem.split(' ').next().unwrap_or_default();
     let first = first.trim_matches('`');

@@ -7,24 +7,24 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
-/// A start or an end of a range. The start belongs to the range, the end does not.
+/// The start or the end of a range. The start is inclusive, the end exclusive.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Bound {
     Beginning,
-    /// The end of the topic when reading starts.
+    /// The end of the topic at the time when reading starts.
     End,
     /// The same offset in every partition.
     Offset(i64),
     /// An offset for each of these partitions. Others are not read.
     Offsets(BTreeMap<i32, i64>),
-    /// In each partition, the first record that is not older.
+    /// In each partition, the first record with this timestamp or a later one.
     Time(Timestamp),
-    /// The same, with a time before now.
+    /// Like `Time`, as a duration before now.
     Ago(SignedDuration),
 }
 
 impl Bound {
-    /// The named partitions, if there are any.
+    /// Returns the partitions that the bound names, if any.
     pub fn partitions(&self) -> Option<Vec<i32>> {
         match self {
             Bound::Offsets(offsets) => Some(offsets.keys().copied().collect()),

@@ -18,12 +18,12 @@ use crate::message::{About, Message};
 /// The producer of verdicts and dead letters.
 pub(super) type VerdictProducer = ThreadedProducer<SinkContext>;
 
-/// Travels with a message to the brokers and comes back with their answer.
+/// Identifies a sent message. librdkafka returns it with the brokers' answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticket {
     /// The batch to which the message belongs.
     pub sequence: u64,
-    /// No other message was in flight, so a refusal concerns this one.
+    /// Whether no other message was in flight. If so, a refusal concerns this message.
     pub alone: bool,
     /// The message's own timestamp, which librdkafka does not return.
     pub timestamp_ms: Option<i64>,
@@ -36,18 +36,18 @@ pub struct Delivery {
     pub result: Result<(), SendError>,
 }
 
-/// A message that was not delivered. It is returned where it can be sent again, later or in another shape.
+/// A message that was not delivered. The error contains the message if it can be sent again, later or in another shape.
 #[derive(Debug)]
 pub enum SendError {
     /// The local queue is full: wait for deliveries, then send again.
     QueueFull,
-    /// Larger than the client or the topic accepts.
+    /// The message is larger than the client or the topic accepts.
     TooLarge {
         topic: String,
         message: Box<Message>,
     },
-    /// This message, or another one in its batch, violates the topic's settings: by its timestamp, or because it has no
-    /// key.
+    /// This message, or another one in its batch, violates the topic's settings: its timestamp is out of range, or its
+    /// key is missing.
     Invalid {
         topic: String,
         message: Box<Message>,
@@ -59,11 +59,11 @@ pub enum SendError {
         message: Box<Message>,
         problem: String,
     },
-    /// librdkafka gave up for good.
+    /// librdkafka has given up on the message.
     Failed { topic: String, problem: String },
 }
 
-/// Classifies a failure. `message` is called only where the message can be sent again.
+/// Classifies a failure. Calls `message` only if the message can be sent again.
 pub(super) fn send_error(
     error: &ClientError,
     topic: &str,
@@ -124,8 +124,8 @@ impl ProducerContext for SinkContext {
     fn delivery(&self, result: &DeliveryResult<'_>, sent: Self::DeliveryOpaque) {
         let (ticket, about) = *sent;
         let result = match result {
-            // The brokers took it for a repeat, so it has no offset. In a transaction it is sent again, because it may
-            // belong to an earlier transaction.
+            // The brokers took the message for a duplicate, so it has no offset. In a transaction it is sent again,
+            // because the original may belong to an earlier transaction.
             Ok(message) if self.is_transactional && message.offset() < 0 => {
                 Err(SendError::Failed {
                     topic: message.topic().to_owned(),
@@ -145,7 +145,7 @@ impl ProducerContext for SinkContext {
                 timestamp_ms: ticket.timestamp_ms,
             })),
         };
-        // Fails only when the publisher has ended.
+        // This fails only if the publisher has ended.
         let _ = self.deliveries.send(Delivery { ticket, result });
     }
 }

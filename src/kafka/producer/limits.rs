@@ -1,5 +1,5 @@
-//! What the client and each output topic accept: the largest message (the smaller limit counts), the range of timestamps,
-//! and whether a message needs a key.
+//! The messages that the client and each output topic accept: their maximum size, their range of timestamps, and
+//! whether they need a key. The smaller limit applies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,14 +11,15 @@ use rdkafka::config::ClientConfig;
 
 use super::super::client::contexts::QuietContext;
 
-/// The limits are useful but not essential, so the wait for them is short.
+/// How long to wait for the limits, which are useful but not essential.
 const PATIENCE: Duration = Duration::from_secs(5);
 const CLIENT: &str = "message.max.bytes";
 const TOPIC: &str = "max.message.bytes";
-/// librdkafka's default.
+/// librdkafka's default for the largest message.
 const CLIENT_DEFAULT: usize = 1_000_000;
 
-/// The brokers' default since Apache Kafka 4.0. Earlier versions accept every timestamp.
+/// The brokers' default for how far a timestamp may lie in the future, since Apache Kafka 4.0. Earlier versions accept
+/// every timestamp.
 const FUTURE_MS: i64 = 3_600_000;
 /// The tolerated difference between the brokers' clocks and this one.
 const CLOCKS_MS: i64 = 60_000;
@@ -26,23 +27,23 @@ const CLOCKS_MS: i64 = 60_000;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     client: usize,
-    /// The limits of each topic, or why they are not known.
+    /// The limits of each topic, or why they are unknown.
     topics: BTreeMap<String, Result<TopicLimits, String>>,
 }
 
-/// What a topic accepts.
+/// The messages that a topic accepts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct TopicLimits {
     bytes: usize,
     /// How far a timestamp may lie in the past and in the future, in milliseconds.
     past_ms: i64,
     future_ms: i64,
-    /// A compacted topic accepts no message without a key.
+    /// A compacted topic refuses a message without a key.
     needs_key: bool,
 }
 
 impl TopicLimits {
-    /// For a topic whose settings are not known.
+    /// The limits assumed for a topic whose settings are unknown.
     const UNKNOWN: TopicLimits = TopicLimits {
         bytes: usize::MAX,
         past_ms: i64::MAX,
@@ -60,7 +61,7 @@ impl TopicLimits {
             false => number(name).unwrap_or(i64::MAX),
         };
         Ok(TopicLimits {
-            bytes: bytes.ok_or_else(|| format!("no {TOPIC} in their answer"))?,
+            bytes: bytes.ok_or_else(|| format!("their answer lacks {TOPIC}"))?,
             past_ms: far("message.timestamp.before.max.ms"),
             future_ms: far("message.timestamp.after.max.ms"),
             needs_key: setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
@@ -69,7 +70,7 @@ impl TopicLimits {
 }
 
 impl Limits {
-    /// The client's limit, without those of topics.
+    /// Returns the client's limit, without those of topics.
     pub fn of_client(config: &ClientConfig) -> Limits {
         let client = config.get(CLIENT).and_then(|value| value.parse().ok());
         Limits {
@@ -78,7 +79,8 @@ impl Limits {
         }
     }
 
-    /// Asks the brokers (DescribeConfigs) and waits a few seconds at most. `config` is the producer's.
+    /// Requests the limits from the brokers (DescribeConfigs). Waits a few seconds at most. `config` is the producer's
+    /// configuration.
     pub fn ask(config: &ClientConfig, topics: &[impl AsRef<str>]) -> Limits {
         let topics: BTreeSet<&str> = topics.iter().map(AsRef::as_ref).collect();
         let topics: &[&str] = &Vec::from_iter(topics);
@@ -94,12 +96,12 @@ impl Limits {
         }
     }
 
-    /// The largest message that the client accepts.
+    /// Returns the size of the largest message that the client accepts.
     pub fn client(&self) -> usize {
         self.client
     }
 
-    /// The largest message that a topic accepts, if that is known.
+    /// Returns the size of the largest message that a topic accepts, if known.
     pub fn topic(&self, topic: &str) -> Option<usize> {
         let limits = self.topics.get(topic)?.as_ref().ok()?;
         Some(limits.bytes)
@@ -112,8 +114,8 @@ impl Limits {
         }
     }
 
-    /// Whether a topic accepts messages with this timestamp. Timestamps close to a limit count as refused, because the
-    /// brokers' clocks may differ from this one.
+    /// Returns whether a topic accepts messages with this timestamp. Timestamps close to a limit count as refused,
+    /// because the brokers' clocks may differ from this one.
     pub fn takes_time(&self, topic: &str, timestamp_ms: i64, now_ms: i64) -> bool {
         let limits = self.limits_of(topic);
         let oldest = now_ms.saturating_sub(limits.past_ms.saturating_sub(CLOCKS_MS));
@@ -126,7 +128,7 @@ impl Limits {
         (oldest.max(0)..=newest).contains(&timestamp_ms)
     }
 
-    /// The settings that bound the timestamps of a topic, for a person.
+    /// Describes the settings that bound the timestamps of a topic.
     pub fn of_time(&self, topic: &str) -> String {
         let TopicLimits {
             past_ms, future_ms, ..
@@ -142,7 +144,7 @@ impl Limits {
         )
     }
 
-    /// Whether a topic refuses a message without a key.
+    /// Returns whether a topic refuses messages without a key.
     pub fn needs_key(&self, topic: &str) -> bool {
         self.limits_of(topic).needs_key
     }
@@ -155,7 +157,7 @@ impl Limits {
         self.topics.values().all(Result::is_ok)
     }
 
-    /// The smallest known limit of a topic.
+    /// Returns the smallest known limit of all topics.
     pub fn least(&self) -> Option<usize> {
         self.topics
             .values()
@@ -164,7 +166,7 @@ impl Limits {
             .min()
     }
 
-    /// The setting to raise when a message is too large for a topic.
+    /// Names the setting to raise when a message is too large for a topic.
     pub fn hint(&self, topic: &str) -> String {
         let client = self.client;
         match self.topic(topic) {
@@ -175,12 +177,12 @@ impl Limits {
                 "raise kafka.producer.\"{CLIENT}\", now {client} bytes; topic `{topic}` accepts {limit}"
             ),
             None => format!(
-                "raise kafka.producer.\"{CLIENT}\", now {client} bytes, or {TOPIC} of topic `{topic}`, which is not known here"
+                "raise kafka.producer.\"{CLIENT}\", now {client} bytes, or {TOPIC} of topic `{topic}`, whose current value is unknown"
             ),
         }
     }
 
-    /// A line for each topic that compares its limit with the client's.
+    /// Returns a line for each topic that compares its limit with the client's.
     pub fn lines(&self) -> Vec<String> {
         let client = self.client;
         let line = |(topic, limits): (&String, &Result<TopicLimits, String>)| match limits {
@@ -189,7 +191,7 @@ impl Limits {
                 client.min(*limit)
             ),
             Err(problem) => format!(
-                "a message for topic `{topic}` may have {client} bytes (kafka.producer.\"{CLIENT}\"), or less: the brokers do not return {TOPIC} of the topic ({problem}); permit DescribeConfigs on it"
+                "a message for topic `{topic}` may have {client} bytes (kafka.producer.\"{CLIENT}\"), or less: the brokers do not return {TOPIC} of the topic ({problem}); permit DescribeConfigs on the topic"
             ),
         };
         self.topics.iter().map(line).collect()
@@ -200,7 +202,7 @@ type ByTopic = BTreeMap<String, Result<TopicLimits, String>>;
 
 fn described(config: &ClientConfig, topics: &[&str]) -> Result<ByTopic, String> {
     let mut config = config.clone();
-    // An admin client takes no part in transactions.
+    // An admin client does not use transactions.
     for name in ["transactional.id", "transaction.timeout.ms"] {
         config.remove(name);
     }
@@ -285,7 +287,11 @@ mod tests {
                 Ok(1_048_588),
                 "raise kafka.producer.\"message.max.bytes\", now 1000000 bytes",
             ),
-            (7, Err("not permitted".into()), "which is not known here"),
+            (
+                7,
+                Err("not permitted".into()),
+                "whose current value is unknown",
+            ),
         ] {
             let hint = limits(client, topic).hint("dead");
             assert!(hint.contains(expected), "{hint}");

@@ -1,4 +1,4 @@
-//! Replays dead letters: one transaction for each chunk, and only one replay of a dead letter topic at a time.
+//! Replays dead letters. Each chunk is one transaction, and only one replay of a dead letter topic runs at a time.
 
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,9 +20,9 @@ use crate::config::KafkaSettings;
 use crate::dead_letter::ReplayRecord;
 use crate::shutdown::Shutdown;
 
-/// The transaction timeout of a chunk, and the longest wait for its end.
+/// The transaction timeout of a chunk, which also bounds the wait for the transaction to end.
 const TRANSACTION: Duration = Duration::from_secs(60);
-/// librdkafka requires that this is less than the transaction timeout.
+/// The delivery timeout. librdkafka requires that it is shorter than the transaction timeout.
 const DELIVERY: Duration = Duration::from_secs(45);
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
 
@@ -45,7 +45,7 @@ pub struct Replay {
     refused: FirstRefusal,
 }
 
-/// Why the first message was refused since the last `take`.
+/// Why the first message since the last `take` was refused.
 #[derive(Clone, Default)]
 struct FirstRefusal(Arc<Mutex<Option<String>>>);
 
@@ -62,7 +62,7 @@ impl FirstRefusal {
 
 fn config(kafka: &KafkaSettings, topic: &str) -> ClientConfig {
     let mut config = client::config(kafka, &kafka.producer);
-    // An alias of message.timeout.ms, which is set below.
+    // This setting is an alias of message.timeout.ms, which is set below.
     config.remove("delivery.timeout.ms");
     config
         .set("enable.idempotence", "true")
@@ -77,8 +77,8 @@ fn config(kafka: &KafkaSettings, topic: &str) -> ClientConfig {
 }
 
 impl Replay {
-    /// Connects and takes over from any other replay of the dead letter topic `topic`. The open transaction of that replay
-    /// is aborted, and it can commit nothing more.
+    /// Connects and takes over from any other replay of the dead letter topic `topic`. The brokers abort the open
+    /// transaction of that replay, and refuse its further commits.
     ///
     /// # Errors
     /// [`ReplayError`] when no broker answers in time, a topic is absent, or a stop comes first.
@@ -106,7 +106,7 @@ impl Replay {
         Ok(replay)
     }
 
-    /// The number of partitions of a topic that must exist.
+    /// Returns the number of partitions of a topic that must exist.
     ///
     /// # Errors
     /// [`KafkaError`] when the topic is absent or no broker answers.
@@ -119,8 +119,8 @@ impl Replay {
     /// Sends all `records` in one transaction, so all or none become visible.
     ///
     /// # Errors
-    /// [`ReplayError`]. No record was sent, unless the connection broke while the transaction was committed. Then either
-    /// all or none are in Kafka.
+    /// [`ReplayError`]. No record was sent, unless the connection broke during the commit of the transaction. In that
+    /// case, either all or none of the records are in Kafka.
     pub fn send(&self, records: &[ReplayRecord]) -> Result<(), ReplayError> {
         self.producer
             .begin_transaction()
@@ -128,7 +128,7 @@ impl Replay {
         let sent = records.iter().try_for_each(|record| self.produce(record));
         let committed = sent.and_then(|()| self.until_done(|p, left| p.commit_transaction(left)));
         committed.map_err(|error| {
-            // This fails if another replay took over. The brokers abort the transaction by themselves then.
+            // This fails if another replay took over. In that case, the brokers abort the transaction.
             let _ = self.producer.abort_transaction(Duration::from_secs(5));
             match (error, self.refused.take()) {
                 (ReplayError::Refused { .. }, Some(problem)) => ReplayError::Refused { problem },
@@ -161,7 +161,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Repeats a call as long as librdkafka calls its errors retriable.
+    /// Repeats a call while librdkafka marks its errors as retriable.
     fn until_done(
         &self,
         attempt: impl Fn(&ThreadedProducer<ReplayContext>, Duration) -> Result<(), ClientError>,
@@ -202,12 +202,12 @@ impl Replay {
     }
 }
 
-/// Why a message was refused, and what to do if that is known.
+/// Describes why a message was refused, and what to do if that is known.
 fn refusal(topic: &str, code: RDKafkaErrorCode, payload: Option<&[u8]>) -> String {
     let size = payload.map_or(0, <[u8]>::len);
     match code {
         RDKafkaErrorCode::MessageSizeTooLarge => format!(
-            "a dead letter of {size} bytes is too large for topic `{topic}`: raise message.max.bytes here and max.message.bytes there"
+            "a dead letter of {size} bytes is too large for topic `{topic}`: raise message.max.bytes of the client and max.message.bytes of the topic"
         ),
         RDKafkaErrorCode::InvalidRecord => format!(
             "topic `{topic}` refuses a record ({code}): is it compacted? A compacted topic accepts no record without a key"
@@ -243,7 +243,7 @@ impl ProducerContext for ReplayContext {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         use RDKafkaErrorCode as Code;
         match result {
-            // A purged message says nothing: another message was refused before it.
+            // A purged message is not the cause: another message was refused before it.
             Ok(_)
             | Err((ClientError::MessageProduction(Code::PurgeQueue | Code::PurgeInflight), _)) => {}
             Err((error, message)) => {

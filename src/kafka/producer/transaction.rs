@@ -1,4 +1,5 @@
-//! Exactly-once: messages and the offsets of their records become visible together or not at all (KIP-98, KIP-447).
+//! Exactly-once delivery: messages and the offsets of their records become visible together or not at all (KIP-98,
+//! KIP-447).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,16 +18,16 @@ use crate::batch::TopicPartition;
 use crate::config::{KafkaSettings, TRANSACTION_TIMEOUT_MS};
 use crate::shutdown::Shutdown;
 
-/// The timeout of one attempt at a call that waits for brokers: short, so that a stop is noticed soon.
+/// The timeout of one attempt at a call that waits for brokers. It is short, so that a stop request is noticed quickly.
 const ATTEMPT: Duration = Duration::from_secs(1);
-/// The timeout of the abort when the process ends.
+/// The timeout for aborting the transaction when the process ends.
 const LAST_ATTEMPT: Duration = Duration::from_millis(500);
-/// Offsets are sent only once with one producer: librdkafka keeps a request that timed out and may send it later, in
-/// whatever transaction is open then.
+/// The timeout for sending offsets. With one producer, offsets are sent only once, because librdkafka keeps a request
+/// that timed out and may send it later, in whatever transaction is open then.
 const OFFSETS_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
-/// A call that has not returned after this number of polls will not return: librdkafka 2.12 forgets its timeout when the
-/// group coordinator moves at the wrong moment (confluentinc/librdkafka#5456). Polls are counted instead of time, because
+/// The number of polls after which a call counts as stuck. librdkafka 2.12 forgets the timeout of a call when the group
+/// coordinator moves at the wrong moment (confluentinc/librdkafka#5456). Polls are counted instead of time, because
 /// time also passes while this process is frozen.
 const STUCK_AFTER: u32 = 60;
 
@@ -34,15 +35,15 @@ const STUCK_AFTER: u32 = 60;
 #[derive(Debug)]
 pub enum Outcome {
     Committed,
-    /// Nothing of it is visible; its messages may be sent again in another transaction.
+    /// Nothing of the transaction is visible. Its messages may be sent again in another transaction.
     Aborted(String),
-    /// librdkafka does not return, and nothing is committed. Another producer with the same transactional.id aborts the
-    /// transaction for good.
+    /// The call into librdkafka does not return, and nothing is committed. Another producer with the same
+    /// transactional.id aborts the transaction for good.
     Stuck,
 }
 
-/// Makes a producer transactional. The brokers fence a predecessor with the same transactional.id at once and abort its
-/// transaction. With another id they abort that transaction only after `transaction.timeout.ms`.
+/// Makes a producer transactional. If a previous producer has the same transactional.id, the brokers fence it at once
+/// and abort its transaction. If its id differs, they abort that transaction only after `transaction.timeout.ms`.
 pub(super) fn configure(config: &mut ClientConfig, kafka: &KafkaSettings) {
     let instance = "group.instance.id";
     let instance = kafka.consumer.get(instance).or(kafka.client.get(instance));
@@ -56,13 +57,13 @@ pub(super) fn configure(config: &mut ClientConfig, kafka: &KafkaSettings) {
             config.set(name, value);
         }
     }
-    // Without it, librdkafka derives the timeout from that of the transaction.
+    // Without this setting, librdkafka derives the message timeout from the transaction timeout.
     if config.get("message.timeout.ms") == Some("0") {
         config.remove("message.timeout.ms");
     }
 }
 
-/// A name that differs for every start on every machine.
+/// Returns a name that is different for every start and every machine.
 fn unique() -> String {
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy().into_owned();
@@ -141,9 +142,10 @@ impl Transactions {
             Err(CallError::MustAbort(problem) | CallError::TimedOut(problem)) => {
                 self.abort(problem, give_up)
             }
-            // The commit may or may not have happened. Only the group's offsets tell, and a new start reads them.
+            // The commit may or may not have succeeded. Only the group's offsets show which, and the next start reads
+            // them.
             Err(CallError::Stuck) => Err(KafkaError::Transaction(
-                "the brokers do not say whether it is committed".into(),
+                "the brokers did not confirm whether it was committed".into(),
             )),
             Err(CallError::Fatal(error)) => Err(error),
         }
@@ -156,17 +158,20 @@ impl Transactions {
                 Ok(Outcome::Aborted(problem))
             }
             Err(CallError::Stuck) => Ok(Outcome::Stuck),
-            // librdkafka makes this fatal if the brokers know no transaction to abort: they could not open it, because a
-            // topic was deleted. Another producer can start anew.
+            // librdkafka reports this fatal error if the brokers have no transaction to abort. They could not open it,
+            // because a topic was deleted. Another producer can start over.
             Err(CallError::Fatal(KafkaError::Transaction(error))) => {
-                tracing::warn!("a transaction cannot be aborted: {error}");
+                tracing::warn!(
+                    "a transaction cannot be aborted, so its producer will be replaced: {error}"
+                );
                 Ok(Outcome::Stuck)
             }
             Err(CallError::Fatal(error)) => Err(error),
         }
     }
 
-    /// Tries to abort at the end of the process, so that readers need not wait for `transaction.timeout.ms`.
+    /// Tries to abort the transaction when the process ends, so that consumers need not wait for
+    /// `transaction.timeout.ms`.
     pub fn abort_if_open(&self) {
         if self.id.is_some() {
             let abort = |producer: &VerdictProducer| {
@@ -178,7 +183,7 @@ impl Transactions {
         }
     }
 
-    /// Repeats a call that times out, until `give_up`. librdkafka continues such a call where it was.
+    /// Repeats a call that times out, until `give_up` is requested. librdkafka resumes the same call.
     fn call_until_done(
         &self,
         give_up: &Shutdown,
@@ -229,19 +234,19 @@ impl Transactions {
     }
 }
 
-/// Why a transactional call failed, by what can succeed instead.
+/// Why a transactional call failed, named by what can succeed next.
 enum CallError {
-    /// Another transaction.
+    /// Another transaction can succeed.
     MustAbort(String),
-    /// The same call again.
+    /// The same call can succeed when it is repeated.
     TimedOut(String),
-    /// Another producer.
+    /// Another producer can succeed.
     Stuck,
     Fatal(KafkaError),
 }
 
-/// Makes a call on another thread and polls for its result. Once `is_stuck` says so of the number of polls, the thread is
-/// left behind and the result is `None`.
+/// Makes a call on another thread and polls for its result. If `is_stuck` returns true for the number of polls so far,
+/// the thread is left behind and the result is `None`.
 fn call_with_watchdog<T: Send + 'static>(
     producer: &Arc<VerdictProducer>,
     call: impl FnOnce(&VerdictProducer) -> T + Send + 'static,

@@ -1,4 +1,5 @@
-//! Topics that are written and are not there, or that this user may not write. Their messages wait.
+//! Tracks output topics that do not exist, or that this user may not write. Messages wait until these topics can be
+//! written.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::kafka::Sink;
 use crate::metrics::Metrics;
 
-/// How often the brokers are asked whether a topic is back.
+/// How often the brokers are asked whether a topic can be written again.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 pub struct AbsentTopics {
@@ -16,7 +17,7 @@ pub struct AbsentTopics {
 }
 
 impl AbsentTopics {
-    /// All topics of `sink` count as present.
+    /// Counts all topics of `sink` as present.
     pub fn new(sink: &Sink, metrics: Metrics) -> AbsentTopics {
         for topic in sink.topics() {
             metrics.set_topic_missing(&topic, false);
@@ -31,14 +32,14 @@ impl AbsentTopics {
     pub fn add(&mut self, topic: &str, problem: &str) {
         if self.absent.insert(topic.to_owned()) {
             tracing::warn!(
-                "topic `{topic}` cannot be written: {problem}; verdicts wait until it is there again"
+                "topic `{topic}` cannot be written: {problem}; verdicts wait until it can be written again"
             );
             self.metrics.set_topic_missing(topic, true);
         }
         self.asked = Instant::now();
     }
 
-    /// Whether messages have to wait. Asks the brokers from time to time.
+    /// Returns whether messages have to wait. Asks the brokers from time to time.
     pub fn block(&mut self, sink: &Sink) -> bool {
         if self.absent.is_empty() {
             return false;
@@ -50,19 +51,16 @@ impl AbsentTopics {
         !self.absent.is_empty()
     }
 
-    /// Asks the brokers about every topic: where one is missing others may be, and a transaction that fails for a missing topic
-    /// does not always say so.
+    /// Asks the brokers about every topic. If one topic is missing, others may be missing too, and a transaction that
+    /// fails because of a missing topic does not always name it.
     pub fn look_for_all(&mut self, sink: &Sink) {
         for topic in sink.topics() {
             match sink.has_topic(&topic) {
                 Some(false) => {
-                    self.add(
-                        &topic,
-                        "the brokers do not know it, or this user may not write it",
-                    );
+                    self.add(&topic, "it does not exist, or this user may not write it");
                 }
                 Some(true) if self.absent.remove(&topic) => {
-                    tracing::info!("topic `{topic}` is there");
+                    tracing::info!("topic `{topic}` can be written again");
                     self.metrics.set_topic_missing(&topic, false);
                 }
                 _ => {}

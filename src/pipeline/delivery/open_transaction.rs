@@ -1,4 +1,4 @@
-//! The open transaction of exactly-once delivery: when it is due, and whether it can still be committed.
+//! The open transaction of exactly-once delivery. Knows when it is due, and whether it can still be committed.
 
 use std::time::{Duration, Instant};
 
@@ -8,21 +8,21 @@ pub struct TransactionWindow {
     most_batches: usize,
     opened: Option<Instant>,
     batches: usize,
-    /// Messages that the brokers have not acknowledged yet.
+    /// The number of messages that the brokers have not acknowledged yet.
     outstanding: usize,
-    /// Why it cannot be committed.
+    /// The reason why the transaction cannot be committed, if any.
     failed: Option<Failed>,
 }
 
 #[derive(Debug)]
 pub struct Failed {
     pub problem: String,
-    /// The next transaction has other messages in place of the one that was refused.
+    /// Whether the next transaction will have another message in place of the refused one.
     pub next_differs: bool,
 }
 
 impl TransactionWindow {
-    /// Due after `length`, or with `most_batches` in it.
+    /// Creates a window whose transaction is due after `length`, or once it holds `most_batches`.
     pub fn new(length: Duration, most_batches: usize) -> TransactionWindow {
         TransactionWindow {
             length,
@@ -46,7 +46,7 @@ impl TransactionWindow {
         self.batches += 1;
     }
 
-    /// The time until an open one is due.
+    /// Returns the time until an open transaction is due.
     pub fn left(&self, now: Instant) -> Option<Duration> {
         let opened = self.opened?;
         Some(self.length.saturating_sub(now.duration_since(opened)))
@@ -76,7 +76,7 @@ impl TransactionWindow {
         });
     }
 
-    /// A message was refused that the next transaction sends in another shape.
+    /// Notes that a message was refused and that the next transaction sends it in another shape.
     pub fn fails_for_message(&mut self, problem: String) {
         self.fails(problem);
         if let Some(failed) = &mut self.failed {

@@ -1,28 +1,29 @@
-//! Messages that wait until the brokers have answered for those before them, then go out together.
+//! Messages that wait until the brokers have answered the messages before them, and then go out together.
 //!
-//! librdkafka's idempotent producer sends no more of a partition while five of its messages are in flight, and while others wait
-//! for that past their `linger.ms`, its thread looks again and again without a pause: a third of all CPU that residuald took
-//! behind a slow broker (`benches/profile/`). Here they wait at no cost, and the longer the answer takes, the more go at once.
+//! Without the outbox, librdkafka wastes CPU time behind a slow broker. Its idempotent producer stops sending to a
+//! partition while five of its messages are in flight. While other messages wait past their `linger.ms`, its thread polls
+//! without a pause, which took a third of all CPU time of residuald (`benches/profile/`). Messages in the outbox cost
+//! nothing while they wait. The longer an answer takes, the more messages go out together.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::message::Message;
 
-/// One partition whose leader does not answer must not hold the others up for longer.
+/// The longest wait for answers. One partition whose leader does not answer must not delay the others for longer.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub struct Outbox {
     waiting: VecDeque<Outgoing>,
-    /// Handed over, without an answer yet.
+    /// The number of messages handed over without an answer yet.
     in_flight: usize,
     handed_over: Option<Instant>,
-    /// So many messages still go one by one.
-    alone: usize,
+    /// The number of messages that must still go one by one.
+    one_by_one: usize,
 }
 
-/// A message and the batch that it belongs to.
+/// A message and the sequence of its batch.
 #[derive(Debug)]
 pub struct Outgoing {
     pub sequence: u64,
@@ -35,7 +36,7 @@ impl Outbox {
         self.waiting.push_back(outgoing);
     }
 
-    /// What could not be handed over is next again.
+    /// Puts a message that could not be handed over back to the front.
     pub fn put_back(&mut self, outgoing: Outgoing) {
         self.waiting.push_front(outgoing);
     }
@@ -47,24 +48,25 @@ impl Outbox {
         }
     }
 
-    /// Has the next `count` messages go one by one: a batch was refused for its size, which does not tell whose fault that is.
+    /// Makes the next `count` messages go one by one, because a Kafka batch was refused and it is unknown which message
+    /// caused that.
     pub fn go_alone(&mut self, count: usize) {
-        self.alone = count;
+        self.one_by_one = count;
     }
 
     pub fn is_alone(&self) -> bool {
-        self.alone > 0
+        self.one_by_one > 0
     }
 
-    /// Forgets what waits and what is in flight.
+    /// Forgets all waiting messages and all messages in flight.
     pub fn clear(&mut self) {
         *self = Outbox {
-            alone: self.alone,
+            one_by_one: self.one_by_one,
             ..Outbox::default()
         };
     }
 
-    /// Whether something waits that may go.
+    /// Returns whether a message waits and may go now.
     pub fn is_due(&self, now: Instant) -> bool {
         let patient = |handed_over| now.saturating_duration_since(handed_over) < PATIENCE;
         let answer_is_near = self.handed_over.is_some_and(patient);
@@ -75,10 +77,10 @@ impl Outbox {
     pub fn handed_over(&mut self, now: Instant) {
         self.in_flight += 1;
         self.handed_over = Some(now);
-        self.alone = self.alone.saturating_sub(1);
+        self.one_by_one = self.one_by_one.saturating_sub(1);
     }
 
-    /// An answer may be to a message from before an abort.
+    /// Counts an answer. The answer may belong to a message from before an abort.
     pub fn answered(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }

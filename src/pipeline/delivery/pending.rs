@@ -1,4 +1,4 @@
-//! Batches that are judged and not yet delivered.
+//! Batches that are judged but not delivered yet.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -7,14 +7,14 @@ use crate::batch::Batch;
 
 use super::super::tally::{Losses, Tally};
 
-/// By consecutive sequence.
+/// The pending batches, by consecutive sequence.
 #[derive(Default)]
 pub struct PendingBatches(VecDeque<Pending>);
 
 pub struct Pending {
     pub batch: Batch,
     sequence: u64,
-    /// What it waits for: each message that is not acknowledged, or the one transaction that it is in.
+    /// The number of events the batch waits for: one for each message without an answer, or one for its transaction.
     pub outstanding: usize,
     pub tally: Tally,
     pub losses: Losses,
@@ -22,7 +22,7 @@ pub struct Pending {
 }
 
 impl PendingBatches {
-    /// Room for a batch that is being judged, which waits for one thing.
+    /// Adds a batch that is being judged, which is one event to wait for.
     pub fn open(&mut self, sequence: u64) {
         self.0.push_back(Pending {
             batch: Batch::default(),
@@ -34,7 +34,7 @@ impl PendingBatches {
         });
     }
 
-    /// A batch of which nothing is published.
+    /// Adds a batch of which nothing is published.
     pub fn skip(&mut self, batch: Batch) {
         let (sequence, tally) = (batch.sequence, Tally::lost(&batch));
         self.open(sequence);
@@ -43,19 +43,19 @@ impl PendingBatches {
     }
 
     /// # Panics
-    /// If it is not pending, which would be a bug: whatever refers to it keeps it here.
+    /// If the batch is not pending. That would be a bug, because everything that refers to a batch keeps it here.
     pub fn of(&mut self, sequence: u64) -> &mut Pending {
         let first = self.0[0].sequence;
         &mut self.0[(sequence - first) as usize]
     }
 
-    /// The next batch that waits for nothing any more, in order.
+    /// Removes and returns the next batch that waits for nothing more, in order.
     pub fn take_finished(&mut self) -> Option<Pending> {
         let finished = self.0.front().is_some_and(|p| p.outstanding == 0);
         finished.then(|| self.0.pop_front().expect("seen above"))
     }
 
-    /// Those that wait for something.
+    /// Returns the batches that still wait.
     pub fn unfinished(&mut self) -> impl Iterator<Item = &mut Pending> {
         self.0.iter_mut().filter(|pending| pending.outstanding > 0)
     }
@@ -70,7 +70,7 @@ impl Pending {
         self.sequence
     }
 
-    /// Its partitions belong to another member of the group, who judges its records.
+    /// Gives up the batch, because its partitions belong to another member of the group, which judges its records.
     pub fn give_up(&mut self) {
         self.tally = Tally::lost(&self.batch);
         self.losses = Losses::default();

@@ -1,5 +1,5 @@
-//! Gives messages a shape that their topic takes: a size, a timestamp, a key. What a message has to leave out it names in a
-//! header, and the log says how often that happened.
+//! Changes messages so that their topic accepts their size, timestamp and key. A header of the message names the parts
+//! that were left out, and the log reports how often that happened.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -8,32 +8,32 @@ use crate::kafka::Limits;
 use crate::message::{About, Kind, Message};
 use crate::record::Origin;
 
-/// After so many refusals for size, the last guess of what the topic takes is the limit for every message.
+/// The number of refusals for size after which the last guess becomes the limit for every message to the topic.
 const GUESSES: u32 = 20;
-/// How long messages to a topic go without a timestamp after it refused one that its settings and this host's clock allow: the
-/// clocks differ.
+/// How long messages to a topic are sent without a timestamp after it refused one that its settings and this host's
+/// clock allow. The cause of such a refusal is that the clocks differ.
 const UNTIMED_FOR: Duration = Duration::from_secs(10);
-/// How long refused sizes are remembered: later messages may compress better, or the topic takes more.
+/// How long refused sizes are remembered. Later messages may compress better, or the topic's limit may be raised.
 const FORGET_AFTER: Duration = Duration::from_secs(300);
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub struct Shaper {
     too_large: HashMap<String, SizeRefusal>,
-    /// When each topic last refused a timestamp that it should take.
+    /// When each topic last refused a timestamp that its settings allow.
     untimed: HashMap<String, Instant>,
     omissions: Omissions,
 }
 
-/// Sizes that a topic refused.
+/// The sizes that a topic refused.
 #[derive(Debug, Clone, Copy)]
 struct SizeRefusal {
-    /// Messages of this size and more are made smaller...
+    /// Messages of this size and larger are shrunk to `fit`.
     from: usize,
-    /// ...to at most this size.
+    /// The maximum size of a message after shrinking.
     fit: usize,
     guesses: u32,
-    /// When the last of them was.
+    /// When the topic last refused a message for its size.
     at: Instant,
 }
 
@@ -43,29 +43,29 @@ impl SizeRefusal {
     }
 }
 
-/// Parts that messages left out since that was last logged.
+/// Counts the parts left out of messages since the last log line about them.
 #[derive(Debug, Default)]
 struct Omissions {
-    said: Option<Instant>,
+    logged: Option<Instant>,
     parts: BTreeMap<&'static str, u64>,
 }
 
-/// A message as it may be sent.
+/// A message as it may be sent, and the parts that were left out.
 #[derive(Debug)]
 pub struct Shaped {
     pub message: Message,
     pub left_out: Vec<&'static str>,
 }
 
-/// Nothing that a topic takes can be said about this record.
+/// The topic accepts no message about this record, not even the smallest.
 #[derive(Debug)]
 pub struct Undeliverable(pub About);
 
 impl Shaper {
-    /// The message as its topic takes it, as far as is known.
+    /// Changes a message so that its topic accepts it, as far as the topic's limits are known.
     ///
     /// # Errors
-    /// Even the least that can be said about the record is too large; that is logged.
+    /// When even the smallest message about the record is too large. This is logged.
     pub fn shape(
         &mut self,
         limits: &Limits,
@@ -99,17 +99,17 @@ impl Shaper {
             .is_some_and(|time| !self.takes_time(limits, topic, time))
         {
             let why = format!(
-                "topic `{topic}` takes no such time, by its settings and this host's clock"
+                "topic `{topic}` does not accept this timestamp, by its settings and this host's clock"
             );
             message.timestamp_ms = None;
             message.omit(&["timestamp"], &why);
-            self.say(&["timestamp"], &message.about, &why);
+            self.log_omissions(&["timestamp"], &message.about, &why);
             shaped.left_out.push("timestamp");
         }
         shaped
     }
 
-    /// Whether a topic takes this timestamp, by its settings and by what it refused lately.
+    /// Returns whether a topic accepts this timestamp, according to its settings and its recent refusals.
     pub fn takes_time(&self, limits: &Limits, topic: &str, timestamp_ms: i64) -> bool {
         let refused = self.untimed.get(topic);
         let now = jiff::Timestamp::now().as_millisecond();
@@ -117,12 +117,12 @@ impl Shaper {
             && limits.takes_time(topic, timestamp_ms, now)
     }
 
-    /// A topic refused a timestamp that it should take.
+    /// Notes that a topic refused a timestamp that its settings allow.
     pub fn refuses_times(&mut self, topic: &str) {
         self.untimed.insert(topic.to_owned(), Instant::now());
     }
 
-    /// A topic refused a message of `size`, which is to be no larger than `fit`.
+    /// Notes that a topic refused a message of `size`, so that later messages are shrunk to `fit`.
     pub fn refuses_size(&mut self, topic: String, size: usize, fit: usize) {
         let refusal = self.too_large.entry(topic).or_insert(SizeRefusal {
             from: usize::MAX,
@@ -142,10 +142,10 @@ impl Shaper {
         };
     }
 
-    /// The message in `fit` bytes, or at least in fewer than `refused`.
+    /// Shrinks a message to `fit` bytes, or at least to fewer than `refused`.
     ///
     /// # Errors
-    /// That is impossible, which is logged.
+    /// When that is impossible. This is logged.
     pub fn slim(
         &mut self,
         limits: &Limits,
@@ -162,20 +162,20 @@ impl Shaper {
             log_undeliverable(topic, &message.about, &hint);
             return Err(Undeliverable(message.about.clone()));
         }
-        self.say(&left_out, &message.about, &format!("{why}: {hint}"));
+        self.log_omissions(&left_out, &message.about, &format!("{why}: {hint}"));
         Ok(Shaped {
             message: slim,
             left_out,
         })
     }
 
-    /// Logs what messages leave out, from time to time.
-    fn say(&mut self, parts: &[&'static str], about: &About, why: &str) {
+    /// Logs the parts that messages leave out, at most once every [`LOG_EVERY`].
+    fn log_omissions(&mut self, parts: &[&'static str], about: &About, why: &str) {
         for part in parts {
             *self.omissions.parts.entry(part).or_default() += 1;
         }
-        let recently = |said: Instant| said.elapsed() < SAY_EVERY;
-        if self.omissions.said.is_some_and(recently) {
+        let recently = |logged: Instant| logged.elapsed() < LOG_EVERY;
+        if self.omissions.logged.is_some_and(recently) {
             return;
         }
         let parts = std::mem::take(&mut self.omissions.parts);
@@ -189,13 +189,13 @@ impl Shaper {
             partition = source.partition,
             offset = source.offset,
             left_out = parts.join(", "),
-            "messages about records like this one leave parts out, which their header residuald.omitted names: {why}"
+            "parts of messages are left out, and the header residuald.omitted of each message names its parts: {why}"
         );
-        self.omissions.said = Some(Instant::now());
+        self.omissions.logged = Some(Instant::now());
     }
 }
 
-/// A compacted topic refuses a message without a key: the record's place becomes its key.
+/// Gives a message without a key the origin of its record as the key, if the topic refuses messages without a key.
 fn give_key(limits: &Limits, topic: &str, message: &mut Message) {
     if message.key.is_none() && limits.needs_key(topic) {
         let Origin {
@@ -219,7 +219,7 @@ fn log_undeliverable(topic: &str, about: &About, hint: &str) {
         topic = source.topic,
         partition = source.partition,
         offset = source.offset,
-        "the {what} of this record is too large for topic `{topic}` even with all left out that it can do without; it is not published: {hint}"
+        "the {what} of this record is not published, because it is too large for topic `{topic}` even without all optional parts: {hint}"
     );
 }
 
@@ -272,7 +272,7 @@ mod tests {
         for _ in 0..GUESSES {
             shaper.refuses_size("out".to_owned(), 2_000, 1_000);
         }
-        // A copy of a record has nothing that it can leave out.
+        // A copy of a record has no optional parts.
         assert!(shaper.shape(&limits, "out", message(1_200)).is_err());
         assert!(shaper.shape(&limits, "out", message(200)).is_ok());
     }

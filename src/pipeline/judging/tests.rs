@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::*;
 use crate::batch::TopicPartition;
 use crate::bundle::Calibration;
-use crate::bundle::score_distribution::tests::evenly_spaced;
+use crate::bundle::p_value::tests::evenly_spaced;
 use crate::record::Record;
 use crate::verdict::ThresholdRule;
 

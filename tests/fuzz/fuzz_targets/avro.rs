@@ -1,16 +1,16 @@
-//! Avro records of one schema, behind a registry's header.
+//! Avro records of one schema, preceded by the schema registry header.
 #![no_main]
 
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::decode::{Decoder, Format, Input};
+use residuald::decode::{Decoder, Format, RecordFormat};
 
 #[path = "../common.rs"]
 mod common;
 
 thread_local! {
-    static STATE: RefCell<(Decoder, Input)> = {
+    static STATE: RefCell<(Decoder, RecordFormat)> = {
         let (input, _) = common::registry(Format::Avro, common::AVRO);
         RefCell::new((common::decoder(input.clone()), input))
     };

@@ -1,7 +1,7 @@
-//! Requests as bytes through HTTP and the router: an answer of ours to each, never a 5xx, no secret, no end of it.
+//! Requests as raw bytes, through HTTP/1 and the router. No response is a 5xx, contains the token or exceeds a size bound.
 //!
-//! The first byte says by which rule requests are let in, whether the rest is a request as it is or one to be made
-//! whole, whether that brings the token, and whether the client hangs up after it.
+//! The first byte of the input selects the access rule, whether the rest is a raw request or the parts of one,
+//! whether a request built from parts carries the token, and whether the client then closes the connection.
 #![no_main]
 
 use std::pin::Pin;
@@ -19,10 +19,10 @@ use hyper_util::service::TowerToHyperService;
 use libfuzzer_sys::fuzz_target;
 use residuald::config::Secret;
 use residuald::http::{Access, Shown, router};
+use residuald::image::{FIELD, ImageReader, Limits};
 use residuald::memory::Room;
 use residuald::message::ModelId;
 use residuald::metrics::Metrics;
-use residuald::image::{FIELD, ImageReader, Limits};
 use residuald::recent::{Anomaly, Recent};
 use residuald::status::{InForce, Status};
 use residuald::verdict::Severity;
@@ -31,19 +31,19 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::Runtime;
 
 const TOKEN: &str = "t0ken-s3cret";
-const WHOLE: u8 = 0x80;
+const FROM_PARTS: u8 = 0x80;
 const WITH_TOKEN: u8 = 0x40;
 const HANGS_UP: u8 = 0x20;
-/// The largest answer is the page's script.
+/// No response is larger. The largest is the page's script.
 const MOST_BYTES: usize = 64 << 10;
-/// Shown to whoever comes, with a token set.
+/// The paths that are served without the token.
 const OPEN: [&str; 5] = ["/livez", "/readyz", "/", "/triage.css", "/triage.js"];
 const VERDICT: &[u8] =
     br#"{"id":"in-0-1@01234567","anomaly_score":1.5,"record":{"amount":1},"severity":"critical"}"#;
 
 thread_local! {
     static STATE: (Runtime, [Router; 3]) = {
-        // The clock stands still and jumps when all wait, so that nothing really waits.
+        // The paused clock jumps ahead when every task waits, so timeouts take no real time.
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_time().start_paused(true).build().expect("a runtime");
         let rules = [
@@ -60,7 +60,7 @@ fn app(access: Access) -> Router {
     let pixels = serde_json::from_value(pixels).expect("pixels");
     let status = Status::new(
         InForce {
-            model: Model {
+            model: ModelId {
                 name: "m".into(),
                 version: "1".into(),
                 sha256: "0123456789".into(),
@@ -117,8 +117,8 @@ async fn check(
     response
 }
 
-/// A request as HTTP wants it, of a head (target, headers) and a body with an empty line between.
-fn whole(parts: &[u8], with_token: bool) -> Vec<u8> {
+/// A well-formed request, built from its head (target and headers), an empty line and its body.
+fn well_formed(parts: &[u8], with_token: bool) -> Vec<u8> {
     let cut = parts.windows(2).position(|two| two == b"\n\n");
     let (head, body) = match cut {
         Some(at) => (&parts[..at], &parts[at + 2..]),
@@ -139,7 +139,7 @@ fn whole(parts: &[u8], with_token: bool) -> Vec<u8> {
     [&request, body].concat()
 }
 
-/// What a client sends, and then nothing or its end.
+/// A client that sends `rest` and then either closes the connection or keeps it open in silence.
 struct Client<'d> {
     rest: &'d [u8],
     hangs_up: bool,
@@ -165,9 +165,9 @@ fuzz_target!(|data: &[u8]| {
     let Some((kind, rest)) = data.split_first() else {
         return;
     };
-    let request = match kind & WHOLE {
+    let request = match kind & FROM_PARTS {
         0 => rest.to_vec(),
-        _ => whole(rest, kind & WITH_TOKEN != 0),
+        _ => well_formed(rest, kind & WITH_TOKEN != 0),
     };
     STATE.with(|(runtime, apps)| {
         let service = TowerToHyperService::new(apps[usize::from(kind % 3)].clone());
@@ -182,12 +182,12 @@ fuzz_target!(|data: &[u8]| {
                 .timer(TokioTimer::new())
                 .max_buf_size(64 << 10)
                 .serve_connection(client, service);
-            // All that is to be answered is by then.
+            // By then every request has been answered.
             let _ = tokio::time::timeout(Duration::from_secs(15), served).await;
         });
         assert!(answer.len() <= (1 + request.len() / 16) * MOST_BYTES);
         let has = |text: &[u8]| text.windows(TOKEN.len()).any(|at| at == TOKEN.as_bytes());
-        // An unknown log level is repeated to the one who sent it.
+        // The response to an unknown log level repeats it, so the token may appear if the request contained it.
         assert!(!has(&answer) || has(rest), "the token is in the answer");
     });
 });

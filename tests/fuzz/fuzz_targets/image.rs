@@ -1,4 +1,4 @@
-//! Payloads into images, to gray and to colour, whole and in tiles: pixels for whole rows, or a refusal.
+//! Payloads decoded as images, to gray and to colour, whole and in tiles. Each becomes pixels for complete model rows or an error.
 #![no_main]
 
 use std::panic;
@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use residuald::bundle::Pixels;
-use residuald::image::{FIELD, ImageReader, Limits, ImageError};
+use residuald::image::{FIELD, ImageError, ImageReader, Limits};
 use serde_json::json;
 
-/// Small, so that an image's own size costs most of the time.
+/// Small, so that most of the time goes into decoding and not into large images.
 const LIMITS: Limits = Limits {
     bytes: 3000,
     pixels: 1 << 16,
@@ -17,7 +17,7 @@ const LIMITS: Limits = Limits {
 };
 
 static READERS: LazyLock<[ImageReader; 2]> = LazyLock::new(|| {
-    // A decoder's panic is caught and becomes a refusal. Ours would be caught as well, but must not be.
+    // The daemon catches panics of image decoders. Panics in its own code would be caught too, but they must fail here.
     let fatal = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         let ours = |at: &panic::Location<'_>| !at.file().contains("/registry/src/");
@@ -47,7 +47,11 @@ fuzz_target!(|data: &[u8]| {
                 assert!(image.layout.rows() > 0);
                 assert_eq!(image.rows.len(), image.layout.rows() * row);
                 assert_eq!(reader.row_bytes(data), image.rows.len());
-                assert_eq!(*upright.get_or_insert(size), size, "as it came for both");
+                assert_eq!(
+                    *upright.get_or_insert(size),
+                    size,
+                    "both readers report the same size"
+                );
             }
             Err(error) => {
                 assert!(!error.to_string().is_empty());
@@ -60,7 +64,7 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Some(context) = READERS[0].context(data) {
         let parsed: Result<serde_json::Value, _> = serde_json::from_str(context.get());
-        // As with `json`: an unpaired surrogate or 1e999 is the payload's own.
+        // The context may be invalid JSON only where the payload was: it may contain a lone surrogate or 1e999.
         if let Ok(parsed) = parsed {
             assert!(parsed.get(FIELD).is_none());
         }

@@ -1,15 +1,15 @@
-//! Verdicts and dead letters made of whatever a record brings: key, payload, headers.
+//! Verdicts and dead letters built from records with arbitrary keys, payloads and headers.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use residuald::batch::{Kept, TopicPartition};
+use residuald::batch::{StoredRecord, TopicPartition};
 use residuald::dead_letter::{DeadLetter, Entry, ReplayRecord, discarded};
-use residuald::decode::{Input, Reason, RowError};
-use residuald::message::{Model, dead_letter_message, verdict_message};
-use residuald::record::{Header, Record, Source};
+use residuald::decode::{Reason, RecordFormat, RowError};
+use residuald::message::{ModelId, dead_letter_message, verdict_message};
+use residuald::record::{Header, Origin, Record};
 use residuald::verdict::{Explanation, Severity, Verdict};
 
-/// Cuts `rest` at its first zero.
+/// Takes the bytes up to the first zero byte off the front of `rest`.
 fn part<'d>(rest: &mut &'d [u8]) -> &'d [u8] {
     let end = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
     let taken = &rest[..end];
@@ -29,12 +29,12 @@ fuzz_target!(|data: &[u8]| {
     let offset = i64::from_le_bytes(numbers[..8].try_into().unwrap());
     let timestamp_ms = i64::from_le_bytes(numbers[8..].try_into().unwrap());
 
-    let model = Model {
+    let model = ModelId {
         name: "m".into(),
         version: "1".into(),
         sha256: "0123456789".into(),
     };
-    let record = Kept {
+    let record = StoredRecord {
         from: TopicPartition {
             topic: 0,
             partition: 1,
@@ -60,16 +60,16 @@ fuzz_target!(|data: &[u8]| {
             nearest_normal: None,
         },
     };
-    let json = Input::Json.to_json(payload);
+    let json = RecordFormat::Json.to_json(payload);
     let message = verdict_message(&model, "topic", record, &verdict, json.as_deref());
-    let text = std::str::from_utf8(&message.payload).expect("a verdict is text");
+    let text = std::str::from_utf8(&message.payload).expect("a verdict is UTF-8");
     assert!(text.starts_with("{\"id\":\"topic-1-"));
     assert_eq!(text.contains("\"record\":"), json.is_some());
     let (slim, _) = message.slimmed(0, "too large");
     assert!(slim.payload.len() <= message.payload.len());
 
     let letter = DeadLetter {
-        source: Source {
+        source: Origin {
             topic: "topic".into(),
             partition: 1,
             offset,
@@ -94,7 +94,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(message.key.as_deref(), Some(key));
     message.slimmed(0, "too large");
 
-    // Read back as a dead letter or a marker, with our headers and with whatever there is.
+    // Read it back as a dead letter or a marker, with the daemon's headers and with arbitrary ones.
     let ours: Vec<Header<'_>> = message
         .headers
         .iter()

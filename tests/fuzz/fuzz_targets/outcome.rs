@@ -1,22 +1,22 @@
-//! Keys, headers, values and reasons of any size, through a small limit: what is published fits, or has nothing left to leave
-//! out, and always says which record it is about and why.
+//! Keys, headers, values and reasons of any size, published under a small size limit. A message fits the limit unless every
+//! optional part is already left out, and it always names its source record and what was omitted.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use residuald::batch::{Kept, TopicPartition};
+use residuald::batch::{StoredRecord, TopicPartition};
 use residuald::dead_letter::DeadLetter;
-use residuald::decode::{Input, Reason, RowError};
+use residuald::decode::{Reason, RecordFormat, RowError};
 use residuald::message::{
-    MOST_LEVELS, Message, Model, OMITTED, dead_letter_message, unreadable, verdict_message,
+    MOST_LEVELS, Message, ModelId, OMITTED, dead_letter_message, unreadable, verdict_message,
 };
 use residuald::record::Origin;
 use residuald::verdict::{Attribution, Explanation, Observation, Severity, Verdict};
 
 const WHY: &str = "too large for topic `t`";
-/// No reason is longer, cut or not.
+/// The longest reason in bytes, after truncation.
 const LONGEST_REASON: usize = 500;
 
-/// Sizes from the front of the input, contents from the rest, over and over.
+/// Takes sizes from `sizes` and fills values of these sizes by repeating `contents`.
 struct Sizes<'d> {
     sizes: &'d [u8],
     contents: &'d [u8],
@@ -26,7 +26,9 @@ impl Sizes<'_> {
     fn number(&mut self) -> usize {
         let (taken, rest) = self.sizes.split_at(self.sizes.len().min(2));
         self.sizes = rest;
-        taken.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+        taken
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
     }
 
     fn bytes(&mut self) -> Vec<u8> {
@@ -54,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
 fn check_letter(limit: usize, key: &[u8], payload: &[u8], header: (String, Vec<u8>), reason: &str) {
     let (name, value) = header;
     let whole = dead_letter_message(DeadLetter {
-        source: Source {
+        source: Origin {
             topic: "topic".into(),
             partition: 1,
             offset: 7,
@@ -69,7 +71,7 @@ fn check_letter(limit: usize, key: &[u8], payload: &[u8], header: (String, Vec<u
         },
     });
     let (slim, names) = whole.slimmed(limit, WHY);
-    fits(&whole, &slim, &names, limit);
+    check_slimmed(&whole, &slim, &names, limit);
     let lacks = |name: &str| names.contains(&name);
     assert!(slim.payload == if lacks("value") { &b""[..] } else { payload });
     if slim.size() > limit {
@@ -100,7 +102,7 @@ fn check_verdict(
 ) {
     let json = serde_json::json!({ "text": content }).to_string();
     let json = format!("{}{json}{}", "[".repeat(levels), "]".repeat(levels));
-    let record = Kept {
+    let record = StoredRecord {
         from: TopicPartition {
             topic: 0,
             partition: 1,
@@ -132,18 +134,20 @@ fn check_verdict(
             nearest_normal: None,
         },
     };
-    let model = Model {
+    let model = ModelId {
         name: "m".into(),
         version: "1".into(),
         sha256: "0123456789".into(),
     };
-    let carried = Input::Json.to_json(json.as_bytes()).expect("valid JSON");
+    let carried = RecordFormat::Json
+        .to_json(json.as_bytes())
+        .expect("valid JSON");
     let deep = unreadable(carried.get()).is_some();
     assert_eq!(deep, levels + 1 > MOST_LEVELS);
-    // With the record however deep: what is left out must not be parsed.
+    // At any nesting depth: a record that is left out must not be parsed.
     let whole = verdict_message(&model, "topic", record, &verdict, Some(&*carried));
     let (slim, names) = whole.slimmed(limit, WHY);
-    fits(&whole, &slim, &names, limit);
+    check_slimmed(&whole, &slim, &names, limit);
     if !deep || names.contains(&"record") {
         let body: serde_json::Value = serde_json::from_slice(&slim.payload).unwrap();
         assert_eq!(body["anomaly_score"], 1.5);
@@ -157,8 +161,8 @@ fn check_verdict(
     assert_eq!(text(&slim.headers, "ce_id"), Some("topic-1-7@01234567"));
 }
 
-/// The header names every part that is left out; all other parts are as they were.
-fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
+/// Checks that the header `OMITTED` names every part that was left out and that all other parts are unchanged.
+fn check_slimmed(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
     assert!(slim.size() <= limit || !names.is_empty() || slim.size() == whole.size());
     assert_eq!(slim.about, whole.about);
     let said = text(&slim.headers, OMITTED);
@@ -170,12 +174,15 @@ fn fits(whole: &Message, slim: &Message, names: &[&str], limit: usize) {
         assert_eq!(slim.key, whole.key);
     }
     if !names.contains(&"headers") {
-        let kept = whole.headers.iter().all(|header| slim.headers.contains(header));
+        let kept = whole
+            .headers
+            .iter()
+            .all(|header| slim.headers.contains(header));
         assert!(kept);
     }
 }
 
-/// The last header of a name, which is ours.
+/// The value of the last header called `name`. Headers of the daemon come after the record's own.
 fn text<'m>(headers: &'m [(String, Option<Vec<u8>>)], name: &str) -> Option<&'m str> {
     let (_, value) = headers.iter().rev().find(|(n, _)| n == name)?;
     std::str::from_utf8(value.as_ref()?).ok()

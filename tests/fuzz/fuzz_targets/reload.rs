@@ -1,5 +1,5 @@
-//! A bundle with one file of any bytes, whose hash fits: it is refused in few words that no terminal obeys, or its numbers can be
-//! judged by. Everything of a reload but ONNX Runtime.
+//! A bundle in which one file has arbitrary content and a matching hash. Either it is refused with a short message free of
+//! control characters, or it loads and can judge scores. Covers everything a reload does except ONNX Runtime.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -10,12 +10,12 @@ use libfuzzer_sys::fuzz_target;
 use residuald::bundle::{
     Bundle, Draft, Manifest, ModelInput, SegmentId, incompatibilities, sha256_hex,
 };
-use residuald::decode::{Decoder, Input as Format, SegmentReader};
+use residuald::decode::{Decoder, RecordFormat, SegmentReader};
 use residuald::verdict::{Judge, ThresholdRule};
 
 type Files = BTreeMap<&'static str, Vec<u8>>;
 
-/// A whole bundle; the seeds are its files, each behind its number.
+/// A complete bundle. Each seed is one of its files, preceded by the file's number as an ASCII digit.
 const BASE: [(&str, &[u8]); 7] = [
     (
         "manifest.json",
@@ -70,7 +70,7 @@ fuzz_target!(|data: &[u8]| {
         files
             .get(name)
             .cloned()
-            .ok_or_else(|| "is not there".to_owned())
+            .ok_or_else(|| "does not exist".to_owned())
     };
     match Draft::of(Path::new("bundle"), &read).finish() {
         Ok(bundle) => judge(&bundle),
@@ -86,7 +86,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// Lists the files with their hashes, if the manifest has a place for them.
+/// Lists the files with their hashes in the manifest, if it has an empty `files` object.
 fn sign(files: &mut Files) {
     let hash = |(name, bytes): (&&str, &Vec<u8>)| ((*name).to_owned(), sha256_hex(bytes).into());
     let others = files.iter().filter(|(name, _)| **name != "manifest.json");
@@ -95,7 +95,7 @@ fn sign(files: &mut Files) {
     else {
         return;
     };
-    // A manifest that lists something itself keeps that.
+    // A manifest that already lists files keeps its own list.
     if manifest["files"]
         .as_object()
         .is_some_and(serde_json::Map::is_empty)
@@ -143,7 +143,7 @@ fn judge(bundle: &Bundle) {
     incompatibilities(&SCHEMA, &bundle.manifest.input);
     let mut decoder = Decoder::new(
         bundle.features(),
-        Format::Json,
+        RecordFormat::Json,
         segments.map(SegmentReader::of),
     );
     let records = bundle.golden.iter().map(|golden| &golden.record);

@@ -1,24 +1,24 @@
-//! Whole payloads of a registry: header, id, place of the message, known and unknown schemas, in both formats.
+//! Payloads in the schema registry's wire format: header, schema id and message indexes, with known and unknown schemas, in both formats.
 #![no_main]
 
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::decode::{Ask, Decoder, Format, Input, Wanted};
+use residuald::decode::{Ask, Decoder, Format, RecordFormat, Wanted};
 
 #[path = "../common.rs"]
 mod common;
 
-struct One {
+struct Target {
     decoder: Decoder,
-    input: Input,
+    input: RecordFormat,
     wanted: Wanted,
 }
 
-impl One {
-    fn new(format: Format, text: &str) -> One {
+impl Target {
+    fn new(format: Format, text: &str) -> Target {
         let (input, wanted) = common::registry(format, text);
-        One {
+        Target {
             decoder: common::decoder(input.clone()),
             input,
             wanted,
@@ -27,7 +27,7 @@ impl One {
 
     fn check(&mut self, payload: &[u8]) {
         common::check(&mut self.decoder, &self.input, payload);
-        // What is asked for is answered with no and forgotten, as the fetcher does; else ids would fill the memory.
+        // As the fetcher does, refuse and forget every requested id. Otherwise the ids would accumulate in memory.
         for Ask { id, .. } in self.wanted.asks.try_iter() {
             self.wanted.answer(id, Err("unknown".to_owned()));
             self.wanted.forget(id);
@@ -36,12 +36,12 @@ impl One {
 }
 
 thread_local! {
-    static STATE: RefCell<[One; 2]> = RefCell::new([
-        One::new(Format::Avro, common::AVRO),
-        One::new(Format::Protobuf, common::PROTOBUF),
+    static STATE: RefCell<[Target; 2]> = RefCell::new([
+        Target::new(Format::Avro, common::AVRO),
+        Target::new(Format::Protobuf, common::PROTOBUF),
     ]);
 }
 
 fuzz_target!(|payload: &[u8]| {
-    STATE.with_borrow_mut(|formats| formats.iter_mut().for_each(|one| one.check(payload)));
+    STATE.with_borrow_mut(|formats| formats.iter_mut().for_each(|target| target.check(payload)));
 });

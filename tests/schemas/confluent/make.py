@@ -1,10 +1,10 @@
-"""Writes registered.json: what Confluent's ProtobufSerializer for Python registers and sends.
+"""Writes registered.json: the schemas that Confluent's ProtobufSerializer registers, and the messages that it sends.
 
     pip install "confluent-kafka[protobuf,schemaregistry]==2.16.1" grpcio-tools==1.85.1
     python tests/schemas/confluent/make.py
 
-`schemas` are the answers of the registry by schema id, `subjects` those by subject and version. `orders` are an
-Order.Line and an Order.Line.Discount, `payments` the first payments of the sample, all in base64.
+`schemas` holds the registry's responses by schema id, and `subjects` those by subject and version. `orders` holds an
+Order.Line and an Order.Line.Discount, and `payments` the first payments of the sample, all in base64.
 """
 
 import base64
@@ -25,12 +25,12 @@ from grpc_tools import protoc
 HERE = Path(__file__).parent
 SAMPLE = HERE.parents[2] / "models/payments/sample.ndjson.gz"
 PAYMENTS = 30
-# What the package brings compiled only: confluent/meta.proto and others.
+# The sources of confluent/meta.proto and others, which the package contains only in compiled form.
 KNOWN = HERE.parents[2] / "src/decode/protobuf/known"
 
 
 def compile_protos(folder: Path) -> None:
-    """The classes of all .proto files, importable by name."""
+    """Compiles all .proto files into `folder`, so that their modules can be imported. Exits if protoc fails."""
     for name, source in (
         *((str(path.relative_to(KNOWN)), path) for path in KNOWN.rglob("*.proto")),
         ("payment.proto", HERE.parent / "payment.proto"),
@@ -42,8 +42,8 @@ def compile_protos(folder: Path) -> None:
     google = Path(protoc.__file__).parent / "_proto"
     status = protoc.main(["", f"-I{folder}", f"-I{google}", f"--python_out={folder}", *names])
     if status:
-        sys.exit(f"protoc failed with {status}")
-    # The package's own compiled confluent/*.proto, under the names that the generated code imports.
+        sys.exit(f"protoc failed with exit status {status} (see above)")
+    # Makes the package's compiled confluent/*.proto importable under the names that generated code uses.
     sys.path[:0] = [str(folder), str(Path(schema_registry.__file__).parent)]
 
 

@@ -16,7 +16,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{- /* Name and labels of everything. */}}
+{{- /* The name and labels of all objects. */}}
 {{- define "residuald.metadata" -}}
 name: {{ include "residuald.fullname" . }}
 namespace: {{ .Release.Namespace }}
@@ -36,7 +36,7 @@ labels:
 {{- empty .Values.config.http.tls_certificate | ternary "http" "https" -}}
 {{- end }}
 
-{{- /* A table of settings, a line each by its dotted key. As JSON because values that come from files are all floats: 256, not 256.0. */}}
+{{- /* Renders a table of settings, one line for each dotted key. Values are written as JSON, because numbers from files are floats: 256, not 256.0. */}}
 {{- define "residuald.toml" -}}
 {{- range $key, $value := .table }}
 {{- $path := append $.path (regexMatch "^[A-Za-z0-9_-]+$" $key | ternary $key (toRawJson $key)) }}
@@ -53,7 +53,7 @@ labels:
 {{- include "residuald.toml" (dict "table" (merge $ours .Values.config) "path" list) | trim -}}
 {{- end }}
 
-{{- /* Seconds above the drain: what HTTP, the goodbye to the brokers and a last transaction may take. */}}
+{{- /* The seconds in addition to the drain, for closing HTTP, leaving the group and ending the last transaction. */}}
 {{- define "residuald.gracePeriod" -}}
 {{- $drain := toString .Values.config.kafka.drain_timeout -}}
 {{- if not (regexMatch "^[0-9]+(ms|s|m)$" $drain) -}}

@@ -1,6 +1,6 @@
-"""Measures detection on labelled data, beside simpler methods.
+"""Measures detection on labelled data and compares it with simpler methods.
 
-Tables: `tabular` trains and measures on the sets that `datasets` reads and splits, beside `tabular_peers`;
-`result_tables` writes the results as Markdown, `quality_page` as HTML. Images: `images`, beside `image_peers`. Both use
-the measures in `metrics`.
+For records, `datasets` reads and splits the data sets, `tabular` trains and measures recipes and the simpler methods of
+`tabular_peers`, `result_tables` writes the results as Markdown, and `quality_page` writes them as HTML. For images,
+`images` trains and measures recipes and the simpler methods of `image_peers`. Both use `metrics`.
 """

@@ -1,4 +1,4 @@
-"""Labelled data sets for `bench`: how they are read, and split into training and test rows."""
+"""Reads labelled data sets for `bench` and splits them into training and test rows."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from ..tabular.features import Feature, encode
 from ..tabular.labels import normal_rows
 
 LABELS = "y", "label", "Label", "class", "Class", "outlier", "anomaly"  # names of label columns
-CAPS = 10_000, 4_000, 300  # training rows at most, test rows at most, anomalies that the test keeps if it is cut
+CAPS = 10_000, 4_000, 300  # most training rows, most test rows, fewest anomalies to keep when test rows are left out
 FAST_CAPS = 1_500, 1_000, 200
-MAX_SPARE = 100_000  # normal rows beyond the test, to count false alarms on
+MAX_SPARE = 100_000  # most normal rows outside training and test, on which false alarms are counted
 
 
 @dataclass
@@ -20,16 +20,19 @@ class Split:
     train: np.ndarray  # float32 [n, F], normal rows
     test: np.ndarray  # float32 [m, F]
     anomalous: np.ndarray  # bool [m]
-    mixed: int = 0  # rows at the end of `train` that are anomalies
-    spare: np.ndarray | None = None  # float32 [k, F], normal rows that neither trained nor fit in the test
+    mixed: int = 0  # number of anomalies, at the end of `train`
+    spare: np.ndarray | None = None  # float32 [k, F], normal rows outside training and test
 
 
 def read_set(path):
-    """A file -> (X float32 [n, F], anomalous bool [n]). Numeric columns only; the label is the first of LABELS."""
+    """A file -> (X float32 [n, F], anomalous bool [n]). Only numeric columns are used. Raises TrainerError.
+
+    The label is the first column whose name is in LABELS.
+    """
     table = read([path])
     label = next((name for name in LABELS if name in table.paths), None)
     if label is None:
-        raise TrainerError(f"{path}: no label column; name one of {', '.join(LABELS)} (0 = normal)")
+        raise TrainerError(f"{path} has no label column; name it one of {', '.join(LABELS)} (0 = normal)")
     head = table.take(np.arange(min(len(table), 1000)))
     numeric = [name for name in table.paths if name != label and is_numeric(head, name)]
     X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])
@@ -37,7 +40,7 @@ def read_set(path):
         numeric = [name for name in numeric if is_numeric(table, name)]
         X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])
     if not numeric:
-        raise TrainerError(f"{path}: no numeric column")
+        raise TrainerError(f"{path} has no numeric column besides the label")
     return np.nan_to_num(X), ~normal_rows(table, {"path": label, "normal": 0})
 
 
@@ -48,12 +51,14 @@ def is_numeric(table, path):
 
 
 def split(X, anomalous, protocol, seed, caps=CAPS):
-    """-> Split: half of the normal rows trains; the other half and all anomalies test; capped at random.
+    """Splits a set: one half of the normal rows is for training, the other half and all anomalies are for testing.
 
-    clean: a random half, no row on both sides.
-    published: as the generator of "On Diffusion Modeling for Anomaly Detection" (ICLR 2024). Sets under 1,000 rows are
-    first resampled to 1,000 with replacement, so rows occur on both sides; sets over 50,000 rows to 50,000. Then the
-    first half in file order trains.
+    If a side exceeds `caps`, rows are left out at random. The protocols are:
+
+    clean: a random half is for training. No row is on both sides.
+    published: as in the data generator of "On Diffusion Modeling for Anomaly Detection" (ICLR 2024). Sets under 1,000
+    rows are first resampled with replacement to 1,000 rows, and sets over 50,000 rows to 50,000, so the same row may be
+    on both sides. Then the first half in file order is for training.
     """
     if protocol == "published":
         wanted = 1000 if len(X) < 1000 else 50_000 if len(X) > 50_000 else None
@@ -81,7 +86,7 @@ def split(X, anomalous, protocol, seed, caps=CAPS):
 
 
 def contaminate(data, share, seed):
-    """Moves at most half of the test's anomalies to the training rows, so that they make up `share` of those."""
+    """Moves anomalies from the test to the training rows until they are `share` of them, but at most half of them."""
     other = np.flatnonzero(data.anomalous)
     wanted = min(round(share / (1 - share) * len(data.train)), len(other) // 2)
     moved = np.random.default_rng(3000 + seed).choice(other, wanted, replace=False)

@@ -1,6 +1,6 @@
-"""Simpler methods that image recipes are compared with.
+"""Simpler methods with which image recipes are compared.
 
-Each takes uint8 training and test rows [n, H, W, C], [m, H, W, C] and returns the test rows' heat [m, h, w].
+Each takes training rows uint8 [n, H, W, C] and test rows uint8 [m, H, W, C] and returns the test rows' heat [m, h, w].
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def pca(train, test, seed, size=64, components=32):
 
 @torch.no_grad()
 def patch_knn(train, test, seed, size=128, patch=8, stride=4, bank=4000):
-    """Distance of each patch of pixels to the nearest of `bank` patches of the training images."""
+    """Distance of each patch of pixels to the nearest of about `bank` patches of the training images."""
 
     def patches(x):
         return F.unfold(x, patch, stride=stride).transpose(1, 2)
@@ -52,7 +52,7 @@ def one(f):
 def padim(scorer, train, test, seed, dims=64):
     """Mahalanobis distance of the network's features at each position from a Gaussian fitted to the training images.
 
-    PaDiM (Defard et al. 2021) uses pretrained features; these are the network's own, on its coarsest three levels.
+    PaDiM (Defard et al. 2021) uses pretrained features. Here the features are the three coarsest levels of the network.
     """
 
     def features(x):

@@ -1,4 +1,4 @@
-"""Trains on images and measures detection for several seeds, beside simpler methods: `residuald-train bench-images`."""
+"""Trains image recipes with several seeds and compares them with simpler methods: `residuald-train bench-images`."""
 
 import json
 import time
@@ -20,16 +20,20 @@ TEST_SHARE = 0.3
 
 
 def train_test_images(good, bad, part, seed):
-    """-> (images to train on, normal and anomalous images to test on). No group is on both sides.
+    """Returns the images to train on, and the normal and anomalous ones to test on. No group is on both sides.
 
-    all: test/good of Anomalib's layout if it exists; otherwise 30 % of the normal groups test, different ones for each
-    seed, together with every group that has a defect.
-    development: the same within the half of the groups that settings are chosen on.
-    report: trains on the normal images of that half, tests on the other half.
+    Raises TrainerError if no image has a defect.
+
+    The parts are:
+
+    all: tests on the test images of Anomalib's layout if it has test/good. Otherwise tests on 30 % of the normal
+    groups, different ones for each seed, and on every group that has a defect.
+    development: the same within the half of the groups on which settings are chosen.
+    report: trains on the normal images of that half and tests on the other half.
     """
     if all(p.normal for p in bad):
-        raise TrainerError("there are no labelled images to measure on; --help describes the folder layouts")
-    if part == "all" and any(p.normal for p in bad):  # the layout has its own test images
+        raise TrainerError("the folder has no images with a defect to measure on; --help describes the folder layouts")
+    if part == "all" and any(p.normal for p in bad):  # Anomalib's layout, with its own normal test images
         tested = {p.group for p in bad}
         return [p for p in good if p.group not in tested], bad
     good, bad = good + [p for p in bad if p.normal], [p for p in bad if not p.normal]
@@ -54,7 +58,7 @@ def measure(scores, heat, labels, masks):
 
 
 def fit_to(heat, size):
-    """[n, h, w] -> [n, *size] by bilinear interpolation."""
+    """Resizes heat [n, h, w] to [n, *size] by bilinear interpolation."""
     if heat.shape[1:] == size:
         return heat
     x = torch.as_tensor(np.ascontiguousarray(heat))[:, None].float()
@@ -62,7 +66,7 @@ def fit_to(heat, size):
 
 
 def one_seed(train, test, shape, options, with_peers=True):
-    """Trains the recipe that `options` belong to -> ({method: {measure: value}}, facts about the training)."""
+    """Trains the recipe to which `options` belong -> ({method: {measure: value}}, facts about the training)."""
     x, _ = to_rows(train, shape)
     classical = isinstance(options, ddim.Options)
     began, cpu = time.monotonic(), time.process_time()
@@ -101,7 +105,8 @@ def bench(good, bad, shape, make_options, seeds, part="all", with_peers=True, sa
         train, test = train_test_images(good, bad, part, seed)
         count = {c: sum(p.label == c for p in test) for c in sorted({p.label for p in test})}
         groups = len({p.group for p in train}), len({p.group for p in test})
-        say(f"seed {seed}: {len(train)} to train on ({groups[0]} groups), to measure on ({groups[1]} groups): {count}")
+        say(f"seed {seed}: {len(train)} images to train on ({groups[0]} groups)")
+        say(f"seed {seed}: images to test on, by class ({groups[1]} groups): {count}")
         found, facts = one_seed(train, test, shape, make_options(seed), with_peers=with_peers)
         say(f"seed {seed}: {json.dumps({k: round(v, 2) for k, v in facts.items()})}")
         for method, values in found.items():
@@ -113,7 +118,7 @@ def bench(good, bad, shape, make_options, seeds, part="all", with_peers=True, sa
 
 
 def table(total):
-    """-> Markdown: the mean over seeds, ± half of their range."""
+    """A Markdown table of the means over seeds, ± half of their range."""
     names = list(dict.fromkeys(name for values in total.values() for name in values))
     lines = ["| x 100 | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 1)]
     for method, values in total.items():

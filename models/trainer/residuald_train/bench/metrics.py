@@ -1,21 +1,21 @@
-"""Measures of detection: how well scores and heatmaps find what is labelled. All in 0..1."""
+"""Detection metrics: how well scores and heatmaps find labelled anomalies. All are in 0..1."""
 
 import numpy as np
 from scipy import ndimage
 from scipy.stats import binomtest
 
-FALSE_POSITIVES = 0.3  # false-positive rate up to which the curve of PRO is integrated
+FALSE_POSITIVES = 0.3  # false-positive rate up to which the PRO curve is integrated
 
 
 def auroc(normal, anomalous):
-    """Scores [n], [m] -> the probability that an anomaly scores above a normal record; ties count half."""
+    """Scores [n] and [m] -> the probability that an anomaly scores above a normal record; ties count half."""
     from sklearn.metrics import roc_auc_score  # slow to import
 
     return float(roc_auc_score(np.arange(len(normal) + len(anomalous)) >= len(normal), np.r_[normal, anomalous]))
 
 
 def detection(anomalous, scores):
-    """anomalous bool [n], scores [n] -> {auroc, average_precision}, by scikit-learn."""
+    """anomalous bool [n], scores [n] -> {"auroc", "average_precision"}, as defined by scikit-learn."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     return {
@@ -25,14 +25,15 @@ def detection(anomalous, scores):
 
 
 def interval(k, n):
-    """The exact 95 % confidence interval of a proportion, k of n (Clopper & Pearson 1934)."""
+    """The exact 95 % confidence interval (low, high) of a proportion, k of n (Clopper & Pearson 1934)."""
     return binomtest(int(k), int(n)).proportion_ci(0.95, method="exact")
 
 
 def pessimistic_average_precision(normal, anomalous):
-    """Scores [n], [m] -> the mean precision at each anomaly, in descending order of scores.
+    """Scores [n] and [m] -> the mean of the precision at each anomaly, in descending order of scores.
 
-    Of equal scores the normal ones come first, so ties never flatter; scikit-learn's treats them as one threshold.
+    Among equal scores, normal ones come first, so ties cannot improve the result. scikit-learn's average precision
+    treats equal scores as one threshold instead.
     """
     scores, labels = np.concatenate([normal, anomalous]), np.r_[np.zeros(len(normal)), np.ones(len(anomalous))]
     labels = labels[np.lexsort((labels, -scores))]
@@ -40,9 +41,9 @@ def pessimistic_average_precision(normal, anomalous):
 
 
 def image_metrics(scores, labels):
-    """scores [n], labels [n] of text, "good" for normal -> {"image": AUROC, "AP", and the AUROC of each class}.
+    """scores [n], labels [n] (strings, "good" for normal) -> {"image": AUROC, "AP": average precision, class: AUROC}.
 
-    Empty if there are no normal images or no others.
+    Empty if there are no normal images or no anomalous ones.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     normal, rest = scores[labels == "good"], scores[labels != "good"]
@@ -54,10 +55,11 @@ def image_metrics(scores, labels):
 
 
 def pixel_metrics(heat, masks):
-    """heat float [n, H, W], masks bool [n, H, W] -> {"pixel": AUROC of pixels, "PRO"}; empty if all pixels are alike.
+    """heat float [n, H, W], masks bool [n, H, W] -> {"pixel": AUROC of pixels, "PRO"}.
 
-    PRO (Bergmann et al. 2020): the share of each connected region that is found, averaged over regions, as a function
-    of the false-positive rate of all other pixels; integrated up to 30 % and divided by 0.3.
+    PRO (Bergmann et al. 2020) is the share of each connected region that is found, averaged over regions, as a function
+    of the false-positive rate of all other pixels. It is integrated up to a rate of 0.3 and divided by 0.3. The result
+    is empty if the masks are all true or all false.
     """
     if not masks.any() or masks.all():
         return {}

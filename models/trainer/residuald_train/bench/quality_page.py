@@ -1,4 +1,4 @@
-"""`results.html` of `bench`: the tables of results.md and plots, in one file without external resources."""
+"""Writes `results.html` of `bench`: the tables of results.md and plots, in one file without external resources."""
 
 import numpy as np
 from markdown import markdown
@@ -39,7 +39,7 @@ def plots_of(protocol, runs):
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("AUROC, %")
 
-    caption = "Mean AUROC; the small dots are seeds, the strokes sets. Red: recipes."
+    caption = "Mean AUROC of each method. Small dots are seeds and strokes are sets. Recipes are red."
     made.append({"svg": svg(means, f"AUROC by method, {protocol}"), "caption": caption})
 
     def against_cost(axes):
@@ -48,9 +48,9 @@ def plots_of(protocol, runs):
             axes.annotate(methods[k], (micros[k], auroc[k].mean()), (4, 3), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
-        axes.set(xlabel="µs a row, one thread", ylabel="AUROC, %")
+        axes.set(xlabel="µs per row, one thread", ylabel="AUROC, %")
 
-    caption = "Mean AUROC against what a row costs."
+    caption = "Mean AUROC and cost of a row."
     made.append({"svg": svg(against_cost, f"AUROC against cost, {protocol}"), "caption": caption})
 
     if AGAINST in methods:
@@ -71,8 +71,11 @@ def lead_plot(name, auroc, ap, sets, protocol):
         axes.plot(ap[order], places, "o", color=PEER, markersize=3, label="average precision")
         axes.plot(auroc[order], places, "o", color=RECIPE, markersize=4, label="AUROC")
         axes.set_yticks(places, [sets[k] for k in order], fontsize=6)
-        axes.set_xlabel("points")
+        axes.set_xlabel("percentage points")
         axes.legend(fontsize=7)
 
-    caption = f"{name} over {AGAINST}, set by set; {int((auroc > 0).sum())} of {len(sets)} lead in AUROC."
-    return {"svg": svg(draw, f"{name} over {AGAINST}, {protocol}"), "caption": caption}
+    led = int((auroc > 0).sum())
+    caption = (
+        f"Difference between {name} and {AGAINST} on each set. {name} has the higher AUROC on {led} of {len(sets)}."
+    )
+    return {"svg": svg(draw, f"{name} minus {AGAINST}, {protocol}"), "caption": caption}

@@ -1,4 +1,4 @@
-"""The results of `bench` as Markdown tables, over the sets and seeds that every method has run on."""
+"""Formats the results of `bench` as Markdown tables, over the sets and seeds on which every method has run."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ RATES = "0.01", "0.001"
 
 
 def grid(runs, key):
-    """Runs -> (methods, sets, seeds, values [method, set, seed]), of the sets and seeds that every method has."""
+    """Runs -> (methods, sets, seeds, values of `key` [method, set, seed]), for sets and seeds that every method has."""
     methods = list(dict.fromkeys(r["method"] for r in runs))
     values = {(r["method"], r["set"], r["seed"]): r[key] for r in runs}
     every = {(s, seed) for _, s, seed in values}
@@ -23,16 +23,17 @@ def grid(runs, key):
 
 
 def means_table(runs):
-    """± is the standard error: of a mean over seeds (the same sets, other seeds), of a difference over sets."""
+    """A table of each method's means. ± is the standard error: over seeds for a mean, over sets for a difference."""
     methods, sets, seeds, auroc = grid(runs, "auroc")
     if not sets:
         return "No set has been run with all methods yet."
     _, _, _, ap = grid(runs, "ap")
     seconds, micros = (grid(runs, key)[3] for key in ("fit_seconds", "microseconds_a_row"))
     lines = [
-        f"{len(sets)} sets, {len(seeds)} seeds. ±: standard error of a mean over seeds, of a difference over sets.",
+        f"{len(sets)} sets, {len(seeds)} seeds. ± is the standard error: over seeds for AUROC and AP, over sets for "
+        "differences.",
         "",
-        f"| method | AUROC | AP | AUROC over {AGAINST} | AP over {AGAINST} | training, s a set | µs a row |",
+        f"| method | AUROC | AP | AUROC − {AGAINST} | AP − {AGAINST} | training, s per set | µs per row |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = methods.index(AGAINST) if AGAINST in methods else None
@@ -71,7 +72,7 @@ def sets_table(runs):
 
 
 def runs_with_checks(runs):
-    """-> {method: its runs that measured thresholds and reasons}; runs of peers and of older versions did not."""
+    """{method: its runs that checked thresholds and reasons}. Runs of peers and of older versions did not."""
     found = {}
     for run in runs:
         if "false_alarms" in run:
@@ -80,7 +81,7 @@ def runs_with_checks(runs):
 
 
 def pooled(pairs):
-    """[k, n, expected share] of several runs -> (k, n, expected k), summed."""
+    """[k, n, expected share] of several runs -> the sums (k, n, expected k)."""
     return sum(p[0] for p in pairs), sum(p[1] for p in pairs), sum(p[1] * p[2] for p in pairs)
 
 
@@ -92,16 +93,16 @@ def share_cell(k, n):
 
 
 def trust_totals(runs):
-    """False alarms and reasons over all sets and seeds. A row that several seeds judge counts each time."""
+    """Tables of false alarms and reasons over all sets and seeds. A row that several seeds judge counts each time."""
     found = runs_with_checks(runs)
     if not found:
         return ""
     lines = [
-        "A random half of the normal rows that did not train (those of the test, and at most 100,000 more) "
-        "calibrates. The other half is evaluated, if the first is large enough for the rate. Expected is the rate "
-        "that its size allows, k / (n + 1). Brackets: 95 % intervals of a binomial proportion; they ignore that "
-        "the rows of a set share a threshold, and that seeds share rows. The ratio is the mean over sets, ± its "
-        "standard error.",
+        "The thresholds are calibrated on a random half of the normal rows outside training (those of the test, and at "
+        "most 100,000 more). False alarms are counted on the other half, if the first is large enough for the rate. "
+        "The expected rate is k / (n + 1), the closest one that n calibration rows allow. Parentheses hold 95 % "
+        "intervals of a binomial proportion. They ignore that the rows of a set share a threshold and that seeds share "
+        "rows. The ratio (observed / expected) is the mean over sets, ± its standard error.",
         "",
         "| recipe | " + " | ".join(f"false alarms at {float(rate):g} | expected | ratio" for rate in RATES) + " |",
         "|" + " --- |" * (1 + 3 * len(RATES)),
@@ -116,9 +117,10 @@ def trust_totals(runs):
     lines += [
         "",
         "A reason lowers the score if the score falls when the feature with the largest residual is replaced by "
-        "its reconstruction. Counted over the test rows flagged at 1e-2, or at the lowest rate supported.",
+        "its reconstruction. This is counted over the test rows flagged at a false-alarm rate of 1e-2, or at the "
+        "lowest supported rate if that is higher.",
         "",
-        "| recipe | reason lowers |",
+        "| recipe | reason lowers the score |",
         "| --- | --- |",
     ]
     for method, own in found.items():
@@ -127,7 +129,7 @@ def trust_totals(runs):
 
 
 def ratio_cell(runs, rate):
-    """False alarms over expected ones: the seeds of each set pooled, then the mean over sets."""
+    """The ratio of observed to expected false alarms: pooled over the seeds of each set, then averaged over sets."""
     by_set = {}
     for run in runs:
         by_set.setdefault(run["set"], []).append(run["false_alarms"][rate])
@@ -138,7 +140,7 @@ def ratio_cell(runs, rate):
 
 
 def trust_table(runs):
-    """One line for each set, one cell for each recipe: false alarms at both rates, and reasons that lower the score."""
+    """A table with a line for each set and a cell for each recipe: false alarms at both rates, reasons that lower."""
     found = runs_with_checks(runs)
     if not found:
         return ""
@@ -158,7 +160,9 @@ def trust_table(runs):
 def costs_table(costs):
     batches = list(next(iter(costs.values())))
     lines = [
-        "| graph | " + " | ".join(f"batches of {b}" for b in batches) + f" | over MLP 256x3, {batches[-1]} |",
+        "| graph | "
+        + " | ".join(f"batches of {b}" for b in batches)
+        + f" | relative to MLP 256x3, batches of {batches[-1]} |",
         "|" + " --- |" * (len(batches) + 2),
     ]
     for name, cost in costs.items():

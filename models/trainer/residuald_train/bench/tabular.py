@@ -1,7 +1,7 @@
-"""Trains recipes on every set of a folder and measures detection, beside simpler methods: `residuald-train bench`.
+"""Trains recipes on every data set in a folder and compares them with simpler methods: `residuald-train bench`.
 
 A recipe's scores are those of its exported bundle in ONNX Runtime. Each measurement is an entry of `runs` in
-`results.json`; a run that is there already is not repeated.
+`results.json`. A run that is already there is not repeated.
 """
 
 import json
@@ -23,18 +23,20 @@ from .quality_page import page
 from .result_tables import costs_table, means_table, sets_table, trust_table, trust_totals
 
 SUFFIXES = ".npz", ".csv"
-FAST_SETS = 5  # with --fast: the smallest sets
+FAST_SETS = 5  # number of sets with --fast, the smallest ones
 WORKERS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TQDM_DISABLE"), "1")
 CLEAN, TOLD = "clean", "told"
 COST_FEATURES, COST_BATCHES, COST_ROWS = 30, (64, 256, 1024), 2048
-FLAGGED_AT, CHECKED_AT = 1e-2, (1e-2, 1e-3)  # false-alarm rates: at which reasons are tried, and that are checked
+FLAGGED_AT, CHECKED_AT = 1e-2, (1e-2, 1e-3)  # false-alarm rates at which reasons and thresholds are checked
 
 
 def find_sets(folder, fast):
     """The files of the folder, sorted; with `fast` only the smallest."""
     files = sorted(p for p in Path(folder).iterdir() if p.suffix in SUFFIXES) if Path(folder).is_dir() else []
     if not files:
-        raise TrainerError(f"--data {folder}: no {' or '.join(SUFFIXES)} file there; give a folder of labelled sets")
+        raise TrainerError(
+            f"--data {folder} has no {' or '.join(SUFFIXES)} file; pass a folder of labelled data sets in these formats"
+        )
     return sorted(sorted(files, key=lambda p: p.stat().st_size)[:FAST_SETS]) if fast else files
 
 
@@ -75,10 +77,10 @@ def run_one(path, protocol, seed, method, recipes, fast, steps, contamination=0.
 
 
 def fit_recipe(name, data, seed, steps, variant="", share=0.0):
-    """-> (seconds of CPU, score(rows), facts).
+    """Trains a recipe -> (CPU seconds of training, a function from rows to scores, facts).
 
-    `variant` CLEAN: trains without the rows mixed in. TOLD: leaves out the suspected share. The thresholds of this
-    bundle come from the test's normal rows; no measure uses them, and scores do not depend on them.
+    `variant` CLEAN trains without the anomalies mixed in. TOLD leaves out the suspected share. The bundle is calibrated
+    on the normal test rows, but no measurement uses its thresholds, and scores do not depend on them.
     """
     from ..bundle.served import run_onnx, session
     from ..tabular.contamination import suspects
@@ -107,13 +109,13 @@ def fit_recipe(name, data, seed, steps, variant="", share=0.0):
 
 
 def check_trust(run, data, seed):
-    """Measures whether thresholds and reasons hold -> {reason_lowers, false_alarms}; {} without normal rows.
+    """Checks thresholds and reasons -> {"reason_lowers", "false_alarms"}, or {} without normal rows.
 
-    A random half of the normal rows that did not train calibrates; the other half is evaluated.
+    Thresholds are calibrated on a random half of the normal rows outside training and checked on the other half.
 
-    false_alarms: for each supported rate [rows flagged, rows evaluated, expected share k / (n + 1)].
-    reason_lowers: of the evaluated test rows flagged at FLAGGED_AT (or the lowest rate supported) [how many score lower
-    when the feature with the largest residual is replaced by its reconstruction, how many there are].
+    false_alarms: {rate: [rows flagged, rows evaluated, expected share k / (n + 1)]} for each supported rate.
+    reason_lowers: [k, n]. n is the number of evaluated test rows flagged at FLAGGED_AT (or the lowest supported rate).
+    k of them score lower when the feature with the largest residual is replaced by its reconstruction.
     """
     from ..bundle.served import run_onnx
 
@@ -144,7 +146,7 @@ def check_trust(run, data, seed):
 
 
 def fit_peer(name, data, seed):
-    """-> (seconds of CPU, score(rows), {})."""
+    """Fits a peer -> (CPU seconds of fitting, a function from rows to scores, {})."""
     from .tabular_peers import fit
 
     began = time.process_time()
@@ -153,7 +155,7 @@ def fit_peer(name, data, seed):
 
 
 def costs(recipes):
-    """Times recipes and a plain 256x3 MLP on one thread, 30 features -> {name: {batch: µs per row, the best round}}."""
+    """Times recipes and a plain 256x3 MLP on one thread with 30 features -> {name: {batch: µs per row}}, best of 30."""
     import torch
     from torch import nn
 
@@ -174,7 +176,7 @@ def costs(recipes):
     graphs |= {name: to_onnx(fit(features, X, Options(name, steps=20), quiet=True)) for name in recipes}
     runs = {name: session(graph) for name, graph in graphs.items()}
     out = {name: dict.fromkeys(map(str, COST_BATCHES), np.inf) for name in runs}
-    for _ in range(30):  # in turn, so that a busy moment affects all of them
+    for _ in range(30):  # every round times all graphs, so that a busy moment affects all of them
         for name, run in runs.items():
             field = run.get_inputs()[0].name
             for batch in COST_BATCHES:
@@ -187,7 +189,7 @@ def costs(recipes):
 
 
 def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None, jobs=None, contamination=0.0):
-    """Runs what is not in OUT/results.json yet, updating it after each run; then writes results.md and results.html."""
+    """Runs all measurements that OUT/results.json lacks and saves it after each; then writes the Markdown and HTML."""
     files = find_sets(folder, fast)
     variants = [f"{name}, {variant}" for name in recipes for variant in (CLEAN, TOLD)] if contamination else []
     out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,7 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
     if path.exists():
         results = json.loads(path.read_text())
         if results["settings"] != settings:
-            raise TrainerError(f"{path} has other settings ({results['settings']}); give --out another folder")
+            raise TrainerError(f"{path} has other settings ({results['settings']}); pass another folder with --out")
     done = {(r["set"], r["protocol"], r["seed"], r["method"]) for r in results["runs"]}
     wanted = [
         (file, protocol, seed, method)
@@ -236,11 +238,11 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
     print(markdown(results).split("\n\n## Each set")[0])
     print(f"wrote {path}, {out / 'results.md'} and {out / 'results.html'}")
     if failed:
-        raise TrainerError(f"{len(failed)} of {len(wanted)} runs failed")
+        raise TrainerError(f"{len(failed)} of {len(wanted)} runs failed (see above); run again to repeat them")
 
 
 def write(path, text):
-    """In one rename, so that an interruption leaves the previous file."""
+    """Writes a file by one rename, so that an interruption leaves the previous one."""
     fresh = path.with_suffix(path.suffix + ".part")
     fresh.write_text(text)
     fresh.replace(path)
@@ -249,13 +251,13 @@ def write(path, text):
 def markdown(results):
     """The content of results.json -> the text of results.md."""
     settings = results["settings"]
-    lines = ["# Detection: what was measured", ""]
+    lines = ["# Detection results", ""]
     if settings["fast"]:
-        lines += ["With `--fast`: the smallest sets, few rows. Not to be compared with a full run.", ""]
+        lines += ["Measured with `--fast` on the smallest sets and few rows. Not comparable with a full run.", ""]
     if share := settings.get("contamination"):
         lines += [
-            f"Labelled anomalies, taken out of the test, make {100 * share:g} % of the training rows, at most half of "
-            f"a set's anomalies. `{CLEAN}`: fitted without them; `{TOLD}`: with `--contamination {share:g}`.",
+            f"{100 * share:g} % of the training rows are labelled anomalies from the test rows (at most half of a "
+            f"set's anomalies). `{CLEAN}` trains without them, and `{TOLD}` trains with `--contamination {share:g}`.",
             "",
         ]
     for protocol in sorted({r["protocol"] for r in results["runs"]}):
@@ -264,10 +266,15 @@ def markdown(results):
         if totals := trust_totals(runs):
             lines += [f"## Thresholds and reasons: {protocol}", "", totals, ""]
     if results["costs"]:
-        lines += [f"## Cost: µs a row, one thread, {COST_FEATURES} features", "", costs_table(results["costs"]), ""]
+        lines += [f"## Cost: µs per row, one thread, {COST_FEATURES} features", "", costs_table(results["costs"]), ""]
     for protocol in sorted({r["protocol"] for r in results["runs"]}):
         runs = [r for r in results["runs"] if r["protocol"] == protocol]
         lines += [f"## Each set: {protocol}, AUROC / average precision", "", sets_table(runs), ""]
         if table := trust_table(runs):
-            lines += [f"## Each set: {protocol}, false alarms at 1e-2 and 1e-3, reasons that lower", "", table, ""]
+            lines += [
+                f"## Each set: {protocol}, false alarms at 1e-2 and 1e-3; reasons that lower the score",
+                "",
+                table,
+                "",
+            ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Simpler methods that recipes are compared with, fitted on the same rows with standardised features."""
+"""Simpler methods with which recipes are compared. They are fitted on the same rows with standardised features."""
 
 import warnings
 
@@ -37,7 +37,7 @@ def autoencoder(train, seed):
 
 
 def deep_svdd(train, seed):
-    """The best deep method of PyOD in a trial on five sets, compared with LUNAR and DIF; see RESEARCH.md."""
+    """Deep SVDD, which was the best of PyOD's deep methods (also LUNAR and DIF) on five sets; see RESEARCH.md."""
     from pyod.models.deep_svdd import DeepSVDD
 
     model = DeepSVDD(n_features=train.shape[1], random_state=seed, verbose=0, preprocessing=False).fit(train)
@@ -56,7 +56,7 @@ FROM_PYOD = "ECOD", "autoencoder", "Deep SVDD"
 
 
 def available():
-    """The names of the peers that can run here; those from PyOD need it installed."""
+    """The names of the peers that can run here. Some of them need PyOD to be installed."""
     try:
         import pyod  # noqa: F401
     except ImportError:
@@ -65,7 +65,10 @@ def available():
 
 
 def fit(name, train, seed):
-    """Training rows float32 [n, F] -> a function of rows [m, F] -> scores [m], higher for anomalies."""
+    """Fits a peer to training rows float32 [n, F] -> a function from rows [m, F] to scores [m], higher for anomalies.
+
+    Raises TrainerError if the peer cannot be fitted on these rows.
+    """
     mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     deviation[deviation < 1e-12] = 1
     scaled = (train - mean) / deviation

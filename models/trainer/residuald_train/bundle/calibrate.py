@@ -1,6 +1,6 @@
-"""Calibration: the distribution of normal scores on held-out rows, from which thresholds and p-values come.
+"""Calibration: the distribution of normal scores on held-out rows. Thresholds and p-values are computed from it.
 
-The daemon reads it in src/bundle: thresholds, p-values and segments have the same definitions there.
+The daemon reads it in src/bundle, with the same definitions of thresholds, p-values and segments.
 """
 
 import math
@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import TrainerError
 
-TAIL, INTERVALS = 10_000, 1000  # highest scores that are kept, and intervals between quantiles
-SEGMENT_TAIL, SEGMENT_INTERVALS = 1000, 100
-MIN_RECORDS, MAX_SEGMENTS = 20, 1000  # rows that a segment needs, and segments at most
+TAIL, INTERVALS = 10_000, 1000  # number of highest scores that are stored, and of intervals between quantiles
+SEGMENT_TAIL, SEGMENT_INTERVALS = 1000, 100  # the same for each segment
+MIN_RECORDS, MAX_SEGMENTS = 20, 1000  # fewest rows of a segment, and most segments
 
 
 def calibrate(score, residual, by=None, values=None):
@@ -32,17 +32,20 @@ def score_distribution(score, intervals, tail):
 
 
 def segments(score, by, values):
-    """The distribution of each segment, and that of all scores relative to their segment's median.
+    """The score distribution of each segment, and that of all scores divided by the median of their segment.
 
-    score float32 [n], values [n] of text or None. src/bundle/segments.rs says how both are used.
+    score float32 [n], values [n] of strings or None. src/bundle/segments.rs describes how the daemon uses both.
     """
     counts = Counter(value for value in values if value is not None)
     order = sorted((-count, value) for value, count in counts.items() if count >= MIN_RECORDS)
     chosen = sorted(value for _, value in order[:MAX_SEGMENTS])
     if not chosen:
-        raise TrainerError(f"--segment {by}: no value has {MIN_RECORDS} held-out rows ({len(counts)} different values)")
+        raise TrainerError(
+            f"--segment {by}: none of its {len(counts)} values has {MIN_RECORDS} held-out rows; choose a column with "
+            "fewer values or use more data"
+        )
     index = {value: i for i, value in enumerate(chosen)}
-    segment = np.array([index.get(value, len(chosen)) for value in values])  # the last one: all other values
+    segment = np.array([index.get(value, len(chosen)) for value in values])  # all other values share the last segment
     own, relative = [], score.copy()
     for i in range(len(chosen) + 1):
         rows = segment == i
@@ -57,7 +60,7 @@ def segments(score, by, values):
 
 
 class RateTooFineError(TrainerError):
-    """The false-alarm rate is too low for the calibration's size. `needed`: calibration records that it needs."""
+    """The calibration is too small for this false-alarm rate. `needed` is the number of records that it would need."""
 
     def __init__(self, rate, needed, count):
         super().__init__(f"a false-alarm rate of {rate:g} needs {needed} calibration records, there are {count}")
@@ -74,7 +77,7 @@ class Calibration:
             raise ValueError("calibration.json: count, quantiles and tail are inconsistent")
 
     def p_value(self, score):
-        """Scores [n] -> conformal p-values (1 + #{calibration >= score}) / (count + 1); interpolated below the tail."""
+        """Scores [n] -> conformal p-values (1 + #{calibration >= score}) / (count + 1), interpolated below the tail."""
         score = np.asarray(score, np.float32)
         exact = len(self.tail) - np.searchsorted(self.tail, score, side="left")
         at_least = exact.astype(np.float64)
@@ -96,7 +99,7 @@ class Calibration:
         return k
 
     def threshold(self, rate):
-        """-> float32: a record is flagged if its score is larger. Raises RateTooFineError."""
+        """The threshold (float32) for a false-alarm rate; higher scores are flagged. Raises RateTooFineError."""
         k = self.rank(rate)
         if k <= len(self.tail):
             return self.tail[-k]

@@ -1,6 +1,6 @@
-"""Exports a model as ONNX, and writes the bundle's folder: all of it or nothing.
+"""Exports a model as ONNX and writes the bundle's folder, completely or not at all.
 
-What goes into a bundle is said in `tabular/export.py` and `images/export.py`.
+`tabular/export.py` and `images/export.py` determine the content of a bundle.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ OUTPUTS = "score", "residual", "reconstruction"
 
 
 def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
-    """Module -> the bytes of an ONNX graph: batch axis dynamic, default operators only, no control flow, no randomness.
+    """Module -> the bytes of an ONNX graph with a dynamic batch axis, only default operators and no control flow.
 
-    `example`: the module's inputs, with two or more rows; default: those of a tabular scorer, float32 [3, F]. Only the
-    first input has a dynamic batch axis.
+    `example`: example inputs with two or more rows; by default float32 [3, F], as for a tabular scorer. Only the first
+    input has a dynamic batch axis. Raises TrainerError for randomness and for other operators.
     """
     if example is None:
         example = (torch.zeros(3, len(module.space.features)),)
@@ -60,7 +60,8 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
         del node.metadata_props[:]  # stack traces with local paths
         if node.domain not in ("", "ai.onnx") or node.op_type in FORBIDDEN:
             raise TrainerError(
-                f"the exported graph contains {node.domain}:{node.op_type}; this version of torch is not supported"
+                f"the exported graph contains {node.domain}:{node.op_type}, which this version of torch should not "
+                "produce; install the versions of requirements.lock"
             )
     for part in (model, model.graph):
         del part.metadata_props[:]
@@ -75,10 +76,10 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
 
 
 def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
-    """-> the bytes of manifest.json.
+    """Returns the bytes of manifest.json.
 
-    `files`: the others, {name: bytes}. `facts`: name, version and training. `tolerance`: (relative, absolute) of golden
-    scores. `training`: what the recipe adds to the facts about it.
+    `files`: the bundle's other files, {name: bytes}. `facts`: name, version and training. `tolerance`: (relative,
+    absolute) tolerance of golden scores. `training`: further facts about the training, from the recipe.
     """
     relative, absolute = tolerance
     manifest = {
@@ -100,18 +101,18 @@ def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
 
 
 def as_json(value, indent=None):
-    """-> UTF-8 bytes, with a line end."""
+    """Encodes a value as JSON in UTF-8, with a final line break."""
     return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
 
 
 def check_out(out):
     """Raises TrainerError if `out` holds anything but a bundle."""
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
-        raise TrainerError(f"{out} exists and is not a bundle; give --out another name")
+        raise TrainerError(f"{out} exists and is not a bundle; pass another --out")
 
 
 def write(out, files):
-    """Writes {name: bytes} to the folder `out` in one rename. Keeps other files of an older bundle there (a README)."""
+    """Writes {name: bytes} to the folder `out` by one rename. Keeps further files of an older bundle, like a README."""
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out = out.resolve()

@@ -1,4 +1,4 @@
-"""Golden records: records with known scores, by which the daemon proves at load that it computes what was exported."""
+"""Golden records: records with known scores. The daemon scores them at load to verify that it computes the same."""
 
 import base64
 import io
@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 from residuald import set_field
 
-RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24  # normal records, and the most records for each kind of change
+# Number of unchanged records, and the most records with a missing value, an unseen category and an extreme number.
+RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24
 
 
 def golden_records(features, records, rng):
-    """Normal records (JSON, bytes) -> 32 to 120 texts: normal, a value missing, an unseen category, an extreme number.
+    """Normal records (JSON, bytes) -> 32 to 120 golden records (str), unchanged or with one changed value.
 
-    `rng` is a numpy Generator.
+    A changed value is missing, an unseen category or an extreme number. `rng` is a NumPy Generator.
     """
     pick = [records[i] for i in rng.choice(len(records), RECORDS, replace=len(records) < RECORDS)]
     out, turn = list(pick), 0
@@ -40,9 +41,9 @@ def one_line(record):
 
 
 def golden_lines(lines, scores):
-    """Records as JSON texts and their scores [n] -> the content of golden.ndjson.
+    """Records as JSON strings and their scores [n] -> the content of golden.ndjson.
 
-    The text is kept as it is, because a category may be a number written 1.50.
+    The strings stay exactly as they are, because a category may be a number written 1.50.
     """
     pairs = zip(lines, scores, strict=True)
     return "".join(f'{{"record": {line}, "score": {float(score)!r}}}\n' for line, score in pairs).encode()
@@ -55,8 +56,10 @@ def record_text(line):
 
 
 def golden_images(shape, x, rng):
-    """x uint8 [n, H, W, C] -> 16 PNGs: six of the model's size, one larger, one smaller, gray, RGB, tinted, palette,
-    RGBA, 16 bits, one flat and one noisy."""
+    """Normal rows x uint8 [n, H, W, C] -> 16 golden images as PNG.
+
+    Six have the model's size. The others are larger, smaller, gray, RGB, tinted, palette, RGBA, 16-bit, flat and noisy.
+    """
     mode = "L" if shape.channels == 1 else "RGB"
     pick = [
         Image.fromarray(x[i].squeeze() if shape.channels == 1 else x[i], mode)
@@ -84,5 +87,5 @@ def png(image):
 
 
 def image_record(content):
-    """The bytes of an image -> a record as the daemon reads it, as JSON-ready dict."""
+    """The bytes of an image -> a record that the daemon can read, as a dict for JSON."""
     return {"image": base64.b64encode(content).decode()}

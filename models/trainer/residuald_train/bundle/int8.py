@@ -1,11 +1,11 @@
-"""The networks' large matrix products in 8-bit integers: static quantization in ONNX Runtime's QDQ format.
+"""Quantizes the networks' large matrix products to 8-bit integers: static quantization in ONNX Runtime's QDQ format.
 
-Activations are uint8 with one scale for each tensor, fixed by the ranges seen on calibration rows, so that a row's
-score does not depend on the rest of its batch. Weights are int8 with one scale for each channel, and use 7 of the 8
-bits: with 8, processors with AVX2 but without VNNI saturate when they add two products in 16 bits, and scores would
-depend on the machine. With 7 the integer arithmetic is exact everywhere. Rounding the weights for the activations that
-they meet makes up for the lost bit. Only the residual blocks are quantized: the first and last layers are small, and
-the last one's output is the residual itself.
+Activations are uint8 with one scale for each tensor. The ranges seen on calibration rows fix the scales, so a row's
+score does not depend on the rest of its batch. Weights are int8 with one scale for each channel and use only 7 of the 8
+bits. With 8, processors with AVX2 but without VNNI saturate when they add two products in 16 bits, and scores would
+depend on the machine. With 7, the integer arithmetic is exact everywhere. Rounding the weights with regard to typical
+activations (GPTQ) makes up for the lost bit. Only the residual blocks are quantized: the first and last layers are
+small, and the last one's output is the residual itself.
 """
 
 import tempfile
@@ -20,13 +20,14 @@ from .served import run_onnx, session
 
 BLOCK, NETWORK = ".blocks.", ".denoiser."  # substrings of the weights' names
 BATCH = 256
-LEVELS = 64  # steps of a weight to each side of zero
-DAMPING = 0.01  # share of the mean diagonal that is added to the Hessian (GPTQ)
-TRIALS, WEIGHT_NOISE = 8, 1e-6  # relative change of the weights, larger than processors' rounding differences
+LEVELS = 64  # quantization steps of a weight on each side of zero
+DAMPING = 0.01  # share of the Hessian's mean diagonal that is added to the diagonal (GPTQ)
+# Number of perturbations that test a score's robustness, and their relative size, larger than rounding differences.
+TRIALS, WEIGHT_NOISE = 8, 1e-6
 
 
 class Batches:
-    """X float32 [n, F] in batches, as the data reader that ONNX Runtime's quantization expects."""
+    """Serves X float32 [n, F] in batches, with the interface of ONNX Runtime's CalibrationDataReader."""
 
     def __init__(self, X):
         self.parts = ({"x": X[i : i + BATCH]} for i in range(0, len(X), BATCH))
@@ -46,10 +47,10 @@ def to_int8(model, X):
     graph = onnx.load_from_string(model)
     layers = [node for node in graph.graph.node if node.op_type == "Gemm" and BLOCK in node.input[1]]
     if not layers:
-        raise TrainerError("the graph has no network to quantize; bundles of the recipe `kernel` have none")
+        raise TrainerError("the bundle has no network to quantize; bundles of the recipe `kernel` have none")
     scales = round_weights(graph, layers, X)
     channels = {"axis": 0, "quant_type": quantization.QuantType.QInt8, "zero_point": 0}
-    add_pre_process_metadata(graph)  # suppresses a warning: an exported graph is folded already
+    add_pre_process_metadata(graph)  # suppresses a warning; an exported graph needs no pre-processing
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         quantization.quantize_static(
@@ -72,7 +73,9 @@ def to_int8(model, X):
     graph.producer_name, graph.producer_version = "residuald-train", __version__
     del graph.metadata_props[:], graph.graph.value_info[:]
     if [entry.domain for entry in graph.opset_import] != [""]:
-        raise TrainerError("the quantized graph has operators outside ONNX's own; this onnxruntime is not supported")
+        raise TrainerError(
+            "the quantized graph has operators outside the ONNX standard; install the onnxruntime of requirements.lock"
+        )
     onnx.checker.check_model(graph, full_check=True)
     facts = {
         "weights": "int8, 7 bits used, a scale a channel",
@@ -83,7 +86,7 @@ def to_int8(model, X):
 
 
 def round_weights(graph, layers, X):
-    """Rounds the layers' weights in place, for the activations of the rows X [n, F] -> {weight: scales [channels]}."""
+    """Rounds the layers' weights in place, given the activations on rows X [n, F] -> {weight: scales [channels]}."""
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     inputs = list(dict.fromkeys(node.input[0] for node in layers))
@@ -104,10 +107,10 @@ def round_weights(graph, layers, X):
 
 
 def gptq_round(W, moments):
-    """W [out, in], moments AᵀA [in, in] of its inputs A -> (W rounded to a grid for each row, step sizes [out]).
+    """W [out, in], moments AᵀA [in, in] of its inputs A -> (W with each row rounded to a grid, grid steps [out]).
 
-    Minimises the change of A Wᵀ: later columns compensate for the rounding error of earlier ones (GPTQ; Frantar et al.
-    2023).
+    Minimises the change of A Wᵀ by letting later columns compensate for the rounding error of earlier ones (GPTQ;
+    Frantar et al. 2023).
     """
     order = np.argsort(-moments.diagonal())
     H = moments[np.ix_(order, order)]
@@ -123,7 +126,7 @@ def gptq_round(W, moments):
 
 
 def check_batches(model, X):
-    """Raises TrainerError unless a row of X float32 [n, F] gets the same bits in any batch, at any position."""
+    """Raises TrainerError unless a row of X float32 [n, F] has bit-identical outputs in every batch and position."""
     run, X = session(model), np.resize(X, (1024, X.shape[1]))
     want = run.run(None, {"x": X})
     for batch in (16, 64):
@@ -131,13 +134,14 @@ def check_batches(model, X):
         for part in order:
             for got, reference in zip(run.run(None, {"x": X[part]}), want, strict=True):
                 if got.tobytes() != reference[part].tobytes():
-                    raise TrainerError("a quantized score depends on its batch on this machine, so nothing was written")
+                    raise TrainerError("quantized scores depend on the batch on this machine, so nothing was written")
 
 
 def robust_rows(model, X, allowed):
-    """bool [n]: which rows of X keep their score within a share `allowed` when weights change in their last digits.
+    """Marks the rows of X whose score changes by at most the share `allowed` when weights are perturbed -> bool [n].
 
-    Another processor rounds differently by about as much. In rare rows that moves an activation to its next level.
+    The perturbation is about as large as rounding differences between processors. In a few rows it moves an activation
+    to the next quantization level.
     """
     graph, want = onnx.load_from_string(model), run_onnx(session(model), X)[0]
     weights = [(w, numpy_helper.to_array(w)) for w in graph.graph.initializer if NETWORK in w.name]

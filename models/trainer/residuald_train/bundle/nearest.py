@@ -1,4 +1,4 @@
-"""`nearest.onnx` and `normals.ndjson`: the most similar normal record, which the daemon shows beside an anomaly."""
+"""`nearest.onnx` and `normals.ndjson`, with which the daemon shows the most similar normal record beside an anomaly."""
 
 import json
 
@@ -13,9 +13,9 @@ from .golden import one_line
 
 
 class Nearest(nn.Module):
-    """x float32 [N, F] -> the index of the nearest center, int64 [N], over the observed features.
+    """x float32 [N, F] -> the index int64 [N] of the nearest center, by the kernel's distance over observed features.
 
-    The distance is that of `kernel`. Scorer and kernel are those of one bundle.
+    `scorer` and `kernel` must belong to the same bundle.
     """
 
     def __init__(self, scorer, kernel):
@@ -29,7 +29,7 @@ class Nearest(nn.Module):
 
 
 def representatives(kernel):
-    """For each center the number of its nearest training row, among the rows of its cluster, int64 [m]."""
+    """The number of the training row that is nearest to each center, among the rows of its cluster: int64 [m]."""
     away = (kernel.rows - kernel.centers[kernel.owner]).square().sum(1).numpy()
     owner = kernel.owner.numpy()
     order = np.lexsort((away, owner))
@@ -37,9 +37,10 @@ def representatives(kernel):
 
 
 def files(scorer, X, options, table, name=None):
-    """X float32 [n, F]: the rows that `scorer` was fitted on; `table` [n]: their records -> {name: bytes}.
+    """Makes the two files -> {name: bytes}. A recipe without a kernel gets one for this purpose.
 
-    `name`: the column of the records' ids, or None. A recipe without a kernel gets one for this purpose.
+    X float32 [n, F]: the rows on which `scorer` was fitted. `table` [n]: their records. `name`: the column with the
+    records' ids, or None.
     """
     kernel = scorer.kernel
     if kernel is None:

@@ -7,21 +7,21 @@ from ..tabular.scorer import run_torch
 from .served import run_onnx, session
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6  # tolerance of golden scores
-LOOSEST = 0.01  # relative tolerance of a deep image network, at most
-MARGIN = 4  # times a score's sensitivity to rounding: another runtime rounds every step differently, not only the input
-ROUNDING = 2.0**-22  # relative change of a number that is tried: two float32 steps
+LOOSEST = 0.01  # largest relative tolerance, for deep image networks
+MARGIN = 4  # allowed multiple of a score's sensitivity to input rounding; another runtime rounds every step differently
+ROUNDING = 2.0**-22  # relative change of the input that measures this sensitivity: two float32 steps
 
 
 def tolerance(scorer):
-    """(relative, absolute) difference of scores allowed between processors.
+    """(relative, absolute) difference that is allowed between the scores of two processors.
 
-    Larger with a kernel, which subtracts nearly equal numbers.
+    It is larger with a kernel, which subtracts nearly equal numbers.
     """
     return (RELATIVE, ABSOLUTE) if scorer.kernel is None else (10 * RELATIVE, 10 * ABSOLUTE)
 
 
 def allowed_error(scorer, score):
-    """[n] -> the absolute difference that is allowed for each score [n]."""
+    """Scores [n] -> the absolute difference that is allowed for each of them [n]."""
     relative, absolute = tolerance(scorer)
     return absolute + relative * np.abs(score)
 
@@ -29,7 +29,7 @@ def allowed_error(scorer, score):
 def check_parity(scorer, model, X):
     """X float32 [n, F] -> the largest difference between ONNX Runtime and torch. Raises TrainerError if they disagree.
 
-    A score that is sensitive to how its record's numbers are rounded may differ by more.
+    A score may differ by more than the tolerance if it is sensitive to the rounding of its record's numbers.
     """
     want, got = run_torch(scorer, X)[0].astype(np.float64), run_onnx(session(model), X)[0]
     error, limit = np.abs(got - want), allowed_error(scorer, want)
@@ -43,7 +43,7 @@ def check_parity(scorer, model, X):
 def rounding_sensitivity(scorer, X, tries=8):
     """X float32 [n, F] -> the largest change of each score [n] when the record's numbers are rounded differently.
 
-    Large where a record lies between two centers of a kernel that is much narrower than their distance.
+    The change is large if a record lies between two centers and the kernel is much narrower than their distance.
     """
     if not len(X):
         return np.zeros(0)
@@ -57,10 +57,10 @@ def rounding_sensitivity(scorer, X, tries=8):
 
 
 def check_image_parity(want, got):
-    """(score, heat, reconstruction) of torch and of ONNX Runtime -> (relative tolerance for golden scores, largest
-    difference of a score). Raises TrainerError if they disagree.
+    """Compares (score, heat, reconstruction) of torch (`want`) and ONNX Runtime (`got`).
 
-    The tolerance is 1e-5 where the arithmetic allows it; a deeper network rounds more.
+    Returns (relative tolerance for golden scores, largest difference of a score). Raises TrainerError if they disagree.
+    The tolerance is 1e-5 if possible. A deeper network rounds more and gets a larger one.
     """
     relative, error = image_score_tolerance(want[0], got[0])
     if np.abs(want[2].astype(int) - got[2]).max() > 1 or not np.allclose(want[1], got[1], LOOSEST, 1e-3):

@@ -1,4 +1,4 @@
-"""Makes an 8-bit copy of a bundle and measures what that changes: `residuald-train quantize`."""
+"""Makes an 8-bit copy of a bundle and measures how its scores change: `residuald-train quantize`."""
 
 import json
 import time
@@ -17,23 +17,23 @@ from .int8 import BATCH, check_batches, robust_rows, to_int8
 from .served import run_onnx, session, sha256s
 
 RATES = 1e-2, 1e-3  # false-alarm rates at which verdicts are compared
-RANGE_ROWS, RANGE_SHARE = 4096, 0.25  # normal rows that set the activations' ranges, at most; they do not calibrate
+RANGE_ROWS, RANGE_SHARE = 4096, 0.25  # most normal rows that set the activations' ranges, and their largest share
 MIN_ROWS, MIN_GOLDEN = 100, 32
 RELATIVE, ABSOLUTE = 1e-2, 1e-3  # tolerance of golden scores
-ROBUST = RELATIVE / 10  # how much a golden score may change when weights change in their last digits
+ROBUST = RELATIVE / 10  # largest relative change of a golden score when weights change in their last digits
 SPEED_ROWS, SPEED_ROUNDS = 4096, 15
-FROM_SCORES = "screen.onnx", "screen.json"  # made from the float scores, so they are not carried over
+FROM_SCORES = "screen.onnx", "screen.json"  # made from the float scores, so they are not copied
 
 
 def quantize(served, table, anomalous=None):
-    """-> {name: bytes} of the quantized bundle. Raises TrainerError.
+    """Makes the files of the quantized bundle -> {name: bytes}. Raises TrainerError.
 
-    `served`: a Served bundle. `table`: records [rows]. `anomalous`: bool [rows], known anomalies, or None. Some normal
-    rows set the activations' ranges. The others make the new calibration; on them and on the anomalies the two graphs
-    are compared, for the manifest's `scoring.quantization`.
+    `served`: a Served bundle. `table`: records [rows]. `anomalous`: bool [rows], known anomalies, or None. Some of the
+    normal rows set the activations' ranges, and the others make the new calibration. The two graphs are compared on
+    these others and on the anomalies. The result goes into the manifest as `scoring.quantization`.
     """
     if "quantization" in served.manifest.get("scoring", {}):
-        raise TrainerError(f"{served.folder} is already quantized; give the bundle that it was made from")
+        raise TrainerError(f"{served.folder} is already quantized; pass the bundle that it was made from")
     X, accepted, _ = encode(table, served.features)
     anomalous = np.zeros(len(table), bool) if anomalous is None else anomalous
     normal = np.random.default_rng(0).permutation(np.flatnonzero(accepted & ~anomalous))
@@ -58,7 +58,7 @@ def quantize(served, table, anomalous=None):
         "calibration.json": as_json(content),
         "golden.ndjson": golden(served.files["golden.ndjson"], spare, model, served.features),
     }
-    # `screen` and `calibration` describe files that are replaced or left out
+    # `screen` and `calibration` of the old manifest describe files that are left out or replaced.
     manifest = {key: value for key, value in served.manifest.items() if key not in ("screen", "calibration")} | {
         "version": f"{served.manifest['version']}-int8",
         "files": sha256s(files),
@@ -69,40 +69,40 @@ def quantize(served, table, anomalous=None):
 
 
 def summary(served, files):
-    """What the user is told about the quantized bundle, line by line."""
+    """Yields the lines of a summary for the user."""
     facts = json.loads(files["manifest.json"])["scoring"]["quantization"]
     found, rows = facts["measured"], facts["calibration_rows"]
     change, (old, new) = found["score_change"], found["microseconds_a_row"]
-    yield f"quantized: {len(facts['layers'])} layers, their activations' ranges from {facts['range_rows']} normal rows"
+    yield f"quantized: {len(facts['layers'])} layers, with activation ranges from {facts['range_rows']} normal rows"
     yield (
-        f"calibrated: on {rows} normal rows (the bundle was on {served.calibration.count}), "
-        f"for false-alarm rates from {1 / (rows + 1):.2g}"
+        f"calibrated: on {rows} normal rows (before: {served.calibration.count}), "
+        f"for false-alarm rates down to {1 / (rows + 1):.2g}"
     )
     yield (
-        f"scores: change by {change['median']:.2%} in the median, at most by {change['largest']:.1%}, "
-        f"on {found['rows']} rows"
+        f"scores: changed by {change['median']:.2%} in the median and at most {change['largest']:.1%}, "
+        f"over {found['rows']} rows"
     )
     for row in found["verdicts"]:
         yield (
             f"verdicts at a false-alarm rate of {row['false_alarm_rate']:g}: {row['same']:.3%} the same; "
             f"{row['flagged'][0]} flagged before, {row['flagged'][1]} now, {row['flagged_by_both']} by both, "
-            f"{row['with_the_same_first_reason']} of these for the same first reason"
+            f"{row['with_the_same_first_reason']} of these with the same first reason"
         )
     if "auroc" in found:
         area, precision = ("{:.4f} -> {:.4f}".format(*found[key]) for key in ("auroc", "average_precision"))
         yield f"detection: AUROC {area}, average precision {precision} ({found['anomalies']} labelled anomalies)"
     yield (
-        f"cost: {old:.1f} -> {new:.1f} µs a row on one core of this machine, in batches of {BATCH}: "
+        f"cost: {old:.1f} -> {new:.1f} µs per row on one core of this machine, in batches of {BATCH}: "
         f"{found['speedup']:.2f} times as fast"
     )
     if facts["refused_rows"]:
         yield f"left out: {facts['refused_rows']} rows that the schema refuses"
     if left := [name for name in served.files if name not in files]:
-        yield f"left out: {', '.join(left)}, made from the float scores; `residuald-train screen` makes them again"
+        yield f"left out: {', '.join(left)}, which depend on the scores; make them again with `residuald-train screen`"
 
 
 def compare(before, after, normals):
-    """(score [n], residual [n, F]) of both graphs, of which the first `normals` rows are normal -> what changes."""
+    """Compares (score [n], residual [n, F]) of both graphs; the first `normals` rows are normal -> measurements."""
     change = np.abs(after[0].astype(float) - before[0]) / np.maximum(np.abs(before[0]), 1e-12)
     found = {
         "rows": len(change),
@@ -117,7 +117,7 @@ def compare(before, after, normals):
 
 
 def verdicts(before, after, normals, rate):
-    """Compares both graphs' verdicts, each by its own threshold at a false-alarm rate on the normal rows."""
+    """Compares both graphs' verdicts. Each graph has its own threshold at this false-alarm rate on the normal rows."""
     old, new = (
         score > Calibration(score_distribution(score[:normals], INTERVALS, TAIL)).threshold(rate)
         for score, _ in (before, after)
@@ -134,7 +134,7 @@ def verdicts(before, after, normals, rate):
 
 
 def speed(before, after, X):
-    """Times two sessions in turn on one core: µs per row (the least of all rounds) and speedup (the median).
+    """Times two sessions alternately on one core -> µs per row (minimum over rounds) and speedup (median over rounds).
 
     X float32 [n, F].
     """
@@ -154,24 +154,24 @@ def speed(before, after, X):
 
 
 def segments_of(calibration, table, rows):
-    """-> (the field that the calibration is segmented by, its value in each of the rows), or () without segments."""
+    """Returns the path of the calibration's segment field and its value in each of the rows, or () without segments."""
     by = calibration.get("segments", {}).get("by")
     if by is None:
         return ()
     path = by.get("field") if isinstance(by, dict) else None
     if path is None:
         raise TrainerError(
-            "the bundle is calibrated by the message key, which files do not contain. Remove the segments "
+            "the bundle's segments are message keys, which files do not contain; remove the segments "
             "(`residuald calibrate --no-segments`), quantize, then run `residuald calibrate --by-key` on the topic"
         )
     return path, table.take(rows).segments(path)
 
 
 def golden(content, spare, model, features):
-    """-> golden.ndjson with the scores of `model`, without records whose score depends on one activation's rounding.
+    """Makes golden.ndjson with the scores of `model`, without records whose score depends on one activation's rounding.
 
-    `content`: the float bundle's golden.ndjson. `spare`: an iterator of other records as JSON texts, used if fewer than
-    MIN_GOLDEN are left.
+    `content`: the float bundle's golden.ndjson. `spare`: an iterator of other records as JSON strings, used if fewer
+    than MIN_GOLDEN are left. Raises TrainerError if none is left.
     """
     lines = [record_text(line) for line in content.decode().splitlines() if line.strip()]
     least = min(MIN_GOLDEN, len(lines))
@@ -187,5 +187,8 @@ def golden(content, spare, model, features):
     if more:
         chosen += robust(more)[: least - len(chosen)]
     if not chosen:
-        raise TrainerError("every golden score depends on one rounding, so the bundle could not prove itself elsewhere")
+        raise TrainerError(
+            "every golden score depends on how one activation is rounded, so other machines could not verify the "
+            "bundle; nothing was written"
+        )
     return golden_lines(chosen, run_onnx(session(model), rows(chosen))[0])

@@ -17,17 +17,17 @@ from .export import as_json, to_onnx
 from .served import microseconds_a_row, run_onnx, session, sha256s
 
 WIDTHS = 64, 32
-ROWS = 600_000  # rows that the scorer labels, a third of them normal
+ROWS = 600_000  # rows that the scorer scores for training; a third of them is normal
 STEPS, BATCH, LEARNING_RATE = 12_000, 512, 3e-3
 MIN_ROWS, HELD_OUT = 500, 0.2
 MISSED = 1e-3  # the daemon's default of screen.missed_share
-PROBES, NORMALS = 12_000, 10_000  # held-out rows whose answers are kept in the bundle
-MAX_PROBE = np.float32(2)  # probes that score above this many thresholds are ignored: easier than real anomalies
-UNDERESTIMATE = 8.0  # loss factor for an answer below the score; only those make the daemon miss anomalies
-HEADROOM = 0.3  # of log score, learned above the highest threshold
+PROBES, NORMALS = 12_000, 10_000  # most held-out rows whose screen outputs and scores are stored in the bundle
+MAX_PROBE = np.float32(2)  # in thresholds; probes that score higher are ignored, because they are too easy
+UNDERESTIMATE = 8.0  # loss factor where the screen is below the score; only this makes the daemon miss anomalies
+HEADROOM = 0.3  # how far above the highest threshold the log score is still learned
 EPSILON = 1e-6  # added to scores before the logarithm, to avoid log(0)
-UNSEEN = 0.02  # how often a perturbed row has a category unseen, and an optional value missing
-NOISE = 0.03, 30.0  # range of the perturbation's strength, in standard deviations
+UNSEEN = 0.02  # probability that a value of a perturbed row becomes unseen or missing
+NOISE = 0.03, 30.0  # range of the noise strength in perturbed rows, in standard deviations
 RATES = 1e-2, 1e-3, 1e-4  # false-alarm rates of the summary
 
 
@@ -47,9 +47,10 @@ class Screen(nn.Module):
 
 
 def perturbed_rows(space, X, count, rng):
-    """X float32 [n, F] -> float32 [count, F]: random rows of X, most with a random subset of features changed.
+    """X float32 [n, F] -> float32 [count, F]: random rows of X, most of them with a random subset of features changed.
 
-    A change is the value of another row, noise of a random strength, or both; a few values become unseen or missing.
+    A changed feature has the value of another row, noise of a random strength, or both. A few values become unseen or
+    missing.
     """
     features = space.features
     rows = X[rng.integers(0, len(X), count)]
@@ -76,7 +77,7 @@ def perturbed_rows(space, X, count, rng):
 
 
 def distil(served, X, seed, quiet=False):
-    """X float32 [n, F], normal rows -> Screen. `served` is the bundle: its scores are learned around its thresholds."""
+    """Normal rows X float32 [n, F] -> a Screen that has learned the scores of `served` near its thresholds."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -113,9 +114,9 @@ def bar(steps, what, quiet):
 
 
 class ScreenAnswers:
-    """Answers of screen and scorer on held-out rows: on normal ones, and on probes.
+    """Outputs of screen and scorer on held-out normal rows and on probes.
 
-    A probe is a perturbed row whose score is near the thresholds. The daemon chooses its bound from these answers.
+    A probe is a perturbed row whose score is near the thresholds. The daemon chooses its bound from these outputs.
     """
 
     def __init__(self, served, run, space, X, rng):
@@ -130,7 +131,7 @@ class ScreenAnswers:
         self.probes = tuple(np.concatenate(parts)[:PROBES] for parts in zip(*kept, strict=True))
 
     def content(self):
-        """-> the content of screen.json."""
+        """The content of screen.json."""
 
         def short(values):
             return [float(str(value)) for value in values]  # only as many digits as float32 needs
@@ -141,9 +142,10 @@ class ScreenAnswers:
         return {"golden": short(self.golden), "normals": pairs(self.normals), "probes": pairs(self.probes)}
 
     def bound(self, threshold, missed):
-        """-> the answer above which the scorer must be asked; None if there are too few probes.
+        """The highest screen output that clears a record, so that the scorer is skipped; None with too few probes.
 
-        The screen then clears at most a share `missed` of the records above the threshold. As in src/bundle/screen.rs.
+        With this bound the screen clears at most a share `missed` of the records above the threshold. The definition is
+        the same as in src/bundle/screen.rs.
         """
         guess, score = self.probes
         above = np.sort(guess[(score > threshold) & (score <= MAX_PROBE * threshold)])
@@ -154,24 +156,24 @@ class ScreenAnswers:
         return min(below, np.log(threshold + EPSILON) + self.underestimate(missed))
 
     def underestimate(self, missed):
-        """The quantile `missed` of (answer - log score) on the tenth of the normal rows that scores highest."""
+        """The quantile `missed` of (screen output - log score) on the highest-scoring tenth of the normal rows."""
         guess, score = self.normals
         highest = np.argsort(-score, kind="stable")[: -(-len(score) // 10)]
         errors = np.sort(guess[highest] - np.log(score[highest] + EPSILON))
         return errors[max(int(missed * (len(errors) + 1) + 1e-9), 1) - 1]
 
     def cleared(self, bound):
-        """The share of normal rows that the screen clears, so that the scorer is not asked."""
+        """The share of normal rows that the screen clears, for which the scorer is skipped."""
         return float((self.normals[0] <= bound).mean())
 
 
 def screen_and_score(served, run, X):
-    """X float32 [n, F] -> (screen's answers [n], scores [n])."""
+    """X float32 [n, F] -> (screen outputs [n], scores [n])."""
     return run_onnx(run, X)[0], served.score(X)[0]
 
 
 def add_screen(served, X, seed=0, quiet=False):
-    """X float32 [n, F], normal rows -> (the bundle's files including the screen, ScreenAnswers)."""
+    """Normal rows X float32 [n, F] -> (the bundle's files including the screen, ScreenAnswers). Raises TrainerError."""
     if len(X) < MIN_ROWS:
         raise TrainerError(f"{len(X)} normal rows fit the schema; a screen needs at least {MIN_ROWS}")
     rng = np.random.default_rng(seed)
@@ -187,7 +189,7 @@ def add_screen(served, X, seed=0, quiet=False):
 
 
 def summary(served, files, answers, X):
-    """What the user is told about the new screen, line by line. X float32 [n, F]: rows to time it on."""
+    """Yields the lines of a summary for the user. X float32 [n, F]: rows to time the screen on."""
     for rate in RATES:
         if rate < served.calibration.finest_rate():
             continue
@@ -198,4 +200,4 @@ def summary(served, files, answers, X):
             yield f"at a false-alarm rate of {rate:g}: clears {answers.cleared(bound):.1%} of normal records"
     batch = np.resize(X, (16_384, X.shape[1]))
     costs = [microseconds_a_row(run, batch) for run in (session(files["screen.onnx"]), served.session)]
-    yield "cost: {:.2f} µs a row on one core, in batches of 256; the scorer {:.2f}".format(*costs)
+    yield "cost: {:.2f} µs per row on one core, in batches of 256; the scorer costs {:.2f}".format(*costs)

@@ -1,4 +1,4 @@
-"""A bundle as the daemon loads it: read, checked against its hashes, run by ONNX Runtime. Does not import torch."""
+"""Loads a bundle as the daemon does: verifies its hashes and runs it in ONNX Runtime. Does not import torch."""
 
 import hashlib
 import json
@@ -24,13 +24,13 @@ def session(model):
 
 
 def run_onnx(session, X, batch=256):
-    """X [n, ...] -> the graph's outputs [n, ...]; of a scorer: score, residual (heat of images), reconstruction."""
+    """X [n, ...] -> the graph's outputs, each [n, ...]. A scorer's are score, residual (or heat) and reconstruction."""
     parts = [session.run(None, {"x": X[i : i + batch]}) for i in range(0, len(X), batch)]
     return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
 
 
 def microseconds_a_row(session, X, batch=256, rounds=5):
-    """Time to score X [n, F] on one thread of this machine: the least of some rounds, after a short warm-up."""
+    """Time to score a row of X [n, F] on one thread, in µs: the minimum over `rounds`, after a short warm-up."""
     run_onnx(session, X[:batch], batch)
     taken = []
     for _ in range(rounds):
@@ -57,15 +57,15 @@ class Served:
             kind = self.manifest["input"]["kind"]
             if kind != "tabular":
                 raise TrainerError(
-                    f"{folder} is a bundle of kind {kind}; this verb needs one of kind tabular. "
-                    "To see images with their scores and heatmaps: `residuald score FOLDER --html`"
+                    f"{folder} is a bundle of kind {kind}, but this verb needs one of kind tabular; "
+                    "to see images with their scores and heatmaps, use `residuald score FOLDER --html`"
                 )
             self.features = check_features(self.manifest["input"]["features"])
             self.files = files = {name: (self.folder / name).read_bytes() for name in self.manifest["files"]}
             for name, digest in self.manifest["files"].items():
                 if hashlib.sha256(files[name]).hexdigest() != digest:
                     raise TrainerError(
-                        f"{self.folder / name} was altered after export: its SHA-256 differs from the manifest's"
+                        f"{self.folder / name} was changed after export: its SHA-256 differs from the manifest's"
                     )
             self.calibration = Calibration(json.loads(files["calibration.json"]))
             golden = files["golden.ndjson"].decode().splitlines()
@@ -76,7 +76,7 @@ class Served:
         except OSError as error:
             raise TrainerError(f"{folder} is not a bundle: {error}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise TrainerError(f"{folder} is not a bundle that this version can read: {error!r}") from None
+            raise TrainerError(f"this version cannot read the bundle {folder}: {error!r}") from None
         self.bytes = len(files["model.onnx"])
         self.session = session(files["model.onnx"])
 
@@ -85,7 +85,7 @@ class Served:
         return run_onnx(self.session, X, batch)
 
     def golden_passed(self):
-        """How many golden scores this machine reproduces within the manifest's tolerance."""
+        """The number of golden scores that this machine reproduces within the manifest's tolerance."""
         allowed = self.manifest["golden"]
         allowed = allowed["absolute_tolerance"] + allowed["relative_tolerance"] * np.abs(self.golden_scores)
         return int((np.abs(self.score(self.golden)[0] - self.golden_scores) <= allowed).sum())

@@ -23,7 +23,7 @@ def parser():
 
 
 def main(argv=None):
-    """Runs a verb -> the exit code."""
+    """Runs a verb and prints its error, if any -> the exit code."""
     args = parser().parse_args(argv)
     try:
         args.run(args)

@@ -1,4 +1,4 @@
-"""`residuald-train bench`: measures recipes on labelled sets."""
+"""`residuald-train bench`: measures recipes on labelled data sets."""
 
 from pathlib import Path
 
@@ -11,15 +11,31 @@ def add_parser(verbs):
         verbs,
         "bench",
         run,
-        "Train and measure recipes on every labelled set of a folder, beside simpler methods.",
+        "Train recipes on every labelled data set in a folder, measure detection and compare with simpler methods.",
         "bench --data sets --protocol clean --seeds 5 --recipe best hybrid kernel --out build/quality",
     )
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="of .npz (X, y) and .csv (y or label)")
-    p.add_argument("--protocol", nargs="+", choices=["clean", "published"], default=["clean"], help="default clean")
-    p.add_argument("--seeds", type=int, default=5, metavar="N", help="default 5")
+    p.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of labelled sets: .npz (X, y) or .csv (y or label)",
+    )
+    p.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=["clean", "published"],
+        default=["clean"],
+        help="how to split the sets (default clean)",
+    )
+    p.add_argument("--seeds", type=int, default=5, metavar="N", help="number of seeds (default 5)")
     p.add_argument("--recipe", nargs="+", choices=RECIPES, default=["best", "hybrid", "kernel", "blind"])
     p.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="for results.json, which is continued, and results.md"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the results; if it holds a results.json of an earlier run, that run is continued",
     )
     p.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
     p.add_argument(
@@ -27,12 +43,12 @@ def add_parser(verbs):
         type=float,
         default=0,
         metavar="SHARE",
-        help="share of labelled anomalies among the training rows, taken out of the test; recipes run three times: "
-        "without them (clean), with them, and told of the share",
+        help="move labelled anomalies from the test rows to the training rows until they are this share of them; each "
+        "recipe then runs three times: without these rows (clean), with them, and told of the share",
     )
     p.add_argument("--jobs", type=int, metavar="N", help="parallel runs, one core each (default: all cores)")
-    p.add_argument("--no-peers", action="store_true", help="leave the simpler methods out")
-    p.add_argument("--fast", action="store_true", help="the smallest sets and few rows, for CI")
+    p.add_argument("--no-peers", action="store_true", help="do not run the simpler methods")
+    p.add_argument("--fast", action="store_true", help="use only the smallest sets and few rows, for CI")
 
 
 def run(args):

@@ -12,20 +12,20 @@ def add_parser(verbs):
         verbs,
         "bench-images",
         run,
-        f"Train and measure for several seeds, beside patch-kNN, PCA and a PaDiM-like Gaussian. {LAYOUTS}",
+        f"Train with several seeds, measure detection, compare with patch-kNN, PCA and a PaDiM-like method. {LAYOUTS}",
         "bench-images --data tiles --normal MT_Free --groups tiles/tiles.csv --seeds 3",
     )
     add_images(p)
-    p.add_argument("--seeds", type=int, default=3, help="default 3")
+    p.add_argument("--seeds", type=int, default=3, metavar="N", help="number of seeds (default 3)")
     p.add_argument(
         "--part",
         choices=["all", "development", "report"],
         default="all",
-        help="all: hold out 30%% of the normal groups, others each seed. development: the same in one half of the "
-        "groups, to choose settings. report: train on that half's normals, measure on the other half",
+        help="all: test on 30%% of the normal groups, different ones for each seed. development: the same within one "
+        "half of the groups, to choose settings. report: train on the normal images of that half, test on the other",
     )
-    p.add_argument("--no-peers", action="store_true", help="leave the simpler methods out")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    p.add_argument("--no-peers", action="store_true", help="do not run the simpler methods")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
 
 
 def run(args):

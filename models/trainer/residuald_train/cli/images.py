@@ -12,26 +12,39 @@ def add_parser(verbs):
         "images",
         run,
         f"Train on normal images and export a bundle. {LAYOUTS}",
-        "images --data pictures --out models/mine --size 256 --samples /tmp/sheets",
+        "images --data images --out models/mine --size 256 --samples /tmp/sheets",
     )
     add_images(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")
-    p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
+    p.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the normal images to calibrate on, not to train on (default 0.2)",
+    )
     add_seed(p)
-    p.add_argument("--resume", action="store_true", help="continue from --checkpoint")
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="saved every minute (default: OUT.checkpoint)")
-    p.add_argument("--samples", type=Path, metavar="DIR", help="sheets: clean, corrupted, restored, added, found")
-    p.add_argument("--denoiser", action="store_true", help="ddim: put denoiser.onnx and its schedule into the bundle")
-    p.add_argument("--dry-run", action="store_true", help="print the options and what was found, train nothing")
+    p.add_argument("--resume", action="store_true", help="continue from the checkpoint")
+    p.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="checkpoint file, saved every minute (default: OUT.checkpoint)"
+    )
+    p.add_argument(
+        "--samples",
+        type=Path,
+        metavar="DIR",
+        help="write contact sheets during training; columns: clean, corrupted, restored, added, found",
+    )
+    p.add_argument("--denoiser", action="store_true", help="ddim: add denoiser.onnx and its schedule to the bundle")
+    p.add_argument("--dry-run", action="store_true", help="print the options and the number of images, train nothing")
 
 
 def run(args):
     shape = image_shape(args)
     require(("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"))
     if args.denoiser and args.recipe != "ddim":
-        raise TrainerError("--denoiser is only for --recipe ddim")
+        raise TrainerError("--denoiser requires --recipe ddim")
     from ..images.pipeline import Settings, train_bundle
 
     settings = Settings(

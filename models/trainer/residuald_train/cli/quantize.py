@@ -12,7 +12,7 @@ def add_parser(verbs):
         verbs,
         "quantize",
         run,
-        "Make a copy of a bundle with its networks in 8-bit integers and new thresholds, and print what that changes.",
+        "Make a copy of a bundle with 8-bit networks and new thresholds, and print how scores and verdicts change.",
         "quantize models/payments --data models/payments/sample.ndjson.gz --label label --out models/payments-int8",
     )
     add_bundle(p)
@@ -27,7 +27,7 @@ def run(args):
 
     check_out(args.out)
     if args.out.resolve() == args.bundle.resolve():
-        raise TrainerError(f"--out {args.out} is the bundle itself; give another folder, so that both can be compared")
+        raise TrainerError(f"--out {args.out} is the bundle itself; pass another folder, so that both can be compared")
     served = Served(args.bundle)
     table, label = read_labelled_like(data_source(args), served.manifest)
     files = quantize(served, table, anomalous_rows(table, label))

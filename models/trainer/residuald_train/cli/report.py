@@ -17,7 +17,9 @@ def add_parser(verbs):
     )
     add_bundle(p)
     add_data(p, required=False)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, one file that loads nothing else")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the HTML file to write; it loads no other file"
+    )
 
 
 def run(args):
@@ -26,7 +28,7 @@ def run(args):
 
     served, scored = Served(args.bundle), None
     if not args.data and (args.label or args.normal):
-        raise TrainerError("--label and --normal need --data: they say which of its records are normal")
+        raise TrainerError("--label and --normal require --data: they tell which of its records are normal")
     if args.data:
         table, label = read_labelled_like(data_source(args), served.manifest)
         scored = ScoredRecords(served, table, anomalous_rows(table, label))

@@ -1,4 +1,4 @@
-"""`residuald-train schema`: guesses the input schema of data files."""
+"""`residuald-train schema`: infers the input schema of data files."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ def add_parser(verbs):
         verbs,
         "schema",
         run,
-        "Guess the input schema of data files, for you to edit.",
+        "Infer the input schema of data files, as a draft for you to edit.",
         "schema --data history.ndjson.gz --label fraud --out schema.json",
     )
     add_data(p)
     add_drop(p)
     add_keep(p)
-    p.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the schema file to write (default: standard output)")
 
 
 def run(args):

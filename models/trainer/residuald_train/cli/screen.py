@@ -13,14 +13,14 @@ def add_parser(verbs):
         verbs,
         "screen",
         run,
-        "Add a screen to a bundle: a small network that spares the scorer the records that are clearly normal.",
+        "Add a screen to a bundle: a small network that finds clearly normal records, which the scorer then skips.",
         "screen models/payments --data history.ndjson.gz --label fraud",
     )
     add_bundle(p, "; changed in place")
     add_data(p)
     add_max_rows(p)
     add_seed(p)
-    p.add_argument("--out", type=Path, metavar="DIR", help="leave BUNDLE as it is and write the new one here")
+    p.add_argument("--out", type=Path, metavar="DIR", help="write the new bundle here and leave BUNDLE unchanged")
 
 
 def run(args):

@@ -7,15 +7,16 @@ from .. import TrainerError
 from ..tabular.labels import MAX_ROWS, DataSource
 
 MAX_CONTAMINATION = 0.2
-RECIPES = "kernel", "blind", "hybrid", "ddim", "best"  # the keys of tabular.recipes.RECIPES, without importing torch
+# The keys of tabular.recipes.RECIPES, repeated here because importing them would import torch.
+RECIPES = "kernel", "blind", "hybrid", "ddim", "best"
 LAYOUTS = (
-    "DIR: train/good, test/CLASS and ground_truth/CLASS/STEM_mask.png (Anomalib's layout); with --normal NAME a folder "
-    "for each class, masks beside the images as STEM.png; otherwise any folder of normal images."
+    "DIR has one of three layouts. Anomalib's: train/good, test/CLASS and ground_truth/CLASS/STEM_mask.png. With "
+    "--normal NAME: one folder for each class, with masks beside the images as STEM.png. Otherwise: normal images only."
 )
 
 
 def add_verb(verbs, name, run, text, example):
-    """-> the verb's parser; `run(args)` is called for it."""
+    """Adds a verb -> its argument parser. `run(args)` is called when the verb is used."""
     p = verbs.add_parser(
         name,
         help=text,
@@ -31,8 +32,8 @@ def add_data(p, required=True):
     p.add_argument(
         "--data", nargs="+", required=required, metavar="FILE", help=".csv .tsv .ndjson (also .gz) .parquet .npz"
     )
-    p.add_argument("--label", metavar="COL", help="column that tells normal rows; never a feature")
-    p.add_argument("--normal", metavar="VALUE", help="its value on normal rows (default 0)")
+    p.add_argument("--label", metavar="COL", help="column that tells normal rows from anomalies; never a feature")
+    p.add_argument("--normal", metavar="VALUE", help="value of the label column on normal rows (default 0)")
 
 
 def add_drop(p):
@@ -45,7 +46,7 @@ def add_keep(p):
 
 
 def add_bundle(p, more=""):
-    p.add_argument("bundle", type=Path, metavar="BUNDLE", help=f"the bundle's folder, of kind tabular{more}")
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help=f"the folder of a tabular bundle{more}")
 
 
 def add_max_rows(p):
@@ -54,12 +55,12 @@ def add_max_rows(p):
         type=int,
         default=MAX_ROWS,
         metavar="N",
-        help=f"with more rows, draw N at random over all files (default {MAX_ROWS:,})",
+        help=f"if the files hold more rows, draw N of them at random (default {MAX_ROWS:,})",
     )
 
 
 def add_seed(p):
-    p.add_argument("--seed", type=int, default=0, help="default 0")
+    p.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 
 
 def data_source(args):
@@ -69,7 +70,7 @@ def data_source(args):
 
 
 def require(*checks):
-    """Each check is (option, whether it holds, what it must be). Raises TrainerError for the first that fails."""
+    """Raises TrainerError for the first failed check. A check is (option, passed, what the option must be)."""
     for option, holds, rule in checks:
         if not holds:
             raise TrainerError(f"{option} must {rule}")
@@ -85,20 +86,32 @@ def positive_or_default(value):
 
 
 def add_images(p):
-    """The options of training on images."""
+    """Adds the options for training on images."""
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of images")
-    p.add_argument("--normal", metavar="NAME", help="the normal class's folder, in a folder of classes")
-    p.add_argument("--groups", type=Path, metavar="CSV", help="image,tile: images of one tile stay on one side")
-    p.add_argument("--recipe", choices=["blind", "ddim"], default="blind", help="default blind")
-    p.add_argument("--size", type=size, default=(256, 256), metavar="N or HxW", help="of the model's input (256)")
+    p.add_argument("--normal", metavar="NAME", help="name of the folder with the normal class")
+    p.add_argument(
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="file with columns image,tile; images of one tile stay on the same side of every split",
+    )
+    p.add_argument("--recipe", choices=["blind", "ddim"], default="blind", help="how to score (default blind)")
+    p.add_argument(
+        "--size", type=size, default=(256, 256), metavar="N or HxW", help="model input size in pixels (default 256)"
+    )
     p.add_argument("--channels", type=int, choices=[1, 3], default=1, help="1 gray (default), 3 colour")
-    p.add_argument("--tiles", type=tiles, metavar="SCALE,OVERLAP", help="cut large images: 0.5,32 resizes by 0.5")
+    p.add_argument(
+        "--tiles",
+        type=tiles,
+        metavar="SCALE,OVERLAP",
+        help="cut large images into tiles: 0.5,32 resizes by 0.5 and lets tiles overlap by 32 pixels",
+    )
     p.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
-    p.add_argument("--minutes", type=float, help="end training earlier, its schedule with it")
-    p.add_argument("--batch", type=int, help="images for each step (default: the recipe's)")
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default auto")
-    p.add_argument("--amp", action="store_true", default=None, help="bfloat16 (default: on a GPU)")
-    p.add_argument("--threads", type=int, help="of the CPU (default: all)")
+    p.add_argument("--minutes", type=float, help="limit of training time; also shortens the learning rate schedule")
+    p.add_argument("--batch", type=int, help="images in each step (default: the recipe's)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
+    p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
+    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
 
 def size(text):
@@ -133,14 +146,14 @@ def image_shape(args):
 
 
 def image_options(args, seed):
-    """-> the recipe's Options."""
+    """Parsed arguments -> the Options of the recipe. Raises TrainerError if --device cuda finds no GPU."""
     import torch
 
     from ..images import ddim, train
 
     available = torch.cuda.is_available()
     if args.device == "cuda" and not available:
-        raise TrainerError("--device cuda: torch finds no GPU here")
+        raise TrainerError("--device cuda: torch finds no GPU on this machine; use --device cpu")
     device = "cuda" if available and args.device != "cpu" else "cpu"
     given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
     given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device, "seed": seed}

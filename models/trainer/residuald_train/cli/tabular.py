@@ -1,4 +1,4 @@
-"""`residuald-train tabular`: trains on a table. The training itself is `tabular/pipeline.py`."""
+"""`residuald-train tabular`: trains on records. The training itself is in `tabular/pipeline.py`."""
 
 from pathlib import Path
 
@@ -30,30 +30,36 @@ def add_parser(verbs):
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")
-    p.add_argument("--schema", type=Path, metavar="FILE", help="an edited schema (default: guess one)")
-    p.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the normals, to calibrate on (0.2)")
+    p.add_argument("--schema", type=Path, metavar="FILE", help="an edited schema (default: infer one)")
+    p.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the normal rows to calibrate on, not to train on (default 0.2)",
+    )
     p.add_argument(
         "--contamination",
         type=float,
         default=0,
         metavar="SHARE",
-        help="suspected share of unlabelled anomalies: that many of the strangest rows are left out",
+        help="suspected share of unlabelled anomalies; this share of the most unusual rows is left out",
     )
     add_max_rows(p)
     add_seed(p)
-    p.add_argument("--recipe", choices=RECIPES, default="best", help="what scores (default best); see README.md")
+    p.add_argument("--recipe", choices=RECIPES, default="best", help="how to score (default best); see README.md")
     p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
-    p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel: none")
-    p.add_argument("--width", type=int, default=96, help="of the network (default 96)")
+    p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel has none")
+    p.add_argument("--width", type=int, default=96, help="width of the network (default 96)")
     p.add_argument(
         "--nearest",
         nargs="?",
         const=True,
         metavar="COL",
-        help="keep normal records in the bundle (one for each center of the kernel, the schema's fields, COL as their "
-        "id) for the daemon to show beside an anomaly; they are stored as they came",
+        help="store normal records in the bundle, so that the daemon can show the most similar one beside an anomaly; "
+        "stores the schema's fields unchanged, one record for each center of the kernel, with COL as its id",
     )
-    p.add_argument("--segment", metavar="COL", help="calibrate by the values of this column: a threshold for each")
+    p.add_argument("--segment", metavar="COL", help="calibrate a separate threshold for each value of this column")
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 CLEAN = 0.15  # share of images that are not corrupted
-SECOND = 0.4  # chance of a second corruption
+SECOND = 0.4  # probability of a second corruption
 AMPLITUDE = 0.4, 5.0  # in standard deviations of the image's fine structure
 KINDS = "noise", "other", "blur", "contrast", "stroke"
 BANK = 512  # masks and noise fields of each kind; made once and cropped at random
@@ -34,12 +34,12 @@ def integer(n, g):
 
 
 def column(n, low, high, g):
-    """[n, 1, 1, 1] log-uniform."""
+    """Log-uniform random numbers [n, 1, 1, 1]."""
     return log_uniform((n, 1, 1, 1), low, high, g)
 
 
 def gaussian_field(n, size, cells_y, cells_x, g):
-    """Smooth Gaussian noise [n, 1, size, size] of unit deviation, from cells_y x cells_x knots, randomly rotated."""
+    """Smooth Gaussian noise [n, 1, size, size] of unit deviation: cells_y x cells_x knots, interpolated and rotated."""
     f = torch.randn(n, 1, max(2, cells_y), max(2, cells_x), generator=g)
     f = F.interpolate(f, size=(size, size), mode="bicubic", align_corners=False)
     angle = uniform((n,), 0, math.pi, g)
@@ -51,12 +51,12 @@ def gaussian_field(n, size, cells_y, cells_x, g):
 
 
 def cells(size, g, finest=1):
-    """A number of knots, log-uniform on [2, size / finest]."""
+    """A random number of knots, log-uniform on [2, size / finest]."""
     return int(2 ** (1 + chance(g) * math.log2(size / finest / 2)))
 
 
 def blobs(n, size, g):
-    """Masks [n, 1, size, size] in 0..1: soft thresholded noise, area log-uniform on 0.2 to 30 %."""
+    """Masks [n, 1, size, size] in 0..1: softly thresholded noise whose area is log-uniform on 0.2 to 30 %."""
     f = gaussian_field(n, size, cells(size, g, 4), cells(size, g, 4), g)
     area = log_uniform((n,), 0.002, 0.3, g)
     ordered = f.flatten(1).sort(1, descending=True).values
@@ -94,7 +94,10 @@ def regions(n, size, g):
 
 
 class Corruption:
-    """x [n, C, s, s] -> y of the same shape. Draws all randomness from one generator; masks and fields from a bank."""
+    """Corrupts images x [n, C, s, s] -> y of the same shape.
+
+    All randomness comes from one generator. Masks and noise fields are made once and cropped at random.
+    """
 
     def __init__(self, size, seed, device="cpu", amplitude=AMPLITUDE, kinds=KINDS):
         self.g = g = torch.Generator().manual_seed(seed)
@@ -113,10 +116,10 @@ class Corruption:
         return first, first if chance(self.g) < 0.5 else cells(size, self.g)
 
     def pick(self, bank, n):
-        """n random crops of the bank, transposed and mirrored at random, in 0..1."""
+        """n random crops of the bank in 0..1, [n, 1, size, size], transposed and mirrored at random."""
         g, out = self.g, []
         for i in torch.randint(len(bank), (n,), generator=g).tolist():
-            for _ in range(4):  # a crop of a mask may be empty
+            for _ in range(4):  # try again if the crop of a mask is empty
                 piece = self.window(bank[i])
                 if int(piece.max()) > 127:
                     break
@@ -131,7 +134,7 @@ class Corruption:
         return field[:, y : y + s, x : x + s]
 
     def mask(self, n, thin):
-        """[n, 1, size, size]: lines if `thin`, otherwise blobs (45 %), regions (30 %) or lines."""
+        """Masks [n, 1, size, size]: lines if `thin`, otherwise blobs (45 %), regions (30 %) or lines (25 %)."""
         kind = 1.0 if thin else chance(self.g)
         return self.pick(self.blobs if kind < 0.45 else self.regions if kind < 0.75 else self.lines, n)
 
@@ -139,7 +142,7 @@ class Corruption:
         return (self.pick(self.fields, n) - 0.5) * 8
 
     def offset(self, n, c):
-        """[n, c, 1, 1] of normal noise, half of the time the same for all channels."""
+        """Normal noise [n, c, 1, 1], with probability 1/2 the same for all channels."""
         o = torch.randn(n, c, 1, 1, generator=self.g)
         return (o if chance(self.g) < 0.5 else o[:, :1].expand(n, c, 1, 1)).to(self.device)
 
@@ -169,7 +172,7 @@ class Corruption:
             z = others[torch.randperm(len(others), generator=g)[:n].to(x.device)]
             z = z.transpose(2, 3) if chance(g) < 0.3 else z
             z = torch.roll(z, (integer(s, g), integer(s, g)), (2, 3))
-            if chance(g) < 0.5:  # with the local brightness kept, as in seamless cloning
+            if chance(g) < 0.5:  # keep the local brightness, as in seamless cloning
                 z = z + mean_under(x, m) - mean_under(z, m)
         elif kind == "blur":
             k = (5, 9, 17)[integer(3, g)]

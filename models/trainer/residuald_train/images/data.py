@@ -25,12 +25,13 @@ class ImageFile:
 
 
 def read_folder(folder, normal=None, groups=None):
-    """Folder -> (normal ImageFiles to train on, labelled ones to measure on).
+    """Folder -> (normal ImageFiles to train on, labelled ImageFiles to measure on). Raises TrainerError.
 
-    Three layouts: Anomalib's (train/good, test/CLASS, ground_truth/CLASS/STEM_mask.png); with `normal` a folder for
-    each class, `normal` being the normal one's name and masks beside the images as STEM.png; or any folder of normal
-    images.
-    `groups`: a CSV with the columns image (path below the folder) and tile.
+    There are three layouts. Anomalib's is train/good, test/CLASS and ground_truth/CLASS/STEM_mask.png. With `normal`,
+    there is one folder for each class, `normal` names the normal one, and masks are beside the images as STEM.png.
+    Otherwise the folder holds only normal images.
+
+    `groups`: a CSV file with the columns image (path below the folder) and tile.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -42,14 +43,14 @@ def read_folder(folder, normal=None, groups=None):
         for path in sorted(p for p in below.rglob("*") if p.suffix.lower() in SUFFIXES and p not in skip):
             name = path.relative_to(folder).as_posix()
             if groups and name not in group_of:
-                raise TrainerError(f"{groups} has no line for {name}")
+                raise TrainerError(f"{groups} has no line for the image {name}")
             mask = mask_of(path) if mask_of else None
             out.append(ImageFile(path, label, mask if mask and mask.exists() else None, group_of.get(name, name)))
         return out
 
     if normal:
         if not (folder / normal).is_dir():
-            raise TrainerError(f"--normal: {folder} has no folder {normal}")
+            raise TrainerError(f"--normal {normal}: there is no folder {folder / normal}")
         test = []
         for below in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != normal):
             masks = {p for p in below.rglob("*.png") if p.with_suffix(".jpg").exists()}
@@ -69,7 +70,7 @@ def read_folder(folder, normal=None, groups=None):
 
 
 def read_groups(path):
-    """CSV with columns image, tile -> {image: tile}."""
+    """A CSV file with the columns image and tile -> {image: tile}. Raises TrainerError if a column is missing."""
     with open(path, newline="") as f:
         rows = csv.DictReader(f)
         if not {"image", "tile"} <= set(rows.fieldnames or ()):
@@ -78,10 +79,13 @@ def read_groups(path):
 
 
 def split(images, share, seed):
-    """ImageFiles -> (the rest, about `share` of them), by whole groups at random; each side gets at least one group."""
+    """Splits ImageFiles at random by whole groups -> (the rest, about `share` of them). Each side has at least a group.
+
+    Raises TrainerError if there is only one group.
+    """
     names = sorted({p.group for p in images})
     if len(names) < 2:
-        raise TrainerError("there is only one group of images; training and calibration need one each")
+        raise TrainerError("all images belong to one group, but training and calibration need a group each")
     order = np.random.default_rng(seed).permutation(names).tolist()
     taken, count = set(), 0
     for name in order[: len(names) - 1]:
@@ -93,7 +97,7 @@ def split(images, share, seed):
 
 
 def develop_report_groups(images, seed=0):
-    """ImageFiles of all classes -> (groups to choose settings on, groups to report on), half of each class's groups."""
+    """ImageFiles of all classes -> (groups to choose settings on, groups to report on), each half of every class."""
     kind = {}
     for p in sorted(images, key=lambda p: (p.normal, p.label)):  # a group with a defect counts as that class
         kind.setdefault(p.group, p.label)
@@ -105,7 +109,7 @@ def develop_report_groups(images, seed=0):
 
 
 def fingerprint(images):
-    """SHA-256 over names and contents, for the manifest."""
+    """The SHA-256 over names and contents of all images in hex, for the manifest."""
     total = hashlib.sha256()
     for p in images:
         total.update(f"{p.path.name}\0".encode() + hashlib.sha256(p.path.read_bytes()).digest())

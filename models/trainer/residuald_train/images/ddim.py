@@ -1,8 +1,8 @@
-"""The `ddim` recipe for images: a noise-conditioned UNet of Hugging Face diffusers, noise to t*, DDIM steps back.
+"""The `ddim` recipe for images: adds noise up to timestep t*, then denoises with a UNet of Hugging Face diffusers.
 
-Training is denoising diffusion (Ho et al. 2020), the reverse process deterministic (Song et al. 2021), its steps
-unrolled in the graph and the noise a constant in it. As AnoDDPM (Wyatt et al. 2022), but with the same noise for every
-image.
+Training follows Ho et al. 2020. The reverse process is deterministic (DDIM, Song et al. 2021). Its steps are unrolled
+in the graph, and the noise is a constant in it. The method is that of AnoDDPM (Wyatt et al. 2022), but with the same
+noise for every image.
 """
 
 import json
@@ -43,7 +43,7 @@ class Options:
 
 
 def make_denoiser(shape, options):
-    """An untrained UNet2DModel with attention at its coarsest level and group normalisation."""
+    """An untrained UNet2DModel of diffusers with group normalisation and attention at its coarsest level."""
     from diffusers import UNet2DModel
 
     n = len(options.widths)
@@ -68,9 +68,10 @@ def make_scheduler():
 class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
-    `denoiser(sample, timestep, return_dict=False)` -> (noise, clean or v [N, C, H, W],), the call of a diffusers model;
-    sample is x / 127.5 - 1. `scheduler`: a diffusers scheduler; its betas, prediction type and clipping are used. Heat
-    is the blurred absolute error, the score the mean of its highest 0.5 %.
+    `denoiser(sample, timestep, return_dict=False)` -> (output [N, C, H, W],), as diffusers models are called. The
+    sample is x / 127.5 - 1, and the output is the noise, the clean image or v. `scheduler`: a diffusers scheduler, of
+    which betas, prediction type and clipping are used. Heat is the blurred absolute error. The score is the mean of its
+    highest 0.5 %.
     """
 
     TOP, SIGMA, MULTIPLE = 0.005, 2 / 128, 32
@@ -102,7 +103,7 @@ class Scorer(nn.Module):
         return score, heat, pixels.permute(0, 2, 3, 1)
 
     def restore(self, x):
-        """Adds noise to t*, then takes `calls` DDIM steps (η = 0) back. The schedule becomes constants of the graph."""
+        """Adds noise up to t*, then takes `calls` DDIM steps (η = 0). The schedule becomes constants of the graph."""
         a = self.alphas[0]
         sample = a**0.5 * x + (1 - a) ** 0.5 * self.noise
         for t, a, after in zip(self.timesteps, self.alphas, self.alphas[1:], strict=False):
@@ -129,7 +130,7 @@ class Scorer(nn.Module):
         return [*(to_pixels(2.5 * t) for t in (x, noised, found)), heat_colours(error, 1)]
 
     def facts(self):
-        """For the manifest."""
+        """Facts about the recipe for the manifest."""
         h, w, c = self.shape.height, self.shape.width, self.shape.channels
         return {
             "recipe": "ddim",
@@ -141,7 +142,10 @@ class Scorer(nn.Module):
 
 
 def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU. The loss is the MSE of the noise."""
+    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU.
+
+    The loss is the mean squared error of the predicted noise. The other arguments are those of `train.descend`.
+    """
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     scheduler = make_scheduler()
@@ -179,7 +183,7 @@ class DiffusersGraph(nn.Module):
 
 
 def denoiser_files(scorer):
-    """-> {"denoiser.onnx", "scheduler_config.json"}: the denoiser alone and its schedule, in diffusers' formats."""
+    """Exports the denoiser and its schedule in diffusers' formats -> {name: bytes} of the two files."""
     _, c, h, w = scorer.noise.shape
     example = torch.zeros(2, c, h, w), torch.tensor([1])
     names = ["sample", "timestep"], ["out_sample"]

@@ -1,4 +1,4 @@
-"""Makes the bundle of an image model: the same four files as a tabular one."""
+"""Makes the bundle of an image model, with the same four files as a tabular bundle."""
 
 import json
 
@@ -14,14 +14,15 @@ from .pixels import decode, image_scores, rows
 from .scorer import run_torch
 
 PARITY_ROWS = 64
-BATCH = 8  # rows that ONNX Runtime scores at a time; more take much memory
+BATCH = 8  # rows that ONNX Runtime scores at a time; a larger batch takes much memory
 
 
 def make_bundle(scorer, x, owner, facts, more=None):
-    """-> ({name: bytes}, parity error, scores of the held-out images). Writes nothing. Raises TrainerError.
+    """Makes the bundle's files -> ({name: bytes}, parity error, scores of the held-out images). Writes nothing to disk.
 
-    `x`: uint8 [n, H, W, C], rows of held-out normal images; `owner` [n]: the image that each row is a tile of. `facts`:
-    the manifest's name, version and training. `more`: {name: bytes}, files that not every bundle has.
+    `x`: uint8 [n, H, W, C], rows of held-out normal images. `owner` [n]: the index of each row's image. `facts`: the
+    manifest's name, version and training. `more`: {name: bytes}, optional further files. Raises TrainerError if ONNX
+    Runtime and torch disagree.
     """
     shape = scorer.shape
     model = to_onnx(scorer, (torch.zeros(2, *x.shape[1:], dtype=torch.uint8),))

@@ -1,4 +1,4 @@
-"""The whole training on images, from a folder to a bundle: `residuald-train images`."""
+"""The whole of training on images, from a folder to a bundle: `residuald-train images`."""
 
 import json
 import os
@@ -28,15 +28,15 @@ class Settings:
     """The options of `residuald-train images`."""
 
     data: Path  # the folder of images
-    normal: str | None  # the normal class's folder, in a folder of classes
-    groups: Path | None  # CSV of images that belong together
+    normal: str | None  # name of the folder with the normal class
+    groups: Path | None  # CSV file that says which images belong together
     shape: Shape
     recipe: str
     options: train.Options | ddim.Options
     out: Path
     name: str
     version: str
-    held_out: float  # share of the normal images that calibrates
+    held_out: float  # share of the normal images to calibrate on
     seed: int
     resume: bool
     checkpoint: Path | None
@@ -58,7 +58,7 @@ def train_bundle(settings):
     if settings.dry_run:
         return
     if len(good) < MIN_IMAGES:
-        raise TrainerError(f"{len(good)} normal images; training needs at least {MIN_IMAGES}")
+        raise TrainerError(f"--data has {len(good)} normal images; training needs at least {MIN_IMAGES}")
 
     fit_on, held_out = split(good, settings.held_out, settings.seed)
     print(f"split: {len(fit_on)} to train on, {len(held_out)} held out, by group")
@@ -79,7 +79,7 @@ def train_bundle(settings):
 
 
 def fit(settings, x):
-    """x uint8 [n, H, W, C] -> (Scorer, the checkpoint's file, minutes of training)."""
+    """Trains on x uint8 [n, H, W, C] -> (Scorer, the checkpoint's path, minutes of training)."""
     out = settings.out.resolve()
     checkpoint = settings.checkpoint or out.with_name(out.name + ".checkpoint")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -91,14 +91,14 @@ def fit(settings, x):
 
 
 def print_summary(model, shape, y, score, parity, labelled):
-    """Prints quantiles of the held-out scores, the cost, the parity, and AUROC if there are labelled images."""
+    """Prints quantiles of the held-out scores, cost, parity error, and AUROC if there are labelled images."""
     run = session(model)
     quantiles = zip(QUANTILES, np.quantile(score, QUANTILES), strict=True)
     print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
     rows, began = y[np.arange(COST_ROWS) % len(y)], time.perf_counter()
     run_onnx(run, rows, 1)
     cost = (time.perf_counter() - began) / len(rows) * 1e3
-    print(f"cost: {cost:.1f} ms a row of {shape.height}x{shape.width} on one core")
+    print(f"cost: {cost:.1f} ms per row of {shape.height}x{shape.width} on one core")
     print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
     if labelled:
         x, owner = to_rows(labelled, shape)

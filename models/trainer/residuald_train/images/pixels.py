@@ -1,6 +1,6 @@
-"""Preprocessing of images, as in the daemon: decode, resize, tile -> uint8 [rows, H, W, C].
+"""Preprocesses images as the daemon does: decodes, resizes and tiles them -> uint8 [rows, H, W, C].
 
-A row is what the model takes: the whole image, or one of its tiles.
+A row is one input of the model: the whole image, or one of its tiles.
 """
 
 import io
@@ -18,8 +18,8 @@ EIGHT_BIT = {"L", "RGB"}
 
 @dataclass(frozen=True)
 class Tiles:
-    scale: float  # the image is resized by it before it is cut
-    overlap: int  # pixels
+    scale: float  # the image is resized by this factor before it is cut
+    overlap: int  # pixels that neighbouring tiles share
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Shape:
 
 
 def decode(content, channels):
-    """Bytes of PNG, JPEG, WebP, BMP or TIFF -> Pillow image of mode L or RGB.
+    """Bytes of PNG, JPEG, WebP, BMP or TIFF -> Pillow image of mode L or RGB. Raises TrainerError.
 
-    Applies the EXIF orientation and drops alpha. 16 bits become 8 by v / 257, rounded; colour becomes gray by the ITU-R
-    601 luma.
+    Applies the EXIF orientation and drops alpha. 16-bit values become 8-bit by v / 257, rounded. Colour becomes gray by
+    the ITU-R 601 luma.
     """
     try:
         with Image.open(io.BytesIO(content)) as opened:
@@ -63,12 +63,12 @@ def decode(content, channels):
 
 
 def resized(image, size):
-    """Pillow's antialiased triangle filter; `size` is (width, height)."""
+    """Resizes to `size` (width, height) with Pillow's antialiased triangle filter."""
     return image if image.size == size else image.resize(size, Image.BILINEAR)
 
 
 def starts(length, tile, overlap):
-    """Where tiles start along an axis: the first at 0, the last at the far edge, evenly spaced between them.
+    """The offsets of tiles along an axis: the first tile is at 0, the last at the far edge, and all are evenly spaced.
 
     >>> starts(100, 64, 16)
     [0, 36]
@@ -94,13 +94,13 @@ def rows(image, shape):
 
 
 def pixels(image):
-    """-> uint8 [h, w, C]."""
+    """Pillow image -> uint8 [h, w, C]."""
     array = np.array(image)
     return array[..., None] if array.ndim == 2 else array
 
 
 def load(path, channels):
-    """File -> Pillow image. Errors name the file."""
+    """Reads and decodes a file -> Pillow image. Errors name the file."""
     try:
         return decode(path.read_bytes(), channels)
     except TrainerError as error:
@@ -108,7 +108,7 @@ def load(path, channels):
 
 
 def mask_rows(path, like, shape):
-    """Mask file -> bool [n, H, W], in the same rows as an image of the size `like`; None means no defect."""
+    """Mask file -> bool [n, H, W], cut into the same rows as an image of size `like`. None means an empty mask."""
     mask = Image.new("L", like) if path is None else load(path, 1).resize(like, Image.NEAREST)
     h, w = shape.height, shape.width
     if not shape.tiles:
@@ -130,7 +130,7 @@ def to_rows(images, shape):
 
 
 def image_scores(score, owner):
-    """Scores of rows [n] and the image of each [n] -> scores of images: the highest of their tiles."""
+    """Scores of rows [n] and the index of each row's image [n] -> scores of images, the highest of their rows."""
     out = np.full(owner.max() + 1, -np.inf)
     np.maximum.at(out, owner, score)
     return out

@@ -1,4 +1,4 @@
-"""The scorer graph of the blind recipe: images in; score, heat and reconstruction out. This is what is exported."""
+"""The scorer graph of the blind recipe, which is exported to ONNX: images in; score, heat and reconstruction out."""
 
 import math
 
@@ -9,13 +9,13 @@ from torch import nn
 from ..report.sheet import heat_colours, to_pixels
 from .unet import UNet, flops
 
-LOCAL = 10.0  # pixels, σ of the local contrast normalisation
+LOCAL = 10.0  # σ of the local contrast normalisation, in pixels
 FLOOR = 0.08  # added to the local deviation, in standard deviations of the image
 LIMIT = 6.0  # network inputs are clipped to this, in deviations
 
 
 class Blur(nn.Module):
-    """Separable Gaussian of σ pixels on each channel of [N, C, H, W], truncated at 3σ, edges reflected."""
+    """Blurs each channel of [N, C, H, W] with a Gaussian of σ pixels, truncated at 3σ, with reflected edges."""
 
     def __init__(self, sigma):
         super().__init__()
@@ -35,8 +35,8 @@ class Blur(nn.Module):
 class Normalise(nn.Module):
     """Standardised images [N, C, H, W] -> network input [N, 2C, H, W], local deviation [N, 1, H, W].
 
-    Local contrast normalisation (Jarrett et al. 2009): z = x - G(x), z / (√G(z²) + floor), clipped. The image itself is
-    passed beside it, because the normalisation removes large light and dark areas.
+    Local contrast normalisation (Jarrett et al. 2009): z = x - G(x), z / (√G(z²) + floor), clipped. The input also
+    contains the image itself, because the normalisation removes large light and dark areas.
     """
 
     def __init__(self, size):
@@ -50,7 +50,7 @@ class Normalise(nn.Module):
 
 
 def standardise(x):
-    """uint8 [N, H, W, C] -> (float32 [N, C, H, W], mean [N, C, 1, 1], deviation [N, 1, 1, 1]).
+    """uint8 [N, H, W, C] -> (standardised float32 [N, C, H, W], mean [N, C, 1, 1], deviation [N, 1, 1, 1]).
 
     All channels share one deviation, so that the faint colours of a gray image are not amplified.
     """
@@ -63,12 +63,12 @@ def standardise(x):
 class Scorer(nn.Module):
     """x uint8 [N, H, W, C] -> score [N], heat [N, H, W], reconstruction uint8 [N, H, W, C].
 
-    Calls the network once, on the image as it is, without noise. Heat, at half the size, is |r| times the probability
-    that a pixel is corrupted; the heat that is returned is blurred and includes the border.
+    Calls the network once on the image, without adding noise. Heat, at half the image's size, is |r| times the
+    probability that a pixel is corrupted. The returned heat is blurred and includes the border.
 
-    score = (h + 0.001) u. h is the mean of the 12 highest heat values, the outer border left out. u, about 1 for normal
-    images, is how unlikely the network's coarse features are at the 2 % least likely positions: their Mahalanobis
-    distance to one Gaussian for all positions, divided by the root of their number.
+    score = (h + 0.001) u. h is the mean of the 12 highest heat values inside the border. u tells how unlikely the
+    network's coarse features are at the 2 % least likely positions, and is about 1 for normal images. It is their mean
+    Mahalanobis distance to one Gaussian for all positions, divided by the square root of the number of features.
 
     The names of submodules and buffers are part of the exported file: renaming one changes the bytes of model.onnx.
     """
@@ -107,7 +107,7 @@ class Scorer(nn.Module):
         return score, shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
 
     def facts(self):
-        """For the manifest."""
+        """Facts about the recipe for the manifest."""
         h, w, c = self.shape.height, self.shape.width, self.shape.channels
         return {
             "recipe": "blind",
@@ -119,7 +119,7 @@ class Scorer(nn.Module):
         }
 
     def sheet(self, x, y):
-        """Clean and corrupted [N, C, h, w] -> the columns of a sample sheet."""
+        """Clean and corrupted [N, C, h, w] -> columns of a contact sheet: clean, corrupted, restored, added, found."""
         inputs, local = self.normalise(y)
         r, level = self.net(inputs)
         added = ((y - x).abs() / local).mean(1).cpu().numpy()
@@ -127,7 +127,7 @@ class Scorer(nn.Module):
         return [to_pixels(x), to_pixels(y), to_pixels(y - r * local), heat_colours(added, 3), heat_colours(found, 3)]
 
     def heat(self, r, level):
-        """[N, C, H, W], [N, 1, H, W] -> [N, 1, H/2, W/2]."""
+        """r [N, C, H, W], level [N, 1, H, W] -> heat [N, 1, H/2, W/2]."""
         heat = r.abs().mean(1, keepdim=True) * torch.sigmoid(level)
         return F.avg_pool2d(heat, 2)
 
@@ -136,7 +136,7 @@ class Scorer(nn.Module):
         return torch.cat([levels[0], F.avg_pool2d(levels[1], 2), F.avg_pool2d(levels[2], 4)], 1)
 
     def unlikely(self, levels):
-        """-> u [N]."""
+        """The features -> u [N], as defined above."""
         d = F.conv2d(self.features(levels) - self.center, self.whiten).square().mean(1).sqrt().flatten(1)
         return d.topk(max(1, int(self.PLACES * d.shape[1])), 1).values.mean(1).clamp(max=self.MOST)
 
@@ -158,7 +158,7 @@ class Scorer(nn.Module):
         self.whiten.copy_(whiten.float()[:, :, None, None])
 
     def score(self, heat):
-        """-> h [N]."""
+        """Heat [N, 1, H/2, W/2] -> h [N], as defined above."""
         b = self.border
         inner = heat[:, 0, b : self.half[0] - b, b : self.half[1] - b]
         return inner.flatten(1).topk(self.TOP, 1).values.mean(1)

@@ -1,4 +1,4 @@
-"""Trains on normal images: random crops, corruption, AdamW, a moving average of the weights, resumable checkpoints."""
+"""Trains the blind recipe on random crops of normal images. `descend`, the training loop, also trains `ddim`."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from .corruption import Corruption, uniform
 from .scorer import Scorer, standardise
 
 SAVE_EVERY = 60.0  # seconds
-GAUSSIAN_IMAGES = 300  # images that the Gaussian of the features is fitted to, at most
+GAUSSIAN_IMAGES = 300  # most images that the Gaussian of the features is fitted to
 EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's edge
 
 
@@ -26,7 +26,7 @@ EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's
 class Options:
     seed: int = 0
     steps: int = 8000
-    minutes: float | None = None  # ends training earlier; the learning-rate schedule ends with it
+    minutes: float | None = None  # limit of training time; also shortens the learning rate schedule
     batch: int = 8
     crop: int = 128
     widths: tuple = (16, 32, 48, 64)
@@ -40,18 +40,18 @@ class Options:
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def same_run(self):
-        """The options that a checkpoint must agree with to be resumed."""
+        """The options that must be the same when a checkpoint is resumed."""
         return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 class Crops:
-    """Random crops, each stretched by up to 18 %, mirrored at random, with brightness and contrast slightly changed."""
+    """Takes random crops, stretched by up to 18 %, with random mirroring, brightness and contrast."""
 
     def __init__(self, images, size, device, g):
         self.images, self.size, self.device, self.g = images, size, device, g
 
     def __call__(self, n):
-        """-> standardised [n, C, size, size]."""
+        """n -> n standardised crops [n, C, size, size]."""
         g, s = self.g, self.size
         rows = torch.randint(len(self.images), (n,), generator=g)
         x, _, _ = standardise(torch.as_tensor(self.images[rows.numpy()]).to(self.device))
@@ -69,7 +69,7 @@ class Crops:
 
 
 def target(x, y, local):
-    """What the network must predict: r [N, C, H, W] in local deviations, level [N, 1, H, W] in 0..1."""
+    """The network's targets: r [N, C, H, W] in local deviations, and level [N, 1, H, W] in 0..1."""
     r = (y - x) / local
     around = F.avg_pool2d(r.abs().mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
     return r, 1 - torch.exp(-around / 0.3)
@@ -87,7 +87,7 @@ def loss(scorer, x, y, options):
 
 
 def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU. Other arguments: see `descend`."""
+    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU. For the other arguments see `descend`."""
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     crop = min(options.crop, *(s - s % 16 for s in images.shape[1:3]))
@@ -107,11 +107,11 @@ def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=
 
 
 def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """AdamW with warm-up and cosine decay -> the scorer with the moving average of its weights, on the CPU.
+    """Runs AdamW with warm-up and cosine decay -> the scorer with the moving average of its weights, on the CPU.
 
-    `batch_loss()` -> (loss, what `sheet` draws ...); it draws all its randomness from `g`. `checkpoint`: a file, saved
-    every minute and, with `resume`, continued from. `sheet(scorer, ..., step)` is called ten times during training.
-    `stop`: ends after that step, with the schedule unfinished.
+    `batch_loss()` -> (loss, *tensors to draw); all its randomness must come from `g`. `checkpoint`: a file that is
+    saved every minute; with `resume`, training continues from it. `sheet(scorer, *tensors, step)` is called ten times
+    during training. `stop`: the step after which to end, with the schedule unfinished.
     """
     torch.set_num_threads(options.threads)
     scorer.train()
@@ -158,12 +158,12 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
 
 
 def progress(step, seconds, options):
-    """The share of the steps or minutes that is used up, 0 to 1."""
+    """The share of the training that is done, in 0..1, by steps or by minutes, whichever is larger."""
     return max(step / options.steps, seconds / 60 / options.minutes if options.minutes else 0)
 
 
 def save(path, scorer, adam, average, g, options, step, spent):
-    """In one rename, so that an interruption leaves the previous checkpoint."""
+    """Saves a checkpoint by one rename, so that an interruption leaves the previous one."""
     state = {"step": step, "spent": spent, "options": options.same_run(), "model": scorer.state_dict()}
     state |= {"adam": adam.state_dict(), "average": average, "generator": g.get_state()}
     buffer = io.BytesIO()
@@ -179,7 +179,7 @@ def restore(path, scorer, adam, average, g, options):
     here, there = options.same_run(), state["options"]
     differ = [k for k in here if here[k] != there.get(k) and k not in ("steps", "minutes")]
     if differ:
-        raise TrainerError(f"{path} belongs to a run with another {', '.join(differ)}; leave --resume out")
+        raise TrainerError(f"{path} belongs to a run with another {', '.join(differ)}; start again without --resume")
     scorer.load_state_dict(state["model"])
     adam.load_state_dict(state["adam"])
     average.update(state["average"])

@@ -1,4 +1,4 @@
-"""The network of the blind recipe: a small U-Net that is given neither the position nor the strength of corruption."""
+"""The network of the blind recipe: a small U-Net that gets neither the position nor the strength of the corruption."""
 
 from itertools import pairwise
 
@@ -30,10 +30,10 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """[N, inputs, H, W] -> r [N, channels, H, W], level logit [N, 1, H, W]; H and W multiples of 16.
+    """[N, inputs, H, W] -> r [N, channels, H, W], level logit [N, 1, H, W]; H and W must be multiples of 16.
 
     Takes 2x2 blocks of pixels as channels, so that the finest convolutions run at half the resolution. `blocks`: the
-    number of residual blocks at each width on the way down; on the way up at most one.
+    number of residual blocks at each width on the way down. On the way up, each width has at most one.
     """
 
     def __init__(self, inputs, channels, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
@@ -76,7 +76,7 @@ class UNet(nn.Module):
 
 
 def flops(model, *example):
-    """Floating-point operations of convolutions and matrix products on `example`; a multiply-add counts as two."""
+    """The number of floating-point operations in convolutions and matrix products; a multiply-add counts as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
     return counter.get_total_flops()

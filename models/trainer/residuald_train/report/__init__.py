@@ -1,2 +1,1 @@
-"""What people look at: `card` is the model card, drawn with `plots` and written by `pages` from `templates/`; `sheet`
-draws contact sheets of images."""
+"""Reports for people: the model card (`card`, with `plots` and `pages`) and contact sheets of images (`sheet`)."""

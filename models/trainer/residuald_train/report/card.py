@@ -1,4 +1,4 @@
-"""The model card: one HTML file that says what a bundle is and how it does on data. `residuald-train report`.
+"""The model card: one HTML file that describes a bundle and how well it works on data (`residuald-train report`).
 
 Scores come from the bundle's graph in ONNX Runtime, thresholds from its calibration. Labels are used only to measure.
 """
@@ -23,13 +23,15 @@ DAYS = "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sund
 
 
 class ScoredRecords:
-    """Records with their scores. Without labels all of them count as normal."""
+    """Records with their scores. Without labels, all of them count as normal."""
 
     def __init__(self, served, table, anomalous=None):
         """`table`: records [rows]. `anomalous`: bool [rows], or None without labels."""
         X, accepted, self.refused = encode(table, served.features)
         if not accepted.any():
-            raise TrainerError(f"no record of the data fits the schema: {self.refused.most_common(1)[0][0]}")
+            raise TrainerError(
+                f"no record of --data matches the bundle's schema; most often: {self.refused.most_common(1)[0][0]}"
+            )
         self.labelled = anomalous is not None
         self.anomalous = anomalous[accepted] if self.labelled else np.zeros(accepted.sum(), bool)
         self.rows, self.read, self.X = np.flatnonzero(accepted), len(table), X[accepted]
@@ -67,7 +69,7 @@ def card(served, scored=None):
 
 
 def supported(calibration, rates):
-    """-> {rate: threshold} of the rates that the calibration is large enough for."""
+    """{rate: threshold} for the rates for which the calibration is large enough."""
     return {rate: calibration.threshold(rate) for rate in rates if rate * (calibration.count + 1) >= 1 - 1e-9}
 
 
@@ -84,10 +86,10 @@ def share(flagged, n):
 
 
 def checks(calibration, scored):
-    """Counts the normal records that are flagged at each rate, and says whether that many are usual.
+    """Counts the normal records that are flagged at each rate, and tells whether this number is usual.
 
-    The threshold is the k-th largest of n calibration scores. The number of m other records of the same distribution
-    above it is beta-binomial (m, k, n + 1 - k; Vovk 2012), which accounts for the calibration being a sample itself.
+    The threshold is the k-th largest of n calibration scores. The number of records above it among m others of the same
+    distribution is beta-binomial (m, k, n + 1 - k; Vovk 2012). This accounts for the calibration being a sample itself.
     """
     m, rows = len(scored.normal_scores), []
     for rate, threshold in supported(calibration, CHECKED_RATES).items() if m else ():
@@ -101,7 +103,7 @@ def checks(calibration, scored):
 
 
 def detection(calibration, scored):
-    """AUROC and average precision in 0..1, recall and precision at the rates that the calibration supports."""
+    """AUROC, average precision, and recall and precision at the rates that the calibration supports, all in 0..1."""
     rows = []
     for rate, threshold in supported(calibration, CHECKED_RATES).items():
         found, false = (scored.anomaly_scores > threshold).sum(), (scored.normal_scores > threshold).sum()
@@ -112,7 +114,10 @@ def detection(calibration, scored):
 
 
 def reasons_threshold(calibration):
-    """-> (false-alarm rate, threshold) above which reasons are shown: REASONS_RATE, or the lowest rate supported."""
+    """The threshold above which reasons are shown -> (false-alarm rate, threshold).
+
+    The rate is REASONS_RATE, or the lowest supported one if that is higher.
+    """
     rate = max(REASONS_RATE, calibration.finest_rate())
     return rate, calibration.threshold(rate)
 
@@ -172,7 +177,7 @@ def examples(served, scored):
 
 
 def readable(feature, observed, expected):
-    """Raw values -> texts (observed, expected), as in the daemon's verdicts."""
+    """Raw values -> (observed, expected) as strings, formatted as in the daemon's verdicts."""
     if feature.type == "categorical":
         words = [*feature.vocabulary, "(not seen in training)"]
         return words[int(observed)], words[int(expected)]
@@ -191,7 +196,7 @@ def time_text(feature, value):
 
 
 def microseconds(served, batch):
-    """µs per row on one thread, over the golden records."""
+    """µs per row on one thread, measured on the golden records."""
     X = np.resize(served.golden, (4096 if batch > 1 else 512, len(served.features)))
     return microseconds_a_row(served.session, X, batch)
 

@@ -1,4 +1,4 @@
-"""Plots as SVG whose colours are CSS variables of the page, so that they follow its light or dark scheme."""
+"""Plots as SVG. Their colours are CSS variables of the page, so that they follow its light or dark scheme."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 SIZE = 5.2, 3.0  # inches; small, so that text stays readable on a narrow page
 BINS = 60
-# matplotlib writes the codes; `svg` replaces them by the CSS variables of these names.
+# matplotlib writes these codes, and `svg` replaces them with the CSS variables of these names.
 NAMES = {"#000001": "ink", "#000002": "faint", "#000003": "line", "#000004": "calibration"}
 NAMES |= {"#000005": "normal", "#000006": "anomaly", "#000007": "threshold"}
 COLOUR = {name: code for code, name in NAMES.items()}
@@ -39,7 +39,7 @@ STYLE = {
 
 
 def svg(draw, label):
-    """`draw(axes)` draws on matplotlib's axes -> an <svg> element, labelled for screen readers."""
+    """Calls `draw(axes)` with matplotlib axes -> an <svg> element with `label` for screen readers."""
     with rc_context(STYLE):
         figure = Figure(SIZE, layout="constrained")
         draw(figure.add_subplot())
@@ -58,7 +58,7 @@ def svg(draw, label):
 
 
 def curves_plot(curves):
-    """`curves`: those of the manifest, [{denoiser, steps, loss}] -> <svg>."""
+    """Plots the loss curves of the manifest, [{denoiser, steps, loss}] -> <svg>."""
 
     def draw(axes):
         for colour, curve in zip(itertools.cycle(LINES), curves, strict=False):
@@ -75,7 +75,7 @@ def curves_plot(curves):
 
 
 def bin_edges(calibration, scored):
-    """-> BINS + 1 scores, geometrically spaced over all scores that are drawn."""
+    """The BINS + 1 edges of histogram bins, geometrically spaced over all scores."""
     scores = [calibration.quantiles[[0, -1]], *([scored.score] if scored else [])]
     low, high = min(map(np.min, scores)), max(map(np.max, scores))
     low = max(low, high * 1e-4, 1e-9)
@@ -83,12 +83,12 @@ def bin_edges(calibration, scored):
 
 
 def share_above(calibration, scores):
-    """Scores [n] -> the share of calibration records that score at least as high [n]."""
+    """Scores [n] -> for each, the share of calibration records that score at least as high [n]."""
     return (calibration.p_value(scores) * (calibration.count + 1) - 1) / calibration.count
 
 
 def groups(scored):
-    """[(scores, label, colour)] of the data."""
+    """[(scores, label, colour)] for the normal and the anomalous records of the data."""
     if scored is None:
         return []
     name = "normals of the data" if scored.labelled else "the data"
@@ -97,7 +97,7 @@ def groups(scored):
 
 
 def distribution_plot(calibration, scored):
-    """The share of records in each of BINS bins; each group adds up to 100 %."""
+    """Plots the share of records in each of BINS score bins -> <svg>. Each group adds up to 100 %."""
     at = bin_edges(calibration, scored)
 
     def draw(axes):
@@ -115,7 +115,7 @@ def distribution_plot(calibration, scored):
 
 
 def exceedance_plot(calibration, scored, thresholds):
-    """The share of records that score higher, on two logarithmic axes. `thresholds`: {rate: score}."""
+    """Plots the share of records above each score, on two logarithmic axes -> <svg>. `thresholds`: {rate: score}."""
     at = np.geomspace(*bin_edges(calibration, scored)[[0, -1]], 400)
 
     def draw(axes):
@@ -148,7 +148,7 @@ def log_scores(axes, at):
 
 
 def plain_ticks(axis):
-    """Labels without exponents, and between decades only if the axis spans few decades."""
+    """Writes tick labels without exponents. Labels ticks between decades only if the axis spans few decades."""
     low, high = axis.get_view_interval()
     write = FuncFormatter(lambda v, _: f"{v:g}")
     axis.set_major_formatter(write)

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of images side by side, in one PNG."""
+"""Contact sheets: one PNG with a row for each sample, whose images are side by side."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ GAP = 4
 
 
 def contact_sheet(columns, most=8):
-    """Columns of uint8 [n, H, W, 1 or 3] -> one Pillow image, one row for each of the first `most` images."""
+    """Columns, each uint8 [n, H, W, 1 or 3] -> one Pillow image with a row for each of the first `most` samples."""
     n = min(most, len(columns[0]))
     h, w = columns[0].shape[1:3]
     out = np.full((n * (h + GAP) + GAP, len(columns) * (w + GAP) + GAP, 3), 255, np.uint8)
@@ -31,7 +31,7 @@ def to_pixels(x):
 
 
 def training_sheets(folder):
-    """-> a function for `fit` that writes sheets: clean, corrupted, restored, what was added, what was found."""
+    """A function for `fit` that writes contact sheets to `folder` during training."""
     folder.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()

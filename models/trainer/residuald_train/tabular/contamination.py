@@ -1,8 +1,8 @@
-"""Finds rows that are likely anomalies in unlabelled history, to leave them out: `--contamination`.
+"""Finds likely anomalies in unlabelled history, so that training can leave them out (`--contamination`).
 
-A row's strangeness is its distance to the k-th nearest of a sample of the other rows, where k is the suspected share of
-that sample. So a cluster of anomalies counts as normal only if it is larger than the suspected share. Scoring each row
-by models that were fitted without it works less well (RESEARCH.md): anomalies of one kind explain one another.
+Rows are ranked by their distance to the k-th nearest row of a random sample, where k is the suspected share of that
+sample. So a cluster of anomalies counts as normal only if it is larger than the suspected share. Scoring each row with
+models that were fitted without it works less well, because anomalies of one kind explain one another (RESEARCH.md).
 """
 
 import math
@@ -12,12 +12,12 @@ import torch
 
 from ..preprocessing import Preprocessing
 
-SAMPLE = 2000  # rows, drawn at random, that distances are measured to
+SAMPLE = 2000  # size of the random sample to which distances are measured
 CHUNK = 1024
 
 
 def suspects(features, X, share, seed=0):
-    """X float32 [n, F], NaN = missing -> bool [n]: which rows are suspected, a `share` of them."""
+    """X float32 [n, F], NaN = missing -> bool [n] that marks the `share` of the rows most likely to be anomalies."""
     with torch.no_grad():
         Z = Preprocessing(features, X)(torch.as_tensor(X))[0]
         sample = torch.as_tensor(np.random.default_rng(seed).permutation(len(Z))[:SAMPLE])

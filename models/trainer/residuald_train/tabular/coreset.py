@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-ROWS = 20_000  # rows that k-means sees; the counts are of all rows
+ROWS = 20_000  # most rows that k-means is fitted to; every row is counted afterwards
 CHUNK = 1024
 NEVER = -1e30  # the logit of a center that must not be used
 
@@ -88,9 +88,10 @@ class Kernel(nn.Module):
         return self.shares(self.logits(z, hidden)) @ self.centers
 
     def without(self, rows, z, hidden, columns):
-        """As forward, for z [N, D] made from the training rows numbered `rows` [N]: leaves each row out of its center.
+        """Like `forward`, but leaves each row out of its own center, for z [N, D] made from training rows.
 
-        `columns` [N, D] of 0 and 1: which columns are observed; None: all.
+        `rows` [N]: the numbers of these training rows. `columns` [N, D] of 0 and 1 marks the observed columns; None
+        means that all are observed.
         """
         owner, every = self.owner[rows], torch.arange(len(rows))
         count, center, x = self.counts[owner], self.centers[owner], self.rows[rows]

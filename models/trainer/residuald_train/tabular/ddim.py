@@ -1,7 +1,7 @@
-"""The `ddim` recipe for tables: noise to t*, then a few deterministic denoising steps, unrolled in the graph.
+"""The `ddim` recipe for tables: adds noise up to timestep t*, then takes a few deterministic denoising steps.
 
-Training follows Ho et al. 2020, the reverse process Song et al. 2021 (η = 0); the schedule is that of diffusers. The
-noise is a constant, the same for every record, so that a score depends on its record only.
+Training follows Ho et al. 2020, and the reverse process Song et al. 2021 (η = 0), with the schedule of diffusers. The
+steps are unrolled in the graph. The noise is the same constant for every record, so a score depends only on its record.
 """
 
 import math
@@ -15,7 +15,7 @@ TIMESTEPS = 1000
 
 
 class TimeConditioned(nn.Module):
-    """sample [N, D], indicators of hidden features [N, I], timestep [1] or [N, 1] -> its noise [N, D]."""
+    """sample [N, D], indicators of hidden features [N, I], timestep [1] or [N, 1] -> the estimated noise [N, D]."""
 
     def __init__(self, dims, indicators, width):
         super().__init__()
@@ -34,7 +34,7 @@ class TimeConditioned(nn.Module):
 class ReverseProcess(nn.Module):
     """z [N, D], indicators of hidden features [N, I] -> (z noised to t* and denoised again [N, D], None).
 
-    `noise_level`: t* as a share of the timesteps. `calls`: DDIM steps back.
+    `noise_level`: t* as a share of the timesteps. `calls`: number of DDIM steps.
     """
 
     def __init__(self, dims, pick, width, noise_level=0.25, calls=4, seed=0):

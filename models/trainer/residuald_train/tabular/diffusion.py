@@ -1,4 +1,4 @@
-"""Forward noising, the denoisers that are trained, and their loss.
+"""Forward noising, the trained denoisers and their loss.
 
 Forward process: x_t = x + σn. A network sees x_t but not σ, and learns the posterior mean E[x | x_t] over all noise
 levels at once (denoising score matching, Vincent 2011; blind: Kadkhodaie & Simoncelli 2021). Its residual x_t - D(x_t)
@@ -16,7 +16,11 @@ from .network import Net, row_sum, zero_linear
 
 @dataclass(frozen=True)
 class Noise:
-    """σ is log-uniform on [low, high]; the loss is weighted by ((1 + σ²) / σ²)^power: 0 is plain, 1 relative error."""
+    """The distribution of noise levels and the weight of their loss.
+
+    σ is log-uniform on [low, high]. The weight is ((1 + σ²) / σ²)^power: power 0 gives the plain squared error, and
+    power 1 the squared error relative to that of the best linear denoiser of standard normal data.
+    """
 
     low: float = 0.03
     high: float = 3.0
@@ -43,8 +47,8 @@ class Blind(nn.Module):
 class Hybrid(nn.Module):
     """As Blind, but the network also sees the kernel's residual [N, D] and works in units of its length.
 
-    `pick` [I, D] of 0 and 1: the columns of each feature that may be hidden; the kernel's answer fills them in.
-    `floor`: added to the mean squared residual, so that the unit is at least √floor.
+    `pick` [I, D] of 0 and 1: the columns of each feature that may be hidden. The kernel's output fills them in.
+    `floor` is added to the mean squared residual, so that the unit is at least √floor.
     """
 
     calls = 1
@@ -68,7 +72,7 @@ class Hybrid(nn.Module):
 
 
 def add_noise(x, noise: Noise, g):
-    """The forward process: x [N, D] -> (x_t [N, D], loss weight [N, 1]), with a σ for each row."""
+    """The forward process: x [N, D] -> (x_t [N, D], loss weight [N, 1]), with its own σ for each row."""
     u = torch.rand(len(x), 1, generator=g)
     sigma = torch.exp(u * math.log(noise.high / noise.low) + math.log(noise.low))
     return x + sigma * torch.randn(x.shape, generator=g), ((1 + sigma**2) / sigma**2) ** noise.power
@@ -77,8 +81,8 @@ def add_noise(x, noise: Noise, g):
 def loss(denoise, x, seen, known, noise: Noise, g):
     """Mean squared error of D, plus 0.05 times the negative log-likelihood of the second head.
 
-    `denoise(x_t)` -> (D, log variance). x [N, D] is clean. `seen` [N, D]: what the network may look at; `known` [N, D]:
-    what is known and counts in the loss; both of 0 and 1. The second head's loss improves the first head.
+    `denoise(x_t)` -> (D, log variance). x [N, D] is clean. `seen` [N, D] of 0 and 1 marks the values that the network
+    gets, and `known` [N, D] those that are known and count in the loss. The second head's loss improves the first head.
     """
     xt, weight = add_noise(x, noise, g)
     xt = xt * seen

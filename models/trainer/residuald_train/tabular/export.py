@@ -16,11 +16,12 @@ PARITY_ROWS = 20_000
 
 
 def make_bundle(scorer, features, held_out, records, facts, segment=None, segment_values=None, more=None):
-    """-> ({name: bytes}, parity error, held-out scores [n]). Writes nothing. Raises TrainerError.
+    """Makes the bundle's files -> ({name: bytes}, parity error, held-out scores [n]). Writes nothing to disk.
 
-    `held_out`: float32 [n, F], normal rows that calibrate. `records`: normal ones, bytes, to draw golden ones from.
-    `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by;
-    `segment_values` [n]: what the held-out rows hold there. `more`: {name: bytes}, files that not every bundle has.
+    `held_out`: float32 [n, F], the normal rows to calibrate on. `records`: the normal records (bytes) to draw golden
+    records from. `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by.
+    `segment_values` [n]: the values of this field in the held-out rows. `more`: {name: bytes}, optional further files.
+    Raises TrainerError if ONNX Runtime and torch disagree, or if no golden record is robust.
     """
     model = to_onnx(scorer)
     lines, golden = robust_golden(scorer, features, records, facts["training"]["seed"])
@@ -40,16 +41,16 @@ def make_bundle(scorer, features, held_out, records, facts, segment=None, segmen
 
 
 def robust_golden(scorer, features, records, seed):
-    """-> (golden records as JSON texts, their rows float32 [k, F]), without those whose scores depend on rounding."""
+    """Makes golden records whose scores do not depend on rounding -> (JSON strings [k], rows float32 [k, F])."""
     lines = golden_records(features, records, np.random.default_rng(seed))
     golden, accepted, _ = encode(residuald.Table(lines), features)
     lines, golden = [line for line, fits in zip(lines, accepted, strict=True) if fits], golden[accepted]
-    # Another processor may round differently; a golden score that changed for that would prove nothing.
+    # Another processor may round differently. A golden score that depends on rounding could fail there without a fault.
     allowed = allowed_error(scorer, run_torch(scorer, golden)[0])
     robust = MARGIN * rounding_sensitivity(scorer, golden) <= allowed
     if not robust.any():
         raise TrainerError(
-            "every golden score depends on how the record's numbers are rounded, so the bundle could not prove itself. "
-            "If columns hold only a few different values, make them categorical in the schema"
+            "every golden score depends on how the record's numbers are rounded, so the daemon could not verify the "
+            "bundle; make columns that hold only a few different values categorical in the schema"
         )
     return [line for line, keep in zip(lines, robust, strict=True) if keep], golden[robust]

@@ -1,4 +1,4 @@
-"""Labels: which rows are normal. The trainer learns from normal rows and measures on others; labels are no features."""
+"""Labels: which rows are normal. The trainer learns only from normal rows. Labels are never features."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MAX_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class DataSource:
-    """The files to read and what the command line says about them."""
+    """The files to read, with the options that describe them."""
 
     files: list[Path]
     label: str | None = None  # the column that tells normal rows
@@ -29,7 +29,7 @@ class DataSource:
 def read_labelled(source, label=None):
     """DataSource -> (Table, label or None). A label is {"path": column, "normal": value}.
 
-    If the source names no label, it is the one passed in (of a schema), or else the column `y` of NPZ files.
+    If the source names no label, the label passed in (that of a schema) is used, or else the column `y` of NPZ files.
     """
     table = read(source.files, source.max_rows, source.seed)
     say(*table.notes)
@@ -51,7 +51,7 @@ def read_labelled(source, label=None):
 
 
 def read_labelled_like(source, manifest):
-    """As `read_labelled`, but falls back to the label that the bundle was trained with, if the data has it."""
+    """Like `read_labelled`, but falls back to the label that the bundle was trained with, if the data has it."""
     table, label = read_labelled(source)
     if label is None and (trained := manifest.get("training", {}).get("options", {}).get("label")):
         label = trained if trained["path"] in table.paths else None
@@ -60,7 +60,7 @@ def read_labelled_like(source, manifest):
 
 def check_column(table, column, option):
     if column not in table.paths:
-        raise TrainerError(f"{option}: no column `{column}`; columns: {shortened(table.paths)}")
+        raise TrainerError(f"{option}: no column `{column}` in the data; columns: {shortened(table.paths)}")
 
 
 def shortened(names):
@@ -68,7 +68,7 @@ def shortened(names):
 
 
 def json_value(text):
-    """A command-line value as JSON would hold it: "0" -> 0, "normal." -> "normal."."""
+    """Converts a command-line value to its JSON value: "0" -> 0, "normal." -> "normal."."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -77,24 +77,28 @@ def json_value(text):
 
 
 def normal_rows(table, label):
-    """bool [rows]: the label's value is the normal one, compared as numbers if both are, otherwise as text."""
+    """Which rows have the normal label: bool [rows]. Compared as numbers if both are numbers, otherwise as strings."""
     normal = label["normal"]
     return table.is_normal(label["path"], normal if isinstance(normal, str) else json.dumps(normal))
 
 
 def anomalous_rows(table, label):
-    """bool [rows], or None without a label."""
+    """Which rows are labelled as anomalous: bool [rows], or None without a label."""
     return ~normal_rows(table, label) if label else None
 
 
 def split_by_label(table, label):
-    """-> (normal rows, anomalous rows), both Tables; the second is None without a label."""
+    """Splits a table -> (normal rows, anomalous rows), both Tables. The second is None without a label.
+
+    Raises TrainerError if no row is normal.
+    """
     if not label:
         return table, None
     normal = normal_rows(table, label)
     if not normal.any():
         values = list(dict.fromkeys(map(str, table.take(np.arange(min(1000, len(table)))).texts(label["path"]))))[:10]
         raise TrainerError(
-            f"no row has `{label['path']}` = {label['normal']!r}; it holds {shortened(values)}; set --normal"
+            f"no row has `{label['path']}` = {label['normal']!r}; it holds {shortened(values)}; "
+            "pass the value of normal rows with --normal"
         )
     return table.take(np.flatnonzero(normal)), table.take(np.flatnonzero(~normal))

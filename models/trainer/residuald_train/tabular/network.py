@@ -1,4 +1,4 @@
-"""The residual network that every trained tabular denoiser is built on, and sums whose rounding is reproducible."""
+"""The residual network of every trained tabular denoiser, and row sums that do not depend on the batch."""
 
 import torch
 from torch import nn
@@ -26,8 +26,10 @@ class Net(nn.Module):
 
 
 def row_sum(x):
-    """[N, k] -> [N, 1] by a matrix product, so that a score does not depend on its batch: ONNX Runtime's Reduce
-    operators round a row differently depending on its position in the batch."""
+    """Sums each row, [N, k] -> [N, 1], by a matrix product, so that a score does not depend on its batch.
+
+    ONNX Runtime's Reduce operators round a row differently depending on its position in the batch.
+    """
     return x @ torch.ones(x.shape[1], 1)
 
 

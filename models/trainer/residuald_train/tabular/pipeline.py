@@ -1,4 +1,4 @@
-"""The whole training of a table, from files of records to a bundle: `residuald-train tabular`."""
+"""The whole of tabular training, from files of records to a bundle: `residuald-train tabular`."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ from .train import Options, fit, split
 
 MIN_ROWS = 32
 GOLDEN_CANDIDATES = 1000  # held-out rows that golden records are drawn from
-QUANTILES = 0.5, 0.9, 0.99, 0.999, 1
+QUANTILES = 0.5, 0.9, 0.99, 0.999, 1  # of the held-out scores, for the summary
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Settings:
     steps: int
     width: int
     coreset: int
-    held_out: float  # share of the normal rows that calibrates
+    held_out: float  # share of the normal rows to calibrate on
     contamination: float  # suspected share of unlabelled anomalies
     nearest: str | bool | None  # keep normal records: the column of their ids, or True without ids
     segment: str | None  # the column to calibrate by
@@ -92,13 +92,13 @@ class Rows:
     """The encoded normal rows and how they are used."""
 
     X: np.ndarray  # float32 [n, F]
-    train: np.ndarray  # row numbers
-    held_out: np.ndarray  # row numbers; these calibrate
+    train: np.ndarray  # numbers of the rows to train on
+    held_out: np.ndarray  # numbers of the rows to calibrate on
     facts: dict  # for the manifest
 
 
 def choose_features(features, table, label, settings):
-    """The schema's features, or guessed ones, without the label and --drop. Checks --nearest and --segment."""
+    """The schema's features, or inferred ones, without the label and --drop. Checks --nearest and --segment."""
     if settings.nearest not in (None, True):
         check_column(table, settings.nearest, "--nearest")
     if features is None:
@@ -113,7 +113,7 @@ def check_segment(path, table, features):
     check_column(table, path, "--segment")
     for feature in features:
         if feature.path.startswith(path + ".") or path.startswith(feature.path + "."):
-            raise TrainerError(f"--segment: `{path}` cannot hold a value, because a feature is at `{feature.path}`")
+            raise TrainerError(f"--segment: `{path}` is not a separate field, because a feature is at `{feature.path}`")
 
 
 def options_of_manifest(options, label, settings):
@@ -143,7 +143,7 @@ def select_rows(table, features, settings):
 
 
 def nearest_files(scorer, rows, table, options, column):
-    """The files of `--nearest`, if it is given: `column` names the ids, True means without ids."""
+    """The files of `--nearest`, or {} without it. `column` holds the records' ids; True means without ids."""
     if not column:
         return {}
     ids = None if column is True else column
@@ -151,12 +151,12 @@ def nearest_files(scorer, rows, table, options, column):
 
 
 def print_summary(model, features, score, parity, held_out, anomalies):
-    """Prints quantiles of the held-out scores, the cost, the parity, and AUROC if there are labelled anomalies."""
+    """Prints quantiles of the held-out scores, cost, parity error, and AUROC if there are labelled anomalies."""
     run = session(model)
     quantiles = zip(QUANTILES, np.quantile(score, QUANTILES), strict=True)
     cost = microseconds_a_row(run, np.resize(held_out, (16_384, len(features))), rounds=1)
     print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
-    print(f"cost: {cost:.1f} µs a row on one core, in batches of 256")
+    print(f"cost: {cost:.1f} µs per row on one core, in batches of 256")
     print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
     if anomalies is None or not len(anomalies):
         return

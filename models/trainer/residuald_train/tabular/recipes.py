@@ -1,4 +1,4 @@
-"""What each recipe's score is made of. One setting for all data; RESEARCH.md has the measurements behind it."""
+"""The terms of each recipe's score. Their settings are the same for all data; RESEARCH.md has the measurements."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ HYBRID = Noise(0.05, 2.0, 1)
 class TermSpec:
     """One term of a score: a denoiser, and how its residual becomes a number.
 
-    weight: of the term's standard score in the weighted sum.
+    weight: the weight of the term's standard score in the weighted sum.
     spread: multiply the mean squared residual by the geometric mean of the variances that the network predicts.
-    whiten: decorrelate the residual first, as it is correlated on normal records.
+    whiten: decorrelate the residual first, with the correlations of normal records.
     """
 
     denoiser: str  # kernel | blind | hybrid | ddim
@@ -45,4 +45,4 @@ RECIPES = {
         TermSpec("blind", SHARP, spread=True),
     ),
 }
-ASINH_RECIPES = "blind", "kernel", "ddim"  # take the asinh of numbers; the others detect more without it
+ASINH_RECIPES = "blind", "kernel", "ddim"  # recipes that take the asinh of numbers; the others detect more without it

@@ -1,15 +1,15 @@
-"""The scorer graph: raw rows in; scores, residuals and reconstructions out. This module is what is exported."""
+"""The scorer graph, which is exported to ONNX: raw rows in; scores, residuals and reconstructions out."""
 
 import torch
 from torch import nn
 
 from .network import row_sum
 
-SLIGHT = 1e-6  # added to each term's share of the explanation, so that all count equally if none is raised
+SLIGHT = 1e-6  # added to each term's weight in the explanation, so that all count equally if none raised the score
 
 
 class Term(nn.Module):
-    """A denoiser (None for the kernel) and how its residual counts: see `recipes.TermSpec`."""
+    """One term of the score: a denoiser (None for the kernel) with its `recipes.TermSpec`."""
 
     def __init__(self, spec, denoiser=None):
         super().__init__()
@@ -17,7 +17,7 @@ class Term(nn.Module):
         self.register_buffer("whitening", None)
 
     def forward(self, z, D, columns):
-        """z, the denoiser's answer D, `columns` observed (None: all), each [N, D] -> squared residual [N, D]."""
+        """z, the denoiser's output D and the mask of observed columns (None: all), each [N, D] -> squared residual."""
         error = masked(z - D, columns)
         if self.whitening is not None:
             error = error @ self.whitening
@@ -74,7 +74,7 @@ class Scorer(nn.Module):
         over = torch.cat([log for *_, log in found], 1) - self.typical.T
         log, weight = over @ self.exponent, self.explanation_weights(over)
         share = sum(energy * (w / total) for w, (_, energy, total, _) in zip(weight, found, strict=True))
-        answers = {}  # terms with the same denoiser share its answer
+        answers = {}  # terms with the same denoiser share its output
         for w, (D, *_) in zip(weight, found, strict=True):
             answers[D] = answers[D] + w if D in answers else w
         D = sum(w * D for D, w in answers.items())
@@ -86,7 +86,7 @@ class Scorer(nn.Module):
         return (raised / row_sum(raised)).split(1, 1)
 
     def facts(self):
-        """For the manifest."""
+        """Facts about the recipe for the manifest."""
         specs = [term.spec for term in self.terms]
         score = "weighted geometric mean of the terms' root mean square residuals, each over its typical one"
         return {
@@ -102,9 +102,9 @@ class Scorer(nn.Module):
         } | ({"coreset": len(self.kernel.centers)} if self.kernel is not None else {})
 
     def evaluate_terms(self, z, observed, rows=None):
-        """For each term (D [N, D], each feature's part of E [N, F], E [N, 1], log E plus log spread [N, 1]).
+        """Evaluates every term -> [(D [N, D], each feature's part of E [N, F], E [N, 1], log E + log spread [N, 1])].
 
-        `rows` [N]: the numbers of the training rows that z was made from, for the kernel to leave out.
+        `rows` [N]: the numbers of the training rows that z was made from, so that the kernel can leave them out.
         """
         hidden, columns = self.hidden(z, observed), self.space.per_column(observed)
         kernel = self.kernel_mean(z, hidden, columns, rows)

@@ -16,11 +16,11 @@ from .diffusion import Blind, Hybrid, loss
 from .recipes import ASINH_RECIPES, RECIPES
 from .scorer import Scorer, Term, masked
 
-DROP = 0.05  # how often an optional feature is hidden in training, so that the network learns to fill it in
+DROP = 0.05  # probability of hiding an optional feature in training, so that the network learns to fill it in
 FLOOR = 0.01  # share of the typical residual below which differences are float32 noise
 LEAST_DEVIATION = 0.1  # of log E; keeps a term without variation (duplicate rows) from dominating the others
-CURVE_POINTS = 200  # points of a loss curve that the manifest keeps, at most
-TYPICAL_ROWS = 2000  # rows that the terms' means and deviations are taken from
+CURVE_POINTS = 200  # most points of a loss curve in the manifest
+TYPICAL_ROWS = 2000  # most rows from which the terms' means and deviations are computed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def split(n, held_out, seed):
 
 def fit(features, X, options, quiet=False):
     """X float32 [n, F], NaN = missing -> Scorer in eval mode. Raises TrainerError if the loss is not finite."""
-    torch.set_num_threads(1)  # the rounding of a sum depends on how it is split
+    torch.set_num_threads(1)  # the rounding of a sum depends on how threads split it
     torch.manual_seed(options.seed)
     g = torch.Generator().manual_seed(options.seed)
     space = Preprocessing(features, X, asinh_numbers=options.recipe in ASINH_RECIPES)
@@ -72,7 +72,7 @@ def fit(features, X, options, quiet=False):
 
 
 def make_denoiser(spec, space, optional, kernel, options):
-    """An untrained denoiser; None for the kernel, which the scorer holds itself."""
+    """An untrained denoiser, or None for the kernel, which the scorer holds itself."""
     dims, pick = len(space.owner), space.sums[:, optional].T.contiguous()
     if spec.denoiser == "blind":
         return Blind(dims, len(optional), options.width)
@@ -82,7 +82,7 @@ def make_denoiser(spec, space, optional, kernel, options):
 
 
 def train(scorer, term, Z, observed, g, options, quiet=False):
-    """Trains the term's denoiser on Z [n, D] -> its loss curve. `observed` [n, F]: what is known; None: all."""
+    """Trains the term's denoiser on Z [n, D] -> its loss curve. `observed` [n, F] of 0 and 1; None means all."""
     optional, owner, denoiser = scorer.optional, scorer.space.owner, term.denoiser
 
     def batch_loss():
@@ -106,7 +106,7 @@ def train(scorer, term, Z, observed, g, options, quiet=False):
 
 
 def set_constants(scorer, Z, observed, g):
-    """Sets each term's whitening, floor, mean and exponent from training rows, left out of the kernel's centers."""
+    """Sets each term's whitening, floor, mean and exponent from training rows. The kernel leaves each row out."""
     rows = torch.randperm(len(Z), generator=g)[:TYPICAL_ROWS]
     z, seen = Z[rows], None if observed is None else observed[rows]
     columns = scorer.space.per_column(seen)
@@ -124,10 +124,10 @@ def set_constants(scorer, Z, observed, g):
 
 
 def whitening(residual, shrink=0.5):
-    """Residuals r [n, D] -> symmetric W [D, D] such that r W is decorrelated (ZCA) and as long as r on average.
+    """Residuals r [n, D] -> symmetric W [D, D] such that r W is decorrelated (ZCA) and on average as long as r.
 
-    `shrink`: how far the covariance is shrunk towards equal variances. W is symmetric so that each column stays that of
-    its feature.
+    `shrink` in 0..1: how far the covariance is shrunk towards equal variances. W is symmetric (ZCA), so that each
+    column still belongs to its feature.
     """
     covariance = (residual.T @ residual / len(residual)).double()
     mean = covariance.diagonal().mean()
@@ -137,7 +137,7 @@ def whitening(residual, shrink=0.5):
 
 
 def descend(model: nn.Module, batch_loss, options, quiet=False):
-    """AdamW with warm-up and cosine decay -> the loss curve. Leaves the moving average of the weights in `model`."""
+    """Runs AdamW with warm-up and cosine decay -> the loss curve. `model` gets the moving average of its weights."""
     weights = list(model.parameters())
     average = [w.detach().clone() for w in weights]
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99))

@@ -6,7 +6,7 @@ use super::super::super::schemas::{Format, Header};
 use super::super::{has, message_at, to_json};
 use super::*;
 
-/// What Confluent's serialiser for Python registered and sent: tests/schemas/confluent/make.py.
+/// Schemas and records of Confluent's serialiser for Python: tests/schemas/confluent/make.py.
 fn confluent() -> Value {
     let made = include_str!("../../../../tests/schemas/confluent/registered.json");
     serde_json::from_str(made).unwrap()
@@ -16,7 +16,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-/// A schema with everything that it refers to.
+/// Returns a schema with all of its references.
 fn fetched(made: &Value, schema: &Value) -> SchemaText {
     let mut references = Vec::new();
     for reference in schema["references"].as_array().unwrap() {
@@ -31,7 +31,7 @@ fn fetched(made: &Value, schema: &Value) -> SchemaText {
     }
 }
 
-/// What a .proto file becomes when such a serialiser registers it.
+/// Converts a .proto file to what such a serialiser registers.
 fn compiled(name: &str, source: &str) -> String {
     let file = File::from_source(name, source).unwrap();
     BASE64_STANDARD.encode(file.file_descriptor_proto().encode_to_vec())
@@ -84,7 +84,7 @@ fn what_confluents_serialiser_registers_reads_what_it_sends() {
 fn a_schema_and_its_references_may_be_text_or_compiled() {
     let main = "syntax = \"proto3\"; import \"base/money.proto\"; message P { base.Money m = 1; }";
     let money = "syntax = \"proto3\"; package base; message Money { double value = 1; }";
-    // The name that it was compiled as is not the one that imports use.
+    // The name that it was compiled with differs from the one that imports use.
     let compiled_money = || compiled("money.proto", money);
     let unpadded = compiled("p.proto", main).trim_end_matches('=').to_owned();
     let wrapped: String = compiled_money()
@@ -179,7 +179,7 @@ fn what_is_neither_is_refused_with_the_file_and_the_reason() {
         ),
         (
             "bm9uc2Vuc2U=",
-            "`base/money.proto` is base64, but no FileDescriptorProto",
+            "`base/money.proto` is base64, but not a FileDescriptorProto",
         ),
         (
             "syntax = \"proto3\"; message Money { base.Gone g = 1; }",
@@ -196,7 +196,7 @@ fn what_is_neither_is_refused_with_the_file_and_the_reason() {
     assert!(alone.contains("base/money.proto"), "{alone}");
 }
 
-/// Found by the test below: a dot in the place of a letter makes a message that its own name does not find.
+/// Found by the test below: with a dot instead of a letter, a message cannot be found by its own name.
 #[test]
 fn a_compiled_file_whose_messages_are_not_found_is_refused() {
     let made = confluent();
@@ -208,13 +208,13 @@ fn a_compiled_file_whose_messages_are_not_found_is_refused() {
     bytes.truncate(111);
     schema.text = BASE64_STANDARD.encode(&bytes);
     let refused = parse(&schema).unwrap_err();
-    assert!(refused.contains("the compiler failed at it"), "{refused}");
+    assert!(refused.contains("the compiler panicked"), "{refused}");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Whoever may register a schema cannot end the daemon with it.
+    /// A registered schema cannot end the daemon, whatever its content.
     #[test]
     fn no_compiled_file_panics(at in 0..4096_usize, byte: u8, cut in 0..8192_usize, which in 0..4_usize) {
         let made = confluent();

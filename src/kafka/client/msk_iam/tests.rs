@@ -129,7 +129,7 @@ fn credentials_are_found_where_awss_tools_look() {
     assert_eq!(key_of(&container).as_deref(), Ok(KEY));
 
     let problem = key_of(&[]).unwrap_err();
-    assert!(problem.contains("no credentials of AWS"), "{problem}");
+    assert!(problem.contains("no AWS credentials"), "{problem}");
 }
 
 /// A credentials endpoint like that of a container in ECS or EKS. It answers once.

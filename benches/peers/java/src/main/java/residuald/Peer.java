@@ -31,10 +31,10 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
 /**
- * The peer in Java: a consumer and a session with one thread each, and one producer for all.
+ * The Java peer. Each thread has its own consumer and session; all threads share one producer.
  *
- * <p>Peer BUNDLE BROKERS GROUP TOPIC ANOMALIES THREADS; runs until SIGTERM. At least once: an offset is committed after
- * everything its batch had to say is delivered.
+ * <p>Usage: Peer BUNDLE BROKERS GROUP TOPIC ANOMALIES THREADS. Runs until SIGTERM. Delivery is at least once: offsets
+ * are committed after all verdicts before them are delivered.
  */
 final class Peer implements Runnable {
     private static final int BATCH = 1024;
@@ -66,7 +66,7 @@ final class Peer implements Runnable {
                         "auto.offset.reset", "earliest",
                         "enable.auto.commit", false,
                         "max.poll.records", BATCH,
-                        // Where there is no backlog the broker waits for a batch, but not long.
+                        // Without a backlog, the broker briefly waits for a batch to fill before it responds.
                         "fetch.min.bytes", 1 << 18,
                         "fetch.max.wait.ms", 5,
                         "heartbeat.interval.ms", 500),
@@ -151,7 +151,7 @@ final class Peer implements Runnable {
         }
     }
 
-    /** Positions: all that was polled has been judged when this is called. */
+    /** Commits the consumer's positions. The caller must have judged every polled record. */
     private void commit() {
         producer.flush();
         if (undelivered != null) {
