@@ -79,7 +79,7 @@ def test_a_schema_is_completed():
         ({"type": "categorical", "vocabulary": ["a", "a"]}, "distinct"),
         ({"type": "timestamp"}, "missing field `part`"),
         ({"missing": "drop"}, "unknown variant `drop`"),
-        ({"path": "a..b"}, "broken path"),
+        ({"path": "a..b"}, "an empty part"),
         ({"time_zone": "Mars/Olympus"}, "Mars/Olympus"),
     ],
 )

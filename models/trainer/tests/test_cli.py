@@ -118,7 +118,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_process_with_damaged_data_ends_with_65_and_one_line(name, tmp_path):
-    """In a process of its own, as users run it."""
+    """Runs in a separate process, as users run it."""
     if DAMAGED[name] is not None:
         (tmp_path / name).write_bytes(DAMAGED[name])
     command = [sys.executable, "-m", "residuald_train.cli"]

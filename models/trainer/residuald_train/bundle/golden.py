@@ -13,7 +13,7 @@ RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24
 
 
 def golden_records(features, records, rng):
-    """Normal records (JSON, bytes) -> 32 to 120 golden records, unchanged or with one changed value.
+    """Normal records (JSON, bytes) -> 32 to 120 golden records (str), unchanged or with one changed value.
 
     A changed value is missing, an unseen category or an extreme number. `rng` is a NumPy Generator.
     """

@@ -18,7 +18,7 @@ PARTS = {"hour_of_day": 24.0, "day_of_week": 7.0}  # part of a timestamp -> its 
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of the row: the path of its value in the record, and how to read it."""
+    """One column of the row: where its value is in the record and how it is read."""
 
     name: str
     path: str
@@ -55,7 +55,7 @@ def feature(entry):
 
 
 def schema_to_json(features, label=None):
-    """The manifest's `input` object. Only the trainer reads `label` {"path", "normal"}."""
+    """The manifest's `input` object. `label` {"path", "normal"} is read by the trainer only."""
     out = {"kind": "tabular", "features": [feature.to_json() for feature in features]}
     return out | ({"label": label} if label else {})
 

@@ -77,7 +77,7 @@ def json_value(text):
 
 
 def normal_rows(table, label):
-    """Which labels are the normal one: bool [rows]. Compared as numbers if both are numbers, otherwise as strings."""
+    """Which rows have the normal label: bool [rows]. Compared as numbers if both are numbers, otherwise as strings."""
     normal = label["normal"]
     return table.is_normal(label["path"], normal if isinstance(normal, str) else json.dumps(normal))
 
