@@ -21,8 +21,12 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/.onnxruntime/libonnxruntime.so
 export RUST_TEST_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 3 * n : 12)))
 
 VENV := .venv/.installed
+# The package `residuald` in .venv, and what it is built from. Cargo knows which of src/ that is, and rebuilds no more than it must.
+PACKAGE := .venv/.residuald
+PACKAGE_SOURCES := Cargo.toml Cargo.lock $(shell find src python -type f -name '*.rs' -o -type f -path 'python/*' -name '*.toml' \
+    -o -type f -path 'python/package/*' -name '*.py*' -not -path '*/__pycache__/*')
 SCRIPTS := .ci/run $(wildcard deploy/*.sh tests/*.sh tests/*/*.sh benches/*.sh benches/*/*.sh)
-PYTHON_CODE := models/trainer $(wildcard tests benches docs/*.py)
+PYTHON_CODE := models/trainer python $(wildcard tests benches docs/*.py)
 
 .PHONY: help
 help: ## this list
@@ -72,7 +76,9 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 	else echo "!!! KERBEROS NOT TESTED: install libsasl2-dev (make tools)"; [ -z "$${RESIDUALD_TEST_STRICT:-}" ]; fi
 	$(MAKE) chaos-short
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
+	$(PYTEST) -q python $(NOTED)
 	$(PYTEST) -q tests/triage tests/gpu $(NOTED)
+	$(PYTEST) -q tests/files $(NOTED)
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald $(PYTEST) -q tests/$$tests $(NOTED); done
 	@echo "the ten slowest tests, in seconds:"
 	@sed -nE 's/^test (.*) \.\.\. [A-Za-z]+ <([0-9.]+)s>$$/\2 \1/p; s/^([0-9.]+)s (call|setup) +(.*)/\1 \3/p' $(TEST_TIMES) \
@@ -84,8 +90,8 @@ ADVISORIES = $(firstword $(wildcard $(or $(CARGO_HOME),$(HOME)/.cargo)/advisory-
 
 .PHONY: lint
 lint: venv deny mdbook ## formatting, clippy, licences and duplicates, ruff, shell scripts, the documents' links
-	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo deny --locked check licenses bans sources
 	@$(MAKE) advisories
 	.venv/bin/ruff check --config models/trainer/pyproject.toml $(PYTHON_CODE)
@@ -244,12 +250,18 @@ tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, C
 	fi
 
 .PHONY: venv
-venv: $(VENV) ## .venv with the trainer, the tests' tools and ruff
+venv: $(VENV) $(PACKAGE) ## .venv with the trainer, the package residuald, the tests' tools and ruff
 
 $(VENV): models/trainer/requirements.lock models/trainer/pyproject.toml tests/requirements.txt
 	"$(PYTHON)" -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/requirements.lock -r tests/requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e models/trainer
+	@touch $@
+
+$(PACKAGE): $(VENV) $(PACKAGE_SOURCES)
+	rm -rf target/wheels
+	.venv/bin/maturin build --quiet --manifest-path python/Cargo.toml --out target/wheels
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/wheels/*.whl
 	@touch $@
 
 # Without Java or Maven the tests on a real Kafka skip themselves, or fail when strict.

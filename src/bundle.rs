@@ -5,6 +5,7 @@ mod files;
 pub mod golden;
 mod graph;
 pub mod manifest;
+pub mod notation;
 pub mod normals;
 pub mod p_value;
 mod schema;
@@ -23,8 +24,8 @@ pub use files::is_graph;
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Manifest, Missing, ModelInput, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
-pub use schema::incompatibilities;
 pub use p_value::{RateTooFine, ScoreDistribution};
+pub use schema::incompatibilities;
 pub use screen::{Answers, Screen, TooFewProbes};
 pub use segments::{SegmentBy, SegmentId, Segments};
 

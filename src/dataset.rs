@@ -6,23 +6,33 @@
 //! | in the file | in the payload |
 //! | --- | --- |
 //! | NDJSON line | its bytes as they are, valid or not; blank lines are skipped |
+//! | element of a `.json` file that is one array | its bytes as they are |
 //! | CSV cell that is a JSON number | the same digits |
-//! | CSV cell empty, or `NA`, `NaN`, `null`, `inf`, `infinity` in any case (the last three also signed) | null |
+//! | CSV cell such as `+1.5`, `.5` or `5.` | the number; with leading zeros it is a string |
+//! | CSV cell empty, or `NA`, `N/A`, `NaN`, `null`, `none`, `inf`, `infinity` in any case, and pandas' others | null |
 //! | CSV cell `true`, `false` in any case | bool |
-//! | any other CSV cell | string |
+//! | any other CSV cell | string, without the blanks around it |
+//! | NPZ number | number; NaN and infinity are null |
 //! | Parquet number, decimal | number, the shortest text that reads back the same; NaN and infinity are null |
 //! | Parquet date, timestamp | RFC 3339 in UTC; a timestamp without a zone is taken as UTC |
 //! | Parquet time of day | `hh:mm:ss` with a fraction |
+//! | Parquet bytes that are not UTF-8 | base64, which is said |
+//! | Parquet date or timestamp outside the years -9999 to 9999 | null, which is said |
 //! | Parquet group, list, map | object, array, object |
 //! | column named `merchant.category` | nested: `{"merchant": {"category": …}}` |
 
 mod csv;
 pub mod folder;
+pub mod inference;
+mod json_array;
 mod labels;
 mod layout;
 mod ndjson;
+mod npz;
 mod parquet;
 mod pick;
+pub mod scan;
+pub mod table;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -39,7 +49,7 @@ use pick::Picker;
 /// memory.
 pub const MAX_RECORD: u64 = 64 << 20;
 
-const SUPPORTED: &str = ".csv, .csv.gz, .ndjson, .ndjson.gz, .jsonl, .jsonl.gz, .parquet";
+const SUPPORTED: &str = ".csv, .tsv, .ndjson, .jsonl, .json (each also .gz), .parquet, .pq, .npz";
 
 /// One record of a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,6 +122,8 @@ pub enum ErrorKind {
     Parquet(#[from] ParquetError),
     #[error("{0}")]
     Folder(String),
+    #[error("reading was stopped")]
+    Stopped,
     /// `number` counts lines or rows from 1.
     #[error("{unit} {number}: {reason}")]
     Record {
@@ -145,7 +157,9 @@ pub struct Dataset {
 enum FormatReader {
     Csv(csv::Rows),
     Ndjson(ndjson::Lines),
+    JsonArray(json_array::Elements),
     Parquet(Box<parquet::Rows>),
+    Npz(npz::Rows),
 }
 
 /// The number of a line or row, counted from 1, and its payload.
@@ -178,15 +192,28 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
         .unwrap_or_default();
     let make: fn(File, bool, Arc<AtomicU64>) -> Result<FormatReader, ErrorKind> =
         match (extension, gzip) {
-            ("csv", _) => {
-                |file, gzip, read| Ok(FormatReader::Csv(csv::Rows::new(input(file, gzip, read))?))
-            }
+            ("csv", _) => |file, gzip, read| {
+                let rows = csv::Rows::new(input(file, gzip, read), false)?;
+                Ok(FormatReader::Csv(rows))
+            },
+            ("tsv" | "tab", _) => |file, gzip, read| {
+                let rows = csv::Rows::new(input(file, gzip, read), true)?;
+                Ok(FormatReader::Csv(rows))
+            },
+            ("npz", false) => |file, _, _| Ok(FormatReader::Npz(npz::Rows::new(file)?)),
+            ("json", _) => |file, gzip, read| {
+                let input = input(file, gzip, read);
+                Ok(match json_array::Elements::new(input)? {
+                    Ok(elements) => FormatReader::JsonArray(elements),
+                    Err(lines) => FormatReader::Ndjson(ndjson::Lines::new(lines)),
+                })
+            },
             ("ndjson" | "jsonl", _) => |file, gzip, read| {
                 Ok(FormatReader::Ndjson(ndjson::Lines::new(input(
                     file, gzip, read,
                 ))))
             },
-            ("parquet", false) => {
+            ("parquet" | "pq", false) => {
                 |file, _, _| Ok(FormatReader::Parquet(Box::new(parquet::Rows::new(file)?)))
             }
             _ => return Err(fail(ErrorKind::Format)),
@@ -197,7 +224,8 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
     let columns = match &reader {
         FormatReader::Csv(rows) => rows.columns(),
         FormatReader::Parquet(rows) => rows.columns(),
-        FormatReader::Ndjson(_) => vec![],
+        FormatReader::Npz(rows) => rows.columns(),
+        FormatReader::Ndjson(_) | FormatReader::JsonArray(_) => vec![],
     };
     for wanted in options.label.iter().chain(&options.key) {
         if !columns.is_empty() && !columns.contains(wanted) {
@@ -223,12 +251,24 @@ impl Dataset {
     pub fn progress(&self) -> Progress {
         match &self.reader {
             FormatReader::Parquet(rows) => rows.progress(),
+            FormatReader::Npz(rows) => rows.progress(),
             _ => Progress {
                 done: self.read.load(Relaxed),
                 total: self.size,
                 unit: Unit::Bytes,
             },
         }
+    }
+
+    /// Returns what was guessed or changed, one sentence each. It is complete after the last record.
+    pub fn notes(&self) -> Vec<String> {
+        let notes = match &self.reader {
+            FormatReader::Csv(rows) => rows.notes.clone(),
+            FormatReader::Parquet(rows) => rows.notes(),
+            _ => vec![],
+        };
+        let file = self.path.display();
+        notes.iter().map(|note| format!("{file}: {note}")).collect()
     }
 
     /// Checks the labels. It must be called after the last record.
@@ -249,7 +289,9 @@ impl Dataset {
         let (next, unit) = match &mut self.reader {
             FormatReader::Csv(rows) => (rows.read_next()?, "line"),
             FormatReader::Ndjson(lines) => (lines.read_next()?, "line"),
+            FormatReader::JsonArray(elements) => (elements.read_next()?, "element"),
             FormatReader::Parquet(rows) => (rows.read_next()?, "row"),
+            FormatReader::Npz(rows) => (rows.read_next()?, "row"),
         };
         let Some((number, payload)) = next else {
             return Ok(None);

@@ -23,30 +23,44 @@ pub mod dataset;
 pub mod evaluation;
 
 // Edges: HTTP, Kafka, ONNX Runtime and other services.
+#[cfg(feature = "daemon")]
 pub mod http;
+#[cfg(feature = "daemon")]
 pub mod kafka;
 pub mod onnx;
+#[cfg(feature = "daemon")]
 pub mod otlp;
+#[cfg(feature = "daemon")]
 pub mod schema_registry;
 
 // Joins the stages of a running daemon.
+#[cfg(feature = "daemon")]
 pub mod pipeline;
 
 // The error that ends a process, whichever module fails.
+#[cfg(feature = "daemon")]
 pub mod failure;
 
 // Starts, runs and reloads the daemon.
+#[cfg(feature = "daemon")]
 pub mod daemon;
 
 // The command-line verbs.
+#[cfg(feature = "daemon")]
 pub mod cli;
 
 // Support: settings, memory, metrics, status, logging and shutdown.
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod http_client;
 pub mod memory;
+#[cfg(feature = "daemon")]
 pub mod metrics;
+#[cfg(feature = "daemon")]
 pub mod recent;
+#[cfg(feature = "daemon")]
 pub mod shutdown;
+#[cfg(feature = "daemon")]
 pub mod status;
+#[cfg(feature = "daemon")]
 pub mod telemetry;

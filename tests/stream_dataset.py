@@ -292,16 +292,17 @@ def check(options, records, on_file, verdicts, status):
 
 def compare(report, bundle, on_file, verdicts):
     """Adds `parity`, the largest relative difference between the trainer's and the daemon's scores, to the report."""
+    import residuald
+
     from residuald_train.bundle.served import run_onnx, session
-    from residuald_train.tabular.decode import decode
-    from residuald_train.tabular.features import check_feature
+    from residuald_train.tabular.features import check_features
 
     manifest = json.loads((bundle / "manifest.json").read_text())
-    features = [check_feature(feature) for feature in manifest["input"]["features"]]
+    features = check_features(manifest["input"]["features"])
     streamed = np.array([v["anomaly_score"] for v in verdicts], np.float32)
     if not np.array_equal(np.sort(streamed), np.sort(np.array(on_file["scores"], np.float32))):
         report["faults"].append("the stream and the file have different scores")
-    rows = np.stack([decode(v["record"], features) for v in verdicts])
+    rows = residuald.Table([json.dumps(v["record"]) for v in verdicts]).encode([f.to_json() for f in features])[0]
     own = run_onnx(session((bundle / "model.onnx").read_bytes()), rows)[0].astype(float)
     difference, tolerance = abs(streamed - own), manifest["golden"]
     report["parity"] = float((difference / np.maximum(abs(own), 1e-6)).max())

@@ -135,11 +135,11 @@ def manifest():
 
 def train(history, file, updates):
     from residuald_train.tabular.data import read
-    from residuald_train.tabular.features import check_feature, encode
+    from residuald_train.tabular.features import check_features, encode
     from residuald_train.tabular.train import split
 
     facts, features = manifest()["training"], manifest()["input"]["features"]
-    checked = [check_feature(feature) for feature in features]
+    checked = check_features(features)
     rows, accepted, _ = encode(read([history]), checked)
     used, held = split(len(rows), facts["options"]["held_out"], facts["seed"])
     if not accepted.all() or (len(used), len(held)) != (facts["rows"], facts["held_out_rows"]):
@@ -155,7 +155,7 @@ def train(history, file, updates):
     threshold = normal[-int(FALSE_ALARMS * (len(normal) + 1))].item()
     sample = read([BUNDLE / "sample.ndjson.gz"])
     scores = model.score(torch.from_numpy(encode(sample, checked)[0])).numpy()
-    found = judge(scores, sample.columns["label"].astype(int), threshold)
+    found = judge(scores, (~sample.is_normal("label", "0")).astype(int), threshold)
     print(json.dumps(found))
     torch.save({"model": model.state_dict(), "threshold": threshold, "quality": found}, file)
 

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::files::MOST_FILES;
+use super::notation::Notation;
 
 /// Maximum number of features.
 const MOST_FEATURES: usize = 10_000;
@@ -148,7 +149,7 @@ impl Pixels {
 }
 
 /// One column of the scorer's input.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Feature {
     pub name: String,
     /// Dotted path of object keys in the decoded record.
@@ -158,12 +159,15 @@ pub struct Feature {
     #[serde(default)]
     pub missing: Missing,
     /// The unit that people see, for example EUR, km or seconds.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// Further spellings of its values.
+    #[serde(flatten)]
+    pub notation: Notation,
 }
 
 /// The type of a feature's value.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum FeatureKind {
     Number,
@@ -173,13 +177,13 @@ pub enum FeatureKind {
     },
     Timestamp {
         part: TimePart,
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch_unit: Option<EpochUnit>,
     },
 }
 
 /// The part of a timestamp that becomes the feature, in UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimePart {
     /// The hour with its fraction, in [0, 24).
@@ -188,19 +192,23 @@ pub enum TimePart {
     DayOfWeek,
 }
 
-/// The unit of a timestamp that is a JSON number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// The unit of a timestamp that is a number since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 pub enum EpochUnit {
+    #[serde(rename = "d")]
+    Days,
     #[serde(rename = "s")]
     Seconds,
     #[serde(rename = "ms")]
     Milliseconds,
     #[serde(rename = "us")]
     Microseconds,
+    #[serde(rename = "ns")]
+    Nanoseconds,
 }
 
 /// What happens to a record without this feature.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Missing {
     /// The graph gets NaN, imputes it and leaves it out of the score.
@@ -243,7 +251,8 @@ impl Manifest {
     }
 }
 
-fn feature_faults(features: &[Feature]) -> Vec<String> {
+/// Everything that is wrong with the columns of a table together.
+pub fn feature_faults(features: &[Feature]) -> Vec<String> {
     let mut faults = Vec::new();
     if features.is_empty() {
         faults.push("input.features is empty: list at least one feature".into());
@@ -277,6 +286,7 @@ fn feature_faults(features: &[Feature]) -> Vec<String> {
                 feature.name, feature.path
             ));
         }
+        faults.extend(feature.notation.faults(&feature.name));
         if let FeatureKind::Categorical { vocabulary } = &feature.kind {
             let distinct: HashSet<_> = vocabulary.iter().collect();
             if vocabulary.is_empty() || distinct.len() != vocabulary.len() {

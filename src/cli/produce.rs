@@ -24,7 +24,7 @@ Examples:
   residuald produce payments.csv --topic payments --rate 500
   residuald produce flows.parquet --topic flows --brokers kafka:9092 --key source_ip -X security.protocol=SSL")]
 pub struct Arguments {
-    /// File to send: .csv, .ndjson or .jsonl, each also .gz, or .parquet
+    /// File to send: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz
     file: PathBuf,
     /// Topic to write to [default: the topic of --config]
     #[arg(long)]
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         stop: &stop,
     };
     let delivered = feed.run(examples, |_| true)?;
-    bar.finish_and_clear();
+    progress::end(&bar, &data);
     let seconds = started.elapsed().as_secs_f64();
     if arguments.json {
         println!(

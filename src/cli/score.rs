@@ -46,7 +46,7 @@ A folder of images is read in Anomalib's layout: FOLDER/test, or FOLDER if there
 images are in the folder good. Without a folder of normal images, the images have no labels. With --masks DIR, the mask of tiles/test/crack/000.png is
 DIR/crack/000_mask.png or DIR/crack/000.png.")]
 pub struct Arguments {
-    /// File to score: .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of images
+    /// File to score: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz; or a folder of images
     file: PathBuf,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
@@ -244,7 +244,7 @@ impl Run {
             }
         }
         self.score_chunk()?;
-        bar.finish_and_clear();
+        progress::end(&bar, &data);
         Ok(data.check_labels()?)
     }
 

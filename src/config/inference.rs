@@ -58,11 +58,12 @@ impl InferenceSettings {
 }
 
 /// ONNX Runtime execution providers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "daemon", derive(clap::ValueEnum))]
 pub enum Provider {
     Cpu,
     Cuda,
-    #[value(name = "tensorrt")]
+    #[cfg_attr(feature = "daemon", value(name = "tensorrt"))]
     TensorRt,
 }
 

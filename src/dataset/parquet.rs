@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
 use jiff::tz::Offset;
 use parquet::basic::{LogicalType, TimeUnit};
@@ -25,6 +26,14 @@ pub struct Rows {
     group: Option<ReaderIter>,
     done: u64,
     total: u64,
+    changes: Changes,
+}
+
+/// Values that JSON does not have, by what became of them.
+#[derive(Default)]
+struct Changes {
+    as_base64: u64,
+    too_far: u64,
 }
 
 impl Rows {
@@ -48,6 +57,7 @@ impl Rows {
             group: None,
             done: 0,
             total,
+            changes: Changes::default(),
         })
     }
 
@@ -57,6 +67,18 @@ impl Rows {
             .columns()
             .iter()
             .map(|column| column.path().string())
+            .collect()
+    }
+
+    pub fn notes(&self) -> Vec<String> {
+        let Changes { as_base64, too_far } = self.changes;
+        let base64 = format!("{as_base64} values are bytes that are not UTF-8: written as base64");
+        let null = format!("{too_far} dates lie outside the years -9999 to 9999: written as null");
+        let notes = [(as_base64, base64), (too_far, null)];
+        notes
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(_, note)| note)
             .collect()
     }
 
@@ -75,23 +97,12 @@ impl Rows {
         self.done += 1;
         let columns: Vec<&Field> = row.get_column_iter().map(|(_, value)| value).collect();
         let types = self.schema.root_schema().get_fields();
+        let changes = &mut self.changes;
         let mut payload = vec![];
-        self.layout
-            .write(&mut payload, &mut |column, out| {
-                write_field(
-                    out,
-                    columns.get(column).unwrap_or(&&Field::Null),
-                    Some(&types[column]),
-                )
-                .map_err(|error| {
-                    io::Error::other(format!("column `{}`: {error}", types[column].name())).into()
-                })
-            })
-            .map_err(|error| ErrorKind::Record {
-                unit: "row",
-                number: self.done,
-                reason: error.to_string(),
-            })?;
+        self.layout.write(&mut payload, &mut |column, out| {
+            let value = columns.get(column).unwrap_or(&&Field::Null);
+            write_field(out, value, Some(&types[column]), changes)
+        })?;
         Ok(Some((self.done, payload)))
     }
 
@@ -120,7 +131,12 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, Error
 
 /// Writes a value as JSON. Only the column's type distinguishes nanoseconds from plain integers. It is not passed on into lists
 /// and maps, because a model's schema cannot address their items.
-fn write_field(out: &mut Vec<u8>, value: &Field, column: Option<&Type>) -> Result<(), ErrorKind> {
+fn write_field(
+    out: &mut Vec<u8>,
+    value: &Field,
+    column: Option<&Type>,
+    changes: &mut Changes,
+) -> Result<(), ErrorKind> {
     match value {
         Field::Null => json(out, &()),
         Field::Bool(v) => json(out, v),
@@ -130,9 +146,9 @@ fn write_field(out: &mut Vec<u8>, value: &Field, column: Option<&Type>) -> Resul
         Field::Long(v) => {
             match column.and_then(|column| column.get_basic_info().logical_type_ref()) {
                 Some(LogicalType::Timestamp(t)) if t.unit == TimeUnit::NANOS => {
-                    timestamp(out, Timestamp::from_nanosecond((*v).into()))
+                    timestamp(out, Timestamp::from_nanosecond((*v).into()), changes)
                 }
-                Some(LogicalType::Time(t)) if t.unit == TimeUnit::NANOS => time(out, *v),
+                Some(LogicalType::Time(t)) if t.unit == TimeUnit::NANOS => time(out, *v, changes),
                 _ => json(out, v),
             }
         }
@@ -150,24 +166,31 @@ fn write_field(out: &mut Vec<u8>, value: &Field, column: Option<&Type>) -> Resul
         Field::Str(v) => json(out, v),
         Field::Bytes(v) => match str::from_utf8(v.data()) {
             Ok(text) => json(out, text),
-            Err(_) => Err(io::Error::other("the value is binary and not UTF-8 text").into()),
+            Err(_) => {
+                changes.as_base64 += 1;
+                json(out, &BASE64_STANDARD.encode(v.data()))
+            }
         },
-        Field::Date(days) => timestamp(out, Timestamp::from_second(i64::from(*days) * 86_400)),
-        Field::TimeMillis(v) => time(out, i64::from(*v) * 1_000_000),
-        Field::TimeMicros(v) => time(out, v.saturating_mul(1_000)),
-        Field::TimestampMillis(v) => timestamp(out, Timestamp::from_millisecond(*v)),
-        Field::TimestampMicros(v) => timestamp(out, Timestamp::from_microsecond(*v)),
+        Field::Date(days) => timestamp(
+            out,
+            Timestamp::from_second(i64::from(*days) * 86_400),
+            changes,
+        ),
+        Field::TimeMillis(v) => time(out, i64::from(*v) * 1_000_000, changes),
+        Field::TimeMicros(v) => time(out, v.saturating_mul(1_000), changes),
+        Field::TimestampMillis(v) => timestamp(out, Timestamp::from_millisecond(*v), changes),
+        Field::TimestampMicros(v) => timestamp(out, Timestamp::from_microsecond(*v), changes),
         Field::Group(row) => {
             let types = column.map_or(&[][..], |column| column.get_fields());
             let fields = row.get_column_iter().enumerate();
             sequence(out, *b"{}", fields, |out, (index, (name, value))| {
                 json(out, name)?;
                 out.push(b':');
-                write_field(out, value, types.get(index).map(|t| &**t))
+                write_field(out, value, types.get(index).map(|t| &**t), changes)
             })
         }
         Field::ListInternal(list) => sequence(out, *b"[]", list.elements(), |out, item| {
-            write_field(out, item, None)
+            write_field(out, item, None, changes)
         }),
         Field::MapInternal(map) => sequence(out, *b"{}", map.entries(), |out, (name, value)| {
             match name {
@@ -175,7 +198,7 @@ fn write_field(out: &mut Vec<u8>, value: &Field, column: Option<&Type>) -> Resul
                 other => json(out, &other.to_string())?,
             }
             out.push(b':');
-            write_field(out, value, None)
+            write_field(out, value, None, changes)
         }),
     }
 }
@@ -185,13 +208,27 @@ fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), Error
     Ok(serde_json::to_writer(out, value).map_err(io::Error::from)?)
 }
 
-fn timestamp(out: &mut Vec<u8>, time: Result<Timestamp, jiff::Error>) -> Result<(), ErrorKind> {
-    json(out, &time.map_err(io::Error::other)?.to_string())
+fn timestamp(
+    out: &mut Vec<u8>,
+    time: Result<Timestamp, jiff::Error>,
+    changes: &mut Changes,
+) -> Result<(), ErrorKind> {
+    match time {
+        Ok(time) => json(out, &time.to_string()),
+        Err(_) => too_far(out, changes),
+    }
 }
 
-fn time(out: &mut Vec<u8>, nanoseconds: i64) -> Result<(), ErrorKind> {
-    let time = Timestamp::from_nanosecond(nanoseconds.into()).map_err(io::Error::other)?;
-    json(out, &Offset::UTC.to_datetime(time).time().to_string())
+fn time(out: &mut Vec<u8>, nanoseconds: i64, changes: &mut Changes) -> Result<(), ErrorKind> {
+    match Timestamp::from_nanosecond(nanoseconds.into()) {
+        Ok(time) => json(out, &Offset::UTC.to_datetime(time).time().to_string()),
+        Err(_) => too_far(out, changes),
+    }
+}
+
+fn too_far(out: &mut Vec<u8>, changes: &mut Changes) -> Result<(), ErrorKind> {
+    changes.too_far += 1;
+    json(out, &())
 }
 
 fn sequence<T>(

@@ -54,15 +54,10 @@ impl Picker {
 
 /// Returns the value at a dotted path as a string. Numbers and booleans are returned as they are written.
 fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
-    let mut at: &RawValue =
+    let record: &RawValue =
         serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
-    for name in path.split('.') {
-        let absent = || format!("no field `{path}`");
-        let mut object: HashMap<String, &RawValue> =
-            serde_json::from_str(at.get()).map_err(|_| absent())?;
-        at = object.remove(name).ok_or_else(absent)?;
-    }
-    match at.get() {
+    let value = value_at(record, path).ok_or_else(|| format!("no field `{path}`"))?;
+    match value.get() {
         "null" => Ok(None),
         json if json.starts_with(['{', '[']) => {
             Err(format!("`{path}` is an object or array, not a plain value"))
@@ -74,8 +69,20 @@ fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
     }
 }
 
+/// Follows a dotted path into nested objects. Like the decoder, it reads a key with dots as nested objects.
+fn value_at<'r>(object: &'r RawValue, path: &str) -> Option<&'r RawValue> {
+    let fields: HashMap<String, &RawValue> = serde_json::from_str(object.get()).ok()?;
+    if let Some(value) = fields.get(path) {
+        return Some(value);
+    }
+    path.match_indices('.').find_map(|(dot, _)| {
+        let inner = fields.get(&path[..dot])?;
+        value_at(inner, &path[dot + 1..])
+    })
+}
+
 /// Returns the same string for all spellings of a number. `false` counts as 0 and `true` as 1.
-fn canonical(text: &str) -> String {
+pub fn canonical(text: &str) -> String {
     let text = text.trim();
     match text.to_ascii_lowercase().as_str() {
         "false" => "0".into(),

@@ -59,13 +59,14 @@ fn the_extension_tells_the_format() {
     for name in ["a.CSV", "b.2026.csv"] {
         assert_eq!(payloads(name, b"a\n1\n"), [r#"{"a":1}"#]);
     }
-    for name in ["a.ndjson", "a.jsonl"] {
+    assert_eq!(payloads("a.tsv", b"a,b\tc\n1\t2\n"), [r#"{"a,b":1,"c":2}"#]);
+    for name in ["a.ndjson", "a.jsonl", "a.json"] {
         assert_eq!(payloads(name, b"{}"), ["{}"]);
     }
     for name in ["a.txt", "a", "csv", "a.gz", "a.parquet.gz", ".csv"] {
         let error = open_error(name, b"");
         assert!(
-            error.ends_with(".ndjson.gz, .jsonl, .jsonl.gz, .parquet"),
+            error.ends_with(".json (each also .gz), .parquet, .pq, .npz"),
             "{error}"
         );
     }
@@ -118,6 +119,8 @@ fn ndjson_labels_and_keys_by_dotted_path() {
         r#"{"y": {"x": "fraud"}, "id": 12.50}"#,
         "\n",
         r#"{"y": {"x": null}, "id": null}"#,
+        "\n",
+        r#"{"y.x": 1, "y": 5, "id": 7}"#,
     );
     let options = Options {
         key: Some("id".into()),
@@ -134,7 +137,8 @@ fn ndjson_labels_and_keys_by_dotted_path() {
         [
             (Some(false), key("a\n")),
             (Some(true), key("12.50")),
-            (None, None)
+            (None, None),
+            (Some(true), key("7")),
         ]
     );
 }
@@ -207,12 +211,20 @@ fn csv_cells_keep_their_digits() {
         ("TRUE", "true"),
         ("False", "false"),
         ("007", "\"007\""),
-        ("+1", "\"+1\""),
-        (".5", "\".5\""),
+        ("+1", "1"),
+        (".5", "0.5"),
+        ("-.5e3", "-0.5e3"),
+        ("5.", "5.0"),
+        ("+", "\"+\""),
+        (".", "\".\""),
+        ("+007", "\"+007\""),
+        ("N/A", "null"),
+        ("None", "null"),
+        ("<NA>", "null"),
         ("1 2", "\"1 2\""),
         ("0x1F", "\"0x1F\""),
         ("-", "\"-\""),
-        (" x", "\" x\""),
+        (" x", "\"x\""),
         ("[1]", "\"[1]\""),
         ("2026-01-01T00:00:00Z", "\"2026-01-01T00:00:00Z\""),
         ("\"say \"\"hi\"\"\r\n\té\"", "\"say \\\"hi\\\"\\r\\n\\té\""),
@@ -229,12 +241,126 @@ fn csv_cells_keep_their_digits() {
 fn csv_headers_nest() {
     let file =
         "\u{feff}merchant.category,amount,merchant.age.days,\"od\"\"d\",\r\nfood,1,2,3,4\r\n";
-    let want = r#"{"merchant":{"category":"food","age":{"days":2}},"amount":1,"od\"d":3,"":4}"#;
+    let want =
+        r#"{"merchant":{"category":"food","age":{"days":2}},"amount":1,"od\"d":3,"unnamed_5":4}"#;
     assert_eq!(payloads("a.csv", file.as_bytes()), [want]);
 
-    for header in ["a,a", "a,a.b", "a.b,a", "a.b,a.b", &"a.".repeat(100_000)] {
+    for header in ["a,a.b", "a.b,a", &"a.".repeat(100_000)] {
         let error = open_error("a.csv", format!("{header}\n1,2\n").as_bytes());
         assert!(error.contains("conflicts with another column"), "{error}");
+    }
+}
+
+/// The payloads, and what was said of the file, without its name.
+fn noted(name: &str, bytes: &[u8]) -> (Vec<String>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    let mut dataset = open(&path, &Options::default()).unwrap();
+    let payloads = dataset
+        .by_ref()
+        .map(|e| String::from_utf8(e.unwrap().payload).unwrap());
+    let payloads = payloads.collect();
+    let notes = dataset.notes().into_iter();
+    let notes = notes.map(|note| note.split_once(": ").unwrap().1.to_owned());
+    (payloads, notes.collect())
+}
+
+#[test]
+fn csv_dialects_are_told_apart_and_said() {
+    let (payloads, notes) = noted("a.csv", b"\"a;b\";c\n43,02;x\n");
+    assert_eq!(payloads, [r#"{"a;b":"43,02","c":"x"}"#]);
+    assert_eq!(notes, ["its fields are separated by ';'"]);
+
+    let utf16: Vec<u8> = "\u{feff}a,b\n1,\u{e9}\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let (payloads, notes) = noted("a.csv", &utf16);
+    assert_eq!(
+        payloads,
+        [r#"{"a":1,"b":"\u{e9}"}"#.replace("\\u{e9}", "\u{e9}")]
+    );
+    assert_eq!(notes, ["it is in UTF-16"]);
+}
+
+#[test]
+fn csv_columns_without_a_name_or_with_the_same_are_kept_apart() {
+    let (payloads, notes) = noted("a.csv", b",a,a,a_2,\n0,1,2,3,4\n");
+    assert_eq!(
+        payloads,
+        [r#"{"unnamed_1":0,"a":1,"a_3":2,"a_2":3,"unnamed_5":4}"#]
+    );
+    assert_eq!(
+        notes,
+        [
+            "column 1 has no name: it is called `unnamed_1`",
+            "column 3 is a second `a`: it is called `a_3`",
+            "column 5 has no name: it is called `unnamed_5`",
+        ]
+    );
+}
+
+#[test]
+fn a_json_array_gives_its_elements() {
+    let text = r#" [ {"a": "]},{"}, [1],
+        {"b": {"c": "\\"}} , 5 ] "#;
+    assert_eq!(
+        payloads("a.json", text.as_bytes()),
+        [r#"{"a": "]},{"}"#, "[1]", r#"{"b": {"c": "\\"}}"#, "5"]
+    );
+    assert_eq!(payloads("a.json", b"[]"), Vec::<String>::new());
+    for broken in [&b"[{}"[..], b"[{} {}]", b"[{},]", b"[{}] x", b"[\"a]"] {
+        let got = read("a.json", broken);
+        assert!(
+            got.last().unwrap().as_ref().unwrap_err().is_fatal(),
+            "{}",
+            String::from_utf8_lossy(broken)
+        );
+    }
+}
+
+#[test]
+fn npz_matrices_are_rows() {
+    use npyz::WriterBuilder;
+    let file = tempfile::NamedTempFile::with_suffix(".npz").unwrap();
+    let mut archive = npyz::npz::NpzWriter::new(file.reopen().unwrap());
+    let mut x = archive
+        .array("X", Default::default())
+        .unwrap()
+        .default_dtype()
+        .shape(&[2, 2])
+        .begin_nd()
+        .unwrap();
+    x.extend([1.5_f64, 2.0, f64::NAN, 1e-9]).unwrap();
+    x.finish().unwrap();
+    let mut y = archive
+        .array("y", Default::default())
+        .unwrap()
+        .default_dtype()
+        .shape(&[2])
+        .begin_nd()
+        .unwrap();
+    y.extend([0_i64, 1]).unwrap();
+    y.finish().unwrap();
+    drop(archive);
+    let bytes = std::fs::read(file.path()).unwrap();
+    assert_eq!(
+        payloads("a.npz", &bytes),
+        [
+            r#"{"x0":1.5,"x1":2,"y":0}"#,
+            r#"{"x0":null,"x1":1e-9,"y":1}"#
+        ]
+    );
+    for length in (0..bytes.len()).step_by(7) {
+        assert!(read_with("a.npz", &bytes[..length], &Options::default()).is_err());
+    }
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x81;
+        if let Ok(rows) = read_with("a.npz", &damaged, &Options::default()) {
+            assert!(rows.len() < 10, "byte {at}");
+        }
     }
 }
 
@@ -495,7 +621,7 @@ fn parquet_labels_and_row_groups() {
 }
 
 #[test]
-fn parquet_values_without_a_json_form_name_the_column() {
+fn parquet_values_without_a_json_form_are_written_in_another_and_counted() {
     let file = parquet_of(
         "message m { required binary image; required int64 t (TIMESTAMP(MILLIS, true)); }",
         |writer| {
@@ -516,21 +642,28 @@ fn parquet_values_without_a_json_form_name_the_column() {
             group.close().unwrap();
         },
     );
-    let got: Vec<_> = read("a.parquet", &file)
-        .into_iter()
-        .map(|e| e.unwrap_err())
-        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pq");
+    std::fs::write(&path, file).unwrap();
+    let mut dataset = open(&path, &Options::default()).unwrap();
+    let payloads = dataset
+        .by_ref()
+        .map(|e| String::from_utf8(e.unwrap().payload).unwrap());
+    assert_eq!(
+        payloads.collect::<Vec<_>>(),
+        [
+            r#"{"image":"/w==","t":"1970-01-01T00:00:00Z"}"#,
+            r#"{"image":"a","t":null}"#
+        ]
+    );
+    let notes = dataset.notes();
     assert!(
-        got[0]
-            .to_string()
-            .ends_with("row 1: column `image`: the value is binary and not UTF-8 text"),
-        "{}",
-        got[0]
+        notes[0].ends_with("a.pq: 1 values are bytes that are not UTF-8: written as base64"),
+        "{notes:?}"
     );
     assert!(
-        got[1].to_string().contains("row 2: column `t`") && !got[1].is_fatal(),
-        "{}",
-        got[1]
+        notes[1].contains("1 dates lie outside the years"),
+        "{notes:?}"
     );
 }
 

@@ -131,12 +131,12 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
             node: self.node,
             expected,
         })? {
-            let Some(at) = found else {
+            let Some((child, at)) = found else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
             expected = at + 1;
-            match &self.node.keys[at].1 {
+            match child {
                 Child::Node(node) => map.next_value_seed(NodeSeed {
                     node,
                     target: self.target,
@@ -198,16 +198,16 @@ struct KeySeed<'n> {
     expected: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
-    type Value = Option<usize>;
+impl<'de, 'n> DeserializeSeed<'de> for KeySeed<'n> {
+    type Value = Option<(&'n Child, usize)>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for KeySeed<'_> {
-    type Value = Option<usize>;
+impl<'n> Visitor<'_> for KeySeed<'n> {
+    type Value = Option<(&'n Child, usize)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
@@ -353,6 +353,28 @@ mod tests {
     fn key_order_and_unknown_keys_do_not_matter() {
         let shuffled = br#"{"x": [1, {"amount": 9}], "time": "2026-01-01T06:00:00Z", "present": 1, "merchant": {"z": null, "age": 3, "category": "travel"}, "amount": 12.5, "y": "\u0000"}"#;
         assert_eq!(decode(shuffled), decode(GOOD.as_bytes()));
+    }
+
+    #[test]
+    fn a_key_with_dots_is_read_as_objects_in_objects() {
+        for merchant in [
+            r#""merchant.category": "travel", "merchant.age": 3"#,
+            r#""merchant": {"category": "travel"}, "merchant.age": 3"#,
+            r#""merchant": null, "merchant.age": 3, "merchant.category": "travel""#,
+        ] {
+            let record = format!(
+                r#"{{"amount": 12.5, {merchant}, "present": true, "time": "2026-01-01T06:00:00Z"}}"#
+            );
+            assert_eq!(
+                decode(record.as_bytes()),
+                decode(GOOD.as_bytes()),
+                "{record}"
+            );
+        }
+        let twice = GOOD.replacen("12.5,", r#"12.5, "merchant.age": 4,"#, 1);
+        assert_eq!(decode(twice.as_bytes()), Err(Reason::Duplicate));
+        let within = r#"{"amount": 1, "present": true, "time": "2026-01-01T06:00:00Z", "amount.x": 2, "merchant.age.x": 3, "merchant.": 4}"#;
+        assert_eq!(decode(within.as_bytes()).unwrap()[0], 1.0);
     }
 
     #[test]

@@ -144,11 +144,22 @@ impl Node {
         }
     }
 
-    /// Returns the index of `key`. It tries `expected` first, because producers keep their keys in order.
-    pub fn find(&self, key: &str, expected: usize) -> Option<usize> {
-        match self.keys.get(expected) {
-            Some((next, _)) if next == key => Some(expected),
-            _ => self.index.get(key).copied(),
+    /// Returns the child at `key` and the index of that key. It tries `expected` first, because producers keep their keys in
+    /// order. A key with dots is read as nested objects: `{"a.b": 1}` as `{"a": {"b": 1}}`.
+    pub fn find(&self, key: &str, expected: usize) -> Option<(&Child, usize)> {
+        if let Some((next, child)) = self.keys.get(expected)
+            && next == key
+        {
+            return Some((child, expected));
+        }
+        if let Some(&at) = self.index.get(key) {
+            return Some((&self.keys[at].1, at));
+        }
+        let (first, rest) = key.split_once('.')?;
+        let at = *self.index.get(first)?;
+        match &self.keys[at].1 {
+            Child::Node(node) => node.find(rest, 0).map(|(child, _)| (child, at)),
+            Child::Leaf(_) => None,
         }
     }
 

@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use super::segment::Names;
 use super::{Reason, RowError};
 use crate::bundle::manifest::{EpochUnit, TimePart};
+use crate::bundle::notation::{MissingValue, Notation, TimeReader};
 use crate::bundle::{Feature, FeatureKind, SegmentId};
 
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -63,6 +64,14 @@ impl Value<'_> {
 pub struct Column {
     path: String,
     kind: ColumnKind,
+    /// Further spellings, if the feature has any.
+    spellings: Option<Box<Spellings>>,
+}
+
+#[derive(Debug)]
+struct Spellings {
+    notation: Notation,
+    times: Option<TimeReader>,
 }
 
 #[derive(Debug)]
@@ -82,19 +91,24 @@ impl Column {
         let kind = match &feature.kind {
             FeatureKind::Number => ColumnKind::Number,
             FeatureKind::Bool => ColumnKind::Bool,
-            FeatureKind::Categorical { vocabulary } => ColumnKind::Categorical(
-                (0..)
-                    .zip(vocabulary)
-                    .map(|(i, entry)| (entry.clone(), i as f32))
-                    .collect(),
-            ),
+            FeatureKind::Categorical { vocabulary } => {
+                ColumnKind::Categorical(categories(vocabulary))
+            }
             FeatureKind::Timestamp { part, epoch_unit } => {
                 ColumnKind::Timestamp(*part, *epoch_unit)
             }
         };
+        let notation = &feature.notation;
+        let spellings = (!notation.is_plain()).then(|| {
+            Box::new(Spellings {
+                notation: notation.clone(),
+                times: TimeReader::new(notation),
+            })
+        });
         Column {
             path: feature.path.clone(),
             kind,
+            spellings,
         }
     }
 
@@ -103,6 +117,7 @@ impl Column {
         Column {
             path,
             kind: ColumnKind::Segment(RefCell::new(names)),
+            spellings: None,
         }
     }
 
@@ -113,15 +128,20 @@ impl Column {
         }
     }
 
-    /// Returns the number for the row. `scratch` is reused to avoid an allocation.
+    /// Returns the number for the row, or NaN for a spelling of a missing value. `scratch` is reused to avoid an allocation.
     ///
     /// # Errors
     /// The value has the wrong type, or does not fit into float32.
     pub fn read(&self, value: Value<'_>, scratch: &mut String) -> Result<f32, RowError> {
+        if let Some(spellings) = &self.spellings
+            && spellings.is_missing(value)
+        {
+            return Ok(f32::NAN);
+        }
         match &self.kind {
             ColumnKind::Number => {
-                let number = value
-                    .as_f64()
+                let number = self
+                    .number(value)
                     .ok_or_else(|| self.wrong_type("a number", value))?;
                 let narrowed = number as f32;
                 if narrowed.is_finite() {
@@ -136,6 +156,9 @@ impl Column {
             ColumnKind::Bool => match (value, value.as_f64()) {
                 (Value::Bool(b), _) => Ok(f32::from(u8::from(b))),
                 (_, Some(n)) if n == 0.0 || n == 1.0 => Ok(n as f32),
+                (Value::Text(text), _) => self
+                    .boolean(text)
+                    .ok_or_else(|| self.wrong_type("true or false", value)),
                 _ => Err(self.wrong_type("true or false", value)),
             },
             ColumnKind::Categorical(vocabulary) => {
@@ -161,7 +184,37 @@ impl Column {
         }
     }
 
+    fn number(&self, value: Value<'_>) -> Option<f64> {
+        match (value, &self.spellings) {
+            (Value::Text(text), Some(spellings)) => spellings.notation.number_format?.parse(text),
+            _ => value.as_f64(),
+        }
+    }
+
+    fn boolean(&self, text: &str) -> Option<f32> {
+        let notation = &self.spellings.as_ref()?.notation;
+        let is_in = |list: &[String]| list.iter().any(|v| v.eq_ignore_ascii_case(text.trim()));
+        match (is_in(&notation.true_values), is_in(&notation.false_values)) {
+            (true, _) => Some(1.0),
+            (_, true) => Some(0.0),
+            _ => None,
+        }
+    }
+
     fn microseconds(&self, value: Value<'_>, unit: Option<EpochUnit>) -> Result<i64, RowError> {
+        let value = match (value, &self.spellings) {
+            (Value::Text(text), _) if unit.is_some() => match text.trim().parse() {
+                Ok(count) => Value::Float(count),
+                Err(_) => value,
+            },
+            (Value::Text(text), Some(spellings)) => {
+                let times = spellings.times.as_ref();
+                times
+                    .and_then(|times| times.parse(text))
+                    .map_or(value, Value::Time)
+            }
+            _ => value,
+        };
         match (value, unit) {
             (Value::Time(micros), _) if micros.unsigned_abs() < FURTHEST => Ok(micros),
             (Value::Time(_), _) => {
@@ -180,12 +233,13 @@ impl Column {
                 let count = number
                     .as_f64()
                     .ok_or_else(|| self.wrong_type("a timestamp", value))?;
-                let scale = match unit {
-                    EpochUnit::Seconds => 1e6,
-                    EpochUnit::Milliseconds => 1e3,
-                    EpochUnit::Microseconds => 1.0,
+                let micros = match unit {
+                    EpochUnit::Days => count * MICROSECONDS_PER_DAY as f64,
+                    EpochUnit::Seconds => count * 1e6,
+                    EpochUnit::Milliseconds => count * 1e3,
+                    EpochUnit::Microseconds => count,
+                    EpochUnit::Nanoseconds => count / 1e3,
                 };
-                let micros = count * scale;
                 if micros.abs() < FURTHEST as f64 {
                     Ok(micros.floor() as i64)
                 } else {
@@ -212,6 +266,44 @@ impl Column {
             &format!("expected {wanted}, found {}", value.kind()),
         )
     }
+}
+
+impl Spellings {
+    fn is_missing(&self, value: Value<'_>) -> bool {
+        let missing = &self.notation.missing_values;
+        missing.iter().any(|missing| match (missing, value) {
+            (MissingValue::Text(missing), Value::Text(text)) => missing == text.trim(),
+            (MissingValue::Number(missing), _) => value.as_f64() == Some(*missing),
+            _ => false,
+        })
+    }
+}
+
+/// Maps each entry to its code. An entry such as `91750.0` is also found by the number's usual spelling, `91750`.
+fn categories(vocabulary: &[String]) -> FxHashMap<String, f32> {
+    let codes = || {
+        (0..)
+            .zip(vocabulary)
+            .map(|(code, entry)| (entry, code as f32))
+    };
+    let mut categories: FxHashMap<String, f32> =
+        codes().map(|(entry, code)| (entry.clone(), code)).collect();
+    for (entry, code) in codes() {
+        if let Some(canonical) = canonical_number(entry) {
+            categories.entry(canonical).or_insert(code);
+        }
+    }
+    categories
+}
+
+/// Returns the usual spelling of a number that is written with a fraction or an exponent.
+fn canonical_number(text: &str) -> Option<String> {
+    let is_json = serde_json::from_str::<f64>(text).is_ok();
+    let number: f64 = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| is_json && n.is_finite())?;
+    text.contains(['.', 'e', 'E']).then(|| format!("{number}"))
 }
 
 /// Returns a string, number or boolean as text, so that `5411` finds the vocabulary entry "5411". `None` for other values.
@@ -294,6 +386,66 @@ mod tests {
             read(&category, Value::Other("an array")),
             Err(Reason::WrongType)
         );
+    }
+
+    #[test]
+    fn a_category_that_is_a_number_is_found_in_every_spelling() {
+        let codes = column(
+            serde_json::json!({"type": "categorical", "vocabulary": ["91750.0", "1.50", "02139", "7"]}),
+        );
+        assert_eq!(read(&codes, Value::Float(91750.0)), Ok(0.0));
+        assert_eq!(read(&codes, Value::Unsigned(91750)), Ok(0.0));
+        assert_eq!(read(&codes, Value::Text("91750.0")), Ok(0.0));
+        assert_eq!(read(&codes, Value::Float(1.5)), Ok(1.0));
+        assert_eq!(read(&codes, Value::Text("02139")), Ok(2.0));
+        assert_eq!(read(&codes, Value::Unsigned(2139)), Ok(-1.0));
+        assert_eq!(read(&codes, Value::Unsigned(7)), Ok(3.0));
+    }
+
+    #[test]
+    fn further_spellings_are_read_where_the_schema_lists_them() {
+        let amount = column(
+            serde_json::json!({"type": "number", "number_format": "decimal_point", "missing_values": ["-", 9999]}),
+        );
+        assert_eq!(read(&amount, Value::Text("$1,234.50")), Ok(1234.5));
+        assert_eq!(read(&amount, Value::Float(2.5)), Ok(2.5));
+        assert!(read(&amount, Value::Text(" - ")).unwrap().is_nan());
+        assert!(read(&amount, Value::Unsigned(9999)).unwrap().is_nan());
+        assert_eq!(read(&amount, Value::Text("many")), Err(Reason::WrongType));
+        assert_eq!(read(&amount, Value::Text("1e99")), Err(Reason::OutOfRange));
+
+        let paid = column(
+            serde_json::json!({"type": "bool", "true_values": ["Y"], "false_values": ["N", "no"]}),
+        );
+        assert_eq!(read(&paid, Value::Text("y")), Ok(1.0));
+        assert_eq!(read(&paid, Value::Text("No")), Ok(0.0));
+        assert_eq!(read(&paid, Value::Text("?")), Err(Reason::WrongType));
+
+        let hour = |more: serde_json::Value| {
+            let mut definition = serde_json::json!({"type": "timestamp", "part": "hour_of_day"});
+            definition
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            column(definition)
+        };
+        let local = hour(serde_json::json!({"time_zone": "Europe/Berlin"}));
+        assert_eq!(read(&local, Value::Text("2026-01-01 02:30:00")), Ok(1.5));
+        assert_eq!(
+            read(&local, Value::Text("2026-01-01T02:30:00+0000")),
+            Ok(2.5)
+        );
+        let german = hour(serde_json::json!({"time_zone": "UTC", "time_format": "%d.%m.%Y %H:%M"}));
+        assert_eq!(read(&german, Value::Text("01.02.2026 06:00")), Ok(6.0));
+        assert_eq!(
+            read(&german, Value::Text("2026/02/01")),
+            Err(Reason::WrongType)
+        );
+        for (unit, noon) in [("ns", 43_200e9), ("s", 43_200.0), ("d", 0.5)] {
+            let epoch = hour(serde_json::json!({"epoch_unit": unit}));
+            assert_eq!(read(&epoch, Value::Float(noon)), Ok(12.0));
+            assert_eq!(read(&epoch, Value::Text(&noon.to_string())), Ok(12.0));
+        }
     }
 
     #[test]

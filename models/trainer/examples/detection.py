@@ -3,7 +3,6 @@
 The thresholds come only from the bundle's calibration, as in the daemon. Labels are used only for evaluation.
 """
 
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -12,16 +11,14 @@ import numpy as np
 
 from residuald_train.bench.metrics import auroc
 from residuald_train.bundle.served import run_onnx, session
-from residuald_train.tabular.decode import decode, parse_record
-from residuald_train.tabular.features import check_feature
+from residuald_train.tabular.data import read
+from residuald_train.tabular.features import check_features, encode
 
 bundle = Path(sys.argv[1])
-features = [check_feature(f) for f in json.loads((bundle / "manifest.json").read_text())["input"]["features"]]
-with gzip.open(sys.argv[2]) as lines:
-    records = [parse_record(line) for line in lines]
-X = np.stack([decode(record, features) for record in records])
-label = np.array([record["label"] for record in records], bool)
-scenario = np.array([record["scenario"] for record in records])
+features = check_features(json.loads((bundle / "manifest.json").read_text())["input"]["features"])
+sample = read([sys.argv[2]])
+X, _, _ = encode(sample, features)
+label, scenario = ~sample.is_normal("label", "0"), np.array(sample.texts("scenario"))
 score, residual, _ = run_onnx(session((bundle / "model.onnx").read_bytes()), X)
 calibration = json.loads((bundle / "calibration.json").read_text())
 

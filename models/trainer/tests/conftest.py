@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import residuald
 
 from residuald_train.cli import main
+from residuald_train.tabular.features import encode
 
 
 def payments(n=600, seed=0):
@@ -27,6 +29,15 @@ def payments(n=600, seed=0):
             record["twice"] = 2 * amount + float(rng.normal())
         out.append(record)
     return out
+
+
+def encoded(records, features):
+    """Records (dicts or JSON texts) that the schema accepts -> float32 [n, F]."""
+    X, accepted, refused = encode(
+        residuald.Table([r if isinstance(r, str) else json.dumps(r) for r in records]), features
+    )
+    assert accepted.all(), refused
+    return X
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import residuald
+from residuald import set_field
 
 from residuald_train.bundle.calibrate import Calibration, RateTooFineError, calibrate
 from residuald_train.bundle.served import Served
@@ -209,13 +211,11 @@ def test_detection_counts():
 
 
 def test_judged_counts_what_the_schema_refuses(small, history):
-    from residuald_train.tabular.data import read
-
-    table = read([history])
-    table.columns["amount"][:3] = np.nan
+    records = history.read_bytes().splitlines()
+    table = residuald.Table([set_field(record, "amount", "null") for record in records[:3]] + records[3:])
     scored = ScoredRecords(Served(small), table)
     assert (scored.read, len(scored.score)) == (600, 597)
-    assert scored.refused == {"amount: `amount` is missing": 3}
+    assert scored.refused == {"field `amount`: required by feature `amount`, absent or null": 3}
 
 
 def test_values_in_the_users_terms():

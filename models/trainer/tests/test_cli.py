@@ -60,11 +60,12 @@ def test_wrong_options(history, tmp_path, capsys, arguments, message):
         ("d.csv", b"a,b\n1,2\n1,2\n", "no column varies"),
         ("d.csv", b"a,b\n", "has no rows"),
         ("d.csv", b"a\n1\n2\n", "needs at least 32"),
-        ("d.csv", b"a.b\n1\n2\n", "rename the column"),
+        ("d.csv", b"a.b\n1\n2\n", "needs at least 32"),
+        ("d.csv", b"a,a\n1,2\n3,4\n", "needs at least 32"),
         ("d.parquet", b"PAR1", "cannot read"),
         ("d.npz", b"PK", "cannot read"),
         ("d.ndjson.gz", b"not gzip", "cannot read"),
-        ("d.xls", b"", "cannot tell the format"),
+        ("d.xls", b"", "unsupported file format"),
     ],
 )
 def test_bad_data(tmp_path, capsys, name, content, message):
@@ -117,10 +118,10 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_process_with_damaged_data_ends_with_65_and_one_line(name, tmp_path):
-    """Runs in a separate process, because threads that outlive an error matter only when the process exits."""
+    """Runs in a separate process, as users run it."""
     if DAMAGED[name] is not None:
         (tmp_path / name).write_bytes(DAMAGED[name])
-    command = [sys.executable, "-c", "from residuald_train.cli import main; main()"]
+    command = [sys.executable, "-m", "residuald_train.cli"]
     told = subprocess.run(
         [*command, "tabular", "--data", tmp_path / name, "--out", tmp_path / "bundle"],
         capture_output=True,

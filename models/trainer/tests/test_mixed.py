@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
+from conftest import encoded
 
 from residuald_train.bundle.served import Served
 from residuald_train.cli import main
-from residuald_train.tabular.decode import decode
 
 KINDS = "small", "medium", "large"
 
@@ -48,7 +48,7 @@ def mixed(request, tmp_path_factory):
 
 
 def rows(served, records):
-    return np.stack([decode(r, served.features) for r in records])
+    return encoded(records, served.features)
 
 
 def fresh(n=400):

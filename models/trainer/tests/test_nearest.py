@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import encoded
 
 from residuald_train.bundle.served import Served, session
 from residuald_train.cli import main
@@ -20,9 +21,7 @@ def kept(bundle):
 
 
 def rows(bundle, records):
-    from residuald_train.tabular.decode import decode
-
-    return np.stack([decode(record, Served(bundle).features) for record in records])
+    return encoded(records, Served(bundle).features)
 
 
 @pytest.mark.parametrize("recipe", ["kernel", "blind"])

@@ -219,7 +219,7 @@ impl Sample {
             }
             bar.set_position(data.progress().done);
         }
-        bar.finish_and_clear();
+        progress::end(&bar, &data);
         self.labelled = arguments.label.is_some();
         Ok(data.check_labels()?)
     }

@@ -2,6 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::print;
 use crate::dataset::{Dataset, Unit};
 use crate::failure::Failure;
 use crate::shutdown::Shutdown;
@@ -26,6 +27,14 @@ pub fn of_file(data: &Dataset, hidden: bool) -> ProgressBar {
 pub fn of_range(what: &'static str, hidden: bool) -> ProgressBar {
     let template = format!("{{msg}} {{bar:40}} {{human_pos}}/{{human_len}} {TIMES}");
     bar(0, &template, hidden).with_message(what)
+}
+
+/// Clears the bar of a file that was read, and says on standard error what was guessed or changed on the way.
+pub fn end(bar: &ProgressBar, data: &Dataset) {
+    bar.finish_and_clear();
+    for note in data.notes() {
+        print::error_line(format_args!("{note}"));
+    }
 }
 
 pub fn of_images(images: usize, hidden: bool) -> ProgressBar {

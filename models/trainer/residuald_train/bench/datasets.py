@@ -6,7 +6,8 @@ import numpy as np
 
 from .. import TrainerError
 from ..tabular.data import read
-from ..tabular.labels import is_normal
+from ..tabular.features import Feature, encode
+from ..tabular.labels import normal_rows
 
 LABELS = "y", "label", "Label", "class", "Class", "outlier", "anomaly"  # names of label columns
 CAPS = 10_000, 4_000, 300  # most training rows, most test rows, fewest anomalies to keep when test rows are left out
@@ -24,19 +25,29 @@ class Split:
 
 
 def read_set(path):
-    """A file -> (X float64 [n, F], anomalous bool [n]). Only numeric columns are used. Raises TrainerError.
+    """A file -> (X float32 [n, F], anomalous bool [n]). Only numeric columns are used. Raises TrainerError.
 
     The label is the first column whose name is in LABELS.
     """
     table = read([path])
-    label = next((name for name in LABELS if name in table.columns), None)
+    label = next((name for name in LABELS if name in table.paths), None)
     if label is None:
         raise TrainerError(f"{path} has no label column; name it one of {', '.join(LABELS)} (0 = normal)")
-    columns = {name: column for name, column in table.columns.items() if name != label and column.dtype != object}
-    if not columns:
+    head = table.take(np.arange(min(len(table), 1000)))
+    numeric = [name for name in table.paths if name != label and is_numeric(head, name)]
+    X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])
+    if not accepted.all():  # a column holds text further down
+        numeric = [name for name in numeric if is_numeric(table, name)]
+        X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])
+    if not numeric:
         raise TrainerError(f"{path} has no numeric column besides the label")
-    X = np.stack([column.astype(np.float64) for column in columns.values()], 1)
-    return np.nan_to_num(X), ~is_normal(table.columns[label], 0)
+    return np.nan_to_num(X), ~normal_rows(table, {"path": label, "normal": 0})
+
+
+def is_numeric(table, path):
+    """Whether every value of a field is a number or missing."""
+    is_number = ~np.isnan(table.numbers(path))
+    return is_number.any() and all(text is None for text in np.array(table.texts(path), object)[~is_number])
 
 
 def split(X, anomalous, protocol, seed, caps=CAPS):

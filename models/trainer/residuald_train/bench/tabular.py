@@ -100,6 +100,7 @@ def fit_recipe(name, data, seed, steps, variant="", share=0.0):
     seconds = time.process_time() - began
     normal = data.test[~data.anomalous]
     records = [{f.name: float(v) for f, v in zip(features, row, strict=True)} for row in normal[:200]]
+    records = [json.dumps(record).encode() for record in records]
     facts = {"name": name, "version": "bench", "training": {"seed": seed, "rows": len(data.train)}}
     files, parity, _ = make_bundle(scorer, features, normal, records, facts)
     run = session(files["model.onnx"])

@@ -5,7 +5,6 @@ The daemon reads it in src/bundle, with the same definitions of thresholds, p-va
 
 import math
 from collections import Counter
-from decimal import Decimal
 
 import numpy as np
 
@@ -14,16 +13,15 @@ from .. import TrainerError
 TAIL, INTERVALS = 10_000, 1000  # number of highest scores that are stored, and of intervals between quantiles
 SEGMENT_TAIL, SEGMENT_INTERVALS = 1000, 100  # the same for each segment
 MIN_RECORDS, MAX_SEGMENTS = 20, 1000  # fewest rows of a segment, and most segments
-MAX_VALUE_BYTES = 256
 
 
 def calibrate(score, residual, by=None, values=None):
     """score float32 [n], residual float32 [n, F] of held-out normals -> the content of calibration.json.
 
-    With `by` (the dotted path of a field) and `values` [n] (its values, None if missing) also by segment.
+    With `by` (the dotted path of a field) and `values` [n] (the segments' names, None if missing) also by segment.
     """
     whole = score_distribution(score, INTERVALS, TAIL) | {"residual_scale": residual.mean(0, dtype=np.float64).tolist()}
-    return whole if by is None else whole | {"segments": segments(score, by, list(map(segment_of, values)))}
+    return whole if by is None else whole | {"segments": segments(score, by, values)}
 
 
 def score_distribution(score, intervals, tail):
@@ -59,20 +57,6 @@ def segments(score, by, values):
     shape = score_distribution(np.minimum(relative, np.finfo(np.float32).max), INTERVALS, TAIL)
     named = [{"value": value} | scores for value, scores in zip(chosen, own, strict=False)]
     return {"by": {"field": by}, "shape": shape, "values": named}
-
-
-def segment_of(value):
-    """The segment of a string, boolean or number, formatted as in the daemon; None for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = value if -(2**63) <= value < 2**64 else float(value)
-    if isinstance(value, float):
-        text = None if value != value else format(Decimal(float.__repr__(value)), "f")
-        text = text and text.removesuffix(".0")
-    elif isinstance(value, bool):
-        text = "true" if value else "false"
-    else:
-        text = str(value) if isinstance(value, str | int) else None
-    return text if text is None or len(text.encode()) <= MAX_VALUE_BYTES else None
 
 
 class RateTooFineError(TrainerError):

@@ -1,19 +1,19 @@
 """Golden records: records with known scores. The daemon scores them at load to verify that it computes the same."""
 
 import base64
-import copy
 import io
 import json
 
 import numpy as np
 from PIL import Image
+from residuald import set_field
 
 # Number of unchanged records, and the most records with a missing value, an unseen category and an extreme number.
 RECORDS, OPTIONAL, CATEGORIES, NUMBERS = 32, 32, 32, 24
 
 
 def golden_records(features, records, rng):
-    """Normal records (dicts) -> 32 to 120 golden records, unchanged or with one changed value.
+    """Normal records (JSON, bytes) -> 32 to 120 golden records (str), unchanged or with one changed value.
 
     A changed value is missing, an unseen category or an extreme number. `rng` is a NumPy Generator.
     """
@@ -22,16 +22,9 @@ def golden_records(features, records, rng):
 
     def add_changed(path, value):
         nonlocal turn
-        record = copy.deepcopy(pick[turn % len(pick)])
+        text = None if value is None else json.dumps(value, ensure_ascii=False)
+        out.append(set_field(pick[turn % len(pick)], path, text))
         turn += 1
-        *parents, key = path.split(".")
-        inner = record
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner.pop(key, None)
-        if value is not None:
-            inner[key] = value
-        out.append(record)
 
     for feature in [f for f in features if f.missing == "impute"][:OPTIONAL]:
         add_changed(feature.path, None)
@@ -39,7 +32,12 @@ def golden_records(features, records, rng):
         add_changed(feature.path, "\u2205 never seen")
     for i, feature in enumerate([f for f in features if f.type == "number"][:NUMBERS]):
         add_changed(feature.path, (1e6, -1e6, 1e30, -3e38)[i % 4])
-    return out
+    return list(map(one_line, out))
+
+
+def one_line(record):
+    """A record's JSON (bytes) -> str without line breaks, which only stand between values."""
+    return record.decode().replace("\r", " ").replace("\n", " ")
 
 
 def golden_lines(lines, scores):

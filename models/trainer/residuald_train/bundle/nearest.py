@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import torch
+from residuald import select
 from torch import nn
 
 from ..tabular.coreset import Kernel
 from .export import to_onnx
+from .golden import one_line
 
 
 class Nearest(nn.Module):
@@ -45,13 +47,15 @@ def files(scorer, X, options, table, name=None):
         with torch.no_grad():
             Z, _ = scorer.space(torch.as_tensor(X))
         kernel = Kernel(Z, scorer.space.sums[:, scorer.optional], options.coreset, seed=options.seed)
-    fields = table.only({feature.path for feature in scorer.space.features})
+    kept = table.take(representatives(kernel))
+    paths = list({feature.path for feature in scorer.space.features})
+    ids = kept.texts(name) if name else [None] * len(kept)
 
     def normal(row):
-        known = {"id": str(table.columns[name][row])} if name else {}
-        return json.dumps(known | {"record": fields.record(row)}, ensure_ascii=False, allow_nan=False)
+        known = "" if ids[row] is None else f'"id": {json.dumps(ids[row], ensure_ascii=False)}, '
+        return f'{{{known}"record": {one_line(select(kept.record(row), paths))}}}'
 
-    lines = [normal(int(row)) for row in representatives(kernel)]
+    lines = [normal(row) for row in range(len(kept))]
     return {
         "nearest.onnx": to_onnx(Nearest(scorer, kernel), (torch.zeros(3, X.shape[1]),), outputs=("nearest",)),
         "normals.ndjson": "".join(line + "\n" for line in lines).encode(),

@@ -4,14 +4,15 @@ import json
 import time
 
 import numpy as np
+import residuald
 
 from .. import TrainerError
 from ..bench.metrics import detection
-from ..tabular.decode import decode, parse_record
+from ..tabular.data import file_facts
 from ..tabular.features import encode
 from .calibrate import INTERVALS, TAIL, Calibration, calibrate, score_distribution
 from .export import as_json
-from .golden import golden_lines, record_text
+from .golden import golden_lines, one_line, record_text
 from .int8 import BATCH, check_batches, robust_rows, to_int8
 from .served import run_onnx, session, sha256s
 
@@ -34,7 +35,7 @@ def quantize(served, table, anomalous=None):
     if "quantization" in served.manifest.get("scoring", {}):
         raise TrainerError(f"{served.folder} is already quantized; pass the bundle that it was made from")
     X, accepted, _ = encode(table, served.features)
-    anomalous = np.zeros(table.rows, bool) if anomalous is None else anomalous
+    anomalous = np.zeros(len(table), bool) if anomalous is None else anomalous
     normal = np.random.default_rng(0).permutation(np.flatnonzero(accepted & ~anomalous))
     if len(normal) < MIN_ROWS:
         raise TrainerError(f"{len(normal)} normal rows fit the bundle's schema; quantize needs at least {MIN_ROWS}")
@@ -46,12 +47,12 @@ def quantize(served, table, anomalous=None):
     run = session(model)
     before, after = (run_onnx(graph, X[compared])[:2] for graph in (served.session, run))
     facts |= {"range_rows": len(ranges), "calibration_rows": len(rest), "refused_rows": int((~accepted).sum())}
-    facts["data"] = table.files
+    facts["data"] = file_facts(table)
     facts |= {"measured": compare(before, after, len(rest)) | speed(served.session, run, X[normal])}
 
     old = json.loads(served.files["calibration.json"])
     content = calibrate(*(part[: len(rest)] for part in after), *segments_of(old, table, rest))
-    spare = (json.dumps(table.record(int(row)), ensure_ascii=False) for row in rest)
+    spare = (one_line(table.record(int(row))) for row in rest)
     files = {name: held for name, held in served.files.items() if name not in FROM_SCORES} | {
         "model.onnx": model,
         "calibration.json": as_json(content),
@@ -163,8 +164,7 @@ def segments_of(calibration, table, rows):
             "the bundle's segments are message keys, which files do not contain; remove the segments "
             "(`residuald calibrate --no-segments`), quantize, then run `residuald calibrate --by-key` on the topic"
         )
-    values = table.columns[path][rows].tolist() if path in table.columns else [None] * len(rows)
-    return path, values
+    return path, table.take(rows).segments(path)
 
 
 def golden(content, spare, model, features):
@@ -177,7 +177,7 @@ def golden(content, spare, model, features):
     least = min(MIN_GOLDEN, len(lines))
 
     def rows(lines):
-        return np.stack([decode(parse_record(line), features) for line in lines])
+        return encode(residuald.Table(lines), features)[0]
 
     def robust(lines):
         return [line for line, keep in zip(lines, robust_rows(model, rows(lines), ROBUST), strict=True) if keep]

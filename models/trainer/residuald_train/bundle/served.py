@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import residuald
 
 from .. import TrainerError
-from ..tabular.decode import decode, parse_record
-from ..tabular.features import check_feature
+from ..tabular.features import check_features, encode
 from .calibrate import Calibration
+from .golden import record_text
 
 
 def session(model):
@@ -59,7 +60,7 @@ class Served:
                     f"{folder} is a bundle of kind {kind}, but this verb needs one of kind tabular; "
                     "to see images with their scores and heatmaps, use `residuald score FOLDER --html`"
                 )
-            self.features = [check_feature(entry) for entry in self.manifest["input"]["features"]]
+            self.features = check_features(self.manifest["input"]["features"])
             self.files = files = {name: (self.folder / name).read_bytes() for name in self.manifest["files"]}
             for name, digest in self.manifest["files"].items():
                 if hashlib.sha256(files[name]).hexdigest() != digest:
@@ -67,9 +68,11 @@ class Served:
                         f"{self.folder / name} was changed after export: its SHA-256 differs from the manifest's"
                     )
             self.calibration = Calibration(json.loads(files["calibration.json"]))
-            golden = [parse_record(line) for line in files["golden.ndjson"].splitlines()]
-            self.golden = np.stack([decode(entry["record"], self.features) for entry in golden])
-            self.golden_scores = np.array([entry["score"] for entry in golden])
+            golden = files["golden.ndjson"].decode().splitlines()
+            self.golden, accepted, refused = encode(residuald.Table(list(map(record_text, golden))), self.features)
+            if not accepted.all():
+                raise ValueError(f"golden.ndjson: {refused.most_common(1)[0][0]}")
+            self.golden_scores = np.array([json.loads(line)["score"] for line in golden])
         except OSError as error:
             raise TrainerError(f"{folder} is not a bundle: {error}") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -4,8 +4,6 @@ A verb parses and checks its arguments. It imports torch only when it runs, beca
 """
 
 import argparse
-import os
-import sys
 
 from .. import TrainerError, __version__
 from ..console import say
@@ -25,17 +23,6 @@ def parser():
 
 
 def main(argv=None):
-    code = attempt(argv)
-    if argv is None and code:
-        # A failed read leaves PyArrow threads running. Python's normal exit can destroy them while they run, which
-        # aborts the process with a signal instead of this code.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
-
-
-def attempt(argv):
     """Runs a verb and prints its error, if any -> the exit code."""
     args = parser().parse_args(argv)
     try:

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 from ..console import say
-from ..tabular.features import schema_to_json
+from ..tabular.features import infer_schema, schema_to_json
 from ..tabular.labels import read_labelled, split_by_label
-from ..tabular.schema_inference import infer_schema
-from .shared import add_data, add_drop, add_verb, data_source
+from .shared import add_data, add_drop, add_keep, add_verb, data_source
 
 
 def add_parser(verbs):
@@ -20,12 +19,13 @@ def add_parser(verbs):
     )
     add_data(p)
     add_drop(p)
+    add_keep(p)
     p.add_argument("--out", type=Path, metavar="FILE", help="the schema file to write (default: standard output)")
 
 
 def run(args):
     table, label = read_labelled(data_source(args))
-    features = infer_schema(split_by_label(table, label)[0], label, args.drop)
+    features = infer_schema(split_by_label(table, label)[0], label, args.drop, args.keep)
     text = json.dumps(schema_to_json(features, label), indent=1, ensure_ascii=False)
     if args.out:
         args.out.write_text(text + "\n")

@@ -29,13 +29,20 @@ def add_verb(verbs, name, run, text, example):
 
 
 def add_data(p, required=True):
-    p.add_argument("--data", nargs="+", required=required, metavar="FILE", help=".csv .parquet .ndjson (also .gz) .npz")
+    p.add_argument(
+        "--data", nargs="+", required=required, metavar="FILE", help=".csv .tsv .ndjson (also .gz) .parquet .npz"
+    )
     p.add_argument("--label", metavar="COL", help="column that tells normal rows from anomalies; never a feature")
     p.add_argument("--normal", metavar="VALUE", help="value of the label column on normal rows (default 0)")
 
 
 def add_drop(p):
     p.add_argument("--drop", nargs="+", default=[], metavar="COL", help="columns that are not features")
+
+
+def add_keep(p):
+    text = "columns that are features, even if the guessed schema would leave them out as ids or as only growing"
+    p.add_argument("--keep", nargs="+", default=[], metavar="COL", help=text)
 
 
 def add_bundle(p, more=""):
@@ -58,7 +65,7 @@ def add_seed(p):
 
 def data_source(args):
     """Parsed arguments -> DataSource; a verb without --drop, --max-rows or --seed gets their defaults."""
-    given = {name: getattr(args, name) for name in ("drop", "max_rows", "seed") if hasattr(args, name)}
+    given = {name: getattr(args, name) for name in ("drop", "keep", "max_rows", "seed") if hasattr(args, name)}
     return DataSource(args.data, args.label, args.normal, **given)
 
 

@@ -6,6 +6,7 @@ from .shared import (
     RECIPES,
     add_data,
     add_drop,
+    add_keep,
     add_max_rows,
     add_seed,
     add_verb,
@@ -25,6 +26,7 @@ def add_parser(verbs):
     )
     add_data(p)
     add_drop(p)
+    add_keep(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")

@@ -10,6 +10,7 @@ from .. import TrainerError, __version__
 from ..bench import metrics
 from ..bundle.calibrate import RateTooFineError
 from ..bundle.served import microseconds_a_row
+from ..tabular.data import file_facts
 from ..tabular.features import encode
 from .pages import render
 from .plots import curves_plot, distribution_plot, exceedance_plot
@@ -33,10 +34,10 @@ class ScoredRecords:
             )
         self.labelled = anomalous is not None
         self.anomalous = anomalous[accepted] if self.labelled else np.zeros(accepted.sum(), bool)
-        self.rows, self.read, self.X = np.flatnonzero(accepted), table.rows, X[accepted]
+        self.rows, self.read, self.X = np.flatnonzero(accepted), len(table), X[accepted]
         self.score, self.residual, self.expected = served.score(self.X)
         self.normal_scores, self.anomaly_scores = self.score[~self.anomalous], self.score[self.anomalous]
-        self.files = table.files
+        self.files = file_facts(table)
 
 
 def card(served, scored=None):

@@ -1,8 +1,7 @@
 """Makes the bundle of a tabular model: graph, calibration, golden records and manifest."""
 
-import json
-
 import numpy as np
+import residuald
 
 from .. import TrainerError
 from ..bundle.calibrate import calibrate
@@ -10,8 +9,7 @@ from ..bundle.export import as_json, make_manifest, to_onnx
 from ..bundle.golden import golden_lines, golden_records
 from ..bundle.parity import MARGIN, allowed_error, check_parity, rounding_sensitivity, tolerance
 from ..bundle.served import run_onnx, session
-from .decode import decode, parse_record
-from .features import schema_to_json
+from .features import encode, schema_to_json
 from .scorer import run_torch
 
 PARITY_ROWS = 20_000
@@ -20,8 +18,8 @@ PARITY_ROWS = 20_000
 def make_bundle(scorer, features, held_out, records, facts, segment=None, segment_values=None, more=None):
     """Makes the bundle's files -> ({name: bytes}, parity error, held-out scores [n]). Writes nothing to disk.
 
-    `held_out`: float32 [n, F], the normal rows to calibrate on. `records`: the normal records to draw golden records
-    from. `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by.
+    `held_out`: float32 [n, F], the normal rows to calibrate on. `records`: the normal records (bytes) to draw golden
+    records from. `facts`: the manifest's name, version and training. `segment`: the path of the field to calibrate by.
     `segment_values` [n]: the values of this field in the held-out rows. `more`: {name: bytes}, optional further files.
     Raises TrainerError if ONNX Runtime and torch disagree, or if no golden record is robust.
     """
@@ -44,11 +42,9 @@ def make_bundle(scorer, features, held_out, records, facts, segment=None, segmen
 
 def robust_golden(scorer, features, records, seed):
     """Makes golden records whose scores do not depend on rounding -> (JSON strings [k], rows float32 [k, F])."""
-    lines = [
-        json.dumps(record, ensure_ascii=False, allow_nan=False)
-        for record in golden_records(features, records, np.random.default_rng(seed))
-    ]
-    golden = np.stack([decode(parse_record(line), features) for line in lines])
+    lines = golden_records(features, records, np.random.default_rng(seed))
+    golden, accepted, _ = encode(residuald.Table(lines), features)
+    lines, golden = [line for line, fits in zip(lines, accepted, strict=True) if fits], golden[accepted]
     # Another processor may round differently. A golden score that depends on rounding could fail there without a fault.
     allowed = allowed_error(scorer, run_torch(scorer, golden)[0])
     robust = MARGIN * rounding_sensitivity(scorer, golden) <= allowed

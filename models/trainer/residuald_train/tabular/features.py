@@ -1,23 +1,24 @@
-"""The input schema: an ordered list of features. Each feature is one column of the model's input row."""
+"""The input schema: an ordered list of features. Each feature is one column of the model's input row.
+
+The daemon's own code checks it, guesses it, and reads records by it.
+"""
 
 import json
 from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+import residuald
 
 from .. import TrainerError
-from .decode import EPOCH_UNITS, RefusedError, decode_value
+from ..console import say
 
-TYPES = ("number", "bool", "categorical", "timestamp")
 PARTS = {"hour_of_day": 24.0, "day_of_week": 7.0}  # part of a timestamp -> its period
-KEYS = {"name", "path", "type", "missing", "vocabulary", "part", "epoch_unit", "unit"}
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of the row: the path of its value in the record, and how to read it."""
+    """One column of the row: where its value is in the record and how it is read."""
 
     name: str
     path: str
@@ -25,27 +26,36 @@ class Feature:
     missing: str = "reject"
     vocabulary: tuple[str, ...] = ()
     part: str | None = None
-    epoch_unit: str | None = None
     unit: str | None = None
-
-    @cached_property
-    def codes(self):
-        """{category: code}, where the code is the index in the vocabulary."""
-        return {text: code for code, text in enumerate(self.vocabulary)}
+    notation: dict[str, Any] = field(default_factory=dict)  # the other keys, which only the reader needs
 
     def to_json(self):
         out = {"name": self.name, "path": self.path, "type": self.type}
         if self.type == "categorical":
             out["vocabulary"] = list(self.vocabulary)
-        out |= {key: getattr(self, key) for key in ("part", "epoch_unit") if getattr(self, key)}
-        out["missing"] = self.missing
-        if self.unit:
-            out["unit"] = self.unit
-        return out
+        if self.part:
+            out["part"] = self.part
+        out |= self.notation | {"missing": self.missing}
+        return out | ({"unit": self.unit} if self.unit else {})
+
+
+def check_features(entries):
+    """JSON objects -> features. Raises TrainerError that names each feature with a fault, and the fault."""
+    try:
+        checked = residuald.check_schema(entries)
+    except (residuald.Error, TypeError) as error:
+        raise TrainerError(str(error)) from None
+    return [feature(entry) for entry in checked]
+
+
+def feature(entry):
+    """A checked JSON object -> Feature."""
+    known = {key: entry.pop(key) for key in ("name", "path", "type", "missing", "part", "unit") if key in entry}
+    return Feature(**known, vocabulary=tuple(entry.pop("vocabulary", ())), notation=entry)
 
 
 def schema_to_json(features, label=None):
-    """The manifest's `input` object. Only the trainer reads `label` {"path", "normal"}."""
+    """The manifest's `input` object. `label` {"path", "normal"} is read by the trainer only."""
     out = {"kind": "tabular", "features": [feature.to_json() for feature in features]}
     return out | ({"label": label} if label else {})
 
@@ -59,94 +69,31 @@ def load_schema(path):
     if not isinstance(schema, dict) or schema.get("kind") != "tabular" or not schema.get("features"):
         raise TrainerError(f'schema {path}: must be {{"kind": "tabular", "features": [...]}} with at least one feature')
     try:
-        features = [check_feature(entry) for entry in schema["features"]]
+        features = check_features(schema["features"])
     except TrainerError as error:
         raise TrainerError(f"schema {path}: {error}") from None
-    twice = [name for name, count in Counter(f.name for f in features).items() if count > 1]
-    if twice:
-        raise TrainerError(f"schema {path}: two features are named `{twice[0]}`; rename one")
     label = schema.get("label")
     if label is not None and not (isinstance(label, dict) and set(label) == {"path", "normal"}):
         raise TrainerError(f'schema {path}: `label` must be {{"path": ..., "normal": ...}}')
     return features, label
 
 
-def check_feature(entry):
-    """A JSON object -> Feature. Raises TrainerError that names the feature and the fault."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
-        raise TrainerError("every feature needs a `name`")
-    where = f"feature `{entry['name']}`"
-
-    def check(ok, message):
-        if not ok:
-            raise TrainerError(f"{where}: {message}")
-
-    unknown = sorted(set(entry) - KEYS)
-    check(not unknown, f"unknown key `{unknown[0] if unknown else ''}`; use {', '.join(sorted(KEYS))}")
-    check(isinstance(entry.get("path"), str) and all(entry["path"].split(".")), "`path` must be a dotted path")
-    check(entry.get("type") in TYPES, f"`type` must be one of {', '.join(TYPES)}")
-    check(entry.get("missing", "reject") in ("impute", "reject"), "`missing` must be impute or reject")
-    vocabulary = entry.get("vocabulary", [])
-    if entry["type"] == "categorical":
-        texts = isinstance(vocabulary, list) and vocabulary and all(isinstance(v, str) for v in vocabulary)
-        check(
-            texts and len(set(vocabulary)) == len(vocabulary),
-            "`vocabulary` must be a list of distinct strings",
-        )
-    else:
-        check("vocabulary" not in entry, "`vocabulary` is only allowed for type categorical")
-    if entry["type"] == "timestamp":
-        check(entry.get("part") in PARTS, f"`part` must be one of {', '.join(PARTS)}")
-        check(entry.get("epoch_unit", "s") in EPOCH_UNITS, f"`epoch_unit` must be one of {', '.join(EPOCH_UNITS)}")
-    else:
-        allowed = "part" not in entry and "epoch_unit" not in entry
-        check(allowed, "`part` and `epoch_unit` are only allowed for type timestamp")
-    check(isinstance(entry.get("unit", ""), str), "`unit` must be a string")
-    return Feature(**{**entry, "vocabulary": tuple(vocabulary)})
+def infer_schema(table, label, drop=(), keep=()):
+    """residuald.Table -> features, without the label and the paths in `drop`. Prints notes."""
+    try:
+        entries, notes = table.infer([*drop, *([label["path"]] if label else [])], list(keep))
+    except residuald.Error as error:
+        raise TrainerError(str(error)) from None
+    say(*(f"schema: {note}" for note in notes))
+    return check_features(entries)
 
 
 def encode(table, features):
-    """Table -> (X float32 [n, F], accepted bool [n], Counter {reason: rows refused for it})."""
-    X = np.empty((table.rows, len(features)), np.float32)
-    accepted, refused = np.ones(table.rows, bool), Counter()
-    for j, feature in enumerate(features):
-        if feature.path not in table.columns:
-            if feature.missing == "reject":
+    """residuald.Table -> (X float32 [n, F], accepted bool [n], Counter {reason: rows refused for it})."""
+    X, accepted, refused = table.encode([feature.to_json() for feature in features])
+    if len(accepted) and not accepted.any():
+        paths = set(table.paths)
+        for feature in features:
+            if feature.missing == "reject" and feature.path not in paths:
                 raise TrainerError(f"`{feature.path}` of feature `{feature.name}` is not in the data; edit the schema")
-            X[:, j] = np.nan
-            continue
-        X[:, j], refusals = encode_column(table.columns[feature.path], feature)
-        for row, reason in refusals.items():
-            if accepted[row]:
-                refused[reason] += 1
-            accepted[row] = False
-    return X, accepted, refused
-
-
-def encode_column(column, feature):
-    """One column -> (float32 [n], {row: reason of refusal}). Follows the rules of `decode_value`, but faster."""
-    if column.dtype != object and feature.type == "number":
-        with np.errstate(over="ignore"):
-            values = column.astype(np.float32)
-        bad = {int(i): f"{feature.name}: does not fit float32" for i in np.flatnonzero(np.isinf(values))}
-        if feature.missing == "reject":
-            missing = f"{feature.name}: `{feature.path}` is missing"
-            bad |= {int(i): missing for i in np.flatnonzero(np.isnan(values))}
-        return values, bad
-    out, bad, cache = np.full(len(column), np.nan, np.float32), {}, {}
-    for row, value in enumerate(column.tolist()):
-        if value != value:  # NaN in a numeric column means missing
-            value = None
-        key = (type(value), getattr(value, "text", value))
-        if key not in cache:
-            if len(cache) > 100_000:
-                cache.clear()
-            try:
-                cache[key] = decode_value(feature, value)
-            except RefusedError as error:
-                cache[key] = error
-        if isinstance(cache[key], RefusedError):
-            bad[row] = str(cache[key])
-        else:
-            out[row] = cache[key]
-    return out, bad
+    return X, accepted, Counter(refused)

@@ -13,10 +13,10 @@ from ..bundle.export import check_out, write
 from ..bundle.served import microseconds_a_row, run_onnx, session
 from ..console import say
 from .contamination import suspects
+from .data import file_facts
 from .export import make_bundle
-from .features import encode, load_schema, schema_to_json
+from .features import encode, infer_schema, load_schema, schema_to_json
 from .labels import DataSource, check_column, read_labelled, split_by_label
-from .schema_inference import infer_schema
 from .train import Options, fit, split
 
 MIN_ROWS = 32
@@ -65,15 +65,21 @@ def train_bundle(settings):
     scorer = fit(features, rows.X[rows.train], options)
 
     training = {"seed": settings.seed} | rows.facts
-    training |= {"rows": len(rows.train), "held_out_rows": len(rows.held_out), "data": table.files, "options": recorded}
+    training |= {
+        "rows": len(rows.train),
+        "held_out_rows": len(rows.held_out),
+        "data": file_facts(table),
+        "options": recorded,
+    }
+    held_out = normals.take(rows.held_out)
     files, parity, score = make_bundle(
         scorer,
         features,
         held_out=rows.X[rows.held_out],
-        records=[normals.record(int(row)) for row in rows.held_out[:GOLDEN_CANDIDATES]],
+        records=[held_out.record(row) for row in range(min(GOLDEN_CANDIDATES, len(held_out)))],
         facts={"name": settings.name, "version": settings.version, "training": training},
         segment=settings.segment,
-        segment_values=normals.columns[settings.segment][rows.held_out].tolist() if settings.segment else None,
+        segment_values=held_out.segments(settings.segment) if settings.segment else None,
         more=nearest_files(scorer, rows, normals, options, settings.nearest),
     )
     write(settings.out, files)
@@ -96,7 +102,7 @@ def choose_features(features, table, label, settings):
     if settings.nearest not in (None, True):
         check_column(table, settings.nearest, "--nearest")
     if features is None:
-        features = infer_schema(table, label, settings.source.drop)
+        features = infer_schema(table, label, settings.source.drop, settings.source.keep)
     features = [f for f in features if f.path not in settings.source.drop and not (label and f.path == label["path"])]
     if settings.segment:
         check_segment(settings.segment, table, features)
@@ -152,7 +158,7 @@ def print_summary(model, features, score, parity, held_out, anomalies):
     print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
     print(f"cost: {cost:.1f} µs per row on one core, in batches of 256")
     print(f"parity: ONNX Runtime and torch differ by at most {parity:.1e}")
-    if anomalies is None or not anomalies.rows:
+    if anomalies is None or not len(anomalies):
         return
     X, accepted, _ = encode(anomalies, features)
     if accepted.any():

@@ -1,0 +1,44 @@
+//! The Python package `residuald`: files of records and their rows, by the daemon's own code.
+
+mod records;
+mod schema;
+mod table;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+pyo3::create_exception!(
+    residuald,
+    Error,
+    PyValueError,
+    "What was given cannot be read. The message says where and why."
+);
+pyo3::create_exception!(
+    residuald,
+    RefusedError,
+    Error,
+    "A record does not fit the schema. The daemon makes it a dead letter."
+);
+
+fn error(message: impl ToString) -> PyErr {
+    Error::new_err(message.to_string())
+}
+
+#[pymodule]
+mod _native {
+    use super::*;
+
+    #[pymodule_export]
+    use super::records::{select, set_field};
+    #[pymodule_export]
+    use super::schema::{Schema, check_schema};
+    #[pymodule_export]
+    use super::table::{Table, read};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("Error", module.py().get_type::<Error>())?;
+        module.add("RefusedError", module.py().get_type::<RefusedError>())
+    }
+}

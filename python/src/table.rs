@@ -1,0 +1,247 @@
+//! Files of records in memory.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use numpy::ndarray::Array2;
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use residuald::bundle::SegmentBy;
+use residuald::dataset::inference::infer;
+use residuald::dataset::table;
+use residuald::dataset::{Progress, Unit};
+use residuald::decode::{Decoder, RecordFormat, SegmentReader};
+
+use crate::error;
+use crate::schema::{Text, features_of};
+
+/// Records in the order of their files. `Table(records)` holds JSON objects that are in memory already, `bytes` or `str`.
+#[pyclass(frozen, module = "residuald")]
+pub struct Table {
+    table: table::Table,
+    paths: OnceLock<Vec<String>>,
+}
+
+impl From<table::Table> for Table {
+    fn from(table: table::Table) -> Table {
+        Table {
+            table,
+            paths: OnceLock::new(),
+        }
+    }
+}
+
+type Encoded<'py> = (
+    Bound<'py, PyArray2<f32>>,
+    Bound<'py, PyArray1<bool>>,
+    Bound<'py, PyDict>,
+);
+
+#[pymethods]
+impl Table {
+    #[new]
+    fn new(records: Vec<Text>) -> Table {
+        let records = records.iter().map(|record| record.bytes().to_vec());
+        table::Table::from_payloads(records).into()
+    }
+
+    fn __len__(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The dotted paths of the fields, in the order in which they first appear.
+    #[getter]
+    fn paths(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.paths.get_or_init(|| self.table.paths()))
+            .clone()
+    }
+
+    /// The files that were read, a dict each: `path`, `rows` (in the file) and `drawn` (of them in the table, None if all).
+    #[getter]
+    fn files<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let dict = |file: &table::FileFacts| {
+            let facts = PyDict::new(py);
+            facts.set_item("path", &file.path)?;
+            facts.set_item("rows", file.rows)?;
+            facts.set_item("drawn", file.drawn)?;
+            Ok(facts)
+        };
+        self.table.files.iter().map(dict).collect()
+    }
+
+    /// What was left out or changed in reading, a sentence each.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.table.notes.clone()
+    }
+
+    /// The JSON of one record, as a producer would send it.
+    fn record<'py>(&self, py: Python<'py>, row: usize) -> PyResult<Bound<'py, PyBytes>> {
+        self.check(row)?;
+        Ok(PyBytes::new(py, self.table.payload(row)))
+    }
+
+    /// The rows of those numbers, int64 [n], in that order. Shares the records' memory.
+    fn take(&self, rows: PyReadonlyArray1<'_, i64>) -> PyResult<Table> {
+        let rows = rows.as_array();
+        let rows: Vec<usize> = rows
+            .iter()
+            .map(|&row| self.row(row))
+            .collect::<PyResult<_>>()?;
+        Ok(self.table.take(rows).into())
+    }
+
+    /// A schema (dicts as in a manifest, or a Schema) -> (X float32 [n, features], accepted bool [n], {reason: records refused}).
+    ///
+    /// NaN = missing, -1 = a category that is not in the vocabulary. A refused record's row is NaN.
+    fn encode<'py>(&self, py: Python<'py>, schema: &Bound<'py, PyAny>) -> PyResult<Encoded<'py>> {
+        let features = features_of(schema)?;
+        let encoded = py.detach(|| self.table.encode(&features));
+        let x = Array2::from_shape_vec((self.table.len(), features.len()), encoded.x);
+        let x = x.map_err(error)?.into_pyarray(py);
+        let refused = PyDict::new(py);
+        for (reason, count) in encoded.refused {
+            refused.set_item(reason, count)?;
+        }
+        Ok((x, encoded.accepted.into_pyarray(py), refused))
+    }
+
+    /// The texts at a dotted path [n], as categories have them: None if missing or not a plain value.
+    fn texts(&self, py: Python<'_>, path: &str) -> Vec<Option<String>> {
+        py.detach(|| self.table.texts(path))
+    }
+
+    /// The numbers at a dotted path, float64 [n]: NaN if missing or not a number.
+    fn numbers<'py>(&self, py: Python<'py>, path: &str) -> Bound<'py, PyArray1<f64>> {
+        py.detach(|| self.table.numbers(path)).into_pyarray(py)
+    }
+
+    /// Whether the label at a dotted path is `normal`, bool [n]: compared as numbers if both are numbers, otherwise as text.
+    ///
+    /// A missing label is not normal.
+    fn is_normal<'py>(
+        &self,
+        py: Python<'py>,
+        path: &str,
+        normal: &str,
+    ) -> Bound<'py, PyArray1<bool>> {
+        let labels = py.detach(|| self.table.is_normal(path, normal));
+        let labels: Vec<bool> = labels
+            .into_iter()
+            .map(|label| label == Some(true))
+            .collect();
+        labels.into_pyarray(py)
+    }
+
+    /// The segments by the field at a dotted path [n], as the daemon names them: None if there is none.
+    fn segments(&self, py: Python<'_>, path: &str) -> Vec<Option<String>> {
+        py.detach(|| {
+            let by = SegmentBy::Field(path.to_owned());
+            let mut decoder =
+                Decoder::new(&[], RecordFormat::Json, Some(SegmentReader::learning(by)));
+            let mut ids = Vec::with_capacity(self.table.len());
+            for record in self.table.payloads() {
+                ids.push(decoder.decode(record, None, &mut Vec::new()).ok().flatten());
+            }
+            let names = decoder.segments();
+            ids.into_iter()
+                .map(|id| Some(names[id?.0 as usize].clone()))
+                .collect()
+        })
+    }
+
+    /// Guesses a schema -> (features as dicts, notes: what was converted or left out, why, and how to change it).
+    ///
+    /// Leaves out the paths in `leave_out`. Takes those in `keep` even where they look like identifiers or only grow.
+    #[pyo3(signature = (leave_out = vec![], keep = vec![]))]
+    fn infer<'py>(
+        &self,
+        py: Python<'py>,
+        leave_out: Vec<String>,
+        keep: Vec<String>,
+    ) -> PyResult<(Bound<'py, PyAny>, Vec<String>)> {
+        let inferred = py
+            .detach(|| infer(&self.table, &leave_out, &keep))
+            .map_err(error)?;
+        let features = serde_json::to_string(&inferred.features).map_err(error)?;
+        let features = py.import("json")?.call_method1("loads", (features,))?;
+        Ok((features, inferred.notes))
+    }
+}
+
+impl Table {
+    fn check(&self, row: usize) -> PyResult<()> {
+        let length = self.table.len();
+        let message = || format!("no row {row}: the table has {length}");
+        if row < length {
+            Ok(())
+        } else {
+            Err(PyIndexError::new_err(message()))
+        }
+    }
+
+    fn row(&self, row: i64) -> PyResult<usize> {
+        let row =
+            usize::try_from(row).map_err(|_| PyIndexError::new_err(format!("no row {row}")))?;
+        self.check(row).map(|()| row)
+    }
+}
+
+/// Reads files in order. If they hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
+///
+/// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
+#[pyfunction]
+#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None))]
+pub fn read(
+    py: Python<'_>,
+    files: Vec<PathBuf>,
+    max_rows: Option<usize>,
+    seed: u64,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Table> {
+    if files.is_empty() || max_rows == Some(0) {
+        return Err(PyValueError::new_err(
+            "read needs a file, and max_rows of at least 1",
+        ));
+    }
+    let mut stopped = None;
+    let read = py.detach(|| {
+        table::Table::read(
+            &files,
+            max_rows.unwrap_or(usize::MAX),
+            seed,
+            |path, done| match Python::attach(|py| report(py, progress.as_ref(), path, done)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    stopped = Some(error);
+                    ControlFlow::Break(())
+                }
+            },
+        )
+    });
+    match stopped {
+        Some(error) => Err(error),
+        None => read.map(Table::from).map_err(error),
+    }
+}
+
+/// Raises what a signal raises, KeyboardInterrupt for instance.
+fn report(
+    py: Python<'_>,
+    progress: Option<&Py<PyAny>>,
+    path: &Path,
+    done: Progress,
+) -> PyResult<()> {
+    py.check_signals()?;
+    if let Some(progress) = progress {
+        let unit = match done.unit {
+            Unit::Bytes => "bytes",
+            Unit::Rows => "rows",
+        };
+        progress.call1(py, (path, done.done, done.total, unit))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,426 @@
+//! One column's features, or the reason why it has none.
+
+use rustc_hash::FxHashMap;
+
+use super::observed::{Observed, Range};
+use super::times::TimeFormat;
+use crate::bundle::manifest::{EpochUnit, TimePart};
+use crate::bundle::notation::{MissingValue, Notation, NumberFormat};
+use crate::bundle::{Feature, FeatureKind, Missing};
+use crate::dataset::scan::Scalar;
+
+/// Most categories of a feature; rarer ones count as unseen.
+const MOST_CATEGORIES: usize = 100;
+/// Different texts of a column that are counted.
+const MOST_WORDS: usize = 100_000;
+/// A column in which every value is different is an identifier, if it has more values than this.
+const FEW: u64 = 20;
+/// Up to this share of a column of numbers may be other texts for a note to say so.
+const STRAYS: f64 = 0.05;
+
+/// The features of a column and what there is to say about it.
+#[derive(Debug, Default)]
+pub struct Guess {
+    pub features: Vec<Feature>,
+    pub notes: Vec<String>,
+}
+
+impl Guess {
+    pub fn left_out(note: impl Into<String>) -> Guess {
+        Guess {
+            features: vec![],
+            notes: vec![note.into()],
+        }
+    }
+
+    fn noted(mut self, note: Option<String>) -> Guess {
+        self.notes.extend(note);
+        self
+    }
+}
+
+/// How often each text occurs in a column, as the decoder writes texts.
+#[derive(Debug, Default)]
+pub struct Words {
+    counts: FxHashMap<String, u64>,
+    total: u64,
+}
+
+impl Words {
+    pub fn count(&mut self, value: Scalar<'_>) {
+        let Some(text) = value.text() else {
+            return;
+        };
+        self.total += 1;
+        if let Some(count) = self.counts.get_mut(&*text) {
+            *count += 1;
+        } else if self.counts.len() < MOST_WORDS {
+            self.counts.insert(text.into_owned(), 1);
+        }
+    }
+
+    /// The most frequent texts, ties in alphabetical order.
+    fn vocabulary(&self) -> Vec<String> {
+        let mut ordered: Vec<(&String, &u64)> = self.counts.iter().collect();
+        ordered.sort_unstable_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        let frequent = ordered.into_iter().take(MOST_CATEGORIES);
+        frequent.map(|(text, _)| text.clone()).collect()
+    }
+
+    fn looks_like_an_id(&self, vocabulary: &[String]) -> bool {
+        let covered: u64 = vocabulary.iter().map(|word| self.counts[word]).sum();
+        let different = self.counts.len();
+        let all_differ = different as u64 == self.total && self.total > FEW;
+        all_differ || (vocabulary.len() < different && covered * 2 < self.total)
+    }
+}
+
+/// Guesses the features of the column at `path` in a table of `rows` records. `keep`: it is taken even if it looks useless.
+pub fn guess(
+    path: &str,
+    observed: &Observed,
+    words: Option<Words>,
+    rows: u64,
+    keep: bool,
+) -> Guess {
+    let strings = &observed.strings;
+    let column = ColumnName { path, keep };
+    let present = observed.present();
+    if observed.nested > 0 {
+        return Guess::left_out(match observed.nested == present {
+            true => "holds arrays or empty objects: left out",
+            false => "holds arrays or objects in some records and plain values in others: left out",
+        });
+    }
+    if present == 0 {
+        return Guess::left_out("holds no value: left out");
+    }
+    let missing = if present < rows {
+        Missing::Impute
+    } else {
+        Missing::Reject
+    };
+    if observed.bools > 0 && observed.bools == present {
+        return Guess {
+            features: vec![column.feature(FeatureKind::Bool, missing, Notation::default())],
+            notes: vec![],
+        };
+    }
+    if observed.bools == 0 {
+        if observed.texts == 0 {
+            return column.number(&observed.range, missing, Notation::default(), None);
+        }
+        // A column of nothing but spellings of a missing value is a category like any other.
+        let spelled = observed.texts - strings.missing;
+        let notation = Notation {
+            missing_values: strings
+                .spellings
+                .iter()
+                .cloned()
+                .map(MissingValue::Text)
+                .collect(),
+            ..Notation::default()
+        };
+        let is_missing = if strings.missing > 0 {
+            Missing::Impute
+        } else {
+            missing
+        };
+        if let Some(number_format) = number_format(observed, spelled) {
+            let notation = Notation {
+                number_format: Some(number_format),
+                ..notation
+            };
+            let note = column.about_text_numbers(observed, number_format);
+            return column
+                .number(
+                    &observed.range,
+                    is_missing,
+                    notation,
+                    strings.unit.as_ref().map(|(unit, _)| unit.as_str()),
+                )
+                .noted(note);
+        }
+        if observed.numbers > 0 && spelled == 0 {
+            let note = column.about_missing(observed);
+            return column
+                .number(&observed.range, is_missing, notation, None)
+                .noted(note);
+        }
+        if observed.numbers == 0 && spelled > 0 {
+            if strings.times == spelled {
+                return column.times(
+                    is_missing,
+                    notation,
+                    &TimeFormat {
+                        pattern: None,
+                        has_offset: true,
+                        has_clock: true,
+                    },
+                );
+            }
+            if let Some((format, other)) = strings.patterns.all_of(spelled) {
+                return column.other_times(is_missing, notation, &format, other);
+            }
+            if strings.booleans == spelled {
+                let notation = Notation {
+                    true_values: vec!["true".to_owned()],
+                    false_values: vec!["false".to_owned()],
+                    ..notation
+                };
+                return Guess {
+                    features: vec![column.feature(FeatureKind::Bool, is_missing, notation)],
+                    notes: vec![],
+                };
+            }
+        }
+    }
+    column.categories(observed, words.unwrap_or_default(), missing)
+}
+
+/// The notation in which every string of the column that spells a value is a number. Codes with leading zeros are not numbers.
+fn number_format(observed: &Observed, spelled: u64) -> Option<NumberFormat> {
+    let strings = &observed.strings;
+    if spelled == 0 || strings.codes > 0 {
+        return None;
+    }
+    if strings.hexadecimal == spelled && observed.numbers == 0 {
+        return Some(NumberFormat::Hexadecimal);
+    }
+    if strings.with_point == spelled {
+        return Some(NumberFormat::DecimalPoint);
+    }
+    (strings.with_comma == spelled).then_some(NumberFormat::DecimalComma)
+}
+
+struct ColumnName<'c> {
+    path: &'c str,
+    keep: bool,
+}
+
+impl ColumnName<'_> {
+    fn feature(&self, kind: FeatureKind, missing: Missing, notation: Notation) -> Feature {
+        self.named(&self.name(), kind, missing, notation)
+    }
+
+    fn named(
+        &self,
+        name: &str,
+        kind: FeatureKind,
+        missing: Missing,
+        notation: Notation,
+    ) -> Feature {
+        Feature {
+            name: name.to_owned(),
+            path: self.path.to_owned(),
+            kind,
+            missing,
+            unit: None,
+            notation,
+        }
+    }
+
+    fn name(&self) -> String {
+        self.path.replace('.', "_")
+    }
+
+    fn number(
+        &self,
+        range: &Range,
+        missing: Missing,
+        notation: Notation,
+        unit: Option<&str>,
+    ) -> Guess {
+        if range.count == 0 || range.min >= range.max {
+            return Guess::left_out("is constant: left out");
+        }
+        let epoch = epoch_unit(range).filter(|_| range.only_grows() || self.sounds_like_a_time());
+        if let Some(epoch_unit) = epoch.filter(|_| !self.keep) {
+            let features = self.parts(missing, &notation, Some(epoch_unit), true);
+            let unit = match epoch_unit {
+                EpochUnit::Days => "days",
+                EpochUnit::Seconds => "seconds",
+                EpochUnit::Milliseconds => "milliseconds",
+                EpochUnit::Microseconds => "microseconds",
+                EpochUnit::Nanoseconds => "nanoseconds",
+            };
+            return Guess {
+                features,
+                notes: vec![format!(
+                    "looks like a time in {unit} since 1970: read as its hour of day and day of week (--keep {} takes it as a number)",
+                    self.path
+                )],
+            };
+        }
+        if range.only_grows() && !self.keep {
+            return Guess::left_out(format!(
+                "only grows from row to row, so every later value would be new: left out (--keep {} takes it as a number)",
+                self.path
+            ));
+        }
+        let mut feature = self.feature(FeatureKind::Number, missing, notation);
+        feature.unit = unit.map(str::to_owned);
+        Guess {
+            features: vec![feature],
+            notes: vec![],
+        }
+    }
+
+    fn sounds_like_a_time(&self) -> bool {
+        let name = self
+            .path
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+            .to_lowercase();
+        ["time", "timestamp", "date", "datetime", "epoch"]
+            .iter()
+            .any(|word| name.contains(word))
+            || name == "ts"
+            || name.ends_with("_ts")
+            || name.ends_with("_at")
+    }
+
+    fn times(&self, missing: Missing, notation: Notation, format: &TimeFormat) -> Guess {
+        Guess {
+            features: self.parts(missing, &notation, None, format.has_clock),
+            notes: vec![],
+        }
+    }
+
+    fn other_times(
+        &self,
+        missing: Missing,
+        notation: Notation,
+        format: &TimeFormat,
+        other: Option<&str>,
+    ) -> Guess {
+        if let (Some(pattern), Some(other)) = (format.pattern, other) {
+            return Guess::left_out(format!(
+                "holds times that {pattern} and {other} both read: left out; give the schema the right one as time_format"
+            ));
+        }
+        let notation = Notation {
+            time_format: format.pattern.map(str::to_owned),
+            time_zone: (!format.has_offset).then(|| "UTC".to_owned()),
+            ..notation
+        };
+        let mut guess = self.times(missing, notation, format);
+        if !format.has_offset && format.has_clock {
+            guess.notes.push(
+                "holds times without an offset: read as UTC; change time_zone in the schema if they are local".to_owned(),
+            );
+        }
+        guess
+    }
+
+    /// The hour of the day, if the times have one, and the day of the week.
+    fn parts(
+        &self,
+        missing: Missing,
+        notation: &Notation,
+        epoch_unit: Option<EpochUnit>,
+        has_clock: bool,
+    ) -> Vec<Feature> {
+        let parts = [
+            (TimePart::HourOfDay, "hour_of_day"),
+            (TimePart::DayOfWeek, "day_of_week"),
+        ];
+        let parts = parts
+            .into_iter()
+            .filter(|(part, _)| has_clock || *part == TimePart::DayOfWeek);
+        parts
+            .map(|(part, suffix)| {
+                let name = format!("{}_{suffix}", self.name());
+                let kind = FeatureKind::Timestamp { part, epoch_unit };
+                self.named(&name, kind, missing, notation.clone())
+            })
+            .collect()
+    }
+
+    fn categories(&self, observed: &Observed, words: Words, missing: Missing) -> Guess {
+        if words.counts.len() < 2 {
+            return Guess::left_out("is constant: left out");
+        }
+        let vocabulary = words.vocabulary();
+        let different = words.counts.len();
+        let note = self.about_strays(observed);
+        if words.looks_like_an_id(&vocabulary) && !self.keep {
+            return Guess::left_out(format!(
+                "looks like an id, {different} different values: left out (--keep {} takes it as a category)",
+                self.path
+            ))
+            .noted(note);
+        }
+        let kind = FeatureKind::Categorical { vocabulary };
+        Guess {
+            features: vec![self.feature(kind, missing, Notation::default())],
+            notes: vec![],
+        }
+        .noted(note)
+    }
+
+    /// A column of numbers that few other texts turn into categories.
+    fn about_strays(&self, observed: &Observed) -> Option<String> {
+        let strings = &observed.strings;
+        let strays = strings.others;
+        let numbers = observed.numbers + strings.with_point.max(strings.with_comma);
+        let few = strays > 0 && (strays as f64) < STRAYS * numbers as f64;
+        few.then(|| {
+            format!(
+                "holds {numbers} numbers and {strays} other texts such as `{}`, so it is not read as a number: list those in missing_values of the schema if they mean that there is none",
+                strings.other.as_deref().unwrap_or_default()
+            )
+        })
+    }
+
+    fn about_text_numbers(&self, observed: &Observed, format: NumberFormat) -> Option<String> {
+        let strings = &observed.strings;
+        let how = match format {
+            NumberFormat::DecimalPoint => "number_format decimal_point",
+            NumberFormat::DecimalComma => "number_format decimal_comma",
+            NumberFormat::Hexadecimal => "number_format hexadecimal",
+        };
+        let mut note = match &strings.unit {
+            Some((unit, _)) if unit == "%" => {
+                format!("holds percentages as text: read as numbers of % ({how})")
+            }
+            Some((unit, _)) => {
+                format!("looks like money in {unit}: read as a number with that unit ({how})")
+            }
+            None => format!("holds numbers as text: read as numbers ({how})"),
+        };
+        if let Some(missing) = self.about_missing(observed) {
+            note = format!("{note}, and {missing}");
+        }
+        Some(note)
+    }
+
+    fn about_missing(&self, observed: &Observed) -> Option<String> {
+        let strings = &observed.strings;
+        let spellings: Vec<String> = strings.spellings.iter().map(|s| format!("`{s}`")).collect();
+        (strings.missing > 0).then(|| {
+            format!(
+                "{} of {} values are {}: taken as missing",
+                strings.missing,
+                observed.present(),
+                spellings.join(", ")
+            )
+        })
+    }
+}
+
+/// The unit in which all values are times between 1990 and 2100.
+fn epoch_unit(range: &Range) -> Option<EpochUnit> {
+    const EARLIEST: f64 = 631_152_000.0;
+    const LATEST: f64 = 4_102_444_800.0;
+    [
+        (EpochUnit::Seconds, 1.0),
+        (EpochUnit::Milliseconds, 1e3),
+        (EpochUnit::Microseconds, 1e6),
+        (EpochUnit::Nanoseconds, 1e9),
+    ]
+    .into_iter()
+    .find(|(_, scale)| range.min >= EARLIEST * scale && range.max <= LATEST * scale)
+    .map(|(unit, _)| unit)
+}

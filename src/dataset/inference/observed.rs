@@ -1,0 +1,209 @@
+//! What the values of one column have in common.
+
+use std::hash::{Hash, Hasher};
+
+use jiff::Timestamp;
+use rustc_hash::FxHasher;
+
+use super::times::Patterns;
+use crate::bundle::notation::{NumberFormat, unit};
+use crate::dataset::scan::Scalar;
+
+/// Spellings that mean a missing value where all other values of the column are numbers or times.
+const MISSING: [&str; 18] = [
+    "", "-", "--", "?", ".", "*", "na", "n/a", "n.a.", "#n/a", "nan", "null", "nil", "none",
+    "missing", "unknown", "\\n", "<na>",
+];
+/// Most different spellings of a missing value that are remembered.
+const MOST_SPELLINGS: usize = 8;
+
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    pub nulls: u64,
+    pub bools: u64,
+    pub numbers: u64,
+    pub texts: u64,
+    /// Arrays and empty objects.
+    pub nested: u64,
+    pub range: Range,
+    pub strings: Strings,
+    hash: u64,
+}
+
+/// The numbers of a column, those in strings included, in the order of the rows.
+#[derive(Debug, Clone, Default)]
+pub struct Range {
+    pub min: f64,
+    pub max: f64,
+    pub count: u64,
+    last: f64,
+    /// Values that are equal to the one before.
+    ties: u64,
+    falls: bool,
+}
+
+/// The strings of a column.
+#[derive(Debug, Clone, Default)]
+pub struct Strings {
+    /// Strings that spell a missing value, and how they are written.
+    pub missing: u64,
+    pub spellings: Vec<String>,
+    /// Of the others: how many are numbers in each notation.
+    pub with_point: u64,
+    pub with_comma: u64,
+    pub hexadecimal: u64,
+    /// Integers with a leading zero, which are codes.
+    pub codes: u64,
+    pub booleans: u64,
+    pub times: u64,
+    /// Strings that some format other than RFC 3339 may read as a time.
+    pub patterns: Patterns,
+    /// The first currency or percent sign, and how many numbers have it.
+    pub unit: Option<(String, u64)>,
+    /// One of the strings that are neither numbers nor spell a missing value.
+    pub other: Option<String>,
+    pub others: u64,
+}
+
+impl Observed {
+    pub fn observe(&mut self, row: u64, value: Scalar<'_>) {
+        self.fingerprint_value(row, value);
+        match value {
+            Scalar::Null => self.nulls += 1,
+            Scalar::Bool(_) => self.bools += 1,
+            Scalar::Unsigned(v) => self.number(v as f64),
+            Scalar::Signed(v) => self.number(v as f64),
+            Scalar::Float(v) => self.number(v),
+            Scalar::Array | Scalar::Object => self.nested += 1,
+            Scalar::Text(text) => {
+                self.texts += 1;
+                if let Some(number) = self.strings.observe(text) {
+                    self.range.extend(number);
+                }
+            }
+        }
+    }
+
+    fn number(&mut self, value: f64) {
+        self.numbers += 1;
+        self.range.extend(value);
+    }
+
+    /// Values that are there, spelled missing values among them.
+    pub fn present(&self) -> u64 {
+        self.bools + self.numbers + self.texts + self.nested
+    }
+
+    pub fn may_be_categories(&self) -> bool {
+        self.texts > 0 || (self.bools > 0 && self.numbers > 0)
+    }
+
+    pub fn varies(&self) -> bool {
+        self.texts > 0 || (self.range.count > 0 && self.range.min < self.range.max)
+    }
+
+    /// The same for columns with the same values in the same rows; that two others agree has a chance of 2^-64.
+    pub fn fingerprint(&self) -> (u64, u64) {
+        (self.hash, self.present())
+    }
+
+    fn fingerprint_value(&mut self, row: u64, value: Scalar<'_>) {
+        let mut hasher = FxHasher::default();
+        (self.hash, row).hash(&mut hasher);
+        match value {
+            Scalar::Null => return,
+            Scalar::Bool(v) => v.hash(&mut hasher),
+            Scalar::Unsigned(v) => (v as f64).to_bits().hash(&mut hasher),
+            Scalar::Signed(v) => (v as f64).to_bits().hash(&mut hasher),
+            Scalar::Float(v) => v.to_bits().hash(&mut hasher),
+            Scalar::Text(v) => v.hash(&mut hasher),
+            Scalar::Array => 1_u8.hash(&mut hasher),
+            Scalar::Object => 2_u8.hash(&mut hasher),
+        }
+        self.hash = hasher.finish();
+    }
+}
+
+impl Range {
+    fn extend(&mut self, value: f64) {
+        if self.count == 0 {
+            (self.min, self.max) = (value, value);
+        } else {
+            self.falls |= value < self.last;
+            self.ties += u64::from(value == self.last);
+        }
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+        self.last = value;
+        self.count += 1;
+    }
+
+    /// Whether the values only grow from row to row, as counters, row numbers and times do.
+    pub fn only_grows(&self) -> bool {
+        const FEWEST: u64 = 50;
+        self.count >= FEWEST && !self.falls && self.ties < self.count / 2
+    }
+}
+
+impl Strings {
+    /// Returns the number that the string holds, if it holds one.
+    fn observe(&mut self, text: &str) -> Option<f64> {
+        let trimmed = text.trim();
+        if MISSING
+            .iter()
+            .any(|spelling| trimmed.eq_ignore_ascii_case(spelling))
+        {
+            self.missing += 1;
+            if self.spellings.len() < MOST_SPELLINGS && !self.spellings.iter().any(|s| s == trimmed)
+            {
+                self.spellings.push(trimmed.to_owned());
+            }
+            return None;
+        }
+        let is_code = trimmed.len() > 1
+            && trimmed.starts_with('0')
+            && trimmed.bytes().all(|b| b.is_ascii_digit());
+        self.codes += u64::from(is_code);
+        let is_boolean = ["true", "false"]
+            .iter()
+            .any(|b| trimmed.eq_ignore_ascii_case(b));
+        self.booleans += u64::from(is_boolean);
+        let with_point = NumberFormat::DecimalPoint.parse(trimmed);
+        let with_comma = NumberFormat::DecimalComma.parse(trimmed);
+        self.with_point += u64::from(with_point.is_some());
+        self.with_comma += u64::from(with_comma.is_some());
+        let prefixed = trimmed.starts_with("0x") || trimmed.starts_with("0X");
+        let hexadecimal = NumberFormat::Hexadecimal
+            .parse(trimmed)
+            .filter(|_| prefixed);
+        self.hexadecimal += u64::from(hexadecimal.is_some());
+        let number = with_point.or(with_comma).or(hexadecimal);
+        if number.is_some() {
+            self.take_unit(trimmed);
+        } else {
+            self.others += 1;
+            if self.other.is_none() {
+                self.other = Some(trimmed.chars().take(40).collect());
+            }
+            let has_offset = text.parse::<Timestamp>().is_ok();
+            self.times += u64::from(has_offset);
+            if !has_offset {
+                self.patterns.observe(trimmed);
+            }
+        }
+        number
+    }
+
+    fn take_unit(&mut self, text: &str) {
+        let text = text
+            .trim_start_matches(['-', '+', '\u{2212}', '('])
+            .trim_start();
+        let Some((found, _)) = unit(text.trim_end_matches(')')) else {
+            return;
+        };
+        match &mut self.unit {
+            Some((first, count)) => *count += u64::from(first == found),
+            None => self.unit = Some((found.to_owned(), 1)),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+use super::*;
+
+fn infer_from(records: impl IntoIterator<Item = serde_json::Value>) -> Inferred {
+    infer(&table(records), &[], &[]).unwrap()
+}
+
+fn table(records: impl IntoIterator<Item = serde_json::Value>) -> Table {
+    Table::from_payloads(
+        records
+            .into_iter()
+            .map(|record| record.to_string().into_bytes()),
+    )
+}
+
+/// The features as JSON, without the column `n` that makes every table learnable.
+fn features(inferred: &Inferred) -> Vec<serde_json::Value> {
+    let features = inferred.features.iter().filter(|f| f.name != "n");
+    features.map(|f| serde_json::to_value(f).unwrap()).collect()
+}
+
+/// A table of one column, with `n` beside it.
+fn column(
+    values: impl IntoIterator<Item = serde_json::Value>,
+) -> (Vec<serde_json::Value>, Vec<String>) {
+    let values = values.into_iter().enumerate();
+    let inferred = infer_from(values.map(|(i, v)| serde_json::json!({"v": v, "n": i * 7 % 5})));
+    (features(&inferred), inferred.notes)
+}
+
+fn texts(texts: &[&str]) -> Vec<serde_json::Value> {
+    (0..60).map(|i| texts[i % texts.len()].into()).collect()
+}
+
+#[test]
+fn json_types_become_features_of_their_own() {
+    let inferred = infer_from((0..30).map(|i| {
+        serde_json::json!({
+            "a": {"b": i % 7, "gone": null}, "flag": i % 2 == 0, "word": if i % 2 == 0 { "x" } else { "y" }, "same": 1,
+            "time": format!("2026-01-{:02}T10:00:00+0000", i + 1), "list": [i],
+        })
+    }));
+    let names: Vec<&str> = inferred.features.iter().map(|f| f.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "a_b",
+            "flag",
+            "time_hour_of_day",
+            "time_day_of_week",
+            "word"
+        ]
+    );
+    let notes = inferred.notes.join("\n");
+    for said in [
+        "`a.gone` holds no value",
+        "`same` is constant",
+        "`list` holds arrays",
+    ] {
+        assert!(notes.contains(said), "{notes}");
+    }
+}
+
+#[test]
+fn numbers_in_text_are_numbers_in_their_notation() {
+    for (values, format, said) in [
+        (
+            &["4,302.00", "1,457.00", "12"][..],
+            "decimal_point",
+            "numbers as text",
+        ),
+        (
+            &["43,02", "1.457,1", "12"],
+            "decimal_comma",
+            "numbers as text",
+        ),
+        (&["0x1F", "0xff"], "hexadecimal", "numbers as text"),
+        (&["$12.50", "$1,000.00"], "decimal_point", "money in $"),
+        (&["USD 12", "USD 13"], "decimal_point", "money in USD"),
+        (&["12 %", "13 %"], "decimal_point", "percentages"),
+    ] {
+        let (features, notes) = column(texts(values));
+        assert_eq!(features[0]["type"], "number", "{values:?}");
+        assert_eq!(features[0]["number_format"], format, "{values:?}");
+        assert!(notes[0].contains(said), "{notes:?}");
+    }
+}
+
+#[test]
+fn spellings_of_a_missing_value_do_not_hide_numbers() {
+    let values = (0..60).map(|i| {
+        if i % 10 == 0 {
+            "-".into()
+        } else {
+            (i % 9).into()
+        }
+    });
+    let (features, notes) = column(values);
+    assert_eq!(features[0]["type"], "number");
+    assert_eq!(features[0]["missing"], "impute");
+    assert_eq!(features[0]["missing_values"], serde_json::json!(["-"]));
+    assert_eq!(notes, ["`v` 6 of 60 values are `-`: taken as missing"]);
+}
+
+#[test]
+fn few_other_texts_in_numbers_are_said() {
+    let values = (0..100).map(|i| {
+        if i == 50 {
+            "broken".into()
+        } else {
+            (i % 9).into()
+        }
+    });
+    let (features, notes) = column(values);
+    assert_eq!(features[0]["type"], "categorical");
+    assert!(
+        notes[0].contains("99 numbers and 1 other texts such as `broken`"),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn codes_with_leading_zeros_stay_text() {
+    let (features, notes) = column(texts(&["02139", "10001", "94107"]));
+    assert_eq!(
+        features[0]["vocabulary"],
+        serde_json::json!(["02139", "10001", "94107"])
+    );
+    assert!(notes.is_empty(), "{notes:?}");
+    let mixed = (0..60).map(|i| {
+        if i % 2 == 0 {
+            "02139".into()
+        } else {
+            10001.into()
+        }
+    });
+    assert_eq!(
+        column(mixed).0[0]["vocabulary"],
+        serde_json::json!(["02139", "10001"])
+    );
+}
+
+#[test]
+fn what_only_grows_is_a_time_or_left_out() {
+    let (found, notes) = column((0..100).map(|i| (1_767_225_620 + 60 * i).into()));
+    assert_eq!(found[0]["epoch_unit"], "s");
+    assert!(notes[0].contains("seconds since 1970"), "{notes:?}");
+    let (found, _) = column((0..100).map(|i| format!("{}", 1_767_225_620_000_i64 + i).into()));
+    assert_eq!(found[0]["epoch_unit"], "ms");
+    let (found, notes) = column((0..100).map(serde_json::Value::from));
+    assert!(
+        found.is_empty() && notes[0].contains("only grows"),
+        "{found:?} {notes:?}"
+    );
+    let keep = ["v".to_owned()];
+    let grows = table((0..100).map(|i| serde_json::json!({"v": i})));
+    assert_eq!(infer(&grows, &[], &keep).unwrap().features.len(), 1);
+}
+
+#[test]
+fn times_without_an_offset_are_utc_and_it_is_said() {
+    let naive: Vec<String> = (1..29)
+        .map(|d| format!("2026-01-{d:02} 00:00:20"))
+        .collect();
+    let (found, notes) = column(naive.iter().map(|t| t.as_str().into()));
+    assert_eq!((found.len(), &found[0]["time_zone"]), (2, &"UTC".into()));
+    assert!(notes[0].contains("read as UTC"), "{notes:?}");
+    let (found, _) = column((1..29).map(|d| format!("{d:02}.01.2026 10:00").into()));
+    assert_eq!(found[0]["time_format"], "%d.%m.%Y %H:%M");
+    let (found, _) = column((1..29).map(|d| format!("2026-01-{d:02}").into()));
+    assert_eq!((found.len(), &found[0]["part"]), (1, &"day_of_week".into()));
+    let (found, notes) = column((1..13).map(|d| format!("{d:02}/01/2026").into()));
+    assert!(
+        found.is_empty() && notes[0].contains("both read"),
+        "{found:?} {notes:?}"
+    );
+    assert_eq!(
+        column((1..29).map(|d| format!("{d:02}/01/2026").into())).0[0]["time_format"],
+        "%d/%m/%Y"
+    );
+}
+
+#[test]
+fn ids_are_left_out_and_can_be_kept() {
+    let ids = || (0..60).map(|i| serde_json::json!({"v": format!("user-{i}"), "n": i % 5}));
+    let inferred = infer_from(ids());
+    assert!(
+        inferred.notes[0].contains("looks like an id, 60 different values"),
+        "{:?}",
+        inferred.notes
+    );
+    let kept = infer(&table(ids()), &[], &["v".to_owned()]).unwrap();
+    assert_eq!(kept.features.len(), 2);
+    let without = infer(&table(ids()), &["n".to_owned()], &[]);
+    assert!(without.unwrap_err().contains("nothing to learn"));
+}
+
+#[test]
+fn columns_with_the_same_values_are_named() {
+    let inferred = infer_from(
+        (0..30).map(|i| serde_json::json!({"a": i * 7 % 11, "b": i * 7 % 11, "c": i * 5 % 11})),
+    );
+    assert!(
+        inferred.notes[0].starts_with("`b` holds the same values as `a`"),
+        "{:?}",
+        inferred.notes
+    );
+    assert_eq!(inferred.notes.len(), 1);
+}

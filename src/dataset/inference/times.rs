@@ -1,0 +1,102 @@
+//! Times that are not RFC 3339: which pattern reads all of a column's strings.
+
+use jiff::civil::{Date, DateTime};
+
+use crate::bundle::notation::{Notation, TimeReader};
+
+/// strptime patterns that are tried, the likeliest first.
+const PATTERNS: [&str; 16] = [
+    "%d/%b/%Y:%H:%M:%S %z",
+    "%a, %d %b %Y %H:%M:%S %z",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y/%m/%d %H:%M",
+    "%d.%m.%Y %H:%M:%S",
+    "%d.%m.%Y %H:%M",
+    "%m/%d/%Y %H:%M:%S",
+    "%m/%d/%Y %H:%M",
+    "%d/%m/%Y %H:%M:%S",
+    "%d/%m/%Y %H:%M",
+    "%Y/%m/%d",
+    "%d.%m.%Y",
+    "%m/%d/%Y",
+    "%d/%m/%Y",
+    "%d-%b-%Y",
+    "%b %d, %Y",
+];
+
+/// The formats that have read every string so far.
+#[derive(Debug, Clone, Default)]
+pub struct Patterns {
+    seen: u64,
+    iso: u64,
+    iso_dates: u64,
+    /// A bit for each of [`PATTERNS`].
+    failed: u32,
+}
+
+/// How a column's times are written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimeFormat {
+    /// `None`: as ISO 8601 has it, without an offset.
+    pub pattern: Option<&'static str>,
+    pub has_offset: bool,
+    pub has_clock: bool,
+}
+
+impl Patterns {
+    pub fn observe(&mut self, text: &str) {
+        self.seen += 1;
+        // A column of other texts fails early and costs no more.
+        if self.failed == (1 << PATTERNS.len()) - 1 && self.iso + 1 < self.seen {
+            return;
+        }
+        let starts_right = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let has_digit = text.bytes().any(|b| b.is_ascii_digit());
+        if !starts_right || !has_digit || text.len() > 64 {
+            self.failed = (1 << PATTERNS.len()) - 1;
+            return;
+        }
+        if text.parse::<DateTime>().is_ok() {
+            self.iso += 1;
+            self.iso_dates += u64::from(text.len() <= 10 && text.parse::<Date>().is_ok());
+        }
+        for (at, pattern) in PATTERNS.iter().enumerate() {
+            if self.failed & (1 << at) == 0 && !reads(pattern, text) {
+                self.failed |= 1 << at;
+            }
+        }
+    }
+
+    /// The format that reads `strings` strings, all of them; the second is another that does so too, with other results.
+    pub fn all_of(&self, strings: u64) -> Option<(TimeFormat, Option<&'static str>)> {
+        if strings == 0 || self.seen != strings {
+            return None;
+        }
+        if self.iso == strings {
+            let format = TimeFormat {
+                pattern: None,
+                has_offset: false,
+                has_clock: self.iso_dates < strings,
+            };
+            return Some((format, None));
+        }
+        let fitting = PATTERNS.iter().enumerate();
+        let mut fitting = fitting.filter(|(at, _)| self.failed & (1 << at) == 0);
+        let (_, pattern) = fitting.next()?;
+        let format = TimeFormat {
+            pattern: Some(pattern),
+            has_offset: pattern.contains("%z"),
+            has_clock: pattern.contains("%H"),
+        };
+        Some((format, fitting.next().map(|(_, other)| *other)))
+    }
+}
+
+fn reads(pattern: &str, text: &str) -> bool {
+    let notation = Notation {
+        time_format: Some(pattern.to_owned()),
+        time_zone: Some("UTC".to_owned()),
+        ..Notation::default()
+    };
+    TimeReader::new(&notation).is_some_and(|reader| reader.parse(text).is_some())
+}

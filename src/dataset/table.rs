@@ -1,0 +1,397 @@
+//! Whole files in memory, as a trainer needs them: the same payloads that `score` and `produce` see, read into rows by the same
+//! decoder as the daemon's.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::pick::canonical;
+use super::scan::{Scalar, scan};
+use super::{Error, ErrorKind, Options, Progress, open};
+use crate::bundle::Feature;
+use crate::decode::JsonDecoder;
+
+/// Of the records of a file, at most one in this many may not be JSON objects.
+const TOLERATED: u64 = 10;
+/// So many records that are not JSON objects are always left out without an error.
+const ALWAYS_TOLERATED: u64 = 10;
+/// Different refusals that are counted; others are counted together.
+const MOST_REFUSALS: usize = 1000;
+
+/// Records in the order of their files. A clone or a part shares the records' memory.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    payloads: Vec<Arc<[u8]>>,
+    /// The files that the records came from.
+    pub files: Vec<FileFacts>,
+    /// What was left out or changed on the way, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// What was read from one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileFacts {
+    pub path: PathBuf,
+    pub rows: u64,
+    /// How many of its rows were drawn, if not all of them are in the table.
+    pub drawn: Option<u64>,
+}
+
+/// A table as the scorer's input.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// [rows, features], NaN where a value is missing; a refused record's row holds NaN only.
+    pub x: Vec<f32>,
+    /// [rows]: the schema accepts the record.
+    pub accepted: Vec<bool>,
+    /// Refused records by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+impl Table {
+    /// Reads files in order. If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
+    /// (reservoir sampling, Vitter 1985, algorithm R); only those are kept in memory.
+    ///
+    /// `progress` may end the reading.
+    ///
+    /// # Errors
+    /// [`Error`] names the file: it cannot be read, has no rows, or too many of its records are not JSON objects.
+    pub fn read(
+        paths: &[PathBuf],
+        max_rows: usize,
+        seed: u64,
+        mut progress: impl FnMut(&Path, Progress) -> ControlFlow<()>,
+    ) -> Result<Table, Error> {
+        let mut reservoir = Reservoir::new(max_rows, seed);
+        let mut table = Table::default();
+        for (file, path) in paths.iter().enumerate() {
+            let mut rows = 0;
+            let mut refused = 0;
+            let mut data = open(path, &Options::default())?;
+            while let Some(example) = data.next() {
+                let payload = example?.payload;
+                if rows % 4096 == 0 && progress(path, data.progress()).is_break() {
+                    return Err(stopped(path));
+                }
+                if !is_object(&payload) {
+                    refused += 1;
+                    if refused > ALWAYS_TOLERATED.max((rows + refused) / TOLERATED) {
+                        return Err(too_many(path, refused, rows));
+                    }
+                    continue;
+                }
+                rows += 1;
+                reservoir.offer(file, payload);
+            }
+            if progress(path, data.progress()).is_break() {
+                return Err(stopped(path));
+            }
+            table.notes.extend(data.notes());
+            if rows == 0 && refused > 0 {
+                return Err(too_many(path, refused, rows));
+            }
+            if rows == 0 {
+                return Err(Error {
+                    path: path.clone(),
+                    kind: ErrorKind::Columns("the file has no rows".to_owned()),
+                });
+            }
+            if refused > 0 {
+                table.notes.push(format!(
+                    "{}: {refused} records that are not JSON objects are left out",
+                    path.display()
+                ));
+            }
+            table.files.push(FileFacts {
+                path: path.clone(),
+                rows,
+                drawn: None,
+            });
+        }
+        let total: u64 = table.files.iter().map(|file| file.rows).sum();
+        let sampled = total > reservoir.capacity as u64;
+        let drawn = reservoir.into_ordered();
+        if sampled {
+            for (number, file) in table.files.iter_mut().enumerate() {
+                let count = drawn.iter().filter(|(from, _)| *from == number).count();
+                file.drawn = Some(count as u64);
+                table.notes.push(format!(
+                    "{}: {count} of {} rows, drawn at random",
+                    file.path.display(),
+                    file.rows
+                ));
+            }
+        }
+        table.payloads = drawn.into_iter().map(|(_, payload)| payload).collect();
+        Ok(table)
+    }
+
+    /// A table of JSON objects that are already in memory.
+    pub fn from_payloads(payloads: impl IntoIterator<Item = Vec<u8>>) -> Table {
+        Table {
+            payloads: payloads.into_iter().map(Arc::from).collect(),
+            ..Table::default()
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.payloads.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.payloads.is_empty()
+    }
+
+    /// The JSON of one record, as a producer would send it.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn payload(&self, row: usize) -> &[u8] {
+        &self.payloads[row]
+    }
+
+    pub fn payloads(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.payloads.iter().map(|payload| &**payload)
+    }
+
+    /// The rows of those numbers, in that order.
+    ///
+    /// # Panics
+    /// If a number is not one of a row.
+    pub fn take(&self, rows: impl IntoIterator<Item = usize>) -> Table {
+        Table {
+            payloads: rows
+                .into_iter()
+                .map(|row| self.payloads[row].clone())
+                .collect(),
+            files: self.files.clone(),
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// The dotted paths of all fields, in the order of their first appearance.
+    pub fn paths(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        let mut seen = HashSet::new();
+        self.scan(|_, path, _| {
+            if !seen.contains(path) {
+                seen.insert(path.to_owned());
+                paths.push(path.to_owned());
+            }
+        });
+        paths
+    }
+
+    /// The text of each record's string, number or boolean at `path`, as categories are compared; `None` where it is absent or null.
+    pub fn texts(&self, path: &str) -> Vec<Option<String>> {
+        let mut texts = vec![None; self.len()];
+        self.scan(|row, at, value| {
+            if at == path {
+                texts[row] = value.text().map(Cow::into_owned);
+            }
+        });
+        texts
+    }
+
+    /// Each record's number at `path`; NaN where it holds none. Booleans count as 0 and 1.
+    pub fn numbers(&self, path: &str) -> Vec<f64> {
+        let mut numbers = vec![f64::NAN; self.len()];
+        self.scan(|row, at, value| {
+            if at == path {
+                numbers[row] = value.number().unwrap_or(f64::NAN);
+            }
+        });
+        numbers
+    }
+
+    /// Whether each record's label at `path` is that of a normal one; `None` where it is absent or null. Labels are compared as
+    /// [`Options::normal`] says.
+    pub fn is_normal(&self, path: &str, normal: &str) -> Vec<Option<bool>> {
+        let normal = canonical(normal);
+        let texts = self.texts(path).into_iter();
+        texts
+            .map(|text| text.map(|text| canonical(&text) == normal))
+            .collect()
+    }
+
+    fn scan(&self, mut each: impl FnMut(usize, &str, Scalar<'_>)) {
+        for (row, payload) in self.payloads().enumerate() {
+            let scanned = scan(payload, |path, value| each(row, path, value));
+            debug_assert!(scanned.is_ok(), "a table holds JSON objects only");
+        }
+    }
+
+    /// The records as the daemon's decoder reads them.
+    pub fn encode(&self, features: &[Feature]) -> Encoded {
+        let width = features.len();
+        let mut decoder = JsonDecoder::new(features);
+        let mut encoded = Encoded::default();
+        let mut counts: HashMap<String, u64> = HashMap::new();
+        encoded.x.reserve(width * self.len());
+        for payload in self.payloads() {
+            let refused = decoder.decode(payload, &mut encoded.x).err();
+            encoded.accepted.push(refused.is_none());
+            if let Some(error) = refused {
+                encoded.x.resize(encoded.x.len() + width, f32::NAN);
+                let mut refusal = error.to_string();
+                if counts.len() >= MOST_REFUSALS && !counts.contains_key(&refusal) {
+                    refusal = "other refusals".to_owned();
+                }
+                *counts.entry(refusal).or_default() += 1;
+            }
+        }
+        encoded.refused = counts.into_iter().collect();
+        encoded
+    }
+}
+
+fn is_object(payload: &[u8]) -> bool {
+    scan(payload, |_, _| {}).is_ok()
+}
+
+fn stopped(path: &Path) -> Error {
+    Error {
+        path: path.into(),
+        kind: ErrorKind::Stopped,
+    }
+}
+
+fn too_many(path: &Path, refused: u64, rows: u64) -> Error {
+    Error {
+        path: path.into(),
+        kind: ErrorKind::Columns(format!(
+            "{refused} of the first {} records are not JSON objects: each line must be one",
+            rows + refused
+        )),
+    }
+}
+
+/// A uniform sample of a stream of unknown length.
+struct Reservoir {
+    capacity: usize,
+    seen: u64,
+    random: fastrand::Rng,
+    /// The number in the stream, the file, and the record.
+    kept: Vec<(u64, usize, Arc<[u8]>)>,
+}
+
+impl Reservoir {
+    fn new(capacity: usize, seed: u64) -> Reservoir {
+        Reservoir {
+            capacity,
+            seen: 0,
+            random: fastrand::Rng::with_seed(seed),
+            kept: Vec::new(),
+        }
+    }
+
+    fn offer(&mut self, file: usize, payload: Vec<u8>) {
+        let number = self.seen;
+        self.seen += 1;
+        if self.kept.len() < self.capacity {
+            self.kept.push((number, file, payload.into()));
+            return;
+        }
+        let slot = self.random.u64(0..self.seen);
+        if let Some(kept) = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| self.kept.get_mut(slot))
+        {
+            *kept = (number, file, payload.into());
+        }
+    }
+
+    fn into_ordered(mut self) -> Vec<(usize, Arc<[u8]>)> {
+        self.kept.sort_unstable_by_key(|(number, _, _)| *number);
+        self.kept
+            .into_iter()
+            .map(|(_, file, payload)| (file, payload))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(records: &[&str]) -> Table {
+        Table::from_payloads(records.iter().map(|record| record.as_bytes().to_vec()))
+    }
+
+    fn read(text: &str, max_rows: usize, seed: u64) -> Result<Table, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.ndjson");
+        std::fs::write(&path, text).unwrap();
+        Table::read(&[path], max_rows, seed, |_, _| {}).map_err(|e| e.kind.to_string())
+    }
+
+    #[test]
+    fn texts_numbers_and_labels_of_a_path() {
+        let table = table(&[
+            r#"{"a": {"b": 1.50}, "c": "x"}"#,
+            r#"{"a.b": true, "c": null}"#,
+            r#"{"a": {"b": "0"}, "d": [1]}"#,
+        ]);
+        assert_eq!(table.paths(), ["a.b", "c", "d"]);
+        let texts = [Some("1.5"), Some("true"), Some("0")].map(|text| text.map(str::to_owned));
+        assert_eq!(table.texts("a.b"), texts);
+        assert_eq!(table.numbers("a.b")[..2], [1.5, 1.0]);
+        assert!(table.numbers("a.b")[2].is_nan());
+        assert_eq!(
+            table.is_normal("a.b", "0.0"),
+            [Some(false), Some(false), Some(true)]
+        );
+        assert_eq!(table.is_normal("c", "x"), [Some(true), None, None]);
+    }
+
+    #[test]
+    fn few_records_that_are_not_objects_are_left_out_and_said() {
+        let good = "{\"a\": 1}\n".repeat(200);
+        let table = read(&format!("[1]\n{good}nonsense\n"), usize::MAX, 0).unwrap();
+        assert_eq!(table.len(), 200);
+        assert!(
+            table.notes[0].ends_with("2 records that are not JSON objects are left out"),
+            "{:?}",
+            table.notes
+        );
+        let error = read(&"[1]\n".repeat(12), usize::MAX, 0).unwrap_err();
+        assert!(error.starts_with("11 of the first 11 records"), "{error}");
+        assert_eq!(read("", usize::MAX, 0).unwrap_err(), "the file has no rows");
+    }
+
+    #[test]
+    fn a_sample_is_uniform_ordered_and_the_same_for_a_seed() {
+        let lines: String = (0..1000).map(|i| format!("{{\"i\": {i}}}\n")).collect();
+        let drawn = |seed| read(&lines, 100, seed).unwrap().numbers("i");
+        assert_eq!(drawn(1), drawn(1));
+        assert_ne!(drawn(1), drawn(2));
+        assert!(drawn(1).is_sorted());
+        let mean: f64 = (0..50).flat_map(drawn).sum::<f64>() / 5000.0;
+        assert!(
+            (mean - 499.5).abs() < 5.0 * 288.7 / 5000_f64.sqrt(),
+            "{mean}"
+        );
+        let table = read(&lines, 100, 1).unwrap();
+        assert_eq!(
+            (table.files[0].rows, table.files[0].drawn),
+            (1000, Some(100))
+        );
+    }
+
+    #[test]
+    fn rows_are_the_decoders_and_refusals_are_counted() {
+        let table = table(&[r#"{"a": 1}"#, r#"{"a": "x"}"#, r#"{}"#, r#"{"a": 2.5}"#]);
+        let features: Vec<Feature> = serde_json::from_value(
+            serde_json::json!([{"name": "a", "path": "a", "type": "number"}]),
+        )
+        .unwrap();
+        let encoded = table.encode(&features);
+        assert_eq!(encoded.accepted, [true, false, false, true]);
+        assert_eq!((encoded.x[0], encoded.x[3]), (1.0, 2.5));
+        assert!(encoded.x[1].is_nan() && encoded.x[2].is_nan());
+        assert_eq!(encoded.refused.len(), 2);
+        assert_eq!(table.take([3, 0]).numbers("a"), [2.5, 1.0]);
+    }
+}
