@@ -219,10 +219,7 @@ fn show(status: &Status) {
     }
     for p in all() {
         if let (Some(what), Some(since)) = (&p.waiting_for, &p.waiting_since) {
-            println!(
-                "{}-{} waits for {what} since {since}",
-                p.topic, p.partition
-            );
+            println!("{}-{} waits for {what} since {since}", p.topic, p.partition);
         }
     }
 }
