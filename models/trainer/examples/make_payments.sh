@@ -8,6 +8,6 @@ trap 'rm -rf "$work"' EXIT
 
 python "$here/payments.py" --history "$work/history.ndjson.gz" --sample "$work/sample.ndjson.gz"
 residuald-train tabular --data "$work/history.ndjson.gz" --schema "$here/payments_schema.json" \
-    --name payments --version 1 --recipe blind --steps 6000 --coreset 300 --nearest payment_id --out "$bundle"
+    --name payments --version 1 --recipe blind --steps 6000 --coreset 300 --nearest payment_id --force --out "$bundle"
 residuald-train screen "$bundle" --data "$work/history.ndjson.gz"
 cp "$work/sample.ndjson.gz" "$bundle/sample.ndjson.gz"

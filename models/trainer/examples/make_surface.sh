@@ -8,5 +8,5 @@ trap 'rm -rf "$work"' EXIT
 
 python "$here/surface.py" --train "$work/train" --groups "$work/groups.csv" --sample "$work/sample.ndjson.gz"
 residuald-train images --data "$work/train" --groups "$work/groups.csv" --name surface --version 1 \
-    --size 96 --steps "${STEPS:-900}" --out "$bundle"
+    --size 96 --steps "${STEPS:-900}" --force --out "$bundle"
 cp "$work/sample.ndjson.gz" "$bundle/sample.ndjson.gz"

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import residuald
 from conftest import encoded
 
+from residuald_train import TrainerError
 from residuald_train.bundle.calibrate import calibrate
 from residuald_train.bundle.export import FORBIDDEN, write
 from residuald_train.bundle.golden import record_text
@@ -115,7 +117,9 @@ def test_shipped_payments_sample_is_detected():
 def test_an_older_bundle_is_replaced_and_other_files_stay(tmp_path):
     write(tmp_path / "b", {"manifest.json": b"1", "model.onnx": b"1"})
     (tmp_path / "b" / "README.md").write_text("mine")
-    write(tmp_path / "b", {"manifest.json": b"2"})
+    with pytest.raises(TrainerError, match="--force to replace"):
+        write(tmp_path / "b", {"manifest.json": b"2"})
+    write(tmp_path / "b", {"manifest.json": b"2"}, replace=True)
     assert {p.name: p.read_text() for p in (tmp_path / "b").iterdir()} == {
         "manifest.json": "2",
         "model.onnx": "1",

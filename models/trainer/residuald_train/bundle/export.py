@@ -105,15 +105,19 @@ def as_json(value, indent=None):
     return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
 
 
-def check_out(out):
-    """Raises TrainerError if `out` holds anything but a bundle."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
+def check_out(out, replace=False):
+    """Raises TrainerError if `out` holds anything but a bundle, or a bundle without `replace`."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "manifest.json").exists():
         raise TrainerError(f"{out} exists and is not a bundle; pass another --out")
+    if not replace:
+        raise TrainerError(f"{out} holds a bundle already; pass another --out, or --force to replace it")
 
 
-def write(out, files):
+def write(out, files, replace=False):
     """Writes {name: bytes} to the folder `out` by one rename. Keeps further files of an older bundle, like a README."""
-    check_out(out)
+    check_out(out, replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     out = out.resolve()
     fresh, old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)), None

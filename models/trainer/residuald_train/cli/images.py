@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import TrainerError
-from .shared import LAYOUTS, add_images, add_seed, add_verb, image_options, image_shape, require
+from .shared import LAYOUTS, add_force, add_images, add_seed, add_verb, image_options, image_shape, require
 
 
 def add_parser(verbs):
@@ -37,6 +37,7 @@ def add_parser(verbs):
         help="write contact sheets during training; columns: clean, corrupted, restored, added, found",
     )
     p.add_argument("--denoiser", action="store_true", help="ddim: add denoiser.onnx and its schedule to the bundle")
+    add_force(p)
     p.add_argument("--dry-run", action="store_true", help="print the options and the number of images, train nothing")
 
 
@@ -64,5 +65,6 @@ def run(args):
         samples=args.samples,
         denoiser=args.denoiser,
         dry_run=args.dry_run,
+        force=args.force,
     )
     train_bundle(settings)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .. import TrainerError
 from ..tabular.labels import anomalous_rows, read_labelled_like
-from .shared import add_bundle, add_data, add_verb, data_source
+from .shared import add_bundle, add_data, add_force, add_verb, data_source
 
 
 def add_parser(verbs):
@@ -18,6 +18,7 @@ def add_parser(verbs):
     add_bundle(p)
     add_data(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle's folder")
+    add_force(p)
 
 
 def run(args):
@@ -25,11 +26,11 @@ def run(args):
     from ..bundle.quantize import quantize, summary
     from ..bundle.served import Served
 
-    check_out(args.out)
     if args.out.resolve() == args.bundle.resolve():
         raise TrainerError(f"--out {args.out} is the bundle itself; pass another folder, so that both can be compared")
+    check_out(args.out, args.force)
     served = Served(args.bundle)
     table, label = read_labelled_like(data_source(args), served.manifest)
     files = quantize(served, table, anomalous_rows(table, label))
-    write(args.out, files)
+    write(args.out, files, args.force)
     print(*summary(served, files), f"wrote {args.out}", sep="\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..console import say
 from ..tabular.features import encode
 from ..tabular.labels import read_labelled_like, split_by_label
-from .shared import add_bundle, add_data, add_max_rows, add_seed, add_verb, data_source
+from .shared import add_bundle, add_data, add_force, add_max_rows, add_seed, add_verb, data_source
 
 
 def add_parser(verbs):
@@ -21,6 +21,7 @@ def add_parser(verbs):
     add_max_rows(p)
     add_seed(p)
     p.add_argument("--out", type=Path, metavar="DIR", help="write the new bundle here and leave BUNDLE unchanged")
+    add_force(p)
 
 
 def run(args):
@@ -29,13 +30,14 @@ def run(args):
     from ..bundle.served import Served
 
     out = args.out or args.bundle
-    check_out(out)
+    replace = args.force or out.resolve() == args.bundle.resolve()
+    check_out(out, replace)
     served = Served(args.bundle)
     table, label = read_labelled_like(data_source(args), served.manifest)
     X, accepted, refused = encode(split_by_label(table, label)[0], served.features)
     for reason, count in refused.most_common(10):
         say(f"left out {count} rows that the schema refuses: {reason}")
     files, answers = add_screen(served, X[accepted], args.seed)
-    write(out, files)
+    write(out, files, replace)
     print(*summary(served, files, answers, X[accepted]), sep="\n")
     print(f'wrote {out}; next: screen.mode = "audit", then "on"')

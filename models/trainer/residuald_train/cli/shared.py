@@ -59,6 +59,10 @@ def add_max_rows(p):
     )
 
 
+def add_force(p):
+    p.add_argument("--force", action="store_true", help="replace the bundle that --out holds already")
+
+
 def add_seed(p):
     p.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 

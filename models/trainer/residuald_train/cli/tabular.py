@@ -6,6 +6,7 @@ from .shared import (
     RECIPES,
     add_data,
     add_drop,
+    add_force,
     add_keep,
     add_max_rows,
     add_seed,
@@ -60,6 +61,7 @@ def add_parser(verbs):
         "stores the schema's fields unchanged, one record for each center of the kernel, with COL as its id",
     )
     p.add_argument("--segment", metavar="COL", help="calibrate a separate threshold for each value of this column")
+    add_force(p)
     p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
 
 
@@ -91,5 +93,6 @@ def run(args):
         nearest=args.nearest,
         segment=args.segment,
         dry_run=args.dry_run,
+        force=args.force,
     )
     train_bundle(settings)

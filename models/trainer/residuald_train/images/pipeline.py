@@ -43,11 +43,12 @@ class Settings:
     samples: Path | None  # folder for contact sheets
     denoiser: bool  # put denoiser.onnx and its schedule into the bundle
     dry_run: bool
+    force: bool = False  # replace an existing bundle
 
 
 def train_bundle(settings):
     """Trains on the images of `settings.data` and writes the bundle to `settings.out`."""
-    check_out(settings.out)
+    check_out(settings.out, settings.force)
     good, labelled = read_folder(settings.data, settings.normal, settings.groups)
     recorded = asdict(settings.options) | {"recipe": settings.recipe, "held_out": settings.held_out}
     about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
@@ -71,7 +72,7 @@ def train_bundle(settings):
     facts = {"name": settings.name, "version": settings.version, "training": training}
     more = ddim.denoiser_files(scorer) if settings.denoiser else {}
     files, parity, score = make_bundle(scorer, y, owner, facts, more)
-    write(settings.out, files)
+    write(settings.out, files, settings.force)
     if not settings.checkpoint:
         os.unlink(checkpoint)
     print_summary(files["model.onnx"], settings.shape, y, score, parity, labelled)

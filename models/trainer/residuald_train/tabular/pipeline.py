@@ -43,11 +43,12 @@ class Settings:
     nearest: str | bool | None  # keep normal records: the column of their ids, or True without ids
     segment: str | None  # the column to calibrate by
     dry_run: bool
+    force: bool = False  # replace an existing bundle
 
 
 def train_bundle(settings):
     """Trains on the files of `settings.source` and writes the bundle to `settings.out`."""
-    check_out(settings.out)
+    check_out(settings.out, settings.force)
     features, label = load_schema(settings.schema) if settings.schema else (None, None)
     table, label = read_labelled(settings.source, label)
     normals, anomalies = split_by_label(table, label)
@@ -82,7 +83,7 @@ def train_bundle(settings):
         segment_values=held_out.segments(settings.segment) if settings.segment else None,
         more=nearest_files(scorer, rows, normals, options, settings.nearest),
     )
-    write(settings.out, files)
+    write(settings.out, files, settings.force)
     print_summary(files["model.onnx"], features, score, parity, rows.X[rows.held_out], anomalies)
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
 
