@@ -178,7 +178,9 @@ impl RecordFormat {
     /// large.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
-            RecordFormat::Json => serde_json::from_slice(payload).ok().map(Cow::Borrowed),
+            RecordFormat::Json => serde_json::from_slice(json::unframed(payload))
+                .ok()
+                .map(Cow::Borrowed),
             RecordFormat::Typed(source) => {
                 let (record_type, record) = source.type_of(payload).ok()?;
                 let json = record_type.to_json(record, MOST_JSON)?;

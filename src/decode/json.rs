@@ -1,5 +1,7 @@
 //! Decodes JSON directly into the row, in one pass over the text, without a tree and without allocations per record.
 
+mod framing;
+
 use std::cell::RefCell;
 use std::fmt;
 
@@ -13,6 +15,8 @@ use super::value::Value;
 use super::{Reason, RowError, malformed};
 use crate::bundle::{Feature, SegmentId};
 use crate::clip::clip;
+
+pub use framing::unframed;
 
 /// Decodes JSON objects into rows. Each thread has its own, because it keeps scratch space.
 #[derive(Debug)]
@@ -64,7 +68,9 @@ fn fill(
     row: &mut [f32],
 ) -> Result<(), RowError> {
     // Checked first, because serde_json does not validate strings that it skips.
-    let text = std::str::from_utf8(payload).map_err(|e| malformed(format!("not UTF-8: {e}")))?;
+    let json = framing::unframed(payload);
+    let text = std::str::from_utf8(json)
+        .map_err(|e| malformed(named(payload, format!("not UTF-8: {e}"))))?;
     // Inside a record, `null` is an absent object. A whole record must not be absent.
     if text.trim_ascii() == "null" {
         return Err(malformed("not a JSON object: null"));
@@ -84,15 +90,28 @@ fn fill(
         .and_then(|()| deserializer.end());
     parsed.map_err(|e| {
         let typed = target.borrow_mut().scratch.error.take();
-        typed.unwrap_or_else(|| malformed(describe(&e)))
+        typed.unwrap_or_else(|| malformed(named(payload, describe(text, &e))))
     })
 }
 
-fn describe(error: &serde_json::Error) -> String {
+fn describe(text: &str, error: &serde_json::Error) -> String {
     if error.is_eof() {
         format!("truncated JSON: {error}")
+    } else if framing::is_not_a_number(text, error.line(), error.column()) {
+        let (line, column) = (error.line(), error.column());
+        format!(
+            "not JSON: NaN or Infinity at line {line} column {column}. Let the producer write null"
+        )
     } else {
         format!("not a JSON object: {error}")
+    }
+}
+
+/// Adds what the payload seems to be, if that is known.
+fn named(payload: &[u8], problem: String) -> String {
+    match framing::guess(payload) {
+        Some(guess) => format!("{problem}; {guess}"),
+        None => problem,
     }
 }
 
@@ -375,6 +394,48 @@ mod tests {
         assert_eq!(decode(twice.as_bytes()), Err(Reason::Duplicate));
         let within = r#"{"amount": 1, "present": true, "time": "2026-01-01T06:00:00Z", "amount.x": 2, "merchant.age.x": 3, "merchant.": 4}"#;
         assert_eq!(decode(within.as_bytes()).unwrap()[0], 1.0);
+    }
+
+    #[test]
+    fn json_behind_a_schema_registrys_header_or_a_byte_order_mark_is_read() {
+        for frame in [
+            &b"\x00\x00\x00\x00\x07"[..],
+            b"\xef\xbb\xbf",
+            b"\x00\x00\x00\x00\x07\xef\xbb\xbf",
+        ] {
+            let framed = [frame, GOOD.as_bytes()].concat();
+            let expected = if frame.len() == 8 {
+                Err(Reason::Malformed)
+            } else {
+                decode(GOOD.as_bytes())
+            };
+            assert_eq!(decode(&framed), expected, "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_is_named() {
+        let said = |payload: &[u8]| {
+            decoder()
+                .decode(payload, &mut Vec::new())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(said(&[0, 0, 0, 0, 7, 2, 8]).contains("schema registry's id 7"));
+        assert!(said(b"\x1f\x8b\x08\x00").contains("gzip"));
+        assert!(said(b"[{}]").contains("JSON array"));
+        let nan = GOOD.replacen("12.5", "NaN", 1);
+        assert!(
+            said(nan.as_bytes()).starts_with("not JSON: NaN or Infinity at line 1 column"),
+            "{}",
+            said(nan.as_bytes())
+        );
+        let infinite = GOOD.replacen("12.5", "-Infinity", 1);
+        assert!(
+            said(infinite.as_bytes()).starts_with("not JSON: NaN or Infinity"),
+            "{}",
+            said(infinite.as_bytes())
+        );
     }
 
     #[test]

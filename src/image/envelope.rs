@@ -5,11 +5,18 @@ use std::collections::HashSet;
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::ImageError;
+
+/// With or without padding.
+const LENIENT: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
 /// Returns the encoded image, which may have at most `most` bytes.
 pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, [u8]>, ImageError> {
@@ -32,11 +39,17 @@ pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, 
             _ => ImageError::NotString(field.to_owned()),
         })?
         .0;
+    let base64 = bare(&base64);
     let bytes = base64.trim_end_matches('=').len() / 4 * 3;
     if bytes > most {
         return Err(too_large(bytes));
     }
-    let decoded = STANDARD.decode(base64.as_bytes());
+    let engine = if base64.contains(['-', '_']) {
+        &URL_SAFE
+    } else {
+        &STANDARD
+    };
+    let decoded = engine.decode(base64.as_bytes());
     let decoded = decoded.map_err(|e| ImageError::NotBase64 {
         field: field.to_owned(),
         problem: e.to_string(),
@@ -45,6 +58,21 @@ pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, 
         return Err(too_large(decoded.len()));
     }
     Ok(Cow::Owned(decoded))
+}
+
+/// Returns the base64 of a data URL (RFC 2397) or of MIME (RFC 2045) without what surrounds it and without its line breaks.
+fn bare(text: &str) -> Cow<'_, str> {
+    let text = match text
+        .strip_prefix("data:")
+        .and_then(|url| url.split_once(','))
+    {
+        Some((kind, data)) if kind.ends_with(";base64") => data,
+        _ => text,
+    };
+    match text.contains(|c: char| c.is_ascii_whitespace()) {
+        true => Cow::Owned(text.split_ascii_whitespace().collect()),
+        false => Cow::Borrowed(text),
+    }
 }
 
 /// Returns a JSON object without its image and otherwise unchanged. `None` if the payload is not a JSON object.

@@ -274,6 +274,43 @@ fn an_image_in_json_is_found_and_left_out_of_the_record() {
 }
 
 #[test]
+fn base64_is_read_as_browsers_mails_and_tokens_write_it() {
+    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+    let png = rgb(2, 2);
+    let plain = STANDARD.encode(&png);
+    let lines: Vec<&str> = plain
+        .as_bytes()
+        .chunks(20)
+        .map(|l| std::str::from_utf8(l).unwrap())
+        .collect();
+    let expected = reader(3).read(&png).unwrap();
+    for written in [
+        plain.clone(),
+        format!("data:image/png;base64,{plain}"),
+        format!("data:image/png;charset=utf-8;base64,{plain}"),
+        lines.join("\\r\\n"),
+        STANDARD_NO_PAD.encode(&png),
+        URL_SAFE.encode(&png),
+        URL_SAFE_NO_PAD.encode(&png),
+    ] {
+        let payload = format!(r#"{{"image": "{written}"}}"#);
+        assert_eq!(
+            reader(3).read(payload.as_bytes()).unwrap().rows,
+            expected.rows,
+            "{written}"
+        );
+    }
+    for broken in [
+        format!("data:image/png,{plain}"),
+        format!("{plain}-"),
+        "data:;base64,%".to_owned(),
+    ] {
+        let payload = format!(r#"{{"image": "{broken}"}}"#);
+        assert!(reader(3).read(payload.as_bytes()).is_err(), "{broken}");
+    }
+}
+
+#[test]
 fn tiles_cover_an_image_and_their_bytes_are_known_before() {
     let pixels = serde_json::json!({
         "height": 8, "width": 8, "channels": 3, "resize": "bilinear",

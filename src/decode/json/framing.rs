@@ -1,0 +1,108 @@
+//! What surrounds the JSON of a message, and what a message is that is not JSON.
+
+/// The first byte of Confluent's header, which a schema id of four bytes follows.
+const MAGIC: u8 = 0;
+const HEADER: usize = 5;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Returns the JSON of a message: without a byte order mark, and without the header that Confluent's JSON Schema serialiser adds.
+/// JSON never starts with either.
+pub fn unframed(payload: &[u8]) -> &[u8] {
+    let is_framed = payload.first() == Some(&MAGIC) && payload.get(HEADER) == Some(&b'{');
+    let payload = if is_framed {
+        &payload[HEADER..]
+    } else {
+        payload
+    };
+    payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload)
+}
+
+/// Says what a payload that is not JSON seems to be, and what to do about it.
+pub fn guess(payload: &[u8]) -> Option<String> {
+    let starts = |magic: &[u8]| payload.starts_with(magic);
+    Some(match payload {
+        [MAGIC, id @ ..] if id.len() >= 4 => {
+            let id = u32::from_be_bytes([id[0], id[1], id[2], id[3]]);
+            format!(
+                "it starts like a record with the schema registry's id {id}: set input.format to \"avro\" or \"protobuf\", and input.schema_registry.url"
+            )
+        }
+        _ if starts(b"\x1f\x8b") => compressed("gzip"),
+        _ if starts(b"\x28\xb5\x2f\xfd") => compressed("zstd"),
+        _ if starts(b"\x04\x22\x4d\x18") => compressed("lz4"),
+        _ if starts(b"\xff\xfe") || starts(b"\xfe\xff") => {
+            "it starts like UTF-16: let the producer write UTF-8".to_owned()
+        }
+        _ if starts(b"Obj\x01") => {
+            "it starts like an Avro file: let the producer write one Avro record a message".to_owned()
+        }
+        _ if starts(b"\xc3\x01") => {
+            "it starts like Avro's single-object encoding, which residuald does not read: let the producer use a schema registry"
+                .to_owned()
+        }
+        _ if starts(b"\x03") && payload.len() > 18 => {
+            "it starts like a record of AWS Glue's schema registry, which residuald does not read".to_owned()
+        }
+        _ if starts(b"PAR1") => "it starts like a Parquet file: send one record a message".to_owned(),
+        _ if payload.trim_ascii_start().starts_with(b"[") => {
+            "it is a JSON array: send one object a message".to_owned()
+        }
+        _ => return None,
+    })
+}
+
+fn compressed(how: &str) -> String {
+    format!(
+        "it starts like {how}: residuald reads compressed topics (the producer's compression.type), but not values that are compressed before"
+    )
+}
+
+/// Whether the JSON fails at one of the numbers that JavaScript has and JSON does not.
+pub fn is_not_a_number(text: &str, line: usize, column: usize) -> bool {
+    let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+    let rest = line
+        .as_bytes()
+        .get(column.saturating_sub(1)..)
+        .unwrap_or_default();
+    let rest = rest.strip_prefix(b"-").unwrap_or(rest);
+    rest.starts_with(b"NaN") || rest.starts_with(b"Infinity") || rest.starts_with(b"Inf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_found_behind_a_header_or_a_mark() {
+        assert_eq!(unframed(b"{}"), b"{}");
+        assert_eq!(unframed(b"\x00\x00\x00\x00\x07{}"), b"{}");
+        assert_eq!(unframed(b"\xef\xbb\xbf{}"), b"{}");
+        for other in [
+            &b""[..],
+            b"\x00",
+            b"\x00\x00\x00\x00\x07",
+            b"\x00\x00\x00\x00\x07\x02",
+        ] {
+            assert_eq!(unframed(other), other);
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_named() {
+        for (payload, said) in [
+            (&b"\x00\x00\x00\x00\x07\x02abc"[..], "id 7"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"\xff\xfe{\x00", "UTF-16"),
+            (b"Obj\x01", "Avro file"),
+            (b"\xc3\x01abc", "single-object"),
+            (b"\x03\x00aaaaaaaaaaaaaaaaa", "Glue"),
+            (b" [{}]", "JSON array"),
+        ] {
+            let guess = guess(payload).unwrap();
+            assert!(guess.contains(said), "{guess}");
+        }
+        assert_eq!(guess(b"not json"), None);
+        assert_eq!(guess(b""), None);
+    }
+}
