@@ -324,7 +324,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.ndjson");
         std::fs::write(&path, text).unwrap();
-        Table::read(&[path], max_rows, seed, |_, _| {}).map_err(|e| e.kind.to_string())
+        Table::read(&[path], max_rows, seed, |_, _| ControlFlow::Continue(()))
+            .map_err(|e| e.kind.to_string())
     }
 
     #[test]

@@ -215,7 +215,7 @@ def test_judged_counts_what_the_schema_refuses(small, history):
     table = residuald.Table([set_field(record, "amount", "null") for record in records[:3]] + records[3:])
     scored = ScoredRecords(Served(small), table)
     assert (scored.read, len(scored.score)) == (600, 597)
-    assert scored.refused == {"field `amount`: required by feature `amount`, absent or null": 3}
+    assert scored.refused == {"field `amount` is absent or null, but feature `amount` requires it": 3}
 
 
 def test_values_in_the_users_terms():
