@@ -1,18 +1,18 @@
-//! How a feature's values are written where they are not JSON's own numbers and booleans or RFC 3339 strings.
+//! Further spellings of a feature's values, beside JSON numbers, JSON booleans and RFC 3339 strings.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, fmt::strtime};
 use serde::{Deserialize, Serialize};
 
-/// Most spellings of one kind that a feature may list.
+/// Maximum number of entries in one list of spellings.
 const MOST_SPELLINGS: usize = 1000;
 
-/// The optional part of a feature: further spellings that it accepts.
+/// The spellings that a feature accepts in addition to JSON's own.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Notation {
-    /// How numbers in strings are written; without it, a string is not a number.
+    /// The format of numbers in strings. Without it, a string is not a number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub number_format: Option<NumberFormat>,
     /// Strings that mean true, in any case.
@@ -24,22 +24,22 @@ pub struct Notation {
     /// The strptime pattern of times that are not RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_format: Option<String>,
-    /// The IANA name of the zone of times without an offset; without it, they are refused.
+    /// The IANA time zone of times without an offset. Without it, such times are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
-    /// Values that mean that there is none, compared as they are written.
+    /// Values that count as missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing_values: Vec<MissingValue>,
 }
 
-/// How a number in a string is written. All take blanks around it, a sign, a currency sign or code, a percent sign (12 % is 12), and
-/// parentheses for a negative amount.
+/// The format of a number in a string. Every format allows surrounding spaces, a sign, a currency sign or code, a percent sign
+/// (12 % is 12), and parentheses for a negative amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NumberFormat {
-    /// `1,234.5`: groups of digits by comma, blank, apostrophe or underscore.
+    /// `1,234.5`. Commas, spaces, apostrophes or underscores may separate groups of digits.
     DecimalPoint,
-    /// `1.234,5`: groups of digits by point, blank, apostrophe or underscore.
+    /// `1.234,5`. Points, spaces, apostrophes or underscores may separate groups of digits.
     DecimalComma,
     /// `0x4d2`, with or without its prefix.
     Hexadecimal,
@@ -53,12 +53,12 @@ pub enum MissingValue {
 }
 
 impl Notation {
-    /// Whether only JSON's own spellings are read.
+    /// Returns whether there are no further spellings.
     pub fn is_plain(&self) -> bool {
         *self == Notation::default()
     }
 
-    /// What is wrong with it, for the feature `name`.
+    /// Returns everything that is wrong with the spellings of the feature `name`.
     pub fn faults(&self, name: &str) -> Vec<String> {
         let mut faults = Vec::new();
         if let Some(zone) = &self.time_zone
@@ -101,14 +101,14 @@ impl Notation {
 }
 
 impl NumberFormat {
-    /// The number that a string holds, if it holds one in this format.
+    /// Returns the number in a string. `None` if the string is not a number in this format.
     pub fn parse(self, text: &str) -> Option<f64> {
         let mut text = text.trim();
         let mut negative = false;
         if let Some(inner) = text.strip_prefix('(').and_then(|t| t.strip_suffix(')')) {
             (text, negative) = (inner.trim(), true);
         }
-        // Sign and currency come in either order, the currency and the percent sign on either side.
+        // The sign and the currency may come in either order, and the currency may be on either side.
         for _ in 0..3 {
             if let Some(rest) = text.strip_prefix(['-', '\u{2212}']) {
                 (text, negative) = (rest.trim_start(), !negative);
@@ -136,14 +136,14 @@ impl NumberFormat {
     }
 }
 
-/// ISO 4217's codes of much-traded currencies. Other letters beside a number make it a code, not an amount.
+/// ISO 4217 codes of major currencies. A number with other letters, such as INV12, is not an amount.
 const CODES: [&str; 30] = [
     "AUD", "BRL", "CAD", "CHF", "CLP", "CNY", "CZK", "DKK", "EUR", "GBP", "HKD", "HUF", "IDR",
     "ILS", "INR", "JPY", "KRW", "MXN", "MYR", "NOK", "NZD", "PHP", "PLN", "RUB", "SEK", "SGD",
     "THB", "TRY", "USD", "ZAR",
 ];
 
-/// The currency or percent sign at one end of a text, and the rest.
+/// Splits off a currency sign, currency code or percent sign at either end. Returns it and the rest.
 pub fn unit(text: &str) -> Option<(&str, &str)> {
     const SIGNS: [&str; 12] = ["$", "€", "£", "¥", "₹", "₩", "₽", "₺", "₪", "฿", "₫", "%"];
     for sign in SIGNS {
@@ -177,8 +177,8 @@ fn hexadecimal(text: &str) -> Option<f64> {
     u64::from_str_radix(digits, 16).ok().map(|n| n as f64)
 }
 
-/// A decimal number. Digits may be in groups, of which all but the first have two or three and the last has three: `1,5` is not
-/// fifteen.
+/// Parses a decimal number. After the first group, each group has two or three digits, and the last has three. So `1,5` is
+/// refused, not read as 15.
 fn decimal(text: &str, point: char, group: char) -> Option<f64> {
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => text.split_at(at),
@@ -224,7 +224,7 @@ pub struct TimeReader {
 }
 
 impl TimeReader {
-    /// `None` if the notation says nothing of times.
+    /// Returns `None` if the notation has no settings for times.
     pub fn new(notation: &Notation) -> Option<TimeReader> {
         let zone = notation.time_zone.as_deref();
         let zone = zone.and_then(|zone| TimeZone::get(zone).ok());
@@ -234,10 +234,10 @@ impl TimeReader {
         })
     }
 
-    /// Microseconds since the Unix epoch, if the text is a time in this notation.
+    /// Returns microseconds since the Unix epoch. `None` if the text is not a time in this notation.
     pub fn parse(&self, text: &str) -> Option<i64> {
         let text = text.trim();
-        // A civil time would be read without its offset.
+        // Parsing as a local time would ignore the offset.
         if let Ok(time) = text.parse::<Timestamp>() {
             return Some(time.as_microsecond());
         }

@@ -11,15 +11,15 @@ use serde_json::value::RawValue;
 use super::layout::Layout;
 use super::{BoxedRead, ErrorKind, MAX_RECORD, Numbered};
 
-/// Bytes that are looked at to tell the separator: the header is longer only in a broken file.
+/// Number of bytes in which the separator is searched.
 const HEAD: usize = 64 << 10;
-/// What may separate fields; where a header holds several equally often, the first of these.
+/// Supported separators. If a header has several equally often, the first of these wins.
 const SEPARATORS: [u8; 4] = *b",;\t|";
-/// Cells that mean a missing value, in any case: those of pandas.
+/// Cells that mean a missing value, in any case. The list is that of pandas.
 const MISSING: [&str; 9] = [
     "", "na", "n/a", "#n/a", "#na", "#n/a n/a", "null", "none", "<na>",
 ];
-/// The same with or without a sign.
+/// Further cells that mean a missing value, with or without a sign.
 const NOT_FINITE: [&str; 5] = ["nan", "inf", "infinity", "1.#ind", "1.#qnan"];
 
 pub struct Rows {
@@ -37,7 +37,7 @@ impl Rows {
         {
             notes.push("it is in UTF-16".to_owned());
         }
-        // Follows the byte order mark and takes it away; what is not UTF-8 without one is passed on, so that its line can be named.
+        // Decodes UTF-16 by its byte order mark. Invalid UTF-8 is passed through, so that the error can name its line.
         let mut decoder = DecodeReaderBytesBuilder::new();
         let decoder = decoder
             .bom_override(true)

@@ -1,4 +1,4 @@
-//! Guesses the schema of records, for a person to edit. Each column becomes features or is left out, and the reason is said.
+//! Infers the schema of records, for a person to edit. Each column becomes features or is left out, with a reason.
 
 mod column;
 mod observed;
@@ -12,22 +12,22 @@ use super::scan::scan;
 use super::table::Table;
 use crate::bundle::Feature;
 
-/// Most fields that records may have between them.
+/// Maximum number of different fields in all records.
 const MOST_COLUMNS: usize = 10_000;
 
-/// The guessed schema of a table.
+/// The inferred schema of a table.
 #[derive(Debug, Clone)]
 pub struct Inferred {
     pub features: Vec<Feature>,
-    /// What was converted or left out, why, and how to change it: a sentence each.
+    /// What was converted or left out, why, and how to change it. One sentence each.
     pub notes: Vec<String>,
 }
 
-/// Guesses the features of a table. Leaves out the fields in `leave_out`. Takes those in `keep` even where they look like identifiers
-/// or only grow.
+/// Infers the features of a table, without the fields in `leave_out`. Fields in `keep` become features even if they look like ids or
+/// only grow.
 ///
 /// # Errors
-/// Nothing is left to learn from, or the records have too many different fields.
+/// No column is left, or the records have too many different fields.
 pub fn infer(table: &Table, leave_out: &[String], keep: &[String]) -> Result<Inferred, String> {
     let mut columns = observe(table)?;
     columns.retain(|(path, _)| !leave_out.contains(path));
@@ -65,7 +65,7 @@ pub fn infer(table: &Table, leave_out: &[String], keep: &[String]) -> Result<Inf
     Ok(inferred)
 }
 
-/// Every column in the order of its first appearance.
+/// Returns every column in the order of its first appearance.
 fn observe(table: &Table) -> Result<Vec<(String, Observed)>, String> {
     let mut columns: Vec<(String, Observed)> = Vec::new();
     let mut index: FxHashMap<String, usize> = FxHashMap::default();
@@ -95,7 +95,7 @@ fn observe(table: &Table) -> Result<Vec<(String, Observed)>, String> {
     Ok(columns)
 }
 
-/// How often each text occurs, for the columns that may become categories.
+/// Counts the texts of the columns that may become categories.
 fn count_words(table: &Table, columns: &[(String, Observed)]) -> FxHashMap<usize, Words> {
     let wanted = columns.iter().enumerate();
     let wanted = wanted.filter(|(_, (_, observed))| observed.may_be_categories());
@@ -115,7 +115,7 @@ fn count_words(table: &Table, columns: &[(String, Observed)]) -> FxHashMap<usize
     words
 }
 
-/// Columns that hold the same values as an earlier one.
+/// Returns a note for each column with the same values as an earlier one.
 fn duplicates(columns: &[(String, Observed)]) -> Vec<String> {
     let mut seen: FxHashMap<(u64, u64), &str> = FxHashMap::default();
     let mut notes = Vec::new();

@@ -1,4 +1,4 @@
-//! A file that is one JSON array: its elements are the payloads, as they stand.
+//! Reads a file that is one JSON array. Its elements are the payloads, byte for byte.
 
 use std::io::{self, BufRead};
 
@@ -11,7 +11,7 @@ pub struct Elements {
 }
 
 impl Elements {
-    /// Gives the input back if it does not begin with an array.
+    /// Returns the input unread if it does not start with an array.
     pub fn new(mut input: BoxedRead) -> io::Result<Result<Elements, BoxedRead>> {
         let head = input.fill_buf()?;
         let bom = if head.starts_with(b"\xef\xbb\xbf") {
@@ -107,7 +107,7 @@ struct Scanner {
 }
 
 impl Scanner {
-    /// How many bytes of `buffer` belong to the element, and what ended it.
+    /// Returns the number of bytes in `buffer` that belong to the element, and the byte that ended it.
     fn scan(&mut self, buffer: &[u8]) -> (usize, Option<u8>) {
         for (at, &byte) in buffer.iter().enumerate() {
             if self.quoted {

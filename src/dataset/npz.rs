@@ -1,4 +1,4 @@
-//! NPZ files of numbers: a matrix `X` [rows, columns], and labels `y` [rows] if it has any. The columns are `x0`, `x1`, …
+//! Reads NPZ files: a matrix `X` [rows, columns] and optional labels `y` [rows]. The columns are named `x0`, `x1`, …
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -9,7 +9,7 @@ use npyz::{DType, NpyFile, Order, TypeChar};
 
 use super::{ErrorKind, Numbered, Progress, Unit};
 
-/// Most numbers of one array: its memory is set aside before it is read.
+/// Maximum size of one array. Its memory is allocated before it is read.
 const MOST_NUMBERS: u64 = 1 << 32;
 
 pub struct Rows {
@@ -82,7 +82,7 @@ impl Rows {
     }
 }
 
-/// Whole numbers are written without a fraction, so that labels are `0` and `1`.
+/// Writes a number. Whole numbers have no fraction, so that labels are `0` and `1`.
 fn field(payload: &mut Vec<u8>, name: &str, value: f64) -> Result<(), ErrorKind> {
     const EXACT: f64 = 9e15;
     if payload.len() > 1 {
@@ -100,12 +100,12 @@ fn field(payload: &mut Vec<u8>, name: &str, value: f64) -> Result<(), ErrorKind>
 
 type Numbers = (Vec<f64>, Vec<u64>, Order);
 
-/// The numbers of an array, its shape and its order; `None` if the archive has no such array.
+/// Returns the numbers of an array, its shape and its order. `None` if the archive has no such array.
 fn numbers(
     archive: &mut NpzArchive<BufReader<File>>,
     name: &str,
 ) -> Result<Option<Numbers>, ErrorKind> {
-    // The reader of headers asserts what a damaged file breaks.
+    // The library panics on some damaged headers.
     let panicked = |_| Err(io::Error::other("damaged"));
     let read = AssertUnwindSafe(|| match archive.by_name(name)? {
         Some(array) => as_f64(array).map(Some),

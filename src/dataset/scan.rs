@@ -1,11 +1,11 @@
-//! Every value of a JSON object with its dotted path, in one pass and without a tree.
+//! Visits every value of a JSON object with its dotted path, in one pass and without a tree.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// A value as JSON writes it.
+/// A JSON value without its contents, if it is an array or an object.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scalar<'a> {
     Null,
@@ -20,7 +20,7 @@ pub enum Scalar<'a> {
 }
 
 impl Scalar<'_> {
-    /// The text by which categories are compared; `None` for null, arrays and objects.
+    /// Returns the text by which categories are compared. `None` for null, arrays and objects.
     pub fn text(&self) -> Option<Cow<'_, str>> {
         Some(match self {
             Scalar::Text(text) => Cow::Borrowed(*text),
@@ -32,7 +32,7 @@ impl Scalar<'_> {
         })
     }
 
-    /// A number, or a boolean as 0 or 1.
+    /// Returns a number, or 0 or 1 for a boolean.
     pub fn number(&self) -> Option<f64> {
         match self {
             Scalar::Bool(v) => Some(f64::from(u8::from(*v))),
@@ -44,8 +44,8 @@ impl Scalar<'_> {
     }
 }
 
-/// Calls `each` with the path and the value of every field; objects are descended into, arrays are not. A key that contains a dot
-/// gives the same path as an object in an object.
+/// Calls `each` with the path and the value of every field, in nested objects too. Arrays are not entered. A key with a dot has the
+/// same path as a nested object.
 ///
 /// # Errors
 /// The payload is not one JSON object.

@@ -1,5 +1,5 @@
-//! Whole files in memory, as a trainer needs them: the same payloads that `score` and `produce` see, read into rows by the same
-//! decoder as the daemon's.
+//! Holds whole files in memory for the trainer: the same payloads that `score` and `produce` see, decoded into rows by the same
+//! decoder as in the daemon.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -13,51 +13,51 @@ use super::{Error, ErrorKind, Options, Progress, open};
 use crate::bundle::Feature;
 use crate::decode::JsonDecoder;
 
-/// Of the records of a file, at most one in this many may not be JSON objects.
+/// At most one record in this many may be something other than a JSON object.
 const TOLERATED: u64 = 10;
-/// So many records that are not JSON objects are always left out without an error.
+/// This many records that are not JSON objects never cause an error.
 const ALWAYS_TOLERATED: u64 = 10;
-/// Different refusals that are counted; others are counted together.
+/// Maximum number of different refusals that are counted separately.
 const MOST_REFUSALS: usize = 1000;
 
-/// Records in the order of their files. A clone or a part shares the records' memory.
+/// Records in the order of their files. Clones and parts share the memory of the records.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     payloads: Vec<Arc<[u8]>>,
     /// The files that the records came from.
     pub files: Vec<FileFacts>,
-    /// What was left out or changed on the way, a sentence each.
+    /// What was left out or changed, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// What was read from one file.
+/// The number of rows that were read from one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileFacts {
     pub path: PathBuf,
     pub rows: u64,
-    /// How many of its rows were drawn, if not all of them are in the table.
+    /// The number of rows that were drawn. `None` if all of them are in the table.
     pub drawn: Option<u64>,
 }
 
-/// A table as the scorer's input.
+/// A table as input of the scorer.
 #[derive(Debug, Default)]
 pub struct Encoded {
-    /// [rows, features], NaN where a value is missing; a refused record's row holds NaN only.
+    /// [rows, features]. NaN if a value is missing. The row of a refused record contains only NaN.
     pub x: Vec<f32>,
-    /// [rows]: the schema accepts the record.
+    /// [rows]. Whether the schema accepts the record.
     pub accepted: Vec<bool>,
-    /// Refused records by reason.
+    /// Number of refused records by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
 impl Table {
     /// Reads files in order. If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
-    /// (reservoir sampling, Vitter 1985, algorithm R); only those are kept in memory.
+    /// (reservoir sampling, algorithm R in Vitter 1985). Only those are kept in memory.
     ///
-    /// `progress` may end the reading.
+    /// `progress` is called now and then, and may stop the reading.
     ///
     /// # Errors
-    /// [`Error`] names the file: it cannot be read, has no rows, or too many of its records are not JSON objects.
+    /// A file cannot be read, has no rows, or has too many records that are not JSON objects. The error names the file.
     pub fn read(
         paths: &[PathBuf],
         max_rows: usize,
@@ -128,7 +128,7 @@ impl Table {
         Ok(table)
     }
 
-    /// A table of JSON objects that are already in memory.
+    /// Builds a table from JSON objects that are already in memory.
     pub fn from_payloads(payloads: impl IntoIterator<Item = Vec<u8>>) -> Table {
         Table {
             payloads: payloads.into_iter().map(Arc::from).collect(),
@@ -144,7 +144,7 @@ impl Table {
         self.payloads.is_empty()
     }
 
-    /// The JSON of one record, as a producer would send it.
+    /// Returns the JSON of one record, as a producer would send it.
     ///
     /// # Panics
     /// If there is no such row.
@@ -156,10 +156,10 @@ impl Table {
         self.payloads.iter().map(|payload| &**payload)
     }
 
-    /// The rows of those numbers, in that order.
+    /// Returns the rows with these indices, in this order.
     ///
     /// # Panics
-    /// If a number is not one of a row.
+    /// If there is no such row.
     pub fn take(&self, rows: impl IntoIterator<Item = usize>) -> Table {
         Table {
             payloads: rows
@@ -171,7 +171,7 @@ impl Table {
         }
     }
 
-    /// The dotted paths of all fields, in the order of their first appearance.
+    /// Returns the dotted paths of all fields, in the order of their first appearance.
     pub fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
         let mut seen = HashSet::new();
@@ -184,7 +184,8 @@ impl Table {
         paths
     }
 
-    /// The text of each record's string, number or boolean at `path`, as categories are compared; `None` where it is absent or null.
+    /// Returns the string, number or boolean at `path` in each record as text, in the form in which categories are compared. `None`
+    /// if it is absent or null.
     pub fn texts(&self, path: &str) -> Vec<Option<String>> {
         let mut texts = vec![None; self.len()];
         self.scan(|row, at, value| {
@@ -195,7 +196,7 @@ impl Table {
         texts
     }
 
-    /// Each record's number at `path`; NaN where it holds none. Booleans count as 0 and 1.
+    /// Returns the number at `path` in each record, or NaN if there is none. Booleans count as 0 and 1.
     pub fn numbers(&self, path: &str) -> Vec<f64> {
         let mut numbers = vec![f64::NAN; self.len()];
         self.scan(|row, at, value| {
@@ -206,8 +207,8 @@ impl Table {
         numbers
     }
 
-    /// Whether each record's label at `path` is that of a normal one; `None` where it is absent or null. Labels are compared as
-    /// [`Options::normal`] says.
+    /// Returns whether the label at `path` in each record is `normal`. `None` if it is absent or null. Labels are compared as
+    /// described at [`Options::normal`].
     pub fn is_normal(&self, path: &str, normal: &str) -> Vec<Option<bool>> {
         let normal = canonical(normal);
         let texts = self.texts(path).into_iter();
@@ -223,7 +224,7 @@ impl Table {
         }
     }
 
-    /// The records as the daemon's decoder reads them.
+    /// Decodes the records as the daemon does.
     pub fn encode(&self, features: &[Feature]) -> Encoded {
         let width = features.len();
         let mut decoder = JsonDecoder::new(features);
@@ -273,7 +274,7 @@ struct Reservoir {
     capacity: usize,
     seen: u64,
     random: fastrand::Rng,
-    /// The number in the stream, the file, and the record.
+    /// The position in the stream, the index of the file, and the record.
     kept: Vec<(u64, usize, Arc<[u8]>)>,
 }
 

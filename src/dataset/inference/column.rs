@@ -1,4 +1,4 @@
-//! One column's features, or the reason why it has none.
+//! Infers the features of one column, or the reason why it has none.
 
 use rustc_hash::FxHashMap;
 
@@ -9,16 +9,16 @@ use crate::bundle::notation::{MissingValue, Notation, NumberFormat};
 use crate::bundle::{Feature, FeatureKind, Missing};
 use crate::dataset::scan::Scalar;
 
-/// Most categories of a feature; rarer ones count as unseen.
+/// Maximum number of categories of a feature. Rarer ones count as unseen.
 const MOST_CATEGORIES: usize = 100;
-/// Different texts of a column that are counted.
+/// Maximum number of different texts of a column that are counted.
 const MOST_WORDS: usize = 100_000;
-/// A column in which every value is different is an identifier, if it has more values than this.
+/// A column with more values than this is an id if every value is different.
 const FEW: u64 = 20;
-/// Up to this share of a column of numbers may be other texts for a note to say so.
+/// If less than this share of a column is not a number, a note says so.
 const STRAYS: f64 = 0.05;
 
-/// The features of a column and what there is to say about it.
+/// The features of a column and the notes about it.
 #[derive(Debug, Default)]
 pub struct Guess {
     pub features: Vec<Feature>,
@@ -39,7 +39,7 @@ impl Guess {
     }
 }
 
-/// How often each text occurs in a column, as the decoder writes texts.
+/// The number of occurrences of each text in a column.
 #[derive(Debug, Default)]
 pub struct Words {
     counts: FxHashMap<String, u64>,
@@ -59,7 +59,7 @@ impl Words {
         }
     }
 
-    /// The most frequent texts, ties in alphabetical order.
+    /// Returns the most frequent texts, with ties in alphabetical order.
     fn vocabulary(&self) -> Vec<String> {
         let mut ordered: Vec<(&String, &u64)> = self.counts.iter().collect();
         ordered.sort_unstable_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
@@ -75,7 +75,8 @@ impl Words {
     }
 }
 
-/// Guesses the features of the column at `path` in a table of `rows` records. `keep`: it is taken even if it looks useless.
+/// Infers the features of the column at `path` in a table of `rows` records. With `keep`, it becomes a feature even if it looks
+/// useless.
 pub fn guess(
     path: &str,
     observed: &Observed,
@@ -110,7 +111,7 @@ pub fn guess(
         if observed.texts == 0 {
             return column.number(&observed.range, missing, Notation::default(), None);
         }
-        // A column of nothing but spellings of a missing value is a category like any other.
+        // If every string spells a missing value, the column is a category like any other.
         let spelled = observed.texts - strings.missing;
         let notation = Notation {
             missing_values: strings
@@ -178,7 +179,8 @@ pub fn guess(
     column.categories(observed, words.unwrap_or_default(), missing)
 }
 
-/// The notation in which every string of the column that spells a value is a number. Codes with leading zeros are not numbers.
+/// Returns the format in which every string is a number, apart from spellings of a missing value. Codes with leading zeros are not
+/// numbers.
 fn number_format(observed: &Observed, spelled: u64) -> Option<NumberFormat> {
     let strings = &observed.strings;
     if spelled == 0 || strings.codes > 0 {
@@ -314,7 +316,7 @@ impl ColumnName<'_> {
         guess
     }
 
-    /// The hour of the day, if the times have one, and the day of the week.
+    /// Returns features for the hour of the day, if the times have a clock, and for the day of the week.
     fn parts(
         &self,
         missing: Missing,
@@ -360,7 +362,7 @@ impl ColumnName<'_> {
         .noted(note)
     }
 
-    /// A column of numbers that few other texts turn into categories.
+    /// Returns a note if a few other texts make a column of numbers a category.
     fn about_strays(&self, observed: &Observed) -> Option<String> {
         let strings = &observed.strings;
         let strays = strings.others;
@@ -410,7 +412,7 @@ impl ColumnName<'_> {
     }
 }
 
-/// The unit in which all values are times between 1990 and 2100.
+/// Returns the unit in which all values are times between 1990 and 2100.
 fn epoch_unit(range: &Range) -> Option<EpochUnit> {
     const EARLIEST: f64 = 631_152_000.0;
     const LATEST: f64 = 4_102_444_800.0;

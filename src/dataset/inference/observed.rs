@@ -1,4 +1,4 @@
-//! What the values of one column have in common.
+//! Collects the facts about the values of one column that decide its type.
 
 use std::hash::{Hash, Hasher};
 
@@ -9,12 +9,12 @@ use super::times::Patterns;
 use crate::bundle::notation::{NumberFormat, unit};
 use crate::dataset::scan::Scalar;
 
-/// Spellings that mean a missing value where all other values of the column are numbers or times.
+/// Spellings of a missing value, if all other values of the column are numbers or times.
 const MISSING: [&str; 18] = [
     "", "-", "--", "?", ".", "*", "na", "n/a", "n.a.", "#n/a", "nan", "null", "nil", "none",
     "missing", "unknown", "\\n", "<na>",
 ];
-/// Most different spellings of a missing value that are remembered.
+/// Maximum number of spellings of a missing value that are remembered.
 const MOST_SPELLINGS: usize = 8;
 
 #[derive(Debug, Clone, Default)]
@@ -30,14 +30,14 @@ pub struct Observed {
     hash: u64,
 }
 
-/// The numbers of a column, those in strings included, in the order of the rows.
+/// The numbers of a column in the order of the rows, including numbers in strings.
 #[derive(Debug, Clone, Default)]
 pub struct Range {
     pub min: f64,
     pub max: f64,
     pub count: u64,
     last: f64,
-    /// Values that are equal to the one before.
+    /// The number of values that equal the previous one.
     ties: u64,
     falls: bool,
 }
@@ -45,10 +45,10 @@ pub struct Range {
 /// The strings of a column.
 #[derive(Debug, Clone, Default)]
 pub struct Strings {
-    /// Strings that spell a missing value, and how they are written.
+    /// The number of strings that spell a missing value, and their spellings.
     pub missing: u64,
     pub spellings: Vec<String>,
-    /// Of the others: how many are numbers in each notation.
+    /// The number of other strings that are numbers with a decimal point.
     pub with_point: u64,
     pub with_comma: u64,
     pub hexadecimal: u64,
@@ -56,11 +56,11 @@ pub struct Strings {
     pub codes: u64,
     pub booleans: u64,
     pub times: u64,
-    /// Strings that some format other than RFC 3339 may read as a time.
+    /// The formats that can read the strings that are not RFC 3339 times.
     pub patterns: Patterns,
-    /// The first currency or percent sign, and how many numbers have it.
+    /// The first currency or percent sign, and the number of strings with it.
     pub unit: Option<(String, u64)>,
-    /// One of the strings that are neither numbers nor spell a missing value.
+    /// The first string that is neither a number nor a spelling of a missing value.
     pub other: Option<String>,
     pub others: u64,
 }
@@ -89,7 +89,7 @@ impl Observed {
         self.range.extend(value);
     }
 
-    /// Values that are there, spelled missing values among them.
+    /// Returns the number of values that are not null.
     pub fn present(&self) -> u64 {
         self.bools + self.numbers + self.texts + self.nested
     }
@@ -102,7 +102,7 @@ impl Observed {
         self.texts > 0 || (self.range.count > 0 && self.range.min < self.range.max)
     }
 
-    /// The same for columns with the same values in the same rows; that two others agree has a chance of 2^-64.
+    /// Returns a hash of the values and their rows. Different columns have the same hash with a probability of 2^-64.
     pub fn fingerprint(&self) -> (u64, u64) {
         (self.hash, self.present())
     }
@@ -138,7 +138,7 @@ impl Range {
         self.count += 1;
     }
 
-    /// Whether the values only grow from row to row, as counters, row numbers and times do.
+    /// Returns whether the values only grow from row to row, like counters, row numbers and times.
     pub fn only_grows(&self) -> bool {
         const FEWEST: u64 = 50;
         self.count >= FEWEST && !self.falls && self.ties < self.count / 2
@@ -146,7 +146,7 @@ impl Range {
 }
 
 impl Strings {
-    /// Returns the number that the string holds, if it holds one.
+    /// Returns the number in the string, if there is one.
     fn observe(&mut self, text: &str) -> Option<f64> {
         let trimmed = text.trim();
         if MISSING

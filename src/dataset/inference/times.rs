@@ -1,10 +1,10 @@
-//! Times that are not RFC 3339: which pattern reads all of a column's strings.
+//! Finds the format of times that are not RFC 3339.
 
 use jiff::civil::{Date, DateTime};
 
 use crate::bundle::notation::{Notation, TimeReader};
 
-/// strptime patterns that are tried, the likeliest first.
+/// The strptime patterns to try, the most likely first.
 const PATTERNS: [&str; 16] = [
     "%d/%b/%Y:%H:%M:%S %z",
     "%a, %d %b %Y %H:%M:%S %z",
@@ -24,20 +24,20 @@ const PATTERNS: [&str; 16] = [
     "%b %d, %Y",
 ];
 
-/// The formats that have read every string so far.
+/// The formats that could read every string so far.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
     seen: u64,
     iso: u64,
     iso_dates: u64,
-    /// A bit for each of [`PATTERNS`].
+    /// One bit for each of [`PATTERNS`].
     failed: u32,
 }
 
-/// How a column's times are written.
+/// The format of a column's times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimeFormat {
-    /// `None`: as ISO 8601 has it, without an offset.
+    /// If `None`, the times are ISO 8601 without an offset.
     pub pattern: Option<&'static str>,
     pub has_offset: bool,
     pub has_clock: bool,
@@ -46,7 +46,7 @@ pub struct TimeFormat {
 impl Patterns {
     pub fn observe(&mut self, text: &str) {
         self.seen += 1;
-        // A column of other texts fails early and costs no more.
+        // Stops early for columns of other texts.
         if self.failed == (1 << PATTERNS.len()) - 1 && self.iso + 1 < self.seen {
             return;
         }
@@ -67,7 +67,7 @@ impl Patterns {
         }
     }
 
-    /// The format that reads `strings` strings, all of them; the second is another that does so too, with other results.
+    /// Returns the format that reads all `strings` strings, and another pattern that reads them too, if there is one.
     pub fn all_of(&self, strings: u64) -> Option<(TimeFormat, Option<&'static str>)> {
         if strings == 0 || self.seen != strings {
             return None;

@@ -1,12 +1,12 @@
-//! What surrounds the JSON of a message, and what a message is that is not JSON.
+//! Removes what surrounds the JSON of a message, and recognises messages that are not JSON.
 
-/// The first byte of Confluent's header, which a schema id of four bytes follows.
+/// The first byte of Confluent's header. A schema id of four bytes follows.
 const MAGIC: u8 = 0;
 const HEADER: usize = 5;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Returns the JSON of a message: without a byte order mark, and without the header that Confluent's JSON Schema serialiser adds.
-/// JSON never starts with either.
+/// Returns the JSON of a message without a byte order mark and without the header of Confluent's JSON Schema serialiser. JSON never
+/// starts with either.
 pub fn unframed(payload: &[u8]) -> &[u8] {
     let is_framed = payload.first() == Some(&MAGIC) && payload.get(HEADER) == Some(&b'{');
     let payload = if is_framed {
@@ -17,7 +17,7 @@ pub fn unframed(payload: &[u8]) -> &[u8] {
     payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload)
 }
 
-/// Says what a payload that is not JSON seems to be, and what to do about it.
+/// Returns what a payload that is not JSON seems to be, and what to do about it.
 pub fn guess(payload: &[u8]) -> Option<String> {
     let starts = |magic: &[u8]| payload.starts_with(magic);
     Some(match payload {
@@ -57,7 +57,7 @@ fn compressed(how: &str) -> String {
     )
 }
 
-/// Whether the JSON fails at one of the numbers that JavaScript has and JSON does not.
+/// Returns whether there is NaN or Infinity at this position. JavaScript has these numbers, but JSON does not.
 pub fn is_not_a_number(text: &str, line: usize, column: usize) -> bool {
     let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
     let rest = line
