@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use npyz::npz::NpzArchive;
+use npyz::npz::file_name_from_array_name;
 use npyz::{DType, NpyFile, Order, TypeChar};
+use zip::ZipArchive;
+use zip::result::ZipError;
 
 use super::{ErrorKind, Numbered, Progress, Unit};
 
@@ -23,7 +25,7 @@ pub struct Rows {
 
 impl Rows {
     pub fn new(file: File) -> Result<Self, ErrorKind> {
-        let mut archive = NpzArchive::new(BufReader::new(file))?;
+        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(io::Error::from)?;
         let (values, shape, order) = numbers(&mut archive, "X")?.ok_or_else(|| {
             wrong("it needs a matrix of numbers X, and labels y if there are any")
         })?;
@@ -102,14 +104,15 @@ type Numbers = (Vec<f64>, Vec<u64>, Order);
 
 /// Returns the numbers of an array, its shape and its order. `None` if the archive has no such array.
 fn numbers(
-    archive: &mut NpzArchive<BufReader<File>>,
+    archive: &mut ZipArchive<BufReader<File>>,
     name: &str,
 ) -> Result<Option<Numbers>, ErrorKind> {
     // The library panics on some damaged headers.
     let panicked = |_| Err(io::Error::other("damaged"));
-    let read = AssertUnwindSafe(|| match archive.by_name(name)? {
-        Some(array) => as_f64(array).map(Some),
-        None => Ok(None),
+    let read = AssertUnwindSafe(|| match archive.by_name(&file_name_from_array_name(name)) {
+        Ok(array) => as_f64(NpyFile::new(array)?).map(Some),
+        Err(ZipError::FileNotFound) => Ok(None),
+        Err(error) => Err(error.into()),
     });
     Ok(catch_unwind(read).unwrap_or_else(panicked)?)
 }
