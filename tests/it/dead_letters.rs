@@ -128,7 +128,7 @@ impl Topics {
     }
 
     /// `count` letters, each with a value of its own, as a daemon would write them.
-    fn push_dead_letter_for(&self, count: usize) {
+    fn make_dead_letters(&self, count: usize) {
         let topic = self.name("in");
         let letters: Vec<Note> = (0..count)
             .map(|i| Note {
@@ -140,7 +140,7 @@ impl Topics {
         self.produce("dead", &letters);
     }
 
-    /// Asserts that each of `push_dead_letter_for`'s letters is in the target once.
+    /// Asserts that each of `make_dead_letters`'s letters is in the target once.
     fn each_is_there_once(&self, count: usize) {
         let mut seen: HashMap<String, usize> = HashMap::new();
         for line in self.committed("in") {
@@ -343,7 +343,7 @@ fn a_replay_that_is_killed_again_and_again_sends_each_letter_once() {
     let Some(topics) = Topics::create("killed") else {
         return;
     };
-    topics.push_dead_letter_for(MANY);
+    topics.make_dead_letters(MANY);
     for _ in 0..3 {
         let mut child = topics.replay_under_way();
         child.kill().unwrap();
@@ -364,7 +364,7 @@ fn of_two_replays_the_later_one_goes_on() {
     let Some(topics) = Topics::create("fenced") else {
         return;
     };
-    topics.push_dead_letter_for(MANY);
+    topics.make_dead_letters(MANY);
     let first = topics.replay_under_way();
     let second = topics.replay(&[]);
     let first = end_of(first);
@@ -383,7 +383,7 @@ fn an_interrupt_ends_it_between_transactions() {
     let Some(topics) = Topics::create("interrupt") else {
         return;
     };
-    topics.push_dead_letter_for(MANY);
+    topics.make_dead_letters(MANY);
     let child = topics.replay_under_way();
     signal(child.id(), "INT");
     let ended = end_of(child);
@@ -400,7 +400,7 @@ fn what_others_have_open_is_waited_for() {
     let Some(topics) = Topics::create("open") else {
         return;
     };
-    topics.push_dead_letter_for(30);
+    topics.make_dead_letters(30);
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", topics.brokers())
         .set("transactional.id", "somebody-else")
@@ -432,7 +432,7 @@ fn what_cannot_be_replayed_is_counted_and_said() {
     let Some(topics) = Topics::create("odd") else {
         return;
     };
-    topics.push_dead_letter_for(2);
+    topics.make_dead_letters(2);
     let mut omitted = error_headers(&topics.name("in"), 0, 7);
     omitted.push(header("residuald.omitted", "message too large"));
     let own = error_headers(&topics.name("dead"), 0, 7);
@@ -536,7 +536,7 @@ fn letters_that_are_discarded_stay_and_are_not_replayed() {
     let mut malformed = error_headers(&topics.name("in"), 0, 9);
     malformed[3].1 = Some(b"residuald.decode.malformed".to_vec());
     malformed.push(header("residuald.omitted", "value: too large"));
-    topics.push_dead_letter_for(30);
+    topics.make_dead_letters(30);
     let letter = Note {
         headers: malformed,
         ..Note::new("k", "")
@@ -609,7 +609,7 @@ fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
         line.contains("no letters. Possible reasons are malformed, "),
         "{line}"
     );
-    topics.push_dead_letter_for(3);
+    topics.make_dead_letters(3);
     for verb in ["replay", "list", "discard"] {
         let yes: &[&str] = if verb == "discard" { &["--yes"] } else { &[] };
         let ended = topics.run(verb, &[&["--reason", "missing,nonsense"], yes].concat());
@@ -619,7 +619,7 @@ fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
         // One that this program gives is no slip.
         let ended = topics.run(verb, &[&["--reason", "malformed"], yes].concat());
         ended.with_code(0);
-        assert!(ended.stderr.contains("there are missing (3)"), "{verb}");
+        assert!(ended.stderr.contains("Its letters have the reasons missing (3)"), "{verb}");
     }
     assert_eq!(topics.written("in"), 0);
 }
