@@ -64,5 +64,5 @@ def test_each_center_is_stood_for_by_a_record_as_it_came(history, tmp_path):
 def test_nothing_is_kept_unless_asked_for(history, tmp_path, capsys):
     assert train(history, tmp_path / "b") == 0
     assert not (tmp_path / "b" / "normals.ndjson").exists()
-    assert train(history, tmp_path / "b", "--nearest", "nobody") == 65
+    assert train(history, tmp_path / "c", "--nearest", "nobody") == 65
     assert "no column `nobody`" in capsys.readouterr().err
