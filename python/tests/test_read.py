@@ -166,6 +166,15 @@ def long_reading(tmp_path):
     return [tmp_path / "r.ndjson"] * 2000
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT. A shell lets its background processes ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_reading_can_be_interrupted(long_reading):
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
