@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import residuald
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
@@ -263,10 +264,11 @@ def binaries(kit):
 
 def scripts(kit):
     shutil.copytree(HERE, kit / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.rs", "__pycache__"))
-    source = ROOT / "models/trainer/residuald_train"
-    shutil.copytree(
-        source, kit / "trainer/residuald_train", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    # The package residuald is compiled; it runs on any Python from 3.11 on.
+    for source in (ROOT / "models/trainer/residuald_train", Path(residuald.__file__).parent):
+        shutil.copytree(
+            source, kit / "trainer" / source.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
 
 
 def pack(kit, parts, preset, part=PART):

@@ -43,10 +43,10 @@ def main():
 
 
 def table(manifest, device):
-    from residuald_train.tabular.features import check_feature
+    from residuald_train.tabular.features import check_features
     from residuald_train.tabular.train import Options, fit
 
-    features = [check_feature(entry) for entry in manifest["input"]["features"]]
+    features = check_features(manifest["input"]["features"])
     generator = np.random.default_rng(0)
     rows = generator.integers(0, 2, (512, len(features))).astype(np.float32)
     width = manifest["training"]["options"]["width"]
