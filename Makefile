@@ -82,7 +82,7 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald $(PYTEST) -q tests/$$tests $(NOTED); done
 	@echo "the ten slowest tests, in seconds:"
 	@sed -nE 's/^test (.*) \.\.\. [A-Za-z]+ <([0-9.]+)s>$$/\2 \1/p; s/^([0-9.]+)s (call|setup) +(.*)/\1 \3/p' $(TEST_TIMES) \
-	    | sort -rn | head -n 10
+	    | sort -rn | awk 'NR <= 10'
 
 # The advisory database is a git repository on GitHub, which not every network lets through. What was checked is only as good as the
 # database is young, so its date is said.
