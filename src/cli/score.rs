@@ -173,7 +173,7 @@ struct Run {
     labels: Vec<Option<bool>>,
     /// Whether each score is above its threshold.
     flagged: Vec<bool>,
-    /// Number and formatted reasons of each of the most anomalous records.
+    /// The most anomalous records: each one's record number and formatted reasons.
     highest: Highest<(u64, String)>,
     /// Rows of the current chunk, in row-major order.
     rows: Vec<f32>,

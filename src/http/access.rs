@@ -25,8 +25,8 @@ const EXPOSED: [&str; 3] = ["/metrics", "/status", "/readyz"];
 pub enum Access {
     /// The request must carry the token.
     Token(Secret),
-    /// The request must come from this machine and must name it as the host, because a page of another site could also
-    /// send requests from this machine.
+    /// The request must come from this machine, and its `Host` header must name this machine. A web page of another site that
+    /// is open in a browser here could also send requests from this machine.
     Local,
     /// The address is open to the network, so no records are shown and nothing can be changed.
     Exposed,
