@@ -619,7 +619,12 @@ fn a_reason_that_no_letter_has_is_answered_with_those_that_there_are() {
         // One that this program gives is no slip.
         let ended = topics.run(verb, &[&["--reason", "malformed"], yes].concat());
         ended.with_code(0);
-        assert!(ended.stderr.contains("Its letters have the reasons missing (3)"), "{verb}");
+        assert!(
+            ended
+                .stderr
+                .contains("Its letters have the reasons missing (3)"),
+            "{verb}"
+        );
     }
     assert_eq!(topics.written("in"), 0);
 }
