@@ -136,7 +136,7 @@ impl Table {
         labels.into_pyarray(py)
     }
 
-    /// The segments by the field at a dotted path [n], as the daemon names them: None if there is none.
+    /// The segments by the field at a dotted path [n], as the daemon names them. None for a record without a segment.
     fn segments(&self, py: Python<'_>, path: &str) -> Vec<Option<String>> {
         py.detach(|| {
             let by = SegmentBy::Field(path.to_owned());

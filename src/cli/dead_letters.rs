@@ -265,7 +265,7 @@ impl Survey {
     }
 }
 
-/// Formats milliseconds since the epoch, or `-` if there are none.
+/// Formats milliseconds since the epoch, or `-` if the time is unknown.
 fn time(timestamp_ms: Option<i64>) -> String {
     let time = timestamp_ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
     time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))

@@ -8,7 +8,7 @@ const PER_DOUBLING: f32 = 8.0;
 /// Sums of residuals per score bin. A record that is left out later subtracts the mean of its bin.
 pub struct Residuals {
     features: usize,
-    /// Of shape [BINS, features].
+    /// [BINS, features].
     sums: Vec<f64>,
     records: Vec<u64>,
     left_out: Vec<u64>,

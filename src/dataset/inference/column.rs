@@ -370,7 +370,7 @@ impl ColumnName<'_> {
         let few = strays > 0 && (strays as f64) < STRAYS * numbers as f64;
         few.then(|| {
             format!(
-                "holds {numbers} numbers and {strays} other texts such as `{}`, so it is not read as a number: list those in missing_values of the schema if they mean that there is none",
+                "holds {numbers} numbers and {strays} other texts such as `{}`, so it is not read as a number: if those texts mean a missing value, list them in missing_values of the schema",
                 strings.other.as_deref().unwrap_or_default()
             )
         })

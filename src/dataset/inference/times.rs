@@ -1,5 +1,7 @@
 //! Finds the format of times that are not RFC 3339.
 
+use std::sync::LazyLock;
+
 use jiff::civil::{Date, DateTime};
 
 use crate::bundle::notation::{Notation, TimeReader};
@@ -60,8 +62,8 @@ impl Patterns {
             self.iso += 1;
             self.iso_dates += u64::from(text.len() <= 10 && text.parse::<Date>().is_ok());
         }
-        for (at, pattern) in PATTERNS.iter().enumerate() {
-            if self.failed & (1 << at) == 0 && !reads(pattern, text) {
+        for (at, reader) in READERS.iter().enumerate() {
+            if self.failed & (1 << at) == 0 && reader.parse(text).is_none() {
                 self.failed |= 1 << at;
             }
         }
@@ -92,11 +94,16 @@ impl Patterns {
     }
 }
 
-fn reads(pattern: &str, text: &str) -> bool {
-    let notation = Notation {
-        time_format: Some(pattern.to_owned()),
-        time_zone: Some("UTC".to_owned()),
-        ..Notation::default()
-    };
-    TimeReader::new(&notation).is_some_and(|reader| reader.parse(text).is_some())
-}
+/// A reader for each of [`PATTERNS`].
+static READERS: LazyLock<Vec<TimeReader>> = LazyLock::new(|| {
+    let readers = PATTERNS.iter().map(|pattern| {
+        TimeReader::new(&Notation {
+            time_format: Some((*pattern).to_owned()),
+            time_zone: Some("UTC".to_owned()),
+            ..Notation::default()
+        })
+    });
+    readers
+        .map(|reader| reader.expect("a format was given"))
+        .collect()
+});
