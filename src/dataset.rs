@@ -263,7 +263,7 @@ impl Dataset {
     /// Returns what was guessed or changed, one sentence each. It is complete after the last record.
     pub fn notes(&self) -> Vec<String> {
         let notes = match &self.reader {
-            FormatReader::Csv(rows) => rows.notes.clone(),
+            FormatReader::Csv(rows) => rows.notes(),
             FormatReader::Parquet(rows) => rows.notes(),
             _ => vec![],
         };

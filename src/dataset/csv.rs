@@ -27,7 +27,16 @@ pub struct Rows {
     layout: Layout,
     header: Vec<String>,
     record: StringRecord,
-    pub notes: Vec<String>,
+    notes: Vec<String>,
+    missing: Missing,
+}
+
+/// Cells with a text that was read as a missing value.
+#[derive(Default)]
+struct Missing {
+    cells: u64,
+    /// The first of these texts.
+    example: String,
 }
 
 impl Rows {
@@ -65,12 +74,25 @@ impl Rows {
             header,
             record: StringRecord::new(),
             notes,
+            missing: Missing::default(),
         })
     }
 
     /// Returns the column names, which may be dotted paths. Empty if the file is empty.
     pub fn columns(&self) -> Vec<String> {
         self.header.clone()
+    }
+
+    /// Returns what was recognised and changed. It is complete after the last record.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        let Missing { cells, example } = &self.missing;
+        if *cells > 0 {
+            notes.push(format!(
+                "{cells} cells such as `{example}` are read as missing values"
+            ));
+        }
+        notes
     }
 
     pub fn read_next(&mut self) -> Result<Option<Numbered>, ErrorKind> {
@@ -81,8 +103,9 @@ impl Rows {
         let line = self.record.position().map_or(0, |at| at.line());
         let mut payload =
             Vec::with_capacity(2 * self.record.as_slice().len() + 16 * self.record.len());
+        let missing = &mut self.missing;
         self.layout.write(&mut payload, &mut |column, out| {
-            write_cell(self.record.get(column).unwrap_or_default(), out)
+            write_cell(self.record.get(column).unwrap_or_default(), out, missing)
         })?;
         Ok(Some((line, payload)))
     }
@@ -160,11 +183,17 @@ fn names(header: &StringRecord, notes: &mut Vec<String>) -> Vec<String> {
 }
 
 /// Writes a cell as JSON. Its text, without surrounding spaces, determines the type.
-fn write_cell(cell: &str, out: &mut Vec<u8>) -> Result<(), ErrorKind> {
+fn write_cell(cell: &str, out: &mut Vec<u8>, missing: &mut Missing) -> Result<(), ErrorKind> {
     let text = cell.trim();
     let is = |names: &[&str], text: &str| names.iter().any(|name| text.eq_ignore_ascii_case(name));
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     if is(&MISSING, text) || is(&NOT_FINITE, unsigned) {
+        if !text.is_empty() {
+            if missing.cells == 0 {
+                missing.example = text.to_owned();
+            }
+            missing.cells += 1;
+        }
         out.extend_from_slice(b"null");
     } else if is(&["true", "false"], text) {
         out.extend(text.bytes().map(|b| b.to_ascii_lowercase()));

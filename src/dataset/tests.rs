@@ -285,6 +285,20 @@ fn csv_dialects_are_told_apart_and_said() {
 }
 
 #[test]
+fn csv_cells_that_spell_a_missing_value_are_counted() {
+    let (payloads, notes) = noted("a.csv", b"status,age\nNone,3\n,NA\nsingle,\n");
+    assert_eq!(
+        payloads,
+        [
+            r#"{"status":null,"age":3}"#,
+            r#"{"status":null,"age":null}"#,
+            r#"{"status":"single","age":null}"#
+        ]
+    );
+    assert_eq!(notes, ["2 cells such as `None` are read as missing values"]);
+}
+
+#[test]
 fn csv_columns_without_a_name_or_with_the_same_are_kept_apart() {
     let (payloads, notes) = noted("a.csv", b",a,a,a_2,\n0,1,2,3,4\n");
     assert_eq!(
