@@ -58,6 +58,21 @@ impl Notation {
         *self == Notation::default()
     }
 
+    /// Returns whether it reads every spelling that `old` reads.
+    pub fn covers(&self, old: &Notation) -> bool {
+        let keeps = |old: &[String], new: &[String]| old.iter().all(|value| new.contains(value));
+        let missing = &self.missing_values;
+        (old.number_format.is_none() || old.number_format == self.number_format)
+            && (old.time_format.is_none() || old.time_format == self.time_format)
+            && (old.time_zone.is_none() || old.time_zone == self.time_zone)
+            && keeps(&old.true_values, &self.true_values)
+            && keeps(&old.false_values, &self.false_values)
+            && old
+                .missing_values
+                .iter()
+                .all(|value| missing.contains(value))
+    }
+
     /// Returns everything that is wrong with the spellings of the feature `name`.
     pub fn faults(&self, name: &str) -> Vec<String> {
         let mut faults = Vec::new();

@@ -49,8 +49,14 @@ fn fault(old: &[Feature], new: &Feature) -> Option<String> {
                 new.path, before.path
             ));
         }
-        let same = kind(&before.kind) == kind(&new.kind);
-        return (!same).then(|| format!("feature `{name}` has another type in the current bundle"));
+        if kind(&before.kind) != kind(&new.kind) {
+            return Some(format!(
+                "feature `{name}` has another type in the current bundle"
+            ));
+        }
+        return (!new.notation.covers(&before.notation)).then(|| {
+            format!("feature `{name}` does not read every spelling of its values that the current bundle reads")
+        });
     }
     let mut same_path = old.iter().filter(|f| f.path == new.path).peekable();
     if same_path.peek().is_none() {
@@ -117,6 +123,31 @@ mod tests {
             (image(8), image(16)),
         ] {
             assert_eq!(incompatibilities(&old, &new), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn fewer_spellings_are_not_compatible() {
+        let reads = |spellings: serde_json::Value| {
+            let mut feature = json!({"name": "amount", "path": "amount", "type": "number"});
+            let object = feature.as_object_mut().unwrap();
+            object.extend(spellings.as_object().unwrap().clone());
+            table(json!([feature]))
+        };
+        let german = || reads(json!({"number_format": "decimal_comma", "missing_values": ["-"]}));
+        let more = reads(json!({"number_format": "decimal_comma", "missing_values": ["?", "-"]}));
+        assert_eq!(incompatibilities(&german(), &more), Vec::<String>::new());
+        assert_eq!(
+            incompatibilities(&reads(json!({})), &german()),
+            Vec::<String>::new()
+        );
+        for fewer in [
+            json!({}),
+            json!({"number_format": "decimal_comma"}),
+            json!({"number_format": "decimal_point", "missing_values": ["-"]}),
+        ] {
+            let faults = incompatibilities(&german(), &reads(fewer));
+            assert!(faults[0].contains("every spelling"), "{faults:?}");
         }
     }
 
