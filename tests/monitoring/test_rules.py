@@ -4,6 +4,7 @@ import re
 import subprocess
 
 import pytest
+import yaml
 from deployed import ALERTS, ROOT, RULES, RULES_FILE, RULES_TEST, RUNBOOK, unknown
 
 NAMES = {alert["alert"] for alert in ALERTS}
@@ -25,6 +26,12 @@ def test_an_alert_says_how_bad_it_is_and_what_to_do(alert):
 def test_the_runbook_and_the_table_have_every_alert_and_no_other():
     assert set(re.findall(r"^## (.+)$", RUNBOOK.read_text(), re.M)) == NAMES
     assert set(re.findall(r"^\| `(Residuald\w+)` \|", (ROOT / "docs/src/monitoring.md").read_text(), re.M)) == NAMES
+
+
+def test_the_unit_tests_evaluate_the_groups_in_the_files_order():
+    """Otherwise promtool picks an order at each run, and an alert may read a recorded series of one step before."""
+    groups = yaml.safe_load(RULES_FILE.read_text())["groups"]
+    assert yaml.safe_load(RULES_TEST.read_text())["group_eval_order"] == [group["name"] for group in groups]
 
 
 def test_every_alert_fires_in_a_unit_test():
