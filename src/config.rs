@@ -40,7 +40,7 @@ pub use secret::{Secret, Secrets, is_secret};
 use settings::Settings;
 pub use settings::{ClientSettings, Effective};
 pub use telemetry::{LogFormat, TelemetrySettings, TraceSettings};
-pub use threshold::DEFAULT_FALSE_ALARM_RATE;
+pub use threshold::default_rate;
 pub use topics::is_pattern;
 
 const DEFAULTS: &str = include_str!("default.toml");

@@ -6,6 +6,7 @@ mod interrupt;
 mod nearest;
 mod one_by_one;
 mod outputs;
+mod pool;
 mod provider;
 mod runtime;
 mod scorer;
@@ -17,8 +18,9 @@ pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
 pub use one_by_one::Refused;
+pub use pool::{Judged, ScorerPool, finite, share_out};
 pub use provider::Placement;
-pub use runtime::{Runtime, RuntimeError};
+pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
 

@@ -1,5 +1,6 @@
-//! The Python package `residuald`: files of records and their rows, by the daemon's own code.
+//! The Python package `residuald`: files of records, their rows and verdicts, by the daemon's own code.
 
+mod bundle;
 mod records;
 mod schema;
 mod table;
@@ -28,6 +29,8 @@ fn error(message: impl ToString) -> PyErr {
 mod _native {
     use super::*;
 
+    #[pymodule_export]
+    use super::bundle::{Bundle, use_library};
     #[pymodule_export]
     use super::records::{select, set_field};
     #[pymodule_export]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use numpy::ndarray::Array2;
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -21,7 +21,7 @@ use crate::schema::{Text, features_of};
 /// Records in the order of their files. `Table(records)` holds JSON objects that are in memory already, `bytes` or `str`.
 #[pyclass(frozen, module = "residuald")]
 pub struct Table {
-    table: table::Table,
+    pub table: table::Table,
     paths: OnceLock<Vec<String>>,
 }
 
@@ -46,6 +46,15 @@ impl Table {
     fn new(records: Vec<Text>) -> Table {
         let records = records.iter().map(|record| record.bytes().to_vec());
         table::Table::from_payloads(records).into()
+    }
+
+    /// Numbers, float64 [n, paths], as the fields at these dotted paths -> Table. NaN is a missing value. Raises Error.
+    #[staticmethod]
+    fn from_rows(paths: Vec<String>, rows: PyReadonlyArray2<'_, f64>) -> PyResult<Table> {
+        let rows = rows.as_array();
+        let values: Vec<f64> = rows.iter().copied().collect();
+        let table = table::Table::from_rows(&paths, &values).map_err(error)?;
+        Ok(table.into())
     }
 
     fn __len__(&self) -> usize {

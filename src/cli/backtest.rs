@@ -17,7 +17,7 @@ use crate::config::{Config, InferenceSettings};
 use crate::decode::{Decoder, Reason, RecordFormat, RowError};
 use crate::kafka::history::{Ended, History};
 use crate::message::{ModelId, verdict_message};
-use crate::onnx::Nearest;
+use crate::onnx::{Nearest, ScorerPool};
 use crate::record::Record;
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
@@ -28,7 +28,7 @@ use crate::cli::shared::progress;
 use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::some_scored;
-use crate::cli::shared::scoring::{BATCH, CHUNK, Scoring, all_cores};
+use crate::cli::shared::scoring::{BATCH, CHUNK, all_cores};
 use crate::cli::shared::threshold::{ThresholdArguments, default_rule};
 use crate::daemon::input;
 use crate::daemon::model;
@@ -136,7 +136,7 @@ struct Side {
     model: ModelId,
     input: RecordFormat,
     decoder: Decoder,
-    scoring: Scoring,
+    scoring: ScorerPool,
     tally: Tally,
     /// The records of the chunk that could be decoded to a row, and their positions in the chunk.
     batch: Batch,
@@ -170,7 +170,7 @@ impl Side {
             dir: dir.to_owned(),
             decoder: Decoder::new(features, input.clone(), loaded.segment()),
             input,
-            scoring: Scoring::new(loaded.scorers, features.len()),
+            scoring: ScorerPool::new(loaded.scorers, features.len()),
             tally: Tally::new(arguments.top),
             judge: loaded.judge,
             nearest: loaded.nearest,

@@ -11,7 +11,7 @@ use crate::bundle::{Bundle, Draft, Manifest, ModelInput};
 use crate::config::{Config, reference};
 use crate::verdict::{Judge, ThresholdRule};
 
-use crate::cli::shared::threshold::default_rate;
+use crate::config::default_rate;
 use crate::failure::Failure;
 
 const ANOMALIES: &str = "anomalies";

@@ -15,7 +15,7 @@ use crate::dataset;
 use crate::decode::{Decoder, Reason, RecordFormat, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::image::ImageReader;
-use crate::onnx::Nearest;
+use crate::onnx::{Judged, Nearest, ScorerPool};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Verdict};
 
@@ -25,7 +25,7 @@ use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::some_scored;
 use crate::cli::shared::refusals::{Refusal, Refusals};
 use crate::cli::shared::scoring::key_fits;
-use crate::cli::shared::scoring::{self, CHUNK, Highest, IMAGE_CHUNK, Judged, Scoring};
+use crate::cli::shared::scoring::{self, CHUNK, Highest, IMAGE_CHUNK};
 use crate::cli::shared::threshold::{ThresholdArguments, default_rule, segments};
 use crate::daemon::input;
 use crate::daemon::model::{self, Loaded};
@@ -165,7 +165,7 @@ struct Run {
     decoder: Decoder,
     /// Set if the bundle reads images.
     reader: Option<ImageReader>,
-    scoring: Scoring,
+    scoring: ScorerPool,
     out: Option<Box<dyn Write>>,
     records: u64,
     refusals: Refusals,
@@ -194,7 +194,7 @@ impl Run {
                 ModelInput::Tabular { .. } => None,
                 ModelInput::Image(pixels) => Some(input::images(pixels)),
             },
-            scoring: Scoring::new(loaded.scorers, features.len()),
+            scoring: ScorerPool::new(loaded.scorers, features.len()),
             judge: loaded.judge,
             nearest: loaded.nearest,
             out,

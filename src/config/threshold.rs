@@ -1,10 +1,16 @@
 //! `[threshold]`: which scores are anomalies.
 
 use super::settings::Settings;
+use crate::bundle::Calibration;
 use crate::verdict::ThresholdRule;
 
 /// The false-alarm rate if no rule is set, here or on the command line of a verb.
 pub const DEFAULT_FALSE_ALARM_RATE: f64 = 0.001;
+
+/// Returns [`DEFAULT_FALSE_ALARM_RATE`], or the lowest rate that the calibration supports.
+pub fn default_rate(calibration: &Calibration) -> f64 {
+    DEFAULT_FALSE_ALARM_RATE.max(calibration.all.finest_rate())
+}
 
 pub(super) fn parse(s: &mut Settings) -> ThresholdRule {
     let open_interval = |rate: f64| rate > 0.0 && rate < 1.0;

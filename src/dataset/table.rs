@@ -3,10 +3,12 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::layout::Layout;
 use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open};
@@ -136,6 +138,23 @@ impl Table {
         }
     }
 
+    /// Builds a table from numbers, `rows` [n, paths], which become the fields at these dotted paths. NaN is a missing value.
+    ///
+    /// # Errors
+    /// Two paths are the same field, or one is the parent of another.
+    pub fn from_rows(paths: &[String], rows: &[f64]) -> Result<Table, ErrorKind> {
+        let layout = Layout::new(paths.iter().map(String::as_str))?;
+        let mut payloads = Vec::with_capacity(rows.len() / paths.len().max(1));
+        for row in rows.chunks(paths.len().max(1)) {
+            let mut payload = Vec::new();
+            layout.write(&mut payload, &mut |column, out| {
+                Ok(write_number(row[column], out)?)
+            })?;
+            payloads.push(payload);
+        }
+        Ok(Table::from_payloads(payloads))
+    }
+
     pub fn len(&self) -> usize {
         self.payloads.len()
     }
@@ -245,6 +264,22 @@ impl Table {
         }
         encoded.refused = counts.into_iter().collect();
         encoded
+    }
+}
+
+/// Writes a whole number without a fraction, because that is how categories and booleans are written.
+fn write_number(value: f64, out: &mut Vec<u8>) -> std::io::Result<()> {
+    /// 2^53: whole numbers up to here are exact.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if value.is_nan() {
+        out.write_all(b"null")
+    } else if value.fract() == 0.0 && value.abs() <= EXACT {
+        write!(out, "{}", value as i64)
+    } else if value.is_finite() {
+        write!(out, "{value:?}")
+    } else {
+        // JSON has no infinity. The decoder refuses this number as out of range.
+        write!(out, "{}1e999", if value < 0.0 { "-" } else { "" })
     }
 }
 

@@ -17,6 +17,14 @@ const LIBRARY: &str = if cfg!(target_os = "macos") {
 /// ONNX Runtime allows one environment per process, which is never destroyed.
 static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 
+/// Set by [`use_library`].
+static PREFERRED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Names the library to load if `ORT_DYLIB_PATH` does not name one. Has no effect after the first call, or once a library is loaded.
+pub fn use_library(path: PathBuf) {
+    PREFERRED.get_or_init(|| path);
+}
+
 /// ONNX Runtime's environment with an interrupt for one model. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Runtime {
@@ -36,8 +44,8 @@ pub enum RuntimeError {
 }
 
 impl Runtime {
-    /// Loads the library that `ORT_DYLIB_PATH` names. If the variable is not set, loads the first of these libraries
-    /// that exists: the one beside the executable, the one that `make install` put near it, the one that `make
+    /// Loads the library that `ORT_DYLIB_PATH` names, or else the one that [`use_library`] names. Without either, loads the
+    /// first of these libraries that exists: the one beside the executable, the one that `make install` put near it, the one that `make
     /// onnxruntime` brought into its checkout, the system's.
     ///
     /// # Errors
@@ -81,6 +89,9 @@ fn log(level: LogLevel, _category: &str, _id: &str, _place: &str, message: &str)
 fn library() -> PathBuf {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
         return path.into();
+    }
+    if let Some(path) = PREFERRED.get() {
+        return path.clone();
     }
     let executable = std::env::current_exe().unwrap_or_default();
     let beside = executable.with_file_name(LIBRARY);

@@ -1,6 +1,13 @@
-"""Reads files of records as the residuald daemon does, by the daemon's own code.
+"""Reads and judges records as the residuald daemon does, by the daemon's own code.
 
 >>> import residuald
+>>> bundle = residuald.Bundle.load("models/payments")
+>>> verdicts = bundle.score(df)  # a data frame of pandas or Polars, an Arrow table, a NumPy array, dicts, files
+>>> verdicts.frame()  # a row for each record: score, p-value, grade, threshold, severity
+>>> verdicts.reasons()  # a row for each reason: feature, share, observed, expected
+
+Files of records, and the rows that a model gets:
+
 >>> table = residuald.read(["history.ndjson.gz"])
 >>> features, notes = table.infer(leave_out=["label"])
 >>> X, accepted, refused = table.encode(features)  # X float32 [n, F], accepted bool [n]
@@ -19,12 +26,16 @@ from ._native import (
     select,
     set_field,
 )
+from .bundle import Bundle
+from .verdicts import Verdicts
 
 __all__ = [
+    "Bundle",
     "Error",
     "RefusedError",
     "Schema",
     "Table",
+    "Verdicts",
     "__version__",
     "check_schema",
     "decode",

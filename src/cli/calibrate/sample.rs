@@ -25,7 +25,8 @@ use crate::daemon::input;
 use crate::daemon::model::{Loaded, must_read_tables};
 use crate::failure::Failure;
 
-use crate::cli::shared::scoring::{CHUNK, IMAGE_CHUNK, Scoring};
+use crate::cli::shared::scoring::{CHUNK, IMAGE_CHUNK};
+use crate::onnx::ScorerPool;
 
 /// Default name of the topic with verdicts.
 const ANOMALIES: &str = "anomalies";
@@ -59,7 +60,7 @@ pub struct Sample {
     decoder: Decoder,
     /// Set if the bundle reads images.
     reader: Option<ImageReader>,
-    scoring: Scoring,
+    scoring: ScorerPool,
     /// Rows that are not scored yet, in row-major order.
     rows: Vec<f32>,
     waiting: Vec<Waiting>,
@@ -185,7 +186,7 @@ impl Sample {
                 ModelInput::Tabular { .. } => None,
                 ModelInput::Image(pixels) => Some(input::images(pixels)),
             },
-            scoring: Scoring::new(loaded.scorers, features.len()),
+            scoring: ScorerPool::new(loaded.scorers, features.len()),
             rows: Vec::new(),
             waiting: Vec::new(),
             images: Vec::new(),
@@ -309,7 +310,7 @@ impl Sample {
                 segments.push(waiting[row].segment);
             }
             residuals.add(scored.score, scored.residual);
-            Ok(())
+            Ok::<_, Failure>(())
         })?;
         self.rows.clear();
         self.waiting.clear();

@@ -14,7 +14,7 @@
 
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ScoreDistribution, SegmentBy, SegmentId};
-use crate::cli::shared::threshold::default_rate;
+use crate::config::default_rate;
 use crate::failure::Failure;
 
 /// All records below this quantile are kept.

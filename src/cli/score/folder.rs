@@ -16,7 +16,7 @@ use crate::evaluation::auroc;
 use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
 use crate::evaluation::pixels::{Binned, PixelRanking, stretch};
 use crate::image::{Finding, ImageError, ImageReader, Limits, Mask, highest, mask, thumbnail};
-use crate::onnx::{ImageScores, Scorer};
+use crate::onnx::{ImageScores, Scorer, finite, share_out};
 use crate::verdict::{Judge, Verdict};
 
 use super::{Arguments, Labelled, REASONS, Summary, labelled, write_line};
@@ -24,7 +24,7 @@ use crate::cli::shared::progress;
 use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::refusals::some_scored;
-use crate::cli::shared::scoring::{Highest, finite, share_out};
+use crate::cli::shared::scoring::Highest;
 use crate::daemon::input;
 use crate::daemon::model::Loaded;
 use crate::failure::Failure;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::bundle::{Calibration, Draft};
-use crate::config::DEFAULT_FALSE_ALARM_RATE;
+use crate::config::default_rate;
 use crate::verdict::{Judge, ThresholdRule};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -50,10 +50,6 @@ impl ThresholdArguments {
 /// Returns the rule that applies if none is set: a false-alarm rate that the bundle supports.
 pub fn default_rule(calibration: &Calibration) -> ThresholdRule {
     ThresholdRule::FalseAlarmRate(default_rate(calibration))
-}
-
-pub fn default_rate(calibration: &Calibration) -> f64 {
-    DEFAULT_FALSE_ALARM_RATE.max(calibration.all.finest_rate())
 }
 
 /// Returns the range of segment thresholds as text to follow the overall threshold. Empty without segments.

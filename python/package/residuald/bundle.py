@@ -1,0 +1,142 @@
+"""A bundle in memory, which judges records and images with the daemon's own code."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from . import _native
+from .frames import images_of, kind_of, table_of
+from .verdicts import Verdicts
+
+
+class Bundle:
+    """A model with its schema and thresholds. `Bundle.load(path)` reads one.
+
+    Scores are bit for bit those of `residuald score` and of the daemon on a CPU. A bundle can be pickled: the copy
+    loads the same folder again, and refuses it if its content has changed.
+    """
+
+    def __init__(self, native, arguments):
+        self._native = native
+        self._arguments = arguments
+        self.path = Path(arguments["path"])
+        self.manifest = json.loads((self.path / "manifest.json").read_bytes())
+
+    @classmethod
+    def load(cls, path, *, false_alarm_rate=None, threshold=None, threads=None, device="cpu"):
+        """Reads a bundle's folder, verifies its hashes and proves it by its golden records.
+
+        false_alarm_rate: the share of normal records that may be flagged, in (0, 1). Default: 0.001, or the lowest
+            that the bundle's calibration supports.
+        threshold: a score above which records are flagged, instead.
+        threads: the number of CPU threads. Default: one for each core.
+        device: "cpu", or "cuda" for the first GPU, which needs ORT_DYLIB_PATH to name ONNX Runtime's CUDA build.
+
+        Raises Error with every fault of the bundle.
+        """
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f'device must be "cpu" or "cuda", not {device!r}')
+        if false_alarm_rate is not None and threshold is not None:
+            raise ValueError("set false_alarm_rate or threshold, not both")
+        if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate must be between 0 and 1, not {false_alarm_rate}")
+        if threshold is not None and not 0 < threshold < 1e30:
+            raise ValueError(f"threshold must be a number above 0, not {threshold}")
+        use_installed_runtime()
+        path = os.path.abspath(path)
+        native = _native.Bundle.load(path, threads, false_alarm_rate, threshold, device == "cuda")
+        rest = {"false_alarm_rate": false_alarm_rate, "threshold": threshold, "threads": threads, "device": device}
+        return cls(native, {"path": path} | rest)
+
+    @property
+    def name(self):
+        return self.manifest["name"]
+
+    @property
+    def version(self):
+        return self.manifest["version"]
+
+    @property
+    def sha256(self):
+        """SHA-256 of the manifest, which identifies the whole bundle. Verdicts hold it as `model.sha256`."""
+        return self._native.sha256
+
+    @property
+    def kind(self):
+        """ "tabular" or "image"."""
+        return self.manifest["input"]["kind"]
+
+    @property
+    def features(self):
+        """The features of a row as dicts, as in the manifest. An image bundle has none."""
+        return self.manifest["input"].get("features", [])
+
+    @property
+    def threshold(self):
+        """The score above which a record is an anomaly, unless its segment has a threshold of its own."""
+        return self._native.threshold
+
+    def __repr__(self):
+        return f"<Bundle {self.name} {self.version}, {self.kind}, threshold {self.threshold:.4g}, {self.path}>"
+
+    def __reduce__(self):
+        return _load_same, (self._arguments, self.sha256)
+
+    def score(self, data, *, key=None, explain="anomalies", reasons=5, maps=False, progress=None):
+        """Judges records or images -> Verdicts [n], in the order of `data`.
+
+        data: for a tabular bundle a data frame of pandas or Polars, an Arrow table, a sequence of dicts or of JSON
+            texts, a path or a list of paths, a Table, or a NumPy array [n, features] of raw values in the order of
+            `features` (NaN = missing). For an image bundle a sequence of paths, encoded images (bytes), PIL images, or
+            NumPy arrays, uint8 [height, width] or [height, width, channels].
+        key: the column that holds the message key, for a bundle that is calibrated by key.
+        explain: which records get reasons: "anomalies", "all" or "none".
+        reasons: the number of reasons for a record, or of regions in an image.
+        maps: also make the heatmap and the reconstruction of each explained image, as PNG.
+        progress: called with the number of records that are done.
+
+        A record that the schema refuses gets NaN, and its reason in `Verdicts.refused`. Raises Error if `data` cannot
+        be read.
+        """
+        if explain not in ("anomalies", "all", "none"):
+            raise ValueError(f'explain must be "anomalies", "all" or "none", not {explain!r}')
+        if self.kind == "image":
+            if key is not None:
+                raise ValueError("key applies to tables only")
+            encoded = images_of(data)
+            outputs = self._native.score_images(encoded, explain, reasons, maps, progress)
+            return Verdicts(self, outputs, "pandas", None)
+        if maps:
+            raise ValueError("maps applies to images only")
+        if self._native.by_key != (key is not None):
+            raise ValueError(
+                "the bundle is calibrated by message key: name the column that holds it with key="
+                if self._native.by_key
+                else "key= applies only to a bundle that is calibrated by message key: remove it"
+            )
+        table = table_of(data, self.features)
+        keys = None if key is None else table.texts(key)
+        outputs = self._native.score(table, keys, explain, reasons, progress)
+        kind, index = kind_of(data)
+        return Verdicts(self, outputs, kind, index)
+
+
+def _load_same(arguments, sha256):
+    """Loads a pickled bundle's folder, which must still hold the same bundle."""
+    bundle = Bundle.load(**arguments)
+    if bundle.sha256 != sha256:
+        raise _native.Error(
+            f"{bundle.path} is not the bundle that was pickled: its sha256 is {bundle.sha256}, it was {sha256}"
+        )
+    return bundle
+
+
+def use_installed_runtime():
+    """Takes ONNX Runtime from the package onnxruntime, without importing it. ORT_DYLIB_PATH goes before."""
+    spec = find_spec("onnxruntime")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for pattern in ("libonnxruntime.so.*", "libonnxruntime*.dylib", "onnxruntime.dll"):
+            for library in sorted(Path(folder, "capi").glob(pattern)):
+                _native.use_library(library)
+                return

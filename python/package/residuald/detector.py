@@ -1,0 +1,197 @@
+"""An anomaly detector with scikit-learn's interface, which trains a bundle and scores with it."""
+
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+try:
+    from residuald_train import TrainerError
+    from residuald_train.tabular.labels import MAX_ROWS, DataSource
+    from residuald_train.tabular.pipeline import MIN_ROWS, Settings, train_bundle
+    from sklearn.base import BaseEstimator, OutlierMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as missing:
+    raise ImportError(f"Detector needs {missing.name}: pip install 'residuald[train]'") from missing
+
+from . import _native
+from .bundle import Bundle
+from .frames import table_of
+
+
+class Detector(OutlierMixin, BaseEstimator):
+    """Learns what normal records look like, and scores how badly new ones are reconstructed.
+
+    recipe: "best", "kernel", "hybrid" or "ddim"; see the trainer's README.
+    false_alarm_rate: the share of normal records that `predict` may flag. Default: 0.001, or the lowest that the
+        held-out records support.
+    schema: features as dicts, as in a manifest. Default: guessed from a data frame, or a number for each column of an
+        array.
+    drop, keep: columns to leave out, and columns to take although they look like identifiers or only grow.
+    contamination: the suspected share of anomalies among the training records, in [0, 0.5).
+    held_out: the share of the records to calibrate on, not to train on.
+    steps: training steps of 128 rows. The recipe "kernel" has none.
+    random_state: the seed.
+    verbose: print the trainer's messages.
+
+    After `fit`: `bundle_` is the Bundle, `features_` its schema, `notes_` what the trainer said, and `offset_` =
+    -threshold.
+    """
+
+    def __init__(
+        self,
+        recipe="best",
+        *,
+        false_alarm_rate=None,
+        schema=None,
+        drop=(),
+        keep=(),
+        contamination=0.0,
+        held_out=0.2,
+        steps=1000,
+        random_state=0,
+        verbose=False,
+    ):
+        self.recipe = recipe
+        self.false_alarm_rate = false_alarm_rate
+        self.schema = schema
+        self.drop = drop
+        self.keep = keep
+        self.contamination = contamination
+        self.held_out = held_out
+        self.steps = steps
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Trains on records X [n, columns], all or nearly all of them normal. `y` is ignored. Returns self.
+
+        Columns that are left out and rows that are refused are said in a warning. Raises ValueError.
+        """
+        named = isinstance(X, _native.Table) or hasattr(X, "columns") or hasattr(X, "column_names")
+        schema = self.schema
+        if not named:
+            # An array's columns are numbers; the checks are scikit-learn's.
+            X = self._numbers(X, reset=True)
+            if len(X) < MIN_ROWS:
+                raise ValueError(f"n_samples={len(X)}: training needs at least {MIN_ROWS} records")
+            schema = schema or [number(column) for column in range(X.shape[1])]
+        elif hasattr(X, "columns"):
+            self._names(X)
+        table = table_of(X, schema)
+        with tempfile.TemporaryDirectory() as folder:
+            self._train(table, schema, Path(folder))
+        self._load()
+        self.features_ = self.bundle_.features
+        self.offset_ = -self.bundle_.threshold
+        return self
+
+    def _numbers(self, X, reset):
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+
+    def _names(self, X):
+        self.n_features_in_ = X.shape[1]
+        if all(isinstance(name, str) for name in X.columns):
+            self.feature_names_in_ = np.array(X.columns, dtype=object)
+
+    def _train(self, table, schema, folder):
+        records, written = folder / "records.ndjson", folder / "schema.json"
+        with records.open("wb") as stream:
+            for row in range(len(table)):
+                stream.write(table.record(row) + b"\n")
+        if schema is not None:
+            written.write_text(json.dumps({"kind": "tabular", "features": list(schema)}))
+        said = io.StringIO()
+        out = contextlib.nullcontext() if self.verbose else contextlib.redirect_stdout(io.StringIO())
+        try:
+            with out, contextlib.redirect_stderr(said):
+                train_bundle(
+                    Settings(
+                        DataSource([records], drop=tuple(self.drop), keep=tuple(self.keep), max_rows=MAX_ROWS),
+                        out=folder / "bundle",
+                        name="detector",
+                        version="1",
+                        schema=None if schema is None else written,
+                        recipe=self.recipe,
+                        seed=int(self.random_state or 0),
+                        steps=self.steps,
+                        width=96,
+                        coreset=1000,
+                        held_out=self.held_out,
+                        contamination=self.contamination,
+                        nearest=None,
+                        segment=None,
+                        dry_run=False,
+                    )
+                )
+        except TrainerError as error:
+            raise ValueError(str(error)) from None
+        self.notes_ = [line for line in said.getvalue().splitlines() if line.startswith(("schema:", "left out"))]
+        if self.notes_:
+            warnings.warn("\n".join(self.notes_), UserWarning, stacklevel=3)
+        self.files_ = {file.name: file.read_bytes() for file in sorted((folder / "bundle").iterdir())}
+
+    def _load(self):
+        self._folder = tempfile.TemporaryDirectory(prefix="residuald-")
+        for name, content in self.files_.items():
+            Path(self._folder.name, name).write_bytes(content)
+        self.bundle_ = Bundle.load(self._folder.name, false_alarm_rate=self.false_alarm_rate)
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in ("bundle_", "_folder")}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "files_" in state:
+            self._load()
+
+    def score_records(self, X, **options):
+        """Judges records -> Verdicts [n], with reasons. The options are those of `Bundle.score`."""
+        check_is_fitted(self)
+        if isinstance(X, np.ndarray) or not (hasattr(X, "columns") or hasattr(X, "__arrow_c_stream__")):
+            X = X if isinstance(X, _native.Table) else self._numbers(X, reset=False)
+        return self.bundle_.score(X, **options)
+
+    def score_samples(self, X):
+        """X [n, columns] -> float64 [n], minus the anomaly score, so that lower is more anomalous. NaN if refused."""
+        return -self.score_records(X, explain="none").anomaly_score.astype(np.float64)
+
+    def decision_function(self, X):
+        """X [n, columns] -> float64 [n]: negative for anomalies, as in scikit-learn."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X):
+        """X [n, columns] -> int [n]: 1 for normal records, -1 for anomalies and for records that are refused."""
+        verdicts = self.score_records(X, explain="none")
+        flagged = verdicts.is_anomaly | np.isnan(verdicts.anomaly_score)
+        return np.where(flagged, -1, 1)
+
+    def save(self, path, *, force=False):
+        """Writes the bundle's folder, which the daemon can serve. Replaces an existing bundle only with `force`."""
+        check_is_fitted(self)
+        path = Path(path)
+        if path.exists() and any(path.iterdir()):
+            if not force:
+                raise FileExistsError(f"{path} is not empty: choose another folder, or set force=True")
+            if not (path / "manifest.json").exists():
+                raise FileExistsError(f"{path} is not a bundle, so it is not replaced: choose another folder")
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files_.items():
+            (path / name).write_bytes(content)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+def number(column):
+    """The feature of an array's column, which has no name."""
+    return {"name": f"x{column}", "path": f"x{column}", "type": "number", "missing": "impute"}

@@ -1,0 +1,166 @@
+"""Data of other libraries as tables and images, and columns as their data frames. Imports none of them by itself."""
+
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import numpy as np
+
+from . import _native
+
+
+def table_of(data, features=None):
+    """Records in any accepted form -> Table. `features` name the columns of a NumPy array. Raises Error."""
+    if isinstance(data, _native.Table):
+        return data
+    if isinstance(data, str | PathLike):
+        return _native.read([data])
+    if isinstance(data, np.ndarray):
+        return table_of_array(data, features)
+    if is_from(data, "pandas", "Series") or is_from(data, "polars", "Series"):
+        raise _native.Error("a Series holds one column: give a data frame")
+    if hasattr(data, "__arrow_c_stream__"):
+        return _native.Table.from_arrow(data)
+    if isinstance(data, Mapping):
+        raise _native.Error("a dict is one record: give a list of dicts, or a data frame")
+    if not isinstance(data, Sequence):
+        data = list(data)
+    if not data:
+        return _native.Table([])
+    if all(isinstance(record, Mapping) for record in data):
+        return _native.Table([json.dumps(record, default=plain) for record in data])
+    if all(isinstance(record, PathLike) for record in data):
+        return _native.read(list(data))
+    if all(isinstance(record, str) and not record.lstrip().startswith("{") for record in data):
+        return _native.read(list(data))
+    if all(isinstance(record, bytes | str) for record in data):
+        return _native.Table(list(data))
+    raise _native.Error(
+        f"records must be a data frame, a NumPy array, paths, or a sequence of dicts or JSON texts, not {kinds(data)}"
+    )
+
+
+def table_of_array(array, features):
+    """A NumPy array [n, features] of raw values -> Table. The columns are in the order of the schema."""
+    if features is None:
+        raise _native.Error("a NumPy array has no column names: give a data frame")
+    if array.ndim != 2 or array.shape[1] != len(features):
+        raise _native.Error(
+            f"a NumPy array must be [n, {len(features)}], a column for each feature of the schema in its order, "
+            f"but it is {list(array.shape)}"
+        )
+    paths = [feature.get("path", feature["name"]) for feature in features]
+    if array.dtype.kind in "fiub":
+        return _native.Table.from_rows(paths, array.astype(np.float64, copy=False))
+    return _native.Table([record_of(zip(paths, row, strict=True)) for row in array.tolist()])
+
+
+def record_of(pairs):
+    """(dotted path, value) pairs -> the JSON of one record. NaN and None are left out, as missing."""
+    record = b"{}"
+    for path, value in pairs:
+        if value is not None and value == value:
+            record = _native.set_field(record, path, json.dumps(value, default=plain))
+    return record
+
+
+def plain(value):
+    """A value that JSON does not have, as the nearest that it has."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise _native.Error(f"a value of type {type(value).__name__} is not JSON: {value!r:.80}")
+
+
+def images_of(data):
+    """Images in any accepted form -> their encoded bytes, a list."""
+    if isinstance(data, str | PathLike | bytes):
+        data = [data]
+    if isinstance(data, np.ndarray) and data.ndim < 4:
+        raise _native.Error("an array of images must be [n, height, width, channels]; give one image as [image]")
+    return [encoded(image) for image in data]
+
+
+def encoded(image):
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | PathLike):
+        with open(image, "rb") as stream:
+            return stream.read(MOST_BYTES + 1)
+    if isinstance(image, np.ndarray):
+        image = image_of_array(image)
+    if not hasattr(image, "save"):
+        raise _native.Error(f"an image must be a path, bytes, a PIL image or a NumPy array, not {type(image).__name__}")
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
+
+
+MOST_BYTES = 32 << 20  # The daemon refuses a larger image, too.
+
+
+def image_of_array(array):
+    try:
+        from PIL import Image
+    except ImportError:
+        raise _native.Error("images as NumPy arrays need Pillow: pip install pillow") from None
+    if array.dtype != np.uint8:
+        raise _native.Error(
+            f"an image as a NumPy array must be uint8, 0 to 255, but it is {array.dtype}: convert it as in training"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise _native.Error(f"an image must be [height, width] or [height, width, 1, 3 or 4], not {list(array.shape)}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def kind_of(data):
+    """What a caller works with -> (kind of frame, index of a pandas frame or None)."""
+    if is_from(data, "pandas", "DataFrame"):
+        return "pandas", data.index
+    if is_from(data, "polars", "DataFrame"):
+        return "polars", None
+    if is_from(data, "pyarrow", "Table") or is_from(data, "pyarrow", "RecordBatch"):
+        return "arrow", None
+    return "pandas", None
+
+
+def is_from(data, module, name):
+    """Whether data is of that class. The module is not imported: without it, nothing is of its classes."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(data, getattr(loaded, name))
+
+
+def frame(columns, kind, index):
+    """{name: array [n]} -> a data frame of that kind."""
+    try:
+        if kind == "pandas":
+            import pandas
+
+            return pandas.DataFrame(columns, index=index)
+        if kind == "polars":
+            import polars
+
+            return polars.DataFrame({name: listed(column) for name, column in columns.items()})
+        if kind == "arrow":
+            import pyarrow
+
+            return pyarrow.table({name: listed(column) for name, column in columns.items()})
+    except ImportError as missing:
+        raise ImportError(f'{missing.name} is not installed: install it, or ask for kind="dict"') from None
+    if kind == "dict":
+        return columns
+    raise ValueError(f'kind must be "pandas", "polars", "arrow" or "dict", not {kind!r}')
+
+
+def listed(column):
+    return column.tolist() if column.dtype == object else column
+
+
+def kinds(data):
+    found = sorted({type(record).__name__ for record in data})
+    return ", ".join(found[:5])

@@ -1,0 +1,129 @@
+"""What scoring returns: a verdict for each record, as columns, as frames, and as the daemon's JSON."""
+
+import json
+from functools import cached_property
+
+import numpy as np
+
+from .frames import frame
+
+SEVERITIES = np.array([None, "warning", "critical"], dtype=object)
+
+
+class Verdicts:
+    """The verdicts on n records, in their order. The names are those of the daemon's messages.
+
+    anomaly_score: float32 [n], at least 0. NaN for a record that was refused.
+    p_value: float64 [n], the probability that a normal record scores at least this high.
+    anomaly_grade: float32 [n], the score divided by the threshold. Above 1 is an anomaly.
+    threshold: float32 [n].
+    refused: {row: (reason, detail)} of the records that have no score. The daemon makes them dead letters.
+    """
+
+    def __init__(self, bundle, outputs, kind, index):
+        self.bundle = bundle
+        self.anomaly_score = outputs["anomaly_score"]
+        self.p_value = outputs["p_value"]
+        self.anomaly_grade = outputs["anomaly_grade"]
+        self.threshold = outputs["threshold"]
+        self.refused = {row: (reason, detail) for row, reason, detail in outputs["refused"]}
+        self._severity = outputs["severity"]
+        self._segment = outputs["segment"]
+        self._segments = np.array([*outputs["segments"], None], dtype=object)
+        self._verdicts = outputs["verdicts"]
+        self._maps = outputs["maps"]
+        self._kind = kind
+        self._index = index
+
+    def __len__(self):
+        return len(self.anomaly_score)
+
+    def __repr__(self):
+        refused = f", {len(self.refused)} refused" if self.refused else ""
+        return f"<Verdicts on {len(self)} records: {int(self.is_anomaly.sum())} anomalies{refused}>"
+
+    @property
+    def is_anomaly(self):
+        """bool [n]. False for a record that was refused."""
+        return self._severity > 0
+
+    @property
+    def severity(self):
+        """object [n]: None, "warning" or "critical"."""
+        return SEVERITIES[self._severity]
+
+    @property
+    def segment(self):
+        """object [n]: the segment whose threshold applies. None = the threshold of all records."""
+        return self._segments[self._segment]
+
+    @cached_property
+    def verdicts(self):
+        """{row: the verdict as a dict} of the explained records, as the daemon publishes it."""
+        return {row: json.loads(text) for row, text in self._verdicts}
+
+    @property
+    def maps(self):
+        """{row: (heatmap, reconstruction)} of the explained images, each a PNG as bytes."""
+        return {row: (heatmap, reconstruction) for row, heatmap, reconstruction in self._maps}
+
+    def refusals(self):
+        """{reason: (count, example)}, the most frequent first."""
+        counts = {}
+        for reason, detail in self.refused.values():
+            count, example = counts.get(reason, (0, detail))
+            counts[reason] = count + 1, example
+        return dict(sorted(counts.items(), key=lambda entry: -entry[1][0]))
+
+    def frame(self, kind=None):
+        """A row for each record: score, p-value, grade, threshold, severity, segment, the first reason, and `refused`.
+
+        kind: "pandas", "polars", "arrow", or "dict" for columns. Default: what was scored. Keeps the index of a pandas
+        frame.
+        """
+        first = np.full(len(self), None, dtype=object)
+        for row, verdict in self.verdicts.items():
+            reasons = verdict.get("relevant_attribution") or [{}]
+            first[row] = reasons[0].get("feature")
+        refused = np.full(len(self), None, dtype=object)
+        for row, (reason, detail) in self.refused.items():
+            refused[row] = f"{reason}: {detail}"
+        columns = {
+            "anomaly_score": self.anomaly_score,
+            "p_value": self.p_value,
+            "anomaly_grade": self.anomaly_grade,
+            "threshold": self.threshold,
+            "is_anomaly": self.is_anomaly,
+            "severity": self.severity,
+        }
+        columns |= {"segment": self.segment} if len(self._segments) > 1 else {}
+        columns |= {"reason": first} if self.bundle.kind == "tabular" else {}
+        return frame(columns | {"refused": refused}, kind or self._kind, self._index)
+
+    def reasons(self, kind=None):
+        """A row for each reason of the explained records, the largest share first.
+
+        For tables: row, feature, share, observed, expected, unit. `row` counts from 0, or is the index of a pandas
+        frame. Observed and expected values are text here, because a column mixes numbers and categories; `verdicts`
+        has them as they are. For images: row, x, y, width, height, share, area of each region, in pixels.
+        """
+        image = self.bundle.kind == "image"
+        found, part = [], "regions" if image else "relevant_attribution"
+        for row, verdict in self.verdicts.items():
+            found += [(row, reason) for reason in verdict[part]]
+        rows = np.array([row for row, _ in found], dtype=np.int64)
+        columns = {"row": rows if self._index is None else self._index[rows]}
+        if image:
+            for name in ("x", "y", "width", "height", "share", "area"):
+                columns[name] = np.array([reason[name] for _, reason in found])
+            return frame(columns, kind or self._kind, None)
+        columns["feature"] = np.array([reason["feature"] for _, reason in found], dtype=object)
+        columns["share"] = np.array([reason["share"] for _, reason in found], dtype=np.float32)
+        for name in ("observed", "expected"):
+            columns[name] = np.array([shown(reason[name]) for _, reason in found], dtype=object)
+        columns["unit"] = np.array([reason.get("unit") for _, reason in found], dtype=object)
+        return frame(columns, kind or self._kind, None)
+
+
+def shown(value):
+    return value if isinstance(value, str) else json.dumps(value)

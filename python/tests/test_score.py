@@ -1,0 +1,233 @@
+"""Scoring in Python: the same bits as `residuald score`, for every kind of data."""
+
+import json
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import residuald
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+RESIDUALD = os.environ.get("RESIDUALD", str(ROOT / "target/debug/residuald"))
+PAYMENTS = ROOT / "models/payments"
+SURFACE = ROOT / "models/surface"
+RECORDS = 2000
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """The first records of the sample, as NDJSON."""
+    path = tmp_path_factory.mktemp("sample") / "sample.ndjson"
+    whole = residuald.read([PAYMENTS / "sample.ndjson.gz"])
+    path.write_bytes(b"".join(whole.record(row) + b"\n" for row in range(RECORDS)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle():
+    return residuald.Bundle.load(PAYMENTS)
+
+
+@pytest.fixture(scope="session")
+def verdicts(bundle, sample):
+    return bundle.score(sample)
+
+
+@pytest.fixture(scope="session")
+def lines(sample):
+    """What `residuald score --out` says of the records."""
+    out = sample.with_name("verdicts.ndjson")
+    subprocess.run([RESIDUALD, "score", sample, "--bundle", PAYMENTS, "--out", out], check=True, capture_output=True)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_the_verdicts_are_those_of_the_command(verdicts, lines):
+    assert len(verdicts) == len(lines) == RECORDS
+    for row, line in enumerate(lines):
+        assert np.float32(line["anomaly_score"]) == verdicts.anomaly_score[row]
+        assert line["p_value"] == verdicts.p_value[row]
+        assert line["severity"] == verdicts.severity[row]
+    assert verdicts.is_anomaly.sum() > 5
+    flagged = {line.pop("record") - 1: line for line in lines if line["severity"]}
+    assert verdicts.verdicts == flagged
+
+
+def test_the_frame_and_the_reasons(bundle, verdicts, lines):
+    frame = verdicts.frame()
+    assert isinstance(frame, pd.DataFrame)
+    assert frame["anomaly_score"].dtype == np.float32
+    assert frame["is_anomaly"].sum() == verdicts.is_anomaly.sum()
+    assert frame["refused"].isna().all()
+    reasons = verdicts.reasons()
+    row = int(np.argmax(verdicts.anomaly_score))
+    first, top = lines[row]["relevant_attribution"][0], reasons[reasons["row"] == row].iloc[0]
+    assert (top["feature"], top["observed"]) == (first["feature"], json.dumps(first["observed"]).strip('"'))
+    assert top["share"] == np.float32(first["share"])
+    assert frame["reason"][row] == first["feature"]
+    assert set(reasons["row"]) == set(np.flatnonzero(verdicts.is_anomaly))
+    assert isinstance(verdicts.frame("polars"), pl.DataFrame)
+    assert isinstance(verdicts.reasons("arrow"), pa.Table)
+    assert set(verdicts.frame("dict")) == set(frame.columns)
+
+
+def flat(record, prefix=""):
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@pytest.fixture(scope="session")
+def records(sample):
+    return [json.loads(line) for line in sample.read_text().splitlines()]
+
+
+KINDS = {
+    "dicts": lambda records: records,
+    "JSON texts": lambda records: [json.dumps(record) for record in records],
+    "pandas, dotted columns": lambda records: pd.DataFrame([dict(flat(record)) for record in records]),
+    "pandas, times": lambda records: pd.DataFrame([dict(flat(record)) for record in records]).assign(
+        time=lambda frame: pd.to_datetime(frame["time"])
+    ),
+    "pandas, categoricals": lambda records: pd.DataFrame([dict(flat(record)) for record in records]).astype(
+        {"currency": "category"}
+    ),
+    "polars": lambda records: pl.DataFrame([dict(flat(record)) for record in records]),
+    "polars, nested": lambda records: pl.DataFrame(records),
+    "arrow": lambda records: pa.Table.from_pylist(records),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_data_gets_the_same_bits(bundle, verdicts, records, kind):
+    data = KINDS[kind](records)
+    scored = bundle.score(data)
+    assert scored.anomaly_score.tobytes() == verdicts.anomaly_score.tobytes()
+    assert scored.verdicts == verdicts.verdicts
+    frame = scored.frame()
+    assert type(frame).__module__.startswith(type(data).__module__.split(".")[0] if kind[0] == "p" else "p")
+
+
+def test_a_pandas_index_is_kept(bundle, records):
+    frame = pd.DataFrame([dict(flat(record)) for record in records[:300]], index=[f"r{i}" for i in range(300)])
+    scored = bundle.score(frame, explain="all", reasons=1)
+    assert list(scored.frame().index) == list(frame.index)
+    assert list(scored.reasons()["row"]) == list(frame.index)
+
+
+def test_an_array_of_numbers_is_read_in_the_schemas_order(tmp_path, numbers):
+    X = np.random.default_rng(1).normal(size=(50, 2))
+    X[3, 1] = np.nan
+    scored = numbers.score(X)
+    frame = numbers.score(pd.DataFrame(X, columns=["a", "b.c"]))
+    assert scored.anomaly_score.tobytes() == frame.anomaly_score.tobytes()
+    assert scored.anomaly_score.dtype == np.float32
+    objects = numbers.score(X.astype(object))
+    assert objects.anomaly_score.tobytes() == frame.anomaly_score.tobytes()
+    X[4, 0] = np.inf
+    refused = numbers.score(X)
+    assert list(refused.refused) == [4]
+    assert refused.refused[4][0] == "out_of_range"
+    with pytest.raises(residuald.Error, match=r"must be \[n, 2\].*it is \[50, 1\]"):
+        numbers.score(X[:, :1])
+
+
+@pytest.fixture(scope="session")
+def numbers(tmp_path_factory):
+    """A bundle of two numbers."""
+    folder = tmp_path_factory.mktemp("numbers")
+    X = np.random.default_rng(0).normal(size=(2000, 2))
+    pd.DataFrame(X, columns=["a", "b.c"]).to_csv(folder / "a.csv", index=False)
+    fields = [("a", "reject"), ("b.c", "impute")]
+    features = [{"name": path, "path": path, "type": "number", "missing": missing} for path, missing in fields]
+    (folder / "schema.json").write_text(json.dumps({"kind": "tabular", "features": features}))
+    command = ["residuald-train", "tabular", "--data", "a.csv", "--schema", "schema.json", "--recipe", "kernel"]
+    subprocess.run([Path(os.sys.executable).with_name(command[0]), *command[1:], "--out", "b"], cwd=folder, check=True)
+    return residuald.Bundle.load(folder / "b")
+
+
+def test_refused_records_get_nan_and_the_daemons_reason(bundle, records):
+    bad = [*records[:3], {"amount": "x"}, records[3]]
+    scored = bundle.score(bad)
+    assert np.isnan(scored.anomaly_score).tolist() == [False, False, False, True, False]
+    [(reason, (count, example))] = scored.refusals().items()
+    assert (reason, count) == ("wrong_type", 1) or reason == "missing", scored.refused
+    assert example
+    assert not scored.is_anomaly[3]
+    assert scored.frame()["refused"][3].startswith(reason)
+
+
+def test_data_that_cannot_be_records_is_refused(bundle, records):
+    for data, message in [
+        (records[0], "a dict is one record"),
+        (pd.Series([1]), "a Series holds one column"),
+        ([1, 2], "must be a data frame"),
+        (np.zeros((3, 2)), "a column for each feature"),
+    ]:
+        with pytest.raises(residuald.Error, match=message):
+            bundle.score(data)
+    assert len(bundle.score([])) == 0
+    with pytest.raises(ValueError, match="key= applies only"):
+        bundle.score(records, key="card_id")
+    with pytest.raises(residuald.Error, match="does not exist|No such file|cannot be read|manifest"):
+        residuald.Bundle.load("nowhere")
+
+
+def test_thresholds(records):
+    strict = residuald.Bundle.load(PAYMENTS, false_alarm_rate=0.01, threads=1)
+    loose = residuald.Bundle.load(PAYMENTS, threshold=1e6)
+    assert strict.score(records).is_anomaly.sum() > 20
+    assert loose.score(records).is_anomaly.sum() == 0
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        residuald.Bundle.load(PAYMENTS, false_alarm_rate=2)
+
+
+def test_a_pickled_bundle_is_the_same(bundle, records, tmp_path):
+    copy = pickle.loads(pickle.dumps(bundle))
+    assert copy.sha256 == bundle.sha256
+    assert (copy.score(records).anomaly_score == bundle.score(records).anomaly_score).all()
+
+
+@pytest.fixture(scope="session")
+def surface():
+    return residuald.Bundle.load(SURFACE)
+
+
+def test_images_get_the_bits_of_the_command(surface, tmp_path):
+    random = np.random.default_rng(0)
+    arrays = [random.integers(0, 255, (96, 128), np.uint8) for _ in range(3)]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    out = tmp_path / "verdicts.ndjson"
+    subprocess.run([RESIDUALD, "score", tmp_path, "--bundle", SURFACE, "--out", out], check=True, capture_output=True)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = np.array([line["anomaly_score"] for line in lines], np.float32)
+    for images in (paths, [path.read_bytes() for path in paths], arrays, [Image.open(path) for path in paths]):
+        scored = surface.score(images, explain="all", maps=True)
+        assert scored.anomaly_score.tobytes() == expected.tobytes()
+        assert scored.reasons()["share"].between(0, 1).all()
+        heatmap, reconstruction = scored.maps[0]
+        assert heatmap.startswith(b"\x89PNG") and reconstruction.startswith(b"\x89PNG")
+    broken = surface.score([b"nonsense", arrays[0]])
+    assert list(broken.refused) == [0]
+    assert np.isnan(broken.anomaly_score[0])
+    with pytest.raises(residuald.Error, match="must be uint8"):
+        surface.score([arrays[0] / 255])
+
+
+def test_an_interrupt_ends_scoring(bundle, records):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bundle.score(records, progress=stop)
+    assert len(bundle.score(records[:5])) == 5, "the bundle is still usable"
