@@ -45,6 +45,19 @@ __all__ = [
 ]
 
 
+def __getattr__(name):
+    # Detector imports torch and scikit-learn, so it is loaded when it is used.
+    if name == "Detector":
+        from .detector import Detector
+
+        return Detector
+    raise AttributeError(f"module 'residuald' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*__all__, "Detector"]
+
+
 def decode(schema, record):
     """One record, the JSON text of an object -> float32 [features]. Raises RefusedError.
 

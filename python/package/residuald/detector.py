@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 try:
+    from sklearn.base import BaseEstimator, OutlierMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
+
     from residuald_train import TrainerError
     from residuald_train.tabular.labels import MAX_ROWS, DataSource
     from residuald_train.tabular.pipeline import MIN_ROWS, Settings, train_bundle
-    from sklearn.base import BaseEstimator, OutlierMixin
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from residuald_train.tabular.recipes import RECIPES
 except ImportError as missing:
     raise ImportError(f"Detector needs {missing.name}: pip install 'residuald[train]'") from missing
 
@@ -33,7 +35,8 @@ class Detector(OutlierMixin, BaseEstimator):
     schema: features as dicts, as in a manifest. Default: guessed from a data frame, or a number for each column of an
         array.
     drop, keep: columns to leave out, and columns to take although they look like identifiers or only grow.
-    contamination: the suspected share of anomalies among the training records, in [0, 0.5).
+    leave_out: the share of the most unusual training records to leave out as likely anomalies, in [0, 0.5). Unlike
+        scikit-learn's `contamination` it does not set the threshold.
     held_out: the share of the records to calibrate on, not to train on.
     steps: training steps of 128 rows. The recipe "kernel" has none.
     random_state: the seed.
@@ -51,7 +54,7 @@ class Detector(OutlierMixin, BaseEstimator):
         schema=None,
         drop=(),
         keep=(),
-        contamination=0.0,
+        leave_out=0.0,
         held_out=0.2,
         steps=1000,
         random_state=0,
@@ -62,7 +65,7 @@ class Detector(OutlierMixin, BaseEstimator):
         self.schema = schema
         self.drop = drop
         self.keep = keep
-        self.contamination = contamination
+        self.leave_out = leave_out
         self.held_out = held_out
         self.steps = steps
         self.random_state = random_state
@@ -73,6 +76,7 @@ class Detector(OutlierMixin, BaseEstimator):
 
         Columns that are left out and rows that are refused are said in a warning. Raises ValueError.
         """
+        self._check_parameters()
         named = isinstance(X, _native.Table) or hasattr(X, "columns") or hasattr(X, "column_names")
         schema = self.schema
         if not named:
@@ -90,6 +94,17 @@ class Detector(OutlierMixin, BaseEstimator):
         self.features_ = self.bundle_.features
         self.offset_ = -self.bundle_.threshold
         return self
+
+    def _check_parameters(self):
+        for name, holds, rule in (
+            ("recipe", self.recipe in RECIPES, f"be one of {', '.join(RECIPES)}"),
+            ("leave_out", 0 <= self.leave_out < 0.5, "be a share from 0 to below 0.5"),
+            ("held_out", 0 < self.held_out < 1, "be a share between 0 and 1"),
+            ("steps", self.steps > 0, "be above 0"),
+            ("false_alarm_rate", self.false_alarm_rate is None or 0 < self.false_alarm_rate < 1, "be between 0 and 1"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must {rule}, but it is {getattr(self, name)!r}")
 
     def _numbers(self, X, reset):
         return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
@@ -123,7 +138,7 @@ class Detector(OutlierMixin, BaseEstimator):
                         width=96,
                         coreset=1000,
                         held_out=self.held_out,
-                        contamination=self.contamination,
+                        contamination=self.leave_out,
                         nearest=None,
                         segment=None,
                         dry_run=False,

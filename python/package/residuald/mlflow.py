@@ -26,13 +26,13 @@ def save_model(bundle, path, **options):
     The options are those of `mlflow.pyfunc.save_model`, `signature` and `input_example` for instance. The bundle is
     loaded first, so what cannot be served is not saved.
     """
-    with copied(bundle) as folder:
+    with Copy(bundle) as folder:
         mlflow.pyfunc.save_model(path, **arguments(folder, options))
 
 
 def log_model(bundle, name, **options):
     """Like `save_model`, but logs the model under `name` to the current run -> mlflow.models.model.ModelInfo."""
-    with copied(bundle) as folder:
+    with Copy(bundle) as folder:
         return mlflow.pyfunc.log_model(name=name, **arguments(folder, options))
 
 
@@ -40,7 +40,7 @@ def arguments(folder, options):
     return {"loader_module": __name__, "data_path": str(folder), "pip_requirements": REQUIREMENTS} | options
 
 
-class copied:
+class Copy:
     """A proved copy of a bundle's folder, under a constant name."""
 
     def __init__(self, bundle):

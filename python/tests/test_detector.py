@@ -1,0 +1,101 @@
+"""The detector with scikit-learn's interface."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import residuald
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+RANDOM = np.random.default_rng(0)
+NORMAL = RANDOM.normal(size=(1500, 3)) @ [[1, 0.9, 0], [0, 0.3, 0], [0, 0, 1]]
+FRESH = RANDOM.normal(size=(1500, 3)) @ [[1, 0.9, 0], [0, 0.3, 0], [0, 0, 1]]
+ODD = FRESH[:50] * [1, -1, 1] + [0, 0, 4]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return residuald.Detector(recipe="kernel", false_alarm_rate=0.02).fit(NORMAL)
+
+
+def test_it_tells_the_odd_from_the_normal(detector):
+    assert (detector.predict(ODD) == -1).mean() > 0.8
+    assert (detector.predict(FRESH) == -1).mean() < 0.05
+    labels = np.r_[np.zeros(len(FRESH)), np.ones(len(ODD))]
+    scores = detector.score_samples(np.r_[FRESH, ODD])
+    assert roc_auc_score(labels, -scores) > 0.95
+    assert (np.sign(detector.decision_function(ODD)) == detector.predict(ODD)).all()
+
+
+def test_the_recipe_best_is_trained_by_default(detector):
+    best = residuald.Detector(steps=50, false_alarm_rate=0.02).fit(NORMAL)
+    assert best.bundle_.manifest["training"]["options"]["recipe"] == "best"
+    assert (best.predict(ODD) == -1).mean() > 0.5
+
+
+def test_what_is_saved_is_a_bundle(detector, tmp_path):
+    detector.save(tmp_path / "b")
+    bundle = residuald.Bundle.load(tmp_path / "b", false_alarm_rate=0.02)
+    assert bundle.sha256 == detector.bundle_.sha256
+    assert (-bundle.score(ODD).anomaly_score == detector.score_samples(ODD)).all()
+    with pytest.raises(FileExistsError, match="force=True"):
+        detector.save(tmp_path / "b")
+    detector.save(tmp_path / "b", force=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(FileExistsError, match="not a bundle"):
+        detector.save(tmp_path / "mine", force=True)
+
+
+def test_copies(detector):
+    copy = pickle.loads(pickle.dumps(detector))
+    assert (copy.score_samples(ODD) == detector.score_samples(ODD)).all()
+    assert clone(detector).get_params() == detector.get_params()
+    pipeline = make_pipeline(StandardScaler(), residuald.Detector(recipe="kernel")).fit(NORMAL)
+    assert set(pipeline.predict(ODD)) <= {-1, 1}
+
+
+def test_a_frame_with_text_and_what_is_left_out_is_said():
+    frame = pd.DataFrame(NORMAL, columns=["a", "b", "c"])
+    frame["kind"] = np.where(NORMAL[:, 0] > 0, "plus", "minus")
+    frame["row"] = np.arange(len(frame))
+    with pytest.warns(UserWarning, match="row"):
+        detector = residuald.Detector(recipe="kernel", false_alarm_rate=0.02).fit(frame)
+    assert [feature["name"] for feature in detector.features_] == ["a", "b", "c", "kind"]
+    assert list(detector.feature_names_in_) == list(frame.columns)
+    odd = frame.assign(kind=frame["kind"].map({"plus": "minus", "minus": "plus"}))
+    wrong = detector.score_records(odd)
+    assert wrong.is_anomaly.mean() > 10 * detector.score_records(frame).is_anomaly.mean()
+    assert wrong.reasons()["feature"].iloc[0] in ("a", "b", "kind")
+
+
+def test_a_table_that_cannot_be_trained_on_is_refused():
+    with pytest.raises(ValueError, match="n_samples=3"):
+        residuald.Detector().fit(NORMAL[:3])
+    with pytest.raises(ValueError, match="recipe"):
+        residuald.Detector(recipe="nonsense").fit(NORMAL)
+
+
+class Repeating(residuald.Detector):
+    """Trains on each record four times, because scikit-learn's checks train on fewer records than the trainer takes."""
+
+    def fit(self, X, y=None):
+        rows = np.asarray(X)
+        return super().fit(np.repeat(rows, 4, axis=0) if rows.ndim == 2 and len(rows) > 1 else X)
+
+
+def test_scikit_learns_checks():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(
+            Repeating(recipe="kernel", false_alarm_rate=0.2),
+            on_fail=None,
+        )
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    assert failed == {}
