@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 from . import _native
 from .frames import images_of, kind_of, table_of
@@ -17,14 +19,22 @@ class Bundle:
     loads the same folder again, and refuses it if its content has changed.
     """
 
-    def __init__(self, native, arguments):
+    def __init__(self, native: _native.Bundle, arguments: dict[str, Any]) -> None:
         self._native = native
         self._arguments = arguments
         self.path = Path(arguments["path"])
         self.manifest = json.loads((self.path / "manifest.json").read_bytes())
 
     @classmethod
-    def load(cls, path, *, false_alarm_rate=None, threshold=None, threads=None, device="cpu"):
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        false_alarm_rate: float | None = None,
+        threshold: float | None = None,
+        threads: int | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> "Bundle":
         """Reads a bundle's folder, verifies its hashes and proves it by its golden records.
 
         false_alarm_rate: the share of normal records that may be flagged, in (0, 1). Default: 0.001, or the lowest
@@ -50,40 +60,49 @@ class Bundle:
         return cls(native, {"path": path} | rest)
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.manifest["name"]
 
     @property
-    def version(self):
+    def version(self) -> str:
         return self.manifest["version"]
 
     @property
-    def sha256(self):
+    def sha256(self) -> str:
         """SHA-256 of the manifest, which identifies the whole bundle. Verdicts hold it as `model.sha256`."""
         return self._native.sha256
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """ "tabular" or "image"."""
         return self.manifest["input"]["kind"]
 
     @property
-    def features(self):
+    def features(self) -> list[dict[str, Any]]:
         """The features of a row as dicts, as in the manifest. An image bundle has none."""
         return self.manifest["input"].get("features", [])
 
     @property
-    def threshold(self):
+    def threshold(self) -> float:
         """The score above which a record is an anomaly, unless its segment has a threshold of its own."""
         return self._native.threshold
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Bundle {self.name} {self.version}, {self.kind}, threshold {self.threshold:.4g}, {self.path}>"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _load_same, (self._arguments, self.sha256)
 
-    def score(self, data, *, key=None, explain="anomalies", reasons=5, maps=False, progress=None):
+    def score(
+        self,
+        data: Any,
+        *,
+        key: str | None = None,
+        explain: Literal["anomalies", "all", "none"] = "anomalies",
+        reasons: int = 5,
+        maps: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> Verdicts:
         """Judges records or images -> Verdicts [n], in the order of `data`.
 
         data: for a tabular bundle a data frame of pandas or Polars, an Arrow table, a sequence of dicts or of JSON
@@ -122,7 +141,7 @@ class Bundle:
         return Verdicts(self, outputs, kind, index)
 
 
-def _load_same(arguments, sha256):
+def _load_same(arguments: dict[str, Any], sha256: str) -> Bundle:
     """Loads a pickled bundle's folder, which must still hold the same bundle."""
     bundle = Bundle.load(**arguments)
     if bundle.sha256 != sha256:
@@ -132,7 +151,7 @@ def _load_same(arguments, sha256):
     return bundle
 
 
-def use_installed_runtime():
+def use_installed_runtime() -> None:
     """Takes ONNX Runtime from the package onnxruntime, without importing it. ORT_DYLIB_PATH goes before."""
     spec = find_spec("onnxruntime")
     for folder in (spec.submodule_search_locations or []) if spec else []:

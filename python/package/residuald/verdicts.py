@@ -2,10 +2,14 @@
 
 import json
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .frames import frame
+
+Kind = Literal["pandas", "polars", "arrow", "dict"]
 
 SEVERITIES = np.array([None, "warning", "critical"], dtype=object)
 
@@ -20,13 +24,13 @@ class Verdicts:
     refused: {row: (reason, detail)} of the records that have no score. The daemon makes them dead letters.
     """
 
-    def __init__(self, bundle, outputs, kind, index):
+    def __init__(self, bundle: Any, outputs: dict[str, Any], kind: Kind, index: Any) -> None:
         self.bundle = bundle
-        self.anomaly_score = outputs["anomaly_score"]
-        self.p_value = outputs["p_value"]
-        self.anomaly_grade = outputs["anomaly_grade"]
-        self.threshold = outputs["threshold"]
-        self.refused = {row: (reason, detail) for row, reason, detail in outputs["refused"]}
+        self.anomaly_score: NDArray[np.float32] = outputs["anomaly_score"]
+        self.p_value: NDArray[np.float64] = outputs["p_value"]
+        self.anomaly_grade: NDArray[np.float32] = outputs["anomaly_grade"]
+        self.threshold: NDArray[np.float32] = outputs["threshold"]
+        self.refused: dict[int, tuple[str, str]] = {row: (reason, detail) for row, reason, detail in outputs["refused"]}
         self._severity = outputs["severity"]
         self._segment = outputs["segment"]
         self._segments = np.array([*outputs["segments"], None], dtype=object)
@@ -35,47 +39,47 @@ class Verdicts:
         self._kind = kind
         self._index = index
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.anomaly_score)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         refused = f", {len(self.refused)} refused" if self.refused else ""
         return f"<Verdicts on {len(self)} records: {int(self.is_anomaly.sum())} anomalies{refused}>"
 
     @property
-    def is_anomaly(self):
+    def is_anomaly(self) -> NDArray[np.bool_]:
         """bool [n]. False for a record that was refused."""
         return self._severity > 0
 
     @property
-    def severity(self):
+    def severity(self) -> NDArray[np.object_]:
         """object [n]: None, "warning" or "critical"."""
         return SEVERITIES[self._severity]
 
     @property
-    def segment(self):
+    def segment(self) -> NDArray[np.object_]:
         """object [n]: the segment whose threshold applies. None = the threshold of all records."""
         return self._segments[self._segment]
 
     @cached_property
-    def verdicts(self):
+    def verdicts(self) -> dict[int, dict[str, Any]]:
         """{row: the verdict as a dict} of the explained records, as the daemon publishes it."""
         return {row: json.loads(text) for row, text in self._verdicts}
 
     @property
-    def maps(self):
+    def maps(self) -> dict[int, tuple[bytes, bytes]]:
         """{row: (heatmap, reconstruction)} of the explained images, each a PNG as bytes."""
         return {row: (heatmap, reconstruction) for row, heatmap, reconstruction in self._maps}
 
-    def refusals(self):
+    def refusals(self) -> dict[str, tuple[int, str]]:
         """{reason: (count, example)}, the most frequent first."""
-        counts = {}
+        counts: dict[str, tuple[int, str]] = {}
         for reason, detail in self.refused.values():
             count, example = counts.get(reason, (0, detail))
             counts[reason] = count + 1, example
         return dict(sorted(counts.items(), key=lambda entry: -entry[1][0]))
 
-    def frame(self, kind=None):
+    def frame(self, kind: Kind | None = None) -> Any:
         """A row for each record: score, p-value, grade, threshold, severity, segment, the first reason, and `refused`.
 
         kind: "pandas", "polars", "arrow", or "dict" for columns. Default: what was scored. Keeps the index of a pandas
@@ -100,7 +104,7 @@ class Verdicts:
         columns |= {"reason": first} if self.bundle.kind == "tabular" else {}
         return frame(columns | {"refused": refused}, kind or self._kind, self._index)
 
-    def reasons(self, kind=None):
+    def reasons(self, kind: Kind | None = None) -> Any:
         """A row for each reason of the explained records, the largest share first.
 
         For tables: row, feature, share, observed, expected, unit. `row` counts from 0, or is the index of a pandas
@@ -125,5 +129,5 @@ class Verdicts:
         return frame(columns, kind or self._kind, None)
 
 
-def shown(value):
+def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
