@@ -55,7 +55,7 @@ pub fn infer(table: &Table, leave_out: &[String], keep: &[String]) -> Result<Inf
     }
     inferred.notes.extend(duplicates(&columns));
     if inferred.features.is_empty() {
-        return Err("no column varies, so there is nothing to learn: check the data, the label and the columns that are left out".to_owned());
+        return Err(nothing_to_learn(&inferred.notes));
     }
     if let Some(name) = listed_twice(&inferred.features) {
         return Err(format!(
@@ -130,6 +130,24 @@ fn duplicates(columns: &[(String, Observed)]) -> Vec<String> {
         }
     }
     notes
+}
+
+/// Says why no column became a feature.
+fn nothing_to_learn(notes: &[String]) -> String {
+    const MOST: usize = 10;
+    let more = notes.len().saturating_sub(MOST);
+    let more = if more > 0 {
+        format!("; and {more} more")
+    } else {
+        String::new()
+    };
+    let notes = notes
+        .iter()
+        .take(MOST)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    format!("no column can be learned from: {notes}{more}")
 }
 
 fn listed_twice(features: &[Feature]) -> Option<&str> {

@@ -57,7 +57,7 @@ def test_wrong_options(history, tmp_path, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.csv", b"a,b\n1,2\n1,2\n", "no column varies"),
+        ("d.csv", b"a,b\n1,2\n1,2\n", "no column can be learned from"),
         ("d.csv", b"a,b\n", "has no rows"),
         ("d.csv", b"a\n1\n2\n", "needs at least 32"),
         ("d.csv", b"a.b\n1\n2\n", "needs at least 32"),

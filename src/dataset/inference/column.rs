@@ -13,8 +13,10 @@ use crate::dataset::scan::Scalar;
 const MOST_CATEGORIES: usize = 100;
 /// Maximum number of different texts of a column that are counted.
 const MOST_WORDS: usize = 100_000;
-/// A column with more values than this is an id if every value is different.
+/// A column with no more values than this is not taken for an id.
 const FEW: u64 = 20;
+/// If more than this share of a column's later values will be unseen categories, a note says so.
+const MUCH_UNSEEN: f64 = 0.1;
 /// If less than this share of a column is not a number, a note says so.
 const STRAYS: f64 = 0.05;
 
@@ -68,10 +70,15 @@ impl Words {
     }
 
     fn looks_like_an_id(&self, vocabulary: &[String]) -> bool {
+        self.total > FEW && self.unseen_share(vocabulary) > 0.5
+    }
+
+    /// Returns the expected share of later values that are not in the vocabulary: those that it leaves out for room, and those that
+    /// are new. The latter is the share of values that occur once (Good 1953, eq. 2).
+    fn unseen_share(&self, vocabulary: &[String]) -> f64 {
         let covered: u64 = vocabulary.iter().map(|word| self.counts[word]).sum();
-        let different = self.counts.len();
-        let all_differ = different as u64 == self.total && self.total > FEW;
-        all_differ || (vocabulary.len() < different && covered * 2 < self.total)
+        let once = self.counts.values().filter(|count| **count == 1).count() as u64;
+        (self.total - covered).max(once) as f64 / self.total.max(1) as f64
     }
 }
 
@@ -260,6 +267,12 @@ impl ColumnName<'_> {
                 self.path
             ));
         }
+        if range.never_falls() && !self.keep {
+            return Guess::left_out(format!(
+                "never falls from row to row, so the table is sorted by it or it is part of a date, and later values would be new: left out (--keep {} takes it as a number)",
+                self.path
+            ));
+        }
         let mut feature = self.feature(FeatureKind::Number, missing, notation);
         feature.unit = unit.map(str::to_owned);
         Guess {
@@ -354,12 +367,22 @@ impl ColumnName<'_> {
             ))
             .noted(note);
         }
+        let unseen = words.unseen_share(&vocabulary);
+        let unseen = (unseen > MUCH_UNSEEN).then(|| {
+            format!(
+                "has {different} different values, and about {:.0} % of later ones will not be among the {} that the model knows: --drop {} if it identifies records",
+                unseen * 100.0,
+                vocabulary.len(),
+                self.path
+            )
+        });
         let kind = FeatureKind::Categorical { vocabulary };
         Guess {
             features: vec![self.feature(kind, missing, Notation::default())],
             notes: vec![],
         }
         .noted(note)
+        .noted(unseen)
     }
 
     /// Returns a note if a few other texts make a column of numbers a category.

@@ -140,8 +140,15 @@ impl Range {
 
     /// Returns whether the values only grow from row to row, like counters, row numbers and times.
     pub fn only_grows(&self) -> bool {
+        self.never_falls() && self.ties < self.count / 2
+    }
+
+    /// Returns whether the values are in order, like a month in a table that is sorted by time. A flag that changes once does not
+    /// count.
+    pub fn never_falls(&self) -> bool {
         const FEWEST: u64 = 50;
-        self.count >= FEWEST && !self.falls && self.ties < self.count / 2
+        let is_flag = self.min == 0.0 && self.max == 1.0 && self.ties + 2 == self.count;
+        self.count >= FEWEST && !self.falls && !is_flag
     }
 }
 

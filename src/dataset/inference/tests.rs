@@ -191,7 +191,64 @@ fn ids_are_left_out_and_can_be_kept() {
     let kept = infer(&table(ids()), &[], &["v".to_owned()]).unwrap();
     assert_eq!(kept.features.len(), 2);
     let without = infer(&table(ids()), &["n".to_owned()], &[]);
-    assert!(without.unwrap_err().contains("nothing to learn"));
+    let error = without.unwrap_err();
+    assert!(
+        error.starts_with("no column can be learned from: `v` looks like an id"),
+        "{error}"
+    );
+}
+
+/// 18 of 60 values occur once, then 40.
+#[test]
+fn categories_that_will_be_unseen_are_left_out_or_said() {
+    let (found, notes) =
+        column((0..60).map(|i| format!("N{}", if i % 3 == 0 { i } else { i % 5 }).into()));
+    assert_eq!(found.len(), 1);
+    assert!(
+        notes[0].contains("about 30 % of later ones will not be among the 23"),
+        "{notes:?}"
+    );
+    let (found, notes) =
+        column((0..60).map(|i| format!("N{}", if i % 3 < 2 { i } else { 7 }).into()));
+    assert!(
+        found.is_empty() && notes[0].contains("looks like an id, 40 different values"),
+        "{found:?} {notes:?}"
+    );
+}
+
+#[test]
+fn a_month_in_a_table_sorted_by_time_is_left_out_but_a_flag_is_not() {
+    let (found, notes) = column((0..100).map(|i| (1 + i / 60).into()));
+    assert!(
+        found.is_empty() && notes[0].contains("never falls from row to row"),
+        "{found:?} {notes:?}"
+    );
+    let (found, _) = column((0..100).map(|i| (i / 60).into()));
+    assert_eq!(found[0]["type"], "number");
+}
+
+#[test]
+fn dates_as_people_write_them_are_times() {
+    for (texts, pattern) in [
+        (["Jan 1 2000", "Feb 21 2004"], "%b %d %Y"),
+        (["1 January 2000", "21 March 2004"], "%d %B %Y"),
+        (["December 1, 2000", "May 21, 2004"], "%B %d, %Y"),
+        (["01-Feb-2004", "29-Feb-2004"], "%d-%b-%Y"),
+        (["12/31/99", "01/15/04"], "%m/%d/%y"),
+        (
+            ["12/31/2003 11:59:59 PM", "1/15/2004 1:02:03 AM"],
+            "%m/%d/%Y %I:%M:%S %p",
+        ),
+        (
+            ["Thu Jan  1 00:00:01 2004", "Fri Jan  2 23:00:01 2004"],
+            "%a %b %d %H:%M:%S %Y",
+        ),
+    ] {
+        let (found, notes) = column(self::texts(&texts));
+        assert_eq!(found[0]["time_format"], pattern, "{texts:?} {notes:?}");
+        let parts = if pattern.contains(":%S") { 2 } else { 1 };
+        assert_eq!(found.len(), parts, "{texts:?}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use jiff::civil::{Date, DateTime};
 use crate::bundle::notation::{Notation, TimeReader};
 
 /// The strptime patterns to try, the most likely first.
-const PATTERNS: [&str; 16] = [
+const PATTERNS: [&str; 37] = [
     "%d/%b/%Y:%H:%M:%S %z",
     "%a, %d %b %Y %H:%M:%S %z",
     "%Y/%m/%d %H:%M:%S",
@@ -22,9 +22,33 @@ const PATTERNS: [&str; 16] = [
     "%d.%m.%Y",
     "%m/%d/%Y",
     "%d/%m/%Y",
+    "%d-%m-%Y %H:%M:%S",
+    "%d-%m-%Y %H:%M",
+    "%d-%m-%Y",
+    "%m-%d-%Y",
+    "%d-%b-%Y %H:%M:%S",
     "%d-%b-%Y",
+    "%d/%b/%Y",
     "%b %d, %Y",
+    "%b %d %Y",
+    "%d %b %Y %H:%M:%S",
+    "%d %b %Y",
+    "%B %d, %Y",
+    "%d %B %Y",
+    "%a %b %d %H:%M:%S %Y",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%m/%d/%Y %I:%M %p",
+    "%d/%m/%Y %I:%M:%S %p",
+    "%d/%m/%Y %I:%M %p",
+    "%m/%d/%y %H:%M",
+    "%d/%m/%y %H:%M",
+    "%m/%d/%y",
+    "%d/%m/%y",
+    "%d.%m.%y",
 ];
+
+/// 1800-01-01 in microseconds since 1970. A time before it is a year of two digits that was read as one of four.
+const EARLIEST: i64 = -5_364_662_400_000_000;
 
 /// The formats that could read every string so far.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +57,7 @@ pub struct Patterns {
     iso: u64,
     iso_dates: u64,
     /// One bit for each of [`PATTERNS`].
-    failed: u32,
+    failed: u64,
 }
 
 /// The format of a column's times.
@@ -63,7 +87,8 @@ impl Patterns {
             self.iso_dates += u64::from(text.len() <= 10 && text.parse::<Date>().is_ok());
         }
         for (at, reader) in READERS.iter().enumerate() {
-            if self.failed & (1 << at) == 0 && reader.parse(text).is_none() {
+            if self.failed & (1 << at) == 0 && reader.parse(text).is_none_or(|time| time < EARLIEST)
+            {
                 self.failed |= 1 << at;
             }
         }
@@ -88,7 +113,7 @@ impl Patterns {
         let format = TimeFormat {
             pattern: Some(pattern),
             has_offset: pattern.contains("%z"),
-            has_clock: pattern.contains("%H"),
+            has_clock: pattern.contains("%H") || pattern.contains("%I"),
         };
         Some((format, fitting.next().map(|(_, other)| *other)))
     }
