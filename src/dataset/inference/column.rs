@@ -273,6 +273,15 @@ impl ColumnName<'_> {
                 self.path
             ));
         }
+        if self.sounds_like_a_month() && range.min >= 1.0 && range.max <= 12.0 && !self.keep {
+            let seen = range.max - range.min + 1.0;
+            if seen < 12.0 {
+                return Guess::left_out(format!(
+                    "looks like a month, {seen} of 12, so records of the others would all be new: left out (--keep {} takes it as a number)",
+                    self.path
+                ));
+            }
+        }
         let mut feature = self.feature(FeatureKind::Number, missing, notation);
         feature.unit = unit.map(str::to_owned);
         Guess {
@@ -294,6 +303,12 @@ impl ColumnName<'_> {
             || name == "ts"
             || name.ends_with("_ts")
             || name.ends_with("_at")
+    }
+
+    fn sounds_like_a_month(&self) -> bool {
+        let name = self.path.rsplit('.').next().unwrap_or_default();
+        let name = name.to_lowercase();
+        ["month", "mon", "mnth"].contains(&name.as_str()) || name.ends_with("_month")
     }
 
     fn times(&self, missing: Missing, notation: Notation, format: &TimeFormat) -> Guess {

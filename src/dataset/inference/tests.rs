@@ -225,6 +225,16 @@ fn a_month_in_a_table_sorted_by_time_is_left_out_but_a_flag_is_not() {
     );
     let (found, _) = column((0..100).map(|i| (i / 60).into()));
     assert_eq!(found[0]["type"], "number");
+    let months = |last| {
+        table((0..100).map(move |i| serde_json::json!({"month": 1 + i * 7 % last, "n": i * 7 % 5})))
+    };
+    let inferred = infer(&months(9), &[], &[]).unwrap();
+    assert!(
+        inferred.notes[0].contains("looks like a month, 9 of 12"),
+        "{:?}",
+        inferred.notes
+    );
+    assert_eq!(infer(&months(12), &[], &[]).unwrap().features.len(), 2);
 }
 
 #[test]
