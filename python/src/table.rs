@@ -190,18 +190,35 @@ impl Table {
     }
 }
 
-/// Reads files in order. If they hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
+/// A path, or several.
+#[derive(FromPyObject)]
+pub enum Paths {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
+/// Reads files in order. Each may be a folder of part files, a pattern such as "part-*.csv", or "-" for standard input.
+///
+/// `format` is "csv", "tsv", "ndjson", "json", "parquet", "arrow" or "npz"; by default the files' names tell it, or their content
+/// if they have no extension. If the files hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
 ///
 /// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
 #[pyfunction]
-#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None))]
+#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, format = None))]
 pub fn read(
     py: Python<'_>,
-    files: Vec<PathBuf>,
+    files: Paths,
     max_rows: Option<usize>,
     seed: u64,
     progress: Option<Py<PyAny>>,
+    format: Option<&str>,
 ) -> PyResult<Table> {
+    let files = match files {
+        Paths::One(file) => vec![file],
+        Paths::Several(files) => files,
+    };
+    let format = format.map(str::parse).transpose();
+    let format = format.map_err(PyValueError::new_err::<String>)?;
     if files.is_empty() || max_rows == Some(0) {
         return Err(PyValueError::new_err(
             "read needs a file, and max_rows of at least 1",
@@ -211,6 +228,7 @@ pub fn read(
     let read = py.detach(|| {
         table::Table::read(
             &files,
+            format,
             max_rows.unwrap_or(usize::MAX),
             seed,
             |path, done| match Python::attach(|py| report(py, progress.as_ref(), path, done)) {

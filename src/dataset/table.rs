@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::format::Format;
 use super::pick::canonical;
 use super::scan::{Scalar, scan};
-use super::{Error, ErrorKind, Options, Progress, open};
+use super::{Error, ErrorKind, Options, Progress, open_all};
 use crate::bundle::Feature;
 use crate::decode::JsonDecoder;
 
@@ -51,7 +52,7 @@ pub struct Encoded {
 }
 
 impl Table {
-    /// Reads files in order. If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
+    /// Reads files in order, each as in [`open`](super::open). If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
     /// (reservoir sampling, algorithm R in Vitter 1985). Only those are kept in memory.
     ///
     /// `progress` is called now and then, and may stop the reading.
@@ -60,69 +61,93 @@ impl Table {
     /// A file cannot be read, has no rows, or has too many records that are not JSON objects. The error names the file.
     pub fn read(
         paths: &[PathBuf],
+        format: Option<Format>,
         max_rows: usize,
         seed: u64,
         mut progress: impl FnMut(&Path, Progress) -> ControlFlow<()>,
     ) -> Result<Table, Error> {
         let mut reservoir = Reservoir::new(max_rows, seed);
         let mut table = Table::default();
-        for (file, path) in paths.iter().enumerate() {
-            let mut rows = 0;
-            let mut refused = 0;
-            let mut data = open(path, &Options::default())?;
-            while let Some(example) = data.next() {
-                let payload = example?.payload;
-                if rows % 4096 == 0 && progress(path, data.progress()).is_break() {
-                    return Err(stopped(path));
-                }
-                if !is_object(&payload) {
-                    refused += 1;
-                    if refused > ALWAYS_TOLERATED.max((rows + refused) / TOLERATED) {
-                        return Err(too_many(path, refused, rows));
-                    }
-                    continue;
-                }
-                rows += 1;
-                reservoir.offer(file, payload);
-            }
-            if progress(path, data.progress()).is_break() {
+        let options = Options {
+            format,
+            ..Options::default()
+        };
+        let mut data = open_all(paths, &options)?;
+        let files: Vec<PathBuf> = data.paths().map(Path::to_owned).collect();
+        let mut counts = vec![Count::default(); files.len()];
+        let mut read = 0_u64;
+        while let Some(example) = data.next() {
+            let payload = example?.payload;
+            let (file, done) = data.file();
+            let (path, count) = (&files[file], &mut counts[file]);
+            if read.is_multiple_of(4096) && progress(path, done).is_break() {
                 return Err(stopped(path));
             }
-            table.notes.extend(data.notes());
-            if rows == 0 && refused > 0 {
-                return Err(too_many(path, refused, rows));
+            read += 1;
+            if !is_object(&payload) {
+                count.refused += 1;
+                let most = (count.rows + count.refused) / TOLERATED;
+                if count.refused > ALWAYS_TOLERATED.max(most) {
+                    return Err(too_many(path, *count));
+                }
+                continue;
             }
-            if rows == 0 {
+            count.rows += 1;
+            reservoir.offer(file, payload);
+        }
+        let (last, done) = data.file();
+        if progress(&files[last], done).is_break() {
+            return Err(stopped(&files[last]));
+        }
+        table.notes.extend(data.notes());
+        let several = files.len() > 1;
+        let empty = counts.iter().filter(|count| count.rows == 0).count();
+        for (path, count) in files.into_iter().zip(&counts) {
+            if count.rows == 0 && count.refused > 0 {
+                return Err(too_many(&path, *count));
+            }
+            if count.rows == 0 && (!several || empty == counts.len()) {
                 return Err(Error {
-                    path: path.clone(),
+                    path,
                     kind: ErrorKind::Columns("the file has no rows".to_owned()),
                 });
             }
-            if refused > 0 {
+            if count.refused > 0 {
                 table.notes.push(format!(
-                    "{}: {refused} records that are not JSON objects are left out",
-                    path.display()
+                    "{}: {} records that are not JSON objects are left out",
+                    path.display(),
+                    count.refused
                 ));
             }
             table.files.push(FileFacts {
-                path: path.clone(),
-                rows,
+                path,
+                rows: count.rows,
                 drawn: None,
             });
+        }
+        if empty > 0 {
+            let first = table.files.iter().find(|file| file.rows == 0);
+            let first = first.map_or(String::new(), |file| file.path.display().to_string());
+            table.notes.push(format!(
+                "{empty} of {} files have no rows, such as {first}",
+                counts.len()
+            ));
         }
         let total: u64 = table.files.iter().map(|file| file.rows).sum();
         let sampled = total > reservoir.capacity as u64;
         let drawn = reservoir.into_ordered();
         if sampled {
-            for (number, file) in table.files.iter_mut().enumerate() {
-                let count = drawn.iter().filter(|(from, _)| *from == number).count();
-                file.drawn = Some(count as u64);
-                table.notes.push(format!(
-                    "{}: {count} of {} rows, drawn at random",
-                    file.path.display(),
-                    file.rows
-                ));
+            let mut counts = vec![0; table.files.len()];
+            for (file, _) in &drawn {
+                counts[*file] += 1;
             }
+            for (file, drawn) in table.files.iter_mut().zip(&counts) {
+                file.drawn = Some(*drawn);
+            }
+            let drawn: u64 = counts.iter().sum();
+            table
+                .notes
+                .push(format!("{drawn} of {total} rows, drawn at random"));
         }
         table.payloads = drawn.into_iter().map(|(_, payload)| payload).collect();
         Ok(table)
@@ -259,7 +284,15 @@ fn stopped(path: &Path) -> Error {
     }
 }
 
-fn too_many(path: &Path, refused: u64, rows: u64) -> Error {
+/// The number of records of one file.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    rows: u64,
+    /// Records that are not JSON objects.
+    refused: u64,
+}
+
+fn too_many(path: &Path, Count { rows, refused }: Count) -> Error {
     Error {
         path: path.into(),
         kind: ErrorKind::Columns(format!(
@@ -325,8 +358,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.ndjson");
         std::fs::write(&path, text).unwrap();
-        Table::read(&[path], max_rows, seed, |_, _| ControlFlow::Continue(()))
-            .map_err(|e| e.kind.to_string())
+        Table::read(&[path], None, max_rows, seed, |_, _| {
+            ControlFlow::Continue(())
+        })
+        .map_err(|e| e.kind.to_string())
     }
 
     #[test]
