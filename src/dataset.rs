@@ -1,6 +1,6 @@
 //! Reads files of records as the payloads that a producer would send to Kafka.
 //!
-//! CSV, Parquet and NDJSON become a stream of JSON objects, so that `score FILE` and `produce FILE` see the same bytes. The
+//! CSV, Parquet, Arrow and NDJSON become a stream of JSON objects, so that `score FILE` and `produce FILE` see the same bytes. The
 //! payload contains every column, including the label, because a model ignores what is not in its schema.
 //!
 //! | in the file | in the payload |
@@ -13,18 +13,26 @@
 //! | CSV cell `true`, `false` in any case | bool |
 //! | any other CSV cell | string, without the blanks around it |
 //! | NPZ number | number; NaN and infinity are null |
-//! | Parquet number, decimal | number, the shortest text that reads back the same; NaN and infinity are null |
-//! | Parquet date, timestamp | RFC 3339 in UTC; a timestamp without a zone is taken as UTC |
-//! | Parquet time of day | `hh:mm:ss` with a fraction |
-//! | Parquet bytes that are not UTF-8 | base64, which is said |
-//! | Parquet date or timestamp outside the years -9999 to 9999 | null, which is said |
-//! | Parquet group, list, map | object, array, object |
+//! | number, decimal of Parquet and Arrow | number, the shortest text that reads back the same; NaN and infinity are null |
+//! | date, timestamp of Parquet and Arrow | RFC 3339 in UTC; a timestamp without a zone is taken as UTC |
+//! | time of day | `hh:mm:ss` with a fraction |
+//! | Arrow duration | number of seconds |
+//! | bytes that are not UTF-8 | base64, which is said |
+//! | date or timestamp outside the years -9999 to 9999 | null, which is said |
+//! | Parquet group, list, map; Arrow struct, list, map | object, array, object |
+//! | Arrow type that JSON does not have, such as a union | null, which is said |
 //! | column named `merchant.category` | nested: `{"merchant": {"category": …}}` |
+//! | folder named `day=2026-01-31` between a given folder and its files | the field `day`, as a CSV cell |
 
+mod arrow;
 mod csv;
+mod file;
+mod files;
 pub mod folder;
+pub mod format;
 pub mod inference;
 mod json_array;
+mod json_values;
 mod labels;
 mod layout;
 mod ndjson;
@@ -34,22 +42,19 @@ mod pick;
 pub mod scan;
 pub mod table;
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ::parquet::errors::ParquetError;
-use flate2::bufread::MultiGzDecoder;
 
+use file::OneFile;
+use files::{Differences, Found, Notes, Source, find};
+use format::{Format, SUPPORTED};
 use pick::Picker;
 
 /// Maximum size of a CSV or NDJSON record, in bytes. It makes a stray quote or a gzip bomb an error instead of filling the
 /// memory.
 pub const MAX_RECORD: u64 = 64 << 20;
-
-const SUPPORTED: &str = ".csv, .tsv, .ndjson, .jsonl, .json (each also .gz), .parquet, .pq, .npz";
 
 /// One record of a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +77,8 @@ pub struct Options {
     pub normal: String,
     /// Dotted path of the field whose value becomes the Kafka key.
     pub key: Option<String>,
+    /// The format of the files. If `None`, their extensions tell it, or their content if they have no extension.
+    pub format: Option<Format>,
 }
 
 impl Default for Options {
@@ -80,6 +87,7 @@ impl Default for Options {
             label: None,
             normal: "0".into(),
             key: None,
+            format: None,
         }
     }
 }
@@ -110,8 +118,9 @@ pub struct Error {
 /// What is wrong with the file or the record.
 #[derive(Debug, thiserror::Error)]
 pub enum ErrorKind {
-    #[error("unsupported file format: it must be one of {SUPPORTED}")]
-    Format,
+    /// The text says what the file seems to be, if that is known, after a comma.
+    #[error("unsupported file format{0}: it must be one of {SUPPORTED}, or --format must tell it")]
+    Format(String),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -144,91 +153,90 @@ impl Error {
     }
 }
 
-/// The records of one file, in file order. Iteration ends after a fatal [`Error`].
+/// The records of files, in the order of the files. Iteration ends after a fatal [`Error`].
 pub struct Dataset {
-    path: PathBuf,
-    reader: FormatReader,
+    files: Vec<Source>,
+    /// The index of the file that is read.
+    at: usize,
+    current: OneFile,
+    options: Options,
     picker: Picker,
-    read: Arc<AtomicU64>,
-    size: u64,
+    differences: Differences,
+    notes: Notes,
+    /// Notes about the arguments.
+    found: Vec<String>,
+    /// The size of each file in bytes.
+    sizes: Vec<u64>,
+    /// The number of the last record in its file, counted from 1.
+    number: u64,
     ended: bool,
-}
-
-enum FormatReader {
-    Csv(csv::Rows),
-    Ndjson(ndjson::Lines),
-    JsonArray(json_array::Elements),
-    Parquet(Box<parquet::Rows>),
-    Npz(npz::Rows),
 }
 
 /// The number of a line or row, counted from 1, and its payload.
 type Numbered = (u64, Vec<u8>);
 
-/// Opens a file. Its extension determines the format, in upper or lower case. A file without rows is an empty dataset.
+/// Opens a file, a folder of part files, a pattern such as `part-*.csv`, or standard input for `-`. Its extension determines the
+/// format, in upper or lower case. A file without rows is an empty dataset.
 ///
 /// # Errors
-/// The extension is unknown, the file cannot be opened, or its header or schema cannot be read, has a column twice, or lacks the
+/// The format is not supported, the file cannot be opened, or its header or schema cannot be read, has a column twice, or lacks the
 /// label or key of `options`.
 pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
-    let read = Arc::new(AtomicU64::new(0));
-    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    open_all(&[path], options)
+}
+
+/// Opens several files like [`open`], to be read one after the other.
+///
+/// # Errors
+/// As in [`open`], or there is no path.
+pub fn open_all<P: AsRef<Path>>(paths: &[P], options: &Options) -> Result<Dataset, Error> {
+    let mut found = Found::default();
+    for path in paths {
+        let more = find(path.as_ref(), options.format)?;
+        found.files.extend(more.files);
+        found.notes.extend(more.notes);
+    }
+    let Some(first) = found.files.first() else {
+        return Err(Error {
+            path: PathBuf::new(),
+            kind: ErrorKind::Folder("no file is given".to_owned()),
+        });
+    };
+    let size = |file: &Source| file.path.metadata().map_or(0, |facts| facts.len());
+    let mut differences = Differences::default();
+    let current = open_one(first, options, &mut differences)?;
+    Ok(Dataset {
+        sizes: found.files.iter().map(size).collect(),
+        current,
+        files: found.files,
+        at: 0,
+        options: options.clone(),
+        picker: Picker::new(options),
+        differences,
+        notes: Notes::default(),
+        found: found.notes,
+        number: 0,
+        ended: false,
+    })
+}
+
+/// Opens one file and checks that it has the columns of `options`.
+fn open_one(
+    source: &Source,
+    options: &Options,
+    differences: &mut Differences,
+) -> Result<OneFile, Error> {
+    let path = &source.path;
     let fail = |kind| Error {
-        path: path.into(),
+        path: path.clone(),
         kind,
     };
-
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .to_lowercase();
-    let (plain, gzip) = name
-        .strip_suffix(".gz")
-        .map_or((name.as_str(), false), |plain| (plain, true));
-    let extension = Path::new(plain)
-        .extension()
-        .and_then(|e| e.to_str())
-        .unwrap_or_default();
-    let make: fn(File, bool, Arc<AtomicU64>) -> Result<FormatReader, ErrorKind> =
-        match (extension, gzip) {
-            ("csv", _) => |file, gzip, read| {
-                let rows = csv::Rows::new(input(file, gzip, read), false)?;
-                Ok(FormatReader::Csv(rows))
-            },
-            ("tsv" | "tab", _) => |file, gzip, read| {
-                let rows = csv::Rows::new(input(file, gzip, read), true)?;
-                Ok(FormatReader::Csv(rows))
-            },
-            ("npz", false) => |file, _, _| Ok(FormatReader::Npz(npz::Rows::new(file)?)),
-            ("json", _) => |file, gzip, read| {
-                let input = input(file, gzip, read);
-                Ok(match json_array::Elements::new(input)? {
-                    Ok(elements) => FormatReader::JsonArray(elements),
-                    Err(lines) => FormatReader::Ndjson(ndjson::Lines::new(lines)),
-                })
-            },
-            ("ndjson" | "jsonl", _) => |file, gzip, read| {
-                Ok(FormatReader::Ndjson(ndjson::Lines::new(input(
-                    file, gzip, read,
-                ))))
-            },
-            ("parquet" | "pq", false) => {
-                |file, _, _| Ok(FormatReader::Parquet(Box::new(parquet::Rows::new(file)?)))
-            }
-            _ => return Err(fail(ErrorKind::Format)),
-        };
-    let (size, file) = opened.map_err(|e| fail(e.into()))?;
-    let reader = make(file, gzip, read.clone()).map_err(fail)?;
-
-    let columns = match &reader {
-        FormatReader::Csv(rows) => rows.columns(),
-        FormatReader::Parquet(rows) => rows.columns(),
-        FormatReader::Npz(rows) => rows.columns(),
-        FormatReader::Ndjson(_) | FormatReader::JsonArray(_) => vec![],
-    };
+    let file = OneFile::open(path, options.format).map_err(fail)?;
+    let columns = file.columns();
+    differences.take(path, columns.clone());
     for wanted in options.label.iter().chain(&options.key) {
-        if !columns.is_empty() && !columns.contains(wanted) {
+        let is_folder = source.fields.iter().any(|(name, _)| name == wanted);
+        if !columns.is_empty() && !columns.contains(wanted) && !is_folder {
             let reason = format!(
                 "no column `{wanted}`: the columns are {}",
                 columns.join(", ")
@@ -236,39 +244,52 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
             return Err(fail(ErrorKind::Columns(reason)));
         }
     }
-    Ok(Dataset {
-        path: path.into(),
-        reader,
-        picker: Picker::new(options),
-        read,
-        size,
-        ended: false,
-    })
+    Ok(file)
 }
 
 impl Dataset {
-    /// Returns how far the file has been read. Because of buffering, this is ahead of the records returned so far.
+    /// Returns how far the files have been read. Because of buffering, this is ahead of the records returned so far. Several files
+    /// are counted in bytes.
     pub fn progress(&self) -> Progress {
-        match &self.reader {
-            FormatReader::Parquet(rows) => rows.progress(),
-            FormatReader::Npz(rows) => rows.progress(),
-            _ => Progress {
-                done: self.read.load(Relaxed),
-                total: self.size,
-                unit: Unit::Bytes,
-            },
+        let current = self.current.progress();
+        if self.files.len() == 1 {
+            return current;
+        }
+        let size = self.sizes[self.at];
+        let share = current.done as f64 / current.total.max(1) as f64;
+        let before: u64 = self.sizes[..self.at].iter().sum();
+        Progress {
+            done: before + (size as f64 * share.min(1.0)) as u64,
+            total: self.sizes.iter().sum(),
+            unit: Unit::Bytes,
         }
     }
 
-    /// Returns what was guessed or changed, one sentence each. It is complete after the last record.
+    /// Returns what was left out, guessed or changed, one sentence each. It is complete after the last record.
     pub fn notes(&self) -> Vec<String> {
-        let notes = match &self.reader {
-            FormatReader::Csv(rows) => rows.notes(),
-            FormatReader::Parquet(rows) => rows.notes(),
-            _ => vec![],
-        };
-        let file = self.path.display();
-        notes.iter().map(|note| format!("{file}: {note}")).collect()
+        let mut notes = self.found.clone();
+        notes.extend(self.notes.all());
+        notes.extend(self.differences.note());
+        notes
+    }
+
+    /// Returns the paths of the files, in the order in which they are read.
+    pub fn paths(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Returns the index of the file of the last record, and how far this file has been read.
+    pub fn file(&self) -> (usize, Progress) {
+        (self.at, self.current.progress())
+    }
+
+    /// Returns the place of the last record in its file, such as `line 5`, or `b.csv line 5` if there are several files.
+    pub fn place(&self) -> String {
+        let place = format!("{} {}", self.current.unit(), self.number);
+        match self.files.len() {
+            1 => place,
+            _ => format!("{} {place}", self.files[self.at].path.display()),
+        }
     }
 
     /// Checks the labels. It must be called after the last record.
@@ -279,34 +300,52 @@ impl Dataset {
         match self.picker.fault() {
             None => Ok(()),
             Some(fault) => Err(Error {
-                path: self.path.clone(),
+                path: self.files[self.at].path.clone(),
                 kind: ErrorKind::Columns(fault),
             }),
         }
     }
 
-    fn read_next(&mut self) -> Result<Option<Example>, ErrorKind> {
-        let (next, unit) = match &mut self.reader {
-            FormatReader::Csv(rows) => (rows.read_next()?, "line"),
-            FormatReader::Ndjson(lines) => (lines.read_next()?, "line"),
-            FormatReader::JsonArray(elements) => (elements.read_next()?, "element"),
-            FormatReader::Parquet(rows) => (rows.read_next()?, "row"),
-            FormatReader::Npz(rows) => (rows.read_next()?, "row"),
+    fn read_next(&mut self) -> Result<Option<Example>, Error> {
+        let read = loop {
+            let read = self.current.read_next().map_err(|kind| self.error(kind))?;
+            if read.is_some() {
+                break read;
+            }
+            let path = &self.files[self.at].path;
+            self.notes.take(path, self.current.notes());
+            let Some(next) = self.files.get(self.at + 1) else {
+                break None;
+            };
+            self.current = open_one(next, &self.options, &mut self.differences)?;
+            self.at += 1;
         };
-        let Some((number, payload)) = next else {
+        let Some((number, payload)) = read else {
             return Ok(None);
         };
-        let wrong = |reason| ErrorKind::Record {
-            unit,
-            number,
-            reason,
-        };
-        let (label, key) = self.picker.pick(&payload).map_err(wrong)?;
+        self.number = number;
+        let payload = with_fields(payload, &self.files[self.at].fields);
+        let unit = self.current.unit();
+        let picked = self.picker.pick(&payload).map_err(|reason| {
+            self.error(ErrorKind::Record {
+                unit,
+                number,
+                reason,
+            })
+        });
+        let (label, key) = picked?;
         Ok(Some(Example {
             payload,
             label,
             key,
         }))
+    }
+
+    fn error(&self, kind: ErrorKind) -> Error {
+        Error {
+            path: self.files[self.at].path.clone(),
+            kind,
+        }
     }
 }
 
@@ -317,10 +356,7 @@ impl Iterator for Dataset {
         if self.ended {
             return None;
         }
-        let next = self.read_next().map_err(|kind| Error {
-            path: self.path.clone(),
-            kind,
-        });
+        let next = self.read_next();
         self.ended = match &next {
             Ok(example) => example.is_none(),
             Err(error) => error.is_fatal(),
@@ -329,33 +365,31 @@ impl Iterator for Dataset {
     }
 }
 
+/// Adds the fields that the names of a file's folders give. A payload that is not an object stays as it is.
+fn with_fields(mut payload: Vec<u8>, fields: &[(String, String)]) -> Vec<u8> {
+    if fields.is_empty() {
+        return payload;
+    }
+    let Some(end) = payload.trim_ascii_end().len().checked_sub(1) else {
+        return payload;
+    };
+    let is_object = payload.trim_ascii_start().starts_with(b"{") && payload[end] == b'}';
+    if !is_object {
+        return payload;
+    }
+    payload.truncate(end);
+    let mut is_empty = payload.trim_ascii() == b"{";
+    for (name, json) in fields {
+        let name = serde_json::to_string(name).expect("a string is JSON");
+        let comma = if is_empty { "" } else { "," };
+        payload.extend_from_slice(format!("{comma}{name}:{json}").as_bytes());
+        is_empty = false;
+    }
+    payload.push(b'}');
+    payload
+}
+
 type BoxedRead = Box<dyn BufRead + Send>;
-
-/// Opens a file for reading text, and decompresses it if `gzip`. The bytes read from disk are added to `read`.
-fn input(file: File, gzip: bool, read: Arc<AtomicU64>) -> BoxedRead {
-    let file = BufReader::with_capacity(64 << 10, Counted { file, read });
-    if gzip {
-        Box::new(BufReader::with_capacity(
-            64 << 10,
-            MultiGzDecoder::new(file),
-        ))
-    } else {
-        Box::new(file)
-    }
-}
-
-struct Counted {
-    file: File,
-    read: Arc<AtomicU64>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.file.read(buffer)?;
-        self.read.fetch_add(bytes as u64, Relaxed);
-        Ok(bytes)
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -4,11 +4,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use arrow_array::RecordBatchReader;
+use arrow_array::ffi_stream::RecordBatchStreamReader;
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyCapsule, PyDict};
 use residuald::bundle::SegmentBy;
 use residuald::dataset::inference::infer;
 use residuald::dataset::table;
@@ -46,6 +48,21 @@ impl Table {
     fn new(records: Vec<Text>) -> Table {
         let records = records.iter().map(|record| record.bytes().to_vec());
         table::Table::from_payloads(records).into()
+    }
+
+    /// A data frame or table with Arrow's C stream interface (`__arrow_c_stream__`) -> Table. Its buffers are not copied. A column
+    /// `a.b` is the field `b` of the object `a`. Raises Error.
+    #[staticmethod]
+    fn from_arrow(data: &Bound<'_, PyAny>) -> PyResult<Table> {
+        let capsule = data.call_method0("__arrow_c_stream__")?;
+        let capsule = capsule.cast::<PyCapsule>()?;
+        let stream = capsule.pointer_checked(Some(c"arrow_array_stream"))?;
+        // SAFETY: a capsule of this name holds a stream (Arrow PyCapsule interface), which the reader moves out of it.
+        let reader = unsafe { RecordBatchStreamReader::from_raw(stream.as_ptr().cast()) };
+        let mut reader = reader.map_err(error)?;
+        let schema = reader.schema();
+        let table = table::Table::from_batches(schema, &mut reader).map_err(error)?;
+        Ok(table.into())
     }
 
     /// Numbers, float64 [n, paths], as the fields at these dotted paths -> Table. NaN is a missing value. Raises Error.
@@ -199,18 +216,35 @@ impl Table {
     }
 }
 
-/// Reads files in order. If they hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
+/// A path, or several.
+#[derive(FromPyObject)]
+pub enum Paths {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
+/// Reads files in order. Each may be a folder of part files, a pattern such as "part-*.csv", or "-" for standard input.
+///
+/// `format` is "csv", "tsv", "ndjson", "json", "parquet", "arrow" or "npz"; by default the files' names tell it, or their content
+/// if they have no extension. If the files hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
 ///
 /// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
 #[pyfunction]
-#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None))]
+#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, format = None))]
 pub fn read(
     py: Python<'_>,
-    files: Vec<PathBuf>,
+    files: Paths,
     max_rows: Option<usize>,
     seed: u64,
     progress: Option<Py<PyAny>>,
+    format: Option<&str>,
 ) -> PyResult<Table> {
+    let files = match files {
+        Paths::One(file) => vec![file],
+        Paths::Several(files) => files,
+    };
+    let format = format.map(str::parse).transpose();
+    let format = format.map_err(PyValueError::new_err::<String>)?;
     if files.is_empty() || max_rows == Some(0) {
         return Err(PyValueError::new_err(
             "read needs a file, and max_rows of at least 1",
@@ -220,6 +254,7 @@ pub fn read(
     let read = py.detach(|| {
         table::Table::read(
             &files,
+            format,
             max_rows.unwrap_or(usize::MAX),
             seed,
             |path, done| match Python::attach(|py| report(py, progress.as_ref(), path, done)) {

@@ -111,7 +111,7 @@ def test_a_sample_is_drawn_over_all_files(tmp_path):
     assert [f["rows"] for f in table.files] == [300, 700]
     assert sum(f["drawn"] for f in table.files) == 100
     assert 10 < (at < 1000).sum() < 50
-    assert "of 700 rows, drawn at random" in table.notes[-1]
+    assert "100 of 1000 rows, drawn at random" in table.notes[-1]
     np.testing.assert_array_equal(residuald.read(files, 100, 1).numbers("at"), at)
     assert not np.array_equal(residuald.read(files, 100, 2).numbers("at"), at)
     assert residuald.read(files, 1000).files[0]["drawn"] is None

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ KINDS = {
     ),
     "polars": lambda records: pl.DataFrame([dict(flat(record)) for record in records]),
     "polars, nested": lambda records: pl.DataFrame(records),
-    "arrow": lambda records: pa.Table.from_pylist(records),
+    "arrow": lambda records: pl.DataFrame(records).to_arrow(),
 }
 
 
@@ -149,8 +150,8 @@ def numbers(tmp_path_factory):
     fields = [("a", "reject"), ("b.c", "impute")]
     features = [{"name": path, "path": path, "type": "number", "missing": missing} for path, missing in fields]
     (folder / "schema.json").write_text(json.dumps({"kind": "tabular", "features": features}))
-    command = ["residuald-train", "tabular", "--data", "a.csv", "--schema", "schema.json", "--recipe", "kernel"]
-    subprocess.run([Path(os.sys.executable).with_name(command[0]), *command[1:], "--out", "b"], cwd=folder, check=True)
+    options = ["--data", "a.csv", "--schema", "schema.json", "--recipe", "kernel", "--out", "b"]
+    subprocess.run([sys.executable, "-m", "residuald_train.cli", "tabular", *options], cwd=folder, check=True)
     return residuald.Bundle.load(folder / "b")
 
 

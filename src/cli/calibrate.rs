@@ -17,6 +17,7 @@ use crate::bundle::{Bundle, Calibration, SegmentBy, SegmentId, Segments};
 use crate::config::Config;
 
 use crate::cli::shared::connection::{ConnectionArguments, RangeArguments, topic};
+use crate::cli::shared::files::{FormatArgument, shown};
 use crate::cli::shared::refusals::{Refusal, Refusals};
 use crate::cli::shared::scoring::{BATCH, all_cores};
 use crate::cli::shared::threshold::default_rule;
@@ -66,9 +67,12 @@ pub struct Arguments {
     /// Field (dotted path) that holds the message key
     #[arg(long, value_name = "FIELD", requires = "data")]
     key: Option<String>,
-    /// Normal records: .csv, .ndjson or .jsonl, each also .gz, or .parquet; or a folder of images
+    /// Files of normal records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of
+    /// them, a pattern in quotes such as 'part-*.csv', or - for standard input; or a folder of images. May be given several times
     #[arg(long, value_name = "FILE", conflicts_with = "topic")]
-    data: Option<PathBuf>,
+    data: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    format: FormatArgument,
     /// Field (dotted path) with the label; records labelled as anomalies are left out
     #[arg(long, value_name = "FIELD", requires = "data")]
     label: Option<String>,
@@ -170,10 +174,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bundle = loaded.bundle.clone();
     let by = segment_by(arguments, &bundle)?;
     let (sample, source) = match &arguments.data {
-        Some(data) => (
-            Sample::of_data(loaded, data, by, arguments)?,
-            data.display().to_string(),
-        ),
+        Some(data) => (Sample::of_data(loaded, data, by, arguments)?, shown(data)),
         None => {
             let topic = the_topic(arguments, config)?;
             let sample = Sample::of_topic(loaded, &topic, by, &connection, arguments)?;

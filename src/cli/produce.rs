@@ -12,20 +12,25 @@ use crate::shutdown::Shutdown;
 
 use crate::cli::shared::connection::{ConnectionArguments, topic};
 use crate::cli::shared::feed::Feed;
+use crate::cli::shared::files::{FormatArgument, shown};
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::threshold::positive;
 use crate::failure::Failure;
 
-/// Send the records of a CSV, Parquet or NDJSON file to a topic, one JSON object per message
+/// Send the records of files (CSV, NDJSON, JSON, Parquet, Arrow, NPZ) to a topic, one JSON object per message
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald produce payments.csv --topic payments --rate 500
   residuald produce flows.parquet --topic flows --brokers kafka:9092 --key source_ip -X security.protocol=SSL")]
 pub struct Arguments {
-    /// File to send: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz
-    file: PathBuf,
+    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
+    /// pattern in quotes such as 'part-*.csv', or - for standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgument,
     /// Topic to write to [default: the topic of --config]
     #[arg(long)]
     topic: Option<String>,
@@ -50,9 +55,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let topic = topic(arguments.topic.as_deref(), connection.config.as_ref())?;
     let options = dataset::Options {
         key: arguments.key.clone(),
+        format: arguments.format.format,
         ..dataset::Options::default()
     };
-    let mut data = dataset::open(&arguments.file, &options)?;
+    let mut data = dataset::open_all(&arguments.files, &options)?;
     let kafka = without_transactions(connection.kafka);
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
@@ -104,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     match (delivered, left_out.count()) {
         (0, 0) if limit > 0 && !stop.is_requested() => Err(Failure::data(format!(
             "{} contains no records",
-            arguments.file.display()
+            shown(&arguments.files)
         ))),
         (0, bad) if bad > 0 => Err(Failure::data(format!(
             "none of the {bad} records could be sent: {left_out}"

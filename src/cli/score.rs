@@ -19,6 +19,7 @@ use crate::onnx::{Judged, Nearest, ScorerPool};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Verdict};
 
+use crate::cli::shared::files::{FormatArgument, shown};
 use crate::cli::shared::output::out;
 use crate::cli::shared::progress;
 use crate::cli::shared::reasons::reasons;
@@ -34,20 +35,26 @@ use crate::failure::Failure;
 /// Number of reasons or regions in a verdict.
 const REASONS: usize = 5;
 
-/// Score a CSV, Parquet or NDJSON file or a folder of images; with labels also AUROC, average precision and the alert rate
+/// Score files of records (CSV, NDJSON, JSON, Parquet, Arrow, NPZ) or a folder of images; with labels also AUROC, average precision and the alert rate
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald score payments.csv --bundle models/payments
   residuald score models/payments/sample.ndjson.gz --bundle models/payments --label label --out verdicts.ndjson
+  residuald score history/ 'more/part-*.parquet' --bundle models/payments
+  zcat payments.csv.gz | residuald score - --bundle models/payments
   residuald score tiles --bundle models/surface --masks tiles/ground_truth --html sheet.html
 
 A folder of images is read in Anomalib's layout: FOLDER/test, or FOLDER if there is no test, has a folder per class, and normal
 images are in the folder good. Without a folder of normal images, the images have no labels. With --masks DIR, the mask of tiles/test/crack/000.png is
 DIR/crack/000_mask.png or DIR/crack/000.png.")]
 pub struct Arguments {
-    /// File to score: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq or .npz; or a folder of images
-    file: PathBuf,
+    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
+    /// pattern in quotes such as 'part-*.csv', or - for standard input; or a folder of images
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgument,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Field (dotted path) with the label
@@ -123,12 +130,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let rule = |calibration: &Calibration| rule.unwrap_or_else(|| default_rule(calibration));
     let (inference, batch) = scoring::inference_on(arguments.provider);
     let loaded = model::load(&arguments.bundle, &inference, batch, rule)?;
-    if arguments.file.is_dir() {
+    let reads_images = matches!(loaded.bundle.manifest.input, ModelInput::Image(_));
+    if reads_images && arguments.files.iter().any(|path| path.is_dir()) {
         return folder::run(arguments, loaded, out(arguments.out.as_deref())?, started);
     }
     if arguments.masks.is_some() || arguments.html.is_some() {
         return Err(Failure::usage(
-            "--masks and --html require a folder of images, but a file is given",
+            "--masks and --html require a folder of images, and a bundle that reads images",
         ));
     }
     if arguments.normal.is_some() && arguments.label.is_none() {
@@ -139,12 +147,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut options = dataset::Options {
         label: arguments.label.clone(),
         key: arguments.key.clone(),
+        format: arguments.format.format,
         ..dataset::Options::default()
     };
     if let Some(normal) = &arguments.normal {
         options.normal.clone_from(normal);
     }
-    let data = dataset::open(&arguments.file, &options)?;
+    let data = dataset::open_all(&arguments.files, &options)?;
     let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
     run.all(data, arguments)?;
     run.report(arguments, started)
@@ -235,7 +244,8 @@ impl Run {
             };
             if let Some((reason, detail)) = problem {
                 self.refusals.add(reason, &detail);
-                let line = json!({"record": self.records, "reason": reason, "error": detail});
+                let place = data.place();
+                let line = json!({"record": self.records, "place": place, "reason": reason, "error": detail});
                 write_line(&mut self.out, &line)?;
             }
             if self.numbers.len() == CHUNK || self.images.len() == IMAGE_CHUNK {
@@ -358,7 +368,7 @@ impl Run {
         if self.records == 0 {
             return Err(Failure::data(format!(
                 "{} contains no records",
-                arguments.file.display()
+                shown(&arguments.files)
             )));
         }
         let anomalies = self.flagged.iter().filter(|flagged| **flagged).count();

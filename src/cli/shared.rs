@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod feed;
+pub mod files;
 pub mod output;
 pub mod print;
 pub mod progress;

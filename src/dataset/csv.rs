@@ -111,6 +111,13 @@ impl Rows {
     }
 }
 
+/// Returns a text as the JSON that a cell with this text becomes.
+pub fn cell(text: &str) -> Result<String, ErrorKind> {
+    let mut json = Vec::new();
+    write_cell(text, &mut json, &mut Missing::default())?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
+}
+
 /// Reads the file's first bytes: all of its first line, unless that is too long.
 fn head(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD];

@@ -1,20 +1,17 @@
 //! Reads Parquet through the record API, one row group at a time.
 
 use std::fs::File;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
-use jiff::tz::Offset;
 use parquet::basic::{LogicalType, TimeUnit};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, Type};
-use serde::Serialize;
 
+use super::json_values::{Changes, binary, json, sequence, time, timestamp};
 use super::layout::Layout;
 use super::{ErrorKind, Numbered, Progress, Unit};
 
@@ -27,13 +24,6 @@ pub struct Rows {
     done: u64,
     total: u64,
     changes: Changes,
-}
-
-/// Values that JSON does not have, by what became of them.
-#[derive(Default)]
-struct Changes {
-    as_base64: u64,
-    too_far: u64,
 }
 
 impl Rows {
@@ -71,15 +61,7 @@ impl Rows {
     }
 
     pub fn notes(&self) -> Vec<String> {
-        let Changes { as_base64, too_far } = self.changes;
-        let base64 = format!("{as_base64} values are bytes that are not UTF-8: written as base64");
-        let null = format!("{too_far} dates lie outside the years -9999 to 9999: written as null");
-        let notes = [(as_base64, base64), (too_far, null)];
-        notes
-            .into_iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(_, note)| note)
-            .collect()
+        self.changes.notes()
     }
 
     pub fn progress(&self) -> Progress {
@@ -164,13 +146,7 @@ fn write_field(
             Ok(())
         }
         Field::Str(v) => json(out, v),
-        Field::Bytes(v) => match str::from_utf8(v.data()) {
-            Ok(text) => json(out, text),
-            Err(_) => {
-                changes.as_base64 += 1;
-                json(out, &BASE64_STANDARD.encode(v.data()))
-            }
-        },
+        Field::Bytes(v) => binary(out, v.data(), changes),
         Field::Date(days) => timestamp(
             out,
             Timestamp::from_second(i64::from(*days) * 86_400),
@@ -201,49 +177,4 @@ fn write_field(
             write_field(out, value, None, changes)
         }),
     }
-}
-
-/// Writes a value as JSON. Non-finite floats become null, the default of serde_json.
-fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), ErrorKind> {
-    Ok(serde_json::to_writer(out, value).map_err(io::Error::from)?)
-}
-
-fn timestamp(
-    out: &mut Vec<u8>,
-    time: Result<Timestamp, jiff::Error>,
-    changes: &mut Changes,
-) -> Result<(), ErrorKind> {
-    match time {
-        Ok(time) => json(out, &time.to_string()),
-        Err(_) => too_far(out, changes),
-    }
-}
-
-fn time(out: &mut Vec<u8>, nanoseconds: i64, changes: &mut Changes) -> Result<(), ErrorKind> {
-    match Timestamp::from_nanosecond(nanoseconds.into()) {
-        Ok(time) => json(out, &Offset::UTC.to_datetime(time).time().to_string()),
-        Err(_) => too_far(out, changes),
-    }
-}
-
-fn too_far(out: &mut Vec<u8>, changes: &mut Changes) -> Result<(), ErrorKind> {
-    changes.too_far += 1;
-    json(out, &())
-}
-
-fn sequence<T>(
-    out: &mut Vec<u8>,
-    [open, close]: [u8; 2],
-    items: impl IntoIterator<Item = T>,
-    mut write: impl FnMut(&mut Vec<u8>, T) -> Result<(), ErrorKind>,
-) -> Result<(), ErrorKind> {
-    out.push(open);
-    for (index, item) in items.into_iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write(out, item)?;
-    }
-    out.push(close);
-    Ok(())
 }

@@ -16,7 +16,9 @@ pub struct Picker {
 
 impl Picker {
     pub fn new(options: &Options) -> Self {
-        let Options { label, normal, key } = options.clone();
+        let Options {
+            label, normal, key, ..
+        } = options.clone();
         Self {
             label,
             normal: canonical(&normal),

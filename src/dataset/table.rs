@@ -8,12 +8,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::arrow::Payloads;
+use super::format::Format;
 use super::layout::Layout;
 use super::pick::canonical;
 use super::scan::{Scalar, scan};
-use super::{Error, ErrorKind, Options, Progress, open};
+use super::{Error, ErrorKind, Options, Progress, open_all};
 use crate::bundle::Feature;
 use crate::decode::JsonDecoder;
+use arrow_array::RecordBatch;
+use arrow_schema::{ArrowError, SchemaRef};
 
 /// At most one record in this many may be something other than a JSON object.
 const TOLERATED: u64 = 10;
@@ -53,7 +57,7 @@ pub struct Encoded {
 }
 
 impl Table {
-    /// Reads files in order. If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
+    /// Reads files in order, each as in [`open`](super::open). If they hold more than `max_rows` records, `max_rows` of them are drawn at random, each equally likely
     /// (reservoir sampling, algorithm R in Vitter 1985). Only those are kept in memory.
     ///
     /// `progress` is called now and then, and may stop the reading.
@@ -62,69 +66,93 @@ impl Table {
     /// A file cannot be read, has no rows, or has too many records that are not JSON objects. The error names the file.
     pub fn read(
         paths: &[PathBuf],
+        format: Option<Format>,
         max_rows: usize,
         seed: u64,
         mut progress: impl FnMut(&Path, Progress) -> ControlFlow<()>,
     ) -> Result<Table, Error> {
         let mut reservoir = Reservoir::new(max_rows, seed);
         let mut table = Table::default();
-        for (file, path) in paths.iter().enumerate() {
-            let mut rows = 0;
-            let mut refused = 0;
-            let mut data = open(path, &Options::default())?;
-            while let Some(example) = data.next() {
-                let payload = example?.payload;
-                if rows % 4096 == 0 && progress(path, data.progress()).is_break() {
-                    return Err(stopped(path));
-                }
-                if !is_object(&payload) {
-                    refused += 1;
-                    if refused > ALWAYS_TOLERATED.max((rows + refused) / TOLERATED) {
-                        return Err(too_many(path, refused, rows));
-                    }
-                    continue;
-                }
-                rows += 1;
-                reservoir.offer(file, payload);
-            }
-            if progress(path, data.progress()).is_break() {
+        let options = Options {
+            format,
+            ..Options::default()
+        };
+        let mut data = open_all(paths, &options)?;
+        let files: Vec<PathBuf> = data.paths().map(Path::to_owned).collect();
+        let mut counts = vec![Count::default(); files.len()];
+        let mut read = 0_u64;
+        while let Some(example) = data.next() {
+            let payload = example?.payload;
+            let (file, done) = data.file();
+            let (path, count) = (&files[file], &mut counts[file]);
+            if read.is_multiple_of(4096) && progress(path, done).is_break() {
                 return Err(stopped(path));
             }
-            table.notes.extend(data.notes());
-            if rows == 0 && refused > 0 {
-                return Err(too_many(path, refused, rows));
+            read += 1;
+            if !is_object(&payload) {
+                count.refused += 1;
+                let most = (count.rows + count.refused) / TOLERATED;
+                if count.refused > ALWAYS_TOLERATED.max(most) {
+                    return Err(too_many(path, *count));
+                }
+                continue;
             }
-            if rows == 0 {
+            count.rows += 1;
+            reservoir.offer(file, payload);
+        }
+        let (last, done) = data.file();
+        if progress(&files[last], done).is_break() {
+            return Err(stopped(&files[last]));
+        }
+        table.notes.extend(data.notes());
+        let several = files.len() > 1;
+        let empty = counts.iter().filter(|count| count.rows == 0).count();
+        for (path, count) in files.into_iter().zip(&counts) {
+            if count.rows == 0 && count.refused > 0 {
+                return Err(too_many(&path, *count));
+            }
+            if count.rows == 0 && (!several || empty == counts.len()) {
                 return Err(Error {
-                    path: path.clone(),
+                    path,
                     kind: ErrorKind::Columns("the file has no rows".to_owned()),
                 });
             }
-            if refused > 0 {
+            if count.refused > 0 {
                 table.notes.push(format!(
-                    "{}: {refused} records that are not JSON objects are left out",
-                    path.display()
+                    "{}: {} records that are not JSON objects are left out",
+                    path.display(),
+                    count.refused
                 ));
             }
             table.files.push(FileFacts {
-                path: path.clone(),
-                rows,
+                path,
+                rows: count.rows,
                 drawn: None,
             });
+        }
+        if empty > 0 {
+            let first = table.files.iter().find(|file| file.rows == 0);
+            let first = first.map_or(String::new(), |file| file.path.display().to_string());
+            table.notes.push(format!(
+                "{empty} of {} files have no rows, such as {first}",
+                counts.len()
+            ));
         }
         let total: u64 = table.files.iter().map(|file| file.rows).sum();
         let sampled = total > reservoir.capacity as u64;
         let drawn = reservoir.into_ordered();
         if sampled {
-            for (number, file) in table.files.iter_mut().enumerate() {
-                let count = drawn.iter().filter(|(from, _)| *from == number).count();
-                file.drawn = Some(count as u64);
-                table.notes.push(format!(
-                    "{}: {count} of {} rows, drawn at random",
-                    file.path.display(),
-                    file.rows
-                ));
+            let mut counts = vec![0; table.files.len()];
+            for (file, _) in &drawn {
+                counts[*file] += 1;
             }
+            for (file, drawn) in table.files.iter_mut().zip(&counts) {
+                file.drawn = Some(*drawn);
+            }
+            let drawn: u64 = counts.iter().sum();
+            table
+                .notes
+                .push(format!("{drawn} of {total} rows, drawn at random"));
         }
         table.payloads = drawn.into_iter().map(|(_, payload)| payload).collect();
         Ok(table)
@@ -136,6 +164,26 @@ impl Table {
             payloads: payloads.into_iter().map(Arc::from).collect(),
             ..Table::default()
         }
+    }
+
+    /// Builds a table from Arrow's record batches with one schema. A column `a.b` becomes the field `b` of the object `a`.
+    ///
+    /// # Errors
+    /// Two columns are the same field, or `batches` fails.
+    pub fn from_batches(
+        schema: SchemaRef,
+        batches: impl IntoIterator<Item = Result<RecordBatch, ArrowError>>,
+    ) -> Result<Table, ErrorKind> {
+        let mut writer = Payloads::new(schema)?;
+        let mut table = Table::default();
+        for batch in batches {
+            let batch = batch.map_err(|e| ErrorKind::Columns(e.to_string()))?;
+            for row in 0..batch.num_rows() {
+                table.payloads.push(writer.write(&batch, row)?.into());
+            }
+        }
+        table.notes = writer.notes();
+        Ok(table)
     }
 
     /// Builds a table from numbers, `rows` [n, paths], which become the fields at these dotted paths. NaN is a missing value.
@@ -278,8 +326,8 @@ fn write_number(value: f64, out: &mut Vec<u8>) -> std::io::Result<()> {
     } else if value.is_finite() {
         write!(out, "{value:?}")
     } else {
-        // JSON has no infinity. The decoder refuses this number as out of range.
-        write!(out, "{}1e999", if value < 0.0 { "-" } else { "" })
+        // JSON has no infinity. This number is beyond float32, so the decoder refuses it as out of range.
+        write!(out, "{}1e300", if value < 0.0 { "-" } else { "" })
     }
 }
 
@@ -294,7 +342,15 @@ fn stopped(path: &Path) -> Error {
     }
 }
 
-fn too_many(path: &Path, refused: u64, rows: u64) -> Error {
+/// The number of records of one file.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    rows: u64,
+    /// Records that are not JSON objects.
+    refused: u64,
+}
+
+fn too_many(path: &Path, Count { rows, refused }: Count) -> Error {
     Error {
         path: path.into(),
         kind: ErrorKind::Columns(format!(
@@ -360,8 +416,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.ndjson");
         std::fs::write(&path, text).unwrap();
-        Table::read(&[path], max_rows, seed, |_, _| ControlFlow::Continue(()))
-            .map_err(|e| e.kind.to_string())
+        Table::read(&[path], None, max_rows, seed, |_, _| {
+            ControlFlow::Continue(())
+        })
+        .map_err(|e| e.kind.to_string())
     }
 
     #[test]

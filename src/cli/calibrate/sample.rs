@@ -1,7 +1,7 @@
 //! Scores normal records from a file, a folder or a topic.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ModelInput, SegmentBy, SegmentId, Segments};
@@ -96,16 +96,17 @@ impl Sample {
     /// Scores a file or a folder of images.
     pub fn of_data(
         loaded: Loaded,
-        data: &Path,
+        data: &[PathBuf],
         by: Option<SegmentBy>,
         arguments: &Arguments,
     ) -> Result<Sample, Failure> {
         key_fits(by.as_ref(), arguments.key.as_deref())?;
         let mut sample = Sample::new(loaded, RecordFormat::Json, by);
-        if data.is_dir() {
-            sample.read_folder(data, arguments)?;
-        } else {
-            sample.read_file(data, arguments)?;
+        let has_folder = data.iter().any(|path| path.is_dir());
+        match (sample.reader.is_some() && has_folder, data) {
+            (false, data) => sample.read_files(data, arguments)?,
+            (true, [folder]) => sample.read_folder(folder, arguments)?,
+            (true, _) => return Err(Failure::usage("give one folder of images at a time")),
         }
         sample.score()?;
         Ok(sample)
@@ -193,16 +194,17 @@ impl Sample {
         }
     }
 
-    fn read_file(&mut self, file: &Path, arguments: &Arguments) -> Result<(), Failure> {
+    fn read_files(&mut self, files: &[PathBuf], arguments: &Arguments) -> Result<(), Failure> {
         let mut options = dataset::Options {
             label: arguments.label.clone(),
             key: arguments.key.clone(),
+            format: arguments.format.format,
             ..dataset::Options::default()
         };
         if let Some(normal) = &arguments.normal {
             options.normal.clone_from(normal);
         }
-        let mut data = dataset::open(file, &options)?;
+        let mut data = dataset::open_all(files, &options)?;
         let bar = progress::of_file(&data, arguments.json);
         while let Some(next) = data.next() {
             match next {
@@ -226,12 +228,6 @@ impl Sample {
     }
 
     fn read_folder(&mut self, folder: &Path, arguments: &Arguments) -> Result<(), Failure> {
-        if self.reader.is_none() {
-            return Err(Failure::usage(format!(
-                "--data {} is a folder, but the bundle reads tables: give a file of records",
-                folder.display()
-            )));
-        }
         for image in dataset::folder::images(folder, arguments.normal.as_deref(), None)? {
             self.labelled |= image.label.is_some();
             if image.label == Some(true) {

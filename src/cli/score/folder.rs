@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bundle::ModelInput;
-use crate::dataset::folder::{self, Image, Truth};
+use crate::dataset;
+use crate::dataset::folder::{Image, Truth};
 use crate::decode::RowError;
 use crate::evaluation::auroc;
 use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
@@ -20,6 +21,7 @@ use crate::onnx::{ImageScores, Scorer, finite, share_out};
 use crate::verdict::{Judge, Verdict};
 
 use super::{Arguments, Labelled, REASONS, Summary, labelled, write_line};
+use crate::cli::shared::files::shown;
 use crate::cli::shared::progress;
 use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::Refusals;
@@ -91,19 +93,18 @@ pub fn run(
     started: Instant,
 ) -> Result<(), Failure> {
     let ModelInput::Image(pixels) = loaded.bundle.manifest.input else {
-        return Err(Failure::usage(format!(
-            "{} is a folder, but the bundle {} reads tables: give a file of records",
-            arguments.file.display(),
-            loaded.bundle.manifest.name
-        )));
+        return Err(Failure::internal("a bundle for tables reads no images"));
+    };
+    let [folder] = &arguments.files[..] else {
+        return Err(Failure::usage("give one folder of images at a time"));
     };
     if arguments.label.is_some() {
         return Err(Failure::usage(
             "--label: in a folder of images the subfolders are the labels. Give the one with normal images with --normal",
         ));
     }
-    let images = folder::images(
-        &arguments.file,
+    let images = dataset::folder::images(
+        folder,
         arguments.normal.as_deref(),
         arguments.masks.as_deref(),
     )?;
@@ -321,7 +322,7 @@ impl Run<'_> {
             }),
         };
         if let Some(sheet) = self.sheet.take() {
-            let title = format!("{} scored by {}", self.arguments.file.display(), self.name);
+            let title = format!("{} scored by {}", shown(&self.arguments.files), self.name);
             let written = sheet.finish(&title, &in_words(&report));
             written.map_err(|e| sheet_failed(self.arguments, &e))?;
         }

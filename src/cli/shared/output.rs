@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, StdoutLock, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 use crate::text::escaped_lines;
@@ -57,6 +57,28 @@ impl<W: Write> Drop for EscapedWriter<W> {
     }
 }
 
+/// A file whose errors name it.
+struct Named<W> {
+    out: W,
+    path: PathBuf,
+}
+
+impl<W: Write> Named<W> {
+    fn named(&self, error: &io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+    }
+}
+
+impl<W: Write> Write for Named<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes).map_err(|error| self.named(&error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush().map_err(|error| self.named(&error))
+    }
+}
+
 /// Opens the file of `--out`, if it is given. `-` is standard output.
 pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
     Ok(match path {
@@ -65,7 +87,10 @@ pub fn out(path: Option<&Path>) -> Result<Option<Box<dyn Write>>, Failure> {
         Some(path) => {
             let file = File::create(path);
             let file = file.map_err(|e| Failure::data(format!("{}: {e}", path.display())))?;
-            Some(Box::new(BufWriter::new(file)))
+            Some(Box::new(Named {
+                out: BufWriter::new(file),
+                path: path.to_owned(),
+            }))
         }
     })
 }

@@ -9,6 +9,7 @@ from ..tabular.labels import MAX_ROWS, DataSource
 MAX_CONTAMINATION = 0.2
 # The keys of tabular.recipes.RECIPES, repeated here because importing them would import torch.
 RECIPES = "kernel", "blind", "hybrid", "ddim", "best"
+FORMATS = "csv", "tsv", "ndjson", "json", "parquet", "arrow", "npz"
 LAYOUTS = (
     "DIR has one of three layouts. Anomalib's: train/good, test/CLASS and ground_truth/CLASS/STEM_mask.png. With "
     "--normal NAME: one folder for each class, with masks beside the images as STEM.png. Otherwise: normal images only."
@@ -30,8 +31,14 @@ def add_verb(verbs, name, run, text, example):
 
 def add_data(p, required=True):
     p.add_argument(
-        "--data", nargs="+", required=required, metavar="FILE", help=".csv .tsv .ndjson (also .gz) .parquet .npz"
+        "--data",
+        nargs="+",
+        required=required,
+        metavar="FILE",
+        help=".csv .tsv .ndjson .json (also .gz) .parquet .arrow .feather .npz; a folder of part files, a pattern in quotes "
+        "such as 'part-*.csv', or - for standard input",
     )
+    p.add_argument("--format", choices=FORMATS, help="format of the files (default: as their names or contents tell)")
     p.add_argument("--label", metavar="COL", help="column that tells normal rows from anomalies; never a feature")
     p.add_argument("--normal", metavar="VALUE", help="value of the label column on normal rows (default 0)")
 
@@ -69,7 +76,7 @@ def add_seed(p):
 
 def data_source(args):
     """Parsed arguments -> DataSource; a verb without --drop, --max-rows or --seed gets their defaults."""
-    given = {name: getattr(args, name) for name in ("drop", "keep", "max_rows", "seed") if hasattr(args, name)}
+    given = {name: getattr(args, name) for name in ("drop", "keep", "max_rows", "seed", "format") if hasattr(args, name)}
     return DataSource(args.data, args.label, args.normal, **given)
 
 

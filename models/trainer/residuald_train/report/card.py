@@ -60,8 +60,8 @@ def card(served, scored=None):
     facts["distribution"] = distribution_plot(served.calibration, scored)
     facts["exceedance"] = exceedance_plot(served.calibration, scored, supported(served.calibration, RATES))
     if scored:
-        known = {file["sha256"] for file in facts["training"].get("data", ())}
-        facts["trained_on"] = [file["file"] for file in scored.files if file["sha256"] in known]
+        known = {file.get("sha256") for file in facts["training"].get("data", ())} - {None}
+        facts["trained_on"] = [file["file"] for file in scored.files if file.get("sha256") in known]
         facts |= {"checks": checks(served.calibration, scored), "reasons": reasons(served, scored)}
         facts["detection"] = detection(served.calibration, scored) if scored.anomalous.any() else None
         facts["examples"] = examples(served, scored)

@@ -9,15 +9,17 @@ from tqdm import tqdm
 from .. import TrainerError
 
 
-def read(paths, max_rows=None, seed=0):
+def read(paths, max_rows=None, seed=0, format=None):
     """Reads files in order -> residuald.Table [rows]. Raises TrainerError that names the file.
+
+    A path may be a folder of part files, a pattern such as "part-*.csv", or "-" for standard input.
 
     If the files hold more than `max_rows` rows in total, `max_rows` of them are drawn at random, each row equally
     likely. Only the drawn rows are kept in memory.
     """
     bar = Bar()
     try:
-        return residuald.read(list(map(str, paths)), max_rows, seed, bar)
+        return residuald.read(list(map(str, paths)), max_rows, seed, bar, format)
     except residuald.Error as error:
         raise TrainerError(f"cannot read {one_line(error)}") from None
     finally:
@@ -25,9 +27,14 @@ def read(paths, max_rows=None, seed=0):
 
 
 def file_facts(table):
-    """The files that a table was read from, as manifests list them: file, sha256, rows, and drawn if sampled."""
+    """The files that a table was read from, as manifests list them: file, sha256, rows, and drawn if sampled.
+
+    Standard input and pipes have no sha256.
+    """
     return [
-        {"file": Path(file["path"]).name, "sha256": digest(file["path"]), "rows": file["rows"]}
+        {"file": Path(file["path"]).name}
+        | ({"sha256": digest(file["path"])} if Path(file["path"]).is_file() else {})
+        | {"rows": file["rows"]}
         | ({} if file["drawn"] is None else {"drawn": file["drawn"]})
         for file in table.files
         if file["drawn"] != 0
@@ -59,7 +66,7 @@ class Bar:
             self.close()
             scaled = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": " rows"}
             name = Path(path).name
-            self.path, self.bar = path, tqdm(desc=f"read {name}", total=total, mininterval=0.5, delay=1, **scaled)
+            self.path, self.bar = path, tqdm(desc=f"read {name}", total=total or None, mininterval=0.5, delay=1, **scaled)
         self.bar.update(done - self.bar.n)
 
     def close(self):

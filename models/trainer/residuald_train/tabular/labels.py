@@ -24,6 +24,7 @@ class DataSource:
     keep: tuple[str, ...] = ()  # columns that are features, even if they look like ids
     max_rows: int = MAX_ROWS
     seed: int = 0
+    format: str | None = None  # of the files; None: as their names or their content tell
 
 
 def read_labelled(source, label=None):
@@ -31,7 +32,7 @@ def read_labelled(source, label=None):
 
     If the source names no label, the label passed in (that of a schema) is used, or else the column `y` of NPZ files.
     """
-    table = read(source.files, source.max_rows, source.seed)
+    table = read(source.files, source.max_rows, source.seed, source.format)
     say(*table.notes)
     if source.label:
         label = {"path": source.label, "normal": json_value(source.normal or "0")}
@@ -39,7 +40,7 @@ def read_labelled(source, label=None):
         raise TrainerError(
             "--normal is given without --label; pass --label COL to name the column that holds the value"
         )
-    elif label is None and "y" in table.paths and all(str(f).endswith(".npz") for f in source.files):
+    elif label is None and "y" in table.paths and all(str(file["path"]).endswith(".npz") for file in table.files):
         label = {"path": "y", "normal": 0}
         say("label: `y`, normal = 0 (the convention of NPZ files)")
     if label and label["path"] not in table.paths:
