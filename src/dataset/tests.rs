@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::sync::Arc;
 
 use ::parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DoubleType, FixedLenByteArray, FixedLenByteArrayType,
