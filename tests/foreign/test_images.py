@@ -71,7 +71,7 @@ def judged(bundle, folder, tmp_path):
     done = residuald("score", folder, "--bundle", bundle, "--false-alarm-rate", "0.05", "--out", out, "--top", 0)
     assert done.returncode == 0, done.stdout + done.stderr
     verdicts = [json.loads(line) for line in out.read_text().splitlines()]
-    return {verdict["record"].rsplit("/", 1)[-1]: verdict for verdict in verdicts}
+    return {verdict["file"]: verdict for verdict in verdicts}
 
 
 def scores(verdicts):

@@ -33,7 +33,7 @@ def main(argv=None):
     except OSError as error:
         say(f"residuald-train: {error}")
         return FILE_ERROR
-    except KeyboardInterrupt:
-        say("residuald-train: stopped; nothing was written")
+    except KeyboardInterrupt as stopped:
+        say(f"residuald-train: stopped; {stopped if stopped.args else 'nothing was written'}")
         return INTERRUPTED
     return 0
