@@ -13,9 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from .. import TrainerError, __version__
+from .. import TrainerError, __version__, console
 from ..bundle.calibrate import Calibration, calibrate
 from .datasets import CAPS, FAST_CAPS, contaminate, read_set, split
 from .metrics import detection
@@ -216,7 +215,7 @@ def bench(folder, protocols, seeds, recipes, peers, out, fast=False, steps=None,
         write(out / "results.md", markdown(results))
 
     os.environ |= WORKERS  # spawned processes inherit them before their libraries load
-    failed, bar = [], tqdm(total=len(wanted), desc="bench", unit=" runs", mininterval=1)
+    failed, bar = [], console.bar(total=len(wanted), desc="bench", unit=" runs")
     with ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
         tasks = {pool.submit(run_one, *task, recipes, fast, steps, contamination): task for task in wanted}
         for task in as_completed(tasks):

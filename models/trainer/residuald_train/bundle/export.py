@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import onnx
-import torch
 
 from .. import TrainerError, __version__
 from .served import sha256s
@@ -39,6 +38,8 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
     `example`: example inputs with two or more rows; by default float32 [3, F], as for a tabular scorer. Only the first
     input has a dynamic batch axis. Raises TrainerError for randomness and for other operators.
     """
+    import torch  # slow to import, and not needed to write a bundle
+
     if example is None:
         example = (torch.zeros(3, len(module.space.features)),)
     dynamic = {0: torch.export.Dim("batch")}
@@ -88,7 +89,7 @@ def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
         "version": facts["version"],
         "files": sha256s(files),
         "input": model_input,
-        "scoring": scoring | {"opset": OPSET},
+        "scoring": {**scoring, "opset": scoring.get("opset", OPSET)},
         "golden": {"relative_tolerance": relative, "absolute_tolerance": absolute},
         "training": {
             "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

@@ -9,9 +9,8 @@ import itertools
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from .. import TrainerError
+from .. import TrainerError, console
 from ..preprocessing import Preprocessing
 from .export import as_json, to_onnx
 from .served import microseconds_a_row, run_onnx, session, sha256s
@@ -110,7 +109,7 @@ def log_score(served, X):
 
 
 def bar(steps, what, quiet):
-    return tqdm(steps, desc=what, mininterval=0.5, disable=quiet)
+    return console.bar(steps, desc=what, disable=quiet)
 
 
 class ScreenAnswers:

@@ -7,9 +7,9 @@ import argparse
 
 from .. import TrainerError, __version__
 from ..console import say
-from . import bench, bench_images, images, quantize, report, schema, screen, tabular
+from . import bench, bench_images, images, quantize, report, schema, screen, tabular, wrap
 
-VERBS = schema, tabular, screen, quantize, report, bench, images, bench_images
+VERBS = schema, tabular, wrap, screen, quantize, report, bench, images, bench_images
 BAD_INPUT, FILE_ERROR, INTERRUPTED = 65, 74, 130  # exit codes: EX_DATAERR, EX_IOERR, 128 + SIGINT
 
 
@@ -33,7 +33,7 @@ def main(argv=None):
     except OSError as error:
         say(f"residuald-train: {error}")
         return FILE_ERROR
-    except KeyboardInterrupt:
-        say("residuald-train: stopped; nothing was written")
+    except KeyboardInterrupt as stopped:
+        say(f"residuald-train: stopped; {stopped if stopped.args else 'nothing was written'}")
         return INTERRUPTED
     return 0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .. import TrainerError
-from .shared import LAYOUTS, add_force, add_images, add_seed, add_verb, image_options, image_shape, require
+from .shared import LAYOUTS, add_force, add_images, add_resume, add_seed, add_verb, image_options, image_shape, require
 
 
 def add_parser(verbs):
@@ -26,10 +26,7 @@ def add_parser(verbs):
         help="share of the normal images to calibrate on, not to train on (default 0.2)",
     )
     add_seed(p)
-    p.add_argument("--resume", action="store_true", help="continue from the checkpoint")
-    p.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="checkpoint file, saved every minute (default: OUT.checkpoint)"
-    )
+    add_resume(p)
     p.add_argument(
         "--samples",
         type=Path,

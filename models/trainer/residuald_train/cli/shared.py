@@ -70,6 +70,16 @@ def add_force(p):
     p.add_argument("--force", action="store_true", help="replace the bundle that --out holds already")
 
 
+def add_minutes(p):
+    p.add_argument("--minutes", type=float, help="limit of training time; also shortens the learning rate schedule")
+
+
+def add_resume(p):
+    p.add_argument("--resume", action="store_true", help="continue from the checkpoint of a run that was stopped")
+    text = "checkpoint file, saved every minute and on Ctrl-C (default: OUT.checkpoint)"
+    p.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
+
+
 def add_seed(p):
     p.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 
@@ -118,7 +128,7 @@ def add_images(p):
         help="cut large images into tiles: 0.5,32 resizes by 0.5 and lets tiles overlap by 32 pixels",
     )
     p.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
-    p.add_argument("--minutes", type=float, help="limit of training time; also shortens the learning rate schedule")
+    add_minutes(p)
     p.add_argument("--batch", type=int, help="images in each step (default: the recipe's)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
     p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
@@ -158,14 +168,10 @@ def image_shape(args):
 
 def image_options(args, seed):
     """Parsed arguments -> the Options of the recipe. Raises TrainerError if --device cuda finds no GPU."""
-    import torch
-
     from ..images import ddim, train
+    from ..training import choose_device
 
-    available = torch.cuda.is_available()
-    if args.device == "cuda" and not available:
-        raise TrainerError("--device cuda: torch finds no GPU on this machine; use --device cpu")
-    device = "cuda" if available and args.device != "cpu" else "cpu"
+    device = choose_device(args.device)
     given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
     given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device, "seed": seed}
     options = train.Options if args.recipe == "blind" else ddim.Options

@@ -9,10 +9,13 @@ from .shared import (
     add_force,
     add_keep,
     add_max_rows,
+    add_minutes,
+    add_resume,
     add_seed,
     add_verb,
     check_contamination,
     data_source,
+    positive_or_default,
     require,
 )
 
@@ -51,6 +54,14 @@ def add_parser(verbs):
     p.add_argument("--recipe", choices=RECIPES, default="best", help="how to score (default best); see README.md")
     p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel has none")
+    add_minutes(p)
+    p.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="cpu",
+        help="where to train the networks (default cpu: they are small, and the same seed gives the same bytes there)",
+    )
+    add_resume(p)
     p.add_argument("--width", type=int, default=96, help="width of the network (default 96)")
     p.add_argument(
         "--nearest",
@@ -69,10 +80,12 @@ def run(args):
     source = data_source(args)
     check_contamination(args.contamination)
     from ..tabular.pipeline import MIN_ROWS, Settings, train_bundle
+    from ..training import choose_device
 
     require(
         ("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"),
         ("--steps", args.steps > 0, "be a positive number"),
+        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
         ("--width", args.width > 0, "be a positive number"),
         ("--coreset", args.coreset > 1, "be two or more"),
         ("--max-rows", args.max_rows >= MIN_ROWS, f"be at least {MIN_ROWS}"),
@@ -86,6 +99,10 @@ def run(args):
         recipe=args.recipe,
         seed=args.seed,
         steps=args.steps,
+        minutes=args.minutes,
+        device=choose_device(args.device),
+        resume=args.resume,
+        checkpoint=args.checkpoint,
         width=args.width,
         coreset=args.coreset,
         held_out=args.held_out,

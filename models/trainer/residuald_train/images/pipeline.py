@@ -13,6 +13,7 @@ from ..bench.metrics import image_metrics
 from ..bundle.export import check_out, write
 from ..bundle.served import run_onnx, session
 from ..report.sheet import training_sheets
+from ..training import loss_curve
 from . import ddim, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
@@ -68,7 +69,12 @@ def train_bundle(settings):
 
     y, owner = to_rows(held_out, settings.shape)
     training = {"seed": settings.seed, "rows": len(fit_on), "held_out_rows": len(held_out), "steps": scorer.steps}
-    training |= {"minutes": round(minutes, 1), "data": fingerprint(good), "options": recorded}
+    training |= {
+        "minutes": round(minutes, 1),
+        "curves": [{"denoiser": settings.recipe, **loss_curve(scorer.losses)}],
+        "data": fingerprint(good),
+        "options": recorded,
+    }
     facts = {"name": settings.name, "version": settings.version, "training": training}
     more = ddim.denoiser_files(scorer) if settings.denoiser else {}
     files, parity, score = make_bundle(scorer, y, owner, facts, more)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from .. import TrainerError
+from ..console import bar
 
 EIGHT_BIT = {"L", "RGB"}
 
@@ -122,7 +122,7 @@ def mask_rows(path, like, shape):
 def to_rows(images, shape):
     """ImageFiles -> (uint8 [n, H, W, C], the index of each row's image [n])."""
     out, owner = [], []
-    for i, p in enumerate(tqdm(images, desc="read", unit=" images", mininterval=0.5)):
+    for i, p in enumerate(bar(images, desc="read", unit=" images")):
         piece = rows(load(p.path, shape.channels), shape)
         out.append(piece)
         owner += [i] * len(piece)

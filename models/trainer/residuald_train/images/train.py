@@ -1,7 +1,6 @@
 """Trains the blind recipe on random crops of normal images. `descend`, the training loop, also trains `ddim`."""
 
 import contextlib
-import io
 import math
 import os
 import time
@@ -11,13 +10,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from .. import TrainerError
+from ..console import bar, say_curve
+from ..training import (
+    SAVE_EVERY,
+    check_same_run,
+    interrupted,
+    load_state,
+    progress,
+    save_state,
+    stop_between_steps,
+)
 from .corruption import Corruption, uniform
 from .scorer import Scorer, standardise
 
-SAVE_EVERY = 60.0  # seconds
 GAUSSIAN_IMAGES = 300  # most images that the Gaussian of the features is fitted to
 EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's edge
 
@@ -110,78 +117,76 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
     """Runs AdamW with warm-up and cosine decay -> the scorer with the moving average of its weights, on the CPU.
 
     `batch_loss()` -> (loss, *tensors to draw); all its randomness must come from `g`. `checkpoint`: a file that is
-    saved every minute; with `resume`, training continues from it. `sheet(scorer, *tensors, step)` is called ten times
-    during training. `stop`: the step after which to end, with the schedule unfinished.
+    saved every minute and on Ctrl-C; with `resume`, training continues from it. `sheet(scorer, *tensors, step)` is
+    called ten times during training. `stop`: the step after which to end, with the schedule unfinished.
     """
     torch.set_num_threads(options.threads)
     scorer.train()
     average = {k: v.detach().clone() for k, v in scorer.state_dict().items()}
     adam = torch.optim.AdamW(scorer.parameters(), lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99))
-    step, before = 0, 0.0
+    step, before, losses = 0, 0.0, []
     if resume and checkpoint and checkpoint.exists():
-        step, before = restore(checkpoint, scorer, adam, average, g, options)
+        step, before, losses = restore(checkpoint, scorer, adam, average, g, options)
     began = saved = time.monotonic()
-    bar = tqdm(total=options.steps, initial=step, desc="train", unit=" steps", mininterval=0.5)
+    steps = bar(total=options.steps, initial=step, desc="train", unit=" steps")
 
     def spent():
         return before + time.monotonic() - began
 
-    while step != stop and (done := progress(step, spent(), options)) < 1:
-        cosine = 0.5 + 0.5 * math.cos(math.pi * done)
-        adam.param_groups[0]["lr"] = options.lr * (min(1, (step + 1) / 50) * cosine + 0.01)
-        error, *shown = batch_loss()
-        if not torch.isfinite(error):
-            raise TrainerError(f"the loss became {error.item()} at step {step}; try another --seed")
-        adam.zero_grad(set_to_none=True)
-        error.backward()
-        nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
-        adam.step()
-        step += 1
-        keep = min(options.ema, step / (step + 9))
-        for name, value in scorer.state_dict().items():
-            if value.is_floating_point():
-                average[name].lerp_(value, 1 - keep)
-        bar.update()
-        if step % 50 == 0:
-            bar.set_postfix_str(f"loss {error.item():.4f}", refresh=False)
-        if sheet and step % max(1, options.steps // 10) == 0:
-            sheet(scorer, *shown, step)
-        if checkpoint and time.monotonic() - saved > SAVE_EVERY:
-            save(checkpoint, scorer, adam, average, g, options, step, spent())
-            saved = time.monotonic()
-    bar.close()
+    def keep_state():
+        save(checkpoint, scorer, adam, average, g, options, step, spent(), losses)
+
+    with stop_between_steps() if checkpoint else contextlib.nullcontext() as asked:
+        while step != stop and (done := progress(step, spent(), options.steps, options.minutes)) < 1:
+            if asked:
+                steps.close()
+                keep_state()
+                raise interrupted(checkpoint)
+            cosine = 0.5 + 0.5 * math.cos(math.pi * done)
+            adam.param_groups[0]["lr"] = options.lr * (min(1, (step + 1) / 50) * cosine + 0.01)
+            error, *shown = batch_loss()
+            if not torch.isfinite(error):
+                raise TrainerError(f"the loss became {error.item()} at step {step}; try another --seed")
+            adam.zero_grad(set_to_none=True)
+            error.backward()
+            nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+            adam.step()
+            step += 1
+            keep = min(options.ema, step / (step + 9))
+            for name, value in scorer.state_dict().items():
+                if value.is_floating_point():
+                    average[name].lerp_(value, 1 - keep)
+            losses.append(error.item())
+            steps.update()
+            if step % 50 == 0:
+                steps.set_postfix_str(f"loss {error.item():.4f}", refresh=False)
+            if sheet and step % max(1, options.steps // 10) == 0:
+                sheet(scorer, *shown, step)
+            if checkpoint and time.monotonic() - saved > SAVE_EVERY:
+                keep_state()
+                saved = time.monotonic()
+    steps.close()
+    say_curve("train", losses)
     if checkpoint:
-        save(checkpoint, scorer, adam, average, g, options, step, spent())
+        keep_state()
     scorer.load_state_dict(average)
-    scorer.steps = step
+    scorer.steps, scorer.losses = step, losses
     return scorer.to("cpu", memory_format=torch.contiguous_format).eval()
 
 
-def progress(step, seconds, options):
-    """The share of the training that is done, in 0..1, by steps or by minutes, whichever is larger."""
-    return max(step / options.steps, seconds / 60 / options.minutes if options.minutes else 0)
-
-
-def save(path, scorer, adam, average, g, options, step, spent):
-    """Saves a checkpoint by one rename, so that an interruption leaves the previous one."""
+def save(path, scorer, adam, average, g, options, step, spent, losses):
+    """Saves a checkpoint."""
     state = {"step": step, "spent": spent, "options": options.same_run(), "model": scorer.state_dict()}
     state |= {"adam": adam.state_dict(), "average": average, "generator": g.get_state()}
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_bytes(buffer.getvalue())
-    fresh.replace(path)
+    save_state(path, state | {"losses": losses})
 
 
 def restore(path, scorer, adam, average, g, options):
-    """Loads a checkpoint into its arguments -> (steps done, seconds spent)."""
-    state = torch.load(path, map_location=next(scorer.parameters()).device, weights_only=True)
-    here, there = options.same_run(), state["options"]
-    differ = [k for k in here if here[k] != there.get(k) and k not in ("steps", "minutes")]
-    if differ:
-        raise TrainerError(f"{path} belongs to a run with another {', '.join(differ)}; start again without --resume")
+    """Loads a checkpoint into its arguments -> (steps done, seconds spent, losses)."""
+    state = load_state(path, next(scorer.parameters()).device)
+    check_same_run(path, options.same_run(), state["options"])
     scorer.load_state_dict(state["model"])
     adam.load_state_dict(state["adam"])
     average.update(state["average"])
     g.set_state(state["generator"].cpu())
-    return state["step"], state["spent"]
+    return state["step"], state["spent"], state["losses"]

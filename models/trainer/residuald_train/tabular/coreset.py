@@ -75,6 +75,11 @@ class Kernel(nn.Module):
         hidden_bias = (wide.square() @ sums.double()).T / (2 * self.variance)
         self.register_buffer("hidden_bias", hidden_bias.contiguous().to(self.precision))
 
+    def _apply(self, change):
+        """Moves the tensors that only training needs along with the others; they are not part of the exported graph."""
+        self.counts, self.owner, self.rows = change(self.counts), change(self.owner), change(self.rows)
+        return super()._apply(change)
+
     def logits(self, z, hidden):
         logits = z.to(self.precision) @ self.towards + self.bias
         return logits + hidden.to(self.precision) @ self.hidden_bias if hidden.shape[1] else logits
@@ -93,7 +98,7 @@ class Kernel(nn.Module):
         `rows` [N]: the numbers of these training rows. `columns` [N, D] of 0 and 1 marks the observed columns; None
         means that all are observed.
         """
-        owner, every = self.owner[rows], torch.arange(len(rows))
+        owner, every = self.owner[rows], torch.arange(len(rows), device=z.device)
         count, center, x = self.counts[owner], self.centers[owner], self.rows[rows]
         rest = (count - 1).clamp(min=1)
         moved = torch.where(count[:, None] > 1, (count[:, None] * center - x) / rest[:, None], center)

@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 
 import residuald
-from tqdm import tqdm
 
 from .. import TrainerError
+from ..console import bar
 
 
 def read(paths, max_rows=None, seed=0, format=None):
@@ -66,7 +66,7 @@ class Bar:
             self.close()
             scaled = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": " rows"}
             name = Path(path).name
-            self.path, self.bar = path, tqdm(desc=f"read {name}", total=total or None, mininterval=0.5, delay=1, **scaled)
+            self.path, self.bar = path, bar(desc=f"read {name}", total=total or None, **{"delay": 1} | scaled)
         self.bar.update(done - self.bar.n)
 
     def close(self):

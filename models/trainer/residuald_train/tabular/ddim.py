@@ -63,6 +63,7 @@ class ReverseProcess(nn.Module):
     def loss(self, x, seen, hidden, known, g):
         """Mean squared error of the predicted noise. The masks are those of `diffusion.loss`."""
         t = torch.randint(TIMESTEPS, (len(x), 1), generator=g)
-        noise, a = torch.randn(x.shape, generator=g), self.schedule[t]
+        noise, a = torch.randn(x.shape, generator=g).to(x.device), self.schedule[t].to(x.device)
+        t = t.to(x.device)
         found = self.denoiser((a.sqrt() * x + (1 - a).sqrt() * noise) * seen, hidden, t.float())
         return ((found - noise).square() * known).sum() / known.sum().clamp(min=1)

@@ -73,9 +73,9 @@ class Hybrid(nn.Module):
 
 def add_noise(x, noise: Noise, g):
     """The forward process: x [N, D] -> (x_t [N, D], loss weight [N, 1]), with its own σ for each row."""
-    u = torch.rand(len(x), 1, generator=g)
+    u = torch.rand(len(x), 1, generator=g).to(x.device)
     sigma = torch.exp(u * math.log(noise.high / noise.low) + math.log(noise.low))
-    return x + sigma * torch.randn(x.shape, generator=g), ((1 + sigma**2) / sigma**2) ** noise.power
+    return x + sigma * torch.randn(x.shape, generator=g).to(x.device), ((1 + sigma**2) / sigma**2) ** noise.power
 
 
 def loss(denoise, x, seen, known, noise: Noise, g):

@@ -36,6 +36,10 @@ class Settings:
     recipe: str
     seed: int
     steps: int
+    minutes: float | None  # limit of training time
+    device: str
+    resume: bool
+    checkpoint: Path | None
     width: int
     coreset: int
     held_out: float  # share of the normal rows to calibrate on
@@ -54,7 +58,15 @@ def train_bundle(settings):
     normals, anomalies = split_by_label(table, label)
     features = choose_features(features, normals, label, settings)
 
-    options = Options(settings.recipe, settings.seed, settings.steps, width=settings.width, coreset=settings.coreset)
+    options = Options(
+        settings.recipe,
+        settings.seed,
+        settings.steps,
+        width=settings.width,
+        coreset=settings.coreset,
+        minutes=settings.minutes,
+        device=settings.device,
+    )
     recorded = options_of_manifest(options, label, settings)
     about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
     print("options:", json.dumps(about | recorded))
@@ -63,7 +75,8 @@ def train_bundle(settings):
         return
 
     rows = select_rows(normals, features, settings)
-    scorer = fit(features, rows.X[rows.train], options)
+    checkpoint = checkpoint_of(settings)
+    scorer = fit(features, rows.X[rows.train], options, checkpoint=checkpoint, resume=settings.resume)
 
     training = {"seed": settings.seed} | rows.facts
     training |= {
@@ -84,8 +97,20 @@ def train_bundle(settings):
         more=nearest_files(scorer, rows, normals, options, settings.nearest),
     )
     write(settings.out, files, settings.force)
+    if not settings.checkpoint:
+        checkpoint.unlink(missing_ok=True)
     print_summary(files["model.onnx"], features, score, parity, rows.X[rows.held_out], anomalies)
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
+
+
+def checkpoint_of(settings):
+    """The path of the checkpoint, whose folder exists. Says so if --resume finds none."""
+    out = settings.out.resolve()
+    checkpoint = settings.checkpoint or out.with_name(out.name + ".checkpoint")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if settings.resume and not checkpoint.exists():
+        say(f"--resume: there is no {checkpoint}; training starts from the beginning")
+    return checkpoint
 
 
 @dataclass
@@ -118,7 +143,11 @@ def check_segment(path, table, features):
 
 
 def options_of_manifest(options, label, settings):
-    recorded = asdict(options) | {"held_out": settings.held_out, "max_rows": settings.source.max_rows, "label": label}
+    recorded = {key: value for key, value in asdict(options).items() if value not in (None, "cpu")} | {
+        "held_out": settings.held_out,
+        "max_rows": settings.source.max_rows,
+        "label": label,
+    }
     recorded |= {"segment": settings.segment} if settings.segment else {}
     return recorded | {"contamination": settings.contamination}
 

@@ -1,15 +1,28 @@
 """Fits a recipe: trains its denoisers, then sets the constants of its terms. Reproducible from the seed."""
 
+import contextlib
+import hashlib
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from .. import TrainerError
+from ..console import bar, say_curve
 from ..preprocessing import Preprocessing
+from ..training import (
+    SAVE_EVERY,
+    check_same_run,
+    interrupted,
+    load_state,
+    loss_curve,
+    progress,
+    save_state,
+    stop_between_steps,
+)
 from .coreset import Kernel
 from .ddim import ReverseProcess
 from .diffusion import Blind, Hybrid, loss
@@ -19,7 +32,6 @@ from .scorer import Scorer, Term, masked
 DROP = 0.05  # probability of hiding an optional feature in training, so that the network learns to fill it in
 FLOOR = 0.01  # share of the typical residual below which differences are float32 noise
 LEAST_DEVIATION = 0.1  # of log E; keeps a term without variation (duplicate rows) from dominating the others
-CURVE_POINTS = 200  # most points of a loss curve in the manifest
 TYPICAL_ROWS = 2000  # most rows from which the terms' means and deviations are computed
 
 
@@ -34,6 +46,12 @@ class Options:
     lr: float = 2e-3
     weight_decay: float = 1e-4
     ema: float = 0.995
+    minutes: float | None = None  # limit of training time over all denoisers; also shortens the schedule
+    device: str = "cpu"
+
+    def same_run(self):
+        """The options that a run and the one that continues it must share."""
+        return {k: v for k, v in asdict(self).items() if k not in ("minutes", "device")}
 
 
 def split(n, held_out, seed):
@@ -43,8 +61,12 @@ def split(n, held_out, seed):
     return order[k:], order[:k]
 
 
-def fit(features, X, options, quiet=False):
-    """X float32 [n, F], NaN = missing -> Scorer in eval mode. Raises TrainerError if the loss is not finite."""
+def fit(features, X, options, quiet=False, checkpoint=None, resume=False):
+    """X float32 [n, F], NaN = missing -> Scorer in eval mode. Raises TrainerError if the loss is not finite.
+
+    `checkpoint`: a path that is saved every minute and on Ctrl-C, which then raises KeyboardInterrupt. With `resume`,
+    training continues from it if it exists, and ends as if it had never stopped.
+    """
     torch.set_num_threads(1)  # the rounding of a sum depends on how threads split it
     torch.manual_seed(options.seed)
     g = torch.Generator().manual_seed(options.seed)
@@ -62,13 +84,51 @@ def fit(features, X, options, quiet=False):
             denoisers[spec.denoiser, spec.noise] = make_denoiser(spec, space, optional, kernel, options)
     terms = [Term(spec, denoisers[spec.denoiser, spec.noise]) for spec in specs]
     scorer = Scorer(features, space, terms, kernel, options.recipe)
-    for term in {id(term.denoiser): term for term in terms}.values():
-        if term.denoiser is not None:
-            curve = train(scorer, term, Z, observed, g, options, quiet)
-            scorer.curves.append({"denoiser": term.spec.denoiser, **curve})
+    trained = [term for term in {id(term.denoiser): term for term in terms}.values() if term.denoiser is not None]
+    run = Run(checkpoint, options, X, g, resume)
+    device = torch.device(options.device)
+    scorer.to(device)
+    rows = Z.to(device), None if observed is None else observed.to(device)
+    with stop_between_steps() if checkpoint else contextlib.nullcontext() as run.asked:
+        for number, term in enumerate(trained):
+            part = Part(run, number, options.minutes and options.minutes / len(trained))
+            losses = train(scorer, term, *rows, g, options, quiet, part)
+            scorer.curves.append({"denoiser": term.spec.denoiser, **loss_curve(losses)})
+    scorer.to("cpu")
     with torch.no_grad():
         set_constants(scorer, Z, observed, g)
     return scorer.eval()
+
+
+class Run:
+    """The checkpoint of a training: a state for each denoiser, and that of the random generator `g`."""
+
+    def __init__(self, path, options, X, g, resume):
+        self.path, self.g, self.states, self.asked = path, g, {}, None
+        self.identity = options.same_run() | {"data": hashlib.sha256(X.tobytes()).hexdigest() if path else None}
+        if resume and path and path.exists():
+            found = load_state(path)
+            check_same_run(path, self.identity, found["run"], free=())
+            self.states = found["denoisers"]
+            g.set_state(found["generator"])
+
+
+class Part:
+    """The part of a Run that trains one denoiser. `minutes`: its limit of time, or None."""
+
+    def __init__(self, run, number, minutes):
+        self.run, self.number, self.minutes = run, number, minutes
+        self.state, self.saved = run.states.get(number), time.monotonic()
+
+    def due(self):
+        return self.run.path and time.monotonic() - self.saved > SAVE_EVERY
+
+    def save(self, state):
+        if self.run.path:
+            self.run.states[self.number] = state
+            content = {"run": self.run.identity, "denoisers": self.run.states, "generator": self.run.g.get_state()}
+            save_state(self.run.path, content)
+            self.saved = time.monotonic()
 
 
 def make_denoiser(spec, space, optional, kernel, options):
@@ -81,16 +141,18 @@ def make_denoiser(spec, space, optional, kernel, options):
     return ReverseProcess(dims, pick, options.width, seed=options.seed) if spec.denoiser == "ddim" else None
 
 
-def train(scorer, term, Z, observed, g, options, quiet=False):
-    """Trains the term's denoiser on Z [n, D] -> its loss curve. `observed` [n, F] of 0 and 1; None means all."""
+def train(scorer, term, Z, observed, g, options, quiet=False, part=None):
+    """Trains the term's denoiser on Z [n, D] -> its losses by step. `observed` [n, F] of 0 and 1; None means all."""
     optional, owner, denoiser = scorer.optional, scorer.space.owner, term.denoiser
 
     def batch_loss():
-        rows = torch.randint(0, len(Z), (options.batch,), generator=g)
-        known = torch.ones(options.batch, scorer.space.sums.shape[1]) if observed is None else observed[rows]
+        rows = torch.randint(0, len(Z), (options.batch,), generator=g).to(Z.device)
+        every = torch.ones(options.batch, scorer.space.sums.shape[1], device=Z.device)
+        known = every if observed is None else observed[rows]
         x, shown = Z[rows], known.clone()
         if len(optional):
-            shown[:, optional] *= (torch.rand(options.batch, len(optional), generator=g) >= DROP).float()
+            kept = torch.rand(options.batch, len(optional), generator=g) >= DROP
+            shown[:, optional] *= kept.float().to(Z.device)
         seen, hidden = shown[:, owner], 1 - shown[:, optional]
         if term.spec.denoiser == "ddim":
             return denoiser.loss(x, seen, hidden, known[:, owner], g)
@@ -102,7 +164,7 @@ def train(scorer, term, Z, observed, g, options, quiet=False):
 
         return loss(denoise, x, seen, known[:, owner], term.spec.noise, g)
 
-    return descend(denoiser, batch_loss, options, quiet)
+    return descend(denoiser, batch_loss, options, term.spec.denoiser, quiet, part)
 
 
 def set_constants(scorer, Z, observed, g):
@@ -136,15 +198,36 @@ def whitening(residual, shrink=0.5):
     return ((vectors * ((mean + 1e-6) / values).sqrt()) @ vectors.T).float().contiguous()
 
 
-def descend(model: nn.Module, batch_loss, options, quiet=False):
-    """Runs AdamW with warm-up and cosine decay -> the loss curve. `model` gets the moving average of its weights."""
+def descend(model: nn.Module, batch_loss, options, what="train", quiet=False, part=None):
+    """Runs AdamW with warm-up and cosine decay -> losses by step. `model` gets the moving average of its weights.
+
+    `part`: the Part of a Run to save, and to continue from.
+    """
     weights = list(model.parameters())
     average = [w.detach().clone() for w in weights]
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99))
-    losses = []
-    bar = tqdm(range(options.steps), desc="train", unit=" steps", mininterval=0.5, disable=quiet)
-    for step in bar:
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / options.steps)
+    losses, before = [], 0.0
+    if part and part.state:
+        losses, before = restore(part.state, model, average, adam)
+    began, minutes = time.monotonic(), part and part.minutes
+    steps = bar(total=options.steps, initial=len(losses), desc=f"train {what}", unit=" steps", disable=quiet)
+
+    def spent():
+        return before + time.monotonic() - began
+
+    def keep_state(finished=False):
+        part.save(
+            {"losses": losses, "spent": spent(), "finished": finished, "model": model.state_dict()}
+            | {"average": average, "adam": {} if finished else adam.state_dict()}
+        )
+
+    finished = bool(part and part.state and part.state["finished"])
+    while not finished and (done := progress(len(losses), spent(), options.steps, minutes)) < 1:
+        if part and part.run.asked:
+            steps.close()
+            keep_state()
+            raise interrupted(part.run.path)
+        step, cosine = len(losses), 0.5 + 0.5 * math.cos(math.pi * done)
         adam.param_groups[0]["lr"] = options.lr * min(1, step / 100) * cosine + 1e-6
         error = batch_loss()
         if not torch.isfinite(error):
@@ -157,16 +240,30 @@ def descend(model: nn.Module, batch_loss, options, quiet=False):
         keep = min(options.ema, (step + 1) / (step + 10))
         torch._foreach_mul_(average, keep)
         torch._foreach_add_(average, [w.detach() for w in weights], alpha=1 - keep)
+        steps.update()
         if step % 50 == 0:
-            bar.set_postfix_str(f"loss {losses[-1]:.4f}", refresh=False)
+            steps.set_postfix_str(f"loss {losses[-1]:.4f}", refresh=False)
+        if part and part.due():
+            keep_state()
+    steps.close()
+    if not quiet:
+        say_curve(f"train {what}", losses)
+    if part and not finished:
+        keep_state(finished=True)
+    if part and part.run.asked:
+        raise interrupted(part.run.path)
     with torch.no_grad():
         for weight, mean in zip(weights, average, strict=True):
             weight.copy_(mean)
-    return loss_curve(losses)
+    return losses
 
 
-def loss_curve(losses):
-    """Losses by step -> {"steps": steps that each point averages, "loss": at most CURVE_POINTS points}."""
-    steps = max(1, math.ceil(len(losses) / CURVE_POINTS))
-    parts = [losses[i : i + steps] for i in range(0, len(losses), steps)]
-    return {"steps": steps, "loss": [float(f"{np.mean(part):.5g}") for part in parts]}
+def restore(state, model, average, adam):
+    """Loads a denoiser's state into its model, moving average and optimiser -> (losses so far, seconds spent)."""
+    model.load_state_dict(state["model"])
+    if not state["finished"]:
+        adam.load_state_dict(state["adam"])
+    with torch.no_grad():
+        for mean, saved in zip(average, state["average"], strict=True):
+            mean.copy_(saved)
+    return list(state["losses"]), state["spent"]
