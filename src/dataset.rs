@@ -33,6 +33,7 @@ mod parquet;
 mod pick;
 pub mod scan;
 pub mod table;
+mod unwrapped;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -44,6 +45,9 @@ use ::parquet::errors::ParquetError;
 use flate2::bufread::MultiGzDecoder;
 
 use pick::Picker;
+use unwrapped::Unwrapped;
+
+use crate::decode::Wrapping;
 
 /// Maximum size of a CSV or NDJSON record, in bytes. It makes a stray quote or a gzip bomb an error instead of filling the
 /// memory.
@@ -72,6 +76,8 @@ pub struct Options {
     pub normal: String,
     /// Dotted path of the field whose value becomes the Kafka key.
     pub key: Option<String>,
+    /// How each line, row or element contains its records, if it is not one plain record.
+    pub wrapping: Option<Wrapping>,
 }
 
 impl Default for Options {
@@ -80,6 +86,7 @@ impl Default for Options {
             label: None,
             normal: "0".into(),
             key: None,
+            wrapping: None,
         }
     }
 }
@@ -149,6 +156,7 @@ pub struct Dataset {
     path: PathBuf,
     reader: FormatReader,
     picker: Picker,
+    unwrapped: Option<Unwrapped>,
     read: Arc<AtomicU64>,
     size: u64,
     ended: bool,
@@ -240,6 +248,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Dataset, Error> {
         path: path.into(),
         reader,
         picker: Picker::new(options),
+        unwrapped: options.wrapping.clone().map(Unwrapped::new),
         read,
         size,
         ended: false,
@@ -262,11 +271,12 @@ impl Dataset {
 
     /// Returns what was guessed or changed, one sentence each. It is complete after the last record.
     pub fn notes(&self) -> Vec<String> {
-        let notes = match &self.reader {
+        let mut notes = match &self.reader {
             FormatReader::Csv(rows) => rows.notes(),
             FormatReader::Parquet(rows) => rows.notes(),
             _ => vec![],
         };
+        notes.extend(self.unwrapped.iter().flat_map(Unwrapped::notes));
         let file = self.path.display();
         notes.iter().map(|note| format!("{file}: {note}")).collect()
     }
@@ -286,27 +296,58 @@ impl Dataset {
     }
 
     fn read_next(&mut self) -> Result<Option<Example>, ErrorKind> {
-        let (next, unit) = match &mut self.reader {
-            FormatReader::Csv(rows) => (rows.read_next()?, "line"),
-            FormatReader::Ndjson(lines) => (lines.read_next()?, "line"),
-            FormatReader::JsonArray(elements) => (elements.read_next()?, "element"),
-            FormatReader::Parquet(rows) => (rows.read_next()?, "row"),
-            FormatReader::Npz(rows) => (rows.read_next()?, "row"),
-        };
-        let Some((number, payload)) = next else {
-            return Ok(None);
-        };
-        let wrong = |reason| ErrorKind::Record {
-            unit,
-            number,
-            reason,
-        };
-        let (label, key) = self.picker.pick(&payload).map_err(wrong)?;
-        Ok(Some(Example {
+        loop {
+            if let Some(unwrapped) = &mut self.unwrapped {
+                match unwrapped.take() {
+                    Ok(None) => {}
+                    Ok(Some(record)) => return self.example(record).map(Some),
+                    Err((number, reason)) => return Err(self.wrong(number, reason)),
+                }
+            }
+            let Some(payload) = self.read_payload()? else {
+                return Ok(None);
+            };
+            match &mut self.unwrapped {
+                None => return self.example(payload).map(Some),
+                Some(unwrapped) => {
+                    let added = unwrapped.add(payload);
+                    added.map_err(|(number, reason)| self.wrong(number, reason))?;
+                }
+            }
+        }
+    }
+
+    fn read_payload(&mut self) -> Result<Option<Numbered>, ErrorKind> {
+        match &mut self.reader {
+            FormatReader::Csv(rows) => rows.read_next(),
+            FormatReader::Ndjson(lines) => lines.read_next(),
+            FormatReader::JsonArray(elements) => elements.read_next(),
+            FormatReader::Parquet(rows) => rows.read_next(),
+            FormatReader::Npz(rows) => rows.read_next(),
+        }
+    }
+
+    fn example(&mut self, (number, payload): Numbered) -> Result<Example, ErrorKind> {
+        let picked = self.picker.pick(&payload);
+        let (label, key) = picked.map_err(|reason| self.wrong(number, reason))?;
+        Ok(Example {
             payload,
             label,
             key,
-        }))
+        })
+    }
+
+    fn wrong(&self, number: u64, reason: String) -> ErrorKind {
+        let unit = match &self.reader {
+            FormatReader::Csv(_) | FormatReader::Ndjson(_) => "line",
+            FormatReader::JsonArray(_) => "element",
+            FormatReader::Parquet(_) | FormatReader::Npz(_) => "row",
+        };
+        ErrorKind::Record {
+            unit,
+            number,
+            reason,
+        }
     }
 }
 

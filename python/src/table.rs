@@ -13,7 +13,7 @@ use residuald::bundle::SegmentBy;
 use residuald::dataset::inference::infer;
 use residuald::dataset::table;
 use residuald::dataset::{Progress, Unit};
-use residuald::decode::{Decoder, RecordFormat, SegmentReader};
+use residuald::decode::{Decoder, RecordFormat, SegmentReader, Wrapping};
 
 use crate::error;
 use crate::schema::{Text, features_of};
@@ -192,16 +192,32 @@ impl Table {
 
 /// Reads files in order. If they hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
 ///
+/// `envelope` (names, the outermost first), `unwrap` and `allow_nan` say how JSON records are wrapped, as the daemon's settings
+/// input.envelope, input.unwrap and input.allow_nan do.
 /// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
 #[pyfunction]
-#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None))]
+#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, envelope = vec![], unwrap = "none", allow_nan = false))]
 pub fn read(
     py: Python<'_>,
     files: Vec<PathBuf>,
     max_rows: Option<usize>,
     seed: u64,
     progress: Option<Py<PyAny>>,
+    envelope: Vec<String>,
+    unwrap: &str,
+    allow_nan: bool,
 ) -> PyResult<Table> {
+    let envelopes = envelope.iter().map(|name| name.parse());
+    let wrapping = Wrapping {
+        envelopes: envelopes
+            .collect::<Result<_, String>>()
+            .map_err(|problem| PyValueError::new_err(format!("envelope: {problem}")))?,
+        unwrap: unwrap
+            .parse()
+            .map_err(|problem| PyValueError::new_err(format!("unwrap: {problem}")))?,
+        allow_nan,
+        ..Wrapping::default()
+    };
     if files.is_empty() || max_rows == Some(0) {
         return Err(PyValueError::new_err(
             "read needs a file, and max_rows of at least 1",
@@ -211,6 +227,7 @@ pub fn read(
     let read = py.detach(|| {
         table::Table::read(
             &files,
+            (!wrapping.is_plain()).then_some(wrapping),
             max_rows.unwrap_or(usize::MAX),
             seed,
             |path, done| match Python::attach(|py| report(py, progress.as_ref(), path, done)) {

@@ -10,3 +10,4 @@ pub mod refusals;
 pub mod scoring;
 pub mod settings;
 pub mod threshold;
+pub mod wrapping;

@@ -11,7 +11,7 @@ use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open};
 use crate::bundle::Feature;
-use crate::decode::JsonDecoder;
+use crate::decode::{JsonDecoder, Wrapping};
 
 /// At most one record in this many may be something other than a JSON object.
 const TOLERATED: u64 = 10;
@@ -60,25 +60,38 @@ impl Table {
     /// A file cannot be read, has no rows, or has too many records that are not JSON objects. The error names the file.
     pub fn read(
         paths: &[PathBuf],
+        wrapping: Option<Wrapping>,
         max_rows: usize,
         seed: u64,
         mut progress: impl FnMut(&Path, Progress) -> ControlFlow<()>,
     ) -> Result<Table, Error> {
         let mut reservoir = Reservoir::new(max_rows, seed);
         let mut table = Table::default();
+        let options = Options {
+            wrapping,
+            ..Options::default()
+        };
         for (file, path) in paths.iter().enumerate() {
             let mut rows = 0;
             let mut refused = 0;
-            let mut data = open(path, &Options::default())?;
+            let mut first = None;
+            let mut data = open(path, &options)?;
             while let Some(example) = data.next() {
-                let payload = example?.payload;
+                let payload = match example {
+                    // A record whose envelope cannot be opened counts like one that is not an object.
+                    Err(e) if options.wrapping.is_some() && !e.is_fatal() => {
+                        first.get_or_insert(e.to_string());
+                        Vec::new()
+                    }
+                    example => example?.payload,
+                };
                 if rows % 4096 == 0 && progress(path, data.progress()).is_break() {
                     return Err(stopped(path));
                 }
                 if !is_object(&payload) {
                     refused += 1;
                     if refused > ALWAYS_TOLERATED.max((rows + refused) / TOLERATED) {
-                        return Err(too_many(path, refused, rows));
+                        return Err(too_many(path, refused, rows, first));
                     }
                     continue;
                 }
@@ -90,7 +103,7 @@ impl Table {
             }
             table.notes.extend(data.notes());
             if rows == 0 && refused > 0 {
-                return Err(too_many(path, refused, rows));
+                return Err(too_many(path, refused, rows, first));
             }
             if rows == 0 {
                 return Err(Error {
@@ -99,8 +112,9 @@ impl Table {
                 });
             }
             if refused > 0 {
+                let first = first.map_or(String::new(), |first| format!(", for instance {first}"));
                 table.notes.push(format!(
-                    "{}: {refused} records that are not JSON objects are left out",
+                    "{}: {refused} records that are not JSON objects are left out{first}",
                     path.display()
                 ));
             }
@@ -259,11 +273,12 @@ fn stopped(path: &Path) -> Error {
     }
 }
 
-fn too_many(path: &Path, refused: u64, rows: u64) -> Error {
+fn too_many(path: &Path, refused: u64, rows: u64, first: Option<String>) -> Error {
+    let first = first.map_or(String::new(), |first| format!(" (the first: {first})"));
     Error {
         path: path.into(),
         kind: ErrorKind::Columns(format!(
-            "{refused} of the first {} records are not JSON objects: each line must be one",
+            "{refused} of the first {} records are not JSON objects: each line must be one{first}",
             rows + refused
         )),
     }
@@ -325,8 +340,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.ndjson");
         std::fs::write(&path, text).unwrap();
-        Table::read(&[path], max_rows, seed, |_, _| ControlFlow::Continue(()))
-            .map_err(|e| e.kind.to_string())
+        Table::read(&[path], None, max_rows, seed, |_, _| {
+            ControlFlow::Continue(())
+        })
+        .map_err(|e| e.kind.to_string())
     }
 
     #[test]

@@ -45,6 +45,9 @@ def read(
     max_rows: int | None = None,
     seed: int = 0,
     progress: Callable[[Path, int, int, str], object] | None = None,
+    envelope: Sequence[str] = (),
+    unwrap: str = "none",
+    allow_nan: bool = False,
 ) -> Table: ...
 def select(record: Text, paths: Sequence[str]) -> bytes: ...
 def set_field(record: Text, path: str, value: str | None) -> bytes: ...

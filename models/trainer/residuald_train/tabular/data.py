@@ -9,17 +9,20 @@ from tqdm import tqdm
 from .. import TrainerError
 
 
-def read(paths, max_rows=None, seed=0):
+def read(paths, max_rows=None, seed=0, **wrapping):
     """Reads files in order -> residuald.Table [rows]. Raises TrainerError that names the file.
 
     If the files hold more than `max_rows` rows in total, `max_rows` of them are drawn at random, each row equally
-    likely. Only the drawn rows are kept in memory.
+    likely. Only the drawn rows are kept in memory. `wrapping` (envelope, unwrap, allow_nan) says how JSON records are
+    wrapped, as for residuald.read.
     """
     bar = Bar()
     try:
-        return residuald.read(list(map(str, paths)), max_rows, seed, bar)
+        return residuald.read(list(map(str, paths)), max_rows, seed, bar, **wrapping)
     except residuald.Error as error:
         raise TrainerError(f"cannot read {one_line(error)}") from None
+    except ValueError as error:
+        raise TrainerError(f"--{one_line(error)}") from None
     finally:
         bar.close()
 

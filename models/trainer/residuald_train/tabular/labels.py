@@ -24,6 +24,9 @@ class DataSource:
     keep: tuple[str, ...] = ()  # columns that are features, even if they look like ids
     max_rows: int = MAX_ROWS
     seed: int = 0
+    envelope: tuple[str, ...] = ()  # what surrounds each JSON record, the outermost first
+    unwrap: str = "none"  # where the records of a line are
+    allow_nan: bool = False  # whether NaN in JSON is a missing value
 
 
 def read_labelled(source, label=None):
@@ -31,7 +34,8 @@ def read_labelled(source, label=None):
 
     If the source names no label, the label passed in (that of a schema) is used, or else the column `y` of NPZ files.
     """
-    table = read(source.files, source.max_rows, source.seed)
+    wrapping = {"envelope": list(source.envelope), "unwrap": source.unwrap, "allow_nan": source.allow_nan}
+    table = read(source.files, source.max_rows, source.seed, **wrapping)
     say(*table.notes)
     if source.label:
         label = {"path": source.label, "normal": json_value(source.normal or "0")}
