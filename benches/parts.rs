@@ -187,6 +187,7 @@ fn record(payload: &[u8], offset: i64) -> Record<'_> {
         topic: "payments",
         partition: 0,
         offset,
+        index: None,
         timestamp_ms: Some(1_767_225_600_000),
         key: Some(b"card-1"),
         headers: Vec::new(),

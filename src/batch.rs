@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::SegmentId;
 use crate::dead_letter::DeadLetter;
-use crate::decode::RowError;
+use crate::decode::{RowError, Skip};
 use crate::image::Finding;
-use crate::record::{Header, Origin, OwnedHeader, Record};
+use crate::record::{Header, Origin, OwnedHeader, Place, Record};
 pub use scores::Scores;
 
 /// The size in bytes at which a batch is dispatched, however few records it has. The limit keeps large messages from
@@ -43,8 +43,8 @@ pub struct Batch {
     /// The bytes of dead letters and of kept headers.
     loose_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
-    /// The number of tombstones, which have nothing to score.
-    pub skipped: usize,
+    /// The numbers of records that have nothing to score, by [`Skip`].
+    pub skipped: [usize; Skip::ALL.len()],
     /// The number of records in oversized batches that have no dead letter of their own.
     pub oversized: usize,
     /// For each partition, the offset to resume from once the batch is delivered.
@@ -92,6 +92,7 @@ pub enum ImageOutcome {
 struct StoredRanges {
     from: TopicPartition,
     offset: i64,
+    index: Option<u32>,
     timestamp_ms: Option<i64>,
     key: Option<Range<usize>>,
     payload: Range<usize>,
@@ -106,6 +107,8 @@ struct StoredRanges {
 pub struct StoredRecord<'b> {
     pub from: TopicPartition,
     pub offset: i64,
+    /// The place of the record in its message, if the message may have several.
+    pub index: Option<u32>,
     pub timestamp_ms: Option<i64>,
     pub key: Option<&'b [u8]>,
     pub payload: &'b [u8],
@@ -117,12 +120,21 @@ pub struct StoredRecord<'b> {
 }
 
 impl StoredRecord<'_> {
+    pub fn place(self) -> Place {
+        Place {
+            partition: self.from.partition,
+            offset: self.offset,
+            index: self.index,
+        }
+    }
+
     /// Returns the origin of the record. `topic` is the name of its topic.
     pub fn source(self, topic: &str) -> Origin {
         Origin {
             topic: topic.to_owned(),
             partition: self.from.partition,
             offset: self.offset,
+            index: self.index,
         }
     }
 
@@ -148,7 +160,8 @@ impl StoredRecord<'_> {
 impl Batch {
     /// Returns the number of records in the batch: scored, dead letters and skipped.
     pub fn consumed(&self) -> usize {
-        self.records.len() + self.dead_letters.len() + self.skipped + self.oversized
+        let skipped: usize = self.skipped.iter().sum();
+        self.records.len() + self.dead_letters.len() + skipped + self.oversized
     }
 
     pub fn is_empty(&self) -> bool {
@@ -218,6 +231,7 @@ impl Batch {
         let stored = StoredRanges {
             from,
             offset: record.offset,
+            index: record.index,
             timestamp_ms: record.timestamp_ms,
             key: record.key.map(|key| store(&mut self.bytes, key)),
             payload: store(&mut self.bytes, record.payload.unwrap_or_default()),
@@ -266,9 +280,9 @@ impl Batch {
         self.push_dead_letter(last, from, error, now);
     }
 
-    /// Counts a tombstone.
-    pub fn skip(&mut self, record: &Record<'_>, from: TopicPartition, now: Instant) {
-        self.skipped += 1;
+    /// Counts a record that has nothing to score.
+    pub fn skip(&mut self, skip: Skip, record: &Record<'_>, from: TopicPartition, now: Instant) {
+        self.skipped[skip as usize] += 1;
         self.advance(from, record.offset, now);
     }
 
@@ -295,6 +309,7 @@ impl Batch {
         StoredRecord {
             from: stored.from,
             offset: stored.offset,
+            index: stored.index,
             timestamp_ms: stored.timestamp_ms,
             key: stored.key.clone().map(|range| &self.bytes[range]),
             payload: &self.bytes[stored.payload.clone()],
@@ -349,7 +364,7 @@ impl Batch {
         self.loose_bytes = 0;
         self.charged = 0;
         self.dead_letters.clear();
-        self.skipped = 0;
+        self.skipped = Default::default();
         self.oversized = 0;
         self.offsets.clear();
         self.opened = None;
@@ -400,6 +415,7 @@ mod tests {
             topic: "t",
             partition,
             offset,
+            index: None,
             timestamp_ms: Some(5),
             key: Some(b"k"),
             headers: vec![("other", None), ("traceparent", Some(b"00-ab"))],
@@ -412,7 +428,7 @@ mod tests {
         let mut batch = Batch::default();
         let now = Instant::now();
         batch.keep(&record(0, 4), P0, None, now);
-        batch.skip(&record(1, 9), P1, now);
+        batch.skip(Skip::Tombstone, &record(1, 9), P1, now);
         let error = RowError {
             reason: Reason::Malformed,
             detail: "bad".into(),
@@ -461,7 +477,7 @@ mod tests {
         batch.keep(&record(0, 1), P0, None, start);
         assert!(!batch.is_due(2, wait, start));
         assert!(batch.is_due(2, wait, start + wait));
-        batch.skip(&record(0, 2), P0, start);
+        batch.skip(Skip::Tombstone, &record(0, 2), P0, start);
         assert!(batch.is_due(2, wait, start));
     }
 

@@ -27,6 +27,7 @@ mod topics;
 use std::path::Path;
 
 pub use self::http::{HttpSettings, TlsFiles};
+use crate::decode::Wrapping;
 use crate::verdict::ThresholdRule;
 pub use batch::BatchSettings;
 pub use inference::{InferenceSettings, Provider};
@@ -51,6 +52,8 @@ const FLAG: &str = "--set";
 pub struct Config {
     pub kafka: KafkaSettings,
     pub input: InputSettings,
+    /// How a JSON message contains its records. `None` if each message is one plain record.
+    pub wrapping: Option<Wrapping>,
     pub images: ImageSettings,
     pub model: ModelSettings,
     pub inference: InferenceSettings,
@@ -112,6 +115,7 @@ impl Config {
         let s = &mut settings;
         let kafka = KafkaSettings::parse(s);
         let input = InputSettings::parse(s);
+        let wrapping = input::wrapping(s, &input);
         let images = ImageSettings::parse(s);
         let inference = InferenceSettings::parse(s);
         let model = ModelSettings::parse(s, inference.provider);
@@ -129,6 +133,7 @@ impl Config {
         Ok(Config {
             kafka,
             input,
+            wrapping,
             images,
             model,
             inference,

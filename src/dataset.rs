@@ -41,6 +41,7 @@ mod parquet;
 mod pick;
 pub mod scan;
 pub mod table;
+mod unwrapped;
 
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,9 @@ use file::OneFile;
 use files::{Differences, Found, Notes, Source, find};
 use format::{Format, SUPPORTED};
 use pick::Picker;
+use unwrapped::Unwrapped;
+
+use crate::decode::Wrapping;
 
 /// Maximum size of a CSV or NDJSON record, in bytes. It makes a stray quote or a gzip bomb an error instead of filling the
 /// memory.
@@ -79,6 +83,8 @@ pub struct Options {
     pub key: Option<String>,
     /// The format of the files. If `None`, their extensions tell it, or their content if they have no extension.
     pub format: Option<Format>,
+    /// How each line, row or element contains its records, if it is not one plain record.
+    pub wrapping: Option<Wrapping>,
 }
 
 impl Default for Options {
@@ -88,6 +94,7 @@ impl Default for Options {
             normal: "0".into(),
             key: None,
             format: None,
+            wrapping: None,
         }
     }
 }
@@ -161,6 +168,7 @@ pub struct Dataset {
     current: OneFile,
     options: Options,
     picker: Picker,
+    unwrapped: Option<Unwrapped>,
     differences: Differences,
     notes: Notes,
     /// Notes about the arguments.
@@ -212,6 +220,7 @@ pub fn open_all<P: AsRef<Path>>(paths: &[P], options: &Options) -> Result<Datase
         at: 0,
         options: options.clone(),
         picker: Picker::new(options),
+        unwrapped: options.wrapping.clone().map(Unwrapped::new),
         differences,
         notes: Notes::default(),
         found: found.notes,
@@ -269,6 +278,7 @@ impl Dataset {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.found.clone();
         notes.extend(self.notes.all());
+        notes.extend(self.unwrapped.iter().flat_map(Unwrapped::notes));
         notes.extend(self.differences.note());
         notes
     }
@@ -307,38 +317,62 @@ impl Dataset {
     }
 
     fn read_next(&mut self) -> Result<Option<Example>, Error> {
-        let read = loop {
+        loop {
+            if let Some(unwrapped) = &mut self.unwrapped {
+                match unwrapped.take() {
+                    Ok(None) => {}
+                    Ok(Some(record)) => return self.example(record).map(Some),
+                    Err((number, reason)) => return Err(self.wrong(number, reason)),
+                }
+            }
+            let Some((number, payload)) = self.read_payload()? else {
+                return Ok(None);
+            };
+            self.number = number;
+            match &mut self.unwrapped {
+                None => return self.example((number, payload)).map(Some),
+                Some(unwrapped) => {
+                    let added = unwrapped.add((number, payload));
+                    added.map_err(|(number, reason)| self.wrong(number, reason))?;
+                }
+            }
+        }
+    }
+
+    /// Returns the next line, row or element, from the next file at the end of one.
+    fn read_payload(&mut self) -> Result<Option<Numbered>, Error> {
+        loop {
             let read = self.current.read_next().map_err(|kind| self.error(kind))?;
             if read.is_some() {
-                break read;
+                return Ok(read);
             }
             let path = &self.files[self.at].path;
             self.notes.take(path, self.current.notes());
             let Some(next) = self.files.get(self.at + 1) else {
-                break None;
+                return Ok(None);
             };
             self.current = open_one(next, &self.options, &mut self.differences)?;
             self.at += 1;
-        };
-        let Some((number, payload)) = read else {
-            return Ok(None);
-        };
-        self.number = number;
+        }
+    }
+
+    fn example(&mut self, (number, payload): Numbered) -> Result<Example, Error> {
         let payload = with_fields(payload, &self.files[self.at].fields);
-        let unit = self.current.unit();
-        let picked = self.picker.pick(&payload).map_err(|reason| {
-            self.error(ErrorKind::Record {
-                unit,
-                number,
-                reason,
-            })
-        });
-        let (label, key) = picked?;
-        Ok(Some(Example {
+        let picked = self.picker.pick(&payload);
+        let (label, key) = picked.map_err(|reason| self.wrong(number, reason))?;
+        Ok(Example {
             payload,
             label,
             key,
-        }))
+        })
+    }
+
+    fn wrong(&self, number: u64, reason: String) -> Error {
+        self.error(ErrorKind::Record {
+            unit: self.current.unit(),
+            number,
+            reason,
+        })
     }
 
     fn error(&self, kind: ErrorKind) -> Error {

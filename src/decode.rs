@@ -8,7 +8,8 @@
 //! | timestamp | an RFC 3339 string, a timestamp type, or a number if the bundle gives its unit | refused |
 //! | absent or null | NaN where `missing` is `impute` | refused |
 //!
-//! NaN and infinities, which JSON cannot express, are refused as out of range. A time of day has an hour but no weekday. A date
+//! NaN and infinities are refused where a feature reads them: as out of range in Avro and Protobuf, as malformed in JSON, which cannot
+//! express them. A time of day has an hour but no weekday. A date
 //! has a weekday but no hour. Avro's local timestamps count as UTC. A Protobuf `Duration` is a number of seconds. Bytes, arrays,
 //! maps and records are not values.
 //!
@@ -23,6 +24,8 @@
 //! counts. If a Protobuf field occurs twice, the last value counts, because its readers agree on that.
 
 mod avro;
+mod envelope;
+mod headers;
 mod json;
 mod paths;
 mod protobuf;
@@ -37,6 +40,8 @@ use std::fmt;
 
 use serde_json::value::RawValue;
 
+use envelope::Content;
+pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping};
 pub use json::JsonDecoder;
 use paths::Paths;
 pub use schemas::{Ask, Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
@@ -56,6 +61,8 @@ const MOST_JSON: usize = 4 << 20;
 #[derive(Debug, Clone)]
 pub enum RecordFormat {
     Json,
+    /// JSON whose records are in envelopes or in lists.
+    Wrapped(Wrapping),
     Typed(TypeSource),
     /// Images, which an [`ImageReader`] converts to rows.
     Images(ImageReader),
@@ -72,6 +79,7 @@ pub struct Decoder {
 #[derive(Debug)]
 enum Payloads {
     Json(JsonDecoder),
+    Wrapped(Wrapping, JsonDecoder),
     Typed(Box<TypedDecoder>),
     Images(ImageReader),
 }
@@ -84,6 +92,9 @@ pub enum DecodeError {
     /// The schema is not known yet. Request it with [`Decoder::ask_for_schema`], then try again. The record may be good.
     #[error("the schema with id {0} is not known yet")]
     SchemaPending(u32),
+    /// The record is well formed, but it has nothing to score.
+    #[error("the record has nothing to score: {}", .0.as_str())]
+    Nothing(Skip),
 }
 
 impl Decoder {
@@ -97,6 +108,11 @@ impl Decoder {
         let keys = keys.map(|segment| segment.names.clone());
         let format = match input {
             RecordFormat::Json => Payloads::Json(JsonDecoder::segmented(features, segment)),
+            RecordFormat::Wrapped(wrapping) => {
+                let decoder = JsonDecoder::segmented(features, segment);
+                let decoder = decoder.allowing_nan(wrapping.allow_nan);
+                Payloads::Wrapped(wrapping, decoder)
+            }
             RecordFormat::Typed(source) => {
                 Payloads::Typed(Box::new(TypedDecoder::new(features, source, segment)))
             }
@@ -105,11 +121,22 @@ impl Decoder {
         Decoder { format, keys }
     }
 
+    /// Divides a message of several records into messages of one record each. Each of them is decoded on its own.
+    ///
+    /// # Errors
+    /// The message does not have the shape that `input.unwrap` expects, or it has too many records.
+    pub fn split(&self, payload: &[u8]) -> Result<Split, RowError> {
+        match &self.format {
+            Payloads::Wrapped(wrapping, _) => wrapping.split(payload),
+            _ => Ok(Split::One),
+        }
+    }
+
     /// Appends one row, [features], to `rows`, and returns the record's segment if it has a known one. On an error, `rows` is
     /// unchanged. `key` is the message key. This never waits. Images are decoded in pipeline/images.rs instead.
     ///
     /// # Errors
-    /// [`DecodeError`] if the record is bad or its schema has not arrived yet.
+    /// [`DecodeError`] if the record is bad, has nothing to score, or its schema has not arrived yet.
     pub fn decode(
         &mut self,
         payload: &[u8],
@@ -118,6 +145,10 @@ impl Decoder {
     ) -> Result<Option<SegmentId>, DecodeError> {
         let by_field = match &mut self.format {
             Payloads::Json(decoder) => decoder.decode(payload, rows)?,
+            Payloads::Wrapped(wrapping, decoder) => match wrapping.open(payload)? {
+                Content::Record(json) => decoder.decode_bare(json.as_bytes(), rows)?,
+                Content::Nothing(skip) => return Err(DecodeError::Nothing(skip)),
+            },
             Payloads::Typed(decoder) => decoder.decode(payload, rows)?,
             Payloads::Images(_) => None,
         };
@@ -146,7 +177,7 @@ impl Decoder {
     /// Returns the names of the segments in the order of their [`SegmentId`]s.
     pub fn segments(&self) -> Vec<String> {
         let paths = match &self.format {
-            Payloads::Json(decoder) => Some(&decoder.paths),
+            Payloads::Json(decoder) | Payloads::Wrapped(_, decoder) => Some(&decoder.paths),
             Payloads::Typed(decoder) => Some(&decoder.paths),
             Payloads::Images(_) => None,
         };
@@ -178,9 +209,20 @@ impl RecordFormat {
     /// large.
     pub fn to_json<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, RawValue>> {
         match self {
-            RecordFormat::Json => serde_json::from_slice(json::unframed(payload))
-                .ok()
-                .map(Cow::Borrowed),
+            RecordFormat::Json => {
+                let json = json::unframed(payload);
+                serde_json::from_slice(json)
+                    .map(Cow::Borrowed)
+                    .ok()
+                    .or_else(|| {
+                        let marked = json::nan::marked(std::str::from_utf8(json).ok()?);
+                        to_raw(&marked)
+                    })
+            }
+            RecordFormat::Wrapped(wrapping) => match wrapping.open(payload).ok()? {
+                Content::Record(json) => to_raw(&json),
+                Content::Nothing(_) => None,
+            },
             RecordFormat::Typed(source) => {
                 let (record_type, record) = source.type_of(payload).ok()?;
                 let json = record_type.to_json(record, MOST_JSON)?;
@@ -189,6 +231,20 @@ impl RecordFormat {
             RecordFormat::Images(reader) => reader.context(payload),
         }
     }
+}
+
+/// Returns JSON with null for NaN and infinities, which are not JSON.
+pub fn without_nan(json: &str) -> Cow<'_, str> {
+    match json::nan::marked(json) {
+        Cow::Borrowed(json) => Cow::Borrowed(json),
+        Cow::Owned(marked) => Cow::Owned(json::nan::nulled(&marked).into_owned()),
+    }
+}
+
+/// Returns marked JSON, with null for NaN and infinities.
+fn to_raw<'r>(marked: &str) -> Option<Cow<'r, RawValue>> {
+    let json = json::nan::nulled(marked.trim()).into_owned();
+    RawValue::from_string(json).ok().map(Cow::Owned)
 }
 
 fn malformed(detail: impl Into<Clipped>) -> RowError {

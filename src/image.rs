@@ -8,7 +8,7 @@
 //! | formats | PNG, JPEG, WebP, BMP, TIFF, recognised by their first bytes |
 //! | EXIF orientation | applied; EXIF that cannot be read is ignored |
 //! | alpha | dropped; the colours under it are used |
-//! | 16 bits | v / 257, rounded |
+//! | 16 bits | v / 257, rounded; with a smaller [`BitDepth`], its largest sample is white |
 //! | palette, bilevel, CMYK, YCbCr | converted to RGB or gray by the format's decoder; colour profiles are not applied |
 //! | colour where gray is wanted | ITU-R 601 luma, (19595 R + 38470 G + 7471 B + 32768) >> 16 |
 //! | gray where colour is wanted | the gray value in all three channels |
@@ -20,6 +20,7 @@
 mod connected;
 mod cost;
 mod decode;
+mod depth;
 mod envelope;
 mod maps;
 mod regions;
@@ -34,6 +35,7 @@ use serde_json::value::RawValue;
 use crate::bundle::Pixels;
 pub use connected::Components;
 use decode::Opened;
+pub use depth::BitDepth;
 pub use maps::{Finding, Png, highest};
 pub use regions::Region;
 pub use tiles::Layout;
@@ -123,6 +125,7 @@ pub struct ImageReader {
     /// Dotted path of the image in a JSON object.
     field: String,
     limits: Limits,
+    depth: BitDepth,
 }
 
 /// An image that is ready to be scored.
@@ -151,7 +154,18 @@ impl ImageReader {
             pixels,
             field: field.to_owned(),
             limits,
+            depth: BitDepth::default(),
         }
+    }
+
+    /// Sets the depth of 16-bit samples.
+    pub fn with_depth(self, depth: BitDepth) -> ImageReader {
+        ImageReader { depth, ..self }
+    }
+
+    /// Returns what was seen of 16-bit images.
+    pub fn depth(&self) -> &BitDepth {
+        &self.depth
     }
 
     pub fn pixels(&self) -> &Pixels {
@@ -189,7 +203,7 @@ impl ImageReader {
         let bytes = unpacked + opened.bytes.max(cost::scoring(width, height, &layout));
         self.limits.allow(width, height, bytes)?;
         let reserved = reserve(bytes);
-        let (layout, rows) = tiles::rows(opened.decode()?, &self.pixels);
+        let (layout, rows) = tiles::rows(opened.decode(&self.depth)?, &self.pixels);
         let image = Image {
             width,
             height,

@@ -66,8 +66,7 @@ struct Body<'a> {
 
 /// Returns the id of a verdict, which contains the record's origin and identifies the model.
 pub fn verdict_id(model: &ModelId, topic: &str, record: StoredRecord<'_>) -> String {
-    let (partition, offset) = (record.from.partition, record.offset);
-    format!("{topic}-{partition}-{offset}@{}", &model.sha256[..8])
+    format!("{topic}-{}@{}", record.place(), &model.sha256[..8])
 }
 
 /// Builds a message for a record read from a file.
@@ -76,6 +75,7 @@ pub fn record_message(key: Option<Vec<u8>>, payload: Vec<u8>) -> Message {
         topic: String::new(),
         partition: 0,
         offset: 0,
+        index: None,
     };
     let kind = Kind::Record;
     Message {
@@ -192,6 +192,7 @@ mod tests {
                 partition: 3,
             },
             offset: 120_934,
+            index: None,
             timestamp_ms: Some(1_767_225_600_123),
             key: Some(b"card-7"),
             payload: br#"{"amount": 930.0}"#,
@@ -300,6 +301,7 @@ mod tests {
                 partition: 0,
             },
             offset: 1,
+            index: None,
             timestamp_ms: None,
             key: None,
             payload: b"",
@@ -335,6 +337,7 @@ mod tests {
                     topic: "in".to_owned(),
                     partition: 0,
                     offset: 1,
+                    index: None,
                 },
                 timestamp_ms: None,
                 key: None,
@@ -357,6 +360,7 @@ mod tests {
                 topic: "payments".into(),
                 partition: 1,
                 offset: 7,
+                index: None,
             },
             timestamp_ms: Some(99),
             key: Some(b"k".to_vec()),

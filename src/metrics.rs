@@ -6,18 +6,21 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::decode::Reason;
+use crate::decode::{Reason, Skip};
 use crate::verdict::Severity;
 
-/// The reasons to skip a record. A tombstone has nothing to score. Records of a lost partition are judged by its new
+/// The reasons to skip a record. The first ones are those of [`Skip`]: the record has nothing to score. Records of a lost partition are judged by its new
 /// owner. An undeliverable record is one whose topic does not accept even the smallest message about it. For a
 /// compressed batch that is too large to read, one dead letter stands for all of its records.
-pub const SKIP_TOMBSTONE: &str = "tombstone";
 pub const SKIP_LOST: &str = "lost_partition";
 pub const SKIP_UNDELIVERABLE: &str = "undeliverable";
 pub const SKIP_OVERSIZED: &str = "oversized_batch";
-const SKIPS: [&str; 4] = [
-    SKIP_TOMBSTONE,
+const SKIPS: [&str; 8] = [
+    Skip::Tombstone.as_str(),
+    Skip::Delete.as_str(),
+    Skip::Truncate.as_str(),
+    Skip::LogMessage.as_str(),
+    Skip::EmptyList.as_str(),
     SKIP_LOST,
     SKIP_UNDELIVERABLE,
     SKIP_OVERSIZED,
@@ -130,7 +133,7 @@ impl Metrics {
             records_skipped: counters(
                 r,
                 "records_skipped_total",
-                "Records for which this process publishes neither a verdict nor a dead letter of their own. tombstone: there is nothing to score. lost_partition: the new owner of the partition judges the record. undeliverable: the topic refuses even the smallest message about the record; the log names topic, partition and offset. oversized_batch: a compressed batch is larger than its share of memory, and one dead letter stands for all of its records.",
+                "Records for which this process publishes neither a verdict nor a dead letter of their own. tombstone: there is nothing to score. delete, truncate and log_message: with input.envelope, a change without a state to score. empty_list: with input.unwrap, a message without records. lost_partition: the new owner of the partition judges the record. undeliverable: the topic refuses even the smallest message about the record; the log names topic, partition and offset. oversized_batch: a compressed batch is larger than its share of memory, and one dead letter stands for all of its records.",
                 "reason",
             ),
             dead_letters: counters(

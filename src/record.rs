@@ -1,5 +1,7 @@
 //! A record as Kafka delivered it, borrowed from the client's buffer.
 
+use std::fmt;
+
 /// One header: its name and, if it has one, its value.
 pub type Header<'m> = (&'m str, Option<&'m [u8]>);
 
@@ -17,6 +19,8 @@ pub struct Record<'m> {
     pub topic: &'m str,
     pub partition: i32,
     pub offset: i64,
+    /// The place of the record in its message, if the message may have several.
+    pub index: Option<u32>,
     /// In milliseconds since the Unix epoch, if the broker or the producer has set a timestamp.
     pub timestamp_ms: Option<i64>,
     pub key: Option<&'m [u8]>,
@@ -31,14 +35,53 @@ pub struct Origin {
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
+    /// The place of the record in its message, if the message may have several. It starts at 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+}
+
+/// The place of a record in its topic: partition, offset and, if its message may have several records, the index in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Place {
+    pub partition: i32,
+    pub offset: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+}
+
+impl fmt::Display for Place {
+    /// Writes `3-120934` or, with an index, `3-120934#2`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.partition, self.offset)?;
+        self.index.map_or(Ok(()), |index| write!(f, "#{index}"))
+    }
+}
+
+impl Origin {
+    pub fn place(&self) -> Place {
+        Place {
+            partition: self.partition,
+            offset: self.offset,
+            index: self.index,
+        }
+    }
 }
 
 impl Record<'_> {
+    pub fn place(&self) -> Place {
+        Place {
+            partition: self.partition,
+            offset: self.offset,
+            index: self.index,
+        }
+    }
+
     pub fn source(&self) -> Origin {
         Origin {
             topic: self.topic.to_owned(),
             partition: self.partition,
             offset: self.offset,
+            index: self.index,
         }
     }
 }

@@ -201,8 +201,8 @@ impl Bundle {
                 match decoder.decode(payload, key.map(str::as_bytes), &mut rows) {
                     Ok(segment) => decoded.push((record, segment)),
                     Err(DecodeError::Row(refused)) => outputs.refused.push((record, refused)),
-                    Err(pending @ DecodeError::SchemaPending(_)) => {
-                        unreachable!("JSON needs no schema: {pending}")
+                    Err(other @ (DecodeError::SchemaPending(_) | DecodeError::Nothing(_))) => {
+                        unreachable!("plain JSON needs no schema and has no envelope: {other}")
                     }
                 }
             }

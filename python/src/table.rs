@@ -15,7 +15,7 @@ use residuald::bundle::SegmentBy;
 use residuald::dataset::inference::infer;
 use residuald::dataset::table;
 use residuald::dataset::{Progress, Unit};
-use residuald::decode::{Decoder, RecordFormat, SegmentReader};
+use residuald::decode::{Decoder, RecordFormat, SegmentReader, Wrapping};
 
 use crate::error;
 use crate::schema::{Text, features_of};
@@ -228,9 +228,11 @@ pub enum Paths {
 /// `format` is "csv", "tsv", "ndjson", "json", "parquet", "arrow" or "npz"; by default the files' names tell it, or their content
 /// if they have no extension. If the files hold more than `max_rows` records, `max_rows` are drawn at random, each equally likely.
 ///
+/// `envelope` (names, the outermost first), `unwrap` and `allow_nan` say how JSON records are wrapped, as the daemon's settings
+/// input.envelope, input.unwrap and input.allow_nan do.
 /// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
 #[pyfunction]
-#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, format = None))]
+#[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, format = None, envelope = vec![], unwrap = "none", allow_nan = false))]
 pub fn read(
     py: Python<'_>,
     files: Paths,
@@ -238,6 +240,9 @@ pub fn read(
     seed: u64,
     progress: Option<Py<PyAny>>,
     format: Option<&str>,
+    envelope: Vec<String>,
+    unwrap: &str,
+    allow_nan: bool,
 ) -> PyResult<Table> {
     let files = match files {
         Paths::One(file) => vec![file],
@@ -245,6 +250,17 @@ pub fn read(
     };
     let format = format.map(str::parse).transpose();
     let format = format.map_err(PyValueError::new_err::<String>)?;
+    let envelopes = envelope.iter().map(|name| name.parse());
+    let wrapping = Wrapping {
+        envelopes: envelopes
+            .collect::<Result<_, String>>()
+            .map_err(|problem| PyValueError::new_err(format!("envelope: {problem}")))?,
+        unwrap: unwrap
+            .parse()
+            .map_err(|problem| PyValueError::new_err(format!("unwrap: {problem}")))?,
+        allow_nan,
+        ..Wrapping::default()
+    };
     if files.is_empty() || max_rows == Some(0) {
         return Err(PyValueError::new_err(
             "read needs a file, and max_rows of at least 1",
@@ -255,6 +271,7 @@ pub fn read(
         table::Table::read(
             &files,
             format,
+            (!wrapping.is_plain()).then_some(wrapping),
             max_rows.unwrap_or(usize::MAX),
             seed,
             |path, done| match Python::attach(|py| report(py, progress.as_ref(), path, done)) {

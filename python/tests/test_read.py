@@ -209,3 +209,39 @@ def test_other_threads_run_while_a_file_is_read(long_reading):
     stop.set()
     thread.join()
     assert counted[0] > 10
+
+
+def test_records_are_taken_out_of_envelopes_and_lists_as_the_daemon_does(tmp_path):
+    path = tmp_path / "changes.ndjson"
+    schema = {"type": "struct", "fields": [{"field": "after", "type": "struct", "fields": [
+        {"field": "amount", "type": "bytes", "name": "org.apache.kafka.connect.data.Decimal", "parameters": {"scale": "2"}},
+    ]}]}  # fmt: skip
+    change = lambda after, op: {"schema": schema, "payload": {"before": None, "after": after, "op": op}}
+    # 12345 with the scale 2.
+    changes = [change({"amount": "MDk="}, "c"), change(None, "d"), change({"amount": "+w=="}, "u")]
+    path.write_bytes(ndjson(changes))
+    table = residuald.read([path], envelope=["debezium"])
+    assert table.numbers("amount").tolist() == [123.45, -0.05]
+    assert table.notes == [f"{path}: 1 records or lists have nothing to score (delete) and are left out"]
+
+    path.write_text('{"records": [{"a": 1}, {"a": NaN}]}\n{"records": []}\n{"records": [{"a": 3}]}\n')
+    table = residuald.read([path], unwrap="records", allow_nan=True)
+    np.testing.assert_array_equal(table.numbers("a"), [1, np.nan, 3])
+    rows, accepted, _ = table.encode([{"name": "a", "path": "a", "type": "number", "missing": "impute"}])
+    assert accepted.all()
+    np.testing.assert_array_equal(rows[:, 0], [1, np.nan, 3])
+
+    with pytest.raises(ValueError, match="envelope: expected none, or one or more of connect"):
+        residuald.read([path], envelope=["debezum"])
+    with pytest.raises(residuald.Error, match="input.envelope = \"connect\" expects an object with `schema`"):
+        residuald.read([path], envelope=["connect"])
+
+
+def test_nan_is_a_fault_only_where_a_feature_reads_it(tmp_path):
+    path = tmp_path / "nan.ndjson"
+    path.write_text('{"a": 1, "x": NaN}\n{"a": NaN, "x": 2}\n')
+    table = residuald.read([path])
+    assert len(table) == 2
+    _, accepted, refused = table.encode([{"name": "a", "path": "a", "type": "number", "missing": "impute"}])
+    assert accepted.tolist() == [True, False]
+    assert [reason for reason in refused if "NaN is not JSON" in reason and "allow_nan" in reason]

@@ -14,11 +14,11 @@ use serde_json::json;
 use crate::batch::{Batch, TopicPartition};
 use crate::bundle::Calibration;
 use crate::config::{Config, InferenceSettings};
-use crate::decode::{Decoder, Reason, RecordFormat, RowError};
+use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError, Split};
 use crate::kafka::history::{Ended, History};
 use crate::message::{ModelId, verdict_message};
 use crate::onnx::{Nearest, ScorerPool};
-use crate::record::Record;
+use crate::record::{Place, Record};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         comparison: Comparison::new(arguments.top),
         covered: Covered::default(),
         covers: None,
-        offsets: Vec::new(),
+        places: Vec::new(),
         out: out(arguments.out.as_deref())?,
         include_record: config.is_none_or(|config| config.output.include_record),
         attributions: config.map_or(ATTRIBUTIONS, |config| config.output.attributions),
@@ -188,7 +188,7 @@ impl Side {
         record: &Record<'_>,
         keep_payload: bool,
         stop: &Shutdown,
-    ) -> Result<(), RowError> {
+    ) -> Result<(), DecodeError> {
         let payload = record.payload.unwrap_or_default();
         let position = self.scores.len();
         self.scores.push(f32::NAN);
@@ -196,7 +196,11 @@ impl Side {
         let rows = &mut self.batch.rows;
         let key_and_time = (record.key, record.timestamp_ms);
         let decoded = input::decode_written(&mut self.decoder, payload, key_and_time, rows, stop);
-        let segment = decoded.inspect_err(|error| self.tally.reject(error))?;
+        let segment = decoded.inspect_err(|error| {
+            if let DecodeError::Row(error) = error {
+                self.tally.reject(error);
+            }
+        })?;
         let kept = Record {
             key: None,
             headers: Vec::new(),
@@ -227,8 +231,8 @@ struct Run {
     comparison: Comparison,
     covered: Covered,
     covers: Option<Covers>,
-    /// Partition and offset of each record in the chunk.
-    offsets: Vec<(i32, i64)>,
+    /// The place of each record in the chunk.
+    places: Vec<Place>,
     out: Option<Box<dyn Write>>,
     include_record: bool,
     attributions: usize,
@@ -245,7 +249,7 @@ impl Run {
         bar.set_length(history.total());
         let ended = history.read::<Failure>(stop, |record, progress| {
             self.take(record, stop)?;
-            if self.offsets.len() == CHUNK
+            if self.places.len() >= CHUNK
                 || self
                     .first
                     .batch
@@ -266,16 +270,45 @@ impl Run {
 
     fn take(&mut self, record: &Record<'_>, stop: &Shutdown) -> Result<(), Failure> {
         self.covered.take(record.timestamp_ms);
-        if record.payload.is_none_or(<[u8]>::is_empty) {
+        let payload = record.payload.unwrap_or_default();
+        if payload.is_empty() {
             self.covered.tombstones += 1;
             return Ok(());
         }
-        self.offsets.push((record.partition, record.offset));
+        match self.first.decoder.split(payload) {
+            Ok(Split::One) => self.take_one(record, stop),
+            Ok(Split::Empty) => {
+                self.covered.nothing += 1;
+                Ok(())
+            }
+            Ok(Split::Many(payloads)) => {
+                self.covered.records += payloads.len() as u64 - 1;
+                (0..).zip(&payloads).try_for_each(|(index, payload)| {
+                    let one = Record {
+                        index: Some(index),
+                        payload: Some(payload),
+                        ..record.clone()
+                    };
+                    self.take_one(&one, stop)
+                })
+            }
+            // Both bundles refuse it for the same reason.
+            Err(error) => {
+                let sides = [Some(&mut self.first), self.second.as_mut()];
+                let sides = sides.into_iter().flatten();
+                sides.for_each(|side| side.tally.reject(&error));
+                self.write_refused(record, &error)
+            }
+        }
+    }
+
+    fn take_one(&mut self, record: &Record<'_>, stop: &Shutdown) -> Result<(), Failure> {
+        self.places.push(record.place());
         let keep_payload = self.out.is_some() && self.include_record;
-        if let Err(error) = self.first.take(record, keep_payload, stop) {
-            self.write(&json!({
-                "source": record.source(), "reason": error.reason.as_str(), "error": error.detail,
-            }))?;
+        match self.first.take(record, keep_payload, stop) {
+            Err(DecodeError::Row(error)) => self.write_refused(record, &error)?,
+            Err(_) => self.covered.nothing += 1,
+            Ok(()) => {}
         }
         if let Some(second) = &mut self.second {
             // The second bundle counts its own errors. Only the first writes to --out.
@@ -293,16 +326,22 @@ impl Run {
         score(&mut self.first, &self.topic, published)?;
         if let Some(second) = &mut self.second {
             score(second, &self.topic, None)?;
-            for (i, &offset) in self.offsets.iter().enumerate() {
+            for (i, &place) in self.places.iter().enumerate() {
                 let scores = [self.first.scores[i], second.scores[i]];
                 let thresholds = [self.first.thresholds[i], second.thresholds[i]];
-                self.comparison.take(offset, scores, thresholds);
+                self.comparison.take(place, scores, thresholds);
             }
             second.clear();
         }
         self.first.clear();
-        self.offsets.clear();
+        self.places.clear();
         Ok(())
+    }
+
+    fn write_refused(&mut self, record: &Record<'_>, error: &RowError) -> Result<(), Failure> {
+        self.write(&json!({
+            "source": record.source(), "reason": error.reason.as_str(), "error": error.detail,
+        }))
     }
 
     fn write(&mut self, line: &serde_json::Value) -> Result<(), Failure> {
@@ -357,7 +396,7 @@ fn score(side: &mut Side, topic: &str, published: Option<Published<'_>>) -> Resu
         }
         let grade = score / threshold;
         if tally.highest.takes(grade) {
-            let record = format!("{topic}-{}-{}", record.from.partition, record.offset);
+            let record = format!("{topic}-{}", record.place());
             let why = reasons(&judge.judge(scored, segment, None, ATTRIBUTIONS));
             tally.highest.insert(grade, High { record, score, why });
         }

@@ -21,6 +21,7 @@ use crate::cli::shared::files::{FormatArgument, shown};
 use crate::cli::shared::refusals::{Refusal, Refusals};
 use crate::cli::shared::scoring::{BATCH, all_cores};
 use crate::cli::shared::threshold::default_rule;
+use crate::cli::shared::wrapping::WrappingArguments;
 use crate::config::default_rate;
 use crate::daemon::model;
 use crate::failure::Failure;
@@ -79,6 +80,8 @@ pub struct Arguments {
     /// Label of normal records, or name of the folder of normal images [default: 0, or good for a folder]
     #[arg(long, value_name = "VALUE", requires = "data")]
     normal: Option<String>,
+    #[command(flatten)]
+    wrapping: WrappingArguments,
     /// Topic of normal records to read instead of --data [default: the topic of --config]
     #[arg(long)]
     topic: Option<String>,

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::bundle::{Calibration, ModelInput, SegmentId};
 use crate::config::Provider;
 use crate::dataset;
-use crate::decode::{Decoder, Reason, RecordFormat, RowError};
+use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::image::ImageReader;
 use crate::onnx::{Judged, Nearest, ScorerPool};
@@ -28,6 +28,7 @@ use crate::cli::shared::refusals::{Refusal, Refusals};
 use crate::cli::shared::scoring::key_fits;
 use crate::cli::shared::scoring::{self, CHUNK, Highest, IMAGE_CHUNK};
 use crate::cli::shared::threshold::{ThresholdArguments, default_rule, segments};
+use crate::cli::shared::wrapping::WrappingArguments;
 use crate::daemon::input;
 use crate::daemon::model::{self, Loaded};
 use crate::failure::Failure;
@@ -67,6 +68,8 @@ pub struct Arguments {
     /// Field (dotted path) that holds the message key, for a bundle that is calibrated by key
     #[arg(long, value_name = "FIELD")]
     key: Option<String>,
+    #[command(flatten)]
+    wrapping: WrappingArguments,
     /// Folder with the masks of the images, for pixel AUROC and AUPRO; FOLDER itself if the masks are beside the images
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
@@ -148,6 +151,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         label: arguments.label.clone(),
         key: arguments.key.clone(),
         format: arguments.format.format,
+        wrapping: arguments.wrapping.wrapping(),
         ..dataset::Options::default()
     };
     if let Some(normal) = &arguments.normal {
@@ -237,7 +241,9 @@ impl Run {
                         self.numbers.push(self.records);
                         None
                     }
-                    Err(e) => Some((e.reason.as_str(), e.detail)),
+                    Err(DecodeError::Row(e)) => Some((e.reason.as_str(), e.detail)),
+                    // A deletion, for example.
+                    Err(_) => None,
                 },
                 Err(e) if e.is_fatal() => return Err(e.into()),
                 Err(e) => Some(("malformed", e.to_string().into())),
@@ -258,7 +264,7 @@ impl Run {
         Ok(data.check_labels()?)
     }
 
-    fn decode(&mut self, example: &dataset::Example) -> Result<Option<SegmentId>, RowError> {
+    fn decode(&mut self, example: &dataset::Example) -> Result<Option<SegmentId>, DecodeError> {
         let (decoder, rows, key) = (&mut self.decoder, &mut self.rows, example.key.as_deref());
         input::decode(decoder, &example.payload, key, rows, &Shutdown::default())
     }

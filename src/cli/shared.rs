@@ -11,3 +11,4 @@ pub mod refusals;
 pub mod scoring;
 pub mod settings;
 pub mod threshold;
+pub mod wrapping;

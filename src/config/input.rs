@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::secret::Secret;
 use super::settings::Settings;
+use crate::decode::{Envelope, Unwrap, Wrapping};
 use crate::image::Limits;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -156,12 +157,54 @@ fn registry(s: &mut Settings) -> Option<SchemaRegistry> {
     })
 }
 
+/// Reads how a JSON message contains its records. Returns `None` if each message is one plain record.
+pub(super) fn wrapping(s: &mut Settings, input: &InputSettings) -> Option<Wrapping> {
+    let wrapping = Wrapping {
+        unwrap: unwrap(s),
+        envelopes: envelopes(s),
+        allow_nan: s.boolean("input.allow_nan"),
+        most_records: s.integer("input.max_unwrapped", 1, 100_000),
+    };
+    if wrapping.is_plain() {
+        return None;
+    }
+    if !matches!(input, InputSettings::Json | InputSettings::OfBundle) {
+        s.problem("input.envelope, input.unwrap and input.allow_nan apply only to JSON: remove them. With Avro and Protobuf, features name the fields in an envelope by their path, for example after.amount".into());
+    }
+    Some(wrapping)
+}
+
+fn envelopes(s: &mut Settings) -> Vec<Envelope> {
+    let names = s.texts("input.envelope", "set it to \"none\"");
+    if names == ["none"] {
+        return Vec::new();
+    }
+    let mut envelopes = Vec::new();
+    for name in names {
+        match name.parse() {
+            Ok(envelope) => envelopes.push(envelope),
+            Err(problem) => s.problem(format!("input.envelope = \"{name}\": {problem}")),
+        }
+    }
+    envelopes
+}
+
+fn unwrap(s: &mut Settings) -> Unwrap {
+    let unwrap = s.text("input.unwrap");
+    unwrap.parse().unwrap_or_else(|problem| {
+        s.problem(format!("input.unwrap = \"{unwrap}\": {problem}"));
+        Unwrap::No
+    })
+}
+
 /// The encoding and limits of images, for a bundle that reads images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSettings {
     /// Dotted path of the image in a JSON record.
     pub field: String,
     pub limits: Limits,
+    /// Number of bits that 16-bit samples use.
+    pub bit_depth: u32,
 }
 
 impl ImageSettings {
@@ -173,6 +216,7 @@ impl ImageSettings {
             ));
         }
         ImageSettings {
+            bit_depth: s.integer("input.bit_depth", 9, 16) as u32,
             field,
             limits: Limits {
                 bytes: s.integer("input.max_image_bytes", 1, 1 << 30),
@@ -189,6 +233,44 @@ mod tests {
 
     use crate::config::tests::{SMALLEST, load};
     use crate::config::{Authorization, InputSettings, SchemaSource};
+    use crate::decode::{Envelope, Unwrap};
+
+    #[test]
+    fn envelopes_and_lists_are_for_json() {
+        let wrapping = |flags: &[&str]| load(SMALLEST, &[], flags).map(|config| config.wrapping);
+        assert_eq!(wrapping(&[]), Ok(None));
+        let chain = wrapping(&["input.envelope=cloudevents,debezium", "input.unwrap=$.list"]);
+        let chain = chain.unwrap().unwrap();
+        assert_eq!(chain.envelopes, [Envelope::CloudEvents, Envelope::Debezium]);
+        assert_eq!(chain.unwrap, Unwrap::At("list".to_owned()));
+        assert_eq!((chain.most_records, chain.allow_nan), (10_000, false));
+        assert!(
+            wrapping(&["input.allow_nan=true"])
+                .unwrap()
+                .unwrap()
+                .allow_nan
+        );
+        let avro = [
+            "input.format=avro",
+            "input.schema_file=s",
+            "input.envelope=debezium",
+        ];
+        for (flags, expected) in [
+            (
+                &["input.envelope=debezum"][..],
+                "input.envelope = \"debezum\": expected none, or one or more of connect, debezium",
+            ),
+            (
+                &["input.unwrap=a..b"],
+                "input.unwrap = \"a..b\": expected none, list, lines, or the path",
+            ),
+            (&["input.max_unwrapped=0"], "input.max_unwrapped"),
+            (&avro, "apply only to JSON"),
+        ] {
+            let error = wrapping(flags).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 
     #[test]
     fn a_format_has_one_source_of_schemas() {

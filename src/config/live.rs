@@ -7,7 +7,7 @@ use super::{Config, ConfigError, OutputSettings, ScreenMode, TelemetrySettings};
 
 /// Keys, and sections that end in a dot. All other settings require a restart, because connections, topics, threads and
 /// allocations depend on them.
-const LIVE: [&str; 11] = [
+const LIVE: [&str; 12] = [
     "model.",
     "inference.",
     "screen.",
@@ -15,6 +15,7 @@ const LIVE: [&str; 11] = [
     "input.image_field",
     "input.max_image_bytes",
     "input.max_pixels",
+    "input.bit_depth",
     "output.include_record",
     "output.attributions",
     "output.inline_limit",

@@ -8,7 +8,7 @@ use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::decode::{
     DecodeError, Decoder, Format, Reason, RecordFormat, RecordType, RowError, TypeSource,
 };
-use crate::image::{FIELD, ImageReader, Limits};
+use crate::image::{BitDepth, FIELD, ImageReader, Limits};
 use crate::metrics::Metrics;
 use crate::schema_registry;
 use crate::shutdown::Shutdown;
@@ -51,9 +51,17 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat
     use config::InputSettings::{Avro, Image, Json, OfBundle, Protobuf};
     let (asked, kind) = (&config.input, &bundle.manifest.input);
     match (asked, kind) {
+        (_, bundle::ModelInput::Image(_)) if config.wrapping.is_some() => Err(Failure::config(
+            "input.envelope, input.unwrap and input.allow_nan: the bundle reads images. Remove them, and set input.image_field to the path of the image, for example data_base64 for a CloudEvent",
+        )),
         (OfBundle | Image, bundle::ModelInput::Image(pixels)) => {
-            let config::ImageSettings { field, limits } = &config.images;
+            let config::ImageSettings {
+                field,
+                limits,
+                bit_depth,
+            } = &config.images;
             let reader = ImageReader::new(*pixels, field, *limits);
+            let reader = reader.with_depth(BitDepth::new(*bit_depth));
             Ok(Some(RecordFormat::Images(reader)))
         }
         (Json, bundle::ModelInput::Image(_)) => Err(Failure::config(
@@ -65,7 +73,12 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat
         (Image, bundle::ModelInput::Tabular { .. }) => Err(Failure::config(
             "input.format = \"image\": the bundle reads tables. Remove the setting, or set model.bundle to a bundle of kind image",
         )),
-        (OfBundle | Json, bundle::ModelInput::Tabular { .. }) => Ok(Some(RecordFormat::Json)),
+        (OfBundle | Json, bundle::ModelInput::Tabular { .. }) => {
+            let wrapping = config.wrapping.clone();
+            Ok(Some(
+                wrapping.map_or(RecordFormat::Json, RecordFormat::Wrapped),
+            ))
+        }
         (Avro(_) | Protobuf(..), bundle::ModelInput::Tabular { features }) => {
             let record_type = open_file(asked, features)?;
             Ok(record_type.map(|t| RecordFormat::Typed(TypeSource::File(t))))
@@ -82,14 +95,14 @@ pub fn images(pixels: Pixels) -> ImageReader {
 /// requested.
 ///
 /// # Errors
-/// When the payload cannot be decoded to a row.
+/// When the payload cannot be decoded to a row, or has nothing to score. Never [`DecodeError::SchemaPending`].
 pub fn decode(
     decoder: &mut Decoder,
     payload: &[u8],
     key: Option<&[u8]>,
     rows: &mut Vec<f32>,
     stop: &Shutdown,
-) -> Result<Option<SegmentId>, RowError> {
+) -> Result<Option<SegmentId>, DecodeError> {
     decode_written(decoder, payload, (key, None), rows, stop)
 }
 
@@ -97,14 +110,14 @@ pub fn decode(
 /// registry should have had the schema for a long time.
 ///
 /// # Errors
-/// When the payload cannot be decoded to a row.
+/// When the payload cannot be decoded to a row, or has nothing to score. Never [`DecodeError::SchemaPending`].
 pub fn decode_written(
     decoder: &mut Decoder,
     payload: &[u8],
     (key, written_ms): (Option<&[u8]>, Option<i64>),
     rows: &mut Vec<f32>,
     stop: &Shutdown,
-) -> Result<Option<SegmentId>, RowError> {
+) -> Result<Option<SegmentId>, DecodeError> {
     loop {
         return match decoder.decode(payload, key, rows) {
             Err(DecodeError::SchemaPending(_)) if !stop.is_requested() => {
@@ -112,12 +125,11 @@ pub fn decode_written(
                 std::thread::sleep(RETRY_AFTER);
                 continue;
             }
-            Err(DecodeError::Row(error)) => Err(error),
-            Err(pending @ DecodeError::SchemaPending(_)) => Err(RowError {
+            Err(pending @ DecodeError::SchemaPending(_)) => Err(DecodeError::Row(RowError {
                 reason: Reason::UnknownSchema,
                 detail: pending.to_string().into(),
-            }),
-            Ok(segment) => Ok(segment),
+            })),
+            decoded => decoded,
         };
     }
 }

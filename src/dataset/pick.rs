@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::Options;
 use super::labels::Labels;
+use crate::decode::without_nan;
 
 pub struct Picker {
     label: Option<String>,
@@ -56,8 +57,9 @@ impl Picker {
 
 /// Returns the value at a dotted path as a string. Numbers and booleans are returned as they are written.
 fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
-    let record: &RawValue =
-        serde_json::from_slice(payload).map_err(|e| format!("not JSON: {e}"))?;
+    let text = str::from_utf8(payload).map_err(|e| format!("not UTF-8: {e}"))?;
+    let text = without_nan(text);
+    let record: &RawValue = serde_json::from_str(&text).map_err(|e| format!("not JSON: {e}"))?;
     let value = value_at(record, path).ok_or_else(|| format!("no field `{path}`"))?;
     match value.get() {
         "null" => Ok(None),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::decode::without_nan;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// A JSON value without its contents, if it is an array or an object.
@@ -50,6 +51,9 @@ impl Scalar<'_> {
 /// # Errors
 /// The payload is not one JSON object.
 pub fn scan(payload: &[u8], mut each: impl FnMut(&str, Scalar<'_>)) -> serde_json::Result<()> {
+    // NaN is no fault here: a feature that reads it refuses it, or takes it as missing.
+    let text = str::from_utf8(payload).map(without_nan);
+    let payload = text.as_deref().map_or(payload, str::as_bytes);
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let mut path = String::new();
     let fields = Fields {

@@ -15,7 +15,7 @@ use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open_all};
 use crate::bundle::Feature;
-use crate::decode::JsonDecoder;
+use crate::decode::{JsonDecoder, Wrapping};
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
 
@@ -67,6 +67,7 @@ impl Table {
     pub fn read(
         paths: &[PathBuf],
         format: Option<Format>,
+        wrapping: Option<Wrapping>,
         max_rows: usize,
         seed: u64,
         mut progress: impl FnMut(&Path, Progress) -> ControlFlow<()>,
@@ -75,6 +76,7 @@ impl Table {
         let mut table = Table::default();
         let options = Options {
             format,
+            wrapping,
             ..Options::default()
         };
         let mut data = open_all(paths, &options)?;
@@ -82,9 +84,16 @@ impl Table {
         let mut counts = vec![Count::default(); files.len()];
         let mut read = 0_u64;
         while let Some(example) = data.next() {
-            let payload = example?.payload;
             let (file, done) = data.file();
             let (path, count) = (&files[file], &mut counts[file]);
+            let payload = match example {
+                // A record whose envelope cannot be opened counts like one that is not an object.
+                Err(e) if options.wrapping.is_some() && !e.is_fatal() => {
+                    count.first.get_or_insert(e.to_string());
+                    Vec::new()
+                }
+                example => example?.payload,
+            };
             if read.is_multiple_of(4096) && progress(path, done).is_break() {
                 return Err(stopped(path));
             }
@@ -93,7 +102,7 @@ impl Table {
                 count.refused += 1;
                 let most = (count.rows + count.refused) / TOLERATED;
                 if count.refused > ALWAYS_TOLERATED.max(most) {
-                    return Err(too_many(path, *count));
+                    return Err(too_many(path, count));
                 }
                 continue;
             }
@@ -109,7 +118,7 @@ impl Table {
         let empty = counts.iter().filter(|count| count.rows == 0).count();
         for (path, count) in files.into_iter().zip(&counts) {
             if count.rows == 0 && count.refused > 0 {
-                return Err(too_many(&path, *count));
+                return Err(too_many(&path, count));
             }
             if count.rows == 0 && (!several || empty == counts.len()) {
                 return Err(Error {
@@ -118,8 +127,10 @@ impl Table {
                 });
             }
             if count.refused > 0 {
+                let first = count.first.as_ref();
+                let first = first.map_or(String::new(), |first| format!(", for instance {first}"));
                 table.notes.push(format!(
-                    "{}: {} records that are not JSON objects are left out",
+                    "{}: {} records that are not JSON objects are left out{first}",
                     path.display(),
                     count.refused
                 ));
@@ -343,18 +354,27 @@ fn stopped(path: &Path) -> Error {
 }
 
 /// The number of records of one file.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Count {
     rows: u64,
     /// Records that are not JSON objects.
     refused: u64,
+    /// Why the first record could not be taken out of its envelope.
+    first: Option<String>,
 }
 
-fn too_many(path: &Path, Count { rows, refused }: Count) -> Error {
+fn too_many(path: &Path, count: &Count) -> Error {
+    let Count {
+        rows,
+        refused,
+        first,
+    } = count;
+    let first = first.as_ref();
+    let first = first.map_or(String::new(), |first| format!(" (the first: {first})"));
     Error {
         path: path.into(),
         kind: ErrorKind::Columns(format!(
-            "{refused} of the first {} records are not JSON objects: each line must be one",
+            "{refused} of the first {} records are not JSON objects: each line must be one{first}",
             rows + refused
         )),
     }
@@ -416,7 +436,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.ndjson");
         std::fs::write(&path, text).unwrap();
-        Table::read(&[path], None, max_rows, seed, |_, _| {
+        Table::read(&[path], None, None, max_rows, seed, |_, _| {
             ControlFlow::Continue(())
         })
         .map_err(|e| e.kind.to_string())

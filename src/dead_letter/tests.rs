@@ -13,6 +13,7 @@ fn message(reason: Reason) -> DeadLetter {
             topic: "payments".into(),
             partition: 2,
             offset: 1311,
+            index: None,
         },
         timestamp_ms: Some(99),
         key: Some(b"card-7".to_vec()),
@@ -32,6 +33,7 @@ fn record(message: &DeadLetter) -> Record<'_> {
         topic: "dead-letters",
         partition: 1,
         offset: 20,
+        index: None,
         timestamp_ms: message.timestamp_ms,
         key: message.key.as_deref(),
         headers: message
@@ -104,6 +106,7 @@ fn a_letter_of_kafka_connect_is_listed_with_what_it_has() {
         topic: "dead-letters",
         partition: 1,
         offset: 20,
+        index: None,
         timestamp_ms: None,
         key: None,
         headers: vec![],
@@ -198,6 +201,7 @@ fn read_back(replayed: &ReplayRecord) -> Result<Entry<'_>, BadMarker> {
         topic: &replayed.topic,
         partition: 1,
         offset: 20,
+        index: None,
         timestamp_ms: None,
         key: replayed.key.as_deref(),
         headers: replayed

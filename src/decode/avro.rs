@@ -10,6 +10,7 @@ mod row;
 use std::collections::HashMap;
 
 use apache_avro::Schema;
+use apache_avro::rabin::Rabin;
 use apache_avro::schema::{InnerDecimalSchema, UuidSchema};
 use uuid::Uuid;
 
@@ -32,6 +33,8 @@ pub struct AvroSchema {
     /// For each type, whether its values take no bytes.
     empty: Vec<bool>,
     root: Id,
+    /// The fingerprint by which Avro's single-object encoding names the schema.
+    fingerprint: [u8; 8],
 }
 
 type Id = usize;
@@ -67,6 +70,7 @@ impl AvroSchema {
         let references = schema.references.iter().map(|(_, text)| text);
         let (root, named) = Schema::parse_str_with_list(&schema.text, references)
             .map_err(|e| format!("not an Avro schema: {e}"))?;
+        let fingerprint = root.fingerprint::<Rabin>().bytes;
         let mut compiler = Compiler::default();
         for schema in &named {
             compiler.add(schema)?;
@@ -80,25 +84,34 @@ impl AvroSchema {
             shapes,
             empty,
             root,
+            fingerprint: fingerprint.try_into().unwrap_or_default(),
         })
     }
 
-    /// Returns whether a record of this schema can have a value at `path`.
+    pub fn fingerprint(&self) -> [u8; 8] {
+        self.fingerprint
+    }
+
+    /// Returns whether a record of this schema can have a value at `path`. A map can have any key.
     pub fn has(&self, path: &str) -> bool {
-        path.split('.')
-            .try_fold(vec![self.root], |at, key| {
-                let next: Vec<Id> = at
-                    .into_iter()
-                    .flat_map(|id| self.branches(id))
-                    .filter_map(|id| match &self.shapes[id] {
-                        Shape::Record(fields) => fields.iter().find(|(name, _)| name == key),
-                        _ => None,
-                    })
-                    .map(|(_, id)| *id)
-                    .collect();
-                (!next.is_empty()).then_some(next)
+        self.can_have(self.root, path)
+    }
+
+    fn can_have(&self, id: Id, path: &str) -> bool {
+        let (key, rest) = match path.split_once('.') {
+            Some((key, rest)) => (key, Some(rest)),
+            None => (path, None),
+        };
+        self.branches(id)
+            .into_iter()
+            .any(|id| match &self.shapes[id] {
+                Shape::Map(_) => true,
+                Shape::Record(fields) => fields
+                    .iter()
+                    .find(|(name, _)| name == key)
+                    .is_some_and(|(_, field)| rest.is_none_or(|rest| self.can_have(*field, rest))),
+                _ => false,
             })
-            .is_some()
     }
 
     fn branches(&self, id: Id) -> Vec<Id> {
@@ -243,7 +256,7 @@ fn unscaled<'p>(size: Option<usize>, cursor: &mut Cursor<'p>) -> Result<&'p [u8]
 }
 
 /// Formats a decimal as a number. `None` above 128 bits, which is 38 digits.
-fn decimal(scale: usize, unscaled: &[u8]) -> Option<String> {
+pub(super) fn decimal(scale: usize, unscaled: &[u8]) -> Option<String> {
     let negative = unscaled.first().is_some_and(|byte| *byte >= 0x80);
     let mut wide = [if negative { 0xff } else { 0 }; 16];
     wide.get_mut(16_usize.checked_sub(unscaled.len())?..)?

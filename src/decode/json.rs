@@ -1,7 +1,9 @@
 //! Decodes JSON directly into the row, in one pass over the text, without a tree and without allocations per record.
 
 mod framing;
+pub mod nan;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 
@@ -9,6 +11,7 @@ use serde::de::{
     DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
+use super::envelope::likeness;
 use super::paths::{Child, Node, Paths, UNSET};
 use super::segment::SegmentReader;
 use super::value::Value;
@@ -30,6 +33,10 @@ struct Scratch {
     text: String,
     /// The typed error of a value, because serde's errors are only strings.
     error: Option<RowError>,
+    /// Whether NaN and infinities count as missing. Otherwise a feature refuses them.
+    allow_nan: bool,
+    /// Whether the text that is read may contain marked strings, see [`nan`].
+    is_marked: bool,
 }
 
 impl JsonDecoder {
@@ -46,17 +53,53 @@ impl JsonDecoder {
         }
     }
 
+    /// Makes NaN and infinities count as missing. Without it, a feature refuses them.
+    pub fn allowing_nan(mut self, allow_nan: bool) -> JsonDecoder {
+        self.scratch.allow_nan = allow_nan;
+        self
+    }
+
     /// Appends one row of `features.len()` numbers to `rows`, and returns the segment if a field determines it. On an error,
     /// `rows` is unchanged.
     ///
     /// # Errors
-    /// [`RowError`] if the payload is not one JSON object that fits the schema.
+    /// [`RowError`] if the payload is not one JSON object that fits the schema. It names the setting that reads the record, if the
+    /// record looks like one in an envelope.
     pub fn decode(
         &mut self,
         payload: &[u8],
         rows: &mut Vec<f32>,
     ) -> Result<Option<SegmentId>, RowError> {
+        let decoded = self.append(payload, rows, false);
+        decoded.map_err(|mut error| {
+            if matches!(
+                error.reason,
+                Reason::Missing | Reason::WrongType | Reason::Malformed
+            ) && let Some(likeness) = likeness(payload)
+            {
+                error.detail = format!("{}; {likeness}", error.detail).into();
+            }
+            error
+        })
+    }
+
+    /// Like [`JsonDecoder::decode`], for a record that was taken out of its envelope. NaN and infinities in it are marked.
+    pub(super) fn decode_bare(
+        &mut self,
+        payload: &[u8],
+        rows: &mut Vec<f32>,
+    ) -> Result<Option<SegmentId>, RowError> {
+        self.append(payload, rows, true)
+    }
+
+    fn append(
+        &mut self,
+        payload: &[u8],
+        rows: &mut Vec<f32>,
+        is_marked: bool,
+    ) -> Result<Option<SegmentId>, RowError> {
         let JsonDecoder { paths, scratch } = self;
+        scratch.is_marked = is_marked;
         paths.append(rows, |row| fill(paths, scratch, payload, row))
     }
 }
@@ -68,13 +111,46 @@ fn fill(
     row: &mut [f32],
 ) -> Result<(), RowError> {
     // Checked first, because serde_json does not validate strings that it skips.
-    let json = framing::unframed(payload);
-    let text = std::str::from_utf8(json)
-        .map_err(|e| malformed(named(payload, format!("not UTF-8: {e}"))))?;
+    let text = std::str::from_utf8(framing::unframed(payload))
+        .map_err(|e| not_json(payload, format!("not UTF-8: {e}")))?;
     // Inside a record, `null` is an absent object. A whole record must not be absent.
     if text.trim_ascii() == "null" {
         return Err(malformed("not a JSON object: null"));
     }
+    let Err(failed) = read(paths, scratch, text, row) else {
+        return Ok(());
+    };
+    // NaN is not JSON, so it is looked for only where the text could not be parsed.
+    if let Failed::Text(_) = failed
+        && let Cow::Owned(marked) = nan::marked(text)
+    {
+        row.fill(f32::from_bits(UNSET));
+        scratch.is_marked = true;
+        return read(paths, scratch, &marked, row).map_err(|failed| failed.error(payload));
+    }
+    Err(failed.error(payload))
+}
+
+/// Why a text did not fill a row.
+enum Failed {
+    /// The text is not a JSON object.
+    Text(serde_json::Error),
+    Value(RowError),
+}
+
+impl Failed {
+    fn error(self, payload: &[u8]) -> RowError {
+        match self {
+            Failed::Value(error) => error,
+            Failed::Text(error) if error.is_eof() => {
+                not_json(payload, format!("truncated JSON: {error}"))
+            }
+            Failed::Text(error) => not_json(payload, format!("not a JSON object: {error}")),
+        }
+    }
+}
+
+fn read(paths: &Paths, scratch: &mut Scratch, text: &str, row: &mut [f32]) -> Result<(), Failed> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let target = RefCell::new(Target {
         row,
@@ -90,29 +166,16 @@ fn fill(
         .and_then(|()| deserializer.end());
     parsed.map_err(|e| {
         let typed = target.borrow_mut().scratch.error.take();
-        typed.unwrap_or_else(|| malformed(named(payload, describe(text, &e))))
+        typed.map_or(Failed::Text(e), Failed::Value)
     })
 }
 
-fn describe(text: &str, error: &serde_json::Error) -> String {
-    if error.is_eof() {
-        format!("truncated JSON: {error}")
-    } else if framing::is_not_a_number(text, error.line(), error.column()) {
-        let (line, column) = (error.line(), error.column());
-        format!(
-            "not JSON: NaN or Infinity at line {line} column {column}. Let the producer write null"
-        )
-    } else {
-        format!("not a JSON object: {error}")
-    }
-}
-
-/// Adds what the payload seems to be, if that is known.
-fn named(payload: &[u8], problem: String) -> String {
-    match framing::guess(payload) {
+/// Returns the error for a payload that is not JSON, with what it seems to be, if that is known.
+pub fn not_json(payload: &[u8], problem: String) -> RowError {
+    malformed(match framing::guess(payload) {
         Some(guess) => format!("{problem}; {guess}"),
         None => problem,
-    }
+    })
 }
 
 /// The row that is filled while one record is read.
@@ -123,6 +186,12 @@ struct Target<'r> {
 }
 
 type TargetCell<'t, 'r> = &'t RefCell<Target<'r>>;
+
+/// Returns NaN or the infinity for which a string stands, if the text that is read is marked.
+fn marked_nan<'v>(value: &'v str, target: TargetCell<'_, '_>) -> Option<&'v str> {
+    let is_marked = target.borrow().scratch.is_marked;
+    nan::literal_of(value).filter(|_| is_marked)
+}
 
 struct NodeSeed<'n, 't, 'r> {
     node: &'n Node,
@@ -191,6 +260,10 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        let allow_nan = self.target.borrow().scratch.allow_nan;
+        if allow_nan && marked_nan(value, self.target).is_some() {
+            return Ok(());
+        }
         // The error quotes the string with escapes, which can be many times longer, so the string is cut.
         self.refuse_non_object(Unexpected::Str(&clip(value)))
     }
@@ -243,6 +316,30 @@ struct LeafSeed<'n, 't, 'r> {
 }
 
 impl LeafSeed<'_, '_, '_> {
+    /// Refuses NaN or an infinity where a feature reads it. A segment is absent.
+    fn refuse_nan<E: Error>(&self, literal: &str) -> Result<(), E> {
+        let Target {
+            row,
+            paths,
+            scratch,
+        } = &mut *self.target.borrow_mut();
+        for &at in self.columns {
+            let column = &paths.columns[at];
+            if paths.is_segment(at) {
+                row[at] = f32::NAN;
+                continue;
+            }
+            let problem = format!(
+                "{literal} is not JSON. Let the producer write null, or set input.allow_nan = true, which reads it as missing"
+            );
+            let error = column.error(Reason::Malformed, &problem);
+            let message = error.detail.clone();
+            scratch.error = Some(error);
+            return Err(E::custom(message));
+        }
+        Ok(())
+    }
+
     fn store<E: Error>(&self, value: Option<Value<'_>>) -> Result<(), E> {
         let Target {
             row,
@@ -305,7 +402,14 @@ impl<'de> Visitor<'de> for LeafSeed<'_, '_, '_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        self.store(Some(Value::Text(value)))
+        let Some(literal) = marked_nan(value, self.target) else {
+            return self.store(Some(Value::Text(value)));
+        };
+        let allow_nan = self.target.borrow().scratch.allow_nan;
+        match allow_nan {
+            true => self.store(None),
+            false => self.refuse_nan(literal),
+        }
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
@@ -423,19 +527,43 @@ mod tests {
         };
         assert!(said(&[0, 0, 0, 0, 7, 2, 8]).contains("schema registry's id 7"));
         assert!(said(b"\x1f\x8b\x08\x00").contains("gzip"));
-        assert!(said(b"[{}]").contains("JSON array"));
-        let nan = GOOD.replacen("12.5", "NaN", 1);
-        assert!(
-            said(nan.as_bytes()).starts_with("not JSON: NaN or Infinity at line 1 column"),
-            "{}",
-            said(nan.as_bytes())
+        assert!(said(br#"[{"amount": 1}]"#).ends_with("set input.unwrap = \"list\""));
+    }
+
+    #[test]
+    fn nan_matters_only_where_a_feature_reads_it() {
+        let with = |from: &str, to: &str| GOOD.replacen(from, to, 1);
+        let unread = format!(
+            "{}, \"unread\": [NaN, {{\"x\": -Infinity}}]}}",
+            &GOOD[..GOOD.len() - 1]
         );
-        let infinite = GOOD.replacen("12.5", "-Infinity", 1);
-        assert!(
-            said(infinite.as_bytes()).starts_with("not JSON: NaN or Infinity"),
-            "{}",
-            said(infinite.as_bytes())
+        let bits = |row: Vec<f32>| row.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(
+            bits(decode(unread.as_bytes()).unwrap()),
+            bits(decode(GOOD.as_bytes()).unwrap())
         );
+        for literal in ["NaN", "Infinity", "-Infinity"] {
+            let error = decoder().decode(with("12.5", literal).as_bytes(), &mut Vec::new());
+            let said = error.unwrap_err().to_string();
+            assert_eq!(
+                said,
+                format!(
+                    "field `amount`: {literal} is not JSON. Let the producer write null, or set input.allow_nan = true, which reads it as missing"
+                )
+            );
+        }
+        let mut lenient = decoder().allowing_nan(true);
+        let mut row = Vec::new();
+        let error = lenient.decode(with("12.5", "NaN").as_bytes(), &mut row);
+        assert_eq!(error.unwrap_err().reason, Reason::Missing);
+        let json =
+            r#"{"amount": 1, "merchant": NaN, "present": false, "time": "2026-01-01T00:00:00Z"}"#;
+        lenient.decode(json.as_bytes(), &mut row).unwrap();
+        assert!(row[1].is_nan() && row[2].is_nan());
+        assert_eq!(decode(json.as_bytes()), Err(Reason::Malformed));
+        // Without NaN beside it, a string is a string, whatever is in it.
+        let text = GOOD.replacen("12.5", "1, \"x\": \"\u{e000}NaN\"", 1);
+        assert!(decode(text.as_bytes()).is_ok());
     }
 
     #[test]

@@ -60,6 +60,11 @@ impl Paths {
         }
     }
 
+    /// Returns whether a column reads the segment, and no feature.
+    pub fn is_segment(&self, column: usize) -> bool {
+        column >= self.features.len()
+    }
+
     /// Returns the names of the segments, if a field determines them.
     pub fn segments(&self) -> Option<Names> {
         self.columns.last()?.segments()
@@ -161,6 +166,19 @@ impl Node {
             Child::Node(node) => node.find(rest, 0).map(|(child, _)| (child, at)),
             Child::Leaf(_) => None,
         }
+    }
+
+    /// Returns every key under which a map may hold something of this node. A key may contain the dots of a path itself.
+    pub fn map_keys(&self) -> Vec<(String, &Child)> {
+        let mut keys = Vec::new();
+        for (key, child) in &self.keys {
+            keys.push((key.clone(), child));
+            if let Child::Node(node) = child {
+                let below = node.map_keys().into_iter();
+                keys.extend(below.map(|(rest, child)| (format!("{key}.{rest}"), child)));
+            }
+        }
+        keys
     }
 
     pub fn child(&self, key: &str) -> Option<&Child> {

@@ -7,11 +7,13 @@
 mod known;
 mod registered;
 mod row;
+mod structs;
 
 use std::path::Path;
 
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FileDescriptor, Kind, MessageDescriptor, SerializeOptions,
+    DescriptorPool, DynamicMessage, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
+    SerializeOptions,
 };
 
 use super::{RowError, malformed};
@@ -60,14 +62,20 @@ pub fn message_at(file: &FileDescriptor, index: &[usize]) -> Result<MessageDescr
     })
 }
 
-/// Returns whether a message of this type can have a value at `path`.
+/// Returns whether a message of this type can have a value at `path`. A map and a `Struct` can have any key.
 pub fn has(message: &MessageDescriptor, path: &str) -> bool {
+    if structs::is_dynamic(message) {
+        return true;
+    }
     let (key, rest) = match path.split_once('.') {
         Some((key, rest)) => (key, Some(rest)),
         None => (path, None),
     };
     let field = message.get_field_by_name(key);
-    match (field.map(|f| (f.is_list() || f.is_map(), f.kind())), rest) {
+    if field.as_ref().is_some_and(FieldDescriptor::is_map) {
+        return true;
+    }
+    match (field.map(|f| (f.is_list(), f.kind())), rest) {
         (None, _) => false,
         (Some(_), None) => true,
         (Some((false, Kind::Message(below))), Some(rest)) => has(&below, rest),

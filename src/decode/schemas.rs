@@ -10,7 +10,7 @@ use prost_reflect::{FileDescriptor, MessageDescriptor};
 
 use super::avro::AvroSchema;
 use super::wire::{self, Cursor};
-use super::{DecodeError, Reason, RowError, avro, protobuf};
+use super::{DecodeError, Reason, RowError, avro, headers, protobuf};
 use crate::bundle::{Feature, Missing};
 
 /// Formats that require a schema.
@@ -89,7 +89,10 @@ impl RecordType {
     /// Returns a record as JSON of at most `most` bytes.
     pub(super) fn to_json(&self, payload: &[u8], most: usize) -> Option<String> {
         match self {
-            RecordType::Avro(schema) => avro::to_json(schema, payload, most).ok(),
+            RecordType::Avro(schema) => avro::to_json(schema, payload, most).ok().or_else(|| {
+                let record = headers::foreign(payload)?.record(Some(schema.fingerprint()));
+                avro::to_json(schema, &record.ok()?, most).ok()
+            }),
             RecordType::Protobuf(message) => protobuf::to_json(message, payload, most),
         }
     }

@@ -7,7 +7,7 @@ use super::paths::Paths;
 use super::protobuf::{ProtobufPlan, Scratch};
 use super::schemas::{Header, RecordType, TypeSource};
 use super::segment::SegmentReader;
-use super::{DecodeError, RowError, wire};
+use super::{DecodeError, RowError, headers, wire};
 use crate::bundle::{Feature, SegmentId};
 
 /// Decodes records whose types come from schemas. Each thread has its own.
@@ -77,19 +77,37 @@ impl TypedDecoder {
         rows: &mut Vec<f32>,
     ) -> Result<Option<SegmentId>, DecodeError> {
         match &self.source {
-            TypeSource::File(_) => {
+            TypeSource::File(record_type) => {
                 let plan = &self.plans[&0][0].1;
                 let filled = append(plan, &self.paths, payload, rows, &mut self.scratch);
-                filled.map_err(|mut error| {
-                    if wire::looks_framed(payload) {
-                        let detail = format!(
-                            "{} (the record seems to have the header of a schema registry, but input.schema_file is set)",
-                            error.detail
-                        );
-                        error.detail = detail.into();
-                    }
-                    error.into()
-                })
+                let mut error = match filled {
+                    Ok(segment) => return Ok(segment),
+                    Err(error) => error,
+                };
+                // A bare record may begin like a header, so the header is looked for last.
+                if let (RecordType::Avro(schema), Some(foreign)) =
+                    (record_type, headers::foreign(payload))
+                {
+                    let scratch = &mut self.scratch;
+                    let behind = foreign.record(Some(schema.fingerprint()));
+                    let behind = behind.and_then(|r| append(plan, &self.paths, &r, rows, scratch));
+                    return Ok(behind.map_err(|behind| RowError {
+                        detail: format!(
+                            "{} (and behind what looks like another registry's header: {})",
+                            error.detail, behind.detail
+                        )
+                        .into(),
+                        ..behind
+                    })?);
+                }
+                if wire::looks_framed(payload) {
+                    let detail = format!(
+                        "{} (the record seems to have the header of a schema registry, but input.schema_file is set)",
+                        error.detail
+                    );
+                    error.detail = detail.into();
+                }
+                Err(error.into())
             }
             TypeSource::Registry(format, schemas) => {
                 let header = Header::read(*format, payload)?;

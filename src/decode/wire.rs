@@ -1,7 +1,7 @@
 //! Reads bytes from the front of a payload. Confluent's serialisers put a header before a record: a zero byte, the schema's id in
 //! 4 bytes, and for Protobuf the message index in the schema's file.
 
-use super::{RowError, malformed};
+use super::{RowError, headers, malformed};
 
 const MAGIC: u8 = 0;
 /// Maximum nesting depth of message types.
@@ -71,6 +71,10 @@ impl<'p> Cursor<'p> {
 pub fn schema_id(cursor: &mut Cursor<'_>) -> Result<u32, RowError> {
     let start = cursor.0;
     match start {
+        [MAGIC, 0, 0, 0, 0, ..] => {
+            let guess = headers::guess(start).map_or(String::new(), |guess| format!("; {guess}"));
+            Err(malformed(format!("0 is not the id of a schema{guess}")))
+        }
         [MAGIC, a, b, c, d, rest @ ..] => {
             cursor.0 = rest;
             Ok(u32::from_be_bytes([*a, *b, *c, *d]))
@@ -79,12 +83,14 @@ pub fn schema_id(cursor: &mut Cursor<'_>) -> Result<u32, RowError> {
             "the payload has {} bytes, but a schema registry's header has 5",
             start.len()
         ))),
-        _ => Err(malformed(format!(
-            "the payload has no schema registry header: its first byte is {}, not 0",
-            start
-                .first()
-                .map_or("missing".into(), |b| format!("0x{b:02x}"))
-        ))),
+        _ => {
+            let first = start.first();
+            let first = first.map_or("missing".into(), |b| format!("0x{b:02x}"));
+            let guess = headers::guess(start).map_or(String::new(), |guess| format!("; {guess}"));
+            Err(malformed(format!(
+                "the payload has no schema registry header: its first byte is {first}, not 0{guess}"
+            )))
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use ::image::{
     DynamicImage, GrayImage, ImageDecoder, ImageError as CodecError, ImageFormat, Limits, RgbImage,
 };
 
-use super::{ImageError, cost};
+use super::{BitDepth, ImageError, cost};
 
 /// Memory limit of a decoder for the header and metadata (profiles, EXIF, texts), in bytes.
 const HEADER: u64 = 8 << 20;
@@ -72,10 +72,11 @@ impl<'e> Opened<'e> {
         })
     }
 
-    pub fn decode(self) -> Result<Flat, ImageError> {
+    /// Decodes the image. `depth` is that of 16-bit samples.
+    pub fn decode(self, depth: &BitDepth) -> Result<Flat, ImageError> {
         guarded(|| {
             let image = DynamicImage::from_decoder(self.decoder).map_err(broken)?;
-            let flat = flatten(image, self.channels)?;
+            let flat = flatten(image, self.channels, depth)?;
             match self.turn {
                 Orientation::NoTransforms => Ok(flat),
                 turn => turned(flat, turn),
@@ -186,19 +187,31 @@ fn tiff_goes_on(encoded: &[u8]) -> bool {
 }
 
 /// Drops alpha, and converts 16 bits to 8 and the colours to `channels`, in one pass and without a third copy of the image.
-fn flatten(image: DynamicImage, channels: usize) -> Result<Flat, ImageError> {
+fn flatten(image: DynamicImage, channels: usize, depth: &BitDepth) -> Result<Flat, ImageError> {
+    let largest = match &image {
+        DynamicImage::ImageLuma16(b) => b.iter().copied().max(),
+        // The last sample of a pixel is alpha.
+        DynamicImage::ImageLumaA16(b) => b.pixels().map(|p| p[0]).max(),
+        DynamicImage::ImageRgb16(b) => b.iter().copied().max(),
+        DynamicImage::ImageRgba16(b) => b.pixels().map(|p| p[0].max(p[1]).max(p[2])).max(),
+        _ => None,
+    };
+    if let Some(largest) = largest {
+        depth.note(largest).map_err(ImageError::Broken)?;
+    }
+    let narrow = depth.narrow();
     let (width, height) = (image.width() as usize, image.height() as usize);
     let pixels = match image {
         DynamicImage::ImageLuma8(b) if channels == 1 => b.into_raw(),
         DynamicImage::ImageRgb8(b) if channels == 3 => b.into_raw(),
         DynamicImage::ImageLuma8(b) => gray::<_, 1>(&b, channels, |v| v),
         DynamicImage::ImageLumaA8(b) => gray::<_, 2>(&b, channels, |v| v),
-        DynamicImage::ImageLuma16(b) => gray::<_, 1>(&b, channels, narrow),
-        DynamicImage::ImageLumaA16(b) => gray::<_, 2>(&b, channels, narrow),
+        DynamicImage::ImageLuma16(b) => gray::<_, 1>(&b, channels, &narrow),
+        DynamicImage::ImageLumaA16(b) => gray::<_, 2>(&b, channels, &narrow),
         DynamicImage::ImageRgb8(b) => colour::<_, 3>(&b, channels, |v| v),
         DynamicImage::ImageRgba8(b) => colour::<_, 4>(&b, channels, |v| v),
-        DynamicImage::ImageRgb16(b) => colour::<_, 3>(&b, channels, narrow),
-        DynamicImage::ImageRgba16(b) => colour::<_, 4>(&b, channels, narrow),
+        DynamicImage::ImageRgb16(b) => colour::<_, 3>(&b, channels, &narrow),
+        DynamicImage::ImageRgba16(b) => colour::<_, 4>(&b, channels, &narrow),
         _ => {
             return Err(ImageError::Broken(
                 "the image has floating-point samples, which are not supported".to_owned(),
@@ -211,10 +224,6 @@ fn flatten(image: DynamicImage, channels: usize) -> Result<Flat, ImageError> {
         channels,
         pixels,
     })
-}
-
-fn narrow(sample: u16) -> u8 {
-    ((u32::from(sample) + 128) / 257) as u8
 }
 
 /// Converts pixels of `N` samples, of which the first is gray.

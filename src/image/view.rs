@@ -6,7 +6,7 @@ use ::image::codecs::jpeg::JpegEncoder;
 
 use super::decode::{Flat, Opened};
 use super::resize::resize;
-use super::{ImageError, Limits, envelope};
+use super::{BitDepth, ImageError, Limits, envelope};
 
 const JPEG_QUALITY: u8 = 85;
 
@@ -77,7 +77,7 @@ fn flat<T>(
     let bytes = opened.bytes.max(2 * pixels);
     limits.allow(opened.width, opened.height, bytes)?;
     let reserved = reserve(bytes);
-    Ok((opened.decode()?, reserved))
+    Ok((opened.decode(&BitDepth::default())?, reserved))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub(super) fn record<'m>(message: &'m BorrowedMessage<'_>) -> Record<'m> {
         topic: message.topic(),
         partition: message.partition(),
         offset: message.offset(),
+        index: None,
         timestamp_ms: message.timestamp().to_millis(),
         key: message.key(),
         headers: headers(message),

@@ -9,7 +9,7 @@ use super::{PipelineError, RunContext, Stop};
 use crate::batch::Batch;
 use crate::batch::TopicPartition;
 use crate::config;
-use crate::decode::{DecodeError, Decoder, Reason, RowError};
+use crate::decode::{DecodeError, Decoder, Reason, RowError, Skip, Split};
 use crate::kafka::decompression::Oversized;
 use crate::kafka::{Event, Rebalance, RebalanceKind, Source, Topics};
 use crate::metrics::{Metrics, SKIP_LOST};
@@ -34,6 +34,8 @@ const TURN: usize = 32;
 /// One record in this many is timed. This is enough for a histogram, and timing costs about as much as decoding a small
 /// field.
 const TIME_ONE_IN: u64 = 16;
+/// The maximum number of bytes that the key and the headers of a message may take, once each of its records has its own.
+const COPIES: usize = 32 << 20;
 /// The maximum number of bytes of in-flight images and their rows, however much memory there is. Other images wait in
 /// Kafka. Images of this size take a few seconds to score, so a drain takes no longer than that.
 const IMAGES_IN_FLIGHT: usize = 16 << 20;
@@ -254,32 +256,54 @@ impl Intake {
                 Some(oversized) => {
                     taken = push_oversized_batch(batch, &record, from, oversized, now);
                 }
-                None => batch.skip(&record, from, now),
+                None => batch.skip(Skip::Tombstone, &record, from, now),
             },
-            Some(payload) => {
-                let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
-                // `images` decodes and times images.
-                if timed && !self.decoder.reads_images() {
-                    let seconds = now.elapsed().as_secs_f64();
-                    self.metrics.decode_seconds.observe(seconds);
-                }
-                match decoded {
-                    Ok(segment) => match self.decoder.image_bytes(payload) {
-                        None => batch.keep(&record, from, segment, now),
-                        Some(bytes) => batch.keep_image(&record, from, bytes, now),
-                    },
-                    Err(DecodeError::Row(error)) => {
-                        batch.push_dead_letter(&record, from, error, now)
-                    }
-                    Err(DecodeError::SchemaPending(id)) => {
-                        self.decoder.ask_for_schema(payload, record.timestamp_ms);
-                        let offset = record.offset;
-                        drop(message);
-                        self.source.hold(from, offset, id);
-                        return Ok(true);
+            Some(payload) => match self.decoder.split(payload) {
+                Err(error) => batch.push_dead_letter(&record, from, error, now),
+                Ok(Split::Empty) => batch.skip(Skip::EmptyList, &record, from, now),
+                Ok(Split::Many(payloads)) => {
+                    let size = copied_bytes(&record).saturating_mul(payloads.len());
+                    if size > COPIES {
+                        let error = too_much_to_copy(payloads.len(), size);
+                        batch.push_dead_letter(&record, from, error, now);
+                    } else {
+                        taken = payloads.len() as u64;
+                        for (index, payload) in (0..).zip(&payloads) {
+                            let one = Record {
+                                index: Some(index),
+                                payload: Some(payload),
+                                ..record.clone()
+                            };
+                            take_unwrapped(&mut self.decoder, batch, &one, from, now);
+                        }
                     }
                 }
-            }
+                Ok(Split::One) => {
+                    let decoded = self.decoder.decode(payload, record.key, &mut batch.rows);
+                    // `images` decodes and times images.
+                    if timed && !self.decoder.reads_images() {
+                        let seconds = now.elapsed().as_secs_f64();
+                        self.metrics.decode_seconds.observe(seconds);
+                    }
+                    match decoded {
+                        Ok(segment) => match self.decoder.image_bytes(payload) {
+                            None => batch.keep(&record, from, segment, now),
+                            Some(bytes) => batch.keep_image(&record, from, bytes, now),
+                        },
+                        Err(DecodeError::Row(error)) => {
+                            batch.push_dead_letter(&record, from, error, now)
+                        }
+                        Err(DecodeError::Nothing(skip)) => batch.skip(skip, &record, from, now),
+                        Err(DecodeError::SchemaPending(id)) => {
+                            self.decoder.ask_for_schema(payload, record.timestamp_ms);
+                            let offset = record.offset;
+                            drop(message);
+                            self.source.hold(from, offset, id);
+                            return Ok(true);
+                        }
+                    }
+                }
+            },
         }
         drop(message);
         self.source.taken(from);
@@ -414,6 +438,45 @@ impl Intake {
                 Err(_) => {}
             }
         }
+    }
+}
+
+/// Adds one of the records of a message to the batch. They all go into the same batch, because a transaction must not contain a
+/// part of them.
+fn take_unwrapped(
+    decoder: &mut Decoder,
+    batch: &mut Batch,
+    record: &Record<'_>,
+    from: TopicPartition,
+    now: Instant,
+) {
+    let payload = record.payload.unwrap_or_default();
+    match decoder.decode(payload, record.key, &mut batch.rows) {
+        Ok(segment) => batch.keep(record, from, segment, now),
+        Err(DecodeError::Nothing(skip)) => batch.skip(skip, record, from, now),
+        Err(DecodeError::Row(mut error)) => {
+            let index = record.index.unwrap_or_default();
+            error.detail = format!("record {index} of the message: {}", error.detail).into();
+            batch.push_dead_letter(record, from, error, now);
+        }
+        Err(DecodeError::SchemaPending(_)) => unreachable!("JSON needs no schema"),
+    }
+}
+
+/// Returns the bytes of a message that each of its records has as well.
+fn copied_bytes(record: &Record<'_>) -> usize {
+    let headers = record.headers.iter();
+    let headers = headers.map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len));
+    record.key.map_or(0, <[u8]>::len) + headers.sum::<usize>()
+}
+
+fn too_much_to_copy(records: usize, bytes: usize) -> RowError {
+    RowError {
+        reason: Reason::TooLarge,
+        detail: format!(
+            "the key and the headers of the message, once for each of its {records} records, take {bytes} bytes, and at most {COPIES} are allowed: none of the records is judged. Let the producer send fewer records a message"
+        )
+        .into(),
     }
 }
 

@@ -63,7 +63,7 @@ impl Judging {
         let mut judged = Judged {
             tally: Tally {
                 dead: batch.dead_letters.iter().map(|l| l.error.reason).collect(),
-                tombstones: batch.skipped,
+                skipped: batch.skipped,
                 oversized: batch.oversized,
                 ..Tally::default()
             },

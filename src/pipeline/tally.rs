@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::batch::{Batch, Screened};
-use crate::decode::Reason;
+use crate::decode::{Reason, Skip};
 use crate::message::{About, Kind};
 use crate::metrics::{
-    AUDITED_LABELS, Metrics, SCREENS, SKIP_LOST, SKIP_OVERSIZED, SKIP_TOMBSTONE, SKIP_UNDELIVERABLE,
+    AUDITED_LABELS, Metrics, SCREENS, SKIP_LOST, SKIP_OVERSIZED, SKIP_UNDELIVERABLE,
 };
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
@@ -25,7 +25,8 @@ pub struct Tally {
     pub shown: Vec<Anomaly>,
     /// The published verdicts of traced records, ordered by record.
     pub published: Vec<Published>,
-    pub tombstones: usize,
+    /// The numbers of records that have nothing to score, by [`Skip`].
+    pub skipped: [usize; Skip::ALL.len()],
     /// The number of times each part was left out of a message, by the part's name.
     pub omitted: BTreeMap<&'static str, u64>,
     /// The number of records about which nothing could be published.
@@ -99,12 +100,12 @@ impl Tally {
             let omitted = metrics.omitted_parts.with_label_values(&[*part]);
             omitted.inc_by(*messages);
         }
-        for (reason, records) in [
-            (SKIP_TOMBSTONE, self.tombstones),
+        let own = Skip::ALL.map(|skip| (skip.as_str(), self.skipped[skip as usize]));
+        for (reason, records) in own.into_iter().chain([
             (SKIP_LOST, self.lost),
             (SKIP_UNDELIVERABLE, self.undeliverable),
             (SKIP_OVERSIZED, self.oversized),
-        ] {
+        ]) {
             let skipped = metrics.records_skipped.with_label_values(&[reason]);
             skipped.inc_by(records as u64);
         }
@@ -118,7 +119,8 @@ impl Tally {
                 .with_label_values(&[screen]);
             audited.inc_by(anomalies);
         }
-        let skipped = self.tombstones + self.oversized + self.lost + self.undeliverable;
+        let nothing: usize = self.skipped.iter().sum();
+        let skipped = nothing + self.oversized + self.lost + self.undeliverable;
         let accounted = self.scored + self.dead.len() + skipped;
         let unaccounted = batch.consumed() as i64 - accounted as i64;
         metrics.records_unaccounted.add(unaccounted);

@@ -49,6 +49,7 @@ struct Origin<'a> {
     topic: &'a str,
     partition: i32,
     offset: i64,
+    index: Option<u32>,
 }
 
 /// The trace of one record, and the ids of its spans.
@@ -147,6 +148,7 @@ impl Traces {
                 topic: &letter.source.topic,
                 partition: letter.source.partition,
                 offset: letter.source.offset,
+                index: letter.source.index,
             };
             if let Some(trace) = self.trace(origin, [header(PARENT), header(STATE)]) {
                 self.consume(&trace, origin, &times);
@@ -172,8 +174,11 @@ impl Traces {
         if parent.is_none() && !self.is_drawn(origin) {
             return None;
         }
+        let index = origin
+            .index
+            .map_or(String::new(), |index| format!("#{index}"));
         let origin = format!(
-            "{}/{}/{}/{}",
+            "{}/{}/{}/{}{index}",
             self.group_id, origin.topic, origin.partition, origin.offset
         );
         let digest = Sha512::digest(origin);
@@ -301,6 +306,7 @@ impl<'a> Origin<'a> {
             topic,
             partition: record.from.partition,
             offset: record.offset,
+            index: record.index,
         }
     }
 }

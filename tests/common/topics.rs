@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::cluster::{Cluster, cluster};
-use super::kafka::{committed, ends};
+use super::kafka::{Note, committed, ends, read_all};
 use super::process::{Daemon, residuald};
 use super::{parse, payments};
 
@@ -97,6 +97,11 @@ impl Topics {
             (key.to_owned(), parse(value.as_bytes()))
         });
         lines.collect()
+    }
+
+    /// The dead letters that are there now.
+    pub fn letters(&self) -> Vec<Note> {
+        read_all(self.brokers(), &self.name("dead"))
     }
 
     pub fn committed(&self) -> BTreeMap<i32, i64> {

@@ -12,6 +12,7 @@ mod dead_letters;
 mod determinism;
 mod documented;
 mod embedded;
+mod envelopes;
 mod exactly_once;
 mod fenced;
 mod formats;

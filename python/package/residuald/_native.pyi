@@ -84,6 +84,9 @@ def read(
     seed: int = 0,
     progress: Callable[[Path, int, int, str], object] | None = None,
     format: str | None = None,
+    envelope: Sequence[str] = (),
+    unwrap: str = "none",
+    allow_nan: bool = False,
 ) -> Table: ...
 def use_library(path: str | PathLike[str]) -> None: ...
 def select(record: Text, paths: Sequence[str]) -> bytes: ...

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::evaluation::spearman;
+use crate::record::Place;
 
 use crate::cli::shared::scoring::Highest;
 
@@ -18,8 +19,8 @@ pub struct Comparison {
 /// One record as two bundles score it: each score divided by its threshold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pair {
-    pub partition: i32,
-    pub offset: i64,
+    #[serde(flatten)]
+    pub place: Place,
     pub grades: [f32; 2],
 }
 
@@ -49,12 +50,7 @@ impl Comparison {
     }
 
     /// Adds a record. A score of NaN means that the bundle did not score it.
-    pub fn take(
-        &mut self,
-        (partition, offset): (i32, i64),
-        scores: [f32; 2],
-        thresholds: [f32; 2],
-    ) {
+    pub fn take(&mut self, place: Place, scores: [f32; 2], thresholds: [f32; 2]) {
         let [first, second] = scores;
         if first.is_nan() || second.is_nan() {
             self.by_one += u64::from(first.is_nan() != second.is_nan());
@@ -67,11 +63,7 @@ impl Comparison {
         let grades = [first / thresholds[0], second / thresholds[1]];
         let difference = (grades[0] - grades[1]).abs();
         if difference > 0.0 && self.different.takes(difference) {
-            let pair = Pair {
-                partition,
-                offset,
-                grades,
-            };
+            let pair = Pair { place, grades };
             self.different.insert(difference, pair);
         }
     }
@@ -107,7 +99,12 @@ mod tests {
             [f32::NAN, f32::NAN],
         ];
         for (offset, scores) in scores.into_iter().enumerate() {
-            comparison.take((0, offset as i64), scores, [2.0, 20.0]);
+            let place = Place {
+                partition: 0,
+                offset: offset as i64,
+                index: None,
+            };
+            comparison.take(place, scores, [2.0, 20.0]);
         }
         let compared = comparison.compared();
         assert_eq!((compared.records, compared.scored_by_one_only), (4, 1));
@@ -118,7 +115,11 @@ mod tests {
             compared.flagged_by_both,
         ];
         assert_eq!(counts, [1, 1, 1, 1]);
-        let different: Vec<i64> = compared.most_different.iter().map(|p| p.offset).collect();
+        let different: Vec<i64> = compared
+            .most_different
+            .iter()
+            .map(|p| p.place.offset)
+            .collect();
         assert_eq!(different, [1, 2]);
     }
 }

@@ -31,8 +31,12 @@ pub fn print(run: &Run, ended: Ended, notes: &[String], took: Duration, as_json:
     } else {
         ""
     };
+    let nothing = match covered.nothing {
+        0 => String::new(),
+        nothing => format!(", {nothing} deletions and empty lists skipped"),
+    };
     println!(
-        "{}: {} records in {:.1} s, {} tombstones skipped{early}",
+        "{}: {} records in {:.1} s, {} tombstones skipped{nothing}{early}",
         run.topic,
         covered.records,
         took.as_secs_f64(),
@@ -176,10 +180,7 @@ fn comparison(run: &Run, second: &Side) {
     }
     for pair in compared.most_different {
         let [first, second] = pair.grades;
-        println!(
-            "  {first:>6.2} {second:>6.2}  {}-{}-{}",
-            run.topic, pair.partition, pair.offset
-        );
+        println!("  {first:>6.2} {second:>6.2}  {}-{}", run.topic, pair.place);
     }
 }
 
@@ -191,6 +192,7 @@ fn to_json(run: &Run, ended: Ended, notes: &[String], took: Duration) -> Value {
         "notes": notes,
         "records": covered.records,
         "skipped_tombstones": covered.tombstones,
+        "skipped_without_data": covered.nothing,
         "oldest": run.covers.map(|covers| time(covers.first)),
         "youngest": run.covers.map(|covers| time(covers.last)),
         "days": run.covers.and_then(|covers| covers.days()),

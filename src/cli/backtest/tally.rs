@@ -27,6 +27,8 @@ const LEVELS: [f64; 6] = [0.5, 0.9, 0.99, 0.999, 0.9999, 1.0];
 pub struct Covered {
     pub records: u64,
     pub tombstones: u64,
+    /// Number of deletions and other changes without a state, and of messages with an empty list.
+    pub nothing: u64,
     /// Timestamps of the records, in milliseconds since the epoch.
     times: Vec<i64>,
 }

@@ -9,13 +9,14 @@ use serde::Deserialize;
 use crate::cli::shared::connection::Connection;
 use crate::failure::Failure;
 use crate::kafka::history::{Bound, History, Range, Span};
+use crate::record::Place;
 use crate::shutdown::Shutdown;
 
 /// The flagged records of a range.
 #[derive(Default)]
 pub struct Flagged {
-    /// Partition and offset of each flagged record within the range.
-    records: HashSet<(i32, i64)>,
+    /// The place of each flagged record within the range.
+    records: HashSet<Place>,
     /// The highest p-value of a flagged record, which is also the share of normal records that is flagged.
     pub rate: f64,
     /// Number of records in the anomalies topic that are not verdicts.
@@ -34,6 +35,7 @@ struct Source {
     topic: String,
     partition: i32,
     offset: i64,
+    index: Option<u32>,
 }
 
 impl Flagged {
@@ -67,19 +69,23 @@ impl Flagged {
             self.unreadable += 1;
             return;
         };
-        let Source {
-            partition, offset, ..
-        } = source;
-        let span = spans.get(&partition).filter(|_| source.topic == topic);
-        if span.is_some_and(|span| (span.start..span.end).contains(&offset)) {
-            self.records.insert((partition, offset));
+        let place = Place {
+            partition: source.partition,
+            offset: source.offset,
+            index: source.index,
+        };
+        let span = spans
+            .get(&place.partition)
+            .filter(|_| source.topic == topic);
+        if span.is_some_and(|span| (span.start..span.end).contains(&place.offset)) {
+            self.records.insert(place);
             // At most one half, because no threshold flags more normal records.
             self.rate = self.rate.max(p_value.clamp(0.0, 0.5));
         }
     }
 
-    pub fn contains(&self, partition: i32, offset: i64) -> bool {
-        self.records.contains(&(partition, offset))
+    pub fn contains(&self, place: Place) -> bool {
+        self.records.contains(&place)
     }
 }
 
@@ -127,7 +133,12 @@ mod tests {
         ] {
             flagged.take(payload.as_bytes(), "t", &spans);
         }
-        assert!(flagged.contains(0, 12) && !flagged.contains(0, 20));
+        let at = |offset| Place {
+            partition: 0,
+            offset,
+            index: None,
+        };
+        assert!(flagged.contains(at(12)) && !flagged.contains(at(20)));
         assert_eq!((flagged.records.len(), flagged.unreadable), (1, 1));
         assert_eq!(flagged.rate, 0.0008);
     }

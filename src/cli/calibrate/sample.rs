@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ModelInput, SegmentBy, SegmentId, Segments};
 use crate::dataset;
-use crate::decode::{Decoder, Reason, RecordFormat, SegmentReader};
+use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, SegmentReader, Split};
 use crate::image::ImageReader;
 use crate::kafka::history::{Ended, History};
+use crate::record::{Place, Record};
 use crate::shutdown::Shutdown;
 
 use super::Arguments;
@@ -146,12 +147,7 @@ impl Sample {
         bar.set_length(history.total());
         let ended = history.read::<Failure>(&stop, |record, progress| {
             if let Some(payload) = record.payload.filter(|payload| !payload.is_empty()) {
-                let taken = Taken {
-                    payload,
-                    key: record.key,
-                    flagged: flagged.contains(record.partition, record.offset),
-                };
-                sample.take(&taken, &stop)?;
+                sample.take_message(record, payload, &flagged, &stop)?;
                 bar.set_position(progress.done);
             }
             Ok(ControlFlow::Continue(()))
@@ -194,11 +190,45 @@ impl Sample {
         }
     }
 
+    fn take_message(
+        &mut self,
+        record: &Record<'_>,
+        payload: &[u8],
+        flagged: &Flagged,
+        stop: &Shutdown,
+    ) -> Result<(), Failure> {
+        let split = self.decoder.split(payload);
+        let mut take = |payload: &[u8], index: Option<u32>| {
+            let place = Place {
+                index,
+                ..record.place()
+            };
+            let taken = Taken {
+                payload,
+                key: record.key,
+                flagged: flagged.contains(place),
+            };
+            self.take(&taken, stop)
+        };
+        match split {
+            Ok(Split::One) => take(payload, None),
+            Ok(Split::Empty) => Ok(()),
+            Ok(Split::Many(payloads)) => (0..)
+                .zip(&payloads)
+                .try_for_each(|(index, payload)| take(payload, Some(index))),
+            Err(e) => {
+                self.refusals.add(e.reason.as_str(), &e.detail);
+                Ok(())
+            }
+        }
+    }
+
     fn read_files(&mut self, files: &[PathBuf], arguments: &Arguments) -> Result<(), Failure> {
         let mut options = dataset::Options {
             label: arguments.label.clone(),
             key: arguments.key.clone(),
             format: arguments.format.format,
+            wrapping: arguments.wrapping.wrapping(),
             ..dataset::Options::default()
         };
         if let Some(normal) = &arguments.normal {
@@ -257,7 +287,9 @@ impl Sample {
         } else {
             match input::decode(&mut self.decoder, payload, key, &mut self.rows, stop) {
                 Ok(segment) => self.waiting.push(Waiting { segment, flagged }),
-                Err(e) => self.refusals.add(e.reason.as_str(), &e.detail),
+                Err(DecodeError::Row(e)) => self.refusals.add(e.reason.as_str(), &e.detail),
+                // A deletion, for example.
+                Err(_) => {}
             }
         }
         let full = self.waiting.len() >= CHUNK;

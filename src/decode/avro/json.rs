@@ -23,8 +23,12 @@ pub fn to_json(schema: &AvroSchema, payload: &[u8], most: usize) -> Result<Strin
         out: String::new(),
         most,
     };
-    writer.value(schema.root, &mut Cursor(payload), 0)?;
-    Ok(writer.out)
+    let mut cursor = Cursor(payload);
+    writer.value(schema.root, &mut cursor, 0)?;
+    match cursor.is_empty() {
+        true => Ok(writer.out),
+        false => Err(malformed("bytes follow the record")),
+    }
 }
 
 struct Writer<'s> {

@@ -1,8 +1,9 @@
 //! Decodes an Avro record directly into the row.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::paths::{Child, Node, Paths};
+use super::super::paths::{Child, Node, Paths, UNSET};
 use super::super::value::Value;
 use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
@@ -22,6 +23,8 @@ enum Step {
     Skip(Id),
     Read(Id, Vec<usize>),
     Record(Vec<Step>),
+    /// A map, by its keys: the type of its values, and the columns and the step of each key that features need.
+    Map(Id, HashMap<String, (Vec<usize>, Step)>),
     Union(Vec<Step>),
     /// A null. The features below it are missing.
     Missing(Vec<usize>),
@@ -73,6 +76,16 @@ fn node(schema: &AvroSchema, id: Id, wanted: &Node) -> Step {
                 })
                 .collect(),
         ),
+        Shape::Map(values) => {
+            let keys = wanted.map_keys().into_iter().map(|(key, child)| {
+                let step = match child {
+                    Child::Node(below) => node(schema, *values, below),
+                    Child::Leaf(columns) => leaf(schema, *values, columns),
+                };
+                (key, (child.columns(), step))
+            });
+            Step::Map(*values, keys.collect())
+        }
         Shape::Union(branches) => {
             Step::Union(branches.iter().map(|b| node(schema, *b, wanted)).collect())
         }
@@ -104,6 +117,7 @@ impl RecordReader<'_> {
             Step::Skip(id) => self.schema.skip(*id, cursor, 0),
             Step::Read(id, columns) => self.read(*id, columns, cursor),
             Step::Record(steps) => steps.iter().try_for_each(|step| self.step(step, cursor)),
+            Step::Map(values, keys) => self.map(*values, keys, cursor),
             Step::Union(steps) => {
                 let step = chosen(steps, cursor, "a union")?;
                 self.step(step, cursor)
@@ -113,6 +127,30 @@ impl RecordReader<'_> {
                 self.pass("a parent that is not a record", *id, columns, cursor)
             }
         }
+    }
+
+    /// Reads the values of the keys that features need. If a key occurs twice, the last value counts, as in every reader of Avro.
+    fn map(
+        &mut self,
+        values: Id,
+        keys: &HashMap<String, (Vec<usize>, Step)>,
+        cursor: &mut Cursor<'_>,
+    ) -> Result<(), RowError> {
+        let schema = self.schema;
+        schema.blocks(cursor, false, |cursor, count| {
+            for _ in 0..count {
+                match keys.get(text(cursor)?) {
+                    None => schema.skip(values, cursor, 0)?,
+                    Some((columns, step)) => {
+                        for &column in columns {
+                            self.row[column] = f32::from_bits(UNSET);
+                        }
+                        self.step(step, cursor)?;
+                    }
+                }
+            }
+            Ok(())
+        })
     }
 
     fn store(&mut self, columns: &[usize], value: Option<Value<'_>>) -> Result<(), RowError> {

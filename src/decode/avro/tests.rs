@@ -365,3 +365,81 @@ proptest! {
         let _ = to_json(&probe.schema, &payload, 1 << 20);
     }
 }
+
+/// The same paths as for JSON objects: by key, with dots in keys, and in maps of maps.
+#[test]
+fn maps_are_read_by_key() {
+    let schema = json!({"type": "record", "name": "Event", "fields": [
+        {"name": "attributes", "type": {"type": "map", "values": ["null", "double", "string"]}},
+        {"name": "nested", "type": ["null", {"type": "map", "values": {"type": "map", "values": "int"}}]},
+        {"name": "after", "type": "long"},
+    ]});
+    let features = features(json!([
+        {"name": "size", "path": "attributes.http.size", "type": "number", "missing": "impute"},
+        {"name": "method", "path": "attributes.method", "type": "categorical", "vocabulary": ["GET"], "missing": "impute"},
+        {"name": "deep", "path": "nested.a.b", "type": "number", "missing": "impute"},
+        {"name": "after", "path": "after", "type": "number"},
+    ]));
+    let probe = Probe::new(&schema, &features);
+    let value = |attributes: Vec<(&str, Avro)>, nested: Vec<(&str, Vec<(&str, i32)>)>| {
+        let map = |entries: Vec<(&str, Avro)>| {
+            let entries = entries.into_iter().map(|(k, v)| (k.to_owned(), v));
+            Avro::Map(entries.collect())
+        };
+        let inner = |entries: Vec<(&str, i32)>| {
+            let entries = entries
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), Avro::Int(v)));
+            Avro::Map(entries.collect())
+        };
+        let nested = nested.into_iter().map(|(k, v)| (k, inner(v))).collect();
+        let attributes = attributes.into_iter();
+        encode(
+            &schema,
+            record(vec![
+                ("attributes", map(attributes.collect())),
+                ("nested", branch(1, map(nested))),
+                ("after", Avro::Long(9)),
+            ]),
+        )
+    };
+    let full = value(
+        vec![
+            ("http.size", branch(1, Avro::Double(1.5))),
+            ("other", branch(2, Avro::String("x".into()))),
+            ("method", branch(2, Avro::String("GET".into()))),
+        ],
+        vec![("z", vec![("b", 1)]), ("a", vec![("c", 2), ("b", 3)])],
+    );
+    assert_eq!(probe.row(&full), Ok(vec![1.5, 0.0, 3.0, 9.0]));
+    let null = value(vec![("http.size", branch(0, Avro::Null))], vec![]);
+    let row = probe.row(&null).unwrap();
+    assert!(
+        row[..3].iter().all(|v| v.is_nan()) && row[3] == 9.0,
+        "{row:?}"
+    );
+    let wrong = value(
+        vec![("http.size", branch(2, Avro::String("x".into())))],
+        vec![],
+    );
+    assert_eq!(probe.row(&wrong).unwrap_err().reason, Reason::WrongType);
+
+    // A key that occurs twice: the last value counts. Blocks may state their size.
+    let bytes = b"\x03\x22\x0cmethod\x04\x06PUT\x02\x0cmethod\x04\x06GET\x00\x00\x12";
+    assert_eq!(probe.row(bytes).unwrap()[1], 0.0);
+    for end in 0..bytes.len() {
+        assert!(probe.row(&bytes[..end]).is_err());
+    }
+
+    let parsed = AvroSchema::parse(&text(&schema)).unwrap();
+    for (path, can) in [
+        ("attributes.anything", true),
+        ("attributes.any.thing", true),
+        ("nested.a.b", true),
+        ("after", true),
+        ("after.x", false),
+        ("nowhere", false),
+    ] {
+        assert_eq!(parsed.has(path), can, "{path}");
+    }
+}

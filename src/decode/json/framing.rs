@@ -1,18 +1,24 @@
 //! Removes what surrounds the JSON of a message, and recognises messages that are not JSON.
 
+use super::super::headers::{self, Foreign};
+
 /// The first byte of Confluent's header. A schema id of four bytes follows.
 const MAGIC: u8 = 0;
 const HEADER: usize = 5;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Returns the JSON of a message without a byte order mark and without the header of Confluent's JSON Schema serialiser. JSON never
-/// starts with either.
+/// Returns the JSON of a message without a byte order mark and without the header of a JSON Schema serialiser: Confluent's, Apicurio's
+/// or AWS Glue's. JSON never starts with them.
 pub fn unframed(payload: &[u8]) -> &[u8] {
-    let is_framed = payload.first() == Some(&MAGIC) && payload.get(HEADER) == Some(&b'{');
-    let payload = if is_framed {
-        &payload[HEADER..]
-    } else {
-        payload
+    let is_json = |at: usize| matches!(payload.get(at), Some(b'{' | b'[' | b'"'));
+    let payload = match headers::foreign(payload) {
+        _ if payload.first() == Some(&MAGIC) && is_json(HEADER) => &payload[HEADER..],
+        Some(Foreign::Apicurio { record, .. } | Foreign::Glue { record, .. })
+            if is_json(payload.len() - record.len()) =>
+        {
+            record
+        }
+        _ => payload,
     };
     payload.strip_prefix(BYTE_ORDER_MARK).unwrap_or(payload)
 }
@@ -37,16 +43,18 @@ pub fn guess(payload: &[u8]) -> Option<String> {
             "it starts like an Avro file: let the producer write one Avro record a message".to_owned()
         }
         _ if starts(b"\xc3\x01") => {
-            "it starts like Avro's single-object encoding, which residuald does not read: let the producer use a schema registry"
+            "it starts like Avro's single-object encoding: set input.format = \"avro\" and input.schema_file"
                 .to_owned()
         }
-        _ if starts(b"\x03") && payload.len() > 18 => {
-            "it starts like a record of AWS Glue's schema registry, which residuald does not read".to_owned()
+        [3, 5, ..] if payload.len() > 18 => {
+            "it starts like a compressed record of AWS Glue's schema registry: for Avro set input.format = \"avro\" and input.schema_file, for JSON let the producer not compress"
+                .to_owned()
+        }
+        [3, 0, ..] if payload.len() > 18 => {
+            "it starts like a record of AWS Glue's schema registry: set input.format = \"avro\" and input.schema_file"
+                .to_owned()
         }
         _ if starts(b"PAR1") => "it starts like a Parquet file: send one record a message".to_owned(),
-        _ if payload.trim_ascii_start().starts_with(b"[") => {
-            "it is a JSON array: send one object a message".to_owned()
-        }
         _ => return None,
     })
 }
@@ -55,17 +63,6 @@ fn compressed(how: &str) -> String {
     format!(
         "it starts like {how}: residuald reads compressed topics (the producer's compression.type), but not values that are compressed before"
     )
-}
-
-/// Returns whether there is NaN or Infinity at this position. JavaScript has these numbers, but JSON does not.
-pub fn is_not_a_number(text: &str, line: usize, column: usize) -> bool {
-    let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
-    let rest = line
-        .as_bytes()
-        .get(column.saturating_sub(1)..)
-        .unwrap_or_default();
-    let rest = rest.strip_prefix(b"-").unwrap_or(rest);
-    rest.starts_with(b"NaN") || rest.starts_with(b"Infinity") || rest.starts_with(b"Inf")
 }
 
 #[cfg(test)]
@@ -77,6 +74,9 @@ mod tests {
         assert_eq!(unframed(b"{}"), b"{}");
         assert_eq!(unframed(b"\x00\x00\x00\x00\x07{}"), b"{}");
         assert_eq!(unframed(b"\xef\xbb\xbf{}"), b"{}");
+        let glue = [&[3, 0][..], &[7; 16], b"{}"].concat();
+        assert_eq!(unframed(&glue), b"{}");
+        assert_eq!(unframed(b"\x00\x00\x00\x00\x00\x00\x00\x00\x07{}"), b"{}");
         for other in [
             &b""[..],
             b"\x00",
@@ -97,7 +97,6 @@ mod tests {
             (b"Obj\x01", "Avro file"),
             (b"\xc3\x01abc", "single-object"),
             (b"\x03\x00aaaaaaaaaaaaaaaaa", "Glue"),
-            (b" [{}]", "JSON array"),
         ] {
             let guess = guess(payload).unwrap();
             assert!(guess.contains(said), "{guess}");

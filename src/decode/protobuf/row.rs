@@ -8,6 +8,7 @@ use super::super::paths::{Child, Node, Paths, UNSET};
 use super::super::value::Value;
 use super::super::wire::Cursor;
 use super::super::{RowError, malformed};
+use super::structs::{self, Dynamic};
 
 /// Maximum nesting depth of skipped groups. Messages that are read nest only as deep as the longest path.
 const MAX_DEPTH: usize = 100;
@@ -52,11 +53,23 @@ enum Want {
     Nothing,
     Scalar(Scalar, Vec<usize>),
     Message(Message),
+    /// A map, by its keys.
+    Map(MapReader),
+    /// A `google.protobuf.Struct` or `Value`.
+    Dynamic(Dynamic),
     /// A well-known wrapper type, which counts as the value in it.
     Wrapper(Scalar, Vec<usize>),
     Timestamp(Vec<usize>),
     Duration(Vec<usize>),
     Other(&'static str, Vec<usize>),
+}
+
+/// The entries of a map that features need.
+#[derive(Debug)]
+struct MapReader {
+    key: Scalar,
+    /// By key: the index that says whether the map has the key, and how to read its value.
+    entries: HashMap<String, (usize, Field)>,
 }
 
 #[derive(Debug)]
@@ -95,9 +108,9 @@ enum Scalar {
 }
 
 // Wire types of the Protobuf encoding.
-const VARINT: u8 = 0;
-const EIGHT_BYTES: u8 = 1;
-const SIZED: u8 = 2;
+pub(super) const VARINT: u8 = 0;
+pub(super) const EIGHT_BYTES: u8 = 1;
+pub(super) const SIZED: u8 = 2;
 const GROUP: u8 = 3;
 const GROUP_END: u8 = 4;
 const FOUR_BYTES: u8 = 5;
@@ -148,9 +161,18 @@ impl ProtobufPlan {
     fn want(&mut self, field: &FieldDescriptor, child: &Child, message: usize) -> Want {
         let columns = child.columns();
         let want = match (field.kind(), child) {
+            (Kind::Message(entry), Child::Node(node)) if field.is_map() => {
+                return Want::Map(self.map(&entry, node));
+            }
             _ if field.is_map() => Want::Other("a map", columns),
             _ if field.is_list() => Want::Other("a list", columns),
             (_, _) if field.is_group() => Want::Other("a group", columns),
+            (Kind::Message(below), child) if structs::is_value(&below) => {
+                Want::Dynamic(Dynamic::value(child))
+            }
+            (Kind::Message(below), Child::Node(node)) if structs::is_dynamic(&below) => {
+                Want::Dynamic(Dynamic::fields(node))
+            }
             (Kind::Message(below), Child::Node(node)) => Want::Message(self.message(&below, node)),
             (Kind::Message(below), Child::Leaf(_)) => well_known(&below, columns),
             (_, Child::Node(_)) => Want::Other("a parent that is not a message", columns),
@@ -169,6 +191,29 @@ impl ProtobufPlan {
             });
         }
         want
+    }
+
+    fn map(&mut self, entry: &MessageDescriptor, wanted: &Node) -> MapReader {
+        let (key, value) = (entry.map_entry_key_field(), entry.map_entry_value_field());
+        let entries = wanted.map_keys().into_iter().map(|(name, child)| {
+            // A key has an index like a message, so that its default value counts only if the map has the key.
+            let id = self.messages;
+            self.messages += 1;
+            let want = self.want(&value, child, id);
+            let mut clears = Clears::default();
+            want.collect(&mut clears);
+            let field = Field {
+                number: value.number(),
+                name: name.clone(),
+                want,
+                clears,
+            };
+            (name, (id, field))
+        });
+        MapReader {
+            entries: entries.collect(),
+            key: scalar(&key.kind()),
+        }
     }
 
     /// Fills `row` from one message.
@@ -235,6 +280,13 @@ impl Want {
                     field.want.collect(clears);
                 }
             }
+            Want::Map(map) => {
+                for (id, field) in map.entries.values() {
+                    clears.messages.push(*id);
+                    field.want.collect(clears);
+                }
+            }
+            Want::Dynamic(dynamic) => clears.columns.extend(dynamic.columns()),
             Want::Scalar(_, columns)
             | Want::Wrapper(_, columns)
             | Want::Timestamp(columns)
@@ -357,7 +409,7 @@ impl Scalar {
 
 /// The value of a field as it is on the wire.
 #[derive(Clone, Copy)]
-enum Raw<'p> {
+pub(super) enum Raw<'p> {
     Varint(u64),
     Eight([u8; 8]),
     Sized(&'p [u8]),
@@ -401,6 +453,47 @@ impl MessageReader<'_> {
         Ok(())
     }
 
+    /// Reads one entry of a map. If a key occurs twice, the last value counts.
+    fn entry(&mut self, map: &MapReader, entry: &[u8]) -> Result<(), RowError> {
+        let key = last_of(entry, 1, map.key.wire_type())?;
+        let key = key.unwrap_or(match map.key.wire_type() {
+            VARINT => Raw::Varint(0),
+            EIGHT_BYTES => Raw::Eight([0; 8]),
+            FOUR_BYTES => Raw::Four([0; 4]),
+            _ => Raw::Sized(&[]),
+        });
+        let found = match map.key.read(key, &mut String::new())? {
+            Value::Text(key) => map.entries.get(key),
+            Value::Bool(key) => map.entries.get(if key { "true" } else { "false" }),
+            Value::Unsigned(key) => map.entries.get(&key.to_string()),
+            Value::Signed(key) => map.entries.get(&key.to_string()),
+            _ => None,
+        };
+        let Some((id, field)) = found else {
+            return Ok(());
+        };
+        for &column in &field.clears.columns {
+            self.row[column] = f32::from_bits(UNSET);
+        }
+        for &message in &field.clears.messages {
+            self.scratch.present[message] = false;
+        }
+        self.scratch.present[*id] = true;
+        let mut cursor = Cursor(entry);
+        while !cursor.is_empty() {
+            let (number, wire_type) = tag(&mut cursor)?;
+            let value = raw(&mut cursor, number, wire_type, 0)?;
+            if number == field.number {
+                self.field(field, value, wire_type)?;
+            }
+        }
+        // A message without fields may be left out of its entry.
+        if let Want::Message(below) = &field.want {
+            self.scratch.present[below.id] = true;
+        }
+        Ok(())
+    }
+
     fn field(&mut self, field: &Field, raw: Raw<'_>, wire_type: u8) -> Result<(), RowError> {
         let wrong_wire_type = || {
             let name = &field.name;
@@ -423,6 +516,10 @@ impl MessageReader<'_> {
                 self.scalar(scalar, columns, raw)
             }
             (Want::Message(below), Raw::Sized(bytes)) => self.message(below, Cursor(bytes)),
+            (Want::Map(map), Raw::Sized(bytes)) => self.entry(map, bytes),
+            (Want::Dynamic(dynamic), Raw::Sized(bytes)) => {
+                dynamic.fill(bytes, self.paths, self.row, &mut self.scratch.text)
+            }
             (Want::Wrapper(scalar, columns), Raw::Sized(bytes)) => {
                 let last = last_of(bytes, 1, scalar.wire_type())?;
                 let last = last.unwrap_or(match scalar.wire_type() {
@@ -465,7 +562,7 @@ impl MessageReader<'_> {
     }
 }
 
-fn tag(cursor: &mut Cursor<'_>) -> Result<(u32, u8), RowError> {
+pub(super) fn tag(cursor: &mut Cursor<'_>) -> Result<(u32, u8), RowError> {
     let tag = cursor.varint()?;
     match u32::try_from(tag) {
         Ok(tag) if tag >> 3 > 0 => Ok((tag >> 3, (tag & 7) as u8)),
@@ -474,7 +571,7 @@ fn tag(cursor: &mut Cursor<'_>) -> Result<(u32, u8), RowError> {
 }
 
 /// Reads the value after a tag. Groups are skipped.
-fn raw<'p>(
+pub(super) fn raw<'p>(
     cursor: &mut Cursor<'p>,
     number: u32,
     wire_type: u8,

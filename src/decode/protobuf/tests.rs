@@ -303,3 +303,120 @@ proptest! {
         let _ = row(&payload);
     }
 }
+
+const EVENT: &str = r#"
+    syntax = "proto3";
+    package shop;
+    import "google/protobuf/struct.proto";
+    message Event {
+        map<string, double> numbers = 1;
+        map<int32, Part> parts = 2;
+        google.protobuf.Struct details = 3;
+        google.protobuf.Value value = 4;
+        map<string, google.protobuf.Value> values = 5;
+        map<string, string> labels = 6;
+        message Part { int32 size = 1; optional int32 weight = 2; }
+    }
+"#;
+
+fn event() -> MessageDescriptor {
+    let schema = SchemaText {
+        text: EVENT.into(),
+        references: Vec::new(),
+    };
+    message_at(&parse(&schema).unwrap(), &[0]).unwrap()
+}
+
+/// The same paths as for JSON objects: by key, with dots in keys, and in structs of structs.
+#[test]
+fn maps_and_structs_are_read_by_key() {
+    let number = |name: &str, path: &str| json!({"name": name, "path": path, "type": "number", "missing": "impute"});
+    let features: Vec<Feature> = serde_json::from_value(json!([
+        number("a", "numbers.a"),
+        number("dotted", "numbers.b.c"),
+        number("size", "parts.7.size"),
+        number("weight", "parts.7.weight"),
+        number("deep", "details.x.y"),
+        {"name": "flag", "path": "details.flag", "type": "bool", "missing": "impute"},
+        {"name": "kind", "path": "values.kind", "type": "categorical", "vocabulary": ["A"], "missing": "impute"},
+        number("bare", "value"),
+        {"name": "label", "path": "labels.l", "type": "categorical", "vocabulary": ["", "x"], "missing": "impute"},
+    ]))
+    .unwrap();
+    let paths = Paths::new(&features, None);
+    let plan = ProtobufPlan::new(&event(), &paths);
+    let row = |payload: &[u8]| {
+        let mut rows = Vec::new();
+        let scratch = &mut Scratch::default();
+        paths
+            .append(&mut rows, |row| plan.fill(payload, &paths, row, scratch))
+            .map(|_| rows)
+    };
+    let encoded = |json: serde_json::Value| {
+        let message = DynamicMessage::deserialize(event(), json).unwrap();
+        message.encode_to_vec()
+    };
+    let full = encoded(json!({
+        "numbers": {"z": 1.0, "a": 2.5, "b.c": 3.5}, "parts": {"7": {"size": 4, "weight": 0}, "8": {"size": 5}},
+        "details": {"x": {"y": 6.5, "z": []}, "flag": true, "other": {"flag": 1}},
+        "values": {"kind": "A"}, "value": 7.5, "labels": {"l": "x"},
+    }));
+    same(
+        &row(&full).unwrap(),
+        &[2.5, 3.5, 4.0, 0.0, 6.5, 1.0, 0.0, 7.5, 1.0],
+    );
+    same(&row(&[]).unwrap(), &[NO; 9]);
+    // A key without a value has the default of its type. A number in a path is a key, too.
+    let defaults = encoded(json!({
+        "numbers": {"a": 0.0}, "parts": {"7": {}}, "details": {"x.y": 1.0, "flag": null}, "value": null, "labels": {"l": ""},
+    }));
+    same(
+        &row(&defaults).unwrap(),
+        &[0.0, NO, 0.0, NO, 1.0, NO, NO, NO, 0.0],
+    );
+    // Entries may leave out their default key and value.
+    assert_eq!(row(b"\x32\x03\x0a\x01l").unwrap()[8], 0.0);
+    let twice = [
+        encoded(json!({"parts": {"7": {"size": 1, "weight": 2}}})),
+        encoded(json!({"parts": {"7": {"size": 3}}})),
+    ];
+    let last = row(&twice.concat()).unwrap();
+    assert!(
+        last[2] == 3.0 && last[3].is_nan(),
+        "entries do not merge: {last:?}"
+    );
+    for (wrong, said) in [
+        (
+            json!({"details": {"x": 1.0}}),
+            "field `details.x.y`: expected a number, found a parent that is not an object",
+        ),
+        (
+            json!({"details": {"x": {"y": "text"}}}),
+            "expected a number, found a string",
+        ),
+        (
+            json!({"value": []}),
+            "field `value`: expected a number, found an array",
+        ),
+        (
+            json!({"value": {"a": 1.0}}),
+            "expected a number, found an object",
+        ),
+    ] {
+        let error = row(&encoded(wrong)).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    for end in 1..full.len() {
+        let _ = row(&full[..end]);
+    }
+    for (path, can) in [
+        ("numbers.any.key", true),
+        ("parts.7.size", true),
+        ("details.any.thing", true),
+        ("value", true),
+        ("value.x", true),
+        ("nowhere", false),
+    ] {
+        assert_eq!(has(&event(), path), can, "{path}");
+    }
+}

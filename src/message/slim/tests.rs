@@ -12,6 +12,7 @@ fn source() -> Origin {
         topic: "payments".into(),
         partition: 3,
         offset: 120_934,
+        index: None,
     }
 }
 
@@ -54,6 +55,7 @@ fn verdict_of(record: &[u8], key: &[u8], trace: &[u8], explanation: Explanation<
             partition: 3,
         },
         offset: 120_934,
+        index: None,
         timestamp_ms: Some(1_767_225_600_123),
         key: Some(key),
         payload: record,
@@ -100,6 +102,7 @@ fn read_back(message: &Message) -> FailureHeaders<'_> {
         topic: "dead-letters",
         partition: 1,
         offset: 20,
+        index: None,
         timestamp_ms: message.timestamp_ms,
         key: message.key.as_deref(),
         headers: headers

@@ -102,6 +102,7 @@ mod tests {
                         topic: "in".to_owned(),
                         partition: 0,
                         offset: 0,
+                        index: None,
                     },
                     kind: Kind::Map,
                 },

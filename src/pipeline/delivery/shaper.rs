@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::kafka::Limits;
 use crate::message::{About, Kind, Message};
-use crate::record::Origin;
 
 /// The number of refusals for size after which the last guess becomes the limit for every message to the topic.
 const GUESSES: u32 = 20;
@@ -198,12 +197,8 @@ impl Shaper {
 /// Gives a message without a key the origin of its record as the key, if the topic refuses messages without a key.
 fn give_key(limits: &Limits, topic: &str, message: &mut Message) {
     if message.key.is_none() && limits.needs_key(topic) {
-        let Origin {
-            topic,
-            partition,
-            offset,
-        } = &message.about.source;
-        message.key = Some(format!("{topic}-{partition}-{offset}").into_bytes());
+        let source = &message.about.source;
+        message.key = Some(format!("{}-{}", source.topic, source.place()).into_bytes());
     }
 }
 
@@ -228,6 +223,7 @@ mod tests {
     use rdkafka::ClientConfig;
 
     use super::*;
+    use crate::record::Origin;
 
     fn message(size: usize) -> Message {
         Message {
@@ -236,6 +232,7 @@ mod tests {
                     topic: "in".to_owned(),
                     partition: 1,
                     offset: 7,
+                    index: None,
                 },
                 kind: Kind::Record,
             },

@@ -58,6 +58,7 @@ fn batch(scores: &[f32]) -> Batch {
             topic: "in",
             partition: 0,
             offset,
+            index: None,
             timestamp_ms: Some(1_767_225_600_000),
             key: None,
             headers: Vec::new(),

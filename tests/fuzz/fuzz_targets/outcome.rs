@@ -60,6 +60,7 @@ fn check_letter(limit: usize, key: &[u8], payload: &[u8], header: (String, Vec<u
             topic: "topic".into(),
             partition: 1,
             offset: 7,
+            index: None,
         },
         timestamp_ms: None,
         key: Some(key.to_vec()),

@@ -41,6 +41,21 @@ def add_data(p, required=True):
     p.add_argument("--format", choices=FORMATS, help="format of the files (default: as their names or contents tell)")
     p.add_argument("--label", metavar="COL", help="column that tells normal rows from anomalies; never a feature")
     p.add_argument("--normal", metavar="VALUE", help="value of the label column on normal rows (default 0)")
+    p.add_argument(
+        "--envelope",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="NAME",
+        help="what surrounds each JSON record, the outermost first, as the daemon's input.envelope: connect, debezium, "
+        "cloudevents, mongo, json-string, avro-json",
+    )
+    p.add_argument(
+        "--unwrap",
+        default="none",
+        metavar="PLACE",
+        help="where the records of a line are, as the daemon's input.unwrap: list, or the path of a list",
+    )
+    p.add_argument("--allow-nan", action="store_true", help="read NaN and Infinity in JSON as missing")
 
 
 def add_drop(p):
@@ -86,7 +101,8 @@ def add_seed(p):
 
 def data_source(args):
     """Parsed arguments -> DataSource; a verb without --drop, --max-rows or --seed gets their defaults."""
-    given = {name: getattr(args, name) for name in ("drop", "keep", "max_rows", "seed", "format") if hasattr(args, name)}
+    names = "drop", "keep", "max_rows", "seed", "format", "envelope", "unwrap", "allow_nan"
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return DataSource(args.data, args.label, args.normal, **given)
 
 

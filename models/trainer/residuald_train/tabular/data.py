@@ -9,19 +9,22 @@ from .. import TrainerError
 from ..console import bar
 
 
-def read(paths, max_rows=None, seed=0, format=None):
+def read(paths, max_rows=None, seed=0, format=None, **wrapping):
     """Reads files in order -> residuald.Table [rows]. Raises TrainerError that names the file.
 
     A path may be a folder of part files, a pattern such as "part-*.csv", or "-" for standard input.
 
     If the files hold more than `max_rows` rows in total, `max_rows` of them are drawn at random, each row equally
-    likely. Only the drawn rows are kept in memory.
+    likely. Only the drawn rows are kept in memory. `wrapping` (envelope, unwrap, allow_nan) says how JSON records are
+    wrapped, as for residuald.read.
     """
     bar = Bar()
     try:
-        return residuald.read(list(map(str, paths)), max_rows, seed, bar, format)
+        return residuald.read(list(map(str, paths)), max_rows, seed, bar, format, **wrapping)
     except residuald.Error as error:
         raise TrainerError(f"cannot read {one_line(error)}") from None
+    except ValueError as error:
+        raise TrainerError(f"--{one_line(error)}") from None
     finally:
         bar.close()
 

@@ -25,6 +25,9 @@ class DataSource:
     max_rows: int = MAX_ROWS
     seed: int = 0
     format: str | None = None  # of the files; None: as their names or their content tell
+    envelope: tuple[str, ...] = ()  # what surrounds each JSON record, the outermost first
+    unwrap: str = "none"  # where the records of a line are
+    allow_nan: bool = False  # whether NaN in JSON is a missing value
 
 
 def read_labelled(source, label=None):
@@ -32,7 +35,8 @@ def read_labelled(source, label=None):
 
     If the source names no label, the label passed in (that of a schema) is used, or else the column `y` of NPZ files.
     """
-    table = read(source.files, source.max_rows, source.seed, source.format)
+    wrapping = {"envelope": list(source.envelope), "unwrap": source.unwrap, "allow_nan": source.allow_nan}
+    table = read(source.files, source.max_rows, source.seed, source.format, **wrapping)
     say(*table.notes)
     if source.label:
         label = {"path": source.label, "normal": json_value(source.normal or "0")}

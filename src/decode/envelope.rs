@@ -1,0 +1,380 @@
+//! Finds the records in a JSON message. `input.unwrap` says where a message has several records, and `input.envelope` what
+//! surrounds each of them. A message of several records is divided into messages of one record each, which have the same shape.
+//! So a dead letter of one record can be replayed, and its siblings are not.
+
+mod avro_json;
+mod cloud_events;
+mod connect;
+mod debezium;
+mod likeness;
+mod mongo;
+mod raw;
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use serde_json::value::RawValue;
+
+use super::json::{nan, unframed};
+use super::{Reason, RowError, malformed};
+use raw::{describe, items, object, string};
+
+pub use likeness::likeness;
+
+/// Maximum number of records in a message, if nothing else is set.
+const MOST_RECORDS: usize = 10_000;
+
+/// How a JSON message contains its records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wrapping {
+    pub unwrap: Unwrap,
+    /// What surrounds a record, the outermost first.
+    pub envelopes: Vec<Envelope>,
+    /// Whether NaN and infinities count as missing. Otherwise a feature refuses them.
+    pub allow_nan: bool,
+    /// Maximum number of records in a message.
+    pub most_records: usize,
+}
+
+/// Where the records of a message are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unwrap {
+    /// The message is one record.
+    No,
+    /// The message is a list of records.
+    List,
+    /// The message is an object with a list of records at this path.
+    At(String),
+    /// Each line of the message is a record.
+    Lines,
+}
+
+/// What surrounds a record, or how its values are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    /// Kafka Connect's JsonConverter with schemas: `{"schema": …, "payload": …}`.
+    Connect,
+    /// Debezium's change events: `before`, `after` and `op`, with or without Connect's schema.
+    Debezium,
+    /// CloudEvents in structured or batch mode.
+    CloudEvents,
+    /// MongoDB's extended JSON.
+    Mongo,
+    /// A JSON string that contains JSON.
+    JsonString,
+    /// Avro's JSON encoding, in which a union's value is an object: `{"double": 1.5}`.
+    AvroJson,
+}
+
+/// Why a message or a record has nothing to score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// No value at all: a deletion in a compacted topic.
+    Tombstone,
+    /// A row or a document was deleted.
+    Delete,
+    /// A table or a collection was emptied, dropped or renamed.
+    Truncate,
+    /// A message in the database's log that is about no row.
+    LogMessage,
+    /// A list without records.
+    EmptyList,
+}
+
+impl Skip {
+    pub const ALL: [Skip; 5] = [
+        Skip::Tombstone,
+        Skip::Delete,
+        Skip::Truncate,
+        Skip::LogMessage,
+        Skip::EmptyList,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Skip::Tombstone => "tombstone",
+            Skip::Delete => "delete",
+            Skip::Truncate => "truncate",
+            Skip::LogMessage => "log_message",
+            Skip::EmptyList => "empty_list",
+        }
+    }
+}
+
+impl FromStr for Unwrap {
+    type Err = String;
+
+    /// Reads `none`, `list`, `lines` or the path of a list. `$.list` is the path of a field with the name `list`.
+    fn from_str(text: &str) -> Result<Unwrap, String> {
+        Ok(match text {
+            "none" => Unwrap::No,
+            "list" => Unwrap::List,
+            "lines" => Unwrap::Lines,
+            path => {
+                let path = path.strip_prefix("$.").unwrap_or(path);
+                if path.split('.').any(str::is_empty) {
+                    return Err(
+                        "expected none, list, lines, or the path of a list, for example records"
+                            .to_owned(),
+                    );
+                }
+                Unwrap::At(path.to_owned())
+            }
+        })
+    }
+}
+
+impl FromStr for Envelope {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Envelope, String> {
+        let known = Envelope::NAMES.iter().find(|(known, _)| *known == name);
+        known.map(|(_, envelope)| *envelope).ok_or_else(|| {
+            let known = Envelope::NAMES.map(|(known, _)| known).join(", ");
+            format!("expected none, or one or more of {known}, the outermost first")
+        })
+    }
+}
+
+impl Envelope {
+    pub const NAMES: [(&'static str, Envelope); 6] = [
+        ("connect", Envelope::Connect),
+        ("debezium", Envelope::Debezium),
+        ("cloudevents", Envelope::CloudEvents),
+        ("mongo", Envelope::Mongo),
+        ("json-string", Envelope::JsonString),
+        ("avro-json", Envelope::AvroJson),
+    ];
+
+    fn open<'p>(self, json: Cow<'p, str>) -> Result<Content<'p>, RowError> {
+        match self {
+            Envelope::Connect => connect::open(&json),
+            Envelope::Debezium => debezium::open(&json),
+            Envelope::CloudEvents => cloud_events::open(&json),
+            Envelope::Mongo => mongo::open(&json),
+            Envelope::JsonString => match string(json.trim()) {
+                Some(inner) => Ok(Content::record(inner.into_owned())),
+                None => Err(unexpected(
+                    "a JSON string that contains JSON",
+                    "json-string",
+                    &json,
+                )),
+            },
+            Envelope::AvroJson => avro_json::open(&json),
+        }
+    }
+}
+
+/// What an envelope contains.
+#[derive(Debug, PartialEq)]
+pub enum Content<'p> {
+    /// Plain JSON.
+    Record(Cow<'p, str>),
+    Nothing(Skip),
+}
+
+impl Content<'_> {
+    fn record(json: String) -> Content<'static> {
+        Content::Record(Cow::Owned(json))
+    }
+}
+
+/// The records of a message.
+#[derive(Debug, PartialEq)]
+pub enum Split {
+    /// The message is one record.
+    One,
+    /// Messages of one record each, in order. There is at least one.
+    Many(Vec<Vec<u8>>),
+    Empty,
+}
+
+impl Default for Wrapping {
+    /// Each message is one plain record.
+    fn default() -> Wrapping {
+        Wrapping {
+            unwrap: Unwrap::No,
+            envelopes: Vec::new(),
+            allow_nan: false,
+            most_records: MOST_RECORDS,
+        }
+    }
+}
+
+impl Wrapping {
+    /// Returns whether each message is one plain record.
+    pub fn is_plain(&self) -> bool {
+        self.unwrap == Unwrap::No && self.envelopes.is_empty() && !self.allow_nan
+    }
+
+    /// Returns the plain JSON of the only record of a message. NaN and infinities are null if they are allowed, and otherwise stay
+    /// as they are.
+    ///
+    /// # Errors
+    /// The message does not have the expected shape.
+    pub fn plain(&self, payload: &[u8]) -> Result<Result<Vec<u8>, Skip>, RowError> {
+        Ok(match self.open(payload)? {
+            Content::Record(json) if self.allow_nan => Ok(nan::nulled(&json).into_owned().into()),
+            Content::Record(json) => Ok(nan::unmarked(&json).into_owned().into()),
+            Content::Nothing(skip) => Err(skip),
+        })
+    }
+
+    /// Divides a message into messages of one record each.
+    ///
+    /// # Errors
+    /// The message does not have the shape that `input.unwrap` expects, or it has too many records.
+    pub fn split(&self, payload: &[u8]) -> Result<Split, RowError> {
+        let Some(place) = self.place(payload) else {
+            return Ok(Split::One);
+        };
+        let text = text(payload)?;
+        let (records, count) = place.records(&text, self.most_records)?;
+        if count > self.most_records {
+            return Err(RowError {
+                reason: Reason::TooLarge,
+                detail: format!(
+                    "the message has {count} records, but input.max_unwrapped is {}: none of them is judged. Raise it, or let the producer send fewer records a message",
+                    self.most_records
+                )
+                .into(),
+            });
+        }
+        if records.is_empty() {
+            return Ok(Split::Empty);
+        }
+        let alone = records.iter().map(|record| place.wrap(record));
+        Ok(Split::Many(alone.collect()))
+    }
+
+    /// Returns the record of a message that has one record.
+    ///
+    /// # Errors
+    /// The message does not have the expected shape.
+    pub fn open<'p>(&self, payload: &'p [u8]) -> Result<Content<'p>, RowError> {
+        let text = text(payload)?;
+        let record = match self.place(payload) {
+            None => text,
+            Some(place) => match &place.records(&text, 1)? {
+                (records, 1) => Cow::Owned(records[0].to_owned()),
+                (_, 0) => return Ok(Content::Nothing(Skip::EmptyList)),
+                (_, count) => {
+                    return Err(malformed(format!(
+                        "the message has {count} records, and one was expected"
+                    )));
+                }
+            },
+        };
+        let mut content = Content::Record(record);
+        for envelope in &self.envelopes {
+            let Content::Record(json) = content else {
+                break;
+            };
+            content = envelope.open(json)?;
+        }
+        Ok(content)
+    }
+
+    fn place(&self, payload: &[u8]) -> Option<Place<'_>> {
+        let is_list = || unframed(payload).trim_ascii_start().starts_with(b"[");
+        match &self.unwrap {
+            Unwrap::No if self.envelopes.first() == Some(&Envelope::CloudEvents) && is_list() => {
+                Some(Place::List)
+            }
+            Unwrap::No => None,
+            Unwrap::List => Some(Place::List),
+            Unwrap::At(path) => Some(Place::At(path)),
+            Unwrap::Lines => Some(Place::Lines),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Place<'w> {
+    List,
+    At(&'w str),
+    Lines,
+}
+
+impl Place<'_> {
+    /// Returns at most `most` records, and how many there are.
+    fn records<'t>(self, text: &'t str, most: usize) -> Result<(Vec<&'t str>, usize), RowError> {
+        let list = match self {
+            Place::Lines => {
+                let lines = || text.lines().filter(|line| !line.trim().is_empty());
+                return Ok((lines().take(most).collect(), lines().count()));
+            }
+            Place::List => text.trim(),
+            Place::At(path) => at(text, path, path)?,
+        };
+        if !list.starts_with('[') {
+            return Err(malformed(format!(
+                "input.unwrap = \"list\" expects a list of records, found {}",
+                describe(list)
+            )));
+        }
+        items(list, most)
+    }
+
+    /// Returns a message that contains only this record.
+    fn wrap(self, record: &str) -> Vec<u8> {
+        let record = nan::unmarked(record);
+        match self {
+            Place::Lines => record.into_owned(),
+            Place::List => format!("[{record}]"),
+            Place::At(path) => {
+                let keys: Vec<String> = path
+                    .split('.')
+                    .map(|key| format!("{{{}:", serde_json::Value::from(key)))
+                    .collect();
+                format!("{}[{record}]{}", keys.concat(), "}".repeat(keys.len()))
+            }
+        }
+        .into_bytes()
+    }
+}
+
+/// Returns the list at `path` below an object. A key with dots is found as well.
+fn at<'t>(text: &'t str, path: &str, whole: &str) -> Result<&'t str, RowError> {
+    let shape = |found: String| {
+        malformed(format!(
+            "input.unwrap = \"{whole}\" expects an object with a list at `{whole}`, found {found}"
+        ))
+    };
+    let fields = object(text)?.ok_or_else(|| shape(describe(text)))?;
+    if let Some(list) = fields.get(path)? {
+        return match list.get().starts_with('[') {
+            true => Ok(list.get()),
+            false => Err(shape(format!("{} there", describe(list.get())))),
+        };
+    }
+    let below = path.split_once('.');
+    let below = below.map(|(key, rest)| fields.get(key).map(|value| (value, rest)));
+    match below.transpose()? {
+        Some((Some(value), rest)) => at(value.get(), rest, whole),
+        _ => Err(shape(describe(text))),
+    }
+}
+
+/// Returns a message as text in which NaN and infinities are marked.
+fn text(payload: &[u8]) -> Result<Cow<'_, str>, RowError> {
+    let text = std::str::from_utf8(unframed(payload))
+        .map_err(|e| super::json::not_json(payload, format!("not UTF-8: {e}")))?;
+    Ok(nan::marked(text))
+}
+
+/// Describes a record that does not have the shape of its envelope.
+fn unexpected(expected: &str, setting: &str, found: &str) -> RowError {
+    malformed(format!(
+        "input.envelope = \"{setting}\" expects {expected}, found {}",
+        describe(found)
+    ))
+}
+
+/// Returns whether a JSON value is null.
+fn is_null(value: &RawValue) -> bool {
+    value.get() == "null"
+}
+
+#[cfg(test)]
+mod tests;
