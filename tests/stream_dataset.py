@@ -55,7 +55,8 @@ def main():
         on_file = score_file(options, bundle, stream)
         with Cluster(folder / "kafka") as brokers:
             streaming = time.monotonic()
-            verdicts, status = judge_stream(options, brokers, bundle, stream, records)
+            rate = alarm_rate(bundle)
+            verdicts, status = judge_stream(options.residuald, brokers, bundle, stream, records, rate)
             seconds = time.monotonic() - streaming
         report = check(options, records, on_file, verdicts, status)
         compare(report, bundle, on_file, verdicts)
@@ -175,35 +176,36 @@ def alarm_rate(bundle):
 
 
 class Cluster:
-    """A context manager that runs a real Apache Kafka."""
+    """A context manager that runs a real Apache Kafka with the topics `prefix` + TOPICS for each prefix."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, prefixes=("",), partitions=PARTITIONS):
+        self.folder, self.partitions = folder, partitions
+        self.topics = [prefix + topic for prefix in prefixes for topic in TOPICS]
 
     def __enter__(self):
         brokers = call(KAFKA, "start", "--dir", self.folder, "--while-pid", os.getpid()).split()[-1]
-        for topic in TOPICS:
-            call(KAFKA, "topic", "create", topic, "--partitions", PARTITIONS, "--dir", self.folder)
+        for topic in self.topics:
+            call(KAFKA, "topic", "create", topic, "--partitions", self.partitions, "--dir", self.folder)
         return brokers
 
     def __exit__(self, *_):
         call(KAFKA, "stop", "--dir", self.folder)
 
 
-def judge_stream(options, brokers, bundle, stream, records):
+def judge_stream(residuald, brokers, bundle, stream, records, rate, prefix=""):
     """Produces the records while the daemon runs -> (all verdicts, the daemon's last /status)."""
     settings = {
         "kafka.brokers": brokers,
-        "kafka.topics": "in",
+        "kafka.topics": prefix + "in",
         "model.bundle": bundle,
-        "output.anomalies_topic": "anomalies",
-        "output.scores_topic": "scores",
-        "output.dead_letter_topic": "dead",
+        "output.anomalies_topic": prefix + "anomalies",
+        "output.scores_topic": prefix + "scores",
+        "output.dead_letter_topic": prefix + "dead",
         "http.listen": "127.0.0.1:0",
         "telemetry.log_format": "json",
-        "threshold.false_alarm_rate": alarm_rate(bundle),
+        "threshold.false_alarm_rate": rate,
     }
-    command = [options.residuald, "run"]
+    command = [residuald, "run"]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
     log = (bundle.parent / "daemon.log").open("w+")
@@ -211,7 +213,7 @@ def judge_stream(options, brokers, bundle, stream, records):
     try:
         address = wait("HTTP", daemon, log, lambda: address_in(log.name))
         wait("readiness", daemon, log, lambda: get(address, "/readyz") is not None)
-        sent = call(options.residuald, "produce", stream, "--topic", "in", "--brokers", brokers, "--json")
+        sent = call(residuald, "produce", stream, "--topic", prefix + "in", "--brokers", brokers, "--json")
         produced = json.loads(sent)
         if produced["produced"] != records:
             sys.exit(f"residuald produce sent {produced['produced']} of {records} records: {produced}")
@@ -222,7 +224,7 @@ def judge_stream(options, brokers, bundle, stream, records):
         code = daemon.wait(60)
     if code:
         sys.exit(f"residuald run failed with exit status {code}:\n{Path(log.name).read_text()[-2000:]}")
-    lines = call("kcat", "-b", brokers, "-C", "-t", "scores", "-o", "beginning", "-e", "-q").splitlines()
+    lines = call("kcat", "-b", brokers, "-C", "-t", prefix + "scores", "-o", "beginning", "-e", "-q").splitlines()
     return [json.loads(line) for line in lines], status
 
 
