@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::Options;
 use super::labels::Labels;
+use crate::decode::without_nan;
 
 pub struct Picker {
     label: Option<String>,

@@ -44,7 +44,7 @@ fn labelled(label: &str, normal: &str) -> Options {
     Options {
         label: Some(label.into()),
         normal: normal.into(),
-        key: None,
+        ..Options::default()
     }
 }
 

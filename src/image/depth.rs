@@ -86,7 +86,11 @@ mod tests {
     fn the_largest_sample_is_white() {
         for (bits, largest) in [(10, 1023), (12, 4095), (14, 16_383), (16, 65_535)] {
             let narrow = BitDepth::new(bits).narrow();
-            assert_eq!((narrow(0), narrow(largest), narrow(largest / 2)), (0, 255, 127), "{bits}");
+            assert_eq!(
+                (narrow(0), narrow(largest), narrow(largest / 2)),
+                (0, 255, 127),
+                "{bits}"
+            );
         }
         let narrow = BitDepth::default().narrow();
         for sample in 0..=u16::MAX {
@@ -112,6 +116,9 @@ mod tests {
         (0..30).for_each(|_| twelve.note(4095).unwrap());
         assert_eq!(twelve.suspected(), None);
         let said = twelve.note(4096).unwrap_err();
-        assert!(said.contains("is 4096, but input.bit_depth = 12 allows at most 4095"), "{said}");
+        assert!(
+            said.contains("is 4096, but input.bit_depth = 12 allows at most 4095"),
+            "{said}"
+        );
     }
 }
