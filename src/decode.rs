@@ -24,6 +24,7 @@
 //! counts. If a Protobuf field occurs twice, the last value counts, because its readers agree on that.
 
 mod avro;
+mod changes;
 mod envelope;
 mod headers;
 mod json;
@@ -40,6 +41,7 @@ use std::fmt;
 
 use serde_json::value::RawValue;
 
+pub use changes::features_of_changes;
 use envelope::Content;
 pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping};
 pub use json::JsonDecoder;
@@ -64,6 +66,8 @@ pub enum RecordFormat {
     /// JSON whose records are in envelopes or in lists.
     Wrapped(Wrapping),
     Typed(TypeSource),
+    /// Debezium's change events with types, of which the state after the change is judged.
+    Changes(TypeSource),
     /// Images, which an [`ImageReader`] converts to rows.
     Images(ImageReader),
 }
@@ -116,6 +120,9 @@ impl Decoder {
             RecordFormat::Typed(source) => {
                 Payloads::Typed(Box::new(TypedDecoder::new(features, source, segment)))
             }
+            RecordFormat::Changes(source) => Payloads::Typed(Box::new(TypedDecoder::of_changes(
+                features, source, segment,
+            ))),
             RecordFormat::Images(reader) => Payloads::Images(reader),
         };
         Decoder { format, keys }
@@ -227,6 +234,11 @@ impl RecordFormat {
                 let (record_type, record) = source.type_of(payload).ok()?;
                 let json = record_type.to_json(record, MOST_JSON)?;
                 RawValue::from_string(json).ok().map(Cow::Owned)
+            }
+            RecordFormat::Changes(source) => {
+                let (record_type, record) = source.type_of(payload).ok()?;
+                let json = record_type.to_json(record, MOST_JSON)?;
+                to_raw(&envelope::field(&json, changes::AFTER)?)
             }
             RecordFormat::Images(reader) => reader.context(payload),
         }

@@ -168,8 +168,13 @@ pub(super) fn wrapping(s: &mut Settings, input: &InputSettings) -> Option<Wrappi
     if wrapping.is_plain() {
         return None;
     }
-    if !matches!(input, InputSettings::Json | InputSettings::OfBundle) {
-        s.problem("input.envelope, input.unwrap and input.allow_nan apply only to JSON: remove them. With Avro and Protobuf, features name the fields in an envelope by their path, for example after.amount".into());
+    let is_typed = matches!(input, InputSettings::Avro(_) | InputSettings::Protobuf(..));
+    let fits = match input {
+        InputSettings::Json | InputSettings::OfBundle => true,
+        _ => is_typed && wrapping.is_debezium_alone(),
+    };
+    if !fits {
+        s.problem("input.envelope, input.unwrap and input.allow_nan apply only to JSON, except that input.envelope may be \"debezium\" with Avro and Protobuf: remove them".into());
     }
     Some(wrapping)
 }
@@ -253,8 +258,14 @@ mod tests {
         let avro = [
             "input.format=avro",
             "input.schema_file=s",
+            "input.envelope=connect",
+        ];
+        let changes = [
+            "input.format=avro",
+            "input.schema_file=s",
             "input.envelope=debezium",
         ];
+        assert!(wrapping(&changes).unwrap().unwrap().is_debezium_alone());
         for (flags, expected) in [
             (
                 &["input.envelope=debezum"][..],

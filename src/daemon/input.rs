@@ -7,6 +7,7 @@ use crate::bundle::{self, Bundle, Feature, Pixels, SegmentId};
 use crate::config::{self, Config, SchemaRegistry, SchemaSource};
 use crate::decode::{
     DecodeError, Decoder, Format, Reason, RecordFormat, RecordType, RowError, TypeSource,
+    features_of_changes,
 };
 use crate::image::{BitDepth, FIELD, ImageReader, Limits};
 use crate::metrics::Metrics;
@@ -26,7 +27,7 @@ pub fn open(config: &Config, bundle: &Bundle, metrics: &Metrics) -> Result<Recor
     let registry = |registry: &SchemaRegistry, format| {
         let schemas = schema_registry::start(registry, format, metrics.clone());
         let schemas = schemas.map_err(Failure::config)?;
-        Ok(RecordFormat::Typed(TypeSource::Registry(format, schemas)))
+        Ok(typed(config, TypeSource::Registry(format, schemas)))
     };
     match &config.input {
         config::InputSettings::Avro(SchemaSource::Registry(at)) => registry(at, Format::Avro),
@@ -80,9 +81,20 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat
             ))
         }
         (Avro(_) | Protobuf(..), bundle::ModelInput::Tabular { features }) => {
-            let record_type = open_file(asked, features)?;
-            Ok(record_type.map(|t| RecordFormat::Typed(TypeSource::File(t))))
+            let record_type = match config.wrapping {
+                None => open_file(asked, features)?,
+                Some(_) => open_file(asked, &features_of_changes(features))?,
+            };
+            Ok(record_type.map(|t| typed(config, TypeSource::File(t))))
         }
+    }
+}
+
+/// Returns the format of records with types. With an envelope, which can only be Debezium's, they are change events.
+fn typed(config: &Config, source: TypeSource) -> RecordFormat {
+    match config.wrapping {
+        None => RecordFormat::Typed(source),
+        Some(_) => RecordFormat::Changes(source),
     }
 }
 

@@ -70,7 +70,7 @@ impl Unwrapped {
         left_out
             .map(|(skip, count)| {
                 format!(
-                    "{count} records or lists have nothing to score ({}) and are left out",
+                    "left out, because there is nothing to score: {count} ({})",
                     skip.as_str()
                 )
             })

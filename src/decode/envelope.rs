@@ -207,6 +207,12 @@ impl Wrapping {
         self.unwrap == Unwrap::No && self.envelopes.is_empty() && !self.allow_nan
     }
 
+    /// Returns whether the messages are Debezium's change events and nothing else.
+    pub fn is_debezium_alone(&self) -> bool {
+        let is_one = self.unwrap == Unwrap::No && !self.allow_nan;
+        is_one && self.envelopes == [Envelope::Debezium]
+    }
+
     /// Returns the plain JSON of the only record of a message. NaN and infinities are null if they are allowed, and otherwise stay
     /// as they are.
     ///
@@ -369,6 +375,12 @@ fn unexpected(expected: &str, setting: &str, found: &str) -> RowError {
         "input.envelope = \"{setting}\" expects {expected}, found {}",
         describe(found)
     ))
+}
+
+/// Returns the value of a field of a JSON object.
+pub fn field(json: &str, key: &str) -> Option<String> {
+    let fields = object(json).ok()??;
+    Some(fields.get(key).ok()??.get().to_owned())
 }
 
 /// Returns whether a JSON value is null.

@@ -503,12 +503,13 @@ fn a_replayed_letter_brings_its_record_alone_and_backtest_agrees() {
     daemon.is_balanced();
     assert_eq!(daemon.count("scored"), 3);
     daemon.drains();
-    let again = &topics.letters()[1];
-    let why = again.header("__connect.errors.exception.message").unwrap();
-    assert!(
-        why.starts_with("record 0 of the message: field `amount`"),
-        "{why}"
-    );
+    // The markers of the replay are in the topic, too.
+    let letters = topics.letters();
+    let why = letters
+        .iter()
+        .filter_map(|letter| letter.header("__connect.errors.exception.message"));
+    let again = why.filter(|why| why.starts_with("record 0 of the message: field `amount`"));
+    assert_eq!(again.count(), 1);
 
     let dir = tempfile::tempdir().unwrap();
     let (out, config) = (dir.path().join("out.ndjson"), dir.path().join("c.toml"));

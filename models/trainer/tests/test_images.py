@@ -126,6 +126,45 @@ def test_broken_images_are_said_to_be():
         pixels.decode(encoded(two[0], "WEBP", save_all=True, append_images=two[1:], duration=9), 1)
 
 
+def test_the_largest_value_of_a_bit_depth_is_white():
+    for bits in (10, 12, 14):
+        white = (1 << bits) - 1
+        image = encoded(Image.fromarray(np.array([[0, white // 2, white]], np.uint16)))
+        assert np.asarray(pixels.decode(image, 1, bits)).tolist() == [[0, 127, 255]]
+        with pytest.raises(TrainerError, match=f"has the sample {white}, but --bit-depth 9 allows at most 511"):
+            pixels.decode(image, 1, 9)
+
+
+def test_hidden_empty_and_broken_images_are_left_out_and_said(folder, tmp_path, capsys):
+    for image in (folder / "train/good").iterdir():
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    (tmp_path / "._00.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash/00.png").write_bytes(b"")
+    (tmp_path / "empty.png").write_bytes(b"")
+    options = ["images", "--data", str(tmp_path), "--out", str(tmp_path / "b"), "--dry-run"]
+    assert main(options) == 0
+    printed = capsys.readouterr()
+    assert "images: 20 normal" in printed.out
+    assert "1 of 21 images cannot be read and are left out" in printed.err
+    assert "empty.png cannot be read" in printed.err
+    assert "._00" not in printed.err
+    for i in range(3):
+        (tmp_path / f"broken{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(options) == 65
+    assert "4 of 24 images cannot be read" in capsys.readouterr().err
+
+
+def test_few_bits_in_sixteen_are_said(tmp_path, capsys):
+    for i in range(3):
+        Image.fromarray(np.full((40, 40), 4000 + i, np.uint16)).save(tmp_path / f"{i}.png")
+    options = ["images", "--data", str(tmp_path), "--out", str(tmp_path / "b"), "--dry-run"]
+    assert main(options) == 0
+    assert "use only 12 bits" in capsys.readouterr().err
+    assert main([*options, "--bit-depth", "12"]) == 0
+    assert "use only" not in capsys.readouterr().err
+
+
 def test_tiles_cover_the_image():
     assert pixels.starts(64, 64, 16) == [0]
     assert pixels.starts(65, 64, 16) == [0, 1]

@@ -425,7 +425,7 @@ fn maps_are_read_by_key() {
     assert_eq!(probe.row(&wrong).unwrap_err().reason, Reason::WrongType);
 
     // A key that occurs twice: the last value counts. Blocks may state their size.
-    let bytes = b"\x03\x22\x0cmethod\x04\x06PUT\x02\x0cmethod\x04\x06GET\x00\x00\x12";
+    let bytes = b"\x03\x30\x0cmethod\x04\x06PUT\x0cmethod\x04\x06GET\x00\x00\x12";
     assert_eq!(probe.row(bytes).unwrap()[1], 0.0);
     for end in 0..bytes.len() {
         assert!(probe.row(&bytes[..end]).is_err());

@@ -143,6 +143,13 @@ def add_images(p):
         metavar="SCALE,OVERLAP",
         help="cut large images into tiles: 0.5,32 resizes by 0.5 and lets tiles overlap by 32 pixels",
     )
+    p.add_argument(
+        "--bit-depth",
+        type=int,
+        default=16,
+        metavar="BITS",
+        help="how many bits the camera uses in gray images of 16 bits (default 16); set input.bit_depth to the same",
+    )
     p.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
     add_minutes(p)
     p.add_argument("--batch", type=int, help="images in each step (default: the recipe's)")
@@ -174,12 +181,13 @@ def image_shape(args):
         ("--size", min(h, w) >= 32 and max(h, w) <= 512, "be 32 to 512 pixels"),
         ("--tiles", not args.tiles or args.tiles.scale > 0, "have a positive scale"),
         ("--tiles", not args.tiles or 0 <= args.tiles.overlap < min(h, w), "have an overlap smaller than a tile"),
+        ("--bit-depth", 9 <= args.bit_depth <= 16, "be 9 to 16"),
         ("--steps", positive_or_default(args.steps), "be a positive number"),
         ("--minutes", positive_or_default(args.minutes), "be a positive number"),
         ("--batch", args.batch is None or args.batch > 1, "be two or more"),
         ("--threads", positive_or_default(args.threads), "be a positive number"),
     )
-    return Shape(h, w, args.channels, args.tiles)
+    return Shape(h, w, args.channels, args.tiles, args.bit_depth)
 
 
 def image_options(args, seed):

@@ -40,7 +40,7 @@ def read_folder(folder, normal=None, groups=None):
 
     def listed(below, label, mask_of=None, skip=()):
         out = []
-        for path in sorted(p for p in below.rglob("*") if p.suffix.lower() in SUFFIXES and p not in skip):
+        for path in sorted(p for p in below.rglob("*") if is_image(p, below) and p not in skip):
             name = path.relative_to(folder).as_posix()
             if groups and name not in group_of:
                 raise TrainerError(f"{groups} has no line for the image {name}")
@@ -52,7 +52,9 @@ def read_folder(folder, normal=None, groups=None):
         if not (folder / normal).is_dir():
             raise TrainerError(f"--normal {normal}: there is no folder {folder / normal}")
         test = []
-        for below in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != normal):
+        for below in sorted(
+            p for p in folder.iterdir() if p.is_dir() and p.name != normal and not p.name.startswith(".")
+        ):
             masks = {p for p in below.rglob("*.png") if p.with_suffix(".jpg").exists()}
             test += listed(below, below.name, lambda p: p.with_suffix(".png"), masks)
         masks = {p for p in (folder / normal).rglob("*.png") if p.with_suffix(".jpg").exists()}
@@ -67,6 +69,12 @@ def read_folder(folder, normal=None, groups=None):
     if not train:
         raise TrainerError(f"{folder} contains no images ({', '.join(sorted(SUFFIXES))})")
     return train, test
+
+
+def is_image(path, below):
+    """Whether a path below a folder is an image. Hidden files and folders, such as macOS' ._000.png, are not."""
+    hidden = any(part.startswith(".") for part in path.relative_to(below).parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
 def read_groups(path):

@@ -12,12 +12,13 @@ from .. import TrainerError
 from ..bench.metrics import image_metrics
 from ..bundle.export import check_out, write
 from ..bundle.served import run_onnx, session
+from ..console import say
 from ..report.sheet import training_sheets
 from ..training import loss_curve
 from . import ddim, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
-from .pixels import Shape, image_scores, to_rows
+from .pixels import Shape, image_scores, readable, to_rows
 
 MIN_IMAGES = 16
 QUANTILES = 0.5, 0.9, 0.99, 1
@@ -51,7 +52,13 @@ def train_bundle(settings):
     """Trains on the images of `settings.data` and writes the bundle to `settings.out`."""
     check_out(settings.out, settings.force)
     good, labelled = read_folder(settings.data, settings.normal, settings.groups)
+    good, notes = readable(good, settings.shape)
+    labelled, more = readable(labelled, settings.shape)
+    for note in (*notes, *more):
+        say(note)
     recorded = asdict(settings.options) | {"recipe": settings.recipe, "held_out": settings.held_out}
+    if settings.shape.bit_depth < 16:
+        recorded["bit_depth"] = settings.shape.bit_depth
     about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
     print("options:", json.dumps(about | recorded))
     print("input:", json.dumps(settings.shape.manifest()))
