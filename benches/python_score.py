@@ -52,9 +52,8 @@ def main():
     command_median = statistics.median(times["residuald score"])
     for name, taken in times.items():
         median = statistics.median(taken)
-        print(
-            f"{name:22} {median:.3f} s ({min(taken):.3f} to {max(taken):.3f}), {command_median / median:.2f} times as fast"
-        )
+        between = f"{min(taken):.3f} to {max(taken):.3f}"
+        print(f"{name:22} {median:.3f} s ({between}), {command_median / median:.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -233,6 +233,10 @@ pub enum Paths {
 /// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
 #[pyfunction]
 #[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, format = None, envelope = vec![], unwrap = "none", allow_nan = false))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "they are Python's keyword arguments"
+)]
 pub fn read(
     py: Python<'_>,
     files: Paths,

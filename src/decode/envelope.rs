@@ -304,7 +304,7 @@ enum Place<'w> {
 
 impl Place<'_> {
     /// Returns at most `most` records, and how many there are.
-    fn records<'t>(self, text: &'t str, most: usize) -> Result<(Vec<&'t str>, usize), RowError> {
+    fn records(self, text: &str, most: usize) -> Result<(Vec<&str>, usize), RowError> {
         let list = match self {
             Place::Lines => {
                 let lines = || text.lines().filter(|line| !line.trim().is_empty());

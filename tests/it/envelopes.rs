@@ -126,7 +126,8 @@ fn every_envelope_gives_the_same_scores() {
         let union = unions(payment);
         union["shop.Part"].clone()
     };
-    let wrappers: [(&str, &dyn Fn(&Value) -> Value); 10] = [
+    type Wrapper<'w> = &'w dyn Fn(&Value) -> Value;
+    let wrappers: [(&str, Wrapper); 10] = [
         ("connect", &|p| {
             let (row, schema) = row(p);
             json!({"schema": schema, "payload": row})

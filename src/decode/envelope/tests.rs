@@ -406,7 +406,10 @@ fn a_message_of_records_is_divided_into_messages_of_the_same_shape() {
         assert_eq!(alone, expected);
         // Each is a message of one record, in the same shape.
         for one in &alone {
-            assert_eq!(split(unwrap.clone(), one).unwrap(), [one.clone()]);
+            assert_eq!(
+                split(unwrap.clone(), one).unwrap(),
+                std::slice::from_ref(one)
+            );
         }
         if let Some(first) = alone.first() {
             let opened = wrapping(unwrap, &[]).open(first.as_bytes()).unwrap();

@@ -35,8 +35,8 @@ def add_data(p, required=True):
         nargs="+",
         required=required,
         metavar="FILE",
-        help=".csv .tsv .ndjson .json (also .gz) .parquet .arrow .feather .npz; a folder of part files, a pattern in quotes "
-        "such as 'part-*.csv', or - for standard input",
+        help=".csv .tsv .ndjson .json (also .gz) .parquet .arrow .feather .npz; a folder of part files, a pattern in "
+        "quotes such as 'part-*.csv', or - for standard input",
     )
     p.add_argument("--format", choices=FORMATS, help="format of the files (default: as their names or contents tell)")
     p.add_argument("--label", metavar="COL", help="column that tells normal rows from anomalies; never a feature")

@@ -122,7 +122,7 @@ def readable(images, shape):
     Raises TrainerError if more than TOLERATED of them cannot be read.
     """
     kept, broken, wide, largest = [], [], 0, 0
-    for p in tqdm(images, desc="check", unit=" images", mininterval=0.5, delay=1):
+    for p in bar(images, desc="check", unit=" images", delay=1):
         try:
             load(p.path, shape.channels, shape.bit_depth)
         except TrainerError as error:
