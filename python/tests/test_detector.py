@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import residuald
 from sklearn.base import clone
+from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -73,6 +74,14 @@ def test_a_frame_with_text_and_what_is_left_out_is_said():
     wrong = detector.score_records(odd)
     assert wrong.is_anomaly.mean() > 10 * detector.score_records(frame).is_anomaly.mean()
     assert wrong.reasons()["feature"].iloc[0] in ("a", "b", "kind")
+
+
+def test_a_bundle_of_another_librarys_model(tmp_path):
+    forest = IsolationForest(n_estimators=20, random_state=0).fit(NORMAL)
+    schema = [{"name": name, "path": name, "type": "number"} for name in "abc"]
+    bundle = residuald.Bundle.from_sklearn(forest, schema, FRESH, tmp_path / "forest")
+    mine, theirs = bundle.score(ODD).anomaly_score, -forest.score_samples(ODD.astype(np.float32))
+    assert np.ptp(mine - theirs) < 1e-5, "the same but for a constant"
 
 
 def test_a_table_that_cannot_be_trained_on_is_refused():

@@ -59,6 +59,28 @@ class Bundle:
         rest = {"false_alarm_rate": false_alarm_rate, "threshold": threshold, "threads": threads, "device": device}
         return cls(native, {"path": path} | rest)
 
+    @classmethod
+    def from_sklearn(
+        cls, estimator: Any, schema: Any, data: Any, out: str | os.PathLike[str], **options: Any
+    ) -> "Bundle":
+        """Makes a bundle of a fitted estimator of scikit-learn in the folder `out`, and loads it.
+
+        schema: features as dicts, a schema file, or None to guess them. data: normal records that the estimator was not
+        fitted on, as files, an array or a data frame; they calibrate the thresholds. The options are those of
+        `residuald_train.wrap`. Needs residuald-train and skl2onnx. Raises residuald_train.TrainerError.
+        """
+        return cls.load(_trainer().from_sklearn(estimator, schema, data, out, **options))
+
+    @classmethod
+    def from_pyod(cls, detector: Any, schema: Any, data: Any, out: str | os.PathLike[str], **options: Any) -> "Bundle":
+        """Like `from_sklearn`, for a fitted detector of PyOD."""
+        return cls.load(_trainer().from_pyod(detector, schema, data, out, **options))
+
+    @classmethod
+    def from_onnx(cls, model: Any, schema: Any, data: Any, out: str | os.PathLike[str], **options: Any) -> "Bundle":
+        """Like `from_sklearn`, for the ONNX file `model` of any network, for tables or images."""
+        return cls.load(_trainer().from_onnx(model, schema, data, out, **options))
+
     @property
     def name(self) -> str:
         return self.manifest["name"]
@@ -139,6 +161,14 @@ class Bundle:
         outputs = self._native.score(table, keys, explain, reasons, progress)
         kind, index = kind_of(data)
         return Verdicts(self, outputs, kind, index)
+
+
+def _trainer() -> Any:
+    try:
+        import residuald_train
+    except ImportError:
+        raise ImportError("this needs the trainer: pip install 'residuald[train]'") from None
+    return residuald_train
 
 
 def _load_same(arguments: dict[str, Any], sha256: str) -> Bundle:

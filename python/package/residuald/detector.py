@@ -130,18 +130,12 @@ class Detector(OutlierMixin, BaseEstimator):
                         DataSource([records], drop=tuple(self.drop), keep=tuple(self.keep), max_rows=MAX_ROWS),
                         out=folder / "bundle",
                         name="detector",
-                        version="1",
                         schema=None if schema is None else written,
                         recipe=self.recipe,
                         seed=int(self.random_state or 0),
                         steps=self.steps,
-                        width=96,
-                        coreset=1000,
                         held_out=self.held_out,
                         contamination=self.leave_out,
-                        nearest=None,
-                        segment=None,
-                        dry_run=False,
                     )
                 )
         except TrainerError as error:

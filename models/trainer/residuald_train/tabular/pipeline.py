@@ -31,22 +31,22 @@ class Settings:
     source: DataSource
     out: Path
     name: str
-    version: str
-    schema: Path | None
-    recipe: str
-    seed: int
-    steps: int
-    minutes: float | None  # limit of training time
-    device: str
-    resume: bool
-    checkpoint: Path | None
-    width: int
-    coreset: int
-    held_out: float  # share of the normal rows to calibrate on
-    contamination: float  # suspected share of unlabelled anomalies
-    nearest: str | bool | None  # keep normal records: the column of their ids, or True without ids
-    segment: str | None  # the column to calibrate by
-    dry_run: bool
+    version: str = "1"
+    schema: Path | None = None
+    recipe: str = "best"
+    seed: int = 0
+    steps: int = 1000
+    minutes: float | None = None  # limit of training time
+    device: str = "cpu"
+    resume: bool = False
+    checkpoint: Path | None = None
+    width: int = 96
+    coreset: int = 1000
+    held_out: float = 0.2  # share of the normal rows to calibrate on
+    contamination: float = 0  # suspected share of unlabelled anomalies
+    nearest: str | bool | None = None  # keep normal records: the column of their ids, or True without ids
+    segment: str | None = None  # the column to calibrate by
+    dry_run: bool = False
     force: bool = False  # replace an existing bundle
 
 
