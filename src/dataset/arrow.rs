@@ -15,7 +15,7 @@ use arrow_schema::{ArrowError, DataType, Field, SchemaRef, TimeUnit};
 use jiff::Timestamp;
 
 use super::json_values::{Changes, binary, json, sequence, time, timestamp};
-use super::layout::Layout;
+use super::layout::{Layout, apart};
 use super::{BoxedRead, ErrorKind, Numbered};
 
 /// What a file begins with, padded to eight bytes.
@@ -109,6 +109,10 @@ impl Rows {
 /// Writes the rows of batches with one schema as JSON objects.
 pub struct Payloads {
     schema: SchemaRef,
+    /// The names of the columns in the payloads.
+    names: Vec<String>,
+    /// Columns that got a new name.
+    notes: Vec<String>,
     layout: Layout,
     changes: Changes,
     /// Columns whose type has no JSON form, by name.
@@ -117,8 +121,13 @@ pub struct Payloads {
 
 impl Payloads {
     pub fn new(schema: SchemaRef) -> Result<Payloads, ErrorKind> {
+        let mut notes = vec![];
+        let fields = schema.fields().iter();
+        let names = apart(fields.map(|field| field.name().as_str()), &mut notes);
         Ok(Payloads {
-            layout: Layout::new(schema.fields().iter().map(|field| field.name().as_str()))?,
+            layout: Layout::new(names.iter().map(String::as_str))?,
+            names,
+            notes,
             schema,
             changes: Changes::default(),
             unreadable: BTreeMap::new(),
@@ -145,8 +154,8 @@ impl Payloads {
 
     pub fn columns(&self) -> Vec<String> {
         let mut columns = vec![];
-        for field in self.schema.fields() {
-            leaves(field, field.name(), &mut columns);
+        for (field, name) in self.schema.fields().iter().zip(&self.names) {
+            leaves(field, name, &mut columns);
         }
         columns
     }
@@ -155,7 +164,8 @@ impl Payloads {
         let unreadable = self.unreadable.iter().map(|(name, kind)| {
             format!("column `{name}` has the type {kind}, which JSON does not have: its values are written as null")
         });
-        unreadable.chain(self.changes.notes()).collect()
+        let notes = self.notes.iter().cloned().chain(unreadable);
+        notes.chain(self.changes.notes()).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use csv::{ReaderBuilder, StringRecord};
 use encoding_rs_io::DecodeReaderBytesBuilder;
 use serde_json::value::RawValue;
 
-use super::layout::Layout;
+use super::layout::{Layout, apart};
 use super::{BoxedRead, ErrorKind, MAX_RECORD, Numbered};
 
 /// Number of bytes in which the separator is searched.
@@ -68,6 +68,7 @@ impl Rows {
                 left: MAX_RECORD,
             });
         let header = names(reader.headers()?, &mut notes);
+        let header = apart(header.iter().map(String::as_str), &mut notes);
         Ok(Self {
             layout: Layout::new(header.iter().map(String::as_str))?,
             reader,

@@ -1,5 +1,7 @@
 //! Converts flat columns to one nested JSON object. A column `a.b` becomes the field `b` of the object `a`.
 
+use std::collections::HashSet;
+
 use super::ErrorKind;
 
 /// Maximum nesting depth that a column name may imply.
@@ -38,6 +40,34 @@ impl Layout {
     ) -> Result<(), ErrorKind> {
         write(&self.0, out, cell)
     }
+}
+
+/// Returns the names, with new ones for columns that would be fields inside of another: `a.b` beside `a`. Notes say which.
+pub fn apart<'a>(names: impl IntoIterator<Item = &'a str>, notes: &mut Vec<String>) -> Vec<String> {
+    let names: Vec<&str> = names.into_iter().collect();
+    let given: HashSet<&str> = names.iter().copied().collect();
+    let mut taken: HashSet<String> = HashSet::new();
+    let mut apart = Vec::with_capacity(names.len());
+    for (column, name) in names.iter().enumerate() {
+        let mut parents = name.match_indices('.').map(|(dot, _)| &name[..dot]);
+        let Some(parent) = parents.find(|parent| given.contains(parent)) else {
+            apart.push((*name).to_owned());
+            continue;
+        };
+        let base = name.replace('.', "_");
+        let mut unique = base.clone();
+        let mut number = 1;
+        while given.contains(unique.as_str()) || !taken.insert(unique.clone()) {
+            number += 1;
+            unique = format!("{base}_{number}");
+        }
+        notes.push(format!(
+            "column {} `{name}` would be a field inside of column `{parent}`: it is called `{unique}`",
+            column + 1
+        ));
+        apart.push(unique);
+    }
+    apart
 }
 
 /// Returns `"name":` with JSON escapes.

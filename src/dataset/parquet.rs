@@ -12,13 +12,17 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, Type};
 
 use super::json_values::{Changes, binary, json, sequence, time, timestamp};
-use super::layout::Layout;
+use super::layout::{Layout, apart};
 use super::{ErrorKind, Numbered, Progress, Unit};
 
 pub struct Rows {
     file: SerializedFileReader<File>,
     schema: SchemaDescPtr,
     layout: Layout,
+    /// The names of the top-level columns in the payloads.
+    names: Vec<String>,
+    /// Columns that got a new name.
+    notes: Vec<String>,
     next_group: usize,
     group: Option<ReaderIter>,
     done: u64,
@@ -31,18 +35,17 @@ impl Rows {
         let file = guarded(|| SerializedFileReader::new(file))?;
         let metadata = file.metadata().file_metadata();
         let schema = metadata.schema_descr_ptr();
-        let layout = Layout::new(
-            schema
-                .root_schema()
-                .get_fields()
-                .iter()
-                .map(|column| column.name()),
-        )?;
+        let mut notes = vec![];
+        let columns = schema.root_schema().get_fields().iter();
+        let names = apart(columns.map(|column| column.name()), &mut notes);
+        let layout = Layout::new(names.iter().map(String::as_str))?;
         let total = metadata.num_rows().try_into().unwrap_or(0);
         Ok(Self {
             file,
             schema,
             layout,
+            names,
+            notes,
             next_group: 0,
             group: None,
             done: 0,
@@ -53,15 +56,24 @@ impl Rows {
 
     /// Returns the names of the leaf columns as dotted paths.
     pub fn columns(&self) -> Vec<String> {
-        self.schema
-            .columns()
-            .iter()
-            .map(|column| column.path().string())
-            .collect()
+        let leaves = 0..self.schema.num_columns();
+        let leaves = leaves.map(|leaf| {
+            let column = self.schema.column(leaf);
+            let inner = &column.path().parts()[1..];
+            let top = &self.names[self.schema.get_column_root_idx(leaf)];
+            std::iter::once(top)
+                .chain(inner)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(".")
+        });
+        leaves.collect()
     }
 
     pub fn notes(&self) -> Vec<String> {
-        self.changes.notes()
+        let mut notes = self.notes.clone();
+        notes.extend(self.changes.notes());
+        notes
     }
 
     pub fn progress(&self) -> Progress {
