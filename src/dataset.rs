@@ -24,7 +24,7 @@
 //! | column named `merchant.category` | nested: `{"merchant": {"category": …}}` |
 //! | folder named `day=2026-01-31` between a given folder and its files | the field `day`, as a CSV cell |
 
-mod arrow;
+pub mod arrow;
 mod csv;
 mod file;
 mod files;
@@ -278,7 +278,11 @@ impl Dataset {
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.found.clone();
         notes.extend(self.notes.all());
-        notes.extend(self.unwrapped.iter().flat_map(Unwrapped::notes));
+        let skipped = self.unwrapped.iter().flat_map(Unwrapped::notes);
+        notes.extend(skipped.map(|note| match &self.files[..] {
+            [only] => format!("{}: {note}", only.path.display()),
+            _ => note,
+        }));
         notes.extend(self.differences.note());
         notes
     }

@@ -1,13 +1,20 @@
 //! Bundles: judge records and images as the daemon does.
 
+use std::convert::Infallible;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
+use arrow_array::{RecordBatch, RecordBatchReader};
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use residuald::bundle::{self, Feature, ModelInput, Pixels, SegmentId};
+use residuald::bundle::{self, ModelInput, Pixels, SegmentId};
 use residuald::config::{InferenceSettings, Provider, default_rate};
+use residuald::dataset::arrow::Payloads;
+use residuald::dataset::{self, ErrorKind, Example, Options};
 use residuald::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError, SegmentReader};
 use residuald::image::{FIELD, ImageReader, Limits};
 use residuald::onnx::{self, Nearest, ScorerError, ScorerPool};
@@ -15,10 +22,12 @@ use residuald::verdict::{Judge, Severity, ThresholdRule, Verdict};
 
 use crate::error;
 use crate::schema::Text;
-use crate::table::Table;
+use crate::table::{Table, batches_of};
 
 /// Number of rows between two checks for a signal.
 const CHUNK: usize = 16_384;
+/// Fewer records than this are decoded on one thread.
+const FEWEST: usize = 512;
 /// Number of images between two checks for a signal.
 const IMAGE_CHUNK: usize = 64;
 /// Number of rows in a batch on one core, as in the verbs.
@@ -28,9 +37,7 @@ const BATCH: usize = 256;
 #[pyclass(frozen, module = "residuald._native")]
 pub struct Bundle {
     judge: Judge,
-    features: Vec<Feature>,
     pixels: Option<Pixels>,
-    segments: Option<SegmentReader>,
     segment_names: Vec<String>,
     model: Mutex<Model>,
     #[pyo3(get)]
@@ -40,6 +47,39 @@ pub struct Bundle {
 struct Model {
     pool: ScorerPool,
     nearest: Option<Nearest>,
+    /// One for each thread.
+    decoders: Vec<Decoder>,
+}
+
+/// A record that was read: its payload, or why there is none, and its message key.
+struct Read<P> {
+    payload: Result<P, String>,
+    key: Option<Vec<u8>>,
+}
+
+/// The rows of some records, and each one's segment or the reason that it has no row.
+#[derive(Default)]
+struct Decoded {
+    rows: Vec<f32>,
+    outcomes: Vec<Result<Option<SegmentId>, RowError>>,
+}
+
+fn decode<P: AsRef<[u8]>>(decoder: &mut Decoder, records: &[Read<P>]) -> Decoded {
+    let mut decoded = Decoded::default();
+    for Read { payload, key } in records {
+        let outcome = match payload {
+            Ok(payload) => decoder.decode(payload.as_ref(), key.as_deref(), &mut decoded.rows),
+            Err(problem) => Err(DecodeError::Row(RowError {
+                reason: Reason::Malformed,
+                detail: problem.clone().into(),
+            })),
+        };
+        decoded.outcomes.push(outcome.map_err(|e| match e {
+            DecodeError::Row(refused) => refused,
+            other => unreachable!("plain JSON needs no schema and has no envelope: {other}"),
+        }));
+    }
+    decoded
 }
 
 /// Which records get a whole verdict.
@@ -110,9 +150,83 @@ impl Bundle {
     ) -> PyResult<Bound<'py, PyDict>> {
         let explain = Explain::of(explain, most);
         let table = &table.get().table;
-        let payloads: Vec<&[u8]> = table.payloads().collect();
-        let outputs = py.detach(|| self.judge_records(&payloads, keys, explain, progress))?;
-        self.to_dict(py, outputs)
+        let outputs = py.detach(|| {
+            let mut keys = keys.into_iter().flatten();
+            let records = table.payloads().map(|payload| {
+                Ok::<_, Infallible>(Read {
+                    payload: Ok(payload),
+                    key: keys.next().flatten().map(String::into_bytes),
+                })
+            });
+            self.judge_records(records, explain, progress)
+        })?;
+        self.to_dict(py, outputs, table.notes.clone())
+    }
+
+    /// Judges the records of files. `key` is the path of the field that holds the message key. A line that is no record is refused.
+    #[pyo3(signature = (files, key, explain, most, progress))]
+    fn score_files<'py>(
+        &self,
+        py: Python<'py>,
+        files: Vec<PathBuf>,
+        key: Option<String>,
+        explain: &str,
+        most: usize,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let explain = Explain::of(explain, most);
+        let options = Options {
+            key,
+            ..Options::default()
+        };
+        let (outputs, notes) = py.detach(|| {
+            let mut data = dataset::open_all(&files, &options).map_err(error)?;
+            let records = data.by_ref().map(|read| match read {
+                Ok(Example { payload, key, .. }) => Ok(Read {
+                    payload: Ok(payload),
+                    key,
+                }),
+                Err(e) if e.is_fatal() => Err(e),
+                Err(e) => Ok(Read {
+                    payload: Err(e.to_string()),
+                    key: None,
+                }),
+            });
+            let outputs = self.judge_records(records, explain, progress)?;
+            Ok::<_, PyErr>((outputs, data.notes()))
+        })?;
+        self.to_dict(py, outputs, notes)
+    }
+
+    /// Judges the rows of a data frame or table with Arrow's C stream interface.
+    #[pyo3(signature = (data, explain, most, progress))]
+    fn score_arrow<'py>(
+        &self,
+        py: Python<'py>,
+        data: &Bound<'py, PyAny>,
+        explain: &str,
+        most: usize,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let explain = Explain::of(explain, most);
+        let batches = batches_of(data)?;
+        let mut payloads = Payloads::new(batches.schema()).map_err(error)?;
+        let outputs = py.detach(|| {
+            let payloads = &mut payloads;
+            let rows = batches.flat_map(|batch| {
+                let rows = batch.as_ref().map_or(1, RecordBatch::num_rows);
+                std::iter::repeat_n(Arc::new(batch), rows).enumerate()
+            });
+            let records = rows.map(|(row, batch)| match &*batch {
+                Ok(batch) => Ok(Read {
+                    payload: Ok(payloads.write(batch, row)?),
+                    key: None,
+                }),
+                Err(e) => Err(ErrorKind::Columns(e.to_string())),
+            });
+            self.judge_records(records, explain, progress)
+        })?;
+        self.to_dict(py, outputs, payloads.notes())
     }
 
     /// Judges encoded images, each a PNG, JPEG, WebP, BMP or TIFF.
@@ -129,7 +243,7 @@ impl Bundle {
         let explain = Explain::of(explain, most);
         let images: Vec<&[u8]> = images.iter().map(Text::bytes).collect();
         let outputs = py.detach(|| self.judge_images(&images, explain, maps, progress))?;
-        self.to_dict(py, outputs)
+        self.to_dict(py, outputs, vec![])
     }
 }
 
@@ -160,8 +274,11 @@ fn loaded(
     let features = bundle.features().to_vec();
     let segments = bundle.calibration.segments.as_ref();
     let names = segments.map(|segments| segments.values.iter().map(|s| s.value.clone()).collect());
+    let decoders = std::iter::repeat_with(|| {
+        let segment = segments.map(SegmentReader::of);
+        Decoder::new(&features, RecordFormat::Json, segment)
+    });
     Ok(Bundle {
-        segments: segments.map(SegmentReader::of),
         segment_names: names.unwrap_or_default(),
         judge: Judge::new(features.clone(), bundle.calibration.clone(), rule)
             .map_err(|e| e.to_string())?,
@@ -170,70 +287,102 @@ fn loaded(
             ModelInput::Image(pixels) => Some(pixels),
         },
         model: Mutex::new(Model {
+            decoders: decoders.take(scorers.len()).collect(),
             pool: ScorerPool::new(scorers, features.len()),
             nearest,
         }),
-        features,
         sha256: bundle.sha256,
     })
 }
 
 impl Bundle {
-    fn judge_records(
+    /// Judges records while another thread reads the next ones.
+    fn judge_records<P: AsRef<[u8]> + Send + Sync, E: ToString + Send>(
         &self,
-        payloads: &[&[u8]],
-        keys: Option<Vec<Option<String>>>,
+        records: impl Iterator<Item = Result<Read<P>, E>> + Send,
         explain: Explain,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Outputs> {
         let mut model = self.model.lock().expect("a scorer does not panic");
-        let Model { pool, nearest } = &mut *model;
-        let segments = self.segments.clone();
-        let mut decoder = Decoder::new(&self.features, RecordFormat::Json, segments);
-        let mut outputs = Outputs::for_records(payloads.len());
-        let (mut rows, mut decoded) = (Vec::new(), Vec::new());
-        for (chunk, part) in payloads.chunks(CHUNK).enumerate() {
-            rows.clear();
-            decoded.clear();
-            for (at, payload) in part.iter().enumerate() {
-                let record = chunk * CHUNK + at;
-                let key = keys.as_ref().and_then(|keys| keys[record].as_deref());
-                match decoder.decode(payload, key.map(str::as_bytes), &mut rows) {
-                    Ok(segment) => decoded.push((record, segment)),
-                    Err(DecodeError::Row(refused)) => outputs.refused.push((record, refused)),
-                    Err(other @ (DecodeError::SchemaPending(_) | DecodeError::Nothing(_))) => {
-                        unreachable!("plain JSON needs no schema and has no envelope: {other}")
+        let mut outputs = Outputs::default();
+        thread::scope(|scope| {
+            // The reader ends when the receiver is dropped.
+            let (send, chunks) = sync_channel(1);
+            scope.spawn(move || {
+                let mut records = records.peekable();
+                while records.peek().is_some() {
+                    let chunk: Result<Vec<Read<P>>, _> = records.by_ref().take(CHUNK).collect();
+                    if send.send(chunk).is_err() {
+                        return;
                     }
                 }
+            });
+            for chunk in chunks {
+                let chunk = chunk.map_err(error)?;
+                let scored = self.judge_chunk(&mut model, &chunk, explain, &mut outputs);
+                scored.map_err(error)?;
+                report(progress.as_ref(), outputs.scores.len())?;
             }
-            pool.score(&rows, |row, scored| {
-                let (record, segment) = decoded[row];
-                if let Some(flaw) = scored.flaw() {
-                    let refused = RowError {
-                        reason: Reason::Unscorable,
-                        detail: flaw.into(),
-                    };
-                    outputs.refused.push((record, refused));
-                    return Ok(());
+            Ok(outputs)
+        })
+    }
+
+    fn judge_chunk<P: AsRef<[u8]> + Sync>(
+        &self,
+        model: &mut Model,
+        chunk: &[Read<P>],
+        explain: Explain,
+        outputs: &mut Outputs,
+    ) -> Result<(), ScorerError> {
+        let first = outputs.begin(chunk.len());
+        let Model {
+            pool,
+            nearest,
+            decoders,
+        } = model;
+        let (mut rows, mut decoded) = (Vec::new(), Vec::new());
+        let part = chunk.len().div_ceil(decoders.len()).max(FEWEST);
+        let parts = thread::scope(|scope| {
+            let parts = decoders.iter_mut().zip(chunk.chunks(part));
+            let threads: Vec<_> = parts
+                .map(|(decoder, part)| scope.spawn(move || decode(decoder, part)))
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.collect::<Vec<_>>()
+        });
+        let mut record = first;
+        for part in parts {
+            let part = part.unwrap_or_else(|panic| resume_unwind(panic));
+            rows.extend_from_slice(&part.rows);
+            for outcome in part.outcomes {
+                match outcome {
+                    Ok(segment) => decoded.push((record, segment)),
+                    Err(refused) => outputs.refused.push((record, refused)),
                 }
-                let anomalous = self.judge.is_anomaly(scored.score, segment);
-                let most = if explain.wants(anomalous) {
-                    explain.most
-                } else {
-                    0
-                };
-                let normal = match nearest {
-                    Some(nearest) if anomalous && most > 0 => nearest.of(scored.row)?,
-                    _ => None,
-                };
-                let verdict = self.judge.judge(scored, segment, normal, most);
-                outputs.add(record, segment, &verdict, explain.wants(anomalous));
-                Ok::<(), ScorerError>(())
-            })
-            .map_err(error)?;
-            report(progress.as_ref(), chunk * CHUNK + part.len())?;
+                record += 1;
+            }
         }
-        Ok(outputs)
+        pool.score(&rows, |row, scored| {
+            let (record, segment) = decoded[row];
+            if let Some(flaw) = scored.flaw() {
+                let refused = RowError {
+                    reason: Reason::Unscorable,
+                    detail: flaw.into(),
+                };
+                outputs.refused.push((record, refused));
+                return Ok(());
+            }
+            let anomalous = self.judge.is_anomaly(scored.score, segment);
+            let wanted = explain.wants(anomalous);
+            let most = if wanted { explain.most } else { 0 };
+            let normal = match nearest {
+                Some(nearest) if anomalous && wanted => nearest.of(scored.row)?,
+                _ => None,
+            };
+            let verdict = self.judge.judge(scored, segment, normal, most);
+            outputs.add(record, segment, &verdict, wanted);
+            Ok(())
+        })
     }
 
     fn judge_images(
@@ -248,7 +397,8 @@ impl Bundle {
             .ok_or_else(|| error("the bundle reads tables, not images"))?;
         let reader = ImageReader::new(pixels, FIELD, Limits::default());
         let mut model = self.model.lock().expect("a scorer does not panic");
-        let mut outputs = Outputs::for_records(images.len());
+        let mut outputs = Outputs::default();
+        outputs.begin(images.len());
         for (chunk, part) in images.chunks(IMAGE_CHUNK).enumerate() {
             let (threshold, most) = (self.judge.threshold, explain.most);
             let judged = model.pool.score_images(&reader, part, threshold, most);
@@ -274,8 +424,14 @@ impl Bundle {
         Ok(outputs)
     }
 
-    fn to_dict<'py>(&self, py: Python<'py>, outputs: Outputs) -> PyResult<Bound<'py, PyDict>> {
+    fn to_dict<'py>(
+        &self,
+        py: Python<'py>,
+        outputs: Outputs,
+        notes: Vec<String>,
+    ) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
+        dict.set_item("notes", notes)?;
         dict.set_item("anomaly_score", outputs.scores.into_pyarray(py))?;
         dict.set_item("p_value", outputs.p_values.into_pyarray(py))?;
         dict.set_item("anomaly_grade", outputs.grades.into_pyarray(py))?;
@@ -310,16 +466,17 @@ impl Explain {
 }
 
 impl Outputs {
-    fn for_records(records: usize) -> Outputs {
-        Outputs {
-            scores: vec![f32::NAN; records],
-            p_values: vec![f64::NAN; records],
-            grades: vec![f32::NAN; records],
-            thresholds: vec![f32::NAN; records],
-            severities: vec![0; records],
-            segments: vec![-1; records],
-            ..Outputs::default()
-        }
+    /// Makes room for `records` more, and returns the number of the first.
+    fn begin(&mut self, records: usize) -> usize {
+        let first = self.scores.len();
+        let all = first + records;
+        self.scores.resize(all, f32::NAN);
+        self.p_values.resize(all, f64::NAN);
+        self.grades.resize(all, f32::NAN);
+        self.thresholds.resize(all, f32::NAN);
+        self.severities.resize(all, 0);
+        self.segments.resize(all, -1);
+        first
     }
 
     fn add(&mut self, at: usize, segment: Option<SegmentId>, verdict: &Verdict<'_>, whole: bool) {

@@ -54,12 +54,7 @@ impl Table {
     /// `a.b` is the field `b` of the object `a`. Raises Error.
     #[staticmethod]
     fn from_arrow(data: &Bound<'_, PyAny>) -> PyResult<Table> {
-        let capsule = data.call_method0("__arrow_c_stream__")?;
-        let capsule = capsule.cast::<PyCapsule>()?;
-        let stream = capsule.pointer_checked(Some(c"arrow_array_stream"))?;
-        // SAFETY: a capsule of this name holds a stream (Arrow PyCapsule interface), which the reader moves out of it.
-        let reader = unsafe { RecordBatchStreamReader::from_raw(stream.as_ptr().cast()) };
-        let mut reader = reader.map_err(error)?;
+        let mut reader = batches_of(data)?;
         let schema = reader.schema();
         let table = table::Table::from_batches(schema, &mut reader).map_err(error)?;
         Ok(table.into())
@@ -214,6 +209,16 @@ impl Table {
             usize::try_from(row).map_err(|_| PyIndexError::new_err(format!("no row {row}")))?;
         self.check(row).map(|()| row)
     }
+}
+
+/// Data with Arrow's C stream interface -> a reader of its record batches.
+pub fn batches_of(data: &Bound<'_, PyAny>) -> PyResult<RecordBatchStreamReader> {
+    let capsule = data.call_method0("__arrow_c_stream__")?;
+    let capsule = capsule.cast::<PyCapsule>()?;
+    let stream = capsule.pointer_checked(Some(c"arrow_array_stream"))?;
+    // SAFETY: a capsule of this name holds a stream (Arrow PyCapsule interface), which the reader moves out of it.
+    let reader = unsafe { RecordBatchStreamReader::from_raw(stream.as_ptr().cast()) };
+    reader.map_err(error)
 }
 
 /// A path, or several.

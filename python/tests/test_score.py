@@ -166,6 +166,17 @@ def test_refused_records_get_nan_and_the_daemons_reason(bundle, records):
     assert scored.frame()["refused"][3].startswith(reason)
 
 
+def test_a_line_that_is_no_record_keeps_its_place_and_notes_are_kept(bundle, records, tmp_path):
+    lines = [json.dumps(records[0]), "nonsense", json.dumps(records[1])]
+    (tmp_path / "a.ndjson").write_text("\n".join(lines) + "\n")
+    scored = bundle.score(tmp_path / "a.ndjson")
+    assert scored.refused.keys() == {1}
+    assert scored.refused[1][0] == "malformed"
+    assert (scored.anomaly_score[[0, 2]] == bundle.score(records[:2]).anomaly_score).all()
+    pd.DataFrame([dict(flat(record)) for record in records[:9]]).to_csv(tmp_path / "a.csv", sep=";", index=False)
+    assert "separated by ';'" in bundle.score([tmp_path / "a.csv"]).notes[0]
+
+
 def test_data_that_cannot_be_records_is_refused(bundle, records):
     for data, message in [
         (records[0], "a dict is one record"),

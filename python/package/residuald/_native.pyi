@@ -39,6 +39,17 @@ class Bundle:
         most: int,
         progress: Callable[[int], object] | None,
     ) -> dict[str, Any]: ...
+    def score_files(
+        self,
+        files: Sequence[str],
+        key: str | None,
+        explain: str,
+        most: int,
+        progress: Callable[[int], object] | None,
+    ) -> dict[str, Any]: ...
+    def score_arrow(
+        self, data: object, explain: str, most: int, progress: Callable[[int], object] | None
+    ) -> dict[str, Any]: ...
     def score_images(
         self,
         images: Sequence[Text],

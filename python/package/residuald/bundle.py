@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import _native
-from .frames import images_of, kind_of, table_of
+from .frames import images_of, is_arrow, kind_of, paths_of, table_of
 from .verdicts import Verdicts
 
 
@@ -156,9 +156,15 @@ class Bundle:
                 if self._native.by_key
                 else "key= applies only to a bundle that is calibrated by message key: remove it"
             )
-        table = table_of(data, self.features)
-        keys = None if key is None else table.texts(key)
-        outputs = self._native.score(table, keys, explain, reasons, progress)
+        files = paths_of(data)
+        if files is not None:
+            outputs = self._native.score_files(files, key, explain, reasons, progress)
+        elif is_arrow(data) and key is None:
+            outputs = self._native.score_arrow(data, explain, reasons, progress)
+        else:
+            table = table_of(data, self.features)
+            keys = None if key is None else table.texts(key)
+            outputs = self._native.score(table, keys, explain, reasons, progress)
         kind, index = kind_of(data)
         return Verdicts(self, outputs, kind, index)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -15,13 +16,11 @@ def table_of(data, features=None):
     """Records in any accepted form -> Table. `features` name the columns of a NumPy array. Raises Error."""
     if isinstance(data, _native.Table):
         return data
-    if isinstance(data, str | PathLike):
-        return _native.read([data])
+    if (files := paths_of(data)) is not None:
+        return _native.read(files)
     if isinstance(data, np.ndarray):
         return table_of_array(data, features)
-    if is_from(data, "pandas", "Series") or is_from(data, "polars", "Series"):
-        raise _native.Error("a Series holds one column: give a data frame")
-    if hasattr(data, "__arrow_c_stream__"):
+    if is_arrow(data):
         return _native.Table.from_arrow(data)
     if isinstance(data, Mapping):
         raise _native.Error("a dict is one record: give a list of dicts, or a data frame")
@@ -31,15 +30,30 @@ def table_of(data, features=None):
         return _native.Table([])
     if all(isinstance(record, Mapping) for record in data):
         return _native.Table([json.dumps(record, default=plain) for record in data])
-    if all(isinstance(record, PathLike) for record in data):
-        return _native.read(list(data))
-    if all(isinstance(record, str) and not record.lstrip().startswith("{") for record in data):
-        return _native.read(list(data))
     if all(isinstance(record, bytes | str) for record in data):
         return _native.Table(list(data))
     raise _native.Error(
         f"records must be a data frame, a NumPy array, paths, or a sequence of dicts or JSON texts, not {kinds(data)}"
     )
+
+
+def is_arrow(data):
+    """Whether data is a data frame or table with Arrow's C stream interface. Raises Error for a Series."""
+    if is_from(data, "pandas", "Series") or is_from(data, "polars", "Series"):
+        raise _native.Error("a Series holds one column: give a data frame")
+    return hasattr(data, "__arrow_c_stream__")
+
+
+def paths_of(data):
+    """The paths of files, a list, or None if the data are something else. A text that begins with { is a record."""
+    if isinstance(data, str | PathLike):
+        return [os.fspath(data)]
+    if not isinstance(data, list | tuple) or not data:
+        return None
+    is_path = (
+        isinstance(path, PathLike) or (isinstance(path, str) and not path.lstrip().startswith("{")) for path in data
+    )
+    return [os.fspath(path) for path in data] if all(is_path) else None
 
 
 def table_of_array(array, features):

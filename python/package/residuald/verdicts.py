@@ -21,6 +21,7 @@ class Verdicts:
     p_value: float64 [n], the probability that a normal record scores at least this high.
     anomaly_grade: float32 [n], the score divided by the threshold. Above 1 is an anomaly.
     threshold: float32 [n].
+    notes: what was left out, guessed or changed while the data were read, a sentence each.
     refused: {row: (reason, detail)} of the records that have no score. The daemon makes them dead letters.
     """
 
@@ -31,6 +32,7 @@ class Verdicts:
         self.anomaly_grade: NDArray[np.float32] = outputs["anomaly_grade"]
         self.threshold: NDArray[np.float32] = outputs["threshold"]
         self.refused: dict[int, tuple[str, str]] = {row: (reason, detail) for row, reason, detail in outputs["refused"]}
+        self.notes: list[str] = outputs["notes"]
         self._severity = outputs["severity"]
         self._segment = outputs["segment"]
         self._segments = np.array([*outputs["segments"], None], dtype=object)
