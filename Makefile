@@ -78,8 +78,7 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 	for set in $(STREAMED); do .venv/bin/python tests/stream_dataset.py "$$set"; done
 	$(PYTEST) -q python $(NOTED)
 	$(PYTEST) -q tests/triage tests/gpu $(NOTED)
-	$(PYTEST) -q tests/files $(NOTED)
-	$(PYTEST) -q tests/foreign $(NOTED)
+	$(PYTEST) -q tests/files tests/foreign $(NOTED)
 	$(PYTEST) -q tests/tables $(NOTED)
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald $(PYTEST) -q tests/$$tests $(NOTED); done
 	@echo "the ten slowest tests, in seconds:"

@@ -66,6 +66,9 @@ def add_parser(verbs):
         "--pixel-mean", type=float, nargs="+", metavar="V", help="subtracted from pixels in 0..1 (default 0)"
     )
     p.add_argument("--pixel-std", type=float, nargs="+", metavar="V", help="pixels are divided by it (default 1)")
+    p.add_argument(
+        "--embed-data", action="store_true", help="put external data, in files beside MODEL, into the bundle"
+    )
     p.add_argument("--size", type=size, metavar="N or HxW", help="size of the images, if the model leaves it open")
     p.add_argument(
         "--false-alarm-rate",
@@ -85,5 +88,5 @@ def run(args):
 
     source = data_source(args)
     same = ("name", "version", "kind", "output", "columns", "higher_is", "reasons", "missing", "scheduler", "timesteps")
-    same += ("pixel_mean", "pixel_std", "size", "false_alarm_rate", "seed", "force")
+    same += ("pixel_mean", "pixel_std", "size", "embed_data", "false_alarm_rate", "seed", "force")
     wrap(args.model, args.data, args.out, args.schema, source, **{name: getattr(args, name) for name in same})

@@ -47,6 +47,7 @@ class Settings:
     pixel_std: tuple | None = None
     size: tuple | None = None  # height and width, for a model of images with dynamic sides
     error: str = "mean square"  # the score of a reconstruction; or distance, the root of the sum of squares
+    embed_data: bool = False  # put external data into the graph
     false_alarm_rate: float = 0.001
     seed: int = 0
     force: bool = False
@@ -63,7 +64,7 @@ def wrap(model, data, out, schema=None, source=None, **options):
     settings = replace(settings, name=settings.name or out.resolve().name)
     check_out(out, settings.force)
     where = str(model) if not isinstance(model, bytes) else "the model"
-    foreign = load(model)
+    foreign = load(model, settings.embed_data)
     say(*foreign.notes)
     if any(len(value.shape) == 4 for value in foreign.inputs):
         files, lines = images.bundle(foreign, data, settings, where, source)

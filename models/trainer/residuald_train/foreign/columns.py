@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from .. import TrainerError
 from .graph import ML
-from .model import INTEGERS
+from .model import FLOATS, INTEGERS
 
 FINITE = np.float32(3e38)
 ENCODINGS = "number", "ordinal", "onehot"
@@ -255,7 +255,7 @@ def check_separate(model, features, where):
         text = value.element == TensorProto.STRING
         if value.shape != (None, 1) or (text and feature.type != "categorical"):
             raise TrainerError(f"{where}: input {value} does not fit the {feature.type} feature `{feature.name}`")
-        if feature.type == "categorical" and not text and value.element in INTEGERS | {TensorProto.FLOAT}:
+        if feature.type == "categorical" and not text and value.element in INTEGERS | FLOATS:
             raise TrainerError(
                 f"{where}: input {value} is a number, but `{feature.name}` is categorical; make it a number in the "
                 "schema, or export the model with text for this input"

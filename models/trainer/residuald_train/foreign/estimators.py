@@ -14,6 +14,7 @@ from .records import records
 OPSETS = {"": 20, "ai.onnx.ml": 3}
 IR_VERSION = 10
 SAMPLES = {"IsolationForest", "LocalOutlierFactor", "GaussianMixture", "BayesianGaussianMixture"}  # have score_samples
+DOUBLE = SAMPLES - {"IsolationForest"}  # in float32, near ties between neighbours would be broken differently
 PYOD = "AutoEncoder", "IForest", "LOF", "OCSVM", "PCA"
 
 
@@ -113,17 +114,20 @@ def converted(estimator, last, features, separate, samples):
         from skl2onnx.common import data_types
     except ImportError:
         raise TrainerError("skl2onnx is not installed; it converts estimators to ONNX: pip install skl2onnx") from None
-    number, text = data_types.FloatTensorType, data_types.StringTensorType
+    number = data_types.DoubleTensorType if type(last).__name__ in DOUBLE else data_types.FloatTensorType
+    text = data_types.StringTensorType
     inputs = [("X", number([None, len(features)]))]
     if separate:
         inputs = [(f.name, (text if f.type == "categorical" else number)([None, 1])) for f in features]
     options = {id(last): {"score_samples": True}} if samples else None
-    try:
-        model = skl2onnx.convert_sklearn(estimator, initial_types=inputs, target_opset=OPSETS, options=options)
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise TrainerError(f"skl2onnx cannot convert {type(estimator).__name__}: {text}") from None
-    return model.SerializeToString()
+    failed = None
+    for target in (OPSETS, OPSETS[""]):  # some converters of skl2onnx take the one, some only the other
+        try:
+            model = skl2onnx.convert_sklearn(estimator, initial_types=inputs, target_opset=target, options=options)
+            return model.SerializeToString()
+        except Exception as error:
+            failed = failed or " ".join(str(error).split())[:300]
+    raise TrainerError(f"skl2onnx cannot convert {type(estimator).__name__}: {failed}")
 
 
 def affine_columns(scalers, features):

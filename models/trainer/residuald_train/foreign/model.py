@@ -14,7 +14,8 @@ from ..bundle.served import session
 from .graph import ML
 
 LARGEST = 1 << 30  # bytes; the daemon's limit for a graph
-OLDEST_OPSET = 13  # since then Squeeze, Unsqueeze and Split take their axes as inputs
+OLDEST_OPSET = 7  # that ONNX Runtime supports
+FIRST_OPSET, LIFTED_OPSET = 13, 17  # older than the first, a model is lifted: Squeeze and Unsqueeze had other inputs
 DOMAINS = {"", "ai.onnx", ML, "com.microsoft"}  # whose operators ONNX Runtime has itself
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16}
@@ -61,8 +62,11 @@ class ForeignModel:
         return {name.removeprefix("model/"): tensor for name, tensor in found.items()}
 
 
-def load(source):
-    """A path or the bytes of an ONNX model -> ForeignModel. Raises TrainerError that says what to change."""
+def load(source, embed_data=False):
+    """A path or the bytes of an ONNX model -> ForeignModel. Raises TrainerError that says what to change.
+
+    `embed_data`: put external data, which is in files beside the model, into it.
+    """
     where, content = (source, None) if not isinstance(source, bytes) else ("the model", source)
     if content is None:
         try:
@@ -80,15 +84,72 @@ def load(source):
         raise TrainerError(f"{where} is not an ONNX model: {first_line(error)}") from None
     if not model.graph.node or not model.graph.input or not model.graph.output:
         raise TrainerError(f"{where} is not an ONNX model with inputs, operators and outputs")
+    sha256 = hashlib.sha256(content).hexdigest()
+    if embed_data and not isinstance(source, bytes) and external(model.graph):
+        model = embedded(source)
     check_content(model, where)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
         check_content(model, where)
+    run = accepted(model, where)
+    model, note = lifted(model, run, where)
+    found = described(model, run, sha256, where)
+    found.notes.extend(note)
+    return found
+
+
+def embedded(path):
+    """The model in a file, with its external data. Raises TrainerError if that cannot be read."""
     try:
-        run = session(content)
+        model = onnx.load(path)
+    except Exception as error:
+        raise TrainerError(f"{path}: its external data cannot be read: {first_line(error)}") from None
+    if model.ByteSize() > LARGEST:
+        raise TrainerError(f"{path} with its external data has more than 1 GiB, the daemon's limit for a graph")
+    return model
+
+
+def accepted(model, where):
+    """An ONNX Runtime session of a model. Raises TrainerError if it refuses the model."""
+    try:
+        return session(model.SerializeToString())
     except Exception as error:
         raise TrainerError(refusal(model, where, error)) from None
-    return described(model, run, hashlib.sha256(content).hexdigest(), where)
+
+
+def lifted(model, run, where):
+    """A model of an old opset in a newer one, if it then gives the same outputs -> (model, notes)."""
+    opset = main_opset(model)
+    if opset >= FIRST_OPSET:
+        return model, []
+    try:
+        newer = onnx.version_converter.convert_version(model, LIFTED_OPSET)
+        same = outputs_agree(run, accepted(newer, where))
+    except Exception:
+        same = False
+    if not same:
+        raise TrainerError(
+            f"{where}: opset {opset} is too old, and the model cannot be converted; export it with opset "
+            f"{FIRST_OPSET} or newer"
+        )
+    return newer, [f"the model has opset {opset}; it was converted to opset {LIFTED_OPSET} and gives the same outputs"]
+
+
+def outputs_agree(one, other):
+    """Whether two sessions give the same bits for 16 random rows, or a fixed batch. Only for inputs of numbers."""
+    rng, feeds = np.random.default_rng(0), {}
+    for value in one.get_inputs():
+        sides = [side if isinstance(side, int) else 16 if i == 0 else 8 for i, side in enumerate(value.shape)]
+        dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64}[value.type]
+        feeds[value.name] = rng.standard_normal(sides).astype(dtype)
+    pairs = zip(one.run(None, feeds), other.run(None, feeds), strict=True)
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in pairs)
+
+
+def main_opset(model):
+    """The opset of the default operators."""
+    versions = {o.domain: o.version for o in model.opset_import}
+    return versions.get("", versions.get("ai.onnx", FIRST_OPSET))
 
 
 def described(model, run, sha256, where):
@@ -127,8 +188,8 @@ def check_content(model, where):
     """Raises TrainerError for external data, custom and random operators, and an old opset."""
     if found := external(model.graph):
         raise TrainerError(
-            f"{where}: tensor `{found[:80]}` keeps its data in another file, which no hash would cover; put it into "
-            "the model: onnx.save(onnx.load('model.onnx'), 'whole.onnx')"
+            f"{where}: tensor `{found[:80]}` keeps its data in another file, which no hash would cover; pass "
+            "--embed-data to put it into the bundle's graph"
         )
     own = {(function.domain, function.name) for function in model.functions}
     for node in nodes(model.graph):
@@ -143,13 +204,8 @@ def check_content(model, where):
                 f"{where}: operator {node.op_type} is random, but a record must always get the same score; export the "
                 "model in evaluation mode, or make its noise a constant"
             )
-    versions = {o.domain: o.version for o in model.opset_import}
-    opset = versions.get("", versions.get("ai.onnx", OLDEST_OPSET))
-    if opset < OLDEST_OPSET:
-        raise TrainerError(
-            f"{where}: opset {opset} is too old; export it with opset {OLDEST_OPSET} or newer, or convert it: "
-            "onnx.version_converter.convert_version(model, 17)"
-        )
+    if (opset := main_opset(model)) < OLDEST_OPSET:
+        raise TrainerError(f"{where}: opset {opset} is too old; export it with opset {FIRST_OPSET} or newer")
 
 
 def refusal(model, where, error):
