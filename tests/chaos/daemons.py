@@ -240,7 +240,8 @@ def config(slot, brokers, options):
             "attributions": 1,
         },
         "http": {"listen": "127.0.0.1:0"},
-        "telemetry": {"log_format": "json"},
+        # The transactions of a run that does not hold.
+        "telemetry": {"log_format": "json", "log_level": "info,residuald::kafka::producer=debug"},
     }
     lines = []
     for section, settings in sections.items():
