@@ -302,6 +302,7 @@ impl Source {
             }
             starts.add(partition, start);
         }
+        starts.log();
         starts.commit(&self.consumer);
         self.assign(&starts.to_assign)
     }

@@ -41,6 +41,10 @@ pub enum KafkaError {
         "a transaction cannot continue: {0}; its messages are not published, and its records will be scored again"
     )]
     Transaction(String),
+    #[error(
+        "the brokers did not confirm whether a transaction was committed: {0}; this process ends, so that nothing is published twice, and the next one continues from the offsets that the group has committed"
+    )]
+    InDoubt(String),
     #[error("stopped before Kafka answered")]
     Stopped,
     #[error("Kafka: {0}")]

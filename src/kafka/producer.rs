@@ -103,18 +103,14 @@ impl Sink {
 
     fn open(config: ClientConfig, last_error: &LastError) -> Result<Sink, KafkaError> {
         let (sender, deliveries) = unbounded();
-        let transactional_id = config.get("transactional.id").map(str::to_owned);
         let context = SinkContext {
             last_error: last_error.clone(),
             deliveries: sender,
-            is_transactional: transactional_id.is_some(),
+            is_transactional: config.get("transactional.id").is_some(),
         };
         let producer: Arc<VerdictProducer> = Arc::new(client::create(&config, context)?);
         Ok(Sink {
-            transactions: Transactions {
-                producer: Arc::clone(&producer),
-                id: transactional_id,
-            },
+            transactions: Transactions::new(&producer, &config),
             producer,
             deliveries,
             limits: Limits::of_client(&config),
@@ -141,7 +137,7 @@ impl Sink {
         }
     }
 
-    /// Replaces a producer whose transaction is stuck. The new producer fences the old one and aborts its transaction.
+    /// Replaces the producer. The new one fences the old one and aborts its open transaction, if any.
     ///
     /// # Errors
     /// [`KafkaError`] when the brokers refuse.
@@ -239,6 +235,12 @@ impl Sink {
         self.transactions.abort_if_open();
     }
 
+    /// Returns whether [`Sink::replace`] must be called before the next transaction, because the brokers may still hold
+    /// a request of an earlier one.
+    pub fn must_be_replaced(&self) -> bool {
+        self.transactions.must_change_producer()
+    }
+
     /// Opens a transaction for everything sent from now on.
     ///
     /// # Errors
@@ -252,7 +254,8 @@ impl Sink {
     /// requested.
     ///
     /// # Errors
-    /// When this producer is fenced or cannot make transactions any more.
+    /// When this producer is fenced or cannot make transactions any more, or the brokers do not confirm whether the
+    /// transaction is committed.
     pub fn commit(
         &self,
         membership: &Membership,

@@ -443,13 +443,20 @@ impl Delivery {
     }
 
     fn open_transaction(&mut self) -> Result<(), KafkaError> {
-        if let Guarantee::ExactlyOnce(window) = &mut self.guarantee {
-            if !window.is_open() {
-                self.sink.begin()?;
-                window.open();
-            }
-            window.add_batch();
+        if let Guarantee::AtLeastOnce = self.guarantee {
+            return Ok(());
         }
+        if !self.window().is_open() {
+            if self.sink.must_be_replaced() {
+                tracing::info!(
+                    "the brokers were slow to end a transaction; a new producer makes the next one, so that no late request touches it"
+                );
+                self.replace_sink()?;
+            }
+            self.sink.begin()?;
+            self.window().open();
+        }
+        self.window().add_batch();
         Ok(())
     }
 
@@ -475,8 +482,14 @@ impl Delivery {
                     self.finish_transaction();
                     return Ok(());
                 }
+                // The process ends, so nothing is sent again.
+                Outcome::GivenUp => return Ok(()),
+                _ if self.abandon.is_requested() => return Ok(()),
                 Outcome::Aborted(problem) => problem,
                 Outcome::Stuck => {
+                    tracing::warn!(
+                        "a transaction is stuck; a new producer replaces the one that opened it"
+                    );
                     self.replace_sink()?;
                     "a call of librdkafka did not return".to_owned()
                 }
@@ -603,11 +616,13 @@ impl Delivery {
     }
 
     fn replace_sink(&mut self) -> Result<(), KafkaError> {
-        if self.abandon.is_requested() {
-            return Ok(());
-        }
-        tracing::warn!("a transaction is stuck; a new producer replaces the one that opened it");
-        self.sink.replace(REPLACED_WITHIN, &self.abandon)
+        let replaced = self.sink.replace(REPLACED_WITHIN, &self.abandon);
+        replaced.map_err(|error| match error {
+            KafkaError::Stopped => {
+                KafkaError::Transaction("stopped before its producer was replaced".to_owned())
+            }
+            error => error,
+        })
     }
 
     /// # Panics

@@ -23,7 +23,9 @@ import time
 from pathlib import Path
 
 import clock
+import diagnosis
 import disk
+import evidence
 from cluster import ROOT, Cluster, missing_tools
 from daemons import GROUP, GROUPS, TOPICS, Fleet
 from faults import ADDED, World
@@ -37,6 +39,8 @@ PARTITIONS = 6
 # A daemon counts as hung after this time without a commit, while records wait and no fault is active.
 STALLED = 180  # seconds
 REPORT_EVERY = 5  # seconds
+# Number of lines of a diagnosis that are printed. The file has all.
+SAID = 60
 STARTED = time.monotonic()
 
 
@@ -58,9 +62,15 @@ def main():
     disk.unmount_left_over(options.dir / "kafka")
     shutil.rmtree(options.dir, ignore_errors=True)
     options.dir.mkdir(parents=True)
-    report = run(options, plan)
+    held = False
+    try:
+        report = run(options, plan)
+        held = report["held"]
+    finally:
+        if not held:
+            say(f"the evidence is in {evidence.keep(options.dir, options.seed)}")
     print(json.dumps(report))
-    sys.exit(not report["held"])
+    sys.exit(not held)
 
 
 def without_missing(plan):
@@ -122,10 +132,23 @@ def run(options, plan):
             findings = verify(cluster.bootstrap, records, show.stream.placed, expected)
         for what, text in findings.examples:
             say(f"{what}: {text[:300]}")
-        if findings.lost:
-            say("records are lost; saving the scores topic as kcat reads it")
+        if findings.lost or (findings.duplicated and options.delivery == "exactly-once"):
+            say("saving the topics, as the brokers store them and as kcat reads them")
+            evidence.save_segments(cluster, TOPICS.values(), options.dir / "segments")
             save_as_kcat_reads(cluster.bootstrap, options.dir)
+            explain(options, fleet, findings)
     return result(options, show, findings, seconds)
+
+
+def explain(options, fleet, findings):
+    """Writes what the brokers' segments say about duplicates."""
+    if not findings.repeats:
+        return
+    daemons = {pid: log for slot in fleet.slots for pid, log in slot.processes.items()}
+    lines = diagnosis.explain(findings.repeats, options.dir / "segments", daemons)
+    (options.dir / "diagnosis.txt").write_text("\n".join(lines) + "\n")
+    for line in lines[:SAID]:
+        say(line[:300])
 
 
 def save_as_kcat_reads(bootstrap, folder):
@@ -270,8 +293,6 @@ def result(options, show, findings, seconds):
     for what, text in findings.examples:
         if exact or what != "duplicated":
             say(f"{what}: {text[:600]}")
-    if not report["held"]:
-        say(f"the daemons' logs are in {options.dir}")
     (options.dir / "report.json").write_text(
         json.dumps(report | {"violations": fleet.violations, "examples": findings.examples}, indent=1)
     )

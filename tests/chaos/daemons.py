@@ -96,6 +96,8 @@ class Slot:
         self.clock = Clock(folder / f"clock-{number}") if options.fake_clocks else None
         self.process = None
         self.logs = []
+        # {process id: its log}
+        self.processes = {}
         self.wanted = True
         # The exit code that a fault causes next: -9 or 0. None if no fault is about to end the process.
         self.expected = None
@@ -115,6 +117,7 @@ class Slot:
                 self.started, self.expected = time.monotonic(), None
                 own = environment() | (self.clock.environment() if self.clock else {})
                 self.process = subprocess.Popen(command, stderr=stderr, stdin=subprocess.DEVNULL, env=own)
+            self.processes[self.process.pid] = log
             code = self.process.wait()
             if self.clock:
                 self.clock.forget(self.process.pid)
@@ -237,7 +240,8 @@ def config(slot, brokers, options):
             "attributions": 1,
         },
         "http": {"listen": "127.0.0.1:0"},
-        "telemetry": {"log_format": "json"},
+        # The transactions of a run that does not hold.
+        "telemetry": {"log_format": "json", "log_level": "info,residuald::kafka::producer=debug"},
     }
     lines = []
     for section, settings in sections.items():

@@ -7,6 +7,7 @@ the sample file, which does not use Kafka.
 import json
 import struct
 import subprocess
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -23,6 +24,17 @@ OMITTED = "residuald.omitted"
 
 
 @dataclass
+class Repeats:
+    """Records of one input partition with a second message in one output partition."""
+
+    topic: str
+    count: int
+    # The first and the last such record: its (partition, offset), and that of its first and of its repeated message.
+    first: tuple
+    last: tuple
+
+
+@dataclass
 class Findings:
     lost: int = 0
     duplicated: int = 0
@@ -34,6 +46,13 @@ class Findings:
     # Number of messages in each topic, including repeats.
     read: Counter = field(default_factory=Counter)
     examples: list = field(default_factory=list)
+    # Repeats by topic, input partition and output partition of the repeated message.
+    repeats: dict = field(default_factory=dict)
+
+    def repeated(self, topic, source, before, now):
+        where, what = (topic, source[0], now[0]), (source, before, now)
+        known = self.repeats.setdefault(where, Repeats(topic, 0, what, what))
+        known.count, known.last = known.count + 1, what
 
     def found(self, what, text):
         setattr(self, what, getattr(self, what) + 1)
@@ -78,11 +97,13 @@ def verify(bootstrap, records, placed, expected):
 
 
 class Outcomes:
-    """The messages of one output topic: which are due, and how often each was seen."""
+    """The messages of one output topic: which are due, and where each was seen first."""
 
     def __init__(self, findings, topic, placed, due):
         self.findings, self.topic, self.placed, self.due = findings, topic, placed, due
-        self.seen = [bytearray(len(offsets)) for offsets in placed]
+        # By input partition and offset: the partition of the message and its offset; -1 if there is none.
+        self.seen_in = [array("i", [-1]) * len(offsets) for offsets in placed]
+        self.seen_at = [array("q", [-1]) * len(offsets) for offsets in placed]
         # Only first occurrences must be in order, because records are judged again after a crash.
         self.last = {}
 
@@ -97,20 +118,22 @@ class Outcomes:
         partition, offset = source
         if not self.due(records[self.placed[partition][offset]]):
             findings.found("wrong", f"{where}: this record does not belong in this topic")
-        if self.seen[partition][offset]:
-            self.seen[partition][offset] = min(255, self.seen[partition][offset] + 1)
-            findings.found("duplicated", where)
+        before = self.seen_in[partition][offset], self.seen_at[partition][offset]
+        now = message.partition, message.offset
+        if before[0] >= 0:
+            findings.found("duplicated", f"{where}, first {self.topic}-{before[0]}-{before[1]}")
+            findings.repeated(self.topic, source, before, now)
             return
-        self.seen[partition][offset] = 1
+        self.seen_in[partition][offset], self.seen_at[partition][offset] = now
         way = partition, message.partition
         if offset < self.last.get(way, -1):
             findings.found("reordered", f"{where}: after {self.last[way]}")
         self.last[way] = max(offset, self.last.get(way, -1))
 
     def count_lost(self, records):
-        for partition, seen in enumerate(self.seen):
-            for offset, times in enumerate(seen):
-                if not times and self.due(records[self.placed[partition][offset]]):
+        for partition, seen in enumerate(self.seen_in):
+            for offset, output in enumerate(seen):
+                if output < 0 and self.due(records[self.placed[partition][offset]]):
                     self.findings.found("lost", f"{partition}-{offset} is not in {self.topic}")
 
 

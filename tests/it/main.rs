@@ -23,6 +23,7 @@ mod imports;
 mod outcome;
 mod images;
 mod real_kafka;
+mod late_requests;
 mod reload;
 mod score_folder;
 mod secrets;

@@ -30,7 +30,8 @@
 #
 #   kafka.sh group OPTIONS                ConsumerGroupCommand, for instance --delete-offsets --group G --topic T
 #
-# Each takes --dir DIR, the cluster's folder (default .kafka/run): DIR/server-ID.log, DIR/bootstrap.
+# Each takes --dir DIR, the cluster's folder (default .kafka/run): DIR/server-ID.log (before its last start:
+# DIR/server-ID.before.log), DIR/bootstrap.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -99,6 +100,7 @@ launch() { # ID
     local realm=()
     [ ! -e "$dir/kerberos" ] || realm=("-Djava.security.krb5.conf=$dir/kerberos/krb5.conf")
     # Kafka reads the keys only of issuers that this property allows.
+    [ ! -e "$dir/server-$1.log" ] || cat "$dir/server-$1.log" >>"$dir/server-$1.before.log"
     python3 -c 'import os, sys; os.setsid(); os.execvp("java", ["java", *sys.argv[1:]])' \
         "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://$dir/oauth/jwks.json" \
         "-Dorg.apache.kafka.sasl.oauthbearer.allowed.files=$dir/oauth/jwks.json" \
@@ -342,6 +344,7 @@ start() {
     dir=$(cd "$dir" && pwd)
     if alive 1; then die "a cluster is already running in ${dir#"$root"/} at $(cat "$dir/bootstrap"); stop it first or pass another --dir"; fi
     stop
+    rm -f "$dir"/server-*.before.log
     [ -z "$secure" ] || { certify; issue; }
     [ -z "$kerberos" ] || { mkdir "$dir/kerberos"; cp "$kerberos/krb5.conf" "$kerberos/broker.keytab" "$dir/kerberos"; }
     configure

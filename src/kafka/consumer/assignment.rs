@@ -165,6 +165,8 @@ fn look_up(
 pub(super) struct Starts {
     pub to_assign: TopicPartitionList,
     to_commit: TopicPartitionList,
+    /// For the log: each start with the facts that decided it.
+    decisions: Vec<String>,
 }
 
 impl Starts {
@@ -172,6 +174,7 @@ impl Starts {
         Starts {
             to_assign: TopicPartitionList::with_capacity(partitions),
             to_commit: TopicPartitionList::with_capacity(partitions),
+            decisions: Vec::with_capacity(partitions),
         }
     }
 
@@ -183,6 +186,17 @@ impl Starts {
         let is_committed = facts.committed == Some(start.offset)
             && facts.committed_metadata.is_some()
             && start.reason != StartReason::Recreated;
+        let group = facts.committed.map_or("none".into(), |o| o.to_string());
+        self.decisions.push(format!(
+            "{}-{} at {} ({:?}, group's offset {group}, log {} to {}{})",
+            facts.topic,
+            facts.partition,
+            start.offset,
+            start.reason,
+            facts.low,
+            facts.high,
+            if is_committed { "" } else { ", to commit" }
+        ));
         if !is_committed {
             let mut commit = self.to_commit.add_partition(&facts.topic, facts.partition);
             commit
@@ -190,6 +204,11 @@ impl Starts {
                 .expect("an offset that Kafka gave is valid");
             commit.set_metadata(facts.metadata.to_string());
         }
+    }
+
+    /// Logs where each partition starts and why. If records are ever judged twice, this shows who began where.
+    pub fn log(&self) {
+        tracing::info!(starts = %self.decisions.join("; "), "reading starts");
     }
 
     /// Commits the start offsets, so that partitions without records have a committed offset too. A partition without

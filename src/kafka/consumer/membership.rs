@@ -38,15 +38,27 @@ impl Membership {
         (!refused).then_some(metadata)
     }
 
-    /// Returns the offsets to commit, without those of deleted topics, because a commit to a deleted topic fails the
-    /// whole transaction.
+    /// Returns the offsets to commit. With `leave_out`, those of deleted topics are left out, because a commit to a
+    /// deleted topic fails the whole transaction.
+    ///
+    /// Leaving out the offsets of a topic that exists would publish the verdicts of its records twice. So two witnesses
+    /// are needed: the topic watch, and the group coordinator, which has refused these offsets.
     pub(in crate::kafka) fn offsets(
         &self,
         offsets: &[(TopicPartition, i64)],
+        leave_out: bool,
     ) -> TopicPartitionList {
-        let of_deleted = |(from, _): &&(TopicPartition, i64)| !self.topics.is_deleted(from.topic);
-        let offsets: Vec<_> = offsets.iter().filter(of_deleted).copied().collect();
-        self.topics.with_metadata(&offsets)
+        let (gone, there): (Vec<_>, Vec<_>) = offsets
+            .iter()
+            .partition(|(from, _)| leave_out && self.topics.is_deleted(from.topic));
+        for (from, next) in gone {
+            tracing::warn!(
+                "topic `{}` does not exist any more: the verdicts of its records are published, but offset {next} of its partition {} is not committed",
+                &self.topics[from.topic],
+                from.partition
+            );
+        }
+        self.topics.with_metadata(&there)
     }
 }
 
@@ -65,5 +77,32 @@ fn is_member(consumer: &GroupConsumer) -> bool {
         let is_member = generation > 0 && !member_id.is_null() && *member_id != 0;
         rd::rd_kafka_consumer_group_metadata_destroy(metadata);
         is_member
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn offsets_are_left_out_only_if_the_watch_and_the_coordinator_miss_their_topic() {
+        let membership = Membership {
+            consumer: Weak::new(),
+            lost_below: Arc::default(),
+            topics: Topics::default(),
+        };
+        let offsets = ["kept", "gone"].map(|topic| {
+            let topic = membership.topics.number(topic);
+            let partition = 0;
+            (TopicPartition { topic, partition }, 7)
+        });
+        let committed = |leave_out| membership.offsets(&offsets, leave_out).count();
+        assert_eq!(committed(true), 2, "the watch has not missed a topic");
+        let gone = membership.topics.number("gone");
+        membership.topics.set_deleted(gone, true, Instant::now());
+        assert_eq!(committed(false), 2, "the coordinator takes the offsets");
+        assert_eq!(committed(true), 1);
     }
 }

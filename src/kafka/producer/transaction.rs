@@ -1,10 +1,15 @@
 //! Exactly-once delivery: messages and the offsets of their records become visible together or not at all (KIP-98,
 //! KIP-447).
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
+use rdkafka::TopicPartitionList;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError as ClientError;
 use rdkafka::producer::Producer;
@@ -31,15 +36,24 @@ const POLL: Duration = Duration::from_millis(100);
 /// time also passes while this process is frozen.
 const STUCK_AFTER: u32 = 60;
 
+/// librdkafka's `retry.backoff.ms` for transactions, unless it is set. A longer wait tells a request that was repeated
+/// from one that was slow.
+const RETRY_BACKOFF_MS: u64 = 500;
+const RETRY_BACKOFF: &str = "retry.backoff.ms";
+/// librdkafka varies the backoff by up to a fifth.
+const SHORTEST_BACKOFF: f64 = 0.8;
+
 /// How a transaction ended.
 #[derive(Debug)]
 pub enum Outcome {
     Committed,
     /// Nothing of the transaction is visible. Its messages may be sent again in another transaction.
     Aborted(String),
-    /// The call into librdkafka does not return, and nothing is committed. Another producer with the same
+    /// No commit was requested from the brokers, and the abort did not end. Another producer with the same
     /// transactional.id aborts the transaction for good.
     Stuck,
+    /// The wait for the brokers was given up. The commit may still happen, so nothing may be sent again.
+    GivenUp,
 }
 
 /// Makes a producer transactional. If a previous producer has the same transactional.id, the brokers fence it at once
@@ -51,6 +65,7 @@ pub(super) fn configure(config: &mut ClientConfig, kafka: &KafkaSettings) {
     let defaults = [
         ("transactional.id", format!("{}-{own}", kafka.group_id)),
         ("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string()),
+        (RETRY_BACKOFF, RETRY_BACKOFF_MS.to_string()),
     ];
     for (name, value) in defaults {
         if config.get(name).is_none() {
@@ -72,15 +87,46 @@ fn unique() -> String {
     format!("{host}-{}-{nanoseconds:x}", std::process::id())
 }
 
+/// Returns the shortest time after which librdkafka repeats a request.
+fn repeated_after(config: &ClientConfig) -> Duration {
+    let set = config.get(RETRY_BACKOFF).and_then(|ms| ms.parse().ok());
+    Duration::from_millis(set.unwrap_or(RETRY_BACKOFF_MS)).mul_f64(SHORTEST_BACKOFF)
+}
+
 /// The transactions of one producer.
 pub(super) struct Transactions {
     /// Shared with calls that may never return.
     pub producer: Arc<VerdictProducer>,
     /// `None` without exactly-once.
     pub id: Option<String>,
+    /// Whether the group coordinator refused the last offsets because it does not know one of their topics.
+    topic_unknown: AtomicBool,
+    repeated_after: Duration,
+    /// Whether a request of a transaction took so long that librdkafka may have sent it twice.
+    is_repeated: AtomicBool,
 }
 
 impl Transactions {
+    pub fn new(producer: &Arc<VerdictProducer>, config: &ClientConfig) -> Transactions {
+        Transactions {
+            producer: Arc::clone(producer),
+            id: config.get("transactional.id").map(str::to_owned),
+            topic_unknown: AtomicBool::new(false),
+            repeated_after: repeated_after(config),
+            is_repeated: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns whether another producer must make the next transaction.
+    ///
+    /// If a connection breaks, librdkafka sends a request again. The first copy may still wait in a broker. Requests
+    /// of librdkafka 2.12 do not say which transaction of their producer they belong to (KIP-890), so a late copy would
+    /// act on the next transaction: commit half of it without its offsets, abort it before its offsets are committed,
+    /// or replace its offsets by older ones. Another producer has another epoch, so the brokers refuse late copies.
+    pub fn must_change_producer(&self) -> bool {
+        self.is_repeated.load(Ordering::Relaxed)
+    }
+
     /// Fences every other producer with this transactional.id and finishes its open transaction.
     pub fn init(
         &self,
@@ -127,35 +173,57 @@ impl Transactions {
         let Some(metadata) = membership.metadata(sequence) else {
             return self.abort("the partitions are lost".to_owned(), give_up);
         };
-        let offsets = membership.offsets(offsets);
+        let leave_out = self.topic_unknown.swap(false, Ordering::Relaxed);
+        let offsets = membership.offsets(offsets, leave_out);
+        let listed = tracing::enabled!(tracing::Level::DEBUG).then(|| listed(&offsets));
         let sent = self.call(give_up, move |producer| {
             producer.send_offsets_to_transaction(&offsets, &metadata, OFFSETS_WITHIN)
         });
         match sent {
             Ok(()) => {}
-            Err(CallError::MustAbort(problem)) => return self.abort(problem, give_up),
+            Err(CallError::MustAbort(problem, code)) => {
+                let unknown = code == RDKafkaErrorCode::UnknownTopicOrPartition;
+                self.topic_unknown.store(unknown, Ordering::Relaxed);
+                return self.abort(problem, give_up);
+            }
             Err(CallError::TimedOut(_) | CallError::Stuck) => return Ok(Outcome::Stuck),
             Err(CallError::Fatal(error)) => return Err(error),
         }
         match self.call_until_done(give_up, |producer| producer.commit_transaction(ATTEMPT)) {
-            Ok(()) => Ok(Outcome::Committed),
-            Err(CallError::MustAbort(problem) | CallError::TimedOut(problem)) => {
-                self.abort(problem, give_up)
+            Ok(()) => {
+                tracing::debug!(sequence, offsets = listed, "transaction committed");
+                Ok(Outcome::Committed)
             }
-            // The commit may or may not have succeeded. Only the group's offsets show which, and the next start reads
-            // them.
-            Err(CallError::Stuck) => Err(KafkaError::Transaction(
-                "the brokers did not confirm whether it was committed".into(),
+            Err(CallError::MustAbort(problem, _)) => self.abort_commit(problem, give_up),
+            Err(CallError::TimedOut(_)) => Ok(Outcome::GivenUp),
+            Err(CallError::Stuck) => Err(KafkaError::InDoubt(
+                "a call of librdkafka did not return".into(),
             )),
             Err(CallError::Fatal(error)) => Err(error),
         }
     }
 
+    /// Aborts a transaction whose commit failed. The brokers may have committed it nevertheless, for instance when
+    /// their answer was an error. They refuse to abort a committed transaction, so only a confirmed abort shows that
+    /// its messages may be sent again.
+    fn abort_commit(&self, problem: String, give_up: &Shutdown) -> Result<Outcome, KafkaError> {
+        match self.abort(problem.clone(), give_up)? {
+            Outcome::Stuck => Err(KafkaError::InDoubt(problem)),
+            ended => Ok(ended),
+        }
+    }
+
+    /// Aborts the open transaction because of `problem`.
     pub fn abort(&self, problem: String, give_up: &Shutdown) -> Result<Outcome, KafkaError> {
         match self.call_until_done(give_up, |producer| producer.abort_transaction(ATTEMPT)) {
-            // After giving up, the brokers abort the transaction when its timeout is over.
-            Ok(()) | Err(CallError::MustAbort(_) | CallError::TimedOut(_)) => {
-                Ok(Outcome::Aborted(problem))
+            Ok(()) => Ok(Outcome::Aborted(problem)),
+            // The brokers abort the transaction when its timeout is over.
+            Err(CallError::TimedOut(_)) => Ok(Outcome::GivenUp),
+            Err(CallError::MustAbort(error, _)) => {
+                tracing::warn!(
+                    "a transaction cannot be aborted, so its producer will be replaced: {error}"
+                );
+                Ok(Outcome::Stuck)
             }
             Err(CallError::Stuck) => Ok(Outcome::Stuck),
             // librdkafka reports this fatal error if the brokers have no transaction to abort. They could not open it,
@@ -206,7 +274,12 @@ impl Transactions {
     ) -> Result<(), CallError> {
         let is_stuck =
             |polls| polls >= STUCK_AFTER || give_up.is_requested() && polls * POLL >= 2 * ATTEMPT;
-        let error = match call_with_watchdog(&self.producer, call, &is_stuck) {
+        let started = Instant::now();
+        let returned = call_with_watchdog(&self.producer, call, &is_stuck);
+        if started.elapsed() >= self.repeated_after {
+            self.is_repeated.store(true, Ordering::Relaxed);
+        }
+        let error = match returned {
             Some(Ok(())) => return Ok(()),
             Some(Err(error)) => error,
             None => return Err(CallError::Stuck),
@@ -214,7 +287,7 @@ impl Transactions {
         let timed_out = match &error {
             ClientError::Transaction(e) if e.is_fatal() => false,
             ClientError::Transaction(e) if e.txn_requires_abort() => {
-                return Err(CallError::MustAbort(error.to_string()));
+                return Err(CallError::MustAbort(error.to_string(), e.code()));
             }
             ClientError::Transaction(e) => e.is_retriable(),
             ClientError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
@@ -234,10 +307,20 @@ impl Transactions {
     }
 }
 
+fn listed(offsets: &TopicPartitionList) -> String {
+    let elements = offsets.elements();
+    let offsets = elements.iter().map(|element| {
+        let (topic, partition) = (element.topic(), element.partition());
+        let offset = element.offset().to_raw().unwrap_or(-1);
+        format!("{topic}-{partition} {offset}")
+    });
+    offsets.collect::<Vec<_>>().join(" ")
+}
+
 /// Why a transactional call failed, named by what can succeed next.
 enum CallError {
     /// Another transaction can succeed.
-    MustAbort(String),
+    MustAbort(String, RDKafkaErrorCode),
     /// The same call can succeed when it is repeated.
     TimedOut(String),
     /// Another producer can succeed.
