@@ -97,6 +97,7 @@ impl Stage {
                     topic: "in".to_owned(),
                     partition: 0,
                     offset: NEXT - 1,
+                    index: None,
                 },
                 kind: Kind::Map,
             },
