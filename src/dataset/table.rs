@@ -11,7 +11,7 @@ use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open};
 use crate::bundle::Feature;
-use crate::decode::{JsonDecoder, Wrapping};
+use crate::decode::{JsonDecoder, Wrapping, envelope_likeness};
 
 /// At most one record in this many may be something other than a JSON object.
 const TOLERATED: u64 = 10;
@@ -94,6 +94,15 @@ impl Table {
                         return Err(too_many(path, refused, rows, first));
                     }
                     continue;
+                }
+                if rows == 0
+                    && options.wrapping.is_none()
+                    && let Some(likeness) = envelope_likeness(&payload)
+                {
+                    let path = path.display();
+                    table
+                        .notes
+                        .push(format!("{path}: {likeness} (for a file: --envelope)"));
                 }
                 rows += 1;
                 reservoir.offer(file, payload);

@@ -67,7 +67,8 @@ pub fn scalar(fields: &Fields<'_>) -> Result<Option<String>, RowError> {
     let has_rest = |key: &str| matches!(rest, [(name, _)] if name == key);
     let (key, value) = (key.as_ref(), value.get());
     // Version 1 has the kind of binary data beside it.
-    if !rest.is_empty() && !(key == "$binary" && has_rest("$type")) {
+    let is_old_binary = key == "$binary" && has_rest("$type");
+    if !rest.is_empty() && !is_old_binary {
         return Ok(None);
     }
     Ok(match key {
