@@ -43,7 +43,7 @@ use serde_json::value::RawValue;
 
 pub use changes::features_of_changes;
 use envelope::Content;
-pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping};
+pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping, envelope_likeness};
 pub use json::JsonDecoder;
 use paths::Paths;
 pub use schemas::{Ask, Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
@@ -153,7 +153,10 @@ impl Decoder {
         let by_field = match &mut self.format {
             Payloads::Json(decoder) => decoder.decode(payload, rows)?,
             Payloads::Wrapped(wrapping, decoder) => match wrapping.open(payload)? {
-                Content::Record(json) => decoder.decode_bare(json.as_bytes(), rows)?,
+                Content::Record(json) => {
+                    let decoded = decoder.decode_bare(json.as_bytes(), rows);
+                    decoded.map_err(|error| wrapping.explained(error, payload))?
+                }
                 Content::Nothing(skip) => return Err(DecodeError::Nothing(skip)),
             },
             Payloads::Typed(decoder) => decoder.decode(payload, rows)?,

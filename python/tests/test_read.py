@@ -223,6 +223,7 @@ def test_records_are_taken_out_of_envelopes_and_lists_as_the_daemon_does(tmp_pat
     # 12345 with the scale 2.
     changes = [change({"amount": "MDk="}, "c"), change(None, "d"), change({"amount": "+w=="}, "u")]
     path.write_bytes(ndjson(changes))
+    assert 'set input.envelope = "debezium" (for a file: --envelope)' in residuald.read([path]).notes[0]
     table = residuald.read([path], envelope=["debezium"])
     assert table.numbers("amount").tolist() == [123.45, -0.05]
     assert table.notes == [f"{path}: left out, because there is nothing to score: 1 (delete)"]

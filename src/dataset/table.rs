@@ -15,7 +15,7 @@ use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open_all};
 use crate::bundle::Feature;
-use crate::decode::{JsonDecoder, Wrapping};
+use crate::decode::{JsonDecoder, Wrapping, envelope_likeness};
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
 
@@ -105,6 +105,15 @@ impl Table {
                     return Err(too_many(path, count));
                 }
                 continue;
+            }
+            if count.rows == 0
+                && options.wrapping.is_none()
+                && let Some(likeness) = envelope_likeness(&payload)
+            {
+                let path = path.display();
+                table
+                    .notes
+                    .push(format!("{path}: {likeness} (for a file: --envelope)"));
             }
             count.rows += 1;
             reservoir.offer(file, payload);

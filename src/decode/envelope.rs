@@ -19,7 +19,7 @@ use super::json::{nan, unframed};
 use super::{Reason, RowError, malformed};
 use raw::{describe, items, object, string};
 
-pub use likeness::likeness;
+pub use likeness::{envelope_likeness, likeness};
 
 /// Maximum number of records in a message, if nothing else is set.
 const MOST_RECORDS: usize = 10_000;
@@ -279,6 +279,23 @@ impl Wrapping {
             content = envelope.open(json)?;
         }
         Ok(content)
+    }
+
+    /// Adds to an error what the envelope has to do with it.
+    pub fn explained(&self, error: RowError, payload: &[u8]) -> RowError {
+        let has_schema = payload.windows(8).any(|bytes| bytes == b"\"schema\"");
+        let is_string = error.reason == Reason::WrongType && error.detail.ends_with("a string");
+        if has_schema || !is_string || !self.envelopes.contains(&Envelope::Debezium) {
+            return error;
+        }
+        RowError {
+            detail: format!(
+                "{}. If it is a decimal in base64: without Connect's schema its scale is unknown, so set value.converter.schemas.enable = true or decimal.handling.mode = double in the connector",
+                error.detail
+            )
+            .into(),
+            ..error
+        }
     }
 
     fn place(&self, payload: &[u8]) -> Option<Place<'_>> {

@@ -189,8 +189,8 @@ type TargetCell<'t, 'r> = &'t RefCell<Target<'r>>;
 
 /// Returns NaN or the infinity for which a string stands, if the text that is read is marked.
 fn marked_nan<'v>(value: &'v str, target: TargetCell<'_, '_>) -> Option<&'v str> {
-    let is_marked = target.borrow().scratch.is_marked;
-    nan::literal_of(value).filter(|_| is_marked)
+    let literal = nan::literal_of(value)?;
+    target.borrow().scratch.is_marked.then_some(literal)
 }
 
 struct NodeSeed<'n, 't, 'r> {
@@ -260,8 +260,7 @@ impl<'de> Visitor<'de> for NodeSeed<'_, '_, '_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        let allow_nan = self.target.borrow().scratch.allow_nan;
-        if allow_nan && marked_nan(value, self.target).is_some() {
+        if marked_nan(value, self.target).is_some() && self.target.borrow().scratch.allow_nan {
             return Ok(());
         }
         // The error quotes the string with escapes, which can be many times longer, so the string is cut.

@@ -1,12 +1,19 @@
 //! Records in envelopes and in lists, end to end: the same scores as without them, one outcome each, and nothing skipped unsaid.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
 
+use crate::common::formats::{AVRO, avro};
 use crate::common::kafka::{Note, produce, read_all};
 use crate::common::process::Daemon;
+use crate::common::registry::SchemaRegistry;
 use crate::common::topics::Topics;
 use crate::common::{parse, sample, score_of, wait_for};
+use apache_avro::Schema;
+use apache_avro::rabin::Rabin;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::{Value, json};
 
@@ -214,6 +221,128 @@ fn lists_and_lines_give_the_same_scores_with_an_index() {
     assert_eq!(scores(&got), scores(&plain));
 }
 
+/// With a schema file: maps by key, the headers of other registries, and Debezium's events.
+#[test]
+fn avro_in_maps_events_and_behind_other_headers_gives_the_same_scores() {
+    let payments = sample(RECORDS);
+    let schema = Schema::parse_str(AVRO).unwrap();
+    let bare: Vec<Vec<u8>> = payments.iter().map(|p| avro(&schema, p)).collect();
+    let each = |wrap: &dyn Fn(&[u8]) -> Vec<u8>| bare.iter().map(|p| wrap(p)).collect::<Vec<_>>();
+    let zlib = |record: &[u8]| {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(record).unwrap();
+        encoder.finish().unwrap()
+    };
+    let fingerprint = schema.fingerprint::<Rabin>().bytes;
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, schema: &Value| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, schema.to_string()).unwrap();
+        format!("input.schema_file={}", path.display())
+    };
+    let payment = "input.schema_file=tests/schemas/payment.avsc".to_owned();
+    let mut in_map = parse(AVRO.as_bytes());
+    for field in in_map["fields"].as_array_mut().unwrap() {
+        if field["name"] == "merchant" {
+            field["type"] = json!({"type": "map", "values": ["null", "double", "string"]});
+        }
+    }
+    let map_schema = Schema::parse(&in_map).unwrap();
+    let events = json!({"type": "record", "name": "Envelope", "namespace": "shop.db", "fields": [
+        {"name": "before", "type": ["null", parse(AVRO.as_bytes())]},
+        {"name": "after", "type": ["null", "shop.Payment"]},
+        {"name": "op", "type": "string"},
+    ]});
+    let expected = judged(&bare, RECORDS, &["input.format=avro", &payment]);
+    for (what, messages, file) in [
+        (
+            "Glue",
+            each(&|p| [&[3, 0][..], &[7; 16], p].concat()),
+            &payment,
+        ),
+        (
+            "Glue, compressed",
+            each(&|p| [&[3, 5][..], &[7; 16], &zlib(p)].concat()),
+            &payment,
+        ),
+        (
+            "Apicurio",
+            each(&|p| [&[0, 0, 0, 0, 0, 0, 0, 0, 9], p].concat()),
+            &payment,
+        ),
+        (
+            "single object",
+            each(&|p| [&[0xc3, 1], &fingerprint[..], p].concat()),
+            &payment,
+        ),
+        (
+            "map",
+            payments.iter().map(|p| avro(&map_schema, p)).collect(),
+            &file("map.avsc", &in_map),
+        ),
+    ] {
+        let got = judged(&messages, RECORDS, &["input.format=avro", file]);
+        assert_eq!(scores(&got), scores(&expected), "{what}");
+        for (at, verdict) in got {
+            assert_eq!(
+                verdict["record"]["amount"], expected[&at]["record"]["amount"],
+                "{what}"
+            );
+        }
+    }
+    let event = |before: Option<&[u8]>, after: Option<&[u8]>, op: u8| {
+        let side = |record: Option<&[u8]>| record.map_or(vec![0], |r| [&[2], r].concat());
+        [side(before), side(after), vec![2, op]].concat()
+    };
+    let mut changes = each(&|p| event(Some(&bare[0]), Some(p), b'u'));
+    changes.push(event(Some(&bare[0]), None, b'd'));
+    let events = file("events.avsc", &events);
+    let settings = ["input.format=avro", "input.envelope=debezium", &events];
+    let got = judged(&changes, RECORDS, &settings);
+    assert_eq!(scores(&got), scores(&expected));
+    for (at, verdict) in got {
+        assert_eq!(verdict["record"], expected[&at]["record"]);
+    }
+}
+
+#[test]
+fn another_header_without_a_schema_file_names_it() {
+    let broker = broker();
+    let schema = Schema::parse_str(AVRO).unwrap();
+    let record = avro(&schema, &sample(1)[0]);
+    let messages = [
+        (
+            [&[3, 0][..], &[7; 16], &record].concat(),
+            "AWS Glue's schema registry: set input.schema_file",
+        ),
+        (
+            [&[0xc3, 1][..], &[9; 8], &record].concat(),
+            "single-object encoding with the schema of fingerprint 0909090909090909: set input.schema_file",
+        ),
+        (
+            [&[0, 0, 0, 0, 0, 0, 0, 0, 9][..], &record].concat(),
+            "Apicurio's header with the global id 9",
+        ),
+        (
+            sample(1)[0].clone().into_bytes(),
+            "set input.format = \"json\"",
+        ),
+    ];
+    let notes: Vec<Note> = messages.iter().map(|(m, _)| note(m.clone())).collect();
+    produce(&broker.brokers, "in", &notes);
+    let registry = SchemaRegistry::start();
+    let settings = ["input.format=avro", &registry.setting()];
+    let daemon = Daemon::ready(&broker.brokers, &settings);
+    daemon.await_count("dead_letters", notes.len() as u64);
+    daemon.is_balanced();
+    daemon.drains();
+    let letters = read_all(&broker.brokers, "dead");
+    for (letter, (_, said)) in letters.iter().zip(&messages) {
+        let why = letter.header("__connect.errors.exception.message").unwrap();
+        assert!(why.contains(said), "{why}");
+    }
+}
+
 #[test]
 fn what_has_nothing_to_score_is_counted_by_its_reason() {
     let broker = broker();
@@ -406,7 +535,8 @@ fn every_record_of_a_list_has_one_outcome_in_both_deliveries() {
             return;
         };
         let (notes, scored) = mixed();
-        produce(topics.brokers(), &topics.name("in"), &notes);
+        let (first, rest) = notes.split_at(20);
+        produce(topics.brokers(), &topics.name("in"), first);
         let delivery = format!("kafka.delivery={delivery}");
         let settings = [
             &delivery,
@@ -419,6 +549,7 @@ fn every_record_of_a_list_has_one_outcome_in_both_deliveries() {
         let daemon = topics.daemon(&settings);
         daemon.await_count("scored", 30);
         daemon.kill_9();
+        produce(topics.brokers(), &topics.name("in"), rest);
         let daemon = topics.daemon(&settings);
         wait_for("the end of the topic", || {
             (topics.committed() == topics.ends()).then_some(())

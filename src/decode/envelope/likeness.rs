@@ -6,6 +6,11 @@ use super::super::json::{nan, unframed};
 use super::raw::{Fields, describe, items, object, string};
 use super::{avro_json, mongo};
 
+/// Like [`likeness`], for envelopes only. A record may well contain a list of records.
+pub fn envelope_likeness(payload: &[u8]) -> Option<String> {
+    likeness(payload).filter(|likeness| likeness.contains("input.envelope"))
+}
+
 /// Returns what a message seems to be, and the setting that reads it.
 pub fn likeness(payload: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(unframed(payload)).ok()?;

@@ -67,8 +67,8 @@ pub fn scalar(fields: &Fields<'_>) -> Result<Option<String>, RowError> {
     let has_rest = |key: &str| matches!(rest, [(name, _)] if name == key);
     let (key, value) = (key.as_ref(), value.get());
     // Version 1 has the kind of binary data beside it.
-    let is_binary_of_v1 = key == "$binary" && has_rest("$type");
-    if !rest.is_empty() && !is_binary_of_v1 {
+    let is_old_binary = key == "$binary" && has_rest("$type");
+    if !rest.is_empty() && !is_old_binary {
         return Ok(None);
     }
     Ok(match key {

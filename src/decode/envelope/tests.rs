@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
+use super::super::{Decoder, RecordFormat};
 use super::*;
+use crate::bundle::Feature;
 
 fn wrapping(unwrap: Unwrap, envelopes: &[Envelope]) -> Wrapping {
     Wrapping {
@@ -187,6 +189,30 @@ fn debezium_gives_the_state_after_the_change() {
             && plain.contains("found an object with the keys `amount`"),
         "{plain}"
     );
+}
+
+#[test]
+fn a_decimal_without_a_schema_says_what_to_set() {
+    let features = json!([{"name": "amount", "path": "amount", "type": "number"}]);
+    let features: Vec<Feature> = serde_json::from_value(features).unwrap();
+    let format = RecordFormat::Wrapped(wrapping(Unwrap::No, &[Envelope::Debezium]));
+    let mut decoder = Decoder::new(&features, format, None);
+    let mut said = |event: Value| {
+        let decoded = decoder.decode(event.to_string().as_bytes(), None, &mut Vec::new());
+        decoded.unwrap_err().to_string()
+    };
+    let event = json!({"before": null, "after": {"amount": "MDk="}, "op": "c"});
+    let bare = said(event.clone());
+    assert!(
+        bare.starts_with("field `amount`: expected a number, found a string. If it is a decimal"),
+        "{bare}"
+    );
+    assert!(
+        bare.contains("value.converter.schemas.enable = true"),
+        "{bare}"
+    );
+    let wrapped = said(json!({"schema": {"fields": []}, "payload": event}));
+    assert_eq!(wrapped, "field `amount`: expected a number, found a string");
 }
 
 #[test]
