@@ -146,6 +146,7 @@ impl Sink {
         let mut sink = Sink::open(self.config.clone(), &last_error)?;
         sink.limits = self.limits.clone();
         sink.probe_topic.clone_from(&self.probe_topic);
+        sink.transactions.succeed(&self.transactions);
         sink.keep_connected();
         sink.init_transactions(patience, &last_error, stop)?;
         let stuck = std::mem::replace(self, sink);

@@ -134,7 +134,8 @@ def explain(repeats, folder, daemons):
     for partition, (low, high) in sorted(input_ranges.items())[:MOST_RANGES]:
         lines.append(f"commits of {TOPICS['in']}-{partition} around the offsets {low} to {high}:")
         lines += explain_commits(partition, low, high, segments, seen)
-    for producer in sorted(seen):
+    # Commits outside transactions have producer -1.
+    for producer in sorted(seen - {-1}):
         lines.append(f"transactions of {segments.who(producer)}:")
         states = [t for t in segments.transactions() if t[2][0] == producer]
         lines += [f"  {clock(moment)} epoch {of[1]} {state}" for moment, _, of, state in states[-MOST_LINES:]]

@@ -117,6 +117,12 @@ impl Transactions {
         }
     }
 
+    /// Takes over what the coordinator has said to the producer that this one replaces.
+    pub fn succeed(&self, replaced: &Transactions) {
+        let unknown = replaced.topic_unknown.load(Ordering::Relaxed);
+        self.topic_unknown.store(unknown, Ordering::Relaxed);
+    }
+
     /// Returns whether another producer must make the next transaction.
     ///
     /// If a connection breaks, librdkafka sends a request again. The first copy may still wait in a broker. Requests

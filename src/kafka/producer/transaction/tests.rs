@@ -203,11 +203,16 @@ fn refused_offsets_abort_the_transaction() {
         (Answer::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION, false),
         (Answer::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART, true),
     ] {
-        let stage = Stage::new();
+        let mut stage = Stage::new();
         stage.answers(Api::TxnOffsetCommit, answer, 100);
         let ended = stage.commit(&stage.never);
         assert!(matches!(ended, Ok(Outcome::Aborted(_))), "{ended:?}");
+        stage.sink.replace(PATIENCE, &stage.never).unwrap();
         let seen = &stage.sink.transactions.topic_unknown;
-        assert_eq!(seen.load(Ordering::Relaxed), unknown);
+        assert_eq!(
+            seen.load(Ordering::Relaxed),
+            unknown,
+            "after a new producer"
+        );
     }
 }
