@@ -253,9 +253,13 @@ tools: ## install what the tests want: Java, Maven, kcat, openssl, shellcheck, C
 .PHONY: venv
 venv: $(VENV) $(PACKAGE) ## .venv with the trainer, the package residuald, the tests' tools and ruff
 
-$(VENV): models/trainer/requirements.lock models/trainer/pyproject.toml tests/requirements.txt
+# PyPI's torch needs some of CUDA to be imported at all; that of another index (PIP_EXTRA_INDEX_URL) may not.
+$(VENV): models/trainer/requirements.lock models/trainer/cuda.lock models/trainer/pyproject.toml tests/requirements.txt
 	"$(PYTHON)" -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/requirements.lock -r tests/requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r models/trainer/requirements.lock
+	.venv/bin/python -c 'import torch' 2>/dev/null \
+	    || .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r models/trainer/cuda.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e models/trainer
 	@touch $@
 
