@@ -11,7 +11,7 @@ use super::format::Format;
 use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open_all};
-use crate::bundle::Feature;
+use crate::bundle::{Feature, path};
 use crate::decode::JsonDecoder;
 
 /// At most one record in this many may be something other than a JSON object.
@@ -213,6 +213,7 @@ impl Table {
     /// if it is absent or null.
     pub fn texts(&self, path: &str) -> Vec<Option<String>> {
         let mut texts = vec![None; self.len()];
+        let path = path::canonical(path);
         self.scan(|row, at, value| {
             if at == path {
                 texts[row] = value.text().map(Cow::into_owned);
@@ -224,6 +225,7 @@ impl Table {
     /// Returns the number at `path` in each record, or NaN if there is none. Booleans count as 0 and 1.
     pub fn numbers(&self, path: &str) -> Vec<f64> {
         let mut numbers = vec![f64::NAN; self.len()];
+        let path = path::canonical(path);
         self.scan(|row, at, value| {
             if at == path {
                 numbers[row] = value.number().unwrap_or(f64::NAN);

@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::sync::Arc;
 
 use ::parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DoubleType, FixedLenByteArray, FixedLenByteArrayType,
@@ -12,6 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod random;
 mod sources;
 
 /// Writes `bytes` to a file with this name and reads all of it.

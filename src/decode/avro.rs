@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::schemas::SchemaText;
 use super::wire::Cursor;
 use super::{RowError, malformed};
+use crate::bundle::path::keys_or_parts;
 
 pub use json::to_json;
 pub use row::AvroPlan;
@@ -85,13 +86,14 @@ impl AvroSchema {
 
     /// Returns whether a record of this schema can have a value at `path`.
     pub fn has(&self, path: &str) -> bool {
-        path.split('.')
+        keys_or_parts(path)
+            .iter()
             .try_fold(vec![self.root], |at, key| {
                 let next: Vec<Id> = at
                     .into_iter()
                     .flat_map(|id| self.branches(id))
                     .filter_map(|id| match &self.shapes[id] {
-                        Shape::Record(fields) => fields.iter().find(|(name, _)| name == key),
+                        Shape::Record(fields) => fields.iter().find(|(name, _)| *name == **key),
                         _ => None,
                     })
                     .map(|(_, id)| *id)

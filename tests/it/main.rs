@@ -14,6 +14,7 @@ mod documented;
 mod embedded;
 mod exactly_once;
 mod fenced;
+mod files;
 mod formats;
 mod hostile;
 mod hostile_bundle;

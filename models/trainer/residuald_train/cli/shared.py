@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .. import TrainerError
-from ..tabular.labels import MAX_ROWS, DataSource
+from ..tabular.labels import MAX_ROWS, DataSource, json_value
 
 MAX_CONTAMINATION = 0.2
 # The keys of tabular.recipes.RECIPES, repeated here because importing them would import torch.
@@ -35,8 +35,8 @@ def add_data(p, required=True):
         nargs="+",
         required=required,
         metavar="FILE",
-        help=".csv .tsv .ndjson .json (also .gz) .parquet .arrow .feather .npz; a folder of part files, a pattern in quotes "
-        "such as 'part-*.csv', or - for standard input",
+        help=".csv .tsv .ndjson .json (also .gz) .parquet .arrow .feather .npz; a folder of part files, a "
+        "pattern in quotes such as 'part-*.csv', or - for standard input",
     )
     p.add_argument("--format", choices=FORMATS, help="format of the files (default: as their names or contents tell)")
     p.add_argument("--label", metavar="COL", help="column that tells normal rows from anomalies; never a feature")
@@ -50,6 +50,19 @@ def add_drop(p):
 def add_keep(p):
     text = "columns that are features, even if the guessed schema would leave them out as ids or as only growing"
     p.add_argument("--keep", nargs="+", default=[], metavar="COL", help=text)
+
+
+def add_missing(p):
+    text = (
+        "values that count as missing in every column, separated by commas: --missing 'n.a.,?', and --missing=-1,9999 "
+        "if the first is negative; the schema lists them as missing_values"
+    )
+    p.add_argument("--missing", type=spellings, default=(), metavar="LIST", help=text)
+
+
+def spellings(text):
+    """ "n.a.,-1" -> ("n.a.", -1)."""
+    return tuple(json_value(part.strip()) for part in text.split(",") if part.strip())
 
 
 def add_bundle(p, more=""):
@@ -76,7 +89,11 @@ def add_seed(p):
 
 def data_source(args):
     """Parsed arguments -> DataSource; a verb without --drop, --max-rows or --seed gets their defaults."""
-    given = {name: getattr(args, name) for name in ("drop", "keep", "max_rows", "seed", "format") if hasattr(args, name)}
+    given = {
+        name: getattr(args, name)
+        for name in ("drop", "keep", "max_rows", "seed", "format", "missing")
+        if hasattr(args, name)
+    }
     return DataSource(args.data, args.label, args.normal, **given)
 
 

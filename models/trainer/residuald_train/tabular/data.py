@@ -66,7 +66,10 @@ class Bar:
             self.close()
             scaled = {"unit": "B", "unit_scale": True} if unit == "bytes" else {"unit": " rows"}
             name = Path(path).name
-            self.path, self.bar = path, tqdm(desc=f"read {name}", total=total or None, mininterval=0.5, delay=1, **scaled)
+            self.path, self.bar = (
+                path,
+                tqdm(desc=f"read {name}", total=total or None, mininterval=0.5, delay=1, **scaled),
+            )
         self.bar.update(done - self.bar.n)
 
     def close(self):
