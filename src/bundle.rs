@@ -6,6 +6,7 @@ pub mod golden;
 mod graph;
 pub mod manifest;
 pub mod notation;
+pub mod path;
 pub mod normals;
 pub mod p_value;
 mod schema;

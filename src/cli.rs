@@ -22,6 +22,7 @@ mod demo;
 mod init;
 mod man;
 mod produce;
+mod profile;
 mod run;
 mod score;
 mod shared;
@@ -64,6 +65,7 @@ enum Verb {
     Bench(bench::Arguments),
     Status(status::Arguments),
     Produce(produce::Arguments),
+    Profile(profile::Arguments),
     DeadLetters(dead_letters::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
@@ -128,6 +130,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
+        Verb::Profile(arguments) => profile::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
         Verb::Man(arguments) => man::run(&arguments),

@@ -56,6 +56,8 @@ use unwrapped::Unwrapped;
 
 use crate::decode::Wrapping;
 
+use crate::bundle::path;
+
 /// Maximum size of a CSV or NDJSON record, in bytes. It makes a stray quote or a gzip bomb an error instead of filling the
 /// memory.
 pub const MAX_RECORD: u64 = 64 << 20;
@@ -97,6 +99,17 @@ impl Default for Options {
             wrapping: None,
         }
     }
+}
+
+/// The place of a record in its file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Place<'d> {
+    /// The file, if the dataset has several.
+    pub file: Option<&'d Path>,
+    /// What a record is called: `line`, `row` or `element`.
+    pub unit: &'static str,
+    /// Counted from 1.
+    pub number: u64,
 }
 
 /// How far a [`Dataset`] has been read. Compressed files count compressed bytes.
@@ -160,6 +173,17 @@ impl Error {
     }
 }
 
+impl ErrorKind {
+    /// Returns the number of the record, if the error is about one.
+    fn number(&self) -> Option<u64> {
+        match self {
+            ErrorKind::Record { number, .. } => Some(*number),
+            ErrorKind::Csv(error) => error.position().map(|at| at.line()),
+            _ => None,
+        }
+    }
+}
+
 /// The records of files, in the order of the files. Iteration ends after a fatal [`Error`].
 pub struct Dataset {
     files: Vec<Source>,
@@ -177,6 +201,8 @@ pub struct Dataset {
     sizes: Vec<u64>,
     /// The number of the last record in its file, counted from 1.
     number: u64,
+    /// Whether the last file was read to its end.
+    at_end: bool,
     ended: bool,
 }
 
@@ -225,6 +251,7 @@ pub fn open_all<P: AsRef<Path>>(paths: &[P], options: &Options) -> Result<Datase
         notes: Notes::default(),
         found: found.notes,
         number: 0,
+        at_end: false,
         ended: false,
     })
 }
@@ -245,7 +272,10 @@ fn open_one(
     differences.take(path, columns.clone());
     for wanted in options.label.iter().chain(&options.key) {
         let is_folder = source.fields.iter().any(|(name, _)| name == wanted);
-        if !columns.is_empty() && !columns.contains(wanted) && !is_folder {
+        if !columns.is_empty()
+            && !columns.iter().any(|column| is_column(column, wanted))
+            && !is_folder
+        {
             let reason = format!(
                 "no column `{wanted}`: the columns are {}",
                 columns.join(", ")
@@ -254,6 +284,11 @@ fn open_one(
         }
     }
     Ok(file)
+}
+
+/// Returns whether a path names a column. The column's name is split at its dots.
+fn is_column(column: &str, path: &str) -> bool {
+    column == path || path::keys(path).is_ok_and(|keys| keys.join(".") == column)
 }
 
 impl Dataset {
@@ -274,10 +309,14 @@ impl Dataset {
         }
     }
 
-    /// Returns what was left out, guessed or changed, one sentence each. It is complete after the last record.
+    /// Returns what was left out, guessed or changed so far, one sentence each. It is complete after the last record.
     pub fn notes(&self) -> Vec<String> {
+        let mut of_files = self.notes.clone();
+        if !self.at_end {
+            of_files.take(&self.files[self.at].path, self.current.notes());
+        }
         let mut notes = self.found.clone();
-        notes.extend(self.notes.all());
+        notes.extend(of_files.all());
         let skipped = self.unwrapped.iter().flat_map(Unwrapped::notes);
         notes.extend(skipped.map(|note| match &self.files[..] {
             [only] => format!("{}: {note}", only.path.display()),
@@ -297,12 +336,13 @@ impl Dataset {
         (self.at, self.current.progress())
     }
 
-    /// Returns the place of the last record in its file, such as `line 5`, or `b.csv line 5` if there are several files.
-    pub fn place(&self) -> String {
-        let place = format!("{} {}", self.current.unit(), self.number);
-        match self.files.len() {
-            1 => place,
-            _ => format!("{} {place}", self.files[self.at].path.display()),
+    /// Returns the place of the last record, whether or not it could be read.
+    pub fn place(&self) -> Place<'_> {
+        let file = &self.files[self.at].path;
+        Place {
+            file: (self.files.len() > 1).then_some(file),
+            unit: self.current.unit(),
+            number: self.number,
         }
     }
 
@@ -346,13 +386,20 @@ impl Dataset {
     /// Returns the next line, row or element, from the next file at the end of one.
     fn read_payload(&mut self) -> Result<Option<Numbered>, Error> {
         loop {
-            let read = self.current.read_next().map_err(|kind| self.error(kind))?;
-            if read.is_some() {
+            let read = match self.current.read_next() {
+                Ok(read) => read,
+                Err(kind) => {
+                    self.number = kind.number().unwrap_or(self.number);
+                    return Err(self.error(kind));
+                }
+            };
+            if read.is_some() || self.at_end {
                 return Ok(read);
             }
             let path = &self.files[self.at].path;
             self.notes.take(path, self.current.notes());
             let Some(next) = self.files.get(self.at + 1) else {
+                self.at_end = true;
                 return Ok(None);
             };
             self.current = open_one(next, &self.options, &mut self.differences)?;
@@ -403,7 +450,8 @@ impl Iterator for Dataset {
     }
 }
 
-/// Adds the fields that the names of a file's folders give. A payload that is not an object stays as it is.
+/// Adds the fields that the names of a file's folders give and that the record does not have itself. A payload that is not an object
+/// stays as it is.
 fn with_fields(mut payload: Vec<u8>, fields: &[(String, String)]) -> Vec<u8> {
     if fields.is_empty() {
         return payload;
@@ -415,9 +463,11 @@ fn with_fields(mut payload: Vec<u8>, fields: &[(String, String)]) -> Vec<u8> {
     if !is_object {
         return payload;
     }
+    let missing = fields.iter().filter(|(name, _)| !pick::has(&payload, name));
+    let missing: Vec<_> = missing.collect();
     payload.truncate(end);
     let mut is_empty = payload.trim_ascii() == b"{";
-    for (name, json) in fields {
+    for (name, json) in missing {
         let name = serde_json::to_string(name).expect("a string is JSON");
         let comma = if is_empty { "" } else { "," };
         payload.extend_from_slice(format!("{comma}{name}:{json}").as_bytes());

@@ -3,6 +3,7 @@
 //! The modules are listed in the order in which a record meets them. See `ARCHITECTURE.md` for the invariants.
 
 // Pure: no tokio, no Kafka, no ONNX Runtime, no metrics.
+pub mod bounded;
 pub mod clip;
 pub mod record;
 pub mod text;

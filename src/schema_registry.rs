@@ -13,6 +13,7 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::tls::{PemItem, RootCerts, parse_pem};
 
+use crate::bounded;
 use crate::config::{self, Authorization};
 use crate::decode::{Ask, Format, Schema, SchemaText, Schemas, Wanted};
 use crate::http_client;
@@ -547,7 +548,7 @@ pub fn roots(path: &Path) -> Result<RootCerts, CaError> {
         path: path.display().to_string(),
         problem,
     };
-    let pem = std::fs::read(path).map_err(|e| problem(e.to_string()))?;
+    let pem = bounded::read(path, bounded::TEXT).map_err(|e| problem(e.to_string()))?;
     let mut certificates = Vec::new();
     for item in parse_pem(&pem) {
         if let PemItem::Certificate(certificate) = item.map_err(|e| problem(e.to_string()))? {

@@ -1,9 +1,11 @@
 //! Records as JSON texts: parts of them, and fields set. What is not changed keeps its spelling and its place.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use residuald::bundle::path::keys_or_parts;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
@@ -18,7 +20,8 @@ pub fn select<'py>(
     record: Text,
     paths: Vec<String>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let paths: Vec<_> = paths.iter().map(|path| keys_or_parts(path)).collect();
+    let paths: Vec<&[Cow<'_, str>]> = paths.iter().map(Vec::as_slice).collect();
     let json = text(record.bytes()).and_then(|json| selected(json, &paths));
     Ok(PyBytes::new(py, json.map_err(error)?.as_bytes()))
 }
@@ -32,7 +35,7 @@ pub fn set_field<'py>(
     path: &str,
     value: Option<&str>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let json = text(record.bytes()).and_then(|json| changed(json, path, value));
+    let json = text(record.bytes()).and_then(|json| changed(json, &keys_or_parts(path), value));
     Ok(PyBytes::new(py, json.map_err(error)?.as_bytes()))
 }
 
@@ -40,17 +43,15 @@ fn text(record: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(record).map_err(|e| format!("a record is not UTF-8: {e}"))
 }
 
-fn selected(json: &str, paths: &[&str]) -> Result<String, String> {
+fn selected(json: &str, paths: &[&[Cow<'_, str>]]) -> Result<String, String> {
     let mut members = Vec::new();
     for (key, value) in parse(json)?.0 {
-        if paths.contains(&key.as_str()) {
+        let inner: Vec<&[Cow<'_, str>]> =
+            paths.iter().filter_map(|path| after(&key, path)).collect();
+        if inner.iter().any(|path| path.is_empty()) {
             members.push((key, value));
             continue;
         }
-        let inner: Vec<&str> = paths
-            .iter()
-            .filter_map(|path| path.strip_prefix(key.as_str())?.strip_prefix('.'))
-            .collect();
         if !inner.is_empty() && is_object(&value) {
             let value = raw(selected(value.get(), &inner)?)?;
             members.push((key, value));
@@ -59,10 +60,18 @@ fn selected(json: &str, paths: &[&str]) -> Result<String, String> {
     print(&Object(members))
 }
 
-fn changed(json: &str, path: &str, value: Option<&str>) -> Result<String, String> {
+/// Returns what follows `key` in a path. A key may hold dots itself, so it may be several parts.
+fn after<'p, 'k>(key: &str, path: &'p [Cow<'k, str>]) -> Option<&'p [Cow<'k, str>]> {
+    let mut lengths = 1..=path.len();
+    let length = lengths.find(|length| path[..*length].join(".") == key)?;
+    Some(&path[length..])
+}
+
+fn changed(json: &str, path: &[Cow<'_, str>], value: Option<&str>) -> Result<String, String> {
     let mut object = parse(json)?;
     // A key may hold dots itself, so the members say how the path is to be split.
-    if let Some(at) = object.0.iter().position(|(key, _)| key == path) {
+    let is_here = |key: &str| after(key, path).is_some_and(<[_]>::is_empty);
+    if let Some(at) = object.0.iter().position(|(key, _)| is_here(key)) {
         match value {
             Some(value) => object.0[at].1 = raw(value.to_owned())?,
             None => drop(object.0.remove(at)),
@@ -70,9 +79,7 @@ fn changed(json: &str, path: &str, value: Option<&str>) -> Result<String, String
         return print(&object);
     }
     for (key, member) in &mut object.0 {
-        let inner = path
-            .strip_prefix(key.as_str())
-            .and_then(|rest| rest.strip_prefix('.'));
+        let inner = after(key, path);
         if let Some(inner) = inner.filter(|_| is_object(member)) {
             *member = raw(changed(member.get(), inner, value)?)?;
             return print(&object);
@@ -81,12 +88,15 @@ fn changed(json: &str, path: &str, value: Option<&str>) -> Result<String, String
     let Some(value) = value else {
         return Ok(json.to_owned());
     };
-    let (key, new) = match path.split_once('.') {
-        None => (path, value.to_owned()),
-        Some((key, inner)) => (key, changed("{}", inner, Some(value))?),
+    let Some((key, inner)) = path.split_first() else {
+        return Ok(json.to_owned());
+    };
+    let new = match inner {
+        [] => value.to_owned(),
+        inner => changed("{}", inner, Some(value))?,
     };
     object.0.retain(|(name, _)| name != key);
-    object.0.push((key.to_owned(), raw(new)?));
+    object.0.push((key.to_string(), raw(new)?));
     print(&object)
 }
 

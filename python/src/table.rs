@@ -12,10 +12,13 @@ use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyDict};
 use residuald::bundle::SegmentBy;
-use residuald::dataset::inference::infer;
+use residuald::bundle::notation::MissingValue;
+use residuald::dataset::inference::{Wishes, infer, infer_columns};
 use residuald::dataset::table;
 use residuald::dataset::{Progress, Unit};
 use residuald::decode::{Decoder, RecordFormat, SegmentReader, Wrapping};
+
+use serde::Serialize;
 
 use crate::error;
 use crate::schema::{Text, features_of};
@@ -176,20 +179,34 @@ impl Table {
 
     /// Guesses a schema -> (features as dicts, notes: what was converted or left out, why, and how to change it).
     ///
-    /// Leaves out the paths in `leave_out`. Takes those in `keep` even where they look like identifiers or only grow.
-    #[pyo3(signature = (leave_out = vec![], keep = vec![]))]
+    /// Leaves out the paths in `leave_out`. Takes those in `keep` even where they look like identifiers or only grow. Texts and
+    /// numbers in `missing` count as missing.
+    #[pyo3(signature = (leave_out = vec![], keep = vec![], missing = vec![]))]
     fn infer<'py>(
         &self,
         py: Python<'py>,
         leave_out: Vec<String>,
         keep: Vec<String>,
+        missing: Vec<Spelling>,
     ) -> PyResult<(Bound<'py, PyAny>, Vec<String>)> {
-        let inferred = py
-            .detach(|| infer(&self.table, &leave_out, &keep))
-            .map_err(error)?;
-        let features = serde_json::to_string(&inferred.features).map_err(error)?;
-        let features = py.import("json")?.call_method1("loads", (features,))?;
-        Ok((features, inferred.notes))
+        let wishes = wishes(leave_out, keep, missing);
+        let inferred = py.detach(|| infer(&self.table, &wishes)).map_err(error)?;
+        Ok((objects(py, &inferred.features)?, inferred.notes))
+    }
+
+    /// What `infer` makes of every column, a dict each: `path`, `read_as` (None if it is left out), `notes` (why), `examples` and
+    /// `missing` (records without a value).
+    #[pyo3(signature = (leave_out = vec![], keep = vec![], missing = vec![]))]
+    fn describe<'py>(
+        &self,
+        py: Python<'py>,
+        leave_out: Vec<String>,
+        keep: Vec<String>,
+        missing: Vec<Spelling>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let wishes = wishes(leave_out, keep, missing);
+        let inferred = py.detach(|| infer_columns(&self.table, &wishes));
+        objects(py, &inferred.map_err(error)?.columns)
     }
 }
 
@@ -219,6 +236,31 @@ pub fn batches_of(data: &Bound<'_, PyAny>) -> PyResult<RecordBatchStreamReader> 
     // SAFETY: a capsule of this name holds a stream (Arrow PyCapsule interface), which the reader moves out of it.
     let reader = unsafe { RecordBatchStreamReader::from_raw(stream.as_ptr().cast()) };
     reader.map_err(error)
+}
+
+/// A value that counts as missing.
+#[derive(FromPyObject)]
+pub enum Spelling {
+    Number(f64),
+    Text(String),
+}
+
+fn wishes(leave_out: Vec<String>, keep: Vec<String>, missing: Vec<Spelling>) -> Wishes {
+    let missing = missing.into_iter().map(|value| match value {
+        Spelling::Number(number) => MissingValue::Number(number),
+        Spelling::Text(text) => MissingValue::Text(text),
+    });
+    Wishes {
+        leave_out,
+        keep,
+        missing: missing.collect(),
+    }
+}
+
+/// Python objects of what JSON can hold.
+fn objects<'py>(py: Python<'py>, value: &impl Serialize) -> PyResult<Bound<'py, PyAny>> {
+    let json = serde_json::to_string(value).map_err(error)?;
+    py.import("json")?.call_method1("loads", (json,))
 }
 
 /// A path, or several.

@@ -1,11 +1,13 @@
 //! `manifest.json`: the bundle's name and version, the input that the model reads, and the hash of every other file.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
 use super::files::MOST_FILES;
-use super::notation::Notation;
+use super::notation::{MissingValue, Notation};
+use super::path;
 
 /// Maximum number of features.
 const MOST_FEATURES: usize = 10_000;
@@ -16,8 +18,9 @@ const MOST_CONFLICTS: usize = 100;
 /// Maximum length of a feature's path or name, in bytes. They come from the column names of the user's data.
 const LONGEST_PATH: usize = 1024;
 
-/// The only bundle format this version reads.
-pub const FORMAT: u32 = 1;
+/// The bundle formats that this version reads. Format 2 has further spellings of values, which a version that only knows format 1
+/// would ignore.
+pub const FORMATS: RangeInclusive<u32> = 1..=2;
 
 /// The manifest as the trainer writes it. `training` and `scoring` are information for people and are passed on unchanged.
 #[derive(Debug, Clone, Deserialize)]
@@ -51,10 +54,50 @@ impl Tolerance {
 
 /// The input that the model reads.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
+#[serde(from = "WrittenInput")]
 pub enum ModelInput {
     Tabular { features: Vec<Feature> },
     Image(Pixels),
+}
+
+/// The input as it is written in the manifest.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum WrittenInput {
+    Tabular {
+        features: Vec<Feature>,
+        /// Values that count as missing in every feature.
+        #[serde(default)]
+        missing_values: Vec<MissingValue>,
+    },
+    Image(Pixels),
+}
+
+impl From<WrittenInput> for ModelInput {
+    fn from(input: WrittenInput) -> ModelInput {
+        match input {
+            WrittenInput::Tabular {
+                mut features,
+                missing_values,
+            } => {
+                add_missing_values(&mut features, &missing_values);
+                ModelInput::Tabular { features }
+            }
+            WrittenInput::Image(pixels) => ModelInput::Image(pixels),
+        }
+    }
+}
+
+/// Adds values that count as missing to every feature.
+pub fn add_missing_values(features: &mut [Feature], values: &[MissingValue]) {
+    for feature in features {
+        let own = &mut feature.notation.missing_values;
+        for value in values {
+            if !own.contains(value) {
+                own.push(value.clone());
+            }
+        }
+    }
 }
 
 impl ModelInput {
@@ -152,7 +195,7 @@ impl Pixels {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 pub struct Feature {
     pub name: String,
-    /// Dotted path of object keys in the decoded record.
+    /// Dotted path of object keys in the decoded record, as in [`path`].
     pub path: String,
     #[serde(flatten)]
     pub kind: FeatureKind,
@@ -222,10 +265,12 @@ impl Manifest {
     /// Returns a message for each problem of the manifest itself.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.format != FORMAT {
+        if !FORMATS.contains(&self.format) {
             faults.push(format!(
-                "format {} is not supported, because this version reads format {FORMAT}: export the bundle again with a matching residuald-train",
-                self.format
+                "format {} is not supported, because this version reads the formats {} and {}: export the bundle again with a matching residuald-train",
+                self.format,
+                FORMATS.start(),
+                FORMATS.end()
             ));
         }
         if self.name.is_empty() || self.version.is_empty() {
@@ -280,11 +325,8 @@ pub fn feature_faults(features: &[Feature]) -> Vec<String> {
         if !names.insert(&feature.name) {
             faults.push(format!("feature `{}` is listed twice", feature.name));
         }
-        if feature.path.split('.').any(str::is_empty) {
-            faults.push(format!(
-                "feature `{}` has the path `{}`, which has an empty part",
-                feature.name, feature.path
-            ));
+        if let Err(problem) = path::keys(&feature.path) {
+            faults.push(format!("feature `{}`: {problem}", feature.name));
         }
         faults.extend(feature.notation.faults(&feature.name));
         if let FeatureKind::Categorical { vocabulary } = &feature.kind {
@@ -316,14 +358,18 @@ fn length_fault(what: &str, text: &str, longest: usize) -> Option<String> {
 
 /// Returns a message for each path that is a value for one feature and an object for another. No record can have both.
 fn path_conflicts(features: &[Feature]) -> Vec<String> {
-    let paths: HashSet<&str> = features.iter().map(|f| f.path.as_str()).collect();
+    let keys = features
+        .iter()
+        .map(|f| (path::keys_or_parts(&f.path), &f.path));
+    let paths: HashMap<_, _> = keys.collect();
     let mut faults = Vec::new();
-    for path in &paths {
-        for (dot, _) in path.match_indices('.') {
-            if paths.contains(&path[..dot]) && faults.len() < MOST_CONFLICTS {
+    for (keys, path) in &paths {
+        for length in 1..keys.len() {
+            if let Some(parent) = paths.get(&keys[..length])
+                && faults.len() < MOST_CONFLICTS
+            {
                 faults.push(format!(
-                    "path `{}` is both a value and the parent of `{path}`",
-                    &path[..dot]
+                    "path `{parent}` is both a value and the parent of `{path}`"
                 ));
             }
         }
@@ -354,6 +400,27 @@ mod tests {
         ]));
         let faults = manifest.faults();
         assert_eq!(faults.len(), 4, "{faults:#?}");
+    }
+
+    #[test]
+    fn missing_values_of_the_schema_are_those_of_every_feature() {
+        let input: ModelInput = serde_json::from_value(serde_json::json!({
+            "kind": "tabular", "missing_values": ["n.a.", -1],
+            "features": [
+                {"name": "a", "path": "a", "type": "number"},
+                {"name": "b", "path": "b", "type": "bool", "missing_values": [-1, "?"]},
+            ],
+        }))
+        .unwrap();
+        let lists = input.features().iter().map(|f| &f.notation.missing_values);
+        let lists: Vec<_> = lists.map(|list| serde_json::json!(list)).collect();
+        assert_eq!(
+            lists,
+            [
+                serde_json::json!(["n.a.", -1.0]),
+                serde_json::json!([-1.0, "?", "n.a."])
+            ]
+        );
     }
 
     #[test]

@@ -52,6 +52,20 @@ pub enum MissingValue {
     Text(String),
 }
 
+impl MissingValue {
+    /// Returns whether a value is this one. A number may also be written as a string.
+    pub fn is(&self, text: Option<&str>, number: Option<f64>) -> bool {
+        match (self, text) {
+            (MissingValue::Text(missing), Some(text)) => missing == text.trim(),
+            (MissingValue::Text(_), None) => false,
+            (MissingValue::Number(missing), Some(text)) => {
+                text.trim().parse::<f64>().is_ok_and(|n| n == *missing)
+            }
+            (MissingValue::Number(missing), None) => number == Some(*missing),
+        }
+    }
+}
+
 impl Notation {
     /// Returns whether there are no further spellings.
     pub fn is_plain(&self) -> bool {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{Feature, ModelInput};
 use super::p_value::{PARTS, ScoreDistribution, TAIL};
+use super::path;
 
 /// k: the weight of the borrowed scores, in records.
 const BORROWED: f64 = 50.0;
@@ -72,15 +73,14 @@ impl SegmentBy {
         let SegmentBy::Field(path) = self else {
             return None;
         };
-        if path.split('.').any(str::is_empty) {
-            return Some(format!("`{path}` is not a dotted path to a field"));
-        }
-        let within = |inner: &str, outer: &str| {
-            inner
-                .strip_prefix(outer)
-                .is_some_and(|rest| rest.starts_with('.'))
+        let keys = match path::keys(path) {
+            Ok(keys) => keys,
+            Err(problem) => return Some(problem),
         };
-        let conflict = |f: &&Feature| within(&f.path, path) || within(path, &f.path);
+        let conflict = |f: &&Feature| {
+            let feature = path::keys_or_parts(&f.path);
+            path::contains(&feature, &keys) || path::contains(&keys, &feature)
+        };
         let feature = features.iter().find(conflict)?;
         Some(format!(
             "`{path}` conflicts with the path of feature `{}`, `{}`: a field cannot be both a value and an object",
@@ -410,7 +410,7 @@ pub(crate) mod tests {
             ("/values/1/count", 3001.into(), "more records"),
             ("/by/field", "merchant".into(), "feature `age`"),
             ("/by/field", "amount.eur".into(), "feature `amount`"),
-            ("/by/field", "a..b".into(), "not a dotted path"),
+            ("/by/field", "a..b".into(), "an empty part"),
             ("/values", serde_json::json!([]), "at least one"),
             ("/values/1/value", "5411".into(), "distinct"),
             (

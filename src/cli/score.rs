@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::bundle::{Calibration, ModelInput, SegmentId};
 use crate::config::Provider;
-use crate::dataset;
+use crate::dataset::{self, Place};
 use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::image::ImageReader;
@@ -250,8 +250,11 @@ impl Run {
             };
             if let Some((reason, detail)) = problem {
                 self.refusals.add(reason, &detail);
-                let place = data.place();
-                let line = json!({"record": self.records, "place": place, "reason": reason, "error": detail});
+                let Place { file, unit, number } = data.place();
+                let mut line = json!({"record": self.records, unit: number, "reason": reason, "error": detail});
+                if let Some(file) = file {
+                    line["file"] = json!(file);
+                }
                 write_line(&mut self.out, &line)?;
             }
             if self.numbers.len() == CHUNK || self.images.len() == IMAGE_CHUNK {

@@ -24,13 +24,14 @@ pub const MAGIC: &[u8] = b"ARROW1";
 const FEATHER_1: &[u8] = b"FEA1";
 /// What begins the length of a message.
 pub const CONTINUATION: [u8; 4] = [0xff; 4];
+/// What ends a stream.
+const END: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 /// Maximum size of a message, compressed and decompressed, in bytes.
 const MAX_MESSAGE: u64 = 2 << 30;
 const MAX_METADATA: u64 = 64 << 20;
 
 pub struct Rows {
-    input: BoxedRead,
-    decoder: StreamDecoder,
+    batches: Batches,
     payloads: Payloads,
     batch: Option<RecordBatch>,
     next: usize,
@@ -46,22 +47,26 @@ impl Rows {
         }
         if head.starts_with(MAGIC) {
             input.read_exact(&mut [0; 8])?;
+            // Some writers pad the magic number to more than eight bytes.
+            while input.fill_buf()?.starts_with(&[0; 8]) {
+                input.consume(8);
+            }
         }
-        let mut decoder = StreamDecoder::new();
-        let first = guarded(|| {
-            let message = next_message(&mut input)?;
-            let mut message = Buffer::from(message.unwrap_or_default());
-            decoder.decode(&mut message)
-        })?;
-        let Some(schema) = decoder.schema().filter(|_| first.is_none()) else {
+        let mut batches = Batches {
+            input,
+            decoder: StreamDecoder::new(),
+            pending: Buffer::default(),
+            ended: false,
+        };
+        let batch = guarded(|| batches.next())?;
+        let Some(schema) = batches.decoder.schema() else {
             let reason = "not Arrow IPC: it does not begin with a schema";
             return Err(ErrorKind::Columns(reason.to_owned()));
         };
         Ok(Self {
-            input,
-            decoder,
+            batches,
             payloads: Payloads::new(schema)?,
-            batch: None,
+            batch,
             next: 0,
             done: 0,
         })
@@ -77,27 +82,12 @@ impl Rows {
     }
 
     pub fn read_next(&mut self) -> Result<Option<Numbered>, ErrorKind> {
-        while self
-            .batch
-            .as_ref()
-            .is_none_or(|batch| self.next == batch.num_rows())
-        {
-            let (input, decoder) = (&mut self.input, &mut self.decoder);
-            let read = guarded(|| {
-                let Some(message) = next_message(input)? else {
-                    return Ok(None);
-                };
-                decoder.decode(&mut Buffer::from(message)).map(Some)
-            })?;
-            match read {
+        let batch = loop {
+            match &self.batch {
                 None => return Ok(None),
-                // A dictionary.
-                Some(None) => {}
-                Some(batch) => (self.batch, self.next) = (batch, 0),
+                Some(batch) if self.next < batch.num_rows() => break batch,
+                Some(_) => (self.batch, self.next) = (guarded(|| self.batches.next())?, 0),
             }
-        }
-        let Some(batch) = &self.batch else {
-            return Ok(None);
         };
         let payload = self.payloads.write(batch, self.next)?;
         self.next += 1;
@@ -166,6 +156,34 @@ impl Payloads {
         });
         let notes = self.notes.iter().cloned().chain(unreadable);
         notes.chain(self.changes.notes()).collect()
+    }
+}
+
+/// The batches of a stream.
+struct Batches {
+    input: BoxedRead,
+    decoder: StreamDecoder,
+    /// What the decoder has not taken yet.
+    pending: Buffer,
+    ended: bool,
+}
+
+impl Batches {
+    fn next(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        loop {
+            if self.pending.is_empty() {
+                if self.ended {
+                    return Ok(None);
+                }
+                let message = next_message(&mut self.input)?;
+                self.ended = message.is_none();
+                // The decoder finishes a message without a body only when the next one, or the end, arrives.
+                self.pending = message.unwrap_or_else(|| END.to_vec()).into();
+            }
+            if let Some(batch) = self.decoder.decode(&mut self.pending)? {
+                return Ok(Some(batch));
+            }
+        }
     }
 }
 

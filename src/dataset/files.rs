@@ -296,7 +296,7 @@ impl Differences {
 }
 
 /// Notes about files. The same note about several files is kept once.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Notes(BTreeMap<String, (usize, PathBuf, u64)>);
 
 impl Notes {

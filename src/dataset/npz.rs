@@ -14,6 +14,9 @@ use super::{ErrorKind, Numbered, Progress, Unit};
 /// Maximum size of one array. Its memory is allocated before it is read.
 const MOST_NUMBERS: u64 = 1 << 32;
 
+/// Maximum ratio of the size of an array to its size in the archive. Deflate reaches 1032.
+const MOST_TIMES: u64 = 1100;
+
 pub struct Rows {
     values: Vec<f64>,
     labels: Option<Vec<f64>>,
@@ -110,14 +113,18 @@ fn numbers(
     // The library panics on some damaged headers.
     let panicked = |_| Err(io::Error::other("damaged"));
     let read = AssertUnwindSafe(|| match archive.by_name(&file_name_from_array_name(name)) {
-        Ok(array) => as_f64(NpyFile::new(array)?).map(Some),
+        Ok(array) => {
+            let most = array.compressed_size().saturating_mul(MOST_TIMES);
+            as_f64(NpyFile::new(array)?, most).map(Some)
+        }
         Err(ZipError::FileNotFound) => Ok(None),
         Err(error) => Err(error.into()),
     });
     Ok(catch_unwind(read).unwrap_or_else(panicked)?)
 }
 
-fn as_f64<R: Read>(array: NpyFile<R>) -> io::Result<Numbers> {
+/// Returns the numbers of an array of at most `most` bytes.
+fn as_f64<R: Read>(array: NpyFile<R>, most: u64) -> io::Result<Numbers> {
     let (shape, order) = (array.shape().to_vec(), array.order());
     let len = shape
         .iter()
@@ -130,6 +137,9 @@ fn as_f64<R: Read>(array: NpyFile<R>) -> io::Result<Numbers> {
     let DType::Plain(kind) = array.dtype() else {
         return Err(io::Error::other("an array holds records, not numbers"));
     };
+    if len.is_some_and(|len| len.saturating_mul(kind.size_field()) > most) {
+        return Err(io::Error::other("an array is shorter than its shape says"));
+    }
     macro_rules! read {
         ($kind:ty) => {
             array

@@ -1,11 +1,13 @@
 //! Extracts the label and the key from a payload by dotted path.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
 use super::Options;
 use super::labels::Labels;
+use crate::bundle::path;
 use crate::decode::without_nan;
 
 pub struct Picker {
@@ -55,12 +57,19 @@ impl Picker {
     }
 }
 
+/// Returns whether a payload is an object with this key.
+pub fn has(payload: &[u8], key: &str) -> bool {
+    let fields = serde_json::from_slice::<HashMap<String, &RawValue>>(payload);
+    fields.is_ok_and(|fields| fields.contains_key(key))
+}
+
 /// Returns the value at a dotted path as a string. Numbers and booleans are returned as they are written.
 fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
     let text = str::from_utf8(payload).map_err(|e| format!("not UTF-8: {e}"))?;
     let text = without_nan(text);
     let record: &RawValue = serde_json::from_str(&text).map_err(|e| format!("not JSON: {e}"))?;
-    let value = value_at(record, path).ok_or_else(|| format!("no field `{path}`"))?;
+    let keys = path::keys_or_parts(path);
+    let value = value_at(record, &keys).ok_or_else(|| format!("no field `{path}`"))?;
     match value.get() {
         "null" => Ok(None),
         json if json.starts_with(['{', '[']) => {
@@ -73,15 +82,16 @@ fn text_at(payload: &[u8], path: &str) -> Result<Option<String>, String> {
     }
 }
 
-/// Follows a dotted path into nested objects. Like the decoder, it reads a key with dots as nested objects.
-fn value_at<'r>(object: &'r RawValue, path: &str) -> Option<&'r RawValue> {
+/// Follows keys into nested objects. Like the decoder, it reads a key with dots as nested objects.
+fn value_at<'r>(object: &'r RawValue, keys: &[Cow<'_, str>]) -> Option<&'r RawValue> {
     let fields: HashMap<String, &RawValue> = serde_json::from_str(object.get()).ok()?;
-    if let Some(value) = fields.get(path) {
-        return Some(value);
-    }
-    path.match_indices('.').find_map(|(dot, _)| {
-        let inner = fields.get(&path[..dot])?;
-        value_at(inner, &path[dot + 1..])
+    (1..=keys.len()).rev().find_map(|length| {
+        let (key, rest) = keys.split_at(length);
+        let value = *fields.get(&key.join("."))?;
+        match rest.is_empty() {
+            true => Some(value),
+            false => value_at(value, rest),
+        }
     })
 }
 

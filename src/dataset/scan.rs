@@ -6,6 +6,8 @@ use std::fmt;
 use crate::decode::without_nan;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::bundle::path;
+
 /// A JSON value without its contents, if it is an array or an object.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scalar<'a> {
@@ -46,7 +48,7 @@ impl Scalar<'_> {
 }
 
 /// Calls `each` with the path and the value of every field, in nested objects too. Arrays are not entered. A key with a dot has the
-/// same path as a nested object.
+/// same path as a nested object. See [`path`].
 ///
 /// # Errors
 /// The payload is not one JSON object.
@@ -98,13 +100,11 @@ impl<'de, F: FnMut(&str, Scalar<'_>)> Visitor<'de> for Fields<'_, F> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let parent = self.path.len();
+        let is_record = self.is_record;
         let mut empty = true;
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
             empty = false;
-            if !self.is_record {
-                self.path.push('.');
-            }
-            self.path.push_str(&key);
+            path::push(self.path, &key, is_record);
             map.next_value_seed(Fields {
                 path: self.path,
                 each: self.each,
@@ -173,7 +173,7 @@ mod tests {
             ("d.e", "Text(\"x\")"),
             ("f", "Array"),
             ("h", "Null"),
-            ("", "Float(1.5)"),
+            ("\"\"", "Float(1.5)"),
         ];
         let expected = expected.map(|(path, value)| (path.to_owned(), value.to_owned()));
         assert_eq!(found, expected);

@@ -14,7 +14,7 @@ use super::layout::Layout;
 use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open_all};
-use crate::bundle::Feature;
+use crate::bundle::{Feature, path};
 use crate::decode::{JsonDecoder, Wrapping, envelope_likeness};
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
@@ -275,6 +275,7 @@ impl Table {
     /// if it is absent or null.
     pub fn texts(&self, path: &str) -> Vec<Option<String>> {
         let mut texts = vec![None; self.len()];
+        let path = path::canonical(path);
         self.scan(|row, at, value| {
             if at == path {
                 texts[row] = value.text().map(Cow::into_owned);
@@ -286,6 +287,7 @@ impl Table {
     /// Returns the number at `path` in each record, or NaN if there is none. Booleans count as 0 and 1.
     pub fn numbers(&self, path: &str) -> Vec<f64> {
         let mut numbers = vec![f64::NAN; self.len()];
+        let path = path::canonical(path);
         self.scan(|row, at, value| {
             if at == path {
                 numbers[row] = value.number().unwrap_or(f64::NAN);

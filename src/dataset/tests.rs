@@ -13,6 +13,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod random;
 mod sources;
 
 /// Writes `bytes` to a file with this name and reads all of it.

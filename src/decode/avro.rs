@@ -7,6 +7,7 @@
 mod json;
 mod row;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use apache_avro::Schema;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 use super::schemas::SchemaText;
 use super::wire::Cursor;
 use super::{RowError, malformed};
+use crate::bundle::path::keys_or_parts;
 
 pub use json::to_json;
 pub use row::AvroPlan;
@@ -94,13 +96,12 @@ impl AvroSchema {
 
     /// Returns whether a record of this schema can have a value at `path`. A map can have any key.
     pub fn has(&self, path: &str) -> bool {
-        self.can_have(self.root, path)
+        self.can_have(self.root, &keys_or_parts(path))
     }
 
-    fn can_have(&self, id: Id, path: &str) -> bool {
-        let (key, rest) = match path.split_once('.') {
-            Some((key, rest)) => (key, Some(rest)),
-            None => (path, None),
+    fn can_have(&self, id: Id, keys: &[Cow<'_, str>]) -> bool {
+        let Some((key, rest)) = keys.split_first() else {
+            return true;
         };
         self.branches(id)
             .into_iter()
@@ -108,8 +109,8 @@ impl AvroSchema {
                 Shape::Map(_) => true,
                 Shape::Record(fields) => fields
                     .iter()
-                    .find(|(name, _)| name == key)
-                    .is_some_and(|(_, field)| rest.is_none_or(|rest| self.can_have(*field, rest))),
+                    .find(|(name, _)| *name == **key)
+                    .is_some_and(|(_, field)| self.can_have(*field, rest)),
                 _ => false,
             })
     }

@@ -1,11 +1,13 @@
 //! The features as a tree of paths. A decoder walks the tree along with a record and fills the row.
 
+use std::borrow::Cow;
+
 use rustc_hash::FxHashMap;
 
 use super::segment::{Names, SegmentReader};
 use super::value::{Column, Value};
 use super::{Reason, RowError};
-use crate::bundle::{Feature, Missing, SegmentBy, SegmentId};
+use crate::bundle::{Feature, Missing, SegmentBy, SegmentId, path};
 
 /// Bits of a column that is not filled yet: a NaN that a null never produces.
 pub const UNSET: u32 = 0x7fc0_dead;
@@ -42,7 +44,7 @@ impl Paths {
     pub fn new(features: &[Feature], segment: Option<SegmentReader>) -> Paths {
         let mut root = Node::default();
         for (column, feature) in features.iter().enumerate() {
-            root.insert(&feature.path, column, true);
+            root.insert(&path::keys_or_parts(&feature.path), column, true);
         }
         let mut columns: Vec<Column> = features.iter().map(Column::new).collect();
         if let Some(SegmentReader {
@@ -50,7 +52,7 @@ impl Paths {
             names,
         }) = segment
         {
-            root.insert(&path, columns.len(), false);
+            root.insert(&path::keys_or_parts(&path), columns.len(), false);
             columns.push(Column::of_segment(path, names));
         }
         Paths {
@@ -126,25 +128,24 @@ impl Paths {
 }
 
 impl Node {
-    fn insert(&mut self, path: &str, column: usize, is_feature: bool) {
+    fn insert(&mut self, keys: &[Cow<'_, str>], column: usize, is_feature: bool) {
         self.has_features |= is_feature;
-        let (key, rest) = match path.split_once('.') {
-            Some((key, rest)) => (key, Some(rest)),
-            None => (path, None),
+        let Some((key, rest)) = keys.split_first() else {
+            return;
         };
         let next = self.keys.len();
-        let at = *self.index.entry(key.to_owned()).or_insert(next);
+        let at = *self.index.entry(key.to_string()).or_insert(next);
         if at == next {
-            let child = if rest.is_some() {
-                Child::Node(Node::default())
-            } else {
+            let child = if rest.is_empty() {
                 Child::Leaf(Vec::new())
+            } else {
+                Child::Node(Node::default())
             };
-            self.keys.push((key.to_owned(), child));
+            self.keys.push((key.to_string(), child));
         }
-        match (&mut self.keys[at].1, rest) {
-            (Child::Node(node), Some(rest)) => node.insert(rest, column, is_feature),
-            (Child::Leaf(columns), None) => columns.push(column),
+        match (&mut self.keys[at].1, rest.is_empty()) {
+            (Child::Node(node), false) => node.insert(rest, column, is_feature),
+            (Child::Leaf(columns), true) => columns.push(column),
             _ => unreachable!("the manifest's checks refuse a path that is both value and parent"),
         }
     }

@@ -16,6 +16,8 @@ use prost_reflect::{
     SerializeOptions,
 };
 
+use crate::bounded;
+
 use super::{RowError, malformed};
 
 pub use registered::parse;
@@ -31,7 +33,7 @@ pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
             DescriptorPool::from_file_descriptor_set(set).map_err(|e| e.to_string())?
         }
         _ => {
-            let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+            let bytes = bounded::read(path, bounded::TEXT).map_err(|e| e.to_string())?;
             DescriptorPool::decode(bytes.as_slice()).map_err(|e| {
                 format!("the file is not a compiled descriptor set, which protoc --include_imports -o makes: {e}")
             })?

@@ -11,6 +11,7 @@ use prost_reflect::{FileDescriptor, MessageDescriptor};
 use super::avro::AvroSchema;
 use super::wire::{self, Cursor};
 use super::{DecodeError, Reason, RowError, avro, headers, protobuf};
+use crate::bounded;
 use crate::bundle::{Feature, Missing};
 
 /// Formats that require a schema.
@@ -64,7 +65,7 @@ impl RecordType {
     pub fn open(path: &Path, message: Option<&str>) -> Result<RecordType, String> {
         match message {
             None => {
-                let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+                let text = bounded::read_text(path, bounded::TEXT).map_err(|e| e.to_string())?;
                 let references = Vec::new();
                 let schema = AvroSchema::parse(&SchemaText { text, references })?;
                 Ok(RecordType::Avro(Arc::new(schema)))

@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use super::segment::Names;
 use super::{Reason, RowError};
 use crate::bundle::manifest::{EpochUnit, TimePart};
-use crate::bundle::notation::{MissingValue, Notation, TimeReader};
+use crate::bundle::notation::{Notation, TimeReader};
 use crate::bundle::{Feature, FeatureKind, SegmentId};
 
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -271,11 +271,12 @@ impl Column {
 impl Spellings {
     fn is_missing(&self, value: Value<'_>) -> bool {
         let missing = &self.notation.missing_values;
-        missing.iter().any(|missing| match (missing, value) {
-            (MissingValue::Text(missing), Value::Text(text)) => missing == text.trim(),
-            (MissingValue::Number(missing), _) => value.as_f64() == Some(*missing),
-            _ => false,
-        })
+        let text = match value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        };
+        let number = value.as_f64();
+        missing.iter().any(|missing| missing.is(text, number))
     }
 }
 

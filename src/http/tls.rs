@@ -10,6 +10,7 @@ use openssl::pkey::PKey;
 use openssl::ssl::{self, AlpnError, SslAcceptor, SslMethod};
 use openssl::x509::X509;
 
+use crate::bounded;
 use crate::config::TlsFiles;
 
 /// How often the files are checked. Their contents are compared, so that a renewal by symlink (Kubernetes) is noticed
@@ -83,8 +84,9 @@ impl Tls {
 
 impl Pem {
     fn read(files: &TlsFiles) -> Result<Pem, TlsError> {
-        let read =
-            |setting, path: &Path| std::fs::read(path).map_err(|e| bad_file(setting, path, e));
+        let read = |setting, path: &Path| {
+            bounded::read(path, bounded::TEXT).map_err(|e| bad_file(setting, path, e))
+        };
         Ok(Pem {
             certificate: read(CERTIFICATE, &files.certificate)?,
             key: read(KEY, &files.key)?,

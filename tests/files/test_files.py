@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -83,6 +85,50 @@ def array(folder):
 
 def clock(i):
     return f"2026-01-{1 + i // 60 % 28:02} {i % 24:02}:{i % 60:02}:20"
+
+
+def part_files(folder):
+    """A folder as Spark writes it, with an empty part and what is not data."""
+    parts = folder / "history"
+    for number in range(3):
+        path = parts / f"day=2026-01-0{number + 1}" / f"part-{number:05}.parquet"
+        path.parent.mkdir(parents=True)
+        amounts, humidities, _ = zip(*rows()[number * 400 : (number + 1) * 400], strict=True)
+        pa.parquet.write_table(pa.table({"amount": amounts, "humidity": humidities}), path)
+    (parts / "_SUCCESS").touch()
+    (parts / ".part-00000.crc").write_bytes(b"crc")
+    (parts / "README.txt").write_text("text")
+    return parts
+
+
+def pattern(folder):
+    for number in range(3):
+        lines = [f"{a},{h}" for a, h, _ in rows()[number * 400 : (number + 1) * 400]]
+        (folder / f"part-{number}.csv").write_text("\n".join(["amount,humidity", *lines]) + "\n")
+    (folder / "other.csv").write_text("nothing\nlike it\n")
+    return folder / "part-*.csv"
+
+
+def arrow(name, **options):
+    """A writer of Arrow IPC: Feather, or a stream if the name ends in .arrows."""
+
+    def write(folder):
+        amounts, humidities, numbers = zip(*rows(), strict=True)
+        kinds = pa.array([["a", "b"][i % 2] for i in numbers]).dictionary_encode()
+        table = pa.table({"amount": amounts, "humidity": humidities, "kind": kinds})
+        if name.endswith(".arrows"):
+            with pa.ipc.new_stream(folder / name, table.schema) as stream:
+                stream.write_table(table, max_chunksize=100)
+        else:
+            pa.feather.write_feather(table, folder / name, chunksize=100, **options)
+        return folder / name
+
+    return write
+
+
+def no_extension(folder):
+    path = csv("a.csv", "amount;humidity", lambda a, h, i: (a, h), ";")(folder)
+    return path.rename(folder / "000000_0")
 
 
 # What the file is like: how it is written, the features that it must have, and what the trainer must say.
@@ -174,6 +220,20 @@ FILES = {
         {"amount": "number", "zip": "number"},
         "",
     ),
+    "a folder of part files": (
+        part_files,
+        {"amount": "number", "humidity": "number", "day": "categorical"},
+        "3 files or folders are not data",
+    ),
+    "a pattern": (pattern, {"amount": "number", "humidity": "number"}, ""),
+    "Arrow": (
+        arrow("a.arrow", compression="zstd"),
+        {"amount": "number", "humidity": "number", "kind": "categorical"},
+        "",
+    ),
+    "Feather": (arrow("a.feather"), {"amount": "number", "humidity": "number", "kind": "categorical"}, ""),
+    "an Arrow stream": (arrow("a.arrows"), {"amount": "number", "humidity": "number", "kind": "categorical"}, ""),
+    "no extension": (no_extension, {"amount": "number", "humidity": "number"}, "read as csv"),
     "columns that nobody reads": (parquet, {"amount": "number", "humidity": "number"}, "written as base64"),
 }
 
@@ -223,3 +283,48 @@ def test_the_next_week_is_not_an_anomaly(tmp_path):
     assert train("tabular", "--data", data, "--recipe", "kernel", "--out", tmp_path / "bundle").returncode == 0
     later = csv("later.csv", "ts,row,amount,humidity", line(1_768_225_620))(tmp_path)
     assert 0.025 * ROWS < score(later, tmp_path / "bundle")["anomalies"] < 0.1 * ROWS
+
+
+def test_standard_input_is_read_by_trainer_and_score(tmp_path):
+    data = csv("a.csv", "amount,humidity", lambda a, h, i: (a, h))(tmp_path)
+    command = [sys.executable, "-m", "residuald_train.cli", "tabular", "--data", "-", "--recipe", "kernel"]
+    command += ["--coreset", "100", "--out", str(tmp_path / "bundle")]
+    with data.open() as stdin:
+        trained = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)
+    assert trained.returncode == 0, trained.stderr
+    assert "its content is read as csv" in trained.stderr
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["training"]["data"] == [{"file": "-", "rows": ROWS}]
+    command = [RESIDUALD, "score", "-", "--format", "csv", "--bundle", tmp_path / "bundle", "--json"]
+    with data.open() as stdin:
+        scored = subprocess.run(list(map(str, command)), stdin=stdin, capture_output=True, text=True, check=False)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["scored"] == ROWS
+
+
+def test_missing_values_of_a_schema_hold_for_every_column(tmp_path):
+    """`schema --missing` writes them, training and scoring read them, and so does a profile with the bundle."""
+    line = lambda a, h, i: (-1 if i % 20 == 0 else a, "keine Angabe" if i % 10 == 0 else h)  # noqa: E731
+    data = csv("a.csv", "amount,humidity", line)(tmp_path)
+    schema, bundle = tmp_path / "schema.json", tmp_path / "bundle"
+    drafted = train("schema", "--data", data, "--missing", "keine Angabe,-1", "--out", schema)
+    assert drafted.returncode == 0, drafted.stderr
+    written = json.loads(schema.read_text())
+    assert written["missing_values"] == ["keine Angabe", -1]
+    found = {f["name"]: (f["type"], f["missing"], f.get("missing_values")) for f in written["features"]}
+    assert found == {"amount": ("number", "impute", None), "humidity": ("number", "impute", None)}
+    options = ["--recipe", "kernel", "--coreset", 100, "--out", bundle]
+    trained = train("tabular", "--data", data, "--schema", schema, *options)
+    assert trained.returncode == 0, trained.stderr
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["format"] == 2
+    assert manifest["training"]["ranges"]["amount"][0] > 0
+    assert score(data, bundle)["scored"] == ROWS
+    profiled = subprocess.run(
+        [RESIDUALD, "profile", data, "--bundle", bundle, "--json"], capture_output=True, text=True, check=False
+    )
+    assert profiled.returncode == 0, profiled.stderr
+    report = json.loads(profiled.stdout)
+    assert report["fitting"] == ROWS
+    assert {c["feature"]: c["missing"] for c in report["columns"]} == {"amount": ROWS // 20, "humidity": ROWS // 10}
+    assert [c["beyond"]["records"] for c in report["columns"]] < [ROWS * 0.01] * 2

@@ -604,15 +604,9 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
             "--data FILE or --topic TOPIC",
         ),
         (
-            &[
-                text(&bundle),
-                "--data",
-                text(dir.path()),
-                "--out",
-                text(&out),
-            ],
-            64,
-            "is a folder, but the bundle reads tables",
+            &[text(&bundle), "--data", text(&own), "--out", text(&out)],
+            65,
+            "the folder holds no file of records",
         ),
         (
             &[text(&surface), "--topic", "t", "--out", text(&out)],

@@ -15,6 +15,7 @@ mod embedded;
 mod envelopes;
 mod exactly_once;
 mod fenced;
+mod files;
 mod formats;
 mod hostile;
 mod hostile_bundle;

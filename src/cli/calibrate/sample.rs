@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use crate::bounded;
 use crate::bundle::segments::LEAST_RECORDS;
 use crate::bundle::{Calibration, ModelInput, SegmentBy, SegmentId, Segments};
 use crate::dataset;
@@ -264,7 +265,7 @@ impl Sample {
                 self.left_out.labelled += 1;
                 continue;
             }
-            let payload = std::fs::read(&image.path)
+            let payload = bounded::read(&image.path, bounded::IMAGE)
                 .map_err(|e| Failure::data(format!("{}: {e}", image.path.display())))?;
             let taken = Taken {
                 payload: &payload,

@@ -1,7 +1,6 @@
 //! `residuald score FOLDER`: judges images as the daemon would, compares them with masks, and writes a contact sheet.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -9,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::bounded;
 use crate::bundle::ModelInput;
 use crate::dataset;
 use crate::dataset::folder::{Image, Truth};
@@ -430,7 +430,8 @@ fn truth(truth: &Truth, size: (usize, usize)) -> Result<Mask, Failure> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|e| Failure::data(format!("{}: {e}", path.display())))
+    bounded::read(path, bounded::IMAGE)
+        .map_err(|e| Failure::data(format!("{}: {e}", path.display())))
 }
 
 fn sheet_failed(arguments: &Arguments, error: &std::io::Error) -> Failure {

@@ -16,6 +16,10 @@ const MISSING: [&str; 18] = [
 ];
 /// Maximum number of spellings of a missing value that are remembered.
 const MOST_SPELLINGS: usize = 8;
+/// Maximum number of different values that are kept as examples.
+const MOST_EXAMPLES: usize = 3;
+/// Maximum length of an example in characters.
+const LONGEST_EXAMPLE: usize = 24;
 
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
@@ -27,6 +31,8 @@ pub struct Observed {
     pub nested: u64,
     pub range: Range,
     pub strings: Strings,
+    /// The first few different values as texts.
+    pub examples: Vec<String>,
     hash: u64,
 }
 
@@ -68,6 +74,7 @@ pub struct Strings {
 impl Observed {
     pub fn observe(&mut self, row: u64, value: Scalar<'_>) {
         self.fingerprint_value(row, value);
+        self.keep_example(value);
         match value {
             Scalar::Null => self.nulls += 1,
             Scalar::Bool(_) => self.bools += 1,
@@ -81,6 +88,19 @@ impl Observed {
                     self.range.extend(number);
                 }
             }
+        }
+    }
+
+    fn keep_example(&mut self, value: Scalar<'_>) {
+        if self.examples.len() == MOST_EXAMPLES {
+            return;
+        }
+        let Some(text) = value.text() else {
+            return;
+        };
+        let text: String = text.chars().take(LONGEST_EXAMPLE).collect();
+        if !self.examples.contains(&text) {
+            self.examples.push(text);
         }
     }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 fn infer_from(records: impl IntoIterator<Item = serde_json::Value>) -> Inferred {
-    infer(&table(records), &[], &[]).unwrap()
+    infer(&table(records), &Wishes::default()).unwrap()
 }
 
 fn table(records: impl IntoIterator<Item = serde_json::Value>) -> Table {
@@ -151,9 +151,12 @@ fn what_only_grows_is_a_time_or_left_out() {
         found.is_empty() && notes[0].contains("only grows"),
         "{found:?} {notes:?}"
     );
-    let keep = ["v".to_owned()];
+    let keep = Wishes {
+        keep: vec!["v".to_owned()],
+        ..Wishes::default()
+    };
     let grows = table((0..100).map(|i| serde_json::json!({"v": i})));
-    assert_eq!(infer(&grows, &[], &keep).unwrap().features.len(), 1);
+    assert_eq!(infer(&grows, &keep).unwrap().features.len(), 1);
 }
 
 #[test]
@@ -188,10 +191,17 @@ fn ids_are_left_out_and_can_be_kept() {
         "{:?}",
         inferred.notes
     );
-    let kept = infer(&table(ids()), &[], &["v".to_owned()]).unwrap();
+    let keep = Wishes {
+        keep: vec!["v".to_owned()],
+        ..Wishes::default()
+    };
+    let kept = infer(&table(ids()), &keep).unwrap();
     assert_eq!(kept.features.len(), 2);
-    let without = infer(&table(ids()), &["n".to_owned()], &[]);
-    let error = without.unwrap_err();
+    let leave_out = Wishes {
+        leave_out: vec!["n".to_owned()],
+        ..Wishes::default()
+    };
+    let error = infer(&table(ids()), &leave_out).unwrap_err();
     assert!(
         error.starts_with("no column can be learned from: `v` looks like an id"),
         "{error}"
@@ -228,13 +238,19 @@ fn a_month_in_a_table_sorted_by_time_is_left_out_but_a_flag_is_not() {
     let months = |last| {
         table((0..100).map(move |i| serde_json::json!({"month": 1 + i * 7 % last, "n": i * 7 % 5})))
     };
-    let inferred = infer(&months(9), &[], &[]).unwrap();
+    let inferred = infer(&months(9), &Wishes::default()).unwrap();
     assert!(
         inferred.notes[0].contains("looks like a month, 9 of 12"),
         "{:?}",
         inferred.notes
     );
-    assert_eq!(infer(&months(12), &[], &[]).unwrap().features.len(), 2);
+    assert_eq!(
+        infer(&months(12), &Wishes::default())
+            .unwrap()
+            .features
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -272,4 +288,50 @@ fn columns_with_the_same_values_are_named() {
         inferred.notes
     );
     assert_eq!(inferred.notes.len(), 1);
+}
+
+#[test]
+fn values_that_count_as_missing_are_not_looked_at() {
+    let records = (0..60).map(|i| {
+        let v = match i % 10 {
+            0 => serde_json::json!(-1),
+            1 => serde_json::json!("keine Angabe"),
+            2 => serde_json::json!("-1"),
+            i => serde_json::json!(i),
+        };
+        serde_json::json!({"v": v, "n": i * 7 % 5})
+    });
+    let wishes = Wishes {
+        missing: vec![
+            MissingValue::Number(-1.0),
+            MissingValue::Text("keine Angabe".to_owned()),
+        ],
+        ..Wishes::default()
+    };
+    let records = table(records);
+    let inferred = infer(&records, &wishes).unwrap();
+    let found = features(&inferred);
+    assert_eq!(
+        (&found[0]["type"], &found[0]["missing"]),
+        (&"number".into(), &"impute".into())
+    );
+    let column = inferred.columns.iter().find(|c| c.path == "v").unwrap();
+    assert_eq!(
+        (column.missing, column.read_as.as_deref()),
+        (18, Some("number"))
+    );
+    assert_eq!(column.examples, ["3", "4", "5"]);
+    let encoded = records.encode(&inferred.features);
+    assert!(
+        encoded.accepted.iter().all(|accepted| *accepted),
+        "{:?}",
+        encoded.refused
+    );
+    let v = inferred
+        .features
+        .iter()
+        .position(|f| f.name == "v")
+        .unwrap();
+    let column = encoded.x.iter().skip(v).step_by(inferred.features.len());
+    assert_eq!(column.filter(|x| x.is_nan()).count(), 18);
 }

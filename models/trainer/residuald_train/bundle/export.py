@@ -19,7 +19,9 @@ import onnx
 from .. import TrainerError, __version__
 from .served import sha256s
 
-FORMAT, OPSET = 1, 20
+OPSET = 20
+# Keys of a feature that a daemon which knows only format 1 would ignore.
+OF_FORMAT_2 = {"number_format", "true_values", "false_values", "time_format", "time_zone", "missing_values"}
 FORBIDDEN = {
     "RandomNormal",
     "RandomNormalLike",
@@ -84,7 +86,7 @@ def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
     """
     relative, absolute = tolerance
     manifest = {
-        "format": FORMAT,
+        "format": bundle_format(model_input),
         "name": facts["name"],
         "version": facts["version"],
         "files": sha256s(files),
@@ -99,6 +101,13 @@ def make_manifest(files, facts, model_input, scoring, tolerance, training=None):
         },
     }
     return as_json(manifest, indent=1)
+
+
+def bundle_format(model_input):
+    """The lowest format that holds the schema, so that an older daemon reads what it can and refuses the rest."""
+    features = model_input.get("features", ())
+    newer = any(OF_FORMAT_2 & set(f) or f.get("epoch_unit") in ("d", "ns") for f in features)
+    return 2 if newer or "missing_values" in model_input else 1
 
 
 def as_json(value, indent=None):

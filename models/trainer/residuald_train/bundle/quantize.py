@@ -10,6 +10,7 @@ from .. import TrainerError
 from ..bench.metrics import detection
 from ..tabular.data import file_facts
 from ..tabular.features import encode
+from ..tabular.refusals import say_refusals
 from .calibrate import INTERVALS, TAIL, Calibration, calibrate, score_distribution
 from .export import as_json
 from .golden import golden_lines, one_line, record_text
@@ -34,7 +35,8 @@ def quantize(served, table, anomalous=None):
     """
     if "quantization" in served.manifest.get("scoring", {}):
         raise TrainerError(f"{served.folder} is already quantized; pass the bundle that it was made from")
-    X, accepted, _ = encode(table, served.features)
+    X, accepted, refused = encode(table, served.features)
+    say_refusals(table, served.features, accepted, refused)
     anomalous = np.zeros(len(table), bool) if anomalous is None else anomalous
     normal = np.random.default_rng(0).permutation(np.flatnonzero(accepted & ~anomalous))
     if len(normal) < MIN_ROWS:

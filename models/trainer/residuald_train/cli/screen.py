@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ..console import say
 from ..tabular.features import encode
 from ..tabular.labels import read_labelled_like, split_by_label
+from ..tabular.refusals import say_refusals
 from .shared import add_bundle, add_data, add_force, add_max_rows, add_seed, add_verb, data_source
 
 
@@ -34,9 +34,9 @@ def run(args):
     check_out(out, replace)
     served = Served(args.bundle)
     table, label = read_labelled_like(data_source(args), served.manifest)
-    X, accepted, refused = encode(split_by_label(table, label)[0], served.features)
-    for reason, count in refused.most_common(10):
-        say(f"left out {count} rows that the schema refuses: {reason}")
+    normals = split_by_label(table, label)[0]
+    X, accepted, refused = encode(normals, served.features)
+    say_refusals(normals, served.features, accepted, refused)
     files, answers = add_screen(served, X[accepted], args.seed)
     write(out, files, replace)
     print(*summary(served, files, answers, X[accepted]), sep="\n")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .. import TrainerError
-from ..tabular.labels import MAX_ROWS, DataSource
+from ..tabular.labels import MAX_ROWS, DataSource, json_value
 
 MAX_CONTAMINATION = 0.2
 # The keys of tabular.recipes.RECIPES, repeated here because importing them would import torch.
@@ -67,6 +67,19 @@ def add_keep(p):
     p.add_argument("--keep", nargs="+", default=[], metavar="COL", help=text)
 
 
+def add_missing(p):
+    text = (
+        "values that count as missing in every column, separated by commas: --missing 'n.a.,?', and --missing=-1,9999 "
+        "if the first is negative; the schema lists them as missing_values"
+    )
+    p.add_argument("--missing", type=spellings, default=(), metavar="LIST", help=text)
+
+
+def spellings(text):
+    """ "n.a.,-1" -> ("n.a.", -1)."""
+    return tuple(json_value(part.strip()) for part in text.split(",") if part.strip())
+
+
 def add_bundle(p, more=""):
     p.add_argument("bundle", type=Path, metavar="BUNDLE", help=f"the folder of a tabular bundle{more}")
 
@@ -101,7 +114,7 @@ def add_seed(p):
 
 def data_source(args):
     """Parsed arguments -> DataSource; a verb without --drop, --max-rows or --seed gets their defaults."""
-    names = "drop", "keep", "max_rows", "seed", "format", "envelope", "unwrap", "allow_nan"
+    names = "drop", "keep", "max_rows", "seed", "format", "missing", "envelope", "unwrap", "allow_nan"
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return DataSource(args.data, args.label, args.normal, **given)
 

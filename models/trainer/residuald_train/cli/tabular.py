@@ -10,6 +10,7 @@ from .shared import (
     add_keep,
     add_max_rows,
     add_minutes,
+    add_missing,
     add_resume,
     add_seed,
     add_verb,
@@ -31,6 +32,7 @@ def add_parser(verbs):
     add_data(p)
     add_drop(p)
     add_keep(p)
+    add_missing(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
     p.add_argument("--name", help="the model's name (default: the folder's)")
     p.add_argument("--version", default="1", help="the model's version (default 1)")
@@ -73,7 +75,11 @@ def add_parser(verbs):
     )
     p.add_argument("--segment", metavar="COL", help="calibrate a separate threshold for each value of this column")
     add_force(p)
-    p.add_argument("--dry-run", action="store_true", help="print the options and the schema, train nothing")
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the options and the schema, count the rows that it refuses, and train nothing",
+    )
 
 
 def run(args):

@@ -6,12 +6,13 @@ Scores come from the bundle's graph in ONNX Runtime, thresholds from its calibra
 import numpy as np
 from scipy.stats import betabinom
 
-from .. import TrainerError, __version__
+from .. import __version__
 from ..bench import metrics
 from ..bundle.calibrate import RateTooFineError
 from ..bundle.served import microseconds_a_row
 from ..tabular.data import file_facts
 from ..tabular.features import encode
+from ..tabular.refusals import say_refusals
 from .pages import render
 from .plots import curves_plot, distribution_plot, exceedance_plot
 
@@ -28,10 +29,7 @@ class ScoredRecords:
     def __init__(self, served, table, anomalous=None):
         """`table`: records [rows]. `anomalous`: bool [rows], or None without labels."""
         X, accepted, self.refused = encode(table, served.features)
-        if not accepted.any():
-            raise TrainerError(
-                f"no record of --data matches the bundle's schema; most often: {self.refused.most_common(1)[0][0]}"
-            )
+        say_refusals(table, served.features, accepted, self.refused)
         self.labelled = anomalous is not None
         self.anomalous = anomalous[accepted] if self.labelled else np.zeros(accepted.sum(), bool)
         self.rows, self.read, self.X = np.flatnonzero(accepted), len(table), X[accepted]

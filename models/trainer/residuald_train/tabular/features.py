@@ -54,10 +54,31 @@ def feature(entry):
     return Feature(**known, vocabulary=tuple(entry.pop("vocabulary", ())), notation=entry)
 
 
-def schema_to_json(features, label=None):
-    """The manifest's `input` object. `label` {"path", "normal"} is read by the trainer only."""
-    out = {"kind": "tabular", "features": [feature.to_json() for feature in features]}
+def schema_to_json(features, label=None, missing=()):
+    """The manifest's `input` object. `label` {"path", "normal"} is read by the trainer only.
+
+    `missing`: values that count as missing in every feature. They are written once, not for each feature.
+    """
+    out = {"kind": "tabular"} | ({"missing_values": list(missing)} if missing else {})
+    out["features"] = [without_missing(feature.to_json(), missing) for feature in features]
     return out | ({"label": label} if label else {})
+
+
+def without_missing(entry, missing):
+    own = [value for value in entry.pop("missing_values", []) if value not in missing]
+    return entry | ({"missing_values": own} if own else {})
+
+
+def with_missing(entry, missing):
+    """A feature as in a schema file -> the same with more values that count as missing."""
+    own = entry.get("missing_values") or []
+    more = [value for value in missing if value not in own]
+    return entry | ({"missing_values": [*own, *more]} if own or more else {})
+
+
+def add_missing(features, missing):
+    """Features -> the same with more values that count as missing."""
+    return check_features([with_missing(feature.to_json(), missing) for feature in features]) if missing else features
 
 
 def load_schema(path):
@@ -69,7 +90,10 @@ def load_schema(path):
     if not isinstance(schema, dict) or schema.get("kind") != "tabular" or not schema.get("features"):
         raise TrainerError(f'schema {path}: must be {{"kind": "tabular", "features": [...]}} with at least one feature')
     try:
-        features = check_features(schema["features"])
+        missing = schema.get("missing_values", [])
+        if not isinstance(missing, list) or not all(isinstance(value, str | int | float) for value in missing):
+            raise TrainerError("`missing_values` must be a list of strings and numbers")
+        features = add_missing(check_features(schema["features"]), missing)
     except TrainerError as error:
         raise TrainerError(f"schema {path}: {error}") from None
     label = schema.get("label")
@@ -78,10 +102,13 @@ def load_schema(path):
     return features, label
 
 
-def infer_schema(table, label, drop=(), keep=()):
-    """residuald.Table -> features, without the label and the paths in `drop`. Prints notes."""
+def infer_schema(table, label, drop=(), keep=(), missing=()):
+    """residuald.Table -> features, without the label and the paths in `drop`. Prints notes.
+
+    `missing`: texts and numbers that count as missing in every column.
+    """
     try:
-        entries, notes = table.infer([*drop, *([label["path"]] if label else [])], list(keep))
+        entries, notes = table.infer([*drop, *([label["path"]] if label else [])], list(keep), list(missing))
     except residuald.Error as error:
         raise TrainerError(str(error)) from None
     say(*(f"schema: {note}" for note in notes))

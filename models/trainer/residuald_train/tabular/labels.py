@@ -23,6 +23,7 @@ class DataSource:
     drop: tuple[str, ...] = ()  # columns that are not features
     keep: tuple[str, ...] = ()  # columns that are features, even if they look like ids
     max_rows: int = MAX_ROWS
+    missing: tuple[str | float, ...] = ()  # values that count as missing in every column
     seed: int = 0
     format: str | None = None  # of the files; None: as their names or their content tell
     envelope: tuple[str, ...] = ()  # what surrounds each JSON record, the outermost first

@@ -15,8 +15,10 @@ from ..console import say
 from .contamination import suspects
 from .data import file_facts
 from .export import make_bundle
-from .features import encode, infer_schema, load_schema, schema_to_json
-from .labels import DataSource, check_column, read_labelled, split_by_label
+from .features import add_missing, encode, infer_schema, load_schema, schema_to_json
+from .labels import DataSource, anomalous_rows, check_column, read_labelled, split_by_label
+from .leaks import say_leaks
+from .refusals import say_refusals
 from .train import Options, fit, split
 
 MIN_ROWS = 32
@@ -57,6 +59,7 @@ def train_bundle(settings):
     table, label = read_labelled(settings.source, label)
     normals, anomalies = split_by_label(table, label)
     features = choose_features(features, normals, label, settings)
+    say_leaks(table, anomalous_rows(table, label), features)
 
     options = Options(
         settings.recipe,
@@ -72,6 +75,9 @@ def train_bundle(settings):
     print("options:", json.dumps(about | recorded))
     print("schema:", json.dumps(schema_to_json(features), ensure_ascii=False, indent=1))
     if settings.dry_run:
+        _X, accepted, refused = encode(normals, features)
+        say_refusals(normals, features, accepted, refused)
+        print(f"rows: {accepted.sum()} normal rows fit the schema, {(~accepted).sum()} are refused")
         return
 
     rows = select_rows(normals, features, settings)
@@ -80,6 +86,7 @@ def train_bundle(settings):
 
     training = {"seed": settings.seed} | rows.facts
     training |= {
+        "ranges": ranges(features, rows.X[rows.train]),
         "rows": len(rows.train),
         "held_out_rows": len(rows.held_out),
         "data": file_facts(table),
@@ -113,6 +120,12 @@ def checkpoint_of(settings):
     return checkpoint
 
 
+def ranges(features, X):
+    """X float32 [n, F] -> {name: [lowest, highest]} of the numbers, for `residuald profile`."""
+    numbers = [(i, f.name) for i, f in enumerate(features) if f.type == "number" and np.isfinite(X[:, i]).any()]
+    return {name: [float(np.nanmin(X[:, i])), float(np.nanmax(X[:, i]))] for i, name in numbers}
+
+
 @dataclass
 class Rows:
     """The encoded normal rows and how they are used."""
@@ -128,7 +141,9 @@ def choose_features(features, table, label, settings):
     if settings.nearest not in (None, True):
         check_column(table, settings.nearest, "--nearest")
     if features is None:
-        features = infer_schema(table, label, settings.source.drop, settings.source.keep)
+        source = settings.source
+        features = infer_schema(table, label, source.drop, source.keep, source.missing)
+    features = add_missing(features, settings.source.missing)
     features = [f for f in features if f.path not in settings.source.drop and not (label and f.path == label["path"])]
     if settings.segment:
         check_segment(settings.segment, table, features)
@@ -155,8 +170,7 @@ def options_of_manifest(options, label, settings):
 def select_rows(table, features, settings):
     """Encodes the normal rows, leaves out refused and suspected ones, and splits the others -> Rows."""
     X, accepted, refused = encode(table, features)
-    for reason, count in refused.most_common(10):
-        say(f"left out {count} rows that the schema refuses: {reason}")
+    say_refusals(table, features, accepted, refused)
     kept, facts = np.flatnonzero(accepted), {}
     if settings.contamination and len(kept):
         suspected = suspects(features, X[kept], settings.contamination, settings.seed)
