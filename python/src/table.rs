@@ -13,7 +13,7 @@ use residuald::bundle::SegmentBy;
 use residuald::dataset::inference::infer;
 use residuald::dataset::table;
 use residuald::dataset::{Progress, Unit};
-use residuald::decode::{Decoder, RecordFormat, SegmentReader, Wrapping};
+use residuald::decode::{Decoder, Envelope, RecordFormat, SegmentReader, Unwrap, Wrapping};
 
 use crate::error;
 use crate::schema::{Text, features_of};
@@ -196,6 +196,10 @@ impl Table {
 /// input.envelope, input.unwrap and input.allow_nan do.
 /// `progress(path, done, total, unit)` is called now and then; `unit` is "bytes" or "rows". Raises Error, which names the file.
 #[pyfunction]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "they are keyword arguments in Python"
+)]
 #[pyo3(signature = (files, max_rows = None, seed = 0, progress = None, envelope = vec![], unwrap = "none", allow_nan = false))]
 pub fn read(
     py: Python<'_>,
@@ -207,13 +211,13 @@ pub fn read(
     unwrap: &str,
     allow_nan: bool,
 ) -> PyResult<Table> {
-    let envelopes = envelope.iter().map(|name| name.parse());
+    let envelopes = envelope.iter().map(|name| name.parse::<Envelope>());
     let wrapping = Wrapping {
         envelopes: envelopes
             .collect::<Result<_, String>>()
             .map_err(|problem| PyValueError::new_err(format!("envelope: {problem}")))?,
         unwrap: unwrap
-            .parse()
+            .parse::<Unwrap>()
             .map_err(|problem| PyValueError::new_err(format!("unwrap: {problem}")))?,
         allow_nan,
         ..Wrapping::default()
