@@ -16,7 +16,7 @@ use residuald::bundle::notation::MissingValue;
 use residuald::dataset::inference::{Wishes, infer, infer_columns};
 use residuald::dataset::table;
 use residuald::dataset::{Progress, Unit};
-use residuald::decode::{Decoder, RecordFormat, SegmentReader, Wrapping};
+use residuald::decode::{Decoder, Envelope, RecordFormat, SegmentReader, Unwrap, Wrapping};
 
 use serde::Serialize;
 
@@ -301,13 +301,13 @@ pub fn read(
     };
     let format = format.map(str::parse).transpose();
     let format = format.map_err(PyValueError::new_err::<String>)?;
-    let envelopes = envelope.iter().map(|name| name.parse());
+    let envelopes = envelope.iter().map(|name| name.parse::<Envelope>());
     let wrapping = Wrapping {
         envelopes: envelopes
             .collect::<Result<_, String>>()
             .map_err(|problem| PyValueError::new_err(format!("envelope: {problem}")))?,
         unwrap: unwrap
-            .parse()
+            .parse::<Unwrap>()
             .map_err(|problem| PyValueError::new_err(format!("unwrap: {problem}")))?,
         allow_nan,
         ..Wrapping::default()

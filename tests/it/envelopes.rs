@@ -17,6 +17,9 @@ use flate2::write::ZlibEncoder;
 use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::{Value, json};
 
+/// Puts a payment into an envelope.
+type Wrap<'w> = &'w dyn Fn(&Value) -> Value;
+
 const RECORDS: usize = 60;
 const WITH_SCORES: &str = "output.scores_topic=scores";
 
@@ -133,8 +136,7 @@ fn every_envelope_gives_the_same_scores() {
         let union = unions(payment);
         union["shop.Part"].clone()
     };
-    type Wrapper<'w> = &'w dyn Fn(&Value) -> Value;
-    let wrappers: [(&str, Wrapper); 10] = [
+    let wrappers: [(&str, Wrap<'_>); 10] = [
         ("connect", &|p| {
             let (row, schema) = row(p);
             json!({"schema": schema, "payload": row})

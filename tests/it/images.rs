@@ -232,6 +232,58 @@ fn the_same_image_gets_the_same_verdict_whatever_the_way() {
     }
 }
 
+/// Twelve bits in samples of sixteen: nearly black without input.bit_depth, which the log says, and the same image with it.
+#[test]
+fn few_bits_in_sixteen_are_said_and_read_with_their_depth() {
+    let broker = broker();
+    let twelve = |image: &RgbImage| {
+        let gray = DynamicImage::from(image.clone()).to_luma8();
+        let wide = image::ImageBuffer::from_fn(gray.width(), gray.height(), |x, y| {
+            let level = u32::from(gray.get_pixel(x, y)[0]);
+            image::Luma([((level * 4095 + 127) / 255) as u16])
+        });
+        let mut bytes = Cursor::new(Vec::new());
+        let wide = DynamicImage::ImageLuma16(wide);
+        wide.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let eight = |image: &RgbImage| {
+        let gray = DynamicImage::from(image.clone()).to_luma8();
+        let mut bytes = Cursor::new(Vec::new());
+        let gray = DynamicImage::ImageLuma8(gray);
+        gray.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let images: Vec<RgbImage> = (0..20).map(noise).collect();
+    let both = images.iter().flat_map(|i| [eight(i), twelve(i)]);
+    let notes: Vec<Note> = both.map(|image| Note::new("k", image)).collect();
+    produce(&broker.brokers, "in", &notes);
+    let run = |settings: &[&str], group: &str| {
+        let before = read_all(&broker.brokers, "scores").len();
+        let group = format!("kafka.group_id={group}");
+        let gray = bundle("gray");
+        let own = [gray.as_str(), "output.scores_topic=scores", &group];
+        let daemon = Daemon::ready(&broker.brokers, &[&own[..], settings].concat());
+        daemon.await_count("scored", notes.len() as u64);
+        daemon.is_balanced();
+        let log = daemon.drains().stderr;
+        let scores = read_all(&broker.brokers, "scores").split_off(before);
+        let scores: Vec<u32> = scores
+            .iter()
+            .map(|n| score_of(&n.json()).to_bits())
+            .collect();
+        (scores, log)
+    };
+    let (dark, log) = run(&[], "dark");
+    assert!(log.contains("use only 12 bits so far"), "{log}");
+    assert!(dark.chunks(2).any(|pair| pair[0] != pair[1]));
+    let (bright, log) = run(&["input.bit_depth=12"], "bright");
+    assert!(!log.contains("bits so far"), "{log}");
+    for pair in bright.chunks(2) {
+        assert_eq!(pair[0], pair[1]);
+    }
+}
+
 #[test]
 fn maps_that_are_too_large_go_where_the_verdict_points() {
     let notes = [Note::new("a", encoded(&spotted(), ImageFormat::Png))];
