@@ -89,8 +89,10 @@ fn unique() -> String {
 
 /// Returns the shortest time after which librdkafka repeats a request.
 fn repeated_after(config: &ClientConfig) -> Duration {
-    let set = config.get(RETRY_BACKOFF).and_then(|ms| ms.parse().ok());
-    Duration::from_millis(set.unwrap_or(RETRY_BACKOFF_MS)).mul_f64(SHORTEST_BACKOFF)
+    let set = |name| config.get(name).and_then(|ms| ms.parse().ok());
+    let backoff = Duration::from_millis(set(RETRY_BACKOFF).unwrap_or(RETRY_BACKOFF_MS));
+    let most = Duration::from_millis(set("retry.backoff.max.ms").unwrap_or(1000));
+    backoff.mul_f64(SHORTEST_BACKOFF).min(most)
 }
 
 /// The transactions of one producer.

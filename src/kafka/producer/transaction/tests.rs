@@ -216,3 +216,18 @@ fn refused_offsets_abort_the_transaction() {
         );
     }
 }
+
+#[test]
+fn a_request_is_repeated_after_four_fifths_of_its_backoff_at_the_earliest() {
+    for (settings, ms) in [
+        (&[][..], 400),
+        (&[("retry.backoff.ms", "100")], 80),
+        (&[("retry.backoff.max.ms", "300")], 300),
+    ] {
+        let mut config = ClientConfig::new();
+        for (name, value) in settings {
+            config.set(*name, *value);
+        }
+        assert_eq!(repeated_after(&config), Duration::from_millis(ms));
+    }
+}
