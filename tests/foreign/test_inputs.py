@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEMA, normals
+from conftest import SCHEMA, normals, write_ndjson
 from test_tables import export
 from torch import nn
 
@@ -78,6 +78,25 @@ def test_a_pipeline_on_named_columns_encodes_its_own_categories(tmp_path, check,
     report, verdicts = judge(tmp_path / "bundle", write(tmp_path / "rows.ndjson", rows))
     assert report["scored"] == len(rows)
     np.testing.assert_allclose(scores(verdicts), -model.score_samples(frame(rows)), rtol=1e-5)
+
+
+def test_columns_are_those_that_the_estimator_was_fitted_on(tmp_path, check, judge):
+    """Fitted on a DataFrame with some of the columns, in another order; calibrated on a DataFrame."""
+    pandas = pytest.importorskip("pandas")
+    from sklearn.ensemble import IsolationForest
+
+    used = ["s4", "s0", "s2"]
+
+    def frame(count, seed):
+        return pandas.DataFrame(normals(count, seed), columns=[feature["name"] for feature in SCHEMA])
+
+    model = IsolationForest(n_estimators=20, random_state=0).fit(frame(1000, 0)[used])
+    residuald_train.from_sklearn(model, SCHEMA, frame(1000, 1), tmp_path / "bundle")
+    check(tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert [feature["name"] for feature in manifest["input"]["features"]] == used
+    _, verdicts = judge(tmp_path / "bundle", write_ndjson(tmp_path / "rows.ndjson", normals(500, 2)))
+    np.testing.assert_allclose(scores(verdicts), -model.score_samples(frame(500, 2)[used]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ["onehot", "ordinal"])

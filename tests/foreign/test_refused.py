@@ -248,3 +248,22 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path):
     with pytest.raises(TrainerError, match="--force"):
         residuald_train.wrap(plain().SerializeToString(), normals(500, 0), tmp_path / "bundle", SCHEMA)
     assert onnx.load(tmp_path / "bundle" / "model.onnx").producer_name == "residuald-train"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"pixel_mean": (0.5,)}, "--pixel-mean is for models of images"),
+        ({"timesteps": (3,)}, "--timesteps is for a model of kind denoiser"),
+        ({"output": "nothing"}, "has no output `nothing`"),
+        ({"kind": "reconstruction"}, "no output is a score, float .* or float .N, 6. like its input"),
+        ({"columns": ["s0", "s0"]}, "feature `s0` is listed twice"),
+        ({"columns": ["s0:onehot", "s1"]}, "`s0` is a number, which has no categories"),
+        ({"columns": [{"feature": "s0", "scale": 0}]}, "scale not 0"),
+        ({"columns": ["s0", "s9"]}, "no feature `s9` in the schema"),
+        ({"columns": ["s0", "s1"]}, "has 6 columns, but these features give 2"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(option, said, tmp_path):
+    with pytest.raises(TrainerError, match=said):
+        residuald_train.wrap(plain().SerializeToString(), normals(500, 0), tmp_path / "bundle", SCHEMA, **option)

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+import os
+import signal
 
 import numpy as np
 import onnx
@@ -226,6 +228,24 @@ def test_training_resumes_where_it_stopped(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(TrainerError, match="another seed"):
         fit(shape, x, Options(steps=4, batch=2, threads=1, seed=1), file, resume=True)
+
+
+def test_ctrl_c_ends_after_the_step_and_leaves_a_checkpoint(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), np.uint8)
+    shape, options = Shape(32, 32, 1), Options(steps=4, batch=2, threads=1)
+    file = tmp_path / "checkpoint"
+
+    def press(scorer, *shown):
+        if shown[-1] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = fit(shape, x, options)
+    with pytest.raises(KeyboardInterrupt, match=r"checkpoint holds what was trained so far; .*--resume continues"):
+        fit(shape, x, options, file, sheet=press)
+    gone_on = fit(shape, x, options, file, resume=True)
+    assert len(gone_on.losses) == 4
+    for a, b in zip(whole.parameters(), gone_on.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # --- the bundle ----------------------------------------------------------------------------

@@ -66,13 +66,36 @@ def wrap(model, data, out, schema=None, source=None, **options):
     where = str(model) if not isinstance(model, bytes) else "the model"
     foreign = load(model, settings.embed_data)
     say(*foreign.notes)
-    if any(len(value.shape) == 4 for value in foreign.inputs):
+    of_images = any(len(value.shape) == 4 for value in foreign.inputs)
+    check_applicable(settings, of_images, schema, source)
+    if of_images:
         files, lines = images.bundle(foreign, data, settings, where, source)
     else:
         files, lines = bundle(foreign, data, schema, source, settings, where)
     write(out, files, settings.force)
     print(*lines, f"wrote {out}; next: residuald check --bundle {out}", sep="\n")
     return out
+
+
+def check_applicable(settings, of_images, schema, source):
+    """Raises TrainerError for an option that says nothing about this kind of model, rather than ignoring it."""
+    for_tables = {"columns": settings.columns, "reasons": settings.reasons, "higher-is": settings.higher_is}
+    for_tables |= {"schema": schema, "label": source and source.label, "missing": settings.missing != "fill"}
+    for_images = {"pixel-mean": settings.pixel_mean, "pixel-std": settings.pixel_std, "size": settings.size}
+    wrong = [name for name, given in (for_tables if of_images else for_images).items() if given]
+    if wrong:
+        one, other = ("images", "table rows") if of_images else ("table rows", "images")
+        raise TrainerError(f"--{wrong[0]} is for models of {other}, but this is a model of {one}")
+
+
+def check_kind(settings, kind):
+    """The same for the options of one kind of model."""
+    of_kind = {"score": {"reasons": settings.reasons, "higher-is": settings.higher_is}}
+    of_kind["denoiser"] = {"scheduler": settings.scheduler, "timesteps": settings.timesteps}
+    for wanted, options in of_kind.items():
+        for name, given in options.items():
+            if given and kind != wanted:
+                raise TrainerError(f"--{name} is for a model of kind {wanted}, but this one is of kind {kind}")
 
 
 def bundle(foreign, data, schema, source, settings, where):
@@ -111,6 +134,7 @@ def planned(foreign, found, columns, settings, where, rng):
     Scorer(foreign, features, columns, Plan("score", ""), usual, where)  # checks the inputs
     width = None if takes_columns(foreign) else sum(column.width for column in columns)
     kind, output = kind_of(foreign, width, settings.kind, settings.output, where)
+    check_kind(settings, kind)
     plan = Plan(
         kind, output, passes_missing=settings.missing == "model", reasons="reconstruction", error=settings.error
     )
@@ -216,6 +240,7 @@ def facts_of(scorer):
         "recipe": f"foreign: {plan.kind}",
         "score": score[plan.kind],
         "output": plan.output,
+        "calls": 1 + len(scorer.features) if plan.reasons == "occlusion" else max(1, len(plan.alphas)),
         "opset": model.opsets.get(""),
         "model": {"producer": model.producer, "sha256": model.sha256, "one_by_one": model.one_by_one},
         "reasons": plan.reasons,

@@ -249,7 +249,7 @@ def check_separate(model, features, where):
         feature = known.get(value.name)
         if feature is None:
             raise TrainerError(
-                f"{where} has {len(model.inputs)} inputs. A model has one input of rows, or one for each feature, by "
+                f"{where} has {len(model.inputs)} inputs. A model has one input of rows, or one for each feature by "
                 f"its name; but no feature is called `{value.name}`. The features are {', '.join(list(known)[:40])}"
             )
         text = value.element == TensorProto.STRING
