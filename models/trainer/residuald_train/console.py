@@ -4,4 +4,5 @@ import sys
 
 
 def say(*lines):
-    print(*lines, sep="\n", file=sys.stderr)
+    if lines:
+        print(*lines, sep="\n", file=sys.stderr)
