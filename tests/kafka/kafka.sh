@@ -99,8 +99,8 @@ launch() { # ID
     # shellcheck disable=SC2016
     local realm=()
     [ ! -e "$dir/kerberos" ] || realm=("-Djava.security.krb5.conf=$dir/kerberos/krb5.conf")
-    # Kafka reads the keys only of issuers that this property allows.
     [ ! -e "$dir/server-$1.log" ] || cat "$dir/server-$1.log" >>"$dir/server-$1.before.log"
+    # Kafka reads the keys only of issuers that this property allows.
     python3 -c 'import os, sys; os.setsid(); os.execvp("java", ["java", *sys.argv[1:]])' \
         "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://$dir/oauth/jwks.json" \
         "-Dorg.apache.kafka.sasl.oauthbearer.allowed.files=$dir/oauth/jwks.json" \
