@@ -145,7 +145,8 @@ def test_a_dry_run_counts_what_the_schema_refuses(tmp_path, capsys):
     assert "2 × " in told.err
     assert 'for instance in {"a": "much"}' in told.err
     assert 'for instance in {"b": 1}' in told.err
-    schema.write_text(json.dumps({"kind": "tabular", "features": [{"name": "b", "path": "b", "type": "number"}]}))
+    time = {"name": "a", "path": "a", "type": "timestamp", "part": "hour_of_day"}
+    schema.write_text(json.dumps({"kind": "tabular", "features": [time]}))
     assert main(command) == 65
     assert "refuses all 65 rows" in capsys.readouterr().err
 
