@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::bundle::{Calibration, ModelInput, SegmentId};
 use crate::config::Provider;
-use crate::dataset::{self, Place};
+use crate::dataset::{self, ErrorKind, Place};
 use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::image::ImageReader;
@@ -157,7 +157,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(normal) = &arguments.normal {
         options.normal.clone_from(normal);
     }
-    let data = dataset::open_all(&arguments.files, &options)?;
+    let data = dataset::open_all(&arguments.files, &options).map_err(|e| match e.kind {
+        // A folder of images was perhaps meant.
+        ErrorKind::Folder(_) => Failure::data(format!(
+            "{e}; the bundle {} reads tables, not images",
+            loaded.bundle.manifest.name
+        )),
+        _ => e.into(),
+    })?;
     let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
     run.all(data, arguments)?;
     run.report(arguments, started)

@@ -314,7 +314,7 @@ fn every_target_and_file_is_there() {
 }
 
 /// Commands that do not run here, by their beginning, and why.
-const NOT_HERE: [(&str, &str); 5] = [
+const NOT_HERE: [(&str, &str); 6] = [
     ("score images/test", "the reader's own images"),
     (
         "score history-labelled.csv",
@@ -323,6 +323,10 @@ const NOT_HERE: [(&str, &str); 5] = [
     (
         "check --config residuald.toml --set screen.mode=on",
         "the command before it, of the trainer, makes the screen",
+    ),
+    (
+        "check --bundle models/mine",
+        "the command before it, of the trainer, makes the bundle",
     ),
     ("init", "run before all others"),
     ("run", "run beside all others"),

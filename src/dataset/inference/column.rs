@@ -164,6 +164,7 @@ pub fn guess(
                         pattern: None,
                         has_offset: true,
                         has_clock: true,
+                        span: strings.span,
                     },
                 );
             }
@@ -245,21 +246,23 @@ impl ColumnName<'_> {
         }
         let epoch = epoch_unit(range).filter(|_| range.only_grows() || self.sounds_like_a_time());
         if let Some(epoch_unit) = epoch.filter(|_| !self.keep) {
-            let features = self.parts(missing, &notation, Some(epoch_unit), true);
-            let unit = match epoch_unit {
-                EpochUnit::Days => "days",
-                EpochUnit::Seconds => "seconds",
-                EpochUnit::Milliseconds => "milliseconds",
-                EpochUnit::Microseconds => "microseconds",
-                EpochUnit::Nanoseconds => "nanoseconds",
+            let (unit, a_second) = match epoch_unit {
+                EpochUnit::Days => ("days", 1.0 / 86_400.0),
+                EpochUnit::Seconds => ("seconds", 1.0),
+                EpochUnit::Milliseconds => ("milliseconds", 1e3),
+                EpochUnit::Microseconds => ("microseconds", 1e6),
+                EpochUnit::Nanoseconds => ("nanoseconds", 1e9),
             };
-            return Guess {
-                features,
-                notes: vec![format!(
-                    "looks like a time in {unit} since 1970: read as its hour of day and day of week (--keep {} takes it as a number)",
+            let hours = (range.max - range.min) / a_second / 3600.0;
+            let mut guess = self.parts(missing, &notation, Some(epoch_unit), true, hours);
+            guess.notes.insert(
+                0,
+                format!(
+                    "looks like a time in {unit} since 1970: read as its parts (--keep {} takes it as a number)",
                     self.path
-                )],
-            };
+                ),
+            );
+            return guess;
         }
         if range.only_grows() && !self.keep {
             return Guess::left_out(format!(
@@ -312,10 +315,8 @@ impl ColumnName<'_> {
     }
 
     fn times(&self, missing: Missing, notation: Notation, format: &TimeFormat) -> Guess {
-        Guess {
-            features: self.parts(missing, &notation, None, format.has_clock),
-            notes: vec![],
-        }
+        let hours = format.span.hours();
+        self.parts(missing, &notation, None, format.has_clock, hours)
     }
 
     fn other_times(
@@ -344,28 +345,46 @@ impl ColumnName<'_> {
         guess
     }
 
-    /// Returns features for the hour of the day, if the times have a clock, and for the day of the week.
+    /// Returns features for the hour of the day, if the times have a clock, and for the day of the week. Leaves out those of which
+    /// `hours` show only a part, because a model would take every other one for an anomaly.
     fn parts(
         &self,
         missing: Missing,
         notation: &Notation,
         epoch_unit: Option<EpochUnit>,
         has_clock: bool,
-    ) -> Vec<Feature> {
+        hours: f64,
+    ) -> Guess {
         let parts = [
-            (TimePart::HourOfDay, "hour_of_day"),
-            (TimePart::DayOfWeek, "day_of_week"),
+            (TimePart::HourOfDay, "hour_of_day", "hour of the day", 23.0),
+            (
+                TimePart::DayOfWeek,
+                "day_of_week",
+                "day of the week",
+                6.0 * 24.0,
+            ),
         ];
-        let parts = parts
-            .into_iter()
-            .filter(|(part, _)| has_clock || *part == TimePart::DayOfWeek);
-        parts
-            .map(|(part, suffix)| {
-                let name = format!("{}_{suffix}", self.name());
-                let kind = FeatureKind::Timestamp { part, epoch_unit };
-                self.named(&name, kind, missing, notation.clone())
-            })
-            .collect()
+        let mut guess = Guess::default();
+        for (part, suffix, what, needed) in parts {
+            if part == TimePart::HourOfDay && !has_clock {
+                continue;
+            }
+            if hours < needed && !self.keep {
+                let how = match epoch_unit {
+                    None => format!("--keep {} takes it", self.path),
+                    Some(_) => "an edited schema can have it".to_owned(),
+                };
+                guess.notes.push(format!(
+                    "covers only {hours:.1} hours, so records of other times would all be new: its {what} is left out ({how})"
+                ));
+                continue;
+            }
+            let name = format!("{}_{suffix}", self.name());
+            let kind = FeatureKind::Timestamp { part, epoch_unit };
+            let feature = self.named(&name, kind, missing, notation.clone());
+            guess.features.push(feature);
+        }
+        guess
     }
 
     fn categories(&self, observed: &Observed, words: Words, missing: Missing) -> Guess {

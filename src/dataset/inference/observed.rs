@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use jiff::Timestamp;
 use rustc_hash::FxHasher;
 
-use super::times::Patterns;
+use super::times::{Patterns, Span};
 use crate::bundle::notation::{NumberFormat, unit};
 use crate::dataset::scan::Scalar;
 
@@ -61,7 +61,9 @@ pub struct Strings {
     /// Integers with a leading zero, which are codes.
     pub codes: u64,
     pub booleans: u64,
+    /// RFC 3339 times.
     pub times: u64,
+    pub span: Span,
     /// The formats that can read the strings that are not RFC 3339 times.
     pub patterns: Patterns,
     /// The first currency or percent sign, and the number of strings with it.
@@ -212,10 +214,12 @@ impl Strings {
             if self.other.is_none() {
                 self.other = Some(trimmed.chars().take(40).collect());
             }
-            let has_offset = text.parse::<Timestamp>().is_ok();
-            self.times += u64::from(has_offset);
-            if !has_offset {
-                self.patterns.observe(trimmed);
+            match text.parse::<Timestamp>() {
+                Ok(time) => {
+                    self.times += 1;
+                    self.span.extend(time.as_microsecond());
+                }
+                Err(_) => self.patterns.observe(trimmed),
             }
         }
         number

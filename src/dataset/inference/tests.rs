@@ -141,10 +141,11 @@ fn codes_with_leading_zeros_stay_text() {
 
 #[test]
 fn what_only_grows_is_a_time_or_left_out() {
-    let (found, notes) = column((0..100).map(|i| (1_767_225_620 + 60 * i).into()));
+    let (found, notes) = column((0..100).map(|i| (1_767_225_620 + 7200 * i).into()));
     assert_eq!(found[0]["epoch_unit"], "s");
     assert!(notes[0].contains("seconds since 1970"), "{notes:?}");
-    let (found, _) = column((0..100).map(|i| format!("{}", 1_767_225_620_000_i64 + i).into()));
+    let (found, _) =
+        column((0..100).map(|i| format!("{}", 1_767_225_620_000_i64 + 7_200_000 * i).into()));
     assert_eq!(found[0]["epoch_unit"], "ms");
     let (found, notes) = column((0..100).map(serde_json::Value::from));
     assert!(
@@ -157,6 +158,38 @@ fn what_only_grows_is_a_time_or_left_out() {
     };
     let grows = table((0..100).map(|i| serde_json::json!({"v": i})));
     assert_eq!(infer(&grows, &keep).unwrap().features.len(), 1);
+}
+
+#[test]
+fn a_part_of_a_time_that_the_table_shows_little_of_is_left_out() {
+    let minutes = |step: i64| {
+        column((0..100).map(move |i| {
+            let time = jiff::Timestamp::from_second(1_767_225_600 + 60 * step * i).unwrap();
+            time.to_string().into()
+        }))
+    };
+    let names = |found: &[serde_json::Value]| {
+        let names = found
+            .iter()
+            .map(|f| f["name"].as_str().unwrap_or_default().to_owned());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let (found, notes) = minutes(1);
+    assert_eq!(names(&found), "");
+    assert!(
+        notes[0].contains("covers only 1.6 hours")
+            && notes[0].contains("hour of the day is left out"),
+        "{notes:?}"
+    );
+    assert!(
+        notes[1].contains("day of the week is left out"),
+        "{notes:?}"
+    );
+    assert_eq!(names(&minutes(60).0), "v_hour_of_day");
+    assert_eq!(names(&minutes(120).0), "v_hour_of_day v_day_of_week");
+    let (found, notes) = column((0..100).map(|i| format!("{:02}.01.2026", 1 + i % 4).into()));
+    assert_eq!(names(&found), "");
+    assert!(notes[0].contains("covers only 72.0 hours"), "{notes:?}");
 }
 
 #[test]
@@ -266,7 +299,7 @@ fn dates_as_people_write_them_are_times() {
             "%m/%d/%Y %I:%M:%S %p",
         ),
         (
-            ["Thu Jan  1 00:00:01 2004", "Fri Jan  2 23:00:01 2004"],
+            ["Thu Jan  1 00:00:01 2004", "Fri Jan  9 23:00:01 2004"],
             "%a %b %d %H:%M:%S %Y",
         ),
     ] {

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
 
 use crate::bundle::notation::{Notation, TimeReader};
 
@@ -58,6 +59,27 @@ pub struct Patterns {
     iso_dates: u64,
     /// One bit for each of [`PATTERNS`].
     failed: u64,
+    /// Of the times in ISO 8601, and of those that each pattern reads.
+    iso_span: Span,
+    spans: Vec<Span>,
+}
+
+/// The earliest and the latest of some times, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Span(Option<(i64, i64)>);
+
+impl Span {
+    pub fn extend(&mut self, time: i64) {
+        let (first, last) = self.0.unwrap_or((time, time));
+        self.0 = Some((first.min(time), last.max(time)));
+    }
+
+    /// Returns the time from the earliest to the latest, in hours.
+    pub fn hours(self) -> f64 {
+        self.0.map_or(0.0, |(first, last)| {
+            last.saturating_sub(first) as f64 / 3.6e9
+        })
+    }
 }
 
 /// The format of a column's times.
@@ -67,6 +89,7 @@ pub struct TimeFormat {
     pub pattern: Option<&'static str>,
     pub has_offset: bool,
     pub has_clock: bool,
+    pub span: Span,
 }
 
 impl Patterns {
@@ -82,14 +105,22 @@ impl Patterns {
             self.failed = (1 << PATTERNS.len()) - 1;
             return;
         }
-        if text.parse::<DateTime>().is_ok() {
+        if let Ok(time) = text.parse::<DateTime>() {
             self.iso += 1;
+            let utc = time.to_zoned(TimeZone::UTC);
+            if let Ok(utc) = utc {
+                self.iso_span.extend(utc.timestamp().as_microsecond());
+            }
             self.iso_dates += u64::from(text.len() <= 10 && text.parse::<Date>().is_ok());
         }
+        self.spans.resize(PATTERNS.len(), Span::default());
         for (at, reader) in READERS.iter().enumerate() {
-            if self.failed & (1 << at) == 0 && reader.parse(text).is_none_or(|time| time < EARLIEST)
-            {
-                self.failed |= 1 << at;
+            if self.failed & (1 << at) != 0 {
+                continue;
+            }
+            match reader.parse(text).filter(|time| *time >= EARLIEST) {
+                Some(time) => self.spans[at].extend(time),
+                None => self.failed |= 1 << at,
             }
         }
     }
@@ -104,16 +135,18 @@ impl Patterns {
                 pattern: None,
                 has_offset: false,
                 has_clock: self.iso_dates < strings,
+                span: self.iso_span,
             };
             return Some((format, None));
         }
         let fitting = PATTERNS.iter().enumerate();
         let mut fitting = fitting.filter(|(at, _)| self.failed & (1 << at) == 0);
-        let (_, pattern) = fitting.next()?;
+        let (at, pattern) = fitting.next()?;
         let format = TimeFormat {
             pattern: Some(pattern),
             has_offset: pattern.contains("%z"),
             has_clock: pattern.contains("%H") || pattern.contains("%I"),
+            span: self.spans[at],
         };
         Some((format, fitting.next().map(|(_, other)| *other)))
     }
