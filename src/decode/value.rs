@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
 use rustc_hash::FxHashMap;
 
 use super::segment::Names;
 use super::{Reason, RowError};
 use crate::bundle::manifest::{EpochUnit, TimePart};
-use crate::bundle::notation::{Notation, TimeReader};
+use crate::bundle::notation::{Notation, NumberFormat, TimeReader};
 use crate::bundle::{Feature, FeatureKind, SegmentId};
 
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -224,10 +225,14 @@ impl Column {
                 .parse::<Timestamp>()
                 .map(Timestamp::as_microsecond)
                 .map_err(|e| {
-                    self.error(
-                        Reason::WrongType,
-                        &format!("not an RFC 3339 timestamp: {e}"),
-                    )
+                    let key = match text.trim().parse::<DateTime>() {
+                        Ok(_) => "time_zone",
+                        Err(_) => "time_format",
+                    };
+                    let problem = format!(
+                        "not an RFC 3339 timestamp: {e}. The schema's {key} can say how to read it"
+                    );
+                    self.error(Reason::WrongType, &problem)
                 }),
             (number, Some(unit)) => {
                 let count = number
@@ -261,10 +266,34 @@ impl Column {
     }
 
     fn wrong_type(&self, wanted: &str, value: Value<'_>) -> RowError {
+        let hint = self.hint(value);
         self.error(
             Reason::WrongType,
-            &format!("expected {wanted}, found {}", value.kind()),
+            &format!("expected {wanted}, found {}{hint}", value.kind()),
         )
+    }
+
+    /// Names the key of the schema that reads a value as it is written.
+    fn hint(&self, value: Value<'_>) -> &'static str {
+        const BOOLEANS: [&str; 8] = ["true", "false", "yes", "no", "y", "n", "t", "f"];
+        let is_number = |text: &str| {
+            let formats = [NumberFormat::DecimalPoint, NumberFormat::DecimalComma];
+            formats.iter().any(|format| format.parse(text).is_some())
+        };
+        match (&self.kind, value) {
+            (ColumnKind::Number, Value::Text(text)) if is_number(text) => {
+                ". The schema's number_format can say how to read it"
+            }
+            (ColumnKind::Bool, Value::Text(text))
+                if BOOLEANS.iter().any(|b| text.trim().eq_ignore_ascii_case(b)) =>
+            {
+                ". The schema's true_values and false_values can say how to read it"
+            }
+            (ColumnKind::Timestamp(_, None), value) if value.as_f64().is_some() => {
+                ". The schema's epoch_unit can say how to read it"
+            }
+            _ => "",
+        }
     }
 }
 
