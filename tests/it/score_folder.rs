@@ -171,7 +171,7 @@ fn what_a_folder_lacks_is_said() {
     }
     let ended = score(&[], &payments);
     let error = ended.one_line(ended.code.expect("no signal"));
-    assert!(error.contains("reads tables"), "{error}");
+    assert!(error.contains("holds no file of records"), "{error}");
 
     // A mask of another size than its image.
     let small = GrayImage::new(10, 10);
