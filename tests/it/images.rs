@@ -262,7 +262,12 @@ fn few_bits_in_sixteen_are_said_and_read_with_their_depth() {
         let before = read_all(&broker.brokers, "scores").len();
         let group = format!("kafka.group_id={group}");
         let gray = bundle("gray");
-        let own = [gray.as_str(), "output.scores_topic=scores", &group];
+        let own = [
+            gray.as_str(),
+            "threshold.score=4",
+            "output.scores_topic=scores",
+            &group,
+        ];
         let daemon = Daemon::ready(&broker.brokers, &[&own[..], settings].concat());
         daemon.await_count("scored", notes.len() as u64);
         daemon.is_balanced();
