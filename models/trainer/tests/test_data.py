@@ -49,7 +49,7 @@ def test_a_file_that_nothing_was_drawn_from_is_not_recorded(parts, tmp_path):
 def test_tabular_says_that_it_drew(parts, tmp_path, capsys):
     options = ["--drop", "late", "at", "--recipe", "kernel", "--max-rows", "500", "--out", str(tmp_path / "b")]
     assert main(["tabular", "--data", *map(str, parts), *options]) == 0
-    assert "of 2300 rows, drawn at random" in capsys.readouterr().err
+    assert "500 of 3000 rows, drawn at random" in capsys.readouterr().err
     training = json.loads((tmp_path / "b" / "manifest.json").read_text())["training"]
     assert training["rows"] + training["held_out_rows"] == 500
 

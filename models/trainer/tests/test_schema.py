@@ -122,7 +122,7 @@ def test_a_column_that_gives_the_label_away_is_said(leak, tmp_path, capsys):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = []
     for verb in ("schema", "tabular"):
-        arguments = [verb, "--data", str(data), "--label", "fraud", "--out", str(tmp_path / "out")]
+        arguments = [verb, "--data", str(data), "--label", "fraud", "--out", str(tmp_path / verb)]
         assert main([*arguments, *(["--dry-run"] if verb == "tabular" else [])]) == 0
         said.append(capsys.readouterr().err)
     for text in said:
