@@ -62,6 +62,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
+/// Tells the number of files, unless it is one.
+fn of_files(files: usize) -> String {
+    match files {
+        1 => String::new(),
+        _ => format!(" of {files} files"),
+    }
+}
+
 /// Returns the features to check against, and the ranges that the bundle was trained on. `None` if neither is given.
 fn schema(arguments: &Arguments) -> Result<Option<(Vec<Feature>, Ranges)>, Failure> {
     if let Some(path) = &arguments.schema {
@@ -152,7 +160,7 @@ fn infer(arguments: &Arguments) -> Result<(), Failure> {
     for note in &table.notes {
         eprintln!("{note}");
     }
-    println!("{} records of {} files", table.len(), table.files.len());
+    println!("{} records{}", table.len(), of_files(table.files.len()));
     print_columns(&inferred.columns);
     if std::io::stdout().is_terminal() {
         println!(

@@ -197,8 +197,9 @@ impl Checked {
 
     pub fn print(&self, files: usize) {
         println!(
-            "{} records of {files} files: {} fit the schema, {} would be refused",
+            "{} records{}: {} fit the schema, {} would be refused",
             self.rows,
+            super::of_files(files),
             self.fitting(),
             self.refusals.count()
         );
