@@ -8,16 +8,18 @@ use csv::{ReaderBuilder, StringRecord};
 use encoding_rs_io::DecodeReaderBytesBuilder;
 use serde_json::value::RawValue;
 
+use crate::bundle::notation::NumberFormat;
+
 use super::layout::{Layout, apart};
 use super::{BoxedRead, ErrorKind, MAX_RECORD, Numbered};
 
-/// Number of bytes in which the separator is searched.
+/// Number of bytes in which the separator and the decimal sign are searched.
 const HEAD: usize = 64 << 10;
 /// Supported separators. If a header has several equally often, the first of these wins.
 const SEPARATORS: [u8; 4] = *b",;\t|";
 /// Cells that mean a missing value, in any case. The list is that of pandas.
-const MISSING: [&str; 9] = [
-    "", "na", "n/a", "#n/a", "#na", "#n/a n/a", "null", "none", "<na>",
+const MISSING: [&str; 10] = [
+    "", "na", "n/a", "#n/a", "#na", "#n/a n/a", "null", "none", "<na>", "nat",
 ];
 /// Further cells that mean a missing value, with or without a sign.
 const NOT_FINITE: [&str; 5] = ["nan", "inf", "infinity", "1.#ind", "1.#qnan"];
@@ -29,9 +31,13 @@ pub struct Rows {
     record: StringRecord,
     notes: Vec<String>,
     missing: Missing,
+    /// Whether the file has decimal commas, so that a point separates thousands.
+    decimal_comma: bool,
+    /// Cells that are kept as text for that.
+    thousands: Missing,
 }
 
-/// Cells with a text that was read as a missing value.
+/// Cells that are not what their text says at first sight: those that mean a missing value, for instance.
 #[derive(Default)]
 struct Missing {
     cells: u64,
@@ -53,14 +59,23 @@ impl Rows {
             .utf8_passthru(true)
             .strip_bom(true);
         let mut input = decoder.build(input);
-        let head = head(&mut input)?;
-        let separator = if tabs { b'\t' } else { separator(&head) };
+        let mut head = head(&mut input)?;
+        let declared = declared_separator(&head);
+        if let Some((_, length)) = declared {
+            head.drain(..length);
+        }
+        let separator = match declared {
+            Some((separator, _)) => separator,
+            None if tabs => b'\t',
+            None => separator(&head),
+        };
         if separator != b',' && !tabs {
             notes.push(format!(
                 "its fields are separated by {:?}",
                 char::from(separator)
             ));
         }
+        let decimal_comma = separator != b',' && has_decimal_comma(&head, separator);
         let mut reader = ReaderBuilder::new()
             .delimiter(separator)
             .from_reader(Budget {
@@ -69,6 +84,11 @@ impl Rows {
             });
         let header = names(reader.headers()?, &mut notes);
         let header = apart(header.iter().map(String::as_str), &mut notes);
+        if let Some(number) = mostly_numbers(&header) {
+            notes.push(format!(
+                "its first line is taken for the header, but looks like a record (`{number}`): if the file has no header, add one"
+            ));
+        }
         Ok(Self {
             layout: Layout::new(header.iter().map(String::as_str))?,
             reader,
@@ -76,6 +96,8 @@ impl Rows {
             record: StringRecord::new(),
             notes,
             missing: Missing::default(),
+            decimal_comma,
+            thousands: Missing::default(),
         })
     }
 
@@ -93,20 +115,33 @@ impl Rows {
                 "{cells} cells such as `{example}` are read as missing values"
             ));
         }
+        let Missing { cells, example } = &self.thousands;
+        if *cells > 0 {
+            notes.push(format!(
+                "{cells} cells such as `{example}` are kept as text, because the file has decimal commas and the point may separate thousands: number_format in the schema says which"
+            ));
+        }
         notes
     }
 
     pub fn read_next(&mut self) -> Result<Option<Numbered>, ErrorKind> {
         self.reader.get_mut().left = MAX_RECORD;
-        if !self.reader.read_record(&mut self.record)? {
+        let read = self.reader.read_record(&mut self.record);
+        if !read.map_err(|e| explained(e, self.header.len()))? {
             return Ok(None);
         }
         let line = self.record.position().map_or(0, |at| at.line());
         let mut payload =
             Vec::with_capacity(2 * self.record.as_slice().len() + 16 * self.record.len());
-        let missing = &mut self.missing;
+        let (missing, thousands) = (&mut self.missing, &mut self.thousands);
         self.layout.write(&mut payload, &mut |column, out| {
-            write_cell(self.record.get(column).unwrap_or_default(), out, missing)
+            let cell = self.record.get(column).unwrap_or_default();
+            if self.decimal_comma && is_in_thousands(cell.trim()) {
+                thousands.count(cell.trim());
+                serde_json::to_writer(out, cell.trim()).map_err(io::Error::from)?;
+                return Ok(());
+            }
+            write_cell(cell, out, missing)
         })?;
         Ok(Some((line, payload)))
     }
@@ -119,11 +154,87 @@ pub fn cell(text: &str) -> Result<String, ErrorKind> {
     Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
-/// Reads the file's first bytes: all of its first line, unless that is too long.
+impl Missing {
+    fn count(&mut self, text: &str) {
+        if self.cells == 0 {
+            text.clone_into(&mut self.example);
+        }
+        self.cells += 1;
+    }
+}
+
+/// Says what is wrong with a record. `columns` is the length of the header.
+fn explained(error: ::csv::Error, columns: usize) -> ErrorKind {
+    let line = error.position().map_or(0, csv::Position::line);
+    let reason = match error.kind() {
+        csv::ErrorKind::UnequalLengths { len, .. } => format!(
+            "{len} fields, but the header has {columns}. If there is a title or a comment above the header, delete it. A field that contains the separator or a line break needs quotes"
+        ),
+        csv::ErrorKind::Utf8 { .. } => {
+            "the text is not UTF-8. If it is Windows-1252 or Latin-1, convert the file: iconv -f WINDOWS-1252 -t UTF-8".to_owned()
+        }
+        _ => return error.into(),
+    };
+    ErrorKind::Record {
+        unit: "line",
+        number: line,
+        reason,
+    }
+}
+
+/// Returns the separator of Excel's first line `sep=;` and the length of this line.
+fn declared_separator(head: &[u8]) -> Option<(u8, usize)> {
+    let length = head.iter().position(|byte| *byte == b'\n')? + 1;
+    let line = head[..length].trim_ascii_end();
+    let line = line.strip_prefix(b"\"").unwrap_or(line);
+    match line.strip_suffix(b"\"").unwrap_or(line) {
+        [b's' | b'S', b'e' | b'E', b'p' | b'P', b'=', separator] => SEPARATORS
+            .contains(separator)
+            .then_some((*separator, length)),
+        // The trimmed tab of `sep=\t`.
+        b"sep=" => Some((b'\t', length)),
+        _ => None,
+    }
+}
+
+/// Returns whether a cell is a number with a decimal comma that can be nothing else.
+fn has_decimal_comma(head: &[u8], separator: u8) -> bool {
+    let cells = head.split(|byte| *byte == separator || *byte == b'\n');
+    cells
+        .filter_map(|cell| str::from_utf8(cell).ok())
+        .any(|cell| {
+            let cell = cell.trim().trim_matches('"');
+            cell.contains(',')
+                && NumberFormat::DecimalComma.parse(cell).is_some()
+                && NumberFormat::DecimalPoint.parse(cell).is_none()
+        })
+}
+
+/// Returns whether a text is a number whose points may separate thousands: 5.012 or -1.234.567.
+fn is_in_thousands(text: &str) -> bool {
+    let digits = |group: &str| group.bytes().all(|byte| byte.is_ascii_digit());
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let mut groups = unsigned.split('.');
+    let first = groups.next().unwrap_or_default();
+    let mut rest = groups.peekable();
+    (1..=3).contains(&first.len())
+        && digits(first)
+        && !first.starts_with('0')
+        && rest.peek().is_some()
+        && rest.all(|group| group.len() == 3 && digits(group))
+}
+
+/// Returns the first of the names that is a number, if most names are.
+fn mostly_numbers(names: &[String]) -> Option<&str> {
+    let numbers = || names.iter().filter(|name| name.parse::<f64>().is_ok());
+    (numbers().count() * 2 > names.len()).then(|| numbers().next().map(String::as_str))?
+}
+
+/// Reads the file's first bytes.
 fn head(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut head = vec![0; HEAD];
     let mut filled = 0;
-    while filled < HEAD && !head[..filled].contains(&b'\n') {
+    while filled < HEAD {
         match input.read(&mut head[filled..])? {
             0 => break,
             bytes => filled += bytes,
@@ -197,10 +308,7 @@ fn write_cell(cell: &str, out: &mut Vec<u8>, missing: &mut Missing) -> Result<()
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     if is(&MISSING, text) || is(&NOT_FINITE, unsigned) {
         if !text.is_empty() {
-            if missing.cells == 0 {
-                missing.example = text.to_owned();
-            }
-            missing.cells += 1;
+            missing.count(text);
         }
         out.extend_from_slice(b"null");
     } else if is(&["true", "false"], text) {
@@ -215,10 +323,11 @@ fn write_cell(cell: &str, out: &mut Vec<u8>, missing: &mut Missing) -> Result<()
     Ok(())
 }
 
-/// Returns whether `text` is a JSON number (RFC 8259, section 6), of any size.
+/// Returns whether `text` is a JSON number (RFC 8259, section 6) within float64. A larger one would make the whole record unreadable.
 fn is_number(text: &str) -> bool {
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
         && serde_json::from_str::<&RawValue>(text).is_ok()
+        && text.parse::<f64>().is_ok_and(f64::is_finite)
 }
 
 /// Converts numbers such as `+1.5`, `.5` and `5.` to JSON's notation.

@@ -201,7 +201,7 @@ fn csv_cells_keep_their_digits() {
     for (cell, json) in [
         ("12345678901234567890.10", "12345678901234567890.10"),
         ("-0.0", "-0.0"),
-        ("1e400", "1e400"),
+        ("1e400", "\"1e400\""),
         (" 7 ", "7"),
         ("", "null"),
         ("  ", "null"),
@@ -314,6 +314,69 @@ fn csv_columns_without_a_name_or_with_the_same_are_kept_apart() {
             "column 5 has no name: it is called `unnamed_5`",
         ]
     );
+}
+
+/// A point separates thousands where the file has decimal commas, so `5.012` is not 5.012 without further ado.
+#[test]
+fn csv_with_decimal_commas_keeps_what_may_be_thousands_as_text() {
+    let (payloads, notes) = noted("a.csv", b"city;n\na;5.012,50\na;5.012\na;5012\na;0.125\n");
+    assert_eq!(
+        payloads,
+        [
+            r#"{"city":"a","n":"5.012,50"}"#,
+            r#"{"city":"a","n":"5.012"}"#,
+            r#"{"city":"a","n":5012}"#,
+            r#"{"city":"a","n":0.125}"#,
+        ]
+    );
+    assert!(
+        notes[1].starts_with("1 cells such as `5.012` are kept as text"),
+        "{notes:?}"
+    );
+    let (payloads, _) = noted("a.csv", b"city;n\na;5.012\n");
+    assert_eq!(payloads, [r#"{"city":"a","n":5.012}"#]);
+}
+
+#[test]
+fn csv_of_excel_with_its_separator_on_the_first_line() {
+    for line in ["sep=;", "\"sep=;\"\r", "SEP=;"] {
+        let (payloads, notes) = noted("a.csv", format!("{line}\na,b;c\n1;2\n").as_bytes());
+        assert_eq!(payloads, [r#"{"a,b":1,"c":2}"#]);
+        assert_eq!(notes, ["its fields are separated by ';'"]);
+    }
+    let (payloads, _) = noted("a.csv", b"sep=\t\na\tb\n1\t2\n");
+    assert_eq!(payloads, [r#"{"a":1,"b":2}"#]);
+}
+
+#[test]
+fn csv_without_a_header_is_said() {
+    let (_, notes) = noted("a.csv", b"97,b,0\n98,c,1\n");
+    assert!(notes[0].contains("looks like a record (`97`)"), "{notes:?}");
+}
+
+#[test]
+fn csv_numbers_beyond_float64_do_not_cost_the_record() {
+    let (payloads, _) = noted("a.csv", b"a,b\n1e400,1\n-1e999,2\n");
+    assert_eq!(
+        payloads,
+        [r#"{"a":"1e400","b":1}"#, r#"{"a":"-1e999","b":2}"#]
+    );
+}
+
+#[test]
+fn csv_faults_say_what_to_do() {
+    for (text, said) in [
+        (
+            &b"A title\na,b\n1,2\n"[..],
+            "line 2: 2 fields, but the header has 1. If there is a title",
+        ),
+        (b"a,b\n1,2,3\n", "line 2: 3 fields, but the header has 2"),
+        (b"a,b\n1,caf\xe9\n", "iconv -f WINDOWS-1252"),
+    ] {
+        let records = read("a.csv", text);
+        let error = records[0].as_ref().unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }
 
 /// Names as R writes them.
@@ -429,7 +492,7 @@ fn csv_labels_and_keys_by_header() {
 fn csv_faults_name_the_line_and_the_rest_goes_on() {
     let got = read("a.csv", b"a,b\n1,2\n3\n\"x\ny\",\xff\n4,5,6\n7,8\n");
     assert_eq!(got.len(), 5);
-    for (at, line) in [(1, "line: 3"), (2, "line 4"), (3, "line: 6")] {
+    for (at, line) in [(1, "line 3"), (2, "line 4"), (3, "line 6")] {
         let error = got[at].as_ref().unwrap_err();
         assert!(
             error.to_string().contains(line) && !error.is_fatal(),

@@ -91,6 +91,10 @@ impl Paths {
     }
 
     fn settle_missing(&self, row: &mut [f32]) -> Result<(), RowError> {
+        let (row, _) = row.split_at_mut(self.features.len());
+        if !row.is_empty() && row.iter().all(|value| value.is_nan()) {
+            self.refuse_nothing()?;
+        }
         for (value, feature) in row.iter_mut().zip(&self.features) {
             if value.is_nan() {
                 if feature.missing == Missing::Reject {
@@ -107,6 +111,32 @@ impl Paths {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a record without any feature, even if each may be missing: a model would find it normal.
+    fn refuse_nothing(&self) -> Result<(), RowError> {
+        if self.features.iter().any(|f| f.missing == Missing::Reject) {
+            return Ok(());
+        }
+        let paths = self
+            .features
+            .iter()
+            .take(5)
+            .map(|f| format!("`{}`", f.path));
+        let paths: Vec<String> = paths.collect();
+        let more = if self.features.len() > paths.len() {
+            ", …"
+        } else {
+            ""
+        };
+        Err(RowError {
+            reason: Reason::Missing,
+            detail: format!(
+                "none of the fields that the schema reads is in the record: {}{more}",
+                paths.join(", ")
+            )
+            .into(),
+        })
     }
 
     /// Writes a value into columns of `row`, or NaN if it is absent. `scratch` is reused to avoid an allocation.

@@ -17,8 +17,8 @@ const MOST_WORDS: usize = 100_000;
 const FEW: u64 = 20;
 /// If more than this share of a column's later values will be unseen categories, a note says so.
 const MUCH_UNSEEN: f64 = 0.1;
-/// If less than this share of a column is not a number, a note says so.
-const STRAYS: f64 = 0.05;
+/// If there are fewer other texts than this share of the numbers, a note says that the column is not read as numbers.
+const STRAYS: f64 = 1.0;
 
 /// The features of a column and the notes about it.
 #[derive(Debug, Default)]

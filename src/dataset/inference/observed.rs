@@ -10,9 +10,9 @@ use crate::bundle::notation::{NumberFormat, unit};
 use crate::dataset::scan::Scalar;
 
 /// Spellings of a missing value, if all other values of the column are numbers or times.
-const MISSING: [&str; 18] = [
+const MISSING: [&str; 19] = [
     "", "-", "--", "?", ".", "*", "na", "n/a", "n.a.", "#n/a", "nan", "null", "nil", "none",
-    "missing", "unknown", "\\n", "<na>",
+    "missing", "unknown", "\\n", "<na>", "nat",
 ];
 /// Maximum number of spellings of a missing value that are remembered.
 const MOST_SPELLINGS: usize = 8;

@@ -98,12 +98,22 @@ fn draw(random: &mut fastrand::Rng) -> Drawn {
     let rows = random.usize(1..=MOST_ROWS);
     let mut names = NAMES.to_vec();
     random.shuffle(&mut names);
-    let columns = names.into_iter().take(random.usize(2..=6)).map(|name| {
+    let names = names.into_iter().take(random.usize(2..=6));
+    let columns = names.enumerate().map(|(at, name)| {
         let kind = KINDS[random.usize(..KINDS.len())];
         let mut vocabulary: Vec<String> = WORDS.map(str::to_owned).to_vec();
         random.shuffle(&mut vocabulary);
         vocabulary.truncate(random.usize(1..WORDS.len()));
-        let cells = (0..rows).map(|_| cell(kind, random)).collect();
+        let cells = (0..rows).map(|_| {
+            loop {
+                match cell(kind, random) {
+                    // A record without any value is refused.
+                    Cell::Missing if at == 0 => {}
+                    cell => break cell,
+                }
+            }
+        });
+        let cells = cells.collect();
         Column {
             name: name.to_owned(),
             kind,
