@@ -77,7 +77,8 @@ impl JsonDecoder {
                 Reason::Missing | Reason::WrongType | Reason::Malformed
             ) && let Some(likeness) = likeness(payload)
             {
-                error.detail = format!("{}; {likeness}", error.detail).into();
+                error.detail =
+                    format!("{}; {likeness}", beginning(&error.detail.to_string())).into();
             }
             error
         })
@@ -429,6 +430,15 @@ impl<'de> Visitor<'de> for LeafSeed<'_, '_, '_> {
     }
 }
 
+/// Cuts a detail that quotes the record, so that what follows it is not cut.
+fn beginning(detail: &str) -> Cow<'_, str> {
+    const MOST: usize = 160;
+    match detail.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &detail[..end]).into(),
+        None => detail.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -635,5 +645,19 @@ mod tests {
             let payload = GOOD.replacen("12.5", &format!("{number:e}"), 1);
             prop_assert_eq!(decode(payload.as_bytes()).unwrap()[0].to_bits(), number.to_bits());
         }
+    }
+
+    #[test]
+    fn a_long_record_does_not_hide_the_setting_that_reads_it() {
+        let features = serde_json::json!([{"name": "a", "path": "a", "type": "number"}]);
+        let features: Vec<Feature> = serde_json::from_value(features).unwrap();
+        let inner = serde_json::json!({"a": 1, "note": "x".repeat(2000)}).to_string();
+        let payload = serde_json::to_vec(&inner).unwrap();
+        let error = JsonDecoder::new(&features).decode(&payload, &mut vec![]);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("set input.envelope = \"json-string\""),
+            "{error}"
+        );
     }
 }
