@@ -44,6 +44,26 @@ def is_arrow(data):
     return hasattr(data, "__arrow_c_stream__")
 
 
+def has_names(data):
+    """Whether the columns of data have names: not those of an array, or of what NumPy makes one of."""
+    check_is_data(data)
+    if isinstance(data, np.ndarray):
+        return False
+    if isinstance(data, _native.Table) or paths_of(data) is not None or is_arrow(data) or hasattr(data, "columns"):
+        return True
+    return isinstance(data, list | tuple) and len(data) > 0 and isinstance(data[0], Mapping | str | bytes)
+
+
+def check_is_data(data):
+    """Raises Error for what cannot hold records, with what to do."""
+    if is_from(data, "polars", "LazyFrame"):
+        raise _native.Error("a LazyFrame has no rows yet: call .collect()")
+    if data is None or isinstance(data, bool | int | float | np.generic):
+        raise _native.Error(
+            f"{data!r} ({type(data).__name__}) is not data: give a data frame, a NumPy array, a sequence, or paths"
+        )
+
+
 def paths_of(data):
     """The paths of files, a list, or None if the data are something else. A text that begins with { is a record."""
     if isinstance(data, str | PathLike):
