@@ -91,6 +91,13 @@ def test_a_table_that_cannot_be_trained_on_is_refused():
         residuald.Detector().fit(NORMAL[:3])
     with pytest.raises(ValueError, match="recipe"):
         residuald.Detector(recipe="nonsense").fit(NORMAL)
+    for name, value in (("false_alarm_rate", "x"), ("leave_out", "x"), ("held_out", None), ("steps", 1.5)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            residuald.Detector(**{name: value}).fit(NORMAL)
+    with pytest.raises(ValueError, match="NoneType is not data"):
+        residuald.Detector().fit(None)
+    with pytest.raises(ValueError, match="collect"):
+        residuald.Detector().fit(pl.DataFrame(NORMAL).lazy())
 
 
 class Repeating(residuald.Detector):

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ except ImportError as missing:
     raise ImportError(f"Detector needs {missing.name}: pip install 'residuald[train]'") from missing
 
 from . import _native
-from .bundle import Bundle
+from .bundle import Bundle, whole
 from .frames import has_names, kind_of, paths_of, table_of
 
 
@@ -103,12 +104,17 @@ class Detector(OutlierMixin, BaseEstimator):
         return self
 
     def _check_parameters(self):
+        rate = self.false_alarm_rate
         for name, holds, rule in (
             ("recipe", self.recipe in RECIPES, f"be one of {', '.join(RECIPES)}"),
-            ("leave_out", 0 <= self.leave_out < 0.5, "be a share from 0 to below 0.5"),
-            ("held_out", 0 < self.held_out < 1, "be a share between 0 and 1"),
-            ("steps", self.steps > 0, "be above 0"),
-            ("false_alarm_rate", self.false_alarm_rate is None or 0 < self.false_alarm_rate < 1, "be between 0 and 1"),
+            (
+                "leave_out",
+                isinstance(self.leave_out, Real) and 0 <= self.leave_out < 0.5,
+                "be a share from 0 to below 0.5",
+            ),
+            ("held_out", isinstance(self.held_out, Real) and 0 < self.held_out < 1, "be a share between 0 and 1"),
+            ("steps", whole(self.steps, 1), "be a whole number above 0"),
+            ("false_alarm_rate", rate is None or (isinstance(rate, Real) and 0 < rate < 1), "be between 0 and 1"),
         ):
             if not holds:
                 raise ValueError(f"{name} must {rule}, but it is {getattr(self, name)!r}")
