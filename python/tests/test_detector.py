@@ -1,10 +1,12 @@
 """The detector with scikit-learn's interface."""
 
+import gc
 import pickle
 import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import residuald
 from sklearn.base import clone
@@ -89,6 +91,13 @@ def test_a_table_that_cannot_be_trained_on_is_refused():
         residuald.Detector().fit(NORMAL[:3])
     with pytest.raises(ValueError, match="recipe"):
         residuald.Detector(recipe="nonsense").fit(NORMAL)
+    for name, value in (("false_alarm_rate", "x"), ("leave_out", "x"), ("held_out", None), ("steps", 1.5)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            residuald.Detector(**{name: value}).fit(NORMAL)
+    with pytest.raises(ValueError, match="NoneType is not data"):
+        residuald.Detector().fit(None)
+    with pytest.raises(ValueError, match="collect"):
+        residuald.Detector().fit(pl.DataFrame(NORMAL).lazy())
 
 
 class Repeating(residuald.Detector):
@@ -108,3 +117,60 @@ def test_scikit_learns_checks():
         )
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
     assert failed == {}
+
+
+def test_fitted_on_an_array_it_takes_a_frames_columns_by_position(detector):
+    frame = pd.DataFrame(ODD, columns=["a", "b", "c"], index=[f"r{row}" for row in range(len(ODD))])
+    expected = detector.score_samples(ODD)
+    assert len(np.unique(expected)) > 40
+    for data in (frame, pl.DataFrame(ODD, schema=["a", "b", "c"]), ODD.tolist()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, that the detector was fitted without names
+            assert (detector.score_samples(data) == expected).all()
+    assert list(detector.score_records(frame).frame().index) == list(frame.index)
+    with pytest.raises(ValueError, match="X has 4 features, but Detector is expecting 3"):
+        detector.predict(frame.assign(d=0.0))
+    with pytest.raises(ValueError, match="X has 2 features, but Detector is expecting 3"):
+        detector.predict(frame[["a", "b"]])
+
+
+def test_records_without_any_of_its_columns_are_refused(detector, tmp_path):
+    frame = pd.DataFrame(ODD, columns=["a", "b", "c"])
+    frame.to_csv(tmp_path / "odd.csv", index=False)
+    for data in (frame.to_dict("records"), tmp_path / "odd.csv", residuald.read([tmp_path / "odd.csv"])):
+        with pytest.raises(ValueError, match=r"lack columns .*: x0, x1, x2; they have a, b, c"):
+            detector.score_samples(data)
+    named = frame.set_axis(["x0", "x1", "x2"], axis=1).to_dict("records")
+    assert (detector.score_samples(named) == detector.score_samples(ODD)).all()
+
+
+def test_it_fits_on_whatever_a_bundle_scores(tmp_path):
+    frame = pd.DataFrame(NORMAL, columns=["c", "b", "a"])
+    frame.to_csv(tmp_path / "normal.csv", index=False)
+    odd = pd.DataFrame(ODD, columns=["c", "b", "a"])
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    new = residuald.Detector(recipe="kernel", false_alarm_rate=0.02)
+    expected = clone(new).fit(frame).score_samples(odd)
+    assert np.isfinite(expected).all()
+    path = tmp_path / "normal.csv"
+    for data in (path, str(path), [path], frame.to_dict("records"), residuald.read([path]), pl.DataFrame(frame)):
+        fitted = clone(new).fit(data)
+        assert list(fitted.feature_names_in_) == ["c", "b", "a"]
+        odds = odd, odd[["a", "b", "c"]], odd.to_dict("records"), tmp_path / "odd.csv", pl.DataFrame(odd)
+        for records in odds:
+            assert (fitted.score_samples(records) == expected).all()
+        with pytest.warns(UserWarning, match="does not have valid feature names"):
+            assert (fitted.score_samples(ODD) == expected).all()
+    with pytest.raises(ValueError, match=r"lack columns .*: b; they have a, c, d"):
+        fitted.predict(odd.rename(columns={"b": "d"}))
+
+
+def test_a_discarded_detector_leaves_no_folder_and_no_warning(detector):
+    copy = pickle.loads(pickle.dumps(detector))
+    folder = copy.bundle_.path
+    assert (folder / "manifest.json").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del copy
+        gc.collect()
+    assert not folder.exists()

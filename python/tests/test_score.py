@@ -193,6 +193,55 @@ def test_data_that_cannot_be_records_is_refused(bundle, records):
         residuald.Bundle.load("nowhere")
 
 
+@pytest.mark.parametrize("data", [None, 5, 1.5, True, np.float64(2), object()])
+def test_what_holds_no_records_is_refused(bundle, data):
+    with pytest.raises(residuald.Error, match="is not data: give a data frame"):
+        bundle.score(data)
+
+
+def test_a_lazy_frame_must_be_collected(bundle, records):
+    with pytest.raises(residuald.Error, match=r"call \.collect\(\)"):
+        bundle.score(pl.DataFrame(records).lazy())
+
+
+def test_a_record_that_is_not_json_is_refused(bundle):
+    with pytest.raises(residuald.Error, match="a record is not JSON: keys must be"):
+        bundle.score([{("a", "b"): 1}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": -1}, "threads must be a whole number from 1 to 1024, not -1"),
+        ({"threads": 0}, "from 1 to 1024, not 0"),
+        ({"threads": 10**12}, "from 1 to 1024, not 1000000000000"),
+        ({"threads": "2"}, "from 1 to 1024, not '2'"),
+        ({"false_alarm_rate": "x"}, "false_alarm_rate must be a number between 0 and 1, not 'x'"),
+        ({"false_alarm_rate": float("nan")}, "between 0 and 1, not nan"),
+        ({"threshold": "x"}, "threshold must be a number above 0, not 'x'"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        residuald.Bundle.load(PAYMENTS, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reasons": -1}, "reasons must be a whole number of at least 0, not -1"),
+        ({"reasons": 1.5}, "at least 0, not 1.5"),
+        ({"progress": 3}, "progress must be a function"),
+        ({"key": 3}, "key must be the name of a column, not 3"),
+        ({"explain": None}, "explain must be"),
+    ],
+)
+def test_options_of_score_out_of_range(bundle, records, options, message):
+    with pytest.raises(ValueError, match=message):
+        bundle.score(records[:3], **options)
+    assert len(bundle.score(records[:3], reasons=2**70)) == 3
+
+
 def test_thresholds(records):
     strict = residuald.Bundle.load(PAYMENTS, false_alarm_rate=0.01, threads=1)
     loose = residuald.Bundle.load(PAYMENTS, threshold=1e6)
@@ -235,6 +284,67 @@ def test_images_get_the_bits_of_the_command(surface, tmp_path):
     assert np.isnan(broken.anomaly_score[0])
     with pytest.raises(residuald.Error, match="must be uint8"):
         surface.score([arrays[0] / 255])
+
+
+def test_pillows_modes(surface):
+    gray = np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8)
+    image, inverse = Image.fromarray(gray), Image.fromarray(255 - gray)
+    zero = Image.new("L", image.size)
+    same = {
+        "RGB": image.convert("RGB"),
+        "RGBA": image.convert("RGBA"),
+        "LA": image.convert("LA"),
+        "P": image.convert("P"),
+        "PA": image.convert("P").convert("PA"),
+        "RGBX": Image.merge("RGBX", [image, image, image, zero]),
+        "CMYK": Image.merge("CMYK", [inverse, inverse, inverse, zero]),
+        "I;16": Image.fromarray(gray.astype(np.uint16) * 257),
+    }
+    assert {mode: of_mode.mode for mode, of_mode in same.items()} == {mode: mode for mode in same}
+    refused = [Image.new(mode, (96, 128)) for mode in ("F", "I", "LAB", "HSV", "YCbCr", "RGBa", "La")]
+    scored = surface.score([image, *same.values(), *refused])
+    assert (scored.anomaly_score[: 1 + len(same)] == scored.anomaly_score[0]).all()
+    assert list(scored.refused) == list(range(1 + len(same), len(scored)))
+    assert "a PIL image of mode F cannot be converted exactly" in scored.refused[1 + len(same)][1]
+    assert sorted(scored.notes) == [
+        "1 images of mode CMYK were converted to RGB",
+        "1 images of mode PA were converted to RGBA",
+        "1 images of mode RGBX were converted to RGB",
+    ]
+
+
+def test_an_image_that_cannot_be_read_is_refused_alone(surface, tmp_path):
+    gray = np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    cut = Image.open(tmp_path / "cut.png")
+    scored = surface.score([tmp_path / "none.png", tmp_path / "a.png", tmp_path, cut, gray])
+    assert np.isnan(scored.anomaly_score).tolist() == [True, False, True, True, False]
+    assert scored.anomaly_score[1] == scored.anomaly_score[4]
+    assert "No such file" in scored.refused[0][1]
+    assert str(tmp_path / "none.png") in scored.refused[0][1]
+    assert "Is a directory" in scored.refused[2][1]
+    assert "Pillow cannot read the image" in scored.refused[3][1]
+    with pytest.raises(residuald.Error, match=r"No such file.*none\.png"):
+        surface.score(tmp_path / "none.png")
+    assert surface.score(Image.fromarray(gray)).anomaly_score[0] == scored.anomaly_score[4]
+
+
+def test_an_array_of_gray_images_and_what_is_no_image(surface):
+    stack = np.random.default_rng(0).integers(0, 255, (3, 96, 128), np.uint8)
+    for array in (stack, stack[0]):
+        with pytest.raises(residuald.Error, match=r"give \[array\] for one image.*list\(array\) for gray images"):
+            surface.score(array)
+    whole = surface.score(stack[..., None])
+    assert (surface.score(list(stack)).anomaly_score == whole.anomaly_score).all()
+    assert np.isfinite(whole.anomaly_score).all()
+    for data in (pd.DataFrame({"a": [1]}), {"a": 1}):
+        with pytest.raises(residuald.Error, match="reads images, not tables"):
+            surface.score(data)
+    with pytest.raises(residuald.Error, match="must be a path, bytes"):
+        surface.score([5])
+    with pytest.raises(residuald.Error, match="NoneType is not data"):
+        surface.score(None)
 
 
 def test_an_interrupt_ends_scoring(bundle, records):

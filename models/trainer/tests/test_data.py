@@ -9,9 +9,10 @@ import pyarrow.parquet
 import pytest
 
 from residuald_train import TrainerError
+from residuald_train.bench.datasets import read_set
 from residuald_train.cli import main
 from residuald_train.tabular.data import file_facts, read
-from residuald_train.tabular.labels import DataSource, read_labelled, split_by_label
+from residuald_train.tabular.labels import DataSource, anomalous_rows, read_labelled, read_labelled_like, split_by_label
 
 ROWS = 3000
 PARTS = [np.arange(0, 700), np.arange(700, ROWS)]
@@ -63,3 +64,44 @@ def test_rows_are_split_by_label(parts):
     assert len(split_by_label(table, label | {"normal": 0})[0]) == 2400
     with pytest.raises(TrainerError, match="no row has `odd` = 'x'; it holds true, false"):
         split_by_label(table, label | {"normal": "x"})
+
+
+@pytest.fixture
+def partly(tmp_path):
+    """400 rows: 300 normal ones, 60 anomalies, and 40 without a label."""
+    rows = [{"x": i % 37, "z": i % 11} | ({"odd": int(i >= 300)} if i < 360 else {"odd": None}) for i in range(400)]
+    del rows[399]["odd"]
+    path = tmp_path / "partly.ndjson"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_without_a_label_are_neither_normal_nor_anomalous(partly, capsys):
+    table, label = read_labelled(DataSource([partly], label="odd"))
+    assert "40 of 400 rows have no `odd`: left out" in capsys.readouterr().err
+    assert anomalous_rows(table, label).sum() == 60
+    assert [len(part) for part in split_by_label(table, label)] == [300, 60]
+    trained = {"training": {"options": {"label": {"path": "odd", "normal": 0}}}}
+    table, label = read_labelled_like(DataSource([partly]), trained)
+    assert (len(table), anomalous_rows(table, label).sum()) == (360, 60)
+
+
+def test_bench_leaves_out_rows_without_a_label(partly):
+    partly.write_text(partly.read_text().replace("odd", "label"))
+    X, anomalous = read_set(partly)
+    assert (len(X), anomalous.sum()) == (360, 60)
+
+
+def test_a_label_that_no_row_has_is_refused(tmp_path):
+    (tmp_path / "a.ndjson").write_text('{"x": 1, "odd": null}\n' * 3)
+    with pytest.raises(TrainerError, match="`odd` is missing in all 3 rows"):
+        read_labelled(DataSource([tmp_path / "a.ndjson"], label="odd"))
+
+
+def test_a_model_card_counts_only_labelled_records(partly, tmp_path, capsys):
+    data = ["--data", str(partly), "--label", "odd"]
+    assert main(["tabular", *data, "--recipe", "kernel", "--out", str(tmp_path / "b")]) == 0
+    training = json.loads((tmp_path / "b" / "manifest.json").read_text())["training"]
+    assert training["rows"] + training["held_out_rows"] == 300
+    assert main(["report", str(tmp_path / "b"), *data, "--out", str(tmp_path / "card.html")]) == 0
+    assert "(360 of 360 records scored)" in capsys.readouterr().out

@@ -4,12 +4,16 @@ import json
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from . import _native
-from .frames import images_of, is_arrow, kind_of, paths_of, table_of
+from .frames import check_is_data, images_of, is_arrow, kind_of, paths_of, table_of
 from .verdicts import Verdicts
+
+MOST_THREADS = 1024
+MOST_REASONS = 1 << 31
 
 
 class Bundle:
@@ -40,19 +44,21 @@ class Bundle:
         false_alarm_rate: the share of normal records that may be flagged, in (0, 1). Default: 0.001, or the lowest
             that the bundle's calibration supports.
         threshold: a score above which records are flagged, instead.
-        threads: the number of CPU threads. Default: one for each core.
+        threads: the number of CPU threads, 1 to 1024. Default: one for each core.
         device: "cpu", or "cuda" for the first GPU, which needs ORT_DYLIB_PATH to name ONNX Runtime's CUDA build.
 
-        Raises Error with every fault of the bundle.
+        Raises Error with every fault of the bundle, and ValueError for an argument out of its range.
         """
         if device not in ("cpu", "cuda"):
             raise ValueError(f'device must be "cpu" or "cuda", not {device!r}')
         if false_alarm_rate is not None and threshold is not None:
             raise ValueError("set false_alarm_rate or threshold, not both")
-        if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate must be between 0 and 1, not {false_alarm_rate}")
-        if threshold is not None and not 0 < threshold < 1e30:
-            raise ValueError(f"threshold must be a number above 0, not {threshold}")
+        if false_alarm_rate is not None and not (isinstance(false_alarm_rate, Real) and 0 < false_alarm_rate < 1):
+            raise ValueError(f"false_alarm_rate must be a number between 0 and 1, not {false_alarm_rate!r}")
+        if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1e30):
+            raise ValueError(f"threshold must be a number above 0, not {threshold!r}")
+        if threads is not None and not whole(threads, 1, MOST_THREADS):
+            raise ValueError(f"threads must be a whole number from 1 to {MOST_THREADS}, not {threads!r}")
         use_installed_runtime()
         path = os.path.abspath(path)
         native = _native.Bundle.load(path, threads, false_alarm_rate, threshold, device == "cuda")
@@ -137,16 +143,28 @@ class Bundle:
         maps: also make the heatmap and the reconstruction of each explained image, as PNG.
         progress: called with the number of records that are done.
 
-        A record that the schema refuses gets NaN, and its reason in `Verdicts.refused`. Raises Error if `data` cannot
-        be read.
+        A record that the schema refuses, or an image that cannot be read, gets NaN, and its reason in
+        `Verdicts.refused`. Raises Error if `data` cannot be read, and ValueError for another argument.
         """
         if explain not in ("anomalies", "all", "none"):
             raise ValueError(f'explain must be "anomalies", "all" or "none", not {explain!r}')
+        if not whole(reasons, 0):
+            raise ValueError(f"reasons must be a whole number of at least 0, not {reasons!r}")
+        if progress is not None and not callable(progress):
+            raise ValueError(f"progress must be a function of the number of records that are done, not {progress!r}")
+        if key is not None and not isinstance(key, str):
+            raise ValueError(f"key must be the name of a column, not {key!r}")
+        check_is_data(data)
+        reasons = min(reasons, MOST_REASONS)
         if self.kind == "image":
             if key is not None:
                 raise ValueError("key applies to tables only")
-            encoded = images_of(data)
-            outputs = self._native.score_images(encoded, explain, reasons, maps, progress)
+            images = images_of(data)
+            outputs = self._native.score_images(images.encoded, explain, reasons, maps, progress)
+            outputs["refused"] = [
+                (row, reason, images.unreadable.get(row, detail)) for row, reason, detail in outputs["refused"]
+            ]
+            outputs["notes"] += images.notes()
             return Verdicts(self, outputs, "pandas", None)
         if maps:
             raise ValueError("maps applies to images only")
@@ -167,6 +185,10 @@ class Bundle:
             outputs = self._native.score(table, keys, explain, reasons, progress)
         kind, index = kind_of(data)
         return Verdicts(self, outputs, kind, index)
+
+
+def whole(value: Any, least: int, most: float = float("inf")) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
 
 
 def _trainer() -> Any:

@@ -6,6 +6,8 @@ import json
 import shutil
 import tempfile
 import warnings
+import weakref
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,8 @@ except ImportError as missing:
     raise ImportError(f"Detector needs {missing.name}: pip install 'residuald[train]'") from missing
 
 from . import _native
-from .bundle import Bundle
-from .frames import table_of
+from .bundle import Bundle, whole
+from .frames import has_names, kind_of, paths_of, table_of
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -44,6 +46,10 @@ class Detector(OutlierMixin, BaseEstimator):
 
     After `fit`: `bundle_` is the Bundle, `features_` its schema, `notes_` what the trainer said, and `offset_` =
     -threshold.
+
+    As in scikit-learn, columns have names or places. Fitted on named columns, the detector takes named columns in any
+    order, and an array in the order of those. Fitted on an array, it takes the columns of arrays and data frames by
+    position.
     """
 
     def __init__(
@@ -74,20 +80,22 @@ class Detector(OutlierMixin, BaseEstimator):
     def fit(self, X, y=None):
         """Trains on records X [n, columns], all or nearly all of them normal. `y` is ignored. Returns self.
 
-        Columns that are left out and rows that are refused are said in a warning. Raises ValueError.
+        X: what `Bundle.score` takes: an array, a data frame, a sequence of dicts or of JSON texts, paths of files, or a
+        Table. Columns that are left out and rows that are refused are said in a warning. Raises ValueError.
         """
         self._check_parameters()
-        named = isinstance(X, _native.Table) or hasattr(X, "columns") or hasattr(X, "column_names")
         schema = self.schema
-        if not named:
+        self._by_position = not has_names(X)
+        if self._by_position:
             # An array's columns are numbers; the checks are scikit-learn's.
             X = self._numbers(X, reset=True)
             if len(X) < MIN_ROWS:
                 raise ValueError(f"n_samples={len(X)}: training needs at least {MIN_ROWS} records")
             schema = schema or [number(column) for column in range(X.shape[1])]
-        elif hasattr(X, "columns"):
-            self._names(X)
+            self._columns = [feature.get("path", feature["name"]) for feature in schema]
         table = table_of(X, schema)
+        if not self._by_position:
+            self._take_names(X, table)
         with tempfile.TemporaryDirectory() as folder:
             self._train(table, schema, Path(folder))
         self._load()
@@ -96,12 +104,17 @@ class Detector(OutlierMixin, BaseEstimator):
         return self
 
     def _check_parameters(self):
+        rate = self.false_alarm_rate
         for name, holds, rule in (
             ("recipe", self.recipe in RECIPES, f"be one of {', '.join(RECIPES)}"),
-            ("leave_out", 0 <= self.leave_out < 0.5, "be a share from 0 to below 0.5"),
-            ("held_out", 0 < self.held_out < 1, "be a share between 0 and 1"),
-            ("steps", self.steps > 0, "be above 0"),
-            ("false_alarm_rate", self.false_alarm_rate is None or 0 < self.false_alarm_rate < 1, "be between 0 and 1"),
+            (
+                "leave_out",
+                isinstance(self.leave_out, Real) and 0 <= self.leave_out < 0.5,
+                "be a share from 0 to below 0.5",
+            ),
+            ("held_out", isinstance(self.held_out, Real) and 0 < self.held_out < 1, "be a share between 0 and 1"),
+            ("steps", whole(self.steps, 1), "be a whole number above 0"),
+            ("false_alarm_rate", rate is None or (isinstance(rate, Real) and 0 < rate < 1), "be between 0 and 1"),
         ):
             if not holds:
                 raise ValueError(f"{name} must {rule}, but it is {getattr(self, name)!r}")
@@ -109,10 +122,14 @@ class Detector(OutlierMixin, BaseEstimator):
     def _numbers(self, X, reset):
         return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
 
-    def _names(self, X):
-        self.n_features_in_ = X.shape[1]
-        if all(isinstance(name, str) for name in X.columns):
-            self.feature_names_in_ = np.array(X.columns, dtype=object)
+    def _take_names(self, X, table):
+        names = frame_names(X)
+        names = table.paths if names is None else names
+        self._columns = [str(name) for name in names]
+        self.n_features_in_ = len(names)
+        vars(self).pop("feature_names_in_", None)
+        if all(isinstance(name, str) for name in names):
+            self.feature_names_in_ = np.array(names, dtype=object)
 
     def _train(self, table, schema, folder):
         records, written = folder / "records.ndjson", folder / "schema.json"
@@ -140,20 +157,26 @@ class Detector(OutlierMixin, BaseEstimator):
                 )
         except TrainerError as error:
             raise ValueError(str(error)) from None
-        self.notes_ = [line for line in said.getvalue().splitlines() if line.startswith(("schema:", "left out"))]
+        told = [line for line in said.getvalue().splitlines() if line.startswith(("schema:", "left out"))]
+        self.notes_ = [*table.notes, *told]
         if self.notes_:
             warnings.warn("\n".join(self.notes_), UserWarning, stacklevel=3)
         self.files_ = {file.name: file.read_bytes() for file in sorted((folder / "bundle").iterdir())}
 
     def _load(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="residuald-")
-        for name, content in self.files_.items():
-            Path(self._folder.name, name).write_bytes(content)
-        self.bundle_ = Bundle.load(self._folder.name, false_alarm_rate=self.false_alarm_rate)
+        folder = tempfile.mkdtemp(prefix="residuald-")
+        try:
+            for name, content in self.files_.items():
+                Path(folder, name).write_bytes(content)
+            self.bundle_ = Bundle.load(folder, false_alarm_rate=self.false_alarm_rate)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(self.bundle_, shutil.rmtree, folder, ignore_errors=True)
 
     def __getstate__(self):
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name not in ("bundle_", "_folder")}
+        return {name: value for name, value in state.items() if name != "bundle_"}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -161,11 +184,40 @@ class Detector(OutlierMixin, BaseEstimator):
             self._load()
 
     def score_records(self, X, **options):
-        """Judges records -> Verdicts [n], with reasons. The options are those of `Bundle.score`."""
+        """Judges records -> Verdicts [n], with reasons. X and the options are those of `Bundle.score`.
+
+        An array, and a data frame if the detector was fitted on an array, is taken by position. Raises ValueError if
+        columns are lacking.
+        """
         check_is_fitted(self)
-        if isinstance(X, np.ndarray) or not (hasattr(X, "columns") or hasattr(X, "__arrow_c_stream__")):
-            X = X if isinstance(X, _native.Table) else self._numbers(X, reset=False)
+        if not has_names(X) or (self._by_position and frame_names(X) is not None):
+            return self._score_by_position(X, options)
+        if frame_names(X) is not None:
+            self._check_columns({str(name) for name in frame_names(X)}, all)
+        elif self._by_position or paths_of(X) is None:
+            X = table_of(X)
+            self._check_columns(set(X.paths), any)
         return self.bundle_.score(X, **options)
+
+    def _score_by_position(self, X, options):
+        kind, index = kind_of(X)
+        if self._by_position:
+            X = self._numbers(X, reset=False)
+        else:
+            X = validate_data(self, X, reset=False, dtype=None, ensure_all_finite=False)
+        table = table_of(X, [{"name": path} for path in self._columns])
+        return self.bundle_.score(table, **options).like(kind, index)
+
+    def _check_columns(self, names, enough):
+        """Raises ValueError unless all, or any, of the features' columns are among `names`."""
+        paths = [feature.get("path", feature["name"]) for feature in self.features_]
+        lacking = [path for path in paths if not any(path == name or path.startswith(f"{name}.") for name in names)]
+        if names and lacking and not enough(path not in lacking for path in paths):
+            raise ValueError(
+                f"the records lack columns that the detector was fitted on: {', '.join(lacking[:20])}; "
+                f"they have {', '.join(sorted(names)[:20])}. Name the columns as in training"
+                + (", or give an array, whose columns are taken by position" if self._by_position else "")
+            )
 
     def score_samples(self, X):
         """X [n, columns] -> float64 [n], minus the anomaly score, so that lower is more anomalous. NaN if refused."""
@@ -204,3 +256,12 @@ class Detector(OutlierMixin, BaseEstimator):
 def number(column):
     """The feature of an array's column, which has no name."""
     return {"name": f"x{column}", "path": f"x{column}", "type": "number", "missing": "impute"}
+
+
+def frame_names(X):
+    """The names of a data frame's columns, or None for other data."""
+    if isinstance(X, _native.Table):
+        return None
+    if hasattr(X, "column_names"):
+        return list(X.column_names)
+    return list(X.columns) if hasattr(X, "columns") else None

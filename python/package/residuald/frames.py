@@ -4,7 +4,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 
 import numpy as np
@@ -14,6 +16,7 @@ from . import _native
 
 def table_of(data, features=None):
     """Records in any accepted form -> Table. `features` name the columns of a NumPy array. Raises Error."""
+    check_is_data(data)
     if isinstance(data, _native.Table):
         return data
     if (files := paths_of(data)) is not None:
@@ -29,7 +32,10 @@ def table_of(data, features=None):
     if not data:
         return _native.Table([])
     if all(isinstance(record, Mapping) for record in data):
-        return _native.Table([json.dumps(record, default=plain) for record in data])
+        try:
+            return _native.Table([json.dumps(record, default=plain) for record in data])
+        except (TypeError, RecursionError) as error:
+            raise _native.Error(f"a record is not JSON: {error}") from None
     if all(isinstance(record, bytes | str) for record in data):
         return _native.Table(list(data))
     raise _native.Error(
@@ -42,6 +48,28 @@ def is_arrow(data):
     if is_from(data, "pandas", "Series") or is_from(data, "polars", "Series"):
         raise _native.Error("a Series holds one column: give a data frame")
     return hasattr(data, "__arrow_c_stream__")
+
+
+def has_names(data):
+    """Whether the columns of data have names: not those of an array, or of what NumPy makes one of."""
+    check_is_data(data)
+    if isinstance(data, np.ndarray):
+        return False
+    if isinstance(data, _native.Table) or paths_of(data) is not None or is_arrow(data) or hasattr(data, "columns"):
+        return True
+    return isinstance(data, list | tuple) and len(data) > 0 and isinstance(data[0], Mapping | str | bytes)
+
+
+def check_is_data(data):
+    """Raises Error for what cannot hold records, with what to do."""
+    if is_from(data, "polars", "LazyFrame"):
+        raise _native.Error("a LazyFrame has no rows yet: call .collect()")
+    readable = str | PathLike | Iterable | _native.Table
+    if not isinstance(data, readable) and not any(hasattr(data, name) for name in ("__arrow_c_stream__", "save")):
+        raise _native.Error(
+            f"an object of type {type(data).__name__} is not data: give a data frame, a NumPy array, a sequence of "
+            "records or images, or paths"
+        )
 
 
 def paths_of(data):
@@ -89,16 +117,51 @@ def plain(value):
     raise _native.Error(f"a value of type {type(value).__name__} is not JSON: {value!r:.80}")
 
 
+@dataclass
+class Images:
+    """Images as the daemon reads them. One that cannot be read is empty, and `unreadable` says why."""
+
+    encoded: list[bytes] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    converted: Counter = field(default_factory=Counter)  # (mode, new mode): number of PIL images
+
+    def notes(self):
+        return [f"{count} images of mode {old} were converted to {new}" for (old, new), count in self.converted.items()]
+
+
 def images_of(data):
-    """Images in any accepted form -> their encoded bytes, a list."""
-    if isinstance(data, str | PathLike | bytes):
-        data = [data]
+    """Images in any accepted form -> Images. Raises Error for what is no image at all."""
+    if hasattr(data, "columns") or isinstance(data, Mapping | _native.Table):
+        raise _native.Error(f"the bundle reads images, not tables: give paths or images, not {type(data).__name__}")
     if isinstance(data, np.ndarray) and data.ndim < 4:
-        raise _native.Error("an array of images must be [n, height, width, channels]; give one image as [image]")
-    return [encoded(image) for image in data]
+        raise _native.Error(
+            f"an array {list(data.shape)} can be one image or several: give [array] for one image, [height, width] or "
+            "[height, width, channels], and list(array) for gray images [n, height, width]"
+        )
+    alone = isinstance(data, str | PathLike | bytes) or hasattr(data, "save")
+    images = Images()
+    for at, image in enumerate([data] if alone else data):
+        try:
+            images.encoded.append(encoded(image, images.converted))
+        except (OSError, UnreadableError) as error:
+            if alone:
+                raise _native.Error(str(error)) from None
+            images.encoded.append(b"")
+            images.unreadable[at] = str(error)
+    return images
 
 
-def encoded(image):
+class UnreadableError(Exception):
+    """One image cannot be read; the others can."""
+
+
+# Modes that PNG lacks, and what they become. The conversion of other modes would lose or invent values.
+CONVERTED = {"CMYK": "RGB", "RGBX": "RGB", "PA": "RGBA"}
+OF_PNG = "1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"
+
+
+def encoded(image, converted):
+    """An image -> its encoded bytes. Counts conversions in `converted`. Raises OSError or UnreadableError."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | PathLike):
@@ -106,10 +169,21 @@ def encoded(image):
             return stream.read(MOST_BYTES + 1)
     if isinstance(image, np.ndarray):
         image = image_of_array(image)
-    if not hasattr(image, "save"):
+    if not (hasattr(image, "save") and hasattr(image, "mode")):
         raise _native.Error(f"an image must be a path, bytes, a PIL image or a NumPy array, not {type(image).__name__}")
+    if image.mode not in (*OF_PNG, *CONVERTED):
+        raise UnreadableError(
+            f"a PIL image of mode {image.mode} cannot be converted exactly: convert it as in training, to L or RGB"
+        )
     stream = io.BytesIO()
-    image.save(stream, format="PNG", compress_level=1)
+    try:
+        if image.mode in CONVERTED:
+            old = image.mode
+            image = image.convert(CONVERTED[old])
+            converted[old, image.mode] += 1
+        image.save(stream, format="PNG", compress_level=1)
+    except (OSError, SyntaxError, SystemError, ValueError) as error:
+        raise UnreadableError(f"Pillow cannot read the image: {error}") from None
     return stream.getvalue()
 
 

@@ -41,6 +41,11 @@ class Verdicts:
         self._kind = kind
         self._index = index
 
+    def like(self, kind: Kind, index: Any) -> "Verdicts":
+        """Makes frames of that kind by default, with that index of a pandas frame. Returns self."""
+        self._kind, self._index = kind, index
+        return self
+
     def __len__(self) -> int:
         return len(self.anomaly_score)
 

@@ -7,7 +7,7 @@ import numpy as np
 from .. import TrainerError
 from ..tabular.data import read
 from ..tabular.features import Feature, encode
-from ..tabular.labels import normal_rows
+from ..tabular.labels import normal_rows, with_label
 
 LABELS = "y", "label", "Label", "class", "Class", "outlier", "anomaly"  # names of label columns
 CAPS = 10_000, 4_000, 300  # most training rows, most test rows, fewest anomalies to keep when test rows are left out
@@ -33,6 +33,7 @@ def read_set(path):
     label = next((name for name in LABELS if name in table.paths), None)
     if label is None:
         raise TrainerError(f"{path} has no label column; name it one of {', '.join(LABELS)} (0 = normal)")
+    table = with_label(table, {"path": label})
     head = table.take(np.arange(min(len(table), 1000)))
     numeric = [name for name in table.paths if name != label and is_numeric(head, name)]
     X, accepted, _ = encode(table, [Feature(name, name, "number", "impute") for name in numeric])

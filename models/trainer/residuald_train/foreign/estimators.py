@@ -6,6 +6,7 @@ import numpy as np
 from onnx import TensorProto
 
 from .. import TrainerError
+from ..console import say
 from .bundle import wrap
 from .columns import Column
 from .graph import Builder
@@ -15,6 +16,7 @@ OPSETS = {"": 20, "ai.onnx.ml": 3}
 IR_VERSION = 10
 SAMPLES = {"IsolationForest", "LocalOutlierFactor", "GaussianMixture", "BayesianGaussianMixture"}  # have score_samples
 DOUBLE = SAMPLES - {"IsolationForest"}  # in float32, near ties between neighbours would be broken differently
+RECONSTRUCTING = "PCA", "IncrementalPCA"
 PYOD = "AutoEncoder", "IForest", "LOF", "OCSVM", "PCA"
 
 
@@ -28,14 +30,18 @@ def from_sklearn(estimator, schema, data, out, **options):
 
     `estimator`: an outlier detector or a mixture, whose score counts, or a PCA, whose reconstruction counts; also the
     last step of a Pipeline. An estimator that was fitted on a DataFrame gets its columns by name; categories stay text,
-    and the estimator's own encoder encodes them. `schema`, `data`, `out` and `options` are those of `wrap`.
+    and the estimator's own encoder encodes them. One that was fitted on an array gets them in the order of the schema,
+    or of the data without one. `schema`, `data`, `out` and `options` are those of `wrap`.
     """
+    check_fitted_detector(estimator, chosen="kind" in options or "output" in options)
     found = records(data, schema)
     last = steps(estimator)[-1]
     names = named_columns(estimator, found.features)
     if names is not None:
         found = found.choose(names)
-    if type(last).__name__ in ("PCA", "IncrementalPCA"):
+    else:
+        say_order(data, found.features, options)
+    if type(last).__name__ in RECONSTRUCTING:
         columns = affine_columns(steps(estimator)[:-1], found.features)
         return finish(principal(last), found, out, options | {"columns": columns, "kind": "reconstruction"})
     if (count := getattr(estimator, "n_features_in_", len(found.features))) != len(found.features):
@@ -58,7 +64,10 @@ def from_pyod(detector, schema, data, out, **options):
     kind = type(detector).__name__
     if kind not in PYOD:
         raise TrainerError(f"PyOD's {kind} cannot be converted to ONNX; these can: {', '.join(PYOD)}")
+    if not hasattr(detector, "decision_scores_"):
+        raise TrainerError(f"this {kind} instance is not fitted yet: call fit before")
     found = records(data, schema)
+    say_order(data, found.features, options)
     if kind == "AutoEncoder":
         content, columns = autoencoder(detector, found.features)
         chosen = {"columns": columns, "kind": "reconstruction", "error": "distance"}
@@ -73,6 +82,32 @@ def from_pyod(detector, schema, data, out, **options):
 def finish(content, found, out, options):
     """Wraps a converted model with records that are read already."""
     return wrap(content, found, out, **options)
+
+
+def check_fitted_detector(estimator, chosen):
+    """Raises TrainerError unless the estimator is fitted and scores anomalies. `chosen`: the user said what it is."""
+    from sklearn.base import is_outlier_detector
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils import get_tags
+    from sklearn.utils.validation import check_is_fitted
+
+    try:
+        check_is_fitted(estimator)
+    except (NotFittedError, TypeError) as error:
+        raise TrainerError(str(error)) from None
+    last = steps(estimator)[-1]
+    scores = is_outlier_detector(last) or get_tags(last).estimator_type == "density_estimator"
+    if not (scores or chosen or type(last).__name__ in RECONSTRUCTING):
+        raise TrainerError(
+            f"{type(last).__name__} is not an outlier detector: fit one, such as IsolationForest, OneClassSVM, "
+            "LocalOutlierFactor(novelty=True), GaussianMixture or PCA"
+        )
+
+
+def say_order(data, features, options):
+    """Says which columns of named data the model gets, in which order, if it was fitted on an array."""
+    if not isinstance(data, np.ndarray) and not options.get("columns"):
+        say(f"columns are taken by position: {', '.join(feature.path for feature in features[:100])}")
 
 
 def steps(estimator):

@@ -38,9 +38,9 @@ class Records:
 def records(data, schema=None, source=None):
     """Reads normal records -> Records.
 
-    `data`: paths of files, a residuald.Table, a DataFrame (of pandas or Polars), or an array [n, F] of numbers in the
-    order of the schema's features. `schema`: a path or a list of features; None infers one. `source`: a DataSource with
-    further options of files, like the label.
+    `data`: paths of files, a residuald.Table, a DataFrame (of pandas or Polars), an Arrow table, a list of dicts, or an
+    array [n, F] of numbers in the order of the schema's features. `schema`: a path or a list of features; None infers
+    one. `source`: a DataSource with further options of files, like the label.
     """
     features, label = schema_of(schema)
     if isinstance(data, str | Path):
@@ -75,17 +75,26 @@ def schema_of(schema):
 
 
 def table_of(data, features):
-    """A Table, a DataFrame or an array -> residuald.Table of records as a producer would send them."""
+    """A Table, a DataFrame, an Arrow table, dicts or an array -> residuald.Table of records as from a producer."""
     if isinstance(data, residuald.Table):
         return data
+    if hasattr(data, "collect") and not hasattr(data, "to_dicts"):
+        raise TrainerError("a LazyFrame has no rows yet: call .collect()")
     if hasattr(data, "to_dicts"):
         rows = data.to_dicts()
     elif hasattr(data, "to_dict"):
         rows = data.to_dict(orient="records")
+    elif hasattr(data, "__arrow_c_stream__") and hasattr(data, "to_pylist"):
+        rows = data.to_pylist()
+    elif isinstance(data, list | tuple) and data and all(isinstance(row, dict) for row in data):
+        rows = data
     else:
         X = np.asarray(data)
         if X.ndim != 2:
-            raise TrainerError("data must be paths of files, a residuald.Table, a DataFrame or an array [n, F]")
+            raise TrainerError(
+                "data must be paths of files, a residuald.Table, a DataFrame, an Arrow table, a list of dicts or an "
+                f"array [n, F], not {type(data).__name__}"
+            )
         paths = [f.path for f in features] if features else [f"f{j}" for j in range(X.shape[1])]
         if len(paths) != X.shape[1]:
             raise TrainerError(f"data has {X.shape[1]} columns, but the schema has {len(paths)} features")

@@ -35,6 +35,7 @@ def read_labelled(source, label=None):
     """DataSource -> (Table, label or None). A label is {"path": column, "normal": value}.
 
     If the source names no label, the label passed in (that of a schema) is used, or else the column `y` of NPZ files.
+    Rows without a label are left out, as `residuald score` leaves them out of its comparison. Raises TrainerError.
     """
     wrapping = {"envelope": list(source.envelope), "unwrap": source.unwrap, "allow_nan": source.allow_nan}
     table = read(source.files, source.max_rows, source.seed, source.format, **wrapping)
@@ -53,7 +54,7 @@ def read_labelled(source, label=None):
     for option, columns in (("--drop", source.drop), ("--keep", source.keep)):
         for column in columns:
             check_column(table, column, option)
-    return table, label
+    return with_label(table, label), label
 
 
 def read_labelled_like(source, manifest):
@@ -61,7 +62,23 @@ def read_labelled_like(source, manifest):
     table, label = read_labelled(source)
     if label is None and (trained := manifest.get("training", {}).get("options", {}).get("label")):
         label = trained if trained["path"] in table.paths else None
+        table = with_label(table, label)
     return table, label
+
+
+def with_label(table, label):
+    """A table without its rows whose label is missing, which are neither normal nor anomalous. Says how many."""
+    if not label:
+        return table
+    labelled = np.array([text is not None for text in table.texts(label["path"])], bool)
+    if labelled.all():
+        return table
+    if not labelled.any():
+        raise TrainerError(
+            f"the label `{label['path']}` is missing in all {len(table)} rows; pass --label COL to name another column"
+        )
+    say(f"label: {len(table) - labelled.sum()} of {len(table)} rows have no `{label['path']}`: left out")
+    return table.take(np.flatnonzero(labelled))
 
 
 def check_column(table, column, option):
