@@ -183,6 +183,7 @@ def test_data_that_cannot_be_records_is_refused(bundle, records):
         (pd.Series([1]), "a Series holds one column"),
         ([1, 2], "must be a data frame"),
         (np.zeros((3, 2)), "a column for each feature"),
+        (np.zeros((3, 22)), "several features read the field `time`, so an array has no column for it"),
     ]:
         with pytest.raises(residuald.Error, match=message):
             bundle.score(data)

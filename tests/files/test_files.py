@@ -91,7 +91,7 @@ def part_files(folder):
     """A folder as Spark writes it, with an empty part and what is not data."""
     parts = folder / "history"
     for number in range(3):
-        path = parts / f"day=2026-01-0{number + 1}" / f"part-{number:05}.parquet"
+        path = parts / f"shop=s{number + 1}" / f"part-{number:05}.parquet"
         path.parent.mkdir(parents=True)
         amounts, humidities, _ = zip(*rows()[number * 400 : (number + 1) * 400], strict=True)
         pa.parquet.write_table(pa.table({"amount": amounts, "humidity": humidities}), path)
@@ -222,7 +222,7 @@ FILES = {
     ),
     "a folder of part files": (
         part_files,
-        {"amount": "number", "humidity": "number", "day": "categorical"},
+        {"amount": "number", "humidity": "number", "shop": "categorical"},
         "3 files or folders are not data",
     ),
     "a pattern": (pattern, {"amount": "number", "humidity": "number"}, ""),

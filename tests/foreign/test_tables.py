@@ -8,7 +8,6 @@ to 1e-5, flag as many fresh normal records as asked for within 10 %, and name th
 import json
 import subprocess
 import sys
-import types
 import warnings
 from dataclasses import dataclass
 
@@ -268,9 +267,9 @@ def test_scores_are_the_same_through_a_broker(data, fresh, tmp_path, judge):
     _, on_file = judge(tmp_path / "bundle", path, stream.ALARM_RATE)
     if missing := [tool for tool in stream.NEEDED if not stream.shutil.which(tool)]:
         pytest.skip(f"!!! NOT TESTED ON A BROKER: install {', '.join(missing)}")
-    options = types.SimpleNamespace(residuald=RESIDUALD)
     with stream.Cluster(tmp_path / "kafka") as brokers:
-        verdicts, status = stream.judge_stream(options, brokers, tmp_path / "bundle", path, 3000)
+        bundle, rate = tmp_path / "bundle", stream.ALARM_RATE
+        verdicts, status = stream.judge_stream(RESIDUALD, brokers, bundle, path, 3000, rate)
     assert (status["scored"], status["unaccounted"]) == (3000, 0)
     streamed = {json.dumps(v["record"], sort_keys=True): v["anomaly_score"] for v in verdicts}
     for row, verdict in zip(fresh[:3000].tolist(), on_file, strict=True):
