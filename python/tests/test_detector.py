@@ -174,3 +174,15 @@ def test_a_discarded_detector_leaves_no_folder_and_no_warning(detector):
         del copy
         gc.collect()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", [None, "age"])
+def test_an_index_of_pandas_is_no_feature(name):
+    frame = pd.DataFrame(NORMAL, columns=["a", "b", "c"])
+    index = pd.Index(np.random.default_rng(1).normal(size=len(frame)), name=name)
+    detector = residuald.Detector(recipe="kernel", false_alarm_rate=0.02).fit(frame.set_index(index))
+    assert [feature["name"] for feature in detector.features_] == ["a", "b", "c"]
+    odd = pd.DataFrame(ODD, columns=["a", "b", "c"])
+    moved = odd.set_index(index[: len(odd)])
+    assert (detector.score_samples(moved) == detector.score_samples(odd)).all()
+    assert (detector.score_records(moved).frame().index == moved.index).all()

@@ -124,6 +124,15 @@ def test_a_pandas_index_is_kept(bundle, records):
     assert list(scored.reasons()["row"]) == list(frame.index)
 
 
+def test_a_named_index_of_pandas_is_a_column_and_another_is_not(numbers):
+    frame = pd.DataFrame(np.random.default_rng(1).normal(size=(50, 2)), columns=["a", "b.c"])
+    expected = numbers.score(frame).anomaly_score
+    assert (numbers.score(frame.set_index("a")).anomaly_score == expected).all()
+    unnamed = numbers.score(frame.sample(frac=1, random_state=0))
+    assert (unnamed.frame()["anomaly_score"].sort_index() == expected).all()
+    assert residuald.frames.table_of(frame.set_index(np.arange(50) ** 2)).paths == ["a", "b.c"]
+
+
 def test_an_array_of_numbers_is_read_in_the_schemas_order(tmp_path, numbers):
     X = np.random.default_rng(1).normal(size=(50, 2))
     X[3, 1] = np.nan

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import _native
-from .frames import check_is_data, images_of, is_arrow, kind_of, paths_of, table_of
+from .frames import check_is_data, images_of, is_arrow, kind_of, paths_of, table_of, without_unnamed_index
 from .verdicts import Verdicts
 
 MOST_THREADS = 1024
@@ -178,7 +178,7 @@ class Bundle:
         if files is not None:
             outputs = self._native.score_files(files, key, explain, reasons, progress)
         elif is_arrow(data) and key is None:
-            outputs = self._native.score_arrow(data, explain, reasons, progress)
+            outputs = self._native.score_arrow(without_unnamed_index(data), explain, reasons, progress)
         else:
             table = table_of(data, self.features)
             keys = None if key is None else table.texts(key)

@@ -84,6 +84,7 @@ class Detector(OutlierMixin, BaseEstimator):
         Table. Columns that are left out and rows that are refused are said in a warning. Raises ValueError.
         """
         self._check_parameters()
+        X = without_index(X)
         schema = self.schema
         self._by_position = not has_names(X)
         if self._by_position:
@@ -197,7 +198,8 @@ class Detector(OutlierMixin, BaseEstimator):
         elif self._by_position or paths_of(X) is None:
             X = table_of(X)
             self._check_columns(set(X.paths), any)
-        return self.bundle_.score(X, **options)
+        kind, index = kind_of(X)
+        return self.bundle_.score(without_index(X), **options).like(kind, index)
 
     def _score_by_position(self, X, options):
         kind, index = kind_of(X)
@@ -265,3 +267,8 @@ def frame_names(X):
     if hasattr(X, "column_names"):
         return list(X.column_names)
     return list(X.columns) if hasattr(X, "columns") else None
+
+
+def without_index(X):
+    """A pandas frame without its index, which scikit-learn does not take for a column; other data as they are."""
+    return X.reset_index(drop=True) if kind_of(X)[1] is not None else X

@@ -24,7 +24,7 @@ def table_of(data, features=None):
     if isinstance(data, np.ndarray):
         return table_of_array(data, features)
     if is_arrow(data):
-        return _native.Table.from_arrow(data)
+        return _native.Table.from_arrow(without_unnamed_index(data))
     if isinstance(data, Mapping):
         raise _native.Error("a dict is one record: give a list of dicts, or a data frame")
     if not isinstance(data, Sequence):
@@ -70,6 +70,14 @@ def check_is_data(data):
             f"an object of type {type(data).__name__} is not data: give a data frame, a NumPy array, a sequence of "
             "records or images, or paths"
         )
+
+
+def without_unnamed_index(data):
+    """A pandas frame without the levels of its index that have no name, which Arrow would make columns."""
+    if not is_from(data, "pandas", "DataFrame") or is_from(data.index, "pandas", "RangeIndex"):
+        return data
+    unnamed = [level for level, name in enumerate(data.index.names) if name is None]
+    return data.reset_index(level=unnamed, drop=True) if unnamed else data
 
 
 def paths_of(data):
