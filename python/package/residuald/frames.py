@@ -104,8 +104,8 @@ def table_of_array(array, features):
     paths = [feature.get("path", feature["name"]) for feature in features]
     if shared := [path for path in paths if paths.count(path) > 1]:
         raise _native.Error(
-            f"several features read the field `{shared[0]}`, so an array has no column for it: give a data frame with the "
-            "fields of the records"
+            f"several features read the field `{shared[0]}`, so an array has no column for it: give a data frame "
+            "with the fields of the records"
         )
     if array.dtype.kind in "fiub":
         return _native.Table.from_rows(paths, array.astype(np.float64, copy=False))
