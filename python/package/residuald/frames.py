@@ -25,6 +25,8 @@ def table_of(data, features=None):
         return table_of_array(data, features)
     if is_arrow(data):
         return _native.Table.from_arrow(without_unnamed_index(data))
+    if hasattr(data, "__array__"):
+        return table_of_array(np.asarray(data), features)
     if isinstance(data, Mapping):
         raise _native.Error("a dict is one record: give a list of dicts, or a data frame")
     if not isinstance(data, Sequence):
@@ -64,8 +66,8 @@ def check_is_data(data):
     """Raises Error for what cannot hold records, with what to do."""
     if is_from(data, "polars", "LazyFrame"):
         raise _native.Error("a LazyFrame has no rows yet: call .collect()")
-    readable = str | PathLike | Iterable | _native.Table
-    if not isinstance(data, readable) and not any(hasattr(data, name) for name in ("__arrow_c_stream__", "save")):
+    readable, protocols = str | PathLike | Iterable | _native.Table, ("__arrow_c_stream__", "__array__", "save")
+    if not isinstance(data, readable) and not any(hasattr(data, name) for name in protocols):
         raise _native.Error(
             f"an object of type {type(data).__name__} is not data: give a data frame, a NumPy array, a sequence of "
             "records or images, or paths"
