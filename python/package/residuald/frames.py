@@ -67,7 +67,8 @@ def check_is_data(data):
     if is_from(data, "polars", "LazyFrame"):
         raise _native.Error("a LazyFrame has no rows yet: call .collect()")
     readable, protocols = str | PathLike | Iterable | _native.Table, ("__arrow_c_stream__", "__array__", "save")
-    if not isinstance(data, readable) and not any(hasattr(data, name) for name in protocols):
+    is_data = isinstance(data, readable) or any(hasattr(data, name) for name in protocols)
+    if not is_data or isinstance(data, np.generic):
         raise _native.Error(
             f"an object of type {type(data).__name__} is not data: give a data frame, a NumPy array, a sequence of "
             "records or images, or paths"
