@@ -228,10 +228,12 @@ def test_records_are_taken_out_of_envelopes_and_lists_as_the_daemon_does(tmp_pat
     assert table.numbers("amount").tolist() == [123.45, -0.05]
     assert table.notes == [f"{path}: left out, because there is nothing to score: 1 (delete)"]
 
-    path.write_text('{"records": [{"a": 1}, {"a": NaN}]}\n{"records": []}\n{"records": [{"a": 3}]}\n')
+    lines = '{"records": [{"a": 1, "b": 1}, {"a": NaN, "b": 1}]}', '{"records": []}', '{"records": [{"a": 3, "b": 1}]}'
+    path.write_text("\n".join(lines))
     table = residuald.read([path], unwrap="records", allow_nan=True)
     np.testing.assert_array_equal(table.numbers("a"), [1, np.nan, 3])
-    rows, accepted, _ = table.encode([{"name": "a", "path": "a", "type": "number", "missing": "impute"}])
+    features = [{"name": name, "path": name, "type": "number", "missing": "impute"} for name in "ab"]
+    rows, accepted, _ = table.encode(features)
     assert accepted.all()
     np.testing.assert_array_equal(rows[:, 0], [1, np.nan, 3])
 

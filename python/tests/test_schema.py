@@ -42,15 +42,23 @@ CASES = [
 
 @pytest.mark.parametrize(("feature", "value", "want"), CASES)
 def test_one_value(feature, value, want):
-    record = f'{{"v": {value}}}'
+    # Another feature is there, because a record without any is refused.
+    features, record = [feature, {"name": "w", "path": "w", "type": "number"}], f'{{"v": {value}, "w": 7}}'
     if want is REFUSED:
         with pytest.raises(residuald.RefusedError):
-            residuald.decode([feature], record)
+            residuald.decode(features, record)
         return
-    row = residuald.decode([feature], record)
-    assert (row.dtype, row.shape) == (np.float32, (1,))
-    np.testing.assert_array_equal(row, np.float32([want]))
-    np.testing.assert_array_equal(residuald.Schema([feature]).decode(record.encode()), row)
+    row = residuald.decode(features, record)
+    assert (row.dtype, row.shape) == (np.float32, (2,))
+    np.testing.assert_array_equal(row, np.float32([want, 7]))
+    np.testing.assert_array_equal(residuald.Schema(features).decode(record.encode()), row)
+
+
+def test_a_record_without_any_feature_is_refused():
+    features = [{"name": name, "path": name, "type": "number", "missing": "impute"} for name in "ab"]
+    assert np.isnan(residuald.decode(features, '{"a": 1}')[1])
+    with pytest.raises(residuald.RefusedError, match="none of the fields that the schema reads .*: `a`, `b`"):
+        residuald.decode(features, '{"c": 1}')
 
 
 @pytest.mark.parametrize("record", ["", "{", "[]", '"x"', '{"v": 1, "v": 2}', '{"v": NaN}', b'{"v": 1, "\xff": 1}'])

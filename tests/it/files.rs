@@ -268,8 +268,10 @@ fn profile_without_a_schema_shows_what_becomes_of_columns() {
     );
 
     let schema = folder.path().join("schema.json");
-    let features =
-        json!([{"name": "count", "path": "count", "type": "number", "missing": "impute"}]);
+    let features = json!([
+        {"name": "count", "path": "count", "type": "number", "missing": "impute"},
+        {"name": "amount", "path": "amount", "type": "number"},
+    ]);
     let text_of = |missing: Value| {
         json!({"kind": "tabular", "missing_values": missing, "features": features}).to_string()
     };
