@@ -57,7 +57,7 @@ def test_one_value(feature, value, want):
 def test_a_record_without_any_feature_is_refused():
     features = [{"name": name, "path": name, "type": "number", "missing": "impute"} for name in "ab"]
     assert np.isnan(residuald.decode(features, '{"a": 1}')[1])
-    with pytest.raises(residuald.RefusedError, match="none of the fields that the schema reads .*: `a`, `b`"):
+    with pytest.raises(residuald.RefusedError, match=r"none of the fields that the schema reads .*: `a`, `b`"):
         residuald.decode(features, '{"c": 1}')
 
 
