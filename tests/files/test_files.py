@@ -304,7 +304,7 @@ def test_standard_input_is_read_by_trainer_and_score(tmp_path):
 
 def test_missing_values_of_a_schema_hold_for_every_column(tmp_path):
     """`schema --missing` writes them, training and scoring read them, and so does a profile with the bundle."""
-    line = lambda a, h, i: (-1 if i % 20 == 0 else a, "keine Angabe" if i % 10 == 0 else h)  # noqa: E731
+    line = lambda a, h, i: (-1 if i % 20 == 0 else a, "keine Angabe" if i % 10 == 1 else h)  # noqa: E731
     data = csv("a.csv", "amount,humidity", line)(tmp_path)
     schema, bundle = tmp_path / "schema.json", tmp_path / "bundle"
     drafted = train("schema", "--data", data, "--missing", "keine Angabe,-1", "--out", schema)
