@@ -18,7 +18,9 @@ pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
 pub use one_by_one::Refused;
-pub use pool::{Judged, ScorerPool, finite, share_out};
+pub use pool::{
+    BATCH, CHUNK, IMAGE_CHUNK, Judged, ScorerPool, all_cores, finite, inference_on, share_out,
+};
 pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};

@@ -425,6 +425,9 @@ impl Judge {
     }
 
     fn attribute(&self, scored: Scored<'_>, most: usize) -> Vec<Attribution<'_>> {
+        if most == 0 {
+            return Vec::new();
+        }
         let total: f32 = scored.residual.iter().sum();
         let mut order: Vec<usize> = (0..self.features.len()).collect();
         order.sort_by(|&a, &b| scored.residual[b].total_cmp(&scored.residual[a]));

@@ -12,27 +12,20 @@ use numpy::IntoPyArray;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use residuald::bundle::{self, ModelInput, Pixels, SegmentId};
-use residuald::config::{InferenceSettings, Provider, default_rate};
+use residuald::config::{Provider, default_rate};
 use residuald::dataset::arrow::Payloads;
 use residuald::dataset::{self, ErrorKind, Example, Options};
 use residuald::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError, SegmentReader};
 use residuald::image::{FIELD, ImageReader, Limits};
-use residuald::onnx::{self, Nearest, ScorerError, ScorerPool};
+use residuald::onnx::{self, CHUNK, IMAGE_CHUNK, Nearest, ScorerError, ScorerPool, inference_on};
 use residuald::verdict::{Judge, Severity, ThresholdRule, Verdict};
 
 use crate::error;
 use crate::schema::Text;
 use crate::table::{Table, batches_of};
 
-/// Number of rows between two checks for a signal.
-const CHUNK: usize = 16_384;
 /// Fewer records than this are decoded on one thread.
 const FEWEST: usize = 512;
-/// Number of images between two checks for a signal.
-const IMAGE_CHUNK: usize = 64;
-/// Number of rows in a batch on one core, as in the verbs.
-const BATCH: usize = 256;
-
 /// A bundle that its golden records have proved, with a session for each thread.
 #[pyclass(frozen, module = "residuald._native")]
 pub struct Bundle {
@@ -51,7 +44,7 @@ struct Model {
     decoders: Vec<Decoder>,
 }
 
-/// A record that was read: its payload, or why there is none, and its message key.
+/// A record of a file or a frame: its payload, or the reason that it could not be read, and its message key.
 struct Read<P> {
     payload: Result<P, String>,
     key: Option<Vec<u8>>,
@@ -254,18 +247,17 @@ fn loaded(
     (rate, threshold): (Option<f64>, Option<f32>),
     cuda: bool,
 ) -> Result<Bundle, String> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut inference = InferenceSettings::on_cpu(threads.unwrap_or(cores).max(1));
-    if cuda {
-        inference.provider = Provider::Cuda;
-        inference.workers = 1;
+    let provider = if cuda { Provider::Cuda } else { Provider::Cpu };
+    let (mut inference, batch) = inference_on(provider);
+    if let Some(threads) = threads.filter(|_| !cuda) {
+        inference.workers = threads.max(1);
     }
     let onnx::Loaded {
         bundle,
         scorers,
         nearest,
         ..
-    } = onnx::load(path, &inference, BATCH).map_err(|e| e.to_string())?;
+    } = onnx::load(path, &inference, batch).map_err(|e| e.to_string())?;
     let rule = match (rate, threshold) {
         (_, Some(score)) => ThresholdRule::Score(score),
         (Some(rate), None) => ThresholdRule::FalseAlarmRate(rate),

@@ -19,12 +19,12 @@ use crate::config::Config;
 use crate::cli::shared::connection::{ConnectionArguments, RangeArguments, topic};
 use crate::cli::shared::files::{FormatArgument, shown};
 use crate::cli::shared::refusals::{Refusal, Refusals};
-use crate::cli::shared::scoring::{BATCH, all_cores};
 use crate::cli::shared::threshold::default_rule;
 use crate::cli::shared::wrapping::WrappingArguments;
 use crate::config::default_rate;
 use crate::daemon::model;
 use crate::failure::Failure;
+use crate::onnx::{BATCH, all_cores};
 use sample::Sample;
 use trim::MOST_TIMES;
 

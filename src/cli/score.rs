@@ -15,7 +15,7 @@ use crate::dataset::{self, ErrorKind, Place};
 use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::image::ImageReader;
-use crate::onnx::{Judged, Nearest, ScorerPool};
+use crate::onnx::{CHUNK, IMAGE_CHUNK, Judged, Nearest, ScorerPool, inference_on};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Verdict};
 
@@ -25,8 +25,8 @@ use crate::cli::shared::progress;
 use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::some_scored;
 use crate::cli::shared::refusals::{Refusal, Refusals};
+use crate::cli::shared::scoring::Highest;
 use crate::cli::shared::scoring::key_fits;
-use crate::cli::shared::scoring::{self, CHUNK, Highest, IMAGE_CHUNK};
 use crate::cli::shared::threshold::{ThresholdArguments, default_rule, segments};
 use crate::cli::shared::wrapping::WrappingArguments;
 use crate::daemon::input;
@@ -131,7 +131,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let rule = arguments.threshold.rule();
     let rule = |calibration: &Calibration| rule.unwrap_or_else(|| default_rule(calibration));
-    let (inference, batch) = scoring::inference_on(arguments.provider);
+    let (inference, batch) = inference_on(arguments.provider);
     let loaded = model::load(&arguments.bundle, &inference, batch, rule)?;
     let reads_images = matches!(loaded.bundle.manifest.input, ModelInput::Image(_));
     if reads_images && arguments.files.iter().any(|path| path.is_dir()) {

@@ -119,7 +119,7 @@ pub fn infer_columns(table: &Table, wishes: &Wishes) -> Result<Inferred, String>
     Ok(inferred)
 }
 
-/// Returns how a column with these features is read. `None` if there are none.
+/// Returns how a column with these features is read. `None` without features.
 fn read_as(features: &[Feature]) -> Option<String> {
     let unit = features.first()?.unit.as_deref();
     Some(match &features.first()?.kind {

@@ -6,9 +6,37 @@ use std::thread;
 
 use super::{ImageScores, Scorer, ScorerError};
 use crate::batch::Scores;
+use crate::config::{InferenceSettings, Provider};
 use crate::decode::{Reason, RowError};
 use crate::image::{Finding, ImageReader, highest};
 use crate::verdict::{Scored, is_score};
+
+/// Number of rows in a chunk that is distributed to the cores.
+pub const CHUNK: usize = 16_384;
+/// Number of rows in a batch on one core.
+pub const BATCH: usize = 256;
+/// Number of encoded images in a chunk that is distributed to the cores.
+pub const IMAGE_CHUNK: usize = 64;
+
+/// Number of rows in a batch on a GPU. It is large because a launch costs the same for any number of rows.
+const GPU_BATCH: usize = 4_096;
+
+/// Returns inference settings with one session per core.
+pub fn all_cores() -> InferenceSettings {
+    InferenceSettings::on_cpu(thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Returns the inference settings outside of the daemon (all cores or the first GPU) and the number of rows per batch.
+pub fn inference_on(provider: Provider) -> (InferenceSettings, usize) {
+    if provider == Provider::Cpu {
+        return (all_cores(), BATCH);
+    }
+    let inference = InferenceSettings {
+        provider,
+        ..InferenceSettings::on_cpu(1)
+    };
+    (inference, GPU_BATCH)
+}
 
 /// Scores chunks of rows or images with several scorers.
 pub struct ScorerPool {

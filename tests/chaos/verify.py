@@ -101,7 +101,7 @@ class Outcomes:
 
     def __init__(self, findings, topic, placed, due):
         self.findings, self.topic, self.placed, self.due = findings, topic, placed, due
-        # By input partition and offset: the partition of the message and its offset; -1 if there is none.
+        # For each input partition and offset, the partition and offset of its message; -1 without a message.
         self.seen_in = [array("i", [-1]) * len(offsets) for offsets in placed]
         self.seen_at = [array("q", [-1]) * len(offsets) for offsets in placed]
         # Only first occurrences must be in order, because records are judged again after a crash.

@@ -27,8 +27,7 @@ use crate::daemon::input;
 use crate::daemon::model::{Loaded, must_read_tables};
 use crate::failure::Failure;
 
-use crate::cli::shared::scoring::{CHUNK, IMAGE_CHUNK};
-use crate::onnx::ScorerPool;
+use crate::onnx::{CHUNK, IMAGE_CHUNK, ScorerPool};
 
 /// Default name of the topic with verdicts.
 const ANOMALIES: &str = "anomalies";

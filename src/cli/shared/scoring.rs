@@ -1,38 +1,8 @@
-//! What the verbs that score a file share: sizes, inference settings and the highest scores.
-
-use std::thread;
+//! What the verbs that score a file share: the highest scores, and the check of `--key`.
 
 use crate::bundle::SegmentBy;
-use crate::config::{InferenceSettings, Provider};
 
 use crate::failure::Failure;
-
-/// Number of rows in a chunk that is distributed to the cores.
-pub const CHUNK: usize = 16_384;
-/// Number of rows in a batch on one core.
-pub const BATCH: usize = 256;
-/// Number of encoded images in a chunk that is distributed to the cores.
-pub const IMAGE_CHUNK: usize = 64;
-
-/// Number of rows in a batch on a GPU. It is large because a launch costs the same for any number of rows.
-const GPU_BATCH: usize = 4_096;
-
-/// Returns inference settings with one session per core.
-pub fn all_cores() -> InferenceSettings {
-    InferenceSettings::on_cpu(thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// Returns the inference settings of a verb (all cores or the first GPU) and the number of rows per batch.
-pub fn inference_on(provider: Provider) -> (InferenceSettings, usize) {
-    if provider == Provider::Cpu {
-        return (all_cores(), BATCH);
-    }
-    let inference = InferenceSettings {
-        provider,
-        ..InferenceSettings::on_cpu(1)
-    };
-    (inference, GPU_BATCH)
-}
 
 /// The entries with the highest scores, in descending order.
 pub struct Highest<T> {

@@ -59,7 +59,7 @@ pub struct Patterns {
     iso_dates: u64,
     /// One bit for each of [`PATTERNS`].
     failed: u64,
-    /// Of the times in ISO 8601, and of those that each pattern reads.
+    /// The span of the times in ISO 8601, and that of the times that each pattern reads.
     iso_span: Span,
     spans: Vec<Span>,
 }

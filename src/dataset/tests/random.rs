@@ -7,10 +7,10 @@ use std::ops::ControlFlow;
 
 use arrow_array::*;
 use arrow_ipc::CompressionType;
-use arrow_ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::sources::ipc;
 use super::*;
 use crate::bundle::Feature;
 use crate::dataset::table::Table;
@@ -466,23 +466,8 @@ fn write(drawn: &Drawn, random: &mut fastrand::Rng) -> (String, Vec<u8>) {
                 Some(CompressionType::LZ4_FRAME),
                 Some(CompressionType::ZSTD),
             ];
-            let options = IpcWriteOptions::default();
-            let options = options
-                .try_with_compression(compressions[random.usize(..3)])
-                .unwrap();
-            let (batch, mut bytes) = (arrow(drawn), vec![]);
-            if random.bool() {
-                let mut writer =
-                    FileWriter::try_new_with_options(&mut bytes, &batch.schema(), options).unwrap();
-                writer.write(&batch).unwrap();
-                writer.finish().unwrap();
-            } else {
-                let mut writer =
-                    StreamWriter::try_new_with_options(&mut bytes, &batch.schema(), options)
-                        .unwrap();
-                writer.write(&batch).unwrap();
-                writer.finish().unwrap();
-            }
+            let compression = compressions[random.usize(..3)];
+            let bytes = ipc(&arrow(drawn), compression, random.bool());
             return ("a.arrow".to_owned(), bytes);
         }
     };

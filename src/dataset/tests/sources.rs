@@ -242,7 +242,11 @@ fn arrow_batch() -> RecordBatch {
 }
 
 fn arrow_bytes(compression: Option<CompressionType>, file: bool) -> Vec<u8> {
-    let batch = arrow_batch();
+    ipc(&arrow_batch(), compression, file)
+}
+
+/// Writes a batch in Arrow's file or stream format.
+pub fn ipc(batch: &RecordBatch, compression: Option<CompressionType>, file: bool) -> Vec<u8> {
     let options = IpcWriteOptions::default()
         .try_with_compression(compression)
         .unwrap();
@@ -250,12 +254,12 @@ fn arrow_bytes(compression: Option<CompressionType>, file: bool) -> Vec<u8> {
     if file {
         let mut writer =
             FileWriter::try_new_with_options(&mut bytes, &batch.schema(), options).unwrap();
-        writer.write(&batch).unwrap();
+        writer.write(batch).unwrap();
         writer.finish().unwrap();
     } else {
         let mut writer =
             StreamWriter::try_new_with_options(&mut bytes, &batch.schema(), options).unwrap();
-        writer.write(&batch).unwrap();
+        writer.write(batch).unwrap();
         writer.finish().unwrap();
     }
     bytes

@@ -1,5 +1,5 @@
 //! NaN and infinities, which JSON does not have, but which Python and JavaScript write. They are replaced by marked strings, so that
-//! they do no harm where nobody reads them. A feature treats a marked string as missing, or refuses it.
+//! they do no harm in fields that no feature reads. A feature treats a marked string as missing, or refuses it.
 
 use std::borrow::Cow;
 
