@@ -152,15 +152,20 @@ def test_a_score_that_points_the_other_way_is_found_out(tmp_path, capsys):
     residuald_train.wrap(named, normals(500, 0), tmp_path / "named", SCHEMA, higher_is="normal")
 
 
+def assert_scores_are_squared_lengths(judge, folder):
+    """What the daemon's binary says of fresh rows, with the bundle in `folder`."""
+    rows = normals(300, 1)
+    _, verdicts = judge(folder / "bundle", write_ndjson(folder / "rows.ndjson", rows))
+    got = [verdict["anomaly_score"] for verdict in verdicts]
+    np.testing.assert_allclose(got, (rows.astype(np.float64) ** 2).sum(1), rtol=1e-5)
+
+
 def test_a_fixed_batch_of_one_runs_on_one_record_at_a_time(tmp_path, check, judge, capsys):
     one = plain(inputs=[("x", FLOAT, [1, 6])], outputs=[("anomaly_score", FLOAT, [1, 1])])
     residuald_train.wrap(one.SerializeToString(), normals(500, 0), tmp_path / "bundle", SCHEMA)
     assert "fixed batch of 1, so it runs on one record at a time" in capsys.readouterr().err
     check(tmp_path / "bundle")
-    rows = normals(300, 1)
-    _, verdicts = judge(tmp_path / "bundle", write_ndjson(tmp_path / "rows.ndjson", rows))
-    got = [verdict["anomaly_score"] for verdict in verdicts]
-    np.testing.assert_allclose(got, (rows.astype(np.float64) ** 2).sum(1), rtol=1e-5)
+    assert_scores_are_squared_lengths(judge, tmp_path)
 
 
 def test_rounding_that_depends_on_the_place_in_the_batch_is_avoided(tmp_path, check, capsys):
@@ -189,10 +194,7 @@ def test_an_old_opset_is_converted(tmp_path, check, judge, capsys):
     residuald_train.wrap(old.SerializeToString(), normals(500, 0), tmp_path / "bundle", SCHEMA)
     assert "has opset 9; it was converted to opset 17 and gives the same outputs" in capsys.readouterr().err
     check(tmp_path / "bundle")
-    rows = normals(300, 1)
-    _, verdicts = judge(tmp_path / "bundle", write_ndjson(tmp_path / "rows.ndjson", rows))
-    got = [verdict["anomaly_score"] for verdict in verdicts]
-    np.testing.assert_allclose(got, (rows.astype(np.float64) ** 2).sum(1), rtol=1e-5)
+    assert_scores_are_squared_lengths(judge, tmp_path)
 
 
 def test_external_data_is_embedded_if_asked_for(tmp_path, check):

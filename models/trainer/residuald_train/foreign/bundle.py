@@ -178,7 +178,7 @@ def directed(scorer, found, settings, where, rng):
 
 
 def invariant(scorer, X, where):
-    """The bytes of a graph that gives a record the same bits in any batch. Raises TrainerError if no such graph can be made."""
+    """The bytes of a graph that gives a record the same bits in any batch. Raises TrainerError if none can be made."""
     graph = scorer.onnx()
     apart = batch_difference(opened(graph, where), X)
     if not apart:
