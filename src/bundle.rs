@@ -2,6 +2,7 @@
 
 pub mod calibration;
 mod files;
+pub mod generative;
 pub mod golden;
 mod graph;
 pub mod manifest;
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::text::escaped;
 pub use calibration::Calibration;
 pub use files::is_graph;
+pub use generative::Generative;
 pub use golden::Golden;
 pub use manifest::{Feature, FeatureKind, Manifest, Missing, ModelInput, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
@@ -32,10 +34,7 @@ pub use segments::{SegmentBy, SegmentId, Segments};
 
 pub const MANIFEST: &str = "manifest.json";
 const REQUIRED: [&str; 3] = ["model.onnx", "calibration.json", "golden.ndjson"];
-const KNOWN: [&str; 7] = [
-    "model.onnx",
-    "calibration.json",
-    "golden.ndjson",
+const OPTIONAL: [&str; 4] = [
     "normals.ndjson",
     "nearest.onnx",
     "screen.json",
@@ -62,6 +61,8 @@ pub struct Bundle {
     pub normals: Option<Normals>,
     /// The screen, which lets clearly normal records skip the scorer, if the bundle has one.
     pub screen: Option<Screen>,
+    /// What draws records, if the bundle has it.
+    pub generative: Option<Generative>,
     /// SHA-256 of `manifest.json`. It identifies the whole bundle, because the manifest contains the hash of every other file.
     pub sha256: String,
 }
@@ -133,6 +134,7 @@ pub struct Draft {
     pub model: Option<Vec<u8>>,
     pub normals: Option<Normals>,
     pub screen: Option<Screen>,
+    pub generative: Option<Generative>,
     sha256: String,
     pub faults: Vec<Fault>,
 }
@@ -154,6 +156,7 @@ impl Draft {
             model: None,
             normals: None,
             screen: None,
+            generative: None,
             sha256: String::new(),
             faults: Vec::new(),
         };
@@ -178,6 +181,7 @@ impl Draft {
                     model,
                     normals: self.normals,
                     screen: self.screen,
+                    generative: self.generative,
                     sha256: self.sha256,
                 })
             }
@@ -210,7 +214,7 @@ impl Draft {
             if let Some(bytes) = read_checked(read, name, expected, faults) {
                 faults.extend(graph_fault(name, &bytes));
                 // Unknown files need not stay in memory.
-                if KNOWN.contains(&name.as_str()) {
+                if is_known(name) {
                     contents.insert(name.as_str(), bytes);
                 }
             }
@@ -232,6 +236,7 @@ impl Draft {
         self.normals = normals(&mut contents, &manifest.input, faults);
         let golden = self.golden.as_ref().map_or(0, Vec::len);
         self.screen = screen(&mut contents, &manifest.input, golden, faults);
+        self.generative = generative(&mut contents, &manifest.input, faults);
         self.model = contents.remove("model.onnx");
         self.sha256 = sha256_hex(&manifest_bytes);
         self.manifest = Some(manifest);
@@ -300,6 +305,54 @@ fn screen(
     }
     faults.extend(Fault::all(FILES.0, problems));
     None
+}
+
+fn generative(
+    contents: &mut BTreeMap<&str, Vec<u8>>,
+    input: &ModelInput,
+    faults: &mut Vec<Fault>,
+) -> Option<Generative> {
+    use generative::{ABOUT, DECODE, DENOISER, ENCODE, FILES, REFERENCE, SCHEDULER};
+    let (found, absent): (Vec<_>, Vec<_>) =
+        FILES.iter().partition(|name| contents.contains_key(**name));
+    let first = *found.first()?;
+    if !absent.is_empty() {
+        let absent: Vec<&str> = absent.into_iter().copied().collect();
+        let problem = format!(
+            "requires {}: a bundle must contain all files of its generative part or none",
+            absent.join(", ")
+        );
+        faults.push(Fault::new(first, problem));
+        return None;
+    }
+    let ModelInput::Tabular { features } = input else {
+        let problem = "is for bundles that read tables, but this bundle reads images: leave it out";
+        faults.push(Fault::new(first, problem));
+        return None;
+    };
+    let mut take = |name: &str| contents.remove(name).unwrap_or_default();
+    let about: generative::About = parse_json(ABOUT, &take(ABOUT), faults)?;
+    let scheduler = parse_json(SCHEDULER, &take(SCHEDULER), faults)?;
+    let reference = generative::Reference::parse(&take(REFERENCE), features.len());
+    let reference = reference.map_err(|problem| faults.push(Fault::new(REFERENCE, problem)));
+    let problems = about.faults(features);
+    let is_sound = problems.is_empty();
+    faults.extend(Fault::all(ABOUT, problems));
+    let reference = reference.ok().filter(|_| is_sound)?;
+    Some(Generative {
+        scheduler,
+        denoiser: take(DENOISER),
+        encode: take(ENCODE),
+        decode: take(DECODE),
+        reference,
+        about,
+    })
+}
+
+/// Returns whether residuald uses the content of the file.
+fn is_known(name: &str) -> bool {
+    let all = REQUIRED.iter().chain(&OPTIONAL).chain(&generative::FILES);
+    all.copied().any(|known| known == name)
 }
 
 fn read_file(read: Read<'_>, name: &str, faults: &mut Vec<Fault>) -> Option<Vec<u8>> {
