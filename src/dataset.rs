@@ -34,7 +34,7 @@ pub mod inference;
 mod json_array;
 mod json_values;
 mod labels;
-mod layout;
+pub mod layout;
 mod ndjson;
 mod npz;
 mod parquet;

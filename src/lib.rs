@@ -22,6 +22,7 @@ pub mod message;
 
 pub mod dataset;
 pub mod evaluation;
+pub mod synthetic;
 
 // Edges: HTTP, Kafka, ONNX Runtime and other services.
 #[cfg(feature = "daemon")]

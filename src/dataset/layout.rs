@@ -1,5 +1,6 @@
 //! Converts flat columns to one nested JSON object. A column `a.b` becomes the field `b` of the object `a`.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::ErrorKind;
@@ -8,8 +9,10 @@ use super::ErrorKind;
 const MAX_DEPTH: usize = 32;
 
 /// The structure of a file's payloads, built once from its columns.
+#[derive(Debug)]
 pub struct Layout(Vec<(Vec<u8>, Node)>);
 
+#[derive(Debug)]
 enum Node {
     Column(usize),
     Object(Vec<(Vec<u8>, Node)>),
@@ -18,13 +21,25 @@ enum Node {
 impl Layout {
     /// Builds the structure. Fails if two columns are the same field, or if one column is the parent of another.
     pub fn new<'a>(columns: impl IntoIterator<Item = &'a str>) -> Result<Self, ErrorKind> {
+        let columns = columns.into_iter();
+        Self::of_keys(columns.map(|column| column.split('.').map(Cow::Borrowed).collect()))
+    }
+
+    /// Like [`Layout::new`], with the keys of each column.
+    pub fn of_keys<'a>(
+        columns: impl IntoIterator<Item = Vec<Cow<'a, str>>>,
+    ) -> Result<Self, ErrorKind> {
         let mut root = vec![];
-        for (index, column) in columns.into_iter().enumerate() {
-            let parts: Vec<_> = column.split('.').map(key).collect::<Result<_, _>>()?;
+        for (index, keys) in columns.into_iter().enumerate() {
+            let parts: Vec<_> = keys
+                .iter()
+                .map(|part| key(part))
+                .collect::<Result<_, _>>()?;
             if parts.len() > MAX_DEPTH || !insert(&mut root, &parts, index) {
                 let reason = format!(
-                    "column {} `{column}` conflicts with another column, or has more than {MAX_DEPTH} levels",
-                    index + 1
+                    "column {} `{}` conflicts with another column, or has more than {MAX_DEPTH} levels",
+                    index + 1,
+                    keys.join(".")
                 );
                 return Err(ErrorKind::Columns(reason));
             }

@@ -1,0 +1,377 @@
+//! The graphs of a bundle's generative part, and the drawing of rows with them.
+
+use std::panic::resume_unwind;
+use std::thread;
+
+use ort::session::{Session, SessionInputValue};
+use ort::value::{TensorElementType, TensorRef};
+
+use super::buckets::{Buckets, padded};
+use super::interrupt::Interrupt;
+use super::outputs::values;
+use super::scorer::{builder, commit, tensor_fault};
+use super::{BATCH, Runtime, ScorerError};
+use crate::bundle::generative::{DECODE, DENOISER, ENCODE, GoldenPoint};
+use crate::bundle::{Fault, Generative};
+use crate::diffusion::{self, Normals, Plan, Scheduler, normals};
+
+/// Maximum deviation of a golden point, relative to values above 1.
+const TOLERANCE: f32 = 1e-3;
+
+/// Why rows could not be drawn.
+#[derive(Debug, thiserror::Error)]
+pub enum DrawError {
+    #[error(transparent)]
+    Graph(#[from] ScorerError),
+    #[error(transparent)]
+    Scheduler(#[from] diffusion::Error),
+    #[error("the denoiser returned NaN or infinity at step {step} of sample {sample}: the bundle's denoiser is unusable with this scheduler and number of steps")]
+    NotFinite { step: usize, sample: u64 },
+}
+
+/// The three graphs, on one thread of the CPU. Every row gets the same bits in any batch.
+#[derive(Debug)]
+pub struct Graphs {
+    encode: Session,
+    denoiser: Session,
+    decode: Session,
+    /// Number of features, F.
+    width: usize,
+    /// Number of dimensions of the denoiser's space, D.
+    dimensions: usize,
+    /// Whether the denoiser takes its timestep as int64; float32 otherwise.
+    takes_integers: bool,
+    buckets: Buckets,
+    interrupt: Interrupt,
+}
+
+impl Graphs {
+    /// Creates the sessions and checks the golden points.
+    ///
+    /// # Errors
+    /// [`ScorerError::Graph`] if a graph does not have the tensors of the contract or does not give the trainer's values.
+    pub fn new(
+        runtime: &Runtime,
+        generative: &Generative,
+        width: usize,
+    ) -> Result<Graphs, ScorerError> {
+        let session = |file, model: &[u8]| commit(&mut builder(runtime)?, file, model);
+        let denoiser = session(DENOISER, &generative.denoiser)?;
+        let mut inputs = denoiser.inputs().iter();
+        let timestep = inputs.find(|tensor| tensor.name() == "timestep");
+        let of_floats = tensor_fault("input", "timestep", TensorElementType::Float32, &[-1], timestep);
+        let mut graphs = Graphs {
+            takes_integers: of_floats.is_some(),
+            encode: session(ENCODE, &generative.encode)?,
+            decode: session(DECODE, &generative.decode)?,
+            denoiser,
+            width,
+            dimensions: generative.about.dimensions(),
+            buckets: Buckets::up_to(BATCH),
+            interrupt: runtime.interrupt.clone(),
+        };
+        let faults = graphs.tensor_faults();
+        if !faults.is_empty() {
+            return Err(ScorerError::Graph(faults));
+        }
+        for (number, point) in (1..).zip(&generative.about.golden) {
+            graphs.check(number, point)?;
+        }
+        Ok(graphs)
+    }
+
+    fn tensor_faults(&self) -> Vec<Fault> {
+        use TensorElementType::{Float32, Int64};
+        let (row, point) = ([-1, self.width as i64], [-1, self.dimensions as i64]);
+        let timestep = if self.takes_integers { Int64 } else { Float32 };
+        let graphs: [(&str, &Session, &[_], &[_]); 3] = [
+            (
+                ENCODE,
+                &self.encode,
+                &[("x", Float32, &row[..]), ("known", Float32, &row)],
+                &[("sample", Float32, &point[..]), ("mask", Float32, &point)],
+            ),
+            (
+                DENOISER,
+                &self.denoiser,
+                &[
+                    ("sample", Float32, &point[..]),
+                    ("timestep", timestep, &[-1]),
+                    ("mask", Float32, &point),
+                ],
+                &[("out_sample", Float32, &point[..])],
+            ),
+            (
+                DECODE,
+                &self.decode,
+                &[("sample", Float32, &point[..])],
+                &[("x", Float32, &row[..])],
+            ),
+        ];
+        let mut faults = Vec::new();
+        for (file, session, inputs, outputs) in graphs {
+            let sides = [
+                ("input", session.inputs(), inputs),
+                ("output", session.outputs(), outputs),
+            ];
+            for (kind, tensors, expected) in sides {
+                for (name, element, shape) in expected {
+                    let found = tensors.iter().find(|tensor| tensor.name() == *name);
+                    let problem = tensor_fault(kind, name, *element, shape, found);
+                    faults.extend(problem.map(|problem| Fault::new(file, problem)));
+                }
+                if kind == "input" && tensors.len() > expected.len() {
+                    let names: Vec<&str> = expected.iter().map(|(name, ..)| *name).collect();
+                    let problem = format!("has further inputs: it may only have {}", names.join(", "));
+                    faults.push(Fault::new(file, problem));
+                }
+            }
+        }
+        faults
+    }
+
+    fn check(&mut self, number: usize, point: &GoldenPoint) -> Result<(), ScorerError> {
+        let row = |values: &[Option<f32>]| -> Vec<f32> {
+            values.iter().map(|v| v.unwrap_or(f32::NAN)).collect()
+        };
+        let (sample, mask) = self.encode(&row(&point.x), &point.known)?;
+        let out = self.denoise(&point.noisy, point.timestep as f32, &point.mask)?;
+        let decoded = self.decode(&point.sample)?;
+        for (file, output, found, expected) in [
+            (ENCODE, "sample", sample, &point.sample),
+            (ENCODE, "mask", mask, &point.mask),
+            (DENOISER, "out_sample", out, &point.out_sample),
+            (DECODE, "x", decoded, &row(&point.decoded)),
+        ] {
+            let differs = |(found, expected): (&f32, &f32)| {
+                let same = (found - expected).abs() <= TOLERANCE * expected.abs().max(1.0);
+                !same && !(found.is_nan() && expected.is_nan())
+            };
+            if let Some(at) = found.iter().zip(expected).position(differs) {
+                let problem = format!(
+                    "golden point {number} gives {} in `{output}` {at}, but the trainer computed {}: the graph was altered, or it computes differently on this machine",
+                    found[at], expected[at]
+                );
+                return Err(ScorerError::Graph(vec![Fault::new(file, problem)]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the points of rows, and which of their dimensions are known.
+    ///
+    /// `x`: [N, F], NaN is missing. `known`: [N, F], 1 for a feature that is given. Both results: [N, D].
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn encode(&mut self, x: &[f32], known: &[f32]) -> Result<(Vec<f32>, Vec<f32>), ScorerError> {
+        let (mut samples, mut masks) = (Vec::new(), Vec::new());
+        let (width, dimensions) = (self.width, self.dimensions);
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        let part = self.buckets.largest() * width;
+        for (x, known) in x.chunks(part).zip(known.chunks(part)) {
+            let rows = x.len() / width;
+            let bucket = self.buckets.fit(rows);
+            let x = padded(x, bucket * width, &mut first);
+            let known = padded(known, bucket * width, &mut second);
+            let inputs = ort::inputs![
+                "x" => TensorRef::from_array_view(([bucket, width], x))?,
+                "known" => TensorRef::from_array_view(([bucket, width], known))?,
+            ];
+            let outputs = self.encode.run_with_options(inputs, self.interrupt.runs()?);
+            let outputs = outputs.map_err(|e| self.interrupt.failure(e))?;
+            for (name, all) in [("sample", &mut samples), ("mask", &mut masks)] {
+                let found = values::<f32>(&outputs, ENCODE, name, &[bucket, dimensions])?;
+                all.extend_from_slice(&found[..rows * dimensions]);
+            }
+        }
+        Ok((samples, masks))
+    }
+
+    /// Returns the rows of points. `sample`: [N, D]. Result: [N, F].
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn decode(&mut self, sample: &[f32]) -> Result<Vec<f32>, ScorerError> {
+        let (width, dimensions) = (self.width, self.dimensions);
+        let (mut rows, mut buffer) = (Vec::new(), Vec::new());
+        for sample in sample.chunks(self.buckets.largest() * dimensions) {
+            let count = sample.len() / dimensions;
+            let bucket = self.buckets.fit(count);
+            let sample = padded(sample, bucket * dimensions, &mut buffer);
+            let sample = TensorRef::from_array_view(([bucket, dimensions], sample))?;
+            let inputs = ort::inputs!["sample" => sample];
+            let outputs = self.decode.run_with_options(inputs, self.interrupt.runs()?);
+            let outputs = outputs.map_err(|e| self.interrupt.failure(e))?;
+            let found = values::<f32>(&outputs, DECODE, "x", &[bucket, width])?;
+            rows.extend_from_slice(&found[..count * width]);
+        }
+        Ok(rows)
+    }
+
+    /// Returns the denoiser's prediction. `sample`, `mask` and the result: [N, D].
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn denoise(
+        &mut self,
+        sample: &[f32],
+        timestep: f32,
+        mask: &[f32],
+    ) -> Result<Vec<f32>, ScorerError> {
+        let dimensions = self.dimensions;
+        let (mut all, mut first, mut second) = (Vec::new(), Vec::new(), Vec::new());
+        let part = self.buckets.largest() * dimensions;
+        for (sample, mask) in sample.chunks(part).zip(mask.chunks(part)) {
+            let count = sample.len() / dimensions;
+            let bucket = self.buckets.fit(count);
+            let sample = padded(sample, bucket * dimensions, &mut first);
+            let mask = padded(mask, bucket * dimensions, &mut second);
+            let (floats, integers) = (vec![timestep; bucket], vec![timestep.round() as i64; bucket]);
+            let timestep: SessionInputValue<'_> = match self.takes_integers {
+                true => TensorRef::from_array_view(([bucket], &integers[..]))?.into(),
+                false => TensorRef::from_array_view(([bucket], &floats[..]))?.into(),
+            };
+            let inputs = ort::inputs![
+                "sample" => TensorRef::from_array_view(([bucket, dimensions], sample))?,
+                "timestep" => timestep,
+                "mask" => TensorRef::from_array_view(([bucket, dimensions], mask))?,
+            ];
+            let outputs = self.denoiser.run_with_options(inputs, self.interrupt.runs()?);
+            let outputs = outputs.map_err(|e| self.interrupt.failure(e))?;
+            let found = values::<f32>(&outputs, DENOISER, "out_sample", &[bucket, dimensions])?;
+            all.extend_from_slice(&found[..count * dimensions]);
+        }
+        Ok(all)
+    }
+
+    /// Draws the samples with the numbers `first`, `first` + 1, … and returns them as rows [N, F].
+    ///
+    /// `x` [N, F] holds the values of the features that `known` [N, F] marks with 1. They are held, and the others are drawn.
+    fn draw(&mut self, draw: &Draw, first: u64, x: &[f32], known: &[f32]) -> Result<Vec<f32>, DrawError> {
+        let dimensions = self.dimensions;
+        let (held, mask) = self.encode(x, known)?;
+        let numbers = (first..).take(held.len() / dimensions.max(1));
+        let mut noise: Vec<Normals> = numbers.map(|sample| normals(draw.seed, sample)).collect();
+        let mut sample = vec![0.0; held.len()];
+        let fill = |noise: &mut [Normals], values: &mut [f32]| {
+            let parts = values.chunks_exact_mut(dimensions);
+            noise.iter_mut().zip(parts).for_each(|(noise, part)| noise.fill(part));
+        };
+        let hold = |sample: &mut [f32]| {
+            for ((value, held), mask) in sample.iter_mut().zip(&held).zip(&mask) {
+                if *mask > 0.5 {
+                    *value = *held;
+                }
+            }
+        };
+        fill(&mut noise, &mut sample);
+        draw.plan.scale_noise(&mut sample);
+        let mut run = draw.plan.start(dimensions);
+        let (mut input, mut step_noise) = (vec![0.0; held.len()], Vec::new());
+        if draw.plan.is_stochastic() {
+            step_noise.resize(held.len(), 0.0);
+        }
+        for (step, &timestep) in draw.plan.timesteps().iter().enumerate() {
+            draw.plan.scale_input(step, &sample, &mut input);
+            hold(&mut input);
+            let output = self.denoise(&input, timestep, &mask)?;
+            if let Some(at) = output.iter().position(|value| !value.is_finite()) {
+                let sample = first + (at / dimensions) as u64;
+                return Err(DrawError::NotFinite { step, sample });
+            }
+            fill(&mut noise, &mut step_noise);
+            run.step(step, &output, &mut sample, &step_noise)?;
+        }
+        hold(&mut sample);
+        Ok(self.decode(&sample)?)
+    }
+}
+
+/// How samples are drawn.
+struct Draw {
+    plan: Plan,
+    seed: u64,
+}
+
+/// Draws rows on several cores. Sample i has the same bits whatever the batch, the number of cores, or the samples beside it.
+pub struct Sampler {
+    cores: Vec<Graphs>,
+    draw: Draw,
+    width: usize,
+}
+
+impl Sampler {
+    /// Creates sessions on `cores` cores. `scheduler` is the bundle's own or another one in diffusers' format.
+    ///
+    /// # Errors
+    /// A graph does not satisfy the contract, or the scheduler cannot take that many steps.
+    pub fn new(
+        runtime: &Runtime,
+        generative: &Generative,
+        width: usize,
+        cores: usize,
+        scheduler: &Scheduler,
+        steps: usize,
+        seed: u64,
+    ) -> Result<Sampler, DrawError> {
+        let cores = (0..cores.max(1)).map(|_| Graphs::new(runtime, generative, width));
+        Ok(Sampler {
+            cores: cores.collect::<Result<_, _>>()?,
+            draw: Draw {
+                plan: scheduler.plan(steps)?,
+                seed,
+            },
+            width,
+        })
+    }
+
+    /// Draws the samples with the numbers `first`, `first` + 1, … and returns them as rows [N, F], in order.
+    ///
+    /// `x` [N, F] holds the values of the features that `known` [N, F] marks with 1. They are held, and the others are drawn.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails, or the denoiser returns NaN.
+    pub fn draw(&mut self, first: u64, x: &[f32], known: &[f32]) -> Result<Vec<f32>, DrawError> {
+        let part = BATCH * self.width;
+        let draw = &self.draw;
+        let parts: Vec<_> = (first..).step_by(BATCH).zip(x.chunks(part).zip(known.chunks(part))).collect();
+        let cores = self.cores.len();
+        let drawn = thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .cores
+                .iter_mut()
+                .enumerate()
+                .map(|(core, graphs)| {
+                    let own = parts.iter().skip(core).step_by(cores);
+                    scope.spawn(move || {
+                        let rows = own.map(|(first, (x, known))| graphs.draw(draw, *first, x, known));
+                        rows.collect::<Result<Vec<_>, _>>()
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined.collect::<Vec<_>>()
+        });
+        let mut of_cores = Vec::with_capacity(cores);
+        for drawn in drawn {
+            of_cores.push(drawn.unwrap_or_else(|panic| resume_unwind(panic))?.into_iter());
+        }
+        let in_order = (0..parts.len()).filter_map(|part| of_cores[part % cores].next());
+        Ok(in_order.flatten().collect())
+    }
+
+    /// Returns the points of rows [N, F] of which every feature is known, [N, D].
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn encode(&mut self, x: &[f32]) -> Result<Vec<f32>, ScorerError> {
+        let known = vec![1.0; x.len()];
+        Ok(self.cores[0].encode(x, &known)?.0)
+    }
+
+    /// Returns the number of dimensions of a point, D.
+    pub fn dimensions(&self) -> usize {
+        self.cores[0].dimensions
+    }
+}
