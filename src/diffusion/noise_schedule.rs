@@ -76,6 +76,12 @@ impl NoiseSchedule {
         if rescaled {
             betas = with_zero_terminal_snr(&betas);
         }
+        if !betas.iter().all(|beta| (0.0..=1.0).contains(beta)) {
+            return Err(Error::Config(format!(
+                "{}: the schedule's betas are not all between 0 and 1: look at beta_start, beta_end and trained_betas",
+                fields.class
+            )));
+        }
         let alphas: Vec<f32> = betas.iter().map(|beta| 1.0 - beta).collect();
         let mut alphas_cumprod = cumulative_product(&alphas);
         if let Some(last) = alphas_cumprod.last_mut()
@@ -83,12 +89,6 @@ impl NoiseSchedule {
             && defaults.finite_sigmas
         {
             *last = 2.0_f32.powi(-24);
-        }
-        if !alphas_cumprod.iter().all(|a| (0.0..=1.0).contains(a)) {
-            return Err(Error::Config(format!(
-                "{}: the schedule's betas are not all between 0 and 1: look at beta_start, beta_end and trained_betas",
-                fields.class
-            )));
         }
         Ok(NoiseSchedule {
             alphas_cumprod,

@@ -13,6 +13,7 @@ use super::multistep::{self, Level, Multistep};
 use super::numerics::exp_m1;
 use super::prediction::PredictionType;
 use super::scheduler::{Batch, History, Method, Plan, Solver, timesteps};
+use super::sigmas::Final;
 
 #[derive(Debug)]
 pub(super) struct UniPcMultistep {
@@ -78,6 +79,13 @@ impl Method for UniPcMultistep {
             unipc: Arc::clone(&self.solver),
             levels,
         };
+        let final_order = solver.order(whole.len() - 1, whole.len());
+        if multistep.last == Final::Zero && final_order > 1 {
+            return Err(Error::Steps(format!(
+                "{}: with lower_order_final false, the last step to final_sigmas_type \"zero\" would be infinite: set it to \"sigma_min\"",
+                Self::CLASS
+            )));
+        }
         Ok(Plan {
             timesteps: timesteps(&whole),
             init_noise_sigma: 1.0,
