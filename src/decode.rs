@@ -27,7 +27,7 @@ mod avro;
 mod changes;
 mod envelope;
 mod headers;
-mod json;
+pub(crate) mod json;
 mod paths;
 mod protobuf;
 mod schemas;

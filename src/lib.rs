@@ -20,6 +20,8 @@ pub mod verdict;
 
 pub mod message;
 
+pub mod diffusion;
+
 pub mod dataset;
 pub mod evaluation;
 pub mod synthetic;

@@ -1,6 +1,7 @@
 //! The Python package `residuald`: files of records, their rows and verdicts, by the daemon's own code.
 
 mod bundle;
+mod diffusion;
 mod records;
 mod schema;
 mod table;
@@ -31,6 +32,8 @@ mod _native {
 
     #[pymodule_export]
     use super::bundle::{Bundle, use_library};
+    #[pymodule_export]
+    use super::diffusion::{Run, Scheduler, normals};
     #[pymodule_export]
     use super::records::{select, set_field};
     #[pymodule_export]

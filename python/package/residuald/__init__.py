@@ -12,16 +12,29 @@ Files of records, and the rows that a model gets:
 >>> features, notes = table.infer(leave_out=["label"])
 >>> X, accepted, refused = table.encode(features)  # X float32 [n, F], accepted bool [n]
 
+Samplers of diffusion models, with the names and defaults of diffusers:
+
+>>> scheduler = residuald.Scheduler({"_class_name": "DDIMScheduler", "clip_sample": False})
+>>> run = scheduler.run(steps=10)
+>>> noise = residuald.normals(seed=7, samples=range(4), draws=1 + len(run), dimensions=12)  # float32 [draws, 4, 12]
+>>> sample = noise[0] * run.init_noise_sigma
+>>> for i, t in enumerate(run.timesteps):
+...     output = model(run.scale_input(i, sample), t)
+...     sample = run.step(i, output, sample, noise[1 + i])
+
 A schema is a sequence of dicts, one for each feature, as under `input.features` in a bundle's manifest.
 """
 
 from ._native import (
     Error,
     RefusedError,
+    Run,
+    Scheduler,
     Schema,
     Table,
     __version__,
     check_schema,
+    normals,
     read,
     select,
     set_field,
@@ -33,12 +46,15 @@ __all__ = [
     "Bundle",
     "Error",
     "RefusedError",
+    "Run",
+    "Scheduler",
     "Schema",
     "Table",
     "Verdicts",
     "__version__",
     "check_schema",
     "decode",
+    "normals",
     "read",
     "select",
     "set_field",

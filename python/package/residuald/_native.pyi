@@ -59,6 +59,50 @@ class Bundle:
         progress: Callable[[int], object] | None,
     ) -> dict[str, Any]: ...
 
+class Scheduler:
+    """A sampler of a diffusion model, from the fields of a diffusers `scheduler_config.json` (0.42.1).
+
+    `class_name` replaces the configuration's `_class_name`. `eta`, from 0 to 1, is how much noise DDIM adds. Raises Error for an
+    unknown class or value.
+    """
+
+    def __init__(self, config: Mapping[str, Any], class_name: str | None = None, eta: float = 0.0) -> None: ...
+    @property
+    def class_name(self) -> str: ...
+    @property
+    def ignored(self) -> list[str]:
+        """The fields of the configuration that the class does not have."""
+    @property
+    def alphas_cumprod(self) -> NDArray[np.float32]:
+        """How much of the squared sample is left at each timestep of the training, [T]."""
+    def timesteps(self, steps: int) -> NDArray[np.float32]:
+        """The timesteps of so many steps, descending, [steps]. Whole but for the Euler schedulers."""
+    def run(self, steps: int) -> Run: ...
+
+class Run:
+    """One batch on its way from noise to samples. Arrays are float32 [N, ...]: N samples of any shape."""
+
+    def __len__(self) -> int: ...
+    @property
+    def timesteps(self) -> NDArray[np.float32]: ...
+    @property
+    def init_noise_sigma(self) -> float:
+        """What standard normals are multiplied with to be the initial sample."""
+    def adds_noise(self, i: int) -> bool:
+        """Whether step i adds noise."""
+    def scale_input(self, i: int, sample: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the model gets as sample in step i."""
+    def add_noise(self, i: int, clean: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The noisy sample with which step i begins, for a clean one."""
+    def step(
+        self,
+        i: int,
+        output: NDArray[np.float32],
+        sample: NDArray[np.float32],
+        noise: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """The sample after step i. `output` is the model's, of the sample's size, or twice that with a learned variance."""
+
 class Schema:
     def __init__(self, features: Features) -> None: ...
     def __len__(self) -> int: ...
@@ -102,6 +146,9 @@ def read(
     unwrap: str = "none",
     allow_nan: bool = False,
 ) -> Table: ...
+def normals(seed: int, samples: Sequence[int], draws: int, dimensions: int) -> NDArray[np.float32]:
+    """Standard normals [draws, N, dimensions]. Those of a sample depend on the seed and its number alone."""
+
 def use_library(path: str | PathLike[str]) -> None: ...
 def select(record: Text, paths: Sequence[str]) -> bytes: ...
 def set_field(record: Text, path: str, value: str | None) -> bytes: ...

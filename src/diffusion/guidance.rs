@@ -1,0 +1,27 @@
+//! Classifier-free guidance: one model, asked with and without the condition.
+
+/// Moves `unconditional` to u + scale (c - u), away from what the model predicts without the condition (Ho & Salimans 2022,
+/// "Classifier-Free Diffusion Guidance", arXiv 2207.12598, with w = scale - 1). A scale of 1 is the conditional prediction.
+pub fn guide(unconditional: &mut [f32], conditional: &[f32], scale: f32) {
+    for (u, &c) in unconditional.iter_mut().zip(conditional) {
+        *u += scale * (c - *u);
+    }
+}
+
+/// Brings the standard deviation of one sample's `guided` prediction towards that of its `conditional` one: r g std(c) / std(g) +
+/// (1 - r) g for r = `guidance_rescale` (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section
+/// 3.4, arXiv 2305.08891).
+pub fn rescale_guidance(guided: &mut [f32], conditional: &[f32], guidance_rescale: f32) {
+    let ratio = standard_deviation(conditional) / standard_deviation(guided);
+    for g in guided {
+        *g = guidance_rescale * (*g * ratio) + (1.0 - guidance_rescale) * *g;
+    }
+}
+
+/// The square root of the unbiased variance, summed in float64.
+fn standard_deviation(values: &[f32]) -> f32 {
+    let count = values.len() as f64;
+    let mean = values.iter().copied().map(f64::from).sum::<f64>() / count;
+    let squares = values.iter().map(|&x| (f64::from(x) - mean).powi(2));
+    (squares.sum::<f64>() / (count - 1.0)).sqrt() as f32
+}
