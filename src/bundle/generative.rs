@@ -71,7 +71,8 @@ pub struct Marginal {
     pub decimals: Option<u32>,
 }
 
-/// What the graphs return for one row on the trainer's machine. `null` in `x` and `decoded` is NaN.
+/// What the graphs return for one row on the trainer's machine: `encode` of `x`, and `denoiser` and `decode` of `noisy`. `null` in `x`
+/// and `decoded` is NaN.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GoldenPoint {
     pub x: Vec<Option<f32>>,

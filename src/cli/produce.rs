@@ -5,13 +5,12 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use crate::config::{self, ClientSettings, Guarantee};
 use crate::dataset;
 use crate::kafka::Sink;
 use crate::shutdown::Shutdown;
 
 use crate::cli::shared::connection::{ConnectionArguments, topic};
-use crate::cli::shared::feed::Feed;
+use crate::cli::shared::feed::{Feed, without_transactions};
 use crate::cli::shared::files::{FormatArgument, shown};
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::refusals::Refusals;
@@ -116,19 +115,5 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             "none of the {bad} records could be sent: {left_out}"
         ))),
         _ => Ok(()),
-    }
-}
-
-/// Returns the connection without the daemon's transactional.id, because `produce` would otherwise fence the daemon.
-fn without_transactions(kafka: config::KafkaSettings) -> config::KafkaSettings {
-    let mut producer = ClientSettings::default();
-    let others = kafka.producer.iter();
-    for (name, value) in others.filter(|(name, _)| *name != "transactional.id") {
-        producer.set(name, value);
-    }
-    config::KafkaSettings {
-        guarantee: Guarantee::AtLeastOnce,
-        producer,
-        ..kafka
     }
 }

@@ -7,6 +7,7 @@ pub mod output;
 pub mod print;
 pub mod progress;
 pub mod reasons;
+pub mod records_file;
 pub mod refusals;
 pub mod scoring;
 pub mod settings;

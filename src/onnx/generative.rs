@@ -25,7 +25,9 @@ pub enum DrawError {
     Graph(#[from] ScorerError),
     #[error(transparent)]
     Scheduler(#[from] diffusion::Error),
-    #[error("the denoiser returned NaN or infinity at step {step} of sample {sample}: the bundle's denoiser is unusable with this scheduler and number of steps")]
+    #[error(
+        "the denoiser returned NaN or infinity at step {step} of sample {sample}: the bundle's denoiser is unusable with this scheduler and number of steps"
+    )]
     NotFinite { step: usize, sample: u64 },
 }
 
@@ -59,7 +61,13 @@ impl Graphs {
         let denoiser = session(DENOISER, &generative.denoiser)?;
         let mut inputs = denoiser.inputs().iter();
         let timestep = inputs.find(|tensor| tensor.name() == "timestep");
-        let of_floats = tensor_fault("input", "timestep", TensorElementType::Float32, &[-1], timestep);
+        let of_floats = tensor_fault(
+            "input",
+            "timestep",
+            TensorElementType::Float32,
+            &[-1],
+            timestep,
+        );
         let mut graphs = Graphs {
             takes_integers: of_floats.is_some(),
             encode: session(ENCODE, &generative.encode)?,
@@ -122,7 +130,8 @@ impl Graphs {
                 }
                 if kind == "input" && tensors.len() > expected.len() {
                     let names: Vec<&str> = expected.iter().map(|(name, ..)| *name).collect();
-                    let problem = format!("has further inputs: it may only have {}", names.join(", "));
+                    let problem =
+                        format!("has further inputs: it may only have {}", names.join(", "));
                     faults.push(Fault::new(file, problem));
                 }
             }
@@ -136,7 +145,7 @@ impl Graphs {
         };
         let (sample, mask) = self.encode(&row(&point.x), &point.known)?;
         let out = self.denoise(&point.noisy, point.timestep as f32, &point.mask)?;
-        let decoded = self.decode(&point.sample)?;
+        let decoded = self.decode(&point.noisy)?;
         for (file, output, found, expected) in [
             (ENCODE, "sample", sample, &point.sample),
             (ENCODE, "mask", mask, &point.mask),
@@ -164,7 +173,11 @@ impl Graphs {
     ///
     /// # Errors
     /// ONNX Runtime fails.
-    pub fn encode(&mut self, x: &[f32], known: &[f32]) -> Result<(Vec<f32>, Vec<f32>), ScorerError> {
+    pub fn encode(
+        &mut self,
+        x: &[f32],
+        known: &[f32],
+    ) -> Result<(Vec<f32>, Vec<f32>), ScorerError> {
         let (mut samples, mut masks) = (Vec::new(), Vec::new());
         let (width, dimensions) = (self.width, self.dimensions);
         let (mut first, mut second) = (Vec::new(), Vec::new());
@@ -227,7 +240,10 @@ impl Graphs {
             let bucket = self.buckets.fit(count);
             let sample = padded(sample, bucket * dimensions, &mut first);
             let mask = padded(mask, bucket * dimensions, &mut second);
-            let (floats, integers) = (vec![timestep; bucket], vec![timestep.round() as i64; bucket]);
+            let (floats, integers) = (
+                vec![timestep; bucket],
+                vec![timestep.round() as i64; bucket],
+            );
             let timestep: SessionInputValue<'_> = match self.takes_integers {
                 true => TensorRef::from_array_view(([bucket], &integers[..]))?.into(),
                 false => TensorRef::from_array_view(([bucket], &floats[..]))?.into(),
@@ -237,7 +253,9 @@ impl Graphs {
                 "timestep" => timestep,
                 "mask" => TensorRef::from_array_view(([bucket, dimensions], mask))?,
             ];
-            let outputs = self.denoiser.run_with_options(inputs, self.interrupt.runs()?);
+            let outputs = self
+                .denoiser
+                .run_with_options(inputs, self.interrupt.runs()?);
             let outputs = outputs.map_err(|e| self.interrupt.failure(e))?;
             let found = values::<f32>(&outputs, DENOISER, "out_sample", &[bucket, dimensions])?;
             all.extend_from_slice(&found[..count * dimensions]);
@@ -248,7 +266,13 @@ impl Graphs {
     /// Draws the samples with the numbers `first`, `first` + 1, … and returns them as rows [N, F].
     ///
     /// `x` [N, F] holds the values of the features that `known` [N, F] marks with 1. They are held, and the others are drawn.
-    fn draw(&mut self, draw: &Draw, first: u64, x: &[f32], known: &[f32]) -> Result<Vec<f32>, DrawError> {
+    fn draw(
+        &mut self,
+        draw: &Draw,
+        first: u64,
+        x: &[f32],
+        known: &[f32],
+    ) -> Result<Vec<f32>, DrawError> {
         let dimensions = self.dimensions;
         let (held, mask) = self.encode(x, known)?;
         let numbers = (first..).take(held.len() / dimensions.max(1));
@@ -256,7 +280,10 @@ impl Graphs {
         let mut sample = vec![0.0; held.len()];
         let fill = |noise: &mut [Normals], values: &mut [f32]| {
             let parts = values.chunks_exact_mut(dimensions);
-            noise.iter_mut().zip(parts).for_each(|(noise, part)| noise.fill(part));
+            noise
+                .iter_mut()
+                .zip(parts)
+                .for_each(|(noise, part)| noise.fill(part));
         };
         let hold = |sample: &mut [f32]| {
             for ((value, held), mask) in sample.iter_mut().zip(&held).zip(&mask) {
@@ -335,7 +362,10 @@ impl Sampler {
     pub fn draw(&mut self, first: u64, x: &[f32], known: &[f32]) -> Result<Vec<f32>, DrawError> {
         let part = BATCH * self.width;
         let draw = &self.draw;
-        let parts: Vec<_> = (first..).step_by(BATCH).zip(x.chunks(part).zip(known.chunks(part))).collect();
+        let parts: Vec<_> = (first..)
+            .step_by(BATCH)
+            .zip(x.chunks(part).zip(known.chunks(part)))
+            .collect();
         let cores = self.cores.len();
         let drawn = thread::scope(|scope| {
             let threads: Vec<_> = self
@@ -345,7 +375,8 @@ impl Sampler {
                 .map(|(core, graphs)| {
                     let own = parts.iter().skip(core).step_by(cores);
                     scope.spawn(move || {
-                        let rows = own.map(|(first, (x, known))| graphs.draw(draw, *first, x, known));
+                        let rows =
+                            own.map(|(first, (x, known))| graphs.draw(draw, *first, x, known));
                         rows.collect::<Result<Vec<_>, _>>()
                     })
                 })
@@ -355,7 +386,11 @@ impl Sampler {
         });
         let mut of_cores = Vec::with_capacity(cores);
         for drawn in drawn {
-            of_cores.push(drawn.unwrap_or_else(|panic| resume_unwind(panic))?.into_iter());
+            of_cores.push(
+                drawn
+                    .unwrap_or_else(|panic| resume_unwind(panic))?
+                    .into_iter(),
+            );
         }
         let in_order = (0..parts.len()).filter_map(|part| of_cores[part % cores].next());
         Ok(in_order.flatten().collect())
@@ -368,6 +403,11 @@ impl Sampler {
     pub fn encode(&mut self, x: &[f32]) -> Result<Vec<f32>, ScorerError> {
         let known = vec![1.0; x.len()];
         Ok(self.cores[0].encode(x, &known)?.0)
+    }
+
+    /// Returns the number of samples that keep every core busy for one batch.
+    pub fn at_once(&self) -> u64 {
+        (self.cores.len() * BATCH) as u64
     }
 
     /// Returns the number of dimensions of a point, D.

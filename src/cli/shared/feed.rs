@@ -30,6 +30,20 @@ pub fn kafka_settings(brokers: &str, client: config::ClientSettings) -> config::
     }
 }
 
+/// Returns the connection without the daemon's transactional.id, because the verb would otherwise fence the daemon.
+pub fn without_transactions(kafka: config::KafkaSettings) -> config::KafkaSettings {
+    let mut producer = config::ClientSettings::default();
+    let others = kafka.producer.iter();
+    for (name, value) in others.filter(|(name, _)| *name != "transactional.id") {
+        producer.set(name, value);
+    }
+    config::KafkaSettings {
+        guarantee: config::Guarantee::AtLeastOnce,
+        producer,
+        ..kafka
+    }
+}
+
 /// Connects a producer to the embedded broker.
 pub fn embedded_sink(brokers: &str, topic: &str, stop: &Shutdown) -> Result<Sink, Failure> {
     let mut kafka = kafka_settings(brokers, config::ClientSettings::default());

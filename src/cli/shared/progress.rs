@@ -38,8 +38,13 @@ pub fn end(bar: &ProgressBar, data: &Dataset) {
 }
 
 pub fn of_images(images: usize, hidden: bool) -> ProgressBar {
-    let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} images {TIMES}");
-    bar(images as u64, &template, hidden)
+    of_count(images as u64, "images", hidden)
+}
+
+/// Creates a progress bar for a known number of things.
+pub fn of_count(count: u64, things: &str, hidden: bool) -> ProgressBar {
+    let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} {things} {TIMES}");
+    bar(count, &template, hidden)
 }
 
 /// Creates a spinner for work without a known end.

@@ -2,6 +2,9 @@
 //! becomes a JSON object.
 #![no_main]
 
+#[path = "../common.rs"]
+mod common;
+
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -15,7 +18,10 @@ use residuald::dataset::table::Table;
 use residuald::dataset::{Options, open};
 
 thread_local! {
-    static FILE: RefCell<(File, PathBuf)> = RefCell::new(in_memory());
+    static FILE: RefCell<(File, PathBuf)> = {
+        common::allow_panics_of_crates();
+        RefCell::new(in_memory())
+    };
 }
 
 /// A file that exists only in memory, and a path to it.

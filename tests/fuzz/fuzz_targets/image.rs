@@ -1,7 +1,9 @@
 //! Payloads decoded as images, to gray and to colour, whole and in tiles. Each becomes pixels for complete model rows or an error.
 #![no_main]
 
-use std::panic;
+#[path = "../common.rs"]
+mod common;
+
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
@@ -17,14 +19,7 @@ const LIMITS: Limits = Limits {
 };
 
 static READERS: LazyLock<[ImageReader; 2]> = LazyLock::new(|| {
-    // The daemon catches panics of image decoders. Panics in its own code would be caught too, but they must fail here.
-    let fatal = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        let ours = |at: &panic::Location<'_>| !at.file().contains("/registry/src/");
-        if info.location().is_none_or(ours) {
-            fatal(info);
-        }
-    }));
+    common::allow_panics_of_crates();
     let gray = json!({"height": 16, "width": 24, "channels": 1, "resize": "bilinear"});
     let tiles = json!({"scale": 0.75, "overlap": 4});
     let colour =

@@ -1,0 +1,527 @@
+//! `residuald generate` with a bundle for tables: draws records.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use jiff::Zoned;
+use jiff::civil::{Date, Weekday};
+use serde_json::{Value, json};
+
+use crate::bundle::{Bundle, Generative};
+use crate::dataset::Example;
+use crate::diffusion::Scheduler;
+use crate::kafka::Sink;
+use crate::onnx::generative::{DrawError, Sampler};
+use crate::onnx::{CHUNK, Interrupt, Runtime, all_cores};
+use crate::shutdown::Shutdown;
+use crate::synthetic::anomalies::{Injector, KINDS, Kind, Wishes};
+use crate::synthetic::conditions::Conditions;
+use crate::synthetic::privacy::Gate;
+use crate::synthetic::records::{Cell, CellType, Records};
+
+use crate::cli::shared::connection::{ConnectionArguments, topic};
+use crate::cli::shared::feed::{Feed, without_transactions};
+use crate::cli::shared::progress::{self, stop_on_ctrl_c};
+use crate::cli::shared::records_file::{RecordsFile, written};
+use crate::cli::shared::threshold::positive;
+use crate::failure::Failure;
+
+const LABEL: &str = "label";
+const SCENARIO: &str = "scenario";
+/// Maximum number of records in one call.
+const MOST_RECORDS: u64 = 1_000_000_000;
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Records of a bundle for tables")]
+pub struct TableArguments {
+    /// Hold a feature at a value and draw the rest: merchant_category=jewellery; may be given several times
+    #[arg(long = "where", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    conditions: Vec<(String, String)>,
+    /// Share of the records that become anomalies, with the fields `label` (0 or 1) and `scenario` (the kind)
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    anomalies: Option<f64>,
+    /// Kinds of anomalies: tail, foreign, relation, unseen, ramp [default: all that the schema allows]
+    #[arg(
+        long,
+        value_name = "KIND",
+        value_delimiter = ',',
+        requires = "anomalies"
+    )]
+    kinds: Vec<Kind>,
+    /// How strange anomalies are: 1 is plain to see, 0 is normal
+    #[arg(
+        long,
+        value_name = "STRENGTH",
+        default_value_t = 1.0,
+        requires = "anomalies"
+    )]
+    strength: f32,
+    /// Add a field with a key, which is the message key in a topic
+    #[arg(long, value_name = "FIELD")]
+    key: Option<String>,
+    /// Number of different keys
+    #[arg(long, value_name = "N", default_value_t = 1000, requires = "key", value_parser = clap::value_parser!(u64).range(1..))]
+    keys: u64,
+    /// First day of the week in which times are [default: the Monday of this week]
+    #[arg(long, value_name = "DATE")]
+    start: Option<Date>,
+    /// Go on where an interrupted run has stopped (NDJSON only)
+    #[arg(long)]
+    resume: bool,
+    /// Write records that come closer to training records than chance allows
+    #[arg(long)]
+    allow_copies: bool,
+    /// Send the records to this topic instead of a file
+    #[arg(long, conflicts_with_all = ["out", "resume"])]
+    topic: Option<String>,
+    /// Records per second, for --topic [default: as fast as they are drawn]
+    #[arg(long, value_parser = positive, requires = "topic")]
+    rate: Option<f64>,
+    #[command(flatten)]
+    connection: ConnectionArguments,
+}
+
+/// What all models have in common.
+pub struct Common<'a> {
+    pub count: u64,
+    pub out: Option<&'a PathBuf>,
+    pub seed: u64,
+    pub steps: Option<usize>,
+    /// Class name of a scheduler of diffusers.
+    pub scheduler: Option<&'a str>,
+    pub force: bool,
+    pub json: bool,
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "it must be from 0 to 1".to_owned())
+}
+
+/// Draws records with the bundle, and writes them to a file or a topic.
+pub fn run(
+    bundle: &Bundle,
+    arguments: &TableArguments,
+    common: &Common<'_>,
+) -> Result<(), Failure> {
+    let Some(generative) = &bundle.generative else {
+        return Err(Failure::usage(format!(
+            "the bundle {} cannot draw records: train it with `residuald-train tabular --generative`",
+            bundle.manifest.name
+        )));
+    };
+    if common.count > MOST_RECORDS {
+        return Err(Failure::usage(format!(
+            "--count may be at most {MOST_RECORDS}"
+        )));
+    }
+    let started = Instant::now();
+    let stop = Shutdown::default();
+    stop_on_ctrl_c(&stop)?;
+    let mut drawing = Drawing::new(bundle, generative, arguments, common, &stop)?;
+    let done = match &arguments.topic {
+        Some(name) => to_topic(&mut drawing, name, arguments, &stop)?,
+        None => to_file(&mut drawing, arguments, common, &stop)?,
+    };
+    drawing.bar.finish_and_clear();
+    report(&drawing, &done, common, started);
+    match (stop.is_requested(), &done.unfinished) {
+        (true, Some(part)) => Err(Failure::stopped(format!(
+            "interrupted: {} of {} records are in {}; go on with --resume",
+            done.records,
+            common.count,
+            part.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What was written.
+struct Done {
+    records: u64,
+    place: String,
+    unfinished: Option<PathBuf>,
+}
+
+fn to_file(
+    drawing: &mut Drawing<'_>,
+    arguments: &TableArguments,
+    common: &Common<'_>,
+    stop: &Shutdown,
+) -> Result<Done, Failure> {
+    let default = PathBuf::from("-");
+    let path = common.out.unwrap_or(&default);
+    if arguments.resume && path.as_os_str() == "-" {
+        return Err(Failure::usage("--resume requires --out FILE"));
+    }
+    let before = if arguments.resume {
+        written(path)?
+    } else {
+        None
+    };
+    if let Some((count, first)) = &before {
+        drawing.resume(*count, first)?;
+    }
+    let mut file = RecordsFile::open(path, &drawing.records, common.force, before.is_some())?;
+    let mut records = drawing.next;
+    while let Some(next) = drawing.next() {
+        let cells = match next {
+            Ok((cells, _)) => cells,
+            Err(failure) => {
+                file.discard();
+                return Err(failure);
+            }
+        };
+        file.write(&drawing.records, cells)?;
+        records += 1;
+    }
+    let place = path.display().to_string();
+    if stop.is_requested() && records < common.count {
+        let unfinished = file.interrupt()?;
+        return Ok(Done {
+            records,
+            place,
+            unfinished,
+        });
+    }
+    file.finish()?;
+    Ok(Done {
+        records,
+        place,
+        unfinished: None,
+    })
+}
+
+fn to_topic(
+    drawing: &mut Drawing<'_>,
+    name: &str,
+    arguments: &TableArguments,
+    stop: &Shutdown,
+) -> Result<Done, Failure> {
+    let connection = arguments.connection.load()?;
+    let topic = topic(Some(name), connection.config.as_ref())?;
+    let kafka = without_transactions(connection.kafka);
+    let sink = Sink::connect(&kafka, &[&topic], stop)?;
+    let feed = Feed {
+        sink: &sink,
+        topic: &topic,
+        rate: arguments.rate,
+        stop,
+    };
+    let examples = std::iter::from_fn(|| {
+        let next = drawing.next()?;
+        Some(next.map(|(cells, key)| Example {
+            payload: drawing.records.json(&cells),
+            label: None,
+            key: key.map(String::into_bytes),
+        }))
+    });
+    let records = feed.run(examples, |_| true)?;
+    Ok(Done {
+        records,
+        place: topic,
+        unfinished: None,
+    })
+}
+
+/// Draws the records of a range of sample numbers, chunk by chunk.
+struct Drawing<'s> {
+    sampler: Sampler,
+    conditions: Conditions,
+    injector: Option<Injector>,
+    records: Records,
+    gate: Gate,
+    /// Number of records at the last test.
+    tested: u64,
+    keys: Option<u64>,
+    allow_copies: bool,
+    seed: u64,
+    width: usize,
+    /// Number of the next sample to draw.
+    next: u64,
+    count: u64,
+    /// Drawn records that are not taken yet, the first one last.
+    ready: Vec<(Vec<Cell>, Option<String>)>,
+    anomalies: [u64; KINDS.len()],
+    bar: ProgressBar,
+    stop: &'s Shutdown,
+}
+
+impl<'s> Drawing<'s> {
+    fn new(
+        bundle: &Bundle,
+        generative: &Generative,
+        arguments: &TableArguments,
+        common: &Common<'_>,
+        stop: &'s Shutdown,
+    ) -> Result<Drawing<'s>, Failure> {
+        let features = bundle.features();
+        let about = &generative.about;
+        let conditions = Conditions::parse(&arguments.conditions, features, about);
+        let conditions =
+            conditions.map_err(|problem| Failure::usage(format!("--where: {problem}")))?;
+        let mut extras = Vec::new();
+        if let Some(key) = &arguments.key {
+            extras.push((key.as_str(), CellType::Text));
+        }
+        if arguments.anomalies.is_some() {
+            extras.extend([(LABEL, CellType::Integer), (SCENARIO, CellType::Text)]);
+        }
+        let start = arguments.start.unwrap_or_else(this_monday);
+        let records =
+            Records::new(features, about, &extras, start, common.seed).map_err(Failure::usage)?;
+        if records.have_times() && arguments.start.is_none() {
+            eprintln!("times are in the week from {start}: choose another one with --start");
+        }
+        let injector = match arguments.anomalies {
+            Some(share) => Some(injector(
+                share,
+                arguments,
+                common.seed,
+                bundle,
+                generative,
+                &conditions,
+            )?),
+            None => None,
+        };
+        let runtime = Runtime::load(Interrupt::default())?;
+        let steps = common.steps.unwrap_or(about.steps);
+        let scheduler = scheduler(&generative.scheduler, common.scheduler)?;
+        let cores = all_cores().workers;
+        let width = features.len();
+        let mut sampler = Sampler::new(
+            &runtime,
+            generative,
+            width,
+            cores,
+            &scheduler,
+            steps,
+            common.seed,
+        )?;
+        let dimensions = sampler.dimensions();
+        let gate = Gate::new(
+            &generative.reference,
+            |rows| sampler.encode(rows),
+            dimensions,
+        )?;
+        Ok(Drawing {
+            sampler,
+            conditions,
+            injector,
+            records,
+            gate,
+            tested: 0,
+            keys: arguments.key.is_some().then_some(arguments.keys),
+            allow_copies: arguments.allow_copies,
+            seed: common.seed,
+            width,
+            next: 0,
+            count: common.count,
+            ready: Vec::new(),
+            anomalies: [0; KINDS.len()],
+            bar: progress::of_count(common.count, "records", common.json),
+            stop,
+        })
+    }
+
+    /// Goes on after `count` records, of which the first one is in the line `first`.
+    fn resume(&mut self, count: u64, first: &[u8]) -> Result<(), Failure> {
+        self.draw(0, 1)?;
+        let own = self.ready.pop().map(|(cells, _)| self.records.json(&cells));
+        self.anomalies = [0; KINDS.len()];
+        if own.as_deref() != first.strip_suffix(b"\n") {
+            return Err(Failure::usage(
+                "--resume: the file was begun with other options or with another bundle: give the same ones, or leave --resume out",
+            ));
+        }
+        self.next = count.min(self.count);
+        self.bar.set_position(self.next);
+        Ok(())
+    }
+
+    /// Draws `count` samples from the number `first` on, compares them with real records, and makes records of them.
+    fn draw(&mut self, first: u64, count: usize) -> Result<(), Failure> {
+        let (x, known) = self.conditions.rows(count);
+        let mut rows = self.sampler.draw(first, &x, &known)?;
+        self.gate.add(&self.sampler.encode(&rows)?);
+        let compared = self.gate.privacy().records;
+        // A test after each chunk would find an excess by chance sooner or later.
+        let is_due = compared >= 2 * self.tested || first + count as u64 == self.count;
+        if is_due {
+            self.tested = compared;
+        }
+        if let Some(problem) = self
+            .gate
+            .privacy()
+            .fault()
+            .filter(|_| is_due && !self.allow_copies)
+        {
+            return Err(Failure::data(format!(
+                "the records give away training data: {problem}. Nothing more is written. Train with more records or fewer steps, or write them all the same with --allow-copies"
+            )));
+        }
+        for (number, row) in (first..).zip(rows.chunks_exact_mut(self.width)) {
+            let injector = self.injector.as_ref();
+            let kind = injector.and_then(|injector| injector.apply(number, row));
+            if let Some(kind) = kind {
+                self.anomalies[kind as usize] += 1;
+            }
+            let mut extras = Vec::new();
+            let key = self.keys.map(|keys| key(self.seed, number, keys, injector));
+            extras.extend(key.clone().map(Cell::Text));
+            if injector.is_some() {
+                extras.push(Cell::Integer(kind.is_some().into()));
+                extras.push(Cell::Text(kind.map_or("normal", Kind::as_str).to_owned()));
+            }
+            self.ready
+                .push((self.records.cells(number, row, &extras), key));
+        }
+        self.ready.reverse();
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Result<(Vec<Cell>, Option<String>), Failure>> {
+        if self.ready.is_empty() {
+            let count = (self.count - self.next).min(CHUNK as u64);
+            if count == 0 || self.stop.is_requested() {
+                return None;
+            }
+            // One batch for each core keeps Ctrl-C and the bar prompt, but the first chunk is large, because it is compared with real
+            // records before anything is written.
+            let count = if self.next == 0 {
+                count
+            } else {
+                count.min(self.sampler.at_once())
+            };
+            if let Err(failure) = self.draw(self.next, count as usize) {
+                return Some(Err(failure));
+            }
+            self.next += count;
+            self.bar.set_position(self.next);
+        }
+        self.ready.pop().map(Ok)
+    }
+}
+
+fn injector(
+    share: f64,
+    arguments: &TableArguments,
+    seed: u64,
+    bundle: &Bundle,
+    generative: &Generative,
+    conditions: &Conditions,
+) -> Result<Injector, Failure> {
+    let wishes = Wishes {
+        share,
+        kinds: match arguments.kinds.is_empty() {
+            true => KINDS.to_vec(),
+            false => arguments.kinds.clone(),
+        },
+        strength: arguments.strength,
+        has_keys: arguments.key.is_some(),
+        seed,
+    };
+    let held: Vec<bool> = conditions.known.iter().map(|known| *known == 1.0).collect();
+    let made = Injector::new(
+        wishes,
+        bundle.features(),
+        &generative.about,
+        &generative.reference,
+        &held,
+    );
+    let (injector, notes) = made.map_err(Failure::usage)?;
+    for note in notes {
+        eprintln!("{note}");
+    }
+    Ok(injector)
+}
+
+/// Returns the key of a sample. Some keys are far more frequent than others, as with real customers.
+fn key(seed: u64, number: u64, keys: u64, injector: Option<&Injector>) -> String {
+    let ramp = injector.and_then(|injector| injector.ramp(number));
+    let mut random = fastrand::Rng::with_seed(
+        seed ^ ramp.map_or(number.wrapping_mul(2), |(ramp, _)| ramp.wrapping_mul(2) + 1),
+    );
+    random.u64(..);
+    let key = (random.f64().powi(2) * keys as f64) as u64;
+    format!("key-{key:06}")
+}
+
+fn this_monday() -> Date {
+    let today = Zoned::now().date();
+    today
+        .nth_weekday(-1, Weekday::Monday)
+        .ok()
+        .filter(|_| today.weekday() != Weekday::Monday)
+        .unwrap_or(today)
+}
+
+/// Returns the bundle's scheduler, or another class with the same configuration.
+fn scheduler(config: &Value, class: Option<&str>) -> Result<Scheduler, Failure> {
+    let mut config = config.clone();
+    if let (Some(class), Some(fields)) = (class, config.as_object_mut()) {
+        fields.insert("_class_name".into(), class.into());
+    }
+    Scheduler::from_json(&config.to_string()).map_err(Failure::data)
+}
+
+fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    let privacy = drawing.gate.privacy();
+    let kinds = KINDS
+        .into_iter()
+        .zip(drawing.anomalies)
+        .filter(|(_, count)| *count > 0);
+    let kinds: Vec<(&str, u64)> = kinds.map(|(kind, count)| (kind.as_str(), count)).collect();
+    if common.json {
+        let kinds: serde_json::Map<String, Value> = kinds
+            .into_iter()
+            .map(|(kind, count)| (kind.to_owned(), count.into()))
+            .collect();
+        // Records on standard output are followed by nothing else.
+        let summary = json!({"records": done.records, "seconds": seconds, "seed": common.seed, "anomalies": kinds, "privacy": privacy});
+        match done.place == "-" {
+            true => eprintln!("{summary}"),
+            false => println!("{summary}"),
+        }
+        return;
+    }
+    let place = if done.place == "-" {
+        String::new()
+    } else {
+        format!(" to {}", done.place)
+    };
+    eprintln!(
+        "{} records written{place} in {seconds:.1} s (seed {})",
+        done.records, common.seed
+    );
+    if !kinds.is_empty() {
+        let kinds: Vec<String> = kinds
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        eprintln!("anomalies among them: {}", kinds.join(", "));
+    }
+    eprintln!(
+        "privacy: {:.1} % are closer to a training record than to a held-out one (50 % is chance)",
+        100.0 * privacy.share_closer()
+    );
+}
+
+impl From<DrawError> for Failure {
+    fn from(e: DrawError) -> Self {
+        match e {
+            DrawError::Graph(e) => e.into(),
+            e => Failure::data(e),
+        }
+    }
+}
