@@ -241,7 +241,7 @@ impl ColumnName<'_> {
         notation: Notation,
         unit: Option<&str>,
     ) -> Guess {
-        if range.count == 0 || range.min >= range.max {
+        if !range.varies {
             return Guess::left_out("is constant: left out");
         }
         let epoch = epoch_unit(range).filter(|_| range.only_grows() || self.sounds_like_a_time());
@@ -284,6 +284,11 @@ impl ColumnName<'_> {
                     self.path
                 ));
             }
+        }
+        if range.min as f32 == range.max as f32 {
+            return Guess::left_out(
+                "differs only in digits that a model's 32-bit numbers do not have, like a long id: left out; subtract an offset in the data if the difference matters",
+            );
         }
         let mut feature = self.feature(FeatureKind::Number, missing, notation);
         feature.unit = unit.map(str::to_owned);
