@@ -94,6 +94,11 @@ pub fn guess(
     let strings = &observed.strings;
     let column = ColumnName { path, keep };
     let present = observed.present();
+    if is_pandas_index(path) && !keep {
+        return Guess::left_out(format!(
+            "is the index of a pandas frame, which has no name: left out (--keep {path} takes it)"
+        ));
+    }
     if observed.nested > 0 {
         return Guess::left_out(match observed.nested == present {
             true => "holds arrays or empty objects: left out",
@@ -472,6 +477,13 @@ impl ColumnName<'_> {
             )
         })
     }
+}
+
+/// Returns whether pandas gives a level of an index without a name this name in Parquet and Arrow.
+fn is_pandas_index(path: &str) -> bool {
+    let level = path.strip_prefix("__index_level_");
+    let level = level.and_then(|rest| rest.strip_suffix("__"));
+    level.is_some_and(|level| level.parse::<u32>().is_ok())
 }
 
 /// Returns the unit in which all values are times between 1990 and 2100.
