@@ -203,7 +203,6 @@ class Bundle:
         kind, index = kind_of(data)
         return Verdicts(self, outputs, kind, index)
 
-
     def _score_wrapped(self, data, key, envelope, allow_nan, explain, reasons, progress):
         table, unopened = table_of(data).opened(list(envelope), allow_nan)
         keys = None if key is None else table.texts(key)
