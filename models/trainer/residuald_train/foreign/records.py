@@ -103,7 +103,7 @@ def table_of(data, features):
 
 
 def record(row):
-    """A row {dotted path: value} -> a nested record. A missing value is null, so that every row has all columns in order."""
+    """A row {dotted path: value} -> a nested record. Missing values are null, so every row has all columns in order."""
     out = {}
     for path, value in row.items():
         value = value.item() if isinstance(value, np.generic) else value
