@@ -211,7 +211,7 @@ quality-data:
 
 # Sanitizers find little in safe Rust and would hide how much memory a target takes.
 FUZZ_RUNS ?= 1000000
-FUZZ_TARGETS := files json avro protobuf wire message outcome image http reload
+FUZZ_TARGETS := files envelope json avro protobuf wire message outcome image http reload
 
 .PHONY: fuzz
 fuzz: ## FUZZ_RUNS inputs through each fuzz target; needs nightly Rust (tests/fuzz/README.md)

@@ -6,6 +6,8 @@
 //! | in the file | in the payload |
 //! | --- | --- |
 //! | NDJSON line | its bytes as they are, valid or not; blank lines are skipped |
+//! | NDJSON line `null` | nothing: it is a tombstone, which is counted and said |
+//! | JSON object of several lines | its bytes as they are |
 //! | element of a `.json` file that is one array | its bytes as they are |
 //! | CSV cell that is a JSON number | the same digits |
 //! | CSV cell such as `+1.5`, `.5` or `5.` | the number; with leading zeros it is a string |
@@ -32,6 +34,7 @@ pub mod folder;
 pub mod format;
 pub mod inference;
 mod json_array;
+mod json_objects;
 mod json_values;
 mod labels;
 pub mod layout;
@@ -52,9 +55,9 @@ use file::OneFile;
 use files::{Differences, Found, Notes, Source, find};
 use format::{Format, SUPPORTED};
 use pick::Picker;
-use unwrapped::Unwrapped;
+use unwrapped::{Skipped, Unwrapped};
 
-use crate::decode::Wrapping;
+use crate::decode::{Skip, Wrapping};
 
 use crate::bundle::path;
 
@@ -193,6 +196,7 @@ pub struct Dataset {
     options: Options,
     picker: Picker,
     unwrapped: Option<Unwrapped>,
+    skipped: Skipped,
     differences: Differences,
     notes: Notes,
     /// Notes about the arguments.
@@ -247,6 +251,7 @@ pub fn open_all<P: AsRef<Path>>(paths: &[P], options: &Options) -> Result<Datase
         options: options.clone(),
         picker: Picker::new(options),
         unwrapped: options.wrapping.clone().map(Unwrapped::new),
+        skipped: Skipped::default(),
         differences,
         notes: Notes::default(),
         found: found.notes,
@@ -317,7 +322,7 @@ impl Dataset {
         }
         let mut notes = self.found.clone();
         notes.extend(of_files.all());
-        let skipped = self.unwrapped.iter().flat_map(Unwrapped::notes);
+        let skipped = self.skipped.notes().into_iter();
         notes.extend(skipped.map(|note| match &self.files[..] {
             [only] => format!("{}: {note}", only.path.display()),
             _ => note,
@@ -363,7 +368,7 @@ impl Dataset {
     fn read_next(&mut self) -> Result<Option<Example>, Error> {
         loop {
             if let Some(unwrapped) = &mut self.unwrapped {
-                match unwrapped.take() {
+                match unwrapped.take(&mut self.skipped) {
                     Ok(None) => {}
                     Ok(Some(record)) => return self.example(record).map(Some),
                     Err((number, reason)) => return Err(self.wrong(number, reason)),
@@ -373,10 +378,14 @@ impl Dataset {
                 return Ok(None);
             };
             self.number = number;
+            if payload.trim_ascii() == b"null" {
+                self.skipped.add(Skip::Tombstone);
+                continue;
+            }
             match &mut self.unwrapped {
                 None => return self.example((number, payload)).map(Some),
                 Some(unwrapped) => {
-                    let added = unwrapped.add((number, payload));
+                    let added = unwrapped.add((number, payload), &mut self.skipped);
                     added.map_err(|(number, reason)| self.wrong(number, reason))?;
                 }
             }

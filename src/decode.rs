@@ -28,6 +28,7 @@ mod changes;
 mod envelope;
 mod headers;
 pub(crate) mod json;
+mod named;
 mod paths;
 mod protobuf;
 mod schemas;
@@ -45,6 +46,7 @@ pub use changes::features_of_changes;
 use envelope::Content;
 pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping, envelope_likeness};
 pub use json::JsonDecoder;
+pub use named::SetBy;
 use paths::Paths;
 pub use schemas::{Ask, Format, RecordType, Schema, SchemaText, Schemas, TypeSource, Wanted};
 use segment::Names;
@@ -155,7 +157,7 @@ impl Decoder {
             Payloads::Wrapped(wrapping, decoder) => match wrapping.open(payload)? {
                 Content::Record(json) => {
                     let decoded = decoder.decode_bare(json.as_bytes(), rows);
-                    decoded.map_err(|error| wrapping.explained(error, payload))?
+                    decoded.map_err(|error| wrapping.explained(error, &json, payload))?
                 }
                 Content::Nothing(skip) => return Err(DecodeError::Nothing(skip)),
             },

@@ -6,6 +6,7 @@ use crate::bundle::{BundleError, RateTooFine};
 use crate::config::ConfigError;
 use crate::dataset;
 use crate::dead_letter::BadMarker;
+use crate::decode::SetBy;
 use crate::kafka::KafkaError;
 use crate::kafka::history::HistoryError;
 use crate::kafka::replay::ReplayError;
@@ -97,8 +98,9 @@ impl From<RateTooFine> for Failure {
 }
 
 impl From<dataset::Error> for Failure {
+    /// Only verbs read files, and their flags say how.
     fn from(e: dataset::Error) -> Self {
-        Failure::data(e)
+        Failure::data(SetBy::Flags.named(&e.to_string()))
     }
 }
 

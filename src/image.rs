@@ -258,7 +258,9 @@ impl ImageReader {
         reserve: impl FnOnce(u64) -> T,
     ) -> Result<Vec<u8>, ImageError> {
         let encoded = envelope::image(payload, &self.field, self.limits.bytes)?;
-        view::thumbnail_within(&encoded, self.limits, side, reserve)
+        // What a thumbnail shows is no image of the stream, so it is not counted.
+        let depth = BitDepth::new(self.depth.bits());
+        view::thumbnail_within(&encoded, self.limits, &depth, side, reserve)
     }
 
     /// Returns the JSON object around the image, without the image. `None` for a bare image.

@@ -16,13 +16,13 @@ use residuald::config::{Provider, default_rate};
 use residuald::dataset::arrow::Payloads;
 use residuald::dataset::{self, ErrorKind, Example, Options};
 use residuald::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError, SegmentReader};
-use residuald::image::{FIELD, ImageReader, Limits};
+use residuald::image::{BitDepth, FIELD, ImageReader, Limits};
 use residuald::onnx::{self, CHUNK, IMAGE_CHUNK, Nearest, ScorerError, ScorerPool, inference_on};
 use residuald::verdict::{Judge, Severity, ThresholdRule, Verdict};
 
-use crate::error;
 use crate::schema::Text;
-use crate::table::{Table, batches_of};
+use crate::table::{Table, batches_of, wrapping};
+use crate::{error, named};
 
 /// Fewer records than this are decoded on one thread.
 const FEWEST: usize = 512;
@@ -157,19 +157,24 @@ impl Bundle {
     }
 
     /// Judges the records of files. `key` is the path of the field that holds the message key. A line that is no record is refused.
-    #[pyo3(signature = (files, key, explain, most, progress))]
+    #[pyo3(signature = (files, key, wrapped, explain, most, progress))]
+    #[expect(clippy::too_many_arguments, reason = "they are those of Bundle.score")]
     fn score_files<'py>(
         &self,
         py: Python<'py>,
         files: Vec<PathBuf>,
         key: Option<String>,
+        wrapped: (Vec<String>, String, bool),
         explain: &str,
         most: usize,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let explain = Explain::of(explain, most);
+        let (envelope, unwrap, allow_nan) = wrapped;
+        let wrapping = wrapping(&envelope, &unwrap, allow_nan)?;
         let options = Options {
             key,
+            wrapping: (!wrapping.is_plain()).then_some(wrapping),
             ..Options::default()
         };
         let (outputs, notes) = py.detach(|| {
@@ -223,7 +228,8 @@ impl Bundle {
     }
 
     /// Judges encoded images, each a PNG, JPEG, WebP, BMP or TIFF.
-    #[pyo3(signature = (images, explain, most, maps, progress))]
+    #[pyo3(signature = (images, explain, most, maps, bit_depth, progress))]
+    #[expect(clippy::too_many_arguments, reason = "they are those of Bundle.score")]
     fn score_images<'py>(
         &self,
         py: Python<'py>,
@@ -231,12 +237,18 @@ impl Bundle {
         explain: &str,
         most: usize,
         maps: bool,
+        bit_depth: u32,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let explain = Explain::of(explain, most);
+        let pixels = self
+            .pixels
+            .ok_or_else(|| error("the bundle reads tables, not images"))?;
+        let depth = BitDepth::new(bit_depth);
+        let reader = ImageReader::new(pixels, FIELD, Limits::default()).with_depth(depth);
         let images: Vec<&[u8]> = images.iter().map(Text::bytes).collect();
-        let outputs = py.detach(|| self.judge_images(&images, explain, maps, progress))?;
-        self.to_dict(py, outputs, vec![])
+        let outputs = py.detach(|| self.judge_images(&reader, &images, explain, maps, progress))?;
+        self.to_dict(py, outputs, Vec::from_iter(reader.depth().warning()))
     }
 }
 
@@ -379,21 +391,18 @@ impl Bundle {
 
     fn judge_images(
         &self,
+        reader: &ImageReader,
         images: &[&[u8]],
         explain: Explain,
         maps: bool,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Outputs> {
-        let pixels = self
-            .pixels
-            .ok_or_else(|| error("the bundle reads tables, not images"))?;
-        let reader = ImageReader::new(pixels, FIELD, Limits::default());
         let mut model = self.model.lock().expect("a scorer does not panic");
         let mut outputs = Outputs::default();
         outputs.begin(images.len());
         for (chunk, part) in images.chunks(IMAGE_CHUNK).enumerate() {
             let (threshold, most) = (self.judge.threshold, explain.most);
-            let judged = model.pool.score_images(&reader, part, threshold, most);
+            let judged = model.pool.score_images(reader, part, threshold, most);
             for (at, judged) in judged.map_err(error)?.into_iter().enumerate() {
                 let image = chunk * IMAGE_CHUNK + at;
                 let (score, finding) = match judged {
@@ -423,6 +432,7 @@ impl Bundle {
         notes: Vec<String>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let dict = PyDict::new(py);
+        let notes: Vec<String> = notes.iter().map(|note| named(note)).collect();
         dict.set_item("notes", notes)?;
         dict.set_item("anomaly_score", outputs.scores.into_pyarray(py))?;
         dict.set_item("p_value", outputs.p_values.into_pyarray(py))?;
@@ -432,7 +442,7 @@ impl Bundle {
         dict.set_item("segment", outputs.segments.into_pyarray(py))?;
         dict.set_item("segments", &self.segment_names)?;
         let refused = outputs.refused.into_iter();
-        let refused = refused.map(|(row, e)| (row, e.reason.as_str(), e.detail.to_string()));
+        let refused = refused.map(|(row, e)| (row, e.reason.as_str(), named(&e.detail)));
         dict.set_item("refused", PyList::new(py, refused.collect::<Vec<_>>())?)?;
         dict.set_item("verdicts", outputs.verdicts)?;
         let png = |bytes: &[u8]| PyBytes::new(py, bytes);

@@ -8,6 +8,7 @@ mod table;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use residuald::decode::SetBy;
 
 pyo3::create_exception!(
     residuald,
@@ -22,8 +23,13 @@ pyo3::create_exception!(
     "A record does not fit the schema. The daemon makes it a dead letter."
 );
 
+/// An error that names the daemon's settings by the arguments that have the same meaning.
 fn error(message: impl ToString) -> PyErr {
-    Error::new_err(message.to_string())
+    Error::new_err(named(&message.to_string()))
+}
+
+fn named(message: &str) -> String {
+    SetBy::Arguments.named(message).into_owned()
 }
 
 #[pymodule]

@@ -10,7 +10,7 @@ use residuald::bundle::manifest::feature_faults;
 use residuald::decode::JsonDecoder;
 use serde_json::Value;
 
-use crate::{RefusedError, error};
+use crate::{RefusedError, error, named};
 
 /// The features of a row, checked.
 ///
@@ -42,7 +42,7 @@ impl Schema {
         let mut decoder = self.decoder.lock().expect("a decoder does not panic");
         match decoder.decode(record.bytes(), &mut row) {
             Ok(_) => Ok(row.into_pyarray(py)),
-            Err(refused) => Err(RefusedError::new_err(refused.to_string())),
+            Err(refused) => Err(RefusedError::new_err(named(&refused.to_string()))),
         }
     }
 }

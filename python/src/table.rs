@@ -1,5 +1,6 @@
 //! Files of records in memory.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -20,8 +21,8 @@ use residuald::decode::{Decoder, Envelope, RecordFormat, SegmentReader, Unwrap, 
 
 use serde::Serialize;
 
-use crate::error;
 use crate::schema::{Text, features_of};
+use crate::{error, named};
 
 /// Records in the order of their files. `Table(records)` holds JSON objects that are in memory already, `bytes` or `str`.
 #[pyclass(frozen, module = "residuald")]
@@ -39,6 +40,8 @@ impl From<table::Table> for Table {
     }
 }
 
+type Opened = (Table, BTreeMap<usize, (&'static str, String)>);
+
 type Encoded<'py> = (
     Bound<'py, PyArray2<f32>>,
     Bound<'py, PyArray1<bool>>,
@@ -54,10 +57,12 @@ impl Table {
     }
 
     /// A data frame or table with Arrow's C stream interface (`__arrow_c_stream__`) -> Table. Its buffers are not copied. A column
-    /// `a.b` is the field `b` of the object `a`. Raises Error.
+    /// `a.b` is the field `b` of the object `a`. The index of a pandas frame is a column if it has a name. Raises Error.
     #[staticmethod]
     fn from_arrow(data: &Bound<'_, PyAny>) -> PyResult<Table> {
-        let mut reader = batches_of(data)?;
+        let frames = data.py().import("residuald.frames")?;
+        let data = frames.call_method1("without_unnamed_index", (data,))?;
+        let mut reader = batches_of(&data)?;
         let schema = reader.schema();
         let table = table::Table::from_batches(schema, &mut reader).map_err(error)?;
         Ok(table.into())
@@ -99,7 +104,7 @@ impl Table {
     /// What was left out or changed in reading, a sentence each.
     #[getter]
     fn notes(&self) -> Vec<String> {
-        self.table.notes.clone()
+        self.table.notes.iter().map(|note| named(note)).collect()
     }
 
     /// The JSON of one record, as a producer would send it.
@@ -128,9 +133,30 @@ impl Table {
         let x = x.map_err(error)?.into_pyarray(py);
         let refused = PyDict::new(py);
         for (reason, count) in encoded.refused {
-            refused.set_item(reason, count)?;
+            refused.set_item(named(&reason), count)?;
         }
         Ok((x, encoded.accepted.into_pyarray(py), refused))
+    }
+
+    /// The records taken out of their envelopes -> (Table [n], {row: (reason, detail)} of those that cannot be or that have nothing
+    /// to score; their record is null).
+    fn opened(&self, py: Python<'_>, envelope: Vec<String>, allow_nan: bool) -> PyResult<Opened> {
+        let wrapping = wrapping(&envelope, "none", allow_nan)?;
+        let mut refused = BTreeMap::new();
+        let payloads = py.detach(|| {
+            let records = self.table.payloads().enumerate();
+            let plain = records.map(|(row, payload)| {
+                let (reason, detail) = match wrapping.plain(payload) {
+                    Ok(Ok(plain)) => return plain,
+                    Ok(Err(skip)) => (skip.as_str(), "there is nothing to score".to_owned()),
+                    Err(e) => (e.reason.as_str(), named(&e.to_string())),
+                };
+                refused.insert(row, (reason, detail));
+                b"null".to_vec()
+            });
+            plain.collect::<Vec<_>>()
+        });
+        Ok((table::Table::from_payloads(payloads).into(), refused))
     }
 
     /// The texts at a dotted path [n], as categories have them: None if missing or not a plain value.
@@ -301,17 +327,7 @@ pub fn read(
     };
     let format = format.map(str::parse).transpose();
     let format = format.map_err(PyValueError::new_err::<String>)?;
-    let envelopes = envelope.iter().map(|name| name.parse::<Envelope>());
-    let wrapping = Wrapping {
-        envelopes: envelopes
-            .collect::<Result<_, String>>()
-            .map_err(|problem| PyValueError::new_err(format!("envelope: {problem}")))?,
-        unwrap: unwrap
-            .parse::<Unwrap>()
-            .map_err(|problem| PyValueError::new_err(format!("unwrap: {problem}")))?,
-        allow_nan,
-        ..Wrapping::default()
-    };
+    let wrapping = wrapping(&envelope, unwrap, allow_nan)?;
     if files.is_empty() || max_rows == Some(0) {
         return Err(PyValueError::new_err(
             "read needs a file, and max_rows of at least 1",
@@ -338,6 +354,21 @@ pub fn read(
         Some(error) => Err(error),
         None => read.map(Table::from).map_err(error),
     }
+}
+
+/// How JSON records are wrapped, as Python's arguments say it.
+pub fn wrapping(envelope: &[String], unwrap: &str, allow_nan: bool) -> PyResult<Wrapping> {
+    let envelopes = envelope.iter().map(|name| name.parse::<Envelope>());
+    Ok(Wrapping {
+        envelopes: envelopes
+            .collect::<Result<_, String>>()
+            .map_err(|problem| PyValueError::new_err(format!("envelope: {problem}")))?,
+        unwrap: unwrap
+            .parse::<Unwrap>()
+            .map_err(|problem| PyValueError::new_err(format!("unwrap: {problem}")))?,
+        allow_nan,
+        ..Wrapping::default()
+    })
 }
 
 /// Raises what a signal raises, KeyboardInterrupt for instance.

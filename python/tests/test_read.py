@@ -6,6 +6,8 @@ import signal
 import threading
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -223,7 +225,9 @@ def test_records_are_taken_out_of_envelopes_and_lists_as_the_daemon_does(tmp_pat
     # 12345 with the scale 2.
     changes = [change({"amount": "MDk="}, "c"), change(None, "d"), change({"amount": "+w=="}, "u")]
     path.write_bytes(ndjson(changes))
-    assert 'set input.envelope = "debezium" (for a file: --envelope)' in residuald.read([path]).notes[0]
+    assert (
+        residuald.read([path]).notes[0].endswith('it looks like a change event of Debezium: give envelope=["debezium"]')
+    )
     table = residuald.read([path], envelope=["debezium"])
     assert table.numbers("amount").tolist() == [123.45, -0.05]
     assert table.notes == [f"{path}: left out, because there is nothing to score: 1 (delete)"]
@@ -239,8 +243,48 @@ def test_records_are_taken_out_of_envelopes_and_lists_as_the_daemon_does(tmp_pat
 
     with pytest.raises(ValueError, match="envelope: expected none, or one or more of connect"):
         residuald.read([path], envelope=["debezum"])
-    with pytest.raises(residuald.Error, match="expects an object with `schema`"):
+    with pytest.raises(residuald.Error, match=r'envelope=\["connect"\] expects an object with `schema`'):
         residuald.read([path], envelope=["connect"])
+
+
+def test_json_of_several_lines_and_null_lines_are_read(tmp_path):
+    path = tmp_path / "records.json"
+    path.write_text("null\n".join(json.dumps(row, indent=2) + "\n" for row in ROWS))
+    table = residuald.read(path)
+    rows, accepted, _ = table.encode(SCHEMA)
+    assert accepted.all()
+    np.testing.assert_array_equal(rows, X)
+    assert table.notes == [
+        f"{path}: its JSON objects take several lines each: read one after the other",
+        f"{path}: left out, because there is nothing to score: 2 (tombstone)",
+    ]
+
+
+def test_an_index_of_pandas_is_a_column_only_if_it_has_a_name(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 4.0] * 20}, index=np.random.default_rng(0).permutation(60))
+    assert residuald.Table.from_arrow(frame).paths == ["a"]
+    assert residuald.Table.from_arrow(frame.rename_axis("k")).paths == ["a", "k"]
+    # Parquet keeps it under a name of pandas' own, which is no feature.
+    frame.to_parquet(tmp_path / "a.parquet")
+    table = residuald.read(tmp_path / "a.parquet")
+    assert table.paths == ["a", "__index_level_0__"]
+    features, notes = table.infer()
+    assert [feature["name"] for feature in features] == ["a"]
+    assert notes[0].startswith("`__index_level_0__` is the index of a pandas frame, which has no name: left out")
+    kept, _ = table.infer(keep=["__index_level_0__"])
+    assert [feature["name"] for feature in kept] == ["a", "__index_level_0__"]
+
+
+def test_durations_are_seconds_in_a_frame_and_in_its_parquet(tmp_path):
+    frame = pd.DataFrame({"d": pd.to_timedelta([1500, 250], unit="ms"), "n": [1, 2]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    pl.from_pandas(frame).write_parquet(tmp_path / "b.parquet")
+    expected = residuald.Table.from_arrow(frame).numbers("d").tolist()
+    assert expected == [1.5, 0.25]
+    for name in "a.parquet", "b.parquet":
+        table = residuald.read(tmp_path / name)
+        assert table.numbers("d").tolist() == expected
+        assert table.notes[0].endswith("`d` holds durations: read as seconds, as they are in Arrow")
 
 
 def test_nan_is_a_fault_only_where_a_feature_reads_it(tmp_path):

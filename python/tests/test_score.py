@@ -186,6 +186,76 @@ def test_a_line_that_is_no_record_keeps_its_place_and_notes_are_kept(bundle, rec
     assert "separated by ';'" in bundle.score([tmp_path / "a.csv"]).notes[0]
 
 
+def test_records_in_envelopes_get_the_scores_of_those_without(bundle, records, tmp_path):
+    some = records[:40]
+    expected = bundle.score(some).anomaly_score
+    changes = [{"before": None, "after": record, "op": "c"} for record in some]
+    path = tmp_path / "changes.ndjson"
+
+    def in_file(rows, **options):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return bundle.score(path, **options).anomaly_score
+
+    debezium = {"envelope": ["debezium"]}
+    assert (in_file(changes, **debezium) == expected).all()
+    assert (bundle.score(changes, envelope="debezium").anomaly_score == expected).all()
+    texts = [json.dumps({"specversion": "1.0", "data": change}) for change in changes]
+    assert (bundle.score(texts, envelope=["cloudevents", "debezium"]).anomaly_score == expected).all()
+    assert (in_file([{"body": {"events": some}}], unwrap="body.events") == expected).all()
+    assert (in_file([[change] for change in changes], unwrap="list", **debezium) == expected).all()
+
+    # A hint names the argument.
+    hint = bundle.score(changes[:1]).refused[0][1]
+    assert hint.endswith('it looks like a change event of Debezium: give envelope=["debezium"]')
+    mixed = bundle.score([changes[0], {"before": some[0], "after": None, "op": "d"}, some[1]], envelope=["debezium"])
+    assert (mixed.anomaly_score[0], len(mixed)) == (expected[0], 3)
+    assert mixed.refused[1] == ("delete", "there is nothing to score")
+    assert 'envelope=["debezium"] expects a change event' in mixed.refused[2][1]
+    for options, message in [
+        ({"envelope": ["debezum"]}, "envelope: expected none"),
+        ({"unwrap": "list"}, "unwrap applies to files"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bundle.score(some, **options)
+    with pytest.raises(ValueError, match="envelope applies to JSON records"):
+        bundle.score(pd.DataFrame(some), envelope=["debezium"])
+
+
+def test_nan_in_records_is_missing_if_it_may_be(bundle, records, tmp_path):
+    feature = next(
+        f for f in bundle.features if f["type"] == "number" and f["missing"] == "impute" and "." not in f["path"]
+    )
+    gone = [{**record, feature["path"]: None} for record in records[:9]]
+    nan = [{**record, feature["path"]: float("nan")} for record in gone]
+    expected = bundle.score(gone).anomaly_score
+    path = tmp_path / "nan.ndjson"
+    path.write_text("".join(json.dumps(record) + "\n" for record in nan))
+    for data in nan, path:
+        refused = bundle.score(data).refused
+        assert len(refused) == 9
+        assert "or give allow_nan=True, which reads it as missing" in refused[0][1]
+        assert (bundle.score(data, allow_nan=True).anomaly_score == expected).all()
+    frame = pd.DataFrame(pd.json_normalize(gone[:3]))
+    assert (bundle.score(frame, allow_nan=True).anomaly_score == expected[:3]).all()
+
+
+def test_images_with_twelve_bits_of_sixteen(surface, tmp_path):
+    eight = [np.random.default_rng(i).integers(0, 255, (96, 128), np.uint8) for i in range(20)]
+    wide = [((image.astype(np.uint32) * 4095 + 127) // 255).astype(np.uint16) for image in eight]
+    paths = [tmp_path / f"{i:02}.png" for i in range(20)]
+    for path, image in zip(paths, wide, strict=True):
+        Image.fromarray(image).save(path)
+    expected = surface.score(eight[:3]).anomaly_score
+    assert (surface.score(paths[:3], bit_depth=12).anomaly_score == expected).all()
+    dark = surface.score(paths)
+    assert "use only 12 bits so far" in dark.notes[0]
+    assert "give bit_depth=12" in dark.notes[0]
+    assert (dark.anomaly_score[:3] != expected).any()
+    assert "bit_depth=10 allows at most 1023" in surface.score(paths[:1], bit_depth=10).refused[0][1]
+    with pytest.raises(ValueError, match="apply to tables only"):
+        surface.score(paths, allow_nan=True)
+
+
 def test_data_that_cannot_be_records_is_refused(bundle, records):
     for data, message in [
         (records[0], "a dict is one record"),
@@ -244,6 +314,8 @@ def test_options_out_of_range(options, message):
         ({"progress": 3}, "progress must be a function"),
         ({"key": 3}, "key must be the name of a column, not 3"),
         ({"explain": None}, "explain must be"),
+        ({"bit_depth": 8}, "bit_depth must be a whole number from 9 to 16, not 8"),
+        ({"bit_depth": 12}, "maps and bit_depth apply to images only"),
     ],
 )
 def test_options_of_score_out_of_range(bundle, records, options, message):

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::batch::Scores;
-use crate::bundle::{Bundle, manifest::ModelInput};
+use crate::bundle::Bundle;
 use crate::config::{Config, InferenceSettings, Provider};
 use crate::dataset::{self, Example};
 use crate::decode::JsonDecoder;
@@ -22,9 +22,9 @@ use crate::status::{InForce, Status};
 use crate::telemetry;
 
 use crate::cli::shared::feed::{Feed, average_payload, embedded_sink, read_sample};
+use crate::cli::shared::images::{ImageArguments, warn_of_depth};
 use crate::cli::shared::threshold::{default_rule, default_rule_of};
 use crate::daemon;
-use crate::daemon::input;
 use crate::daemon::model;
 use crate::daemon::reload::unchanging;
 use crate::failure::Failure;
@@ -62,6 +62,8 @@ pub struct Arguments {
     /// Records per batch of a session
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     batch: u64,
+    #[command(flatten)]
+    images: ImageArguments,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -104,7 +106,9 @@ struct Report {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bench = Bench::new(arguments)?;
-    let has_screen = bench.loaded()?.bundle.screen.is_some();
+    let bundle = bench.loaded()?.bundle;
+    let has_screen = bundle.screen.is_some();
+    arguments.images.reader(&bundle.manifest.input, None)?;
     let mut costs: [Vec<Cost>; 5] = Default::default();
     for round in 1..=arguments.rounds {
         type Measure = fn(&Bench) -> Result<Cost, Failure>;
@@ -217,6 +221,7 @@ struct Bench {
     sessions: usize,
     provider: Provider,
     batch: usize,
+    images: ImageArguments,
 }
 
 impl Bench {
@@ -240,6 +245,7 @@ impl Bench {
             sessions: arguments.sessions.unwrap_or(cores).max(1),
             provider: arguments.provider,
             batch: usize::try_from(arguments.batch).expect("clap checked the range"),
+            images: arguments.images.clone(),
         })
     }
 
@@ -320,8 +326,7 @@ impl Bench {
     fn decode(&self) -> Result<Cost, Failure> {
         let loaded = self.loaded()?;
         // Records that fail to decode are part of the cost.
-        if let ModelInput::Image(pixels) = loaded.bundle.manifest.input {
-            let reader = input::images(pixels);
+        if let Some(reader) = self.images.reader(&loaded.bundle.manifest.input, None)? {
             let meter = Meter::start(&[]);
             for payload in self.payloads() {
                 let _ = reader.read(payload);
@@ -361,13 +366,13 @@ impl Bench {
 
     /// Returns the decoded sample.
     fn rows(&self, bundle: &Bundle) -> Result<Rows, Failure> {
-        if let ModelInput::Image(pixels) = bundle.manifest.input {
-            let reader = input::images(pixels);
+        if let Some(reader) = self.images.reader(&bundle.manifest.input, None)? {
             let read = self
                 .sample
                 .iter()
                 .filter_map(|e| reader.read(&e.payload).ok());
             let images: Vec<Vec<u8>> = read.map(|image| image.rows).collect();
+            warn_of_depth(&reader);
             if images.is_empty() {
                 return Err(Failure::data(
                     "the sample has no image that can be decoded: give other images with --data",
@@ -421,6 +426,9 @@ impl Bench {
             "http.listen=127.0.0.1:0".to_owned(),
             "telemetry.log_level=error".to_owned(),
         ];
+        let depth = self.images.bit_depth;
+        let depth = depth.map(|bits| format!("input.bit_depth={bits}"));
+        let settings: Vec<String> = settings.into_iter().chain(depth).collect();
         let mut config = Config::load(None, Vec::new(), &settings)?;
         config.threshold = default_rule_of(&self.bundle).unwrap_or(config.threshold);
         telemetry::init(&config.telemetry);

@@ -18,6 +18,7 @@ use crate::config::Config;
 
 use crate::cli::shared::connection::{ConnectionArguments, RangeArguments, topic};
 use crate::cli::shared::files::{FormatArgument, shown};
+use crate::cli::shared::images::ImageArguments;
 use crate::cli::shared::refusals::{Refusal, Refusals};
 use crate::cli::shared::threshold::default_rule;
 use crate::cli::shared::wrapping::WrappingArguments;
@@ -82,6 +83,8 @@ pub struct Arguments {
     normal: Option<String>,
     #[command(flatten)]
     wrapping: WrappingArguments,
+    #[command(flatten)]
+    images: ImageArguments,
     /// Topic of normal records to read instead of --data [default: the topic of --config]
     #[arg(long)]
     topic: Option<String>,
@@ -177,7 +180,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bundle = loaded.bundle.clone();
     let by = segment_by(arguments, &bundle)?;
     let (sample, source) = match &arguments.data {
-        Some(data) => (Sample::of_data(loaded, data, by, arguments)?, shown(data)),
+        Some(data) => (
+            Sample::of_data(loaded, data, by, config, arguments)?,
+            shown(data),
+        ),
         None => {
             let topic = the_topic(arguments, config)?;
             let sample = Sample::of_topic(loaded, &topic, by, &connection, arguments)?;

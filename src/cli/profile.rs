@@ -14,6 +14,7 @@ use crate::bundle::{Draft, Feature, ModelInput};
 use crate::dataset;
 use crate::dataset::inference::{InferredColumn, Wishes, infer_columns};
 use crate::dataset::table::Table;
+use crate::decode::SetBy;
 use crate::text::escaped;
 
 use crate::cli::shared::files::{FormatArgument, shown};
@@ -144,6 +145,8 @@ fn infer(arguments: &Arguments) -> Result<(), Failure> {
     let wrapping = arguments.wrapping.wrapping();
     let more = |_: &std::path::Path, _| ControlFlow::Continue(());
     let table = Table::read(&arguments.files, format, wrapping, MOST_ROWS, 0, more)?;
+    let notes = table.notes.iter().map(|note| SetBy::Flags.named(note));
+    let notes: Vec<_> = notes.collect();
     let inferred = infer_columns(&table, &Wishes::default()).map_err(Failure::data)?;
     if arguments.json {
         println!(
@@ -152,13 +155,13 @@ fn infer(arguments: &Arguments) -> Result<(), Failure> {
                 "rows": table.len(),
                 "files": table.files.len(),
                 "columns": inferred.columns,
-                "notes": table.notes,
+                "notes": notes,
             })
         );
         return Ok(());
     }
-    for note in &table.notes {
-        eprintln!("{note}");
+    for note in notes {
+        eprintln!("{}", escaped(&note));
     }
     println!("{} records{}", table.len(), of_files(table.files.len()));
     print_columns(&inferred.columns);

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::bundle::{Calibration, ModelInput, SegmentId};
 use crate::config::Provider;
 use crate::dataset::{self, ErrorKind, Place};
-use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError};
+use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, RowError, SetBy};
 use crate::evaluation::{AtThreshold, auroc, average_precision, precision_recall};
 use crate::image::ImageReader;
 use crate::onnx::{CHUNK, IMAGE_CHUNK, Judged, Nearest, ScorerPool, inference_on};
@@ -20,6 +20,7 @@ use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, Verdict};
 
 use crate::cli::shared::files::{FormatArgument, shown};
+use crate::cli::shared::images::{ImageArguments, warn_of_depth};
 use crate::cli::shared::output::out;
 use crate::cli::shared::progress;
 use crate::cli::shared::reasons::reasons;
@@ -70,6 +71,8 @@ pub struct Arguments {
     key: Option<String>,
     #[command(flatten)]
     wrapping: WrappingArguments,
+    #[command(flatten)]
+    images: ImageArguments,
     /// Folder with the masks of the images, for pixel AUROC and AUPRO; FOLDER itself if the masks are beside the images
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
@@ -165,7 +168,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         )),
         _ => e.into(),
     })?;
-    let mut run = Run::new(loaded, out(arguments.out.as_deref())?, arguments.top);
+    let reader = arguments
+        .images
+        .reader(&loaded.bundle.manifest.input, None)?;
+    let out = out(arguments.out.as_deref())?;
+    let mut run = Run::new(loaded, reader, out, arguments.top);
     run.all(data, arguments)?;
     run.report(arguments, started)
 }
@@ -206,20 +213,22 @@ struct Run {
 }
 
 impl Run {
-    fn new(loaded: Loaded, out: Option<Box<dyn Write>>, top: usize) -> Run {
+    fn new(
+        loaded: Loaded,
+        reader: Option<ImageReader>,
+        out: Option<Box<dyn Write>>,
+        top: usize,
+    ) -> Run {
         let features = loaded.bundle.features();
         Run {
             decoder: Decoder::new(features, RecordFormat::Json, loaded.segment()),
-            reader: match loaded.bundle.manifest.input {
-                ModelInput::Tabular { .. } => None,
-                ModelInput::Image(pixels) => Some(input::images(pixels)),
-            },
+            reader,
             scoring: ScorerPool::new(loaded.scorers, features.len()),
             judge: loaded.judge,
             nearest: loaded.nearest,
             out,
             records: 0,
-            refusals: Refusals::default(),
+            refusals: Refusals::by_flags(),
             scores: Vec::new(),
             labels: Vec::new(),
             flagged: Vec::new(),
@@ -257,6 +266,7 @@ impl Run {
             };
             if let Some((reason, detail)) = problem {
                 self.refusals.add(reason, &detail);
+                let detail = SetBy::Flags.named(&detail);
                 let Place { file, unit, number } = data.place();
                 let mut line = json!({"record": self.records, unit: number, "reason": reason, "error": detail});
                 if let Some(file) = file {
@@ -271,6 +281,7 @@ impl Run {
         }
         self.score_chunk()?;
         progress::end(&bar, &data);
+        self.reader.as_ref().map(warn_of_depth);
         Ok(data.check_labels()?)
     }
 
@@ -357,6 +368,7 @@ impl Run {
             Ok(judged) => judged,
             Err(RowError { reason, detail }) => {
                 self.refusals.add(reason.as_str(), &detail);
+                let detail = SetBy::Flags.named(&detail);
                 let line = json!({"record": record, "reason": reason.as_str(), "error": detail});
                 return write_line(&mut self.out, &line);
             }

@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod feed;
 pub mod files;
+pub mod images;
 pub mod output;
 pub mod print;
 pub mod progress;

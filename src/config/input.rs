@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::secret::Secret;
 use super::settings::Settings;
+use crate::bundle::path;
 use crate::decode::{Envelope, Unwrap, Wrapping};
 use crate::image::Limits;
 
@@ -215,10 +216,8 @@ pub struct ImageSettings {
 impl ImageSettings {
     pub(super) fn parse(s: &mut Settings) -> ImageSettings {
         let field = s.text("input.image_field");
-        if field.split('.').any(str::is_empty) {
-            s.problem(format!(
-                "input.image_field = \"{field}\": expected a field name, or field names separated by dots"
-            ));
+        if let Err(problem) = path::keys(&field) {
+            s.problem(format!("input.image_field = {field:?}: {problem}"));
         }
         ImageSettings {
             bit_depth: s.integer("input.bit_depth", 9, 16) as u32,

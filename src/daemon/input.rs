@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::bundle::{self, Bundle, Feature, Pixels, SegmentId};
-use crate::config::{self, Config, SchemaRegistry, SchemaSource};
+use crate::config::{self, Config, ImageSettings, SchemaRegistry, SchemaSource};
 use crate::decode::{
     DecodeError, Decoder, Format, Reason, RecordFormat, RecordType, RowError, TypeSource,
     features_of_changes,
@@ -56,13 +56,7 @@ pub fn open_here(config: &Config, bundle: &Bundle) -> Result<Option<RecordFormat
             "input.envelope, input.unwrap and input.allow_nan: the bundle reads images. Remove them, and set input.image_field to the path of the image, for example data_base64 for a CloudEvent",
         )),
         (OfBundle | Image, bundle::ModelInput::Image(pixels)) => {
-            let config::ImageSettings {
-                field,
-                limits,
-                bit_depth,
-            } = &config.images;
-            let reader = ImageReader::new(*pixels, field, *limits);
-            let reader = reader.with_depth(BitDepth::new(*bit_depth));
+            let reader = images_by(*pixels, &config.images);
             Ok(Some(RecordFormat::Images(reader)))
         }
         (Json, bundle::ModelInput::Image(_)) => Err(Failure::config(
@@ -96,6 +90,16 @@ fn typed(config: &Config, source: TypeSource) -> RecordFormat {
         None => RecordFormat::Typed(source),
         Some(_) => RecordFormat::Changes(source),
     }
+}
+
+/// Returns the reader of images with these settings.
+pub fn images_by(pixels: Pixels, settings: &ImageSettings) -> ImageReader {
+    let ImageSettings {
+        field,
+        limits,
+        bit_depth,
+    } = settings;
+    ImageReader::new(pixels, field, *limits).with_depth(BitDepth::new(*bit_depth))
 }
 
 /// Returns the reader of images to use without settings.

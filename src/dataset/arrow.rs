@@ -14,7 +14,7 @@ use arrow_ipc::root_as_message;
 use arrow_schema::{ArrowError, DataType, Field, SchemaRef, TimeUnit};
 use jiff::Timestamp;
 
-use super::json_values::{Changes, binary, json, sequence, time, timestamp};
+use super::json_values::{Changes, binary, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
 use super::{BoxedRead, ErrorKind, Numbered};
 
@@ -449,11 +449,6 @@ impl Writer<'_> {
         }
         Ok(())
     }
-}
-
-/// Writes a duration in seconds.
-fn seconds(out: &mut Vec<u8>, count: i64, per_second: f64) -> Result<(), ErrorKind> {
-    json(out, &(count as f64 / per_second))
 }
 
 /// Returns the index of a dictionary's value.

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use flate2::bufread::MultiGzDecoder;
 
 use super::format::{Format, Sniffed, sniff};
+use super::json_objects::{Objects, Shape, shape};
 use super::{
-    BoxedRead, ErrorKind, Numbered, Progress, Unit, arrow, csv, json_array, ndjson, npz, parquet,
+    BoxedRead, ErrorKind, Numbered, Progress, Unit, arrow, csv, json_array, json_objects, ndjson,
+    npz, parquet,
 };
 
 const BUFFER: usize = 64 << 10;
@@ -31,6 +33,7 @@ pub struct OneFile {
 enum FormatReader {
     Csv(Box<csv::Rows>),
     Ndjson(ndjson::Lines),
+    JsonObjects(json_objects::Objects),
     JsonArray(json_array::Elements),
     Parquet(Box<parquet::Rows>),
     Arrow(Box<arrow::Rows>),
@@ -98,7 +101,9 @@ impl OneFile {
             FormatReader::Parquet(rows) => rows.columns(),
             FormatReader::Arrow(rows) => rows.columns(),
             FormatReader::Npz(rows) => rows.columns(),
-            FormatReader::Ndjson(_) | FormatReader::JsonArray(_) => vec![],
+            FormatReader::Ndjson(_) | FormatReader::JsonObjects(_) | FormatReader::JsonArray(_) => {
+                vec![]
+            }
         }
     }
 
@@ -121,6 +126,9 @@ impl OneFile {
             FormatReader::Csv(rows) => rows.notes(),
             FormatReader::Parquet(rows) => rows.notes(),
             FormatReader::Arrow(rows) => rows.notes(),
+            FormatReader::JsonObjects(_) => vec![
+                "its JSON objects take several lines each: read one after the other".to_owned(),
+            ],
             _ => vec![],
         });
         notes
@@ -129,7 +137,7 @@ impl OneFile {
     /// Returns what one record is called: a line, a row or an element.
     pub fn unit(&self) -> &'static str {
         match &self.reader {
-            FormatReader::Csv(_) | FormatReader::Ndjson(_) => "line",
+            FormatReader::Csv(_) | FormatReader::Ndjson(_) | FormatReader::JsonObjects(_) => "line",
             FormatReader::JsonArray(_) => "element",
             FormatReader::Parquet(_) | FormatReader::Arrow(_) | FormatReader::Npz(_) => "row",
         }
@@ -139,6 +147,7 @@ impl OneFile {
         match &mut self.reader {
             FormatReader::Csv(rows) => rows.read_next(),
             FormatReader::Ndjson(lines) => lines.read_next(),
+            FormatReader::JsonObjects(objects) => objects.read_next(),
             FormatReader::JsonArray(elements) => elements.read_next(),
             FormatReader::Parquet(rows) => rows.read_next(),
             FormatReader::Arrow(rows) => rows.read_next(),
@@ -156,10 +165,10 @@ fn make(
     Ok(match format {
         Format::Csv => FormatReader::Csv(Box::new(csv::Rows::new(input, false)?)),
         Format::Tsv => FormatReader::Csv(Box::new(csv::Rows::new(input, true)?)),
-        Format::Ndjson => FormatReader::Ndjson(ndjson::Lines::new(input)),
-        Format::Json => match json_array::Elements::new(input)? {
-            Ok(elements) => FormatReader::JsonArray(elements),
-            Err(lines) => FormatReader::Ndjson(ndjson::Lines::new(lines)),
+        Format::Ndjson | Format::Json => match shape(input, format == Format::Ndjson)? {
+            (Shape::Lines, input) => FormatReader::Ndjson(ndjson::Lines::new(input)),
+            (Shape::Objects, input) => FormatReader::JsonObjects(Objects::new(input)),
+            (Shape::Array, input) => FormatReader::JsonArray(json_array::Elements::new(input)?),
         },
         Format::Arrow => FormatReader::Arrow(Box::new(arrow::Rows::new(input)?)),
         Format::Parquet => {

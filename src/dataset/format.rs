@@ -43,8 +43,9 @@ pub enum Format {
     Csv,
     /// CSV with tabs.
     Tsv,
+    /// One value a line, or objects of several lines, or one array of several lines.
     Ndjson,
-    /// One array, or NDJSON.
+    /// The same, or one array in one line.
     Json,
     Parquet,
     /// The stream or the file format.

@@ -11,25 +11,14 @@ pub struct Elements {
 }
 
 impl Elements {
-    /// Returns the input unread if it does not start with an array.
-    pub fn new(mut input: BoxedRead) -> io::Result<Result<Elements, BoxedRead>> {
-        let head = input.fill_buf()?;
-        let bom = if head.starts_with(b"\xef\xbb\xbf") {
-            3
-        } else {
-            0
-        };
-        let blanks = head[bom..].iter().take_while(|b| b.is_ascii_whitespace());
-        let start = bom + blanks.count();
-        if head.get(start) != Some(&b'[') {
-            return Ok(Err(input));
-        }
-        input.consume(start + 1);
-        Ok(Ok(Elements {
+    /// The input starts with an array.
+    pub fn new(mut input: BoxedRead) -> io::Result<Elements> {
+        input.skip_until(b'[')?;
+        Ok(Elements {
             input,
             read: 0,
             ended: false,
-        }))
+        })
     }
 
     pub fn read_next(&mut self) -> Result<Option<Numbered>, ErrorKind> {

@@ -64,6 +64,11 @@ pub fn time(out: &mut Vec<u8>, nanoseconds: i64, changes: &mut Changes) -> Resul
     }
 }
 
+/// Writes a duration in seconds.
+pub fn seconds(out: &mut Vec<u8>, count: i64, per_second: f64) -> Result<(), ErrorKind> {
+    json(out, &(count as f64 / per_second))
+}
+
 fn too_far(out: &mut Vec<u8>, changes: &mut Changes) -> Result<(), ErrorKind> {
     changes.too_far += 1;
     json(out, &())

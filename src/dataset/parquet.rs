@@ -1,17 +1,22 @@
 //! Reads Parquet through the record API, one row group at a time.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use arrow_ipc::convert::try_schema_from_ipc_buffer;
+use arrow_schema::DataType;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::Timestamp;
 use parquet::basic::{LogicalType, TimeUnit};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::FileMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, Type};
 
-use super::json_values::{Changes, binary, json, sequence, time, timestamp};
+use super::json_values::{Changes, binary, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
 use super::{ErrorKind, Numbered, Progress, Unit};
 
@@ -21,7 +26,9 @@ pub struct Rows {
     layout: Layout,
     /// The names of the top-level columns in the payloads.
     names: Vec<String>,
-    /// Columns that got a new name.
+    /// For each of them, how many units are a second, if it holds durations.
+    durations: Vec<Option<f64>>,
+    /// Columns that got a new name, and those with durations.
     notes: Vec<String>,
     next_group: usize,
     group: Option<ReaderIter>,
@@ -37,7 +44,17 @@ impl Rows {
         let schema = metadata.schema_descr_ptr();
         let mut notes = vec![];
         let columns = schema.root_schema().get_fields().iter();
-        let names = apart(columns.map(|column| column.name()), &mut notes);
+        let durations = durations_of(metadata).unwrap_or_default();
+        let names = apart(columns.clone().map(|column| column.name()), &mut notes);
+        let durations = columns.map(|column| {
+            let unit = durations.get(column.name())?;
+            notes.push(format!(
+                "`{}` holds durations: read as seconds, as they are in Arrow",
+                column.name()
+            ));
+            Some(*unit)
+        });
+        let durations = durations.collect();
         let layout = Layout::new(names.iter().map(String::as_str))?;
         let total = metadata.num_rows().try_into().unwrap_or(0);
         Ok(Self {
@@ -45,6 +62,7 @@ impl Rows {
             schema,
             layout,
             names,
+            durations,
             notes,
             next_group: 0,
             group: None,
@@ -91,10 +109,13 @@ impl Rows {
         self.done += 1;
         let columns: Vec<&Field> = row.get_column_iter().map(|(_, value)| value).collect();
         let types = self.schema.root_schema().get_fields();
-        let changes = &mut self.changes;
+        let (changes, durations) = (&mut self.changes, &self.durations);
         let mut payload = vec![];
         self.layout.write(&mut payload, &mut |column, out| {
             let value = columns.get(column).unwrap_or(&&Field::Null);
+            if let (Some(Some(per_second)), Field::Long(count)) = (durations.get(column), value) {
+                return seconds(out, *count, *per_second);
+            }
             write_field(out, value, Some(&types[column]), changes)
         })?;
         Ok(Some((self.done, payload)))
@@ -113,6 +134,26 @@ impl Rows {
             self.next_group += 1;
         }
     }
+}
+
+/// Returns how many units of each column with durations are a second. Parquet has no such type, so it writes integers, and Arrow
+/// keeps its own types beside them.
+fn durations_of(metadata: &FileMetaData) -> Option<HashMap<String, f64>> {
+    let mut facts = metadata.key_value_metadata()?.iter();
+    let schema = facts.find(|fact| fact.key == "ARROW:schema")?;
+    let schema = BASE64_STANDARD.decode(schema.value.as_ref()?).ok()?;
+    let schema = try_schema_from_ipc_buffer(&schema).ok()?;
+    let durations = schema.fields().iter().filter_map(|field| {
+        let per_second = match field.data_type() {
+            DataType::Duration(arrow_schema::TimeUnit::Second) => 1e0,
+            DataType::Duration(arrow_schema::TimeUnit::Millisecond) => 1e3,
+            DataType::Duration(arrow_schema::TimeUnit::Microsecond) => 1e6,
+            DataType::Duration(arrow_schema::TimeUnit::Nanosecond) => 1e9,
+            _ => return None,
+        };
+        Some((field.name().clone(), per_second))
+    });
+    Some(durations.collect())
 }
 
 /// Turns a panic into an error, because a damaged file can violate the record API's assertions. The reader is not used after a

@@ -111,9 +111,7 @@ impl Table {
                 && let Some(likeness) = envelope_likeness(&payload)
             {
                 let path = path.display();
-                table
-                    .notes
-                    .push(format!("{path}: {likeness} (for a file: --envelope)"));
+                table.notes.push(format!("{path}: {likeness}"));
             }
             count.rows += 1;
             reservoir.offer(file, payload);

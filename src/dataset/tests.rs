@@ -415,6 +415,91 @@ fn a_json_array_gives_its_elements() {
     }
 }
 
+#[test]
+fn json_of_several_lines_is_read_as_it_is_meant() {
+    let objects = "\u{feff}{\n  \"a\": \"}{\\\"\",\n  \"b\": [1,\n 2]\n}\n{\n}\n{\"a\": 1} {\"a\":\n2}\nnot json\n\n{\"a\": 3";
+    let expected = [
+        "{\n  \"a\": \"}{\\\"\",\n  \"b\": [1,\n 2]\n}",
+        "{\n}",
+        r#"{"a": 1}"#,
+        "{\"a\":\n2}",
+        "not json",
+        r#"{"a": 3"#,
+    ];
+    for name in ["a.json", "a.ndjson", "a.jsonl"] {
+        assert_eq!(payloads(name, objects.as_bytes()), expected);
+        let (_, notes) = noted(name, objects.as_bytes());
+        assert!(
+            notes[0].ends_with("take several lines each: read one after the other"),
+            "{notes:?}"
+        );
+        let array = "[\n  {\"a\":\n 1},\n  {}\n]\n";
+        assert_eq!(payloads(name, array.as_bytes()), ["{\"a\":\n 1}", "{}"]);
+        // An object that is longer than what is looked at.
+        let long = format!("{{\n\"a\": \"{}\"\n}}\n{{}}", "x".repeat(100_000));
+        assert_eq!(
+            payloads(name, long.as_bytes()),
+            [&long[..long.len() - 3], "{}"]
+        );
+        // Lines, of which the first is cut off.
+        for lines in [
+            "{\"a\": {\"b\": 1\n{\"a\": 2}\n",
+            "{\"a\":\n{\"a\": 2}\n{\"a\": 3}\n",
+        ] {
+            let lines: Vec<&str> = lines.lines().collect();
+            assert_eq!(payloads(name, lines.join("\n").as_bytes()), lines);
+        }
+    }
+    // A line with a list is a record, which --unwrap divides.
+    for (name, text) in [
+        ("a.ndjson", "[{}]\n"),
+        ("a.json", "[{}]\n[{}]"),
+        ("a.ndjson", "[1]\n\n[2]"),
+    ] {
+        assert!(
+            payloads(name, text.as_bytes())
+                .iter()
+                .all(|line| line.starts_with('['))
+        );
+    }
+    let lines = "[1]\n".repeat(100_000);
+    assert_eq!(payloads("a.ndjson", lines.as_bytes()).len(), 100_000);
+    let mut numbers = Vec::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.json");
+    std::fs::write(&path, objects).unwrap();
+    let mut data = open(&path, &Options::default()).unwrap();
+    while data.next().is_some() {
+        numbers.push(data.place().number);
+    }
+    assert_eq!(numbers, [1, 6, 8, 8, 10, 12]);
+}
+
+#[test]
+fn a_line_null_is_a_tombstone() {
+    for (name, text) in [
+        ("a.ndjson", "{\"a\": 1}\nnull\n null \n{\"a\": 2}"),
+        ("a.json", "[{\"a\": 1}, null, null, {\"a\": 2}]"),
+        ("a.json", "{\n\"a\": 1}\nnull\nnull\n{\"a\": 2}"),
+    ] {
+        let (rows, notes) = noted(name, text.as_bytes());
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        let said = "left out, because there is nothing to score: 2 (tombstone)";
+        assert!(notes.iter().any(|note| note.ends_with(said)), "{notes:?}");
+    }
+    let debezium = Options {
+        wrapping: Some(crate::decode::Wrapping {
+            envelopes: vec![crate::decode::Envelope::Debezium],
+            ..crate::decode::Wrapping::default()
+        }),
+        ..Options::default()
+    };
+    let lines = b"null\n{\"before\": null, \"after\": {\"a\": 1}, \"op\": \"c\"}\n";
+    let rows = read_with("a.ndjson", lines, &debezium).unwrap();
+    assert_eq!(rows[0].as_ref().unwrap().payload, br#"{"a": 1}"#);
+    assert_eq!(rows.len(), 1);
+}
+
 fn npy<T: npyz::AutoSerialize>(shape: &[u64], values: impl IntoIterator<Item = T>) -> Vec<u8> {
     use npyz::WriterBuilder;
     let mut bytes = vec![];
@@ -674,6 +759,62 @@ fn parquet_values() {
     // Compared as `Value` first, where the order of keys is lost but a difference is easy to read, then as bytes.
     assert_eq!(got, want.map(json));
     assert_eq!(payloads("a.parquet", &parquet_file()), want);
+}
+
+/// Parquet has no durations: pandas and Polars write integers, and Arrow's schema beside them tells the unit.
+#[test]
+fn parquet_durations_are_seconds_as_in_arrow() {
+    use base64::Engine as _;
+    let arrow = arrow_schema::Schema::new(vec![
+        arrow_schema::Field::new(
+            "ns",
+            arrow_schema::DataType::Duration(arrow_schema::TimeUnit::Nanosecond),
+            true,
+        ),
+        arrow_schema::Field::new("n", arrow_schema::DataType::Int64, true),
+        arrow_schema::Field::new(
+            "ms",
+            arrow_schema::DataType::Duration(arrow_schema::TimeUnit::Millisecond),
+            true,
+        ),
+    ]);
+    let mut encoded = Vec::new();
+    arrow_ipc::writer::StreamWriter::try_new(&mut encoded, &arrow).unwrap();
+    for (facts, expected, said) in [
+        (
+            base64::prelude::BASE64_STANDARD.encode(&encoded),
+            r#"{"ns":1.5,"n":1500000000,"ms":1500000.0}"#,
+            2,
+        ),
+        (
+            "AAAA".to_owned(),
+            r#"{"ns":1500000000,"n":1500000000,"ms":1500000000}"#,
+            0,
+        ),
+    ] {
+        let schema = "message m { required int64 ns; required int64 n; required int64 ms; }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let facts = ::parquet::file::metadata::KeyValue::new("ARROW:schema".to_owned(), facts);
+        let properties = ::parquet::file::properties::WriterProperties::builder()
+            .set_key_value_metadata(Some(vec![facts]));
+        let properties = Arc::new(properties.build());
+        let mut writer = SerializedFileWriter::new(vec![], schema, properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        while let Some(mut column) = group.next_column().unwrap() {
+            let out = column.typed::<Int64Type>();
+            out.write_batch(&[1_500_000_000], None, None).unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        let (rows, notes) = noted("a.parquet", &writer.into_inner().unwrap());
+        assert_eq!(rows, [expected]);
+        assert_eq!(notes.len(), said, "{notes:?}");
+        assert!(
+            notes.iter().all(
+                |note| note.ends_with("holds durations: read as seconds, as they are in Arrow")
+            )
+        );
+    }
 }
 
 fn json(text: &str) -> serde_json::Value {

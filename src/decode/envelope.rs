@@ -19,10 +19,13 @@ use super::json::{nan, unframed};
 use super::{Reason, RowError, malformed};
 use raw::{describe, items, object, string};
 
+use likeness::likeness_inside;
 pub use likeness::{envelope_likeness, likeness};
 
 /// Maximum number of records in a message, if nothing else is set.
 const MOST_RECORDS: usize = 10_000;
+/// Maximum size of what surrounds the records of a message, once each record has its own, in bytes.
+const MOST_AROUND: usize = 32 << 20;
 
 /// How a JSON message contains its records.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,6 +149,12 @@ impl Envelope {
         ("avro-json", Envelope::AvroJson),
     ];
 
+    fn name(self) -> &'static str {
+        let mut all = Envelope::NAMES.iter();
+        all.find(|(_, envelope)| *envelope == self)
+            .map_or("", |(name, _)| name)
+    }
+
     fn open<'p>(self, json: Cow<'p, str>) -> Result<Content<'p>, RowError> {
         match self {
             Envelope::Connect => connect::open(&json),
@@ -161,6 +170,16 @@ impl Envelope {
                 )),
             },
             Envelope::AvroJson => avro_json::open(&json),
+        }
+    }
+
+    /// Returns the key of the value in the envelope, and the key beside it that tells what the envelope is. `None` if the value
+    /// cannot be a list of records.
+    const fn keys(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Envelope::Connect => Some(("payload", "schema")),
+            Envelope::CloudEvents => Some(("data", "specversion")),
+            _ => None,
         }
     }
 }
@@ -231,25 +250,43 @@ impl Wrapping {
     /// # Errors
     /// The message does not have the shape that `input.unwrap` expects, or it has too many records.
     pub fn split(&self, payload: &[u8]) -> Result<Split, RowError> {
-        let Some(place) = self.place(payload) else {
+        let is_one =
+            self.unwrap == Unwrap::No && self.envelopes.first() != Some(&Envelope::CloudEvents);
+        if is_one {
+            return Ok(Split::One);
+        }
+        let text = text(payload)?;
+        let Some(place) = self.place(&text)? else {
             return Ok(Split::One);
         };
-        let text = text(payload)?;
         let (records, count) = place.records(&text, self.most_records)?;
+        let too_large = |detail: String| RowError {
+            reason: Reason::TooLarge,
+            detail: detail.into(),
+        };
         if count > self.most_records {
-            return Err(RowError {
-                reason: Reason::TooLarge,
-                detail: format!(
-                    "the message has {count} records, but input.max_unwrapped is {}: none of them is judged. Raise it, or let the producer send fewer records a message",
-                    self.most_records
-                )
-                .into(),
-            });
+            return Err(too_large(format!(
+                "the message has {count} records, but input.max_unwrapped is {}: none of them is judged. Raise it, or let the producer send fewer records a message",
+                self.most_records
+            )));
         }
         if records.is_empty() {
             return Ok(Split::Empty);
         }
-        let alone = records.iter().map(|record| place.wrap(record));
+        let (before, after) = place.around();
+        let around = (before.len() + after.len()) * count;
+        if around > MOST_AROUND {
+            return Err(too_large(format!(
+                "the message has {count} records, and what surrounds them would take {} MiB if each had its own: at most {} MiB are allowed. Let the producer send fewer records a message",
+                around >> 20,
+                MOST_AROUND >> 20
+            )));
+        }
+        let alone = records.iter().map(|record| {
+            [&before, &*nan::unmarked(record), &after]
+                .concat()
+                .into_bytes()
+        });
         Ok(Split::Many(alone.collect()))
     }
 
@@ -259,30 +296,49 @@ impl Wrapping {
     /// The message does not have the expected shape.
     pub fn open<'p>(&self, payload: &'p [u8]) -> Result<Content<'p>, RowError> {
         let text = text(payload)?;
-        let record = match self.place(payload) {
-            None => text,
-            Some(place) => match &place.records(&text, 1)? {
-                (records, 1) => Cow::Owned(records[0].to_owned()),
-                (_, 0) => return Ok(Content::Nothing(Skip::EmptyList)),
-                (_, count) => {
-                    return Err(malformed(format!(
-                        "the message has {count} records, and one was expected"
-                    )));
-                }
+        let found = match self.place(&text)? {
+            None => None,
+            Some(place) => match place.only(&text)? {
+                None => return Ok(Content::Nothing(Skip::EmptyList)),
+                Some(record) => Some((record, place.opened())),
             },
         };
-        let mut content = Content::Record(record);
-        for envelope in &self.envelopes {
+        let is_alone = found.is_none();
+        let (mut content, opened) = match found {
+            None => (Content::Record(text), 0),
+            Some((record, opened)) => (Content::record(record), opened),
+        };
+        for (level, envelope) in self.envelopes.iter().enumerate().skip(opened) {
             let Content::Record(json) = content else {
                 break;
             };
             content = envelope.open(json)?;
+            if let Content::Record(json) = &content
+                && json.trim_start().starts_with('[')
+            {
+                return Err(holds_a_list(*envelope, level == 0 && is_alone));
+            }
         }
         Ok(content)
     }
 
-    /// Adds to an error what the envelope has to do with it.
-    pub fn explained(&self, error: RowError, payload: &[u8]) -> RowError {
+    /// Adds to the error of a record what its envelope has to do with it. `record` is what was in the envelope.
+    pub fn explained(&self, error: RowError, record: &str, payload: &[u8]) -> RowError {
+        let is_shape = matches!(
+            error.reason,
+            Reason::Missing | Reason::WrongType | Reason::Malformed
+        );
+        if let Some(likeness) = likeness_inside(&self.envelopes, record).filter(|_| is_shape) {
+            let inside = match self.envelopes.is_empty() {
+                true => "",
+                false => "inside of the envelope ",
+            };
+            let detail = format!("{}; {inside}{likeness}", error.detail);
+            return RowError {
+                detail: detail.into(),
+                ..error
+            };
+        }
         let has_schema = payload.windows(8).any(|bytes| bytes == b"\"schema\"");
         let is_string = error.reason == Reason::WrongType && error.detail.ends_with("a string");
         if has_schema || !is_string || !self.envelopes.contains(&Envelope::Debezium) {
@@ -298,17 +354,21 @@ impl Wrapping {
         }
     }
 
-    fn place(&self, payload: &[u8]) -> Option<Place<'_>> {
-        let is_list = || unframed(payload).trim_ascii_start().starts_with(b"[");
-        match &self.unwrap {
-            Unwrap::No if self.envelopes.first() == Some(&Envelope::CloudEvents) && is_list() => {
+    fn place<'t>(&'t self, text: &'t str) -> Result<Option<Place<'t>>, RowError> {
+        let outermost = self.envelopes.first();
+        let is_list = || text.trim_start().starts_with('[');
+        Ok(match &self.unwrap {
+            Unwrap::No if outermost == Some(&Envelope::CloudEvents) && is_list() => {
                 Some(Place::List)
             }
             Unwrap::No => None,
             Unwrap::List => Some(Place::List),
-            Unwrap::At(path) => Some(Place::At(path)),
+            Unwrap::At(path) => Some(match outermost {
+                Some(envelope) => Place::within(*envelope, path, text)?,
+                None => Place::At(path),
+            }),
             Unwrap::Lines => Some(Place::Lines),
-        }
+        })
     }
 }
 
@@ -317,9 +377,44 @@ enum Place<'w> {
     List,
     At(&'w str),
     Lines,
+    /// At a path that leads through the outermost envelope of the message.
+    Inside {
+        path: &'w str,
+        envelope: Envelope,
+        /// What is beside the list in the envelope: its key and its JSON.
+        beside: (&'static str, &'w str),
+    },
 }
 
-impl Place<'_> {
+impl<'w> Place<'w> {
+    /// Returns the place at `path`, which leads either to a list of envelopes or into the one envelope of the message.
+    fn within(envelope: Envelope, path: &'w str, text: &'w str) -> Result<Place<'w>, RowError> {
+        let at = Ok(Place::At(path));
+        let Some((key, beside)) = envelope.keys() else {
+            return at;
+        };
+        let rest = path.strip_prefix(key);
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) {
+            return at;
+        }
+        let Some(fields) = object(text)? else {
+            return at;
+        };
+        match fields.get(beside)? {
+            Some(value) => Ok(Place::Inside {
+                path,
+                envelope,
+                beside: (beside, value.get()),
+            }),
+            None => at,
+        }
+    }
+
+    /// Returns the number of envelopes that are opened with the list.
+    fn opened(self) -> usize {
+        usize::from(matches!(self, Place::Inside { .. }))
+    }
+
     /// Returns at most `most` records, and how many there are.
     fn records(self, text: &str, most: usize) -> Result<(Vec<&str>, usize), RowError> {
         let list = match self {
@@ -328,7 +423,7 @@ impl Place<'_> {
                 return Ok((lines().take(most).collect(), lines().count()));
             }
             Place::List => text.trim(),
-            Place::At(path) => at(text, path, path)?,
+            Place::At(path) | Place::Inside { path, .. } => at(text, path, path)?,
         };
         if !list.starts_with('[') {
             return Err(malformed(format!(
@@ -339,21 +434,49 @@ impl Place<'_> {
         items(list, most)
     }
 
-    /// Returns a message that contains only this record.
-    fn wrap(self, record: &str) -> Vec<u8> {
-        let record = nan::unmarked(record);
-        match self {
-            Place::Lines => record.into_owned(),
-            Place::List => format!("[{record}]"),
-            Place::At(path) => {
-                let keys: Vec<String> = path
-                    .split('.')
-                    .map(|key| format!("{{{}:", serde_json::Value::from(key)))
-                    .collect();
-                format!("{}[{record}]{}", keys.concat(), "}".repeat(keys.len()))
+    /// Returns the only record, or `None` if there is none.
+    fn only(self, text: &str) -> Result<Option<String>, RowError> {
+        let record = match &self.records(text, 1)? {
+            (_, 0) => return Ok(None),
+            (records, 1) => records[0].to_owned(),
+            (_, count) => {
+                return Err(malformed(format!(
+                    "the message has {count} records, and one was expected"
+                )));
             }
+        };
+        match self {
+            Place::Inside {
+                path,
+                envelope: Envelope::Connect,
+                beside: (_, schema),
+            } => connect::item(schema, path, &record).map(Some),
+            _ => Ok(Some(record)),
         }
-        .into_bytes()
+    }
+
+    /// Returns what is before and after the record in a message that contains only this record.
+    fn around(self) -> (String, String) {
+        let (path, beside) = match self {
+            Place::Lines => return Default::default(),
+            Place::List => return ("[".to_owned(), "]".to_owned()),
+            Place::At(path) => (path, String::new()),
+            Place::Inside {
+                path,
+                beside: (key, value),
+                ..
+            } => (path, format!("\"{key}\":{},", nan::unmarked(value))),
+        };
+        let mut before = String::from("{");
+        before.push_str(&beside);
+        for (depth, key) in path.split('.').enumerate() {
+            before.push_str(if depth > 0 { "{" } else { "" });
+            before.push_str(&raw::quoted(key));
+            before.push(':');
+        }
+        before.push('[');
+        let depth = path.split('.').count();
+        (before, format!("]{}", "}".repeat(depth)))
     }
 }
 
@@ -384,6 +507,16 @@ fn text(payload: &[u8]) -> Result<Cow<'_, str>, RowError> {
     let text = std::str::from_utf8(unframed(payload))
         .map_err(|e| super::json::not_json(payload, format!("not UTF-8: {e}")))?;
     Ok(nan::marked(text))
+}
+
+/// Returns the error for an envelope with a list inside of it. `is_outermost`: it is the whole message.
+fn holds_a_list(envelope: Envelope, is_outermost: bool) -> RowError {
+    malformed(match envelope.keys().filter(|_| is_outermost) {
+        Some((key, _)) => {
+            format!("`{key}` in the envelope is a list of records: set input.unwrap = \"{key}\"")
+        }
+        None => "an envelope in the message has a list inside of it, which no setting reads: let the producer send one record a message".to_owned(),
+    })
 }
 
 /// Describes a record that does not have the shape of its envelope.

@@ -4,22 +4,27 @@
 //! tree for each record costs several times as much. For verdicts, which are rare, `prost-reflect` writes messages as Protobuf
 //! JSON.
 
+mod files;
 mod known;
 mod registered;
 mod row;
 mod structs;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
     SerializeOptions,
 };
+use protox::Compiler;
 
 use crate::bounded;
+use crate::bundle::path::keys_or_parts;
 
 use super::{RowError, malformed};
 
+use files::Files;
 pub use registered::parse;
 pub use row::{ProtobufPlan, Scratch};
 
@@ -29,8 +34,11 @@ pub fn open(path: &Path, name: &str) -> Result<MessageDescriptor, String> {
         Some("proto") => {
             let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
             let folder = folder.unwrap_or(Path::new("."));
-            let set = protox::compile([path], [folder]).map_err(|e| e.to_string())?;
-            DescriptorPool::from_file_descriptor_set(set).map_err(|e| e.to_string())?
+            let mut compiler = Compiler::with_file_resolver(Files::below(folder));
+            compiler.include_imports(true);
+            let compiled = compiler.open_file(path).map_err(|e| e.to_string())?;
+            DescriptorPool::from_file_descriptor_set(compiled.file_descriptor_set())
+                .map_err(|e| e.to_string())?
         }
         _ => {
             let bytes = bounded::read(path, bounded::TEXT).map_err(|e| e.to_string())?;
@@ -66,22 +74,25 @@ pub fn message_at(file: &FileDescriptor, index: &[usize]) -> Result<MessageDescr
 
 /// Returns whether a message of this type can have a value at `path`. A map and a `Struct` can have any key.
 pub fn has(message: &MessageDescriptor, path: &str) -> bool {
+    can_have(message, &keys_or_parts(path))
+}
+
+fn can_have(message: &MessageDescriptor, keys: &[Cow<'_, str>]) -> bool {
     if structs::is_dynamic(message) {
         return true;
     }
-    let (key, rest) = match path.split_once('.') {
-        Some((key, rest)) => (key, Some(rest)),
-        None => (path, None),
+    let Some((key, rest)) = keys.split_first() else {
+        return true;
     };
     let field = message.get_field_by_name(key);
     if field.as_ref().is_some_and(FieldDescriptor::is_map) {
         return true;
     }
-    match (field.map(|f| (f.is_list(), f.kind())), rest) {
-        (None, _) => false,
-        (Some(_), None) => true,
-        (Some((false, Kind::Message(below))), Some(rest)) => has(&below, rest),
-        _ => false,
+    match field.map(|f| (f.is_list(), f.kind())) {
+        None => false,
+        Some(_) if rest.is_empty() => true,
+        Some((false, Kind::Message(below))) => can_have(&below, rest),
+        Some(_) => false,
     }
 }
 

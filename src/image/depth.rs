@@ -36,6 +36,10 @@ impl BitDepth {
         }
     }
 
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
     pub fn largest_sample(&self) -> u16 {
         (u16::MAX) >> (16 - self.bits)
     }
@@ -63,9 +67,16 @@ impl BitDepth {
         }
     }
 
+    /// Returns what to say if the images so far seem to use fewer bits than they are read with. It is returned once.
+    pub fn warning(&self) -> Option<String> {
+        self.suspected().map(|bits| format!(
+            "the images of 16 bits per sample use only {bits} bits so far, so they are nearly black to the model: if the camera has {bits} bits, set input.bit_depth = {bits} and train with --bit-depth {bits}"
+        ))
+    }
+
     /// Returns the number of bits that all 16-bit images so far have used, if they are enough to tell and it is less than the depth
     /// by 2 or more. It is returned once.
-    pub fn suspected(&self) -> Option<u32> {
+    fn suspected(&self) -> Option<u32> {
         let images = self.seen.images.load(Relaxed);
         if !(ENOUGH..u32::MAX / 2).contains(&images) {
             return None;

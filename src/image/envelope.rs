@@ -11,6 +11,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::ImageError;
+use crate::bundle::path::keys_or_parts;
 
 /// With or without padding.
 const LENIENT: GeneralPurposeConfig =
@@ -32,7 +33,8 @@ pub fn image<'p>(payload: &'p [u8], field: &str, most: usize) -> Result<Cow<'p, 
         return Ok(Cow::Borrowed(payload));
     }
     let text = std::str::from_utf8(payload).map_err(|e| ImageError::Json(e.to_string()))?;
-    let value = find(text, field, field)?;
+    let value = find(text, &keys_or_parts(field))?;
+    let value = value.ok_or_else(|| ImageError::Missing(field.to_owned()))?;
     let base64: Cow<'_, str> = serde_json::from_str::<Text<'_>>(value.get())
         .map_err(|_| match value.get() {
             "null" => ImageError::Missing(field.to_owned()),
@@ -82,7 +84,7 @@ pub fn context(payload: &[u8], field: &str) -> Option<Box<RawValue>> {
     }
     let text = std::str::from_utf8(payload).ok()?;
     let mut out = String::new();
-    copy_without(text, field, &mut out).ok()?;
+    copy_without(text, &keys_or_parts(field), &mut out).ok()?;
     RawValue::from_string(out).ok()
 }
 
@@ -91,23 +93,29 @@ fn is_json(payload: &[u8]) -> bool {
     first == Some(&b'{')
 }
 
-fn find<'p>(object: &'p str, path: &str, whole: &str) -> Result<&'p RawValue, ImageError> {
-    let entries = entries(object)?;
-    let (name, rest) = split(path);
-    let value = entries.iter().find(|(key, _)| key == name);
-    let (_, value) = value.ok_or_else(|| ImageError::Missing(whole.to_owned()))?;
-    match rest {
-        None => Ok(value),
-        Some(rest) if value.get().starts_with('{') => find(value.get(), rest, whole),
-        Some(_) => Err(ImageError::Missing(whole.to_owned())),
+/// Returns the value below an object, or `None` if there is none. A key with dots is read like nested objects.
+fn find<'p>(object: &'p str, path: &[Cow<'_, str>]) -> Result<Option<&'p RawValue>, ImageError> {
+    let mut found = None;
+    for (key, value) in &entries(object)? {
+        let below = match rest(key, path) {
+            None => continue,
+            Some([]) => Some(*value),
+            Some(rest) if value.get().starts_with('{') => find(value.get(), rest)?,
+            Some(_) => None,
+        };
+        if found.is_some() && below.is_some() {
+            return Err(ImageError::Duplicate(path.join(".")));
+        }
+        found = found.or(below);
     }
+    Ok(found)
 }
 
-fn copy_without(object: &str, path: &str, out: &mut String) -> Result<(), ImageError> {
-    let (name, rest) = split(path);
+fn copy_without(object: &str, path: &[Cow<'_, str>], out: &mut String) -> Result<(), ImageError> {
     out.push('{');
     for (key, value) in &entries(object)? {
-        if key == name && rest.is_none() {
+        let rest = rest(key, path);
+        if rest == Some(&[]) {
             continue;
         }
         if out.len() > 1 && !out.ends_with('{') {
@@ -116,7 +124,7 @@ fn copy_without(object: &str, path: &str, out: &mut String) -> Result<(), ImageE
         out.push_str(&serde_json::Value::from(key.as_ref()).to_string());
         out.push(':');
         match rest {
-            Some(rest) if key == name && value.get().starts_with('{') => {
+            Some(rest) if value.get().starts_with('{') => {
                 copy_without(value.get(), rest, out)?;
             }
             _ => out.push_str(value.get()),
@@ -126,11 +134,11 @@ fn copy_without(object: &str, path: &str, out: &mut String) -> Result<(), ImageE
     Ok(())
 }
 
-fn split(path: &str) -> (&str, Option<&str>) {
-    match path.split_once('.') {
-        Some((name, rest)) => (name, Some(rest)),
-        None => (path, None),
-    }
+/// Returns the keys of a path that follow `key`, which may be several of them with dots between. `None` if it is another key.
+fn rest<'k>(key: &str, path: &'k [Cow<'k, str>]) -> Option<&'k [Cow<'k, str>]> {
+    let parts = 1..=path.len();
+    let mut counts = parts.filter(|&parts| path[..parts].join(".") == key);
+    counts.next().map(|parts| &path[parts..])
 }
 
 type Entry<'p> = (Cow<'p, str>, &'p RawValue);

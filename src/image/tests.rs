@@ -248,6 +248,46 @@ fn an_image_in_json_is_found_and_left_out_of_the_record() {
         nested.context(&rgb(2, 2)).is_none(),
         "bare images have none"
     );
+    // A path as in a schema: keys with dots, quoted keys, and both ways to nest.
+    for (field, payload, context) in [
+        (
+            "shot.image",
+            r#"{"shot.image": "IMAGE", "a": 1}"#,
+            r#"{"a":1}"#,
+        ),
+        (
+            r#""shot.image""#,
+            r#"{"shot.image": "IMAGE", "shot": {"image": 1}}"#,
+            r#"{"shot":{"image": 1}}"#,
+        ),
+        (
+            r#"a."b.c"."""#,
+            r#"{"a": {"b.c": {"": "IMAGE", "d": 2}}}"#,
+            r#"{"a":{"b.c":{"d":2}}}"#,
+        ),
+        (
+            "a.b.c",
+            r#"{"a.b": {"c": "IMAGE"}, "a": {"b": {}}}"#,
+            r#"{"a.b":{},"a":{"b":{}}}"#,
+        ),
+    ] {
+        let reader = ImageReader {
+            field: field.to_owned(),
+            ..reader(3)
+        };
+        let payload = payload.replace("IMAGE", &base64);
+        assert_eq!(
+            reader.read(payload.as_bytes()).unwrap().rows,
+            image.rows,
+            "{field}"
+        );
+        assert_eq!(reader.context(payload.as_bytes()).unwrap().get(), context);
+    }
+    let twice = format!(r#"{{"shot.image": "{base64}", "shot": {{"image": "{base64}"}}}}"#);
+    assert!(matches!(
+        nested.read(twice.as_bytes()),
+        Err(ImageError::Duplicate(_))
+    ));
     for (payload, expected) in [
         (r#"{}"#, ImageError::Missing("image".into())),
         (r#"{"image": null}"#, ImageError::Missing("image".into())),

@@ -24,7 +24,7 @@ pub struct Mask {
 /// # Errors
 /// The same as for an image that is to be scored.
 pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, ImageError> {
-    let (flat, ()) = flat(encoded, 1, limits, |_| ())?;
+    let (flat, ()) = flat(encoded, 1, limits, &BitDepth::default(), |_| ())?;
     Ok(Mask {
         width: flat.width,
         height: flat.height,
@@ -37,7 +37,7 @@ pub fn mask(encoded: &[u8], limits: Limits) -> Result<Mask, ImageError> {
 /// # Errors
 /// The same as for an image that is to be scored.
 pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>, ImageError> {
-    thumbnail_within(encoded, limits, side, |_| ())
+    thumbnail_within(encoded, limits, &BitDepth::default(), side, |_| ())
 }
 
 /// Like [`thumbnail`], but calls `reserve` before anything is decoded, with the memory that it takes in bytes. The result of
@@ -45,10 +45,11 @@ pub fn thumbnail(encoded: &[u8], limits: Limits, side: usize) -> Result<Vec<u8>,
 pub fn thumbnail_within<T>(
     encoded: &[u8],
     limits: Limits,
+    depth: &BitDepth,
     side: usize,
     reserve: impl FnOnce(u64) -> T,
 ) -> Result<Vec<u8>, ImageError> {
-    let (flat, _reserved) = flat(encoded, 3, limits, reserve)?;
+    let (flat, _reserved) = flat(encoded, 3, limits, depth, reserve)?;
     let longer = flat.width.max(flat.height).max(side);
     let (width, height) = (flat.width * side / longer, flat.height * side / longer);
     let small = resize(flat, width.max(1), height.max(1));
@@ -68,6 +69,7 @@ fn flat<T>(
     encoded: &[u8],
     channels: usize,
     limits: Limits,
+    depth: &BitDepth,
     reserve: impl FnOnce(u64) -> T,
 ) -> Result<(Flat, T), ImageError> {
     let encoded = envelope::image(encoded, super::FIELD, limits.bytes)?;
@@ -77,7 +79,7 @@ fn flat<T>(
     let bytes = opened.bytes.max(2 * pixels);
     limits.allow(opened.width, opened.height, bytes)?;
     let reserved = reserve(bytes);
-    Ok((opened.decode(&BitDepth::default())?, reserved))
+    Ok((opened.decode(depth)?, reserved))
 }
 
 #[cfg(test)]

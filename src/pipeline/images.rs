@@ -59,10 +59,8 @@ pub fn decode(
                 metrics.memory_decoding_bytes.set(room.taken() as i64);
                 taken
             });
-            if let Some(bits) = reader.depth().suspected() {
-                tracing::warn!(
-                    "the images of 16 bits per sample use only {bits} bits so far, so they are nearly black to the model: if the camera has {bits} bits, set input.bit_depth = {bits} and train with --bit-depth {bits}"
-                );
+            if let Some(warning) = reader.depth().warning() {
+                tracing::warn!("{warning}");
             }
             let image = image.map(|(image, mut taken)| {
                 taken.shrink(image.bytes());

@@ -221,6 +221,25 @@ fn lists_and_lines_give_the_same_scores_with_an_index() {
     });
     let got = judged(&batch, RECORDS, &["input.envelope=cloudevents"]);
     assert_eq!(scores(&got), scores(&plain));
+    // A list inside of the envelope. Connect's schema says what the numbers of each record mean.
+    let connect = chunks(&|some| {
+        let rows: Vec<(Value, Value)> = some.iter().map(|p| row(&parse(p.as_bytes()))).collect();
+        let schema = json!({"type": "array", "items": rows[0].1});
+        let rows: Vec<&Value> = rows.iter().map(|(row, _)| row).collect();
+        json!({"schema": schema, "payload": rows}).to_string()
+    });
+    let event = chunks(&|some| format!("{{\"specversion\": \"1.0\", \"data\": {}}}", list(some)));
+    for (envelope, unwrap, messages) in [
+        ("connect", "payload", connect),
+        ("cloudevents", "data", event),
+    ] {
+        let settings = [
+            format!("input.envelope={envelope}"),
+            format!("input.unwrap={unwrap}"),
+        ];
+        let got = judged(&messages, RECORDS, &settings.each_ref().map(String::as_str));
+        assert_eq!(scores(&got), scores(&plain), "{envelope}");
+    }
 }
 
 /// With a schema file: maps by key, the headers of other registries, and Debezium's events.
@@ -434,6 +453,16 @@ fn a_record_in_an_envelope_names_the_setting_that_reads_it() {
             "input.unwrap = \"records\"",
         ),
         (format!("{payment}\n{payment}"), "input.unwrap = \"lines\""),
+        (
+            format!("{{\"body\": {{\"events\": [{payment}]}}}}"),
+            "input.unwrap = \"body.events\"",
+        ),
+        (
+            format!(
+                "{{\"specversion\": \"1.0\", \"data\": {{\"before\": null, \"after\": {payment}}}}}"
+            ),
+            "input.envelope = [\"cloudevents\", \"debezium\"]",
+        ),
     ];
     let notes: Vec<Note> = messages.iter().map(|(m, _)| note(m.as_str())).collect();
     produce(&broker.brokers, "in", &notes);

@@ -232,28 +232,31 @@ fn the_same_image_gets_the_same_verdict_whatever_the_way() {
     }
 }
 
+/// A gray image with twelve bits in samples of sixteen.
+fn twelve(image: &RgbImage) -> Vec<u8> {
+    let gray = DynamicImage::from(image.clone()).to_luma8();
+    let wide = image::ImageBuffer::from_fn(gray.width(), gray.height(), |x, y| {
+        let level = u32::from(gray.get_pixel(x, y)[0]);
+        image::Luma([((level * 4095 + 127) / 255) as u16])
+    });
+    png(DynamicImage::ImageLuma16(wide))
+}
+
+/// The same image with samples of eight bits.
+fn eight(image: &RgbImage) -> Vec<u8> {
+    png(DynamicImage::from(image.clone()).to_luma8().into())
+}
+
+fn png(image: DynamicImage) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
 /// Twelve bits in samples of sixteen: nearly black without input.bit_depth, which the log says, and the same image with it.
 #[test]
 fn few_bits_in_sixteen_are_said_and_read_with_their_depth() {
     let broker = broker();
-    let twelve = |image: &RgbImage| {
-        let gray = DynamicImage::from(image.clone()).to_luma8();
-        let wide = image::ImageBuffer::from_fn(gray.width(), gray.height(), |x, y| {
-            let level = u32::from(gray.get_pixel(x, y)[0]);
-            image::Luma([((level * 4095 + 127) / 255) as u16])
-        });
-        let mut bytes = Cursor::new(Vec::new());
-        let wide = DynamicImage::ImageLuma16(wide);
-        wide.write_to(&mut bytes, ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    };
-    let eight = |image: &RgbImage| {
-        let gray = DynamicImage::from(image.clone()).to_luma8();
-        let mut bytes = Cursor::new(Vec::new());
-        let gray = DynamicImage::ImageLuma8(gray);
-        gray.write_to(&mut bytes, ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    };
     let images: Vec<RgbImage> = (0..20).map(noise).collect();
     let both = images.iter().flat_map(|i| [eight(i), twelve(i)]);
     let notes: Vec<Note> = both.map(|image| Note::new("k", image)).collect();
@@ -287,6 +290,108 @@ fn few_bits_in_sixteen_are_said_and_read_with_their_depth() {
     for pair in bright.chunks(2) {
         assert_eq!(pair[0], pair[1]);
     }
+    let twelve_bits = bright.iter().skip(1).step_by(2).copied();
+    verbs_take_the_depth(&images, &twelve_bits.collect::<Vec<_>>());
+}
+
+/// The verbs take the depth as a flag, and give the bits that the daemon gave.
+fn verbs_take_the_depth(images: &[RgbImage], daemon: &[u32]) {
+    let lines = |encoded: &dyn Fn(&RgbImage) -> Vec<u8>| -> Vec<String> {
+        let all = images.iter().map(|image| STANDARD.encode(encoded(image)));
+        all.map(|image| format!("{{\"image\": \"{image}\"}}"))
+            .collect()
+    };
+    let bits = |lines: &[Value]| -> Vec<u32> {
+        lines.iter().map(|line| score_of(line).to_bits()).collect()
+    };
+    let flags = ["--score", "4", "--bit-depth", "12"];
+    let depth = scored(&lines(&twelve), &folder("gray"), &flags);
+    assert_eq!(bits(&depth), daemon);
+    let dir = tempfile::tempdir().unwrap();
+    let [wide, narrow] =
+        [("wide", &twelve as &dyn Fn(&_) -> _), ("narrow", &eight)].map(|(name, encoded)| {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            for (number, image) in images.iter().enumerate() {
+                let path = dir.path().join(name).join(format!("{number:02}.png"));
+                std::fs::write(path, encoded(image)).unwrap();
+            }
+            dir.path().join(name)
+        });
+    let out = dir.path().join("out.ndjson");
+    let out_name = out.to_str().unwrap();
+    let gray = folder("gray");
+    let [gray, wide, narrow] = [&gray, &wide, &narrow].map(|path| path.to_str().unwrap());
+    let score = [
+        "score", wide, "--bundle", gray, "--score", "4", "--out", out_name,
+    ];
+    let ended = run(&[&score[..], &["--bit-depth", "12"]].concat());
+    ended.with_code(0);
+    let read = || {
+        let lines = std::fs::read_to_string(&out).unwrap();
+        let lines: Vec<Value> = lines.lines().map(|line| parse(line.as_bytes())).collect();
+        bits(&lines)
+    };
+    assert_eq!(read(), daemon);
+    let dark = run(&score);
+    assert!(
+        dark.stderr.contains("use only 12 bits so far")
+            && dark.stderr.contains("give --bit-depth 12"),
+        "{}",
+        dark.stderr
+    );
+    assert_ne!(read(), daemon);
+    let too_few = run(&[&score[..], &["--bit-depth", "10"]].concat());
+    assert!(
+        too_few
+            .stdout
+            .contains("but --bit-depth 10 allows at most 1023"),
+        "{}",
+        too_few.stdout
+    );
+    let thresholds = [(wide, &["--bit-depth", "12"][..]), (narrow, &[])].map(|(data, flags)| {
+        let out = dir.path().join("calibrated");
+        let calibrate = [
+            "calibrate",
+            gray,
+            "--data",
+            data,
+            "--out",
+            out.to_str().unwrap(),
+            "--force",
+        ];
+        run(&[&calibrate[..], flags].concat()).with_code(0);
+        std::fs::read_to_string(out.join("calibration.json")).unwrap()
+    });
+    assert_eq!(thresholds[0], thresholds[1]);
+    let file = dir.path().join("images.ndjson");
+    std::fs::write(&file, lines(&twelve).join("\n")).unwrap();
+    let bench = [
+        "bench",
+        "--bundle",
+        gray,
+        "--data",
+        file.to_str().unwrap(),
+        "--records",
+        "100",
+        "--rounds",
+        "1",
+    ];
+    let bench = run(&[&bench[..], &["--bit-depth", "12"]].concat());
+    bench.with_code(0);
+    assert!(!bench.stderr.contains("bits so far"), "{}", bench.stderr);
+    let table = crate::common::payments();
+    let refused = run(&[
+        "bench",
+        "--bundle",
+        table.to_str().unwrap(),
+        "--bit-depth",
+        "12",
+    ]);
+    assert!(
+        refused.stderr.contains("--bit-depth applies to images"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from residuald_train import TrainerError
 from residuald_train.bench.datasets import read_set
 from residuald_train.cli import main
+from residuald_train.foreign.records import table_of
 from residuald_train.tabular.data import file_facts, read
 from residuald_train.tabular.labels import DataSource, anomalous_rows, read_labelled, read_labelled_like, split_by_label
 
@@ -105,3 +107,20 @@ def test_a_model_card_counts_only_labelled_records(partly, tmp_path, capsys):
     assert training["rows"] + training["held_out_rows"] == 300
     assert main(["report", str(tmp_path / "b"), *data, "--out", str(tmp_path / "card.html")]) == 0
     assert "(360 of 360 records scored)" in capsys.readouterr().out
+
+
+def test_hints_name_the_flags_of_the_verbs(tmp_path, capsys):
+    path = tmp_path / "events.ndjson"
+    change = {"before": None, "after": {"amount": 1}, "op": "c"}
+    path.write_text((json.dumps({"specversion": "1.0", "data": change}) + "\n") * 3)
+    read_labelled(DataSource([path]))
+    assert "give --envelope cloudevents,debezium" in capsys.readouterr().err
+    with pytest.raises(TrainerError, match=r"--envelope connect expects an object"):
+        read([path], envelope=["connect"])
+
+
+def test_columns_keep_their_order_where_the_first_row_lacks_a_value():
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [np.nan, 1.0], "c": [None, "x"], "d": [0.0, 1.0]})
+    for data in frame, frame.to_dict("records"):
+        assert table_of(data, None).paths == ["a", "b", "c", "d"]
+    assert table_of(frame[["a", "b", "d"]].to_numpy(), None).paths == ["f0", "f1", "f2"]

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from . import _native
-from .frames import check_is_data, images_of, is_arrow, kind_of, paths_of, table_of, without_unnamed_index
+from .frames import check_is_data, images_of, is_arrow, is_records, kind_of, paths_of, table_of, without_unnamed_index
 from .verdicts import Verdicts
 
 MOST_THREADS = 1024
@@ -129,6 +129,10 @@ class Bundle:
         explain: Literal["anomalies", "all", "none"] = "anomalies",
         reasons: int = 5,
         maps: bool = False,
+        envelope: Sequence[str] = (),
+        unwrap: str = "none",
+        allow_nan: bool = False,
+        bit_depth: int = 16,
         progress: Callable[[int], object] | None = None,
     ) -> Verdicts:
         """Judges records or images -> Verdicts [n], in the order of `data`.
@@ -141,6 +145,9 @@ class Bundle:
         explain: which records get reasons: "anomalies", "all" or "none".
         reasons: the number of reasons for a record, or of regions in an image.
         maps: also make the heatmap and the reconstruction of each explained image, as PNG.
+        envelope, allow_nan: how JSON records in files, dicts or texts are wrapped, as for `residuald.read`.
+        unwrap: where the records of a line of a file are, as for `residuald.read`.
+        bit_depth: how many bits the camera uses in gray images of 16 bits, 9 to 16, as in training.
         progress: called with the number of records that are done.
 
         A record that the schema refuses, or an image that cannot be read, gets NaN, and its reason in
@@ -154,20 +161,23 @@ class Bundle:
             raise ValueError(f"progress must be a function of the number of records that are done, not {progress!r}")
         if key is not None and not isinstance(key, str):
             raise ValueError(f"key must be the name of a column, not {key!r}")
+        if not whole(bit_depth, 9, 16):
+            raise ValueError(f"bit_depth must be a whole number from 9 to 16, not {bit_depth!r}")
+        envelope = (envelope,) if isinstance(envelope, str) else tuple(envelope)
         check_is_data(data)
         reasons = min(reasons, MOST_REASONS)
         if self.kind == "image":
-            if key is not None:
-                raise ValueError("key applies to tables only")
+            if key is not None or envelope or unwrap != "none" or allow_nan:
+                raise ValueError("key, envelope, unwrap and allow_nan apply to tables only")
             images = images_of(data)
-            outputs = self._native.score_images(images.encoded, explain, reasons, maps, progress)
+            outputs = self._native.score_images(images.encoded, explain, reasons, maps, bit_depth, progress)
             outputs["refused"] = [
                 (row, reason, images.unreadable.get(row, detail)) for row, reason, detail in outputs["refused"]
             ]
             outputs["notes"] += images.notes()
             return Verdicts(self, outputs, "pandas", None)
-        if maps:
-            raise ValueError("maps applies to images only")
+        if maps or bit_depth != 16:
+            raise ValueError("maps and bit_depth apply to images only")
         if self._native.by_key != (key is not None):
             raise ValueError(
                 "the bundle is calibrated by message key: name the column that holds it with key="
@@ -176,7 +186,14 @@ class Bundle:
             )
         files = paths_of(data)
         if files is not None:
-            outputs = self._native.score_files(files, key, explain, reasons, progress)
+            wrapped = list(envelope), unwrap, allow_nan
+            outputs = self._native.score_files(files, key, wrapped, explain, reasons, progress)
+        elif unwrap != "none":
+            raise ValueError("unwrap applies to files: give the records of a list one by one")
+        elif envelope or (allow_nan and is_records(data)):
+            if not is_records(data):
+                raise ValueError("envelope applies to JSON records, in files, dicts or texts")
+            outputs = self._score_wrapped(data, key, envelope, allow_nan, explain, reasons, progress)
         elif is_arrow(data) and key is None:
             outputs = self._native.score_arrow(without_unnamed_index(data), explain, reasons, progress)
         else:
@@ -185,6 +202,13 @@ class Bundle:
             outputs = self._native.score(table, keys, explain, reasons, progress)
         kind, index = kind_of(data)
         return Verdicts(self, outputs, kind, index)
+
+    def _score_wrapped(self, data, key, envelope, allow_nan, explain, reasons, progress):
+        table, unopened = table_of(data).opened(list(envelope), allow_nan)
+        keys = None if key is None else table.texts(key)
+        outputs = self._native.score(table, keys, explain, reasons, progress)
+        outputs["refused"] = [(row, *unopened.get(row, (reason, said))) for row, reason, said in outputs["refused"]]
+        return outputs
 
 
 def whole(value: Any, least: int, most: float = float("inf")) -> bool:

@@ -52,6 +52,13 @@ def is_arrow(data):
     return hasattr(data, "__arrow_c_stream__")
 
 
+def is_records(data):
+    """Whether data are JSON records: a Table, or a sequence of dicts or texts."""
+    if isinstance(data, _native.Table):
+        return True
+    return isinstance(data, list | tuple) and len(data) > 0 and isinstance(data[0], Mapping | str | bytes)
+
+
 def has_names(data):
     """Whether the columns of data have names: not those of an array, or of what NumPy makes one of."""
     check_is_data(data)

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::bounded;
 use crate::bundle::segments::LEAST_RECORDS;
-use crate::bundle::{Calibration, ModelInput, SegmentBy, SegmentId, Segments};
+use crate::bundle::{Calibration, SegmentBy, SegmentId, Segments};
+use crate::config::Config;
 use crate::dataset;
 use crate::decode::{DecodeError, Decoder, Reason, RecordFormat, SegmentReader, Split};
 use crate::image::ImageReader;
@@ -20,6 +21,7 @@ use super::trim::Tail;
 
 use crate::cli::shared::connection::Connection;
 use crate::cli::shared::connection::empty_range;
+use crate::cli::shared::images::warn_of_depth;
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::scoring::key_fits;
@@ -99,10 +101,17 @@ impl Sample {
         loaded: Loaded,
         data: &[PathBuf],
         by: Option<SegmentBy>,
+        config: Option<&Config>,
         arguments: &Arguments,
     ) -> Result<Sample, Failure> {
         key_fits(by.as_ref(), arguments.key.as_deref())?;
+        let settings = config.map(|config| &config.images);
+        let reader = arguments
+            .images
+            .reader(&loaded.bundle.manifest.input, settings)?;
         let mut sample = Sample::new(loaded, RecordFormat::Json, by);
+        sample.reader = reader;
+        sample.refusals = Refusals::by_flags();
         let has_folder = data.iter().any(|path| path.is_dir());
         match (sample.reader.is_some() && has_folder, data) {
             (false, data) => sample.read_files(data, arguments)?,
@@ -110,6 +119,7 @@ impl Sample {
             (true, _) => return Err(Failure::usage("give one folder of images at a time")),
         }
         sample.score()?;
+        sample.reader.as_ref().map(warn_of_depth);
         Ok(sample)
     }
 
@@ -179,10 +189,7 @@ impl Sample {
             flagged: Vec::new(),
             flagged_rate: 0.0,
             decoder: Decoder::new(features, input, segment),
-            reader: match loaded.bundle.manifest.input {
-                ModelInput::Tabular { .. } => None,
-                ModelInput::Image(pixels) => Some(input::images(pixels)),
-            },
+            reader: None,
             scoring: ScorerPool::new(loaded.scorers, features.len()),
             rows: Vec::new(),
             waiting: Vec::new(),

@@ -112,7 +112,7 @@ impl Checked {
         });
         Checked {
             rows: 0,
-            refusals: Refusals::default(),
+            refusals: Refusals::by_flags(),
             columns: columns.collect(),
             by_path,
             unread: BTreeSet::new(),

@@ -9,25 +9,24 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bounded;
-use crate::bundle::ModelInput;
 use crate::dataset;
 use crate::dataset::folder::{Image, Truth};
 use crate::decode::RowError;
 use crate::evaluation::auroc;
 use crate::evaluation::contact_sheet::{ContactSheet, Encoded, Entry};
 use crate::evaluation::pixels::{Binned, PixelRanking, stretch};
-use crate::image::{Finding, ImageError, ImageReader, Limits, Mask, highest, mask, thumbnail};
+use crate::image::{Finding, ImageError, ImageReader, Limits, Mask, highest, mask};
 use crate::onnx::{ImageScores, Scorer, finite, share_out};
 use crate::verdict::{Judge, Verdict};
 
 use super::{Arguments, Labelled, REASONS, Summary, labelled, write_line};
 use crate::cli::shared::files::shown;
+use crate::cli::shared::images::warn_of_depth;
 use crate::cli::shared::progress;
 use crate::cli::shared::reasons::reasons;
 use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::refusals::some_scored;
 use crate::cli::shared::scoring::Highest;
-use crate::daemon::input;
 use crate::daemon::model::Loaded;
 use crate::failure::Failure;
 
@@ -92,9 +91,10 @@ pub fn run(
     out: Option<Box<dyn Write>>,
     started: Instant,
 ) -> Result<(), Failure> {
-    let ModelInput::Image(pixels) = loaded.bundle.manifest.input else {
-        return Err(Failure::internal("a bundle for tables reads no images"));
-    };
+    let reader = arguments
+        .images
+        .reader(&loaded.bundle.manifest.input, None)?;
+    let reader = reader.ok_or_else(|| Failure::internal("a bundle for tables reads no images"))?;
     let [folder] = &arguments.files[..] else {
         return Err(Failure::usage("give one folder of images at a time"));
     };
@@ -114,14 +114,14 @@ pub fn run(
         arguments,
         name: format!("{} {}", loaded.model.name, loaded.model.version),
         image_judge: ImageJudge {
-            reader: input::images(pixels),
+            reader,
             threshold: loaded.judge.threshold,
             shown: sheet.is_some(),
         },
         judge: loaded.judge,
         out,
         sheet,
-        refusals: Refusals::default(),
+        refusals: Refusals::by_flags(),
         scored: Vec::new(),
         ranking: arguments.masks.is_some().then(PixelRanking::default),
         ranked: 0,
@@ -163,7 +163,7 @@ impl ImageJudge {
         };
         let shown = self
             .shown
-            .then(|| thumbnail(&payload, Limits::default(), SHOWN));
+            .then(|| self.reader.thumbnail(&payload, SHOWN, |_| ()));
         Ok(shown
             .transpose()
             .map(|shown| Judged {
@@ -222,6 +222,7 @@ impl Run<'_> {
             }
         }
         bar.finish_and_clear();
+        warn_of_depth(&self.image_judge.reader);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::decode::SetBy;
 use crate::failure::Failure;
 use crate::text::escaped;
 
@@ -14,7 +15,11 @@ const MOST_SHOWN: usize = 3;
 const LONGEST: usize = 200;
 
 #[derive(Debug, Default)]
-pub struct Refusals(BTreeMap<&'static str, Kind>);
+pub struct Refusals {
+    kinds: BTreeMap<&'static str, Kind>,
+    /// Whether the verb's flags say how records are read, and not the daemon's settings.
+    by_flags: bool,
+}
 
 #[derive(Debug)]
 struct Kind {
@@ -32,28 +37,40 @@ pub struct Refusal<'r> {
 }
 
 impl Refusals {
+    /// Returns an empty count for records that the verb's flags say how to read.
+    pub fn by_flags() -> Refusals {
+        Refusals {
+            by_flags: true,
+            ..Refusals::default()
+        }
+    }
+
     pub fn add(&mut self, reason: &'static str, detail: &str) {
-        let kind = self.0.entry(reason).or_insert_with(|| Kind {
+        let detail = match self.by_flags {
+            true => SetBy::Flags.named(detail),
+            false => detail.into(),
+        };
+        let kind = self.kinds.entry(reason).or_insert_with(|| Kind {
             records: 0,
-            example: cut(&escaped(detail)),
+            example: cut(&escaped(&detail)),
         });
         kind.records += 1;
     }
 
     /// Returns the number of records.
     pub fn count(&self) -> u64 {
-        self.0.values().map(|kind| kind.records).sum()
+        self.kinds.values().map(|kind| kind.records).sum()
     }
 
     /// Returns the number of records by reason.
     pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
-        let all = self.0.iter();
+        let all = self.kinds.iter();
         all.map(|(reason, kind)| (*reason, kind.records)).collect()
     }
 
     /// Returns all reasons, the most frequent first.
     pub fn all(&self) -> Vec<Refusal<'_>> {
-        let all = self.0.iter();
+        let all = self.kinds.iter();
         let mut all: Vec<Refusal<'_>> = all
             .map(|(&reason, kind)| Refusal {
                 reason,

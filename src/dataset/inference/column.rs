@@ -94,6 +94,11 @@ pub fn guess(
     let strings = &observed.strings;
     let column = ColumnName { path, keep };
     let present = observed.present();
+    if is_pandas_index(path) && !keep {
+        return Guess::left_out(format!(
+            "is the index of a pandas frame, which has no name: left out (--keep {path} takes it)"
+        ));
+    }
     if observed.nested > 0 {
         return Guess::left_out(match observed.nested == present {
             true => "holds arrays or empty objects: left out",
@@ -241,7 +246,7 @@ impl ColumnName<'_> {
         notation: Notation,
         unit: Option<&str>,
     ) -> Guess {
-        if range.count == 0 || range.min >= range.max {
+        if !range.varies {
             return Guess::left_out("is constant: left out");
         }
         let epoch = epoch_unit(range).filter(|_| range.only_grows() || self.sounds_like_a_time());
@@ -284,6 +289,11 @@ impl ColumnName<'_> {
                     self.path
                 ));
             }
+        }
+        if range.min as f32 == range.max as f32 {
+            return Guess::left_out(
+                "differs only in digits that a model's 32-bit numbers do not have, like a long id: left out; subtract an offset in the data if the difference matters",
+            );
         }
         let mut feature = self.feature(FeatureKind::Number, missing, notation);
         feature.unit = unit.map(str::to_owned);
@@ -467,6 +477,13 @@ impl ColumnName<'_> {
             )
         })
     }
+}
+
+/// Returns whether pandas gives a level of an index without a name this name in Parquet and Arrow.
+fn is_pandas_index(path: &str) -> bool {
+    let level = path.strip_prefix("__index_level_");
+    let level = level.and_then(|rest| rest.strip_suffix("__"));
+    level.is_some_and(|level| level.parse::<u32>().is_ok())
 }
 
 /// Returns the unit in which all values are times between 1990 and 2100.

@@ -1,5 +1,6 @@
 //! Collects the facts about the values of one column that decide its type.
 
+use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
 
 use jiff::Timestamp;
@@ -42,7 +43,9 @@ pub struct Range {
     pub min: f64,
     pub max: f64,
     pub count: u64,
-    last: f64,
+    last: Value,
+    /// Whether there are different values.
+    pub varies: bool,
     /// The number of values that equal the previous one.
     ties: u64,
     falls: bool,
@@ -80,9 +83,9 @@ impl Observed {
         match value {
             Scalar::Null => self.nulls += 1,
             Scalar::Bool(_) => self.bools += 1,
-            Scalar::Unsigned(v) => self.number(v as f64),
-            Scalar::Signed(v) => self.number(v as f64),
-            Scalar::Float(v) => self.number(v),
+            Scalar::Unsigned(v) => self.number(Value::Whole(v.into())),
+            Scalar::Signed(v) => self.number(Value::Whole(v.into())),
+            Scalar::Float(v) => self.number(Value::Float(v)),
             Scalar::Array | Scalar::Object => self.nested += 1,
             Scalar::Text(text) => {
                 self.texts += 1;
@@ -106,7 +109,7 @@ impl Observed {
         }
     }
 
-    fn number(&mut self, value: f64) {
+    fn number(&mut self, value: Value) {
         self.numbers += 1;
         self.range.extend(value);
     }
@@ -121,7 +124,7 @@ impl Observed {
     }
 
     pub fn varies(&self) -> bool {
-        self.texts > 0 || (self.range.count > 0 && self.range.min < self.range.max)
+        self.texts > 0 || self.range.varies
     }
 
     /// Returns a hash of the values and their rows. Different columns have the same hash with a probability of 2^-64.
@@ -135,9 +138,9 @@ impl Observed {
         match value {
             Scalar::Null => return,
             Scalar::Bool(v) => v.hash(&mut hasher),
-            Scalar::Unsigned(v) => (v as f64).to_bits().hash(&mut hasher),
-            Scalar::Signed(v) => (v as f64).to_bits().hash(&mut hasher),
-            Scalar::Float(v) => v.to_bits().hash(&mut hasher),
+            Scalar::Unsigned(v) => Value::Whole(v.into()).hash(&mut hasher),
+            Scalar::Signed(v) => Value::Whole(v.into()).hash(&mut hasher),
+            Scalar::Float(v) => Value::Float(v).hash(&mut hasher),
             Scalar::Text(v) => v.hash(&mut hasher),
             Scalar::Array => 1_u8.hash(&mut hasher),
             Scalar::Object => 2_u8.hash(&mut hasher),
@@ -146,16 +149,63 @@ impl Observed {
     }
 }
 
-impl Range {
-    fn extend(&mut self, value: f64) {
-        if self.count == 0 {
-            (self.min, self.max) = (value, value);
-        } else {
-            self.falls |= value < self.last;
-            self.ties += u64::from(value == self.last);
+/// A number as it is written. A float does not tell long integers apart that differ in their last digits.
+#[derive(Debug, Clone, Copy)]
+enum Value {
+    Whole(i128),
+    Float(f64),
+}
+
+impl Default for Value {
+    fn default() -> Value {
+        Value::Float(0.0)
+    }
+}
+
+impl Value {
+    fn float(self) -> f64 {
+        match self {
+            Value::Whole(v) => v as f64,
+            Value::Float(v) => v,
         }
-        self.min = self.min.min(value);
-        self.max = self.max.max(value);
+    }
+
+    fn compare(self, other: Value) -> Option<Ordering> {
+        match (self, other) {
+            (Value::Whole(a), Value::Whole(b)) => Some(a.cmp(&b)),
+            _ => self.float().partial_cmp(&other.float()),
+        }
+    }
+
+    /// Returns the number in a string that `float` was read from.
+    fn of_text(text: &str, float: f64) -> Value {
+        text.parse().map_or(Value::Float(float), Value::Whole)
+    }
+
+    /// Equal numbers have the same hash, however they are written.
+    fn hash(self, hasher: &mut FxHasher) {
+        self.float().to_bits().hash(hasher);
+        if let Value::Whole(v) = self
+            && v != v as f64 as i128
+        {
+            v.hash(hasher);
+        }
+    }
+}
+
+impl Range {
+    fn extend(&mut self, value: Value) {
+        let float = value.float();
+        if self.count == 0 {
+            (self.min, self.max) = (float, float);
+        } else {
+            let order = value.compare(self.last);
+            self.falls |= order == Some(Ordering::Less);
+            self.ties += u64::from(order == Some(Ordering::Equal));
+            self.varies |= order != Some(Ordering::Equal);
+        }
+        self.min = self.min.min(float);
+        self.max = self.max.max(float);
         self.last = value;
         self.count += 1;
     }
@@ -176,7 +226,7 @@ impl Range {
 
 impl Strings {
     /// Returns the number in the string, if there is one.
-    fn observe(&mut self, text: &str) -> Option<f64> {
+    fn observe(&mut self, text: &str) -> Option<Value> {
         let trimmed = text.trim();
         if MISSING
             .iter()
@@ -222,7 +272,7 @@ impl Strings {
                 Err(_) => self.patterns.observe(trimmed),
             }
         }
-        number
+        number.map(|number| Value::of_text(trimmed, number))
     }
 
     fn take_unit(&mut self, text: &str) {

@@ -31,6 +31,38 @@ fn texts(texts: &[&str]) -> Vec<serde_json::Value> {
     (0..60).map(|i| texts[i % texts.len()].into()).collect()
 }
 
+/// Numbers beyond float64's 53 bits, which only a comparison of whole numbers tells apart.
+#[test]
+fn long_ids_that_differ_in_their_last_digit_are_not_constant() {
+    let base = 7_234_567_890_123_456_700_u64;
+    for as_text in [false, true] {
+        let value = |id: u64| match as_text {
+            true => id.to_string().into(),
+            false => serde_json::Value::from(id),
+        };
+        let (features, notes) = column((0..60).map(|i| value(base + i * 7 % 60)));
+        assert_eq!(features, Vec::<serde_json::Value>::new());
+        assert!(
+            notes[0].contains("differs only in digits that a model's 32-bit numbers do not have"),
+            "{notes:?}"
+        );
+        let (_, notes) = column((0..60).map(|i| value(base + i)));
+        assert!(notes[0].contains("only grows from row to row"), "{notes:?}");
+        let (_, notes) = column((0..60).map(|_| value(base)));
+        assert!(notes[0].contains("is constant"), "{notes:?}");
+    }
+    // Two columns whose ids are not the same do not count as copies of each other.
+    let records = (0..60_u64).map(|i| {
+        serde_json::json!({"a": base + i * 7 % 60, "b": base + i * 11 % 60, "c": base + i * 7 % 60, "n": i * 7 % 5})
+    });
+    let notes = infer_from(records).notes.join("\n");
+    assert!(
+        notes.contains("`c` holds the same values as `a`"),
+        "{notes}"
+    );
+    assert!(!notes.contains("`b` holds the same values"), "{notes}");
+}
+
 #[test]
 fn json_types_become_features_of_their_own() {
     let inferred = infer_from((0..30).map(|i| {

@@ -1,7 +1,10 @@
 //! Random files in every format: the rows that the trainer gets, those that `score` gets and those that the daemon decodes from the
-//! messages of `produce` agree to the bit with each other and with what was written.
+//! messages of `produce` agree to the bit with each other and with what was written. So do the rows that the daemon decodes from the
+//! same records in Avro.
 //!
 //! `RESIDUALD_RANDOM_FILES=20000 cargo test --lib dataset::tests::random` draws more files.
+
+mod avro;
 
 use std::ops::ControlFlow;
 
@@ -533,6 +536,9 @@ fn check(seed: u64, folder: &Path) {
     }
     assert_eq!(bits(&scored), expected, "score: {}", about());
     assert_eq!(bits(&streamed), expected, "daemon: {}", about());
+    let (decoded, shown) = avro::rows(&drawn, &mut random);
+    assert_eq!(bits(&decoded), expected, "Avro: {}", about());
+    assert_eq!(bits(&shown), expected, "a verdict's record: {}", about());
     for column in &drawn.columns {
         if !matches!(column.kind, Kind::Number | Kind::Integer) {
             continue;

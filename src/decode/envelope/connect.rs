@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::super::avro::decimal;
 use super::super::{Reason, RowError, malformed};
 use super::raw::{Fields, Text, object, quoted, string, too_deep, write_list, write_object};
-use super::{Content, Skip, is_null, unexpected};
+use super::{Content, Skip, unexpected};
 
 const EXPECTED: &str = "an object with `schema` and `payload`";
 const NANOSECONDS_PER_DAY: i128 = 86_400_000_000_000;
@@ -48,17 +48,30 @@ pub fn open(json: &str) -> Result<Content<'static>, RowError> {
     convert(schema.as_ref(), payload).map(Content::record)
 }
 
+/// Returns a record of a list as plain JSON. `schema` is that of the whole payload, and `path` leads from the message to the list.
+pub fn item(schema: &str, path: &str, item: &str) -> Result<String, RowError> {
+    let schema = schema_of(schema)?;
+    let list = schema
+        .as_ref()
+        .and_then(|schema| match path.split_once('.') {
+            None => Some(schema),
+            Some((_, below)) => schema.at(below),
+        });
+    convert(list.and_then(|list| list.items.as_deref()), item)
+}
+
 /// Returns the schema, if it is not null, and the payload. `None` if the object is something else.
 pub fn parts<'p>(fields: &Fields<'p>) -> Result<Option<(Option<Schema<'p>>, &'p str)>, RowError> {
     let (Some(schema), Some(payload)) = (fields.get("schema")?, fields.get("payload")?) else {
         return Ok(None);
     };
-    if is_null(schema) {
-        return Ok(Some((None, payload.get())));
-    }
-    let schema = serde_json::from_str(schema.get())
-        .map_err(|e| malformed(format!("`schema` is not a schema of Kafka Connect: {e}")))?;
-    Ok(Some((Some(schema), payload.get())))
+    Ok(Some((schema_of(schema.get())?, payload.get())))
+}
+
+/// Returns a schema, or `None` for null.
+fn schema_of(json: &str) -> Result<Option<Schema<'_>>, RowError> {
+    serde_json::from_str(json)
+        .map_err(|e| malformed(format!("`schema` is not a schema of Kafka Connect: {e}")))
 }
 
 impl Schema<'_> {
@@ -66,6 +79,18 @@ impl Schema<'_> {
     pub fn below(&self, key: &str) -> Option<&Self> {
         let mut fields = self.fields.iter();
         fields.find(|field| field.field.as_ref().is_some_and(|name| name.0 == key))
+    }
+
+    /// Returns the schema of the value at a path. A key with dots is found as well.
+    fn at(&self, path: &str) -> Option<&Self> {
+        let below = |key: &str| self.below(key).or(self.values.as_deref());
+        if let Some(found) = self.below(path) {
+            return Some(found);
+        }
+        match path.split_once('.') {
+            Some((key, rest)) => below(key)?.at(rest),
+            None => below(path),
+        }
     }
 }
 

@@ -481,6 +481,126 @@ fn a_message_of_records_is_divided_into_messages_of_the_same_shape() {
     );
 }
 
+/// Returns the records of a message, each taken out of a message of its own.
+fn records(wrapping: &Wrapping, message: &Value) -> Result<Vec<Value>, RowError> {
+    let Split::Many(alone) = wrapping.split(message.to_string().as_bytes())? else {
+        return Ok(Vec::new());
+    };
+    let mut records = Vec::new();
+    for one in &alone {
+        // A message of one record is divided into itself, so that a dead letter can be replayed.
+        let again = wrapping.split(one)?;
+        assert_eq!(again, Split::Many(vec![one.clone()]));
+        match wrapping.open(one)? {
+            Content::Record(json) => records.push(serde_json::from_str(&json).unwrap()),
+            Content::Nothing(skip) => records.push(json!({"skip": skip.as_str()})),
+        }
+    }
+    Ok(records)
+}
+
+#[test]
+fn a_list_inside_of_an_envelope_is_divided() {
+    let at = |path: &str| Unwrap::At(path.to_owned());
+    let (fields, row, plain) = row();
+    let item = json!({"type": "struct", "fields": fields});
+    let list = json!({"type": "array", "items": item});
+    let connect = wrapping(at("payload"), &[Envelope::Connect]);
+    let message = json!({"schema": list, "payload": [row, row, null]});
+    // The schema holds for each record: it says what the numbers mean.
+    assert_eq!(
+        records(&connect, &message).unwrap(),
+        [plain.clone(), plain.clone(), Value::Null]
+    );
+    let nested = json!({"type": "struct", "fields": [
+        {"field": "body", "type": "struct", "fields": [{"field": "events", "type": "array", "items": item}]},
+    ]});
+    let nested = json!({"schema": nested, "payload": {"body": {"events": [row]}}});
+    let deeper = wrapping(at("payload.body.events"), &[Envelope::Connect]);
+    assert_eq!(records(&deeper, &nested).unwrap(), [plain.clone()]);
+    let dotted =
+        json!({"type": "struct", "fields": [{"field": "a.b", "type": "array", "items": item}]});
+    let dotted = json!({"schema": dotted, "payload": {"a.b": [row]}});
+    let at_dots = wrapping(at("payload.a.b"), &[Envelope::Connect]);
+    assert_eq!(records(&at_dots, &dotted).unwrap(), [plain]);
+    let bare = json!({"schema": null, "payload": [{"a": 1}]});
+    assert_eq!(records(&connect, &bare).unwrap(), [json!({"a": 1})]);
+    let empty = json!({"schema": null, "payload": []}).to_string();
+    assert_eq!(connect.split(empty.as_bytes()).unwrap(), Split::Empty);
+
+    let event = |data: Value| json!({"specversion": "1.0", "id": "1", "data": data});
+    let change = |after: Value| json!({"before": {"a": 0}, "after": after});
+    let data = wrapping(at("data"), &[Envelope::CloudEvents]);
+    let two = event(json!([{"a": 1}, {"a": 2}]));
+    assert_eq!(
+        records(&data, &two).unwrap(),
+        [json!({"a": 1}), json!({"a": 2})]
+    );
+    let changes = wrapping(at("data"), &[Envelope::CloudEvents, Envelope::Debezium]);
+    let two = event(json!([change(json!({"a": 1})), change(Value::Null)]));
+    assert_eq!(
+        records(&changes, &two).unwrap(),
+        [json!({"a": 1}), json!({"skip": "delete"})]
+    );
+    // A list of envelopes at a path with the same name.
+    let list = json!({"data": [event(json!({"a": 1}))]});
+    assert_eq!(records(&data, &list).unwrap(), [json!({"a": 1})]);
+
+    for (envelope, message, said) in [
+        (
+            Envelope::Connect,
+            &message,
+            "`payload` in the envelope is a list of records: set input.unwrap = \"payload\"",
+        ),
+        (
+            Envelope::CloudEvents,
+            &event(json!([1])),
+            "`data` in the envelope is a list of records: set input.unwrap = \"data\"",
+        ),
+        (
+            Envelope::JsonString,
+            &json!("[1]"),
+            "has a list inside of it, which no setting reads",
+        ),
+        (
+            Envelope::CloudEvents,
+            &json!([event(json!([1]))]),
+            "has a list inside of it, which no setting reads",
+        ),
+    ] {
+        assert!(refused(envelope, message).contains(said), "{message}");
+    }
+    let large = json!({"schema": {"name": "x".repeat(1 << 20)}, "payload": vec![1; 40]});
+    let error = records(&connect, &large).unwrap_err();
+    assert_eq!(error.reason, Reason::TooLarge);
+    assert!(error.to_string().contains("would take 40 MiB"), "{error}");
+}
+
+#[test]
+fn an_envelope_in_an_envelope_names_both() {
+    let features = json!([{"name": "amount", "path": "amount", "type": "number"}]);
+    let features: Vec<Feature> = serde_json::from_value(features).unwrap();
+    let change = json!({"before": null, "after": {"amount": 1}, "op": "c"});
+    let said = |wrapping: Wrapping, message: &Value| {
+        let mut decoder = Decoder::new(&features, RecordFormat::Wrapped(wrapping), None);
+        let decoded = decoder.decode(message.to_string().as_bytes(), None, &mut Vec::new());
+        decoded.unwrap_err().to_string()
+    };
+    let event = json!({"specversion": "1.0", "data": change});
+    let inside = said(wrapping(Unwrap::No, &[Envelope::CloudEvents]), &event);
+    assert!(
+        inside.ends_with("; inside of the envelope it looks like a change event of Debezium: set input.envelope = [\"cloudevents\", \"debezium\"]"),
+        "{inside}"
+    );
+    let listed = said(wrapping(Unwrap::List, &[]), &json!([change]));
+    assert!(
+        listed.ends_with(
+            "; it looks like a change event of Debezium: set input.envelope = \"debezium\""
+        ),
+        "{listed}"
+    );
+}
+
 #[test]
 fn what_looks_like_an_envelope_names_its_setting() {
     for (message, setting) in [
@@ -526,6 +646,44 @@ fn what_looks_like_an_envelope_names_its_setting() {
             r#"{"records": [{"amount": NaN}], "n": 1}"#,
             "input.unwrap = \"records\"",
         ),
+        (
+            r#"{"body": {"events": [{"amount": 1}], "n": 1}, "id": {"a": 1}}"#,
+            "input.unwrap = \"body.events\"",
+        ),
+        (r#"{"list": [{"amount": 1}]}"#, "input.unwrap = \"$.list\""),
+        (
+            r#"{"schema": {}, "payload": [{"amount": 1}]}"#,
+            "set input.envelope = \"connect\" and input.unwrap = \"payload\"",
+        ),
+        (
+            r#"{"schema": {}, "payload": {"records": [{"amount": 1}]}}"#,
+            "set input.envelope = \"connect\" and input.unwrap = \"payload.records\"",
+        ),
+        // The lines of an order are part of the record.
+        (
+            r#"{"schema": {}, "payload": {"lines": [{"sku": 1}], "amount": 1}}"#,
+            "input.envelope = \"connect\"",
+        ),
+        (
+            r#"{"specversion": "1.0", "data": [{"amount": 1}]}"#,
+            "set input.envelope = \"cloudevents\" and input.unwrap = \"data\"",
+        ),
+        (
+            r#"{"specversion": "1.0", "data": {"before": null, "after": {"a": 1}}}"#,
+            "around a change event of Debezium: set input.envelope = [\"cloudevents\", \"debezium\"]",
+        ),
+        (
+            r#"[{"specversion": "1.0", "data": {"schema": {}, "payload": {"before": null, "after": {}}}}]"#,
+            "set input.envelope = [\"cloudevents\", \"debezium\"]",
+        ),
+        (
+            r#"[{"before": null, "after": {}, "op": "c"}]"#,
+            "each a change event of Debezium: set input.envelope = \"debezium\" and input.unwrap = \"list\"",
+        ),
+        (
+            r#""{\"specversion\": \"1.0\", \"data\": {}}""#,
+            "set input.envelope = [\"json-string\", \"cloudevents\"]",
+        ),
     ] {
         let likeness = likeness(message.as_bytes()).unwrap_or_default();
         assert!(likeness.ends_with(setting), "{message}: {likeness}");
@@ -539,6 +697,8 @@ fn what_looks_like_an_envelope_names_its_setting() {
         r#"{"amount": 1}"#,
         r#"{"a": {"b": 1}}"#,
         r#"{"tags": ["a"]}"#,
+        r#"{"a": [{"b": 1}], "c": [{"b": 1}]}"#,
+        r#"{"a": {"b": {"c": {"d": {"e": [{"f": 1}]}}}}}"#,
         "not json",
     ] {
         assert_eq!(likeness(message.as_bytes()), None, "{message}");
@@ -574,6 +734,9 @@ proptest::proptest! {
                     assert!(matches!(wrapping.open(&one), Ok(Content::Record(_))));
                 }
             }
+        }
+        for (_, envelope) in Envelope::NAMES {
+            let _ = wrapping(Unwrap::At("data".to_owned()), &[envelope]).split(text.as_bytes());
         }
         let _ = likeness(text.as_bytes());
     }

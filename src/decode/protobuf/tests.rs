@@ -422,5 +422,41 @@ fn maps_and_structs_are_read_by_key() {
         ("nowhere", false),
     ] {
         assert_eq!(has(&event(), path), can, "{path}");
+        // A quoted key is the same key.
+        let quoted: Vec<String> = path.split('.').map(|key| format!("{key:?}")).collect();
+        assert_eq!(has(&event(), &quoted.join(".")), can, "{quoted:?}");
+    }
+}
+
+#[test]
+fn schema_files_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let opened = |name: &str| open(&folder.path().join(name), "m.M");
+    let message = "syntax = \"proto3\"; package m; import \"sub/part.proto\"; import \"google/protobuf/timestamp.proto\"; message M { Part part = 1; google.protobuf.Timestamp at = 2; }";
+    let part = "syntax = \"proto3\"; package m; message Part { double amount = 1; }";
+    std::fs::create_dir(folder.path().join("sub")).unwrap();
+    write("m.proto", message);
+    let absent = opened("m.proto").unwrap_err();
+    assert!(absent.contains("sub/part.proto' not found"), "{absent}");
+    write("sub/part.proto", part);
+    assert!(has(&opened("m.proto").unwrap(), "part.amount"));
+    assert!(has(&opened("m.proto").unwrap(), "at.seconds"));
+    // Each file is small enough, but not all of them together.
+    let half = format!("{part}// {}", "x".repeat(9 << 20));
+    write("sub/part.proto", &half);
+    write("m.proto", &format!("{message}// {}", "x".repeat(9 << 20)));
+    let error = opened("m.proto").unwrap_err();
+    assert!(
+        error.contains("what it imports are larger than 16 MiB, the limit"),
+        "{error}"
+    );
+    for name in ["endless.proto", "endless.bin"] {
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join(name)).unwrap();
+        let error = opened(name).unwrap_err();
+        assert!(
+            error.contains("the file is larger than 16 MiB, the limit"),
+            "{error}"
+        );
     }
 }

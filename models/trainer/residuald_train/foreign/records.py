@@ -103,12 +103,12 @@ def table_of(data, features):
 
 
 def record(row):
-    """A row {dotted path: value} -> a nested record without the missing values."""
+    """A row {dotted path: value} -> a nested record. Missing values are null, so every row has all columns in order."""
     out = {}
     for path, value in row.items():
         value = value.item() if isinstance(value, np.generic) else value
-        if value is None or (isinstance(value, float) and not math.isfinite(value)) or value != value:
-            continue
+        if (isinstance(value, float) and not math.isfinite(value)) or value != value:
+            value = None
         *parents, last = str(path).split(".")
         inside = out
         for parent in parents:

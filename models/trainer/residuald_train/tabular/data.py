@@ -1,6 +1,7 @@
 """Reads files by the daemon's own code into a `residuald.Table`: records as a producer would send them."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import residuald
@@ -22,7 +23,7 @@ def read(paths, max_rows=None, seed=0, format=None, **wrapping):
     try:
         return residuald.read(list(map(str, paths)), max_rows, seed, bar, format, **wrapping)
     except residuald.Error as error:
-        raise TrainerError(f"cannot read {one_line(error)}") from None
+        raise TrainerError(f"cannot read {with_flags(one_line(error))}") from None
     except ValueError as error:
         raise TrainerError(f"--{one_line(error)}") from None
     finally:
@@ -50,6 +51,24 @@ def digest(path):
 
 
 LONGEST_REASON = 400
+ARGUMENT = re.compile(r'\b(envelope|unwrap|allow_nan)=(\[[^\]]*\]|"[^"]*"|True)')
+
+QUOTES = str.maketrans("", "", '[]" ')
+
+
+def with_flags(message):
+    """A message of the package residuald about its arguments, with the flags of the verbs instead.
+
+    >>> with_flags('give envelope=["cloudevents", "debezium"] and unwrap="list", or allow_nan=True')
+    'give --envelope cloudevents,debezium and --unwrap list, or --allow-nan'
+    """
+
+    def flag(found):
+        name, value = found.groups()
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value == "True" else f"{flag} {value.translate(QUOTES)}"
+
+    return ARGUMENT.sub(flag, message)
 
 
 def one_line(error):

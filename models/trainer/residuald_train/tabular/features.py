@@ -12,6 +12,7 @@ import residuald
 
 from .. import TrainerError
 from ..console import say
+from .data import with_flags
 
 PARTS = {"hour_of_day": 24.0, "day_of_week": 7.0}  # part of a timestamp -> its period
 
@@ -123,4 +124,4 @@ def encode(table, features):
         for feature in features:
             if feature.missing == "reject" and feature.path not in paths:
                 raise TrainerError(f"`{feature.path}` of feature `{feature.name}` is not in the data; edit the schema")
-    return X, accepted, Counter(refused)
+    return X, accepted, Counter({with_flags(reason): count for reason, count in refused.items()})

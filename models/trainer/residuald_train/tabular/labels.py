@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import TrainerError
 from ..console import say
-from .data import read
+from .data import read, with_flags
 
 MAX_ROWS = 1_000_000
 
@@ -39,7 +39,7 @@ def read_labelled(source, label=None):
     """
     wrapping = {"envelope": list(source.envelope), "unwrap": source.unwrap, "allow_nan": source.allow_nan}
     table = read(source.files, source.max_rows, source.seed, source.format, **wrapping)
-    say(*table.notes)
+    say(*map(with_flags, table.notes))
     if source.label:
         label = {"path": source.label, "normal": json_value(source.normal or "0")}
     elif source.normal:
