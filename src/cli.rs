@@ -20,6 +20,7 @@ mod config;
 mod dead_letters;
 mod demo;
 mod generate;
+mod impute;
 mod init;
 mod man;
 mod produce;
@@ -66,6 +67,7 @@ enum Verb {
     Bench(bench::Arguments),
     Status(status::Arguments),
     Generate(generate::Arguments),
+    Impute(impute::Arguments),
     Produce(produce::Arguments),
     Profile(profile::Arguments),
     DeadLetters(dead_letters::Arguments),
@@ -132,6 +134,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Generate(arguments) => generate::run(&arguments),
+        Verb::Impute(arguments) => impute::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::Profile(arguments) => profile::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),

@@ -3,6 +3,8 @@
 
 pub mod anomalies;
 pub mod conditions;
+pub mod imputation;
+pub mod patch;
 pub mod privacy;
 pub mod records;
 

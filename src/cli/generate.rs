@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::bundle::Draft;
 
+use crate::cli::shared::generative::SamplerArguments;
 use crate::failure::Failure;
 use table::{Common, TableArguments};
 
@@ -27,15 +28,8 @@ pub struct Arguments {
     /// File to write: .ndjson, .jsonl, .csv, .tsv, each also .gz, or .parquet; - is NDJSON on standard output [default: -]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Seed of the noise: the same seed gives the same records
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Number of denoising steps [default: the model's]
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
-    /// Scheduler, by its name in diffusers, such as DDIMScheduler [default: the model's]
-    #[arg(long, value_name = "CLASS")]
-    scheduler: Option<String>,
+    #[command(flatten)]
+    sampler: SamplerArguments,
     /// Replace an existing file
     #[arg(long)]
     force: bool,
@@ -51,9 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let common = Common {
         count: arguments.count,
         out: arguments.out.as_ref(),
-        seed: arguments.seed,
-        steps: arguments.steps,
-        scheduler: arguments.scheduler.as_deref(),
+        sampler: &arguments.sampler,
         force: arguments.force,
         json: arguments.json,
     };

@@ -4,6 +4,8 @@ pub mod connection;
 pub mod feed;
 pub mod files;
 pub mod images;
+pub mod generative;
+pub mod new_file;
 pub mod output;
 pub mod print;
 pub mod progress;

@@ -220,6 +220,11 @@ fn epoch(time: Timestamp, unit: EpochUnit) -> i64 {
     }
 }
 
+/// Returns the number as JSON: the shortest text that reads back as the same float32.
+pub fn number_text(value: f32) -> String {
+    number_cell(value, false).json()
+}
+
 /// Returns the cell for a number. Whole numbers that float32 holds exactly are integers.
 fn number_cell(value: f32, is_integer: bool) -> Cell {
     const EXACT: f32 = 16_777_216.0;

@@ -10,10 +10,9 @@ use serde_json::{Value, json};
 
 use crate::bundle::{Bundle, Generative};
 use crate::dataset::Example;
-use crate::diffusion::Scheduler;
 use crate::kafka::Sink;
-use crate::onnx::generative::{DrawError, Sampler};
-use crate::onnx::{CHUNK, Interrupt, Runtime, all_cores};
+use crate::onnx::CHUNK;
+use crate::onnx::generative::Sampler;
 use crate::shutdown::Shutdown;
 use crate::synthetic::anomalies::{Injector, KINDS, Kind, Wishes};
 use crate::synthetic::conditions::Conditions;
@@ -22,8 +21,10 @@ use crate::synthetic::records::{Cell, CellType, Records};
 
 use crate::cli::shared::connection::{ConnectionArguments, topic};
 use crate::cli::shared::feed::{Feed, without_transactions};
+use crate::cli::shared::generative::{SamplerArguments, generative};
+use crate::cli::shared::new_file::written;
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
-use crate::cli::shared::records_file::{RecordsFile, written};
+use crate::cli::shared::records_file::RecordsFile;
 use crate::cli::shared::threshold::positive;
 use crate::failure::Failure;
 
@@ -86,10 +87,7 @@ pub struct TableArguments {
 pub struct Common<'a> {
     pub count: u64,
     pub out: Option<&'a PathBuf>,
-    pub seed: u64,
-    pub steps: Option<usize>,
-    /// Class name of a scheduler of diffusers.
-    pub scheduler: Option<&'a str>,
+    pub sampler: &'a SamplerArguments,
     pub force: bool,
     pub json: bool,
 }
@@ -113,12 +111,7 @@ pub fn run(
     arguments: &TableArguments,
     common: &Common<'_>,
 ) -> Result<(), Failure> {
-    let Some(generative) = &bundle.generative else {
-        return Err(Failure::usage(format!(
-            "the bundle {} cannot draw records: train it with `residuald-train tabular --generative`",
-            bundle.manifest.name
-        )));
-    };
+    let generative = generative(bundle)?;
     if common.count > MOST_RECORDS {
         return Err(Failure::usage(format!(
             "--count may be at most {MOST_RECORDS}"
@@ -277,8 +270,8 @@ impl<'s> Drawing<'s> {
             extras.extend([(LABEL, CellType::Integer), (SCENARIO, CellType::Text)]);
         }
         let start = arguments.start.unwrap_or_else(this_monday);
-        let records =
-            Records::new(features, about, &extras, start, common.seed).map_err(Failure::usage)?;
+        let records = Records::new(features, about, &extras, start, common.sampler.seed)
+            .map_err(Failure::usage)?;
         if records.have_times() && arguments.start.is_none() {
             eprintln!("times are in the week from {start}: choose another one with --start");
         }
@@ -286,27 +279,15 @@ impl<'s> Drawing<'s> {
             Some(share) => Some(injector(
                 share,
                 arguments,
-                common.seed,
+                common.sampler.seed,
                 bundle,
                 generative,
                 &conditions,
             )?),
             None => None,
         };
-        let runtime = Runtime::load(Interrupt::default())?;
-        let steps = common.steps.unwrap_or(about.steps);
-        let scheduler = scheduler(&generative.scheduler, common.scheduler)?;
-        let cores = all_cores().workers;
         let width = features.len();
-        let mut sampler = Sampler::new(
-            &runtime,
-            generative,
-            width,
-            cores,
-            &scheduler,
-            steps,
-            common.seed,
-        )?;
+        let mut sampler = common.sampler.open(generative, width)?;
         let dimensions = sampler.dimensions();
         let gate = Gate::new(
             &generative.reference,
@@ -322,7 +303,7 @@ impl<'s> Drawing<'s> {
             tested: 0,
             keys: arguments.key.is_some().then_some(arguments.keys),
             allow_copies: arguments.allow_copies,
-            seed: common.seed,
+            seed: common.sampler.seed,
             width,
             next: 0,
             count: common.count,
@@ -465,15 +446,6 @@ fn this_monday() -> Date {
         .unwrap_or(today)
 }
 
-/// Returns the bundle's scheduler, or another class with the same configuration.
-fn scheduler(config: &Value, class: Option<&str>) -> Result<Scheduler, Failure> {
-    let mut config = config.clone();
-    if let (Some(class), Some(fields)) = (class, config.as_object_mut()) {
-        fields.insert("_class_name".into(), class.into());
-    }
-    Scheduler::from_json(&config.to_string()).map_err(Failure::data)
-}
-
 fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Instant) {
     let seconds = started.elapsed().as_secs_f64();
     let privacy = drawing.gate.privacy();
@@ -488,7 +460,7 @@ fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Inst
             .map(|(kind, count)| (kind.to_owned(), count.into()))
             .collect();
         // Records on standard output are followed by nothing else.
-        let summary = json!({"records": done.records, "seconds": seconds, "seed": common.seed, "anomalies": kinds, "privacy": privacy});
+        let summary = json!({"records": done.records, "seconds": seconds, "seed": common.sampler.seed, "anomalies": kinds, "privacy": privacy});
         match done.place == "-" {
             true => eprintln!("{summary}"),
             false => println!("{summary}"),
@@ -502,7 +474,7 @@ fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Inst
     };
     eprintln!(
         "{} records written{place} in {seconds:.1} s (seed {})",
-        done.records, common.seed
+        done.records, common.sampler.seed
     );
     if !kinds.is_empty() {
         let kinds: Vec<String> = kinds
@@ -515,13 +487,4 @@ fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Inst
         "privacy: {:.1} % are closer to a training record than to a held-out one (50 % is chance)",
         100.0 * privacy.share_closer()
     );
-}
-
-impl From<DrawError> for Failure {
-    fn from(e: DrawError) -> Self {
-        match e {
-            DrawError::Graph(e) => e.into(),
-            e => Failure::data(e),
-        }
-    }
 }

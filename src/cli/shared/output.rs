@@ -19,7 +19,7 @@ pub fn stdout() -> EscapedWriter<StdoutLock<'static>> {
 }
 
 impl<W: Write> EscapedWriter<W> {
-    fn new(out: W) -> EscapedWriter<W> {
+    pub fn new(out: W) -> EscapedWriter<W> {
         EscapedWriter {
             out,
             line: Vec::new(),

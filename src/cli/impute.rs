@@ -1,0 +1,372 @@
+//! `residuald impute`: fills what records lack with the median or mode of several draws.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use crate::bundle::manifest::{Feature, FeatureKind, Missing};
+use crate::bundle::{Draft, path};
+use crate::dataset;
+use crate::decode::{DecodeError, Decoder, RecordFormat};
+use crate::onnx::CHUNK;
+use crate::onnx::generative::Sampler;
+use crate::shutdown::Shutdown;
+use crate::synthetic::imputation::{Imputed, impute};
+use crate::synthetic::patch::{self, Edit};
+use crate::synthetic::records::number_text;
+
+use crate::cli::shared::files::{FormatArgument, shown};
+use crate::cli::shared::generative::{SamplerArguments, generative};
+use crate::cli::shared::new_file::NewFile;
+use crate::cli::shared::progress::{self, stop_on_ctrl_c};
+use crate::cli::shared::refusals::Refusals;
+use crate::cli::shared::wrapping::WrappingArguments;
+use crate::failure::Failure;
+
+/// Fill what records lack with the median or most frequent value of several draws, and add the interval
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald impute payments.csv --bundle models/payments --out filled.ndjson
+  residuald impute flows.parquet --bundle flows --draws 50 --interval 0.8 --out filled.ndjson.gz
+
+Each output record is the input record with its missing features filled in, and with the field `imputed`: for each filled number
+{\"value\", \"low\", \"high\"}, for each filled category or boolean {\"value\", \"share\"}, the share of the draws with this value.
+A value that most draws lack as well stays missing: {\"value\": null, \"share\"}. Times are not filled in. Records in which nothing is
+missing are passed on as they are.")]
+pub struct Arguments {
+    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
+    /// pattern in quotes such as 'part-*.csv', or - for standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgument,
+    /// Bundle with a generative part
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    #[command(flatten)]
+    wrapping: WrappingArguments,
+    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    out: PathBuf,
+    /// Number of draws for each record
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    draws: u64,
+    /// Share of the draws that the interval holds
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    interval: f32,
+    #[command(flatten)]
+    sampler: SamplerArguments,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object at the end instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Name of the field that tells what was filled in.
+const FIELD: &str = "imputed";
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    if !(arguments.interval > 0.0 && arguments.interval < 1.0) {
+        return Err(Failure::usage("--interval must be above 0 and below 1"));
+    }
+    let bundle = Draft::read(&arguments.bundle).finish()?;
+    let generative = generative(&bundle)?;
+    let features = bundle.features();
+    if let Some(feature) = features
+        .iter()
+        .find(|f| path::keys_or_parts(&f.path)[0] == FIELD)
+    {
+        return Err(Failure::usage(format!(
+            "the feature `{}` is read from `{}`, where the verb writes what it filled in",
+            feature.name, feature.path
+        )));
+    }
+    let options = dataset::Options {
+        format: arguments.format.format,
+        wrapping: arguments.wrapping.wrapping(),
+        ..dataset::Options::default()
+    };
+    let data = dataset::open_all(&arguments.files, &options)?;
+    let stop = Shutdown::default();
+    stop_on_ctrl_c(&stop)?;
+    let mut run = Run {
+        sampler: arguments.sampler.open(generative, features.len())?,
+        decoder: Decoder::new(&optional(features), RecordFormat::Json, None),
+        features: features.to_vec(),
+        draws: arguments.draws as usize,
+        interval: arguments.interval,
+        out: NewFile::open(&arguments.out, arguments.force, false)?,
+        refusals: Refusals::by_flags(),
+        tally: vec![Tally::default(); features.len()],
+        records: 0,
+        drawn: 0,
+        waiting: Vec::new(),
+        rows: Vec::new(),
+    };
+    let bar = progress::of_file(&data, arguments.json);
+    let is_whole = run.all(data, &bar, &stop)?;
+    let refused = run.refusals.count();
+    if run.records + refused == 0 && is_whole {
+        return Err(Failure::data(format!(
+            "{} contains no records",
+            shown(&arguments.files)
+        )));
+    }
+    let Run {
+        out,
+        refusals,
+        tally,
+        records,
+        ..
+    } = run;
+    out.finish()?;
+    report(arguments, features, &tally, records, &refusals, started);
+    if !is_whole {
+        return Err(Failure::stopped(format!(
+            "interrupted after {records} records"
+        )));
+    }
+    match records {
+        0 => Err(Failure::data(format!(
+            "none of the {refused} records could be read: {refusals}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the features, each of which may be missing.
+fn optional(features: &[Feature]) -> Vec<Feature> {
+    let mut features = features.to_vec();
+    for feature in &mut features {
+        feature.missing = Missing::Impute;
+    }
+    features
+}
+
+/// How often a feature was missing, and what became of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    filled: u64,
+    left_missing: u64,
+}
+
+struct Run {
+    sampler: Sampler,
+    decoder: Decoder,
+    features: Vec<Feature>,
+    draws: usize,
+    interval: f32,
+    out: NewFile,
+    refusals: Refusals,
+    tally: Vec<Tally>,
+    records: u64,
+    /// Number of samples that were drawn.
+    drawn: u64,
+    /// Records that wait for their draws.
+    waiting: Vec<Vec<u8>>,
+    /// [waiting, F]
+    rows: Vec<f32>,
+}
+
+impl Run {
+    /// Returns whether all records were read.
+    fn all(
+        &mut self,
+        mut data: dataset::Dataset,
+        bar: &ProgressBar,
+        stop: &Shutdown,
+    ) -> Result<bool, Failure> {
+        let at_once = (CHUNK / self.draws).max(1);
+        while let Some(next) = data.next() {
+            match next {
+                Ok(example) => match self.decoder.decode(&example.payload, None, &mut self.rows) {
+                    Ok(_) => self.waiting.push(one_line(example.payload)),
+                    Err(DecodeError::Row(e)) => self.refusals.add(e.reason.as_str(), &e.detail),
+                    // A deletion, for example.
+                    Err(_) => {}
+                },
+                Err(e) if e.is_fatal() => return Err(e.into()),
+                Err(e) => self.refusals.add("malformed", &e.to_string()),
+            }
+            if self.waiting.len() == at_once {
+                self.fill()?;
+                bar.set_position(data.progress().done);
+            }
+            if stop.is_requested() {
+                self.fill()?;
+                bar.finish_and_clear();
+                return Ok(false);
+            }
+        }
+        self.fill()?;
+        progress::end(bar, &data);
+        Ok(true)
+    }
+
+    /// Fills in what the waiting records lack, and writes them.
+    fn fill(&mut self) -> Result<(), Failure> {
+        let (width, draws) = (self.features.len(), self.draws);
+        let rows = std::mem::take(&mut self.rows);
+        let incomplete = |row: &&[f32]| row.iter().any(|value| value.is_nan());
+        let asked: Vec<&[f32]> = rows.chunks_exact(width).filter(incomplete).collect();
+        let x: Vec<f32> = asked.iter().flat_map(|row| row.repeat(draws)).collect();
+        let known: Vec<f32> = x.iter().map(|value| f32::from(!value.is_nan())).collect();
+        let x: Vec<f32> = x
+            .iter()
+            .map(|value| if value.is_nan() { 0.0 } else { *value })
+            .collect();
+        let drawn = self.sampler.draw(self.drawn, &x, &known)?;
+        self.drawn += (asked.len() * draws) as u64;
+        let mut drawn = drawn.chunks_exact(draws * width);
+        for (record, row) in std::mem::take(&mut self.waiting)
+            .into_iter()
+            .zip(rows.chunks_exact(width))
+        {
+            let line = match row.iter().any(|value| value.is_nan()) {
+                true => self.filled(&record, row, drawn.next().unwrap_or_default()),
+                false => Ok(record),
+            };
+            match line {
+                Ok(mut line) => {
+                    self.records += 1;
+                    line.push(b'\n');
+                    self.out.write_all(&line).map_err(Failure::output)?;
+                }
+                Err(e) => self.refusals.add("malformed", &e.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the record with its missing features. `drawn`: [draws, F].
+    fn filled(
+        &mut self,
+        record: &[u8],
+        row: &[f32],
+        drawn: &[f32],
+    ) -> Result<Vec<u8>, serde_json::Error> {
+        let mut edits = Vec::new();
+        let mut about = serde_json::Map::new();
+        for (column, feature) in self.features.iter().enumerate() {
+            if !row[column].is_nan() || matches!(feature.kind, FeatureKind::Timestamp { .. }) {
+                continue;
+            }
+            let draws: Vec<f32> = drawn
+                .iter()
+                .copied()
+                .skip(column)
+                .step_by(row.len())
+                .collect();
+            let (value, said) = found(feature, &impute(feature, &draws, self.interval));
+            about.insert(feature.name.clone(), said);
+            let tally = &mut self.tally[column];
+            match value {
+                Some(json) => {
+                    tally.filled += 1;
+                    edits.push(Edit {
+                        keys: path::keys_or_parts(&feature.path),
+                        json,
+                    });
+                }
+                None => tally.left_missing += 1,
+            }
+        }
+        if !about.is_empty() {
+            edits.push(Edit {
+                keys: vec![Cow::Borrowed(FIELD)],
+                json: Value::Object(about).to_string(),
+            });
+        }
+        let record = String::from_utf8_lossy(record);
+        Ok(patch::set(&record, edits)?.into_bytes())
+    }
+}
+
+/// Returns the JSON of a filled value, if there is one, and what is said about it.
+fn found(feature: &Feature, imputed: &Imputed) -> (Option<String>, Value) {
+    let number =
+        |value: f32| -> Value { serde_json::from_str(&number_text(value)).unwrap_or(Value::Null) };
+    match (imputed, &feature.kind) {
+        (Imputed::Number { value, low, high }, _) => (
+            Some(number_text(*value)),
+            json!({"value": number(*value), "low": number(*low), "high": number(*high)}),
+        ),
+        (Imputed::Category { value, share }, FeatureKind::Categorical { vocabulary }) => {
+            let word = json!(vocabulary.get(*value));
+            (
+                Some(word.to_string()),
+                json!({"value": word, "share": number(*share)}),
+            )
+        }
+        (Imputed::Category { value, share }, _) => {
+            let value = json!(*value > 0);
+            (
+                Some(value.to_string()),
+                json!({"value": value, "share": number(*share)}),
+            )
+        }
+        (Imputed::Absent { share }, _) => (None, json!({"value": null, "share": number(*share)})),
+    }
+}
+
+/// Returns the record without line breaks. JSON has them only between its tokens.
+fn one_line(mut record: Vec<u8>) -> Vec<u8> {
+    for byte in &mut record {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+    record
+}
+
+fn report(
+    arguments: &Arguments,
+    features: &[Feature],
+    tally: &[Tally],
+    records: u64,
+    refusals: &Refusals,
+    started: Instant,
+) {
+    let seconds = started.elapsed().as_secs_f64();
+    let touched = features
+        .iter()
+        .zip(tally)
+        .filter(|(_, tally)| tally.filled + tally.left_missing > 0);
+    if arguments.json {
+        let features: serde_json::Map<String, Value> = touched
+            .map(|(feature, tally)| {
+                (
+                    feature.name.clone(),
+                    json!({"filled": tally.filled, "left_missing": tally.left_missing}),
+                )
+            })
+            .collect();
+        let summary = json!({"records": records, "refused": refusals.count(), "reasons": refusals.all(), "features": features, "seconds": seconds});
+        match arguments.out.as_os_str() == "-" {
+            true => eprintln!("{summary}"),
+            false => println!("{summary}"),
+        }
+        return;
+    }
+    eprintln!(
+        "{records} records in {seconds:.1} s, {} could not be read",
+        refusals.count()
+    );
+    if refusals.count() > 0 {
+        eprintln!("could not be read: {refusals}");
+    }
+    for (feature, tally) in touched {
+        eprintln!(
+            "{}: {} filled in, {} left missing because most draws lack it as well",
+            feature.name, tally.filled, tally.left_missing
+        );
+    }
+}

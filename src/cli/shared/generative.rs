@@ -1,0 +1,74 @@
+//! The arguments and the sampler of verbs that draw from a bundle's generative part.
+
+use serde_json::Value;
+
+use crate::bundle::{Bundle, Generative};
+use crate::diffusion::Scheduler;
+use crate::onnx::generative::{DrawError, Sampler};
+use crate::onnx::{Interrupt, Runtime, all_cores};
+
+use crate::failure::Failure;
+
+#[derive(clap::Args)]
+pub struct SamplerArguments {
+    /// Seed of the noise: the same seed gives the same draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Number of denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Scheduler, by its name in diffusers, such as DDIMScheduler [default: the model's]
+    #[arg(long, value_name = "CLASS")]
+    pub scheduler: Option<String>,
+}
+
+impl SamplerArguments {
+    /// Opens the bundle's graphs on all cores. `width`: the number of features.
+    pub fn open(&self, generative: &Generative, width: usize) -> Result<Sampler, Failure> {
+        let runtime = Runtime::load(Interrupt::default())?;
+        let steps = self.steps.unwrap_or(generative.about.steps);
+        let scheduler = scheduler(&generative.scheduler, self.scheduler.as_deref())?;
+        let cores = all_cores().workers;
+        Ok(Sampler::new(
+            &runtime, generative, width, cores, &scheduler, steps, self.seed,
+        )?)
+    }
+}
+
+/// Returns the bundle's scheduler, or another class with the same configuration.
+pub fn scheduler(config: &Value, class: Option<&str>) -> Result<Scheduler, Failure> {
+    let config = config.to_string();
+    let scheduler = match class {
+        Some(class) => Scheduler::from_json_as(&config, class).map_err(Failure::usage)?,
+        None => Scheduler::from_json(&config).map_err(Failure::data)?,
+    };
+    for field in scheduler.ignored() {
+        eprintln!(
+            "{} ignores {field} of scheduler_config.json",
+            scheduler.class()
+        );
+    }
+    Ok(scheduler)
+}
+
+/// Returns the generative part of a bundle.
+///
+/// # Errors
+/// It has none.
+pub fn generative(bundle: &Bundle) -> Result<&Generative, Failure> {
+    bundle.generative.as_ref().ok_or_else(|| {
+        Failure::usage(format!(
+            "the bundle {} cannot draw records: train it with `residuald-train tabular --generative`",
+            bundle.manifest.name
+        ))
+    })
+}
+
+impl From<DrawError> for Failure {
+    fn from(e: DrawError) -> Self {
+        match e {
+            DrawError::Graph(e) => e.into(),
+            e => Failure::data(e),
+        }
+    }
+}
