@@ -92,11 +92,17 @@ pub fn infer_columns(table: &Table, wishes: &Wishes) -> Result<Inferred, String>
     for (at, (path, observed)) in columns.iter().enumerate() {
         let inside = format!("{path}.");
         let is_parent = columns.iter().any(|(other, _)| other.starts_with(&inside));
-        let guess = if is_parent {
+        let mut guess = if is_parent {
             Guess::left_out("is a value in some records and an object in others: left out")
         } else {
             guess(path, observed, words.remove(&at), rows, keep.contains(path))
         };
+        if observed.repeats > 0 {
+            guess.notes.push(format!(
+                "occurs more than once in up to {} records, which are refused, because readers disagree on which value counts",
+                observed.repeats
+            ));
+        }
         let notes = guess.notes.iter();
         inferred
             .notes

@@ -34,6 +34,9 @@ pub struct Observed {
     pub strings: Strings,
     /// The first few different values as texts.
     pub examples: Vec<String>,
+    /// Further values of records that hold the field more than once. Such records are refused, so only their first value is observed.
+    pub repeats: u64,
+    last_row: Option<u64>,
     hash: u64,
 }
 
@@ -78,6 +81,10 @@ pub struct Strings {
 
 impl Observed {
     pub fn observe(&mut self, row: u64, value: Scalar<'_>) {
+        if self.last_row.replace(row) == Some(row) {
+            self.repeats += 1;
+            return;
+        }
         self.fingerprint_value(row, value);
         self.keep_example(value);
         match value {

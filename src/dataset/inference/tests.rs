@@ -400,3 +400,21 @@ fn values_that_count_as_missing_are_not_looked_at() {
     let column = encoded.x.iter().skip(v).step_by(inferred.features.len());
     assert_eq!(column.filter(|x| x.is_nan()).count(), 18);
 }
+
+#[test]
+fn a_field_that_occurs_twice_in_a_record_counts_once_and_is_said() {
+    let records = (0..40).map(|i| format!(r#"{{"a": {i}, "b": {}}}"#, i * i % 7));
+    let records = records.chain([r#"{"a": 1, "a": 1, "b": 2}"#.to_owned()]);
+    let table = Table::from_payloads(records.map(String::into_bytes));
+    let inferred = infer(&table, &Wishes::default()).unwrap();
+    let column = inferred.columns.iter().find(|c| c.path == "a").unwrap();
+    assert_eq!(column.missing, 0);
+    assert!(
+        inferred
+            .notes
+            .iter()
+            .any(|note| note.contains("more than once")),
+        "{:?}",
+        inferred.notes
+    );
+}
