@@ -19,6 +19,7 @@ mod completions;
 mod config;
 mod dead_letters;
 mod demo;
+mod denoise;
 mod generate;
 mod impute;
 mod init;
@@ -68,6 +69,7 @@ enum Verb {
     Status(status::Arguments),
     Generate(generate::Arguments),
     Impute(impute::Arguments),
+    Denoise(denoise::Arguments),
     Produce(produce::Arguments),
     Profile(profile::Arguments),
     DeadLetters(dead_letters::Arguments),
@@ -135,6 +137,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Impute(arguments) => impute::run(&arguments),
+        Verb::Denoise(arguments) => denoise::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::Profile(arguments) => profile::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),

@@ -1,29 +1,25 @@
 //! `residuald impute`: fills what records lack with the median or mode of several draws.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::bundle::manifest::{Feature, FeatureKind, Missing};
 use crate::bundle::{Draft, path};
 use crate::dataset;
-use crate::decode::{DecodeError, Decoder, RecordFormat};
 use crate::onnx::CHUNK;
 use crate::onnx::generative::Sampler;
 use crate::shutdown::Shutdown;
 use crate::synthetic::imputation::{Imputed, impute};
-use crate::synthetic::patch::{self, Edit};
+use crate::synthetic::patch::Edit;
 use crate::synthetic::records::number_text;
 
-use crate::cli::shared::files::{FormatArgument, shown};
-use crate::cli::shared::generative::{SamplerArguments, generative};
-use crate::cli::shared::new_file::NewFile;
-use crate::cli::shared::progress::{self, stop_on_ctrl_c};
-use crate::cli::shared::refusals::Refusals;
+use crate::cli::shared::files::FormatArgument;
+use crate::cli::shared::generative::{SamplerArguments, generative, summary_line};
+use crate::cli::shared::progress::stop_on_ctrl_c;
+use crate::cli::shared::rewrite::{Files, Rewritten, rewrite};
 use crate::cli::shared::wrapping::WrappingArguments;
 use crate::failure::Failure;
 
@@ -89,57 +85,31 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             feature.name, feature.path
         )));
     }
-    let options = dataset::Options {
-        format: arguments.format.format,
-        wrapping: arguments.wrapping.wrapping(),
-        ..dataset::Options::default()
+    let files = Files {
+        input: &arguments.files,
+        options: dataset::Options {
+            format: arguments.format.format,
+            wrapping: arguments.wrapping.wrapping(),
+            ..dataset::Options::default()
+        },
+        out: &arguments.out,
+        force: arguments.force,
+        at_once: (CHUNK / arguments.draws as usize).max(1),
+        hide_progress: arguments.json,
     };
-    let data = dataset::open_all(&arguments.files, &options)?;
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    let mut run = Run {
+    let mut filler = Filler {
         sampler: arguments.sampler.open(generative, features.len())?,
-        decoder: Decoder::new(&optional(features), RecordFormat::Json, None),
-        features: features.to_vec(),
+        features,
         draws: arguments.draws as usize,
         interval: arguments.interval,
-        out: NewFile::open(&arguments.out, arguments.force, false)?,
-        refusals: Refusals::by_flags(),
         tally: vec![Tally::default(); features.len()],
-        records: 0,
         drawn: 0,
-        waiting: Vec::new(),
-        rows: Vec::new(),
     };
-    let bar = progress::of_file(&data, arguments.json);
-    let is_whole = run.all(data, &bar, &stop)?;
-    let refused = run.refusals.count();
-    if run.records + refused == 0 && is_whole {
-        return Err(Failure::data(format!(
-            "{} contains no records",
-            shown(&arguments.files)
-        )));
-    }
-    let Run {
-        out,
-        refusals,
-        tally,
-        records,
-        ..
-    } = run;
-    out.finish()?;
-    report(arguments, features, &tally, records, &refusals, started);
-    if !is_whole {
-        return Err(Failure::stopped(format!(
-            "interrupted after {records} records"
-        )));
-    }
-    match records {
-        0 => Err(Failure::data(format!(
-            "none of the {refused} records could be read: {refusals}"
-        ))),
-        _ => Ok(()),
-    }
+    let done = rewrite(&files, &optional(features), &stop, |rows| filler.fill(rows))?;
+    report(arguments, features, &filler.tally, &done, started);
+    Ok(())
 }
 
 /// Returns the features, each of which may be missing.
@@ -158,63 +128,20 @@ struct Tally {
     left_missing: u64,
 }
 
-struct Run {
+struct Filler<'f> {
     sampler: Sampler,
-    decoder: Decoder,
-    features: Vec<Feature>,
+    features: &'f [Feature],
     draws: usize,
     interval: f32,
-    out: NewFile,
-    refusals: Refusals,
     tally: Vec<Tally>,
-    records: u64,
     /// Number of samples that were drawn.
     drawn: u64,
-    /// Records that wait for their draws.
-    waiting: Vec<Vec<u8>>,
-    /// [waiting, F]
-    rows: Vec<f32>,
 }
 
-impl Run {
-    /// Returns whether all records were read.
-    fn all(
-        &mut self,
-        mut data: dataset::Dataset,
-        bar: &ProgressBar,
-        stop: &Shutdown,
-    ) -> Result<bool, Failure> {
-        let at_once = (CHUNK / self.draws).max(1);
-        while let Some(next) = data.next() {
-            match next {
-                Ok(example) => match self.decoder.decode(&example.payload, None, &mut self.rows) {
-                    Ok(_) => self.waiting.push(one_line(example.payload)),
-                    Err(DecodeError::Row(e)) => self.refusals.add(e.reason.as_str(), &e.detail),
-                    // A deletion, for example.
-                    Err(_) => {}
-                },
-                Err(e) if e.is_fatal() => return Err(e.into()),
-                Err(e) => self.refusals.add("malformed", &e.to_string()),
-            }
-            if self.waiting.len() == at_once {
-                self.fill()?;
-                bar.set_position(data.progress().done);
-            }
-            if stop.is_requested() {
-                self.fill()?;
-                bar.finish_and_clear();
-                return Ok(false);
-            }
-        }
-        self.fill()?;
-        progress::end(bar, &data);
-        Ok(true)
-    }
-
-    /// Fills in what the waiting records lack, and writes them.
-    fn fill(&mut self) -> Result<(), Failure> {
+impl<'f> Filler<'f> {
+    /// Returns what to fill in each of the records, whose rows are [N, F].
+    fn fill(&mut self, rows: &[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure> {
         let (width, draws) = (self.features.len(), self.draws);
-        let rows = std::mem::take(&mut self.rows);
         let incomplete = |row: &&[f32]| row.iter().any(|value| value.is_nan());
         let asked: Vec<&[f32]> = rows.chunks_exact(width).filter(incomplete).collect();
         let x: Vec<f32> = asked.iter().flat_map(|row| row.repeat(draws)).collect();
@@ -226,33 +153,15 @@ impl Run {
         let drawn = self.sampler.draw(self.drawn, &x, &known)?;
         self.drawn += (asked.len() * draws) as u64;
         let mut drawn = drawn.chunks_exact(draws * width);
-        for (record, row) in std::mem::take(&mut self.waiting)
-            .into_iter()
-            .zip(rows.chunks_exact(width))
-        {
-            let line = match row.iter().any(|value| value.is_nan()) {
-                true => self.filled(&record, row, drawn.next().unwrap_or_default()),
-                false => Ok(record),
-            };
-            match line {
-                Ok(mut line) => {
-                    self.records += 1;
-                    line.push(b'\n');
-                    self.out.write_all(&line).map_err(Failure::output)?;
-                }
-                Err(e) => self.refusals.add("malformed", &e.to_string()),
-            }
-        }
-        Ok(())
+        let edits = rows.chunks_exact(width).map(|row| match incomplete(&row) {
+            true => self.edits(row, drawn.next().unwrap_or_default()),
+            false => Vec::new(),
+        });
+        Ok(edits.collect())
     }
 
-    /// Returns the record with its missing features. `drawn`: [draws, F].
-    fn filled(
-        &mut self,
-        record: &[u8],
-        row: &[f32],
-        drawn: &[f32],
-    ) -> Result<Vec<u8>, serde_json::Error> {
+    /// Returns what to fill in one record. `drawn`: [draws, F].
+    fn edits(&mut self, row: &[f32], drawn: &[f32]) -> Vec<Edit<'f>> {
         let mut edits = Vec::new();
         let mut about = serde_json::Map::new();
         for (column, feature) in self.features.iter().enumerate() {
@@ -285,8 +194,7 @@ impl Run {
                 json: Value::Object(about).to_string(),
             });
         }
-        let record = String::from_utf8_lossy(record);
-        Ok(patch::set(&record, edits)?.into_bytes())
+        edits
     }
 }
 
@@ -317,25 +225,15 @@ fn found(feature: &Feature, imputed: &Imputed) -> (Option<String>, Value) {
     }
 }
 
-/// Returns the record without line breaks. JSON has them only between its tokens.
-fn one_line(mut record: Vec<u8>) -> Vec<u8> {
-    for byte in &mut record {
-        if matches!(byte, b'\n' | b'\r') {
-            *byte = b' ';
-        }
-    }
-    record
-}
-
 fn report(
     arguments: &Arguments,
     features: &[Feature],
     tally: &[Tally],
-    records: u64,
-    refusals: &Refusals,
+    done: &Rewritten,
     started: Instant,
 ) {
     let seconds = started.elapsed().as_secs_f64();
+    let Rewritten { records, refusals } = done;
     let touched = features
         .iter()
         .zip(tally)
@@ -350,10 +248,7 @@ fn report(
             })
             .collect();
         let summary = json!({"records": records, "refused": refusals.count(), "reasons": refusals.all(), "features": features, "seconds": seconds});
-        match arguments.out.as_os_str() == "-" {
-            true => eprintln!("{summary}"),
-            false => println!("{summary}"),
-        }
+        summary_line(&arguments.out, &summary);
         return;
     }
     eprintln!(
@@ -364,9 +259,10 @@ fn report(
         eprintln!("could not be read: {refusals}");
     }
     for (feature, tally) in touched {
-        eprintln!(
-            "{}: {} filled in, {} left missing because most draws lack it as well",
-            feature.name, tally.filled, tally.left_missing
-        );
+        let left = match tally.left_missing {
+            0 => String::new(),
+            left => format!(", {left} left missing because most draws lack it as well"),
+        };
+        eprintln!("{}: {} filled in{left}", feature.name, tally.filled);
     }
 }

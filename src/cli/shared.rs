@@ -12,6 +12,7 @@ pub mod progress;
 pub mod reasons;
 pub mod records_file;
 pub mod refusals;
+pub mod rewrite;
 pub mod scoring;
 pub mod settings;
 pub mod threshold;

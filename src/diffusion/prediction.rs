@@ -34,7 +34,7 @@ impl PredictionType {
 
     /// x₀ where the noisy sample is x = α x₀ + σ ε.
     #[inline]
-    pub(super) fn clean(self, output: f32, x: f32, alpha: f32, sigma: f32) -> f32 {
+    pub fn clean(self, output: f32, x: f32, alpha: f32, sigma: f32) -> f32 {
         match self {
             Epsilon => (x - sigma * output) / alpha,
             Sample => output,

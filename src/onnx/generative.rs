@@ -13,7 +13,7 @@ use super::scorer::{builder, commit, tensor_fault};
 use super::{BATCH, Runtime, ScorerError};
 use crate::bundle::generative::{DECODE, DENOISER, ENCODE, GoldenPoint};
 use crate::bundle::{Fault, Generative};
-use crate::diffusion::{self, Normals, Plan, Scheduler, normals};
+use crate::diffusion::{self, Normals, Plan, PredictionType, Scheduler, normals};
 
 /// Maximum deviation of a golden point, relative to values above 1.
 const TOLERANCE: f32 = 1e-3;
@@ -413,5 +413,124 @@ impl Sampler {
     /// Returns the number of dimensions of a point, D.
     pub fn dimensions(&self) -> usize {
         self.cores[0].dimensions
+    }
+}
+
+/// Noise levels at which the estimate is calibrated, in the denoiser's space.
+const LEVELS: [f32; 9] = [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0];
+/// The level at which records are denoised to see how far they move.
+const PROBE: f32 = 0.3;
+/// Number of held-out rows that the estimate is calibrated on.
+const CALIBRATION_ROWS: usize = 2_000;
+
+/// Removes noise from rows in one step: the mean of the clean rows, given the noisy one.
+pub struct Denoising {
+    graphs: Graphs,
+    prediction: PredictionType,
+    /// ᾱ of each timestep.
+    alphas_cumprod: Vec<f32>,
+    /// Points of held-out rows, [M, D].
+    held_out: Vec<f32>,
+}
+
+impl Denoising {
+    /// Creates the sessions.
+    ///
+    /// # Errors
+    /// A graph does not satisfy the contract.
+    pub fn new(
+        runtime: &Runtime,
+        generative: &Generative,
+        width: usize,
+        scheduler: &Scheduler,
+    ) -> Result<Denoising, DrawError> {
+        let mut graphs = Graphs::new(runtime, generative, width)?;
+        let rows = &generative.reference.held_out;
+        let rows = &rows[..rows.len().min(CALIBRATION_ROWS * width)];
+        let (held_out, _) = graphs.encode(rows, &vec![1.0; rows.len()])?;
+        Ok(Denoising {
+            graphs,
+            prediction: scheduler.prediction(),
+            alphas_cumprod: scheduler.schedule().alphas_cumprod.clone(),
+            held_out,
+        })
+    }
+
+    /// Returns the mean of the clean rows that the rows [N, F] may come from, if noise of the standard deviation `sigma` was added to
+    /// their points.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn mean(&mut self, rows: &[f32], sigma: f32) -> Result<Vec<f32>, DrawError> {
+        let (points, _) = self.graphs.encode(rows, &vec![1.0; rows.len()])?;
+        let clean = self.clean(&points, sigma)?;
+        Ok(self.graphs.decode(&clean)?)
+    }
+
+    /// Estimates the noise level of rows [N, F]: the one at which held-out rows with noise move as far when they are denoised. 0 if
+    /// the rows move no farther than held-out rows without noise.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn estimate(&mut self, rows: &[f32]) -> Result<f32, DrawError> {
+        let (points, _) = self.graphs.encode(rows, &vec![1.0; rows.len()])?;
+        let moved = self.moved(&points)?;
+        let mut before = (0.0, f32::NEG_INFINITY);
+        for level in LEVELS {
+            let mut noise = normals(0, 0);
+            let mut noisy = vec![0.0; self.held_out.len()];
+            noise.fill(&mut noisy);
+            for (noisy, clean) in noisy.iter_mut().zip(&self.held_out) {
+                *noisy = clean + level * *noisy;
+            }
+            let expected = self.moved(&noisy)?;
+            if moved <= expected {
+                let (lower, nearer) = before;
+                // Linear between two levels.
+                let share = (moved - nearer) / (expected - nearer);
+                return Ok(if level == 0.0 {
+                    0.0
+                } else {
+                    lower + (level - lower) * share
+                });
+            }
+            before = (level, expected);
+        }
+        Ok(LEVELS[LEVELS.len() - 1])
+    }
+
+    /// Returns the root mean square distance that points [N, D] move when they are denoised.
+    fn moved(&mut self, points: &[f32]) -> Result<f32, DrawError> {
+        let clean = self.clean(points, PROBE)?;
+        let squares = points
+            .iter()
+            .zip(&clean)
+            .map(|(a, b)| f64::from(a - b).powi(2));
+        Ok((squares.sum::<f64>() / points.len().max(1) as f64).sqrt() as f32)
+    }
+
+    fn clean(&mut self, points: &[f32], sigma: f32) -> Result<Vec<f32>, DrawError> {
+        // ᾱ falls, so the noise rises with the timestep.
+        let level = |alpha: &f32| ((1.0 - alpha) / alpha).sqrt();
+        let timestep = self
+            .alphas_cumprod
+            .partition_point(|alpha| level(alpha) < sigma);
+        let timestep = timestep.min(self.alphas_cumprod.len() - 1);
+        let alpha_cumprod = self.alphas_cumprod[timestep];
+        let (alpha, noise) = (alpha_cumprod.sqrt(), (1.0 - alpha_cumprod).sqrt());
+        let noisy: Vec<f32> = points.iter().map(|value| alpha * value).collect();
+        let mask = vec![0.0; noisy.len()];
+        let output = self.graphs.denoise(&noisy, timestep as f32, &mask)?;
+        let both = output.iter().zip(&noisy);
+        let clean: Vec<f32> = both
+            .map(|(output, x)| self.prediction.clean(*output, *x, alpha, noise))
+            .collect();
+        match clean.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(DrawError::NotFinite {
+                step: 0,
+                sample: (at / self.graphs.dimensions) as u64,
+            }),
+            None => Ok(clean),
+        }
     }
 }

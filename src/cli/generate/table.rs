@@ -1,6 +1,6 @@
 //! `residuald generate` with a bundle for tables: draws records.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -21,7 +21,7 @@ use crate::synthetic::records::{Cell, CellType, Records};
 
 use crate::cli::shared::connection::{ConnectionArguments, topic};
 use crate::cli::shared::feed::{Feed, without_transactions};
-use crate::cli::shared::generative::{SamplerArguments, generative};
+use crate::cli::shared::generative::{SamplerArguments, generative, summary_line};
 use crate::cli::shared::new_file::written;
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::records_file::RecordsFile;
@@ -459,12 +459,8 @@ fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Inst
             .into_iter()
             .map(|(kind, count)| (kind.to_owned(), count.into()))
             .collect();
-        // Records on standard output are followed by nothing else.
         let summary = json!({"records": done.records, "seconds": seconds, "seed": common.sampler.seed, "anomalies": kinds, "privacy": privacy});
-        match done.place == "-" {
-            true => eprintln!("{summary}"),
-            false => println!("{summary}"),
-        }
+        summary_line(Path::new(&done.place), &summary);
         return;
     }
     let place = if done.place == "-" {

@@ -1,10 +1,12 @@
 //! The arguments and the sampler of verbs that draw from a bundle's generative part.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::bundle::{Bundle, Generative};
 use crate::diffusion::Scheduler;
-use crate::onnx::generative::{DrawError, Sampler};
+use crate::onnx::generative::{Denoising, DrawError, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
 
 use crate::failure::Failure;
@@ -35,6 +37,13 @@ impl SamplerArguments {
     }
 }
 
+/// Opens the bundle's graphs for the removal of noise. `width`: the number of features.
+pub fn denoising(generative: &Generative, width: usize) -> Result<Denoising, Failure> {
+    let runtime = Runtime::load(Interrupt::default())?;
+    let scheduler = scheduler(&generative.scheduler, None)?;
+    Ok(Denoising::new(&runtime, generative, width, &scheduler)?)
+}
+
 /// Returns the bundle's scheduler, or another class with the same configuration.
 pub fn scheduler(config: &Value, class: Option<&str>) -> Result<Scheduler, Failure> {
     let config = config.to_string();
@@ -62,6 +71,14 @@ pub fn generative(bundle: &Bundle) -> Result<&Generative, Failure> {
             bundle.manifest.name
         ))
     })
+}
+
+/// Prints a summary on standard output, or on standard error if the records are there.
+pub fn summary_line(out: &Path, summary: &Value) {
+    match out.as_os_str() == "-" {
+        true => eprintln!("{summary}"),
+        false => println!("{summary}"),
+    }
 }
 
 impl From<DrawError> for Failure {

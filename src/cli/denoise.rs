@@ -1,0 +1,208 @@
+//! `residuald denoise`: moves each record to the denoiser's mean at a noise level.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::bundle::manifest::{Feature, FeatureKind};
+use crate::bundle::{Draft, path};
+use crate::dataset;
+use crate::onnx::CHUNK;
+use crate::onnx::generative::Denoising;
+use crate::shutdown::Shutdown;
+use crate::synthetic::patch::Edit;
+use crate::synthetic::records::number_text;
+
+use crate::cli::shared::files::FormatArgument;
+use crate::cli::shared::generative::{denoising, generative, summary_line};
+use crate::cli::shared::progress::stop_on_ctrl_c;
+use crate::cli::shared::rewrite::{Files, Rewritten, rewrite};
+use crate::cli::shared::wrapping::WrappingArguments;
+use crate::failure::Failure;
+
+/// Name of the field that tells what was changed.
+const FIELD: &str = "denoised";
+/// Number of records that the noise level is estimated from.
+const MOST_ROWS: usize = 2_000;
+
+/// Remove noise from records: each becomes the mean of the records that it may have been before the noise
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  residuald denoise sensors.csv --bundle sensors --out clean.ndjson
+  residuald denoise sensors.parquet --bundle sensors --sigma 0.2 --out clean.ndjson.gz
+
+The noise level is in the denoiser's space, in which each feature has about the standard deviation 1. Without --sigma it is estimated
+from the first 2,000 records, by comparison with the bundle's held-out records. Each output record is the input record with its new
+values, and with the field `denoised`, which has the old value of each feature that changed. Times do not change.")]
+pub struct Arguments {
+    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
+    /// pattern in quotes such as 'part-*.csv', or - for standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgument,
+    /// Bundle with a generative part
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    #[command(flatten)]
+    wrapping: WrappingArguments,
+    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    out: PathBuf,
+    /// Standard deviation of the noise [default: estimated]
+    #[arg(long, value_name = "SIGMA")]
+    sigma: Option<f32>,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object at the end instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    if arguments
+        .sigma
+        .is_some_and(|sigma| !(sigma > 0.0 && sigma.is_finite()))
+    {
+        return Err(Failure::usage("--sigma must be above 0"));
+    }
+    let bundle = Draft::read(&arguments.bundle).finish()?;
+    let generative = generative(&bundle)?;
+    let features = bundle.features();
+    let files = Files {
+        input: &arguments.files,
+        options: dataset::Options {
+            format: arguments.format.format,
+            wrapping: arguments.wrapping.wrapping(),
+            ..dataset::Options::default()
+        },
+        out: &arguments.out,
+        force: arguments.force,
+        at_once: CHUNK,
+        hide_progress: arguments.json,
+    };
+    let stop = Shutdown::default();
+    stop_on_ctrl_c(&stop)?;
+    let mut cleaner = Cleaner {
+        denoising: denoising(generative, features.len())?,
+        features,
+        sigma: arguments.sigma,
+        changed: vec![0; features.len()],
+    };
+    let done = rewrite(&files, features, &stop, |rows| cleaner.clean(rows))?;
+    report(arguments, &cleaner, &done, started);
+    Ok(())
+}
+
+struct Cleaner<'f> {
+    denoising: Denoising,
+    features: &'f [Feature],
+    /// `None` until it is estimated.
+    sigma: Option<f32>,
+    /// Number of records in which each feature changed.
+    changed: Vec<u64>,
+}
+
+impl<'f> Cleaner<'f> {
+    fn clean(&mut self, rows: &[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure> {
+        let width = self.features.len();
+        let sigma = match self.sigma {
+            Some(sigma) => sigma,
+            None => {
+                let first = &rows[..rows.len().min(MOST_ROWS * width)];
+                let sigma = self.denoising.estimate(first)?;
+                eprintln!("estimated noise level: {sigma:.3}");
+                *self.sigma.insert(sigma)
+            }
+        };
+        if sigma == 0.0 {
+            return Ok(vec![Vec::new(); rows.len() / width]);
+        }
+        let clean = self.denoising.mean(rows, sigma)?;
+        let both = rows.chunks_exact(width).zip(clean.chunks_exact(width));
+        Ok(both.map(|(old, new)| self.edits(old, new)).collect())
+    }
+
+    fn edits(&mut self, old: &[f32], new: &[f32]) -> Vec<Edit<'f>> {
+        let mut edits = Vec::new();
+        let mut before = serde_json::Map::new();
+        for (column, feature) in self.features.iter().enumerate() {
+            let (old, new) = (old[column], new[column]);
+            // What is missing stays missing, and what is there stays there.
+            if old == new || old.is_nan() || new.is_nan() {
+                continue;
+            }
+            let (Some(from), Some(to)) = (json_of(feature, old), json_of(feature, new)) else {
+                continue;
+            };
+            self.changed[column] += 1;
+            before.insert(
+                feature.name.clone(),
+                serde_json::from_str(&from).unwrap_or(Value::Null),
+            );
+            edits.push(Edit {
+                keys: path::keys_or_parts(&feature.path),
+                json: to,
+            });
+        }
+        if !before.is_empty() {
+            edits.push(Edit {
+                keys: vec![Cow::Borrowed(FIELD)],
+                json: Value::Object(before).to_string(),
+            });
+        }
+        edits
+    }
+}
+
+/// Returns the value as JSON. `None` for a part of a time, and for a category that is not in the vocabulary.
+fn json_of(feature: &Feature, value: f32) -> Option<String> {
+    match &feature.kind {
+        FeatureKind::Number => Some(number_text(value)),
+        FeatureKind::Bool => Some((value > 0.5).to_string()),
+        FeatureKind::Categorical { vocabulary } => {
+            let index = (value >= 0.0).then_some(value as usize)?;
+            vocabulary.get(index).map(|word| json!(word).to_string())
+        }
+        FeatureKind::Timestamp { .. } => None,
+    }
+}
+
+fn report(arguments: &Arguments, cleaner: &Cleaner<'_>, done: &Rewritten, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    let Rewritten { records, refusals } = done;
+    let changed = cleaner
+        .features
+        .iter()
+        .zip(&cleaner.changed)
+        .filter(|(_, count)| **count > 0);
+    if arguments.json {
+        let changed: serde_json::Map<String, Value> = changed
+            .map(|(feature, count)| (feature.name.clone(), json!(count)))
+            .collect();
+        let summary = json!({
+            "records": records, "refused": refusals.count(), "reasons": refusals.all(), "sigma": cleaner.sigma,
+            "changed": changed, "seconds": seconds,
+        });
+        summary_line(&arguments.out, &summary);
+        return;
+    }
+    eprintln!(
+        "{records} records in {seconds:.1} s, {} could not be read",
+        refusals.count()
+    );
+    if refusals.count() > 0 {
+        eprintln!("could not be read: {refusals}");
+    }
+    if cleaner.sigma == Some(0.0) {
+        eprintln!("no noise was found, so nothing was changed: state a level with --sigma");
+    }
+    for (feature, count) in changed {
+        eprintln!("{}: changed in {count} records", feature.name);
+    }
+}
