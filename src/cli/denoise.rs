@@ -36,7 +36,8 @@ Examples:
 
 The noise level is in the denoiser's space, in which each feature has about the standard deviation 1. Without --sigma it is estimated
 from the first 2,000 records, by comparison with the bundle's held-out records. Each output record is the input record with its new
-values, and with the field `denoised`, which has the old value of each feature that changed. Times do not change.")]
+values, and with the field `denoised`, which has the old value of each number that changed. Booleans, categories and
+times do not change: noise in them is another value, not a smaller or larger one.")]
 pub struct Arguments {
     /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
     /// pattern in quotes such as 'part-*.csv', or - for standard input
@@ -133,21 +134,17 @@ impl<'f> Cleaner<'f> {
         let mut before = serde_json::Map::new();
         for (column, feature) in self.features.iter().enumerate() {
             let (old, new) = (old[column], new[column]);
+            let is_number = matches!(feature.kind, FeatureKind::Number);
             // What is missing stays missing, and what is there stays there.
-            if old == new || old.is_nan() || new.is_nan() {
+            if !is_number || old == new || old.is_nan() || new.is_nan() {
                 continue;
             }
-            let (Some(from), Some(to)) = (json_of(feature, old), json_of(feature, new)) else {
-                continue;
-            };
             self.changed[column] += 1;
-            before.insert(
-                feature.name.clone(),
-                serde_json::from_str(&from).unwrap_or(Value::Null),
-            );
+            let from = serde_json::from_str(&number_text(old)).unwrap_or(Value::Null);
+            before.insert(feature.name.clone(), from);
             edits.push(Edit {
                 keys: path::keys_or_parts(&feature.path),
-                json: to,
+                json: number_text(new),
             });
         }
         if !before.is_empty() {
@@ -157,19 +154,6 @@ impl<'f> Cleaner<'f> {
             });
         }
         edits
-    }
-}
-
-/// Returns the value as JSON. `None` for a part of a time, and for a category that is not in the vocabulary.
-fn json_of(feature: &Feature, value: f32) -> Option<String> {
-    match &feature.kind {
-        FeatureKind::Number => Some(number_text(value)),
-        FeatureKind::Bool => Some((value > 0.5).to_string()),
-        FeatureKind::Categorical { vocabulary } => {
-            let index = (value >= 0.0).then_some(value as usize)?;
-            vocabulary.get(index).map(|word| json!(word).to_string())
-        }
-        FeatureKind::Timestamp { .. } => None,
     }
 }
 

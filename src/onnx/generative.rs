@@ -420,6 +420,8 @@ impl Sampler {
 const LEVELS: [f32; 9] = [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0];
 /// The level at which records are denoised to see how far they move.
 const PROBE: f32 = 0.3;
+/// A lower estimate counts as no noise: records of another period move as far.
+const LEAST: f32 = 0.03;
 /// Number of held-out rows that the estimate is calibrated on.
 const CALIBRATION_ROWS: usize = 2_000;
 
@@ -488,10 +490,11 @@ impl Denoising {
                 let (lower, nearer) = before;
                 // Linear between two levels.
                 let share = (moved - nearer) / (expected - nearer);
-                return Ok(if level == 0.0 {
+                let estimate = lower + (level - lower) * share;
+                return Ok(if level == 0.0 || estimate < LEAST {
                     0.0
                 } else {
-                    lower + (level - lower) * share
+                    estimate
                 });
             }
             before = (level, expected);
