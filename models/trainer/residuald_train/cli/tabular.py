@@ -77,7 +77,7 @@ def add_parser(verbs):
         "--generative",
         action="store_true",
         help="also train a denoiser that rows can be drawn from: residuald generate, impute, denoise, rehearse. "
-        "The bundle then holds up to 10,000 encoded training and held-out rows each, for the privacy gate",
+        "The bundle then holds up to 20,000 training rows and as many held-out ones, for the privacy gate",
     )
     p.add_argument(
         "--generative-steps", type=int, default=8000, metavar="N", help="most training steps of 512 rows (default 8000)"

@@ -7,7 +7,8 @@ from torch import nn
 from .. import TrainerError
 from ..bundle.export import as_json, to_onnx
 from ..bundle.served import session
-from .privacy import reference
+from .curves import decimals
+from .privacy import as_npy, reference_rows
 from .schedule import CONFIG, STEPS, TIMESTEPS
 
 GOLDEN = 8
@@ -30,7 +31,7 @@ class Decode(nn.Module):
 def files(space, denoiser, train, held_out, seed=0):
     """Rows [n, F], [m, F] -> ({name: bytes}, largest difference between ONNX Runtime and torch)."""
     F, D, rows = len(space.features), space.dims, 3
-    closest, facts = reference(space, train, held_out, seed)
+    reference = reference_rows(train, held_out, seed)
     t = torch.zeros(rows, dtype=torch.long)
     graphs = {
         "encode.onnx": graph(space, (torch.zeros(rows, F), torch.ones(rows, F)), ("x", "known"), ("sample", "mask")),
@@ -38,17 +39,17 @@ def files(space, denoiser, train, held_out, seed=0):
             denoiser, (torch.zeros(rows, D), t, torch.zeros(rows, D)), ("sample", "timestep", "mask"), ("out_sample",)
         ),
         "decode.onnx": graph(Decode(space), (torch.zeros(rows, D),), ("sample",), ("x",)),
-        "closest.onnx": graph(closest, (torch.zeros(rows, D),), ("sample",), ("train", "held_out")),
     }
     golden = golden_rows(space, denoiser, held_out, seed)
     error = check_graphs(graphs, golden)
     about = {
         "steps": STEPS,
-        "reference": facts,
+        "reference": {"rows": len(reference) // 2},
         "marginals": marginals(space.features, train),
         "golden": as_lists(golden),
     }
-    return graphs | {"scheduler_config.json": as_json(CONFIG, 1), "generative.json": as_json(about)}, error
+    more = {"scheduler_config.json": as_json(CONFIG, 1), "generative.json": as_json(about)}
+    return graphs | more | {"reference.npy": as_npy(reference)}, error
 
 
 def graph(module, example, inputs, outputs):
@@ -75,7 +76,9 @@ def golden_rows(space, denoiser, x, seed):
 
 
 def check_graphs(graphs, golden):
-    """Compares the graphs in ONNX Runtime with torch -> the largest difference. Raises TrainerError if it is too large."""
+    """Compares the graphs in ONNX Runtime with torch -> the largest difference. Raises TrainerError if it is too
+    large.
+    """
     run = {name: session(content) for name, content in graphs.items()}
     sample, mask = run["encode.onnx"].run(None, {"x": golden["x"], "known": golden["known"]})
     inputs = {"sample": golden["noisy"], "timestep": golden["timestep"], "mask": golden["mask"]}
@@ -109,4 +112,8 @@ def marginal(feature, column):
         count = max(len(present), 1)
         shares = [float((present == k).sum() / count) for k in range(len(feature.vocabulary))]
         return {"shares": shares, "unseen": float((present < 0).sum() / count)} | out
-    return {"quantiles": np.quantile(present, QUANTILES).astype(np.float32).tolist() if len(present) else []} | out
+    out = {"quantiles": np.quantile(present, QUANTILES).astype(np.float32).tolist() if len(present) else []} | out
+    if feature.type == "number":
+        digits = decimals(present) if len(present) else 0
+        out["decimals"] = None if digits < 0 else digits
+    return out

@@ -1,7 +1,7 @@
 """The denoiser: a residual MLP that sees the noised sample, the noise level, and which dimensions are known.
 
-For a group of levels it returns the exact posterior mean, a softmax over the levels times their codes, and is trained by
-cross-entropy (Dieleman et al. 2022, "Continuous diffusion for categorical data"). For a continuous dimension it is
+For a group of levels it returns the posterior mean, a softmax over the levels times their codes, and is trained
+by cross-entropy (Dieleman et al. 2022, "Continuous diffusion for categorical data"). For a continuous dimension it is
 preconditioned as in EDM (Karras et al. 2022): x_0 = α x_t - σ F, so that F has unit variance at every noise level.
 """
 

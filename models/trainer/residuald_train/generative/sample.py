@@ -1,4 +1,4 @@
-"""Draws rows with the bundle's scheduler from diffusers. The daemon's `residuald generate` does the same from the graphs."""
+"""Draws rows with the bundle's scheduler, by diffusers. `residuald generate` does the same from the graphs."""
 
 import numpy as np
 import torch
@@ -10,7 +10,10 @@ BATCH = 2048
 
 @torch.no_grad()
 def draw(space, denoiser, count, seed=0, steps=STEPS, x=None, known=None, **changes):
-    """-> rows float32 [count, F]. `x`, `known` [count, F]: what is held, as for Space.forward. `changes`: of the scheduler."""
+    """-> rows float32 [count, F].
+
+    `x`, `known` [count, F]: what is held, as for Space.forward. `changes`: of the scheduler's config.
+    """
     g = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, count, BATCH):
