@@ -46,21 +46,28 @@ class Denoiser(nn.Module):
         self.logits = zero_linear(width, len(space.codes))
         self.lines = zero_linear(width, self.dims - self.coded)
 
-    def heads(self, sample, timestep, mask):
-        """-> (log-probabilities of the levels [N, L], F [N, D - coded])."""
+    def trunk(self, sample, timestep, mask):
+        """-> [N, width]."""
         level = self.level[timestep]
         angle = level * self.frequencies
         shifts = self.time(torch.cat([level, angle.sin(), angle.cos()], 1)).split(self.width, 1)
         h = self.inp(torch.cat([sample, mask], 1)) + shifts[0]
         for block, shift in zip(self.blocks, shifts[1:], strict=True):
             h = h + block(h + shift)
-        h = self.out(h)
+        return self.out(h)
+
+    def log_shares(self, h):
+        """[N, width] -> log-probabilities of the levels [N, L]."""
         logits = CAP * torch.tanh(self.logits(h) / CAP)
         total = logits.exp() @ self.members  # [N, G]
-        return logits - total.clamp(min=1e-30).log() @ self.members.T, self.lines(h)
+        return logits - total.log() @ self.members.T
 
     def forward(self, sample, timestep, mask):
-        log_shares, direction = self.heads(sample, timestep, mask)
-        line = self.signal[timestep] * sample[:, self.coded :] - self.noise[timestep] * direction
-        clean = torch.cat([log_shares.exp() @ self.codes, line], 1)
+        h, parts = self.trunk(sample, timestep, mask), []
+        if self.coded:
+            parts.append(self.log_shares(h).exp() @ self.codes)
+        if self.coded < self.dims:
+            F = self.lines(h)
+            parts.append(self.signal[timestep] * sample[:, self.coded :] - self.noise[timestep] * F)
+        clean = torch.cat(parts, 1)
         return mask * sample + (1 - mask) * clean

@@ -56,28 +56,32 @@ class Space(nn.Module):
         for (_, code), size, width in zip(groups, sizes, widths, strict=True):
             codes[row : row + size, column : column + width] = code
             row, column = row + size, column + width
-        starts, most = np.cumsum([0, *sizes])[:-1], max(sizes, default=1)
-        padded = starts[:, None] + np.minimum(np.arange(most), np.array(sizes)[:, None] - 1) if groups else []
-        self._buffer("owner", np.eye(F)[np.array(owner, int)].T.reshape(F, self.dims))  # [F, D] of 0 and 1
-        self._buffer("group_owner", np.eye(F)[[j for j, _ in groups]].T.reshape(F, len(groups)))  # [F, G]
+        starts, most = np.cumsum([0, *sizes])[:-1].astype(int), max(sizes, default=1)
+        padded = starts[:, None] + np.minimum(np.arange(most), np.array(sizes, int)[:, None] - 1)
+        self._buffer("owner", np.eye(F)[np.array(owner, int)].T)  # [F, D] of 0 and 1
+        self._buffer("group_owner", np.eye(F)[np.array([j for j, _ in groups], int)].T)  # [F, G]
         self._buffer("codes", codes)  # [L, D]
         self._buffer("half_norm", (codes**2).sum(1) / 2)  # [L]
-        self._buffer("members", np.repeat(np.eye(len(groups)), sizes, 0).reshape(-1, len(groups)))  # [L, G]
+        self._buffer("members", np.repeat(np.eye(len(groups)), np.array(sizes, int), 0))  # [L, G]
         self._buffer("padded", padded, torch.long)  # [G, most]: levels of each group, the last one repeated
         self._buffer("starts", starts, torch.long)
 
     def _fit_levels(self):
         every = np.eye(len(self.features))
         levels = [(b.feature, k) for b in self.levels_list for k in range(len(b.values))]
-        self._buffer("level_pick", every[[j for j, _ in levels]].T.reshape(-1, len(levels)))
+        self._buffer("level_pick", every[np.array([j for j, _ in levels], int)].T)
         for name in "low", "high":
             ends = [np.clip(getattr(b, name), -2 * FINITE, 2 * FINITE) for b in self.levels_list]
             self._buffer(name, np.concatenate([*ends, []]))
         categorical = [self.features[j].type == "categorical" for j, _ in levels]
         values = np.concatenate([*(b.values for b in self.levels_list), []])
         # A category is its own level only; a number that is not among the levels is the closest one.
-        self.low.copy_(torch.where(torch.tensor(categorical), torch.as_tensor(values - 0.5), self.low))
-        self.high.copy_(torch.where(torch.tensor(categorical), torch.as_tensor(values + 0.5), self.high))
+        self.low.copy_(
+            torch.where(torch.tensor(categorical, dtype=torch.bool), torch.as_tensor(values - 0.5), self.low)
+        )
+        self.high.copy_(
+            torch.where(torch.tensor(categorical, dtype=torch.bool), torch.as_tensor(values + 0.5), self.high)
+        )
         self._buffer("value", values)
         self._buffer("level_missing", np.isnan(values))
 
@@ -93,11 +97,10 @@ class Space(nn.Module):
         self._buffer("scale", scales)
         most = max([1, *(len(c.atoms) for c in self.curves)])
         ordered = [*lines, *circles]
-        atoms = [np.append(c.atoms, np.full(most - len(c.atoms), 3 * FINITE if False else np.inf)) for c in ordered]
-        self._buffer("atoms", np.array(atoms).reshape(-1, most))  # [C, A], infinite where there are fewer
-        with np.errstate(invalid="ignore"):
-            middles = [(a[1:] + a[:-1]) / 2 if most > 1 else a[:0] for a in atoms]
-        self._buffer("middles", np.array(middles).reshape(-1, most - 1))
+        atoms = [np.append(c.atoms, np.full(most - len(c.atoms), np.inf)) for c in ordered]
+        self._buffer("atoms", np.array(atoms).reshape(len(atoms), most))  # [C, A], infinite where there are fewer
+        middles = [(a[1:] + a[:-1]) / 2 for a in atoms]
+        self._buffer("middles", np.array(middles).reshape(len(atoms), most - 1))
         self._buffer("first_atom", np.arange(len(ordered)) * most, torch.long)
         position = {c.feature: i for i, c in enumerate(ordered)}
         self._buffer("kind_curve", [position[c.feature] for c in self.kinds], torch.long)

@@ -65,11 +65,14 @@ def losses(space, denoiser, samples, levels, t, noise, known):
     """-> [N]: cross-entropy of the groups of levels and squared error of F, over what is not known, a part each."""
     signal, sigma, mask = denoiser.signal[t], denoiser.noise[t], known @ space.owner
     x = torch.where(mask > 0, samples, signal * samples + sigma * noise)
-    log_shares, direction = denoiser.heads(x, t, mask)
-    entropy = -(log_shares * levels) @ space.members * (1 - known @ space.group_owner)
-    wanted = (signal * noise - sigma * samples)[:, space.coded :]
-    squared = (direction - wanted).square() * (1 - mask[:, space.coded :])
-    return (entropy.sum(1) + squared.sum(1)) / (space.groups + squared.shape[1])
+    h, parts = denoiser.trunk(x, t, mask), []
+    if space.coded:
+        parts.append(-(denoiser.log_shares(h) * levels) @ space.members * (1 - known @ space.group_owner))
+    if space.coded < space.dims:
+        wanted = (signal * noise - sigma * samples)[:, space.coded :]
+        parts.append((denoiser.lines(h) - wanted).square() * (1 - mask[:, space.coded :]))
+    parts = torch.cat(parts, 1)
+    return parts.sum(1) / parts.shape[1]
 
 
 class Validation:
