@@ -17,7 +17,7 @@ MOST_COLUMNS = 40  # of a wider set, this many columns drawn at random
 
 @dataclass
 class Table:
-    """Rows float32 [n, F], NaN = missing. `real`, no row of which is in `train`, is what drawn rows are compared with."""
+    """Rows float32 [n, F], NaN = missing. Drawn rows are compared with `real`, which holds other rows than `train`."""
 
     name: str
     features: list

@@ -72,7 +72,9 @@ def utility(table, drawn, seed):
 def predict(table, train, target):
     rest = [j for j in range(len(table.features)) if j != target]
     categories = [i for i, j in enumerate(rest) if table.features[j].type == "categorical"]
-    a, b = train[~np.isnan(train[:, target])], table.real[~np.isnan(table.real[:, target])]
+    a, b = (rows[~np.isnan(rows[:, target])].copy() for rows in (train, table.real))
+    empty = np.isnan(a).all(0)
+    a[:, empty], b[:, empty] = 0, 0  # scikit-learn refuses a column without any value
     if discrete(table.features[target]):
         common = [v for v in np.unique(b[:, target]) if (b[:, target] == v).sum() >= 5]
         areas = []

@@ -14,7 +14,7 @@ def add_parser(verbs):
         verbs,
         "bench-generate",
         run,
-        "Draw rows from models of every table, and compare shapes, trends, C2ST, utility and privacy with other generators.",
+        "Draw rows from a model of every table, and compare their quality and privacy with those of other generators.",
         "bench-generate --data sets --seeds 5 --out build/generate",
     )
     p.add_argument(
@@ -28,7 +28,7 @@ def add_parser(verbs):
         "--part",
         choices=["all", "development", "report"],
         default="all",
-        help="development: the half of the sets on which settings were chosen. report: the other half. --table is in both",
+        help="development: the half of the sets on which settings were chosen; report: the other half; both have --table",
     )
     p.add_argument("--steps", type=int, metavar="N", help="most training steps (default: those of --generative)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results.json, which is continued")
