@@ -28,7 +28,7 @@ def add_parser(verbs):
         "--part",
         choices=["all", "development", "report"],
         default="all",
-        help="development: the half of the sets on which settings were chosen; report: the other half; both have --table",
+        help="development: the half of the sets on which settings were chosen; report: the others; both have --table",
     )
     p.add_argument("--steps", type=int, metavar="N", help="most training steps (default: those of --generative)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results.json, which is continued")
