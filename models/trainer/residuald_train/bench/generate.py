@@ -8,9 +8,9 @@ import time
 
 from .. import __version__
 from ..console import say
+from . import generate_gate, generate_impute, generate_metrics
 from . import generate_peers as peers
 from .generate_data import check_files, development, load
-from .generate_metrics import measure
 from .generate_page import page
 
 OURS = "residuald"
@@ -42,20 +42,28 @@ def bench(folder, tables, seeds, methods, out, part="all", fast=False, options=N
 
 def run_one(table, method, seed, options=None):
     """Fits a generator on table.train and draws as many rows as table.real has -> an entry of `runs`."""
-    count, began = len(table.real), time.process_time()
-    drawn = ours(table, count, seed, options) if method == OURS else peers.draw(method, table, count, seed)
+    count, began, model = len(table.real), time.process_time(), None
+    if method == OURS:
+        drawn, model, facts = ours(table, count, seed, options)
+    else:
+        drawn, facts = peers.draw(method, table, count, seed), {}
     seconds = time.process_time() - began
     about = {"set": table.name, "part": "development" if development(table.name) else "report", "seed": seed}
     about |= {"method": method, "rows": len(table.train), "features": len(table.features)}
-    return about | {"seconds": round(seconds, 1)} | measure(table, drawn, seed)
+    about |= {"seconds": round(seconds, 1)} | facts | generate_metrics.measure(table, drawn, seed)
+    if model:
+        about["gate"] = generate_gate.measure(table, drawn, model[0], seed)
+        about["impute"] = generate_impute.measure(table, *model, seed)
+    return about
 
 
 def ours(table, count, seed, options=None):
+    """-> (drawn rows, (space, denoiser), facts)."""
     from ..generative.sample import draw
     from ..generative.train import Options, fit
 
-    space, denoiser, _ = fit(table.features, table.train, Options(seed=seed, **(options or {})), quiet=True)
-    return draw(space, denoiser, count, seed)
+    space, denoiser, facts = fit(table.features, table.train, Options(seed=seed, **(options or {})), quiet=True)
+    return draw(space, denoiser, count, seed), (space, denoiser), {"steps": facts["steps"]}
 
 
 def shown(run):

@@ -19,6 +19,9 @@ def page(results):
     for part in sorted({run["part"] for run in results["runs"]}, reverse=True):
         runs = [run for run in results["runs"] if run["part"] == part]
         parts.append(f"## Sets: {part}\n\n{means(runs)}\n\n{by_set(runs, 'quality')}\n\n{by_set(runs, 'c2st')}")
+    ours = [run for run in results["runs"] if run.get("gate")]
+    parts += [gate_table(ours)] if ours else []
+    parts += [impute_table(ours)] if any(run["impute"] for run in ours) else []
     legend = "\n".join(f"- {title}: {text}" for title, _, text in METRICS.values())
     return f"# Drawn tables\n\n{legend}\n\n" + "\n\n".join(parts) + "\n"
 
@@ -73,3 +76,37 @@ def by_set(runs, metric):
 def markdown(lines):
     head, *rest = [" | ".join(map(str, line)) for line in lines]
     return "\n".join(f"| {line} |" for line in [head, " | ".join(["---"] * len(lines[0])), *rest])
+
+
+def gate_table(runs):
+    """How many of all trials the privacy gate passed."""
+    total = sum(run["gate"]["trials"] for run in runs)
+    kinds = {
+        "held_out": "a held-out half of the real rows (should pass)",
+        "drawn": "rows drawn by residuald",
+        "copies": "training rows with little noise (should fail)",
+        "some_copies": "real rows, 10 % of them training rows with little noise (should fail)",
+    }
+    lines = [["rows", "passed", "of"]]
+    lines += [[text, sum(run["gate"][name] for run in runs), total] for name, text in kinds.items()]
+    return f"## Privacy gate\n\n{markdown(lines)}"
+
+
+def impute_table(runs):
+    """Mean rank and mean error of each imputer over the runs, for each rule."""
+    parts = ["## Imputation\n"]
+    for rule, text in {
+        "random": "20 % hidden at random",
+        "large": "40 % of the values above the median hidden",
+    }.items():
+        found = [run["impute"][rule] for run in runs if rule in run["impute"]]
+        methods = list(found[0]["error"])
+        lines = [["imputer", "mean rank", "mean absolute error", "root mean square error", "90 % interval holds"]]
+        errors = np.array([[f["error"][m] for m in methods] for f in found])
+        ranks = errors.argsort(1).argsort(1).mean(0) + 1
+        for k, method in enumerate(methods):
+            rmse = np.mean([f["rmse"][method] for f in found])
+            held = f"{np.mean([f['coverage'] for f in found]):.3f}" if method == "residuald" else ""
+            lines.append([method, f"{ranks[k]:.2f}", f"{errors[:, k].mean():.3f}", f"{rmse:.3f}", held])
+        parts.append(f"{text}, {len(found)} runs, errors in standard deviations:\n\n{markdown(lines)}\n")
+    return "\n".join(parts)

@@ -80,7 +80,7 @@ def add_parser(verbs):
         "The bundle then holds up to 20,000 training rows and as many held-out ones, for the privacy gate",
     )
     p.add_argument(
-        "--generative-steps", type=int, default=8000, metavar="N", help="most training steps of 512 rows (default 8000)"
+        "--generative-steps", type=int, default=8000, metavar="N", help="most training steps of 256 rows (default 8000)"
     )
     p.add_argument("--generative-minutes", type=float, metavar="MINUTES", help="limit of its training time")
     p.add_argument("--segment", metavar="COL", help="calibrate a separate threshold for each value of this column")

@@ -104,9 +104,7 @@ def continuous(number, feature, present, missing):
     distinct, rank, share = mid_ranks(present)
     if feature.part == "hour_of_day":
         keep = choose_knots(rank, np.zeros(len(rank), bool))
-        values = np.concatenate([[0.0], distinct[keep][distinct[keep] > 0], [24.0]])
-        turn = np.concatenate([[0.0], rank[keep][distinct[keep] > 0], [1.0]])
-        return Curve(number, values, turn, -1, circular=True, missing=missing)
+        return Curve(number, distinct[keep], rank[keep], -1, circular=True, missing=missing)
     atoms = find_atoms(share)
     keep, z = choose_knots(rank, atoms), ndtri(rank)
     z = z - (z * share).sum()

@@ -26,9 +26,9 @@ MOST_VALIDATION = 2000
 @dataclass(frozen=True)
 class Options:
     seed: int = 0
-    steps: int = 6000
+    steps: int = 8000
     minutes: float | None = None
-    batch: int = 512
+    batch: int = 256
     width: int = 256
     blocks: int = 3
     dropout: float = 0.0
@@ -78,7 +78,7 @@ def losses(space, denoiser, samples, levels, t, noise, known):
 class Validation:
     """The loss on rows that training does not see, always with the same noise."""
 
-    REPEAT = 4
+    REPEAT = 2
 
     def __init__(self, space, rows, numbers, options, g):
         self.space, self.rows = space, rows
