@@ -34,11 +34,11 @@ FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
 OUTPUTS = "score", "residual", "reconstruction"
 
 
-def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
+def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1):
     """Module -> the bytes of an ONNX graph with a dynamic batch axis, only default operators and no control flow.
 
-    `example`: example inputs with two or more rows; by default float32 [3, F], as for a tabular scorer. Only the first
-    input has a dynamic batch axis. Raises TrainerError for randomness and for other operators.
+    `example`: example inputs with two or more rows; by default float32 [3, F], as for a tabular scorer. The first
+    `batched` inputs have a dynamic batch axis. Raises TrainerError for randomness and for other operators.
     """
     import torch  # slow to import, and not needed to write a bundle
 
@@ -53,7 +53,7 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS):
             tuple(example),
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes={name: dynamic if i == 0 else None for i, name in enumerate(inputs)},
+            dynamic_shapes={name: dynamic if i < batched else None for i, name in enumerate(inputs)},
             opset_version=OPSET,
             dynamo=True,
         )

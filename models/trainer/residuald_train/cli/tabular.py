@@ -73,6 +73,16 @@ def add_parser(verbs):
         help="store normal records in the bundle, so that the daemon can show the most similar one beside an anomaly; "
         "stores the schema's fields unchanged, one record for each center of the kernel, with COL as its id",
     )
+    p.add_argument(
+        "--generative",
+        action="store_true",
+        help="also train a denoiser that rows can be drawn from: residuald generate, impute, denoise, rehearse. "
+        "The bundle then holds up to 20,000 training rows and as many held-out ones, for the privacy gate",
+    )
+    p.add_argument(
+        "--generative-steps", type=int, default=8000, metavar="N", help="most training steps of 256 rows (default 8000)"
+    )
+    p.add_argument("--generative-minutes", type=float, metavar="MINUTES", help="limit of its training time")
     p.add_argument("--segment", metavar="COL", help="calibrate a separate threshold for each value of this column")
     add_force(p)
     p.add_argument(
@@ -85,6 +95,7 @@ def add_parser(verbs):
 def run(args):
     source = data_source(args)
     check_contamination(args.contamination)
+    from ..generative.train import Options
     from ..tabular.pipeline import MIN_ROWS, Settings, train_bundle
     from ..training import choose_device
 
@@ -93,6 +104,8 @@ def run(args):
         ("--steps", args.steps > 0, "be a positive number"),
         ("--minutes", positive_or_default(args.minutes), "be a positive number"),
         ("--width", args.width > 0, "be a positive number"),
+        ("--generative-steps", args.generative_steps > 0, "be a positive number"),
+        ("--generative-minutes", positive_or_default(args.generative_minutes), "be a positive number"),
         ("--coreset", args.coreset > 1, "be two or more"),
         ("--max-rows", args.max_rows >= MIN_ROWS, f"be at least {MIN_ROWS}"),
     )
@@ -115,6 +128,7 @@ def run(args):
         contamination=args.contamination,
         nearest=args.nearest,
         segment=args.segment,
+        generative=Options(args.seed, args.generative_steps, args.generative_minutes) if args.generative else None,
         dry_run=args.dry_run,
         force=args.force,
     )

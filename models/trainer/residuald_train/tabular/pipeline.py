@@ -12,6 +12,8 @@ from ..bundle import nearest
 from ..bundle.export import check_out, write
 from ..bundle.served import microseconds_a_row, run_onnx, session
 from ..console import say
+from ..generative.pipeline import generative_files
+from ..generative.train import Options as GenerativeOptions
 from .contamination import suspects
 from .data import file_facts
 from .export import make_bundle
@@ -48,6 +50,7 @@ class Settings:
     contamination: float = 0  # suspected share of unlabelled anomalies
     nearest: str | bool | None = None  # keep normal records: the column of their ids, or True without ids
     segment: str | None = None  # the column to calibrate by
+    generative: GenerativeOptions | None = None  # also train a model to draw rows from
     dry_run: bool = False
     force: bool = False  # replace an existing bundle
 
@@ -92,6 +95,12 @@ def train_bundle(settings):
         "data": file_facts(table),
         "options": recorded,
     }
+    more = nearest_files(scorer, rows, normals, options, settings.nearest)
+    if settings.generative:
+        added, training["generative"] = generative_files(
+            features, rows.X[rows.train], rows.X[rows.held_out], settings.generative
+        )
+        more |= added
     held_out = normals.take(rows.held_out)
     files, parity, score = make_bundle(
         scorer,
@@ -101,7 +110,7 @@ def train_bundle(settings):
         facts={"name": settings.name, "version": settings.version, "training": training},
         segment=settings.segment,
         segment_values=held_out.segments(settings.segment) if settings.segment else None,
-        more=nearest_files(scorer, rows, normals, options, settings.nearest),
+        more=more,
     )
     write(settings.out, files, settings.force)
     if not settings.checkpoint:
