@@ -44,7 +44,7 @@ use serde_json::value::RawValue;
 
 pub use changes::features_of_changes;
 use envelope::Content;
-pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping, envelope_likeness};
+pub use envelope::{Envelope, Skip, Split, Unwrap, Wrapping, envelope_likeness, likeness};
 pub use json::JsonDecoder;
 pub use named::SetBy;
 use paths::Paths;

@@ -35,6 +35,8 @@ pub struct Rows {
     decimal_comma: bool,
     /// Cells that are kept as text for that.
     thousands: Missing,
+    /// Number of lines that repeat the header.
+    repeated: u64,
 }
 
 /// Cells that are not what their text says at first sight: those that mean a missing value, for instance.
@@ -98,6 +100,7 @@ impl Rows {
             missing: Missing::default(),
             decimal_comma,
             thousands: Missing::default(),
+            repeated: 0,
         })
     }
 
@@ -109,6 +112,12 @@ impl Rows {
     /// Returns what was recognised and changed. It is complete after the last record.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes.clone();
+        if self.repeated > 0 {
+            notes.push(format!(
+                "{} lines repeat the header: left out",
+                self.repeated
+            ));
+        }
         let Missing { cells, example } = &self.missing;
         if *cells > 0 {
             notes.push(format!(
@@ -125,10 +134,17 @@ impl Rows {
     }
 
     pub fn read_next(&mut self) -> Result<Option<Numbered>, ErrorKind> {
-        self.reader.get_mut().left = MAX_RECORD;
-        let read = self.reader.read_record(&mut self.record);
-        if !read.map_err(|e| explained(e, self.header.len()))? {
-            return Ok(None);
+        loop {
+            self.reader.get_mut().left = MAX_RECORD;
+            let read = self.reader.read_record(&mut self.record);
+            if !read.map_err(|e| explained(e, self.header.len()))? {
+                return Ok(None);
+            }
+            // Files that were put together have it again. A single column may hold its own name as a value.
+            if self.record.len() == 1 || *self.reader.headers()? != self.record {
+                break;
+            }
+            self.repeated += 1;
         }
         let line = self.record.position().map_or(0, |at| at.line());
         let mut payload =

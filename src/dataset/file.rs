@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::format::{Format, Sniffed, sniff};
+use super::format::{Format, Sniffed, known, sniff, text};
 use super::json_objects::{Objects, Shape, shape};
 use super::{
     BoxedRead, ErrorKind, Numbered, Progress, Unit, arrow, csv, json_array, json_objects, ndjson,
     npz, parquet,
 };
 
+/// Number of bytes by which a file of an unsupported format is recognised.
+const HEAD: u64 = 16;
 const BUFFER: usize = 64 << 10;
 /// Maximum size of standard input in a format that must be kept on disk to be read, in bytes.
 const MAX_SPOOLED: u64 = 16 << 30;
@@ -51,8 +53,13 @@ impl OneFile {
         let of_name = Format::of_name(path);
         let has_extension = path.extension().is_some_and(|extension| extension != "gz");
         if !is_stdin && declared.is_none() && of_name.is_none() && has_extension {
-            File::open(path)?;
-            return Err(ErrorKind::Format(String::new()));
+            let mut head = Vec::new();
+            let file = File::open(path)?;
+            if file.metadata()?.is_file() {
+                file.take(HEAD).read_to_end(&mut head)?;
+            }
+            let seems = known(&head).map(|name| format!(", it seems to be {name}"));
+            return Err(ErrorKind::Format(seems.unwrap_or_default()));
         }
         let (source, size, regular): (Source, u64, Option<File>) = if is_stdin {
             (Box::new(io::stdin()), 0, None)
@@ -70,7 +77,21 @@ impl OneFile {
         let mut notes = Vec::new();
         let reader = match (of_name, declared, regular) {
             (Some((format, gzip)), None, regular) => {
-                let input = if gzip { gunzip(input) } else { input };
+                let input = match format {
+                    _ if gzip => gunzip(input),
+                    Format::Csv | Format::Tsv | Format::Ndjson | Format::Json => {
+                        let (input, is_zipped) = text(input)?
+                            .map_err(|problem| ErrorKind::Format(format!(", {problem}")))?;
+                        if is_zipped {
+                            notes.push(
+                                "it is compressed with gzip, although its name does not say so"
+                                    .to_owned(),
+                            );
+                        }
+                        input
+                    }
+                    _ => input,
+                };
                 make(format, input, regular)?
             }
             (_, declared, regular) => match sniff(input, declared)? {

@@ -15,7 +15,19 @@ const HEAD: usize = 64 << 10;
 const MAGIC: usize = 8;
 const GZIP: &[u8] = b"\x1f\x8b";
 /// Formats that are recognised only to name them in an error.
-const OTHERS: [(&[u8], &str); 7] = [
+const OTHERS: [(&[u8], &str); 13] = [
+    (b"PAR1", "Parquet: give it the extension .parquet"),
+    (arrow::MAGIC, "Arrow: give it the extension .arrow"),
+    (
+        b"PK\x03\x04",
+        "a ZIP archive or an Excel workbook: unpack the archive, save the workbook as CSV",
+    ),
+    (b"\x80\x04", "a Python pickle: write Parquet or CSV"),
+    (b"\x80\x05", "a Python pickle: write Parquet or CSV"),
+    (
+        b"SQLite format 3",
+        "an SQLite database: export the table as CSV",
+    ),
     (
         b"\x28\xb5\x2f\xfd",
         "compressed with zstd: decompress it first (zstd -d)",
@@ -104,7 +116,7 @@ impl Format {
         if head.starts_with(b"PK\x03\x04") {
             return Ok(Format::Npz);
         }
-        if let Some((_, name)) = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)) {
+        if let Some(name) = known(head) {
             return Err(format!("it seems to be {name}"));
         }
         match text.trim_ascii_start().first() {
@@ -126,6 +138,27 @@ impl FromStr for Format {
             .map(|(_, format)| *format)
             .ok_or_else(|| format!("no format `{text}`: it must be one of {names}"))
     }
+}
+
+/// Returns what a file's first bytes seem to be, if that is no text.
+pub fn known(head: &[u8]) -> Option<&'static str> {
+    let known = OTHERS.iter().find(|(magic, _)| head.starts_with(magic));
+    known.map(|(_, name)| *name)
+}
+
+/// Looks at a stream that its name says to be text. Returns it decompressed, and whether it was compressed with gzip.
+///
+/// # Errors
+/// Reading fails, or the stream is something else. The inner error says what it seems to be.
+pub fn text(input: BoxedRead) -> io::Result<Result<(BoxedRead, bool), String>> {
+    let (head, input) = peek(input)?;
+    if let Some(name) = known(&head) {
+        return Ok(Err(format!("it seems to be {name}")));
+    }
+    Ok(Ok(match head.starts_with(GZIP) {
+        true => (super::file::gunzip(input), true),
+        false => (input, false),
+    }))
 }
 
 /// A stream whose first bytes were looked at.

@@ -61,6 +61,12 @@ impl Elements {
     fn element(&mut self, element: &[u8]) -> Result<Numbered, ErrorKind> {
         self.read += 1;
         let payload = element.trim_ascii();
+        if payload.is_empty() {
+            return Err(broken(&format!(
+                "element {} is empty: a comma too many stands before or after it",
+                self.read
+            )));
+        }
         let complete = serde_json::from_slice::<serde::de::IgnoredAny>(payload);
         if let Err(error) = complete {
             return Err(broken(&format!("element {}: {error}", self.read)));

@@ -15,12 +15,15 @@ use super::pick::canonical;
 use super::scan::{Scalar, scan};
 use super::{Error, ErrorKind, Options, Progress, open_all};
 use crate::bundle::{Feature, path};
-use crate::decode::{JsonDecoder, Wrapping, envelope_likeness};
+use crate::clip::clip;
+use crate::decode::{JsonDecoder, Wrapping, envelope_likeness, likeness};
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
 
 /// At most one record in this many may be something other than a JSON object.
 const TOLERATED: u64 = 10;
+/// Number of bytes of a record that is no JSON object that are shown.
+const EXAMPLE: usize = 60;
 /// This many records that are not JSON objects never cause an error.
 const ALWAYS_TOLERATED: u64 = 10;
 /// Maximum number of different refusals that are counted separately.
@@ -83,6 +86,8 @@ impl Table {
         let files: Vec<PathBuf> = data.paths().map(Path::to_owned).collect();
         let mut counts = vec![Count::default(); files.len()];
         let mut read = 0_u64;
+        // The first record of the only file.
+        let mut document = Vec::new();
         while let Some(example) = data.next() {
             let (file, done) = data.file();
             let (path, count) = (&files[file], &mut counts[file]);
@@ -100,11 +105,17 @@ impl Table {
             read += 1;
             if !is_object(&payload) {
                 count.refused += 1;
+                let start = &payload[..payload.len().min(EXAMPLE)];
+                let example = String::from_utf8_lossy(start);
+                count.first.get_or_insert(format!("`{}`", clip(&example)));
                 let most = (count.rows + count.refused) / TOLERATED;
                 if count.refused > ALWAYS_TOLERATED.max(most) {
                     return Err(too_many(path, count));
                 }
                 continue;
+            }
+            if count.rows == 0 && files.len() == 1 {
+                document.clone_from(&payload);
             }
             if count.rows == 0
                 && options.wrapping.is_none()
@@ -121,6 +132,13 @@ impl Table {
             return Err(stopped(&files[last]));
         }
         table.notes.extend(data.notes());
+        if let [only] = &counts[..]
+            && only.rows == 1
+            && options.wrapping.is_none()
+            && let Some(note) = document_note(&document)
+        {
+            table.notes.push(format!("{}: {note}", files[0].display()));
+        }
         let several = files.len() > 1;
         let empty = counts.iter().filter(|count| count.rows == 0).count();
         for (path, count) in files.into_iter().zip(&counts) {
@@ -362,13 +380,42 @@ fn stopped(path: &Path) -> Error {
     }
 }
 
+/// Says what a file seems to be that is one record, if that is not what it seems to be.
+fn document_note(document: &[u8]) -> Option<String> {
+    if envelope_likeness(document).is_some() {
+        // This is said of every file.
+        return None;
+    }
+    if let Some(likeness) = likeness(document) {
+        return Some(format!("it is one record; {likeness}"));
+    }
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(document).ok()?;
+    let is_like = |first: &serde_json::Value, other: &serde_json::Value| match (first, other) {
+        (serde_json::Value::Array(first), serde_json::Value::Array(other)) => {
+            first.len() > 1 && first.len() == other.len()
+        }
+        (serde_json::Value::Object(first), serde_json::Value::Object(other)) => {
+            first.len() > 1 && first.keys().eq(other.keys())
+        }
+        _ => false,
+    };
+    let mut values = fields.values();
+    let first = values.next()?;
+    let are_columns = is_like(first, first) && values.all(|value| is_like(first, value));
+    let is_split = fields.contains_key("columns") && fields.contains_key("data");
+    (are_columns || is_split).then(|| {
+        "it is one record that seems to hold columns or a whole table: write a record for each row (in pandas: df.to_json(path, orient=\"records\", lines=True))".to_owned()
+    })
+}
+
 /// The number of records of one file.
 #[derive(Debug, Clone, Default)]
 struct Count {
     rows: u64,
     /// Records that are not JSON objects.
     refused: u64,
-    /// Why the first record could not be taken out of its envelope.
+    /// The first of them, or why it could not be taken out of its envelope.
     first: Option<String>,
 }
 
@@ -476,7 +523,8 @@ mod tests {
         let table = read(&format!("[1]\n{good}nonsense\n"), usize::MAX, 0).unwrap();
         assert_eq!(table.len(), 200);
         assert!(
-            table.notes[0].ends_with("2 records that are not JSON objects are left out"),
+            table.notes[0]
+                .contains("2 records that are not JSON objects are left out, for instance `"),
             "{:?}",
             table.notes
         );
@@ -517,5 +565,50 @@ mod tests {
         assert!(encoded.x[1].is_nan() && encoded.x[2].is_nan());
         assert_eq!(encoded.refused.len(), 2);
         assert_eq!(table.take([3, 0]).numbers("a"), [2.5, 1.0]);
+    }
+
+    /// Exports that are one JSON object are no table, and say how they become one.
+    #[test]
+    fn a_file_that_is_one_record_says_what_it_seems_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = |text: &str| {
+            let path = folder.path().join("a.json");
+            std::fs::write(&path, text).unwrap();
+            let more = |_: &Path, _| ControlFlow::Continue(());
+            let table = Table::read(&[path], None, None, 100, 0, more).unwrap();
+            table.notes.join("\n")
+        };
+        for (text, said) in [
+            (
+                r#"{"type": "x", "features": [{"a": 1}, {"a": 2}]}"#,
+                "it is one record; it looks like records in a list: set input.unwrap = \"features\"",
+            ),
+            (
+                r#"{"hits": {"total": {"value": 2}, "hits": [{"a": 1}]}}"#,
+                "input.unwrap = \"hits.hits\"",
+            ),
+            (
+                r#"{"a": [1, 2], "b": ["x", "y"]}"#,
+                "seems to hold columns or a whole table",
+            ),
+            (
+                r#"{"a": {"0": 1, "1": 2}, "b": {"0": 3, "1": 4}}"#,
+                "orient=\"records\"",
+            ),
+            (
+                r#"{"columns": ["a", "b"], "index": [0], "data": [[1, 2]]}"#,
+                "seems to hold columns or a whole table",
+            ),
+        ] {
+            let notes = notes(text);
+            assert!(notes.contains(said), "{notes}");
+        }
+        for text in [
+            r#"{"a": 1, "b": {"c": 2}}"#,
+            r#"{"order": {"a": 1, "b": 2}, "customer": {"c": 1, "d": 2}}"#,
+            "{\"a\": [1, 2], \"b\": [3, 4]}\n{\"a\": [1, 2], \"b\": [3, 4]}",
+        ] {
+            assert_eq!(notes(text), "");
+        }
     }
 }

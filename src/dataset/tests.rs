@@ -405,7 +405,14 @@ fn a_json_array_gives_its_elements() {
         [r#"{"a": "]},{"}"#, "[1]", r#"{"b": {"c": "\\"}}"#, "5"]
     );
     assert_eq!(payloads("a.json", b"[]"), Vec::<String>::new());
-    for broken in [&b"[{}"[..], b"[{} {}]", b"[{},]", b"[{}] x", b"[\"a]"] {
+    for broken in [
+        &b"[{}"[..],
+        b"[{} {}]",
+        b"[{},]",
+        b"[,{}]",
+        b"[{}] x",
+        b"[\"a]",
+    ] {
         let got = read("a.json", broken);
         assert!(
             got.last().unwrap().as_ref().unwrap_err().is_fatal(),
@@ -473,6 +480,58 @@ fn json_of_several_lines_is_read_as_it_is_meant() {
         numbers.push(data.place().number);
     }
     assert_eq!(numbers, [1, 6, 8, 8, 10, 12]);
+}
+
+#[test]
+fn what_a_name_does_not_tell_is_said() {
+    let text = b"a,b\n1,2\n";
+    let (rows, notes) = noted("a.csv", &gzip(text));
+    assert_eq!(rows, [r#"{"a":1,"b":2}"#]);
+    assert_eq!(
+        notes,
+        ["it is compressed with gzip, although its name does not say so"]
+    );
+    let (_, notes) = noted("a.json", &gzip(b"{\n\"a\": 1}\n"));
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    for (name, bytes, said) in [
+        (
+            "a.csv",
+            &b"PK\x03\x04..........."[..],
+            "it seems to be a ZIP archive",
+        ),
+        (
+            "a.json",
+            b"PAR1....",
+            "it seems to be Parquet: give it the extension .parquet",
+        ),
+        (
+            "a.xlsx",
+            b"PK\x03\x04...........",
+            "save the workbook as CSV",
+        ),
+        ("a.bz2", b"BZh91AY&SY", "bunzip2"),
+        ("a.pkl", b"\x80\x04\x95", "a Python pickle"),
+        ("a.db", b"SQLite format 3\0", "export the table as CSV"),
+    ] {
+        let error = open_error(name, bytes);
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_header_that_comes_again_is_left_out() {
+    let (rows, notes) = noted("a.csv", b"a, b\n1,2\na, b\n3,4\na,x\n");
+    assert_eq!(
+        rows,
+        [
+            r#"{"a":1,"b":2}"#,
+            r#"{"a":3,"b":4}"#,
+            r#"{"a":"a","b":"x"}"#
+        ]
+    );
+    assert_eq!(notes, ["1 lines repeat the header: left out"]);
+    // One column may hold its own name.
+    assert_eq!(payloads("a.csv", b"a\na\nb\n").len(), 2);
 }
 
 #[test]

@@ -401,6 +401,17 @@ impl ColumnName<'_> {
         if words.counts.len() < 2 {
             return Guess::left_out("is constant: left out");
         }
+        if let Some((unit, count)) = &observed.strings.measured
+            && *count == observed.strings.others
+            && observed.bools == 0
+            && words.looks_like_an_id(&words.vocabulary())
+            && !self.keep
+        {
+            return Guess::left_out(format!(
+                "holds numbers with the unit {unit}, which number_format does not read: left out; write the numbers alone, or --keep {} takes the texts as a category",
+                self.path
+            ));
+        }
         let vocabulary = words.vocabulary();
         let different = words.counts.len();
         let note = self.about_strays(observed);

@@ -77,6 +77,8 @@ pub struct Strings {
     /// The first string that is neither a number nor a spelling of a missing value.
     pub other: Option<String>,
     pub others: u64,
+    /// The first word after a number, and the number of strings that are a number and this word: `5 kg`.
+    pub measured: Option<(String, u64)>,
 }
 
 impl Observed {
@@ -268,6 +270,7 @@ impl Strings {
             self.take_unit(trimmed);
         } else {
             self.others += 1;
+            self.take_measure(trimmed);
             if self.other.is_none() {
                 self.other = Some(trimmed.chars().take(40).collect());
             }
@@ -280,6 +283,20 @@ impl Strings {
             }
         }
         number.map(|number| Value::of_text(trimmed, number))
+    }
+
+    fn take_measure(&mut self, text: &str) {
+        let number = text.trim_end_matches(char::is_alphabetic);
+        let word = &text[number.len()..];
+        let is_measure = !word.is_empty()
+            && NumberFormat::DecimalPoint
+                .parse(number.trim_end())
+                .is_some();
+        match &mut self.measured {
+            Some((first, count)) => *count += u64::from(is_measure && first == word),
+            None if is_measure => self.measured = Some((word.to_owned(), 1)),
+            None => {}
+        }
     }
 
     fn take_unit(&mut self, text: &str) {

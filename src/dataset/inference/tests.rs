@@ -64,6 +64,23 @@ fn long_ids_that_differ_in_their_last_digit_are_not_constant() {
 }
 
 #[test]
+fn numbers_with_a_unit_are_said() {
+    let (features, notes) = column((0..60).map(|i| format!("{}.5 kg", i * 7 % 60).into()));
+    assert!(features.is_empty());
+    assert!(
+        notes[0]
+            .starts_with("`v` holds numbers with the unit kg, which number_format does not read"),
+        "{notes:?}"
+    );
+    // Few different ones are a category, and mixed units are an id.
+    let (features, _) = column((0..60).map(|i| format!("{}cm", i % 3).into()));
+    assert_eq!(features[0]["type"], "categorical");
+    let (_, notes) =
+        column((0..60).map(|i| format!("{i}{}", if i % 2 == 0 { "cm" } else { "m" }).into()));
+    assert!(notes[0].contains("looks like an id"), "{notes:?}");
+}
+
+#[test]
 fn json_types_become_features_of_their_own() {
     let inferred = infer_from((0..30).map(|i| {
         serde_json::json!({

@@ -517,7 +517,10 @@ fn a_list_inside_of_an_envelope_is_divided() {
     ]});
     let nested = json!({"schema": nested, "payload": {"body": {"events": [row]}}});
     let deeper = wrapping(at("payload.body.events"), &[Envelope::Connect]);
-    assert_eq!(records(&deeper, &nested).unwrap(), [plain.clone()]);
+    assert_eq!(
+        records(&deeper, &nested).unwrap(),
+        std::slice::from_ref(&plain)
+    );
     let dotted =
         json!({"type": "struct", "fields": [{"field": "a.b", "type": "array", "items": item}]});
     let dotted = json!({"schema": dotted, "payload": {"a.b": [row]}});
