@@ -19,6 +19,7 @@ mod completions;
 mod config;
 mod dead_letters;
 mod demo;
+mod generate;
 mod init;
 mod man;
 mod produce;
@@ -64,6 +65,7 @@ enum Verb {
     Calibrate(calibrate::Arguments),
     Bench(bench::Arguments),
     Status(status::Arguments),
+    Generate(generate::Arguments),
     Produce(produce::Arguments),
     Profile(profile::Arguments),
     DeadLetters(dead_letters::Arguments),
@@ -129,6 +131,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Calibrate(arguments) => calibrate::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Status(arguments) => status::run(&arguments),
+        Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::Profile(arguments) => profile::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),

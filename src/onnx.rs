@@ -1,6 +1,7 @@
 //! ONNX Runtime: loads the library, makes one session per worker, and checks a bundle's graphs.
 
 mod buckets;
+mod denoiser;
 mod golden;
 mod interrupt;
 mod nearest;
@@ -14,6 +15,7 @@ mod screen;
 
 use std::path::Path;
 
+pub use denoiser::Denoiser;
 pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
