@@ -4,7 +4,7 @@ pub mod calibration;
 mod files;
 pub mod generative;
 pub mod golden;
-mod graph;
+pub mod graph;
 pub mod manifest;
 pub mod notation;
 pub mod path;

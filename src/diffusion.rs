@@ -35,6 +35,7 @@ mod ddpm;
 mod dpm_solver_multistep;
 mod euler;
 mod euler_ancestral;
+pub mod folder;
 mod forward;
 mod guidance;
 mod lcm;
@@ -68,3 +69,6 @@ pub enum Error {
     #[error("{0}")]
     Shape(String),
 }
+
+#[cfg(test)]
+mod tests;

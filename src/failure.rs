@@ -20,6 +20,9 @@ const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
 
+/// The exit code after Ctrl-C, as in a shell.
+const INTERRUPTED: u8 = 130;
+
 /// The exit code if the reader of the output has closed it. The message is empty, because the verb ends quietly.
 const UNREAD: u8 = 0;
 
@@ -56,6 +59,11 @@ impl Failure {
     /// A stop was requested before any record was taken, so the exit code is 0.
     pub fn stopped(message: impl ToString) -> Failure {
         Failure::new(0, message)
+    }
+
+    /// Ctrl-C or SIGTERM ended the work before it was complete.
+    pub fn interrupted(message: impl ToString) -> Failure {
+        Failure::new(INTERRUPTED, message)
     }
 
     pub fn config(message: impl ToString) -> Failure {

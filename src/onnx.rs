@@ -1,6 +1,7 @@
 //! ONNX Runtime: loads the library, makes one session per worker, and checks a bundle's graphs.
 
 mod buckets;
+mod denoiser;
 pub mod generative;
 mod golden;
 mod interrupt;
@@ -15,6 +16,7 @@ mod screen;
 
 use std::path::Path;
 
+pub use denoiser::Denoiser;
 pub use golden::GoldenCheck;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;

@@ -1,8 +1,10 @@
-//! Checks an ONNX graph before ONNX Runtime loads it: it must contain all of its data. Otherwise ONNX Runtime would read files
+//! Checks an ONNX graph before ONNX Runtime loads it. That of a bundle must contain all of its data. Otherwise ONNX Runtime would read files
 //! that no hash in the manifest covers, relative to the working directory.
 //!
 //! Only the Protobuf fields that lead to tensors are declared here. All others are skipped. `prost` and ONNX Runtime both refuse
 //! messages that are nested more than 100 levels deep.
+
+use std::collections::BTreeSet;
 
 use prost::Message;
 
@@ -12,6 +14,8 @@ const INSIDE: i32 = 0;
 const ORT_FORMAT: (std::ops::Range<usize>, &[u8]) = (4..8, b"ORTM");
 /// An operator that runs code from a file outside the graph.
 const CONTEXT: &str = "EPContext";
+/// The entry of `external_data` that names a file.
+const LOCATION: &[u8] = b"location";
 
 #[derive(Clone, PartialEq, Message)]
 struct OnnxModel {
@@ -91,93 +95,121 @@ struct Tensor {
     location: i32,
 }
 
-/// An entry of `external_data`. Only its presence matters, so its content is not declared.
+/// An entry of `external_data`.
 #[derive(Clone, PartialEq, Message)]
-struct Entry {}
+struct Entry {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
 
 /// Returns why the ONNX model in `bytes` must not be loaded: it is not ONNX, or it depends on data outside the file.
 pub fn fault(bytes: &[u8]) -> Option<String> {
+    let outside = match outside(bytes) {
+        Ok(outside) => outside,
+        Err(problem) => return Some(problem),
+    };
+    let (name, _) = outside.first()?;
+    Some(format!(
+        "tensor `{name}` keeps its data in another file, which no hash covers: export the graph without external data"
+    ))
+}
+
+/// Returns the files, relative to the model's own, in which the ONNX model in `bytes` keeps data.
+///
+/// # Errors
+/// A message, if it is not an ONNX model, or runs code from a file.
+pub fn external_files(bytes: &[u8]) -> Result<BTreeSet<String>, String> {
+    let files = outside(bytes)?.into_iter().map(|(_, file)| file);
+    Ok(files.collect())
+}
+
+/// The tensors with data outside of the model, each with its file.
+fn outside(bytes: &[u8]) -> Result<Vec<(String, String)>, String> {
     let (position, magic) = ORT_FORMAT;
     if bytes.get(position) == Some(magic) {
-        return Some("is in ONNX Runtime's own format: export it as ONNX".to_owned());
+        return Err("is in ONNX Runtime's own format: export it as ONNX".to_owned());
     }
-    match OnnxModel::decode(bytes) {
-        Ok(model) => model.fault(),
-        Err(e) => Some(format!("is not an ONNX model: {e}")),
+    let model = OnnxModel::decode(bytes).map_err(|e| format!("is not an ONNX model: {e}"))?;
+    let mut found = Found::default();
+    model.walk(&mut found);
+    match found.has_context {
+        true => Err(format!(
+            "has an {CONTEXT} node, which runs code from outside the graph: export the plain graph"
+        )),
+        false => Ok(found.outside),
     }
 }
 
+/// What a walk through a model finds.
+#[derive(Default)]
+struct Found {
+    /// Name and file.
+    outside: Vec<(String, String)>,
+    has_context: bool,
+}
+
 impl OnnxModel {
-    fn fault(&self) -> Option<String> {
+    fn walk(&self, found: &mut Found) {
         let training = self.training.iter();
         let training = training.flat_map(|t| t.initialization.iter().chain(&t.algorithm));
         let graphs = self.graph.iter().chain(training);
-        graphs
-            .map(Graph::fault)
-            .chain(self.functions.iter().map(Function::fault))
-            .find_map(|fault| fault)
+        graphs.for_each(|graph| graph.walk(found));
+        self.functions.iter().for_each(|f| f.walk(found));
     }
 }
 
 impl Function {
-    fn fault(&self) -> Option<String> {
-        let nodes = self.nodes.iter().find_map(Node::fault);
-        nodes.or_else(|| self.defaults.iter().find_map(Attribute::fault))
+    fn walk(&self, found: &mut Found) {
+        self.nodes.iter().for_each(|node| node.walk(found));
+        self.defaults.iter().for_each(|value| value.walk(found));
     }
 }
 
 impl Graph {
-    fn fault(&self) -> Option<String> {
-        let tensors = self.initializers.iter().find_map(Tensor::fault);
-        tensors
-            .or_else(|| self.sparse.iter().find_map(SparseTensor::fault))
-            .or_else(|| self.nodes.iter().find_map(Node::fault))
+    fn walk(&self, found: &mut Found) {
+        self.initializers.iter().for_each(|t| t.walk(found));
+        self.sparse.iter().for_each(|t| t.walk(found));
+        self.nodes.iter().for_each(|node| node.walk(found));
     }
 }
 
 impl Node {
-    fn fault(&self) -> Option<String> {
-        if self.operator == CONTEXT.as_bytes() {
-            return Some(format!(
-                "has an {CONTEXT} node, which runs code from outside the graph: export the plain graph"
-            ));
-        }
-        self.attributes.iter().find_map(Attribute::fault)
+    fn walk(&self, found: &mut Found) {
+        found.has_context |= self.operator == CONTEXT.as_bytes();
+        self.attributes.iter().for_each(|value| value.walk(found));
     }
 }
 
 impl Attribute {
-    fn fault(&self) -> Option<String> {
+    fn walk(&self, found: &mut Found) {
         let tensors = self.tensor.iter().chain(&self.tensors);
+        tensors.for_each(|t| t.walk(found));
         let sparse = self.sparse.iter().chain(&self.sparse_list);
+        sparse.for_each(|t| t.walk(found));
         let graphs = self.graph.iter().chain(&self.graphs);
-        tensors
-            .map(Tensor::fault)
-            .chain(sparse.map(SparseTensor::fault))
-            .chain(graphs.map(Graph::fault))
-            .find_map(|fault| fault)
+        graphs.for_each(|graph| graph.walk(found));
     }
 }
 
 impl SparseTensor {
-    fn fault(&self) -> Option<String> {
+    fn walk(&self, found: &mut Found) {
         let parts = self.values.iter().chain(&self.indices);
-        parts.map(Tensor::fault).find_map(|fault| fault)
+        parts.for_each(|t| t.walk(found));
     }
 }
 
 impl Tensor {
-    fn fault(&self) -> Option<String> {
+    fn walk(&self, found: &mut Found) {
         if self.location == INSIDE && self.external.is_empty() {
-            return None;
+            return;
         }
-        let name: String = String::from_utf8_lossy(&self.name)
-            .chars()
-            .take(80)
-            .collect();
-        Some(format!(
-            "tensor `{name}` keeps its data in another file, which no hash covers: export the graph without external data"
-        ))
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let file = self.external.iter().find(|entry| entry.key == LOCATION);
+        let file = file.map(|entry| text(&entry.value)).unwrap_or_default();
+        let name = text(&self.name).chars().take(80).collect();
+        found.outside.push((name, file));
     }
 }
 
@@ -225,7 +257,7 @@ mod tests {
             indices: Some(tensor),
         };
         let entries_alone = Tensor {
-            external: vec![Entry {}],
+            external: vec![Entry::default()],
             ..Tensor::default()
         };
         let constant = |tensor| Attribute {
@@ -288,6 +320,25 @@ mod tests {
             let said = fault.is_some_and(|fault| fault.contains("keeps its data in another file"));
             assert!(said, "{model:?}");
         }
+    }
+
+    #[test]
+    fn the_files_of_external_data_are_told() {
+        let entry = |key: &str, value: &str| Entry {
+            key: key.into(),
+            value: value.into(),
+        };
+        let tensor = Tensor {
+            external: vec![entry("offset", "0"), entry("location", "weights/a.data")],
+            ..external()
+        };
+        let graph = Graph {
+            initializers: vec![tensor.clone(), Tensor::default(), tensor],
+            ..Graph::default()
+        };
+        let files = external_files(&model(graph).encode_to_vec()).unwrap();
+        assert_eq!(files, BTreeSet::from(["weights/a.data".to_owned()]));
+        assert!(external_files(b"\xff").is_err());
     }
 
     #[test]

@@ -1,36 +1,53 @@
-//! `residuald generate`: draws from a model.
+//! `residuald generate`: draws samples from a diffusion model.
 
+mod image_files;
+mod images;
+mod noise_file;
+mod sampling;
 mod table;
 
 use std::path::PathBuf;
 
-use crate::bundle::Draft;
+use crate::bundle::{Draft, MANIFEST};
+use crate::config::Provider;
+use crate::diffusion::folder::INDEX;
 
 use crate::cli::shared::generative::SamplerArguments;
 use crate::failure::Failure;
-use table::{Common, TableArguments};
+use table::TableArguments;
 
-/// Draw records from a bundle for tables
+/// Draw records from a bundle for tables, or images from a diffusion pipeline of diffusers or optimum
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald generate models/payments --count 10000 --out drawn.ndjson
   residuald generate models/payments --count 1000 --where merchant_category=jewellery --out jewellery.csv
   residuald generate models/payments --count 20000 --anomalies 0.01 --key card_id --out labelled.parquet
-  residuald generate models/payments --count 100000 --topic rehearsal --rate 500 --key card_id")]
+  residuald generate models/payments --count 100000 --topic rehearsal --rate 500 --key card_id
+  residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
+  residuald generate ddpm-parts --out drawn --noise noise.npy --trace states
+
+MODEL is a bundle for tables with a generative part (residuald-train tabular --generative), or what save_pretrained of ORTDiffusionPipeline
+writes: model_index.json, scheduler/scheduler_config.json, and unet or transformer with model.onnx and config.json. Sample number i depends on
+the seed and i alone: it has the same bits in any count, and on a CPU also in any batch and on any number of cores.
+
+Records that come closer to training records than chance allows are not written.
+
+--noise takes the initial noise, float32 [N, C, H, W], or that and the noise of each step, [1 + steps, N, C, H, W], in place of the seed's.")]
 pub struct Arguments {
-    /// Folder of the bundle
-    #[arg(value_name = "DIR")]
-    model: PathBuf,
-    /// Number of records
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    count: u64,
-    /// File to write: .ndjson, .jsonl, .csv, .tsv, each also .gz, or .parquet; - is NDJSON on standard output [default: -]
-    #[arg(long, value_name = "FILE")]
+    /// Folder of the bundle or of the pipeline
+    #[arg(value_name = "MODEL")]
+    folder: PathBuf,
+    /// Number of records or images [default: 1, or as many as --noise holds]
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// File for records: .ndjson, .jsonl, .csv, .tsv, each also .gz, or .parquet; - is NDJSON on standard output [default: -]. Folder for
+    /// images: 000000.png, 000001.png, …
+    #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
     #[command(flatten)]
     sampler: SamplerArguments,
-    /// Replace an existing file
+    /// Replace existing files
     #[arg(long)]
     force: bool,
     /// Print one JSON object at the end instead of text
@@ -38,16 +55,66 @@ pub struct Arguments {
     json: bool,
     #[command(flatten)]
     table: TableArguments,
+    #[command(flatten)]
+    images: ImageArguments,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Images of a pipeline")]
+struct ImageArguments {
+    /// How much noise DDIM adds: 0 is none, 1 as much as DDPM [default: 0]
+    #[arg(long, value_name = "ETA")]
+    eta: Option<f32>,
+    /// Number of images that go through the steps together. On a CPU, the model runs on each alone [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: Option<u16>,
+    /// Noise from a NumPy file in place of the seed's
+    #[arg(long, value_name = "FILE.npy")]
+    noise: Option<PathBuf>,
+    /// Write the state after each step to this folder, as .npy and .png
+    #[arg(long, value_name = "DIR")]
+    trace: Option<PathBuf>,
+    /// Run on all CPU cores or on the first GPU [default: cpu]
+    #[arg(long, value_enum)]
+    provider: Option<Provider>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let bundle = Draft::read(&arguments.model).finish()?;
-    let common = Common {
-        count: arguments.count,
-        out: arguments.out.as_ref(),
-        sampler: &arguments.sampler,
-        force: arguments.force,
-        json: arguments.json,
+    let folder = &arguments.folder;
+    let is_bundle = folder.join(MANIFEST).exists() && !folder.join(INDEX).exists();
+    let unused = match is_bundle {
+        true => arguments.images.given(),
+        false => arguments.table.given(),
     };
-    table::run(&bundle, &arguments.table, &common)
+    if let Some(name) = unused {
+        let (this, other) = match is_bundle {
+            true => ("a bundle for tables", "a pipeline for images"),
+            false => ("no bundle for tables", "one"),
+        };
+        return Err(Failure::usage(format!(
+            "{name} has no effect, because {} is {this}: give {other}, or leave {name} out",
+            folder.display()
+        )));
+    }
+    match is_bundle {
+        true => table::run(&Draft::read(folder).finish()?, arguments),
+        false => images::run(arguments),
+    }
+}
+
+impl ImageArguments {
+    /// Returns the name of an option that was given.
+    fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--eta", self.eta.is_some()),
+            ("--batch", self.batch.is_some()),
+            ("--noise", self.noise.is_some()),
+            ("--trace", self.trace.is_some()),
+            ("--provider", self.provider.is_some()),
+        ];
+        given
+            .into_iter()
+            .find(|(_, given)| *given)
+            .map(|(name, _)| name)
+    }
 }

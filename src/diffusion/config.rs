@@ -24,12 +24,8 @@ pub(super) struct Fields<'a> {
 pub(super) fn parse(json: &str) -> Result<Map<String, Value>, Error> {
     match serde_json::from_str(&nan::marked(json)) {
         Ok(Value::Object(values)) => Ok(values),
-        Ok(_) => Err(Error::Config(
-            "a scheduler's configuration is a JSON object".into(),
-        )),
-        Err(e) => Err(Error::Config(format!(
-            "the scheduler's configuration is not JSON: {e}"
-        ))),
+        Ok(_) => Err(Error::Config("must be a JSON object".into())),
+        Err(e) => Err(Error::Config(format!("is not JSON: {e}"))),
     }
 }
 

@@ -58,8 +58,9 @@ impl Ddpm {
             ("learned", Some(VarianceType::Learned)),
             ("learned_range", Some(VarianceType::LearnedRange)),
         ];
-        let small = Some(VarianceType::FixedSmall);
-        let Some(variance_type) = fields.choice("variance_type", small, &types)? else {
+        // Without one, as in the file of a solver, diffusers takes the first.
+        let variance_type = fields.optional_choice("variance_type", &types)?;
+        let Some(variance_type) = variance_type.unwrap_or(types[0].1) else {
             let why = "diffusers takes the square root of its logarithm, which is negative: use fixed_large";
             return Err(fields.refused("variance_type", why));
         };

@@ -73,10 +73,18 @@ impl DpmSolverMultistep {
             false,
             &types.map(|name| (name, name == "heun")),
         )?;
-        let variances = [("learned", ()), ("learned_range", ())];
-        let learned = fields
-            .optional_choice("variance_type", &variances)?
-            .is_some();
+        // The fixed ones are DDPM's, whose files are often read as this class.
+        let fixed = [
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+        ];
+        let variances = fixed.iter().chain(&["learned", "learned_range"]);
+        let variances: Vec<_> = variances
+            .map(|name| (*name, name.starts_with("learned")))
+            .collect();
+        let learned = fields.optional_choice("variance_type", &variances)?;
         Ok(DpmSolverMultistep {
             last_timestep: last_timestep(fields, &multistep.schedule)?,
             solver: Arc::new(Dpm {
@@ -84,7 +92,8 @@ impl DpmSolverMultistep {
                 heun,
                 lower_order_final: fields.boolean("lower_order_final", true)?,
                 euler_at_final: fields.boolean("euler_at_final", false)?,
-                learned_variance: learned && multistep.prediction == PredictionType::Epsilon,
+                learned_variance: learned == Some(true)
+                    && multistep.prediction == PredictionType::Epsilon,
                 multistep,
             }),
         })

@@ -286,20 +286,31 @@ fn session_on(
     provider: Provider,
     offered: &[ExecutionProviderDispatch],
 ) -> Result<(Session, Provider, Placement), ScorerError> {
+    opened(|| builder(runtime), MODEL, model, provider, offered)
+}
+
+/// Opens a session of the graph in `file` on the given provider, with `builder`'s options.
+pub(super) fn opened(
+    builder: impl Fn() -> Result<SessionBuilder, ScorerError>,
+    file: &str,
+    model: &[u8],
+    provider: Provider,
+    offered: &[ExecutionProviderDispatch],
+) -> Result<(Session, Provider, Placement), ScorerError> {
     let absent = |problem: &str| ScorerError::Provider {
         provider: provider.as_str(),
         problem: problem.trim().to_owned(),
     };
-    let with_providers = builder(runtime)?.with_execution_providers(offered);
+    let with_providers = builder()?.with_execution_providers(offered);
     let mut with_providers = with_providers.map_err(|e| {
         // The text before the problem names a place in ONNX Runtime's source.
         let problem = e.message().rsplit(" : FAIL : ").next();
         absent(problem.unwrap_or_default())
     })?;
-    let session = match commit(&mut with_providers, MODEL, model) {
+    let session = match commit(&mut with_providers, file, model) {
         Err(refused) if !offered.is_empty() => {
             // If the CPU accepts the graph, the device is at fault.
-            commit(&mut builder(runtime)?, MODEL, model)?;
+            commit(&mut builder()?, file, model)?;
             return Err(absent(&refused.to_string()));
         }
         committed => committed?,

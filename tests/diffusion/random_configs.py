@@ -143,7 +143,7 @@ def configuration(rng):
     if draw.chance(0.3):
         config["steps_offset"] = draw.whole(0, 1)
     config |= schedule(draw, name) | own(draw, name)
-    if "flow_prediction" == config["prediction_type"] and not config.get("predict_x0", True):
+    if config["prediction_type"] == "flow_prediction" and not config.get("predict_x0", True):
         config["prediction_type"] = "epsilon"
     steps = draw.one(*STEPS, draw.whole(1, 60))
     eta = draw.one(0.0, 1.0, draw.number(0.0, 1.0)) if name == "DDIMScheduler" else 0.0

@@ -1,8 +1,8 @@
 """Diffusers' own schedulers beside ours, step by step, with the same model outputs and noise.
 
-PyTorch's roots, exponentials and logarithms of float32 are Intel's or Sleef's: up to an ulp from the correctly rounded value, and
-another on another processor. Where a schedule has 1 - alpha near 0, that ulp alone is more than 1e-5 of a sample. So diffusers can
-also be run with correctly rounded functions (`rounded`), as ours are.
+PyTorch's roots, exponentials and logarithms of float32 are Intel's or Sleef's: up to an ulp from the correctly rounded
+value, and another on another processor. Where a schedule has 1 - alpha near 0, that ulp alone is more than 1e-5 of a
+sample. So diffusers can also be run with correctly rounded functions (`rounded`), as ours are.
 """
 
 import importlib
@@ -61,18 +61,22 @@ def noise_from(noise):
             module.randn_tensor = draw
 
 
-def diffusers_steps(config, steps, eta, sample, outputs, noises):
-    """Diffusers' scheduler -> its timesteps, initial deviation, scaled inputs and samples, one for each step."""
+def diffusers_steps(config, steps, eta, sample, outputs, noises, class_name=None):
+    """Diffusers' scheduler -> its timesteps, initial deviation, scaled inputs and samples, one for each step.
+
+    `class_name` replaces the class of the configuration.
+    """
     warnings.filterwarnings("ignore", module="diffusers")
     warnings.filterwarnings("ignore", category=FutureWarning)
     with np.errstate(all="ignore"):
-        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        name = class_name or config["_class_name"]
+        scheduler = getattr(diffusers, name).from_config(config)
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
         sigma = float(scheduler.init_noise_sigma)
         x = torch.from_numpy(sample * np.float32(sigma))
-        options = {"eta": eta} if config["_class_name"] == "DDIMScheduler" else {}
+        options = {"eta": eta} if name == "DDIMScheduler" else {}
         inputs, samples, at = [], [], 0
         with noise_from(lambda: noises[at]):
             for at, t in enumerate(scheduler.timesteps):
@@ -82,9 +86,9 @@ def diffusers_steps(config, steps, eta, sample, outputs, noises):
     return scheduler.timesteps.numpy(), sigma, inputs, samples
 
 
-def our_steps(config, steps, eta, sample, outputs, noises):
+def our_steps(config, steps, eta, sample, outputs, noises, class_name=None):
     """The same of ours."""
-    run = residuald.Scheduler(config, eta=eta).run(steps)
+    run = residuald.Scheduler(config, class_name, eta).run(steps)
     x = sample * np.float32(run.init_noise_sigma)
     inputs, samples = [], []
     for i in range(len(run)):

@@ -4,6 +4,7 @@ RESIDUALD_DIFFUSION_SEED and RESIDUALD_DIFFUSION_CONFIGS draw other and more con
 """
 
 import itertools
+import json
 import os
 import random
 
@@ -61,7 +62,7 @@ def both(config, steps, eta, drawn, correctly):
         with rounded(correctly):
             theirs = diffusers_steps(config, steps, eta, *drawn)
     # Whatever diffusers raises: some of what it cannot do is an IndexError.
-    except Exception:  # noqa: BLE001
+    except Exception:
         theirs = None
     try:
         return our_steps(config, steps, eta, *drawn), theirs
@@ -91,6 +92,29 @@ def test_random_configurations(capsys):
         print(f"\nseed {SEED}: {compared} of {CONFIGS} compared, {within} within {TOLERANCE} of diffusers as it is")
     assert compared >= 0.9 * CONFIGS
     assert within >= 0.9 * compared
+
+
+# What makes a class differ, so that another class that reads the file does not just get defaults.
+SET = {
+    "DDPMScheduler": {"clip_sample": False, "steps_offset": 1, "beta_schedule": "squaredcos_cap_v2"},
+    "DDIMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "trailing", "clip_sample_range": 2.0},
+    "EulerDiscreteScheduler": {"sigma_min": 0.02, "sigma_max": 60.0, "use_karras_sigmas": True},
+    "EulerAncestralDiscreteScheduler": {"prediction_type": "v_prediction"},
+    "DPMSolverMultistepScheduler": {"solver_type": "heun", "use_karras_sigmas": True, "solver_order": 3},
+    "UniPCMultistepScheduler": {"solver_type": "bh1", "sigma_min": 0.05, "use_exponential_sigmas": True},
+    "LCMScheduler": {"timestep_scaling": 5.0, "original_inference_steps": 100},
+}
+
+
+@pytest.mark.parametrize(("name", "other"), itertools.permutations(random_configs.CLASSES, 2))
+def test_a_file_that_another_class_reads(name, other, tmp_path):
+    """As `from_config`: what the file sets counts, and what it only lists as default does not."""
+    getattr(diffusers, name)(**SET[name]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "scheduler_config.json").read_text())
+    drawn = draws(1, 10)
+    with rounded():
+        theirs = diffusers_steps(config, 10, 0.0, *drawn, class_name=other)
+    assert greatest_difference(our_steps(config, 10, 0.0, *drawn, class_name=other), theirs) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", random_configs.CLASSES)

@@ -15,11 +15,11 @@ DDPM = {"_class_name": "DDPMScheduler"}
     [
         ({}, "_class_name"),
         ({"_class_name": "PNDMScheduler"}, "the scheduler PNDMScheduler is unknown: there are DDPMScheduler, "),
-        (DDPM | {"beta_schedule": "cosine"}, "`beta_schedule` is \"cosine\": it must be one of linear, "),
+        (DDPM | {"beta_schedule": "cosine"}, '`beta_schedule` is "cosine": it must be one of linear, '),
         (DDPM | {"prediction_type": "flow"}, "`prediction_type`"),
         (DDPM | {"num_train_timesteps": 0}, "from 1 to 100000"),
         (DDPM | {"num_train_timesteps": 10**9}, "from 1 to 100000"),
-        (DDPM | {"num_train_timesteps": "many"}, "`num_train_timesteps` is \"many\""),
+        (DDPM | {"num_train_timesteps": "many"}, '`num_train_timesteps` is "many"'),
         (DDPM | {"clip_sample": "no"}, "must be true or false"),
         (DDPM | {"beta_end": 3.0}, "betas are not all between 0 and 1"),
         (DDPM | {"beta_end": float("nan")}, "must be a number"),
@@ -39,7 +39,8 @@ DDPM = {"_class_name": "DDPMScheduler"}
 def test_refused_by_name(config, message):
     with pytest.raises(Error) as refused:
         Scheduler(config)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,10 @@ def test_sizes_and_order():
 
 def test_noise_is_normal_and_of_the_sample_alone():
     noise = residuald.normals(3, range(50), 2, 200)
-    assert noise.shape == (2, 50, 200) and noise.dtype == np.float32
-    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
+    assert noise.shape == (2, 50, 200)
+    assert noise.dtype == np.float32
+    assert abs(noise.mean()) < 0.03
+    assert abs(noise.std() - 1) < 0.03
     np.testing.assert_array_equal(residuald.normals(3, [49, 7], 1, 200)[0], noise[0, [49, 7]])
     assert not np.array_equal(residuald.normals(4, [0], 1, 200)[0], noise[0, :1])
     with pytest.raises(Error, match="ask for fewer"):

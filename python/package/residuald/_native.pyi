@@ -64,8 +64,8 @@ class Bundle:
 class Scheduler:
     """A sampler of a diffusion model, from the fields of a diffusers `scheduler_config.json` (0.42.1).
 
-    `class_name` replaces the configuration's `_class_name`. `eta`, from 0 to 1, is how much noise DDIM adds. Raises Error for an
-    unknown class or value.
+    `class_name` replaces the configuration's `_class_name`. `eta`, from 0 to 1, is how much noise DDIM adds. Raises
+    Error for an unknown class or value.
     """
 
     def __init__(self, config: Mapping[str, Any], class_name: str | None = None, eta: float = 0.0) -> None: ...
@@ -103,7 +103,7 @@ class Run:
         sample: NDArray[np.float32],
         noise: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """The sample after step i. `output` is the model's, of the sample's size, or twice that with a learned variance."""
+        """The sample after step i. `output` is the model's, of the sample's size, or twice with a learned variance."""
 
 class Schema:
     def __init__(self, features: Features) -> None: ...

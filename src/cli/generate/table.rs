@@ -8,6 +8,7 @@ use jiff::Zoned;
 use jiff::civil::{Date, Weekday};
 use serde_json::{Value, json};
 
+use super::Arguments;
 use crate::bundle::{Bundle, Generative};
 use crate::dataset::Example;
 use crate::kafka::Sink;
@@ -21,7 +22,7 @@ use crate::synthetic::records::{Cell, CellType, Records};
 
 use crate::cli::shared::connection::{ConnectionArguments, topic};
 use crate::cli::shared::feed::{Feed, without_transactions};
-use crate::cli::shared::generative::{SamplerArguments, generative, summary_line};
+use crate::cli::shared::generative::{generative, summary_line};
 use crate::cli::shared::new_file::written;
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::records_file::RecordsFile;
@@ -83,15 +84,6 @@ pub struct TableArguments {
     connection: ConnectionArguments,
 }
 
-/// What all models have in common.
-pub struct Common<'a> {
-    pub count: u64,
-    pub out: Option<&'a PathBuf>,
-    pub sampler: &'a SamplerArguments,
-    pub force: bool,
-    pub json: bool,
-}
-
 fn name_and_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
@@ -105,33 +97,50 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "it must be from 0 to 1".to_owned())
 }
 
+impl TableArguments {
+    /// Returns the name of an option that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--where", !self.conditions.is_empty()),
+            ("--anomalies", self.anomalies.is_some()),
+            ("--key", self.key.is_some()),
+            ("--start", self.start.is_some()),
+            ("--resume", self.resume),
+            ("--allow-copies", self.allow_copies),
+            ("--topic", self.topic.is_some()),
+        ];
+        given
+            .into_iter()
+            .find(|(_, given)| *given)
+            .map(|(name, _)| name)
+    }
+}
+
 /// Draws records with the bundle, and writes them to a file or a topic.
-pub fn run(
-    bundle: &Bundle,
-    arguments: &TableArguments,
-    common: &Common<'_>,
-) -> Result<(), Failure> {
+pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     let generative = generative(bundle)?;
-    if common.count > MOST_RECORDS {
+    let count = arguments.count.unwrap_or(1);
+    if !(1..=MOST_RECORDS).contains(&count) {
         return Err(Failure::usage(format!(
-            "--count may be at most {MOST_RECORDS}"
+            "--count {count}: it must be from 1 to {MOST_RECORDS}"
         )));
     }
+    let options = &arguments.table;
     let started = Instant::now();
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
-    let mut drawing = Drawing::new(bundle, generative, arguments, common, &stop)?;
-    let done = match &arguments.topic {
-        Some(name) => to_topic(&mut drawing, name, arguments, &stop)?,
-        None => to_file(&mut drawing, arguments, common, &stop)?,
+    let mut drawing = Drawing::new(bundle, generative, arguments, &stop)?;
+    let done = match &options.topic {
+        Some(name) => to_topic(&mut drawing, name, options, &stop)?,
+        None => to_file(&mut drawing, arguments, &stop)?,
     };
     drawing.bar.finish_and_clear();
-    report(&drawing, &done, common, started);
+    report(&drawing, &done, arguments, started);
     match (stop.is_requested(), &done.unfinished) {
-        (true, Some(part)) => Err(Failure::stopped(format!(
+        (true, Some(part)) => Err(Failure::interrupted(format!(
             "interrupted: {} of {} records are in {}; go on with --resume",
             done.records,
-            common.count,
+            count,
             part.display()
         ))),
         _ => Ok(()),
@@ -147,24 +156,20 @@ struct Done {
 
 fn to_file(
     drawing: &mut Drawing<'_>,
-    arguments: &TableArguments,
-    common: &Common<'_>,
+    arguments: &Arguments,
     stop: &Shutdown,
 ) -> Result<Done, Failure> {
     let default = PathBuf::from("-");
-    let path = common.out.unwrap_or(&default);
-    if arguments.resume && path.as_os_str() == "-" {
+    let options = &arguments.table;
+    let path = arguments.out.as_ref().unwrap_or(&default);
+    if options.resume && path.as_os_str() == "-" {
         return Err(Failure::usage("--resume requires --out FILE"));
     }
-    let before = if arguments.resume {
-        written(path)?
-    } else {
-        None
-    };
+    let before = if options.resume { written(path)? } else { None };
     if let Some((count, first)) = &before {
         drawing.resume(*count, first)?;
     }
-    let mut file = RecordsFile::open(path, &drawing.records, common.force, before.is_some())?;
+    let mut file = RecordsFile::open(path, &drawing.records, arguments.force, before.is_some())?;
     let mut records = drawing.next;
     while let Some(next) = drawing.next() {
         let cells = match next {
@@ -178,7 +183,7 @@ fn to_file(
         records += 1;
     }
     let place = path.display().to_string();
-    if stop.is_requested() && records < common.count {
+    if stop.is_requested() && records < drawing.count {
         let unfinished = file.interrupt()?;
         return Ok(Done {
             records,
@@ -197,17 +202,17 @@ fn to_file(
 fn to_topic(
     drawing: &mut Drawing<'_>,
     name: &str,
-    arguments: &TableArguments,
+    options: &TableArguments,
     stop: &Shutdown,
 ) -> Result<Done, Failure> {
-    let connection = arguments.connection.load()?;
+    let connection = options.connection.load()?;
     let topic = topic(Some(name), connection.config.as_ref())?;
     let kafka = without_transactions(connection.kafka);
     let sink = Sink::connect(&kafka, &[&topic], stop)?;
     let feed = Feed {
         sink: &sink,
         topic: &topic,
-        rate: arguments.rate,
+        rate: options.rate,
         stop,
     };
     let examples = std::iter::from_fn(|| {
@@ -253,33 +258,33 @@ impl<'s> Drawing<'s> {
     fn new(
         bundle: &Bundle,
         generative: &Generative,
-        arguments: &TableArguments,
-        common: &Common<'_>,
+        arguments: &Arguments,
         stop: &'s Shutdown,
     ) -> Result<Drawing<'s>, Failure> {
+        let options = &arguments.table;
         let features = bundle.features();
         let about = &generative.about;
-        let conditions = Conditions::parse(&arguments.conditions, features, about);
+        let conditions = Conditions::parse(&options.conditions, features, about);
         let conditions =
             conditions.map_err(|problem| Failure::usage(format!("--where: {problem}")))?;
         let mut extras = Vec::new();
-        if let Some(key) = &arguments.key {
+        if let Some(key) = &options.key {
             extras.push((key.as_str(), CellType::Text));
         }
-        if arguments.anomalies.is_some() {
+        if options.anomalies.is_some() {
             extras.extend([(LABEL, CellType::Integer), (SCENARIO, CellType::Text)]);
         }
-        let start = arguments.start.unwrap_or_else(this_monday);
-        let records = Records::new(features, about, &extras, start, common.sampler.seed)
+        let start = options.start.unwrap_or_else(this_monday);
+        let records = Records::new(features, about, &extras, start, arguments.sampler.seed)
             .map_err(Failure::usage)?;
-        if records.have_times() && arguments.start.is_none() {
+        if records.have_times() && options.start.is_none() {
             eprintln!("times are in the week from {start}: choose another one with --start");
         }
-        let injector = match arguments.anomalies {
+        let injector = match options.anomalies {
             Some(share) => Some(injector(
                 share,
-                arguments,
-                common.sampler.seed,
+                options,
+                arguments.sampler.seed,
                 bundle,
                 generative,
                 &conditions,
@@ -287,7 +292,7 @@ impl<'s> Drawing<'s> {
             None => None,
         };
         let width = features.len();
-        let mut sampler = common.sampler.open(generative, width)?;
+        let mut sampler = arguments.sampler.open(generative, width)?;
         let dimensions = sampler.dimensions();
         let gate = Gate::new(
             &generative.reference,
@@ -301,15 +306,15 @@ impl<'s> Drawing<'s> {
             records,
             gate,
             tested: 0,
-            keys: arguments.key.is_some().then_some(arguments.keys),
-            allow_copies: arguments.allow_copies,
-            seed: common.sampler.seed,
+            keys: options.key.is_some().then_some(options.keys),
+            allow_copies: options.allow_copies,
+            seed: arguments.sampler.seed,
             width,
             next: 0,
-            count: common.count,
+            count: arguments.count.unwrap_or(1),
             ready: Vec::new(),
             anomalies: [0; KINDS.len()],
-            bar: progress::of_count(common.count, "records", common.json),
+            bar: progress::of_count(arguments.count.unwrap_or(1), "records", arguments.json),
             stop,
         })
     }
@@ -395,7 +400,7 @@ impl<'s> Drawing<'s> {
 
 fn injector(
     share: f64,
-    arguments: &TableArguments,
+    options: &TableArguments,
     seed: u64,
     bundle: &Bundle,
     generative: &Generative,
@@ -403,12 +408,12 @@ fn injector(
 ) -> Result<Injector, Failure> {
     let wishes = Wishes {
         share,
-        kinds: match arguments.kinds.is_empty() {
+        kinds: match options.kinds.is_empty() {
             true => KINDS.to_vec(),
-            false => arguments.kinds.clone(),
+            false => options.kinds.clone(),
         },
-        strength: arguments.strength,
-        has_keys: arguments.key.is_some(),
+        strength: options.strength,
+        has_keys: options.key.is_some(),
         seed,
     };
     let held: Vec<bool> = conditions.known.iter().map(|known| *known == 1.0).collect();
@@ -446,7 +451,7 @@ fn this_monday() -> Date {
         .unwrap_or(today)
 }
 
-fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Instant) {
+fn report(drawing: &Drawing<'_>, done: &Done, arguments: &Arguments, started: Instant) {
     let seconds = started.elapsed().as_secs_f64();
     let privacy = drawing.gate.privacy();
     let kinds = KINDS
@@ -454,12 +459,12 @@ fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Inst
         .zip(drawing.anomalies)
         .filter(|(_, count)| *count > 0);
     let kinds: Vec<(&str, u64)> = kinds.map(|(kind, count)| (kind.as_str(), count)).collect();
-    if common.json {
+    if arguments.json {
         let kinds: serde_json::Map<String, Value> = kinds
             .into_iter()
             .map(|(kind, count)| (kind.to_owned(), count.into()))
             .collect();
-        let summary = json!({"records": done.records, "seconds": seconds, "seed": common.sampler.seed, "anomalies": kinds, "privacy": privacy});
+        let summary = json!({"records": done.records, "seconds": seconds, "seed": arguments.sampler.seed, "anomalies": kinds, "privacy": privacy});
         summary_line(Path::new(&done.place), &summary);
         return;
     }
@@ -470,7 +475,7 @@ fn report(drawing: &Drawing<'_>, done: &Done, common: &Common<'_>, started: Inst
     };
     eprintln!(
         "{} records written{place} in {seconds:.1} s (seed {})",
-        done.records, common.sampler.seed
+        done.records, arguments.sampler.seed
     );
     if !kinds.is_empty() {
         let kinds: Vec<String> = kinds

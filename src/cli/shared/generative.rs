@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bundle::{Bundle, Generative};
-use crate::diffusion::Scheduler;
+use crate::diffusion::{CLASSES, Scheduler};
 use crate::onnx::generative::{Denoising, DrawError, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
 
@@ -16,11 +16,12 @@ pub struct SamplerArguments {
     /// Seed of the noise: the same seed gives the same draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Number of denoising steps [default: the model's]
+    /// Number of denoising steps [default: a bundle's own; for a pipeline as in diffusers: 1000 for a DDPMPipeline with its own scheduler, 4
+    /// for LCM, otherwise 50]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Scheduler, by its name in diffusers, such as DDIMScheduler [default: the model's]
-    #[arg(long, value_name = "CLASS")]
+    /// Scheduler in place of the model's: ddpm, ddim, euler-discrete, euler-ancestral-discrete, dpm-solver-multistep, unipc-multistep, lcm
+    #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
 }
 
@@ -45,10 +46,10 @@ pub fn denoising(generative: &Generative, width: usize) -> Result<Denoising, Fai
 }
 
 /// Returns the bundle's scheduler, or another class with the same configuration.
-pub fn scheduler(config: &Value, class: Option<&str>) -> Result<Scheduler, Failure> {
+pub fn scheduler(config: &Value, name: Option<&str>) -> Result<Scheduler, Failure> {
     let config = config.to_string();
-    let scheduler = match class {
-        Some(class) => Scheduler::from_json_as(&config, class).map_err(Failure::usage)?,
+    let scheduler = match name {
+        Some(name) => Scheduler::from_json_as(&config, class(name)?).map_err(Failure::usage)?,
         None => Scheduler::from_json(&config).map_err(Failure::data)?,
     };
     for field in scheduler.ignored() {
@@ -73,6 +74,20 @@ pub fn generative(bundle: &Bundle) -> Result<&Generative, Failure> {
     })
 }
 
+/// The class of a scheduler, by its name or a shorter one: `DDIMScheduler`, `ddim`, `euler-ancestral-discrete`.
+pub fn class(name: &str) -> Result<&'static str, Failure> {
+    let plain = |name: &str| {
+        let name = name.to_ascii_lowercase().replace(['-', '_'], "");
+        name.strip_suffix("scheduler").unwrap_or(&name).to_owned()
+    };
+    let wanted = plain(name);
+    let found = CLASSES.into_iter().find(|class| plain(class) == wanted);
+    found.ok_or_else(|| {
+        let all = CLASSES.join(", ");
+        Failure::usage(format!("--scheduler {name}: unknown: there are {all}"))
+    })
+}
+
 /// Prints a summary on standard output, or on standard error if the records are there.
 pub fn summary_line(out: &Path, summary: &Value) {
     match out.as_os_str() == "-" {
@@ -87,5 +102,27 @@ impl From<DrawError> for Failure {
             DrawError::Graph(e) => e.into(),
             e => Failure::data(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedulers_have_short_names() {
+        for (name, expected) in [
+            ("ddim", "DDIMScheduler"),
+            ("DDIMScheduler", "DDIMScheduler"),
+            (
+                "euler-ancestral-discrete",
+                "EulerAncestralDiscreteScheduler",
+            ),
+            ("dpm-solver-multistep", "DPMSolverMultistepScheduler"),
+            ("unipc_multistep", "UniPCMultistepScheduler"),
+        ] {
+            assert_eq!(class(name).unwrap(), expected);
+        }
+        assert!(class("pndm").unwrap_err().message.contains("unknown"));
     }
 }

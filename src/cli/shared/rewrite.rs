@@ -71,7 +71,7 @@ fn end(
         let place = part.map_or(String::new(), |part| {
             format!("; they are in {}", part.display())
         });
-        return Err(Failure::stopped(format!(
+        return Err(Failure::interrupted(format!(
             "interrupted after {} records{place}",
             done.records
         )));

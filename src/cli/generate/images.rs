@@ -1,0 +1,263 @@
+//! Draws images with the pipeline in a folder, on all cores, and writes each as soon as it is whole.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::json;
+
+use super::Arguments;
+use super::image_files::{ImageFiles, Trace};
+use super::noise_file::NoiseFile;
+use super::sampling::{Noise, Sampler};
+use crate::cli::shared::generative::class;
+use crate::cli::shared::progress;
+use crate::config::Provider;
+use crate::diffusion::folder::PipelineFolder;
+use crate::diffusion::{Plan, Scheduler};
+use crate::failure::Failure;
+use crate::onnx::{Denoiser, Interrupt, Runtime, inference_on};
+use crate::shutdown::Shutdown;
+
+/// More images than a folder can hold in practice.
+const MOST_IMAGES: u64 = 1_000_000;
+
+#[derive(Serialize)]
+struct Report<'r> {
+    images: u64,
+    out: String,
+    pipeline: &'r str,
+    scheduler: &'r str,
+    steps: usize,
+    /// `None` if all noise came from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    seconds: f64,
+    notes: &'r [String],
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let started = Instant::now();
+    let options = &arguments.images;
+    let provider = options.provider.unwrap_or(Provider::Cpu);
+    let Some(out) = &arguments.out else {
+        return Err(Failure::usage("images need a folder: --out DIR"));
+    };
+    if provider == Provider::TensorRt {
+        return Err(Failure::usage(
+            "--provider tensorrt: images are drawn on cpu or cuda",
+        ));
+    }
+    let class = arguments
+        .sampler
+        .scheduler
+        .as_deref()
+        .map(class)
+        .transpose()?;
+    let PipelineFolder {
+        pipeline,
+        scheduler,
+        denoiser,
+        mut notes,
+    } = PipelineFolder::read(&arguments.folder, class).map_err(Failure::data)?;
+    let scheduler = scheduler
+        .with_eta(options.eta.unwrap_or(0.0))
+        .map_err(Failure::usage)?;
+    let steps = arguments
+        .sampler
+        .steps
+        .unwrap_or_else(|| steps(&pipeline, &scheduler));
+    let plan = scheduler.plan(steps).map_err(Failure::usage)?;
+    if plan.steps() != steps {
+        notes.push(format!(
+            "{} makes {} steps of {steps}, as in diffusers",
+            scheduler.class(),
+            plan.steps()
+        ));
+    }
+    let shape = denoiser.shape;
+    let file = options.noise.as_deref();
+    let file = file
+        .map(|path| NoiseFile::open(path, shape, &plan))
+        .transpose()?;
+    let count = count(arguments, file.as_ref())?;
+    let files = ImageFiles::new(out, shape, count, arguments.force)?;
+    let trace = options.trace.as_deref();
+    let trace = trace
+        .map(|folder| Trace::new(folder, shape, count, arguments.force))
+        .transpose()?;
+    let seeded = plan.is_stochastic() && !file.as_ref().is_some_and(NoiseFile::has_steps);
+    if seeded && file.is_some() {
+        notes.push(format!(
+            "{} adds noise in each step: that comes from the seed, because the file of --noise holds the initial noise alone",
+            scheduler.class()
+        ));
+    }
+    let (inference, _) = inference_on(provider);
+    let batch = usize::from(options.batch.unwrap_or(1));
+    let groups = count.div_ceil(batch as u64);
+    let workers = inference.workers.min(usize::try_from(groups).unwrap_or(1));
+    let runtime = Runtime::load(Interrupt::default())?;
+    let sessions = (0..workers)
+        .map(|worker| Denoiser::new(&runtime, &denoiser, &inference, worker, batch))
+        .collect::<Result<Vec<_>, _>>()?;
+    if sessions[0].takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
+        notes.push(format!(
+            "{} has fractional timesteps, and the model takes whole ones: they are rounded down",
+            scheduler.class()
+        ));
+    }
+    for note in &notes {
+        eprintln!("{note}");
+    }
+    let seed = (file.is_none() || seeded).then_some(arguments.sampler.seed);
+    let job = Job {
+        plan,
+        noise: Noise {
+            seed: arguments.sampler.seed,
+            file,
+        },
+        files,
+        trace,
+        count,
+        batch: batch as u64,
+        next: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        failure: Mutex::new(None),
+        stop: Shutdown::default(),
+        bar: progress::of_images(usize::try_from(count).unwrap_or(usize::MAX), arguments.json),
+    };
+    progress::stop_on_ctrl_c(&job.stop)?;
+    job.all(sessions)?;
+    let report = Report {
+        images: count,
+        out: out.display().to_string(),
+        pipeline: &pipeline,
+        scheduler: scheduler.class(),
+        steps: job.plan.steps(),
+        seed,
+        seconds: started.elapsed().as_secs_f64(),
+        notes: &notes,
+    };
+    match arguments.json {
+        true => println!("{}", json!(report)),
+        false => println!(
+            "{} images of {} by {} in {} steps are in {}, after {:.1} s",
+            report.images,
+            report.pipeline,
+            report.scheduler,
+            report.steps,
+            report.out,
+            report.seconds
+        ),
+    }
+    Ok(())
+}
+
+/// The default number of steps of diffusers' pipelines.
+fn steps(pipeline: &str, scheduler: &Scheduler) -> usize {
+    let trained = scheduler.schedule().alphas_cumprod.len();
+    let steps = match (pipeline, scheduler.class()) {
+        ("DDPMPipeline", "DDPMScheduler") => 1000,
+        (_, "LCMScheduler") => 4,
+        _ => 50,
+    };
+    steps.min(trained)
+}
+
+fn count(arguments: &Arguments, file: Option<&NoiseFile>) -> Result<u64, Failure> {
+    let held = file.map(NoiseFile::images);
+    let count = arguments.count.or(held).unwrap_or(1);
+    if !(1..=MOST_IMAGES).contains(&count) {
+        return Err(Failure::usage(format!(
+            "--count {count}: one folder takes 1 to {MOST_IMAGES} images: draw more with another --seed into another folder"
+        )));
+    }
+    match held {
+        Some(held) if count > held => Err(Failure::usage(format!(
+            "--count {count}: the file of --noise holds noise for {held} images"
+        ))),
+        _ => Ok(count),
+    }
+}
+
+/// What the threads share.
+struct Job {
+    plan: Plan,
+    noise: Noise,
+    files: ImageFiles,
+    trace: Option<Trace>,
+    count: u64,
+    batch: u64,
+    /// The first image that no thread has taken.
+    next: AtomicU64,
+    written: AtomicU64,
+    failure: Mutex<Option<Failure>>,
+    stop: Shutdown,
+    bar: ProgressBar,
+}
+
+impl Job {
+    fn all(&self, sessions: Vec<Denoiser>) -> Result<(), Failure> {
+        thread::scope(|scope| {
+            for denoiser in sessions {
+                scope.spawn(|| self.work(denoiser));
+            }
+        });
+        self.bar.finish_and_clear();
+        let failure = self.failure.lock().map(|mut failure| failure.take());
+        let written = self.written.load(Ordering::Relaxed);
+        match failure.unwrap_or_default() {
+            Some(failure) => Err(Failure {
+                message: format!("{} ({written} images are written)", failure.message),
+                ..failure
+            }),
+            None if written < self.count => Err(Failure::interrupted(format!(
+                "interrupted: {written} of {} images are written, each whole",
+                self.count
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Draws groups of images until there are no more, or a thread fails.
+    fn work(&self, denoiser: Denoiser) {
+        let mut sampler = Sampler::new(&self.plan, denoiser, self.files.dimensions());
+        while !self.stop.is_requested() {
+            let first = self.next.fetch_add(self.batch, Ordering::Relaxed);
+            if first >= self.count {
+                return;
+            }
+            let images = first..self.count.min(first + self.batch);
+            if let Err(failure) = self.group(&mut sampler, images) {
+                if let Ok(mut first) = self.failure.lock() {
+                    first.get_or_insert(failure);
+                }
+                self.stop.request();
+            }
+        }
+    }
+
+    fn group(
+        &self,
+        sampler: &mut Sampler<'_>,
+        images: std::ops::Range<u64>,
+    ) -> Result<(), Failure> {
+        let mut states = |step: usize, all: &[f32]| match &self.trace {
+            None => Ok(()),
+            Some(trace) => trace.write(images.clone(), step, all),
+        };
+        let drawn = sampler.draw(images.clone(), &self.noise, &self.stop, &mut states)?;
+        // None: a stop was requested between two steps.
+        let Some(drawn) = drawn else { return Ok(()) };
+        for (image, values) in images.zip(drawn.chunks_exact(self.files.dimensions())) {
+            self.files.write(image, values)?;
+            self.written.fetch_add(1, Ordering::Relaxed);
+            self.bar.inc(1);
+        }
+        Ok(())
+    }
+}

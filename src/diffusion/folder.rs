@@ -1,0 +1,264 @@
+//! A folder as `ORTDiffusionPipeline.save_pretrained` of optimum and diffusers write it: `model_index.json`, the scheduler's
+//! configuration, and the denoiser as ONNX with its own configuration beside it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::config;
+use super::{Error, Scheduler};
+use crate::bundle::graph;
+
+pub const INDEX: &str = "model_index.json";
+const SCHEDULER: &str = "scheduler";
+const SCHEDULER_CONFIG: &str = "scheduler_config.json";
+const CONFIG: &str = "config.json";
+const MODEL: &str = "model.onnx";
+/// Where the denoiser may be, by the kind of its network.
+const DENOISERS: [&str; 2] = ["unet", "transformer"];
+/// The most bytes of a configuration, and of a graph: Protobuf allows 2 GiB.
+const MOST_JSON: u64 = 4 << 20;
+const MOST_GRAPH: u64 = 2 << 30;
+/// The most channels, and the most pixels on a side.
+const MOST_CHANNELS: u64 = 4096;
+const MOST_PIXELS: u64 = 8192;
+
+/// A pipeline that draws images from noise alone.
+#[derive(Debug)]
+pub struct PipelineFolder {
+    /// The pipeline's class, without a prefix for ONNX.
+    pub pipeline: String,
+    pub scheduler: Scheduler,
+    pub denoiser: DenoiserFiles,
+    /// What was ignored or guessed.
+    pub notes: Vec<String>,
+}
+
+/// The denoiser's graph, and what its configuration says of it.
+#[derive(Debug)]
+pub struct DenoiserFiles {
+    /// `unet` or `transformer`.
+    pub name: &'static str,
+    pub folder: PathBuf,
+    pub model: Vec<u8>,
+    /// Channels, height and width of an image.
+    pub shape: [usize; 3],
+    /// As many as an image's, or twice that if it also predicts a variance.
+    pub out_channels: usize,
+}
+
+impl PipelineFolder {
+    /// Reads a folder. `class` replaces the scheduler's class.
+    ///
+    /// # Errors
+    /// If a file is missing or wrong, or the pipeline needs more than a denoiser and a scheduler.
+    pub fn read(folder: &Path, class: Option<&str>) -> Result<PipelineFolder, Error> {
+        let mut notes = Vec::new();
+        let path = folder.join(INDEX);
+        if !path.exists() {
+            let problem = "is missing: the folder must be one that save_pretrained of a pipeline of diffusers or optimum wrote";
+            return Err(failed(&path, problem));
+        }
+        let index = object(&path)?;
+        let pipeline = pipeline(folder, &index)?;
+        let denoiser = DenoiserFiles::read(folder, &index)?;
+        let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
+        Ok(PipelineFolder {
+            pipeline,
+            scheduler,
+            denoiser,
+            notes,
+        })
+    }
+}
+
+/// The pipeline's class. Its parts must be a denoiser and a scheduler.
+fn pipeline(folder: &Path, index: &Map<String, Value>) -> Result<String, Error> {
+    let class = index.get("_class_name").and_then(Value::as_str);
+    let Some(class) = class else {
+        return Err(failed(&folder.join(INDEX), "has no `_class_name`"));
+    };
+    let class: String = class.chars().take(100).collect();
+    let plain = ["ORT", "Onnx"]
+        .iter()
+        .find_map(|prefix| class.strip_prefix(prefix));
+    let pipeline = plain.unwrap_or(&class).to_owned();
+    let others: Vec<&str> = index
+        .iter()
+        .filter(|(_, part)| is_part(part))
+        .map(|(name, _)| name.as_str())
+        .filter(|name| *name != SCHEDULER && !DENOISERS.contains(name))
+        .collect();
+    if others.is_empty() {
+        return Ok(pipeline);
+    }
+    Err(failed(
+        folder,
+        &format!(
+            "is a {pipeline}, which also needs {}: only pipelines of a denoiser and a scheduler, such as DDPMPipeline, can be drawn from",
+            others.join(", ")
+        ),
+    ))
+}
+
+/// Parts are a library and a class. A part that a pipeline was saved without is a pair of nulls.
+fn is_part(value: &Value) -> bool {
+    let names = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    names.len() == 2 && names[1].is_string()
+}
+
+fn scheduler(
+    folder: &Path,
+    index: &Map<String, Value>,
+    pipeline: &str,
+    class: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<Scheduler, Error> {
+    let path = folder.join(SCHEDULER).join(SCHEDULER_CONFIG);
+    let config = object(&path)?;
+    let configured = config.get("_class_name").and_then(Value::as_str);
+    // Diffusers loads the class that the index names, and its DDIMPipeline makes a DDIMScheduler of any.
+    let indexed = index.get(SCHEDULER).and_then(|part| part.get(1));
+    let indexed = match pipeline {
+        "DDIMPipeline" => Some("DDIMScheduler"),
+        _ => indexed.and_then(Value::as_str),
+    };
+    let chosen = class.or(indexed).or(configured);
+    if let (Some(chosen), Some(configured), None) = (chosen, configured, class)
+        && chosen != configured
+    {
+        notes.push(format!(
+            "{} is of {configured}, and read as {chosen}, the scheduler of a {pipeline}",
+            path.display()
+        ));
+    }
+    let scheduler = Scheduler::from_config(&config, chosen);
+    let scheduler = scheduler.map_err(|e| named(&path, &e))?;
+    if !scheduler.ignored().is_empty() {
+        notes.push(format!(
+            "{}: {} has no {}: ignored, as in diffusers",
+            path.display(),
+            scheduler.class(),
+            scheduler.ignored().join(", ")
+        ));
+    }
+    Ok(scheduler)
+}
+
+impl DenoiserFiles {
+    fn read(folder: &Path, index: &Map<String, Value>) -> Result<DenoiserFiles, Error> {
+        let named = |name: &&str| index.get(*name).is_some_and(is_part);
+        let Some(name) = DENOISERS.into_iter().find(named) else {
+            return Err(failed(
+                &folder.join(INDEX),
+                "names no denoiser: `unet` or `transformer`",
+            ));
+        };
+        let inside = folder.join(name);
+        let path = inside.join(CONFIG);
+        let config = object(&path)?;
+        let whole = |field: &str, most: u64| {
+            let value = config.get(field).and_then(Value::as_u64);
+            let value = value.filter(|value| (1..=most).contains(value));
+            let wanted = || failed(&path, &format!("`{field}` must be 1 to {most}"));
+            Ok::<usize, Error>(value.ok_or_else(wanted)? as usize)
+        };
+        let channels = whole("in_channels", MOST_CHANNELS)?;
+        let out_channels = match config.get("out_channels") {
+            None | Some(Value::Null) => channels,
+            Some(_) => whole("out_channels", 2 * MOST_CHANNELS)?,
+        };
+        if out_channels != channels && out_channels != 2 * channels {
+            let problem = format!(
+                "`out_channels` is {out_channels}: it must be `in_channels`, {channels}, or twice that with a predicted variance"
+            );
+            return Err(failed(&path, &problem));
+        }
+        let [height, width] = sides(&config)
+            .ok_or_else(|| failed(&path, "`sample_size` must be one or two numbers of pixels"))?;
+        let model = inside.join(MODEL);
+        let bytes = read(&model, MOST_GRAPH)?;
+        let external = graph::external_files(&bytes).map_err(|e| failed(&model, &e))?;
+        for file in external {
+            check_external(&inside, &file).map_err(|e| failed(&model, &e))?;
+        }
+        Ok(DenoiserFiles {
+            name,
+            folder: inside,
+            model: bytes,
+            shape: [channels, height, width],
+            out_channels,
+        })
+    }
+}
+
+/// `sample_size`: one number for a square, or height and width.
+fn sides(config: &Map<String, Value>) -> Option<[usize; 2]> {
+    let side = |value: &Value| {
+        let pixels = value.as_u64().filter(|n| (1..=MOST_PIXELS).contains(n));
+        pixels.map(|pixels| pixels as usize)
+    };
+    match config.get("sample_size")? {
+        Value::Array(both) if both.len() == 2 => Some([side(&both[0])?, side(&both[1])?]),
+        one => Some([side(one)?; 2]),
+    }
+}
+
+/// A file of weights must be a regular one inside of the denoiser's folder.
+fn check_external(folder: &Path, file: &str) -> Result<(), String> {
+    let outside =
+        || format!("keeps weights in `{file}`, which is not inside of its folder: copy it there");
+    let name = Path::new(file);
+    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if file.is_empty() || file.contains('\0') || !name.components().all(plain) {
+        return Err(outside());
+    }
+    let missing = |e| format!("keeps weights in `{file}`, which cannot be read: {e}");
+    let path = folder.join(name).canonicalize().map_err(missing)?;
+    if !path.starts_with(folder.canonicalize().map_err(missing)?) {
+        return Err(outside());
+    }
+    match path.metadata().map_err(missing)?.is_file() {
+        true => Ok(()),
+        false => Err(format!(
+            "keeps weights in `{file}`, which is not a regular file"
+        )),
+    }
+}
+
+fn object(path: &Path) -> Result<Map<String, Value>, Error> {
+    let bytes = read(path, MOST_JSON)?;
+    let text = String::from_utf8(bytes).map_err(|_| failed(path, "is not UTF-8"))?;
+    config::parse(&text).map_err(|e| failed(path, &e.to_string()))
+}
+
+fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
+    let unread = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => failed(path, "is missing"),
+        _ => failed(path, &format!("cannot be read: {e}")),
+    };
+    // A pipe or a device might never end.
+    if !path.metadata().map_err(unread)?.is_file() {
+        return Err(failed(path, "is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(unread)?.take(most + 1);
+    file.read_to_end(&mut bytes).map_err(unread)?;
+    match bytes.len() as u64 > most {
+        true => Err(failed(
+            path,
+            &format!("is larger than {} MiB, the limit", most >> 20),
+        )),
+        false => Ok(bytes),
+    }
+}
+
+fn named(path: &Path, error: &Error) -> Error {
+    Error::Config(format!("{}: {error}", path.display()))
+}
+
+fn failed(path: &Path, problem: &str) -> Error {
+    Error::Config(format!("{} {problem}", path.display()))
+}

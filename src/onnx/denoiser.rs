@@ -1,0 +1,262 @@
+//! Runs the denoiser of a diffusion pipeline: from noisy images and a timestep to what it predicts.
+
+use std::borrow::Cow;
+
+use half::f16;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{Outlet, PrimitiveTensorElementType, Tensor, TensorElementType, ValueType};
+
+use super::buckets::Buckets;
+use super::interrupt::Interrupt;
+use super::outputs::values;
+use super::provider;
+use super::scorer::{builder, opened};
+use super::{Runtime, ScorerError};
+use crate::bundle::Fault;
+use crate::config::{InferenceSettings, Provider};
+use crate::diffusion::folder::DenoiserFiles;
+
+/// Has ONNX Runtime look for weights in this folder, because the graph comes from memory.
+const WEIGHTS: &str = "session.model_external_initializers_file_folder_path";
+/// The names that exporters give to the noisy images, and to the prediction.
+const SAMPLES: [&str; 2] = ["sample", "hidden_states"];
+const TIMESTEP: &str = "timestep";
+const OUTPUT: &str = "out_sample";
+
+/// A denoiser that one thread owns.
+#[derive(Debug)]
+pub struct Denoiser {
+    session: Session,
+    /// The graph's path in the pipeline's folder.
+    file: String,
+    sample: String,
+    sample_type: TensorElementType,
+    timestep_type: TensorElementType,
+    /// The timestep is a vector, with one value for each image, rather than a scalar.
+    timestep_is_vector: bool,
+    output: String,
+    output_type: TensorElementType,
+    /// Channels, height and width of an image.
+    shape: [usize; 3],
+    out_channels: usize,
+    /// The most images of a run.
+    together: usize,
+    interrupt: Interrupt,
+}
+
+impl Denoiser {
+    /// Creates a session for thread `worker`, and checks the graph's tensors. On a CPU, images are run one by one: several at
+    /// once would gain nothing, and an image's bits would depend on the others.
+    ///
+    /// # Errors
+    /// [`ScorerError::Graph`] if the tensors are not those of a denoiser, or [`ScorerError::Provider`] if the provider is not
+    /// available.
+    pub fn new(
+        runtime: &Runtime,
+        files: &DenoiserFiles,
+        inference: &InferenceSettings,
+        worker: usize,
+        most_together: usize,
+    ) -> Result<Denoiser, ScorerError> {
+        let file = format!("{}/model.onnx", files.name);
+        let folder = files.folder.display().to_string();
+        let builder = || {
+            let built = builder(runtime)?.with_config_entry(WEIGHTS, &folder);
+            Ok(built.map_err(ort::Error::from)?)
+        };
+        let offered = provider::offered(inference, worker, &files.shape, &Buckets::one());
+        let (session, provider, _) =
+            opened(builder, &file, &files.model, inference.provider, &offered)?;
+        let fault = |problem| ScorerError::Graph(vec![Fault::new(&file, problem)]);
+        let tensors = Tensors::of(&session, files).map_err(fault)?;
+        let one_by_one = provider == Provider::Cpu || tensors.takes_one;
+        Ok(Denoiser {
+            sample: tensors.sample.0,
+            sample_type: tensors.sample.1,
+            timestep_type: tensors.timestep,
+            timestep_is_vector: tensors.timestep_is_vector,
+            output: tensors.output.0,
+            output_type: tensors.output.1,
+            session,
+            file,
+            shape: files.shape,
+            out_channels: files.out_channels,
+            together: if one_by_one { 1 } else { most_together },
+            interrupt: runtime.interrupt.clone(),
+        })
+    }
+
+    /// Whether the graph takes whole timesteps alone.
+    pub fn takes_whole_timesteps(&self) -> bool {
+        use TensorElementType::{Int32, Int64};
+        matches!(self.timestep_type, Int32 | Int64)
+    }
+
+    /// Writes what the model predicts for noisy images, [N, C, H, W], at one timestep. A graph of whole timesteps gets a fractional
+    /// one rounded down.
+    ///
+    /// # Errors
+    /// [`ScorerError::Run`] when ONNX Runtime fails, or [`ScorerError::Graph`] when the output has another shape than declared.
+    pub fn predict(
+        &mut self,
+        images: &[f32],
+        timestep: f32,
+        predicted: &mut Vec<f32>,
+    ) -> Result<(), ScorerError> {
+        predicted.clear();
+        let size: usize = self.shape.iter().product();
+        for part in images.chunks(size * self.together) {
+            self.run(part, part.len() / size, timestep, predicted)?;
+        }
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        images: &[f32],
+        count: usize,
+        timestep: f32,
+        predicted: &mut Vec<f32>,
+    ) -> Result<(), ScorerError> {
+        let [channels, height, width] = self.shape;
+        let shape = [count, channels, height, width];
+        let sample: SessionInputValue<'_> = match self.sample_type {
+            TensorElementType::Float16 => {
+                let halves: Vec<f16> = images.iter().copied().map(f16::from_f32).collect();
+                Tensor::from_array((shape, halves))?.into()
+            }
+            _ => Tensor::from_array((shape, images.to_vec()))?.into(),
+        };
+        let count_of_timesteps = if self.timestep_is_vector { count } else { 1 };
+        let timestep = match self.timestep_type {
+            TensorElementType::Int64 => self.timesteps(timestep as i64, count_of_timesteps)?,
+            TensorElementType::Int32 => self.timesteps(timestep as i32, count_of_timesteps)?,
+            TensorElementType::Float64 => {
+                self.timesteps(f64::from(timestep), count_of_timesteps)?
+            }
+            TensorElementType::Float16 => {
+                self.timesteps(f16::from_f32(timestep), count_of_timesteps)?
+            }
+            _ => self.timesteps(timestep, count_of_timesteps)?,
+        };
+        let inputs = vec![
+            (Cow::from(self.sample.as_str()), sample),
+            (Cow::from(TIMESTEP), timestep),
+        ];
+        let runs = self.interrupt.runs()?;
+        let outputs = self
+            .session
+            .run_with_options(inputs, runs)
+            .map_err(|e| self.interrupt.failure(e))?;
+        let shape = [count, self.out_channels, height, width];
+        match self.output_type {
+            TensorElementType::Float16 => {
+                let found = values::<f16>(&outputs, &self.file, &self.output, &shape)?;
+                predicted.extend(found.iter().map(|value| value.to_f32()));
+            }
+            _ => {
+                let found = values::<f32>(&outputs, &self.file, &self.output, &shape)?;
+                predicted.extend_from_slice(found);
+            }
+        }
+        Ok(())
+    }
+
+    fn timesteps<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
+        &self,
+        timestep: T,
+        count: usize,
+    ) -> Result<SessionInputValue<'static>, ScorerError> {
+        let shape = if self.timestep_is_vector {
+            vec![count]
+        } else {
+            Vec::new()
+        };
+        Ok(Tensor::from_array((shape, vec![timestep; count]))?.into())
+    }
+}
+
+/// The graph's tensors, checked.
+struct Tensors {
+    sample: (String, TensorElementType),
+    /// The batch's size is fixed at 1.
+    takes_one: bool,
+    timestep: TensorElementType,
+    timestep_is_vector: bool,
+    output: (String, TensorElementType),
+}
+
+impl Tensors {
+    fn of(session: &Session, files: &DenoiserFiles) -> Result<Tensors, String> {
+        use TensorElementType::{Float16, Float32, Float64, Int32, Int64};
+        let inputs = session.inputs();
+        let sample = find(inputs, &SAMPLES).ok_or("has no input `sample` for the noisy images")?;
+        let timestep = find(inputs, &[TIMESTEP]).ok_or("has no input `timestep`")?;
+        let known = [sample.name(), TIMESTEP];
+        if let Some(more) = inputs.iter().find(|input| !known.contains(&input.name())) {
+            return Err(format!(
+                "also needs the input `{}`: only denoisers of a sample and a timestep can be run",
+                more.name()
+            ));
+        }
+        let output = match find(session.outputs(), &[OUTPUT]) {
+            Some(output) => output,
+            None if session.outputs().len() == 1 => &session.outputs()[0],
+            None => return Err(format!("has no output `{OUTPUT}`")),
+        };
+        let [channels, height, width] = files.shape;
+        let image = |channels| [channels, height, width];
+        let (sample_type, batch) = images(sample, &image(channels))?;
+        let (output_type, _) = images(output, &image(files.out_channels))?;
+        let (timestep_type, rank) = match timestep.dtype() {
+            ValueType::Tensor { ty, shape, .. } => (*ty, shape.len()),
+            _ => return Err("has an input `timestep` that is no tensor".into()),
+        };
+        let known = [Int64, Int32, Float32, Float16, Float64];
+        if rank > 1 || !known.contains(&timestep_type) {
+            return Err(format!(
+                "has an input `timestep` of {timestep_type} with {rank} dimensions: it must be a number or a vector of numbers"
+            ));
+        }
+        if batch > 1 {
+            return Err(format!(
+                "takes exactly {batch} images at once: export it for any number"
+            ));
+        }
+        Ok(Tensors {
+            sample: (sample.name().to_owned(), sample_type),
+            takes_one: batch == 1,
+            timestep: timestep_type,
+            timestep_is_vector: rank == 1,
+            output: (output.name().to_owned(), output_type),
+        })
+    }
+}
+
+fn find<'t>(tensors: &'t [Outlet], names: &[&str]) -> Option<&'t Outlet> {
+    tensors.iter().find(|t| names.contains(&t.name()))
+}
+
+/// The type and the fixed batch size, or -1, of a tensor of images, [N, C, H, W].
+fn images(tensor: &Outlet, image: &[usize; 3]) -> Result<(TensorElementType, i64), String> {
+    use TensorElementType::{Float16, Float32};
+    let wrong = |found: &dyn std::fmt::Display| {
+        format!(
+            "has `{}` of {found}, and its config.json asks for float32 or float16 [N, {}, {}, {}]",
+            tensor.name(),
+            image[0],
+            image[1],
+            image[2]
+        )
+    };
+    let ValueType::Tensor { ty, shape, .. } = tensor.dtype() else {
+        return Err(wrong(&"another kind"));
+    };
+    let sides: Vec<i64> = shape.iter().copied().collect();
+    let fits = sides.len() == 4
+        && (sides[1..].iter().zip(image)).all(|(&side, &wanted)| side < 0 || side == wanted as i64);
+    if !fits || !matches!(ty, Float16 | Float32) {
+        return Err(wrong(&format!("{ty} {sides:?}")));
+    }
+    Ok((*ty, sides[0]))
+}

@@ -1,0 +1,109 @@
+"""Pipelines with random weights, made by diffusers and exported by PyTorch, in the layout of optimum."""
+
+import json
+import os
+import subprocess
+import warnings
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESIDUALD = os.environ.get("RESIDUALD", str(ROOT / "target/debug/residuald"))
+SIZE = 16
+
+
+class Plain(torch.nn.Module):
+    """A denoiser that returns a tensor."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample, timestep):
+        return self.network(sample, timestep).sample
+
+
+def network(channels=3, out_channels=None, seed=0):
+    torch.manual_seed(seed)
+    return diffusers.UNet2DModel(
+        sample_size=SIZE,
+        in_channels=channels,
+        out_channels=out_channels or channels,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+
+
+def export(unet, path, timestep, external, half=False):
+    """Writes the network as ONNX, with weights in a file of their own if `external`."""
+    channels = unet.config.in_channels
+    sample = torch.zeros(2, channels, SIZE, SIZE)
+    axes = {"sample": {0: "N"}, "out_sample": {0: "N"}} | ({"timestep": {0: "N"}} if timestep.ndim else {})
+    module = Plain(unet)
+    if half:
+        module, sample = module.half(), sample.half()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (sample, timestep),
+            path,
+            input_names=["sample", "timestep"],
+            output_names=["out_sample"],
+            dynamic_axes=axes,
+            opset_version=20,
+            dynamo=False,
+        )
+    if external:
+        import onnx
+
+        model = onnx.load(path)
+        path.unlink()
+        options = {"save_as_external_data": True, "location": "model.onnx_data", "size_threshold": 0}
+        onnx.save_model(model, path, **options)
+
+
+def write_folder(folder, unet, scheduler, pipeline="DDPMPipeline", timestep=None, external=False, half=False):
+    """A pipeline's folder. `timestep` is an example of what the graph takes: a vector of int64 unless given."""
+    timestep = torch.zeros(2, dtype=torch.int64) if timestep is None else timestep
+    (folder / "unet").mkdir(parents=True)
+    index = {
+        "_class_name": pipeline,
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    scheduler.save_pretrained(folder / "scheduler")
+    unet.save_config(folder / "unet")
+    export(unet, folder / "unet/model.onnx", timestep, external, half)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unet():
+    return network()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, unet):
+    """A DDPMPipeline of 20 timesteps."""
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=20, beta_schedule="squaredcos_cap_v2")
+    return write_folder(tmp_path_factory.mktemp("pipelines") / "ddpm", unet, scheduler)
+
+
+@pytest.fixture(scope="session")
+def generate():
+    """`residuald generate` with these arguments -> its completed process."""
+
+    def run(*arguments, **options):
+        command = [RESIDUALD, "generate", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    return run
