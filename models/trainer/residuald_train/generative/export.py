@@ -108,9 +108,10 @@ def marginals(features, X):
 def marginal(feature, column):
     present = column[~np.isnan(column)]
     out = {"missing": float(np.isnan(column).mean())}
-    if feature.type == "categorical":
+    if feature.type in ("bool", "categorical"):
         count = max(len(present), 1)
-        shares = [float((present == k).sum() / count) for k in range(len(feature.vocabulary))]
+        values = range(2 if feature.type == "bool" else len(feature.vocabulary))
+        shares = [float((present == k).sum() / count) for k in values]
         return {"shares": shares, "unseen": float((present < 0).sum() / count)} | out
     out = {"quantiles": np.quantile(present, QUANTILES).astype(np.float32).tolist() if len(present) else []} | out
     if feature.type == "number":

@@ -1,0 +1,72 @@
+"""What the tests of drawn records share: a small table of mixed types, a bundle that was trained on it, and the daemon's binary."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESIDUALD = os.environ.get("RESIDUALD", str(ROOT / "target/debug/residuald"))
+KINDS = ["contactless", "chip", "online"]
+
+
+def residuald(*arguments, **options):
+    """Runs the binary -> its completed process."""
+    command = [RESIDUALD, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def records(count, seed):
+    """Payments: a heavy tail, a count, a relation, a category, a boolean, a time, and values that are missing for a reason."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        kind = KINDS[rng.choice(3, p=[0.6, 0.3, 0.1])]
+        amount = float(np.round(np.exp(rng.normal(3 + (kind == "online"), 0.8)), 2))
+        record = {
+            "time": f"2026-03-{2 + i % 7:02d}T{rng.integers(8, 20):02d}:{rng.integers(60):02d}:00Z",
+            "amount": amount,
+            "tax": float(np.round(0.2 * amount + rng.normal(0, 0.05), 2)),
+            "entry": {"kind": kind, "repeat": bool(rng.random() < 0.2)},
+            "items": int(rng.poisson(2) + 1),
+        }
+        if kind == "online":
+            record["delivery_days"] = int(rng.integers(1, 6))
+        out.append(record)
+    return out
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """A bundle that records can be drawn from, trained in half a minute."""
+    folder = tmp_path_factory.mktemp("generative")
+    data = write(folder / "history.ndjson", records(4000, 1))
+    command = [sys.executable, "-m", "residuald_train.cli", "tabular", "--data", data, "--name", "shop", "--recipe", "kernel"]
+    command += ["--held-out", "0.4", "--generative", "--generative-steps", "800", "--out", folder / "bundle"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "bundle"
+
+
+@pytest.fixture
+def generate(bundle, tmp_path):
+    """`residuald generate` -> (the path of the file, its completed process). The file is NDJSON unless `name` says otherwise."""
+
+    def run(*arguments, name="drawn.ndjson", model=bundle):
+        out = tmp_path / name
+        return out, residuald("generate", model, "--out", out, "--start", "2026-03-02", *arguments)
+
+    return run
