@@ -97,7 +97,7 @@ def test_every_format_holds_the_same_records(generate):
 
 
 def test_given_features_are_held_and_the_others_follow(generate):
-    out, done = generate("--count", 300, "--where", "kind=online", "--where", "amount=99.5", "--where", "hour=9.5")
+    out, done = generate("--count", 300, "--where", "entry_kind=online", "--where", "amount=99.5", "--where", "time_hour_of_day=9.5")
     assert done.returncode == 0, done.stderr
     drawn = read(out)
     assert {row["entry"]["kind"] for row in drawn} == {"online"}
@@ -134,7 +134,7 @@ def test_what_cannot_be_is_one_clear_line(bundle, generate, tmp_path):
         (["--count", 0], 64, "--count 0"),
         (["--count", 2_000_000_000], 64, "--count 2000000000"),
         (["--where", "amuont=1"], 64, "did you mean `amount`?"),
-        (["--where", "kind=cheque"], 64, "contactless"),
+        (["--where", "entry_kind=cheque"], 64, "contactless"),
         (["--where", "amount=1e9"], 64, "the model knows values"),
         (["--anomalies", "2"], 64, "from 0 to 1"),
         (["--anomalies", "0.1", "--kinds", "ramp"], 64, "--key"),

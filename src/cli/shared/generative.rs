@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bundle::{Bundle, Generative};
-use crate::diffusion::{CLASSES, Scheduler};
+use crate::diffusion::{self, CLASSES, Scheduler};
 use crate::onnx::generative::{Denoising, DrawError, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
 
@@ -100,6 +100,7 @@ impl From<DrawError> for Failure {
     fn from(e: DrawError) -> Self {
         match e {
             DrawError::Graph(e) => e.into(),
+            DrawError::Scheduler(e @ diffusion::Error::Steps(_)) => Failure::usage(e),
             e => Failure::data(e),
         }
     }
