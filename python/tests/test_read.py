@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import residuald
@@ -273,6 +274,20 @@ def test_an_index_of_pandas_is_a_column_only_if_it_has_a_name(tmp_path):
     assert notes[0].startswith("`__index_level_0__` is the index of a pandas frame, which has no name: left out")
     kept, _ = table.infer(keep=["__index_level_0__"])
     assert [feature["name"] for feature in kept] == ["a", "__index_level_0__"]
+
+
+def test_infinite_numbers_are_said(tmp_path):
+    frame = pd.DataFrame({"x0": [1.0, np.inf, -np.inf, np.nan], "x1": [1.0, 2.0, 3.0, 4.0]})
+    said = "2 numbers are infinite, which JSON does not have: written as null"
+    frame.to_parquet(tmp_path / "a.parquet")
+    pa.feather.write_feather(frame, tmp_path / "a.arrow")
+    np.savez(tmp_path / "a.npz", X=frame.to_numpy())
+    for name in "a.parquet", "a.arrow", "a.npz":
+        table = residuald.read(tmp_path / name)
+        assert table.notes == [f"{tmp_path / name}: {said}"]
+        np.testing.assert_array_equal(table.numbers("x0"), [1, np.nan, np.nan, np.nan])
+    assert residuald.Table.from_arrow(frame).notes == [said]
+    assert residuald.Table.from_rows(["x0", "x1"], frame.to_numpy()).notes == [said]
 
 
 def test_durations_are_seconds_in_a_frame_and_in_its_parquet(tmp_path):

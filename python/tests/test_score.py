@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -219,6 +221,11 @@ def test_records_in_envelopes_get_the_scores_of_those_without(bundle, records, t
             bundle.score(some, **options)
     with pytest.raises(ValueError, match="envelope applies to JSON records"):
         bundle.score(pd.DataFrame(some), envelope=["debezium"])
+
+
+def test_decimals_and_uuids_of_a_database_are_read(bundle, records):
+    rows = [{**record, "amount": Decimal(str(record["amount"])), "id": UUID(int=7)} for record in records[:9]]
+    assert (bundle.score(rows).anomaly_score == bundle.score(records[:9]).anomaly_score).all()
 
 
 def test_nan_in_records_is_missing_if_it_may_be(bundle, records, tmp_path):

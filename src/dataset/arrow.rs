@@ -14,7 +14,7 @@ use arrow_ipc::root_as_message;
 use arrow_schema::{ArrowError, DataType, Field, SchemaRef, TimeUnit};
 use jiff::Timestamp;
 
-use super::json_values::{Changes, binary, json, seconds, sequence, time, timestamp};
+use super::json_values::{Changes, binary, float, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
 use super::{BoxedRead, ErrorKind, Numbered};
 
@@ -320,9 +320,9 @@ impl Writer<'_> {
             DataType::UInt16 => json(out, &primitive!(UInt16Type)),
             DataType::UInt32 => json(out, &primitive!(UInt32Type)),
             DataType::UInt64 => json(out, &primitive!(UInt64Type)),
-            DataType::Float16 => json(out, &primitive!(Float16Type).to_f32()),
-            DataType::Float32 => json(out, &primitive!(Float32Type)),
-            DataType::Float64 => json(out, &primitive!(Float64Type)),
+            DataType::Float16 => float(out, primitive!(Float16Type).to_f32(), self.changes),
+            DataType::Float32 => float(out, primitive!(Float32Type), self.changes),
+            DataType::Float64 => float(out, primitive!(Float64Type), self.changes),
             DataType::Decimal32(..) => decimal!(Decimal32Type),
             DataType::Decimal64(..) => decimal!(Decimal64Type),
             DataType::Decimal128(..) => decimal!(Decimal128Type),

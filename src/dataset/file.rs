@@ -147,10 +147,11 @@ impl OneFile {
             FormatReader::Csv(rows) => rows.notes(),
             FormatReader::Parquet(rows) => rows.notes(),
             FormatReader::Arrow(rows) => rows.notes(),
+            FormatReader::Npz(rows) => rows.notes(),
             FormatReader::JsonObjects(_) => vec![
                 "its JSON objects take several lines each: read one after the other".to_owned(),
             ],
-            _ => vec![],
+            FormatReader::Ndjson(_) | FormatReader::JsonArray(_) => vec![],
         });
         notes
     }

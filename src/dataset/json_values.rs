@@ -14,18 +14,46 @@ use super::ErrorKind;
 pub struct Changes {
     as_base64: u64,
     too_far: u64,
+    infinite: u64,
 }
 
 impl Changes {
     /// Returns one sentence for each kind of change.
     pub fn notes(&self) -> Vec<String> {
-        let Changes { as_base64, too_far } = self;
+        let Changes {
+            as_base64,
+            too_far,
+            infinite,
+        } = self;
         let base64 = format!("{as_base64} values are bytes that are not UTF-8: written as base64");
         let null = format!("{too_far} dates lie outside the years -9999 to 9999: written as null");
-        let notes = [(*as_base64, base64), (*too_far, null)];
+        let no_number =
+            format!("{infinite} numbers are infinite, which JSON does not have: written as null");
+        let notes = [
+            (*as_base64, base64),
+            (*too_far, null),
+            (*infinite, no_number),
+        ];
         let changed = notes.into_iter().filter(|(count, _)| *count > 0);
         changed.map(|(_, note)| note).collect()
     }
+}
+
+impl Changes {
+    /// Counts a number if it is infinite. NaN is a missing value.
+    pub fn count(&mut self, number: f64) {
+        self.infinite += u64::from(number.is_infinite());
+    }
+}
+
+/// Writes a float as JSON. NaN and infinities become null.
+pub fn float<T: Serialize + Copy + Into<f64>>(
+    out: &mut Vec<u8>,
+    value: T,
+    changes: &mut Changes,
+) -> Result<(), ErrorKind> {
+    changes.count(value.into());
+    json(out, &value)
 }
 
 /// Writes a value as JSON. Non-finite floats become null, the default of serde_json.

@@ -9,6 +9,7 @@ use npyz::{DType, NpyFile, Order, TypeChar};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::json_values::Changes;
 use super::{ErrorKind, Numbered, Progress, Unit};
 
 /// Maximum size of one array. Its memory is allocated before it is read.
@@ -24,6 +25,7 @@ pub struct Rows {
     columns: usize,
     order: Order,
     next: usize,
+    changes: Changes,
 }
 
 impl Rows {
@@ -40,7 +42,10 @@ impl Rows {
             Some(_) => return Err(wrong("y must have one label for each row of X")),
             None => None,
         };
+        let mut changes = Changes::default();
+        values.iter().for_each(|number| changes.count(*number));
         Ok(Rows {
+            changes,
             values,
             labels,
             rows: rows as usize,
@@ -55,6 +60,10 @@ impl Rows {
         columns
             .chain(self.labels.is_some().then(|| "y".to_owned()))
             .collect()
+    }
+
+    pub fn notes(&self) -> Vec<String> {
+        self.changes.notes()
     }
 
     pub fn progress(&self) -> Progress {

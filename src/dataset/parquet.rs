@@ -16,7 +16,7 @@ use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, Type};
 
-use super::json_values::{Changes, binary, json, seconds, sequence, time, timestamp};
+use super::json_values::{Changes, binary, float, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
 use super::{ErrorKind, Numbered, Progress, Unit};
 
@@ -191,9 +191,9 @@ fn write_field(
         Field::UShort(v) => json(out, v),
         Field::UInt(v) => json(out, v),
         Field::ULong(v) => json(out, v),
-        Field::Float16(v) => json(out, &v.to_f32()),
-        Field::Float(v) => json(out, v),
-        Field::Double(v) => json(out, v),
+        Field::Float16(v) => float(out, v.to_f32(), changes),
+        Field::Float(v) => float(out, *v, changes),
+        Field::Double(v) => float(out, *v, changes),
         Field::Decimal(_) => {
             out.extend_from_slice(value.to_string().trim_end_matches('.').as_bytes());
             Ok(())

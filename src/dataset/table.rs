@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::arrow::Payloads;
 use super::format::Format;
+use super::json_values::Changes;
 use super::layout::Layout;
 use super::pick::canonical;
 use super::scan::{Scalar, scan};
@@ -229,6 +230,8 @@ impl Table {
     pub fn from_rows(paths: &[String], rows: &[f64]) -> Result<Table, ErrorKind> {
         let layout = Layout::new(paths.iter().map(String::as_str))?;
         let mut payloads = Vec::with_capacity(rows.len() / paths.len().max(1));
+        let mut changes = Changes::default();
+        rows.iter().for_each(|number| changes.count(*number));
         for row in rows.chunks(paths.len().max(1)) {
             let mut payload = Vec::new();
             layout.write(&mut payload, &mut |column, out| {
@@ -236,7 +239,11 @@ impl Table {
             })?;
             payloads.push(payload);
         }
-        Ok(Table::from_payloads(payloads))
+        let table = Table::from_payloads(payloads);
+        Ok(Table {
+            notes: changes.notes(),
+            ..table
+        })
     }
 
     pub fn len(&self) -> usize {

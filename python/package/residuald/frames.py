@@ -7,7 +7,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from os import PathLike
+from uuid import UUID
 
 import numpy as np
 
@@ -137,6 +139,10 @@ def plain(value):
         return value.item()
     if hasattr(value, "isoformat"):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, UUID):
+        return str(value)
     raise _native.Error(f"a value of type {type(value).__name__} is not JSON: {value!r:.80}")
 
 

@@ -13,6 +13,8 @@ use crate::text::escaped;
 const MOST_SHOWN: usize = 3;
 /// Maximum length of an example in characters. It may quote a record.
 const LONGEST: usize = 200;
+/// How much of it is left of its end, where a hint is.
+const END: usize = 120;
 
 #[derive(Debug, Default)]
 pub struct Refusals {
@@ -109,9 +111,14 @@ impl fmt::Display for Refusals {
 }
 
 fn cut(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
+    let characters: Vec<char> = text.chars().collect();
+    match characters.len() > LONGEST {
+        true => {
+            let (start, end) = (LONGEST - END, characters.len() - END);
+            let [start, end] = [&characters[..start], &characters[end..]];
+            start.iter().chain(&['…']).chain(end).collect()
+        }
+        false => text.to_owned(),
     }
 }
 
@@ -139,16 +146,16 @@ mod tests {
         for (reason, detail, records) in [
             ("malformed", "not JSON\u{1b}[2J", 2),
             ("missing", "field `a`", 5),
-            ("wrong_type", &"x".repeat(1000), 3),
+            ("wrong_type", &format!("{}; set it", "x".repeat(1000)), 3),
             ("duplicate", "", 1),
         ] {
             (0..records).for_each(|_| refusals.add(reason, detail));
         }
-        let long = "x".repeat(200);
+        let long = format!("{}…{}; set it", "x".repeat(80), "x".repeat(112));
         assert_eq!(
             refusals.to_string(),
             format!(
-                "missing 5 (field `a`), wrong_type 3 ({long}…), malformed 2 (not JSON\\u001b[2J), other reasons 1"
+                "missing 5 (field `a`), wrong_type 3 ({long}), malformed 2 (not JSON\\u001b[2J), other reasons 1"
             )
         );
         assert_eq!((refusals.count(), refusals.all().len()), (11, 4));

@@ -326,7 +326,16 @@ impl ColumnName<'_> {
 
     fn times(&self, missing: Missing, notation: Notation, format: &TimeFormat) -> Guess {
         let hours = format.span.hours();
-        self.parts(missing, &notation, None, format.has_clock, hours)
+        let is_date = format.has_clock && format.span.is_midnight() && !self.keep;
+        let has_clock = format.has_clock && !is_date;
+        let mut guess = self.parts(missing, &notation, None, has_clock, hours);
+        if is_date {
+            guess.notes.push(format!(
+                "is always at midnight, like a date: its hour of the day is left out (--keep {} takes it)",
+                self.path
+            ));
+        }
+        guess
     }
 
     fn other_times(

@@ -64,6 +64,32 @@ fn long_ids_that_differ_in_their_last_digit_are_not_constant() {
 }
 
 #[test]
+fn dates_that_are_written_as_times_have_no_hour() {
+    for pattern in [
+        "2026-01-{}T00:00:00Z",
+        "2026-01-{} 00:00:00",
+        "{}.01.2026 00:00",
+    ] {
+        let text = |i: u64| pattern.replace("{}", &format!("{:02}", 1 + i * 7 % 28));
+        let (features, notes) = column((0..60).map(|i| text(i).into()));
+        let parts: Vec<_> = features.iter().map(|f| &f["part"]).collect();
+        assert_eq!(parts, ["day_of_week"], "{pattern}");
+        assert!(
+            notes
+                .iter()
+                .any(|note| note.contains("is always at midnight")),
+            "{notes:?}"
+        );
+        // One other time is enough.
+        let (features, _) = column((0..60).map(|i| match i {
+            30 => text(i).replacen("00:00", "00:01", 1).into(),
+            i => text(i).into(),
+        }));
+        assert_eq!(features.len(), 2, "{pattern}");
+    }
+}
+
+#[test]
 fn numbers_with_a_unit_are_said() {
     let (features, notes) = column((0..60).map(|i| format!("{}.5 kg", i * 7 % 60).into()));
     assert!(features.is_empty());

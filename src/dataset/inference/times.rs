@@ -50,6 +50,7 @@ const PATTERNS: [&str; 37] = [
 
 /// 1800-01-01 in microseconds since 1970. A time before it is a year of two digits that was read as one of four.
 const EARLIEST: i64 = -5_364_662_400_000_000;
+const MICROSECONDS_PER_DAY: i64 = 86_400_000_000;
 
 /// The formats that could read every string so far.
 #[derive(Debug, Clone, Default)]
@@ -66,17 +67,27 @@ pub struct Patterns {
 
 /// The earliest and the latest of some times, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Span(Option<(i64, i64)>);
+pub struct Span {
+    ends: Option<(i64, i64)>,
+    /// Whether a time is not at midnight in UTC.
+    has_clock: bool,
+}
 
 impl Span {
     pub fn extend(&mut self, time: i64) {
-        let (first, last) = self.0.unwrap_or((time, time));
-        self.0 = Some((first.min(time), last.max(time)));
+        let (first, last) = self.ends.unwrap_or((time, time));
+        self.ends = Some((first.min(time), last.max(time)));
+        self.has_clock |= time.rem_euclid(MICROSECONDS_PER_DAY) != 0;
+    }
+
+    /// Returns whether every time is at midnight, like a date that is written as a time.
+    pub fn is_midnight(self) -> bool {
+        !self.has_clock
     }
 
     /// Returns the time from the earliest to the latest, in hours.
     pub fn hours(self) -> f64 {
-        self.0.map_or(0.0, |(first, last)| {
+        self.ends.map_or(0.0, |(first, last)| {
             last.saturating_sub(first) as f64 / 3.6e9
         })
     }
