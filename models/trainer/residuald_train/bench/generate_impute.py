@@ -15,8 +15,7 @@ def hide(X, rule, rng):
     """Which values [n, F] are hidden: HIDDEN of them at random, or, by a rule, of those above their column's median."""
     chance = np.full(X.shape, HIDDEN)
     if rule == "large":
-        median = np.nanmedian(X, 0)
-        chance = np.where(X > median, 2 * HIDDEN, 0)
+        chance = np.where(np.nanmedian(X, 0) < X, 2 * HIDDEN, 0)
     return (rng.random(X.shape) < chance) & ~np.isnan(X)
 
 
