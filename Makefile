@@ -204,6 +204,22 @@ quality: quality-data venv ## detection of every recipe on labelled sets, beside
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r models/trainer/bench.lock
 	.venv/bin/residuald-train bench --data "$(QUALITY_DATA)" --out "$(QUALITY_OUT)" $(QUALITY) $(ARGS)
 
+# What `quality-generate` does: GENERATE="--seeds 5 --part report". It also runs on the history of models/payments.
+GENERATE_OUT ?= .cache/generate
+GENERATE ?= --seeds 5
+.PHONY: quality-generate
+quality-generate: quality-data venv $(GENERATE_OUT)/payments.ndjson.gz ## drawn tables beside CTGAN, TVAE, a Gaussian copula and ForestDiffusion: hours, resumable
+	[ -d "$(GENERATE_OUT)/.venv" ] || "$(PYTHON)" -m venv "$(GENERATE_OUT)/.venv"
+	"$(GENERATE_OUT)/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r models/trainer/generate.lock
+	echo "import site; site.addsitedir('$$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	    >"$$("$(GENERATE_OUT)/.venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/trainer.pth"
+	"$(GENERATE_OUT)/.venv/bin/python" -m residuald_train.cli bench-generate --data "$(QUALITY_DATA)" --table $(GENERATE_OUT)/payments.ndjson.gz \
+	    --schema models/trainer/examples/payments_schema.json --out "$(GENERATE_OUT)" $(GENERATE) $(ARGS)
+
+$(GENERATE_OUT)/payments.ndjson.gz: models/trainer/examples/payments.py
+	mkdir -p $(GENERATE_OUT)
+	.venv/bin/python models/trainer/examples/payments.py --history $@ --sample $(GENERATE_OUT)/sample.ndjson.gz
+
 .PHONY: quality-data
 quality-data:
 	@if [ ! -d "$(QUALITY_DATA)" ]; then \

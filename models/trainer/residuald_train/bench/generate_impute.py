@@ -15,8 +15,7 @@ def hide(X, rule, rng):
     """Which values [n, F] are hidden: HIDDEN of them at random, or, by a rule, of those above their column's median."""
     chance = np.full(X.shape, HIDDEN)
     if rule == "large":
-        median = np.nanmedian(X, 0)
-        chance = np.where(X > median, 2 * HIDDEN, 0)
+        chance = np.where(np.nanmedian(X, 0) < X, 2 * HIDDEN, 0)
     return (rng.random(X.shape) < chance) & ~np.isnan(X)
 
 
@@ -47,22 +46,27 @@ def measure(table, space, denoiser, seed):
 
 
 def peers(table, X, numbers):
-    """Rows with NaN where hidden -> {name: their numbers, filled [n, k]}. Categories become one-hot columns."""
+    """Rows with NaN where hidden -> {name: their numbers, filled [n, k]}. Categories become one-hot columns.
+
+    The iterative imputer is held within the range of the training rows; without that it diverges on the payments.
+    """
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
     train, test = wide(table, table.train), wide(table, X)
     center, spread = np.nanmean(train, 0), np.nanstd(train, 0)
     spread[spread == 0] = 1
+    train, test = (train - center) / spread, (test - center) / spread
+    least, most = np.nan_to_num(np.nanmin(train, 0)), np.nan_to_num(np.nanmax(train, 0)) + 1e-9
     made = {
         "mean": SimpleImputer(keep_empty_features=True),
         "knn": KNNImputer(keep_empty_features=True),
-        "iterative": IterativeImputer(keep_empty_features=True, random_state=0),
+        "iterative": IterativeImputer(keep_empty_features=True, random_state=0, min_value=least, max_value=most),
     }
     out = {}
     for name, imputer in made.items():
         with warnings.catch_warnings(action="ignore"):
-            filled = imputer.fit((train - center) / spread).transform((test - center) / spread)
+            filled = imputer.fit(train).transform(test)
         out[name] = (filled * spread + center)[:, numbers]
     return out
 
