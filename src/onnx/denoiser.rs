@@ -256,7 +256,12 @@ fn images(tensor: &Outlet, image: &[usize; 3]) -> Result<(TensorElementType, i64
     let fits = sides.len() == 4
         && (sides[1..].iter().zip(image)).all(|(&side, &wanted)| side < 0 || side == wanted as i64);
     if !fits || !matches!(ty, Float16 | Float32) {
-        return Err(wrong(&format!("{ty} {sides:?}")));
+        let name = match ty {
+            Float16 => "float16".to_owned(),
+            Float32 => "float32".to_owned(),
+            other => other.to_string(),
+        };
+        return Err(wrong(&format!("{name} {sides:?}")));
     }
     Ok((*ty, sides[0]))
 }

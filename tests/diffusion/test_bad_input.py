@@ -93,7 +93,7 @@ def test_a_field_that_cannot_be_honoured(copy, generate, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"in_channels": 4, "out_channels": 4}, "`sample` of Float32 [-1, 3, 16, 16]"),
+        ({"in_channels": 4, "out_channels": 4}, "`sample` of float32 [-1, 3, 16, 16]"),
         ({"sample_size": 32}, "asks for float32 or float16 [N, 3, 32, 32]"),
         ({"out_channels": 6}, "`out_sample` of"),
         ({"out_channels": 5}, "`out_channels` is 5"),
@@ -191,7 +191,9 @@ def test_numbers(arguments, message, folder, generate, tmp_path):
 )
 def test_noise_files(noise, message, folder, generate, tmp_path):
     np.save(tmp_path / "noise.npy", noise)
-    done = generate(folder, "--out", tmp_path / "out", "--noise", tmp_path / "noise.npy", "--steps", 5)
+    done = generate(
+        folder, "--out", tmp_path / "out", "--noise", tmp_path / "noise.npy", "--steps", 5, "--scheduler", "ddim"
+    )
     refused(done, DATA, "noise.npy", message)
 
 
