@@ -81,6 +81,7 @@ test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold
 	$(PYTEST) -q tests/files tests/foreign $(NOTED)
 	$(PYTEST) -q tests/tables $(NOTED)
 	$(PYTEST) -q tests/diffusion $(NOTED)
+	$(PYTEST) -q tests/generate $(NOTED)
 	for tests in monitoring chart; do RESIDUALD=$(CURDIR)/target/debug/residuald $(PYTEST) -q tests/$$tests $(NOTED); done
 	@echo "the ten slowest tests, in seconds:"
 	@sed -nE 's/^test (.*) \.\.\. [A-Za-z]+ <([0-9.]+)s>$$/\2 \1/p; s/^([0-9.]+)s (call|setup) +(.*)/\1 \3/p' $(TEST_TIMES) \

@@ -31,6 +31,8 @@ use crate::failure::Failure;
 
 const LABEL: &str = "label";
 const SCENARIO: &str = "scenario";
+/// Least number of samples that are compared with real records. Fewer could hide copies.
+const LEAST_COMPARED: u64 = 1_000;
 /// Maximum number of records in one call.
 const MOST_RECORDS: u64 = 1_000_000_000;
 
@@ -341,7 +343,7 @@ impl<'s> Drawing<'s> {
         self.gate.add(&self.sampler.encode(&rows)?);
         let compared = self.gate.privacy().records;
         // A test after each chunk would find an excess by chance sooner or later.
-        let is_due = compared >= 2 * self.tested || first + count as u64 == self.count;
+        let is_due = compared >= 2 * self.tested || first + count as u64 >= self.count;
         if is_due {
             self.tested = compared;
         }
@@ -355,7 +357,8 @@ impl<'s> Drawing<'s> {
                 "the records give away training data: {problem}. Nothing more is written. Train with more records or fewer steps, or write them all the same with --allow-copies"
             )));
         }
-        for (number, row) in (first..).zip(rows.chunks_exact_mut(self.width)) {
+        // Samples beyond the last record are only compared.
+        for (number, row) in (first..self.count).zip(rows.chunks_exact_mut(self.width)) {
             let injector = self.injector.as_ref();
             let kind = injector.and_then(|injector| injector.apply(number, row));
             if let Some(kind) = kind {
@@ -381,14 +384,16 @@ impl<'s> Drawing<'s> {
             if count == 0 || self.stop.is_requested() {
                 return None;
             }
-            // One batch for each core keeps Ctrl-C and the bar prompt, but the first chunk is large, because it is compared with real
-            // records before anything is written.
-            let count = if self.next == 0 {
-                count
-            } else {
-                count.min(self.sampler.at_once())
+            // One batch for each core keeps Ctrl-C and the bar prompt. The first chunk is large, because it is compared with real records
+            // before anything is written.
+            let (count, drawn) = match self.next {
+                0 => (count, count.max(LEAST_COMPARED)),
+                _ => (
+                    count.min(self.sampler.at_once()),
+                    count.min(self.sampler.at_once()),
+                ),
             };
-            if let Err(failure) = self.draw(self.next, count as usize) {
+            if let Err(failure) = self.draw(self.next, drawn as usize) {
                 return Some(Err(failure));
             }
             self.next += count;
