@@ -28,6 +28,7 @@
 
 pub mod arrow;
 mod csv;
+mod ending;
 mod file;
 mod files;
 pub mod folder;

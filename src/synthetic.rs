@@ -6,6 +6,7 @@ pub mod conditions;
 pub mod imputation;
 pub mod patch;
 pub mod privacy;
+pub mod quality;
 pub mod records;
 
 /// Returns the random numbers of one sample, apart from the noise that it is drawn from. They depend on nothing else.

@@ -16,12 +16,13 @@ use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, Type};
 
+use super::ending::Ending;
 use super::json_values::{Changes, binary, float, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
 use super::{ErrorKind, Numbered, Progress, Unit};
 
 pub struct Rows {
-    file: SerializedFileReader<File>,
+    file: SerializedFileReader<Ending>,
     schema: SchemaDescPtr,
     layout: Layout,
     /// The names of the top-level columns in the payloads.
@@ -39,7 +40,7 @@ pub struct Rows {
 
 impl Rows {
     pub fn new(file: File) -> Result<Self, ErrorKind> {
-        let file = guarded(|| SerializedFileReader::new(file))?;
+        let file = guarded(|| SerializedFileReader::new(Ending(file)))?;
         let metadata = file.metadata().file_metadata();
         let schema = metadata.schema_descr_ptr();
         let mut notes = vec![];

@@ -796,6 +796,14 @@ fn parquet_file() -> Vec<u8> {
     })
 }
 
+/// Found by fuzzing: a page header claims a list of two billion items, of which the reader of the parquet crate would skip each.
+#[test]
+fn a_parquet_page_that_claims_more_than_the_file_holds_is_an_error() {
+    let seed = include_bytes!("../../tests/fuzz/seeds/files/parquet-endless");
+    let rows = read("a.parquet", &seed[1..]);
+    assert!(rows.iter().any(Result::is_err), "{rows:?}");
+}
+
 #[test]
 fn parquet_values() {
     let want = [

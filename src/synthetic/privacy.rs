@@ -172,6 +172,17 @@ pub fn closest(points: &[f32], reference: &[f32], dimensions: usize) -> Vec<f32>
     })
 }
 
+/// Returns the Euclidean distance of each point to the closest other one. `points`: [N, D]. Result: [N].
+pub fn closest_other(points: &[f32], dimensions: usize) -> Vec<f32> {
+    let all = || points.chunks_exact(dimensions).enumerate();
+    let distances = all().map(|(own, point)| {
+        let others = all().filter(|(other, _)| *other != own);
+        let squares = others.map(|(_, other)| square_distance(point, other));
+        squares.fold(f32::INFINITY, f32::min).sqrt()
+    });
+    distances.collect()
+}
+
 fn closest_of(points: &[f32], reference: &[f32], dimensions: usize) -> Vec<f32> {
     let mut all = Vec::with_capacity(points.len() / dimensions);
     for points in points.chunks(AT_ONCE * dimensions) {
