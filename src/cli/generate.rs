@@ -3,6 +3,7 @@
 mod image_files;
 mod images;
 mod noise_file;
+mod report;
 mod sampling;
 mod table;
 
@@ -23,6 +24,7 @@ Examples:
   residuald generate models/payments --count 10000 --out drawn.ndjson
   residuald generate models/payments --count 1000 --where merchant_category=jewellery --out jewellery.csv
   residuald generate models/payments --count 20000 --anomalies 0.01 --key card_id --out labelled.parquet
+  residuald generate models/payments --count 10000 --out drawn.ndjson --report drawn.html
   residuald generate models/payments --count 100000 --topic rehearsal --rate 500 --key card_id
   residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
   residuald generate ddpm-parts --out drawn --noise noise.npy --trace states

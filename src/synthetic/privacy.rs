@@ -101,6 +101,11 @@ impl Gate {
     pub fn privacy(&self) -> &Privacy {
         &self.privacy
     }
+
+    /// Returns the points of the held-out rows, [M, D].
+    pub fn held_out(&self) -> &[f32] {
+        &self.held_out
+    }
 }
 
 impl Privacy {

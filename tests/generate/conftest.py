@@ -54,7 +54,18 @@ def bundle(tmp_path_factory):
     """A bundle that records can be drawn from, trained in half a minute."""
     folder = tmp_path_factory.mktemp("generative")
     data = write(folder / "history.ndjson", records(4000, 1))
-    command = [sys.executable, "-m", "residuald_train.cli", "tabular", "--data", data, "--name", "shop", "--recipe", "kernel"]
+    command = [
+        sys.executable,
+        "-m",
+        "residuald_train.cli",
+        "tabular",
+        "--data",
+        data,
+        "--name",
+        "shop",
+        "--recipe",
+        "kernel",
+    ]
     command += ["--held-out", "0.4", "--generative", "--generative-steps", "800", "--out", folder / "bundle"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import signal
 import subprocess
 import time
@@ -96,8 +97,29 @@ def test_every_format_holds_the_same_records(generate):
             assert row["entry.repeat"] == json.dumps(record["entry"]["repeat"])
 
 
+def test_a_page_compares_them_with_real_records(generate, tmp_path):
+    page = tmp_path / "page.html"
+    _, done = generate("--count", 1000, "--report", page)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    for name in ["amount", "entry_kind", "entry_repeat", "delivery_days"]:
+        assert f"<h3>{name}</h3>" in text
+    shapes, trends, told_apart = (
+        float(re.search(rf"{name}</th><td class=\"number\">([0-9.]+) %", text)[1])
+        for name in ("shapes", "pair trends", "told apart")
+    )
+    assert shapes > 93
+    assert trends > 88
+    assert 45 < told_apart < 70
+    assert "<script" not in text
+    _, done = generate("--count", 5, "--report", page, name="again.ndjson")
+    assert (done.returncode, "--force" in done.stderr) == (64, True)
+
+
 def test_given_features_are_held_and_the_others_follow(generate):
-    out, done = generate("--count", 300, "--where", "entry_kind=online", "--where", "amount=99.5", "--where", "time_hour_of_day=9.5")
+    out, done = generate(
+        "--count", 300, "--where", "entry_kind=online", "--where", "amount=99.5", "--where", "time_hour_of_day=9.5"
+    )
     assert done.returncode == 0, done.stderr
     drawn = read(out)
     assert {row["entry"]["kind"] for row in drawn} == {"online"}
@@ -125,7 +147,11 @@ def test_anomalies_are_labelled_and_found(bundle, generate):
     ramps = [row["card"] for row in drawn if row["scenario"] == "ramp"]
     assert len(set(ramps)) <= len(ramps) / 15 + 1
     plain, _ = generate("--count", 4000, name="plain.ndjson", *["--key", "card"])
-    untouched = [row for row, other in zip(drawn, read(plain), strict=True) if row["label"] == 0 and row["amount"] == other["amount"]]
+    untouched = [
+        row
+        for row, other in zip(drawn, read(plain), strict=True)
+        if row["label"] == 0 and row["amount"] == other["amount"]
+    ]
     assert len(untouched) == kinds["normal"]
 
 
@@ -153,6 +179,8 @@ def test_what_cannot_be_is_one_clear_line(bundle, generate, tmp_path):
     _, done = generate()
     assert (done.returncode, "--force" in done.stderr) == (64, True)
     with open("/dev/full", "w") as full:
-        done = subprocess.run([RESIDUALD, "generate", bundle, "--count", "5"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [RESIDUALD, "generate", bundle, "--count", "5"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert (done.returncode, "No space left" in done.stderr) == (65, True)
     assert out.exists()

@@ -1,5 +1,6 @@
 //! `residuald generate` with a bundle for tables: draws records.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use jiff::civil::{Date, Weekday};
 use serde_json::{Value, json};
 
 use super::Arguments;
+use super::report::page;
 use crate::bundle::{Bundle, Generative};
 use crate::dataset::Example;
 use crate::kafka::Sink;
@@ -18,12 +20,13 @@ use crate::shutdown::Shutdown;
 use crate::synthetic::anomalies::{Injector, KINDS, Kind, Wishes};
 use crate::synthetic::conditions::Conditions;
 use crate::synthetic::privacy::Gate;
+use crate::synthetic::quality;
 use crate::synthetic::records::{Cell, CellType, Records};
 
 use crate::cli::shared::connection::{ConnectionArguments, topic};
 use crate::cli::shared::feed::{Feed, without_transactions};
 use crate::cli::shared::generative::{generative, summary_line};
-use crate::cli::shared::new_file::written;
+use crate::cli::shared::new_file::{NewFile, written};
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::records_file::RecordsFile;
 use crate::cli::shared::threshold::positive;
@@ -33,6 +36,8 @@ const LABEL: &str = "label";
 const SCENARIO: &str = "scenario";
 /// Least number of samples that are compared with real records. Fewer could hide copies.
 const LEAST_COMPARED: u64 = 1_000;
+/// Maximum number of samples on the page.
+const MOST_COMPARED: usize = 10_000;
 /// Maximum number of records in one call.
 const MOST_RECORDS: u64 = 1_000_000_000;
 
@@ -76,6 +81,9 @@ pub struct TableArguments {
     /// Write records that come closer to training records than chance allows
     #[arg(long)]
     allow_copies: bool,
+    /// Write a page that compares the records with real ones, as HTML
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Send the records to this topic instead of a file
     #[arg(long, conflicts_with_all = ["out", "resume"])]
     topic: Option<String>,
@@ -109,6 +117,7 @@ impl TableArguments {
             ("--start", self.start.is_some()),
             ("--resume", self.resume),
             ("--allow-copies", self.allow_copies),
+            ("--report", self.report.is_some()),
             ("--topic", self.topic.is_some()),
         ];
         given
@@ -128,6 +137,16 @@ pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
         )));
     }
     let options = &arguments.table;
+    if let Some(page) = options
+        .report
+        .as_ref()
+        .filter(|page| page.exists() && !arguments.force)
+    {
+        return Err(Failure::usage(format!(
+            "{} exists: choose another name, or replace it with --force",
+            page.display()
+        )));
+    }
     let started = Instant::now();
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
@@ -137,6 +156,9 @@ pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
         None => to_file(&mut drawing, arguments, &stop)?,
     };
     drawing.bar.finish_and_clear();
+    if let Some(path) = &options.report {
+        write_page(&mut drawing, bundle, generative, path, arguments.force)?;
+    }
     report(&drawing, &done, arguments, started);
     match (stop.is_requested(), &done.unfinished) {
         (true, Some(part)) => Err(Failure::interrupted(format!(
@@ -242,6 +264,8 @@ struct Drawing<'s> {
     gate: Gate,
     /// Number of records at the last test.
     tested: u64,
+    /// The first rows as they were drawn, before anomalies, for the page.
+    sample: Vec<f32>,
     keys: Option<u64>,
     allow_copies: bool,
     seed: u64,
@@ -308,6 +332,7 @@ impl<'s> Drawing<'s> {
             records,
             gate,
             tested: 0,
+            sample: Vec::new(),
             keys: options.key.is_some().then_some(options.keys),
             allow_copies: options.allow_copies,
             seed: arguments.sampler.seed,
@@ -341,6 +366,8 @@ impl<'s> Drawing<'s> {
         let (x, known) = self.conditions.rows(count);
         let mut rows = self.sampler.draw(first, &x, &known)?;
         self.gate.add(&self.sampler.encode(&rows)?);
+        let room = (MOST_COMPARED * self.width).saturating_sub(self.sample.len());
+        self.sample.extend_from_slice(&rows[..rows.len().min(room)]);
         let compared = self.gate.privacy().records;
         // A test after each chunk would find an excess by chance sooner or later.
         let is_due = compared >= 2 * self.tested || first + count as u64 >= self.count;
@@ -454,6 +481,40 @@ fn this_monday() -> Date {
         .ok()
         .filter(|_| today.weekday() != Weekday::Monday)
         .unwrap_or(today)
+}
+
+/// Writes the page of `--report`.
+fn write_page(
+    drawing: &mut Drawing<'_>,
+    bundle: &Bundle,
+    generative: &Generative,
+    path: &Path,
+    force: bool,
+) -> Result<(), Failure> {
+    let features = bundle.features();
+    let real = &generative.reference.held_out;
+    let points = drawing.sampler.encode(&drawing.sample)?;
+    let both = [&points[..], drawing.gate.held_out()];
+    let quality = quality::compare(
+        features,
+        &drawing.sample,
+        real,
+        both,
+        drawing.sampler.dimensions(),
+    );
+    let name = &bundle.manifest.name;
+    let page = page(
+        name,
+        features,
+        &drawing.sample,
+        real,
+        &quality,
+        drawing.gate.privacy(),
+    );
+    let mut file = NewFile::open(path, force, false)?;
+    file.write_all(page.map_err(Failure::internal)?.as_bytes())
+        .map_err(Failure::output)?;
+    file.finish()
 }
 
 fn report(drawing: &Drawing<'_>, done: &Done, arguments: &Arguments, started: Instant) {
