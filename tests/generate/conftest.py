@@ -1,4 +1,4 @@
-"""What the tests of drawn records share: a small table of mixed types, a bundle that was trained on it, and the daemon's binary."""
+"""What the tests of drawn records share: a small table of mixed types, a bundle trained on it, the daemon's binary."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def residuald(*arguments, **options):
 
 
 def records(count, seed):
-    """Payments: a heavy tail, a count, a relation, a category, a boolean, a time, and values that are missing for a reason."""
+    """Payments: a heavy tail, a count, a relation, a category, a time, and values that are missing for a reason."""
     rng = np.random.default_rng(seed)
     out = []
     for i in range(count):
@@ -51,7 +51,7 @@ def read(path):
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory):
-    """A bundle that records can be drawn from, trained in half a minute."""
+    """A bundle that records can be drawn from, trained in a minute."""
     folder = tmp_path_factory.mktemp("generative")
     data = write(folder / "history.ndjson", records(4000, 1))
     command = [
@@ -66,7 +66,7 @@ def bundle(tmp_path_factory):
         "--recipe",
         "kernel",
     ]
-    command += ["--held-out", "0.4", "--generative", "--generative-steps", "800", "--out", folder / "bundle"]
+    command += ["--held-out", "0.4", "--generative", "--generative-steps", "2000", "--out", folder / "bundle"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "bundle"
@@ -74,7 +74,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def generate(bundle, tmp_path):
-    """`residuald generate` -> (the path of the file, its completed process). The file is NDJSON unless `name` says otherwise."""
+    """`residuald generate` -> (the path of the file, its completed process). The name tells the file's format."""
 
     def run(*arguments, name="drawn.ndjson", model=bundle):
         out = tmp_path / name

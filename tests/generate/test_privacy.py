@@ -1,4 +1,4 @@
-"""The privacy gate: a generator that repeats its training rows is refused, and real records that it has not seen are not."""
+"""The privacy gate: a generator that repeats its training rows is refused, and an honest one is not."""
 
 import hashlib
 import json
