@@ -5,7 +5,9 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use residuald::decode::{Decoder, Envelope, RecordFormat, Split, Unwrap, Wrapping, envelope_likeness};
+use residuald::decode::{
+    Decoder, Envelope, RecordFormat, Split, Unwrap, Wrapping, envelope_likeness,
+};
 
 #[path = "../common.rs"]
 mod common;
