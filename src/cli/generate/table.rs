@@ -160,22 +160,30 @@ pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
         write_page(&mut drawing, bundle, generative, path, arguments.force)?;
     }
     report(&drawing, &done, arguments, started);
-    match (stop.is_requested(), &done.unfinished) {
-        (true, Some(part)) => Err(Failure::interrupted(format!(
-            "interrupted: {} of {} records are in {}; go on with --resume",
-            done.records,
-            count,
-            part.display()
-        ))),
-        _ => Ok(()),
+    if done.records == count {
+        return Ok(());
     }
+    let place = done
+        .unfinished
+        .map_or(done.place, |part| part.display().to_string());
+    let hint = if done.can_resume {
+        ": go on with --resume"
+    } else {
+        ""
+    };
+    Err(Failure::interrupted(format!(
+        "interrupted: {} of {count} records are in {place}{hint}",
+        done.records
+    )))
 }
 
 /// What was written.
 struct Done {
     records: u64,
     place: String,
+    /// The file of an interrupted run, which does not have its name yet.
     unfinished: Option<PathBuf>,
+    can_resume: bool,
 }
 
 fn to_file(
@@ -208,11 +216,13 @@ fn to_file(
     }
     let place = path.display().to_string();
     if stop.is_requested() && records < drawing.count {
+        let can_resume = matches!(file, RecordsFile::Ndjson(_)) && place != "-";
         let unfinished = file.interrupt()?;
         return Ok(Done {
             records,
             place,
             unfinished,
+            can_resume,
         });
     }
     file.finish()?;
@@ -220,6 +230,7 @@ fn to_file(
         records,
         place,
         unfinished: None,
+        can_resume: false,
     })
 }
 
@@ -252,6 +263,7 @@ fn to_topic(
         records,
         place: topic,
         unfinished: None,
+        can_resume: false,
     })
 }
 
