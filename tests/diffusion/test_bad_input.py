@@ -186,14 +186,12 @@ def test_numbers(arguments, message, folder, generate, tmp_path):
         (np.zeros((5, 2, 3, SIZE, SIZE), np.float32), "with the noise of each step"),
         (np.zeros((2, 3, SIZE, SIZE), np.float64), "it must hold float32"),
         (np.zeros((2, 3, SIZE, SIZE), np.float32, order="F"), "in C order"),
-        (np.full((2, 3, SIZE, SIZE), np.nan, np.float32), "has a NaN"),
+        (np.full((6, 2, 3, SIZE, SIZE), np.nan, np.float32), "has a NaN"),
     ],
 )
 def test_noise_files(noise, message, folder, generate, tmp_path):
     np.save(tmp_path / "noise.npy", noise)
-    done = generate(
-        folder, "--out", tmp_path / "out", "--noise", tmp_path / "noise.npy", "--steps", 5, "--scheduler", "ddim"
-    )
+    done = generate(folder, "--out", tmp_path / "out", "--noise", tmp_path / "noise.npy", "--steps", 5)
     refused(done, DATA, "noise.npy", message)
 
 
