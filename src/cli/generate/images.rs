@@ -145,12 +145,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     match arguments.json {
         true => println!("{}", json!(report)),
         false => println!(
-            "{} images of {} by {} in {} steps are in {}, after {:.1} s",
+            "images: {} in {} ({}, {}, {} steps, {:.1} s)",
             report.images,
+            report.out,
             report.pipeline,
             report.scheduler,
             report.steps,
-            report.out,
             report.seconds
         ),
     }
@@ -212,11 +212,11 @@ impl Job {
         let written = self.written.load(Ordering::Relaxed);
         match failure.unwrap_or_default() {
             Some(failure) => Err(Failure {
-                message: format!("{} ({written} images are written)", failure.message),
+                message: format!("{} (images written: {written})", failure.message),
                 ..failure
             }),
             None if written < self.count => Err(Failure::interrupted(format!(
-                "interrupted: {written} of {} images are written, each whole",
+                "interrupted: images written: {written} of {}, each whole",
                 self.count
             ))),
             None => Ok(()),
