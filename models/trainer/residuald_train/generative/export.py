@@ -112,6 +112,8 @@ def marginal(feature, column):
         count = max(len(present), 1)
         shares = [float((present == k).sum() / count) for k in range(len(feature.vocabulary))]
         return {"shares": shares, "unseen": float((present < 0).sum() / count)} | out
+    if feature.type == "bool":
+        return {"shares": [float((present == k).mean()) if len(present) else 0.0 for k in (0, 1)], "unseen": 0.0} | out
     out = {"quantiles": np.quantile(present, QUANTILES).astype(np.float32).tolist() if len(present) else []} | out
     if feature.type == "number":
         digits = decimals(present) if len(present) else 0

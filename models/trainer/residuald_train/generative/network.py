@@ -30,7 +30,7 @@ class Denoiser(nn.Module):
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, 5))
         self.register_buffer("codes", space.codes[:, : space.coded].clone())
         self.register_buffer("members", space.members.clone())
-        self.inp = nn.Linear(2 * self.dims, width)
+        self.inp = nn.Linear(3 * self.dims, width)
         self.time = nn.Sequential(nn.Linear(13, width), nn.SiLU(), nn.Linear(width, width * (blocks + 1)))
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -51,7 +51,8 @@ class Denoiser(nn.Module):
         level = self.level[timestep]
         angle = level * self.frequencies
         shifts = self.time(torch.cat([level, angle.sin(), angle.cos()], 1)).split(self.width, 1)
-        h = self.inp(torch.cat([sample, mask], 1)) + shifts[0]
+        # Apart, because a clean value means more than a noisy one; added in one layer, known values matter too little.
+        h = self.inp(torch.cat([sample * (1 - mask), sample * mask, mask], 1)) + shifts[0]
         for block, shift in zip(self.blocks, shifts[1:], strict=True):
             h = h + block(h + shift)
         return self.out(h)
