@@ -246,7 +246,7 @@ def test_ctrl_c_leaves_whole_files(folder, tmp_path):
     _, told = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, told
     count = whole(out)
-    assert f"stopped: images written: {count} of 100000, each whole" in told
+    assert f"interrupted: images written: {count} of 100000, each whole" in told
     assert count > 3
 
 

@@ -129,6 +129,7 @@ def test_graphs_give_the_golden_values(trained, rows):
     marginals = about["marginals"]
     assert [m.get("decimals") for m in marginals[:3]] == [2, 1, 0]
     assert marginals[3]["shares"][3] == 0
+    assert sum(marginals[5]["shares"]) == pytest.approx(1)
     assert marginals[4]["missing"] == pytest.approx(np.isnan(rows[:2000, 4]).mean())
     for golden in about["golden"]:
         noisy = np.array([golden["noisy"]], np.float32)
@@ -161,7 +162,7 @@ def test_known_features_are_held_and_matter(trained, rows):
     drawn = draw(space, denoiser, 400, steps=20, x=x, known=known)
     assert np.allclose(drawn[:, 0], 200, rtol=0.01)
     assert np.isnan(drawn[:, 4]).all()
-    assert np.isnan(drawn[:, 1]).mean() > 0.7  # 0.2 without the known device
+    assert np.isnan(drawn[:, 1]).mean() > 0.8  # 0.2 without the known device
     x[:, 4] = 0
     drawn = draw(space, denoiser, 400, steps=20, x=x, known=known)
     assert not np.isnan(drawn[:, 4]).any()

@@ -113,6 +113,8 @@ def marginal(feature, column):
         values = range(2 if feature.type == "bool" else len(feature.vocabulary))
         shares = [float((present == k).sum() / count) for k in values]
         return {"shares": shares, "unseen": float((present < 0).sum() / count)} | out
+    if feature.type == "bool":
+        return {"shares": [float((present == k).mean()) if len(present) else 0.0 for k in (0, 1)], "unseen": 0.0} | out
     out = {"quantiles": np.quantile(present, QUANTILES).astype(np.float32).tolist() if len(present) else []} | out
     if feature.type == "number":
         digits = decimals(present) if len(present) else 0

@@ -51,6 +51,7 @@ class Denoiser(nn.Module):
         level = self.level[timestep]
         angle = level * self.frequencies
         shifts = self.time(torch.cat([level, angle.sin(), angle.cos()], 1)).split(self.width, 1)
+        # Apart, because a clean value means more than a noisy one; added in one layer, known values matter too little.
         h = self.inp(torch.cat([sample * (1 - mask), sample * mask, mask], 1)) + shifts[0]
         for block, shift in zip(self.blocks, shifts[1:], strict=True):
             h = h + block(h + shift)
