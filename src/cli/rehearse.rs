@@ -53,7 +53,7 @@ Examples:
   residuald rehearse --config residuald.toml
   residuald rehearse --config residuald.toml --records-per-day 2000000 --budget 40 --html rehearsal.html
   residuald rehearse --config residuald.toml --sample yesterday.ndjson.gz
-  residuald rehearse --config residuald.toml --set threshold.score=4 --records 50000 --rate 2000 --json
+  residuald rehearse --config residuald.toml --set threshold.false_alarm_rate=0.0005 --records 50000 --rate 2000 --json
   residuald rehearse --config residuald.toml --topic payments --rate 50
 
 By default it starts a daemon of its own with your settings on an embedded broker: nothing is written to your topics. The stream has three

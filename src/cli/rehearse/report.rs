@@ -22,6 +22,8 @@ const RARE: f64 = 0.001;
 const REFUSED: f64 = 0.01;
 /// An alert rate that is this many times the expected one is at fault, as in the alert rule ResidualdAnomalyRateAboveItsBudget.
 const TIMES_EXPECTED: f64 = 5.0;
+/// A recall below this is hardly any.
+const HARDLY_ANY: f64 = 0.02;
 /// Anomalies of at least this strength are plain to see.
 const PLAIN: f32 = 1.0;
 
@@ -132,11 +134,11 @@ pub struct StrengthReport {
     pub recall: Share,
 }
 
-/// Seconds from sending a record to reading its verdict.
+/// Time from sending a record to reading its verdict.
 #[derive(Debug, Serialize)]
 pub struct Latency {
-    pub p50: f32,
-    pub p99: f32,
+    pub p50_seconds: f32,
+    pub p99_seconds: f32,
 }
 
 #[derive(Debug, Serialize)]
@@ -220,6 +222,14 @@ pub fn report(input: Input<'_>) -> Report {
     findings.extend(refused_finding(refused(Part::Calm), &input));
     findings.extend(sample.iter().flat_map(|sample| of_sample(sample, &alerts)));
     findings.extend(other_model(&input));
+    let part = |seconds: f64| {
+        let record = (seconds * input.budget.records_per_day / SECONDS_PER_DAY) as usize;
+        let about = &input.stream.about;
+        Some(about.get(record.min(about.len() - 1))?.part.as_str())
+    };
+    let rules = input
+        .evaluates_rules
+        .then(|| rules::evaluate(input.snapshots, alerts.expected_rate, part));
     let complete = records.sent == records.planned && records.unanswered == 0;
     Report {
         complete,
@@ -231,9 +241,7 @@ pub fn report(input: Input<'_>) -> Report {
         precision_at_one_in_1000: rare_precision(recall, alerts.rate),
         kinds: kinds(&anomalies, false_alarms),
         latency: latency(&input.found.outcomes),
-        rules: input
-            .evaluates_rules
-            .then(|| rules::evaluate(input.snapshots, alerts.expected_rate)),
+        rules,
         rules_not_evaluated: rules::not_evaluated(),
         findings,
         records,
@@ -326,8 +334,8 @@ fn latency(outcomes: &[Outcome]) -> Option<Latency> {
         sorted.get(rank.max(1) - 1).copied()
     };
     Some(Latency {
-        p50: at(0.5)?,
-        p99: at(0.99)?,
+        p50_seconds: at(0.5)?,
+        p99_seconds: at(0.99)?,
     })
 }
 
@@ -369,20 +377,20 @@ fn blind(anomalies: &[&Judged], input: &Input<'_>) -> Option<Finding> {
     };
     let plain: Vec<&Judged> = anomalies.iter().filter(is_plain).copied().collect();
     let recall = flagged(&plain);
-    let own = plain.iter().filter(|j| j.score > input.default_threshold);
-    let usual = Share::new(own.count() as u64, plain.len() as u64);
-    let (found, could) = (recall.share?, usual.share?);
-    let percent = |share: f64| 100.0 * share;
-    if recall.high < could / 2.0 {
+    // The scores are the same, so the records that both thresholds find can be counted in pairs.
+    let could = plain.iter().filter(|j| j.score > input.default_threshold);
+    let could: Vec<&Judged> = could.copied().collect();
+    let kept = flagged(&could);
+    if kept.of > 0 && kept.high < HALF {
         return finding(
             "blind",
             format!(
-                "the threshold {:.4} is blind: it finds {:.0} % of the plain anomalies, and {:.4}, the threshold for a false-alarm rate of {}, would find {:.0} %: {}",
+                "the threshold {:.4} is blind: it finds {} of the {} plain anomalies that {:.4}, the threshold for a false-alarm rate of {}, would find: {}",
                 input.judge.threshold,
-                percent(found),
+                kept.count,
+                kept.of,
                 input.default_threshold,
                 input.default_rate,
-                percent(could),
                 match input.rule {
                     ThresholdRule::Score(_) =>
                         "lower threshold.score, or set threshold.false_alarm_rate in its place",
@@ -391,12 +399,12 @@ fn blind(anomalies: &[&Judged], input: &Input<'_>) -> Option<Finding> {
             ),
         );
     }
-    if recall.high < 0.1 {
+    if recall.of > 0 && recall.high < HARDLY_ANY {
         return finding(
             "blind",
             format!(
-                "the model is blind: {:.0} % of the plain anomalies are found: train with more records or another recipe",
-                percent(found)
+                "the model is blind: {} of {} plain anomalies are found: train with more records or another recipe",
+                recall.count, recall.of
             ),
         );
     }

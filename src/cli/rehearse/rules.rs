@@ -210,6 +210,9 @@ pub struct Evaluated {
     /// Seconds of the real stream until it fires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<f64>,
+    /// The part of the stream in which it fires: `calm`, `sample` or `incident`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -222,20 +225,24 @@ pub enum State {
 }
 
 /// Evaluates the rules. `usual`: the share of flagged records that the calibration expects, which stands for the usual share of a stream
-/// with a past.
-pub fn evaluate(snapshots: &[Snapshot], usual: f64) -> Vec<Evaluated> {
-    RULES
-        .iter()
-        .map(|rule| {
-            let (state, at) = state_of(rule, snapshots, usual);
-            Evaluated {
-                alert: rule.alert,
-                severity: rule.severity,
-                state,
-                at,
-            }
-        })
-        .collect()
+/// with a past. `part`: the part of the stream at a time in seconds.
+pub fn evaluate(
+    snapshots: &[Snapshot],
+    usual: f64,
+    part: impl Fn(f64) -> Option<&'static str>,
+) -> Vec<Evaluated> {
+    let evaluated = |rule: &Rule| {
+        let (state, at) = state_of(rule, snapshots, usual);
+        let firing = at.filter(|_| state == State::Firing);
+        Evaluated {
+            alert: rule.alert,
+            severity: rule.severity,
+            state,
+            at,
+            part: firing.and_then(&part),
+        }
+    };
+    RULES.iter().map(evaluated).collect()
 }
 
 fn state_of(rule: &Rule, snapshots: &[Snapshot], usual: f64) -> (State, Option<f64>) {

@@ -28,6 +28,16 @@ pub enum Part {
     Incident,
 }
 
+impl Part {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Part::Calm => "calm",
+            Part::Sample => "sample",
+            Part::Incident => "incident",
+        }
+    }
+}
+
 /// What is known of a record that is sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct About {

@@ -47,8 +47,8 @@ pub fn print(report: &Report) {
         println!();
         println!(
             "latency from sending a record to reading its verdict: p50 {:.1} ms, p99 {:.1} ms",
-            1000.0 * latency.p50,
-            1000.0 * latency.p99
+            1000.0 * latency.p50_seconds,
+            1000.0 * latency.p99_seconds
         );
     }
     println!();
@@ -133,7 +133,11 @@ pub fn state(rule: &Evaluated) -> String {
     let at = rule.at.unwrap_or_default();
     match rule.state {
         State::Silent => "silent".to_owned(),
-        State::Firing => format!("fires after {}", time(at)),
+        State::Firing => format!(
+            "fires after {}, in the part {}",
+            time(at),
+            rule.part.unwrap_or_default()
+        ),
         State::Pending => format!("would fire after {} if it went on like this", time(at)),
     }
 }
