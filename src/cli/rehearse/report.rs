@@ -58,7 +58,7 @@ pub struct Input<'a> {
 pub struct Report {
     /// Whether every record was sent and has an outcome.
     pub complete: bool,
-    /// Whether nothing is wrong.
+    /// Whether it is complete and nothing is wrong.
     pub passed: bool,
     pub findings: Vec<Finding>,
     pub notes: Vec<String>,
@@ -233,7 +233,7 @@ pub fn report(input: Input<'_>) -> Report {
     let complete = records.sent == records.planned && records.unanswered == 0;
     Report {
         complete,
-        passed: findings.is_empty(),
+        passed: complete && findings.is_empty(),
         notes: input.notes,
         model: input.model,
         seed: input.seed,

@@ -8,7 +8,7 @@ use crate::decode::{Decoder, RecordFormat};
 use crate::evaluation::shift::{chance, kolmogorov_smirnov, total_variation};
 
 /// Distance of the distributions from which a feature is another one, if it is also beyond chance.
-const OTHER: f64 = 0.3;
+const OTHER: f64 = 0.2;
 /// A share of the residual that is this many times the usual one, and larger by the next number, is beyond what is normal.
 const TIMES_USUAL: f64 = 3.0;
 const ABOVE_USUAL: f64 = 0.1;

@@ -62,6 +62,7 @@ pub fn print(report: &Report) {
     }
     println!();
     match report.findings.is_empty() {
+        true if !report.complete => println!("not complete: nothing is wrong so far"),
         true => println!("nothing is wrong as far as this rehearsal can tell"),
         false => println!("wrong:"),
     }
