@@ -333,7 +333,7 @@ mod tests {
         let outbreak = [&[1.0; 10][..], &[50.0; 5]].concat();
         assert_eq!(
             page(&stream(&outbreak)),
-            (State::Firing, Some(12.0 * MINUTE))
+            (State::Firing, Some(11.0 * MINUTE))
         );
     }
 
