@@ -26,6 +26,7 @@ mod init;
 mod man;
 mod produce;
 mod profile;
+mod rehearse;
 mod run;
 mod score;
 mod shared;
@@ -52,7 +53,7 @@ struct Arguments {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 64 usage, 65 bad data or bundle, 69 Kafka unreachable, 70 internal, 78 config.
+Exit codes: 0 done, 1 rehearsal failed, 64 usage, 65 bad data or bundle, 69 Kafka unreachable, 70 internal, 78 config.
 Try it: residuald demo --records 5000";
 
 #[derive(Subcommand)]
@@ -72,6 +73,7 @@ enum Verb {
     Denoise(denoise::Arguments),
     Produce(produce::Arguments),
     Profile(profile::Arguments),
+    Rehearse(rehearse::Arguments),
     DeadLetters(dead_letters::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
@@ -140,6 +142,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Denoise(arguments) => denoise::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::Profile(arguments) => profile::run(&arguments),
+        Verb::Rehearse(arguments) => rehearse::run(&arguments),
         Verb::DeadLetters(arguments) => dead_letters::run(&arguments),
         Verb::Completions(arguments) => completions::run(&arguments),
         Verb::Man(arguments) => man::run(&arguments),

@@ -6,6 +6,8 @@
 
 pub mod contact_sheet;
 pub mod pixels;
+pub mod share;
+pub mod shift;
 
 use serde::Serialize;
 

@@ -20,6 +20,9 @@ const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
 const CONFIG: u8 = 78;
 
+/// The exit code of a rehearsal that has found a fault.
+const NOT_PASSED: u8 = 1;
+
 /// The exit code after Ctrl-C, as in a shell.
 const INTERRUPTED: u8 = 130;
 
@@ -59,6 +62,11 @@ impl Failure {
     /// A stop was requested before any record was taken, so the exit code is 0.
     pub fn stopped(message: impl ToString) -> Failure {
         Failure::new(0, message)
+    }
+
+    /// A rehearsal was complete and has found a fault of what it rehearsed.
+    pub fn not_passed(message: impl ToString) -> Failure {
+        Failure::new(NOT_PASSED, message)
     }
 
     /// Ctrl-C or SIGTERM ended the work before it was complete.

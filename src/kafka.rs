@@ -1,7 +1,8 @@
 //! The Kafka consumer and producer. All calls block; they run on the threads of the pipeline's stages.
 //!
 //! Imports go one way: `consumer` and `producer` import `client`, `topic_admin` and `messages`, which import `error`.
-//! From `consumer`, `producer` imports only [`Membership`]. Only the command-line verbs use `history` and `probe`.
+//! From `consumer`, `producer` imports only [`Membership`]. Only the command-line verbs use `follow`,
+//! `history` and `probe`.
 
 mod error;
 mod client;
@@ -10,6 +11,7 @@ mod topic_admin;
 pub mod decompression;
 mod consumer;
 mod producer;
+pub mod follow;
 pub mod history;
 pub mod probe;
 pub mod embedded;

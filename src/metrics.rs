@@ -481,6 +481,20 @@ impl Metrics {
         }
     }
 
+    /// Returns the number of delivered verdicts, and of those that came later than `bound` seconds after their records. `bound` must be a
+    /// bound of the histogram.
+    pub fn end_to_end_above(&self, bound: f64) -> (u64, u64) {
+        let families = self.end_to_end_seconds.collect();
+        let histogram = families[0].get_metric()[0].get_histogram();
+        let all = histogram.get_sample_count();
+        let buckets = histogram.get_bucket();
+        let within = buckets.iter().find(|bucket| bucket.upper_bound() >= bound);
+        (
+            all,
+            all - within.map_or(all, |bucket| bucket.cumulative_count()),
+        )
+    }
+
     /// Returns the number of records with a delivered outcome.
     pub fn finished(&self) -> u64 {
         self.records_scored.get() + self.dead_letters_total() + self.skipped_total()
