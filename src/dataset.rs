@@ -28,7 +28,6 @@
 
 pub mod arrow;
 mod csv;
-mod ending;
 mod file;
 mod files;
 pub mod folder;
@@ -42,6 +41,7 @@ pub mod layout;
 mod ndjson;
 mod npz;
 mod parquet;
+mod parquet_input;
 mod pick;
 pub mod scan;
 pub mod table;

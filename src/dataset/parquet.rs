@@ -16,9 +16,9 @@ use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescPtr, Type};
 
-use super::ending::Ending;
 use super::json_values::{Changes, binary, float, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
+use super::parquet_input::{CheckedGroup, Ending};
 use super::{ErrorKind, Numbered, Progress, Unit};
 
 pub struct Rows {
@@ -130,8 +130,8 @@ impl Rows {
             if self.next_group == self.file.num_row_groups() {
                 return Ok(None);
             }
-            let group = self.file.get_row_group(self.next_group)?;
-            self.group = Some(TreeBuilder::new().as_iter(self.schema.clone(), &*group)?);
+            let group = CheckedGroup(self.file.get_row_group(self.next_group)?);
+            self.group = Some(TreeBuilder::new().as_iter(self.schema.clone(), &group)?);
             self.next_group += 1;
         }
     }

@@ -796,12 +796,18 @@ fn parquet_file() -> Vec<u8> {
     })
 }
 
-/// Found by fuzzing: a page header claims a list of two billion items, of which the reader of the parquet crate would skip each.
+/// Found by fuzzing: a page header claims a list of two billion items, and a dictionary claims more values than it has bytes. The
+/// parquet crate would skip each of the items, and allocate memory for the values.
 #[test]
 fn a_parquet_page_that_claims_more_than_the_file_holds_is_an_error() {
-    let seed = include_bytes!("../../tests/fuzz/seeds/files/parquet-endless");
-    let rows = read("a.parquet", &seed[1..]);
-    assert!(rows.iter().any(Result::is_err), "{rows:?}");
+    let seeds = [
+        &include_bytes!("../../tests/fuzz/seeds/files/parquet-endless")[..],
+        include_bytes!("../../tests/fuzz/seeds/files/parquet-dictionary"),
+    ];
+    for seed in seeds {
+        let rows = read("a.parquet", &seed[1..]);
+        assert!(rows.iter().any(Result::is_err), "{rows:?}");
+    }
 }
 
 #[test]
