@@ -6,9 +6,10 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 
 import pytest
-from conftest import RESIDUALD, records, residuald, write
+from conftest import RESIDUALD, ROOT, records, residuald, write
 
 KINDS = {"tail", "foreign", "relation", "unseen"}
 SETTINGS = """
@@ -188,3 +189,46 @@ def test_ctrl_c_drains_and_the_report_says_how_far_it_came(bundle, tmp_path):
     assert not report["complete"]
     assert report["records"]["unanswered"] == 0
     assert 0 < report["records"]["scored"] == report["records"]["sent"] < report["records"]["planned"]
+
+
+KAFKA = ROOT / "tests/kafka/kafka.sh"
+
+
+@contextmanager
+def cluster(folder, topics):
+    """A real Kafka with these topics -> its bootstrap servers."""
+
+    def kafka(*arguments):
+        command = ["bash", str(KAFKA), *arguments, "--dir", str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    (*_, brokers) = kafka("start", "--while-pid", str(os.getpid()))
+    try:
+        for topic in topics:
+            kafka("topic", "create", topic, "--partitions", "2")
+        yield brokers
+    finally:
+        kafka("stop")
+
+
+@pytest.mark.skipif(
+    not (ROOT / ".kafka/libs").exists() or shutil.which("java") is None, reason="make kafka, and install Java 17"
+)
+def test_a_running_daemon_is_rehearsed_through_a_topic_of_a_real_kafka(bundle, tmp_path):
+    with cluster(tmp_path / "kafka", ["shop", "anomalies", "scores", "dead-letters"]) as brokers:
+        settings = tmp_path / "residuald.toml"
+        threshold = 'false_alarm_rate = 0.01\n[output]\nscores_topic = "scores"\n[http]\nlisten = "127.0.0.1:0"'
+        text = SETTINGS.format(bundle=json.dumps(str(bundle)), threshold=threshold)
+        text = text.replace("nowhere.invalid:9092", brokers).replace('[kafka.client]\nsecurity.protocol = "SSL"\n', "")
+        settings.write_text(text)
+        daemon = subprocess.Popen([RESIDUALD, "run", "--config", str(settings)], stderr=subprocess.DEVNULL)
+        try:
+            options = ["--records", 200, "--rate", 200, "--steps", 4, "--json"]
+            done = residuald("rehearse", "--config", settings, "--topic", "shop", *options, timeout=300)
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(timeout=60) == 0
+    report = json.loads(done.stdout)
+    assert done.returncode == len(report["findings"]) == 0, done.stderr
+    assert report["records"]["sent"] == report["records"]["scored"] == 400
+    assert report["rules"] is None

@@ -116,6 +116,17 @@ pub struct Alerts {
     pub missed: bool,
 }
 
+impl Alerts {
+    /// Describes whether the budget is kept.
+    pub fn outcome(&self) -> &'static str {
+        match self.missed {
+            true => "missed",
+            false if self.per_day_high <= self.budget.alerts_per_day => "kept",
+            false => "not missed as far as so few records can tell",
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub struct KindReport {
     pub kind: &'static str,

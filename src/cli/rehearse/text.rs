@@ -80,7 +80,7 @@ fn alerts(report: &Report) {
         alerts.per_day_low,
         alerts.per_day_high,
         alerts.budget.alerts_per_day,
-        if alerts.missed { "missed" } else { "kept" }
+        alerts.outcome()
     );
     println!(
         "  flagged of the bundle's own normal records {}, the calibration expects {:.3} %; of drawn ones {}",
