@@ -83,7 +83,10 @@ def test_random_configurations(capsys):
             known = theirs is None or not is_finite(theirs) or theirs[0].min() < 0
             assert known, f"refused, and diffusers does it: {what}"
             continue
-        assert theirs is not None, f"diffusers refuses, and ours does not: {what}"
+        if theirs is None:
+            # Steps that visit a noise level twice: a singular matrix there, NaN here, which `generate` refuses.
+            assert not is_finite(ours), f"diffusers refuses, and ours does not: {what}"
+            continue
         assert greatest_difference(ours, theirs) <= TOLERANCE, what
         compared += 1
         with rounded(False):
