@@ -153,8 +153,9 @@ impl Graphs {
             (DECODE, "x", decoded, &row(&point.decoded)),
         ] {
             let differs = |(found, expected): (&f32, &f32)| {
-                let same = (found - expected).abs() <= TOLERANCE * expected.abs().max(1.0);
-                !same && !(found.is_nan() && expected.is_nan())
+                let are_close = (found - expected).abs() <= TOLERANCE * expected.abs().max(1.0);
+                let are_missing = found.is_nan() && expected.is_nan();
+                !are_close && !are_missing
             };
             if let Some(at) = found.iter().zip(expected).position(differs) {
                 let problem = format!(

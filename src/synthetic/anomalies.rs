@@ -262,7 +262,7 @@ impl Injector {
                 return index as f32;
             }
         }
-        shares().last().map_or(own, |(index, _)| index as f32)
+        shares().next_back().map_or(own, |(index, _)| index as f32)
     }
 
     fn rounded(&self, column: usize, value: f32) -> f32 {

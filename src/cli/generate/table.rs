@@ -267,6 +267,9 @@ fn to_topic(
     })
 }
 
+/// The cells of a record, and its key.
+type Drawn = (Vec<Cell>, Option<String>);
+
 /// Draws the records of a range of sample numbers, chunk by chunk.
 struct Drawing<'s> {
     sampler: Sampler,
@@ -286,7 +289,7 @@ struct Drawing<'s> {
     next: u64,
     count: u64,
     /// Drawn records that are not taken yet, the first one last.
-    ready: Vec<(Vec<Cell>, Option<String>)>,
+    ready: Vec<Drawn>,
     anomalies: [u64; KINDS.len()],
     bar: ProgressBar,
     stop: &'s Shutdown,
@@ -417,7 +420,7 @@ impl<'s> Drawing<'s> {
         Ok(())
     }
 
-    fn next(&mut self) -> Option<Result<(Vec<Cell>, Option<String>), Failure>> {
+    fn next(&mut self) -> Option<Result<Drawn, Failure>> {
         if self.ready.is_empty() {
             let count = (self.count - self.next).min(CHUNK as u64);
             if count == 0 || self.stop.is_requested() {

@@ -94,13 +94,11 @@ pub fn draw(
         payloads: Vec::new(),
         notes,
     };
-    let mut number = draw.records;
     let held_out = generative.reference.held_out.chunks_exact(width);
-    for row in held_out.take(draw.records as usize) {
-        // Numbers above those of the drawn records, for the parts of times that no feature holds.
+    // Numbers above those of the drawn records, for the parts of times that no feature holds.
+    for (number, row) in (draw.records..2 * draw.records).zip(held_out) {
         let cells = records.cells(number, row, &[]);
         stream.add(Part::Calm, None, records.json(&cells));
-        number += 1;
     }
     for example in sample {
         stream.add(Part::Sample, None, example.payload);
@@ -144,12 +142,15 @@ impl Stream {
     }
 }
 
-/// Makes an injector for each strength.
+/// An injector for each strength.
+type Injectors = Vec<(f32, Injector)>;
+
+/// Makes an injector for each strength. The notes say which kinds are left out.
 fn injectors(
     draw: &Draw<'_>,
     bundle: &Bundle,
     generative: &Generative,
-) -> Result<(Vec<(f32, Injector)>, Vec<String>), Failure> {
+) -> Result<(Injectors, Vec<String>), Failure> {
     let held = vec![false; bundle.features().len()];
     let mut injectors = Vec::new();
     let mut notes = Vec::new();

@@ -24,7 +24,7 @@ struct Place {
 
 enum Out {
     Plain(BufWriter<File>),
-    Gzip(GzEncoder<BufWriter<File>>),
+    Gzip(Box<GzEncoder<BufWriter<File>>>),
     Stdout(EscapedWriter<Stdout>),
 }
 
@@ -55,7 +55,7 @@ impl NewFile {
         let file = options.open(&part).map(BufWriter::new);
         let file = file.map_err(|e| Failure::data(format!("{}: {e}", part.display())))?;
         let out = match path.extension().is_some_and(|extension| extension == "gz") {
-            true => Out::Gzip(GzEncoder::new(file, Compression::default())),
+            true => Out::Gzip(Box::new(GzEncoder::new(file, Compression::default()))),
             false => Out::Plain(file),
         };
         let path = path.to_owned();

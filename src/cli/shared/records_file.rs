@@ -23,7 +23,7 @@ const ROW_GROUP: usize = 50_000;
 
 /// A new file of records.
 pub enum RecordsFile {
-    Ndjson(NewFile),
+    Ndjson(Box<NewFile>),
     Csv(Box<csv::Writer<NewFile>>),
     Parquet(Box<ParquetFile>),
 }
@@ -70,7 +70,7 @@ impl RecordsFile {
                     .map_err(|e| Failure::output(io::Error::from(e)))?;
                 RecordsFile::Csv(Box::new(csv))
             }
-            _ => RecordsFile::Ndjson(file),
+            _ => RecordsFile::Ndjson(Box::new(file)),
         })
     }
 
@@ -119,7 +119,7 @@ impl RecordsFile {
 
     fn close(self) -> Result<NewFile, Failure> {
         match self {
-            RecordsFile::Ndjson(out) => Ok(out),
+            RecordsFile::Ndjson(out) => Ok(*out),
             RecordsFile::Csv(out) => {
                 let file = out.into_inner();
                 file.map_err(|e| Failure::output(e.into_error()))
