@@ -94,13 +94,11 @@ pub fn draw(
         payloads: Vec::new(),
         notes,
     };
-    let mut number = draw.records;
     let held_out = generative.reference.held_out.chunks_exact(width);
-    for row in held_out.take(draw.records as usize) {
-        // Numbers above those of the drawn records, for the parts of times that no feature holds.
+    // Numbers above those of the drawn records, for the parts of times that no feature holds.
+    for (number, row) in (draw.records..).zip(held_out.take(draw.records as usize)) {
         let cells = records.cells(number, row, &[]);
         stream.add(Part::Calm, None, records.json(&cells));
-        number += 1;
     }
     for example in sample {
         stream.add(Part::Sample, None, example.payload);
@@ -144,12 +142,15 @@ impl Stream {
     }
 }
 
+/// A strength and its injector.
+type Injection = (f32, Injector);
+
 /// Makes an injector for each strength.
 fn injectors(
     draw: &Draw<'_>,
     bundle: &Bundle,
     generative: &Generative,
-) -> Result<(Vec<(f32, Injector)>, Vec<String>), Failure> {
+) -> Result<(Vec<Injection>, Vec<String>), Failure> {
     let held = vec![false; bundle.features().len()];
     let mut injectors = Vec::new();
     let mut notes = Vec::new();
@@ -171,7 +172,7 @@ fn injectors(
 }
 
 /// Turns the row number `place` into an anomaly if its turn has come. A row that stays as it was is normal.
-fn inject(injectors: &[(f32, Injector)], place: u64, row: &mut [f32]) -> Option<Anomaly> {
+fn inject(injectors: &[Injection], place: u64, row: &mut [f32]) -> Option<Anomaly> {
     let strengths = injectors.len() as u64;
     let (strength, injector) = &injectors[(place % strengths) as usize];
     let before = row.to_vec();
