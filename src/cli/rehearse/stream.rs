@@ -96,7 +96,7 @@ pub fn draw(
     };
     let held_out = generative.reference.held_out.chunks_exact(width);
     // Numbers above those of the drawn records, for the parts of times that no feature holds.
-    for (number, row) in (draw.records..2 * draw.records).zip(held_out) {
+    for (number, row) in (draw.records..).zip(held_out.take(draw.records as usize)) {
         let cells = records.cells(number, row, &[]);
         stream.add(Part::Calm, None, records.json(&cells));
     }
@@ -142,15 +142,15 @@ impl Stream {
     }
 }
 
-/// An injector for each strength.
-type Injectors = Vec<(f32, Injector)>;
+/// A strength and its injector.
+type Injection = (f32, Injector);
 
-/// Makes an injector for each strength. The notes say which kinds are left out.
+/// Makes an injector for each strength.
 fn injectors(
     draw: &Draw<'_>,
     bundle: &Bundle,
     generative: &Generative,
-) -> Result<(Injectors, Vec<String>), Failure> {
+) -> Result<(Vec<Injection>, Vec<String>), Failure> {
     let held = vec![false; bundle.features().len()];
     let mut injectors = Vec::new();
     let mut notes = Vec::new();
@@ -172,7 +172,7 @@ fn injectors(
 }
 
 /// Turns the row number `place` into an anomaly if its turn has come. A row that stays as it was is normal.
-fn inject(injectors: &[(f32, Injector)], place: u64, row: &mut [f32]) -> Option<Anomaly> {
+fn inject(injectors: &[Injection], place: u64, row: &mut [f32]) -> Option<Anomaly> {
     let strengths = injectors.len() as u64;
     let (strength, injector) = &injectors[(place % strengths) as usize];
     let before = row.to_vec();
