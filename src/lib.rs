@@ -5,6 +5,7 @@
 // Pure: no tokio, no Kafka, no ONNX Runtime, no metrics.
 pub mod bounded;
 pub mod clip;
+pub mod npy;
 pub mod record;
 pub mod text;
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::manifest::{Feature, FeatureKind};
+use crate::npy;
 
 pub const SCHEDULER: &str = "scheduler_config.json";
 pub const DENOISER: &str = "denoiser.onnx";
@@ -91,6 +92,7 @@ impl Reference {
     /// # Errors
     /// A message, if it is not such an array.
     pub fn parse(bytes: &[u8], features: usize) -> Result<Reference, String> {
+        npy::head(&mut &*bytes).map_err(|e| e.to_string())?;
         let file = npyz::NpyFile::new(bytes).map_err(|e| e.to_string())?;
         let shape = file.shape().to_vec();
         let fits = shape.len() == 2 && shape[1] == features as u64 && shape[0] % 2 == 0;

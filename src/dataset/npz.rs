@@ -1,7 +1,7 @@
 //! Reads NPZ files: a matrix `X` [rows, columns] and optional labels `y` [rows]. The columns are named `x0`, `x1`, …
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use npyz::npz::file_name_from_array_name;
@@ -11,6 +11,7 @@ use zip::result::ZipError;
 
 use super::json_values::Changes;
 use super::{ErrorKind, Numbered, Progress, Unit};
+use crate::npy;
 
 /// Maximum size of one array. Its memory is allocated before it is read.
 const MOST_NUMBERS: u64 = 1 << 32;
@@ -122,9 +123,10 @@ fn numbers(
     // The library panics on some damaged headers.
     let panicked = |_| Err(io::Error::other("damaged"));
     let read = AssertUnwindSafe(|| match archive.by_name(&file_name_from_array_name(name)) {
-        Ok(array) => {
+        Ok(mut array) => {
             let most = array.compressed_size().saturating_mul(MOST_TIMES);
-            as_f64(NpyFile::new(array)?, most).map(Some)
+            let head = npy::head(&mut array)?;
+            as_f64(NpyFile::new(Cursor::new(head).chain(array))?, most).map(Some)
         }
         Err(ZipError::FileNotFound) => Ok(None),
         Err(error) => Err(error.into()),

@@ -810,6 +810,13 @@ fn a_parquet_page_that_claims_more_than_the_file_holds_is_an_error() {
     }
 }
 
+/// Found by fuzzing: the library parses nested brackets in exponential time.
+#[test]
+fn an_npz_header_with_nested_brackets_is_an_error() {
+    let seed = include_bytes!("../../tests/fuzz/seeds/files/npz-nested");
+    assert!(read_with("a.npz", &seed[1..], &Options::default()).is_err());
+}
+
 #[test]
 fn parquet_values() {
     let want = [

@@ -26,7 +26,7 @@ enum Layer {
 
 fn layer(module: &str) -> Option<Layer> {
     Some(match module {
-        "bounded" | "clip" | "record" | "text" => Layer::Pure(0),
+        "bounded" | "clip" | "npy" | "record" | "text" => Layer::Pure(0),
         "bundle" => Layer::Pure(1),
         "image" => Layer::Pure(2),
         "decode" => Layer::Pure(3),

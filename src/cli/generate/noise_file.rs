@@ -10,6 +10,7 @@ use npyz::{DType, NpyHeader, Order};
 
 use crate::diffusion::Plan;
 use crate::failure::Failure;
+use crate::npy;
 
 /// float32 [N, C, H, W], the initial noise, or [1 + steps, N, C, H, W], also that of each step.
 pub struct NoiseFile {
@@ -33,7 +34,8 @@ impl NoiseFile {
             return Err(failed("is not a regular file".into()));
         }
         let mut file = File::open(path).map_err(|e| failed(e.to_string()))?;
-        let header = NpyHeader::from_reader(&mut file)
+        let head = npy::head(&mut file).map_err(|e| failed(format!("is not a .npy file: {e}")))?;
+        let header = NpyHeader::from_reader(&head[..])
             .map_err(|e| failed(format!("is not a .npy file: {e}")))?;
         let [c, h, w] = image.map(|side| side as u64);
         let steps = plan.steps() as u64 + 1;
