@@ -314,8 +314,16 @@ fn every_target_and_file_is_there() {
 }
 
 /// Commands that do not run here, by their beginning, and why.
-const NOT_HERE: [(&str, &str); 7] = [
+const NOT_HERE: [(&str, &str); 12] = [
     ("generate ddpm-parts", "the reader's own pipeline"),
+    (
+        "generate models/mine",
+        "a bundle with a generative part, which the reader trains",
+    ),
+    ("score labelled.ndjson", "what the command before it draws"),
+    ("impute", "such a bundle; tests/generate runs it"),
+    ("denoise", "such a bundle; tests/generate runs it"),
+    ("rehearse", "such a bundle; tests/generate runs it"),
     ("score images/test", "the reader's own images"),
     (
         "score history-labelled.csv",
