@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import RESIDUALD, SIZE, network, write_folder
+from conftest import RESIDUALD, ROOT, SIZE, network, write_folder
 from PIL import Image
 
 DATA, USAGE, INTERRUPTED = 65, 64, 130
@@ -63,11 +63,8 @@ def test_a_folder_of_another_pipeline(copy, generate, tmp_path):
     refused(done, DATA, "is a StableDiffusionPipeline, which also needs text_encoder, tokenizer, vae:")
 
 
-def test_a_bundle_that_scores(generate, tmp_path):
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "manifest.json").write_text("{}")
-    refused(generate(bundle, "--out", tmp_path / "out"), DATA, "is a bundle of residuald")
+def test_a_bundle_that_only_scores(generate, tmp_path):
+    refused(generate(ROOT / "models/payments", "--out", tmp_path / "out"), USAGE, "cannot draw records")
 
 
 def test_an_unknown_scheduler(copy, generate, tmp_path):
