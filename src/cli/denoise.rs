@@ -1,25 +1,19 @@
 //! `residuald denoise`: moves each record to the denoiser's mean at a noise level.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::bundle::manifest::{Feature, FeatureKind};
 use crate::bundle::{Draft, path};
-use crate::dataset;
 use crate::onnx::CHUNK;
 use crate::onnx::generative::Denoising;
-use crate::shutdown::Shutdown;
 use crate::synthetic::patch::Edit;
 use crate::synthetic::records::number_text;
 
-use crate::cli::shared::files::FormatArgument;
 use crate::cli::shared::generative::{denoising, generative, summary_line};
-use crate::cli::shared::progress::stop_on_ctrl_c;
-use crate::cli::shared::rewrite::{Files, Rewritten, rewrite};
-use crate::cli::shared::wrapping::WrappingArguments;
+use crate::cli::shared::rewrite::{RewriteArguments, Rewritten, print_counts, rewrite};
 use crate::failure::Failure;
 
 /// Name of the field that tells what was changed.
@@ -39,29 +33,11 @@ from the first 2,000 records, by comparison with the bundle's held-out records. 
 values, and with the field `denoised`, which has the old value of each number that changed. Booleans, categories and
 times do not change: noise in them is another value, not a smaller or larger one.")]
 pub struct Arguments {
-    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
-    /// pattern in quotes such as 'part-*.csv', or - for standard input
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
     #[command(flatten)]
-    format: FormatArgument,
-    /// Bundle with a generative part
-    #[arg(long, value_name = "DIR")]
-    bundle: PathBuf,
-    #[command(flatten)]
-    wrapping: WrappingArguments,
-    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
-    #[arg(long, value_name = "FILE", default_value = "-")]
-    out: PathBuf,
+    common: RewriteArguments,
     /// Standard deviation of the noise [default: estimated]
     #[arg(long, value_name = "SIGMA")]
     sigma: Option<f32>,
-    /// Replace an existing file
-    #[arg(long)]
-    force: bool,
-    /// Print one JSON object at the end instead of text
-    #[arg(long)]
-    json: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -72,30 +48,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     {
         return Err(Failure::usage("--sigma must be above 0"));
     }
-    let bundle = Draft::read(&arguments.bundle).finish()?;
+    let bundle = Draft::read(&arguments.common.bundle).finish()?;
     let generative = generative(&bundle)?;
     let features = bundle.features();
-    let files = Files {
-        input: &arguments.files,
-        options: dataset::Options {
-            format: arguments.format.format,
-            wrapping: arguments.wrapping.wrapping(),
-            ..dataset::Options::default()
-        },
-        out: &arguments.out,
-        force: arguments.force,
-        at_once: CHUNK,
-        hide_progress: arguments.json,
-    };
-    let stop = Shutdown::default();
-    stop_on_ctrl_c(&stop)?;
     let mut cleaner = Cleaner {
         denoising: denoising(generative, features.len())?,
         features,
         sigma: arguments.sigma,
         changed: vec![0; features.len()],
     };
-    let done = rewrite(&files, features, &stop, |rows| cleaner.clean(rows))?;
+    let done = rewrite(&arguments.common, CHUNK, features, |rows| {
+        cleaner.clean(rows)
+    })?;
     report(arguments, &cleaner, &done, started);
     Ok(())
 }
@@ -165,7 +129,7 @@ fn report(arguments: &Arguments, cleaner: &Cleaner<'_>, done: &Rewritten, starte
         .iter()
         .zip(&cleaner.changed)
         .filter(|(_, count)| **count > 0);
-    if arguments.json {
+    if arguments.common.json {
         let changed: serde_json::Map<String, Value> = changed
             .map(|(feature, count)| (feature.name.clone(), json!(count)))
             .collect();
@@ -173,16 +137,10 @@ fn report(arguments: &Arguments, cleaner: &Cleaner<'_>, done: &Rewritten, starte
             "records": records, "refused": refusals.count(), "reasons": refusals.all(), "sigma": cleaner.sigma,
             "changed": changed, "seconds": seconds,
         });
-        summary_line(&arguments.out, &summary);
+        summary_line(&arguments.common.out, &summary);
         return;
     }
-    eprintln!(
-        "{records} records in {seconds:.1} s, {} could not be read",
-        refusals.count()
-    );
-    if refusals.count() > 0 {
-        eprintln!("could not be read: {refusals}");
-    }
+    print_counts(done, seconds);
     if cleaner.sigma == Some(0.0) {
         eprintln!("no noise was found, so nothing was changed: state a level with --sigma");
     }

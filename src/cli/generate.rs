@@ -64,7 +64,7 @@ pub struct Arguments {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Images of a pipeline")]
 struct ImageArguments {
-    /// How much noise DDIM adds: 0 is none, 1 as much as DDPM [default: 0]
+    /// How much noise DDIM adds, from 0 (no noise) to 1 (as much as DDPM) [default: 0]
     #[arg(long, value_name = "ETA")]
     eta: Option<f32>,
     /// Number of images that go through the steps together. On a CPU, the model runs on each alone [default: 1]

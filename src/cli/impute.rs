@@ -1,26 +1,20 @@
 //! `residuald impute`: fills what records lack with the median or mode of several draws.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::bundle::manifest::{Feature, FeatureKind, Missing};
 use crate::bundle::{Draft, path};
-use crate::dataset;
 use crate::onnx::CHUNK;
 use crate::onnx::generative::Sampler;
-use crate::shutdown::Shutdown;
 use crate::synthetic::imputation::{Imputed, impute};
 use crate::synthetic::patch::Edit;
 use crate::synthetic::records::number_text;
 
-use crate::cli::shared::files::FormatArgument;
 use crate::cli::shared::generative::{SamplerArguments, generative, summary_line};
-use crate::cli::shared::progress::stop_on_ctrl_c;
-use crate::cli::shared::rewrite::{Files, Rewritten, rewrite};
-use crate::cli::shared::wrapping::WrappingArguments;
+use crate::cli::shared::rewrite::{RewriteArguments, Rewritten, print_counts, rewrite};
 use crate::failure::Failure;
 
 /// Fill what records lack with the median or most frequent value of several draws, and add the interval
@@ -35,20 +29,8 @@ Each output record is the input record with its missing features filled in, and 
 A value that most draws lack as well stays missing: {\"value\": null, \"share\"}. Times are not filled in. Records in which nothing is
 missing are passed on as they are.")]
 pub struct Arguments {
-    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
-    /// pattern in quotes such as 'part-*.csv', or - for standard input
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
     #[command(flatten)]
-    format: FormatArgument,
-    /// Bundle with a generative part
-    #[arg(long, value_name = "DIR")]
-    bundle: PathBuf,
-    #[command(flatten)]
-    wrapping: WrappingArguments,
-    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
-    #[arg(long, value_name = "FILE", default_value = "-")]
-    out: PathBuf,
+    common: RewriteArguments,
     /// Number of draws for each record
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     draws: u64,
@@ -57,12 +39,6 @@ pub struct Arguments {
     interval: f32,
     #[command(flatten)]
     sampler: SamplerArguments,
-    /// Replace an existing file
-    #[arg(long)]
-    force: bool,
-    /// Print one JSON object at the end instead of text
-    #[arg(long)]
-    json: bool,
 }
 
 /// Name of the field that tells what was filled in.
@@ -73,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !(arguments.interval > 0.0 && arguments.interval < 1.0) {
         return Err(Failure::usage("--interval must be above 0 and below 1"));
     }
-    let bundle = Draft::read(&arguments.bundle).finish()?;
+    let bundle = Draft::read(&arguments.common.bundle).finish()?;
     let generative = generative(&bundle)?;
     let features = bundle.features();
     if let Some(feature) = features
@@ -85,20 +61,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             feature.name, feature.path
         )));
     }
-    let files = Files {
-        input: &arguments.files,
-        options: dataset::Options {
-            format: arguments.format.format,
-            wrapping: arguments.wrapping.wrapping(),
-            ..dataset::Options::default()
-        },
-        out: &arguments.out,
-        force: arguments.force,
-        at_once: (CHUNK / arguments.draws as usize).max(1),
-        hide_progress: arguments.json,
-    };
-    let stop = Shutdown::default();
-    stop_on_ctrl_c(&stop)?;
     let mut filler = Filler {
         sampler: arguments.sampler.open(generative, features.len())?,
         features,
@@ -107,7 +69,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         tally: vec![Tally::default(); features.len()],
         drawn: 0,
     };
-    let done = rewrite(&files, &optional(features), &stop, |rows| filler.fill(rows))?;
+    let at_once = (CHUNK / filler.draws).max(1);
+    let done = rewrite(&arguments.common, at_once, &optional(features), |rows| {
+        filler.fill(rows)
+    })?;
     report(arguments, features, &filler.tally, &done, started);
     Ok(())
 }
@@ -238,7 +203,7 @@ fn report(
         .iter()
         .zip(tally)
         .filter(|(_, tally)| tally.filled + tally.left_missing > 0);
-    if arguments.json {
+    if arguments.common.json {
         let features: serde_json::Map<String, Value> = touched
             .map(|(feature, tally)| {
                 (
@@ -248,16 +213,10 @@ fn report(
             })
             .collect();
         let summary = json!({"records": records, "refused": refusals.count(), "reasons": refusals.all(), "features": features, "seconds": seconds});
-        summary_line(&arguments.out, &summary);
+        summary_line(&arguments.common.out, &summary);
         return;
     }
-    eprintln!(
-        "{records} records in {seconds:.1} s, {} could not be read",
-        refusals.count()
-    );
-    if refusals.count() > 0 {
-        eprintln!("could not be read: {refusals}");
-    }
+    print_counts(done, seconds);
     for (feature, tally) in touched {
         let left = match tally.left_missing {
             0 => String::new(),

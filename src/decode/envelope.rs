@@ -434,7 +434,7 @@ impl<'w> Place<'w> {
         items(list, most)
     }
 
-    /// Returns the only record, or `None` if there is none.
+    /// Returns the only record, or `None` if the message is empty.
     fn only(self, text: &str) -> Result<Option<String>, RowError> {
         let record = match &self.records(text, 1)? {
             (_, 0) => return Ok(None),

@@ -19,7 +19,7 @@ pub(super) enum Bound {
 }
 
 impl Bound {
-    /// Of a class with `clip_sample`.
+    /// Reads the bound of a class with `clip_sample`.
     pub fn read(fields: &Fields<'_>, clips: bool) -> Result<Bound, Error> {
         let clips = fields.boolean("clip_sample", clips)?;
         let range = fields.number("clip_sample_range", 1.0)? as f32;
@@ -29,7 +29,7 @@ impl Bound {
         }
     }
 
-    /// Of a class without `clip_sample`.
+    /// Reads the bound of a class without `clip_sample`.
     pub fn read_threshold(fields: &Fields<'_>) -> Result<Bound, Error> {
         let quantile = fields.number("dynamic_thresholding_ratio", 0.995)?;
         let most = fields.number("sample_max_value", 1.0)? as f32;

@@ -152,7 +152,7 @@ impl Method for DpmSolverMultistep {
 #[derive(Debug)]
 struct Steps {
     dpm: Arc<Dpm>,
-    /// Of each step, and the final one.
+    /// The noise level of each step, then the final one.
     levels: Vec<Level>,
 }
 

@@ -128,7 +128,7 @@ impl Multistep {
 
     /// The clean sample, bounded, or the noise that follows from each value of the model's output.
     pub fn convert(&self, batch: &Batch<'_>, level: &Level, wants_clean: bool) -> Vec<f32> {
-        // A flow is x - σ v also where the levels are none of a flow, as in diffusers.
+        // As in diffusers, a flow prediction gives x - σ v even if the noise levels do not belong to a flow.
         let (alpha, sigma) = match self.prediction {
             PredictionType::Flow => (1.0, level.ratio),
             _ => (level.alpha, level.sigma),

@@ -99,16 +99,16 @@ impl Method for UniPcMultistep {
 #[derive(Debug)]
 struct Steps {
     unipc: Arc<UniPc>,
-    /// Of each step, and the final one.
+    /// The noise level of each step, then the final one.
     levels: Vec<Level>,
 }
 
 /// What predictor and corrector share for a move from one level to the next.
 struct Move {
-    /// Of x_s, and of m₀.
+    /// The factors of x_s and of m₀.
     x: f32,
     m0: f32,
-    /// Of the sum of differences.
+    /// The factor of the sum of differences.
     differences: f32,
     /// r₁, r₂, … of the outputs before the latest, and 1.
     ratios: Vec<f32>,

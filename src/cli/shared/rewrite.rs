@@ -1,14 +1,15 @@
 //! Reads files of records, sets fields of each record, and writes the records to a new file as NDJSON.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 
-use super::files::shown;
+use super::files::{FormatArgument, shown};
 use super::new_file::NewFile;
 use super::progress;
 use super::refusals::Refusals;
+use super::wrapping::WrappingArguments;
 use crate::bundle::manifest::Feature;
 use crate::dataset::{self, Dataset};
 use crate::decode::{DecodeError, Decoder, RecordFormat};
@@ -16,16 +17,29 @@ use crate::failure::Failure;
 use crate::shutdown::Shutdown;
 use crate::synthetic::patch::{self, Edit};
 
-/// The files to read and the file to write.
-pub struct Files<'a> {
-    pub input: &'a [PathBuf],
-    pub options: dataset::Options,
-    /// NDJSON; `-` is standard output.
-    pub out: &'a Path,
-    pub force: bool,
-    /// Number of records in a chunk.
-    pub at_once: usize,
-    pub hide_progress: bool,
+/// The arguments that verbs have in common: what to read, by which bundle, and what to write.
+#[derive(clap::Args)]
+pub struct RewriteArguments {
+    /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
+    /// pattern in quotes such as 'part-*.csv', or - for standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgument,
+    /// Bundle with a generative part
+    #[arg(long, value_name = "DIR")]
+    pub bundle: PathBuf,
+    #[command(flatten)]
+    wrapping: WrappingArguments,
+    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub out: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object at the end instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What became of the records.
@@ -35,32 +49,39 @@ pub struct Rewritten {
     pub refusals: Refusals,
 }
 
-/// Rewrites the records. `edit` gets the rows of a chunk [N, F] and returns the fields to set in each of the N records.
+/// Rewrites the records, `at_once` in a chunk. `edit` gets the rows of a chunk [N, F] and returns the fields to set in each of the N records.
 ///
 /// # Errors
 /// A file cannot be read or written, `edit` fails, no record could be read, or the work was interrupted, which leaves NAME.part.
 pub fn rewrite<'f>(
-    files: &Files<'_>,
+    arguments: &RewriteArguments,
+    at_once: usize,
     features: &[Feature],
-    stop: &Shutdown,
     mut edit: impl FnMut(&[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure>,
 ) -> Result<Rewritten, Failure> {
-    let mut data = dataset::open_all(files.input, &files.options)?;
-    let mut out = NewFile::open(files.out, files.force, false)?;
-    let bar = progress::of_file(&data, files.hide_progress);
+    let options = dataset::Options {
+        format: arguments.format.format,
+        wrapping: arguments.wrapping.wrapping(),
+        ..dataset::Options::default()
+    };
+    let stop = Shutdown::default();
+    progress::stop_on_ctrl_c(&stop)?;
+    let mut data = dataset::open_all(&arguments.files, &options)?;
+    let mut out = NewFile::open(&arguments.out, arguments.force, false)?;
+    let bar = progress::of_file(&data, arguments.json);
     let mut chunk = Chunk::new(features);
-    while !stop.is_requested() && chunk.read(&mut data, files.at_once)? {
+    while !stop.is_requested() && chunk.read(&mut data, at_once)? {
         chunk.write(&mut edit, &mut out)?;
         bar.set_position(data.progress().done);
     }
-    end(chunk.done, stop, files, out, &bar, &data)
+    end(chunk.done, &stop, arguments, out, &bar, &data)
 }
 
 /// Completes the file, unless the work was interrupted or no record could be read.
 fn end(
     done: Rewritten,
     stop: &Shutdown,
-    files: &Files<'_>,
+    arguments: &RewriteArguments,
     out: NewFile,
     bar: &ProgressBar,
     data: &Dataset,
@@ -81,7 +102,7 @@ fn end(
             out.discard();
             Err(Failure::data(format!(
                 "{} contains no records",
-                shown(files.input)
+                shown(&arguments.files)
             )))
         }
         (0, refused) => {
@@ -95,6 +116,18 @@ fn end(
             out.finish()?;
             Ok(done)
         }
+    }
+}
+
+/// Prints how many records were read, and why others were not. Verbs print what they changed after it.
+pub fn print_counts(done: &Rewritten, seconds: f64) {
+    let Rewritten { records, refusals } = done;
+    eprintln!(
+        "{records} records in {seconds:.1} s, {} could not be read",
+        refusals.count()
+    );
+    if refusals.count() > 0 {
+        eprintln!("could not be read: {refusals}");
     }
 }
 
