@@ -13,7 +13,9 @@ use crate::synthetic::patch::Edit;
 use crate::synthetic::records::number_text;
 
 use crate::cli::shared::generative::{denoising, generative, summary_line};
-use crate::cli::shared::rewrite::{RewriteArguments, Rewritten, print_counts, rewrite};
+use crate::cli::shared::rewrite::{
+    RewriteArguments, Rewritten, field_is_free, print_counts, rewrite,
+};
 use crate::failure::Failure;
 
 /// Name of the field that tells what was changed.
@@ -51,13 +53,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bundle = Draft::read(&arguments.common.bundle).finish()?;
     let generative = generative(&bundle)?;
     let features = bundle.features();
+    field_is_free(FIELD, features)?;
     let mut cleaner = Cleaner {
         denoising: denoising(generative, features.len())?,
         features,
         sigma: arguments.sigma,
         changed: vec![0; features.len()],
     };
-    let done = rewrite(&arguments.common, CHUNK, features, |rows| {
+    let done = rewrite(&arguments.common, FIELD, CHUNK, features, |rows| {
         cleaner.clean(rows)
     })?;
     report(arguments, &cleaner, &done, started);
@@ -123,7 +126,11 @@ impl<'f> Cleaner<'f> {
 
 fn report(arguments: &Arguments, cleaner: &Cleaner<'_>, done: &Rewritten, started: Instant) {
     let seconds = started.elapsed().as_secs_f64();
-    let Rewritten { records, refusals } = done;
+    let Rewritten {
+        records,
+        refusals,
+        replaced,
+    } = done;
     let changed = cleaner
         .features
         .iter()
@@ -135,7 +142,7 @@ fn report(arguments: &Arguments, cleaner: &Cleaner<'_>, done: &Rewritten, starte
             .collect();
         let summary = json!({
             "records": records, "refused": refusals.count(), "reasons": refusals.all(), "sigma": cleaner.sigma,
-            "changed": changed, "seconds": seconds,
+            "changed": changed, "replaced": replaced, "seconds": seconds,
         });
         summary_line(&arguments.common.out, &summary);
         return;

@@ -14,7 +14,9 @@ use crate::synthetic::patch::Edit;
 use crate::synthetic::records::number_text;
 
 use crate::cli::shared::generative::{SamplerArguments, generative, summary_line};
-use crate::cli::shared::rewrite::{RewriteArguments, Rewritten, print_counts, rewrite};
+use crate::cli::shared::rewrite::{
+    RewriteArguments, Rewritten, field_is_free, print_counts, rewrite,
+};
 use crate::failure::Failure;
 
 /// Fill what records lack with the median or most frequent value of several draws, and add the interval
@@ -52,15 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bundle = Draft::read(&arguments.common.bundle).finish()?;
     let generative = generative(&bundle)?;
     let features = bundle.features();
-    if let Some(feature) = features
-        .iter()
-        .find(|f| path::keys_or_parts(&f.path)[0] == FIELD)
-    {
-        return Err(Failure::usage(format!(
-            "the feature `{}` is read from `{}`, where the verb writes what it filled in",
-            feature.name, feature.path
-        )));
-    }
+    field_is_free(FIELD, features)?;
     let mut filler = Filler {
         sampler: arguments.sampler.open(generative, features.len())?,
         features,
@@ -70,9 +64,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         drawn: 0,
     };
     let at_once = (CHUNK / filler.draws).max(1);
-    let done = rewrite(&arguments.common, at_once, &optional(features), |rows| {
-        filler.fill(rows)
-    })?;
+    let done = rewrite(
+        &arguments.common,
+        FIELD,
+        at_once,
+        &optional(features),
+        |rows| filler.fill(rows),
+    )?;
     report(arguments, features, &filler.tally, &done, started);
     Ok(())
 }
@@ -198,7 +196,11 @@ fn report(
     started: Instant,
 ) {
     let seconds = started.elapsed().as_secs_f64();
-    let Rewritten { records, refusals } = done;
+    let Rewritten {
+        records,
+        refusals,
+        replaced,
+    } = done;
     let touched = features
         .iter()
         .zip(tally)
@@ -212,7 +214,7 @@ fn report(
                 )
             })
             .collect();
-        let summary = json!({"records": records, "refused": refusals.count(), "reasons": refusals.all(), "features": features, "seconds": seconds});
+        let summary = json!({"records": records, "refused": refusals.count(), "reasons": refusals.all(), "features": features, "replaced": replaced, "seconds": seconds});
         summary_line(&arguments.common.out, &summary);
         return;
     }

@@ -43,6 +43,15 @@ def test_records_without_holes_are_passed_on_as_they_are(bundle, tmp_path):
     assert done.stdout == source.read_text()
 
 
+def test_a_field_of_the_same_name_is_not_replaced_in_silence(bundle, tmp_path):
+    row = records(1, 6)[0] | {"imputed": "mine"}
+    del row["tax"]
+    source = write(tmp_path / "own.ndjson", [row])
+    done = residuald("impute", source, "--bundle", bundle)
+    assert json.loads(done.stdout)["imputed"]["tax"]["value"] >= 0
+    assert "1 records had a field of the same name" in done.stderr
+
+
 def test_what_cannot_be_read_is_counted(bundle, tmp_path):
     source = tmp_path / "mixed.ndjson"
     source.write_text('{"amount": "much"}\n' + json.dumps(records(1, 7)[0]) + "\n")

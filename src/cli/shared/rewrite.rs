@@ -1,9 +1,11 @@
 //! Reads files of records, sets fields of each record, and writes the records to a new file as NDJSON.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 
 use indicatif::ProgressBar;
+use serde::de::IgnoredAny;
 
 use super::files::{FormatArgument, shown};
 use super::new_file::NewFile;
@@ -11,6 +13,7 @@ use super::progress;
 use super::refusals::Refusals;
 use super::wrapping::WrappingArguments;
 use crate::bundle::manifest::Feature;
+use crate::bundle::path;
 use crate::dataset::{self, Dataset};
 use crate::decode::{DecodeError, Decoder, RecordFormat};
 use crate::failure::Failure;
@@ -47,14 +50,31 @@ pub struct RewriteArguments {
 pub struct Rewritten {
     pub records: u64,
     pub refusals: Refusals,
+    /// Number of records that held the verb's own field already. It was replaced.
+    pub replaced: u64,
 }
 
-/// Rewrites the records, `at_once` in a chunk. `edit` gets the rows of a chunk [N, F] and returns the fields to set in each of the N records.
+/// Refuses a verb's own field, which tells what was changed, in the place of a feature.
+pub fn field_is_free(field: &str, features: &[Feature]) -> Result<(), Failure> {
+    let clash = features
+        .iter()
+        .find(|feature| path::keys_or_parts(&feature.path)[0] == field);
+    match clash {
+        None => Ok(()),
+        Some(feature) => Err(Failure::usage(format!(
+            "the feature `{}` is read from `{}`, where the verb writes what it changed",
+            feature.name, feature.path
+        ))),
+    }
+}
+
+/// Rewrites the records, `at_once` in a chunk. Tells in `field` what was changed. `edit` gets the rows of a chunk [N, F] and returns the fields to set in each of the N records.
 ///
 /// # Errors
 /// A file cannot be read or written, `edit` fails, no record could be read, or the work was interrupted, which leaves NAME.part.
 pub fn rewrite<'f>(
     arguments: &RewriteArguments,
+    field: &str,
     at_once: usize,
     features: &[Feature],
     mut edit: impl FnMut(&[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure>,
@@ -71,7 +91,7 @@ pub fn rewrite<'f>(
     let bar = progress::of_file(&data, arguments.json);
     let mut chunk = Chunk::new(features);
     while !stop.is_requested() && chunk.read(&mut data, at_once)? {
-        chunk.write(&mut edit, &mut out)?;
+        chunk.write(field, &mut edit, &mut out)?;
         bar.set_position(data.progress().done);
     }
     end(chunk.done, &stop, arguments, out, &bar, &data)
@@ -121,7 +141,11 @@ fn end(
 
 /// Prints how many records were read, and why others were not. Verbs print what they changed after it.
 pub fn print_counts(done: &Rewritten, seconds: f64) {
-    let Rewritten { records, refusals } = done;
+    let Rewritten {
+        records,
+        refusals,
+        replaced,
+    } = done;
     eprintln!(
         "{records} records in {seconds:.1} s, {} could not be read",
         refusals.count()
@@ -129,6 +153,18 @@ pub fn print_counts(done: &Rewritten, seconds: f64) {
     if refusals.count() > 0 {
         eprintln!("could not be read: {refusals}");
     }
+    if *replaced > 0 {
+        eprintln!(
+            "{replaced} records had a field of the same name as the one that tells what was changed: it was replaced"
+        );
+    }
+}
+
+/// Returns whether the record has this field at its top level.
+fn has_field(record: &str, field: &str) -> bool {
+    // Most records do not contain the word, so few are parsed twice.
+    let fields = || serde_json::from_str::<HashMap<String, IgnoredAny>>(record);
+    record.contains(field) && fields().is_ok_and(|fields| fields.contains_key(field))
 }
 
 struct Chunk {
@@ -148,6 +184,7 @@ impl Chunk {
             done: Rewritten {
                 records: 0,
                 refusals: Refusals::by_flags(),
+                replaced: 0,
             },
         }
     }
@@ -177,11 +214,13 @@ impl Chunk {
 
     fn write<'f>(
         &mut self,
+        field: &str,
         edit: &mut impl FnMut(&[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure>,
         out: &mut NewFile,
     ) -> Result<(), Failure> {
         let edits = edit(&self.rows)?;
         for (record, edits) in self.records.iter().zip(edits) {
+            self.done.replaced += u64::from(!edits.is_empty() && has_field(record, field));
             let line = if edits.is_empty() {
                 Ok(record.clone())
             } else {
