@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use arrow_ipc::convert::try_schema_from_ipc_buffer;
 use arrow_schema::DataType;
@@ -18,11 +19,12 @@ use parquet::schema::types::{SchemaDescPtr, Type};
 
 use super::json_values::{Changes, binary, float, json, seconds, sequence, time, timestamp};
 use super::layout::{Layout, apart};
-use super::parquet_input::{CheckedGroup, Ending};
+use super::parquet_input::{CheckedGroup, Pages};
 use super::{ErrorKind, Numbered, Progress, Unit};
 
 pub struct Rows {
-    file: SerializedFileReader<Ending>,
+    file: SerializedFileReader<File>,
+    pages: Arc<Pages>,
     schema: SchemaDescPtr,
     layout: Layout,
     /// The names of the top-level columns in the payloads.
@@ -40,7 +42,8 @@ pub struct Rows {
 
 impl Rows {
     pub fn new(file: File) -> Result<Self, ErrorKind> {
-        let file = guarded(|| SerializedFileReader::new(Ending(file)))?;
+        let pages = Arc::new(Pages(file.try_clone()?));
+        let file = guarded(|| SerializedFileReader::new(file))?;
         let metadata = file.metadata().file_metadata();
         let schema = metadata.schema_descr_ptr();
         let mut notes = vec![];
@@ -60,6 +63,7 @@ impl Rows {
         let total = metadata.num_rows().try_into().unwrap_or(0);
         Ok(Self {
             file,
+            pages,
             schema,
             layout,
             names,
@@ -130,7 +134,10 @@ impl Rows {
             if self.next_group == self.file.num_row_groups() {
                 return Ok(None);
             }
-            let group = CheckedGroup(self.file.get_row_group(self.next_group)?);
+            let group = CheckedGroup {
+                group: self.file.get_row_group(self.next_group)?,
+                pages: self.pages.clone(),
+            };
             self.group = Some(TreeBuilder::new().as_iter(self.schema.clone(), &group)?);
             self.next_group += 1;
         }

@@ -810,6 +810,20 @@ fn a_parquet_page_that_claims_more_than_the_file_holds_is_an_error() {
     }
 }
 
+/// Found by fuzzing: a page of 30 bytes claims to take a GiB uncompressed, for which the parquet crate would allocate memory.
+#[test]
+fn a_parquet_page_that_claims_too_much_is_an_error() {
+    let seed = include_bytes!("../../tests/fuzz/seeds/files/parquet-page");
+    let rows = read("a.parquet", &seed[1..]);
+    let [Err(error)] = &rows[..] else {
+        panic!("{rows:?}");
+    };
+    assert!(
+        error.to_string().contains("a page takes 1073741824 bytes"),
+        "{error}"
+    );
+}
+
 /// Found by fuzzing: the library parses nested brackets in exponential time.
 #[test]
 fn an_npz_header_with_nested_brackets_is_an_error() {
