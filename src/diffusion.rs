@@ -41,6 +41,7 @@ mod guidance;
 mod lcm;
 mod multistep;
 mod noise;
+mod noise_file;
 mod noise_schedule;
 mod numerics;
 mod prediction;
@@ -51,7 +52,8 @@ mod unipc_multistep;
 
 pub use forward::{add_noise, velocity};
 pub use guidance::{guide, rescale_guidance};
-pub use noise::{Normals, normals};
+pub use noise::{Noise, NoiseOfSamples, Normals, normals};
+pub use noise_file::NoiseFile;
 pub use noise_schedule::NoiseSchedule;
 pub use prediction::PredictionType;
 pub use scheduler::{CLASSES, Plan, Run, Scheduler};
@@ -68,6 +70,9 @@ pub enum Error {
     /// Slices do not fit the batch, or steps are out of order.
     #[error("{0}")]
     Shape(String),
+    /// A file of noise cannot be used.
+    #[error("{0}")]
+    Noise(String),
 }
 
 #[cfg(test)]

@@ -1,16 +1,19 @@
 //! `residuald generate`: draws samples from a diffusion model.
 
+mod chart;
 mod image_files;
 mod images;
-mod noise_file;
 mod report;
 mod sampling;
 mod table;
+mod trace;
+mod whole_files;
 
 use std::path::PathBuf;
 
 use crate::bundle::{Draft, MANIFEST};
 use crate::config::Provider;
+use crate::diffusion::NoiseFile;
 use crate::diffusion::folder::INDEX;
 
 use crate::cli::shared::generative::SamplerArguments;
@@ -26,6 +29,7 @@ Examples:
   residuald generate models/payments --count 20000 --anomalies 0.01 --key card_id --out labelled.parquet
   residuald generate models/payments --count 10000 --out drawn.ndjson --report drawn.html
   residuald generate models/payments --count 100000 --topic rehearsal --rate 500 --key card_id
+  residuald generate models/payments --count 1000 --out drawn.ndjson --trace states
   residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
   residuald generate ddpm-parts --out drawn --noise noise.npy --trace states
 
@@ -35,7 +39,7 @@ the seed and i alone: it has the same bits in any count, and on a CPU also in an
 
 Records that come closer to training records than chance allows are not written.
 
---noise takes the initial noise, float32 [N, C, H, W], or that and the noise of each step, [1 + steps, N, C, H, W], in place of the seed's.")]
+--noise takes the initial noise, float32 [N, C, H, W] for images or [N, D] for records, or that and the noise of each step, [1 + steps, N, …].")]
 pub struct Arguments {
     /// Folder of the bundle or of the pipeline
     #[arg(value_name = "MODEL")]
@@ -49,6 +53,12 @@ pub struct Arguments {
     out: Option<PathBuf>,
     #[command(flatten)]
     sampler: SamplerArguments,
+    /// Noise from a NumPy file in place of the seed's
+    #[arg(long, value_name = "FILE.npy")]
+    noise: Option<PathBuf>,
+    /// Write the states from noise to sample to this folder: as .npy, and as .png for images or as a page for records
+    #[arg(long, value_name = "DIR")]
+    trace: Option<PathBuf>,
     /// Replace existing files
     #[arg(long)]
     force: bool,
@@ -70,12 +80,6 @@ struct ImageArguments {
     /// Number of images that go through the steps together. On a CPU, the model runs on each alone [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: Option<u16>,
-    /// Noise from a NumPy file in place of the seed's
-    #[arg(long, value_name = "FILE.npy")]
-    noise: Option<PathBuf>,
-    /// Write the state after each step to this folder, as .npy and .png
-    #[arg(long, value_name = "DIR")]
-    trace: Option<PathBuf>,
     /// Run on all CPU cores or on the first GPU [default: cpu]
     #[arg(long, value_enum)]
     provider: Option<Provider>,
@@ -104,14 +108,34 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
+impl Arguments {
+    /// Returns the number of samples to draw.
+    ///
+    /// # Errors
+    /// It is 0 or above `most`, or `noise` has not as many.
+    fn count(&self, noise: Option<&NoiseFile>, most: u64) -> Result<u64, Failure> {
+        let held = noise.map(NoiseFile::samples);
+        let count = self.count.or(held).unwrap_or(1);
+        if !(1..=most).contains(&count) {
+            return Err(Failure::usage(format!(
+                "--count {count}: it must be from 1 to {most}"
+            )));
+        }
+        match held {
+            Some(held) if count > held => Err(Failure::usage(format!(
+                "--count {count}: the file of --noise has noise for {held} samples"
+            ))),
+            _ => Ok(count),
+        }
+    }
+}
+
 impl ImageArguments {
     /// Returns the name of an option that was given.
     fn given(&self) -> Option<&'static str> {
         let given = [
             ("--eta", self.eta.is_some()),
             ("--batch", self.batch.is_some()),
-            ("--noise", self.noise.is_some()),
-            ("--trace", self.trace.is_some()),
             ("--provider", self.provider.is_some()),
         ];
         given

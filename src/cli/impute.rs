@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let features = bundle.features();
     field_is_free(FIELD, features)?;
     let mut filler = Filler {
-        sampler: arguments.sampler.open(generative, features.len())?,
+        sampler: arguments.sampler.open(generative, features.len(), None)?,
         features,
         draws: arguments.draws as usize,
         interval: arguments.interval,

@@ -303,7 +303,7 @@ impl Rehearsal<'_> {
             seed: arguments.sampler.seed,
         };
         let width = self.bundle.features().len();
-        let sampler = arguments.sampler.open(self.generative, width)?;
+        let sampler = arguments.sampler.open(self.generative, width, None)?;
         stream::draw(
             &draw,
             sampler,

@@ -1,10 +1,16 @@
 //! Gaussian noise that is the same for a sample in any batch, thread and count.
 
+use std::ops::Range;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::Error;
+use super::noise_file::NoiseFile;
+
 /// An endless sequence of standard normals.
+#[derive(Debug)]
 pub struct Normals(ChaCha8Rng);
 
 /// The noise of sample `index` of those drawn with `seed`: its initial noise first, then that of each step. Every sample has its
@@ -21,5 +27,66 @@ impl Normals {
         for value in values {
             *value = StandardNormal.sample(&mut self.0);
         }
+    }
+}
+
+/// Where noise comes from: a seed, or for the samples that a file holds noise for, the file.
+#[derive(Debug)]
+pub struct Noise {
+    pub seed: u64,
+    pub file: Option<NoiseFile>,
+}
+
+impl Noise {
+    /// Returns the noise of some samples with `dimensions` values each.
+    pub fn of(&self, samples: Range<u64>, dimensions: usize) -> NoiseOfSamples<'_> {
+        let held = self.file.as_ref().map_or(0, NoiseFile::samples);
+        NoiseOfSamples {
+            seeded: samples.clone().map(|i| normals(self.seed, i)).collect(),
+            held: samples.start..samples.end.min(held),
+            file: self.file.as_ref(),
+            dimensions,
+        }
+    }
+}
+
+/// The noise of a group of samples, in sequence.
+pub struct NoiseOfSamples<'n> {
+    seeded: Vec<Normals>,
+    file: Option<&'n NoiseFile>,
+    /// The samples whose noise the file holds.
+    held: Range<u64>,
+    dimensions: usize,
+}
+
+impl NoiseOfSamples<'_> {
+    /// Returns the initial noise, [N, dimensions].
+    ///
+    /// # Errors
+    /// [`Error::Noise`] if the file cannot be read.
+    pub fn initial(&mut self) -> Result<Vec<f32>, Error> {
+        self.next(0, self.file)
+    }
+
+    /// Returns the noise of step `i`, [N, dimensions].
+    ///
+    /// # Errors
+    /// As [`NoiseOfSamples::initial`].
+    pub fn of_step(&mut self, i: usize) -> Result<Vec<f32>, Error> {
+        self.next(1 + i as u64, self.file.filter(|file| file.has_steps()))
+    }
+
+    fn next(&mut self, row: u64, file: Option<&NoiseFile>) -> Result<Vec<f32>, Error> {
+        // The seed's sequence moves on, so that the noise of the steps does not depend on where the initial noise comes from.
+        let mut all = vec![0.0; self.seeded.len() * self.dimensions];
+        let samples = all.chunks_exact_mut(self.dimensions);
+        for (normals, sample) in self.seeded.iter_mut().zip(samples) {
+            normals.fill(sample);
+        }
+        if let Some(file) = file.filter(|_| !self.held.is_empty()) {
+            let held = file.read(row, &self.held)?;
+            all[..held.len()].copy_from_slice(&held);
+        }
+        Ok(all)
     }
 }

@@ -1,5 +1,6 @@
 //! The graphs of a bundle's generative part, and the drawing of rows with them.
 
+use std::io;
 use std::panic::resume_unwind;
 use std::thread;
 
@@ -13,7 +14,7 @@ use super::scorer::{builder, commit, tensor_fault};
 use super::{BATCH, Runtime, ScorerError};
 use crate::bundle::generative::{DECODE, DENOISER, ENCODE, GoldenPoint};
 use crate::bundle::{Fault, Generative};
-use crate::diffusion::{self, Normals, Plan, PredictionType, Scheduler, normals};
+use crate::diffusion::{self, Noise, NoiseFile, Plan, PredictionType, Scheduler, normals};
 
 /// Maximum deviation of a golden point, relative to values above 1.
 const TOLERANCE: f32 = 1e-3;
@@ -25,6 +26,8 @@ pub enum DrawError {
     Graph(#[from] ScorerError),
     #[error(transparent)]
     Scheduler(#[from] diffusion::Error),
+    #[error("the states cannot be written: {0}")]
+    States(#[from] io::Error),
     #[error(
         "the denoiser returned NaN or infinity at step {step} of sample {sample}: the bundle's denoiser is unusable with this scheduler and number of steps"
     )]
@@ -273,19 +276,10 @@ impl Graphs {
         first: u64,
         x: &[f32],
         known: &[f32],
+        states: &mut States<'_>,
     ) -> Result<Vec<f32>, DrawError> {
         let dimensions = self.dimensions;
         let (held, mask) = self.encode(x, known)?;
-        let numbers = (first..).take(held.len() / dimensions.max(1));
-        let mut noise: Vec<Normals> = numbers.map(|sample| normals(draw.seed, sample)).collect();
-        let mut sample = vec![0.0; held.len()];
-        let fill = |noise: &mut [Normals], values: &mut [f32]| {
-            let parts = values.chunks_exact_mut(dimensions);
-            noise
-                .iter_mut()
-                .zip(parts)
-                .for_each(|(noise, part)| noise.fill(part));
-        };
         let hold = |sample: &mut [f32]| {
             for ((value, held), mask) in sample.iter_mut().zip(&held).zip(&mask) {
                 if *mask > 0.5 {
@@ -293,33 +287,41 @@ impl Graphs {
                 }
             }
         };
-        fill(&mut noise, &mut sample);
+        let samples = first..first + (held.len() / dimensions.max(1)) as u64;
+        let mut noise = draw.noise.of(samples, dimensions);
+        let mut sample = noise.initial()?;
         draw.plan.scale_noise(&mut sample);
         let mut run = draw.plan.start(dimensions);
-        let (mut input, mut step_noise) = (vec![0.0; held.len()], Vec::new());
-        if draw.plan.is_stochastic() {
-            step_noise.resize(held.len(), 0.0);
-        }
+        let mut input = vec![0.0; held.len()];
         for (step, &timestep) in draw.plan.timesteps().iter().enumerate() {
             draw.plan.scale_input(step, &sample, &mut input);
             hold(&mut input);
+            states(self, step, &input)?;
             let output = self.denoise(&input, timestep, &mask)?;
             if let Some(at) = output.iter().position(|value| !value.is_finite()) {
                 let sample = first + (at / dimensions) as u64;
                 return Err(DrawError::NotFinite { step, sample });
             }
-            fill(&mut noise, &mut step_noise);
+            let step_noise = match draw.plan.is_stochastic() {
+                true => noise.of_step(step)?,
+                false => Vec::new(),
+            };
             run.step(step, &output, &mut sample, &step_noise)?;
         }
         hold(&mut sample);
+        states(self, draw.plan.steps(), &sample)?;
         Ok(self.decode(&sample)?)
     }
 }
 
+/// Gets the graphs, the number of a state, from 0 to the number of steps, and the points, [N, D]. Until the last one they are as the
+/// denoiser gets them, scaled to a variance of about 1.
+pub type States<'s> = dyn FnMut(&mut Graphs, usize, &[f32]) -> io::Result<()> + 's;
+
 /// How samples are drawn.
 struct Draw {
     plan: Plan,
-    seed: u64,
+    noise: Noise,
 }
 
 /// Draws rows on several cores. Sample i has the same bits whatever the batch, the number of cores, or the samples beside it.
@@ -330,26 +332,22 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Creates sessions on `cores` cores. `scheduler` is the bundle's own or another one in diffusers' format.
+    /// Creates sessions on `cores` cores. `plan` is one of the bundle's own scheduler, or of another one in diffusers' format.
     ///
     /// # Errors
-    /// A graph does not satisfy the contract, or the scheduler cannot take that many steps.
+    /// A graph does not satisfy the contract.
     pub fn new(
         runtime: &Runtime,
         generative: &Generative,
         width: usize,
         cores: usize,
-        scheduler: &Scheduler,
-        steps: usize,
-        seed: u64,
+        plan: Plan,
+        noise: Noise,
     ) -> Result<Sampler, DrawError> {
         let cores = (0..cores.max(1)).map(|_| Graphs::new(runtime, generative, width));
         Ok(Sampler {
             cores: cores.collect::<Result<_, _>>()?,
-            draw: Draw {
-                plan: scheduler.plan(steps)?,
-                seed,
-            },
+            draw: Draw { plan, noise },
             width,
         })
     }
@@ -376,8 +374,9 @@ impl Sampler {
                 .map(|(core, graphs)| {
                     let own = parts.iter().skip(core).step_by(cores);
                     scope.spawn(move || {
-                        let rows =
-                            own.map(|(first, (x, known))| graphs.draw(draw, *first, x, known));
+                        let rows = own.map(|(first, (x, known))| {
+                            graphs.draw(draw, *first, x, known, &mut |_, _, _| Ok(()))
+                        });
                         rows.collect::<Result<Vec<_>, _>>()
                     })
                 })
@@ -395,6 +394,30 @@ impl Sampler {
         }
         let in_order = (0..parts.len()).filter_map(|part| of_cores[part % cores].next());
         Ok(in_order.flatten().collect())
+    }
+
+    /// Draws samples as [`Sampler::draw`] does, on one core, and passes on every state.
+    ///
+    /// # Errors
+    /// As [`Sampler::draw`], or `states` fails.
+    pub fn trace(
+        &mut self,
+        x: &[f32],
+        known: &[f32],
+        states: &mut States<'_>,
+    ) -> Result<(), DrawError> {
+        self.cores[0].draw(&self.draw, 0, x, known, states)?;
+        Ok(())
+    }
+
+    /// Returns the file that replaces the seed's noise.
+    pub fn noise_file(&self) -> Option<&NoiseFile> {
+        self.draw.noise.file.as_ref()
+    }
+
+    /// Returns the number of denoising steps.
+    pub fn steps(&self) -> usize {
+        self.draw.plan.steps()
     }
 
     /// Returns the points of rows [N, F] of which every feature is known, [N, D].

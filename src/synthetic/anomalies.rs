@@ -301,7 +301,7 @@ fn related(columns: &[usize], reference: &Reference) -> Vec<usize> {
 }
 
 /// Spearman's rank correlation. 0 for fewer than 20 pairs.
-fn rank_correlation(pairs: &[(f32, f32)]) -> f32 {
+pub fn rank_correlation(pairs: &[(f32, f32)]) -> f32 {
     if pairs.len() < 20 {
         return 0.0;
     }

@@ -160,8 +160,8 @@ def test_nan_from_the_model(generate, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--count", 0], "--count 0: one folder takes 1 to 1000000 images"),
-        (["--count", 10**9], "--count 1000000000: one folder takes 1 to 1000000"),
+        (["--count", 0], "--count 0: it must be from 1 to 1000000"),
+        (["--count", 10**9], "--count 1000000000: it must be from 1 to 1000000"),
         (["--steps", 0], "0 steps"),
         (["--steps", 21], "21 steps are more than num_train_timesteps, 20"),
         (["--eta", 0.5], "only DDIMScheduler has it"),
@@ -196,7 +196,7 @@ def test_a_noise_file_that_is_cut_off_and_too_small(folder, generate, tmp_path):
     path = tmp_path / "noise.npy"
     np.save(path, np.zeros((2, 3, SIZE, SIZE), np.float32))
     arguments = [folder, "--out", tmp_path / "out", "--noise", path, "--steps", 5]
-    refused(generate(*arguments, "--count", 3), USAGE, "holds noise for 2 images")
+    refused(generate(*arguments, "--count", 3), USAGE, "has noise for 2 samples")
     path.write_bytes(path.read_bytes()[:-1])
     refused(generate(*arguments), DATA, "is cut off")
     path.write_bytes(b"no")

@@ -1,17 +1,13 @@
-//! Writes images as PNG files, and states as NumPy files. A file is written whole or not at all.
+//! Writes images as PNG files, and their states as NumPy files.
 
-use std::collections::HashSet;
-use std::fs::Permissions;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ::image::codecs::png::PngEncoder;
 use ::image::{ExtendedColorType, ImageEncoder};
-use npyz::WriterBuilder;
-use tempfile::NamedTempFile;
 
+use super::whole_files::{create, failed, write_npy, write_whole};
 use crate::failure::Failure;
 
 /// A folder of images, `000000.png` and so on.
@@ -115,69 +111,10 @@ impl Trace {
             std::fs::create_dir_all(&folder).map_err(|e| failed(&folder, &e))?;
             let shape = self.files.shape.map(|side| side as u64);
             let path = folder.join(format!("{state:04}.npy"));
-            write_whole(&path, self.files.overwrites, |out| {
-                let options = npyz::WriteOptions::new().default_dtype().shape(&shape);
-                let mut npy = options.writer(out).begin_nd()?;
-                npy.extend(values.iter().copied())?;
-                npy.finish()
-            })?;
+            write_npy(&path, self.files.overwrites, &shape, values)?;
             self.files
                 .png(&folder.join(format!("{state:04}.png")), values)?;
         }
         Ok(())
     }
-}
-
-/// Creates the folder, and refuses names that are there already.
-fn create(
-    folder: &Path,
-    names: impl Iterator<Item = String>,
-    overwrites: bool,
-) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder).map_err(|e| failed(folder, &e))?;
-    if overwrites {
-        return Ok(());
-    }
-    let there = std::fs::read_dir(folder).map_err(|e| failed(folder, &e))?;
-    let there: HashSet<_> = there.flatten().map(|entry| entry.file_name()).collect();
-    match names
-        .into_iter()
-        .find(|name| there.contains(name.as_ref() as &std::ffi::OsStr))
-    {
-        None => Ok(()),
-        Some(name) => Err(Failure::usage(format!(
-            "{} is there already: name another folder, or overwrite with --force",
-            folder.join(name).display()
-        ))),
-    }
-}
-
-/// Writes to a temporary file beside `path`, which then takes its name.
-fn write_whole(
-    path: &Path,
-    overwrites: bool,
-    write: impl FnOnce(&mut BufWriter<&mut NamedTempFile>) -> io::Result<()>,
-) -> Result<(), Failure> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    // As a new file has them; a temporary one is its owner's alone.
-    let permissions = Permissions::from_mode(0o666);
-    let file = tempfile::Builder::new()
-        .permissions(permissions)
-        .tempfile_in(folder);
-    let written = file.and_then(|mut file| {
-        let mut out = BufWriter::new(&mut file);
-        write(&mut out)?;
-        out.flush()?;
-        drop(out);
-        match overwrites {
-            true => file.persist(path)?,
-            false => file.persist_noclobber(path)?,
-        };
-        Ok(())
-    });
-    written.map_err(|e| failed(path, &e))
-}
-
-fn failed(path: &Path, error: &io::Error) -> Failure {
-    Failure::data(format!("{}: {error}", path.display()))
 }

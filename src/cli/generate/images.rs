@@ -11,18 +11,17 @@ use serde_json::json;
 
 use super::Arguments;
 use super::image_files::{ImageFiles, Trace};
-use super::noise_file::NoiseFile;
-use super::sampling::{Noise, Sampler};
+use super::sampling::Sampler;
 use crate::cli::shared::generative::class;
 use crate::cli::shared::progress;
 use crate::config::Provider;
 use crate::diffusion::folder::PipelineFolder;
-use crate::diffusion::{Plan, Scheduler};
+use crate::diffusion::{Noise, NoiseFile, Plan, Scheduler};
 use crate::failure::Failure;
 use crate::onnx::{Denoiser, Interrupt, Runtime, inference_on};
 use crate::shutdown::Shutdown;
 
-/// More images than a folder can hold in practice.
+/// Maximum number of images in a folder.
 const MOST_IMAGES: u64 = 1_000_000;
 
 #[derive(Serialize)]
@@ -79,13 +78,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         ));
     }
     let shape = denoiser.shape;
-    let file = options.noise.as_deref();
+    let file = arguments.noise.as_deref();
     let file = file
-        .map(|path| NoiseFile::open(path, shape, &plan))
-        .transpose()?;
-    let count = count(arguments, file.as_ref())?;
+        .map(|path| NoiseFile::open(path, &shape, &plan))
+        .transpose()
+        .map_err(Failure::data)?;
+    let count = arguments.count(file.as_ref(), MOST_IMAGES)?;
     let files = ImageFiles::new(out, shape, count, arguments.force)?;
-    let trace = options.trace.as_deref();
+    let trace = arguments.trace.as_deref();
     let trace = trace
         .map(|folder| Trace::new(folder, shape, count, arguments.force))
         .transpose()?;
@@ -166,22 +166,6 @@ fn steps(pipeline: &str, scheduler: &Scheduler) -> usize {
         _ => 50,
     };
     steps.min(trained)
-}
-
-fn count(arguments: &Arguments, file: Option<&NoiseFile>) -> Result<u64, Failure> {
-    let held = file.map(NoiseFile::images);
-    let count = arguments.count.or(held).unwrap_or(1);
-    if !(1..=MOST_IMAGES).contains(&count) {
-        return Err(Failure::usage(format!(
-            "--count {count}: one folder takes 1 to {MOST_IMAGES} images: draw more with another --seed into another folder"
-        )));
-    }
-    match held {
-        Some(held) if count > held => Err(Failure::usage(format!(
-            "--count {count}: the file of --noise holds noise for {held} images"
-        ))),
-        _ => Ok(count),
-    }
 }
 
 /// What the threads share.

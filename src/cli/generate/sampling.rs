@@ -2,17 +2,10 @@
 
 use std::ops::Range;
 
-use super::noise_file::NoiseFile;
-use crate::diffusion::{Normals, Plan, normals};
+use crate::diffusion::{Noise, Plan};
 use crate::failure::Failure;
 use crate::onnx::Denoiser;
 use crate::shutdown::Shutdown;
-
-/// Where noise comes from.
-pub struct Noise {
-    pub seed: u64,
-    pub file: Option<NoiseFile>,
-}
 
 /// Samples on one thread.
 pub struct Sampler<'p> {
@@ -42,8 +35,8 @@ impl<'p> Sampler<'p> {
         stop: &Shutdown,
         states: &mut States<'_>,
     ) -> Result<Option<Vec<f32>>, Failure> {
-        let mut source = Source::new(images.clone(), noise, self.dimensions);
-        let mut sample = source.initial()?;
+        let mut noise = noise.of(images.clone(), self.dimensions);
+        let mut sample = noise.initial().map_err(Failure::data)?;
         self.plan.scale_noise(&mut sample);
         states(0, &sample)?;
         let mut run = self.plan.start(self.dimensions);
@@ -56,7 +49,7 @@ impl<'p> Sampler<'p> {
             self.plan.scale_input(i, &sample, &mut input);
             self.denoiser.predict(&input, timestep, &mut output)?;
             let noise = match self.plan.is_stochastic() {
-                true => source.of_step(i)?,
+                true => noise.of_step(i).map_err(Failure::data)?,
                 false => Vec::new(),
             };
             must_be_finite("the model's output", &images, i, timestep, &output)?;
@@ -85,49 +78,4 @@ fn must_be_finite(
         "{what} is {} after step {step} (timestep {timestep}) of image {image}: the model and the scheduler do not fit each other",
         values[at]
     )))
-}
-
-/// The noise of a group of images, in sequence.
-struct Source<'n> {
-    images: Range<u64>,
-    file: Option<&'n NoiseFile>,
-    seeded: Vec<Normals>,
-    dimensions: usize,
-}
-
-impl<'n> Source<'n> {
-    fn new(images: Range<u64>, noise: &'n Noise, dimensions: usize) -> Source<'n> {
-        let seeded = images.clone().map(|image| normals(noise.seed, image));
-        Source {
-            seeded: seeded.collect(),
-            images,
-            file: noise.file.as_ref(),
-            dimensions,
-        }
-    }
-
-    fn initial(&mut self) -> Result<Vec<f32>, Failure> {
-        // The seed's sequence moves on, so that the noise of the steps does not depend on where the initial noise comes from.
-        let seeded = self.next();
-        match self.file {
-            None => Ok(seeded),
-            Some(file) => file.read(0, &self.images),
-        }
-    }
-
-    fn of_step(&mut self, i: usize) -> Result<Vec<f32>, Failure> {
-        match self.file.filter(|file| file.has_steps()) {
-            None => Ok(self.next()),
-            Some(file) => file.read(1 + i as u64, &self.images),
-        }
-    }
-
-    fn next(&mut self) -> Vec<f32> {
-        let mut all = vec![0.0; self.seeded.len() * self.dimensions];
-        let images = all.chunks_exact_mut(self.dimensions);
-        for (normals, image) in self.seeded.iter_mut().zip(images) {
-            normals.fill(image);
-        }
-        all
-    }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Arguments;
 use super::report::page;
+use super::trace::{self, Trace};
 use crate::bundle::{Bundle, Generative};
 use crate::dataset::Example;
 use crate::kafka::Sink;
@@ -130,12 +131,6 @@ impl TableArguments {
 /// Draws records with the bundle, and writes them to a file or a topic.
 pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     let generative = generative(bundle)?;
-    let count = arguments.count.unwrap_or(1);
-    if !(1..=MOST_RECORDS).contains(&count) {
-        return Err(Failure::usage(format!(
-            "--count {count}: it must be from 1 to {MOST_RECORDS}"
-        )));
-    }
     let options = &arguments.table;
     if let Some(page) = options
         .report
@@ -151,6 +146,9 @@ pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;
     let mut drawing = Drawing::new(bundle, generative, arguments, &stop)?;
+    if let Some(folder) = &arguments.trace {
+        trace::prepare(folder, drawing.sampler.steps(), arguments.force)?;
+    }
     let done = match &options.topic {
         Some(name) => to_topic(&mut drawing, name, options, &stop)?,
         None => to_file(&mut drawing, arguments, &stop)?,
@@ -159,7 +157,18 @@ pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     if let Some(path) = &options.report {
         write_page(&mut drawing, bundle, generative, path, arguments.force)?;
     }
+    if let Some(folder) = arguments.trace.as_ref().filter(|_| done.records > 0) {
+        write_trace(
+            &mut drawing,
+            bundle,
+            generative,
+            arguments,
+            done.records,
+            folder,
+        )?;
+    }
     report(&drawing, &done, arguments, started);
+    let count = drawing.count;
     if done.records == count {
         return Ok(());
     }
@@ -333,7 +342,9 @@ impl<'s> Drawing<'s> {
             None => None,
         };
         let width = features.len();
-        let mut sampler = arguments.sampler.open(generative, width)?;
+        let noise = arguments.noise.as_deref();
+        let mut sampler = arguments.sampler.open(generative, width, noise)?;
+        let count = arguments.count(sampler.noise_file(), MOST_RECORDS)?;
         let dimensions = sampler.dimensions();
         let gate = Gate::new(
             &generative.reference,
@@ -353,10 +364,10 @@ impl<'s> Drawing<'s> {
             seed: arguments.sampler.seed,
             width,
             next: 0,
-            count: arguments.count.unwrap_or(1),
+            count,
             ready: Vec::new(),
             anomalies: [0; KINDS.len()],
-            bar: progress::of_count(arguments.count.unwrap_or(1), "records", arguments.json),
+            bar: progress::of_count(count, "records", arguments.json),
             stop,
         })
     }
@@ -496,6 +507,36 @@ fn this_monday() -> Date {
         .ok()
         .filter(|_| today.weekday() != Weekday::Monday)
         .unwrap_or(today)
+}
+
+/// Writes the folder of `--trace`.
+fn write_trace(
+    drawing: &mut Drawing<'_>,
+    bundle: &Bundle,
+    generative: &Generative,
+    arguments: &Arguments,
+    count: u64,
+    folder: &Path,
+) -> Result<(), Failure> {
+    let start = arguments.table.start.unwrap_or_else(this_monday);
+    let (features, about) = (bundle.features(), &generative.about);
+    // Neither keys nor labels: anomalies are made of samples.
+    let records = Records::new(features, about, &[], start, arguments.sampler.seed);
+    let records = records.map_err(Failure::usage)?;
+    let trace = Trace {
+        folder,
+        overwrites: arguments.force,
+        name: &bundle.manifest.name,
+        features,
+        real: &generative.reference.held_out,
+        records: &records,
+    };
+    let samples = trace.write(&mut drawing.sampler, &drawing.conditions, count)?;
+    eprintln!(
+        "the states of {samples} samples are in {}",
+        folder.display()
+    );
+    Ok(())
 }
 
 /// Writes the page of `--report`.

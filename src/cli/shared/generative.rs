@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bundle::{Bundle, Generative};
-use crate::diffusion::{self, CLASSES, Scheduler};
+use crate::diffusion::{CLASSES, Noise, NoiseFile, Scheduler};
 use crate::onnx::generative::{Denoising, DrawError, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
 
@@ -26,14 +26,25 @@ pub struct SamplerArguments {
 }
 
 impl SamplerArguments {
-    /// Opens the bundle's graphs on all cores. `width`: the number of features.
-    pub fn open(&self, generative: &Generative, width: usize) -> Result<Sampler, Failure> {
+    /// Opens the bundle's graphs on all cores. `width`: the number of features. `noise`: a file that replaces the seed's noise.
+    pub fn open(
+        &self,
+        generative: &Generative,
+        width: usize,
+        noise: Option<&Path>,
+    ) -> Result<Sampler, Failure> {
         let runtime = Runtime::load(Interrupt::default())?;
         let steps = self.steps.unwrap_or(generative.about.steps);
         let scheduler = scheduler(&generative.scheduler, self.scheduler.as_deref())?;
+        let plan = scheduler.plan(steps).map_err(Failure::usage)?;
+        let file = noise.map(|path| NoiseFile::open(path, &[generative.about.dimensions()], &plan));
+        let noise = Noise {
+            seed: self.seed,
+            file: file.transpose().map_err(Failure::data)?,
+        };
         let cores = all_cores().workers;
         Ok(Sampler::new(
-            &runtime, generative, width, cores, &scheduler, steps, self.seed,
+            &runtime, generative, width, cores, plan, noise,
         )?)
     }
 }
@@ -100,7 +111,7 @@ impl From<DrawError> for Failure {
     fn from(e: DrawError) -> Self {
         match e {
             DrawError::Graph(e) => e.into(),
-            DrawError::Scheduler(e @ diffusion::Error::Steps(_)) => Failure::usage(e),
+            DrawError::States(e) => Failure::output(e),
             e => Failure::data(e),
         }
     }

@@ -8,27 +8,29 @@ use std::path::{Path, PathBuf};
 
 use npyz::{DType, NpyHeader, Order};
 
-use crate::diffusion::Plan;
-use crate::failure::Failure;
+use super::{Error, Plan};
 use crate::npy;
 
-/// float32 [N, C, H, W], the initial noise, or [1 + steps, N, C, H, W], also that of each step.
+/// float32 [N, …], the initial noise of N samples, or [1 + steps, N, …], also that of each step.
+#[derive(Debug)]
 pub struct NoiseFile {
     path: PathBuf,
     file: File,
     /// Where the values begin, in bytes.
     start: u64,
     has_steps: bool,
-    images: u64,
-    /// The number of values of an image.
+    samples: u64,
+    /// The number of values of a sample.
     dimensions: u64,
 }
 
 impl NoiseFile {
+    /// `shape`: the shape of a sample.
+    ///
     /// # Errors
-    /// If the file cannot be read, or has another shape or type.
-    pub fn open(path: &Path, image: [usize; 3], plan: &Plan) -> Result<NoiseFile, Failure> {
-        let failed = |problem: String| Failure::data(format!("{}: {problem}", path.display()));
+    /// [`Error::Noise`] if the file cannot be read, or has another shape or type.
+    pub fn open(path: &Path, shape: &[usize], plan: &Plan) -> Result<NoiseFile, Error> {
+        let failed = |problem: String| Error::Noise(format!("{}: {problem}", path.display()));
         let metadata = path.metadata().map_err(|e| failed(e.to_string()))?;
         if !metadata.is_file() {
             return Err(failed("is not a regular file".into()));
@@ -37,15 +39,16 @@ impl NoiseFile {
         let head = npy::head(&mut file).map_err(|e| failed(format!("is not a .npy file: {e}")))?;
         let header = NpyHeader::from_reader(&head[..])
             .map_err(|e| failed(format!("is not a .npy file: {e}")))?;
-        let [c, h, w] = image.map(|side| side as u64);
+        let shape: Vec<u64> = shape.iter().map(|side| *side as u64).collect();
         let steps = plan.steps() as u64 + 1;
-        let (has_steps, images) = match *header.shape() {
-            [n, a, b, d] if [a, b, d] == [c, h, w] => (false, n),
-            [s, n, a, b, d] if [s, a, b, d] == [steps, c, h, w] => (true, n),
-            _ => {
+        let (has_steps, samples) = match header.shape() {
+            [n, sample @ ..] if sample == shape => (false, *n),
+            [s, n, sample @ ..] if *s == steps && sample == shape => (true, *n),
+            found => {
+                let sides: Vec<String> = shape.iter().map(u64::to_string).collect();
+                let sides = sides.join(", ");
                 return Err(failed(format!(
-                    "has the shape {:?}: it must be [N, {c}, {h}, {w}], or [{steps}, N, {c}, {h}, {w}] with the noise of each step",
-                    header.shape()
+                    "has the shape {found:?}: it must be [N, {sides}], or [{steps}, N, {sides}] with the noise of each step"
                 )));
             }
         };
@@ -70,13 +73,14 @@ impl NoiseFile {
             file,
             start,
             has_steps,
-            images,
-            dimensions: c * h * w,
+            samples,
+            dimensions: shape.iter().product(),
         })
     }
 
-    pub fn images(&self) -> u64 {
-        self.images
+    /// The number of samples that the file holds noise for.
+    pub fn samples(&self) -> u64 {
+        self.samples
     }
 
     /// Whether it also holds the noise of each step.
@@ -84,13 +88,16 @@ impl NoiseFile {
         self.has_steps
     }
 
-    /// The noise of some images: of row 0, the initial noise, or of row 1 + i, that of step i.
-    pub fn read(&self, row: u64, images: &Range<u64>) -> Result<Vec<f32>, Failure> {
-        let first = (row * self.images + images.start) * self.dimensions;
-        let count = (images.end - images.start) * self.dimensions;
+    /// Returns the noise of some samples: of row 0, the initial noise, or of row 1 + i, that of step i.
+    ///
+    /// # Errors
+    /// [`Error::Noise`] if the file cannot be read, or has a NaN or an infinity there.
+    pub fn read(&self, row: u64, samples: &Range<u64>) -> Result<Vec<f32>, Error> {
+        let first = (row * self.samples + samples.start) * self.dimensions;
+        let count = (samples.end - samples.start) * self.dimensions;
         let mut bytes = vec![0; count as usize * 4];
         let read = self.file.read_exact_at(&mut bytes, self.start + first * 4);
-        read.map_err(|e| Failure::data(format!("{}: {e}", self.path.display())))?;
+        read.map_err(|e| Error::Noise(format!("{}: {e}", self.path.display())))?;
         let (values, _) = bytes.as_chunks::<4>();
         let values: Vec<f32> = values
             .iter()
@@ -98,7 +105,7 @@ impl NoiseFile {
             .collect();
         match values.iter().all(|value| value.is_finite()) {
             true => Ok(values),
-            false => Err(Failure::data(format!(
+            false => Err(Error::Noise(format!(
                 "{}: has a NaN or an infinity",
                 self.path.display()
             ))),
