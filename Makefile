@@ -108,6 +108,10 @@ lint: venv deny mdbook ## formatting, clippy, licences and duplicates, ruff, she
 docs: mdbook ## the book of docs/ as HTML, in docs/book
 	$(MDBOOK) build docs
 
+.PHONY: process
+process: venv onnxruntime target/release/residuald ## the commands of docs/src/process.md, and its pictures
+	PATH="$(CURDIR)/target/release:$(CURDIR)/.venv/bin:$$PATH" ORT_DYLIB_PATH="$(CURDIR)/.onnxruntime/libonnxruntime.so" .venv/bin/python docs/process.py
+
 .PHONY: advisories
 advisories: deny
 	@cargo deny --locked fetch db </dev/null 2>/dev/null \

@@ -41,7 +41,8 @@ impl Read for FromHeader {
     }
 }
 
-/// Fails if a page claims to be longer than `MAX_PAGE`. The crate allocates memory for as many bytes before it decompresses the page.
+/// Fails if a page claims to be longer than `MAX_PAGE`. The crate allocates memory for as many bytes before it decompresses the page. A
+/// forged header that repeats the field gets past this check, and the crate's own limit of 2 GiB remains.
 ///
 /// A header starts with the page's type and its length, each an integer with the number of its field
 /// ([Thrift's compact protocol](https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md)).
@@ -56,12 +57,14 @@ fn check_size(header: &[u8]) -> io::Result<()> {
         }
         length = header.zigzag().map_err(|_| damaged())?;
     }
-    if length > MAX_PAGE {
-        return Err(io::Error::other(format!(
+    match length {
+        0..=MAX_PAGE => Ok(()),
+        // The crate would take the lowest 32 bits.
+        ..0 | 0x8000_0000.. => Err(damaged()),
+        _ => Err(io::Error::other(format!(
             "a page takes {length} bytes uncompressed, and at most {MAX_PAGE} are read. Write the file again with smaller pages"
-        )));
+        ))),
     }
-    Ok(())
 }
 
 impl Length for Pages {

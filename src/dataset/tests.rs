@@ -803,6 +803,7 @@ fn a_parquet_page_that_claims_more_than_the_file_holds_is_an_error() {
     let seeds = [
         &include_bytes!("../../tests/fuzz/seeds/files/parquet-endless")[..],
         include_bytes!("../../tests/fuzz/seeds/files/parquet-dictionary"),
+        include_bytes!("../../tests/fuzz/seeds/files/parquet-negative-page"),
     ];
     for seed in seeds {
         let rows = read("a.parquet", &seed[1..]);
