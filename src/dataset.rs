@@ -41,6 +41,7 @@ pub mod layout;
 mod ndjson;
 mod npz;
 mod parquet;
+mod parquet_header;
 mod parquet_input;
 mod pick;
 pub mod scan;

@@ -52,7 +52,6 @@ pub use schemas::{Ask, Format, RecordType, Schema, SchemaText, Schemas, TypeSour
 use segment::Names;
 pub use segment::SegmentReader;
 use typed::TypedDecoder;
-pub(crate) use wire::Cursor;
 
 use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::clip::Clipped;

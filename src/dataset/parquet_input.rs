@@ -12,10 +12,7 @@ use parquet::file::reader::{ChunkReader, Length, RowGroupReader};
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::record::reader::RowIter;
 
-use crate::decode::Cursor;
-
-/// The longest page in bytes, uncompressed. Most writers end a page after a megabyte, and fastparquet after 500.
-const MAX_PAGE: i64 = 512 << 20;
+use super::parquet_header;
 
 /// The pages of a file. The file's end is an error: pages never reach it, because the footer is there. The crate skips over a damaged
 /// page header without noticing the end, so a list that claims two billion items would be skipped item by item.
@@ -29,41 +26,16 @@ pub struct FromHeader {
 
 impl Read for FromHeader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
-        if read == 0 && !buffer.is_empty() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
         if !self.is_checked {
-            check_size(&buffer[..read])?;
+            let start = self.file.stream_position()?;
+            parquet_header::check(BufReader::new(&self.file))?;
+            self.file.seek(SeekFrom::Start(start))?;
             self.is_checked = true;
         }
-        Ok(read)
-    }
-}
-
-/// Fails if a page claims to be longer than `MAX_PAGE`. The crate allocates memory for as many bytes before it decompresses the page. A
-/// forged header that repeats the field gets past this check, and the crate's own limit of 2 GiB remains.
-///
-/// A header starts with the page's type and its length, each an integer with the number of its field
-/// ([Thrift's compact protocol](https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md)).
-fn check_size(header: &[u8]) -> io::Result<()> {
-    const NEXT_FIELD_IS_I32: &[u8] = &[0x15];
-    let damaged = || io::Error::other("a page's header is damaged");
-    let mut header = Cursor(header);
-    let mut length = 0;
-    for _ in 0..2 {
-        if header.take(1).ok() != Some(NEXT_FIELD_IS_I32) {
-            return Err(damaged());
+        match self.file.read(buffer)? {
+            0 if !buffer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => Ok(read),
         }
-        length = header.zigzag().map_err(|_| damaged())?;
-    }
-    match length {
-        0..=MAX_PAGE => Ok(()),
-        // The crate would take the lowest 32 bits.
-        ..0 | 0x8000_0000.. => Err(damaged()),
-        _ => Err(io::Error::other(format!(
-            "a page takes {length} bytes uncompressed, and at most {MAX_PAGE} are read. Write the file again with smaller pages"
-        ))),
     }
 }
 

@@ -803,7 +803,7 @@ fn a_parquet_page_that_claims_more_than_the_file_holds_is_an_error() {
     let seeds = [
         &include_bytes!("../../tests/fuzz/seeds/files/parquet-endless")[..],
         include_bytes!("../../tests/fuzz/seeds/files/parquet-dictionary"),
-        include_bytes!("../../tests/fuzz/seeds/files/parquet-negative-page"),
+        include_bytes!("../../tests/fuzz/seeds/files/parquet-repeated-size"),
     ];
     for seed in seeds {
         let rows = read("a.parquet", &seed[1..]);
@@ -820,7 +820,9 @@ fn a_parquet_page_that_claims_too_much_is_an_error() {
         panic!("{rows:?}");
     };
     assert!(
-        error.to_string().contains("a page takes 1073741824 bytes"),
+        error
+            .to_string()
+            .contains("a page claims to take 1073741824 bytes"),
         "{error}"
     );
 }

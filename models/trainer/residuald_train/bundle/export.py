@@ -45,7 +45,8 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1):
     if example is None:
         example = (torch.zeros(3, len(module.space.features)),)
     dynamic = {0: torch.export.Dim("batch")}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnx_ir", "onnxscript", "torch.utils.flop_counter"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -43,8 +43,10 @@ class Denoiser(nn.Module):
             for _ in range(blocks)
         )
         self.out = nn.Sequential(nn.LayerNorm(width), nn.SiLU())
-        self.logits = zero_linear(width, len(space.codes))
-        self.lines = zero_linear(width, self.dims - self.coded)
+        if self.coded:
+            self.logits = zero_linear(width, len(space.codes))
+        if self.coded < self.dims:
+            self.lines = zero_linear(width, self.dims - self.coded)
 
     def trunk(self, sample, timestep, mask):
         """-> [N, width]."""

@@ -118,7 +118,8 @@ def fit(features, X, options, quiet=False):
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True)
     drawn, best, best_weights, checks, began = TrainingNoise(), math.inf, None, [], time.monotonic()
     shown, step, since = bar(total=options.steps, desc="train generative", unit=" steps", disable=quiet), 0, 0
-    while (done := progress(step, time.monotonic() - began, options.steps, options.minutes)) < 1:
+    done = 0.0
+    while done < 1:
         adam.param_groups[0]["lr"] = options.lr * min(1, step / 200) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
         row = numbers[torch.randint(len(numbers), (options.batch,), generator=g)]
         noise = torch.randn(options.batch, space.dims, generator=g)
@@ -136,7 +137,8 @@ def fit(features, X, options, quiet=False):
         with torch.no_grad():
             torch._foreach_lerp_(means, weights, 1 - keep)
         shown.update()
-        if step % options.check_every == 0:
+        done = progress(step, time.monotonic() - began, options.steps, options.minutes)
+        if step % options.check_every == 0 or done >= 1:
             checks.append(validation.loss(average))
             shown.set_postfix_str(f"loss {checks[-1]:.4f}", refresh=False)
             since += 1
@@ -146,8 +148,7 @@ def fit(features, X, options, quiet=False):
             if since >= options.patience:
                 break
     shown.close()
-    if best_weights is not None:
-        average.load_state_dict(best_weights)
+    average.load_state_dict(best_weights)
     if not quiet:
         say_curve("train generative", checks)
     facts = {

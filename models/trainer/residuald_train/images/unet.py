@@ -5,7 +5,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class Conv(nn.Sequential):
@@ -77,6 +76,8 @@ class UNet(nn.Module):
 
 def flops(model, *example):
     """The number of floating-point operations in convolutions and matrix products; a multiply-add counts as two."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, because its import warns where Triton is missing
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*example)
     return counter.get_total_flops()
