@@ -20,7 +20,7 @@ def test_a_trace_leads_from_noise_to_the_drawn_records(generate, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the states of 300 samples are in" in done.stderr
     names = sorted(path.name for path in states.iterdir())
-    assert names == sorted(f"{state:04d}.{kind}" for state in range(9) for kind in ("csv", "npy")) + ["index.html"]
+    assert names == [*sorted(f"{state:04d}.{kind}" for state in range(9) for kind in ("csv", "npy")), "index.html"]
     # Times that are no features are drawn apart from the noise, so they are the same in all states.
     assert table(states / "0008.csv") == table(out)
     assert table(states / "0000.csv") != table(out)
