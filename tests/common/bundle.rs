@@ -15,36 +15,29 @@ pub struct Copy {
     pub path: PathBuf,
 }
 
-const FILES: [&str; 8] = [
-    "manifest.json",
-    "model.onnx",
-    "calibration.json",
-    "golden.ndjson",
-    "normals.ndjson",
-    "nearest.onnx",
-    "screen.json",
-    "screen.onnx",
-];
+/// The files of a bundle: the manifest and those that it lists.
+pub fn files(bundle: &Path) -> Vec<String> {
+    let manifest = parse(&fs::read(bundle.join("manifest.json")).unwrap());
+    let listed = manifest["files"].as_object().unwrap().keys().cloned();
+    listed.chain(["manifest.json".to_owned()]).collect()
+}
 
 impl Copy {
     pub fn new() -> Copy {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("payments");
-        fs::create_dir(&path).unwrap();
-        for file in FILES {
-            fs::copy(payments().join(file), path.join(file)).unwrap();
-        }
-        Copy { _dir: dir, path }
+        Copy::of(&payments())
     }
 
     /// Of `tests/slow_model`: a record's `work` says how long it takes, and 1e15 is for ever.
     pub fn slow() -> Copy {
-        let from = root().join("tests/slow_model");
+        Copy::of(&root().join("tests/slow_model"))
+    }
+
+    fn of(bundle: &Path) -> Copy {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("slow_model");
+        let path = dir.path().join(bundle.file_name().unwrap());
         fs::create_dir(&path).unwrap();
-        for file in &FILES[..4] {
-            fs::copy(from.join(file), path.join(file)).unwrap();
+        for file in files(bundle) {
+            fs::copy(bundle.join(&file), path.join(&file)).unwrap();
         }
         Copy { _dir: dir, path }
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::bundle::Copy;
+use crate::common::bundle::{Copy, files};
 use crate::common::kafka::{Note, produce, read_all};
 use crate::common::process::{Daemon, Ended, ended, residuald, run, signal};
 use crate::common::{parse, payments, root, wait_for};
@@ -569,36 +569,21 @@ fn a_bundle_of_another_schema_wants_to_be_meant() {
     let (broker, bundle, dir) = (broker(), Copy::slow(), tempfile::tempdir().unwrap());
     let file = dir.path().join("settings.toml");
     let mut daemon = daemon(&broker, &bundle, &file, &["threshold.quantile=0.99"]);
-    let required = [
-        "model.onnx",
-        "calibration.json",
-        "golden.ndjson",
-        "manifest.json",
-    ];
-    let optional = [
-        "normals.ndjson",
-        "nearest.onnx",
-        "screen.json",
-        "screen.onnx",
-    ];
-    let copy = |from: &Path, names: &[&str]| {
-        for name in names {
-            fs::copy(from.join(name), bundle.file(name)).unwrap();
+    let replace = |other: &Path| {
+        for name in files(bundle.as_ref()) {
+            fs::remove_file(bundle.file(&name)).unwrap();
+        }
+        for name in files(other) {
+            fs::copy(other.join(&name), bundle.file(&name)).unwrap();
         }
     };
-    let other = payments();
-    copy(&other, &required);
-    copy(&other, &optional);
+    replace(&payments());
     reload(&daemon, FAILED);
     assert_eq!(daemon.status()["model"]["name"], "slow_model");
     // A bundle of another kind, for which the threshold would not do either.
-    for name in optional {
-        fs::remove_file(bundle.file(name)).unwrap();
-    }
-    copy(&root().join("models/surface"), &required);
+    replace(&root().join("models/surface"));
     reload(&daemon, FAILED);
-    copy(&other, &required);
-    copy(&other, &optional);
+    replace(&payments());
     fs::write(&file, "[model]\nallow_schema_change = true\n").unwrap();
     reload(&daemon, OK);
     assert_eq!(daemon.status()["model"]["name"], "payments");
