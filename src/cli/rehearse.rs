@@ -28,7 +28,7 @@ use crate::verdict::Judge;
 use crate::cli::shared::feed::without_transactions;
 use crate::cli::shared::files::FormatArgument;
 use crate::cli::shared::generative::{SamplerArguments, generative};
-use crate::cli::shared::new_file::NewFile;
+use crate::cli::shared::new_file::{NewFile, must_be_new};
 use crate::cli::shared::progress::stop_on_ctrl_c;
 use crate::cli::shared::settings::ConfigArguments;
 use crate::cli::shared::threshold::positive;
@@ -117,15 +117,8 @@ fn strength(text: &str) -> Result<f32, String> {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    if let Some(path) = arguments
-        .html
-        .as_ref()
-        .filter(|p| p.exists() && !arguments.force)
-    {
-        return Err(Failure::usage(format!(
-            "{} exists: choose another name, or replace it with --force",
-            path.display()
-        )));
+    if let Some(page) = &arguments.html {
+        must_be_new(page, arguments.force)?;
     }
     let config = arguments.config.load()?;
     let bundle = Draft::read(&config.model.bundle).finish()?;

@@ -27,7 +27,7 @@ use crate::synthetic::records::{Cell, CellType, Records};
 use crate::cli::shared::connection::{ConnectionArguments, topic};
 use crate::cli::shared::feed::{Feed, without_transactions};
 use crate::cli::shared::generative::{generative, summary_line};
-use crate::cli::shared::new_file::{NewFile, written};
+use crate::cli::shared::new_file::{NewFile, must_be_new, written};
 use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::records_file::RecordsFile;
 use crate::cli::shared::threshold::positive;
@@ -132,15 +132,8 @@ impl TableArguments {
 pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     let generative = generative(bundle)?;
     let options = &arguments.table;
-    if let Some(page) = options
-        .report
-        .as_ref()
-        .filter(|page| page.exists() && !arguments.force)
-    {
-        return Err(Failure::usage(format!(
-            "{} exists: choose another name, or replace it with --force",
-            page.display()
-        )));
+    if let Some(page) = &options.report {
+        must_be_new(page, arguments.force)?;
     }
     let started = Instant::now();
     let stop = Shutdown::default();

@@ -28,6 +28,18 @@ enum Out {
     Stdout(EscapedWriter<Stdout>),
 }
 
+/// # Errors
+/// The file exists and `force` is not given.
+pub fn must_be_new(path: &Path, force: bool) -> Result<(), Failure> {
+    match path.exists() && !force {
+        false => Ok(()),
+        true => Err(Failure::usage(format!(
+            "{} exists: choose another name, or replace it with --force",
+            path.display()
+        ))),
+    }
+}
+
 impl NewFile {
     /// Opens the file, or standard output for `-`. A name that ends in .gz is compressed. With `appends`, it goes on after what an
     /// interrupted run has written.
@@ -39,12 +51,7 @@ impl NewFile {
             let out = Out::Stdout(EscapedWriter::new(io::stdout()));
             return Ok(NewFile { place: None, out });
         }
-        if path.exists() && !force {
-            return Err(Failure::usage(format!(
-                "{} exists: choose another name, or replace it with --force",
-                path.display()
-            )));
-        }
+        must_be_new(path, force)?;
         let part = part_of(path);
         let mut options = OpenOptions::new();
         let options = options
