@@ -64,7 +64,7 @@ def test_a_folder_of_another_pipeline(copy, generate, tmp_path):
 
 
 def test_a_bundle_that_only_scores(generate, tmp_path):
-    refused(generate(ROOT / "models/payments", "--out", tmp_path / "out"), USAGE, "cannot draw records")
+    refused(generate(ROOT / "tests/slow_model", "--out", tmp_path / "out"), USAGE, "cannot draw records")
 
 
 def test_an_unknown_scheduler(copy, generate, tmp_path):
