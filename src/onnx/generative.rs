@@ -264,20 +264,20 @@ impl Graphs {
         Ok(all)
     }
 
-    /// Draws the samples with the numbers `first`, `first` + 1, … and returns them as rows [N, F].
+    /// Draws the samples and returns them as rows [N, F].
     ///
     /// `x` [N, F] holds the values of the features that `known` [N, F] marks with 1. They are held, and the others are drawn.
     fn draw(
         &mut self,
-        draw: &Draw,
-        first: u64,
+        plan: &Plan,
+        samples: &[Sample],
         x: &[f32],
         known: &[f32],
     ) -> Result<Vec<f32>, DrawError> {
         let dimensions = self.dimensions;
         let (held, mask) = self.encode(x, known)?;
-        let numbers = (first..).take(held.len() / dimensions.max(1));
-        let mut noise: Vec<Normals> = numbers.map(|sample| normals(draw.seed, sample)).collect();
+        let noise = samples.iter().map(|of| normals(of.seed, of.number));
+        let mut noise: Vec<Normals> = noise.collect();
         let mut sample = vec![0.0; held.len()];
         let fill = |noise: &mut [Normals], values: &mut [f32]| {
             let parts = values.chunks_exact_mut(dimensions);
@@ -294,18 +294,18 @@ impl Graphs {
             }
         };
         fill(&mut noise, &mut sample);
-        draw.plan.scale_noise(&mut sample);
-        let mut run = draw.plan.start(dimensions);
+        plan.scale_noise(&mut sample);
+        let mut run = plan.start(dimensions);
         let (mut input, mut step_noise) = (vec![0.0; held.len()], Vec::new());
-        if draw.plan.is_stochastic() {
+        if plan.is_stochastic() {
             step_noise.resize(held.len(), 0.0);
         }
-        for (step, &timestep) in draw.plan.timesteps().iter().enumerate() {
-            draw.plan.scale_input(step, &sample, &mut input);
+        for (step, &timestep) in plan.timesteps().iter().enumerate() {
+            plan.scale_input(step, &sample, &mut input);
             hold(&mut input);
             let output = self.denoise(&input, timestep, &mask)?;
             if let Some(at) = output.iter().position(|value| !value.is_finite()) {
-                let sample = first + (at / dimensions) as u64;
+                let sample = samples[at / dimensions].number;
                 return Err(DrawError::NotFinite { step, sample });
             }
             fill(&mut noise, &mut step_noise);
@@ -316,16 +316,19 @@ impl Graphs {
     }
 }
 
-/// How samples are drawn.
-struct Draw {
-    plan: Plan,
-    seed: u64,
+/// The sample whose noise is that of `number` among those drawn with `seed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    pub seed: u64,
+    pub number: u64,
 }
 
-/// Draws rows on several cores. Sample i has the same bits whatever the batch, the number of cores, or the samples beside it.
+/// Draws rows on several cores. A sample has the same bits whatever the batch, the number of cores, or the samples beside it.
+#[derive(Debug)]
 pub struct Sampler {
     cores: Vec<Graphs>,
-    draw: Draw,
+    plan: Plan,
+    seed: u64,
     width: usize,
 }
 
@@ -346,10 +349,8 @@ impl Sampler {
         let cores = (0..cores.max(1)).map(|_| Graphs::new(runtime, generative, width));
         Ok(Sampler {
             cores: cores.collect::<Result<_, _>>()?,
-            draw: Draw {
-                plan: scheduler.plan(steps)?,
-                seed,
-            },
+            plan: scheduler.plan(steps)?,
+            seed,
             width,
         })
     }
@@ -361,10 +362,26 @@ impl Sampler {
     /// # Errors
     /// ONNX Runtime fails, or the denoiser returns NaN.
     pub fn draw(&mut self, first: u64, x: &[f32], known: &[f32]) -> Result<Vec<f32>, DrawError> {
+        let seed = self.seed;
+        let samples = (first..).map(|number| Sample { seed, number });
+        let samples: Vec<Sample> = samples.take(x.len() / self.width).collect();
+        self.draw_samples(&samples, x, known)
+    }
+
+    /// Draws these samples, and otherwise does as [`draw`](Self::draw).
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    pub fn draw_samples(
+        &mut self,
+        samples: &[Sample],
+        x: &[f32],
+        known: &[f32],
+    ) -> Result<Vec<f32>, DrawError> {
         let part = BATCH * self.width;
-        let draw = &self.draw;
-        let parts: Vec<_> = (first..)
-            .step_by(BATCH)
+        let plan = &self.plan;
+        let parts: Vec<_> = samples
+            .chunks(BATCH)
             .zip(x.chunks(part).zip(known.chunks(part)))
             .collect();
         let cores = self.cores.len();
@@ -377,7 +394,7 @@ impl Sampler {
                     let own = parts.iter().skip(core).step_by(cores);
                     scope.spawn(move || {
                         let rows =
-                            own.map(|(first, (x, known))| graphs.draw(draw, *first, x, known));
+                            own.map(|(samples, (x, known))| graphs.draw(plan, samples, x, known));
                         rows.collect::<Result<Vec<_>, _>>()
                     })
                 })
@@ -409,6 +426,11 @@ impl Sampler {
     /// Returns the number of samples that keep every core busy for one batch.
     pub fn at_once(&self) -> u64 {
         (self.cores.len() * BATCH) as u64
+    }
+
+    /// Returns the seed of [`draw`](Self::draw).
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Returns the number of dimensions of a point, D.
