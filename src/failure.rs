@@ -7,9 +7,11 @@ use crate::config::ConfigError;
 use crate::dataset;
 use crate::dead_letter::BadMarker;
 use crate::decode::SetBy;
+use crate::diffusion;
 use crate::kafka::KafkaError;
 use crate::kafka::history::HistoryError;
 use crate::kafka::replay::ReplayError;
+use crate::onnx::generative::DrawError;
 use crate::onnx::{LoadError, RuntimeError, ScorerError};
 use crate::pipeline::PipelineError;
 
@@ -110,6 +112,16 @@ impl From<BundleError> for Failure {
 impl From<RateTooFine> for Failure {
     fn from(e: RateTooFine) -> Self {
         Failure::config(e)
+    }
+}
+
+impl From<DrawError> for Failure {
+    fn from(e: DrawError) -> Self {
+        match e {
+            DrawError::Graph(e) => e.into(),
+            DrawError::Scheduler(e @ diffusion::Error::Steps(_)) => Failure::usage(e),
+            e => Failure::data(e),
+        }
     }
 }
 

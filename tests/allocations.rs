@@ -97,6 +97,8 @@ fn allocations_a_record(screen: &str) -> f64 {
         decoding: residuald::memory::Room::of(0),
         scorers: loaded.scorers,
         screenings: screenings.collect(),
+        imputers: Vec::new(),
+        imputed_within: Duration::ZERO,
         judge,
         nearest: None,
         model: ModelId {

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bundle::{Bundle, Generative};
-use crate::diffusion::{self, CLASSES, Scheduler};
-use crate::onnx::generative::{Denoising, DrawError, Sampler};
+use crate::diffusion::{CLASSES, Scheduler};
+use crate::onnx::generative::{Denoising, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
 
 use crate::failure::Failure;
@@ -93,16 +93,6 @@ pub fn summary_line(out: &Path, summary: &Value) {
     match out.as_os_str() == "-" {
         true => eprintln!("{summary}"),
         false => println!("{summary}"),
-    }
-}
-
-impl From<DrawError> for Failure {
-    fn from(e: DrawError) -> Self {
-        match e {
-            DrawError::Graph(e) => e.into(),
-            DrawError::Scheduler(e @ diffusion::Error::Steps(_)) => Failure::usage(e),
-            e => Failure::data(e),
-        }
     }
 }
 
