@@ -90,14 +90,14 @@ impl Judging {
         Ok(judged)
     }
 
-    /// Counts every record of the batch. Returns the records for which a verdict is published, and the indices of all records
-    /// that are not refused. Records that cannot be scored become dead letters.
+    /// Counts every record of the batch. Returns the records for which a verdict is published, and, if they are restored,
+    /// the indices of all records that are not refused. Records that cannot be scored become dead letters.
     fn sort_out(&self, batch: &Batch, judged: &mut Judged) -> (Vec<Reported>, Vec<usize>) {
         let (mut reported, mut passed) = (Vec::new(), Vec::new());
         for (i, record) in batch.records().enumerate() {
             let Some(scored) = batch.score_index(i) else {
                 judged.tally.scored += 1;
-                passed.push(i);
+                passed.extend(self.restorer.is_some().then_some(i));
                 continue;
             };
             let dead = match batch.image_outcomes.get(i) {
@@ -111,7 +111,7 @@ impl Judging {
                 continue;
             }
             judged.tally.scored += 1;
-            passed.push(i);
+            passed.extend(self.restorer.is_some().then_some(i));
             let severity = self.judge.severity(batch.scores[scored], record.segment);
             judged.tally.anomalies.extend(severity);
             if let (Some(Screened::Audited { cleared, .. }), Some(_)) =
