@@ -80,9 +80,11 @@ fn imputers(
     for _ in 0..workers {
         let (width, seed) = (features.len(), settings.seed);
         let sampler = Sampler::new(&runtime, generative, width, 1, &scheduler, steps, seed);
-        let sampler = sampler.map_err(|e| explained(e, steps))?;
+        let sampler = sampler.map_err(|e| explained(e, settings, steps))?;
         let mut imputer = Imputer::new(sampler, features, settings.draws, INTERVAL);
-        let each = imputer.warm_up().map_err(|e| explained(e, steps))?;
+        let each = imputer
+            .warm_up()
+            .map_err(|e| explained(e, settings, steps))?;
         all.each = all.each.max(each);
         all.imputers.push(imputer);
     }
@@ -90,8 +92,11 @@ fn imputers(
 }
 
 /// Names the setting that may be at fault.
-fn explained(error: DrawError, steps: usize) -> Failure {
+fn explained(error: DrawError, settings: &RestoredSettings, steps: usize) -> Failure {
     match error {
+        e @ DrawError::NotFinite { .. } if settings.steps.is_some() => Failure::config(format!(
+            "output.restored_steps = {steps}: {e}. Set another number, or remove the setting"
+        )),
         DrawError::Scheduler(e @ diffusion::Error::Steps(_)) => Failure::config(format!(
             "output.restored_steps: the bundle's scheduler cannot take {steps} steps: {e}"
         )),

@@ -362,6 +362,18 @@ mod tests {
     }
 
     #[test]
+    fn records_that_are_not_bare_json_become_json() {
+        let text = |payload: &[u8]| {
+            let mut tally = RestoredTally::default();
+            let text = restorer().text(payload, None, &mut tally);
+            String::from_utf8(text.payload).unwrap()
+        };
+        let framed = b"\x00\x00\x00\x00\x07{\"a\": 1 }\n";
+        assert_eq!(text(framed), "{\"a\": 1 }\n");
+        assert_eq!(text(b"{\"a\": 1, \"x\": NaN}"), r#"{"a": 1, "x": null}"#);
+    }
+
+    #[test]
     fn features_beyond_the_first_share_a_counter() {
         let mut restorer = restorer();
         let one = restorer.features[1].clone();
