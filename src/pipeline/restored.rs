@@ -102,13 +102,12 @@ impl Restorer {
         let before = messages.len();
         for (i, letter) in batch.dead_letters.iter().enumerate() {
             let restored = restored.get(&Incomplete::DeadLetter(i)).copied();
-            let Some(restored) = restored.filter(|restored| restored.outcome.is_ok()) else {
+            if restored.is_none() {
                 continue;
-            };
+            }
             let about = (letter.key.clone(), letter.timestamp_ms);
             let (source, headers) = (letter.source.clone(), letter.headers.clone());
             let payload = &letter.payload;
-            let restored = Some(restored);
             messages.push(self.message(source, about, headers, payload, restored, &mut tally));
         }
         if messages.len() > before {
@@ -350,13 +349,19 @@ mod tests {
         let mut batch = Batch::default();
         keep(&mut batch, &record(0, r#"{"a": 1}"#), [1.0, f32::NAN]);
         batch.last_is_incomplete();
-        fill(
-            &mut batch,
-            vec![Err("the denoiser returned NaN".to_owned())],
-        );
+        let error = RowError {
+            reason: Reason::Missing,
+            detail: "a".into(),
+        };
+        let lacking = record(1, r#"{"b": {"c": 2}}"#);
+        batch.push_dead_letter(&lacking, FROM, error, Instant::now());
+        batch.last_dead_letter_is_incomplete(&[f32::NAN, 2.0]);
+        let failed = || Err("the denoiser returned NaN".to_owned());
+        fill(&mut batch, vec![failed(), failed()]);
         let (messages, tally) = restorer().messages(&batch, &[0]);
-        assert_eq!(texts(&messages), [(0, r#"{"a": 1}"#)]);
-        assert_eq!(tally.failed, 1);
+        let expected = [(0, r#"{"a": 1}"#), (1, r#"{"b": {"c": 2}}"#)];
+        assert_eq!(texts(&messages), expected);
+        assert_eq!(tally.failed, 2);
         let omitted = header(&messages[0], "residuald.omitted").unwrap();
         assert!(omitted.contains("returned NaN"), "{omitted}");
     }
