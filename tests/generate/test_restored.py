@@ -238,6 +238,23 @@ def test_every_record_is_restored_once_although_daemons_are_killed(bundle, tmp_p
 
 
 @needs_kafka
+def test_a_stop_amid_records_that_take_long_drains(bundle, tmp_path):
+    # All of them would take minutes. Only as many are in flight as fit into a drain.
+    (row,) = records(1, 22)
+    del row["tax"]
+    with cluster(tmp_path / "kafka", TOPICS) as brokers:
+        path, port = settings(tmp_path, bundle, brokers, "exactly-once")
+        path.write_text(path.read_text().replace("restored_draws = 8", "restored_draws = 200"))
+        send(brokers, [(f"card-{i}", json.dumps(row)) for i in range(20_000)])
+        with daemon(path, tmp_path / "log") as running:
+            until("the first records", lambda: topic(brokers, "restored"))
+            assert metrics(port)["residuald_records_in_flight"] > 0
+            stop(running)
+        assert 0 < len(topic(brokers, "restored")) < 20_000
+    assert "drained" in (tmp_path / "log").read_text()
+
+
+@needs_kafka
 def test_a_field_of_the_same_name_is_replaced_and_told(bundle, tmp_path):
     row = stream(3)[0]
     own = json.loads(row[1]) | {"imputed": "mine"}
