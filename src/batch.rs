@@ -3,6 +3,7 @@
 //!
 //! A batch owns its buffers and is reused, so that copying a record into it allocates nothing.
 
+mod incomplete;
 mod scores;
 
 use std::ops::Range;
@@ -13,6 +14,7 @@ use crate::dead_letter::DeadLetter;
 use crate::decode::{RowError, Skip};
 use crate::image::Finding;
 use crate::record::{Header, Origin, OwnedHeader, Place, Record};
+pub use incomplete::{Incomplete, Restored};
 pub use scores::Scores;
 
 /// The size in bytes at which a batch is dispatched, however few records it has. The limit keeps large messages from
@@ -65,6 +67,14 @@ pub struct Batch {
     pub scores: Scores,
     /// The outcomes of images, [records].
     pub image_outcomes: Vec<ImageOutcome>,
+    /// The records that lack something, in the order in which they were consumed. Empty if records are not restored.
+    incomplete: Vec<Incomplete>,
+    /// The rows of those that are dead letters, [dead letters in `incomplete`, features].
+    loose_rows: Vec<f32>,
+    /// The number of features, if a record lacks something.
+    width: usize,
+    /// What was filled in, [incomplete].
+    pub restored: Vec<Restored>,
 }
 
 /// The screen's decision on a record.
@@ -98,7 +108,7 @@ struct StoredRanges {
     payload: Range<usize>,
     segment: Option<SegmentId>,
     trace: [Option<Range<usize>>; 2],
-    /// All headers, if the record can still become a dead letter. Otherwise empty.
+    /// All headers, if the record can still become a dead letter or is restored. Otherwise empty.
     headers: Vec<OwnedHeader>,
 }
 
@@ -197,7 +207,8 @@ impl Batch {
     pub fn weight(&self) -> usize {
         let rows = 3 * size_of::<f32>() * self.rows.len();
         let books = size_of::<StoredRanges>() * self.records.len();
-        self.held().saturating_add(rows + books)
+        self.held()
+            .saturating_add(rows + books + self.imputation_bytes())
     }
 
     /// Adds a record with an image that will be decoded into rows of `row_bytes` bytes.
@@ -210,6 +221,11 @@ impl Batch {
     ) {
         self.keep(record, from, None, now);
         self.image_bytes = self.image_bytes.saturating_add(row_bytes);
+        self.keep_headers(record);
+    }
+
+    /// Stores all headers of the record that was kept last.
+    pub fn keep_headers(&mut self, record: &Record<'_>) {
         if let Some(stored) = self.records.last_mut() {
             stored.headers = record.headers.iter().map(own_header).collect();
             self.loose_bytes += headers_weigh(record);
@@ -374,6 +390,9 @@ impl Batch {
         self.refused.clear();
         self.scores.clear();
         self.image_outcomes.clear();
+        self.incomplete.clear();
+        self.loose_rows.clear();
+        self.restored.clear();
     }
 }
 

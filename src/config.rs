@@ -35,7 +35,7 @@ pub use input::{Authorization, ImageSettings, InputSettings, SchemaRegistry, Sch
 pub use kafka::{Guarantee, KafkaSettings, TRANSACTION_TIMEOUT_MS};
 pub use live::Reloaded;
 pub use model::ModelSettings;
-pub use output::{Media, OutputSettings};
+pub use output::{Media, OutputSettings, RestoredSettings};
 pub use screen::{ScreenMode, ScreenSettings};
 pub use secret::{Secret, Secrets, is_secret};
 use settings::Settings;
@@ -126,6 +126,7 @@ impl Config {
         let output = OutputSettings::parse(s);
         check_scores_topic(screen, &output, s);
         check_written_topics(&kafka, &output, s);
+        check_restored_topic(&output, s);
         let http = HttpSettings::parse(s);
         let telemetry = TelemetrySettings::parse(s);
         let traces = TraceSettings::parse(s);
@@ -166,5 +167,19 @@ fn check_written_topics(kafka: &KafkaSettings, output: &OutputSettings, s: &mut 
                 "topic `{topic}` is in kafka.topics and in [output]: choose another topic, because residuald would judge its own verdicts"
             ));
         }
+    }
+}
+
+/// Other messages among the restored records would look like records to those who read them.
+fn check_restored_topic(output: &OutputSettings, s: &mut Settings) {
+    let Some(restored) = &output.restored else {
+        return;
+    };
+    let same = output.topics().into_iter().filter(|t| *t == restored.topic);
+    if same.count() > 1 {
+        s.problem(format!(
+            "output.restored_topic = \"{}\" is another topic of [output] as well: choose a topic of its own for restored records",
+            restored.topic
+        ));
     }
 }

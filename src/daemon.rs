@@ -7,6 +7,7 @@ pub mod input;
 pub mod media_folder;
 pub mod model;
 pub mod reload;
+pub mod restoration;
 pub mod watchdog;
 
 use std::net::SocketAddr;

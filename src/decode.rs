@@ -250,6 +250,26 @@ impl RecordFormat {
     }
 }
 
+impl RecordFormat {
+    /// Returns a decoded record as the text of its JSON, byte for byte as it came if it came as JSON. `None` as
+    /// [`to_json`](Self::to_json).
+    pub fn to_text<'p>(&self, payload: &'p [u8]) -> Option<Cow<'p, str>> {
+        Some(match self.to_json(payload)? {
+            // With the white space around it.
+            Cow::Borrowed(_) if matches!(self, RecordFormat::Json) => {
+                Cow::Borrowed(std::str::from_utf8(json::unframed(payload)).ok()?)
+            }
+            Cow::Borrowed(json) => Cow::Borrowed(json.get()),
+            Cow::Owned(json) => Cow::Owned(String::from(Box::<str>::from(json))),
+        })
+    }
+
+    /// Returns whether records come as something else than JSON.
+    pub fn is_typed(&self) -> bool {
+        matches!(self, RecordFormat::Typed(_) | RecordFormat::Changes(_))
+    }
+}
+
 /// Returns JSON with null for NaN and infinities, which are not JSON.
 pub fn without_nan(json: &str) -> Cow<'_, str> {
     match json::nan::marked(json) {

@@ -52,7 +52,7 @@ mod unipc_multistep;
 
 pub use forward::{add_noise, velocity};
 pub use guidance::{guide, rescale_guidance};
-pub use noise::{Noise, NoiseOfSamples, Normals, normals};
+pub use noise::{Noise, NoiseOfSamples, Normals, Sample, normals};
 pub use noise_file::NoiseFile;
 pub use noise_schedule::NoiseSchedule;
 pub use prediction::PredictionType;

@@ -10,6 +10,7 @@ use crate::decode::SetBy;
 use crate::kafka::KafkaError;
 use crate::kafka::history::HistoryError;
 use crate::kafka::replay::ReplayError;
+use crate::onnx::generative::DrawError;
 use crate::onnx::{LoadError, RuntimeError, ScorerError};
 use crate::pipeline::PipelineError;
 
@@ -110,6 +111,16 @@ impl From<BundleError> for Failure {
 impl From<RateTooFine> for Failure {
     fn from(e: RateTooFine) -> Self {
         Failure::config(e)
+    }
+}
+
+impl From<DrawError> for Failure {
+    fn from(e: DrawError) -> Self {
+        match e {
+            DrawError::Graph(e) => e.into(),
+            DrawError::States(e) => Failure::output(e),
+            e => Failure::data(e),
+        }
     }
 }
 

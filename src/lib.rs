@@ -6,6 +6,7 @@
 pub mod bounded;
 pub mod clip;
 pub mod npy;
+pub mod patch;
 pub mod record;
 pub mod text;
 
@@ -15,6 +16,7 @@ pub mod image;
 pub mod decode;
 
 pub mod dead_letter;
+pub mod imputation;
 
 pub mod batch;
 pub mod verdict;

@@ -1,6 +1,7 @@
 //! Builds Kafka messages for verdicts and dead letters: key, headers and payload.
 
 mod carried;
+mod restored;
 mod slim;
 
 use jiff::Timestamp;
@@ -11,9 +12,10 @@ use crate::batch::StoredRecord;
 use crate::dead_letter::DeadLetter;
 pub use crate::dead_letter::OMITTED;
 use crate::decode::Reason;
-use crate::record::{Origin, OwnedHeader, header};
+use crate::record::{Origin, OwnedHeader, Place, header};
 use crate::verdict::Verdict;
 pub use carried::{MOST_LEVELS, unreadable};
+pub use restored::restored_message;
 
 /// A message to be sent to Kafka.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +41,8 @@ pub enum Kind {
     DeadLetter(Reason),
     /// An image that a verdict points to.
     Map,
+    /// A record with what it lacked filled in.
+    Restored,
     /// A record read from a file.
     Record,
 }
@@ -66,7 +70,11 @@ struct Body<'a> {
 
 /// Returns the id of a verdict, which contains the record's origin and identifies the model.
 pub fn verdict_id(model: &ModelId, topic: &str, record: StoredRecord<'_>) -> String {
-    format!("{topic}-{}@{}", record.place(), &model.sha256[..8])
+    id_at(model, topic, record.place())
+}
+
+fn id_at(model: &ModelId, topic: &str, place: Place) -> String {
+    format!("{topic}-{place}@{}", &model.sha256[..8])
 }
 
 /// Builds a message for a record read from a file.

@@ -7,6 +7,7 @@ use prometheus::{
 };
 
 use crate::decode::{Reason, Skip};
+use crate::imputation::FIELD;
 use crate::verdict::Severity;
 
 /// The reasons to skip a record. The first ones are those of [`Skip`]: the record has nothing to score. Records of a lost partition are judged by its new
@@ -49,6 +50,13 @@ pub const AUDITED_LABELS: [&str; 2] = ["false", "true"];
 pub const COMMITTED: &str = "committed";
 pub const ABORTED: &str = "aborted";
 
+/// The outcomes of a restored record, apart from [`SKIP_UNDELIVERABLE`].
+pub const UNCHANGED: &str = "unchanged";
+pub const FILLED: &str = "filled";
+pub const FAILED: &str = "failed";
+/// The other outcome of a value: most draws lack it as well.
+pub const LEFT_MISSING: &str = "left_missing";
+
 /// The outcomes of a reload.
 pub const RELOADED: &str = "ok";
 pub const NOT_RELOADED: &str = "failed";
@@ -79,6 +87,9 @@ pub struct Metrics {
     pub records_skipped: IntCounterVec,
     pub dead_letters: IntCounterVec,
     pub omitted_parts: IntCounterVec,
+    pub restored_records: IntCounterVec,
+    pub restored_values: IntCounterVec,
+    pub restoration_seconds: Histogram,
     pub records_unaccounted: IntGauge,
     pub records_in_flight: IntGauge,
     pub anomalies: IntCounterVec,
@@ -145,8 +156,30 @@ impl Metrics {
             omitted_parts: counters(
                 r,
                 "omitted_parts_total",
-                "Parts of records and verdicts left out of published messages, because the message would be too large for its topic or the record is nested too deeply. The header residuald.omitted of a message names the parts.",
+                "Parts of records and verdicts left out of published messages, because the message would be too large for its topic or the record is nested too deeply. imputed: a restored record came with a field of this name, which was replaced. The header residuald.omitted of a message names the parts.",
                 "part",
+            ),
+            restored_records: counters(
+                r,
+                "restored_records_total",
+                "Records delivered to output.restored_topic. unchanged: nothing that can be filled in was missing. filled: missing values are filled in. failed: nothing could be filled in; the header residuald.omitted of the message says why. undeliverable: the topic refuses the record even without its value, so these records are also among the others.",
+                "outcome",
+            ),
+            restored_values: register(
+                r,
+                IntCounterVec::new(
+                    opts(
+                        "restored_values_total",
+                        "Missing values in records of output.restored_topic, for each of the first 100 features and for all others together. filled: a value was filled in. left_missing: most draws lack the value as well.",
+                    ),
+                    &["feature", "outcome"],
+                ),
+            ),
+            restoration_seconds: histogram(
+                r,
+                "restoration_seconds",
+                "Time to fill in the records of a batch that lack something.",
+                &END_TO_END_SECONDS,
             ),
             records_unaccounted: gauge(
                 r,
@@ -403,7 +436,10 @@ impl Metrics {
         for status in [RELOADED, NOT_RELOADED] {
             self.model_reloads.with_label_values(&[status]);
         }
-        for part in ["record", "value", "headers", "key"] {
+        for outcome in [UNCHANGED, FILLED, FAILED, SKIP_UNDELIVERABLE] {
+            self.restored_records.with_label_values(&[outcome]);
+        }
+        for part in ["record", "value", "headers", "key", FIELD] {
             self.omitted_parts.with_label_values(&[part]);
         }
         for severity in Severity::ALL {
@@ -572,6 +608,7 @@ mod tests {
         metrics.model_info.with_label_values(&["", "", "", ""]);
         metrics.topic_missing.with_label_values(&[""]);
         metrics.partition_moved("", 0, Some(0), 0);
+        metrics.restored_values.with_label_values(&["", ""]);
         let mut text = "# Metrics\n\nThe metrics of `/metrics`, in the Prometheus text format. The `process_*` metrics are the same as in every Prometheus client. \
             `RESIDUALD_WRITE_REFERENCE=1 cargo test --lib metrics` writes this page. Without the variable, the test fails if the page is outdated.\n\n\
             | metric | type | labels | what |\n| --- | --- | --- | --- |\n"

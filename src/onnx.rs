@@ -4,6 +4,7 @@ mod buckets;
 mod denoiser;
 pub mod generative;
 mod golden;
+pub mod imputer;
 mod interrupt;
 mod nearest;
 mod one_by_one;
@@ -18,6 +19,7 @@ use std::path::Path;
 
 pub use denoiser::Denoiser;
 pub use golden::GoldenCheck;
+pub use imputer::Imputer;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
 pub use one_by_one::Refused;

@@ -21,7 +21,10 @@ mod map_files;
 mod maps;
 mod media_folder;
 mod images;
+mod incomplete;
 mod publish;
+mod restoration;
+mod restored;
 mod screening;
 mod serving;
 mod tally;
@@ -36,7 +39,7 @@ use crossbeam_channel::bounded;
 
 use crate::config;
 use crate::decode::Decoder;
-use crate::kafka::{KafkaError, Sink, Source};
+use crate::kafka::{KafkaError, Sink, Source, Topics};
 use crate::message::ModelId;
 use crate::metrics::{Metrics, RELOADED};
 use crate::onnx::ScorerError;
@@ -44,10 +47,12 @@ use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 use delivery::{Delivery, TransactionWindow};
+use incomplete::Incompletes;
 use intake::{Channels, Intake};
 use judging::Judging;
 pub use map_files::{probe as probe_folder, sweep as sweep_folder};
 use publish::Publisher;
+use restored::Restorer;
 pub use screening::{Bounds, Screening};
 pub use serving::{PendingModel, Serving};
 pub use traces::Traces;
@@ -188,8 +193,10 @@ fn run_with_one_model(
     );
     let membership = source.membership();
     let channels = Channels { to_score, finished };
-    let intake = Intake::new(source, decoder, channels, &context, stop.clone());
-    let workers = Workers::new(&mut serving, &context);
+    let incompletes = incompletes(&serving, &context);
+    let reading = (decoder, incompletes);
+    let intake = Intake::new(source, reading, channels, &context, stop.clone());
+    let workers = Workers::new(&mut serving, &intake.topics(), &context);
     let model = serving.model.clone();
     // A transaction takes half of the batches, so that the other half can be scored while it is committed.
     let half = in_flight.div_ceil(2);
@@ -202,6 +209,7 @@ fn run_with_one_model(
         stop.abandon.clone(),
     );
     let judging = Judging {
+        restorer: restorer(&serving, &context, intake.topics()),
         judge: serving.judge,
         nearest: serving.nearest,
         model: serving.model,
@@ -237,6 +245,40 @@ fn run_with_one_model(
     });
     let (source, sink) = ended.map_err(|e| e.of(&model))?;
     Ok(source.and_then(|source| next_run(source, sink, context)))
+}
+
+/// Returns what finds the records that lack something, if they are restored.
+fn incompletes(serving: &Serving, context: &RunContext) -> Option<Incompletes> {
+    let restored = context.output.restored.as_ref()?;
+    let workers = serving.imputers.len().max(1);
+    let incompletes = Incompletes::new(
+        &serving.features,
+        serving.input.clone(),
+        serving.imputed_within,
+        workers,
+        context.drain_timeout,
+    );
+    tracing::info!(
+        topic = restored.topic,
+        draws = restored.draws,
+        milliseconds = serving.imputed_within.as_secs_f64() * 1e3,
+        workers,
+        in_flight = incompletes.most,
+        "records are restored: a worker takes this long to fill in one of them, and so many may be in flight"
+    );
+    Some(incompletes)
+}
+
+/// Returns what builds the messages of restored records, if they are published.
+fn restorer(serving: &Serving, context: &RunContext, topics: Topics) -> Option<Restorer> {
+    let restored = context.output.restored.as_ref()?;
+    Some(Restorer {
+        topic: restored.topic.clone(),
+        features: serving.features.clone(),
+        input: serving.input.clone(),
+        model: serving.model.clone(),
+        topics,
+    })
 }
 
 /// Returns the parts of the next run if a model waits to take over.

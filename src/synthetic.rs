@@ -3,8 +3,6 @@
 
 pub mod anomalies;
 pub mod conditions;
-pub mod imputation;
-pub mod patch;
 pub mod privacy;
 pub mod quality;
 pub mod records;

@@ -6,7 +6,7 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::kafka::{produce, spread};
 use common::{payments, sample, wait_for};
@@ -97,6 +97,8 @@ fn allocations_a_record(screen: &str) -> f64 {
         decoding: residuald::memory::Room::of(0),
         scorers: loaded.scorers,
         screenings: screenings.collect(),
+        imputers: Vec::new(),
+        imputed_within: Duration::ZERO,
         judge,
         nearest: None,
         model: ModelId {

@@ -4,6 +4,7 @@ mod connect;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -82,7 +83,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
         workers: 1,
         ..config.inference.clone()
     };
-    let loaded = model::load_within(
+    let mut loaded = model::load_within(
         &config.model.bundle,
         &inference,
         config.batch.max_records,
@@ -91,6 +92,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
         |_| Ok(config.threshold),
     )?;
     input::open_here(config, &loaded.bundle)?;
+    loaded.open_imputers(config, &Shutdown::default())?;
     let bounds = loaded.bounds(config.screen)?;
     let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
     Ok((loaded, bounds, budget))
@@ -112,6 +114,12 @@ fn rows(bundle: &Bundle) -> String {
             format!("images {how}, {width} x {height} {colour}")
         }
     }
+}
+
+/// Returns how long a worker takes to fill in a record, if records are restored.
+fn fills_in(loaded: &Loaded) -> Option<Duration> {
+    let is_open = !loaded.imputers.imputers.is_empty();
+    is_open.then_some(loaded.imputers.each)
 }
 
 fn report(
@@ -152,6 +160,7 @@ fn report(
                 "segments": by.map(|s| json!({"by": s.by, "calibrated": s.values.len()})),
                 "screen": screen.map(|_| json!({"cleared_share": cleared})),
                 "threshold": threshold,
+                "restored_record_seconds": fills_in(loaded).map(|each| each.as_secs_f64()),
                 "memory": budget.map(|budget| BTreeMap::from(budget.shares())),
                 "connected": connected,
             })
@@ -187,6 +196,10 @@ fn report(
             println!("ok: the bundle has a screen, which is not used because of screen.mode")
         }
         (None, _) => {}
+    }
+    if let Some(each) = fills_in(loaded) {
+        let each = each.as_secs_f64() * 1e3;
+        println!("ok: a worker takes {each:.1} ms to fill in a record that lacks something");
     }
     if let Some(budget) = budget {
         println!("ok: memory, with one worker: {budget}");

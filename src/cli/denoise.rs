@@ -9,8 +9,7 @@ use crate::bundle::manifest::{Feature, FeatureKind};
 use crate::bundle::{Draft, path};
 use crate::onnx::CHUNK;
 use crate::onnx::generative::Denoising;
-use crate::synthetic::patch::Edit;
-use crate::synthetic::records::number_text;
+use crate::patch::{Edit, number};
 
 use crate::cli::shared::generative::{denoising, generative, summary_line};
 use crate::cli::shared::rewrite::{
@@ -107,11 +106,11 @@ impl<'f> Cleaner<'f> {
                 continue;
             }
             self.changed[column] += 1;
-            let from = serde_json::from_str(&number_text(old)).unwrap_or(Value::Null);
+            let from = serde_json::from_str(&number(old)).unwrap_or(Value::Null);
             before.insert(feature.name.clone(), from);
             edits.push(Edit {
                 keys: path::keys_or_parts(&feature.path),
-                json: number_text(new),
+                json: number(new),
             });
         }
         if !before.is_empty() {

@@ -1,17 +1,17 @@
 //! `residuald impute`: fills what records lack with the median or mode of several draws.
 
-use std::borrow::Cow;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::bundle::manifest::{Feature, FeatureKind, Missing};
-use crate::bundle::{Draft, path};
-use crate::onnx::CHUNK;
-use crate::onnx::generative::Sampler;
-use crate::synthetic::imputation::{Imputed, impute};
-use crate::synthetic::patch::Edit;
-use crate::synthetic::records::number_text;
+use crate::bundle::Draft;
+use crate::bundle::manifest::Feature;
+use crate::diffusion::Sample;
+use crate::imputation::{
+    self, DRAWS, FIELD, INTERVAL, Imputed, MOST_DRAWS, edits, is_incomplete, optional,
+};
+use crate::onnx::{CHUNK, Imputer};
+use crate::patch::Edit;
 
 use crate::cli::shared::generative::{SamplerArguments, generative, summary_line};
 use crate::cli::shared::rewrite::{
@@ -34,17 +34,14 @@ pub struct Arguments {
     #[command(flatten)]
     common: RewriteArguments,
     /// Number of draws for each record
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = DRAWS as u64, value_parser = clap::value_parser!(u64).range(1..=MOST_DRAWS as u64))]
     draws: u64,
     /// Share of the draws that the interval holds
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    #[arg(long, value_name = "SHARE", default_value_t = INTERVAL)]
     interval: f32,
     #[command(flatten)]
     sampler: SamplerArguments,
 }
-
-/// Name of the field that tells what was filled in.
-const FIELD: &str = "imputed";
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
@@ -55,15 +52,17 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let generative = generative(&bundle)?;
     let features = bundle.features();
     field_is_free(FIELD, features)?;
+    let sampler = arguments.sampler.open(generative, features.len(), None)?;
+    let draws = arguments.draws as usize;
     let mut filler = Filler {
-        sampler: arguments.sampler.open(generative, features.len(), None)?,
+        imputer: Imputer::new(sampler, features, draws, arguments.interval),
         features,
-        draws: arguments.draws as usize,
-        interval: arguments.interval,
+        seed: arguments.sampler.seed,
+        draws: arguments.draws,
         tally: vec![Tally::default(); features.len()],
         drawn: 0,
     };
-    let at_once = (CHUNK / filler.draws).max(1);
+    let at_once = (CHUNK / draws).max(1);
     let done = rewrite(
         &arguments.common,
         FIELD,
@@ -75,15 +74,6 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the features, each of which may be missing.
-fn optional(features: &[Feature]) -> Vec<Feature> {
-    let mut features = features.to_vec();
-    for feature in &mut features {
-        feature.missing = Missing::Impute;
-    }
-    features
-}
-
 /// How often a feature was missing, and what became of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
@@ -92,10 +82,10 @@ struct Tally {
 }
 
 struct Filler<'f> {
-    sampler: Sampler,
+    imputer: Imputer,
     features: &'f [Feature],
-    draws: usize,
-    interval: f32,
+    seed: u64,
+    draws: u64,
     tally: Vec<Tally>,
     /// Number of samples that were drawn.
     drawn: u64,
@@ -104,87 +94,34 @@ struct Filler<'f> {
 impl<'f> Filler<'f> {
     /// Returns what to fill in each of the records, whose rows are [N, F].
     fn fill(&mut self, rows: &[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure> {
-        let (width, draws) = (self.features.len(), self.draws);
-        let incomplete = |row: &&[f32]| row.iter().any(|value| value.is_nan());
-        let asked: Vec<&[f32]> = rows.chunks_exact(width).filter(incomplete).collect();
-        let x: Vec<f32> = asked.iter().flat_map(|row| row.repeat(draws)).collect();
-        let known: Vec<f32> = x.iter().map(|value| f32::from(!value.is_nan())).collect();
-        let x: Vec<f32> = x
-            .iter()
-            .map(|value| if value.is_nan() { 0.0 } else { *value })
-            .collect();
-        let drawn = self.sampler.draw(self.drawn, &x, &known)?;
-        self.drawn += (asked.len() * draws) as u64;
-        let mut drawn = drawn.chunks_exact(draws * width);
-        let edits = rows.chunks_exact(width).map(|row| match incomplete(&row) {
-            true => self.edits(row, drawn.next().unwrap_or_default()),
+        let width = self.features.len();
+        let incomplete = |row: &&[f32]| is_incomplete(self.features, row);
+        let (mut asked, mut first) = (Vec::new(), Vec::new());
+        for row in rows.chunks_exact(width).filter(incomplete) {
+            asked.extend_from_slice(row);
+            first.push(Sample {
+                seed: self.seed,
+                number: self.drawn,
+            });
+            self.drawn += self.draws;
+        }
+        let mut imputed = self.imputer.impute(&asked, &first)?.into_iter();
+        let each = rows.chunks_exact(width).map(|row| match incomplete(&row) {
+            true => imputed.next().unwrap_or_default(),
             false => Vec::new(),
         });
-        Ok(edits.collect())
-    }
-
-    /// Returns what to fill in one record. `drawn`: [draws, F].
-    fn edits(&mut self, row: &[f32], drawn: &[f32]) -> Vec<Edit<'f>> {
-        let mut edits = Vec::new();
-        let mut about = serde_json::Map::new();
-        for (column, feature) in self.features.iter().enumerate() {
-            if !row[column].is_nan() || matches!(feature.kind, FeatureKind::Timestamp { .. }) {
-                continue;
-            }
-            let draws: Vec<f32> = drawn
-                .iter()
-                .copied()
-                .skip(column)
-                .step_by(row.len())
-                .collect();
-            let (value, said) = found(feature, &impute(feature, &draws, self.interval));
-            about.insert(feature.name.clone(), said);
-            let tally = &mut self.tally[column];
-            match value {
-                Some(json) => {
-                    tally.filled += 1;
-                    edits.push(Edit {
-                        keys: path::keys_or_parts(&feature.path),
-                        json,
-                    });
-                }
-                None => tally.left_missing += 1,
+        let each: Vec<imputation::Imputation> = each.collect();
+        for (column, imputed) in each.iter().flatten() {
+            let tally = &mut self.tally[*column];
+            match imputed {
+                Imputed::Absent { .. } => tally.left_missing += 1,
+                _ => tally.filled += 1,
             }
         }
-        if !about.is_empty() {
-            edits.push(Edit {
-                keys: vec![Cow::Borrowed(FIELD)],
-                json: Value::Object(about).to_string(),
-            });
-        }
-        edits
-    }
-}
-
-/// Returns the JSON of a filled value, if there is one, and what is said about it.
-fn found(feature: &Feature, imputed: &Imputed) -> (Option<String>, Value) {
-    let number =
-        |value: f32| -> Value { serde_json::from_str(&number_text(value)).unwrap_or(Value::Null) };
-    match (imputed, &feature.kind) {
-        (Imputed::Number { value, low, high }, _) => (
-            Some(number_text(*value)),
-            json!({"value": number(*value), "low": number(*low), "high": number(*high)}),
-        ),
-        (Imputed::Category { value, share }, FeatureKind::Categorical { vocabulary }) => {
-            let word = json!(vocabulary.get(*value));
-            (
-                Some(word.to_string()),
-                json!({"value": word, "share": number(*share)}),
-            )
-        }
-        (Imputed::Category { value, share }, _) => {
-            let value = json!(*value > 0);
-            (
-                Some(value.to_string()),
-                json!({"value": value, "share": number(*share)}),
-            )
-        }
-        (Imputed::Absent { share }, _) => (None, json!({"value": null, "share": number(*share)})),
+        Ok(each
+            .iter()
+            .map(|imputed| edits(self.features, imputed))
+            .collect())
     }
 }
 

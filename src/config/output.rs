@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 
 use super::settings::Settings;
+use crate::bundle::generative::MOST_STEPS;
+use crate::imputation::MOST_DRAWS;
 
 #[derive(Debug, Clone)]
 pub struct OutputSettings {
     pub anomalies_topic: String,
     pub scores_topic: Option<String>,
+    /// `None` if records are not filled in.
+    pub restored: Option<RestoredSettings>,
     pub dead_letter_topic: String,
     pub include_record: bool,
     /// Maximum number of features or regions in a verdict.
@@ -22,6 +26,7 @@ impl OutputSettings {
         OutputSettings {
             anomalies_topic: s.text("output.anomalies_topic"),
             scores_topic: s.optional_text("output.scores_topic"),
+            restored: RestoredSettings::parse(s),
             dead_letter_topic: s.text("output.dead_letter_topic"),
             include_record: s.boolean("output.include_record"),
             attributions: s.integer("output.attributions", 1, 1000),
@@ -37,10 +42,39 @@ impl OutputSettings {
             self.dead_letter_topic.as_str(),
         ];
         topics.extend(self.scores_topic.as_deref());
+        topics.extend(self.restored.as_ref().map(|restored| &*restored.topic));
         if let Some(Media::Topic(topic)) = &self.media {
             topics.push(topic);
         }
         topics
+    }
+}
+
+/// How records are filled in, and where they are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoredSettings {
+    pub topic: String,
+    /// Number of draws for each record.
+    pub draws: usize,
+    /// Number of denoising steps. `None`: the bundle's own.
+    pub steps: Option<usize>,
+    /// Mixed into the seed of every record.
+    pub seed: u64,
+}
+
+impl RestoredSettings {
+    /// Returns `None` if there is no topic.
+    fn parse(s: &mut Settings) -> Option<RestoredSettings> {
+        let topic = s.optional_text("output.restored_topic");
+        let draws = s.integer("output.restored_draws", 1, MOST_DRAWS);
+        let steps = s.optional_integer("output.restored_steps", 1, MOST_STEPS);
+        let seed = s.integer("output.restored_seed", 0, i64::MAX as usize) as u64;
+        Some(RestoredSettings {
+            topic: topic?,
+            draws,
+            steps,
+            seed,
+        })
     }
 }
 

@@ -254,24 +254,25 @@ impl Settings {
     }
 
     pub fn integer(&mut self, key: &str, least: usize, most: usize) -> usize {
-        let Some(value) = self.get(key) else {
-            return least;
-        };
+        self.optional_integer(key, least, most).unwrap_or(least)
+    }
+
+    pub fn optional_integer(&mut self, key: &str, least: usize, most: usize) -> Option<usize> {
+        let value = self.get(key)?;
         let integer = match value.kind {
             ValueKind::Float(_) | ValueKind::Boolean(_) => None,
             _ => value.clone().into_int().ok(),
         };
-        match integer.and_then(|i| usize::try_from(i).ok()) {
-            Some(number) if (least..=most).contains(&number) => number,
-            _ => {
-                self.wrong(
-                    key,
-                    &value,
-                    &format!("a whole number from {least} to {most}"),
-                );
-                least
-            }
+        let number = integer.and_then(|i| usize::try_from(i).ok());
+        let fits = number.filter(|number| (least..=most).contains(number));
+        if fits.is_none() {
+            self.wrong(
+                key,
+                &value,
+                &format!("a whole number from {least} to {most}"),
+            );
         }
+        fits
     }
 
     /// Returns a list of integers: one number, a comma-separated list or an array. It must not be empty.

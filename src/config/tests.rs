@@ -61,6 +61,39 @@ fn every_fault_is_reported_at_once() {
 }
 
 #[test]
+fn restored_records_have_a_topic_of_their_own() {
+    let loaded = |flags: &[&str]| load(SMALLEST, &[], flags);
+    assert!(loaded(&[]).unwrap().output.restored.is_none());
+    let config = loaded(&["output.restored_topic=restored", "output.restored_steps=5"]).unwrap();
+    assert_eq!(config.output.topics()[2], "restored");
+    let restored = config.output.restored.unwrap();
+    assert_eq!(
+        (restored.draws, restored.steps, restored.seed),
+        (crate::imputation::DRAWS, Some(5), 0)
+    );
+    for (flags, problem) in [
+        (
+            &["output.restored_topic=payments"][..],
+            "is in kafka.topics and in [output]",
+        ),
+        (
+            &["output.restored_topic=anomalies"],
+            "is another topic of [output] as well",
+        ),
+        (
+            &["output.restored_topic=x", "output.scores_topic=x"],
+            "is another topic of [output] as well",
+        ),
+        (&["output.restored_draws=0"], "from 1 to 10000"),
+        (&["output.restored_steps=0"], "from 1 to 10000"),
+        (&["output.restored_seed=-1"], "output.restored_seed"),
+    ] {
+        let error = loaded(flags).unwrap_err();
+        assert!(error.contains(problem), "{flags:?}: {error}");
+    }
+}
+
+#[test]
 fn a_topic_cannot_be_read_and_written() {
     let error = load(SMALLEST, &[], &["output.anomalies_topic=payments"]).unwrap_err();
     assert!(

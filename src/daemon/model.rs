@@ -14,6 +14,7 @@ use crate::pipeline::{Bounds, Screening, Serving};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
+use super::restoration::{self, Imputers};
 use super::{input, watchdog};
 use crate::failure::Failure;
 
@@ -25,6 +26,7 @@ pub struct Loaded {
     pub golden: GoldenCheck,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
+    pub imputers: Imputers,
     pub model: ModelId,
 }
 
@@ -77,11 +79,23 @@ pub fn load_within(
         golden,
         judge,
         nearest,
+        imputers: Imputers::default(),
         model,
     })
 }
 
 impl Loaded {
+    /// Opens what fills in records, one part per scorer, if the settings ask for it.
+    ///
+    /// # Errors
+    /// When the bundle cannot fill in records.
+    pub fn open_imputers(&mut self, config: &Config, stop: &Shutdown) -> Result<(), Failure> {
+        let (workers, interrupt) = (self.scorers.len(), self.scorers[0].interrupt());
+        let bundle = &mut self.bundle;
+        self.imputers = restoration::open(config, bundle, workers, &interrupt, stop)?;
+        Ok(())
+    }
+
     /// Returns the bounds for the bundle's screen, or `None` if the settings turn the screen off.
     ///
     /// # Errors
@@ -131,7 +145,7 @@ pub fn load_configured(
     stop: &Shutdown,
     accept: impl FnOnce(&Bundle) -> Result<(), Failure>,
 ) -> Result<Loaded, Failure> {
-    load_within(
+    let mut loaded = load_within(
         &config.model.bundle,
         &config.inference,
         config.batch.max_records,
@@ -139,7 +153,9 @@ pub fn load_configured(
         stop,
         // `accept` runs before the threshold is applied, because the threshold may be meant for other records.
         |bundle| accept(bundle).map(|()| config.threshold),
-    )
+    )?;
+    loaded.open_imputers(config, stop)?;
+    Ok(loaded)
 }
 
 /// Builds the parts that read and judge records with the model. `before` is the current input, which is kept if its
@@ -164,6 +180,8 @@ pub fn serving(
         decoding: decoding.clone(),
         scorers: loaded.scorers,
         screenings,
+        imputers: loaded.imputers.imputers,
+        imputed_within: loaded.imputers.each,
         judge: loaded.judge,
         nearest: loaded.nearest,
         model: loaded.model,

@@ -60,9 +60,23 @@ pub fn load(
     let (bundle, wanted, interrupt) = (dir.to_owned(), inference.clone(), Interrupt::default());
     let told = interrupt.clone();
     let work = move || onnx::load_unless(&bundle, &wanted, max_records, &told);
+    Ok(open(dir, limit, stop, &interrupt, work)??)
+}
+
+/// Opens a part of the bundle in `dir` with `work`, but gives up after `limit` or at a stop. `interrupt` ends the work.
+///
+/// # Errors
+/// When the work takes too long, panics, or is stopped.
+pub fn open<T: Send + 'static>(
+    dir: &Path,
+    limit: Duration,
+    stop: &Shutdown,
+    interrupt: &Interrupt,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
     let bundle = dir.display();
     match within(limit, stop, || interrupt.request(), work) {
-        Ok(loaded) => Ok(loaded?),
+        Ok(opened) => Ok(opened),
         Err(End::Stopped) => Err(Failure::stopped("stopped while the model was loading")),
         Err(End::Panicked) => Err(panicked(dir)),
         Err(End::NotBegun) => Err(Failure::internal(format!(

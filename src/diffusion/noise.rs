@@ -37,13 +37,28 @@ pub struct Noise {
     pub file: Option<NoiseFile>,
 }
 
+/// The sample whose noise is that of `number` among those drawn with `seed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    pub seed: u64,
+    pub number: u64,
+}
+
 impl Noise {
+    /// Returns samples of the seed.
+    pub fn samples(&self, numbers: Range<u64>) -> Vec<Sample> {
+        let seed = self.seed;
+        numbers.map(|number| Sample { seed, number }).collect()
+    }
+
     /// Returns the noise of some samples with `dimensions` values each.
-    pub fn of(&self, samples: Range<u64>, dimensions: usize) -> NoiseOfSamples<'_> {
-        let held = self.file.as_ref().map_or(0, NoiseFile::samples);
+    pub fn of<'n>(&'n self, samples: &'n [Sample], dimensions: usize) -> NoiseOfSamples<'n> {
         NoiseOfSamples {
-            seeded: samples.clone().map(|i| normals(self.seed, i)).collect(),
-            held: samples.start..samples.end.min(held),
+            seeded: samples
+                .iter()
+                .map(|of| normals(of.seed, of.number))
+                .collect(),
+            samples,
             file: self.file.as_ref(),
             dimensions,
         }
@@ -52,10 +67,9 @@ impl Noise {
 
 /// The noise of a group of samples, in sequence.
 pub struct NoiseOfSamples<'n> {
+    samples: &'n [Sample],
     seeded: Vec<Normals>,
     file: Option<&'n NoiseFile>,
-    /// The samples whose noise the file holds.
-    held: Range<u64>,
     dimensions: usize,
 }
 
@@ -77,15 +91,14 @@ impl NoiseOfSamples<'_> {
     }
 
     fn next(&mut self, row: u64, file: Option<&NoiseFile>) -> Result<Vec<f32>, Error> {
-        // The seed's sequence moves on, so that the noise of the steps does not depend on where the initial noise comes from.
         let mut all = vec![0.0; self.seeded.len() * self.dimensions];
-        let samples = all.chunks_exact_mut(self.dimensions);
-        for (normals, sample) in self.seeded.iter_mut().zip(samples) {
-            normals.fill(sample);
-        }
-        if let Some(file) = file.filter(|_| !self.held.is_empty()) {
-            let held = file.read(row, &self.held)?;
-            all[..held.len()].copy_from_slice(&held);
+        let parts = all.chunks_exact_mut(self.dimensions);
+        for ((part, normals), sample) in parts.zip(&mut self.seeded).zip(self.samples) {
+            // The seed's sequence moves on, so that the noise of the steps does not depend on where the initial noise comes from.
+            normals.fill(part);
+            if let Some(file) = file.filter(|file| sample.number < file.samples()) {
+                file.read(row, sample.number, part)?;
+            }
         }
         Ok(all)
     }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Seek;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -88,23 +87,21 @@ impl NoiseFile {
         self.has_steps
     }
 
-    /// Returns the noise of some samples: of row 0, the initial noise, or of row 1 + i, that of step i.
+    /// Reads the noise of a sample into `values`: of row 0, the initial noise, or of row 1 + i, that of step i.
     ///
     /// # Errors
     /// [`Error::Noise`] if the file cannot be read, or has a NaN or an infinity there.
-    pub fn read(&self, row: u64, samples: &Range<u64>) -> Result<Vec<f32>, Error> {
-        let first = (row * self.samples + samples.start) * self.dimensions;
-        let count = (samples.end - samples.start) * self.dimensions;
-        let mut bytes = vec![0; count as usize * 4];
+    pub fn read(&self, row: u64, sample: u64, values: &mut [f32]) -> Result<(), Error> {
+        let first = (row * self.samples + sample) * self.dimensions;
+        let mut bytes = vec![0; self.dimensions as usize * 4];
         let read = self.file.read_exact_at(&mut bytes, self.start + first * 4);
         read.map_err(|e| Error::Noise(format!("{}: {e}", self.path.display())))?;
-        let (values, _) = bytes.as_chunks::<4>();
-        let values: Vec<f32> = values
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
+        let (found, _) = bytes.as_chunks::<4>();
+        for (value, bytes) in values.iter_mut().zip(found) {
+            *value = f32::from_le_bytes(*bytes);
+        }
         match values.iter().all(|value| value.is_finite()) {
-            true => Ok(values),
+            true => Ok(()),
             false => Err(Error::Noise(format!(
                 "{}: has a NaN or an infinity",
                 self.path.display()

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use super::{Kind, Message};
+use super::{Kind, Message, restored};
 use crate::dead_letter::{ERRORS_PREFIX, OMITTED};
 use crate::record::header;
 
@@ -45,6 +45,7 @@ const VERDICT_PARTS: [Part; 10] = [
 ];
 const DEAD_LETTER_PARTS: [Part; 3] = [Part::Value, Part::Headers, Part::Key];
 const MAP_PARTS: [Part; 1] = [Part::Value];
+const RESTORED_PARTS: [Part; 3] = [Part::Headers, Part::Value, Part::Key];
 
 impl Part {
     fn name(self) -> &'static str {
@@ -103,6 +104,7 @@ impl Message {
             Kind::Verdict => &VERDICT_PARTS,
             Kind::DeadLetter(_) => &DEAD_LETTER_PARTS,
             Kind::Map => &MAP_PARTS,
+            Kind::Restored => &RESTORED_PARTS,
             Kind::Record => &[],
         }
     }
@@ -148,6 +150,7 @@ impl Message {
             || match self.about.kind {
                 Kind::Verdict => name.starts_with("ce_") || name == "content-type",
                 Kind::DeadLetter(_) => name.starts_with(ERRORS_PREFIX),
+                Kind::Restored => restored::is_own(name),
                 Kind::Map | Kind::Record => true,
             }
     }

@@ -14,7 +14,7 @@ use super::scorer::{builder, commit, tensor_fault};
 use super::{BATCH, Runtime, ScorerError};
 use crate::bundle::generative::{DECODE, DENOISER, ENCODE, GoldenPoint};
 use crate::bundle::{Fault, Generative};
-use crate::diffusion::{self, Noise, NoiseFile, Plan, PredictionType, Scheduler, normals};
+use crate::diffusion::{self, Noise, NoiseFile, Plan, PredictionType, Sample, Scheduler, normals};
 
 /// Maximum deviation of a golden point, relative to values above 1.
 const TOLERANCE: f32 = 1e-3;
@@ -267,13 +267,13 @@ impl Graphs {
         Ok(all)
     }
 
-    /// Draws the samples with the numbers `first`, `first` + 1, … and returns them as rows [N, F].
+    /// Draws the samples and returns them as rows [N, F].
     ///
     /// `x` [N, F] holds the values of the features that `known` [N, F] marks with 1. They are held, and the others are drawn.
     fn draw(
         &mut self,
         draw: &Draw,
-        first: u64,
+        samples: &[Sample],
         x: &[f32],
         known: &[f32],
         states: &mut States<'_>,
@@ -287,7 +287,6 @@ impl Graphs {
                 }
             }
         };
-        let samples = first..first + (held.len() / dimensions.max(1)) as u64;
         let mut noise = draw.noise.of(samples, dimensions);
         let mut sample = noise.initial()?;
         draw.plan.scale_noise(&mut sample);
@@ -299,7 +298,7 @@ impl Graphs {
             states(self, step, &input)?;
             let output = self.denoise(&input, timestep, &mask)?;
             if let Some(at) = output.iter().position(|value| !value.is_finite()) {
-                let sample = first + (at / dimensions) as u64;
+                let sample = samples[at / dimensions].number;
                 return Err(DrawError::NotFinite { step, sample });
             }
             let step_noise = match draw.plan.is_stochastic() {
@@ -319,12 +318,14 @@ impl Graphs {
 pub type States<'s> = dyn FnMut(&mut Graphs, usize, &[f32]) -> io::Result<()> + 's;
 
 /// How samples are drawn.
+#[derive(Debug)]
 struct Draw {
     plan: Plan,
     noise: Noise,
 }
 
-/// Draws rows on several cores. Sample i has the same bits whatever the batch, the number of cores, or the samples beside it.
+/// Draws rows on several cores. A sample has the same bits whatever the batch, the number of cores, or the samples beside it.
+#[derive(Debug)]
 pub struct Sampler {
     cores: Vec<Graphs>,
     draw: Draw,
@@ -359,10 +360,24 @@ impl Sampler {
     /// # Errors
     /// ONNX Runtime fails, or the denoiser returns NaN.
     pub fn draw(&mut self, first: u64, x: &[f32], known: &[f32]) -> Result<Vec<f32>, DrawError> {
+        let samples = self.samples(first, x);
+        self.draw_samples(&samples, x, known)
+    }
+
+    /// Draws these samples, and otherwise does as [`draw`](Self::draw).
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    pub fn draw_samples(
+        &mut self,
+        samples: &[Sample],
+        x: &[f32],
+        known: &[f32],
+    ) -> Result<Vec<f32>, DrawError> {
         let part = BATCH * self.width;
         let draw = &self.draw;
-        let parts: Vec<_> = (first..)
-            .step_by(BATCH)
+        let parts: Vec<_> = samples
+            .chunks(BATCH)
             .zip(x.chunks(part).zip(known.chunks(part)))
             .collect();
         let cores = self.cores.len();
@@ -374,8 +389,8 @@ impl Sampler {
                 .map(|(core, graphs)| {
                     let own = parts.iter().skip(core).step_by(cores);
                     scope.spawn(move || {
-                        let rows = own.map(|(first, (x, known))| {
-                            graphs.draw(draw, *first, x, known, &mut |_, _, _| Ok(()))
+                        let rows = own.map(|(samples, (x, known))| {
+                            graphs.draw(draw, samples, x, known, &mut |_, _, _| Ok(()))
                         });
                         rows.collect::<Result<Vec<_>, _>>()
                     })
@@ -406,8 +421,15 @@ impl Sampler {
         known: &[f32],
         states: &mut States<'_>,
     ) -> Result<(), DrawError> {
-        self.cores[0].draw(&self.draw, 0, x, known, states)?;
+        let samples = self.samples(0, x);
+        self.cores[0].draw(&self.draw, &samples, x, known, states)?;
         Ok(())
+    }
+
+    /// Returns as many samples of the sampler's seed as `x` [N, F] has rows.
+    fn samples(&self, first: u64, x: &[f32]) -> Vec<Sample> {
+        let count = (x.len() / self.width) as u64;
+        self.draw.noise.samples(first..first + count)
     }
 
     /// Returns the file that replaces the seed's noise.
@@ -432,6 +454,11 @@ impl Sampler {
     /// Returns the number of samples that keep every core busy for one batch.
     pub fn at_once(&self) -> u64 {
         (self.cores.len() * BATCH) as u64
+    }
+
+    /// Returns the seed of [`draw`](Self::draw).
+    pub fn seed(&self) -> u64 {
+        self.draw.noise.seed
     }
 
     /// Returns the number of dimensions of a point, D.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::incomplete::{Incompletes, push_dead_letter};
 use super::serving::PendingModel;
 use super::{PipelineError, RunContext, Stop};
 use crate::batch::Batch;
@@ -55,6 +56,8 @@ enum Ended {
 pub struct Intake {
     source: Source,
     decoder: Decoder,
+    /// Set only if records are restored.
+    incompletes: Option<Incompletes>,
     limits: config::BatchSettings,
     /// The maximum number of bytes of in-flight batches. Other records wait in Kafka.
     share: usize,
@@ -70,6 +73,8 @@ pub struct Intake {
     records: u64,
     /// Bytes of the batches in flight.
     in_flight_bytes: usize,
+    /// The records in flight that lack something.
+    in_flight_incomplete: usize,
     /// Batches with a lower sequence contain revoked partitions, so their offsets are not stored.
     disowned_below: u64,
 }
@@ -77,7 +82,7 @@ pub struct Intake {
 impl Intake {
     pub fn new(
         source: Source,
-        decoder: Decoder,
+        (decoder, incompletes): (Decoder, Option<Incompletes>),
         channels: Channels,
         context: &RunContext,
         stop: Stop,
@@ -92,6 +97,7 @@ impl Intake {
             },
             source,
             decoder,
+            incompletes,
             drain_timeout: context.drain_timeout,
             metrics: context.metrics.clone(),
             status: context.status.clone(),
@@ -104,6 +110,7 @@ impl Intake {
             sequence: 0,
             records: 0,
             in_flight_bytes: 0,
+            in_flight_incomplete: 0,
             disowned_below: 0,
         }
     }
@@ -182,12 +189,19 @@ impl Intake {
         } = self.limits;
         let due = self.current.is_due(max_records, max_wait, now);
         // A large batch of wide rows could exceed the share alone.
+        let incompletes = self.incompletes.as_ref();
+        let incomplete = self.current.incomplete_count();
         due || self.current.weight() >= self.share
+            || incompletes.is_some_and(|all| incomplete >= all.most_in_batch)
     }
 
-    /// Returns whether no batch is free, or the in-flight batches fill their share of memory.
+    /// Returns whether no batch is free, or the in-flight batches fill their share of memory, or as many records are in flight as
+    /// can be filled in during a drain.
     fn is_full(&self) -> bool {
-        self.free.is_empty() || self.in_flight_bytes >= self.share
+        let incompletes = self.incompletes.as_ref();
+        self.free.is_empty()
+            || self.in_flight_bytes >= self.share
+            || incompletes.is_some_and(|all| self.in_flight_incomplete >= all.most)
     }
 
     fn poll_timeout(&self, now: Instant) -> Duration {
@@ -249,7 +263,7 @@ impl Intake {
         let timed = self.records.is_multiple_of(TIME_ONE_IN);
         let opened = self.current.opened().filter(|_| !timed);
         let now = opened.unwrap_or_else(Instant::now);
-        let batch = &mut self.current;
+        let (batch, incompletes) = (&mut self.current, &mut self.incompletes);
         let mut taken = 1;
         match record.payload {
             None | Some([]) => match Oversized::of(&record) {
@@ -274,7 +288,8 @@ impl Intake {
                                 payload: Some(payload),
                                 ..record.clone()
                             };
-                            take_unwrapped(&mut self.decoder, batch, &one, from, now);
+                            let decoder = &mut self.decoder;
+                            take_unwrapped(decoder, incompletes, batch, &one, from, now);
                         }
                     }
                 }
@@ -287,11 +302,17 @@ impl Intake {
                     }
                     match decoded {
                         Ok(segment) => match self.decoder.image_bytes(payload) {
-                            None => batch.keep(&record, from, segment, now),
+                            None => {
+                                batch.keep(&record, from, segment, now);
+                                if let Some(incompletes) = incompletes {
+                                    incompletes.kept(batch, &record);
+                                }
+                            }
                             Some(bytes) => batch.keep_image(&record, from, bytes, now),
                         },
                         Err(DecodeError::Row(error)) => {
-                            batch.push_dead_letter(&record, from, error, now)
+                            let incompletes = incompletes.as_mut();
+                            push_dead_letter(incompletes, batch, &record, from, error, now);
                         }
                         Err(DecodeError::Nothing(skip)) => batch.skip(skip, &record, from, now),
                         Err(DecodeError::SchemaPending(id)) => {
@@ -394,6 +415,7 @@ impl Intake {
         batch.dispatched = Some(Instant::now());
         self.sequence += 1;
         batch.charged = batch.weight();
+        self.in_flight_incomplete += batch.incomplete_count();
         self.weigh(self.in_flight_bytes.saturating_add(batch.charged));
         // This fails only if all workers have ended, and then a stop is in progress.
         let _ = self.channels.to_score.send(batch);
@@ -406,6 +428,7 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
+        self.in_flight_incomplete -= batch.incomplete_count();
         self.weigh(self.in_flight_bytes.saturating_sub(batch.charged));
         if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);
@@ -445,6 +468,7 @@ impl Intake {
 /// part of them.
 fn take_unwrapped(
     decoder: &mut Decoder,
+    incompletes: &mut Option<Incompletes>,
     batch: &mut Batch,
     record: &Record<'_>,
     from: TopicPartition,
@@ -452,12 +476,17 @@ fn take_unwrapped(
 ) {
     let payload = record.payload.unwrap_or_default();
     match decoder.decode(payload, record.key, &mut batch.rows) {
-        Ok(segment) => batch.keep(record, from, segment, now),
+        Ok(segment) => {
+            batch.keep(record, from, segment, now);
+            if let Some(incompletes) = incompletes {
+                incompletes.kept(batch, record);
+            }
+        }
         Err(DecodeError::Nothing(skip)) => batch.skip(skip, record, from, now),
         Err(DecodeError::Row(mut error)) => {
             let index = record.index.unwrap_or_default();
             error.detail = format!("record {index} of the message: {}", error.detail).into();
-            batch.push_dead_letter(record, from, error, now);
+            push_dead_letter(incompletes.as_mut(), batch, record, from, error, now);
         }
         Err(DecodeError::SchemaPending(_)) => unreachable!("JSON needs no schema"),
     }

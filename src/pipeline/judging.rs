@@ -16,6 +16,7 @@ use crate::recent::Anomaly;
 use crate::verdict::{Judge, Scored, Severity, Verdict, is_score};
 
 use super::maps::{self, Maps};
+use super::restored::Restorer;
 use super::tally::{Published, Tally};
 use super::traces::Traces;
 
@@ -27,6 +28,8 @@ pub struct Judging {
     /// The input format, which renders records as JSON.
     pub input: RecordFormat,
     pub output: config::OutputSettings,
+    /// Set only if restored records are published.
+    pub restorer: Option<Restorer>,
     /// The names of topics, by [`crate::batch::TopicPartition::topic`].
     pub topics: Topics,
     pub traces: Option<Arc<Traces>>,
@@ -69,7 +72,7 @@ impl Judging {
             },
             messages: Vec::new(),
         };
-        let reported = self.sort_out(batch, &mut judged);
+        let (reported, passed) = self.sort_out(batch, &mut judged);
         let nearest = self.nearest(batch, &reported)?;
         for (reported, nearest) in reported.into_iter().zip(nearest) {
             self.report(batch, &reported, nearest, &mut judged);
@@ -77,16 +80,24 @@ impl Judging {
         for letter in &batch.dead_letters {
             self.dead_letter(letter.clone(), &mut judged);
         }
+        if let Some(restorer) = &self.restorer {
+            let (messages, tally) = restorer.messages(batch, &passed);
+            for message in messages {
+                judged.add(&restorer.topic, message);
+            }
+            judged.tally.restored = tally;
+        }
         Ok(judged)
     }
 
-    /// Counts every record of the batch. Returns the records for which a verdict is published. Records that cannot be
-    /// scored become dead letters.
-    fn sort_out(&self, batch: &Batch, judged: &mut Judged) -> Vec<Reported> {
-        let mut reported = Vec::new();
+    /// Counts every record of the batch. Returns the records for which a verdict is published, and, if they are restored,
+    /// the indices of all records that are not refused. Records that cannot be scored become dead letters.
+    fn sort_out(&self, batch: &Batch, judged: &mut Judged) -> (Vec<Reported>, Vec<usize>) {
+        let (mut reported, mut passed) = (Vec::new(), Vec::new());
         for (i, record) in batch.records().enumerate() {
             let Some(scored) = batch.score_index(i) else {
                 judged.tally.scored += 1;
+                passed.extend(self.restorer.is_some().then_some(i));
                 continue;
             };
             let dead = match batch.image_outcomes.get(i) {
@@ -100,6 +111,7 @@ impl Judging {
                 continue;
             }
             judged.tally.scored += 1;
+            passed.extend(self.restorer.is_some().then_some(i));
             let severity = self.judge.severity(batch.scores[scored], record.segment);
             judged.tally.anomalies.extend(severity);
             if let (Some(Screened::Audited { cleared, .. }), Some(_)) =
@@ -115,7 +127,7 @@ impl Judging {
                 });
             }
         }
-        reported
+        (reported, passed)
     }
 
     /// Returns the number of the most similar normal record for each anomaly of `reported`. The whole batch takes one

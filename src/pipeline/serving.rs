@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::bundle::Feature;
 use crate::config;
@@ -9,7 +10,7 @@ use crate::decode::{RecordFormat, SegmentReader};
 use crate::memory::Room;
 use crate::message::ModelId;
 use crate::metrics::Metrics;
-use crate::onnx::{Nearest, Scorer};
+use crate::onnx::{Imputer, Nearest, Scorer};
 use crate::status::{InForce, Status};
 use crate::verdict::Judge;
 
@@ -27,6 +28,10 @@ pub struct Serving {
     pub scorers: Vec<Scorer>,
     /// One screening per worker, or empty if the screen is off.
     pub screenings: Vec<Screening>,
+    /// One imputer per worker, or empty if records are not restored.
+    pub imputers: Vec<Imputer>,
+    /// How long a worker takes to fill in one record.
+    pub imputed_within: Duration,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub model: ModelId,
@@ -63,6 +68,7 @@ impl Serving {
         metrics.score_drift_ratio.set(1.0);
         let fallback = i64::from(provider != self.asked);
         metrics.provider_fallback.set(fallback);
+        metrics.restored_values.reset();
         metrics.model_info.reset();
         metrics
             .model_info

@@ -12,6 +12,8 @@ use crate::metrics::{
 use crate::recent::{Anomaly, Recent};
 use crate::verdict::Severity;
 
+use super::restored::RestoredTally;
+
 /// The outcomes of the records of a batch.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -35,6 +37,7 @@ pub struct Tally {
     pub oversized: usize,
     /// The number of records that were not published because another member owns their partitions and judges them.
     pub lost: usize,
+    pub restored: RestoredTally,
 }
 
 /// A published verdict of a traced record.
@@ -74,6 +77,11 @@ impl Tally {
                     let at = self.dead.iter().position(|dead| *dead == reason);
                     self.dead
                         .swap_remove(at.expect("a dead letter is counted when it is made"));
+                }
+                // The record has another outcome: it is scored or a dead letter.
+                Kind::Restored => {
+                    self.restored.undeliverable += 1;
+                    continue;
                 }
                 Kind::Map | Kind::Record => continue,
             }
@@ -127,6 +135,7 @@ impl Tally {
         if self.lost == 0 {
             observe(batch, metrics);
         }
+        self.restored.count(metrics);
         for anomaly in self.shown {
             recent.add(anomaly);
         }

@@ -9,11 +9,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::batch::Batch;
 use crate::decode::RecordFormat;
 use crate::image::ImageReader;
+use crate::kafka::Topics;
 use crate::memory::Room;
 use crate::metrics::Metrics;
 use crate::onnx::{Interrupt, Scorer};
 
 use super::images::{self, Explain};
+use super::restoration::Restoration;
 use super::screening::Screening;
 use super::serving::Serving;
 use super::{PipelineError, RunContext, Stop, guarded, log_refused, spawn};
@@ -28,6 +30,8 @@ pub type Thread<'scope> = (
 pub struct Workers {
     scorers: Vec<Scorer>,
     screenings: Vec<Screening>,
+    /// One for each scorer, or empty if records are not restored.
+    restorations: Vec<Restoration>,
     /// Set only if the records are images.
     images: Option<Images>,
     metrics: Metrics,
@@ -43,8 +47,8 @@ struct Images {
 }
 
 impl Workers {
-    /// Creates the workers. Moves scorers and screenings out of `serving`.
-    pub fn new(serving: &mut Serving, context: &RunContext) -> Workers {
+    /// Creates the workers. Moves scorers, screenings and imputers out of `serving`.
+    pub fn new(serving: &mut Serving, topics: &Topics, context: &RunContext) -> Workers {
         let scorers = std::mem::take(&mut serving.scorers);
         let cores = available_parallelism().map_or(1, usize::from);
         let images = match &serving.input {
@@ -63,6 +67,7 @@ impl Workers {
         Workers {
             scorers,
             screenings: std::mem::take(&mut serving.screenings),
+            restorations: restorations(serving, topics, context),
             images,
             metrics: context.metrics.clone(),
         }
@@ -83,6 +88,7 @@ impl Workers {
     ) -> Vec<Thread<'scope>> {
         let mut threads = Vec::new();
         let mut screenings = self.screenings.into_iter();
+        let mut restorations = self.restorations.into_iter();
         for scorer in self.scorers {
             let (work, to_publish) = (work.clone(), to_publish.clone());
             let (metrics, stop) = (self.metrics.clone(), stop.clone());
@@ -90,10 +96,10 @@ impl Workers {
                 threads.extend(images.spawn(scope, scorer, work, to_publish, metrics, &stop));
                 continue;
             }
-            let screening = screenings.next();
+            let extras = (screenings.next(), restorations.next());
             let worker = move || {
                 guarded(&stop, || {
-                    score(scorer, screening, &work, &to_publish, &metrics)
+                    score(scorer, extras, &work, &to_publish, &metrics)
                 })
             };
             threads.push(("scorer", spawn(scope, "scorer", worker)));
@@ -136,10 +142,25 @@ impl Images {
     }
 }
 
-/// Scores batches until the channel is closed.
+/// Moves the imputers out of `serving`, one for each worker.
+fn restorations(serving: &mut Serving, topics: &Topics, context: &RunContext) -> Vec<Restoration> {
+    let Some(settings) = &context.output.restored else {
+        return Vec::new();
+    };
+    let imputers = std::mem::take(&mut serving.imputers).into_iter();
+    let restorations = imputers.map(|imputer| Restoration {
+        imputer,
+        seed: settings.seed,
+        topics: topics.clone(),
+        metrics: context.metrics.clone(),
+    });
+    restorations.collect()
+}
+
+/// Scores and restores batches until the channel is closed.
 fn score(
     mut scorer: Scorer,
-    mut screening: Option<Screening>,
+    (mut screening, mut restoration): (Option<Screening>, Option<Restoration>),
     work: &Receiver<Batch>,
     to_publish: &Sender<Batch>,
     metrics: &Metrics,
@@ -164,6 +185,9 @@ fn score(
                 .inference_seconds
                 .observe(ended.duration_since(started).as_secs_f64());
             metrics.batch_size.observe(batch.scorable() as f64);
+        }
+        if let Some(restoration) = &mut restoration {
+            restoration.restore(&mut batch)?;
         }
         if to_publish.send(batch).is_err() {
             break;

@@ -8,6 +8,7 @@ use crate::bundle::generative::About;
 use crate::bundle::manifest::{EpochUnit, Feature, FeatureKind, TimePart};
 use crate::bundle::path;
 use crate::dataset::layout::Layout;
+use crate::patch::is_exact_integer;
 
 /// The text for a category that is not in the vocabulary.
 pub const UNSEEN: &str = "never seen before";
@@ -220,19 +221,11 @@ fn epoch(time: Timestamp, unit: EpochUnit) -> i64 {
     }
 }
 
-/// Returns the number as JSON: the shortest text that reads back as the same float32.
-pub fn number_text(value: f32) -> String {
-    number_cell(value, false).json()
-}
-
 /// Returns the cell for a number. Whole numbers that float32 holds exactly are integers.
 fn number_cell(value: f32, is_integer: bool) -> Cell {
-    const EXACT: f32 = 16_777_216.0;
     match value {
         value if !value.is_finite() => Cell::Null,
-        value if is_integer || (value.fract() == 0.0 && value.abs() < EXACT) => {
-            Cell::Integer(value.round() as i64)
-        }
+        value if is_integer || is_exact_integer(value) => Cell::Integer(value.round() as i64),
         value => Cell::Number(value),
     }
 }

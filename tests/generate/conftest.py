@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESIDUALD = os.environ.get("RESIDUALD", str(ROOT / "target/debug/residuald"))
+KAFKA = ROOT / "tests/kafka/kafka.sh"
 KINDS = ["contactless", "chip", "online"]
 
 
@@ -47,6 +50,28 @@ def write(path, rows):
 
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+needs_kafka = pytest.mark.skipif(
+    not (ROOT / ".kafka/libs").exists() or shutil.which("java") is None, reason="make kafka, and install Java 17"
+)
+
+
+@contextmanager
+def cluster(folder, topics):
+    """A real Kafka with these topics -> its bootstrap servers."""
+
+    def kafka(*arguments):
+        command = ["bash", str(KAFKA), *arguments, "--dir", str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    (*_, brokers) = kafka("start", "--while-pid", str(os.getpid()))
+    try:
+        for topic in topics:
+            kafka("topic", "create", topic, "--partitions", "2")
+        yield brokers
+    finally:
+        kafka("stop")
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,9 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
 
 import pytest
-from conftest import RESIDUALD, ROOT, records, residuald, write
+from conftest import RESIDUALD, cluster, needs_kafka, records, residuald, write
 
 KINDS = {"tail", "foreign", "relation", "unseen"}
 SETTINGS = """
@@ -191,29 +190,7 @@ def test_ctrl_c_drains_and_the_report_says_how_far_it_came(bundle, tmp_path):
     assert 0 < report["records"]["scored"] == report["records"]["sent"] < report["records"]["planned"]
 
 
-KAFKA = ROOT / "tests/kafka/kafka.sh"
-
-
-@contextmanager
-def cluster(folder, topics):
-    """A real Kafka with these topics -> its bootstrap servers."""
-
-    def kafka(*arguments):
-        command = ["bash", str(KAFKA), *arguments, "--dir", str(folder)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-    (*_, brokers) = kafka("start", "--while-pid", str(os.getpid()))
-    try:
-        for topic in topics:
-            kafka("topic", "create", topic, "--partitions", "2")
-        yield brokers
-    finally:
-        kafka("stop")
-
-
-@pytest.mark.skipif(
-    not (ROOT / ".kafka/libs").exists() or shutil.which("java") is None, reason="make kafka, and install Java 17"
-)
+@needs_kafka
 def test_a_running_daemon_is_rehearsed_through_a_topic_of_a_real_kafka(bundle, tmp_path):
     with cluster(tmp_path / "kafka", ["shop", "anomalies", "scores", "dead-letters"]) as brokers:
         settings = tmp_path / "residuald.toml"

@@ -26,11 +26,11 @@ enum Layer {
 
 fn layer(module: &str) -> Option<Layer> {
     Some(match module {
-        "bounded" | "clip" | "npy" | "record" | "text" => Layer::Pure(0),
+        "bounded" | "clip" | "npy" | "patch" | "record" | "text" => Layer::Pure(0),
         "bundle" => Layer::Pure(1),
         "image" => Layer::Pure(2),
         "decode" => Layer::Pure(3),
-        "dead_letter" => Layer::Pure(4),
+        "dead_letter" | "imputation" => Layer::Pure(4),
         "batch" => Layer::Pure(5),
         "verdict" => Layer::Pure(6),
         "message" => Layer::Pure(7),

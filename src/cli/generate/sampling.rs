@@ -35,7 +35,8 @@ impl<'p> Sampler<'p> {
         stop: &Shutdown,
         states: &mut States<'_>,
     ) -> Result<Option<Vec<f32>>, Failure> {
-        let mut noise = noise.of(images.clone(), self.dimensions);
+        let samples = noise.samples(images.clone());
+        let mut noise = noise.of(&samples, self.dimensions);
         let mut sample = noise.initial().map_err(Failure::data)?;
         self.plan.scale_noise(&mut sample);
         states(0, &sample)?;

@@ -52,6 +52,12 @@ pub fn settings(config: &Config, brokers: &str, features: usize) -> (Config, Vec
     }
     own.output.anomalies_topic = ANOMALIES.to_owned();
     own.output.scores_topic = Some(SCORES.to_owned());
+    if own.output.restored.take().is_some() {
+        notes.push(
+            "output.restored_topic is not rehearsed: no record is filled in, because verdicts do not depend on it"
+                .to_owned(),
+        );
+    }
     own.output.dead_letter_topic = DEAD_LETTERS.to_owned();
     own.output.media = None;
     own.output.include_record = false;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::bundle::{Bundle, Generative};
 use crate::diffusion::{CLASSES, Noise, NoiseFile, Scheduler};
-use crate::onnx::generative::{Denoising, DrawError, Sampler};
+use crate::onnx::generative::{Denoising, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
 
 use crate::failure::Failure;
@@ -104,16 +104,6 @@ pub fn summary_line(out: &Path, summary: &Value) {
     match out.as_os_str() == "-" {
         true => eprintln!("{summary}"),
         false => println!("{summary}"),
-    }
-}
-
-impl From<DrawError> for Failure {
-    fn from(e: DrawError) -> Self {
-        match e {
-            DrawError::Graph(e) => e.into(),
-            DrawError::States(e) => Failure::output(e),
-            e => Failure::data(e),
-        }
     }
 }
 

@@ -1,11 +1,9 @@
 //! Reads files of records, sets fields of each record, and writes the records to a new file as NDJSON.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 
 use indicatif::ProgressBar;
-use serde::de::IgnoredAny;
 
 use super::files::{FormatArgument, shown};
 use super::new_file::NewFile;
@@ -13,12 +11,12 @@ use super::progress;
 use super::refusals::Refusals;
 use super::wrapping::WrappingArguments;
 use crate::bundle::manifest::Feature;
-use crate::bundle::path;
 use crate::dataset::{self, Dataset};
 use crate::decode::{DecodeError, Decoder, RecordFormat};
 use crate::failure::Failure;
+use crate::imputation::feature_in;
+use crate::patch::{self, Edit, has_field};
 use crate::shutdown::Shutdown;
-use crate::synthetic::patch::{self, Edit};
 
 /// The arguments that verbs have in common: what to read, by which bundle, and what to write.
 #[derive(clap::Args)]
@@ -56,10 +54,7 @@ pub struct Rewritten {
 
 /// Refuses a verb's own field, which tells what was changed, in the place of a feature.
 pub fn field_is_free(field: &str, features: &[Feature]) -> Result<(), Failure> {
-    let clash = features
-        .iter()
-        .find(|feature| path::keys_or_parts(&feature.path)[0] == field);
-    match clash {
+    match feature_in(field, features) {
         None => Ok(()),
         Some(feature) => Err(Failure::usage(format!(
             "the feature `{}` is read from `{}`, where the verb writes what it changed",
@@ -158,13 +153,6 @@ pub fn print_counts(done: &Rewritten, seconds: f64) {
             "{replaced} records had a field of the same name as the one that tells what was changed: it was replaced"
         );
     }
-}
-
-/// Returns whether the record has this field at its top level.
-fn has_field(record: &str, field: &str) -> bool {
-    // Most records do not contain the word, so few are parsed twice.
-    let fields = || serde_json::from_str::<HashMap<String, IgnoredAny>>(record);
-    record.contains(field) && fields().is_ok_and(|fields| fields.contains_key(field))
 }
 
 struct Chunk {

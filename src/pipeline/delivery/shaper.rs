@@ -207,6 +207,7 @@ fn log_undeliverable(topic: &str, about: &About, hint: &str) {
         Kind::Verdict => "verdict",
         Kind::DeadLetter(_) => "dead letter",
         Kind::Map => "map",
+        Kind::Restored => "restored copy",
         Kind::Record => "copy",
     };
     let source = &about.source;

@@ -35,12 +35,14 @@ fn judging(scores_topic: Option<&str>) -> Judging {
         output: config::OutputSettings {
             anomalies_topic: "anomalies".to_owned(),
             scores_topic: scores_topic.map(str::to_owned),
+            restored: None,
             dead_letter_topic: "dead".to_owned(),
             include_record: true,
             attributions: 3,
             inline_limit: 0,
             media: None,
         },
+        restorer: None,
         topics,
         traces: None,
     }

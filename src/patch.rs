@@ -1,9 +1,10 @@
 //! Sets fields of a JSON record and leaves every other byte of its values as it is.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A field to set: the keys of its path, and its value as JSON.
@@ -22,6 +23,28 @@ pub fn set(record: &str, edits: Vec<Edit<'_>>) -> Result<String, serde_json::Err
     let mut out = String::with_capacity(record.len() + 64);
     write(record, edits, &mut out)?;
     Ok(out)
+}
+
+/// Returns whether the record has this field at its top level.
+pub fn has_field(record: &str, field: &str) -> bool {
+    // Most records do not contain the word, so few are parsed twice.
+    let fields = || serde_json::from_str::<HashMap<String, IgnoredAny>>(record);
+    record.contains(field) && fields().is_ok_and(|fields| fields.contains_key(field))
+}
+
+/// Returns the number as JSON: the shortest text that reads back as the same float32. NaN and infinities are null.
+pub fn number(value: f32) -> String {
+    match value {
+        value if !value.is_finite() => "null".to_owned(),
+        value if is_exact_integer(value) => (value as i64).to_string(),
+        value => value.to_string(),
+    }
+}
+
+/// Returns whether the value is a whole number that float32 holds exactly.
+pub fn is_exact_integer(value: f32) -> bool {
+    const EXACT: f32 = 16_777_216.0;
+    value.fract() == 0.0 && value.abs() < EXACT
 }
 
 /// The members of an object in their order.
@@ -155,5 +178,20 @@ mod tests {
         assert_eq!(edited("{}", &[(&["a"], "1")]), r#"{"a":1}"#);
         assert_eq!(edited(r#"{"\u0061": 1}"#, &[(&["a"], "2")]), r#"{"a":2}"#);
         assert!(set("[1]", vec![]).is_err());
+    }
+
+    #[test]
+    fn numbers_read_back_as_the_same_float32() {
+        for (value, expected) in [(3.0, "3"), (-0.0, "0"), (0.1, "0.1"), (f32::NAN, "null")] {
+            assert_eq!(number(value), expected);
+        }
+        let large = 3.4e38_f32;
+        assert_eq!(number(large).parse::<f32>().unwrap(), large);
+    }
+
+    #[test]
+    fn a_field_is_looked_for_at_the_top_level_only() {
+        assert!(has_field(r#"{"a": {"b": 1}, "b": null}"#, "b"));
+        assert!(!has_field(r#"{"a": {"b": 1}, "c": "b"}"#, "b"));
     }
 }
