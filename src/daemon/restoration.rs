@@ -21,7 +21,7 @@ pub struct Imputers {
 }
 
 /// Opens the bundle's generative part for `workers` workers, or nothing if records are not restored. `interrupt` ends their runs
-/// later. Takes the part out of `bundle`, because the sessions have it then.
+/// later. The part does not stay in `bundle`: the sessions have it then.
 ///
 /// # Errors
 /// When the bundle has no such part, the part is at fault, or opening it takes too long.
@@ -33,6 +33,8 @@ pub fn open(
     stop: &Shutdown,
 ) -> Result<Imputers, Failure> {
     let Some(settings) = config.output.restored.clone() else {
+        // Nothing else in the daemon draws.
+        bundle.generative = None;
         return Ok(Imputers::default());
     };
     let generative = part(bundle)?;

@@ -167,7 +167,7 @@ def test_what_cannot_be_is_one_clear_line(bundle, generate, tmp_path):
         (["--key", "amount"], 64, "`amount`"),
         (["--scheduler", "pndm"], 64, "DDIMScheduler"),
         (["--steps", "0"], 64, "step"),
-        (["--noise", "x.npy"], 64, "--noise has no effect"),
+        (["--eta", "1"], 64, "--eta has no effect"),
     ]:
         _, done = generate(*arguments)
         assert done.returncode == code, (arguments, done.stderr)
