@@ -16,7 +16,7 @@ use crate::bundle::{Fault, Generative};
 use crate::diffusion::{self, Normals, Plan, PredictionType, Scheduler, normals};
 
 /// Maximum deviation of a golden point, relative to values above 1.
-const TOLERANCE: f32 = 1e-3;
+pub(super) const TOLERANCE: f32 = 1e-3;
 
 /// Why rows could not be drawn.
 #[derive(Debug, thiserror::Error)]
