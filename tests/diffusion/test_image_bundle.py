@@ -125,7 +125,7 @@ def test_the_denoiser_of_the_recipe_ddim(digits, generate, tmp_path):
     bundle = train(digits, tmp_path / "ddim", "--recipe", "ddim", "--steps", 2, "--generative")
     succeeded(generate(bundle, "--out", tmp_path / "out", "--steps", 3))
     assert Image.open(tmp_path / "out/000000.png").size == (SIDE, SIDE)
-    assert residuald("check", "--bundle", bundle).returncode == 0
+    assert "ok: draws images: 4 golden points reproduced" in residuald("check", "--bundle", bundle).stdout
 
 
 def test_options_of_tables_are_refused_by_name(bundle, generate, tmp_path):
@@ -205,26 +205,21 @@ def test_wrong_golden_points_are_refused(damaged):
     assert "generative.json: golden point 1 must have 1024 values" in refusal(damaged)
 
 
-def test_a_denoiser_with_other_answers_is_refused(damaged, generate, tmp_path):
+def test_a_denoiser_with_other_answers_is_refused(damaged):
     about = json.loads((damaged / "generative.json").read_text())
     about["golden"][1]["out_sample"][5] += 0.1
     list_files(damaged, generative_json=json.dumps(about).encode())
-    refused = generate(damaged, "--out", tmp_path / "out")
-    assert refused.returncode == 65
-    assert "denoiser.onnx: golden point 2 gives" in refused.stderr
-    assert not list(tmp_path.glob("out/*.png"))
+    assert refusal(damaged).count("denoiser.onnx: golden point 2 gives") == 2
+    assert not list(damaged.glob("out/*.png"))
 
 
-def test_another_graph_is_refused(damaged, generate, tmp_path):
+def test_another_graph_is_refused(damaged):
     list_files(damaged, denoiser_onnx=(damaged / "model.onnx").read_bytes())
-    refused = generate(damaged, "--out", tmp_path / "out")
-    assert refused.returncode == 65
-    assert "denoiser.onnx: has no input `sample`" in refused.stderr
+    assert refusal(damaged).count("denoiser.onnx: has no input `sample`") == 2
 
 
-def test_a_scheduler_that_is_none_is_refused(damaged, generate, tmp_path):
+def test_a_scheduler_that_is_none_is_refused(damaged):
     list_files(damaged, scheduler_config_json=b'{"_class_name": "PNDMScheduler"}')
-    refused = generate(damaged, "--out", tmp_path / "out")
-    assert refused.returncode == 65
-    assert "scheduler_config.json" in refused.stderr
-    assert "PNDMScheduler" in refused.stderr
+    said = refusal(damaged)
+    assert said.count("scheduler_config.json: ") == 2
+    assert said.count("PNDMScheduler") == 2
