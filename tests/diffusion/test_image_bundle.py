@@ -37,8 +37,12 @@ def train(data, out, *arguments):
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Real images: 400 handwritten digits as PNG."""
-    folder = tmp_path_factory.mktemp("digits")
-    for i, digit in enumerate(load_digits().images[:400]):
+    return write_digits(tmp_path_factory.mktemp("digits"), 400)
+
+
+def write_digits(folder, count):
+    folder.mkdir(exist_ok=True)
+    for i, digit in enumerate(load_digits().images[:count]):
         image = Image.fromarray((digit * 255 / 16).round().astype(np.uint8))
         image.resize((SIDE, SIDE), Image.BILINEAR).save(folder / f"{i:04}.png")
     return folder
@@ -121,8 +125,9 @@ def test_detection_is_the_same_without_the_denoiser(bundle, digits, tmp_path):
     assert "cannot draw images: train it with `residuald-train images --generative`" in refused.stderr
 
 
-def test_the_denoiser_of_the_recipe_ddim(digits, generate, tmp_path):
-    bundle = train(digits, tmp_path / "ddim", "--recipe", "ddim", "--steps", 2, "--generative")
+def test_the_denoiser_of_the_recipe_ddim(generate, tmp_path):
+    few = write_digits(tmp_path / "few", 20)
+    bundle = train(few, tmp_path / "ddim", "--recipe", "ddim", "--steps", 2, "--generative")
     succeeded(generate(bundle, "--out", tmp_path / "out", "--steps", 3))
     assert Image.open(tmp_path / "out/000000.png").size == (SIDE, SIDE)
     assert "ok: draws images: 4 golden points reproduced" in residuald("check", "--bundle", bundle).stdout

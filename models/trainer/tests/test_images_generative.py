@@ -9,7 +9,7 @@ import torch
 from residuald_train import TrainerError
 from residuald_train.bundle.served import session
 from residuald_train.cli import main
-from residuald_train.images import ddim, generative
+from residuald_train.images import generative
 from residuald_train.images.generative import Options
 from residuald_train.images.pixels import Shape
 
@@ -33,7 +33,7 @@ def test_training_goes_on_where_it_was_interrupted(images, tmp_path):
 
 def test_any_size_is_drawn_at_its_own_size(images):
     denoiser = generative.fit(SHAPE, images, Options(steps=1, batch=2, threads=1))
-    files, error = generative.files(denoiser, SHAPE, ddim.make_scheduler())
+    files, error = generative.files(denoiser, SHAPE, generative.make_scheduler())
     assert error < 1e-4
     about = json.loads(files["generative.json"])
     run = session(files["denoiser.onnx"])

@@ -1,8 +1,10 @@
 """What `residuald-train images --generative` adds to a bundle: a denoiser that draws images, and its scheduler.
 
-The denoiser is trained as in DDPM (Ho et al. 2020, algorithm 1): it predicts the noise ε of
-x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, with t uniform in 0..T-1. The files have the names of diffusers. An image is one row of
-the bundle: the whole image at the bundle's size, or a tile. Its values are x / 127.5 - 1.
+The denoiser is trained as in DDPM (Ho et al. 2020, algorithm 1) on x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, with t uniform in
+0..T-1. It predicts v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans and Ho 2022): where there is hardly anything but noise, an
+error of ε would become a large error of the image, so a short training on ε draws wrong brightness. The files have the
+names of diffusers. An image is one row of the bundle: the whole image at the bundle's size, or a tile. Its values are
+x / 127.5 - 1.
 """
 
 import json
@@ -18,7 +20,7 @@ from torch import nn
 from .. import TrainerError
 from ..bundle.export import as_json, to_onnx
 from ..bundle.served import session
-from .ddim import Scorer, make_denoiser, make_scheduler
+from .ddim import Scorer, make_denoiser
 from .train import descend
 
 STEPS = 50  # default number of steps of a draw, as in diffusers' DDIMPipeline
@@ -57,7 +59,7 @@ class Network:
 
 
 class Denoiser(nn.Module):
-    """sample float32 [N, C, H, W], timestep int64 [N] -> out_sample float32 [N, C, H, W], the noise.
+    """sample float32 [N, C, H, W], timestep int64 [N] -> out_sample float32 [N, C, H, W], which is v.
 
     A UNet2DModel of diffusers. Images whose sides do not fit its levels are padded by reflection. The output is cut.
     """
@@ -86,6 +88,12 @@ class Plain(nn.Module):
         return self.denoiser(sample, timestep, return_dict=False)[0]
 
 
+def make_scheduler():
+    from diffusers import DDIMScheduler  # slow to import
+
+    return DDIMScheduler(num_train_timesteps=1000, clip_sample=True, prediction_type="v_prediction")
+
+
 def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
     """Images uint8 [n, H, W, C] -> Denoiser in eval mode, on the CPU, with its `steps` and `losses`.
 
@@ -105,7 +113,8 @@ def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
         a = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
             out = denoiser(a.sqrt() * x + (1 - a).sqrt() * noise, t)
-        return ((out.float() - noise).square().mean(),)
+        v = a.sqrt() * noise - (1 - a).sqrt() * x
+        return ((out.float() - v).square().mean(),)
 
     return descend(denoiser, batch_loss, g, options, checkpoint, resume, None, stop, "train generative")
 

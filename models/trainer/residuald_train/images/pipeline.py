@@ -121,7 +121,7 @@ def generative_files(settings, scorer, x, checkpoint):
         say("generative: the denoiser of the recipe; it was trained on mirrored images as well, so it draws them, too")
     else:
         say(f"generative: trains a denoiser on {len(x)} {'tiles' if settings.shape.tiles else 'images'}")
-        began, scheduler = time.monotonic(), ddim.make_scheduler()
+        began, scheduler = time.monotonic(), generative.make_scheduler()
         denoiser = generative.fit(settings.shape, x, options, second(checkpoint), settings.resume)
         facts = {"steps": denoiser.steps, "seconds": round(time.monotonic() - began), "options": options.same_run()}
         facts |= {"curve": loss_curve(denoiser.losses)}
