@@ -5,6 +5,7 @@ mod files;
 pub mod generative;
 pub mod golden;
 pub mod graph;
+pub mod image_generative;
 pub mod manifest;
 pub mod notation;
 pub mod path;
@@ -25,6 +26,7 @@ pub use calibration::Calibration;
 pub use files::is_graph;
 pub use generative::Generative;
 pub use golden::Golden;
+pub use image_generative::{ImageAbout, ImageGenerative};
 pub use manifest::{Feature, FeatureKind, Manifest, Missing, ModelInput, Pixels, Tolerance};
 pub use normals::{Normal, Normals};
 pub use p_value::{RateTooFine, ScoreDistribution};
@@ -63,6 +65,8 @@ pub struct Bundle {
     pub screen: Option<Screen>,
     /// What draws records, if the bundle has it.
     pub generative: Option<Generative>,
+    /// What draws images, if the bundle has it.
+    pub image_generative: Option<ImageGenerative>,
     /// SHA-256 of `manifest.json`. It identifies the whole bundle, because the manifest contains the hash of every other file.
     pub sha256: String,
 }
@@ -135,6 +139,7 @@ pub struct Draft {
     pub normals: Option<Normals>,
     pub screen: Option<Screen>,
     pub generative: Option<Generative>,
+    pub image_generative: Option<ImageGenerative>,
     sha256: String,
     pub faults: Vec<Fault>,
 }
@@ -157,6 +162,7 @@ impl Draft {
             normals: None,
             screen: None,
             generative: None,
+            image_generative: None,
             sha256: String::new(),
             faults: Vec::new(),
         };
@@ -182,6 +188,7 @@ impl Draft {
                     normals: self.normals,
                     screen: self.screen,
                     generative: self.generative,
+                    image_generative: self.image_generative,
                     sha256: self.sha256,
                 })
             }
@@ -236,7 +243,14 @@ impl Draft {
         self.normals = normals(&mut contents, &manifest.input, faults);
         let golden = self.golden.as_ref().map_or(0, Vec::len);
         self.screen = screen(&mut contents, &manifest.input, golden, faults);
-        self.generative = generative(&mut contents, &manifest.input, faults);
+        match &manifest.input {
+            ModelInput::Tabular { features } => {
+                self.generative = generative(&mut contents, features, faults);
+            }
+            ModelInput::Image(pixels) => {
+                self.image_generative = image_generative(&mut contents, pixels, faults);
+            }
+        }
         self.model = contents.remove("model.onnx");
         self.sha256 = sha256_hex(&manifest_bytes);
         self.manifest = Some(manifest);
@@ -309,27 +323,11 @@ fn screen(
 
 fn generative(
     contents: &mut BTreeMap<&str, Vec<u8>>,
-    input: &ModelInput,
+    features: &[Feature],
     faults: &mut Vec<Fault>,
 ) -> Option<Generative> {
     use generative::{ABOUT, DECODE, DENOISER, ENCODE, FILES, REFERENCE, SCHEDULER};
-    let (found, absent): (Vec<_>, Vec<_>) =
-        FILES.iter().partition(|name| contents.contains_key(**name));
-    let first = *found.first()?;
-    if !absent.is_empty() {
-        let absent: Vec<&str> = absent.into_iter().copied().collect();
-        let problem = format!(
-            "requires {}: a bundle must contain all files of its generative part or none",
-            absent.join(", ")
-        );
-        faults.push(Fault::new(first, problem));
-        return None;
-    }
-    let ModelInput::Tabular { features } = input else {
-        let problem = "is for bundles that read tables, but this bundle reads images: leave it out";
-        faults.push(Fault::new(first, problem));
-        return None;
-    };
+    all_or_none(contents, &FILES, faults)?;
     let mut take = |name: &str| contents.remove(name).unwrap_or_default();
     let about: generative::About = parse_json(ABOUT, &take(ABOUT), faults)?;
     let scheduler = parse_json(SCHEDULER, &take(SCHEDULER), faults)?;
@@ -347,6 +345,57 @@ fn generative(
         reference,
         about,
     })
+}
+
+fn image_generative(
+    contents: &mut BTreeMap<&str, Vec<u8>>,
+    pixels: &Pixels,
+    faults: &mut Vec<Fault>,
+) -> Option<ImageGenerative> {
+    use generative::{ABOUT, DENOISER, SCHEDULER};
+    let files = image_generative::FILES;
+    let of_tables = generative::FILES.iter().filter(|name| {
+        let is_of_tables = !files.contains(name);
+        is_of_tables && contents.contains_key(**name)
+    });
+    faults.extend(of_tables.map(|name| {
+        let problem = "is for bundles that read tables, but this bundle reads images: leave it out";
+        Fault::new(name, problem)
+    }));
+    all_or_none(contents, &files, faults)?;
+    let mut take = |name: &str| contents.remove(name).unwrap_or_default();
+    let about = parse_json::<ImageAbout>(ABOUT, &take(ABOUT), faults)?;
+    let scheduler = parse_json(SCHEDULER, &take(SCHEDULER), faults)?;
+    let problems = about.faults(pixels);
+    let is_sound = problems.is_empty();
+    faults.extend(Fault::all(ABOUT, problems));
+    is_sound.then(|| ImageGenerative {
+        scheduler,
+        denoiser: take(DENOISER),
+        about,
+    })
+}
+
+/// Returns `Some` if all files of a generative part are there. If only some are, it adds a fault.
+fn all_or_none(
+    contents: &BTreeMap<&str, Vec<u8>>,
+    files: &[&str],
+    faults: &mut Vec<Fault>,
+) -> Option<()> {
+    let (found, absent): (Vec<&str>, Vec<&str>) = files
+        .iter()
+        .copied()
+        .partition(|name| contents.contains_key(name));
+    let first = found.first()?;
+    if absent.is_empty() {
+        return Some(());
+    }
+    let problem = format!(
+        "requires {}: a bundle must contain all files of its generative part or none",
+        absent.join(", ")
+    );
+    faults.push(Fault::new(first, problem));
+    None
 }
 
 /// Returns whether residuald uses the content of the file.

@@ -38,6 +38,7 @@ mod euler_ancestral;
 pub mod folder;
 mod forward;
 mod guidance;
+mod image_bundle;
 mod lcm;
 mod multistep;
 mod noise;

@@ -1,6 +1,7 @@
 //! `residuald check`: performs all checks of a start without starting.
 
 mod connect;
+mod drawing;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ Examples:
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigArguments,
-    /// Check only this bundle, without any settings
+    /// Check only this bundle, without any settings, with the part that `residuald generate` draws from
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "set"])]
     bundle: Option<PathBuf>,
     /// Also check Kafka and the schema registry: topics, permission to read, the consumer group, transactions
@@ -54,7 +55,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         let inference = InferenceSettings::on_cpu(1);
         // Without settings there is no threshold to check. Any bundle supports this quantile.
         let loaded = model::load(dir, &inference, 1, |_| ThresholdRule::Quantile(0.5))?;
+        let drawing = drawing::check(&loaded.bundle)?;
         report(arguments, &loaded, None, None, None);
+        match drawing {
+            Some((what, golden)) if !arguments.json => {
+                println!("ok: draws {what}: {golden} golden points reproduced");
+            }
+            _ => {}
+        }
         return Ok(());
     }
     let config = arguments.config.load()?;

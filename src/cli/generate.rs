@@ -11,16 +11,16 @@ mod whole_files;
 
 use std::path::PathBuf;
 
-use crate::bundle::{Draft, MANIFEST};
+use crate::bundle::{Draft, MANIFEST, ModelInput};
 use crate::config::Provider;
 use crate::diffusion::NoiseFile;
-use crate::diffusion::folder::INDEX;
+use crate::diffusion::folder::{INDEX, ImagePipeline};
 
-use crate::cli::shared::generative::SamplerArguments;
+use crate::cli::shared::generative::{SamplerArguments, class};
 use crate::failure::Failure;
 use table::TableArguments;
 
-/// Draw records from a bundle for tables, or images from a diffusion pipeline of diffusers or optimum
+/// Draw records or images from a bundle, or images from a diffusion pipeline of diffusers or optimum
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,14 +30,15 @@ Examples:
   residuald generate models/payments --count 10000 --out drawn.ndjson --report drawn.html
   residuald generate models/payments --count 100000 --topic rehearsal --rate 500 --key card_id
   residuald generate models/payments --count 1000 --out drawn.ndjson --trace states
+  residuald generate models/parts --count 16 --out drawn
   residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
   residuald generate ddpm-parts --out drawn --noise noise.npy --trace states
 
-MODEL is a bundle for tables with a generative part (residuald-train tabular --generative), or what save_pretrained of ORTDiffusionPipeline
+MODEL is a bundle with a generative part (residuald-train tabular or images, with --generative), or what save_pretrained of ORTDiffusionPipeline
 writes: model_index.json, scheduler/scheduler_config.json, and unet or transformer with model.onnx and config.json. Sample number i depends on
 the seed and i alone: it has the same bits in any count, and on a CPU also in any batch and on any number of cores.
 
-Records that come closer to training records than chance allows are not written.
+Records that come closer to training records than chance allows are not written. Images are not compared with the training images.
 
 --noise takes the initial noise, float32 [N, C, H, W] for images or [N, D] for records, or that and the noise of each step, [1 + steps, N, …].")]
 pub struct Arguments {
@@ -72,7 +73,7 @@ pub struct Arguments {
 }
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "Images of a pipeline")]
+#[command(next_help_heading = "Images")]
 struct ImageArguments {
     /// How much noise DDIM adds, from 0 (no noise) to 1 (as much as DDPM) [default: 0]
     #[arg(long, value_name = "ETA")]
@@ -87,24 +88,42 @@ struct ImageArguments {
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = &arguments.folder;
-    let is_bundle = folder.join(MANIFEST).exists() && !folder.join(INDEX).exists();
-    let unused = match is_bundle {
-        true => arguments.images.given(),
-        false => arguments.table.given(),
-    };
-    if let Some(name) = unused {
-        let (this, other) = match is_bundle {
-            true => ("a bundle for tables", "a pipeline for images"),
-            false => ("no bundle for tables", "one"),
-        };
-        return Err(Failure::usage(format!(
-            "{name} has no effect, because {} is {this}: give {other}, or leave {name} out",
-            folder.display()
-        )));
+    if folder.join(INDEX).exists() || !folder.join(MANIFEST).exists() {
+        arguments.refuse(arguments.table.given(), "no bundle for tables", "one")?;
+        let pipeline = ImagePipeline::read(folder, arguments.class()?);
+        return images::run(pipeline.map_err(Failure::data)?, arguments);
     }
-    match is_bundle {
-        true => table::run(&Draft::read(folder).finish()?, arguments),
-        false => images::run(arguments),
+    let bundle = Draft::read(folder).finish()?;
+    let ModelInput::Image(pixels) = &bundle.manifest.input else {
+        let (this, other) = ("a bundle for tables", "a pipeline or a bundle for images");
+        arguments.refuse(arguments.images.given(), this, other)?;
+        return table::run(&bundle, arguments);
+    };
+    let (this, other) = ("a bundle for images", "a bundle for tables");
+    arguments.refuse(arguments.table.given(), this, other)?;
+    let name = &bundle.manifest.name;
+    let Some(generative) = bundle.image_generative else {
+        return Err(Failure::usage(format!(
+            "the bundle {name} cannot draw images: train it with `residuald-train images --generative`"
+        )));
+    };
+    let pipeline = ImagePipeline::of_bundle(name, pixels, generative, arguments.class()?);
+    images::run(pipeline.map_err(Failure::data)?, arguments)
+}
+
+impl Arguments {
+    /// Returns the class that replaces the model's scheduler.
+    fn class(&self) -> Result<Option<&'static str>, Failure> {
+        self.sampler.scheduler.as_deref().map(class).transpose()
+    }
+
+    /// Refuses an option that this kind of model does not have, if one was given.
+    fn refuse(&self, option: Option<&str>, this: &str, other: &str) -> Result<(), Failure> {
+        let Some(name) = option else { return Ok(()) };
+        Err(Failure::usage(format!(
+            "{name} has no effect, because {} is {this}: give {other}, or leave {name} out",
+            self.folder.display()
+        )))
     }
 }
 

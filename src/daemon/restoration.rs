@@ -34,7 +34,7 @@ pub fn open(
 ) -> Result<Imputers, Failure> {
     let Some(settings) = config.output.restored.clone() else {
         // Nothing else in the daemon draws.
-        bundle.generative = None;
+        (bundle.generative, bundle.image_generative) = (None, None);
         return Ok(Imputers::default());
     };
     let generative = part(bundle)?;

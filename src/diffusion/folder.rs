@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::config;
 use super::{Error, Scheduler};
 use crate::bundle::graph;
+use crate::bundle::image_generative::GoldenImage;
 
 pub const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler";
@@ -25,11 +26,13 @@ const MOST_GRAPH: u64 = 2 << 30;
 const MOST_CHANNELS: u64 = 4096;
 const MOST_PIXELS: u64 = 8192;
 
-/// A pipeline that draws images from noise alone.
+/// A pipeline that draws images from noise alone, of a folder or of a bundle.
 #[derive(Debug)]
-pub struct PipelineFolder {
-    /// The pipeline's class, without a prefix for ONNX.
+pub struct ImagePipeline {
+    /// The pipeline's class, without a prefix for ONNX, or the bundle's name.
     pub pipeline: String,
+    /// The default number of steps. `None` if only the class tells it, as in diffusers.
+    pub steps: Option<usize>,
     pub scheduler: Scheduler,
     pub denoiser: DenoiserFiles,
     /// What was ignored or guessed.
@@ -39,22 +42,25 @@ pub struct PipelineFolder {
 /// The denoiser's graph, and what its configuration says of it.
 #[derive(Debug)]
 pub struct DenoiserFiles {
-    /// `unet` or `transformer`.
-    pub name: &'static str,
-    pub folder: PathBuf,
+    /// The graph's name in messages: `unet/model.onnx`.
+    pub file: String,
+    /// The folder of the graph's weights. `None` if the graph holds them.
+    pub weights: Option<PathBuf>,
     pub model: Vec<u8>,
     /// Channels, height and width of an image.
     pub shape: [usize; 3],
     /// As many as an image's, or twice that if it also predicts a variance.
     pub out_channels: usize,
+    /// What it must return, if that is known.
+    pub golden: Vec<GoldenImage>,
 }
 
-impl PipelineFolder {
+impl ImagePipeline {
     /// Reads a folder. `class` replaces the scheduler's class.
     ///
     /// # Errors
     /// If a file is missing or wrong, or the pipeline needs more than a denoiser and a scheduler.
-    pub fn read(folder: &Path, class: Option<&str>) -> Result<PipelineFolder, Error> {
+    pub fn read(folder: &Path, class: Option<&str>) -> Result<ImagePipeline, Error> {
         let mut notes = Vec::new();
         let path = folder.join(INDEX);
         if !path.exists() {
@@ -65,8 +71,9 @@ impl PipelineFolder {
         let pipeline = pipeline(folder, &index)?;
         let denoiser = DenoiserFiles::read(folder, &index)?;
         let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
-        Ok(PipelineFolder {
+        Ok(ImagePipeline {
             pipeline,
+            steps: None,
             scheduler,
             denoiser,
             notes,
@@ -136,15 +143,17 @@ fn scheduler(
     }
     let scheduler = Scheduler::from_config(&config, chosen);
     let scheduler = scheduler.map_err(|e| named(&path, &e))?;
-    if !scheduler.ignored().is_empty() {
-        notes.push(format!(
-            "{}: {} has no {}: ignored, as in diffusers",
-            path.display(),
-            scheduler.class(),
-            scheduler.ignored().join(", ")
-        ));
-    }
+    notes.extend(ignored(&path.display().to_string(), &scheduler));
     Ok(scheduler)
+}
+
+/// Says which fields of the scheduler's file are ignored, if any.
+pub(super) fn ignored(file: &str, scheduler: &Scheduler) -> Option<String> {
+    let fields = scheduler.ignored();
+    (!fields.is_empty()).then(|| {
+        let (class, fields) = (scheduler.class(), fields.join(", "));
+        format!("{file}: {class} has no {fields}: ignored, as in diffusers")
+    })
 }
 
 impl DenoiserFiles {
@@ -185,11 +194,12 @@ impl DenoiserFiles {
             check_external(&inside, &file).map_err(|e| failed(&model, &e))?;
         }
         Ok(DenoiserFiles {
-            name,
-            folder: inside,
+            file: format!("{name}/{MODEL}"),
+            weights: Some(inside),
             model: bytes,
             shape: [channels, height, width],
             out_channels,
+            golden: Vec::new(),
         })
     }
 }

@@ -7,12 +7,14 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{Outlet, PrimitiveTensorElementType, Tensor, TensorElementType, ValueType};
 
 use super::buckets::Buckets;
+use super::generative::TOLERANCE;
 use super::interrupt::Interrupt;
 use super::outputs::values;
 use super::provider;
 use super::scorer::{builder, opened};
 use super::{Runtime, ScorerError};
 use crate::bundle::Fault;
+use crate::bundle::image_generative::GoldenImage;
 use crate::config::{InferenceSettings, Provider};
 use crate::diffusion::folder::DenoiserFiles;
 
@@ -49,7 +51,7 @@ impl Denoiser {
     /// once would gain nothing, and an image's bits would depend on the others.
     ///
     /// # Errors
-    /// [`ScorerError::Graph`] if the tensors are not those of a denoiser, or [`ScorerError::Provider`] if the provider is not
+    /// [`ScorerError::Graph`] if the tensors are not those of a denoiser or a golden point differs, or [`ScorerError::Provider`] if the provider is not
     /// available.
     pub fn new(
         runtime: &Runtime,
@@ -58,10 +60,13 @@ impl Denoiser {
         worker: usize,
         most_together: usize,
     ) -> Result<Denoiser, ScorerError> {
-        let file = format!("{}/model.onnx", files.name);
-        let folder = files.folder.display().to_string();
+        let file = files.file.clone();
         let builder = || {
-            let built = builder(runtime)?.with_config_entry(WEIGHTS, &folder);
+            let built = builder(runtime)?;
+            let Some(folder) = &files.weights else {
+                return Ok(built);
+            };
+            let built = built.with_config_entry(WEIGHTS, folder.display().to_string());
             Ok(built.map_err(ort::Error::from)?)
         };
         let offered = provider::offered(inference, worker, &files.shape, &Buckets::one());
@@ -70,7 +75,7 @@ impl Denoiser {
         let fault = |problem| ScorerError::Graph(vec![Fault::new(&file, problem)]);
         let tensors = Tensors::of(&session, files).map_err(fault)?;
         let one_by_one = provider == Provider::Cpu || tensors.takes_one;
-        Ok(Denoiser {
+        let mut denoiser = Denoiser {
             sample: tensors.sample.0,
             sample_type: tensors.sample.1,
             timestep_type: tensors.timestep,
@@ -83,7 +88,32 @@ impl Denoiser {
             out_channels: files.out_channels,
             together: if one_by_one { 1 } else { most_together },
             interrupt: runtime.interrupt.clone(),
-        })
+        };
+        // The sessions of all threads run the same graph on the same device.
+        let golden = if worker == 0 { &files.golden[..] } else { &[] };
+        for (number, point) in (1..).zip(golden) {
+            denoiser.check(number, point)?;
+        }
+        Ok(denoiser)
+    }
+
+    /// Compares what the graph returns for a golden point with what it returned to the trainer.
+    fn check(&mut self, number: usize, point: &GoldenImage) -> Result<(), ScorerError> {
+        let mut found = Vec::new();
+        self.predict(&point.noisy, point.timestep as f32, &mut found)?;
+        let matches =
+            |(got, want): (&f32, &f32)| (got - want).abs() <= TOLERANCE * want.abs().max(1.0);
+        let pairs = || found.iter().zip(&point.out_sample);
+        match pairs().position(|pair| !matches(pair)) {
+            None => Ok(()),
+            Some(at) => {
+                let problem = format!(
+                    "golden point {number} gives {} in `{}` {at}, but the trainer computed {}: the graph was altered, or it computes differently on this machine",
+                    found[at], self.output, point.out_sample[at]
+                );
+                Err(ScorerError::Graph(vec![Fault::new(&self.file, problem)]))
+            }
+        }
     }
 
     /// Whether the graph takes whole timesteps alone.
@@ -242,7 +272,7 @@ fn images(tensor: &Outlet, image: &[usize; 3]) -> Result<(TensorElementType, i64
     use TensorElementType::{Float16, Float32};
     let wrong = |found: &dyn std::fmt::Display| {
         format!(
-            "has `{}` of {found}, and its config.json asks for float32 or float16 [N, {}, {}, {}]",
+            "has `{}` of {found}, and must have float32 or float16 [N, {}, {}, {}]",
             tensor.name(),
             image[0],
             image[1],

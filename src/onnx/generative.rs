@@ -17,7 +17,7 @@ use crate::bundle::{Fault, Generative};
 use crate::diffusion::{self, Noise, NoiseFile, Plan, PredictionType, Sample, Scheduler, normals};
 
 /// Maximum deviation of a golden point, relative to values above 1.
-const TOLERANCE: f32 = 1e-3;
+pub(super) const TOLERANCE: f32 = 1e-3;
 
 /// Why rows could not be drawn.
 #[derive(Debug, thiserror::Error)]

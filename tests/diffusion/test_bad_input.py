@@ -91,7 +91,7 @@ def test_a_field_that_cannot_be_honoured(copy, generate, tmp_path):
     ("fields", "message"),
     [
         ({"in_channels": 4, "out_channels": 4}, "`sample` of float32 [-1, 3, 16, 16]"),
-        ({"sample_size": 32}, "asks for float32 or float16 [N, 3, 32, 32]"),
+        ({"sample_size": 32}, "must have float32 or float16 [N, 3, 32, 32]"),
         ({"out_channels": 6}, "`out_sample` of"),
         ({"out_channels": 5}, "`out_channels` is 5"),
         ({"sample_size": None}, "`sample_size` must be"),

@@ -9,7 +9,7 @@ import torch
 
 from residuald_train.bundle.export import to_onnx
 from residuald_train.bundle.served import run_onnx, session
-from residuald_train.images import ddim
+from residuald_train.images import ddim, generative
 from residuald_train.images.export import make_bundle
 from residuald_train.images.pixels import Shape
 from residuald_train.images.scorer import run_torch
@@ -64,15 +64,16 @@ def test_steps_are_those_of_the_scheduler(stock, predicts):
 
 
 def test_the_bare_denoiser_has_the_names_of_diffusers(stock):
-    files = ddim.denoiser_files(ddim.Scorer(SHAPE, stock, ddim.make_scheduler()))
+    scorer = ddim.Scorer(SHAPE, stock, ddim.make_scheduler())
+    files, _ = generative.files(generative.Plain(scorer.denoiser), SHAPE, scorer.scheduler)
     run = session(files["denoiser.onnx"])
     assert [i.name for i in run.get_inputs()] == ["sample", "timestep"]
     assert [o.name for o in run.get_outputs()] == ["out_sample"]
     assert diffusers.DDIMScheduler.from_config(json.loads(files["scheduler_config.json"])).config.beta_end == 0.02
     x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-    got = run.run(None, {"sample": x, "timestep": np.array([7])})[0]
+    got = run.run(None, {"sample": x, "timestep": np.array([7, 900])})[0]
     with torch.no_grad():
-        want = stock(torch.as_tensor(x), torch.tensor([7])).sample.numpy()
+        want = stock(torch.as_tensor(x), torch.tensor([7, 900])).sample.numpy()
     assert np.allclose(got, want, atol=1e-4)
 
 

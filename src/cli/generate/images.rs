@@ -1,4 +1,4 @@
-//! Draws images with the pipeline in a folder, on all cores, and writes each as soon as it is whole.
+//! Draws images with the pipeline of a folder or a bundle, on all cores, and writes each as soon as it is whole.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,9 @@ use serde_json::json;
 use super::Arguments;
 use super::image_files::{ImageFiles, Trace};
 use super::sampling::Sampler;
-use crate::cli::shared::generative::class;
 use crate::cli::shared::progress;
 use crate::config::Provider;
-use crate::diffusion::folder::PipelineFolder;
+use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Noise, NoiseFile, Plan, Scheduler};
 use crate::failure::Failure;
 use crate::onnx::{Denoiser, Interrupt, Runtime, inference_on};
@@ -38,7 +37,7 @@ struct Report<'r> {
     notes: &'r [String],
 }
 
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let options = &arguments.images;
     let provider = options.provider.unwrap_or(Provider::Cpu);
@@ -50,24 +49,20 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             "--provider tensorrt: images are drawn on cpu or cuda",
         ));
     }
-    let class = arguments
-        .sampler
-        .scheduler
-        .as_deref()
-        .map(class)
-        .transpose()?;
-    let PipelineFolder {
+    let ImagePipeline {
         pipeline,
+        steps: usual,
         scheduler,
         denoiser,
         mut notes,
-    } = PipelineFolder::read(&arguments.folder, class).map_err(Failure::data)?;
+    } = pipeline;
     let scheduler = scheduler
         .with_eta(options.eta.unwrap_or(0.0))
         .map_err(Failure::usage)?;
     let steps = arguments
         .sampler
         .steps
+        .or(usual)
         .unwrap_or_else(|| steps(&pipeline, &scheduler));
     let plan = scheduler.plan(steps).map_err(Failure::usage)?;
     if plan.steps() != steps {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::bundle::{Bundle, Generative};
+use crate::bundle::{Bundle, Generative, ModelInput};
 use crate::diffusion::{CLASSES, Noise, NoiseFile, Scheduler};
 use crate::onnx::generative::{Denoising, Sampler};
 use crate::onnx::{Interrupt, Runtime, all_cores};
@@ -75,8 +75,14 @@ pub fn scheduler(config: &Value, name: Option<&str>) -> Result<Scheduler, Failur
 /// Returns the generative part of a bundle.
 ///
 /// # Errors
-/// It has none.
+/// It has none, or it draws images.
 pub fn generative(bundle: &Bundle) -> Result<&Generative, Failure> {
+    if matches!(bundle.manifest.input, ModelInput::Image(_)) {
+        return Err(Failure::usage(format!(
+            "the bundle {} reads images: this needs a bundle for tables, trained with `residuald-train tabular --generative`",
+            bundle.manifest.name
+        )));
+    }
     bundle.generative.as_ref().ok_or_else(|| {
         Failure::usage(format!(
             "the bundle {} cannot draw records: train it with `residuald-train tabular --generative`",

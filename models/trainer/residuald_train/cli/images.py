@@ -3,7 +3,18 @@
 from pathlib import Path
 
 from .. import TrainerError
-from .shared import LAYOUTS, add_force, add_images, add_resume, add_seed, add_verb, image_options, image_shape, require
+from .shared import (
+    LAYOUTS,
+    add_force,
+    add_images,
+    add_resume,
+    add_seed,
+    add_verb,
+    image_options,
+    image_shape,
+    positive_or_default,
+    require,
+)
 
 
 def add_parser(verbs):
@@ -33,25 +44,44 @@ def add_parser(verbs):
         metavar="DIR",
         help="write contact sheets during training; columns: clean, corrupted, restored, added, found",
     )
-    p.add_argument("--denoiser", action="store_true", help="ddim: add denoiser.onnx and its schedule to the bundle")
+    p.add_argument(
+        "--generative",
+        action="store_true",
+        help="add a denoiser that images (with --tiles: tiles) can be drawn from: residuald generate. The recipe blind "
+        "trains one, the recipe ddim has one",
+    )
+    p.add_argument("--generative-steps", type=int, metavar="N", help="its training steps of 16 images (default 4000)")
+    p.add_argument("--generative-minutes", type=float, metavar="MINUTES", help="limit of its training time")
     add_force(p)
     p.add_argument("--dry-run", action="store_true", help="print the options and the number of images, train nothing")
 
 
 def run(args):
     shape = image_shape(args)
-    require(("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"))
-    if args.denoiser and args.recipe != "ddim":
-        raise TrainerError("--denoiser requires --recipe ddim")
+    require(
+        ("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"),
+        ("--generative-steps", positive_or_default(args.generative_steps), "be a positive number"),
+        (
+            "--generative-minutes",
+            positive_or_default(args.generative_minutes),
+            "be a positive number",
+        ),
+    )
+    for name, given in (("steps", args.generative_steps), ("minutes", args.generative_minutes)):
+        if given is not None and not args.generative:
+            raise TrainerError(f"--generative-{name} has no effect without --generative")
+        if given is not None and args.recipe == "ddim":
+            raise TrainerError(f"--generative-{name} is for --recipe blind: ddim has one denoiser, so use --{name}")
     from ..images.pipeline import Settings, train_bundle
 
+    options = image_options(args, args.seed)
     settings = Settings(
         data=args.data,
         normal=args.normal,
         groups=args.groups,
         shape=shape,
         recipe=args.recipe,
-        options=image_options(args, args.seed),
+        options=options,
         out=args.out,
         name=args.name or args.out.resolve().name,
         version=args.version,
@@ -60,8 +90,17 @@ def run(args):
         resume=args.resume,
         checkpoint=args.checkpoint,
         samples=args.samples,
-        denoiser=args.denoiser,
         dry_run=args.dry_run,
         force=args.force,
+        generative=generative_options(args, options) if args.generative else None,
     )
     train_bundle(settings)
+
+
+def generative_options(args, recipe):
+    """The options of the generative denoiser: its own steps and minutes, and the recipe's seed, device and threads."""
+    from ..images.generative import Options
+
+    given = {"seed": args.seed, "device": recipe.device, "amp": recipe.amp, "threads": recipe.threads}
+    given |= {"steps": args.generative_steps, "minutes": args.generative_minutes}
+    return Options(**{k: v for k, v in given.items() if v is not None})

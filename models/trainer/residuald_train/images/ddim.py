@@ -5,7 +5,6 @@ in the graph, and the noise is a constant in it. The method is that of AnoDDPM (
 noise for every image.
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..bundle.export import to_onnx
 from ..report.sheet import heat_colours, to_pixels
 from .scorer import Blur
 from .train import descend
@@ -169,26 +167,3 @@ def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=
         return (out.float() - noise).square().mean(), x, y
 
     return descend(scorer, batch_loss, g, options, checkpoint, resume, sheet, stop)
-
-
-class DiffusersGraph(nn.Module):
-    """A denoiser with the inputs and outputs of diffusers' own ONNX exports: sample, timestep -> out_sample."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, sample, timestep):
-        return self.denoiser(sample, timestep, return_dict=False)[0]
-
-
-def denoiser_files(scorer):
-    """Exports the denoiser and its schedule in diffusers' formats -> {name: bytes} of the two files."""
-    _, c, h, w = scorer.noise.shape
-    example = torch.zeros(2, c, h, w), torch.tensor([1])
-    names = ["sample", "timestep"], ["out_sample"]
-    model = to_onnx(DiffusersGraph(scorer.denoiser), example, *names)
-    config = {k: v for k, v in scorer.scheduler.config.items() if not k.startswith("_")} | {
-        "_class_name": "DDIMScheduler"
-    }
-    return {"denoiser.onnx": model, "scheduler_config.json": (json.dumps(config, indent=2) + "\n").encode()}

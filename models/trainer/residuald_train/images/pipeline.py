@@ -1,7 +1,6 @@
 """The whole of training on images, from a folder to a bundle: `residuald-train images`."""
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from ..bundle.served import run_onnx, session
 from ..console import say
 from ..report.sheet import training_sheets
 from ..training import loss_curve
-from . import ddim, train
+from . import ddim, generative, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
+from .generative import Options as GenerativeOptions
 from .pixels import Shape, image_scores, readable, to_rows
 
 MIN_IMAGES = 16
@@ -43,14 +43,16 @@ class Settings:
     resume: bool
     checkpoint: Path | None
     samples: Path | None  # folder for contact sheets
-    denoiser: bool  # put denoiser.onnx and its schedule into the bundle
     dry_run: bool
     force: bool = False  # replace an existing bundle
+    generative: GenerativeOptions | None = None  # also add a denoiser to draw images from
 
 
 def train_bundle(settings):
     """Trains on the images of `settings.data` and writes the bundle to `settings.out`."""
     check_out(settings.out, settings.force)
+    if settings.generative:
+        generative.check_size(settings.recipe, settings.shape)
     good, labelled = read_folder(settings.data, settings.normal, settings.groups)
     good, notes = readable(good, settings.shape)
     labelled, more = readable(labelled, settings.shape)
@@ -73,6 +75,7 @@ def train_bundle(settings):
     print(f"split: {len(fit_on)} to train on, {len(held_out)} held out, by group")
     x, _ = to_rows(fit_on, settings.shape)
     scorer, checkpoint, minutes = fit(settings, x)
+    more, drawing = generative_files(settings, scorer, x, checkpoint) if settings.generative else ({}, {})
 
     y, owner = to_rows(held_out, settings.shape)
     training = {"seed": settings.seed, "rows": len(fit_on), "held_out_rows": len(held_out), "steps": scorer.steps}
@@ -81,13 +84,14 @@ def train_bundle(settings):
         "curves": [{"denoiser": settings.recipe, **loss_curve(scorer.losses)}],
         "data": fingerprint(good),
         "options": recorded,
+        **drawing,
     }
     facts = {"name": settings.name, "version": settings.version, "training": training}
-    more = ddim.denoiser_files(scorer) if settings.denoiser else {}
     files, parity, score = make_bundle(scorer, y, owner, facts, more)
     write(settings.out, files, settings.force)
     if not settings.checkpoint:
-        os.unlink(checkpoint)
+        for path in (checkpoint, second(checkpoint)):
+            path.unlink(missing_ok=True)
     print_summary(files["model.onnx"], settings.shape, y, score, parity, labelled)
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
 
@@ -102,6 +106,29 @@ def fit(settings, x):
     began = time.monotonic()
     scorer = recipe.fit(settings.shape, x, settings.options, checkpoint, settings.resume, sheet)
     return scorer, checkpoint, (time.monotonic() - began) / 60
+
+
+def second(checkpoint):
+    """The path of the generative denoiser's checkpoint, beside the recipe's."""
+    return checkpoint.with_name(checkpoint.name + ".generative")
+
+
+def generative_files(settings, scorer, x, checkpoint):
+    """A trained Scorer and its images uint8 [n, H, W, C] -> ({name: bytes}, facts for the manifest's training)."""
+    options, facts = settings.generative, {}
+    if settings.recipe == "ddim":
+        denoiser, scheduler = generative.Plain(scorer.denoiser).eval(), scorer.scheduler
+        say("generative: the denoiser of the recipe; it was trained on mirrored images as well, so it draws them, too")
+    else:
+        say(f"generative: trains a denoiser on {len(x)} {'tiles' if settings.shape.tiles else 'images'}")
+        began, scheduler = time.monotonic(), generative.make_scheduler()
+        denoiser = generative.fit(settings.shape, x, options, second(checkpoint), settings.resume)
+        facts = {"steps": denoiser.steps, "seconds": round(time.monotonic() - began), "options": options.same_run()}
+        facts |= {"curve": loss_curve(denoiser.losses)}
+    content, error = generative.files(denoiser, settings.shape, scheduler, options.seed)
+    size = sum(map(len, content.values())) / 1e6
+    print(f"generative: {size:.1f} MB; ONNX Runtime and torch differ by at most {error:.1e}")
+    return content, {"generative": facts}
 
 
 def print_summary(model, shape, y, score, parity, labelled):

@@ -1,4 +1,4 @@
-"""Trains the blind recipe on random crops of normal images. `descend`, the training loop, also trains `ddim`."""
+"""Trains the blind recipe on random crops of normal images. `descend`, the loop, also trains the other networks."""
 
 import contextlib
 import math
@@ -113,12 +113,13 @@ def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=
     return scorer
 
 
-def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None, stop=None):
+def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet=None, stop=None, name="train"):
     """Runs AdamW with warm-up and cosine decay -> the scorer with the moving average of its weights, on the CPU.
 
     `batch_loss()` -> (loss, *tensors to draw); all its randomness must come from `g`. `checkpoint`: a file that is
     saved every minute and on Ctrl-C; with `resume`, training continues from it. `sheet(scorer, *tensors, step)` is
-    called ten times during training. `stop`: the step after which to end, with the schedule unfinished.
+    called ten times during training. `stop`: the step after which to end, with the schedule unfinished. `name`: of
+    the progress bar and the loss curve.
     """
     torch.set_num_threads(options.threads)
     scorer.train()
@@ -128,7 +129,7 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
     if resume and checkpoint and checkpoint.exists():
         step, before, losses = restore(checkpoint, scorer, adam, average, g, options)
     began = saved = time.monotonic()
-    steps = bar(total=options.steps, initial=step, desc="train", unit=" steps")
+    steps = bar(total=options.steps, initial=step, desc=name, unit=" steps")
 
     def spent():
         return before + time.monotonic() - began
@@ -166,7 +167,7 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
                 keep_state()
                 saved = time.monotonic()
     steps.close()
-    say_curve("train", losses)
+    say_curve(name, losses)
     if checkpoint:
         keep_state()
     scorer.load_state_dict(average)
