@@ -6,6 +6,7 @@ mod images;
 mod report;
 mod sampling;
 mod table;
+mod text_to_image;
 mod trace;
 mod whole_files;
 
@@ -19,6 +20,7 @@ use crate::diffusion::folder::INDEX;
 use crate::cli::shared::generative::SamplerArguments;
 use crate::failure::Failure;
 use table::TableArguments;
+use text_to_image::TextArguments;
 
 /// Draw records from a bundle for tables, or images from a diffusion pipeline of diffusers or optimum
 #[derive(clap::Args)]
@@ -32,9 +34,11 @@ Examples:
   residuald generate models/payments --count 1000 --out drawn.ndjson --trace states
   residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
   residuald generate ddpm-parts --out drawn --noise noise.npy --trace states
+  residuald generate stable-diffusion --prompt 'a red brick wall' --scheduler dpm-solver-multistep --steps 20 --out drawn
 
 MODEL is a bundle for tables with a generative part (residuald-train tabular --generative), or what save_pretrained of ORTDiffusionPipeline
-writes: model_index.json, scheduler/scheduler_config.json, and unet or transformer with model.onnx and config.json. Sample number i depends on
+writes: model_index.json, scheduler/scheduler_config.json, and unet or transformer with model.onnx and config.json; for images from text
+also tokenizer, text_encoder and vae_decoder. Sample number i depends on
 the seed and i alone: it has the same bits in any count, and on a CPU also in any batch and on any number of cores.
 
 Records that come closer to training records than chance allows are not written.
@@ -69,6 +73,8 @@ pub struct Arguments {
     table: TableArguments,
     #[command(flatten)]
     images: ImageArguments,
+    #[command(flatten)]
+    text: TextArguments,
 }
 
 #[derive(clap::Args)]
@@ -89,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = &arguments.folder;
     let is_bundle = folder.join(MANIFEST).exists() && !folder.join(INDEX).exists();
     let unused = match is_bundle {
-        true => arguments.images.given(),
+        true => arguments.images.given().or(arguments.text.given()),
         false => arguments.table.given(),
     };
     if let Some(name) = unused {
