@@ -1,4 +1,4 @@
-"""Pipelines for text with random weights, made by diffusers and transformers and exported by PyTorch, in the layout of optimum."""
+"""Pipelines for text with random weights, of diffusers and transformers, exported in the layout of optimum."""
 
 import gzip
 import importlib.util
@@ -181,7 +181,14 @@ def stable_diffusion(tokenizer, scheduler):
 
 def latent_consistency(tokenizer, scheduler):
     pipeline = diffusers.LatentConsistencyModelPipeline(
-        vae(), text_encoder(), tokenizer, denoiser(guidance_width=17), scheduler, None, None, requires_safety_checker=False
+        vae(),
+        text_encoder(),
+        tokenizer,
+        denoiser(guidance_width=17),
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
