@@ -282,6 +282,8 @@ $(VENV): models/trainer/requirements.lock models/trainer/cuda.lock models/traine
 	.venv/bin/python -c 'import torch' 2>/dev/null \
 	    || .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r models/trainer/cuda.lock
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@# Without what it depends on: the tests read its vocabulary, and it would bring another build of torchvision.
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e models/trainer
 	@touch $@
 

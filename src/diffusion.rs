@@ -29,6 +29,7 @@
 //! The arithmetic is float32, in the order of diffusers, and touches each sample alone. So a sample has the same bits in any batch.
 
 mod bound;
+pub mod components;
 mod config;
 mod ddim;
 mod ddpm;
@@ -52,7 +53,7 @@ mod spacing;
 mod unipc_multistep;
 
 pub use forward::{add_noise, velocity};
-pub use guidance::{guide, rescale_guidance};
+pub use guidance::{guidance_embedding, guide, rescale_guidance};
 pub use noise::{Noise, NoiseOfSamples, Normals, Sample, normals};
 pub use noise_file::NoiseFile;
 pub use noise_schedule::NoiseSchedule;

@@ -24,6 +24,8 @@ pub mod verdict;
 pub mod message;
 
 pub mod diffusion;
+#[cfg(feature = "daemon")]
+pub mod prompt;
 
 pub mod dataset;
 pub mod evaluation;

@@ -1,6 +1,7 @@
 //! ONNX Runtime: loads the library, makes one session per worker, and checks a bundle's graphs.
 
 mod buckets;
+mod component;
 mod denoiser;
 pub mod generative;
 mod golden;
@@ -14,10 +15,12 @@ mod provider;
 mod runtime;
 mod scorer;
 mod screen;
+mod text_encoder;
+mod vae;
 
 use std::path::Path;
 
-pub use denoiser::Denoiser;
+pub use denoiser::{Condition, Denoiser};
 pub use golden::GoldenCheck;
 pub use imputer::Imputer;
 pub use interrupt::Interrupt;
@@ -30,6 +33,8 @@ pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
+pub use text_encoder::TextEncoder;
+pub use vae::VaeDecoder;
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
 use crate::config::{InferenceSettings, Provider};

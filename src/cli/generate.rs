@@ -6,6 +6,7 @@ mod images;
 mod report;
 mod sampling;
 mod table;
+mod text_to_image;
 mod trace;
 mod whole_files;
 
@@ -19,6 +20,7 @@ use crate::diffusion::folder::{INDEX, ImagePipeline};
 use crate::cli::shared::generative::{SamplerArguments, class};
 use crate::failure::Failure;
 use table::TableArguments;
+use text_to_image::TextArguments;
 
 /// Draw records or images from a bundle, or images from a diffusion pipeline of diffusers or optimum
 #[derive(clap::Args)]
@@ -33,9 +35,11 @@ Examples:
   residuald generate models/parts --count 16 --out drawn
   residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
   residuald generate ddpm-parts --out drawn --noise noise.npy --trace states
+  residuald generate stable-diffusion --prompt 'a red brick wall' --scheduler dpm-solver-multistep --steps 20 --out drawn
 
 MODEL is a bundle with a generative part (residuald-train tabular or images, with --generative), or what save_pretrained of ORTDiffusionPipeline
-writes: model_index.json, scheduler/scheduler_config.json, and unet or transformer with model.onnx and config.json. Sample number i depends on
+writes: model_index.json, scheduler/scheduler_config.json, and unet or transformer with model.onnx and config.json; for images from text
+also tokenizer, text_encoder and vae_decoder. Sample number i depends on
 the seed and i alone: it has the same bits in any count, and on a CPU also in any batch and on any number of cores.
 
 Records that come closer to training records than chance allows are not written. Images are not compared with the training images.
@@ -70,6 +74,8 @@ pub struct Arguments {
     table: TableArguments,
     #[command(flatten)]
     images: ImageArguments,
+    #[command(flatten)]
+    text: TextArguments,
 }
 
 #[derive(clap::Args)]
@@ -96,7 +102,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bundle = Draft::read(folder).finish()?;
     let ModelInput::Image(pixels) = &bundle.manifest.input else {
         let (this, other) = ("a bundle for tables", "a pipeline or a bundle for images");
-        arguments.refuse(arguments.images.given(), this, other)?;
+        let given = arguments.images.given().or(arguments.text.given());
+        arguments.refuse(given, this, other)?;
         return table::run(&bundle, arguments);
     };
     let (this, other) = ("a bundle for images", "a bundle for tables");
@@ -125,9 +132,7 @@ impl Arguments {
             self.folder.display()
         )))
     }
-}
 
-impl Arguments {
     /// Returns the number of samples to draw.
     ///
     /// # Errors

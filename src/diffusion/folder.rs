@@ -1,12 +1,13 @@
 //! A folder as `ORTDiffusionPipeline.save_pretrained` of optimum and diffusers write it: `model_index.json`, the scheduler's
-//! configuration, and the denoiser as ONNX with its own configuration beside it.
+//! configuration, and the denoiser as ONNX with its own configuration beside it. Pipelines for text have more components.
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde_json::{Map, Value};
 
+use super::components::{GraphFile, TextToImageFiles};
 use super::config;
 use super::{Error, Scheduler};
 use crate::bundle::graph;
@@ -15,7 +16,7 @@ use crate::bundle::image_generative::GoldenImage;
 pub const INDEX: &str = "model_index.json";
 const SCHEDULER: &str = "scheduler";
 const SCHEDULER_CONFIG: &str = "scheduler_config.json";
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 const MODEL: &str = "model.onnx";
 /// Where the denoiser may be, by the kind of its network.
 const DENOISERS: [&str; 2] = ["unet", "transformer"];
@@ -23,10 +24,27 @@ const DENOISERS: [&str; 2] = ["unet", "transformer"];
 const MOST_JSON: u64 = 4 << 20;
 const MOST_GRAPH: u64 = 2 << 30;
 /// The most channels, and the most pixels on a side.
-const MOST_CHANNELS: u64 = 4096;
-const MOST_PIXELS: u64 = 8192;
+pub(super) const MOST_CHANNELS: u64 = 4096;
+pub const MOST_PIXELS: u64 = 8192;
+/// The pipelines that draw from text, and the parts that they may have. A feature extractor serves the safety checker.
+const TEXT_TO_IMAGE: [&str; 2] = ["StableDiffusionPipeline", "LatentConsistencyModelPipeline"];
+const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
+    "tokenizer",
+    "text_encoder",
+    "vae",
+    "vae_encoder",
+    "vae_decoder",
+    SAFETY_CHECKER,
+    "feature_extractor",
+    "image_encoder",
+];
+const SAFETY_CHECKER: &str = "safety_checker";
 
-/// A pipeline that draws images from noise alone, of a folder or of a bundle.
+/// What a denoiser may take beside image and timestep: the tokens' embeddings, and the guidance's embedding.
+pub const HIDDEN_STATES: &str = "encoder_hidden_states";
+pub const TIMESTEP_COND: &str = "timestep_cond";
+
+/// A pipeline that draws images from noise alone, or from noise and text, of a folder or of a bundle.
 #[derive(Debug)]
 pub struct ImagePipeline {
     /// The pipeline's class, without a prefix for ONNX, or the bundle's name.
@@ -35,6 +53,8 @@ pub struct ImagePipeline {
     pub steps: Option<usize>,
     pub scheduler: Scheduler,
     pub denoiser: DenoiserFiles,
+    /// `None` if it draws from noise alone.
+    pub text: Option<TextToImageFiles>,
     /// What was ignored or guessed.
     pub notes: Vec<String>,
 }
@@ -42,13 +62,13 @@ pub struct ImagePipeline {
 /// The denoiser's graph, and what its configuration says of it.
 #[derive(Debug)]
 pub struct DenoiserFiles {
-    /// The graph's name in messages: `unet/model.onnx`.
-    pub file: String,
-    /// The folder of the graph's weights. `None` if the graph holds them.
-    pub weights: Option<PathBuf>,
-    pub model: Vec<u8>,
-    /// Channels, height and width of an image.
+    pub graph: GraphFile,
+    /// Channels, height and width of an image, or of a latent image.
     pub shape: [usize; 3],
+    /// The inputs beside image and timestep, and the number of values of their last dimension.
+    pub conditions: Vec<(&'static str, usize)>,
+    /// The number of values that tell the model its guidance, if it takes them (`time_cond_proj_dim`).
+    pub guidance_width: Option<usize>,
     /// As many as an image's, or twice that if it also predicts a variance.
     pub out_channels: usize,
     /// What it must return, if that is known.
@@ -69,13 +89,33 @@ impl ImagePipeline {
         }
         let index = object(&path)?;
         let pipeline = pipeline(folder, &index)?;
-        let denoiser = DenoiserFiles::read(folder, &index)?;
+        let mut denoiser = DenoiserFiles::read(folder, &index)?;
         let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
+        let text = match TEXT_TO_IMAGE.contains(&pipeline.as_str()) {
+            true => Some(TextToImageFiles::read(folder, &mut notes)?),
+            false => None,
+        };
+        if let Some(text) = &text {
+            let (latent, channels) = (text.decoder.latent_channels, denoiser.shape[0]);
+            if latent != channels {
+                let problem = format!(
+                    "the denoiser has `in_channels` {channels}, and vae_decoder has `latent_channels` {latent}: they must be the same"
+                );
+                return Err(failed(folder, &problem));
+            }
+            denoiser
+                .conditions
+                .push((HIDDEN_STATES, text.encoder.width));
+        }
+        if text.is_some() && index.get(SAFETY_CHECKER).is_some_and(is_part) {
+            notes.push("the pipeline's safety_checker is not run".into());
+        }
         Ok(ImagePipeline {
             pipeline,
             steps: None,
             scheduler,
             denoiser,
+            text,
             notes,
         })
     }
@@ -98,14 +138,18 @@ fn pipeline(folder: &Path, index: &Map<String, Value>) -> Result<String, Error> 
         .map(|(name, _)| name.as_str())
         .filter(|name| *name != SCHEDULER && !DENOISERS.contains(name))
         .collect();
+    let of_text = TEXT_TO_IMAGE.contains(&pipeline.as_str());
+    let is_known = |name: &&str| of_text && TEXT_TO_IMAGE_PARTS.contains(name);
+    let others: Vec<&str> = others.into_iter().filter(|name| !is_known(name)).collect();
     if others.is_empty() {
         return Ok(pipeline);
     }
     Err(failed(
         folder,
         &format!(
-            "is a {pipeline}, which also needs {}: only pipelines of a denoiser and a scheduler, such as DDPMPipeline, can be drawn from",
-            others.join(", ")
+            "is a {pipeline}, which also needs {}: only pipelines of a denoiser and a scheduler, such as DDPMPipeline, and {} can be drawn from",
+            others.join(", "),
+            TEXT_TO_IMAGE.join(" and ")
         ),
     ))
 }
@@ -168,12 +212,7 @@ impl DenoiserFiles {
         let inside = folder.join(name);
         let path = inside.join(CONFIG);
         let config = object(&path)?;
-        let whole = |field: &str, most: u64| {
-            let value = config.get(field).and_then(Value::as_u64);
-            let value = value.filter(|value| (1..=most).contains(value));
-            let wanted = || failed(&path, &format!("`{field}` must be 1 to {most}"));
-            Ok::<usize, Error>(value.ok_or_else(wanted)? as usize)
-        };
+        let whole = |field: &str, most: u64| whole(&path, &config, field, most);
         let channels = whole("in_channels", MOST_CHANNELS)?;
         let out_channels = match config.get("out_channels") {
             None | Some(Value::Null) => channels,
@@ -187,21 +226,51 @@ impl DenoiserFiles {
         }
         let [height, width] = sides(&config)
             .ok_or_else(|| failed(&path, "`sample_size` must be one or two numbers of pixels"))?;
-        let model = inside.join(MODEL);
-        let bytes = read(&model, MOST_GRAPH)?;
-        let external = graph::external_files(&bytes).map_err(|e| failed(&model, &e))?;
-        for file in external {
-            check_external(&inside, &file).map_err(|e| failed(&model, &e))?;
-        }
+        let guidance_width = match config.get("time_cond_proj_dim") {
+            None | Some(Value::Null) => None,
+            Some(_) => Some(whole("time_cond_proj_dim", MOST_CHANNELS)?),
+        };
         Ok(DenoiserFiles {
-            file: format!("{name}/{MODEL}"),
-            weights: Some(inside),
-            model: bytes,
+            graph: graph(folder, name)?,
             shape: [channels, height, width],
+            conditions: guidance_width
+                .map(|width| (TIMESTEP_COND, width))
+                .into_iter()
+                .collect(),
+            guidance_width,
             out_channels,
             golden: Vec::new(),
         })
     }
+}
+
+/// A whole number of a configuration, from 1 to `most`.
+pub(super) fn whole(
+    path: &Path,
+    config: &Map<String, Value>,
+    field: &str,
+    most: u64,
+) -> Result<usize, Error> {
+    let value = config.get(field).and_then(Value::as_u64);
+    let value = value.filter(|value| (1..=most).contains(value));
+    let wanted = || failed(path, &format!("`{field}` must be 1 to {most}"));
+    Ok(value.ok_or_else(wanted)? as usize)
+}
+
+/// The graph of a component, whose external weights must be beside it.
+pub(super) fn graph(folder: &Path, component: &str) -> Result<GraphFile, Error> {
+    let inside = folder.join(component);
+    let path = inside.join(MODEL);
+    let model = read(&path, MOST_GRAPH)?;
+    let external = graph::external_files(&model).map_err(|e| failed(&path, &e))?;
+    for file in external {
+        check_external(&inside, &file).map_err(|e| failed(&path, &e))?;
+    }
+    Ok(GraphFile {
+        file: format!("{component}/{MODEL}"),
+        weights: Some(inside),
+        model,
+    })
 }
 
 /// `sample_size`: one number for a square, or height and width.
@@ -238,10 +307,12 @@ fn check_external(folder: &Path, file: &str) -> Result<(), String> {
     }
 }
 
-fn object(path: &Path) -> Result<Map<String, Value>, Error> {
-    let bytes = read(path, MOST_JSON)?;
-    let text = String::from_utf8(bytes).map_err(|_| failed(path, "is not UTF-8"))?;
-    config::parse(&text).map_err(|e| failed(path, &e.to_string()))
+pub(super) fn object(path: &Path) -> Result<Map<String, Value>, Error> {
+    config::parse(&text(path, MOST_JSON)?).map_err(|e| failed(path, &e.to_string()))
+}
+
+pub(super) fn text(path: &Path, most: u64) -> Result<String, Error> {
+    String::from_utf8(read(path, most)?).map_err(|_| failed(path, "is not UTF-8"))
 }
 
 fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
@@ -269,6 +340,6 @@ fn named(path: &Path, error: &Error) -> Error {
     Error::Config(format!("{}: {error}", path.display()))
 }
 
-fn failed(path: &Path, problem: &str) -> Error {
+pub(super) fn failed(path: &Path, problem: &str) -> Error {
     Error::Config(format!("{} {problem}", path.display()))
 }

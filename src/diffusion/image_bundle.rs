@@ -1,5 +1,6 @@
 //! The image pipeline in a bundle's generative part.
 
+use super::components::GraphFile;
 use super::folder::{DenoiserFiles, ImagePipeline, ignored};
 use super::{Error, Scheduler};
 use crate::bundle::generative::{DENOISER, SCHEDULER};
@@ -23,11 +24,16 @@ impl ImagePipeline {
             notes: ignored(SCHEDULER, &scheduler).into_iter().collect(),
             steps: Some(generative.about.steps),
             scheduler,
+            text: None,
             denoiser: DenoiserFiles {
-                file: DENOISER.to_owned(),
-                weights: None,
-                model: generative.denoiser,
+                graph: GraphFile {
+                    file: DENOISER.to_owned(),
+                    weights: None,
+                    model: generative.denoiser,
+                },
                 shape: [pixels.channels, pixels.height, pixels.width],
+                conditions: Vec::new(),
+                guidance_width: None,
                 out_channels: pixels.channels,
                 golden: generative.about.golden,
             },

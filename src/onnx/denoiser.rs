@@ -1,4 +1,4 @@
-//! Runs the denoiser of a diffusion pipeline: from noisy images and a timestep to what it predicts.
+//! Runs the denoiser of a diffusion pipeline: from noisy images, a timestep and conditions to what it predicts.
 
 use std::borrow::Cow;
 
@@ -6,24 +6,28 @@ use half::f16;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{Outlet, PrimitiveTensorElementType, Tensor, TensorElementType, ValueType};
 
-use super::buckets::Buckets;
+use super::component::{fault, find, floats, input, open, output};
 use super::generative::TOLERANCE;
 use super::interrupt::Interrupt;
-use super::outputs::values;
-use super::provider;
-use super::scorer::{builder, opened};
 use super::{Runtime, ScorerError};
-use crate::bundle::Fault;
 use crate::bundle::image_generative::GoldenImage;
 use crate::config::{InferenceSettings, Provider};
 use crate::diffusion::folder::DenoiserFiles;
 
-/// Has ONNX Runtime look for weights in this folder, because the graph comes from memory.
-const WEIGHTS: &str = "session.model_external_initializers_file_folder_path";
 /// The names that exporters give to the noisy images, and to the prediction.
 const SAMPLES: [&str; 2] = ["sample", "hidden_states"];
 const TIMESTEP: &str = "timestep";
 const OUTPUT: &str = "out_sample";
+
+/// What a denoiser gets beside image and timestep: the same for all images.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// The input's name.
+    pub name: &'static str,
+    /// The shape for one image.
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
 
 /// A denoiser that one thread owns.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub struct Denoiser {
     timestep_type: TensorElementType,
     /// The timestep is a vector, with one value for each image, rather than a scalar.
     timestep_is_vector: bool,
+    /// The element type of each condition.
+    conditions: Vec<(&'static str, TensorElementType)>,
     output: String,
     output_type: TensorElementType,
     /// Channels, height and width of an image.
@@ -60,26 +66,16 @@ impl Denoiser {
         worker: usize,
         most_together: usize,
     ) -> Result<Denoiser, ScorerError> {
-        let file = files.file.clone();
-        let builder = || {
-            let built = builder(runtime)?;
-            let Some(folder) = &files.weights else {
-                return Ok(built);
-            };
-            let built = built.with_config_entry(WEIGHTS, folder.display().to_string());
-            Ok(built.map_err(ort::Error::from)?)
-        };
-        let offered = provider::offered(inference, worker, &files.shape, &Buckets::one());
-        let (session, provider, _) =
-            opened(builder, &file, &files.model, inference.provider, &offered)?;
-        let fault = |problem| ScorerError::Graph(vec![Fault::new(&file, problem)]);
-        let tensors = Tensors::of(&session, files).map_err(fault)?;
+        let file = files.graph.file.clone();
+        let (session, provider) = open(runtime, &files.graph, inference, worker, &files.shape)?;
+        let tensors = Tensors::of(&session, files).map_err(|problem| fault(&file, problem))?;
         let one_by_one = provider == Provider::Cpu || tensors.takes_one;
         let mut denoiser = Denoiser {
             sample: tensors.sample.0,
             sample_type: tensors.sample.1,
             timestep_type: tensors.timestep,
             timestep_is_vector: tensors.timestep_is_vector,
+            conditions: tensors.conditions,
             output: tensors.output.0,
             output_type: tensors.output.1,
             session,
@@ -100,7 +96,7 @@ impl Denoiser {
     /// Compares what the graph returns for a golden point with what it returned to the trainer.
     fn check(&mut self, number: usize, point: &GoldenImage) -> Result<(), ScorerError> {
         let mut found = Vec::new();
-        self.predict(&point.noisy, point.timestep as f32, &mut found)?;
+        self.predict(&point.noisy, point.timestep as f32, &[], &mut found)?;
         let matches =
             |(got, want): (&f32, &f32)| (got - want).abs() <= TOLERANCE * want.abs().max(1.0);
         let pairs = || found.iter().zip(&point.out_sample);
@@ -111,7 +107,7 @@ impl Denoiser {
                     "golden point {number} gives {} in `{}` {at}, but the trainer computed {}: the graph was altered, or it computes differently on this machine",
                     found[at], self.output, point.out_sample[at]
                 );
-                Err(ScorerError::Graph(vec![Fault::new(&self.file, problem)]))
+                Err(fault(&self.file, problem))
             }
         }
     }
@@ -131,12 +127,13 @@ impl Denoiser {
         &mut self,
         images: &[f32],
         timestep: f32,
+        conditions: &[Condition],
         predicted: &mut Vec<f32>,
     ) -> Result<(), ScorerError> {
         predicted.clear();
         let size: usize = self.shape.iter().product();
         for part in images.chunks(size * self.together) {
-            self.run(part, part.len() / size, timestep, predicted)?;
+            self.run(part, part.len() / size, timestep, conditions, predicted)?;
         }
         Ok(())
     }
@@ -146,17 +143,12 @@ impl Denoiser {
         images: &[f32],
         count: usize,
         timestep: f32,
+        conditions: &[Condition],
         predicted: &mut Vec<f32>,
     ) -> Result<(), ScorerError> {
         let [channels, height, width] = self.shape;
         let shape = [count, channels, height, width];
-        let sample: SessionInputValue<'_> = match self.sample_type {
-            TensorElementType::Float16 => {
-                let halves: Vec<f16> = images.iter().copied().map(f16::from_f32).collect();
-                Tensor::from_array((shape, halves))?.into()
-            }
-            _ => Tensor::from_array((shape, images.to_vec()))?.into(),
-        };
+        let sample = input(self.sample_type, &shape, images)?;
         let count_of_timesteps = if self.timestep_is_vector { count } else { 1 };
         let timestep = match self.timestep_type {
             TensorElementType::Int64 => self.timesteps(timestep as i64, count_of_timesteps)?,
@@ -169,27 +161,26 @@ impl Denoiser {
             }
             _ => self.timesteps(timestep, count_of_timesteps)?,
         };
-        let inputs = vec![
+        let mut inputs = vec![
             (Cow::from(self.sample.as_str()), sample),
             (Cow::from(TIMESTEP), timestep),
         ];
+        for (name, element) in &self.conditions {
+            let condition = conditions.iter().find(|condition| condition.name == *name);
+            let condition =
+                condition.ok_or_else(|| fault(&self.file, format!("was not given `{name}`")))?;
+            let shape: Vec<usize> = [&[count], condition.shape.as_slice()].concat();
+            let value = input(*element, &shape, &condition.values.repeat(count))?;
+            inputs.push((Cow::from(*name), value));
+        }
         let runs = self.interrupt.runs()?;
         let outputs = self
             .session
             .run_with_options(inputs, runs)
             .map_err(|e| self.interrupt.failure(e))?;
         let shape = [count, self.out_channels, height, width];
-        match self.output_type {
-            TensorElementType::Float16 => {
-                let found = values::<f16>(&outputs, &self.file, &self.output, &shape)?;
-                predicted.extend(found.iter().map(|value| value.to_f32()));
-            }
-            _ => {
-                let found = values::<f32>(&outputs, &self.file, &self.output, &shape)?;
-                predicted.extend_from_slice(found);
-            }
-        }
-        Ok(())
+        let tensor = (self.output.as_str(), self.output_type);
+        output(&outputs, &self.file, tensor, &shape, predicted)
     }
 
     fn timesteps<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
@@ -213,6 +204,7 @@ struct Tensors {
     takes_one: bool,
     timestep: TensorElementType,
     timestep_is_vector: bool,
+    conditions: Vec<(&'static str, TensorElementType)>,
     output: (String, TensorElementType),
 }
 
@@ -222,13 +214,16 @@ impl Tensors {
         let inputs = session.inputs();
         let sample = find(inputs, &SAMPLES).ok_or("has no input `sample` for the noisy images")?;
         let timestep = find(inputs, &[TIMESTEP]).ok_or("has no input `timestep`")?;
-        let known = [sample.name(), TIMESTEP];
+        let given = files.conditions.iter().map(|(name, _)| *name);
+        let known: Vec<&str> = given.chain([sample.name(), TIMESTEP]).collect();
         if let Some(more) = inputs.iter().find(|input| !known.contains(&input.name())) {
             return Err(format!(
-                "also needs the input `{}`: only denoisers of a sample and a timestep can be run",
-                more.name()
+                "also needs the input `{}`: a pipeline of this class gives it {}",
+                more.name(),
+                known.join(", ")
             ));
         }
+        let conditions = conditions(inputs, &files.conditions)?;
         let output = match find(session.outputs(), &[OUTPUT]) {
             Some(output) => output,
             None if session.outputs().len() == 1 => &session.outputs()[0],
@@ -258,13 +253,28 @@ impl Tensors {
             takes_one: batch == 1,
             timestep: timestep_type,
             timestep_is_vector: rank == 1,
+            conditions,
             output: (output.name().to_owned(), output_type),
         })
     }
 }
 
-fn find<'t>(tensors: &'t [Outlet], names: &[&str]) -> Option<&'t Outlet> {
-    tensors.iter().find(|t| names.contains(&t.name()))
+/// The element types of the conditions, which must be there with their number of values.
+fn conditions(
+    inputs: &[Outlet],
+    wanted: &[(&'static str, usize)],
+) -> Result<Vec<(&'static str, TensorElementType)>, String> {
+    let types = wanted.iter().map(|&(name, width)| {
+        let input = find(inputs, &[name]).ok_or_else(|| format!("has no input `{name}`"))?;
+        let (element, sides) = floats(input)?;
+        match sides.last() {
+            Some(&side) if side >= 0 && side != width as i64 => Err(format!(
+                "has `{name}` of {side} values, and gets {width}: it belongs to another model"
+            )),
+            _ => Ok((name, element)),
+        }
+    });
+    types.collect()
 }
 
 /// The type and the fixed batch size, or -1, of a tensor of images, [N, C, H, W].

@@ -35,6 +35,7 @@ fn layer(module: &str) -> Option<Layer> {
         "verdict" => Layer::Pure(6),
         "message" => Layer::Pure(7),
         "diffusion" => Layer::Pure(8),
+        "prompt" => Layer::Pure(9),
         "dataset" | "evaluation" | "synthetic" => Layer::Files,
         "onnx" | "otlp" | "kafka" | "http" | "schema_registry" => Layer::Edge,
         "config" | "http_client" | "memory" | "metrics" | "recent" | "shutdown" | "status"

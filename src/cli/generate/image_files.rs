@@ -1,11 +1,9 @@
 //! Writes images as PNG files, and their states as NumPy files.
 
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ::image::codecs::png::PngEncoder;
-use ::image::{ExtendedColorType, ImageEncoder};
+use png::{BitDepth, ColorType, Compression, Encoder};
 
 use super::whole_files::{create, failed, write_npy, write_whole};
 use crate::failure::Failure;
@@ -15,8 +13,10 @@ pub struct ImageFiles {
     folder: PathBuf,
     /// Channels, height and width.
     shape: [usize; 3],
-    color: ExtendedColorType,
+    color: ColorType,
     overwrites: bool,
+    /// The metadata of every image.
+    about: Vec<(&'static str, String)>,
 }
 
 impl ImageFiles {
@@ -31,9 +31,9 @@ impl ImageFiles {
         overwrites: bool,
     ) -> Result<ImageFiles, Failure> {
         let color = match shape[0] {
-            1 => ExtendedColorType::L8,
-            3 => ExtendedColorType::Rgb8,
-            4 => ExtendedColorType::Rgba8,
+            1 => ColorType::Grayscale,
+            3 => ColorType::Rgb,
+            4 => ColorType::Rgba,
             channels => {
                 return Err(Failure::data(format!(
                     "the model draws images of {channels} channels, and a PNG has 1, 3 or 4"
@@ -50,7 +50,14 @@ impl ImageFiles {
             shape,
             color,
             overwrites,
+            about: Vec::new(),
         })
+    }
+
+    /// Has every image say this in its metadata, and its number.
+    pub fn with_about(mut self, about: Vec<(&'static str, String)>) -> ImageFiles {
+        self.about = about;
+        self
     }
 
     /// The number of values of an image.
@@ -60,10 +67,17 @@ impl ImageFiles {
 
     /// Writes an image of values from -1 to 1, [C, H, W].
     pub fn write(&self, image: u64, values: &[f32]) -> Result<(), Failure> {
-        self.png(&self.folder.join(format!("{image:06}.png")), values)
+        let mut about = self.about.clone();
+        about.push(("image", image.to_string()));
+        self.png(&self.folder.join(format!("{image:06}.png")), values, &about)
     }
 
-    fn png(&self, path: &Path, values: &[f32]) -> Result<(), Failure> {
+    fn png(
+        &self,
+        path: &Path,
+        values: &[f32],
+        about: &[(&'static str, String)],
+    ) -> Result<(), Failure> {
         let [channels, height, width] = self.shape;
         let pixels = height * width;
         // Rounded to even as diffusers' numpy_to_pil.
@@ -72,16 +86,31 @@ impl ImageFiles {
             .map(|i| byte(values[i % channels * pixels + i / channels]))
             .collect();
         write_whole(path, self.overwrites, |out| {
-            PngEncoder::new(out)
-                .write_image(&bytes, width as u32, height as u32, self.color)
-                .map_err(io::Error::other)
+            let mut encoder = Encoder::new(out, width as u32, height as u32);
+            encoder.set_color(self.color);
+            encoder.set_depth(BitDepth::Eight);
+            encoder.set_compression(Compression::Fast);
+            for (name, text) in about {
+                // tEXt holds Latin-1 alone.
+                match text.is_ascii() {
+                    true => encoder.add_text_chunk((*name).to_owned(), text.clone())?,
+                    false => encoder.add_itxt_chunk((*name).to_owned(), text.clone())?,
+                }
+            }
+            let mut writer = encoder.write_header()?;
+            writer.write_image_data(&bytes)?;
+            Ok(writer.finish()?)
         })
     }
 }
 
-/// A folder for each image, with the state before the first step and after each: `000000/0000.npy`, `000000/0000.png`.
+/// A folder for each image, with the state before the first step and after each: `000000/0000.npy`, and `000000/0000.png` if the
+/// state is an image.
 pub struct Trace {
-    files: ImageFiles,
+    folder: PathBuf,
+    shape: [usize; 3],
+    overwrites: bool,
+    images: Option<ImageFiles>,
 }
 
 impl Trace {
@@ -95,25 +124,46 @@ impl Trace {
         count: u64,
         overwrites: bool,
     ) -> Result<Trace, Failure> {
-        let files = ImageFiles::new(folder, shape, 0, overwrites)?;
+        let images = Some(ImageFiles::new(folder, shape, 0, overwrites)?);
+        let trace = Trace::of_latents(folder, shape, count, overwrites)?;
+        Ok(Trace { images, ..trace })
+    }
+
+    /// Creates the folder for latent images, which are no images yet.
+    ///
+    /// # Errors
+    /// If it holds one of the folders already, and `overwrites` is not set.
+    pub fn of_latents(
+        folder: &Path,
+        shape: [usize; 3],
+        count: u64,
+        overwrites: bool,
+    ) -> Result<Trace, Failure> {
         create(
             folder,
             (0..count).map(|image| format!("{image:06}")),
             overwrites,
         )?;
-        Ok(Trace { files })
+        Ok(Trace {
+            folder: folder.to_owned(),
+            shape,
+            overwrites,
+            images: None,
+        })
     }
 
     /// Writes the states of some images, [N, C, H, W].
     pub fn write(&self, images: Range<u64>, state: usize, values: &[f32]) -> Result<(), Failure> {
-        for (image, values) in images.zip(values.chunks_exact(self.files.dimensions())) {
-            let folder = self.files.folder.join(format!("{image:06}"));
+        let dimensions = self.shape.iter().product();
+        for (image, values) in images.zip(values.chunks_exact(dimensions)) {
+            let folder = self.folder.join(format!("{image:06}"));
             std::fs::create_dir_all(&folder).map_err(|e| failed(&folder, &e))?;
-            let shape = self.files.shape.map(|side| side as u64);
+            let shape = self.shape.map(|side| side as u64);
             let path = folder.join(format!("{state:04}.npy"));
-            write_npy(&path, self.files.overwrites, &shape, values)?;
-            self.files
-                .png(&folder.join(format!("{state:04}.png")), values)?;
+            write_npy(&path, self.overwrites, &shape, values)?;
+            if let Some(images) = &self.images {
+                images.png(&folder.join(format!("{state:04}.png")), values, &[])?;
+            }
         }
         Ok(())
     }

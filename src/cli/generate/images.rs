@@ -11,13 +11,14 @@ use serde_json::json;
 
 use super::Arguments;
 use super::image_files::{ImageFiles, Trace};
-use super::sampling::Sampler;
+use super::sampling::{Guidance, Sampler, images_must_be_finite};
+use super::text_to_image::TextToImage;
 use crate::cli::shared::progress;
 use crate::config::Provider;
 use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Noise, NoiseFile, Plan, Scheduler};
 use crate::failure::Failure;
-use crate::onnx::{Denoiser, Interrupt, Runtime, inference_on};
+use crate::onnx::{Denoiser, Interrupt, Runtime, VaeDecoder, inference_on};
 use crate::shutdown::Shutdown;
 
 /// Maximum number of images in a folder.
@@ -53,7 +54,8 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         pipeline,
         steps: usual,
         scheduler,
-        denoiser,
+        mut denoiser,
+        text,
         mut notes,
     } = pipeline;
     let scheduler = scheduler
@@ -72,17 +74,30 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
             plan.steps()
         ));
     }
+    let text = TextToImage::new(
+        &arguments.text,
+        &arguments.folder,
+        &pipeline,
+        text,
+        &mut denoiser,
+    )?;
     let shape = denoiser.shape;
+    let decoder = text.as_ref().map(|text| &text.decoder);
     let file = arguments.noise.as_deref();
     let file = file
         .map(|path| NoiseFile::open(path, &shape, &plan))
         .transpose()
         .map_err(Failure::data)?;
     let count = arguments.count(file.as_ref(), MOST_IMAGES)?;
-    let files = ImageFiles::new(out, shape, count, arguments.force)?;
+    let image = decoder.map_or(shape, |decoder| decoder.image(shape));
+    let about = about(arguments, &scheduler, &plan, text.as_ref());
+    let files = ImageFiles::new(out, image, count, arguments.force)?.with_about(about);
     let trace = arguments.trace.as_deref();
     let trace = trace
-        .map(|folder| Trace::new(folder, shape, count, arguments.force))
+        .map(|folder| match text {
+            None => Trace::new(folder, shape, count, arguments.force),
+            Some(_) => Trace::of_latents(folder, shape, count, arguments.force),
+        })
         .transpose()?;
     let seeded = plan.is_stochastic() && !file.as_ref().is_some_and(NoiseFile::has_steps);
     if seeded && file.is_some() {
@@ -96,10 +111,18 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     let groups = count.div_ceil(batch as u64);
     let workers = inference.workers.min(usize::try_from(groups).unwrap_or(1));
     let runtime = Runtime::load(Interrupt::default())?;
+    let guidance = match &text {
+        Some(text) => text.guidance(&runtime)?,
+        None => Guidance::default(),
+    };
     let sessions = (0..workers)
-        .map(|worker| Denoiser::new(&runtime, &denoiser, &inference, worker, batch))
-        .collect::<Result<Vec<_>, _>>()?;
-    if sessions[0].takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
+        .map(|worker| {
+            let model = Denoiser::new(&runtime, &denoiser, &inference, worker, batch)?;
+            let decoder = decoder.map(|d| VaeDecoder::new(&runtime, d, shape, &inference, worker));
+            Ok((model, decoder.transpose()?))
+        })
+        .collect::<Result<Vec<_>, Failure>>()?;
+    if sessions[0].0.takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
         notes.push(format!(
             "{} has fractional timesteps, and the model takes whole ones: they are rounded down",
             scheduler.class()
@@ -111,6 +134,8 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     let seed = (file.is_none() || seeded).then_some(arguments.sampler.seed);
     let job = Job {
         plan,
+        guidance,
+        dimensions: shape.iter().product(),
         noise: Noise {
             seed: arguments.sampler.seed,
             file,
@@ -163,9 +188,35 @@ fn steps(pipeline: &str, scheduler: &Scheduler) -> usize {
     steps.min(trained)
 }
 
+/// What the metadata of every image says.
+fn about(
+    arguments: &Arguments,
+    scheduler: &Scheduler,
+    plan: &Plan,
+    text: Option<&TextToImage>,
+) -> Vec<(&'static str, String)> {
+    let mut about = text.map(|text| text.about.clone()).unwrap_or_default();
+    about.extend([
+        ("seed", arguments.sampler.seed.to_string()),
+        ("scheduler", scheduler.class().to_owned()),
+        ("steps", plan.steps().to_string()),
+        (
+            "Software",
+            concat!("residuald ", env!("CARGO_PKG_VERSION")).to_owned(),
+        ),
+    ]);
+    if let Some(noise) = &arguments.noise {
+        about.push(("noise", noise.display().to_string()));
+    }
+    about
+}
+
 /// What the threads share.
 struct Job {
     plan: Plan,
+    guidance: Guidance,
+    /// The number of values of what is sampled: an image, or a latent image.
+    dimensions: usize,
     noise: Noise,
     files: ImageFiles,
     trace: Option<Trace>,
@@ -180,10 +231,10 @@ struct Job {
 }
 
 impl Job {
-    fn all(&self, sessions: Vec<Denoiser>) -> Result<(), Failure> {
+    fn all(&self, sessions: Vec<(Denoiser, Option<VaeDecoder>)>) -> Result<(), Failure> {
         thread::scope(|scope| {
-            for denoiser in sessions {
-                scope.spawn(|| self.work(denoiser));
+            for (denoiser, decoder) in sessions {
+                scope.spawn(|| self.work(denoiser, decoder));
             }
         });
         self.bar.finish_and_clear();
@@ -203,15 +254,15 @@ impl Job {
     }
 
     /// Draws groups of images until there are no more, or a thread fails.
-    fn work(&self, denoiser: Denoiser) {
-        let mut sampler = Sampler::new(&self.plan, denoiser, self.files.dimensions());
+    fn work(&self, denoiser: Denoiser, mut decoder: Option<VaeDecoder>) {
+        let mut sampler = Sampler::new(&self.plan, &self.guidance, denoiser, self.dimensions);
         while !self.stop.is_requested() {
             let first = self.next.fetch_add(self.batch, Ordering::Relaxed);
             if first >= self.count {
                 return;
             }
             let images = first..self.count.min(first + self.batch);
-            if let Err(failure) = self.group(&mut sampler, images) {
+            if let Err(failure) = self.group(&mut sampler, decoder.as_mut(), images) {
                 if let Ok(mut first) = self.failure.lock() {
                     first.get_or_insert(failure);
                 }
@@ -223,6 +274,7 @@ impl Job {
     fn group(
         &self,
         sampler: &mut Sampler<'_>,
+        decoder: Option<&mut VaeDecoder>,
         images: std::ops::Range<u64>,
     ) -> Result<(), Failure> {
         let mut states = |step: usize, all: &[f32]| match &self.trace {
@@ -231,7 +283,13 @@ impl Job {
         };
         let drawn = sampler.draw(images.clone(), &self.noise, &self.stop, &mut states)?;
         // None: a stop was requested between two steps.
-        let Some(drawn) = drawn else { return Ok(()) };
+        let Some(mut drawn) = drawn else {
+            return Ok(());
+        };
+        if let Some(decoder) = decoder {
+            drawn = decoder.decode(&drawn)?;
+            images_must_be_finite(&images, &drawn)?;
+        }
         for (image, values) in images.zip(drawn.chunks_exact(self.files.dimensions())) {
             self.files.write(image, values)?;
             self.written.fetch_add(1, Ordering::Relaxed);

@@ -2,14 +2,24 @@
 
 use std::ops::Range;
 
-use crate::diffusion::{Noise, Plan};
+use crate::diffusion::{Noise, Plan, guide};
 use crate::failure::Failure;
-use crate::onnx::Denoiser;
+use crate::onnx::{Condition, Denoiser, ScorerError};
 use crate::shutdown::Shutdown;
+
+/// What steers the denoiser. The default is nothing.
+#[derive(Default)]
+pub struct Guidance {
+    pub conditions: Vec<Condition>,
+    /// The conditions that classifier-free guidance moves away from, if there is any.
+    pub negative: Option<Vec<Condition>>,
+    pub scale: f32,
+}
 
 /// Samples on one thread.
 pub struct Sampler<'p> {
     plan: &'p Plan,
+    guidance: &'p Guidance,
     denoiser: Denoiser,
     /// The number of values of an image.
     dimensions: usize,
@@ -19,9 +29,15 @@ pub struct Sampler<'p> {
 pub type States<'s> = dyn FnMut(usize, &[f32]) -> Result<(), Failure> + 's;
 
 impl<'p> Sampler<'p> {
-    pub fn new(plan: &'p Plan, denoiser: Denoiser, dimensions: usize) -> Sampler<'p> {
+    pub fn new(
+        plan: &'p Plan,
+        guidance: &'p Guidance,
+        denoiser: Denoiser,
+        dimensions: usize,
+    ) -> Sampler<'p> {
         Sampler {
             plan,
+            guidance,
             denoiser,
             dimensions,
         }
@@ -48,7 +64,7 @@ impl<'p> Sampler<'p> {
                 return Ok(None);
             }
             self.plan.scale_input(i, &sample, &mut input);
-            self.denoiser.predict(&input, timestep, &mut output)?;
+            self.predict(&input, timestep, &mut output)?;
             let noise = match self.plan.is_stochastic() {
                 true => noise.of_step(i).map_err(Failure::data)?,
                 false => Vec::new(),
@@ -60,6 +76,39 @@ impl<'p> Sampler<'p> {
             states(i + 1, &sample)?;
         }
         Ok(Some(sample))
+    }
+
+    fn predict(
+        &mut self,
+        input: &[f32],
+        timestep: f32,
+        output: &mut Vec<f32>,
+    ) -> Result<(), ScorerError> {
+        let Guidance {
+            conditions,
+            negative,
+            scale,
+        } = self.guidance;
+        self.denoiser.predict(input, timestep, conditions, output)?;
+        if let Some(negative) = negative {
+            let mut guided = Vec::with_capacity(output.len());
+            self.denoiser
+                .predict(input, timestep, negative, &mut guided)?;
+            guide(&mut guided, output, *scale);
+            *output = guided;
+        }
+        Ok(())
+    }
+}
+
+/// Checks the decoded images.
+pub fn images_must_be_finite(images: &Range<u64>, values: &[f32]) -> Result<(), Failure> {
+    match values.iter().find(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(value) => Err(Failure::data(format!(
+            "vae_decoder returned {value} for image {} or a later one of its batch: its float16 weights may overflow; export it as float32",
+            images.start
+        ))),
     }
 }
 

@@ -1,0 +1,327 @@
+"""`residuald generate --prompt` beside diffusers' own pipelines with the same noise.
+
+RESIDUALD_DIFFUSION_SEED draws other prompts.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from reference import noise_from
+from test_bad_input import DATA, USAGE, change, refused
+from test_generate import IMAGES, TOLERANCE, succeeded, traced
+from text_to_image import LATENT, latent_consistency, older_tokenizer, stable_diffusion, write_folder
+from transformers import CLIPTokenizer
+
+SEED = int(os.environ.get("RESIDUALD_DIFFUSION_SEED", random.randrange(2**31)))
+EXAMPLE = os.environ.get("RESIDUALD_PROMPT_TOKENS", str(ROOT / "target/debug/examples/prompt_tokens"))
+PROMPT = "a red brick wall, 8K, très détaillé 🧱"
+NEGATIVE = "blurry"
+# UNets of Stable Diffusion were trained with this.
+TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+TRAINED |= {"steps_offset": 1, "set_alpha_to_one": False}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return older_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tokenizer):
+    return stable_diffusion(tokenizer, diffusers.DDIMScheduler(**TRAINED))
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory, pipeline):
+    return write_folder(tmp_path_factory.mktemp("pipelines") / "stable-diffusion", pipeline)
+
+
+@pytest.fixture
+def text_copy(text_folder, tmp_path):
+    return shutil.copytree(text_folder, tmp_path / "pipeline")
+
+
+def prompts(rng, count=1000):
+    """Words, marks, digits, emoji, CJK, special tokens and spaces of every kind; some empty, some of 200 words."""
+    words = ["a", "photo", "of", "the", "RED", "brick-wall", "it's", "they'll", "we've", "I'm", "don't", "35mm", "4k,"]
+    words += ["f/1.8", "naïve", "Straße", "İstanbul", "ﬁne", "x²", "½", "ＡＢＣ"]
+    words += [
+        "🧱",
+        "👩‍👩‍👧",
+        "🇩🇪",
+        "煉瓦の壁",
+        "벽돌",
+        "кирпич",
+        "जाल",
+        "e\u0301",
+        "\u1e9b\u0323",
+        "\u00a0",
+        "\u3000",
+        "\t",
+        "\n",
+    ]
+    words += [
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "<|EndOfText|>",
+        "!",
+        "!!",
+        "?!",
+        "(((art:1.2)))",
+        "_",
+        "\u200b",
+        "\x85",
+        "\ufeff",
+    ]
+    made = ["", " ", "!", "word " * 200, "x" * 5000, "🧱" * 100]
+    while len(made) < count:
+        length = 200 if rng.random() < 0.02 else rng.randrange(0, 30)
+        drawn = (rng.choice(words) if rng.random() < 0.6 else letters(rng) for _ in range(length))
+        made.append(rng.choice([" ", " ", "  ", ""]).join(drawn))
+    return made
+
+
+def letters(rng):
+    """A few characters of any script, all but surrogates."""
+    ranges = [
+        (0x20, 0x7F),
+        (0xA0, 0x250),
+        (0x370, 0x600),
+        (0x900, 0xA00),
+        (0x3040, 0x3100),
+        (0x4E00, 0x9FFF),
+        (0x1F300, 0x1FAFF),
+    ]
+    return "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randrange(1, 9)))
+
+
+@pytest.mark.parametrize("padding", ["<|endoftext|>", "!"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_token_ids(padding, whole, text_copy):
+    """Those of transformers, from vocab.json with merges.txt as from tokenizer.json."""
+    folder = text_copy / "tokenizer"
+    shutil.rmtree(folder)
+    tokenizer = older_tokenizer(folder, padding)
+    if whole:
+        shutil.rmtree(folder)
+        tokenizer.save_pretrained(folder)
+        assert (folder / "tokenizer.json").exists()
+    drawn = prompts(random.Random(SEED))
+    lines = "\n".join(map(json.dumps, drawn))
+    done = subprocess.run([EXAMPLE, text_copy], input=lines, capture_output=True, text=True, check=True)
+    ours = [json.loads(line) for line in done.stdout.splitlines()]
+    theirs = CLIPTokenizer.from_pretrained(folder)
+    theirs = theirs(drawn, padding="max_length", truncation=True, max_length=theirs.model_max_length)["input_ids"]
+    assert len(ours) == len(drawn) == 1000
+    for prompt, found, expected in zip(drawn, ours, theirs, strict=True):
+        assert found == expected, f"seed {SEED}: {prompt!r}"
+
+
+def latents(steps, height=LATENT, width=LATENT, seed=0):
+    shape = (1 + steps, IMAGES, 4, height, width)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def drawn_by_diffusers(pipeline, steps, drawn, **options):
+    """The latents after each step and the images of diffusers' own pipeline."""
+    states, at = [], 0
+
+    def keep(_pipeline, step, _timestep, values):
+        nonlocal at
+        at = step + 1
+        states.append(values["latents"].numpy().copy())
+        return {}
+
+    with torch.no_grad(), noise_from(lambda: drawn[1 + at]):
+        images = pipeline(
+            num_inference_steps=steps,
+            num_images_per_prompt=IMAGES,
+            latents=torch.from_numpy(drawn[0]),
+            callback_on_step_end=keep,
+            **options,
+        ).images
+    return np.stack(states), images
+
+
+def compare(folder, drawn, theirs, generate, tmp_path, *arguments):
+    """The latents of each step to 1e-4, and the images to one level of 255."""
+    steps = len(drawn) - 1
+    np.save(tmp_path / "noise.npy", drawn)
+    arguments = ["--noise", tmp_path / "noise.npy", "--steps", steps, *arguments]
+    done = generate(folder, *arguments, "--out", tmp_path / "out", "--trace", tmp_path / "trace")
+    succeeded(done)
+    states, images = theirs
+    ours = traced(tmp_path / "trace")[1:]
+    for found, expected in zip(ours, states, strict=True):
+        assert np.abs(found - expected).max() <= TOLERANCE * max(1.0, np.abs(expected).max())
+    for image, expected in enumerate(images):
+        pixels = np.asarray(Image.open(tmp_path / f"out/{image:06}.png"), np.int16)
+        assert np.abs(pixels - np.asarray(expected, np.int16)).max() <= 1
+    return done
+
+
+def test_stable_diffusion(pipeline, text_folder, generate, tmp_path):
+    drawn = latents(6)
+    theirs = drawn_by_diffusers(pipeline, 6, drawn, prompt=PROMPT, negative_prompt=NEGATIVE)
+    other = drawn_by_diffusers(pipeline, 6, drawn, prompt="a cat")
+    # A pipeline that pays no attention to its text would prove nothing.
+    assert np.abs(theirs[0][-1] - other[0][-1]).max() > 100 * TOLERANCE
+    arguments = ["--prompt", PROMPT, "--negative", NEGATIVE]
+    done = compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
+    assert done.stderr == ""
+    said = Image.open(tmp_path / "out/000002.png").text
+    assert said["prompt"] == PROMPT
+    expected = {"negative": NEGATIVE, "scheduler": "DDIMScheduler", "steps": "6", "guidance": "7.5"}
+    expected |= {"size": "64x64", "image": "2", "seed": "0"}
+    assert said.items() >= expected.items()
+    assert said["Software"].startswith("residuald ")
+
+
+@pytest.mark.parametrize(
+    "name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"]
+)
+def test_other_schedulers_and_sizes(name, tokenizer, text_folder, generate, tmp_path):
+    scheduler = getattr(diffusers, name).from_pretrained(text_folder / "scheduler")
+    drawn = latents(5, height=6, width=10)
+    options = {"prompt": PROMPT, "height": 48, "width": 80, "guidance_scale": 4.0}
+    theirs = drawn_by_diffusers(stable_diffusion(tokenizer, scheduler), 5, drawn, **options)
+    named = {"EulerDiscreteScheduler": "euler-discrete", "DPMSolverMultistepScheduler": "dpm-solver-multistep"}
+    arguments = ["--prompt", PROMPT, "--guidance", 4, "--size", "80x48"]
+    arguments += ["--scheduler", named.get(name, "euler-ancestral-discrete")]
+    compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize("guidance", [0, 1])
+def test_without_guidance(guidance, pipeline, text_folder, generate, tmp_path):
+    """As Turbo models are run: one to four steps, guided by nothing."""
+    drawn = latents(2)
+    theirs = drawn_by_diffusers(pipeline, 2, drawn, prompt=PROMPT, guidance_scale=float(guidance))
+    arguments = ["--prompt", PROMPT, "--guidance", guidance, "--negative", NEGATIVE]
+    done = compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
+    assert done.stderr == f"--negative has no effect: there is no classifier-free guidance with --guidance {guidance}\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 3.0}])
+def test_latent_consistency(options, tokenizer, generate, tmp_path):
+    pipeline = latent_consistency(tokenizer, diffusers.LCMScheduler(**TRAINED))
+    folder = write_folder(tmp_path / "pipeline", pipeline, external=True)
+    assert (folder / "text_encoder/model.onnx_data").exists()
+    drawn = latents(4)
+    theirs = drawn_by_diffusers(pipeline, 4, drawn, prompt=PROMPT, **options)
+    arguments = ["--guidance", 3] if options else []
+    compare(folder, drawn, theirs, generate, tmp_path, "--prompt", PROMPT, *arguments)
+
+
+def test_half_precision(pipeline, generate, tmp_path):
+    folder = write_folder(tmp_path / "pipeline", pipeline, half=True)
+    drawn = latents(3)
+    theirs = drawn_by_diffusers(pipeline, 3, drawn, prompt=PROMPT, guidance_scale=2.0)
+    np.save(tmp_path / "noise.npy", drawn)
+    arguments = ["--noise", tmp_path / "noise.npy", "--out", tmp_path / "out", "--trace", tmp_path / "trace"]
+    succeeded(generate(folder, *arguments, "--steps", 3, "--prompt", PROMPT, "--guidance", 2))
+    # Ten bits of mantissa.
+    assert np.abs(traced(tmp_path / "trace")[1:] - theirs[0]).max() < 0.05
+
+
+def test_the_same_bits_in_any_batch_and_count(text_folder, generate, tmp_path):
+    drawn = []
+    for count, batch in [(3, 1), (5, 4)]:
+        out = tmp_path / f"{count}"
+        arguments = ["--prompt", PROMPT, "--steps", 2, "--seed", 7, "--count", count, "--batch", batch, "--out", out]
+        succeeded(generate(text_folder, *arguments))
+        drawn.append([(out / f"{image:06}.png").read_bytes() for image in range(3)])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("brick " * 20_000, "the last 19925 were cut: brick brick"), ("🧱" * 25_000, "were cut")]
+)
+def test_a_long_prompt(prompt, said, text_folder, generate, tmp_path):
+    done = generate(text_folder, "--prompt", prompt, "--steps", 1, "--out", tmp_path / "out", timeout=60)
+    succeeded(done)
+    assert said in done.stderr
+    assert len(done.stderr) < 1500
+
+
+def test_an_empty_prompt(text_folder, generate, tmp_path):
+    done = generate(text_folder, "--prompt", "", "--steps", 1, "--out", tmp_path / "out")
+    succeeded(done)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("size", ["0x64", "1x64", "100003x64", "60x64", "64", "64x", "-8x8", "8200x8"])
+def test_a_wrong_size(size, text_folder, generate, tmp_path):
+    done = generate(text_folder, "--prompt", "x", f"--size={size}", "--out", tmp_path / "out")
+    refused(done, USAGE, f"--size {size}: it must be WIDTHxHEIGHT", "a multiple of 8 from 8 to 8192")
+
+
+def test_text_and_pipelines_that_do_not_fit(folder, text_folder, generate, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    refused(generate(folder, *out, "--prompt", "x"), USAGE, "--prompt has no effect", "no text encoder")
+    refused(generate(text_folder, *out), USAGE, "draws from text: give --prompt")
+    refused(generate(ROOT / "models/payments", "--prompt", "x"), USAGE, "--prompt has no effect")
+    refused(generate(text_folder, *out, "--prompt", "x", "--guidance", "nan"), USAGE, "--guidance NaN")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer/tokenizer_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.onnx",
+        "vae_decoder/config.json",
+        "vae_decoder/model.onnx",
+        "unet/model.onnx",
+    ],
+)
+def test_a_missing_component(name, text_copy, generate, tmp_path):
+    (text_copy / name).unlink()
+    refused(generate(text_copy, "--prompt", "x", "--out", tmp_path / "out"), DATA, name, "is missing")
+
+
+def test_a_tokenizer_without_files(text_copy, generate, tmp_path):
+    (text_copy / "tokenizer/tokenizer.json").unlink()
+    done = generate(text_copy, "--prompt", "x", "--out", tmp_path / "out")
+    refused(done, DATA, "tokenizer has no tokenizer.json, and no vocab.json with merges.txt")
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "said"),
+    [
+        ("text_encoder", {"vocab_size": 1000}, "the tokenizer is another model's"),
+        ("text_encoder", {"hidden_size": 64}, "returned output `last_hidden_state` with shape [1, 77, 32]"),
+        ("vae_decoder", {"latent_channels": 8}, "has `in_channels` 4, and vae_decoder has `latent_channels` 8"),
+        ("vae_decoder", {"scaling_factor": 0}, "`scaling_factor` must be a number above 0"),
+        ("vae_decoder", {"block_out_channels": []}, "`block_out_channels` must be a list of 1 to 8"),
+        ("vae_decoder", {"block_out_channels": [8, 8]}, "returned output `sample` with shape"),
+        ("unet", {"time_cond_proj_dim": 16}, "has no input `timestep_cond`"),
+    ],
+)
+def test_a_component_of_another_model(file, fields, said, text_copy, generate, tmp_path):
+    change(text_copy / file / "config.json", **fields)
+    refused(generate(text_copy, "--prompt", "x", "--steps", 1, "--out", tmp_path / "out"), DATA, said)
+
+
+def test_broken_tokenizers(text_copy, generate, tmp_path):
+    path = text_copy / "tokenizer/tokenizer.json"
+    path.write_text("{}")
+    refused(
+        generate(text_copy, "--prompt", "x", "--out", tmp_path / "out"), DATA, "is not a tokenizer that can be read"
+    )
+
+
+def test_a_safety_checker_is_not_run(text_copy, generate, tmp_path):
+    change(text_copy / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    done = generate(text_copy, "--prompt", "x", "--steps", 1, "--out", tmp_path / "out")
+    succeeded(done)
+    assert done.stderr == "the pipeline's safety_checker is not run\n"
