@@ -34,7 +34,7 @@ use serde_json::value::RawValue;
 
 use crate::bundle::Pixels;
 pub use connected::Components;
-use decode::Opened;
+pub use decode::Opened;
 pub use depth::BitDepth;
 pub use maps::{Finding, Png, highest};
 pub use regions::Region;

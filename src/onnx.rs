@@ -34,7 +34,7 @@ pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
 pub use text_encoder::TextEncoder;
-pub use vae::VaeDecoder;
+pub use vae::{VaeDecoder, VaeEncoder};
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};
 use crate::config::{InferenceSettings, Provider};

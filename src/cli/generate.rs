@@ -2,6 +2,7 @@
 
 mod chart;
 mod image_files;
+mod image_to_image;
 mod images;
 mod report;
 mod sampling;
@@ -64,6 +65,10 @@ pub struct Arguments {
     /// Write the states from noise to sample to this folder: as .npy, and as .png for images or as a page for records
     #[arg(long, value_name = "DIR")]
     trace: Option<PathBuf>,
+    /// How strange anomalies are: 1 is plain to see, 0 is normal [default: 1]. For images: which share of the steps --image goes through; 0
+    /// keeps it, 1 draws it anew [default: 0.8]
+    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
+    strength: Option<f64>,
     /// Replace existing files
     #[arg(long)]
     force: bool,

@@ -169,3 +169,18 @@ impl DecoderFiles {
         })
     }
 }
+
+/// The VAE's encoder.
+#[derive(Debug)]
+pub struct EncoderFiles {
+    pub graph: GraphFile,
+}
+
+impl EncoderFiles {
+    /// # Errors
+    /// The pipeline in `folder` has no such graph.
+    pub fn read(folder: &Path) -> Result<EncoderFiles, Error> {
+        let graph = graph(folder, "vae_encoder")?;
+        Ok(EncoderFiles { graph })
+    }
+}

@@ -27,7 +27,11 @@ const MOST_GRAPH: u64 = 2 << 30;
 pub(super) const MOST_CHANNELS: u64 = 4096;
 pub const MOST_PIXELS: u64 = 8192;
 /// The pipelines that draw from text, and the parts that they may have. A feature extractor serves the safety checker.
-const TEXT_TO_IMAGE: [&str; 2] = ["StableDiffusionPipeline", "LatentConsistencyModelPipeline"];
+const TEXT_TO_IMAGE: [&str; 3] = [
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+];
 const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "tokenizer",
     "text_encoder",
@@ -149,7 +153,7 @@ fn pipeline(folder: &Path, index: &Map<String, Value>) -> Result<String, Error> 
         &format!(
             "is a {pipeline}, which also needs {}: only pipelines of a denoiser and a scheduler, such as DDPMPipeline, and {} can be drawn from",
             others.join(", "),
-            TEXT_TO_IMAGE.join(" and ")
+            TEXT_TO_IMAGE.join(", ")
         ),
     ))
 }

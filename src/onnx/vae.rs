@@ -1,4 +1,4 @@
-//! Runs the decoder of a pipeline's VAE: from latent images to images.
+//! Runs a pipeline's VAE: its decoder makes images of latent images, its encoder latent images of images.
 
 use std::borrow::Cow;
 
@@ -9,10 +9,13 @@ use super::component::{fault, find, floats, input, open, output};
 use super::interrupt::Interrupt;
 use super::{Runtime, ScorerError};
 use crate::config::InferenceSettings;
-use crate::diffusion::components::DecoderFiles;
+use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 
 const INPUT: &str = "latent_sample";
 const OUTPUT: &str = "sample";
+/// What the encoder returns: the mean and the logarithm of the variance of latent images, [N, 2C, H, W]. Older exports return latent
+/// images that the graph draws itself, [N, C, H, W].
+const PARAMETERS: &str = "latent_parameters";
 
 /// A decoder that one thread owns.
 pub struct VaeDecoder {
@@ -42,24 +45,9 @@ impl VaeDecoder {
     ) -> Result<VaeDecoder, ScorerError> {
         let file = &files.graph.file;
         let (session, _) = open(runtime, &files.graph, inference, worker, &latent)?;
-        let of = |tensors: &[Outlet], name: &str, kind: &str, image: [usize; 3]| {
-            let tensor = find(tensors, &[name]);
-            let tensor = tensor.ok_or_else(|| format!("has no {kind} `{name}`"))?;
-            let (element, sides) = floats(tensor)?;
-            let wanted = [1, image[0], image[1], image[2]];
-            let fits = sides.len() == 4
-                && (sides.iter().zip(wanted))
-                    .all(|(&side, wanted)| side < 0 || side == wanted as i64);
-            match fits {
-                true => Ok((name.to_owned(), element)),
-                false => Err(format!(
-                    "has `{name}` of {sides:?}, and {wanted:?} is needed"
-                )),
-            }
-        };
         let image = files.image(latent);
-        let input = of(session.inputs(), INPUT, "input", latent);
-        let output = of(session.outputs(), OUTPUT, "output", image);
+        let input = images(session.inputs(), INPUT, latent);
+        let output = images(session.outputs(), OUTPUT, image);
         Ok(VaeDecoder {
             input: input.map_err(|problem| fault(file, problem))?,
             output: output.map_err(|problem| fault(file, problem))?,
@@ -96,5 +84,92 @@ impl VaeDecoder {
             output(&outputs, &self.file, tensor, &shape, &mut images)?;
         }
         Ok(images)
+    }
+}
+
+/// An encoder on the CPU: it runs once for all images.
+pub struct VaeEncoder {
+    session: Session,
+    file: String,
+    input: (String, TensorElementType),
+    output: (String, TensorElementType),
+    image: [usize; 3],
+    latent: [usize; 3],
+    interrupt: Interrupt,
+}
+
+impl VaeEncoder {
+    /// `image` and `latent`: channels, height and width of an image and of its latent image.
+    ///
+    /// # Errors
+    /// [`ScorerError::Graph`] if the tensors are not those of an encoder.
+    pub fn new(
+        runtime: &Runtime,
+        files: &EncoderFiles,
+        image: [usize; 3],
+        latent: [usize; 3],
+    ) -> Result<VaeEncoder, ScorerError> {
+        let file = &files.graph.file;
+        let inference = InferenceSettings::on_cpu(1);
+        let (session, _) = open(runtime, &files.graph, &inference, 0, &image)?;
+        let input = images(session.inputs(), OUTPUT, image);
+        let twice = [2 * latent[0], latent[1], latent[2]];
+        let output = match find(session.outputs(), &[PARAMETERS]) {
+            Some(_) => images(session.outputs(), PARAMETERS, twice),
+            None => images(session.outputs(), INPUT, latent),
+        };
+        Ok(VaeEncoder {
+            input: input.map_err(|problem| fault(file, problem))?,
+            output: output.map_err(|problem| fault(file, problem))?,
+            session,
+            file: file.clone(),
+            image,
+            latent,
+            interrupt: runtime.interrupt.clone(),
+        })
+    }
+
+    /// Returns the latent image, [C, H, W], of one image, [C, H, W] from -1 to 1: the mean of its distribution, or what the graph draws.
+    ///
+    /// # Errors
+    /// As [`Denoiser::predict`](super::Denoiser::predict).
+    pub fn encode(&mut self, image: &[f32]) -> Result<Vec<f32>, ScorerError> {
+        let [channels, height, width] = self.image;
+        let (name, element) = &self.input;
+        let value = input(*element, &[1, channels, height, width], image)?;
+        let runs = self.interrupt.runs()?;
+        let inputs = vec![(Cow::from(name.as_str()), value)];
+        let outputs = self
+            .session
+            .run_with_options(inputs, runs)
+            .map_err(|e| self.interrupt.failure(e))?;
+        let [channels, height, width] = self.latent;
+        let (name, element) = (self.output.0.as_str(), self.output.1);
+        let times = if name == PARAMETERS { 2 } else { 1 };
+        let shape = [1, times * channels, height, width];
+        let mut found = Vec::new();
+        output(&outputs, &self.file, (name, element), &shape, &mut found)?;
+        found.truncate(channels * height * width);
+        Ok(found)
+    }
+}
+
+/// The tensor of one image with these channels, height and width.
+fn images(
+    tensors: &[Outlet],
+    name: &str,
+    image: [usize; 3],
+) -> Result<(String, TensorElementType), String> {
+    let tensor = find(tensors, &[name]);
+    let tensor = tensor.ok_or_else(|| format!("has no input or output `{name}`"))?;
+    let (element, sides) = floats(tensor)?;
+    let wanted = [1, image[0], image[1], image[2]];
+    let fits = sides.len() == 4
+        && (sides.iter().zip(wanted)).all(|(&side, wanted)| side < 0 || side == wanted as i64);
+    match fits {
+        true => Ok((name.to_owned(), element)),
+        false => Err(format!(
+            "has `{name}` of {sides:?}, and {wanted:?} is needed"
+        )),
     }
 }

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 
 import diffusers
 import numpy as np
@@ -18,7 +19,14 @@ from PIL import Image
 from reference import noise_from
 from test_bad_input import DATA, USAGE, change, refused
 from test_generate import IMAGES, TOLERANCE, succeeded, traced
-from text_to_image import LATENT, latent_consistency, older_tokenizer, stable_diffusion, write_folder
+from text_to_image import (
+    LATENT,
+    latent_consistency,
+    older_tokenizer,
+    stable_diffusion,
+    write_folder,
+    write_image_encoder,
+)
 from transformers import CLIPTokenizer
 
 SEED = int(os.environ.get("RESIDUALD_DIFFUSION_SEED", random.randrange(2**31)))
@@ -221,7 +229,16 @@ def test_latent_consistency(options, tokenizer, generate, tmp_path):
     compare(folder, drawn, theirs, generate, tmp_path, "--prompt", PROMPT, *arguments)
 
 
-def test_half_precision(pipeline, generate, tmp_path):
+def test_latent_consistency_without_image(tokenizer, generate, tmp_path):
+    pipeline = latent_consistency(tokenizer, diffusers.LCMScheduler(**TRAINED))
+    folder = write_folder(tmp_path / "pipeline", pipeline)
+    scenery(tmp_path / "image.png")
+    done = generate(folder, "--prompt", "x", "--image", tmp_path / "image.png", "--out", tmp_path / "out")
+    refused(done, USAGE, "--image has no effect", "LatentConsistencyModelPipeline")
+
+
+def test_half_precision(tokenizer, generate, tmp_path):
+    pipeline = stable_diffusion(tokenizer, diffusers.DDIMScheduler(**TRAINED))
     folder = write_folder(tmp_path / "pipeline", pipeline, half=True)
     drawn = latents(3)
     theirs = drawn_by_diffusers(pipeline, 3, drawn, prompt=PROMPT, guidance_scale=2.0)
@@ -325,3 +342,81 @@ def test_a_safety_checker_is_not_run(text_copy, generate, tmp_path):
     done = generate(text_copy, "--prompt", "x", "--steps", 1, "--out", tmp_path / "out")
     succeeded(done)
     assert done.stderr == "the pipeline's safety_checker is not run\n"
+
+
+def scenery(path, width=80, height=48):
+    """An image that is not flat."""
+    pixels = np.random.default_rng(5).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    image.save(path)
+    return image
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_image_to_image(name, older, pipeline, text_copy, generate, tmp_path):
+    """Beside diffusers' pipeline that takes the mean of the VAE's distribution, as ours does."""
+    write_image_encoder(text_copy, pipeline.vae, older)
+    image = scenery(tmp_path / "image.png")
+    change(text_copy / "model_index.json", scheduler=["diffusers", name])
+    scheduler = getattr(diffusers, name).from_pretrained(text_copy / "scheduler")
+    theirs = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components | {"scheduler": scheduler})
+    theirs.set_progress_bar_config(disable=True)
+    drawn = latents(5, height=6, width=10)
+    states, images = img2img_of_diffusers(theirs, image, drawn)
+    np.save(tmp_path / "noise.npy", drawn[0])
+    arguments = ["--image", tmp_path / "image.png", "--strength", 0.6, "--noise", tmp_path / "noise.npy"]
+    arguments += ["--steps", 5, "--prompt", PROMPT, "--out", tmp_path / "out", "--trace", tmp_path / "trace"]
+    succeeded(generate(text_copy, *arguments))
+    ours = traced(tmp_path / "trace")
+    # Three of five steps, after the noisy image.
+    assert len(ours) == 4
+    for found, expected in zip(ours[1:], states, strict=True):
+        assert np.abs(found - expected).max() <= TOLERANCE * max(1.0, np.abs(expected).max())
+    for number, expected in enumerate(images):
+        pixels = np.asarray(Image.open(tmp_path / f"out/{number:06}.png"), np.int16)
+        assert np.abs(pixels - np.asarray(expected, np.int16)).max() <= 1
+
+
+def img2img_of_diffusers(pipeline, image, drawn):
+    """The latents after each step, and the images, with a strength of 0.6."""
+    module = sys.modules[type(pipeline).__module__]
+    before = module.retrieve_latents, module.randn_tensor
+    module.retrieve_latents = lambda output, **_: output.latent_dist.mode()
+    module.randn_tensor = lambda *_, **__: torch.from_numpy(drawn[0])
+    states = []
+
+    def keep(_pipeline, _step, _timestep, values):
+        states.append(values["latents"].numpy().copy())
+        return {}
+
+    try:
+        with torch.no_grad():
+            images = pipeline(
+                prompt=[PROMPT] * IMAGES,
+                image=[image] * IMAGES,
+                strength=0.6,
+                num_inference_steps=5,
+                callback_on_step_end=keep,
+            ).images
+    finally:
+        module.retrieve_latents, module.randn_tensor = before
+    return np.stack(states), images
+
+
+def test_what_is_no_image_to_start_with(pipeline, text_folder, text_copy, generate, tmp_path):
+    scenery(tmp_path / "image.png")
+    scenery(tmp_path / "odd.png", 81, 48)
+    (tmp_path / "text.png").write_text("no image")
+    arguments = ["--prompt", "x", "--out", tmp_path / "out", "--image"]
+    image = tmp_path / "image.png"
+    refused(generate(text_folder, *arguments, image), DATA, "vae_encoder/model.onnx is missing")
+    write_image_encoder(text_copy, pipeline.vae)
+    refused(generate(text_copy, *arguments, tmp_path / "odd.png"), USAGE, "81x48 pixels", "multiples of 8")
+    refused(generate(text_copy, *arguments, tmp_path / "text.png"), DATA, "text.png")
+    refused(generate(text_copy, *arguments, tmp_path / "none.png"), DATA, "none.png: No such file")
+    refused(generate(text_copy, *arguments, "/dev/zero"), DATA, "is not a regular file")
+    refused(generate(text_copy, *arguments, image, "--strength", 1.5), USAGE, "--strength 1.5: it must be from 0 to 1")
+    without = ["--prompt", "x", "--out", tmp_path / "out", "--strength", 0.5]
+    refused(generate(text_copy, *without), USAGE, "--strength has no effect without --image")
+    refused(generate(text_copy, *arguments, image, "--strength", 0.01), USAGE, "of 50 steps leaves no step")

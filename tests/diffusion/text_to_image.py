@@ -114,11 +114,31 @@ class Decode(torch.nn.Module):
         return self.vae.decode(latent_sample).sample
 
 
+class EncodeImage(torch.nn.Module):
+    """As optimum exports it: mean and logarithm of the variance."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, sample):
+        return self.vae.encode(sample).latent_dist.parameters
+
+
+class MeanOfImage(EncodeImage):
+    """As older versions of optimum, without their noise."""
+
+    def forward(self, sample):
+        return self.vae.encode(sample).latent_dist.mode()
+
+
 def export(module, arguments, outputs, path, external):
     """`arguments`: example inputs by name, all with free sides. `external`: weights in a file of their own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     free = {"input_ids": [0, 1], "encoder_hidden_states": [0, 1], "timestep_cond": [0], "last_hidden_state": [0, 1]}
-    free |= {name: [0, 2, 3] for name in ("sample", "latent_sample", "out_sample")} | {"pooler_output": [0]}
+    free |= {name: [0, 2, 3] for name in ("sample", "latent_sample", "latent_parameters", "out_sample")} | {
+        "pooler_output": [0]
+    }
     axes = {name: {i: f"{name}_{i}" for i in free[name]} for name in [*arguments, *outputs] if name in free}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -140,8 +160,17 @@ def export(module, arguments, outputs, path, external):
         onnx.save_model(model, path, **options)
 
 
+def write_image_encoder(folder, vae, older=False):
+    """Adds vae_encoder, whose output has another name if `older`."""
+    image = {"sample": torch.zeros(2, 3, LATENT * SCALE, LATENT * SCALE)}
+    encoder = MeanOfImage(vae) if older else EncodeImage(vae)
+    name = "latent_sample" if older else "latent_parameters"
+    export(encoder, image, [name], folder / "vae_encoder/model.onnx", external=False)
+    vae.save_config(folder / "vae_encoder")
+
+
 def write_folder(folder, pipeline, half=False, external=False):
-    """Writes the pipeline as optimum does, in float16 if `half`."""
+    """Writes the pipeline as optimum does, in float16 if `half`, which rounds the pipeline's own weights."""
     kind = torch.float16 if half else torch.float32
     parts = pipeline.text_encoder.to(kind), pipeline.unet.to(kind), pipeline.vae.to(kind)
     text_encoder, unet, vae = parts

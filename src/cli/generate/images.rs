@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Arguments;
 use super::image_files::{ImageFiles, Trace};
-use super::sampling::{Guidance, Sampler, images_must_be_finite};
+use super::sampling::{Guidance, Sampler, Start, images_must_be_finite};
 use super::text_to_image::TextToImage;
 use crate::cli::shared::progress;
 use crate::config::Provider;
@@ -76,9 +76,11 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     }
     let text = TextToImage::new(
         &arguments.text,
+        arguments.strength,
         &arguments.folder,
         &pipeline,
         text,
+        &plan,
         &mut denoiser,
     )?;
     let shape = denoiser.shape;
@@ -111,9 +113,9 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     let groups = count.div_ceil(batch as u64);
     let workers = inference.workers.min(usize::try_from(groups).unwrap_or(1));
     let runtime = Runtime::load(Interrupt::default())?;
-    let guidance = match &text {
-        Some(text) => text.guidance(&runtime)?,
-        None => Guidance::default(),
+    let (guidance, start) = match &text {
+        Some(text) => (text.guidance(&runtime)?, text.start(&runtime)?),
+        None => (Guidance::default(), None),
     };
     let sessions = (0..workers)
         .map(|worker| {
@@ -135,6 +137,7 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     let job = Job {
         plan,
         guidance,
+        start,
         dimensions: shape.iter().product(),
         noise: Noise {
             seed: arguments.sampler.seed,
@@ -215,6 +218,7 @@ fn about(
 struct Job {
     plan: Plan,
     guidance: Guidance,
+    start: Option<Start>,
     /// The number of values of what is sampled: an image, or a latent image.
     dimensions: usize,
     noise: Noise,
@@ -255,7 +259,13 @@ impl Job {
 
     /// Draws groups of images until there are no more, or a thread fails.
     fn work(&self, denoiser: Denoiser, mut decoder: Option<VaeDecoder>) {
-        let mut sampler = Sampler::new(&self.plan, &self.guidance, denoiser, self.dimensions);
+        let mut sampler = Sampler::new(
+            &self.plan,
+            &self.guidance,
+            self.start.as_ref(),
+            denoiser,
+            self.dimensions,
+        );
         while !self.stop.is_requested() {
             let first = self.next.fetch_add(self.batch, Ordering::Relaxed);
             if first >= self.count {

@@ -16,10 +16,18 @@ pub struct Guidance {
     pub scale: f32,
 }
 
+/// A latent image that the sampler starts with, and the step at which it enters.
+pub struct Start {
+    /// [C, H, W].
+    pub latent: Vec<f32>,
+    pub step: usize,
+}
+
 /// Samples on one thread.
 pub struct Sampler<'p> {
     plan: &'p Plan,
     guidance: &'p Guidance,
+    start: Option<&'p Start>,
     denoiser: Denoiser,
     /// The number of values of an image.
     dimensions: usize,
@@ -32,12 +40,14 @@ impl<'p> Sampler<'p> {
     pub fn new(
         plan: &'p Plan,
         guidance: &'p Guidance,
+        start: Option<&'p Start>,
         denoiser: Denoiser,
         dimensions: usize,
     ) -> Sampler<'p> {
         Sampler {
             plan,
             guidance,
+            start,
             denoiser,
             dimensions,
         }
@@ -54,12 +64,20 @@ impl<'p> Sampler<'p> {
         let samples = noise.samples(images.clone());
         let mut noise = noise.of(&samples, self.dimensions);
         let mut sample = noise.initial().map_err(Failure::data)?;
-        self.plan.scale_noise(&mut sample);
+        let first = self.start.map_or(0, |start| start.step);
+        match self.start {
+            None => self.plan.scale_noise(&mut sample),
+            Some(start) => {
+                let noise = sample.clone();
+                let clean = start.latent.repeat(noise.len() / self.dimensions);
+                self.plan.add_noise(first, &clean, &noise, &mut sample);
+            }
+        }
         states(0, &sample)?;
         let mut run = self.plan.start(self.dimensions);
         let mut input = vec![0.0; sample.len()];
         let mut output = Vec::new();
-        for (i, &timestep) in self.plan.timesteps().iter().enumerate() {
+        for (i, &timestep) in self.plan.timesteps().iter().enumerate().skip(first) {
             if stop.is_requested() {
                 return Ok(None);
             }
@@ -73,7 +91,7 @@ impl<'p> Sampler<'p> {
             run.step(i, &output, &mut sample, &noise)
                 .map_err(Failure::data)?;
             must_be_finite("the sample", &images, i, timestep, &sample)?;
-            states(i + 1, &sample)?;
+            states(i + 1 - first, &sample)?;
         }
         Ok(Some(sample))
     }

@@ -59,14 +59,6 @@ pub struct TableArguments {
         requires = "anomalies"
     )]
     kinds: Vec<Kind>,
-    /// How strange anomalies are: 1 is plain to see, 0 is normal
-    #[arg(
-        long,
-        value_name = "STRENGTH",
-        default_value_t = 1.0,
-        requires = "anomalies"
-    )]
-    strength: f32,
     /// Add a field with a key, which is the message key in a topic
     #[arg(long, value_name = "FIELD")]
     key: Option<String>,
@@ -132,6 +124,11 @@ impl TableArguments {
 pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     let generative = generative(bundle)?;
     let options = &arguments.table;
+    if arguments.strength.is_some() && options.anomalies.is_none() {
+        return Err(Failure::usage(
+            "--strength has no effect without --anomalies: give --anomalies, or leave --strength out",
+        ));
+    }
     if let Some(page) = &options.report {
         must_be_new(page, arguments.force)?;
     }
@@ -324,14 +321,7 @@ impl<'s> Drawing<'s> {
             eprintln!("times are in the week from {start}: choose another one with --start");
         }
         let injector = match options.anomalies {
-            Some(share) => Some(injector(
-                share,
-                options,
-                arguments.sampler.seed,
-                bundle,
-                generative,
-                &conditions,
-            )?),
+            Some(share) => Some(injector(share, arguments, bundle, generative, &conditions)?),
             None => None,
         };
         let width = features.len();
@@ -451,21 +441,21 @@ impl<'s> Drawing<'s> {
 
 fn injector(
     share: f64,
-    options: &TableArguments,
-    seed: u64,
+    arguments: &Arguments,
     bundle: &Bundle,
     generative: &Generative,
     conditions: &Conditions,
 ) -> Result<Injector, Failure> {
+    let options = &arguments.table;
     let wishes = Wishes {
         share,
         kinds: match options.kinds.is_empty() {
             true => KINDS.to_vec(),
             false => options.kinds.clone(),
         },
-        strength: options.strength,
+        strength: arguments.strength.map_or(1.0, |strength| strength as f32),
         has_keys: options.key.is_some(),
-        seed,
+        seed: arguments.sampler.seed,
     };
     let held: Vec<bool> = conditions.known.iter().map(|known| *known == 1.0).collect();
     let made = Injector::new(

@@ -1,18 +1,21 @@
 //! What images from text need beside noise: the prompt's embeddings, the guidance, the size and the VAE's decoder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::sampling::Guidance;
+use super::image_to_image::ImageToImage;
+use super::sampling::{Guidance, Start};
 use crate::cli::shared::print::error_line;
 use crate::diffusion::components::{DecoderFiles, TextEncoderFiles, TextToImageFiles};
 use crate::diffusion::folder::{DenoiserFiles, HIDDEN_STATES, MOST_PIXELS, TIMESTEP_COND};
-use crate::diffusion::guidance_embedding;
+use crate::diffusion::{Plan, guidance_embedding};
 use crate::failure::Failure;
 use crate::onnx::{Condition, Runtime, TextEncoder};
 use crate::prompt::PromptTokenizer;
 
 /// The largest guidance. Images are saturated far below.
 const MOST_GUIDANCE: f32 = 1000.0;
+/// The default strength of diffusers' pipelines.
+const STRENGTH: f64 = 0.8;
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Images from text")]
@@ -30,6 +33,9 @@ pub struct TextArguments {
     /// Width and height in pixels, multiples of the VAE's scale (8 for Stable Diffusion) [default: the model's]
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
+    /// Start with this image and noise, in place of noise alone
+    #[arg(long, value_name = "FILE", conflicts_with = "size")]
+    image: Option<PathBuf>,
 }
 
 impl TextArguments {
@@ -40,6 +46,7 @@ impl TextArguments {
             ("--negative", self.negative.is_some()),
             ("--guidance", self.guidance.is_some()),
             ("--size", self.size.is_some()),
+            ("--image", self.image.is_some()),
         ];
         given
             .into_iter()
@@ -57,6 +64,7 @@ pub struct TextToImage {
     negative: Option<Vec<u32>>,
     scale: f32,
     guidance_width: Option<usize>,
+    image: Option<ImageToImage>,
     /// What an image's metadata says.
     pub about: Vec<(&'static str, String)>,
 }
@@ -68,11 +76,18 @@ impl TextToImage {
     /// An option does not fit the pipeline in `folder`.
     pub fn new(
         arguments: &TextArguments,
+        strength: Option<f64>,
         folder: &Path,
         pipeline: &str,
         files: Option<TextToImageFiles>,
+        plan: &Plan,
         denoiser: &mut DenoiserFiles,
     ) -> Result<Option<TextToImage>, Failure> {
+        if strength.is_some() && arguments.image.is_none() {
+            return Err(Failure::usage(
+                "--strength has no effect without --image: give --image, or leave --strength out",
+            ));
+        }
         let Some(files) = files else {
             return match arguments.given() {
                 None => Ok(None),
@@ -94,6 +109,22 @@ impl TextToImage {
             denoiser.shape = [denoiser.shape[0], height / scale, width / scale];
         }
         let is_consistency = pipeline == "LatentConsistencyModelPipeline";
+        if is_consistency && arguments.image.is_some() {
+            return Err(Failure::usage(format!(
+                "--image has no effect, because a {pipeline} takes other timesteps for it: leave --image out"
+            )));
+        }
+        let image = arguments
+            .image
+            .as_deref()
+            .map(|path| {
+                let strength = strength.unwrap_or(STRENGTH);
+                ImageToImage::new(path, strength, folder, &files.decoder, plan)
+            })
+            .transpose()?;
+        if let Some(image) = &image {
+            denoiser.shape = image.latent();
+        }
         let default = if is_consistency { 8.5 } else { 7.5 };
         let scale = arguments.guidance.unwrap_or(default);
         if !(0.0..=MOST_GUIDANCE).contains(&scale) {
@@ -127,6 +158,11 @@ impl TextToImage {
             ("guidance", scale.to_string()),
             ("size", format!("{width}x{height}")),
         ];
+        if let Some(path) = &arguments.image {
+            let strength = strength.unwrap_or(STRENGTH);
+            about.push(("input", path.display().to_string()));
+            about.push(("strength", strength.to_string()));
+        }
         if is_guided {
             about.insert(1, ("negative", negative.to_owned()));
         }
@@ -139,8 +175,17 @@ impl TextToImage {
             decoder: files.decoder,
             scale,
             guidance_width,
+            image,
             about,
         }))
+    }
+
+    /// Runs the VAE's encoder on the image to start with, if there is one.
+    pub fn start(&self, runtime: &Runtime) -> Result<Option<Start>, Failure> {
+        let image = self.image.as_ref();
+        image
+            .map(|image| image.start(runtime, self.decoder.scale))
+            .transpose()
     }
 
     /// Runs the text encoder. Its session ends before others begin.
