@@ -132,6 +132,9 @@ pub fn run(bundle: &Bundle, arguments: &Arguments) -> Result<(), Failure> {
     if let Some(page) = &options.report {
         must_be_new(page, arguments.force)?;
     }
+    if let Some(path) = arguments.out.as_ref().filter(|_| !options.resume) {
+        RecordsFile::check(path, arguments.force)?;
+    }
     let started = Instant::now();
     let stop = Shutdown::default();
     stop_on_ctrl_c(&stop)?;

@@ -13,7 +13,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
 
-use super::new_file::NewFile;
+use super::new_file::{NewFile, must_be_new};
 use crate::dataset::format::Format;
 use crate::failure::Failure;
 use crate::synthetic::records::{Cell, CellType, Records};
@@ -35,6 +35,18 @@ pub struct ParquetFile {
 }
 
 impl RecordsFile {
+    /// Checks before long work what [`RecordsFile::open`] checks.
+    ///
+    /// # Errors
+    /// The format is unknown, or the file exists and `force` is not given.
+    pub fn check(path: &Path, force: bool) -> Result<(), Failure> {
+        format(path)?;
+        match path.as_os_str() == "-" {
+            true => Ok(()),
+            false => must_be_new(path, force),
+        }
+    }
+
     /// Opens the file, or NDJSON on standard output for `-`. The extension tells the format.
     ///
     /// With `resumes`, records are appended to what an interrupted run has written.
