@@ -314,7 +314,7 @@ fn every_target_and_file_is_there() {
 }
 
 /// Commands that do not run here, by their beginning, and why.
-const NOT_HERE: [(&str, &str); 14] = [
+const NOT_HERE: [(&str, &str); 16] = [
     (
         "generate crank",
         "a bundle that the page trains; tests/generate runs the page",
@@ -324,6 +324,11 @@ const NOT_HERE: [(&str, &str); 14] = [
         "such a bundle; tests/generate runs the page",
     ),
     ("generate ddpm-parts", "the reader's own pipeline"),
+    ("generate stable-diffusion", "the reader's own pipeline"),
+    (
+        "generate models/parts",
+        "a bundle for images, which the reader trains",
+    ),
     (
         "generate models/mine",
         "a bundle with a generative part, which the reader trains",
