@@ -159,17 +159,19 @@ impl Arguments {
     }
 }
 
+/// Returns the name of the first option that was given.
+fn first_given(options: &[(&'static str, bool)]) -> Option<&'static str> {
+    let given = options.iter().find(|(_, given)| *given);
+    given.map(|(name, _)| *name)
+}
+
 impl ImageArguments {
     /// Returns the name of an option that was given.
     fn given(&self) -> Option<&'static str> {
-        let given = [
+        first_given(&[
             ("--eta", self.eta.is_some()),
             ("--batch", self.batch.is_some()),
             ("--provider", self.provider.is_some()),
-        ];
-        given
-            .into_iter()
-            .find(|(_, given)| *given)
-            .map(|(name, _)| name)
+        ])
     }
 }

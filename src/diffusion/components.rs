@@ -41,7 +41,7 @@ pub struct TokenizerFiles {
     pub vocabulary: Vocabulary,
     /// `tokenizer_config.json`.
     pub config: Map<String, Value>,
-    /// `special_tokens_map.json`. Empty if there is none.
+    /// `special_tokens_map.json`. Empty if the file is absent.
     pub special_tokens: Map<String, Value>,
 }
 

@@ -19,7 +19,7 @@ pub struct Imputer {
     interval: f32,
 }
 
-/// What became of a row: its values, or why there are none.
+/// The values that were drawn for a row, or the reason why drawing failed.
 pub type Outcome = Result<Imputation, String>;
 
 impl Imputer {

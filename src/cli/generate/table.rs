@@ -9,9 +9,9 @@ use jiff::Zoned;
 use jiff::civil::{Date, Weekday};
 use serde_json::{Value, json};
 
-use super::Arguments;
 use super::report::page;
 use super::trace::{self, Trace};
+use super::{Arguments, first_given};
 use crate::bundle::{Bundle, Generative};
 use crate::dataset::Example;
 use crate::kafka::Sink;
@@ -103,7 +103,7 @@ fn share(text: &str) -> Result<f64, String> {
 impl TableArguments {
     /// Returns the name of an option that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let given = [
+        first_given(&[
             ("--where", !self.conditions.is_empty()),
             ("--anomalies", self.anomalies.is_some()),
             ("--key", self.key.is_some()),
@@ -112,11 +112,7 @@ impl TableArguments {
             ("--allow-copies", self.allow_copies),
             ("--report", self.report.is_some()),
             ("--topic", self.topic.is_some()),
-        ];
-        given
-            .into_iter()
-            .find(|(_, given)| *given)
-            .map(|(name, _)| name)
+        ])
     }
 }
 

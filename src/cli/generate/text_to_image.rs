@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::first_given;
 use super::image_to_image::ImageToImage;
 use super::sampling::{Guidance, Start};
 use crate::cli::shared::print::error_line;
@@ -41,17 +42,13 @@ pub struct TextArguments {
 impl TextArguments {
     /// Returns the name of an option that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let given = [
+        first_given(&[
             ("--prompt", self.prompt.is_some()),
             ("--negative", self.negative.is_some()),
             ("--guidance", self.guidance.is_some()),
             ("--size", self.size.is_some()),
             ("--image", self.image.is_some()),
-        ];
-        given
-            .into_iter()
-            .find(|(_, given)| *given)
-            .map(|(name, _)| name)
+        ])
     }
 }
 
