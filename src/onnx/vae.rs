@@ -11,24 +11,66 @@ use super::{Runtime, ScorerError};
 use crate::config::InferenceSettings;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 
-const INPUT: &str = "latent_sample";
-const OUTPUT: &str = "sample";
+const LATENT: &str = "latent_sample";
+const IMAGE: &str = "sample";
 /// What the encoder returns: the mean and the logarithm of the variance of latent images, [N, 2C, H, W]. Older exports return latent
 /// images that the graph draws itself, [N, C, H, W].
 const PARAMETERS: &str = "latent_parameters";
 
-/// A decoder that one thread owns.
-pub struct VaeDecoder {
+/// One side of a VAE: from one image or latent image to one of the other kind.
+struct Half {
     session: Session,
     file: String,
     input: (String, TensorElementType),
     output: (String, TensorElementType),
-    /// Channels, height and width of a latent image.
-    latent: [usize; 3],
-    /// Channels, height and width of an image.
-    image: [usize; 3],
-    scaling_factor: f32,
+    /// Channels, height and width of the input.
+    from: [usize; 3],
+    /// Channels, height and width of the output.
+    to: [usize; 3],
     interrupt: Interrupt,
+}
+
+impl Half {
+    fn new(
+        runtime: &Runtime,
+        file: &str,
+        session: Session,
+        (input, from): (&str, [usize; 3]),
+        (output, to): (&str, [usize; 3]),
+    ) -> Result<Half, ScorerError> {
+        let input = images(session.inputs(), input, from);
+        let output = images(session.outputs(), output, to);
+        Ok(Half {
+            input: input.map_err(|problem| fault(file, problem))?,
+            output: output.map_err(|problem| fault(file, problem))?,
+            session,
+            file: file.to_owned(),
+            from,
+            to,
+            interrupt: runtime.interrupt.clone(),
+        })
+    }
+
+    /// Appends the output for one image, [C, H, W].
+    fn run(&mut self, image: &[f32], found: &mut Vec<f32>) -> Result<(), ScorerError> {
+        let one = |[channels, height, width]: [usize; 3]| [1, channels, height, width];
+        let (name, element) = &self.input;
+        let value = input(*element, &one(self.from), image)?;
+        let runs = self.interrupt.runs()?;
+        let inputs = vec![(Cow::from(name.as_str()), value)];
+        let outputs = self
+            .session
+            .run_with_options(inputs, runs)
+            .map_err(|e| self.interrupt.failure(e))?;
+        let tensor = (self.output.0.as_str(), self.output.1);
+        output(&outputs, &self.file, tensor, &one(self.to), found)
+    }
+}
+
+/// A decoder that one thread owns.
+pub struct VaeDecoder {
+    half: Half,
+    scaling_factor: f32,
 }
 
 impl VaeDecoder {
@@ -43,20 +85,12 @@ impl VaeDecoder {
         inference: &InferenceSettings,
         worker: usize,
     ) -> Result<VaeDecoder, ScorerError> {
-        let file = &files.graph.file;
         let (session, _) = open(runtime, &files.graph, inference, worker, &latent)?;
         let image = files.image(latent);
-        let input = images(session.inputs(), INPUT, latent);
-        let output = images(session.outputs(), OUTPUT, image);
+        let (from, to) = ((LATENT, latent), (IMAGE, image));
         Ok(VaeDecoder {
-            input: input.map_err(|problem| fault(file, problem))?,
-            output: output.map_err(|problem| fault(file, problem))?,
-            session,
-            file: file.clone(),
-            latent,
-            image,
+            half: Half::new(runtime, &files.graph.file, session, from, to)?,
             scaling_factor: files.scaling_factor,
-            interrupt: runtime.interrupt.clone(),
         })
     }
 
@@ -67,21 +101,9 @@ impl VaeDecoder {
     /// As [`Denoiser::predict`](super::Denoiser::predict).
     pub fn decode(&mut self, latents: &[f32]) -> Result<Vec<f32>, ScorerError> {
         let mut images = Vec::new();
-        for latent in latents.chunks_exact(self.latent.iter().product()) {
+        for latent in latents.chunks_exact(self.half.from.iter().product()) {
             let scaled: Vec<f32> = latent.iter().map(|x| x / self.scaling_factor).collect();
-            let [channels, height, width] = self.latent;
-            let (name, element) = &self.input;
-            let value = input(*element, &[1, channels, height, width], &scaled)?;
-            let runs = self.interrupt.runs()?;
-            let inputs = vec![(Cow::from(name.as_str()), value)];
-            let outputs = self
-                .session
-                .run_with_options(inputs, runs)
-                .map_err(|e| self.interrupt.failure(e))?;
-            let [channels, height, width] = self.image;
-            let shape = [1, channels, height, width];
-            let tensor = (self.output.0.as_str(), self.output.1);
-            output(&outputs, &self.file, tensor, &shape, &mut images)?;
+            self.half.run(&scaled, &mut images)?;
         }
         Ok(images)
     }
@@ -89,13 +111,9 @@ impl VaeDecoder {
 
 /// An encoder on the CPU: it runs once for all images.
 pub struct VaeEncoder {
-    session: Session,
-    file: String,
-    input: (String, TensorElementType),
-    output: (String, TensorElementType),
-    image: [usize; 3],
-    latent: [usize; 3],
-    interrupt: Interrupt,
+    half: Half,
+    /// The number of values of a latent image.
+    dimensions: usize,
 }
 
 impl VaeEncoder {
@@ -109,23 +127,16 @@ impl VaeEncoder {
         image: [usize; 3],
         latent: [usize; 3],
     ) -> Result<VaeEncoder, ScorerError> {
-        let file = &files.graph.file;
         let inference = InferenceSettings::on_cpu(1);
         let (session, _) = open(runtime, &files.graph, &inference, 0, &image)?;
-        let input = images(session.inputs(), OUTPUT, image);
         let twice = [2 * latent[0], latent[1], latent[2]];
-        let output = match find(session.outputs(), &[PARAMETERS]) {
-            Some(_) => images(session.outputs(), PARAMETERS, twice),
-            None => images(session.outputs(), INPUT, latent),
+        let to = match find(session.outputs(), &[PARAMETERS]) {
+            Some(_) => (PARAMETERS, twice),
+            None => (LATENT, latent),
         };
         Ok(VaeEncoder {
-            input: input.map_err(|problem| fault(file, problem))?,
-            output: output.map_err(|problem| fault(file, problem))?,
-            session,
-            file: file.clone(),
-            image,
-            latent,
-            interrupt: runtime.interrupt.clone(),
+            half: Half::new(runtime, &files.graph.file, session, (IMAGE, image), to)?,
+            dimensions: latent.iter().product(),
         })
     }
 
@@ -134,22 +145,10 @@ impl VaeEncoder {
     /// # Errors
     /// As [`Denoiser::predict`](super::Denoiser::predict).
     pub fn encode(&mut self, image: &[f32]) -> Result<Vec<f32>, ScorerError> {
-        let [channels, height, width] = self.image;
-        let (name, element) = &self.input;
-        let value = input(*element, &[1, channels, height, width], image)?;
-        let runs = self.interrupt.runs()?;
-        let inputs = vec![(Cow::from(name.as_str()), value)];
-        let outputs = self
-            .session
-            .run_with_options(inputs, runs)
-            .map_err(|e| self.interrupt.failure(e))?;
-        let [channels, height, width] = self.latent;
-        let (name, element) = (self.output.0.as_str(), self.output.1);
-        let times = if name == PARAMETERS { 2 } else { 1 };
-        let shape = [1, times * channels, height, width];
         let mut found = Vec::new();
-        output(&outputs, &self.file, (name, element), &shape, &mut found)?;
-        found.truncate(channels * height * width);
+        self.half.run(image, &mut found)?;
+        // The mean comes first.
+        found.truncate(self.dimensions);
         Ok(found)
     }
 }
