@@ -10,7 +10,7 @@ x / 127.5 - 1.
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ MOST_GOLDEN = 4
 TOLERANCE = 1e-3  # largest difference between ONNX Runtime and torch, relative to values above 1; residuald's own
 WIDTHS = 32, 64, 96, 96  # of the U-Net's levels, each at half the size of the one before
 COARSEST = 4  # least pixels on a side of the coarsest level
+PATCHED = 64  # least pixels on a side from which the U-Net takes 2x2 blocks of pixels as channels; from twice that, 4x4
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,29 @@ class Network:
 class Denoiser(nn.Module):
     """sample float32 [N, C, H, W], timestep int64 [N] -> out_sample float32 [N, C, H, W], which is v.
 
-    A UNet2DModel of diffusers. Images whose sides do not fit its levels are padded by reflection. The output is cut.
+    A UNet2DModel of diffusers. It takes blocks of pixels of larger images as channels, which costs a fraction of the
+    time. Images whose sides do not fit its levels are padded by reflection. The output is cut.
     """
 
     def __init__(self, shape, options):
         super().__init__()
-        levels = max(1, min(len(WIDTHS), int(math.log2(max(1, min(shape.height, shape.width) / COARSEST))) + 1))
-        multiple = 2 ** (levels - 1)
+        least = min(shape.height, shape.width)
+        self.block = 1 if least < PATCHED else 2 if least < 2 * PATCHED else 4
+        levels = max(1, min(len(WIDTHS), int(math.log2(max(1, least / self.block / COARSEST))) + 1))
+        multiple = 2 ** (levels - 1) * self.block
         self.pad = [0, -shape.width % multiple, 0, -shape.height % multiple]
-        self.network = make_denoiser(shape, Network(WIDTHS[:levels], options.layers))
+        self.network = make_denoiser(self.blocks(shape), Network(WIDTHS[:levels], options.layers))
+
+    def blocks(self, shape):
+        """The shape of an image in blocks."""
+        b = self.block
+        return replace(shape, height=-(-shape.height // b), width=-(-shape.width // b), channels=shape.channels * b * b)
 
     def forward(self, sample, timestep):
         h, w = sample.shape[2:]
         padded = F.pad(sample, self.pad, mode="reflect") if any(self.pad) else sample
-        return self.network(padded, timestep, return_dict=False)[0][:, :, :h, :w]
+        out = self.network(F.pixel_unshuffle(padded, self.block), timestep, return_dict=False)[0]
+        return F.pixel_shuffle(out, self.block)[:, :, :h, :w]
 
 
 class Plain(nn.Module):
