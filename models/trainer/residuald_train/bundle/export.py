@@ -39,8 +39,8 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1, any
     """Module -> the bytes of an ONNX graph with a dynamic batch axis, only default operators and no control flow.
 
     `example`: example inputs with two or more rows; by default float32 [3, F], as for a tabular scorer. The first
-    `batched` inputs have a dynamic batch axis. `any_size`: names of the inputs [N, C, H, W] whose H and W are dynamic,
-    too. Raises TrainerError for randomness and for other operators.
+    `batched` inputs have a dynamic batch axis, or those of these names. `any_size`: names of inputs [N, C, H, W] whose
+    H and W are dynamic, too. Raises TrainerError for randomness and for other operators.
     """
     import torch  # slow to import, and not needed to write a bundle
 
@@ -49,7 +49,8 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1, any
     # Without a name: diffusers' upsampling has a branch for large batches, which does the same.
     free = torch.export.Dim.DYNAMIC
     batch = {0: free if any_size else torch.export.Dim("batch")}
-    dynamic = {name: dict(batch) if i < batched else None for i, name in enumerate(inputs)}
+    with_batch = inputs[:batched] if isinstance(batched, int) else batched
+    dynamic = {name: dict(batch) if name in with_batch else None for name in inputs}
     for name in any_size:
         dynamic[name] |= {2: free, 3: free}
     for name in ("torch.onnx", "onnx_ir", "onnxscript", "torch.utils.flop_counter"):

@@ -1,10 +1,10 @@
 """What `residuald-train images --generative` adds to a bundle: a denoiser that draws images, and its scheduler.
 
-The denoiser is trained as in DDPM (Ho et al. 2020, algorithm 1) on x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, with t uniform in
-0..T-1. It predicts v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans and Ho 2022): where there is hardly anything but noise, an
-error of ε would become a large error of the image, so a short training on ε draws wrong brightness. The files have the
-names of diffusers. An image is one row of the bundle: the whole image at the bundle's size, or a tile. Its values are
-x / 127.5 - 1.
+The denoiser is trained as in DDPM (Ho et al. 2020, algorithm 1) on x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, with t in 0..T-1,
+more often where there is little noise. It predicts v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans and Ho 2022): where there is
+hardly anything but noise, an error of ε would become a large error of the image, so a short training on ε draws wrong
+brightness. The files have the names of diffusers. An image is one row of the bundle: the whole image at the bundle's
+size, or a tile. Its values are x / 127.5 - 1.
 """
 
 import json
@@ -27,7 +27,9 @@ STEPS = 50  # default number of steps of a draw, as in diffusers' DDIMPipeline
 GOLDEN_VALUES = 50_000  # of golden points in all, so that generative.json stays small
 MOST_GOLDEN = 4
 TOLERANCE = 1e-3  # largest difference between ONNX Runtime and torch, relative to values above 1; residuald's own
-WIDTHS = 32, 64, 96, 96  # of the U-Net's levels, each at half the size of the one before
+WIDTHS = 48, 64, 96, 96  # of the U-Net's levels, each at half the size of the one before
+FAINT = 0.5  # share of the training that is for noise of at most FAINTEST, of which an even schedule has little
+FAINTEST = 0.8  # standard deviation on the scale from -1 to 1
 COARSEST = 4  # least pixels on a side of the coarsest level
 PATCHED = 64  # least pixels on a side from which the U-Net takes 2x2 blocks of pixels as channels; from twice that, 4x4
 
@@ -119,7 +121,7 @@ def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
         rows = torch.randint(len(images), (options.batch,), generator=g)
         x = to_sample(torch.as_tensor(images[rows.numpy()]).to(device))
         noise = torch.randn(x.shape, generator=g).to(device)
-        t = torch.randint(len(alphas), (options.batch,), generator=g).to(device)
+        t = timesteps(scheduler, options.batch, g).to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
             out = denoiser(a.sqrt() * x + (1 - a).sqrt() * noise, t)
@@ -127,6 +129,16 @@ def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
         return ((out.float() - v).square().mean(),)
 
     return descend(denoiser, batch_loss, g, options, checkpoint, resume, None, stop, "train generative")
+
+
+def timesteps(scheduler, count, g):
+    """-> int64 [count]. A share FAINT of them is even in the logarithm of the noise up to FAINTEST, others are even."""
+    a = scheduler.alphas_cumprod
+    level = ((1 - a) / a).sqrt().log()
+    faint = level[0] + (math.log(FAINTEST) - level[0]) * torch.rand(count, generator=g)
+    near = torch.searchsorted(level, faint)
+    even = torch.randint(len(a), (count,), generator=g)
+    return torch.where(torch.rand(count, generator=g) < FAINT, near, even)
 
 
 def to_sample(x):

@@ -1,0 +1,69 @@
+"""`residuald-train text-to-image`: trains on images with captions. The training itself is `images/text_to_image.py`."""
+
+from pathlib import Path
+
+from .shared import add_force, add_minutes, add_resume, add_seed, add_verb, positive_or_default, require
+
+
+def add_parser(verbs):
+    p = add_verb(
+        verbs,
+        "text-to-image",
+        run,
+        "Train a pipeline that draws images from words, on images with captions. `residuald generate --prompt` draws "
+        "from it; its layout is that of diffusers and optimum.",
+        "text-to-image --data images --captions captions.csv --text-encoder minilm --out models/mine",
+    )
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of images")
+    p.add_argument(
+        "--captions",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="file with the columns image (path below DIR) and caption; an image may have several lines",
+    )
+    p.add_argument(
+        "--text-encoder",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with tokenizer/ and text_encoder/, which is not trained; examples/minilm.py makes one",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the pipeline")
+    p.add_argument("--channels", type=int, choices=[1, 3], default=3, help="1 gray, 3 colour (default)")
+    p.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="train on squares of N pixels, cut from the middle (default 256)",
+    )
+    p.add_argument("--steps", type=int, help="training steps (default 8000)")
+    add_minutes(p)
+    p.add_argument("--batch", type=int, help="images in each step (default 4)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
+    p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
+    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    add_seed(p)
+    add_resume(p)
+    add_force(p)
+
+
+def run(args):
+    require(
+        ("--size", args.size >= 32 and args.size % 16 == 0, "be a multiple of 16, at least 32"),
+        ("--steps", positive_or_default(args.steps), "be a positive number"),
+        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
+        ("--batch", positive_or_default(args.batch), "be a positive number"),
+        ("--threads", positive_or_default(args.threads), "be a positive number"),
+    )
+    from ..images.text_to_image import Options, train
+    from ..training import choose_device
+
+    device = choose_device(args.device)
+    given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
+    given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device}
+    given |= {"seed": args.seed, "size": args.size}
+    options = Options(**{name: value for name, value in given.items() if value is not None})
+    where = args.data, args.captions, args.text_encoder
+    train(*where, args.channels, options, args.out, args.checkpoint, args.resume, args.force)
