@@ -22,6 +22,8 @@ pub struct TextToImageFiles {
     pub tokenizer: TokenizerFiles,
     pub encoder: TextEncoderFiles,
     pub decoder: DecoderFiles,
+    /// The default guidance. `None` if only the class tells it.
+    pub guidance: Option<f32>,
 }
 
 /// A graph's bytes, and where it stands.
@@ -78,8 +80,13 @@ pub struct DecoderFiles {
 }
 
 impl TextToImageFiles {
-    pub(super) fn read(folder: &Path, notes: &mut Vec<String>) -> Result<Self, Error> {
+    pub(super) fn read(
+        folder: &Path,
+        guidance: Option<f32>,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, Error> {
         Ok(TextToImageFiles {
+            guidance,
             tokenizer: TokenizerFiles::read(&folder.join("tokenizer"))?,
             encoder: TextEncoderFiles::read(folder)?,
             decoder: DecoderFiles::read(folder, notes)?,

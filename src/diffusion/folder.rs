@@ -43,6 +43,12 @@ const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "image_encoder",
 ];
 const SAFETY_CHECKER: &str = "safety_checker";
+/// What `residuald-train` writes into the index beside the parts: the default number of steps, and the default guidance.
+const STEPS: &str = "steps";
+const GUIDANCE: &str = "guidance";
+const MOST_STEPS: u64 = 100_000;
+/// The largest guidance. Images are saturated far below.
+pub const MOST_GUIDANCE: f32 = 1000.0;
 
 /// What a denoiser may take beside image and timestep: the tokens' embeddings, and the guidance's embedding.
 pub const HIDDEN_STATES: &str = "encoder_hidden_states";
@@ -53,7 +59,7 @@ pub const TIMESTEP_COND: &str = "timestep_cond";
 pub struct ImagePipeline {
     /// The pipeline's class, without a prefix for ONNX, or the bundle's name.
     pub pipeline: String,
-    /// The default number of steps. `None` if only the class tells it, as in diffusers.
+    /// The default number of steps. `None` if only the class tells it, as in diffusers. `residuald-train` writes it into the index.
     pub steps: Option<usize>,
     pub scheduler: Scheduler,
     pub denoiser: DenoiserFiles,
@@ -96,7 +102,11 @@ impl ImagePipeline {
         let mut denoiser = DenoiserFiles::read(folder, &index)?;
         let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
         let text = match TEXT_TO_IMAGE.contains(&pipeline.as_str()) {
-            true => Some(TextToImageFiles::read(folder, &mut notes)?),
+            true => Some(TextToImageFiles::read(
+                folder,
+                guidance(&path, &index)?,
+                &mut notes,
+            )?),
             false => None,
         };
         if let Some(text) = &text {
@@ -114,15 +124,28 @@ impl ImagePipeline {
         if text.is_some() && index.get(SAFETY_CHECKER).is_some_and(is_part) {
             notes.push("the pipeline's safety_checker is not run".into());
         }
+        let steps = index.contains_key(STEPS);
+        let steps = steps.then(|| whole(&path, &index, STEPS, MOST_STEPS));
         Ok(ImagePipeline {
             pipeline,
-            steps: None,
+            steps: steps.transpose()?,
             scheduler,
             denoiser,
             text,
             notes,
         })
     }
+}
+
+/// The default guidance of the index, if it has one.
+fn guidance(path: &Path, index: &Map<String, Value>) -> Result<Option<f32>, Error> {
+    let Some(value) = index.get(GUIDANCE) else {
+        return Ok(None);
+    };
+    let scale = value.as_f64().map(|scale| scale as f32);
+    let scale = scale.filter(|scale| (0.0..=MOST_GUIDANCE).contains(scale));
+    let problem = format!("`{GUIDANCE}` must be from 0 to {MOST_GUIDANCE}");
+    scale.map(Some).ok_or_else(|| failed(path, &problem))
 }
 
 /// The pipeline's class. Its parts must be a denoiser and a scheduler.

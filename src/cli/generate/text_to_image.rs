@@ -7,14 +7,14 @@ use super::image_to_image::ImageToImage;
 use super::sampling::{Guidance, Start};
 use crate::cli::shared::print::error_line;
 use crate::diffusion::components::{DecoderFiles, TextEncoderFiles, TextToImageFiles};
-use crate::diffusion::folder::{DenoiserFiles, HIDDEN_STATES, MOST_PIXELS, TIMESTEP_COND};
+use crate::diffusion::folder::{
+    DenoiserFiles, HIDDEN_STATES, MOST_GUIDANCE, MOST_PIXELS, TIMESTEP_COND,
+};
 use crate::diffusion::{Plan, guidance_embedding};
 use crate::failure::Failure;
 use crate::onnx::{Condition, Runtime, TextEncoder};
 use crate::prompt::PromptTokenizer;
 
-/// The largest guidance. Images are saturated far below.
-const MOST_GUIDANCE: f32 = 1000.0;
 /// The default strength of diffusers' pipelines.
 const STRENGTH: f64 = 0.8;
 
@@ -27,8 +27,8 @@ pub struct TextArguments {
     /// What the images do not show
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
-    /// How closely the images follow the prompt; up to 1, the model runs once a step instead of twice [default: 7.5; 8.5 for a
-    /// LatentConsistencyModelPipeline]
+    /// How closely the images follow the prompt; up to 1, the model runs once a step instead of twice [default: the model's, else 7.5;
+    /// 8.5 for a LatentConsistencyModelPipeline]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// Width and height in pixels, multiples of the VAE's scale (8 for Stable Diffusion) [default: the model's]
@@ -122,8 +122,8 @@ impl TextToImage {
         if let Some(image) = &image {
             denoiser.shape = image.latent();
         }
-        let default = if is_consistency { 8.5 } else { 7.5 };
-        let scale = arguments.guidance.unwrap_or(default);
+        let of_class = if is_consistency { 8.5 } else { 7.5 };
+        let scale = arguments.guidance.or(files.guidance).unwrap_or(of_class);
         if !(0.0..=MOST_GUIDANCE).contains(&scale) {
             return Err(Failure::usage(format!(
                 "--guidance {scale}: it must be from 0 to {MOST_GUIDANCE}"
