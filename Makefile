@@ -56,6 +56,14 @@ install: ## residuald into PREFIX/bin and ONNX Runtime into PREFIX/lib/onnxrunti
 onnxruntime: ## bring ONNX Runtime into .onnxruntime/
 	@deploy/onnxruntime.sh
 
+# models/textures reads words with it. It is not in the repository.
+TEXT_ENCODER := models/textures/text_encoder/model.onnx
+
+.PHONY: text-encoder
+text-encoder: $(TEXT_ENCODER) ## bring the text encoder of models/textures
+$(TEXT_ENCODER): models/trainer/examples/minilm.py $(VENV)
+	.venv/bin/python $< --out models/textures
+
 # --- Check -----------------------------------------------------------------------------------
 
 # What the tests say, with the seconds of each.

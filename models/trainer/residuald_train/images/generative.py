@@ -1,10 +1,10 @@
 """What `residuald-train images --generative` adds to a bundle: a denoiser that draws images, and its scheduler.
 
-The denoiser is trained as in DDPM (Ho et al. 2020, algorithm 1) on x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, with t in 0..T-1,
-more often where there is little noise. It predicts v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans and Ho 2022): where there is
-hardly anything but noise, an error of ε would become a large error of the image, so a short training on ε draws wrong
-brightness. The files have the names of diffusers. An image is one row of the bundle: the whole image at the bundle's
-size, or a tile. Its values are x / 127.5 - 1.
+The denoiser is trained as in DDPM (Ho et al. 2020, algorithm 1) on x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, with t uniform in
+0..T-1. It predicts v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans and Ho 2022): where there is hardly anything but noise, an
+error of ε would become a large error of the image, so a short training on ε draws wrong brightness. The files have the
+names of diffusers. An image is one row of the bundle: the whole image at the bundle's size, or a tile. Its values are
+x / 127.5 - 1.
 """
 
 import json
@@ -19,6 +19,7 @@ from torch import nn
 
 from .. import TrainerError
 from ..bundle.export import as_json, to_onnx
+from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from .ddim import Scorer, make_denoiser
 from .train import descend
@@ -27,11 +28,9 @@ STEPS = 50  # default number of steps of a draw, as in diffusers' DDIMPipeline
 GOLDEN_VALUES = 50_000  # of golden points in all, so that generative.json stays small
 MOST_GOLDEN = 4
 TOLERANCE = 1e-3  # largest difference between ONNX Runtime and torch, relative to values above 1; residuald's own
-WIDTHS = 48, 64, 96, 96  # of the U-Net's levels, each at half the size of the one before
-FAINT = 0.5  # share of the training that is for noise of at most FAINTEST, of which an even schedule has little
-FAINTEST = 0.8  # standard deviation on the scale from -1 to 1
+WIDTHS = 32, 64, 96, 96  # of the U-Net's levels, each at half the size of the one before
 COARSEST = 4  # least pixels on a side of the coarsest level
-PATCHED = 64  # least pixels on a side from which the U-Net takes 2x2 blocks of pixels as channels; from twice that, 4x4
+PATCHED = 64  # least pixels on a side from which the U-Net takes 2x2 blocks of pixels as channels
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,14 @@ class Network:
 class Denoiser(nn.Module):
     """sample float32 [N, C, H, W], timestep int64 [N] -> out_sample float32 [N, C, H, W], which is v.
 
-    A UNet2DModel of diffusers. It takes blocks of pixels of larger images as channels, which costs a fraction of the
+    A UNet2DModel of diffusers. It takes blocks of pixels of larger images as channels, which costs a quarter of the
     time. Images whose sides do not fit its levels are padded by reflection. The output is cut.
     """
 
     def __init__(self, shape, options):
         super().__init__()
         least = min(shape.height, shape.width)
-        self.block = 1 if least < PATCHED else 2 if least < 2 * PATCHED else 4
+        self.block = 1 if least < PATCHED else 2
         levels = max(1, min(len(WIDTHS), int(math.log2(max(1, least / self.block / COARSEST))) + 1))
         multiple = 2 ** (levels - 1) * self.block
         self.pad = [0, -shape.width % multiple, 0, -shape.height % multiple]
@@ -121,7 +120,7 @@ def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
         rows = torch.randint(len(images), (options.batch,), generator=g)
         x = to_sample(torch.as_tensor(images[rows.numpy()]).to(device))
         noise = torch.randn(x.shape, generator=g).to(device)
-        t = timesteps(scheduler, options.batch, g).to(device)
+        t = torch.randint(len(alphas), (options.batch,), generator=g).to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
             out = denoiser(a.sqrt() * x + (1 - a).sqrt() * noise, t)
@@ -129,16 +128,6 @@ def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
         return ((out.float() - v).square().mean(),)
 
     return descend(denoiser, batch_loss, g, options, checkpoint, resume, None, stop, "train generative")
-
-
-def timesteps(scheduler, count, g):
-    """-> int64 [count]. A share FAINT of them is even in the logarithm of the noise up to FAINTEST, others are even."""
-    a = scheduler.alphas_cumprod
-    level = ((1 - a) / a).sqrt().log()
-    faint = level[0] + (math.log(FAINTEST) - level[0]) * torch.rand(count, generator=g)
-    near = torch.searchsorted(level, faint)
-    even = torch.randint(len(a), (count,), generator=g)
-    return torch.where(torch.rand(count, generator=g) < FAINT, near, even)
 
 
 def to_sample(x):
@@ -158,10 +147,14 @@ def check_size(recipe, shape):
 
 @torch.no_grad()
 def files(denoiser, shape, scheduler, seed=0):
-    """Denoiser -> ({name: bytes} of the three files, largest difference between ONNX Runtime and torch)."""
+    """Denoiser -> ({name: bytes} of the three files, largest difference between ONNX Runtime and torch).
+
+    Rounds the denoiser's weights to float16, which is how the graph stores them.
+    """
     image = shape.channels, shape.height, shape.width
     example = torch.zeros(2, *image), torch.zeros(2, dtype=torch.long)
-    graph = to_onnx(denoiser, example, ("sample", "timestep"), ("out_sample",), batched=2)
+    round_weights(denoiser)
+    graph = halved(to_onnx(denoiser, example, ("sample", "timestep"), ("out_sample",), batched=2))
     golden = golden_points(denoiser, image, scheduler, seed)
     error = check_graph(graph, golden)
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}

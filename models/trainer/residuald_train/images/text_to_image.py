@@ -24,6 +24,7 @@ from torch import nn
 
 from .. import TrainerError
 from ..bundle.export import check_out, to_onnx, write
+from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from ..console import bar, say
 from .generative import to_sample
@@ -252,28 +253,6 @@ def exported(module, example, output):
     images = [name for name, value in example.items() if value.ndim == 4]
     batched = [name for name, value in example.items() if value.ndim]
     return to_onnx(module, tuple(example.values()), tuple(example), (output,), batched, images)
-
-
-def halved(graph):
-    """Stores large weights as float16, which ONNX Runtime widens when it loads them: half the size, same arithmetic."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    model = onnx.load_from_string(graph)
-    for tensor in model.graph.initializer:
-        value = numpy_helper.to_array(tensor)
-        if value.dtype == np.float32 and value.size >= 256:
-            name, short = tensor.name, f"{tensor.name}_half"
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), short))
-            model.graph.node.insert(0, helper.make_node("Cast", [short], [name], to=TensorProto.FLOAT))
-    onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
-
-
-def round_weights(denoiser):
-    """Rounds the weights to float16 in place, so that torch computes what the files say."""
-    for value in denoiser.parameters():
-        value.data = value.data.half().float()
 
 
 def check_graph(graph, denoiser, encoder, options):
