@@ -17,7 +17,7 @@ from residuald_train.images import text_to_image
 from residuald_train.images.text_encoder import TextEncoder, only_ids
 from residuald_train.images.text_to_image import BLOCK, Options
 
-SMALL = Options(steps=4, batch=2, size=32, widths=(16, 32), threads=1)
+SMALL = Options(steps=4, batch=2, size=32, drawn=64, widths=(16, 32), threads=1)
 WORDS = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "a": 4, "red": 5, "blue": 6, "square": 7}
 
 
@@ -115,13 +115,13 @@ def test_the_graphs_take_any_size_and_put_pixels_back(encoder):
 def test_the_verb_writes_a_pipeline_of_diffusers(encoder, tmp_path, capsys):
     folder, out = write_images(tmp_path / "data"), tmp_path / "out"
     arguments = ["text-to-image", "--data", str(folder / "images"), "--captions", str(folder / "captions.csv")]
-    arguments += ["--text-encoder", str(encoder), "--size", "32", "--out", str(out)]
+    arguments += ["--text-encoder", str(encoder), "--size", "32", "--drawn", "64", "--out", str(out)]
     assert main([*arguments, "--steps", "2", "--batch", "2", "--threads", "1"]) == 0
     assert "16 with 16 captions" in capsys.readouterr().out
     index = json.loads((out / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
     config = json.loads((out / "unet/config.json").read_text())
-    assert (config["in_channels"], config["sample_size"]) == (48, 8)
+    assert (config["in_channels"], config["sample_size"]) == (48, 16)
     assert main(arguments) == 65
     assert "holds a pipeline already" in capsys.readouterr().err
 

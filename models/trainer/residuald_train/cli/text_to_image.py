@@ -34,13 +34,14 @@ def add_parser(verbs):
     p.add_argument(
         "--size",
         type=int,
-        default=256,
+        default=128,
         metavar="N",
-        help="train on squares of N pixels, cut from the middle (default 256)",
+        help="train on squares of N pixels, cut from the middle (default 128)",
     )
+    p.add_argument("--drawn", type=int, metavar="N", help="size of a drawn image without --size (default 256)")
     p.add_argument("--steps", type=int, help="training steps (default 8000)")
     add_minutes(p)
-    p.add_argument("--batch", type=int, help="images in each step (default 4)")
+    p.add_argument("--batch", type=int, help="images in each step (default 8)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
     p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
@@ -52,6 +53,11 @@ def add_parser(verbs):
 def run(args):
     require(
         ("--size", args.size >= 32 and args.size % 16 == 0, "be a multiple of 16, at least 32"),
+        (
+            "--drawn",
+            args.drawn is None or (args.drawn >= 32 and args.drawn % 16 == 0),
+            "be a multiple of 16, at least 32",
+        ),
         ("--steps", positive_or_default(args.steps), "be a positive number"),
         ("--minutes", positive_or_default(args.minutes), "be a positive number"),
         ("--batch", positive_or_default(args.batch), "be a positive number"),
@@ -63,7 +69,7 @@ def run(args):
     device = choose_device(args.device)
     given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
     given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device}
-    given |= {"seed": args.seed, "size": args.size}
+    given |= {"seed": args.seed, "size": args.size, "drawn": args.drawn}
     options = Options(**{name: value for name, value in given.items() if value is not None})
     where = args.data, args.captions, args.text_encoder
     train(*where, args.channels, options, args.out, args.checkpoint, args.resume, args.force)

@@ -47,9 +47,10 @@ class Options:
     seed: int = 0
     steps: int = 8000
     minutes: float | None = None
-    batch: int = 4
-    size: int = 256  # of the images; a multiple of 16
-    widths: tuple = (64, 96, 96)
+    batch: int = 8
+    size: int = 128  # of the squares that training sees; a multiple of 16
+    drawn: int = 256  # default size of a drawn image; a multiple of 16
+    widths: tuple = (64, 80, 80)
     lr: float = 1e-3
     weight_decay: float = 1e-4
     ema: float = 0.999
@@ -63,12 +64,16 @@ class Options:
 
 
 def make_denoiser(options, channels, width):
-    """An untrained UNet2DConditionModel. Only its coarsest level attends, to the words and to itself."""
+    """An untrained UNet2DConditionModel, fully convolutional, so that it draws larger images than it was trained on.
+
+    Words steer it in two ways: its coarsest level attends to them, and their mean, weighted by attention, is added to
+    the timestep's embedding, which every level gets. The latter is learned in fewer steps.
+    """
     from diffusers import UNet2DConditionModel  # slow to import
 
     n = len(options.widths)
     return UNet2DConditionModel(
-        sample_size=options.size // BLOCK,
+        sample_size=options.drawn // BLOCK,
         in_channels=channels * BLOCK**2,
         out_channels=channels * BLOCK**2,
         down_block_types=("DownBlock2D",) * (n - 1) + ("CrossAttnDownBlock2D",),
@@ -78,6 +83,10 @@ def make_denoiser(options, channels, width):
         norm_num_groups=16,
         cross_attention_dim=width,
         attention_head_dim=8,
+        only_cross_attention=True,
+        mid_block_only_cross_attention=True,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=8,
     )
 
 
