@@ -32,19 +32,27 @@ FORBIDDEN = {
 }
 FORBIDDEN |= {"If", "Loop", "Scan", "Dropout"}
 OUTPUTS = "score", "residual", "reconstruction"
+INDEXES = {"bundle": "manifest.json", "pipeline": "model_index.json"}  # the file that tells what a folder is
 
 
-def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1):
+def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1, any_size=()):
     """Module -> the bytes of an ONNX graph with a dynamic batch axis, only default operators and no control flow.
 
     `example`: example inputs with two or more rows; by default float32 [3, F], as for a tabular scorer. The first
-    `batched` inputs have a dynamic batch axis. Raises TrainerError for randomness and for other operators.
+    `batched` inputs have a dynamic batch axis, or those of these names. `any_size`: names of inputs [N, C, H, W] whose
+    H and W are dynamic, too. Raises TrainerError for randomness and for other operators.
     """
     import torch  # slow to import, and not needed to write a bundle
 
     if example is None:
         example = (torch.zeros(3, len(module.space.features)),)
-    dynamic = {0: torch.export.Dim("batch")}
+    # Without a name: diffusers' upsampling has a branch for large batches, which does the same.
+    free = torch.export.Dim.DYNAMIC
+    batch = {0: free if any_size else torch.export.Dim("batch")}
+    with_batch = inputs[:batched] if isinstance(batched, int) else batched
+    dynamic = {name: dict(batch) if name in with_batch else None for name in inputs}
+    for name in any_size:
+        dynamic[name] |= {2: free, 3: free}
     for name in ("torch.onnx", "onnx_ir", "onnxscript", "torch.utils.flop_counter"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -54,7 +62,7 @@ def to_onnx(module, example=None, inputs=("x",), outputs=OUTPUTS, batched=1):
             tuple(example),
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes={name: dynamic if i < batched else None for i, name in enumerate(inputs)},
+            dynamic_shapes=dynamic,
             opset_version=OPSET,
             dynamo=True,
         )
@@ -116,30 +124,32 @@ def as_json(value, indent=None):
     return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
 
 
-def check_out(out, replace=False):
-    """Raises TrainerError if `out` holds anything but a bundle, or a bundle without `replace`."""
+def check_out(out, replace=False, what="bundle"):
+    """Raises TrainerError if `out` holds anything but a bundle or pipeline (`what`), or one without `replace`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / "manifest.json").exists():
-        raise TrainerError(f"{out} exists and is not a bundle; pass another --out")
+    if not (out / INDEXES[what]).exists():
+        raise TrainerError(f"{out} exists and is not a {what}; pass another --out")
     if not replace:
-        raise TrainerError(f"{out} holds a bundle already; pass another --out, or --force to replace it")
+        raise TrainerError(f"{out} holds a {what} already; pass another --out, or --force to replace it")
 
 
-def write(out, files, replace=False):
-    """Writes {name: bytes} to the folder `out` by one rename. Keeps further files of an older bundle, like a README."""
-    check_out(out, replace)
+def write(out, files, replace=False, what="bundle"):
+    """Writes {path: bytes} to the folder `out` by one rename. Keeps other files at its top, like a README."""
+    check_out(out, replace, what)
     out.parent.mkdir(parents=True, exist_ok=True)
     out = out.resolve()
     fresh, old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent)), None
     try:
         fresh.chmod(0o755)
         for name, content in files.items():
+            (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(content)
         old = fresh.with_name(fresh.name + "-old")
         if out.exists():
+            written = {Path(name).parts[0] for name in files}
             for kept in out.iterdir():
-                if kept.name not in files:
+                if kept.name not in written:
                     (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, fresh / kept.name)
             os.rename(out, old)
         os.rename(fresh, out)

@@ -7,9 +7,21 @@ import argparse
 
 from .. import TrainerError, __version__
 from ..console import say
-from . import bench, bench_generate, bench_images, images, quantize, report, schema, screen, tabular, wrap
+from . import (
+    bench,
+    bench_generate,
+    bench_images,
+    export_diffusers,
+    images,
+    quantize,
+    report,
+    schema,
+    screen,
+    tabular,
+    wrap,
+)
 
-VERBS = schema, tabular, wrap, screen, quantize, report, bench, images, bench_images, bench_generate
+VERBS = schema, tabular, wrap, screen, quantize, report, bench, images, bench_images, export_diffusers, bench_generate
 BAD_INPUT, FILE_ERROR, INTERRUPTED = 65, 74, 130  # exit codes: EX_DATAERR, EX_IOERR, 128 + SIGINT
 
 
