@@ -44,14 +44,20 @@ def soft(mask, radius):
 
 def scratch(image, rng, _):
     """Draws a thin curved line, much brighter or darker than the texture."""
+    mask = curve(image, rng, 2, 4)
+    return blend(image, soft(mask, 0.6), 235 if rng.random() < 0.5 else 15)
+
+
+def curve(image, rng, thinnest, beyond):
+    """A mask of a curved line, at least `thinnest` and less than `beyond` pixels wide -> Pillow image of mode L."""
     mask, t = Image.new("L", image.size), np.linspace(0, 1, 20)
-    angle, length = rng.uniform(0, math.pi), rng.uniform(0.4, 0.8) * SIZE
-    middle, bend = rng.uniform(0.35, 0.65, 2) * SIZE, rng.uniform(-0.15, 0.15) * SIZE
+    angle, length = rng.uniform(0, math.pi), rng.uniform(0.4, 0.8) * image.width
+    middle, bend = rng.uniform(0.35, 0.65, 2) * image.width, rng.uniform(-0.15, 0.15) * image.width
     along, across = (t - 0.5) * length, bend * np.sin(math.pi * t)
     x = middle[0] + along * math.cos(angle) - across * math.sin(angle)
     y = middle[1] + along * math.sin(angle) + across * math.cos(angle)
-    ImageDraw.Draw(mask).line(list(zip(x, y, strict=True)), 255, int(rng.integers(2, 4)))
-    return blend(image, soft(mask, 0.6), 235 if rng.random() < 0.5 else 15)
+    ImageDraw.Draw(mask).line(list(zip(x, y, strict=True)), 255, int(rng.integers(thinnest, beyond)))
+    return mask
 
 
 def stain(image, rng, _):
@@ -81,8 +87,8 @@ def foreign(image, rng, others):
 
 def ellipse(image, rng, low, high):
     mask = Image.new("L", image.size)
-    rx, ry = rng.uniform(low, high, 2) * SIZE
-    x, y = rng.uniform(0.25, 0.75, 2) * SIZE
+    rx, ry = rng.uniform(low, high, 2) * image.width
+    x, y = rng.uniform(0.25, 0.75, 2) * image.width
     ImageDraw.Draw(mask).ellipse([x - rx, y - ry, x + rx, y + ry], 255)
     return mask
 
