@@ -11,6 +11,7 @@ from . import (
     bench,
     bench_generate,
     bench_images,
+    export_diffusers,
     images,
     quantize,
     report,
@@ -34,6 +35,7 @@ VERBS = (
     bench_images,
     translate,
     text_to_image,
+    export_diffusers,
     bench_generate,
 )
 BAD_INPUT, FILE_ERROR, INTERRUPTED = 65, 74, 130  # exit codes: EX_DATAERR, EX_IOERR, 128 + SIGINT
