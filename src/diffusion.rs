@@ -46,6 +46,7 @@ mod noise;
 mod noise_file;
 mod noise_schedule;
 mod numerics;
+mod pndm;
 mod prediction;
 mod scheduler;
 mod sigmas;

@@ -30,7 +30,7 @@ impl Ddim {
     pub fn read(fields: &Fields<'_>) -> Result<Ddim, Error> {
         let schedule = NoiseSchedule::read(fields, &Defaults::LINEAR)?;
         Ok(Ddim {
-            final_alpha: final_alpha(fields, &schedule)?,
+            final_alpha: final_alpha(fields, &schedule, true)?,
             prediction: PredictionType::read(fields, &[EPSILON, SAMPLE, V_PREDICTION])?,
             bound: Bound::read(fields, true)?,
             spacing: Spacing::read(fields, Leading, schedule.train_timesteps)?,
@@ -40,8 +40,12 @@ impl Ddim {
 }
 
 /// By `set_alpha_to_one`: ᾱ before the first timestep.
-pub(super) fn final_alpha(fields: &Fields<'_>, schedule: &NoiseSchedule) -> Result<f32, Error> {
-    Ok(match fields.boolean("set_alpha_to_one", true)? {
+pub(super) fn final_alpha(
+    fields: &Fields<'_>,
+    schedule: &NoiseSchedule,
+    default: bool,
+) -> Result<f32, Error> {
+    Ok(match fields.boolean("set_alpha_to_one", default)? {
         true => 1.0,
         false => schedule.alphas_cumprod[0],
     })
@@ -73,6 +77,7 @@ impl Method for Ddim {
             adds_noise: eta > 0.0,
         };
         Ok(Plan {
+            requested: steps,
             timesteps: timesteps(&whole),
             init_noise_sigma: 1.0,
             input_divisors: Vec::new(),

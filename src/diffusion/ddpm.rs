@@ -97,6 +97,7 @@ impl Method for Ddpm {
             variance_type: self.variance_type,
         };
         Ok(Plan {
+            requested: steps,
             timesteps: timesteps(&whole),
             init_noise_sigma: 1.0,
             input_divisors: Vec::new(),

@@ -140,6 +140,7 @@ impl Method for DpmSolverMultistep {
             )));
         }
         Ok(Plan {
+            requested: steps,
             timesteps: timesteps(&whole),
             init_noise_sigma: 1.0,
             input_divisors: Vec::new(),

@@ -102,12 +102,19 @@ impl Method for Euler {
             steps: sigmas.windows(2).map(|pair| (pair[0], pair[1])).collect(),
             prediction: self.prediction,
         };
-        Ok(plan(timesteps, &sigmas, self.spacing, Arc::new(solver)))
+        Ok(plan(
+            steps,
+            timesteps,
+            &sigmas,
+            self.spacing,
+            Arc::new(solver),
+        ))
     }
 }
 
 /// A plan whose noisy sample is x₀ + σ ε.
 pub(super) fn plan(
+    requested: usize,
     timesteps: Vec<f32>,
     sigmas: &[f32],
     spacing: Spacing,
@@ -116,6 +123,7 @@ pub(super) fn plan(
     let greatest = sigmas.iter().copied().fold(f32::MIN, f32::max);
     let used = &sigmas[..timesteps.len()];
     Plan {
+        requested,
         init_noise_sigma: match spacing.kind {
             Leading => (greatest * greatest + 1.0).sqrt(),
             _ => greatest,

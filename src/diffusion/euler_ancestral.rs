@@ -54,7 +54,7 @@ impl Method for EulerAncestral {
             prediction: self.prediction,
         };
         let solver = Arc::new(solver);
-        Ok(euler::plan(timesteps, &sigmas, self.spacing, solver))
+        Ok(euler::plan(steps, timesteps, &sigmas, self.spacing, solver))
     }
 }
 

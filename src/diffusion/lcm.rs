@@ -42,7 +42,7 @@ impl Lcm {
         )?;
         // The class has these fields, and its timesteps and steps do not depend on them.
         Spacing::read(fields, Leading, schedule.train_timesteps)?;
-        final_alpha(fields, &schedule)?;
+        final_alpha(fields, &schedule, true)?;
         Ok(Lcm {
             original_steps: fields.whole("original_inference_steps", 50, 1)? as usize,
             timestep_scaling: fields.number("timestep_scaling", 10.0)? as f32,
@@ -88,6 +88,7 @@ impl Method for Lcm {
             bound: self.bound,
         };
         Ok(Plan {
+            requested: steps,
             timesteps: timesteps(&whole),
             init_noise_sigma: 1.0,
             input_divisors: Vec::new(),

@@ -34,6 +34,8 @@ pub(super) struct Defaults {
     pub more: bool,
     /// ᾱ of the last timestep is 2⁻²⁴ rather than 0 with `rescale_betas_zero_snr`, because σ would be infinite.
     pub finite_sigmas: bool,
+    /// The class has `rescale_betas_zero_snr`.
+    pub rescales: bool,
 }
 
 impl Defaults {
@@ -43,6 +45,7 @@ impl Defaults {
         scaled: false,
         more: false,
         finite_sigmas: false,
+        rescales: true,
     };
     pub const SIGMAS: Defaults = Defaults {
         finite_sigmas: true,
@@ -72,7 +75,7 @@ impl NoiseSchedule {
             Some(betas) => betas.into_iter().map(|beta| beta as f32).collect(),
             None => betas(kind, start, end, count),
         };
-        let rescaled = fields.boolean("rescale_betas_zero_snr", false)?;
+        let rescaled = defaults.rescales && fields.boolean("rescale_betas_zero_snr", false)?;
         if rescaled {
             betas = with_zero_terminal_snr(&betas);
         }

@@ -12,12 +12,13 @@ use super::dpm_solver_multistep::DpmSolverMultistep;
 use super::euler::Euler;
 use super::euler_ancestral::EulerAncestral;
 use super::lcm::Lcm;
+use super::pndm::Pndm;
 use super::prediction::PredictionType;
 use super::unipc_multistep::UniPcMultistep;
 use super::{Error, NoiseSchedule};
 
 /// The `_class_name`s that can be read.
-pub const CLASSES: [&str; 7] = [
+pub const CLASSES: [&str; 8] = [
     Ddpm::CLASS,
     Ddim::CLASS,
     EulerAncestral::CLASS,
@@ -25,6 +26,7 @@ pub const CLASSES: [&str; 7] = [
     DpmSolverMultistep::CLASS,
     UniPcMultistep::CLASS,
     Lcm::CLASS,
+    Pndm::CLASS,
 ];
 
 /// How a class turns its configuration into steps.
@@ -75,6 +77,9 @@ pub(super) struct History {
     /// Converted model outputs, the latest first.
     pub outputs: Vec<Vec<f32>>,
     pub last_sample: Vec<f32>,
+    /// The number of steps taken, and the weighted sum of outputs so far, of PNDM.
+    pub taken: usize,
+    pub sum: Vec<f32>,
 }
 
 impl History {
@@ -140,6 +145,7 @@ impl Scheduler {
             Euler::CLASS => Arc::new(Euler::read(&fields)?),
             DpmSolverMultistep::CLASS => Arc::new(DpmSolverMultistep::read(&fields)?),
             UniPcMultistep::CLASS => Arc::new(UniPcMultistep::read(&fields)?),
+            Pndm::CLASS => Arc::new(Pndm::read(&fields)?),
             _ => Arc::new(Lcm::read(&fields)?),
         };
         Ok(Scheduler {
@@ -207,6 +213,7 @@ impl Scheduler {
 /// The steps of a sampler, from pure noise to the sample.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    pub(super) requested: usize,
     pub(super) timesteps: Vec<f32>,
     pub(super) init_noise_sigma: f32,
     /// What the sample is divided by before the model sees it, for each step. Empty if it is not.
@@ -220,6 +227,11 @@ impl Plan {
     /// The number of steps. It may differ from the number that was asked for by a few, as in diffusers.
     pub fn steps(&self) -> usize {
         self.timesteps.len()
+    }
+
+    /// The number of steps that was asked for.
+    pub fn requested(&self) -> usize {
+        self.requested
     }
 
     /// What the model gets as `timestep`, for each step. Whole numbers but for the Euler schedulers.

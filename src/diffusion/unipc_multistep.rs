@@ -87,6 +87,7 @@ impl Method for UniPcMultistep {
             )));
         }
         Ok(Plan {
+            requested: steps,
             timesteps: timesteps(&whole),
             init_noise_sigma: 1.0,
             input_divisors: Vec::new(),

@@ -8,9 +8,11 @@ CLASSES = [
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
     "LCMScheduler",
+    "PNDMScheduler",
 ]
 PREDICTIONS = {name: ["epsilon", "sample", "v_prediction"] for name in CLASSES}
-PREDICTIONS["EulerAncestralDiscreteScheduler"] = ["epsilon", "v_prediction"]
+for without_sample in ("EulerAncestralDiscreteScheduler", "PNDMScheduler"):
+    PREDICTIONS[without_sample] = ["epsilon", "v_prediction"]
 SPACINGS = ["leading", "linspace", "trailing"]
 STEPS = [1, 2, 4, 10, 50]
 
@@ -108,6 +110,8 @@ def own(draw, name):
         config = bounds(draw) | {"set_alpha_to_one": draw.chance(0.5)}
     if name == "LCMScheduler":
         config |= {"original_inference_steps": draw.one(50, 50, 100), "timestep_scaling": draw.one(10.0, 1.0)}
+    if name == "PNDMScheduler":
+        config = {"skip_prk_steps": draw.chance(0.7), "set_alpha_to_one": draw.chance(0.5)}
     if name == "EulerDiscreteScheduler":
         config = levels(draw) | {"interpolation_type": draw.one("linear", "linear", "log_linear")}
         config |= {"timestep_type": draw.one("discrete", "discrete", "continuous")}

@@ -99,9 +99,9 @@ def our_steps(config, steps, eta, sample, outputs, noises, class_name=None):
 
 
 def draws(seed, steps, shape=(3, 2, 4, 4), times=1):
-    """An initial sample, and a model output and noise for each step and a few more."""
+    """An initial sample, and a model output and noise for each step and some more: PNDM takes 9."""
     rng = np.random.default_rng(seed)
-    count = steps + 3
+    count = steps + 10
     outputs = rng.standard_normal((count, shape[0], times * shape[1], *shape[2:])).astype(np.float32)
     noises = rng.standard_normal((count, *shape)).astype(np.float32)
     return rng.standard_normal(shape).astype(np.float32), outputs, noises

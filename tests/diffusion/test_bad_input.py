@@ -68,12 +68,14 @@ def test_a_bundle_that_only_scores(generate, tmp_path):
 
 
 def test_an_unknown_scheduler(copy, generate, tmp_path):
-    change(copy / "scheduler/scheduler_config.json", _class_name="PNDMScheduler")
+    change(copy / "scheduler/scheduler_config.json", _class_name="KDPM2DiscreteScheduler")
     index = json.loads((copy / "model_index.json").read_text())
-    index["scheduler"][1] = "PNDMScheduler"
+    index["scheduler"][1] = "KDPM2DiscreteScheduler"
     (copy / "model_index.json").write_text(json.dumps(index))
     refused(
-        generate(copy, "--out", tmp_path / "out"), DATA, "scheduler_config.json: the scheduler PNDMScheduler is unknown"
+        generate(copy, "--out", tmp_path / "out"),
+        DATA,
+        "scheduler_config.json: the scheduler KDPM2DiscreteScheduler is unknown",
     )
     refused(
         generate(copy, "--out", tmp_path / "out", "--scheduler", "pndm"),

@@ -224,7 +224,7 @@ def test_another_graph_is_refused(damaged):
 
 
 def test_a_scheduler_that_is_none_is_refused(damaged):
-    list_files(damaged, scheduler_config_json=b'{"_class_name": "PNDMScheduler"}')
+    list_files(damaged, scheduler_config_json=b'{"_class_name": "KDPM2DiscreteScheduler"}')
     said = refusal(damaged)
     assert said.count("scheduler_config.json: ") == 2
-    assert said.count("PNDMScheduler") == 2
+    assert said.count("KDPM2DiscreteScheduler") == 2

@@ -14,7 +14,10 @@ DDPM = {"_class_name": "DDPMScheduler"}
     ("config", "message"),
     [
         ({}, "_class_name"),
-        ({"_class_name": "PNDMScheduler"}, "the scheduler PNDMScheduler is unknown: there are DDPMScheduler, "),
+        (
+            {"_class_name": "HeunDiscreteScheduler"},
+            "the scheduler HeunDiscreteScheduler is unknown: there are DDPMScheduler, ",
+        ),
         (DDPM | {"beta_schedule": "cosine"}, '`beta_schedule` is "cosine": it must be one of linear, '),
         (DDPM | {"prediction_type": "flow"}, "`prediction_type`"),
         (DDPM | {"num_train_timesteps": 0}, "from 1 to 100000"),
@@ -52,6 +55,11 @@ def test_refused_by_name(config, message):
         (DDPM | {"steps_offset": 1}, 1000, "timestep 1000"),
         # Rounding makes 62 timesteps, the last of them -1, which diffusers takes from the schedule's end.
         (DDPM | {"timestep_spacing": "trailing"}, 61, "timestep -1"),
+        (
+            {"_class_name": "PNDMScheduler"},
+            3,
+            "3 steps are too few: Runge-Kutta steps need 4; take more, or set skip_prk_steps",
+        ),
         ({"_class_name": "LCMScheduler"}, 51, "original_inference_steps, 50"),
         ({"_class_name": "UniPCMultistepScheduler", "lower_order_final": False}, 10, "would be infinite"),
     ],

@@ -66,7 +66,7 @@ impl ImageToImage {
             scaling_factor: decoder.scaling_factor,
             latent: [decoder.latent_channels, height / scale, width / scale],
             pixels: (0..3).flat_map(channel).map(|byte| value(*byte)).collect(),
-            step: first_step(strength, plan.steps())?,
+            step: first_step(strength, plan)?,
         })
     }
 
@@ -96,18 +96,21 @@ impl ImageToImage {
     }
 }
 
-/// The step at which the image enters: as diffusers, the last `strength` of all steps are taken.
-fn first_step(strength: f64, steps: usize) -> Result<usize, Failure> {
+/// The step at which the image enters: as diffusers, the last `strength` of the steps that were asked for are taken, and one more
+/// where a scheduler repeats a timestep.
+fn first_step(strength: f64, plan: &Plan) -> Result<usize, Failure> {
     if !(0.0..=1.0).contains(&strength) {
         return Err(Failure::usage(format!(
             "--strength {strength}: it must be from 0 to 1"
         )));
     }
-    match (steps as f64 * strength) as usize {
-        0 => Err(Failure::usage(format!(
+    let steps = plan.requested();
+    let taken = (steps as f64 * strength) as usize;
+    match steps - taken {
+        first if taken > 0 && first < plan.steps() => Ok(first),
+        _ => Err(Failure::usage(format!(
             "--strength {strength} of {steps} steps leaves no step: give more of either"
         ))),
-        taken => Ok(steps - taken),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct SamplerArguments {
     /// for LCM, otherwise 50]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Scheduler in place of the model's: ddpm, ddim, euler-discrete, euler-ancestral-discrete, dpm-solver-multistep, unipc-multistep, lcm
+    /// Scheduler in place of the model's: ddpm, ddim, euler-discrete, euler-ancestral-discrete, dpm-solver-multistep, unipc-multistep, lcm, pndm
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
 }
