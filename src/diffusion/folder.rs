@@ -14,6 +14,8 @@ use crate::bundle::graph;
 use crate::bundle::image_generative::GoldenImage;
 
 pub const INDEX: &str = "model_index.json";
+/// The key that says how a model of pairs gets its source.
+const CONDITIONING: &str = "conditioning";
 const SCHEDULER: &str = "scheduler";
 const SCHEDULER_CONFIG: &str = "scheduler_config.json";
 pub(super) const CONFIG: &str = "config.json";
@@ -75,6 +77,8 @@ pub struct DenoiserFiles {
     pub guidance_width: Option<usize>,
     /// As many as an image's, or twice that if it also predicts a variance.
     pub out_channels: usize,
+    /// The channels of the source image that are joined to the noisy image, behind its own. 0 if the model takes no source.
+    pub source_channels: usize,
     /// What it must return, if that is known.
     pub golden: Vec<GoldenImage>,
 }
@@ -116,7 +120,7 @@ impl ImagePipeline {
         }
         Ok(ImagePipeline {
             pipeline,
-            steps: None,
+            steps: index.get("steps").and_then(Value::as_u64).map(|n| n as usize),
             scheduler,
             denoiser,
             text,
@@ -222,7 +226,11 @@ impl DenoiserFiles {
             None | Some(Value::Null) => channels,
             Some(_) => whole("out_channels", 2 * MOST_CHANNELS)?,
         };
-        if out_channels != channels && out_channels != 2 * channels {
+        let source_channels = match is_paired(folder, index)? {
+            true => channels.saturating_sub(out_channels),
+            false => 0,
+        };
+        if source_channels == 0 && out_channels != channels && out_channels != 2 * channels {
             let problem = format!(
                 "`out_channels` is {out_channels}: it must be `in_channels`, {channels}, or twice that with a predicted variance"
             );
@@ -243,8 +251,23 @@ impl DenoiserFiles {
                 .collect(),
             guidance_width,
             out_channels,
+            source_channels,
             golden: Vec::new(),
         })
+    }
+}
+
+/// Whether the model was trained on pairs of images, and takes the source joined to the noisy image (Saharia et al. 2021, "Palette",
+/// arXiv 2111.05826). Diffusers has no such pipeline, so that this is residuald's own key.
+fn is_paired(folder: &Path, index: &Map<String, Value>) -> Result<bool, Error> {
+    match index.get(CONDITIONING) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::String(kind)) if kind == "concat" => Ok(true),
+        Some(other) => {
+            let other: String = other.to_string().chars().take(100).collect();
+            let problem = format!("has the `{CONDITIONING}` {other}: only \"concat\" is known");
+            Err(failed(&folder.join(INDEX), &problem))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::sampling::Start;
+use crate::cli::shared::sampling::{Start, first_step};
 use crate::diffusion::Plan;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 use crate::diffusion::folder::MOST_PIXELS;
@@ -93,21 +93,6 @@ impl ImageToImage {
             latent,
             step: self.step,
         })
-    }
-}
-
-/// The step at which the image enters: as diffusers, the last `strength` of all steps are taken.
-fn first_step(strength: f64, steps: usize) -> Result<usize, Failure> {
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(Failure::usage(format!(
-            "--strength {strength}: it must be from 0 to 1"
-        )));
-    }
-    match (steps as f64 * strength) as usize {
-        0 => Err(Failure::usage(format!(
-            "--strength {strength} of {steps} steps leaves no step: give more of either"
-        ))),
-        taken => Ok(steps - taken),
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Arguments;
 use super::image_files::{ImageFiles, Trace};
-use super::sampling::{Guidance, Sampler, Start, images_must_be_finite};
+use crate::cli::shared::sampling::{Guidance, Sampler, Start, images_must_be_finite};
 use super::text_to_image::TextToImage;
 use crate::cli::shared::progress;
 use crate::config::Provider;

@@ -6,7 +6,7 @@ use std::path::Path;
 use askama::Template;
 
 use super::chart::Chart;
-use super::whole_files::{create, write_npy, write_whole};
+use crate::cli::shared::whole_files::{create, write_npy, write_whole};
 use crate::bundle::manifest::{Feature, FeatureKind};
 use crate::cli::shared::records_file::RecordsFile;
 use crate::failure::Failure;

@@ -24,7 +24,7 @@ pub struct RewriteArguments {
     /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
     /// pattern in quotes such as 'part-*.csv', or - for standard input
     #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
     #[command(flatten)]
     format: FormatArgument,
     /// Bundle with a generative part
@@ -37,10 +37,21 @@ pub struct RewriteArguments {
     pub out: PathBuf,
     /// Replace an existing file
     #[arg(long)]
-    force: bool,
+    pub force: bool,
     /// Print one JSON object at the end instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+impl RewriteArguments {
+    /// Returns the name of an option for records that was given.
+    pub fn given_for_records(&self) -> Option<&'static str> {
+        if self.format.format.is_some() {
+            return Some("--format");
+        }
+        let is_wrapped = self.wrapping.wrapping().is_some();
+        is_wrapped.then_some("--envelope, --unwrap or --allow-nan")
+    }
 }
 
 /// What became of the records.

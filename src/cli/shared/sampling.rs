@@ -119,6 +119,21 @@ impl<'p> Sampler<'p> {
     }
 }
 
+/// The step at which the image enters: as diffusers, the last `strength` of all steps are taken.
+pub fn first_step(strength: f64, steps: usize) -> Result<usize, Failure> {
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(Failure::usage(format!(
+            "--strength {strength}: it must be from 0 to 1"
+        )));
+    }
+    match (steps as f64 * strength) as usize {
+        0 => Err(Failure::usage(format!(
+            "--strength {strength} of {steps} steps leaves no step: give more of either"
+        ))),
+        taken => Ok(steps - taken),
+    }
+}
+
 /// Checks the decoded images.
 pub fn images_must_be_finite(images: &Range<u64>, values: &[f32]) -> Result<(), Failure> {
     match values.iter().find(|value| !value.is_finite()) {
