@@ -24,8 +24,8 @@ use std::path::Path;
 
 pub use denoiser::{Condition, Denoiser};
 pub use golden::GoldenCheck;
-pub use imputer::Imputer;
 pub use image_denoising::{Denoised, ImageDenoising};
+pub use imputer::Imputer;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
 pub use one_by_one::Refused;

@@ -48,7 +48,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(sigma) = arguments.sigma
         && !(sigma > 0.0 && sigma.is_finite())
     {
-        return Err(Failure::usage(format!("--sigma {sigma}: it must be above 0")));
+        return Err(Failure::usage(format!(
+            "--sigma {sigma}: it must be above 0"
+        )));
     }
     let folder: &Path = &arguments.common.bundle;
     if folder.join(MANIFEST).exists() {

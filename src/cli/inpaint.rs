@@ -46,7 +46,12 @@ pub struct Arguments {
     #[arg(value_name = "IMAGE")]
     input: PathBuf,
     /// Image in black and white: what is white is drawn anew
-    #[arg(long, value_name = "FILE", required_unless_present = "regions", conflicts_with = "regions")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "regions",
+        conflicts_with = "regions"
+    )]
     mask: Option<PathBuf>,
     /// Verdicts that `residuald score --out` wrote: their regions are drawn anew
     #[arg(long, value_name = "FILE.ndjson")]
@@ -81,7 +86,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let channels = model.image_channels()?;
     model.is_not_paired("inpaint")?;
     model.draws_from_noise_alone("inpaint")?;
-    let steps = arguments.steps.map(usize::from).or(model.steps).unwrap_or(50);
+    let steps = arguments
+        .steps
+        .map(usize::from)
+        .or(model.steps)
+        .unwrap_or(50);
     let repaint = Repaint::new(&model.scheduler, steps, arguments.resamplings.into());
     let repaint = repaint.map_err(Failure::usage)?;
     let marks = Marks::read(arguments)?;
@@ -110,7 +119,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         channels,
     };
     let workers = model.denoisers(arguments.provider, job.images.len())?;
-    job.run(workers, |worker, source, stop| painter.paint(worker, source, stop))
+    job.run(workers, |worker, source, stop| {
+        painter.paint(worker, source, stop)
+    })
 }
 
 /// Which pixels are drawn anew.
@@ -151,7 +162,8 @@ impl Marks {
             ));
         }
         let path = arguments.mask.as_deref().unwrap_or(Path::new(""));
-        let failed = |e: &dyn std::fmt::Display| Failure::data(format!("--mask {}: {e}", path.display()));
+        let failed =
+            |e: &dyn std::fmt::Display| Failure::data(format!("--mask {}: {e}", path.display()));
         let encoded = bounded::read(path, bounded::IMAGE).map_err(|e| failed(&e))?;
         let opened = Opened::new(&encoded, 1, MOST_PIXELS).map_err(|e| failed(&e))?;
         let mask = opened.decode(&BitDepth::new(16)).map_err(|e| failed(&e))?;
@@ -180,14 +192,24 @@ impl Marks {
                 })?;
                 let mut marked = vec![false; height * width];
                 for region in regions {
-                    let fits = region.x.checked_add(region.width).is_some_and(|x| x <= width)
-                        && region.y.checked_add(region.height).is_some_and(|y| y <= height);
+                    let fits = region
+                        .x
+                        .checked_add(region.width)
+                        .is_some_and(|x| x <= width)
+                        && region
+                            .y
+                            .checked_add(region.height)
+                            .is_some_and(|y| y <= height);
                     if !fits {
                         return Err(refused(format!(
                             "a region of its verdict reaches beyond its {width} x {height} pixels: it is another image"
                         )));
                     }
-                    for row in marked.chunks_exact_mut(width).skip(region.y).take(region.height) {
+                    for row in marked
+                        .chunks_exact_mut(width)
+                        .skip(region.y)
+                        .take(region.height)
+                    {
                         row[region.x..][..region.width].fill(true);
                     }
                 }
@@ -198,12 +220,16 @@ impl Marks {
 }
 
 fn regions(path: &Path) -> Result<HashMap<String, Vec<Region>>, Failure> {
-    let failed = |e: &dyn std::fmt::Display| Failure::data(format!("--regions {}: {e}", path.display()));
+    let failed =
+        |e: &dyn std::fmt::Display| Failure::data(format!("--regions {}: {e}", path.display()));
     let text = bounded::read_text(path, MOST_VERDICTS).map_err(|e| failed(&e))?;
     let mut all = HashMap::new();
     for (number, line) in (1..).zip(text.lines()) {
-        let verdict: Verdict = serde_json::from_str(line)
-            .map_err(|e| failed(&format!("line {number} is no verdict of `residuald score FOLDER --out`: {e}")))?;
+        let verdict: Verdict = serde_json::from_str(line).map_err(|e| {
+            failed(&format!(
+                "line {number} is no verdict of `residuald score FOLDER --out`: {e}"
+            ))
+        })?;
         all.insert(verdict.file, verdict.regions);
     }
     match all.is_empty() {
@@ -239,12 +265,14 @@ impl Painter {
             let known = crop.cut(&image, source.size);
             let overlap = denoiser.overlap([crop.height, crop.width]);
             let painted = crop.cut(&marked, source.size);
-            let drawn = self.repaint.paint(&known, &painted, &mut noise, |sample, timestep| {
-                match stop.is_requested() {
-                    true => Ok(None),
-                    false => denoiser.predict(sample, &overlap, timestep, &[]).map(Some),
-                }
-            })?;
+            let drawn =
+                self.repaint
+                    .paint(&known, &painted, &mut noise, |sample, timestep| match stop
+                        .is_requested()
+                    {
+                        true => Ok(None),
+                        false => denoiser.predict(sample, &overlap, timestep, &[]).map(Some),
+                    })?;
             let Some(drawn) = drawn else {
                 return Ok(None);
             };
@@ -254,7 +282,9 @@ impl Painter {
             crop.paste(&drawn, &mut image, source.size);
         }
         let mut made = bytes(&image, self.channels);
-        let pixels = made.chunks_exact_mut(self.channels).zip(source.bytes.chunks_exact(self.channels));
+        let pixels = made
+            .chunks_exact_mut(self.channels)
+            .zip(source.bytes.chunks_exact(self.channels));
         for ((made, source), _) in pixels.zip(&marked).filter(|(_, marked)| !**marked) {
             made.copy_from_slice(source);
         }

@@ -78,7 +78,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             arguments.model.display()
         )));
     }
-    let steps = arguments.steps.map(usize::from).or(model.steps).unwrap_or(STEPS);
+    let steps = arguments
+        .steps
+        .map(usize::from)
+        .or(model.steps)
+        .unwrap_or(STEPS);
     let plan = model.scheduler.plan(steps).map_err(Failure::usage)?;
     let strength = arguments.strength.unwrap_or(STRENGTH);
     let first = match is_paired {
@@ -112,7 +116,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         seed: arguments.seed,
     };
     let workers = model.denoisers(arguments.provider, job.images.len())?;
-    job.run(workers, |worker, source, stop| translator.translate(worker, source, stop))
+    job.run(workers, |worker, source, stop| {
+        translator.translate(worker, source, stop)
+    })
 }
 
 struct Translator {
@@ -146,7 +152,9 @@ impl Translator {
                 sample.copy_from_slice(&noise);
                 self.plan.scale_noise(&mut sample);
             }
-            false => self.plan.add_noise(self.first, &source.values, &noise, &mut sample),
+            false => self
+                .plan
+                .add_noise(self.first, &source.values, &noise, &mut sample),
         }
         let mut run = self.plan.start(dimensions);
         let mut input = vec![0.0; dimensions];
@@ -169,8 +177,13 @@ impl Translator {
             if self.plan.is_stochastic() {
                 normals.fill(&mut noise);
             }
-            let noise = if self.plan.is_stochastic() { noise.as_slice() } else { &[] };
-            run.step(i, &output, &mut sample, noise).map_err(Failure::data)?;
+            let noise = if self.plan.is_stochastic() {
+                noise.as_slice()
+            } else {
+                &[]
+            };
+            run.step(i, &output, &mut sample, noise)
+                .map_err(Failure::data)?;
         }
         Ok(Some(finite(&sample).map(|()| Made {
             bytes: bytes(&sample, self.out_channels),

@@ -38,7 +38,8 @@ impl Descent {
         }
         let alphas = &scheduler.schedule().alphas_cumprod;
         let first = nearest(&scheduler.schedule().sigmas(), sigma);
-        let mut timesteps: Vec<usize> = (1..=steps).rev().map(|left| first * left / steps).collect();
+        let mut timesteps: Vec<usize> =
+            (1..=steps).rev().map(|left| first * left / steps).collect();
         timesteps.dedup();
         let level = |timestep: usize| Level {
             timestep,
@@ -108,7 +109,8 @@ mod tests {
     use super::*;
 
     fn scheduler(prediction: &str) -> Scheduler {
-        let json = format!(r#"{{"_class_name": "DDIMScheduler", "prediction_type": "{prediction}"}}"#);
+        let json =
+            format!(r#"{{"_class_name": "DDIMScheduler", "prediction_type": "{prediction}"}}"#);
         Scheduler::from_json(&json).unwrap()
     }
 

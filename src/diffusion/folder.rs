@@ -45,6 +45,9 @@ const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "image_encoder",
 ];
 const SAFETY_CHECKER: &str = "safety_checker";
+/// What `residuald-train` writes into the index beside the parts: the default number of steps.
+const STEPS: &str = "steps";
+const MOST_STEPS: u64 = 100_000;
 
 /// What a denoiser may take beside image and timestep: the tokens' embeddings, and the guidance's embedding.
 pub const HIDDEN_STATES: &str = "encoder_hidden_states";
@@ -55,7 +58,7 @@ pub const TIMESTEP_COND: &str = "timestep_cond";
 pub struct ImagePipeline {
     /// The pipeline's class, without a prefix for ONNX, or the bundle's name.
     pub pipeline: String,
-    /// The default number of steps. `None` if only the class tells it, as in diffusers.
+    /// The default number of steps. `None` if only the class tells it, as in diffusers. `residuald-train` writes it into the index.
     pub steps: Option<usize>,
     pub scheduler: Scheduler,
     pub denoiser: DenoiserFiles,
@@ -118,9 +121,11 @@ impl ImagePipeline {
         if text.is_some() && index.get(SAFETY_CHECKER).is_some_and(is_part) {
             notes.push("the pipeline's safety_checker is not run".into());
         }
+        let steps = index.contains_key(STEPS);
+        let steps = steps.then(|| whole(&path, &index, STEPS, MOST_STEPS));
         Ok(ImagePipeline {
             pipeline,
-            steps: index.get("steps").and_then(Value::as_u64).map(|n| n as usize),
+            steps: steps.transpose()?,
             scheduler,
             denoiser,
             text,

@@ -44,7 +44,9 @@ impl Repaint {
             })
         };
         let levels: Vec<Level> = plan.timesteps().iter().filter_map(level).collect();
-        let falls = levels.windows(2).all(|pair| pair[0].timestep > pair[1].timestep);
+        let falls = levels
+            .windows(2)
+            .all(|pair| pair[0].timestep > pair[1].timestep);
         match !levels.is_empty() && falls {
             true => Ok(Repaint {
                 prediction,
@@ -102,7 +104,13 @@ impl Repaint {
                     normals.fill(&mut noise);
                     let kept = level.alpha_cumprod / next;
                     let ahead = sample.clone();
-                    mix(kept.sqrt(), (1.0 - kept).sqrt(), &ahead, &noise, &mut sample);
+                    mix(
+                        kept.sqrt(),
+                        (1.0 - kept).sqrt(),
+                        &ahead,
+                        &noise,
+                        &mut sample,
+                    );
                 }
             }
         }
@@ -117,7 +125,10 @@ impl Repaint {
         let variance = (1.0 - next) / (1.0 - at) * (1.0 - at / next);
         let direction = (1.0 - next - variance).max(0.0).sqrt();
         for ((x, &output), &noise) in sample.iter_mut().zip(output).zip(noise) {
-            let clean = self.prediction.clean(output, *x, alpha, sigma).clamp(-1.0, 1.0);
+            let clean = self
+                .prediction
+                .clean(output, *x, alpha, sigma)
+                .clamp(-1.0, 1.0);
             // The noise that belongs to the clean image that was kept.
             let predicted = (*x - alpha * clean) / sigma;
             *x = next.sqrt() * clean + direction * predicted + variance.sqrt() * noise;
@@ -163,7 +174,9 @@ mod tests {
     fn a_stop_ends_it() {
         let scheduler = Scheduler::from_json(r#"{"_class_name": "DDPMScheduler"}"#).unwrap();
         let repaint = Repaint::new(&scheduler, 5, 1).unwrap();
-        let found = repaint.paint(&[0.0], &[true], &mut normals(0, 0), |_, _| Ok::<_, ()>(None));
+        let found = repaint.paint(&[0.0], &[true], &mut normals(0, 0), |_, _| {
+            Ok::<_, ()>(None)
+        });
         assert_eq!(found, Ok(None));
     }
 }

@@ -50,7 +50,12 @@ pub fn crops(marked: &[bool], [height, width]: [usize; 2], least: [usize; 2]) ->
 }
 
 fn union(a: [usize; 4], b: [usize; 4]) -> [usize; 4] {
-    [a[0].min(b[0]), a[1].min(b[1]), a[2].max(b[2]), a[3].max(b[3])]
+    [
+        a[0].min(b[0]),
+        a[1].min(b[1]),
+        a[2].max(b[2]),
+        a[3].max(b[3]),
+    ]
 }
 
 fn overlap(a: [usize; 4], b: [usize; 4]) -> bool {
@@ -69,15 +74,21 @@ impl Crop {
     /// Copies the crop out of planes of `width` x `height` pixels.
     pub fn cut<T: Copy>(&self, image: &[T], [height, width]: [usize; 2]) -> Vec<T> {
         let planes = image.chunks_exact(height * width);
-        let rows = planes.flat_map(|plane| plane.chunks_exact(width).skip(self.top).take(self.height));
-        rows.flat_map(|row| &row[self.left..][..self.width]).copied().collect()
+        let rows =
+            planes.flat_map(|plane| plane.chunks_exact(width).skip(self.top).take(self.height));
+        rows.flat_map(|row| &row[self.left..][..self.width])
+            .copied()
+            .collect()
     }
 
     /// Copies the crop back.
     pub fn paste<T: Copy>(&self, part: &[T], image: &mut [T], [height, width]: [usize; 2]) {
         let mut parts = part.chunks_exact(self.width);
         for plane in image.chunks_exact_mut(height * width) {
-            let rows = plane.chunks_exact_mut(width).skip(self.top).take(self.height);
+            let rows = plane
+                .chunks_exact_mut(width)
+                .skip(self.top)
+                .take(self.height);
             for (row, part) in rows.zip(&mut parts) {
                 row[self.left..][..self.width].copy_from_slice(part);
             }
@@ -102,7 +113,9 @@ mod tests {
         let crops = crops(&mask, [80, 100], [16, 16]);
         assert_eq!(crops.len(), 4, "{crops:?}");
         for (x, y) in points {
-            let holds = |c: &&Crop| (c.left..c.left + c.width).contains(&x) && (c.top..c.top + c.height).contains(&y);
+            let holds = |c: &&Crop| {
+                (c.left..c.left + c.width).contains(&x) && (c.top..c.top + c.height).contains(&y)
+            };
             assert_eq!(crops.iter().filter(holds).count(), 1);
         }
         assert!(crops.iter().all(|c| c.width >= 16 && c.height >= 16));
@@ -111,7 +124,15 @@ mod tests {
     #[test]
     fn a_crop_is_no_larger_than_the_image() {
         let found = crops(&marked(&[(1, 1)], 2, 3), [2, 3], [16, 16]);
-        assert_eq!(found, [Crop { left: 0, top: 0, width: 3, height: 2 }]);
+        assert_eq!(
+            found,
+            [Crop {
+                left: 0,
+                top: 0,
+                width: 3,
+                height: 2
+            }]
+        );
         assert_eq!(crops(&[false; 6], [2, 3], [16, 16]), []);
         let dots: Vec<_> = (0..300).map(|i| (2 * (i % 20), 2 * (i / 20))).collect();
         assert_eq!(crops(&marked(&dots, 40, 40), [40, 40], [4, 4]).len(), 1);
@@ -120,7 +141,12 @@ mod tests {
     #[test]
     fn what_was_cut_is_pasted() {
         let image: Vec<usize> = (0..24).collect();
-        let crop = Crop { left: 1, top: 1, width: 2, height: 2 };
+        let crop = Crop {
+            left: 1,
+            top: 1,
+            width: 2,
+            height: 2,
+        };
         let part = crop.cut(&image, [3, 4]);
         assert_eq!(part, [5, 6, 9, 10, 17, 18, 21, 22]);
         let mut copy = vec![0; 24];

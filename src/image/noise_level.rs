@@ -20,7 +20,9 @@ pub fn noise_level(image: &[f32], [height, width]: [usize; 2]) -> Option<f32> {
         return None;
     }
     let planes = image.chunks_exact(height * width);
-    let levels: Vec<f64> = planes.filter_map(|plane| of_plane(plane, height, width)).collect();
+    let levels: Vec<f64> = planes
+        .filter_map(|plane| of_plane(plane, height, width))
+        .collect();
     let mean = levels.iter().sum::<f64>() / levels.len() as f64;
     (!levels.is_empty()).then_some(mean as f32)
 }

@@ -66,13 +66,16 @@ impl Overlap {
         let [height, width] = self.image;
         let [tile_height, tile_width] = self.tile;
         let (top, left) = self.start(i);
-        let mut tile = Vec::with_capacity(image.len() / (height * width) * tile_height * tile_width);
+        let mut tile =
+            Vec::with_capacity(image.len() / (height * width) * tile_height * tile_width);
         for plane in image.chunks_exact(height * width) {
             for y in 0..tile_height {
                 let row = &plane[reflected(top + y, height) * width..][..width];
                 match left + tile_width <= width {
                     true => tile.extend_from_slice(&row[left..left + tile_width]),
-                    false => tile.extend((left..left + tile_width).map(|x| row[reflected(x, width)])),
+                    false => {
+                        tile.extend((left..left + tile_width).map(|x| row[reflected(x, width)]))
+                    }
                 }
             }
         }
@@ -143,7 +146,9 @@ mod tests {
     use super::*;
 
     fn image(height: usize, width: usize) -> Vec<f32> {
-        (0..2 * height * width).map(|i| (i as f32 * 0.37).sin()).collect()
+        (0..2 * height * width)
+            .map(|i| (i as f32 * 0.37).sin())
+            .collect()
     }
 
     #[test]
@@ -179,6 +184,10 @@ mod tests {
         });
         let row = &mixed.unwrap()[..14];
         assert_eq!((row[0], row[13]), (1.0, 2.0));
-        assert!(row.windows(2).all(|pair| (0.0..0.95).contains(&(pair[1] - pair[0]))), "{row:?}");
+        assert!(
+            row.windows(2)
+                .all(|pair| (0.0..0.95).contains(&(pair[1] - pair[0]))),
+            "{row:?}"
+        );
     }
 }

@@ -11,7 +11,7 @@ const MEASURED: usize = 4;
 /// The number of times that the interval of the noise level is halved: to a fiftieth of it, in logarithms.
 const HALVINGS: usize = 6;
 /// The change of a pixel that the divergence is measured with, in standard deviations of the noise.
-const PROBE: f32 = 0.5;
+const PROBE: f32 = 0.1;
 
 /// A denoiser that one thread owns. Images are float32 [C, H, W] with values from -1 to 1.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl ImageDenoising {
     }
 
     /// Whether the likelihood of noise of the standard deviation `sigma` rises with it. The divergence of D is measured along one random direction
-    /// of ±1 (Hutchinson 1990).
+    /// of ±1 (Ramani, Blu & Unser 2008, "Monte-Carlo SURE").
     fn rises(&mut self, tiles: &[Vec<f32>], sigma: f32) -> Result<bool, ScorerError> {
         let mut excess = 0.0;
         let tile_overlap = self.denoiser.overlap_of_tile();
@@ -135,6 +135,7 @@ impl ImageDenoising {
                 excess += residual * residual - 1.0 + f64::from(divergence);
             }
         }
-        Ok(excess > 0.0)
+        // A level that gives no number is not passed over: the denoised image is refused for it.
+        Ok(excess > 0.0 || !excess.is_finite())
     }
 }

@@ -21,10 +21,14 @@ pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
         )));
     }
     let [input] = &common.files[..] else {
-        return Err(Failure::usage("give one image or one folder of images at a time"));
+        return Err(Failure::usage(
+            "give one image or one folder of images at a time",
+        ));
     };
     if common.out.as_os_str() == "-" {
-        return Err(Failure::usage("images need a place: --out DIR, or --out FILE.png for one image"));
+        return Err(Failure::usage(
+            "images need a place: --out DIR, or --out FILE.png for one image",
+        ));
     }
     let channels = model.image_channels()?;
     model.is_not_paired("denoise")?;

@@ -11,8 +11,8 @@ use crate::onnx::CHUNK;
 use crate::onnx::generative::Denoising;
 use crate::patch::{Edit, number};
 
-use crate::cli::shared::generative::{denoising, generative, summary_line};
 use super::Arguments;
+use crate::cli::shared::generative::{denoising, generative, summary_line};
 use crate::cli::shared::rewrite::{Rewritten, field_is_free, print_counts, rewrite};
 use crate::failure::Failure;
 

@@ -92,10 +92,15 @@ struct Tally {
 /// # Errors
 /// There are no images, two would get the same name, or `out` is inside of the folder.
 pub fn tasks(input: &Path, out: &Path) -> Result<Vec<Task>, Failure> {
-    let is_file = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+    let is_file = out
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("png"));
     if !input.is_dir() {
         if !input.exists() {
-            return Err(Failure::data(format!("{}: there is no such file or folder", input.display())));
+            return Err(Failure::data(format!(
+                "{}: there is no such file or folder",
+                input.display()
+            )));
         }
         let file = input.file_name().unwrap_or_default();
         return Ok(vec![Task {
@@ -109,7 +114,8 @@ pub fn tasks(input: &Path, out: &Path) -> Result<Vec<Task>, Failure> {
     }
     if is_file {
         return Err(Failure::usage(format!(
-            "--out {} is a file: a folder of images needs a folder", out.display()
+            "--out {} is a file: a folder of images needs a folder",
+            out.display()
         )));
     }
     std::fs::create_dir_all(out).map_err(|e| super::whole_files::failed(out, &e))?;
@@ -117,7 +123,9 @@ pub fn tasks(input: &Path, out: &Path) -> Result<Vec<Task>, Failure> {
         && inside.starts_with(folder)
     {
         return Err(Failure::usage(format!(
-            "--out {} is inside of {}, so the next run would read what this one writes: name a folder outside", out.display(), input.display()
+            "--out {} is inside of {}, so the next run would read what this one writes: name a folder outside",
+            out.display(),
+            input.display()
         )));
     }
     let images = dataset::folder::images(input, None, None)?;
@@ -128,7 +136,8 @@ pub fn tasks(input: &Path, out: &Path) -> Result<Vec<Task>, Failure> {
         if let Some(other) = taken.insert(place.clone(), image.name.clone()) {
             return Err(Failure::usage(format!(
                 "{other} and {} would both become {}: put them into different folders",
-                image.name, place.display()
+                image.name,
+                place.display()
             )));
         }
         tasks.push(Task {
@@ -143,7 +152,10 @@ pub fn tasks(input: &Path, out: &Path) -> Result<Vec<Task>, Failure> {
 /// The number of an image's noise: it depends on the image's name in its folder alone, so the other images do not matter.
 pub fn number(name: &str) -> u64 {
     let digest = Sha256::digest(name.as_bytes());
-    digest.iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 impl ImageJob {
@@ -200,7 +212,10 @@ impl ImageJob {
         }
         report(&tally, skipped, started, self.json);
         match written + skipped {
-            0 => Err(Failure::data(format!("none of the {refused} images could be used: {}", tally.refusals))),
+            0 => Err(Failure::data(format!(
+                "none of the {refused} images could be used: {}",
+                tally.refusals
+            ))),
             _ => Ok(()),
         }
     }
@@ -208,9 +223,19 @@ impl ImageJob {
 
 fn report(tally: &Tally, skipped: usize, started: Instant, json: bool) {
     let seconds = started.elapsed().as_secs_f64();
-    let Tally { written, unchanged, to_gray, to_8_bits, without_alpha, refusals } = tally;
+    let Tally {
+        written,
+        unchanged,
+        to_gray,
+        to_8_bits,
+        without_alpha,
+        refusals,
+    } = tally;
     let notes = [
-        (*to_gray, "in colour became gray, because the model is for gray images"),
+        (
+            *to_gray,
+            "in colour became gray, because the model is for gray images",
+        ),
         (*to_8_bits, "of 16 bits per channel were written with 8"),
         (*without_alpha, "lost their transparency"),
     ];
@@ -282,10 +307,14 @@ impl Running {
     ) -> Result<(), Failure> {
         let mut lost = Tally::default();
         let outcome = match self.read(task, &mut lost) {
-            Ok(source) => make(worker, &source, &self.stop)?.map(|made| made.map(|made| (made, source.size))),
+            Ok(source) => {
+                make(worker, &source, &self.stop)?.map(|made| made.map(|made| (made, source.size)))
+            }
             Err(error) => Some(Err(error)),
         };
-        let Some(outcome) = outcome else { return Ok(()) };
+        let Some(outcome) = outcome else {
+            return Ok(());
+        };
         match outcome {
             Ok((made, size)) => {
                 self.write(task, &made, size)?;
@@ -327,8 +356,14 @@ impl Running {
         if let Some(folder) = task.out.parent() {
             std::fs::create_dir_all(folder).map_err(|e| super::whole_files::failed(folder, &e))?;
         }
-        let color = color(self.out_channels).ok_or_else(|| Failure::internal("a model of other channels than 1 or 3"))?;
-        let pixels = Pixels { width, height, color, bytes: &made.bytes };
+        let color = color(self.out_channels)
+            .ok_or_else(|| Failure::internal("a model of other channels than 1 or 3"))?;
+        let pixels = Pixels {
+            width,
+            height,
+            color,
+            bytes: &made.bytes,
+        };
         let about = [self.about.as_slice(), &made.about].concat();
         write_png(&task.out, self.overwrites, &pixels, &about)
     }
@@ -357,10 +392,17 @@ fn read(path: &Path) -> Result<Vec<u8>, RowError> {
     }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(io)?;
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    file.take(MOST_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
     match bytes.len() as u64 > MOST_BYTES {
         false => Ok(bytes),
-        true => Err(ImageError::TooLarge { what: "bytes", is: metadata.len(), limit: MOST_BYTES }.into()),
+        true => Err(ImageError::TooLarge {
+            what: "bytes",
+            is: metadata.len(),
+            limit: MOST_BYTES,
+        }
+        .into()),
     }
 }
 

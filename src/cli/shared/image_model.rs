@@ -131,7 +131,10 @@ impl ImageModel {
     /// What the metadata of every image says.
     pub fn about(&self) -> About {
         let software = concat!("residuald ", env!("CARGO_PKG_VERSION"));
-        vec![("model", self.name.clone()), ("Software", software.to_owned())]
+        vec![
+            ("model", self.name.clone()),
+            ("Software", software.to_owned()),
+        ]
     }
 
     /// Says on standard error what was ignored or guessed.
@@ -145,9 +148,15 @@ impl ImageModel {
     ///
     /// # Errors
     /// The graph is not that of a denoiser, or the provider is not available.
-    pub fn denoisers(&self, provider: Provider, images: usize) -> Result<Vec<TiledDenoiser>, Failure> {
+    pub fn denoisers(
+        &self,
+        provider: Provider,
+        images: usize,
+    ) -> Result<Vec<TiledDenoiser>, Failure> {
         if provider == Provider::TensorRt {
-            return Err(Failure::usage("--provider tensorrt: images are made on cpu or cuda"));
+            return Err(Failure::usage(
+                "--provider tensorrt: images are made on cpu or cuda",
+            ));
         }
         let (inference, _) = inference_on(provider);
         let runtime = Runtime::load(Interrupt::default())?;
@@ -155,7 +164,11 @@ impl ImageModel {
         (0..inference.workers.min(images.max(1)))
             .map(|worker| {
                 let denoiser = Denoiser::new(&runtime, &self.files, &inference, worker, 1)?;
-                Ok(TiledDenoiser::new(denoiser, [height, width], self.files.out_channels))
+                Ok(TiledDenoiser::new(
+                    denoiser,
+                    [height, width],
+                    self.files.out_channels,
+                ))
             })
             .collect()
     }

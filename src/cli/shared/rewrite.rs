@@ -22,17 +22,17 @@ use crate::shutdown::Shutdown;
 #[derive(clap::Args)]
 pub struct RewriteArguments {
     /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
-    /// pattern in quotes such as 'part-*.csv', or - for standard input
+    /// pattern in quotes such as 'part-*.csv', or - for standard input; for `denoise` with a model of images an image, or a folder of images
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     #[command(flatten)]
     format: FormatArgument,
-    /// Bundle with a generative part
+    /// Bundle with a generative part; for `denoise` of images also a diffusion pipeline of a denoiser and a scheduler
     #[arg(long, value_name = "DIR")]
     pub bundle: PathBuf,
     #[command(flatten)]
     wrapping: WrappingArguments,
-    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
+    /// File to write: .ndjson or .jsonl, also .gz; - is standard output. For images a folder, or a file .png for one image
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub out: PathBuf,
     /// Replace an existing file
