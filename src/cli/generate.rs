@@ -6,7 +6,7 @@ mod image_to_image;
 mod images;
 mod report;
 mod table;
-mod text_to_image;
+pub mod text_to_image;
 mod trace;
 
 use std::path::PathBuf;
@@ -103,8 +103,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         let pipeline = pipeline.map_err(Failure::data)?;
         if pipeline.denoiser.source_channels > 0 {
             return Err(Failure::usage(format!(
-                "{} was trained on pairs, and needs an image to start with: use `residuald translate`",
-                folder.display()
+                "{} is a {}, whose model needs an image in every step: use `residuald {}`",
+                folder.display(),
+                pipeline.pipeline,
+                match pipeline.text {
+                    Some(_) => "inpaint",
+                    None => "translate",
+                }
             )));
         }
         return images::run(pipeline, arguments);

@@ -7,11 +7,13 @@ use serde::Deserialize;
 
 use crate::bounded;
 use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, finite, number, tasks};
-use crate::cli::shared::image_model::ImageModel;
+use crate::cli::shared::image_model::{AnyModel, ImageModel};
 use crate::cli::shared::images::ImageArguments;
-use crate::cli::shared::png_file::bytes;
+use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
+use crate::cli::shared::png_file::{About, bytes};
 use crate::config::Provider;
 use crate::decode::{Reason, RowError};
+use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Repaint, normals};
 use crate::failure::Failure;
 use crate::image::{BitDepth, Opened, crops};
@@ -24,6 +26,8 @@ const WHITE: u8 = 128;
 const MOST_PIXELS: u64 = 16 << 20;
 /// The default number of resamplings.
 const RESAMPLINGS: u8 = 5;
+/// The default number of steps of a pipeline that does not say it.
+const STEPS: usize = 50;
 /// Maximum size of a file of verdicts in bytes.
 const MOST_VERDICTS: u64 = 256 << 20;
 
@@ -33,10 +37,11 @@ const MOST_VERDICTS: u64 = 256 << 20;
 Examples:
   residuald inpaint models/parts part.png --mask mask.png --out repaired.png
   residuald score parts --bundle models/parts --out verdicts.ndjson
+  residuald inpaint stable-diffusion wall.png --mask mask.png --prompt 'a red brick wall' --out repaired.png
   residuald inpaint models/parts parts --regions verdicts.ndjson --out repaired
 
-MODEL is a bundle for images with a denoiser (residuald-train images --generative), or a diffusion pipeline of a denoiser and a scheduler. In a
-mask, pixels of level 128 and above are drawn anew. The noise of an image depends on --seed and the image's name in its folder. Existing images
+MODEL is a bundle for images with a denoiser (residuald-train images --generative), a diffusion pipeline of a denoiser and a scheduler, or a
+Stable Diffusion folder, which needs --prompt and vae_encoder. In a mask, pixels of level 128 and above are drawn anew. The noise of an image depends on --seed and the image's name in its folder. Existing images
 are skipped, so the same command goes on after Ctrl-C.")]
 pub struct Arguments {
     /// Folder of the bundle or of the pipeline
@@ -62,12 +67,14 @@ pub struct Arguments {
     /// Number of noise levels [default: the bundle's steps; 50 for a pipeline]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     steps: Option<u16>,
-    /// How often each step is taken: more make the drawn part fit better
-    #[arg(long, value_name = "N", default_value_t = RESAMPLINGS, value_parser = clap::value_parser!(u8).range(1..=100))]
-    resamplings: u8,
+    /// How often each step is taken: more make the drawn part fit better; not for pipelines for text [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    resamplings: Option<u8>,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    prompt: PromptArguments,
     #[command(flatten)]
     images: ImageArguments,
     /// Run on all CPU cores or on the first GPU
@@ -82,46 +89,111 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let model = ImageModel::open(&arguments.model)?;
+    match AnyModel::open(&arguments.model)? {
+        AnyModel::Pixels(model) => pixels(arguments, &model),
+        AnyModel::Latent(pipeline) => latent(arguments, pipeline),
+    }
+}
+
+/// With a model of pixels.
+fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
+    if let Some(name) = arguments.prompt.given() {
+        return Err(arguments.no_effect(name, "does not draw from text"));
+    }
     let channels = model.image_channels()?;
     model.is_not_paired("inpaint")?;
-    model.draws_from_noise_alone("inpaint")?;
     let steps = arguments
         .steps
         .map(usize::from)
         .or(model.steps)
-        .unwrap_or(50);
-    let repaint = Repaint::new(&model.scheduler, steps, arguments.resamplings.into());
-    let repaint = repaint.map_err(Failure::usage)?;
-    let marks = Marks::read(arguments)?;
+        .unwrap_or(STEPS);
+    let resamplings = arguments.resamplings.unwrap_or(RESAMPLINGS);
+    let repaint = Repaint::new(&model.scheduler, steps, resamplings.into());
+    let painter = Painter {
+        repaint: repaint.map_err(Failure::usage)?,
+        marks: Marks::read(arguments)?,
+        least: [model.files.shape[1], model.files.shape[2]],
+        seed: arguments.seed,
+        channels,
+    };
     let mut about = model.about();
     about.extend([
         ("seed", arguments.seed.to_string()),
         ("steps", steps.to_string()),
-        ("resamplings", arguments.resamplings.to_string()),
+        ("resamplings", resamplings.to_string()),
     ]);
-    let job = ImageJob {
-        images: tasks(&arguments.input, &arguments.out)?,
-        channels,
-        out_channels: channels,
-        depth: BitDepth::new(arguments.images.bit_depth.unwrap_or(16)),
-        overwrites: arguments.force,
-        json: arguments.json,
-        about,
-    };
+    let job = arguments.job(channels, about)?;
     model.say_notes();
-    let [_, height, width] = model.files.shape;
-    let painter = Painter {
-        repaint,
-        marks,
-        least: [height, width],
-        seed: arguments.seed,
-        channels,
-    };
     let workers = model.denoisers(arguments.provider, job.images.len())?;
     job.run(workers, |worker, source, stop| {
         painter.paint(worker, source, stop)
     })
+}
+
+/// With a pipeline for text, which works on latent images.
+fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure> {
+    if arguments.resamplings.is_some() {
+        return Err(arguments.no_effect("--resamplings", "works on latent images"));
+    }
+    let marks = Marks::read(arguments)?;
+    let steps = arguments.steps.map(usize::from);
+    let (folder, provider) = (&arguments.model, arguments.provider);
+    let editing = LatentEditing::new(folder, pipeline, &arguments.prompt, steps, 1.0, provider)?;
+    let mut about = editing.about.clone();
+    about.push(("seed", arguments.seed.to_string()));
+    let job = arguments.job(3, about)?;
+    let editors = editing.editors(job.images.len());
+    job.run(editors, |editor, source, stop| {
+        let marked = match marks.of(source) {
+            Ok(marked) => marked,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        if !marked.contains(&true) {
+            return Ok(Some(Ok(composed(source, &marked, &source.values, 3))));
+        }
+        let mut noise = normals(arguments.seed, number(&source.name));
+        let edited = editor.edit(&source.values, source.size, Some(&marked), &mut noise, stop)?;
+        Ok(edited.map(|image| finite(&image).map(|()| composed(source, &marked, &image, 3))))
+    })
+}
+
+impl Arguments {
+    fn job(&self, channels: usize, about: About) -> Result<ImageJob, Failure> {
+        Ok(ImageJob {
+            images: tasks(&self.input, &self.out)?,
+            channels,
+            out_channels: channels,
+            depth: BitDepth::new(self.images.bit_depth.unwrap_or(16)),
+            overwrites: self.force,
+            json: self.json,
+            about,
+        })
+    }
+
+    fn no_effect(&self, option: &str, why: &str) -> Failure {
+        Failure::usage(format!(
+            "{option} has no effect, because {} {why}: leave {option} out",
+            self.model.display()
+        ))
+    }
+}
+
+/// The new pixels where the image is marked, and its own elsewhere.
+fn composed(source: &Source, marked: &[bool], image: &[f32], channels: usize) -> Made {
+    let mut made = bytes(image, channels);
+    let pixels = made.chunks_exact_mut(channels);
+    let pixels = pixels.zip(source.bytes.chunks_exact(channels)).zip(marked);
+    for ((made, source), marked) in pixels {
+        if !marked {
+            made.copy_from_slice(source);
+        }
+    }
+    let count = marked.iter().filter(|marked| **marked).count();
+    Made {
+        bytes: made,
+        about: vec![("painted", format!("{count} pixels"))],
+        unchanged: count == 0,
+    }
 }
 
 /// Which pixels are drawn anew.
@@ -281,18 +353,6 @@ impl Painter {
             }
             crop.paste(&drawn, &mut image, source.size);
         }
-        let mut made = bytes(&image, self.channels);
-        let pixels = made
-            .chunks_exact_mut(self.channels)
-            .zip(source.bytes.chunks_exact(self.channels));
-        for ((made, source), _) in pixels.zip(&marked).filter(|(_, marked)| !**marked) {
-            made.copy_from_slice(source);
-        }
-        let count = marked.iter().filter(|marked| **marked).count();
-        Ok(Some(Ok(Made {
-            bytes: made,
-            about: vec![("painted", format!("{count} pixels"))],
-            unchanged: crops.is_empty(),
-        })))
+        Ok(Some(Ok(composed(source, &marked, &image, self.channels))))
     }
 }

@@ -7,6 +7,7 @@ pub mod image_job;
 pub mod image_model;
 pub mod images;
 pub mod generative;
+pub mod latent_editor;
 pub mod new_file;
 pub mod output;
 pub mod png_file;

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, finite, number, tasks};
-use crate::cli::shared::image_model::ImageModel;
+use crate::cli::shared::image_model::{AnyModel, ImageModel};
 use crate::cli::shared::images::ImageArguments;
-use crate::cli::shared::png_file::bytes;
+use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
+use crate::cli::shared::png_file::{About, bytes};
 use crate::cli::shared::sampling::first_step;
 use crate::config::Provider;
+use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Plan, normals};
 use crate::failure::Failure;
 use crate::image::BitDepth;
@@ -26,10 +28,11 @@ Examples:
   residuald translate models/parts camera-b --out as-camera-a
   residuald translate models/parts part.png --strength 0.3 --out translated.png
   residuald translate night-to-day night --out day
+  residuald translate stable-diffusion photos --prompt 'a red brick wall at night' --out night
 
 MODEL is a bundle for images of the wanted kind, with a denoiser (residuald-train images --generative), or a diffusion pipeline of a denoiser and a
 scheduler: noise is added to the image, and removed by the model. Or it is a pipeline that was trained on pairs (\"conditioning\": \"concat\" in its
-model_index.json): it draws from noise, and sees the image in every step. The noise of an image depends on --seed and the image's name in its
+model_index.json): it draws from noise, and sees the image in every step. With a Stable Diffusion folder, --prompt says what the image shall show. The noise of an image depends on --seed and the image's name in its
 folder. Existing images are skipped, so the same command goes on after Ctrl-C.")]
 pub struct Arguments {
     /// Folder of the bundle or of the pipeline
@@ -51,6 +54,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    prompt: PromptArguments,
+    #[command(flatten)]
     images: ImageArguments,
     /// Run on all CPU cores or on the first GPU
     #[arg(long, value_enum, default_value_t = Provider::Cpu)]
@@ -64,8 +69,57 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let model = ImageModel::open(&arguments.model)?;
-    model.draws_from_noise_alone("translate")?;
+    match AnyModel::open(&arguments.model)? {
+        AnyModel::Pixels(model) => pixels(arguments, &model),
+        AnyModel::Latent(pipeline) => latent(arguments, pipeline),
+    }
+}
+
+/// With a pipeline for text, which works on latent images.
+fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure> {
+    if pipeline.denoiser.source_channels > 0 {
+        return Err(Failure::usage(format!(
+            "{} is a {}, whose model needs a mask: use `residuald inpaint`",
+            arguments.model.display(),
+            pipeline.pipeline
+        )));
+    }
+    let steps = arguments.steps.map(usize::from);
+    let strength = arguments.strength.unwrap_or(STRENGTH);
+    let (folder, provider) = (&arguments.model, arguments.provider);
+    let editing = LatentEditing::new(
+        folder,
+        pipeline,
+        &arguments.prompt,
+        steps,
+        strength,
+        provider,
+    )?;
+    let mut about = editing.about.clone();
+    about.push(("seed", arguments.seed.to_string()));
+    let job = arguments.job(3, 3, about)?;
+    let editors = editing.editors(job.images.len());
+    job.run(editors, |editor, source, stop| {
+        let mut noise = normals(arguments.seed, number(&source.name));
+        let edited = editor.edit(&source.values, source.size, None, &mut noise, stop)?;
+        Ok(edited.map(|image| {
+            finite(&image).map(|()| Made {
+                bytes: bytes(&image, 3),
+                about: Vec::new(),
+                unchanged: false,
+            })
+        }))
+    })
+}
+
+/// With a model of pixels.
+fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
+    if let Some(name) = arguments.prompt.given() {
+        return Err(Failure::usage(format!(
+            "{name} has no effect, because {} does not draw from text: leave {name} out",
+            arguments.model.display()
+        )));
+    }
     let is_paired = model.files.source_channels > 0;
     let out_channels = model.image_channels()?;
     let channels = match is_paired {
@@ -98,15 +152,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !is_paired {
         about.push(("strength", strength.to_string()));
     }
-    let job = ImageJob {
-        images: tasks(&arguments.input, &arguments.out)?,
-        channels,
-        out_channels,
-        depth: BitDepth::new(arguments.images.bit_depth.unwrap_or(16)),
-        overwrites: arguments.force,
-        json: arguments.json,
-        about,
-    };
+    let job = arguments.job(channels, out_channels, about)?;
     model.say_notes();
     let translator = Translator {
         plan,
@@ -119,6 +165,20 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     job.run(workers, |worker, source, stop| {
         translator.translate(worker, source, stop)
     })
+}
+
+impl Arguments {
+    fn job(&self, channels: usize, out_channels: usize, about: About) -> Result<ImageJob, Failure> {
+        Ok(ImageJob {
+            images: tasks(&self.input, &self.out)?,
+            channels,
+            out_channels,
+            depth: BitDepth::new(self.images.bit_depth.unwrap_or(16)),
+            overwrites: self.force,
+            json: self.json,
+            about,
+        })
+    }
 }
 
 struct Translator {

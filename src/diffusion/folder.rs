@@ -29,8 +29,9 @@ const MOST_GRAPH: u64 = 2 << 30;
 pub(super) const MOST_CHANNELS: u64 = 4096;
 pub const MOST_PIXELS: u64 = 8192;
 /// The pipelines that draw from text, and the parts that they may have. A feature extractor serves the safety checker.
-const TEXT_TO_IMAGE: [&str; 3] = [
+const TEXT_TO_IMAGE: [&str; 4] = [
     "StableDiffusionPipeline",
+    INPAINT,
     "StableDiffusionImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
 ];
@@ -44,6 +45,8 @@ const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "feature_extractor",
     "image_encoder",
 ];
+/// Its denoiser may also take the mask, of one channel, and the masked latent image.
+const INPAINT: &str = "StableDiffusionInpaintPipeline";
 const SAFETY_CHECKER: &str = "safety_checker";
 /// What `residuald-train` writes into the index beside the parts: the default number of steps.
 const STEPS: &str = "steps";
@@ -80,7 +83,8 @@ pub struct DenoiserFiles {
     pub guidance_width: Option<usize>,
     /// As many as an image's, or twice that if it also predicts a variance.
     pub out_channels: usize,
-    /// The channels of the source image that are joined to the noisy image, behind its own. 0 if the model takes no source.
+    /// The channels that are joined to the noisy image, behind its own: a source image, or for latent images the mask and the masked
+    /// image. 0 if the model takes none.
     pub source_channels: usize,
     /// What it must return, if that is known.
     pub golden: Vec<GoldenImage>,
@@ -100,14 +104,16 @@ impl ImagePipeline {
         }
         let index = object(&path)?;
         let pipeline = pipeline(folder, &index)?;
-        let mut denoiser = DenoiserFiles::read(folder, &index)?;
+        let is_joined = pipeline == INPAINT || is_paired(folder, &index)?;
+        let mut denoiser = DenoiserFiles::read(folder, &index, is_joined)?;
         let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
         let text = match TEXT_TO_IMAGE.contains(&pipeline.as_str()) {
             true => Some(TextToImageFiles::read(folder, &mut notes)?),
             false => None,
         };
         if let Some(text) = &text {
-            let (latent, channels) = (text.decoder.latent_channels, denoiser.shape[0]);
+            let channels = denoiser.shape[0] - denoiser.source_channels;
+            let latent = text.decoder.latent_channels;
             if latent != channels {
                 let problem = format!(
                     "the denoiser has `in_channels` {channels}, and vae_decoder has `latent_channels` {latent}: they must be the same"
@@ -214,7 +220,11 @@ pub(super) fn ignored(file: &str, scheduler: &Scheduler) -> Option<String> {
 }
 
 impl DenoiserFiles {
-    fn read(folder: &Path, index: &Map<String, Value>) -> Result<DenoiserFiles, Error> {
+    fn read(
+        folder: &Path,
+        index: &Map<String, Value>,
+        is_joined: bool,
+    ) -> Result<DenoiserFiles, Error> {
         let named = |name: &&str| index.get(*name).is_some_and(is_part);
         let Some(name) = DENOISERS.into_iter().find(named) else {
             return Err(failed(
@@ -231,7 +241,7 @@ impl DenoiserFiles {
             None | Some(Value::Null) => channels,
             Some(_) => whole("out_channels", 2 * MOST_CHANNELS)?,
         };
-        let source_channels = match is_paired(folder, index)? {
+        let source_channels = match is_joined {
             true => channels.saturating_sub(out_channels),
             false => 0,
         };

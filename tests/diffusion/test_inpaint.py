@@ -1,12 +1,16 @@
 """`residuald inpaint`: beside RePaint in NumPy, and with masks and regions that cannot be used."""
 
 import json
+import sys
 
+import diffusers
 import numpy as np
 import pytest
+import torch
 from conftest import SIDE, residuald
 from PIL import Image
 from restored import Model, levels, noise_of, pixels, save
+from text_to_image import denoiser, older_tokenizer, stable_diffusion, write_folder, write_image_encoder
 
 
 def inpaint(*arguments):
@@ -116,6 +120,48 @@ def test_what_cannot_be_done_is_one_line(bundle, digits, tmp_path):
     assert "--mask is for one image" in refused(64, bundle, digits, "--mask", small, *out)
     (tmp_path / "bad.png").write_bytes(b"nothing")
     assert "bad.png: the payload is neither" in refused(65, bundle, image, "--mask", tmp_path / "bad.png", *out)
+    assert "--prompt has no effect" in refused(64, bundle, image, "--mask", small, "--prompt", "x", *out)
     (tmp_path / "bad.ndjson").write_text('{"x": 1}\n')
     assert "line 1 is no verdict" in refused(65, bundle, image, "--regions", tmp_path / "bad.ndjson", *out)
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """An image and a mask of 64 x 48 pixels."""
+    folder = tmp_path_factory.mktemp("scene")
+    rng = np.random.default_rng(3)
+    small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    small.resize((64, 48), Image.Resampling.BICUBIC).save(folder / "image.png")
+    mask = np.zeros((48, 64))
+    mask[9:30, 13:41] = 255
+    save(folder / "mask.png", mask)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize("channels", [4, 9])
+def test_stable_diffusion_beside_diffusers(channels, name, scene, tmp_path):
+    tokenizer = older_tokenizer(tmp_path / "tokenizer")
+    scheduler = getattr(diffusers, name)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parts = stable_diffusion(tokenizer, scheduler).components | {"unet": denoiser(channels=channels)}
+    pipeline = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    folder = write_folder(tmp_path / "pipeline", pipeline)
+    write_image_encoder(folder, pipeline.vae)
+    image, mask = Image.open(scene / "image.png"), Image.open(scene / "mask.png")
+    arguments = ["--mask", scene / "mask.png", "--prompt", "a wall", "--steps", 5, "--seed", 6]
+    inpaint(folder, scene / "image.png", *arguments, "--out", tmp_path / "out.png")
+    module = sys.modules[type(pipeline).__module__]
+    before, module.retrieve_latents = module.retrieve_latents, lambda output, **_: output.latent_dist.mode()
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.tensor(noise_of("image.png", 6, 1, (1, 4, 6, 8))[0], dtype=torch.float32)
+    options = {"height": 48, "width": 64, "num_inference_steps": 5, "latents": noise, "strength": 1.0}
+    try:
+        with torch.no_grad():
+            theirs = pipeline("a wall", image=image, mask_image=mask, **options).images[0]
+    finally:
+        module.retrieve_latents = before
+    inside = np.asarray(mask) > 127
+    found, want, known = (np.asarray(each, np.int16) for each in (Image.open(tmp_path / "out.png"), theirs, image))
+    assert np.abs(found[inside] - want[inside]).max() <= 1
+    assert np.array_equal(found[~inside], known[~inside])

@@ -1,6 +1,7 @@
 """`residuald translate`: SDEdit with a bundle and models of pairs, beside NumPy and diffusers."""
 
 import json
+import sys
 
 import diffusers
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from conftest import SIDE, SIZE, export, network, residuald
 from PIL import Image
 from restored import Model, levels, noise_of, pixels, save, tiled
+from text_to_image import older_tokenizer, stable_diffusion, write_folder, write_image_encoder
 
 
 def translate(*arguments):
@@ -108,3 +110,33 @@ def test_the_same_image_alone_and_in_a_folder(bundle, digits, tmp_path):
     translate(bundle, digits / "0001.png", "--steps", 6, "--out", tmp_path / "alone")
     both = [(tmp_path / "both" / name).read_bytes() for name in ("0000.png", "0001.png")]
     assert (tmp_path / "alone/0001.png").read_bytes() == both[1] != both[0]
+
+
+def test_stable_diffusion_beside_diffusers(tmp_path):
+    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipeline = stable_diffusion(older_tokenizer(tmp_path / "tokenizer"), scheduler)
+    folder = write_folder(tmp_path / "pipeline", pipeline)
+    write_image_encoder(folder, pipeline.vae)
+    theirs = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    small = Image.fromarray(np.random.default_rng(3).integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    image = small.resize((64, 48), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "image.png")
+    arguments = ["--prompt", "a wall", "--strength", 0.6, "--steps", 5, "--seed", 6]
+    translate(folder, tmp_path / "image.png", *arguments, "--out", tmp_path / "out.png")
+    noise = torch.tensor(noise_of("image.png", 6, 1, (1, 4, 6, 8))[0], dtype=torch.float32)
+    module = sys.modules[type(theirs).__module__]
+    before = module.retrieve_latents, module.randn_tensor
+    module.retrieve_latents = lambda output, **_: output.latent_dist.mode()
+    module.randn_tensor = lambda *_, **__: noise
+    try:
+        with torch.no_grad():
+            want = theirs("a wall", image=image, strength=0.6, num_inference_steps=5).images[0]
+    finally:
+        module.retrieve_latents, module.randn_tensor = before
+    found = np.asarray(Image.open(tmp_path / "out.png"), np.int16)
+    assert np.abs(found - np.asarray(want, np.int16)).max() <= 1
+    # 61 x 45 pixels are no multiples of 8: the size stays.
+    image.crop((0, 0, 61, 45)).save(tmp_path / "odd.png")
+    translate(folder, tmp_path / "odd.png", *arguments, "--out", tmp_path / "odd-out.png")
+    assert Image.open(tmp_path / "odd-out.png").size == (61, 45)

@@ -336,7 +336,10 @@ const NOT_HERE: [(&str, &str); 19] = [
     ("score labelled.ndjson", "what the command before it draws"),
     ("impute", "such a bundle; tests/generate runs it"),
     ("denoise", "such a bundle; tests/generate runs it"),
-    ("inpaint models/parts", "such a bundle; tests/diffusion runs it"),
+    (
+        "inpaint models/parts",
+        "such a bundle; tests/diffusion runs it",
+    ),
     ("translate", "such a bundle; tests/diffusion runs it"),
     ("score parts", "the reader's own images and bundle"),
     ("rehearse", "such a bundle; tests/generate runs it"),

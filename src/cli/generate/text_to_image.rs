@@ -40,6 +40,21 @@ pub struct TextArguments {
 }
 
 impl TextArguments {
+    /// The options of a verb whose size is that of its image.
+    pub fn of_prompt(
+        prompt: Option<String>,
+        negative: Option<String>,
+        guidance: Option<f32>,
+    ) -> TextArguments {
+        TextArguments {
+            prompt,
+            negative,
+            guidance,
+            size: None,
+            image: None,
+        }
+    }
+
     /// Returns the name of an option that was given.
     pub fn given(&self) -> Option<&'static str> {
         first_given(&[

@@ -23,18 +23,32 @@ pub struct ImageModel {
     notes: Vec<String>,
 }
 
-impl ImageModel {
+/// A model of either kind.
+pub enum AnyModel {
+    Pixels(ImageModel),
+    /// Images go through a VAE.
+    Latent(ImagePipeline),
+}
+
+impl AnyModel {
     /// Reads a bundle or the folder of a pipeline.
     ///
     /// # Errors
     /// It is a bundle for tables, has no denoiser, or a file is missing or wrong.
-    pub fn open(folder: &Path) -> Result<ImageModel, Failure> {
-        match folder.join(MANIFEST).exists() {
-            true => ImageModel::of_bundle(folder, Draft::read(folder).finish()?),
-            false => ImageModel::read(folder),
+    pub fn open(folder: &Path) -> Result<AnyModel, Failure> {
+        if folder.join(MANIFEST).exists() {
+            let bundle = Draft::read(folder).finish()?;
+            return ImageModel::of_bundle(folder, bundle).map(AnyModel::Pixels);
         }
+        let pipeline = ImagePipeline::read(folder, None).map_err(Failure::data)?;
+        Ok(match pipeline.text {
+            None => AnyModel::Pixels(ImageModel::new(folder, pipeline)),
+            Some(_) => AnyModel::Latent(pipeline),
+        })
     }
+}
 
+impl ImageModel {
     /// Reads the folder of a pipeline.
     ///
     /// # Errors
