@@ -326,7 +326,7 @@ impl Running {
                 lost.refusals = Refusals::by_flags();
                 lost.refusals.add(error.reason.as_str(), &error.detail);
                 self.bar.suspend(|| {
-                    print::error_line(format_args!("{}: refused: {}", task.name, *error.detail));
+                    print::error_line(format_args!("{}: refused: {}", task.name, error.detail));
                 });
             }
         }
