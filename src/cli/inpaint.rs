@@ -123,8 +123,8 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
         ("resamplings", resamplings.to_string()),
     ]);
     let job = arguments.job(channels, about)?;
-    model.say_notes();
     let workers = model.denoisers(arguments.provider, job.images.len())?;
+    model.say_notes();
     job.run(workers, |worker, source, stop| {
         painter.paint(worker, source, stop)
     })

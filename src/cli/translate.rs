@@ -153,7 +153,6 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
         about.push(("strength", strength.to_string()));
     }
     let job = arguments.job(channels, out_channels, about)?;
-    model.say_notes();
     let translator = Translator {
         plan,
         first,
@@ -162,6 +161,7 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
         seed: arguments.seed,
     };
     let workers = model.denoisers(arguments.provider, job.images.len())?;
+    model.say_notes();
     job.run(workers, |worker, source, stop| {
         translator.translate(worker, source, stop)
     })

@@ -1,7 +1,6 @@
 """`residuald denoise` of images: beside the formula in NumPy and ONNX Runtime, and with inputs that cannot be used."""
 
 import json
-import os
 import shutil
 import signal
 import struct
@@ -11,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import RESIDUALD, SIDE, residuald
+from conftest import RESIDUALD, ROOT, SIDE, residuald
 from PIL import Image
 from restored import Model, levels, pixels, save
 from test_image_bundle import list_files
@@ -136,7 +135,7 @@ def test_what_cannot_be_done_is_one_line(bundle, noisy, tmp_path):
     assert "no such file or folder" in refused(tmp_path / "absent.png", "--bundle", bundle, *out, code=65)
     Image.new("L", (9, 9)).save(noisy / "0.bmp")
     assert "0.bmp and 0.png would both become 0.png" in refused(noisy, "--bundle", bundle, *out)
-    tables = os.path.join(os.path.dirname(RESIDUALD), "../../models/payments")
+    tables = ROOT / "models/payments"
     assert "--steps has no effect" in refused("a.csv", "--bundle", tables, "--steps", 2, *out)
 
 

@@ -42,9 +42,9 @@ pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
         json: common.json,
         about: model.about(),
     };
-    model.say_notes();
     let provider = arguments.provider.unwrap_or(Provider::Cpu);
     let workers = model.denoisers(provider, job.images.len())?;
+    model.say_notes();
     let workers = workers
         .into_iter()
         .map(|denoiser| ImageDenoising::new(denoiser, model.scheduler.clone()))
