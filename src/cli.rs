@@ -23,6 +23,7 @@ mod denoise;
 mod generate;
 mod impute;
 mod init;
+mod inpaint;
 mod man;
 mod produce;
 mod profile;
@@ -31,6 +32,7 @@ mod run;
 mod score;
 mod shared;
 mod status;
+mod translate;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
@@ -71,6 +73,8 @@ enum Verb {
     Generate(generate::Arguments),
     Impute(impute::Arguments),
     Denoise(denoise::Arguments),
+    Inpaint(inpaint::Arguments),
+    Translate(translate::Arguments),
     Produce(produce::Arguments),
     Profile(profile::Arguments),
     Rehearse(rehearse::Arguments),
@@ -140,6 +144,8 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Impute(arguments) => impute::run(&arguments),
         Verb::Denoise(arguments) => denoise::run(&arguments),
+        Verb::Inpaint(arguments) => inpaint::run(&arguments),
+        Verb::Translate(arguments) => translate::run(&arguments),
         Verb::Produce(arguments) => produce::run(&arguments),
         Verb::Profile(arguments) => profile::run(&arguments),
         Verb::Rehearse(arguments) => rehearse::run(&arguments),

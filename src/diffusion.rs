@@ -33,6 +33,7 @@ pub mod components;
 mod config;
 mod ddim;
 mod ddpm;
+mod descent;
 mod dpm_solver_multistep;
 mod euler;
 mod euler_ancestral;
@@ -48,17 +49,20 @@ mod noise_schedule;
 mod numerics;
 mod pndm;
 mod prediction;
+mod repaint;
 mod scheduler;
 mod sigmas;
 mod spacing;
 mod unipc_multistep;
 
+pub use descent::Descent;
 pub use forward::{add_noise, velocity};
 pub use guidance::{guidance_embedding, guide, rescale_guidance};
 pub use noise::{Noise, NoiseOfSamples, Normals, Sample, normals};
 pub use noise_file::NoiseFile;
 pub use noise_schedule::NoiseSchedule;
 pub use prediction::PredictionType;
+pub use repaint::Repaint;
 pub use scheduler::{CLASSES, Plan, Run, Scheduler};
 
 /// Why there is no scheduler, plan or step.

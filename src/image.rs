@@ -19,10 +19,13 @@
 
 mod connected;
 mod cost;
+mod crops;
 mod decode;
 mod depth;
 mod envelope;
 mod maps;
+mod noise_level;
+mod overlap;
 mod regions;
 mod resize;
 mod tiles;
@@ -34,9 +37,12 @@ use serde_json::value::RawValue;
 
 use crate::bundle::Pixels;
 pub use connected::Components;
+pub use crops::{Crop, crops};
 pub use decode::Opened;
 pub use depth::BitDepth;
 pub use maps::{Finding, Png, highest};
+pub use noise_level::noise_level;
+pub use overlap::Overlap;
 pub use regions::Region;
 pub use tiles::Layout;
 pub use view::{Mask, mask, thumbnail};

@@ -5,6 +5,7 @@ mod component;
 mod denoiser;
 pub mod generative;
 mod golden;
+mod image_denoising;
 pub mod imputer;
 mod interrupt;
 mod nearest;
@@ -16,12 +17,14 @@ mod runtime;
 mod scorer;
 mod screen;
 mod text_encoder;
+mod tiled;
 mod vae;
 
 use std::path::Path;
 
 pub use denoiser::{Condition, Denoiser};
 pub use golden::GoldenCheck;
+pub use image_denoising::{Denoised, ImageDenoising};
 pub use imputer::Imputer;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
@@ -34,6 +37,7 @@ pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
 pub use text_encoder::TextEncoder;
+pub use tiled::TiledDenoiser;
 pub use vae::{VaeDecoder, VaeEncoder};
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};

@@ -1,156 +1,64 @@
-//! `residuald denoise`: moves each record to the denoiser's mean at a noise level.
+//! `residuald denoise`: removes noise from records or images.
 
-use std::borrow::Cow;
-use std::time::Instant;
+mod images;
+mod tables;
 
-use serde_json::{Value, json};
+use std::path::Path;
 
-use crate::bundle::manifest::{Feature, FeatureKind};
-use crate::bundle::{Draft, path};
-use crate::onnx::CHUNK;
-use crate::onnx::generative::Denoising;
-use crate::patch::{Edit, number};
-
-use crate::cli::shared::generative::{denoising, generative, summary_line};
-use crate::cli::shared::rewrite::{
-    RewriteArguments, Rewritten, field_is_free, print_counts, rewrite,
-};
+use crate::bundle::{Draft, MANIFEST, ModelInput};
+use crate::cli::shared::image_model::ImageModel;
+use crate::cli::shared::images::ImageArguments;
+use crate::cli::shared::rewrite::RewriteArguments;
+use crate::config::Provider;
 use crate::failure::Failure;
 
-/// Name of the field that tells what was changed.
-const FIELD: &str = "denoised";
-/// Number of records that the noise level is estimated from.
-const MOST_ROWS: usize = 2_000;
-
-/// Remove noise from records: each becomes the mean of the records that it may have been before the noise
+/// Remove noise from records or images: each becomes the mean of what it may have been before the noise
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   residuald denoise sensors.csv --bundle sensors --out clean.ndjson
   residuald denoise sensors.parquet --bundle sensors --sigma 0.2 --out clean.ndjson.gz
+  residuald denoise photos --bundle models/parts --out clean
+  residuald denoise noisy.png --bundle models/parts --sigma 25 --out clean.png
 
-The noise level is in the denoiser's space, in which each feature has about the standard deviation 1. Without --sigma it is estimated
+Records: the noise level is in the denoiser's space, in which each feature has about the standard deviation 1. Without --sigma it is estimated
 from the first 2,000 records, by comparison with the bundle's held-out records. Each output record is the input record with its new
 values, and with the field `denoised`, which has the old value of each number that changed. Booleans, categories and
-times do not change: noise in them is another value, not a smaller or larger one.")]
+times do not change: noise in them is another value, not a smaller or larger one.
+
+Images: the noise level is in levels of 255. Without --sigma it is estimated for each image, and an image without measurable noise is
+returned as it is. Images keep their size. Existing images are skipped, so the same command goes on after Ctrl-C.")]
 pub struct Arguments {
     #[command(flatten)]
     common: RewriteArguments,
     /// Standard deviation of the noise [default: estimated]
-    #[arg(long, value_name = "SIGMA")]
+    #[arg(long, value_name = "SIGMA", allow_negative_numbers = true)]
     sigma: Option<f32>,
+    /// Number of denoising steps for images: 1 gives the mean, which has the least error; more give a sharper image [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    steps: Option<u16>,
+    #[command(flatten)]
+    images: ImageArguments,
+    /// Denoise images on all CPU cores or on the first GPU [default: cpu]
+    #[arg(long, value_enum)]
+    provider: Option<Provider>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let started = Instant::now();
-    if arguments
-        .sigma
-        .is_some_and(|sigma| !(sigma > 0.0 && sigma.is_finite()))
+    if let Some(sigma) = arguments.sigma
+        && !(sigma > 0.0 && sigma.is_finite())
     {
-        return Err(Failure::usage("--sigma must be above 0"));
+        return Err(Failure::usage(format!(
+            "--sigma {sigma}: it must be above 0"
+        )));
     }
-    let bundle = Draft::read(&arguments.common.bundle).finish()?;
-    let generative = generative(&bundle)?;
-    let features = bundle.features();
-    field_is_free(FIELD, features)?;
-    let mut cleaner = Cleaner {
-        denoising: denoising(generative, features.len())?,
-        features,
-        sigma: arguments.sigma,
-        changed: vec![0; features.len()],
-    };
-    let done = rewrite(&arguments.common, FIELD, CHUNK, features, |rows| {
-        cleaner.clean(rows)
-    })?;
-    report(arguments, &cleaner, &done, started);
-    Ok(())
-}
-
-struct Cleaner<'f> {
-    denoising: Denoising,
-    features: &'f [Feature],
-    /// `None` until it is estimated.
-    sigma: Option<f32>,
-    /// Number of records in which each feature changed.
-    changed: Vec<u64>,
-}
-
-impl<'f> Cleaner<'f> {
-    fn clean(&mut self, rows: &[f32]) -> Result<Vec<Vec<Edit<'f>>>, Failure> {
-        let width = self.features.len();
-        let sigma = match self.sigma {
-            Some(sigma) => sigma,
-            None => {
-                let first = &rows[..rows.len().min(MOST_ROWS * width)];
-                let sigma = self.denoising.estimate(first)?;
-                eprintln!("estimated noise level: {sigma:.3}");
-                *self.sigma.insert(sigma)
-            }
-        };
-        if sigma == 0.0 {
-            return Ok(vec![Vec::new(); rows.len() / width]);
+    let folder: &Path = &arguments.common.bundle;
+    if folder.join(MANIFEST).exists() {
+        let bundle = Draft::read(folder).finish()?;
+        if matches!(bundle.manifest.input, ModelInput::Tabular { .. }) {
+            return tables::run(arguments, &bundle);
         }
-        let clean = self.denoising.mean(rows, sigma)?;
-        let both = rows.chunks_exact(width).zip(clean.chunks_exact(width));
-        Ok(both.map(|(old, new)| self.edits(old, new)).collect())
+        return images::run(arguments, ImageModel::of_bundle(folder, bundle)?);
     }
-
-    fn edits(&mut self, old: &[f32], new: &[f32]) -> Vec<Edit<'f>> {
-        let mut edits = Vec::new();
-        let mut before = serde_json::Map::new();
-        for (column, feature) in self.features.iter().enumerate() {
-            let (old, new) = (old[column], new[column]);
-            let is_number = matches!(feature.kind, FeatureKind::Number);
-            // What is missing stays missing, and what is there stays there.
-            if !is_number || old == new || old.is_nan() || new.is_nan() {
-                continue;
-            }
-            self.changed[column] += 1;
-            let from = serde_json::from_str(&number(old)).unwrap_or(Value::Null);
-            before.insert(feature.name.clone(), from);
-            edits.push(Edit {
-                keys: path::keys_or_parts(&feature.path),
-                json: number(new),
-            });
-        }
-        if !before.is_empty() {
-            edits.push(Edit {
-                keys: vec![Cow::Borrowed(FIELD)],
-                json: Value::Object(before).to_string(),
-            });
-        }
-        edits
-    }
-}
-
-fn report(arguments: &Arguments, cleaner: &Cleaner<'_>, done: &Rewritten, started: Instant) {
-    let seconds = started.elapsed().as_secs_f64();
-    let Rewritten {
-        records,
-        refusals,
-        replaced,
-    } = done;
-    let changed = cleaner
-        .features
-        .iter()
-        .zip(&cleaner.changed)
-        .filter(|(_, count)| **count > 0);
-    if arguments.common.json {
-        let changed: serde_json::Map<String, Value> = changed
-            .map(|(feature, count)| (feature.name.clone(), json!(count)))
-            .collect();
-        let summary = json!({
-            "records": records, "refused": refusals.count(), "reasons": refusals.all(), "sigma": cleaner.sigma,
-            "changed": changed, "replaced": replaced, "seconds": seconds,
-        });
-        summary_line(&arguments.common.out, &summary);
-        return;
-    }
-    print_counts(done, seconds);
-    if cleaner.sigma == Some(0.0) {
-        eprintln!("no noise was found, so nothing was changed: state a level with --sigma");
-    }
-    for (feature, count) in changed {
-        eprintln!("{}: changed in {count} records", feature.name);
-    }
+    images::run(arguments, ImageModel::read(folder)?)
 }

@@ -5,11 +5,9 @@ mod image_files;
 mod image_to_image;
 mod images;
 mod report;
-mod sampling;
 mod table;
-mod text_to_image;
+pub mod text_to_image;
 mod trace;
-mod whole_files;
 
 use std::path::PathBuf;
 
@@ -102,7 +100,19 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     if folder.join(INDEX).exists() || !folder.join(MANIFEST).exists() {
         arguments.refuse(arguments.table.given(), "no bundle for tables", "one")?;
         let pipeline = ImagePipeline::read(folder, arguments.class()?);
-        return images::run(pipeline.map_err(Failure::data)?, arguments);
+        let pipeline = pipeline.map_err(Failure::data)?;
+        if pipeline.denoiser.source_channels > 0 {
+            return Err(Failure::usage(format!(
+                "{} is a {}, whose model needs an image in every step: use `residuald {}`",
+                folder.display(),
+                pipeline.pipeline,
+                match pipeline.text {
+                    Some(_) => "inpaint",
+                    None => "translate",
+                }
+            )));
+        }
+        return images::run(pipeline, arguments);
     }
     let bundle = Draft::read(folder).finish()?;
     let ModelInput::Image(pixels) = &bundle.manifest.input else {

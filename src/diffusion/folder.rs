@@ -14,6 +14,8 @@ use crate::bundle::graph;
 use crate::bundle::image_generative::GoldenImage;
 
 pub const INDEX: &str = "model_index.json";
+/// The key that says how a model of pairs gets its source.
+const CONDITIONING: &str = "conditioning";
 const SCHEDULER: &str = "scheduler";
 const SCHEDULER_CONFIG: &str = "scheduler_config.json";
 pub(super) const CONFIG: &str = "config.json";
@@ -27,8 +29,9 @@ const MOST_GRAPH: u64 = 2 << 30;
 pub(super) const MOST_CHANNELS: u64 = 4096;
 pub const MOST_PIXELS: u64 = 8192;
 /// The pipelines that draw from text, and the parts that they may have. A feature extractor serves the safety checker.
-const TEXT_TO_IMAGE: [&str; 3] = [
+const TEXT_TO_IMAGE: [&str; 4] = [
     "StableDiffusionPipeline",
+    INPAINT,
     "StableDiffusionImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
 ];
@@ -42,6 +45,8 @@ const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "feature_extractor",
     "image_encoder",
 ];
+/// Its denoiser may also take the mask, of one channel, and the masked latent image.
+const INPAINT: &str = "StableDiffusionInpaintPipeline";
 const SAFETY_CHECKER: &str = "safety_checker";
 /// What `residuald-train` writes into the index beside the parts: the default number of steps, and the default guidance.
 const STEPS: &str = "steps";
@@ -81,6 +86,9 @@ pub struct DenoiserFiles {
     pub guidance_width: Option<usize>,
     /// As many as an image's, or twice that if it also predicts a variance.
     pub out_channels: usize,
+    /// The channels that are joined to the noisy image, behind its own: a source image, or for latent images the mask and the masked
+    /// image. 0 if the model takes none.
+    pub source_channels: usize,
     /// What it must return, if that is known.
     pub golden: Vec<GoldenImage>,
 }
@@ -99,7 +107,8 @@ impl ImagePipeline {
         }
         let index = object(&path)?;
         let pipeline = pipeline(folder, &index)?;
-        let mut denoiser = DenoiserFiles::read(folder, &index)?;
+        let is_joined = pipeline == INPAINT || is_paired(folder, &index)?;
+        let mut denoiser = DenoiserFiles::read(folder, &index, is_joined)?;
         let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
         let text = match TEXT_TO_IMAGE.contains(&pipeline.as_str()) {
             true => Some(TextToImageFiles::read(
@@ -110,7 +119,8 @@ impl ImagePipeline {
             false => None,
         };
         if let Some(text) = &text {
-            let (latent, channels) = (text.decoder.latent_channels, denoiser.shape[0]);
+            let channels = denoiser.shape[0] - denoiser.source_channels;
+            let latent = text.decoder.latent_channels;
             if latent != channels {
                 let problem = format!(
                     "the denoiser has `in_channels` {channels}, and vae_decoder has `latent_channels` {latent}: they must be the same"
@@ -228,7 +238,11 @@ pub(super) fn ignored(file: &str, scheduler: &Scheduler) -> Option<String> {
 }
 
 impl DenoiserFiles {
-    fn read(folder: &Path, index: &Map<String, Value>) -> Result<DenoiserFiles, Error> {
+    fn read(
+        folder: &Path,
+        index: &Map<String, Value>,
+        is_joined: bool,
+    ) -> Result<DenoiserFiles, Error> {
         let named = |name: &&str| index.get(*name).is_some_and(is_part);
         let Some(name) = DENOISERS.into_iter().find(named) else {
             return Err(failed(
@@ -245,7 +259,11 @@ impl DenoiserFiles {
             None | Some(Value::Null) => channels,
             Some(_) => whole("out_channels", 2 * MOST_CHANNELS)?,
         };
-        if out_channels != channels && out_channels != 2 * channels {
+        let source_channels = match is_joined {
+            true => channels.saturating_sub(out_channels),
+            false => 0,
+        };
+        if source_channels == 0 && out_channels != channels && out_channels != 2 * channels {
             let problem = format!(
                 "`out_channels` is {out_channels}: it must be `in_channels`, {channels}, or twice that with a predicted variance"
             );
@@ -266,8 +284,23 @@ impl DenoiserFiles {
                 .collect(),
             guidance_width,
             out_channels,
+            source_channels,
             golden: Vec::new(),
         })
+    }
+}
+
+/// Whether the model was trained on pairs of images, and takes the source joined to the noisy image (Saharia et al. 2021, "Palette",
+/// arXiv 2111.05826). Diffusers has no such pipeline, so that this is residuald's own key.
+fn is_paired(folder: &Path, index: &Map<String, Value>) -> Result<bool, Error> {
+    match index.get(CONDITIONING) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::String(kind)) if kind == "concat" => Ok(true),
+        Some(other) => {
+            let other: String = other.to_string().chars().take(100).collect();
+            let problem = format!("has the `{CONDITIONING}` {other}: only \"concat\" is known");
+            Err(failed(&folder.join(INDEX), &problem))
+        }
     }
 }
 

@@ -34,6 +34,7 @@ impl ImagePipeline {
                 shape: [pixels.channels, pixels.height, pixels.width],
                 conditions: Vec::new(),
                 guidance_width: None,
+                source_channels: 0,
                 out_channels: pixels.channels,
                 golden: generative.about.golden,
             },

@@ -72,6 +72,22 @@ impl<'e> Opened<'e> {
         })
     }
 
+    /// Whether the image has colours, which are lost with 1 channel.
+    pub fn is_colour(&self) -> bool {
+        self.decoder.color_type().has_color()
+    }
+
+    /// Whether the image has 16 bits per channel, of which 8 are kept.
+    pub fn has_16_bits(&self) -> bool {
+        let color = self.decoder.color_type();
+        color.bytes_per_pixel() == 2 * color.channel_count()
+    }
+
+    /// Whether the image has transparency, which is lost.
+    pub fn has_alpha(&self) -> bool {
+        self.decoder.color_type().has_alpha()
+    }
+
     /// Decodes the image. `depth` is that of 16-bit samples.
     pub fn decode(self, depth: &BitDepth) -> Result<Flat, ImageError> {
         guarded(|| {

@@ -76,7 +76,7 @@ fn scaled(side: usize, scale: f64, least: usize) -> usize {
 
 /// Returns the start of each tile along a side. The first starts at 0, the last ends at the far edge, and those between are
 /// evenly spaced, with halves rounded up.
-fn starts(side: usize, tile: usize, overlap: usize) -> Vec<usize> {
+pub(super) fn starts(side: usize, tile: usize, overlap: usize) -> Vec<usize> {
     let last = side - tile;
     let gaps = last.div_ceil(tile - overlap);
     if gaps == 0 {

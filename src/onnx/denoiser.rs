@@ -66,9 +66,32 @@ impl Denoiser {
         worker: usize,
         most_together: usize,
     ) -> Result<Denoiser, ScorerError> {
+        Denoiser::of_shape(
+            runtime,
+            files,
+            files.shape,
+            inference,
+            worker,
+            most_together,
+        )
+    }
+
+    /// As [`Denoiser::new`], for images of other sides than the files say.
+    ///
+    /// # Errors
+    /// As of [`Denoiser::new`].
+    pub fn of_shape(
+        runtime: &Runtime,
+        files: &DenoiserFiles,
+        shape: [usize; 3],
+        inference: &InferenceSettings,
+        worker: usize,
+        most_together: usize,
+    ) -> Result<Denoiser, ScorerError> {
         let file = files.graph.file.clone();
-        let (session, provider) = open(runtime, &files.graph, inference, worker, &files.shape)?;
-        let tensors = Tensors::of(&session, files).map_err(|problem| fault(&file, problem))?;
+        let (session, provider) = open(runtime, &files.graph, inference, worker, &shape)?;
+        let tensors =
+            Tensors::of(&session, files, shape).map_err(|problem| fault(&file, problem))?;
         let one_by_one = provider == Provider::Cpu || tensors.takes_one;
         let mut denoiser = Denoiser {
             sample: tensors.sample.0,
@@ -80,7 +103,7 @@ impl Denoiser {
             output_type: tensors.output.1,
             session,
             file,
-            shape: files.shape,
+            shape,
             out_channels: files.out_channels,
             together: if one_by_one { 1 } else { most_together },
             interrupt: runtime.interrupt.clone(),
@@ -209,7 +232,7 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn of(session: &Session, files: &DenoiserFiles) -> Result<Tensors, String> {
+    fn of(session: &Session, files: &DenoiserFiles, shape: [usize; 3]) -> Result<Tensors, String> {
         use TensorElementType::{Float16, Float32, Float64, Int32, Int64};
         let inputs = session.inputs();
         let sample = find(inputs, &SAMPLES).ok_or("has no input `sample` for the noisy images")?;
@@ -229,7 +252,7 @@ impl Tensors {
             None if session.outputs().len() == 1 => &session.outputs()[0],
             None => return Err(format!("has no output `{OUTPUT}`")),
         };
-        let [channels, height, width] = files.shape;
+        let [channels, height, width] = shape;
         let image = |channels| [channels, height, width];
         let (sample_type, batch) = images(sample, &image(channels))?;
         let (output_type, _) = images(output, &image(files.out_channels))?;

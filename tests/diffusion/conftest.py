@@ -1,18 +1,27 @@
-"""Pipelines with random weights, made by diffusers and exported by PyTorch, in the layout of optimum."""
+"""Pipelines with random weights, made by diffusers and exported by PyTorch in optimum's layout; a bundle for images."""
 
 import json
 import os
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from residuald_train.images.generative import Denoiser, Options
+from residuald_train.images.pixels import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
 RESIDUALD = os.environ.get("RESIDUALD", str(ROOT / "target/debug/residuald"))
 SIZE = 16
+SIDE = 32  # of the bundle's images
+STEPS = 150  # of its training, half a minute
 
 
 class Plain(torch.nn.Module):
@@ -107,3 +116,45 @@ def generate():
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
     return run
+
+
+def residuald(*arguments):
+    return subprocess.run([RESIDUALD, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def train(data, out, *arguments):
+    command = [sys.executable, "-m", "residuald_train.cli", "images", "--data", data, "--out", out, "--size", SIDE]
+    command += ["--channels", 1, "--threads", 1, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Real images: 400 handwritten digits as PNG."""
+    return write_digits(tmp_path_factory.mktemp("digits"), 400)
+
+
+def write_digits(folder, count):
+    folder.mkdir(exist_ok=True)
+    for i, digit in enumerate(load_digits().images[:count]):
+        image = Image.fromarray((digit * 255 / 16).round().astype(np.uint8))
+        image.resize((SIDE, SIDE), Image.BILINEAR).save(folder / f"{i:04}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory):
+    """A bundle of the recipe blind with a denoiser, and the denoiser in PyTorch, from the trainer's checkpoint."""
+    folder = tmp_path_factory.mktemp("bundles")
+    arguments = ["--steps", 20, "--generative", "--generative-steps", STEPS, "--checkpoint", folder / "checkpoint"]
+    bundle = train(digits, folder / "digits", *arguments)
+    denoiser = Denoiser(Shape(SIDE, SIDE, 1), Options())
+    denoiser.load_state_dict(torch.load(folder / "checkpoint.generative", weights_only=True)["average"])
+    return bundle, denoiser.eval()
+
+
+@pytest.fixture(scope="session")
+def bundle(trained):
+    return trained[0]

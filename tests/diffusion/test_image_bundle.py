@@ -3,65 +3,14 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import RESIDUALD
+from conftest import SIDE, residuald, train, write_digits
 from PIL import Image
-from sklearn.datasets import load_digits
 from test_generate import TOLERANCE, drawn_by_diffusers, on_one_core, pngs, succeeded, traced
-
-from residuald_train.images.generative import Denoiser, Options
-from residuald_train.images.pixels import Shape
-
-SIDE = 32
-STEPS = 150  # of training, half a minute
-
-
-def residuald(*arguments):
-    return subprocess.run([RESIDUALD, *map(str, arguments)], capture_output=True, text=True, check=False)
-
-
-def train(data, out, *arguments):
-    command = [sys.executable, "-m", "residuald_train.cli", "images", "--data", data, "--out", out, "--size", SIDE]
-    command += ["--channels", 1, "--threads", 1, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """Real images: 400 handwritten digits as PNG."""
-    return write_digits(tmp_path_factory.mktemp("digits"), 400)
-
-
-def write_digits(folder, count):
-    folder.mkdir(exist_ok=True)
-    for i, digit in enumerate(load_digits().images[:count]):
-        image = Image.fromarray((digit * 255 / 16).round().astype(np.uint8))
-        image.resize((SIDE, SIDE), Image.BILINEAR).save(folder / f"{i:04}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def trained(digits, tmp_path_factory):
-    """A bundle of the recipe blind with a denoiser, and the denoiser in PyTorch, from the trainer's checkpoint."""
-    folder = tmp_path_factory.mktemp("bundles")
-    arguments = ["--steps", 20, "--generative", "--generative-steps", STEPS, "--checkpoint", folder / "checkpoint"]
-    bundle = train(digits, folder / "digits", *arguments)
-    denoiser = Denoiser(Shape(SIDE, SIDE, 1), Options())
-    denoiser.load_state_dict(torch.load(folder / "checkpoint.generative", weights_only=True)["average"])
-    return bundle, denoiser.eval()
-
-
-@pytest.fixture(scope="session")
-def bundle(trained):
-    return trained[0]
 
 
 class Called(torch.nn.Module):
@@ -148,7 +97,6 @@ def test_verbs_for_tables_say_so(bundle, tmp_path):
     )
     for command in (
         ["impute", tmp_path / "rows.ndjson", "--bundle", bundle, "--out", tmp_path / "out.ndjson"],
-        ["denoise", tmp_path / "rows.ndjson", "--bundle", bundle, "--out", tmp_path / "out.ndjson"],
         ["rehearse", "--config", tmp_path / "settings.toml"],
     ):
         refused = residuald(*command)

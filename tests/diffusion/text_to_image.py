@@ -60,10 +60,11 @@ def text_encoder():
     return encoder
 
 
-def denoiser(guidance_width=None):
+def denoiser(guidance_width=None, channels=4):
     torch.manual_seed(2)
     return diffusers.UNet2DConditionModel(
         sample_size=LATENT,
+        in_channels=channels,
         layers_per_block=1,
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -176,7 +177,7 @@ def write_folder(folder, pipeline, half=False, external=False):
     text_encoder, unet, vae = parts
     width = unet.config.time_cond_proj_dim
     inputs = {
-        "sample": torch.zeros(2, 4, LATENT, LATENT, dtype=kind),
+        "sample": torch.zeros(2, unet.config.in_channels, LATENT, LATENT, dtype=kind),
         "timestep": torch.tensor(1.0, dtype=kind),
         "encoder_hidden_states": torch.zeros(2, 77, WIDTH, dtype=kind),
     }

@@ -314,7 +314,7 @@ fn every_target_and_file_is_there() {
 }
 
 /// Commands that do not run here, by their beginning, and why.
-const NOT_HERE: [(&str, &str); 16] = [
+const NOT_HERE: [(&str, &str); 20] = [
     (
         "generate crank",
         "a bundle that the page trains; tests/generate runs the page",
@@ -336,6 +336,13 @@ const NOT_HERE: [(&str, &str); 16] = [
     ("score labelled.ndjson", "what the command before it draws"),
     ("impute", "such a bundle; tests/generate runs it"),
     ("denoise", "such a bundle; tests/generate runs it"),
+    ("inpaint stable-diffusion", "the reader's own pipeline"),
+    (
+        "inpaint models/parts",
+        "such a bundle; tests/diffusion runs it",
+    ),
+    ("translate", "such a bundle; tests/diffusion runs it"),
+    ("score parts", "the reader's own images and bundle"),
     ("rehearse", "such a bundle; tests/generate runs it"),
     ("score images/test", "the reader's own images"),
     (

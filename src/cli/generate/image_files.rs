@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use png::{BitDepth, ColorType, Compression, Encoder};
+use png::ColorType;
 
-use super::whole_files::{create, failed, write_npy, write_whole};
+use crate::cli::shared::png_file::{Pixels, bytes, color, write_png};
+use crate::cli::shared::whole_files::{create, failed, write_npy};
 use crate::failure::Failure;
 
 /// A folder of images, `000000.png` and so on.
@@ -30,16 +31,12 @@ impl ImageFiles {
         count: u64,
         overwrites: bool,
     ) -> Result<ImageFiles, Failure> {
-        let color = match shape[0] {
-            1 => ColorType::Grayscale,
-            3 => ColorType::Rgb,
-            4 => ColorType::Rgba,
-            channels => {
-                return Err(Failure::data(format!(
-                    "the model draws images of {channels} channels, and a PNG has 1, 3 or 4"
-                )));
-            }
-        };
+        let color = color(shape[0]).ok_or_else(|| {
+            Failure::data(format!(
+                "the model draws images of {} channels, and a PNG has 1, 3 or 4",
+                shape[0]
+            ))
+        })?;
         create(
             folder,
             (0..count).map(|image| format!("{image:06}.png")),
@@ -79,28 +76,13 @@ impl ImageFiles {
         about: &[(&'static str, String)],
     ) -> Result<(), Failure> {
         let [channels, height, width] = self.shape;
-        let pixels = height * width;
-        // Rounded to even as diffusers' numpy_to_pil.
-        let byte = |x: f32| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-        let bytes: Vec<u8> = (0..pixels * channels)
-            .map(|i| byte(values[i % channels * pixels + i / channels]))
-            .collect();
-        write_whole(path, self.overwrites, |out| {
-            let mut encoder = Encoder::new(out, width as u32, height as u32);
-            encoder.set_color(self.color);
-            encoder.set_depth(BitDepth::Eight);
-            encoder.set_compression(Compression::Fast);
-            for (name, text) in about {
-                // tEXt holds Latin-1 alone.
-                match text.is_ascii() {
-                    true => encoder.add_text_chunk((*name).to_owned(), text.clone())?,
-                    false => encoder.add_itxt_chunk((*name).to_owned(), text.clone())?,
-                }
-            }
-            let mut writer = encoder.write_header()?;
-            writer.write_image_data(&bytes)?;
-            Ok(writer.finish()?)
-        })
+        let pixels = Pixels {
+            width,
+            height,
+            color: self.color,
+            bytes: &bytes(values, channels),
+        };
+        write_png(path, self.overwrites, &pixels, about)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::sampling::Start;
+use crate::cli::shared::sampling::{Start, first_step};
 use crate::diffusion::Plan;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 use crate::diffusion::folder::MOST_PIXELS;
@@ -93,24 +93,6 @@ impl ImageToImage {
             latent,
             step: self.step,
         })
-    }
-}
-
-/// The step at which the image enters: as diffusers, the last `strength` of the steps that were asked for are taken, and one more
-/// where a scheduler repeats a timestep.
-fn first_step(strength: f64, plan: &Plan) -> Result<usize, Failure> {
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(Failure::usage(format!(
-            "--strength {strength}: it must be from 0 to 1"
-        )));
-    }
-    let steps = plan.requested();
-    let taken = (steps as f64 * strength) as usize;
-    match steps - taken {
-        first if taken > 0 && first < plan.steps() => Ok(first),
-        _ => Err(Failure::usage(format!(
-            "--strength {strength} of {steps} steps leaves no step: give more of either"
-        ))),
     }
 }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::first_given;
 use super::image_to_image::ImageToImage;
-use super::sampling::{Guidance, Start};
 use crate::cli::shared::print::error_line;
+use crate::cli::shared::sampling::{Guidance, Start};
 use crate::diffusion::components::{DecoderFiles, TextEncoderFiles, TextToImageFiles};
 use crate::diffusion::folder::{
     DenoiserFiles, HIDDEN_STATES, MOST_GUIDANCE, MOST_PIXELS, TIMESTEP_COND,
@@ -40,6 +40,21 @@ pub struct TextArguments {
 }
 
 impl TextArguments {
+    /// The options of a verb whose size is that of its image.
+    pub fn of_prompt(
+        prompt: Option<String>,
+        negative: Option<String>,
+        guidance: Option<f32>,
+    ) -> TextArguments {
+        TextArguments {
+            prompt,
+            negative,
+            guidance,
+            size: None,
+            image: None,
+        }
+    }
+
     /// Returns the name of an option that was given.
     pub fn given(&self) -> Option<&'static str> {
         first_given(&[

@@ -6,9 +6,9 @@ use std::path::Path;
 use askama::Template;
 
 use super::chart::Chart;
-use super::whole_files::{create, write_npy, write_whole};
 use crate::bundle::manifest::{Feature, FeatureKind};
 use crate::cli::shared::records_file::RecordsFile;
+use crate::cli::shared::whole_files::{create, write_npy, write_whole};
 use crate::failure::Failure;
 use crate::onnx::generative::Sampler;
 use crate::synthetic::anomalies::rank_correlation;

@@ -59,6 +59,16 @@ impl Refusals {
         kind.records += 1;
     }
 
+    /// Adds those of another count.
+    pub fn merge(&mut self, other: Refusals) {
+        for (reason, found) in other.kinds {
+            match self.kinds.get_mut(reason) {
+                Some(kind) => kind.records += found.records,
+                None => drop(self.kinds.insert(reason, found)),
+            }
+        }
+    }
+
     /// Returns the number of records.
     pub fn count(&self) -> u64 {
         self.kinds.values().map(|kind| kind.records).sum()

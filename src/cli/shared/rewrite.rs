@@ -22,25 +22,36 @@ use crate::shutdown::Shutdown;
 #[derive(clap::Args)]
 pub struct RewriteArguments {
     /// Files of records: .csv, .tsv, .ndjson, .jsonl or .json, each also .gz, .parquet, .pq, .arrow, .feather or .npz; a folder of them, a
-    /// pattern in quotes such as 'part-*.csv', or - for standard input
+    /// pattern in quotes such as 'part-*.csv', or - for standard input; for `denoise` with a model of images an image, or a folder of images
     #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
     #[command(flatten)]
     format: FormatArgument,
-    /// Bundle with a generative part
+    /// Bundle with a generative part; for `denoise` of images also a diffusion pipeline of a denoiser and a scheduler
     #[arg(long, value_name = "DIR")]
     pub bundle: PathBuf,
     #[command(flatten)]
     wrapping: WrappingArguments,
-    /// File to write: .ndjson or .jsonl, also .gz; - is standard output
+    /// File to write: .ndjson or .jsonl, also .gz; - is standard output. For images a folder, or a file .png for one image
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub out: PathBuf,
     /// Replace an existing file
     #[arg(long)]
-    force: bool,
+    pub force: bool,
     /// Print one JSON object at the end instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+impl RewriteArguments {
+    /// Returns the name of an option for records that was given.
+    pub fn given_for_records(&self) -> Option<&'static str> {
+        if self.format.format.is_some() {
+            return Some("--format");
+        }
+        let is_wrapped = self.wrapping.wrapping().is_some();
+        is_wrapped.then_some("--envelope, --unwrap or --allow-nan")
+    }
 }
 
 /// What became of the records.

@@ -16,6 +16,34 @@ pub struct Guidance {
     pub scale: f32,
 }
 
+impl Guidance {
+    /// Writes what the model predicts, moved away from what it predicts for the negative conditions.
+    ///
+    /// # Errors
+    /// As [`Denoiser::predict`].
+    pub fn predict(
+        &self,
+        denoiser: &mut Denoiser,
+        input: &[f32],
+        timestep: f32,
+        output: &mut Vec<f32>,
+    ) -> Result<(), ScorerError> {
+        let Guidance {
+            conditions,
+            negative,
+            scale,
+        } = self;
+        denoiser.predict(input, timestep, conditions, output)?;
+        if let Some(negative) = negative {
+            let mut guided = Vec::with_capacity(output.len());
+            denoiser.predict(input, timestep, negative, &mut guided)?;
+            guide(&mut guided, output, *scale);
+            *output = guided;
+        }
+        Ok(())
+    }
+}
+
 /// A latent image that the sampler starts with, and the step at which it enters.
 pub struct Start {
     /// [C, H, W].
@@ -82,7 +110,9 @@ impl<'p> Sampler<'p> {
                 return Ok(None);
             }
             self.plan.scale_input(i, &sample, &mut input);
-            self.predict(&input, timestep, &mut output)?;
+            let denoiser = &mut self.denoiser;
+            self.guidance
+                .predict(denoiser, &input, timestep, &mut output)?;
             let noise = match self.plan.is_stochastic() {
                 true => noise.of_step(i).map_err(Failure::data)?,
                 false => Vec::new(),
@@ -95,27 +125,23 @@ impl<'p> Sampler<'p> {
         }
         Ok(Some(sample))
     }
+}
 
-    fn predict(
-        &mut self,
-        input: &[f32],
-        timestep: f32,
-        output: &mut Vec<f32>,
-    ) -> Result<(), ScorerError> {
-        let Guidance {
-            conditions,
-            negative,
-            scale,
-        } = self.guidance;
-        self.denoiser.predict(input, timestep, conditions, output)?;
-        if let Some(negative) = negative {
-            let mut guided = Vec::with_capacity(output.len());
-            self.denoiser
-                .predict(input, timestep, negative, &mut guided)?;
-            guide(&mut guided, output, *scale);
-            *output = guided;
-        }
-        Ok(())
+/// The step at which the image enters: as diffusers, the last `strength` of the steps that were asked for are taken, and one more
+/// where a scheduler repeats a timestep.
+pub fn first_step(strength: f64, plan: &Plan) -> Result<usize, Failure> {
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(Failure::usage(format!(
+            "--strength {strength}: it must be from 0 to 1"
+        )));
+    }
+    let steps = plan.requested();
+    let taken = (steps as f64 * strength) as usize;
+    match steps - taken {
+        first if taken > 0 && first < plan.steps() => Ok(first),
+        _ => Err(Failure::usage(format!(
+            "--strength {strength} of {steps} steps leaves no step: give more of either"
+        ))),
     }
 }
 

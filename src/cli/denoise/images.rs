@@ -1,0 +1,88 @@
+//! `residuald denoise` for images.
+
+use super::Arguments;
+use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, finite, tasks};
+use crate::cli::shared::image_model::ImageModel;
+use crate::cli::shared::png_file::bytes;
+use crate::config::Provider;
+use crate::failure::Failure;
+use crate::image::BitDepth;
+use crate::onnx::ImageDenoising;
+
+/// Half of the levels of 8 bits: from a value between -1 and 1 to levels.
+const LEVELS: f32 = 127.5;
+
+pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
+    let common = &arguments.common;
+    if let Some(name) = common.given_for_records() {
+        return Err(Failure::usage(format!(
+            "{name} has no effect, because {} is a model of images: leave {name} out",
+            common.bundle.display()
+        )));
+    }
+    let [input] = &common.files[..] else {
+        return Err(Failure::usage(
+            "give one image or one folder of images at a time",
+        ));
+    };
+    if common.out.as_os_str() == "-" {
+        return Err(Failure::usage(
+            "images need a place: --out DIR, or --out FILE.png for one image",
+        ));
+    }
+    let channels = model.image_channels()?;
+    model.is_not_paired("denoise")?;
+    model.draws_from_noise_alone("denoise")?;
+    let job = ImageJob {
+        images: tasks(input, &common.out)?,
+        channels,
+        out_channels: channels,
+        depth: BitDepth::new(arguments.images.bit_depth.unwrap_or(16)),
+        overwrites: common.force,
+        json: common.json,
+        about: model.about(),
+    };
+    let provider = arguments.provider.unwrap_or(Provider::Cpu);
+    let workers = model.denoisers(provider, job.images.len())?;
+    model.say_notes();
+    let workers = workers
+        .into_iter()
+        .map(|denoiser| ImageDenoising::new(denoiser, model.scheduler.clone()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(Failure::data)?;
+    let sigma = arguments.sigma.map(|sigma| sigma / LEVELS);
+    let steps = usize::from(arguments.steps.unwrap_or(1));
+    job.run(workers, |worker, source, stop| match stop.is_requested() {
+        true => Ok(None),
+        false => denoised(worker, source, channels, sigma, steps),
+    })
+}
+
+fn denoised(
+    worker: &mut ImageDenoising,
+    source: &Source,
+    channels: usize,
+    sigma: Option<f32>,
+    steps: usize,
+) -> Result<Outcome, Failure> {
+    let sigma = match sigma {
+        Some(sigma) => sigma,
+        None => worker.estimate(&source.values, source.size)?,
+    };
+    if sigma == 0.0 {
+        return Ok(Some(Ok(Made {
+            bytes: source.bytes.clone(),
+            about: vec![("sigma", "0".into())],
+            unchanged: true,
+        })));
+    }
+    let clean = worker.denoise(&source.values, source.size, sigma, steps)?;
+    Ok(Some(finite(&clean.image).map(|()| Made {
+        bytes: bytes(&clean.image, channels),
+        about: vec![
+            ("sigma", format!("{:.2}", clean.sigma * LEVELS)),
+            ("steps", steps.to_string()),
+        ],
+        unchanged: false,
+    })))
+}

@@ -1,0 +1,189 @@
+//! The model of verbs that change images: a bundle with a denoiser, or the folder of a diffusion pipeline.
+
+use std::path::{Path, PathBuf};
+
+use super::png_file::About;
+use super::print;
+use crate::bundle::{Bundle, Draft, MANIFEST, ModelInput};
+use crate::config::Provider;
+use crate::diffusion::Scheduler;
+use crate::diffusion::folder::{DenoiserFiles, ImagePipeline};
+use crate::failure::Failure;
+use crate::onnx::{Denoiser, Interrupt, Runtime, TiledDenoiser, inference_on};
+
+/// A pipeline that was read and checked, without its sessions.
+pub struct ImageModel {
+    pub folder: PathBuf,
+    /// The pipeline's class, or the bundle's name.
+    pub name: String,
+    pub scheduler: Scheduler,
+    pub files: DenoiserFiles,
+    pub steps: Option<usize>,
+    is_for_text: bool,
+    notes: Vec<String>,
+}
+
+/// A model of either kind.
+pub enum AnyModel {
+    Pixels(ImageModel),
+    /// Images go through a VAE.
+    Latent(ImagePipeline),
+}
+
+impl AnyModel {
+    /// Reads a bundle or the folder of a pipeline.
+    ///
+    /// # Errors
+    /// It is a bundle for tables, has no denoiser, or a file is missing or wrong.
+    pub fn open(folder: &Path) -> Result<AnyModel, Failure> {
+        if folder.join(MANIFEST).exists() {
+            let bundle = Draft::read(folder).finish()?;
+            return ImageModel::of_bundle(folder, bundle).map(AnyModel::Pixels);
+        }
+        let pipeline = ImagePipeline::read(folder, None).map_err(Failure::data)?;
+        Ok(match pipeline.text {
+            None => AnyModel::Pixels(ImageModel::new(folder, pipeline)),
+            Some(_) => AnyModel::Latent(pipeline),
+        })
+    }
+}
+
+impl ImageModel {
+    /// Reads the folder of a pipeline.
+    ///
+    /// # Errors
+    /// A file is missing or wrong.
+    pub fn read(folder: &Path) -> Result<ImageModel, Failure> {
+        let pipeline = ImagePipeline::read(folder, None).map_err(Failure::data)?;
+        Ok(ImageModel::new(folder, pipeline))
+    }
+
+    /// # Errors
+    /// The bundle is for tables, or has no denoiser.
+    pub fn of_bundle(folder: &Path, bundle: Bundle) -> Result<ImageModel, Failure> {
+        let name = bundle.manifest.name.clone();
+        let ModelInput::Image(pixels) = &bundle.manifest.input else {
+            return Err(Failure::usage(format!(
+                "the bundle {name} reads tables: give a bundle for images or a diffusion pipeline"
+            )));
+        };
+        let Some(generative) = bundle.image_generative else {
+            return Err(Failure::usage(format!(
+                "the bundle {name} has no denoiser: train it with `residuald-train images --generative`"
+            )));
+        };
+        let pipeline = ImagePipeline::of_bundle(&name, pixels, generative, None);
+        let mut model = ImageModel::new(folder, pipeline.map_err(Failure::data)?);
+        let scale = pixels.tiles.map(|tiles| tiles.scale);
+        if scale != Some(1.0) {
+            model.notes.push(format!(
+                "the bundle was trained on images that were resized {}, and images are not resized here: results are best on images of that scale",
+                match scale {
+                    Some(scale) => format!("by {scale}"),
+                    None => format!("to {}x{}", pixels.width, pixels.height),
+                }
+            ));
+        }
+        Ok(model)
+    }
+
+    fn new(folder: &Path, pipeline: ImagePipeline) -> ImageModel {
+        ImageModel {
+            folder: folder.to_owned(),
+            name: pipeline.pipeline,
+            scheduler: pipeline.scheduler,
+            files: pipeline.denoiser,
+            steps: pipeline.steps,
+            is_for_text: pipeline.text.is_some(),
+            notes: pipeline.notes,
+        }
+    }
+
+    /// Refuses a pipeline of latent images for `verb`.
+    pub fn draws_from_noise_alone(&self, verb: &str) -> Result<(), Failure> {
+        match self.is_for_text {
+            false => Ok(()),
+            true => Err(Failure::usage(format!(
+                "{} is a {}, which works on latent images: {verb} needs a bundle, or a pipeline of a denoiser and a scheduler alone; `residuald generate --image` starts with an image",
+                self.folder.display(),
+                self.name
+            ))),
+        }
+    }
+
+    /// Refuses a pipeline that was trained on pairs for `verb`.
+    pub fn is_not_paired(&self, verb: &str) -> Result<(), Failure> {
+        match self.files.source_channels {
+            0 => Ok(()),
+            _ => Err(Failure::usage(format!(
+                "{} was trained on pairs, so it is for `residuald translate` alone: {verb} needs a model of one kind of images",
+                self.folder.display()
+            ))),
+        }
+    }
+
+    /// The channels of the images that the model makes, 1 or 3.
+    pub fn image_channels(&self) -> Result<usize, Failure> {
+        self.gray_or_rgb(self.files.shape[0] - self.files.source_channels)
+    }
+
+    /// The channels of the images that a model of pairs translates, 1 or 3.
+    pub fn source_channels(&self) -> Result<usize, Failure> {
+        self.gray_or_rgb(self.files.source_channels)
+    }
+
+    fn gray_or_rgb(&self, channels: usize) -> Result<usize, Failure> {
+        match channels {
+            1 | 3 => Ok(channels),
+            _ => Err(Failure::data(format!(
+                "{} is for images of {channels} channels: gray images have 1, and RGB images 3",
+                self.name
+            ))),
+        }
+    }
+
+    /// What the metadata of every image says.
+    pub fn about(&self) -> About {
+        let software = concat!("residuald ", env!("CARGO_PKG_VERSION"));
+        vec![
+            ("model", self.name.clone()),
+            ("Software", software.to_owned()),
+        ]
+    }
+
+    /// Says on standard error what was ignored or guessed.
+    pub fn say_notes(&self) {
+        for note in &self.notes {
+            print::error_line(format_args!("{note}"));
+        }
+    }
+
+    /// Opens a denoiser for each worker: as many as cores on a CPU, and at most one for each image.
+    ///
+    /// # Errors
+    /// The graph is not that of a denoiser, or the provider is not available.
+    pub fn denoisers(
+        &self,
+        provider: Provider,
+        images: usize,
+    ) -> Result<Vec<TiledDenoiser>, Failure> {
+        if provider == Provider::TensorRt {
+            return Err(Failure::usage(
+                "--provider tensorrt: images are made on cpu or cuda",
+            ));
+        }
+        let (inference, _) = inference_on(provider);
+        let runtime = Runtime::load(Interrupt::default())?;
+        let [_, height, width] = self.files.shape;
+        (0..inference.workers.min(images.max(1)))
+            .map(|worker| {
+                let denoiser = Denoiser::new(&runtime, &self.files, &inference, worker, 1)?;
+                Ok(TiledDenoiser::new(
+                    denoiser,
+                    [height, width],
+                    self.files.out_channels,
+                ))
+            })
+            .collect()
+    }
+}
