@@ -2,11 +2,9 @@
 
 mod chart;
 mod image_files;
-mod image_to_image;
 mod images;
 mod report;
 mod table;
-pub mod text_to_image;
 mod trace;
 
 use std::path::PathBuf;
@@ -16,10 +14,10 @@ use crate::config::Provider;
 use crate::diffusion::NoiseFile;
 use crate::diffusion::folder::{INDEX, ImagePipeline};
 
-use crate::cli::shared::generative::{SamplerArguments, class};
+use crate::cli::shared::generative::{SamplerArguments, class, first_given};
+use crate::cli::shared::text_to_image::TextArguments;
 use crate::failure::Failure;
 use table::TableArguments;
-use text_to_image::TextArguments;
 
 /// Draw records or images from a bundle, or images from a diffusion pipeline of diffusers or optimum
 #[derive(clap::Args)]
@@ -167,12 +165,6 @@ impl Arguments {
             _ => Ok(count),
         }
     }
-}
-
-/// Returns the name of the first option that was given.
-fn first_given(options: &[(&'static str, bool)]) -> Option<&'static str> {
-    let given = options.iter().find(|(_, given)| *given);
-    given.map(|(name, _)| *name)
 }
 
 impl ImageArguments {

@@ -11,9 +11,9 @@ use serde_json::json;
 
 use super::Arguments;
 use super::image_files::{ImageFiles, Trace};
-use super::text_to_image::TextToImage;
 use crate::cli::shared::progress;
 use crate::cli::shared::sampling::{Guidance, Sampler, Start, images_must_be_finite};
+use crate::cli::shared::text_to_image::TextToImage;
 use crate::config::Provider;
 use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Noise, NoiseFile, Plan, Scheduler};

@@ -105,6 +105,12 @@ pub fn class(name: &str) -> Result<&'static str, Failure> {
     })
 }
 
+/// Returns the name of the first option that was given.
+pub fn first_given(options: &[(&'static str, bool)]) -> Option<&'static str> {
+    let given = options.iter().find(|(_, given)| *given);
+    given.map(|(name, _)| *name)
+}
+
 /// Prints a summary on standard output, or on standard error if the records are there.
 pub fn summary_line(out: &Path, summary: &Value) {
     match out.as_os_str() == "-" {

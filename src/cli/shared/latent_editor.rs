@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::sampling::{Guidance, first_step};
-use crate::cli::generate::text_to_image::{TextArguments, TextToImage};
+use super::text_to_image::{TextArguments, TextToImage};
 use crate::config::{InferenceSettings, Provider};
 use crate::diffusion::components::EncoderFiles;
 use crate::diffusion::folder::{DenoiserFiles, ImagePipeline};

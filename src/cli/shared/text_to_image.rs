@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::first_given;
+use super::generative::first_given;
 use super::image_to_image::ImageToImage;
+use super::sampling::{Guidance, Start};
 use crate::cli::shared::print::error_line;
-use crate::cli::shared::sampling::{Guidance, Start};
 use crate::diffusion::components::{DecoderFiles, TextEncoderFiles, TextToImageFiles};
 use crate::diffusion::folder::{
     DenoiserFiles, HIDDEN_STATES, MOST_GUIDANCE, MOST_PIXELS, TIMESTEP_COND,

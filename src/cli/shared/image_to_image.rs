@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::cli::shared::sampling::{Start, first_step};
+use super::sampling::{Start, first_step};
 use crate::diffusion::Plan;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 use crate::diffusion::folder::MOST_PIXELS;
