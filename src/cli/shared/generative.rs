@@ -137,6 +137,11 @@ mod tests {
         ] {
             assert_eq!(class(name).unwrap(), expected);
         }
-        assert!(class("pndm").unwrap_err().message.contains("unknown"));
+        assert!(
+            class("heun-discrete")
+                .unwrap_err()
+                .message
+                .contains("unknown")
+        );
     }
 }
