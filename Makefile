@@ -73,7 +73,7 @@ PYTEST := .venv/bin/python -m pytest --durations=10
 NOTED := | tee -a $(TEST_TIMES)
 
 .PHONY: test
-test: onnxruntime tools venv kafka chart-tools lint ## everything that must hold: lint, Rust tests, trainer tests
+test: onnxruntime tools venv text-encoder kafka chart-tools lint ## everything that must hold: lint, Rust tests, trainer tests
 	@mkdir -p target && : >$(TEST_TIMES)
 	cargo test --locked --no-run
 	@# The Rust tests wait and the trainer's compute, so they share the time. The latter are said when both are done.
