@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from residuald_train.bundle.half import round_weights
 from residuald_train.images.generative import Denoiser, Options
 from residuald_train.images.pixels import Shape
 
@@ -152,6 +153,7 @@ def trained(digits, tmp_path_factory):
     bundle = train(digits, folder / "digits", *arguments)
     denoiser = Denoiser(Shape(SIDE, SIDE, 1), Options())
     denoiser.load_state_dict(torch.load(folder / "checkpoint.generative", weights_only=True)["average"])
+    round_weights(denoiser)  # as the bundle stores them
     return bundle, denoiser.eval()
 
 

@@ -78,9 +78,9 @@ def test_an_unknown_scheduler(copy, generate, tmp_path):
         "scheduler_config.json: the scheduler KDPM2DiscreteScheduler is unknown",
     )
     refused(
-        generate(copy, "--out", tmp_path / "out", "--scheduler", "pndm"),
+        generate(copy, "--out", tmp_path / "out", "--scheduler", "heun-discrete"),
         USAGE,
-        "--scheduler pndm: unknown: there are DDPM",
+        "--scheduler heun-discrete: unknown: there are DDPM",
     )
 
 
