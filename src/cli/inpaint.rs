@@ -91,7 +91,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     match AnyModel::open(&arguments.model)? {
         AnyModel::Pixels(model) => pixels(arguments, &model),
-        AnyModel::Latent(pipeline) => latent(arguments, pipeline),
+        AnyModel::Latent(pipeline) => latent(arguments, *pipeline),
     }
 }
 

@@ -81,7 +81,9 @@ def residuald(program, bundle, images):
         before.mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(before / f"{i:04}.png")
-        subprocess.run([program, "denoise", before, "--bundle", bundle, "--out", after], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [program, "denoise", before, "--bundle", bundle, "--out", after], check=True, stdout=subprocess.DEVNULL
+        )
         return [np.asarray(Image.open(after / f"{i:04}.png")) for i in range(len(images))]
 
 

@@ -25,9 +25,9 @@ pub struct ImageModel {
 
 /// A model of either kind.
 pub enum AnyModel {
-    Pixels(ImageModel),
+    Pixels(Box<ImageModel>),
     /// Images go through a VAE.
-    Latent(ImagePipeline),
+    Latent(Box<ImagePipeline>),
 }
 
 impl AnyModel {
@@ -38,12 +38,13 @@ impl AnyModel {
     pub fn open(folder: &Path) -> Result<AnyModel, Failure> {
         if folder.join(MANIFEST).exists() {
             let bundle = Draft::read(folder).finish()?;
-            return ImageModel::of_bundle(folder, bundle).map(AnyModel::Pixels);
+            let model = ImageModel::of_bundle(folder, bundle)?;
+            return Ok(AnyModel::Pixels(Box::new(model)));
         }
         let pipeline = ImagePipeline::read(folder, None).map_err(Failure::data)?;
         Ok(match pipeline.text {
-            None => AnyModel::Pixels(ImageModel::new(folder, pipeline)),
-            Some(_) => AnyModel::Latent(pipeline),
+            None => AnyModel::Pixels(Box::new(ImageModel::new(folder, pipeline))),
+            Some(_) => AnyModel::Latent(Box::new(pipeline)),
         })
     }
 }
