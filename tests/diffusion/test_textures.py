@@ -35,4 +35,5 @@ def test_colours_and_dark_stains_are_drawn_as_asked(tmp_path):
     assert green > max(red, blue) + 0.05
     plain = drawn(tmp_path / "plain", "gray bricks")
     stained = drawn(tmp_path / "stained", "gray bricks with a dark stain")
-    assert (stained.mean(2) < 0.15).mean() > (plain.mean(2) < 0.15).mean() + 0.01
+    assert (plain.mean(2) < 0.25).mean() < 0.05
+    assert (stained.mean(2) < 0.25).mean() > 0.1
