@@ -52,7 +52,9 @@ def test_every_scheduler_prediction_and_spacing(name, prediction, spacing):
         for correctly in (False, True):
             with rounded(correctly):
                 theirs = diffusers_steps(config, steps, 0.0, *drawn)
-            assert greatest_difference(ours, theirs) <= TOLERANCE, f"{steps} steps, {correctly=}"
+            # One step of PNDM from noise to the image magnifies PyTorch's rounding (decision 0055).
+            tolerance = TOLERANCE if correctly or (name, steps) != ("PNDMScheduler", 1) else 2 * TOLERANCE
+            assert greatest_difference(ours, theirs) <= tolerance, f"{steps} steps, {correctly=}"
 
 
 def is_finite(steps):
