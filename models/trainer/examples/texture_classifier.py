@@ -73,7 +73,7 @@ def to_input(images):
 
 
 def load_or_train(path):
-    """The classifier in the file `path`, which is written if there is none."""
+    """Reads the classifier from the file `path`. Trains and writes it first if the file is absent."""
     if path.exists():
         network = Classifier()
         network.load_state_dict(torch.load(path, weights_only=True))

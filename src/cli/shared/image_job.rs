@@ -62,7 +62,7 @@ pub struct Source {
     pub values: Vec<f32>,
 }
 
-/// What became of an image.
+/// The outcome for an image.
 pub struct Made {
     /// 8 bits, in reading order.
     pub bytes: Vec<u8>,
