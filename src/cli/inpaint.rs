@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::bounded;
-use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, finite, number, tasks};
+use crate::cli::shared::image_job::{
+    ImageJob, MOST_PIXELS, Made, Outcome, Source, finite, number, tasks,
+};
 use crate::cli::shared::image_model::{AnyModel, ImageModel};
 use crate::cli::shared::images::ImageArguments;
 use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
@@ -22,8 +24,6 @@ use crate::shutdown::Shutdown;
 
 /// From this level on, a pixel of a mask is drawn anew, as in diffusers.
 const WHITE: u8 = 128;
-/// Maximum number of pixels of a mask.
-const MOST_PIXELS: u64 = 16 << 20;
 /// The default number of resamplings.
 const RESAMPLINGS: u8 = 5;
 /// The default number of steps of a pipeline that does not say it.

@@ -5,6 +5,7 @@ import io
 import math
 import signal
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -13,6 +14,14 @@ from . import TrainerError
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
 CURVE_POINTS = 200  # most points of a loss curve in the manifest
+
+
+class ResumableOptions:
+    """What the options of a training on images, a dataclass, have in common."""
+
+    def same_run(self):
+        """The options that must be the same when a checkpoint is resumed."""
+        return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 def choose_device(wanted):

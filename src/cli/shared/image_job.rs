@@ -1,8 +1,6 @@
 //! Makes an image of each image of a folder, on all cores. Bad images are counted and named, and do not stop the rest.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,15 +14,15 @@ use sha2::{Digest, Sha256};
 use super::png_file::{About, Pixels, color, values, write_png};
 use super::refusals::Refusals;
 use super::{print, progress};
+use crate::bounded;
 use crate::dataset;
 use crate::decode::{Reason, RowError};
 use crate::failure::Failure;
 use crate::image::{BitDepth, ImageError, Opened};
 use crate::shutdown::Shutdown;
 
-/// Maximum size of an image file in bytes, and of an image in pixels. A worker takes about 24 bytes for each pixel and channel.
-const MOST_BYTES: u64 = 256 << 20;
-const MOST_PIXELS: u64 = 16 << 20;
+/// Maximum number of pixels of an image, and of a mask. A worker takes about 24 bytes for each pixel and channel.
+pub const MOST_PIXELS: u64 = 16 << 20;
 
 /// What is read and where it goes.
 pub struct ImageJob {
@@ -390,20 +388,15 @@ fn read(path: &Path) -> Result<Vec<u8>, RowError> {
     if !metadata.is_file() {
         return Err(failed("is not a regular file".into()));
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(io)?;
-    file.take(MOST_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(io)?;
-    match bytes.len() as u64 > MOST_BYTES {
-        false => Ok(bytes),
-        true => Err(ImageError::TooLarge {
+    if metadata.len() > bounded::IMAGE {
+        return Err(ImageError::TooLarge {
             what: "bytes",
             is: metadata.len(),
-            limit: MOST_BYTES,
+            limit: bounded::IMAGE,
         }
-        .into()),
+        .into());
     }
+    bounded::read(path, bounded::IMAGE).map_err(io)
 }
 
 /// Why an image whose result is not finite was refused, if it is not.

@@ -1,19 +1,15 @@
 //! Starts the sampler at an image with noise, in place of noise alone (Meng et al. 2021, "SDEdit", arXiv 2108.01073).
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use super::sampling::{Start, first_step};
+use crate::bounded;
 use crate::diffusion::Plan;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 use crate::diffusion::folder::MOST_PIXELS;
 use crate::failure::Failure;
 use crate::image::{BitDepth, Opened};
 use crate::onnx::{Runtime, VaeEncoder};
-
-/// Maximum size of an image file, in bytes.
-const MOST_BYTES: u64 = 256 << 20;
 
 /// An image that is ready for the VAE's encoder.
 pub struct ImageToImage {
@@ -100,16 +96,11 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed =
         |e: &dyn std::fmt::Display| Failure::data(format!("--image {}: {e}", path.display()));
     let metadata = path.metadata().map_err(|e| failed(&e))?;
-    if !metadata.is_file() || metadata.len() > MOST_BYTES {
+    if !metadata.is_file() || metadata.len() > bounded::IMAGE {
         return Err(failed(&format!(
             "is not a regular file of at most {} MiB",
-            MOST_BYTES >> 20
+            bounded::IMAGE >> 20
         )));
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| failed(&e))?;
-    file.take(MOST_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(|e| failed(&e))?;
-    Ok(bytes)
+    bounded::read(path, bounded::IMAGE).map_err(|e| failed(&e))
 }

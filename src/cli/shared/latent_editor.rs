@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::generative::first_given;
 use super::sampling::{Guidance, first_step};
 use super::text_to_image::{TextArguments, TextToImage};
 use crate::config::{InferenceSettings, Provider};
@@ -33,15 +34,11 @@ pub struct PromptArguments {
 impl PromptArguments {
     /// Returns the name of an option that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let given = [
+        first_given(&[
             ("--prompt", self.prompt.is_some()),
             ("--negative", self.negative.is_some()),
             ("--guidance", self.guidance.is_some()),
-        ];
-        given
-            .iter()
-            .find(|(_, given)| *given)
-            .map(|(name, _)| *name)
+        ])
     }
 }
 

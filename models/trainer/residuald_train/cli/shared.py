@@ -108,6 +108,35 @@ def add_resume(p):
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
 
 
+def add_training(p, steps, batch):
+    """Adds what the trainings of image pipelines share. `steps` and `batch`: the defaults that the help names."""
+    p.add_argument("--steps", type=int, help=f"training steps (default {steps})")
+    add_minutes(p)
+    p.add_argument("--batch", type=int, help=f"images in each step (default {batch})")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
+    p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
+    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    add_seed(p)
+    add_resume(p)
+    add_force(p)
+
+
+def training_options(options, args, **more):
+    """Checks the options of `add_training` -> an instance of the dataclass `options`. None in `more` is its default."""
+    from ..training import choose_device
+
+    require(
+        ("--steps", positive_or_default(args.steps), "be a positive number"),
+        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
+        ("--batch", positive_or_default(args.batch), "be a positive number"),
+        ("--threads", positive_or_default(args.threads), "be a positive number"),
+    )
+    device = choose_device(args.device)
+    given = {name: getattr(args, name) for name in ("steps", "minutes", "batch", "threads", "seed")}
+    given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device} | more
+    return options(**{name: value for name, value in given.items() if value is not None})
+
+
 def add_seed(p):
     p.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .shared import add_force, add_minutes, add_resume, add_seed, add_verb, positive_or_default, require
+from .shared import add_training, add_verb, require, training_options
 
 
 def add_parser(verbs):
@@ -39,15 +39,7 @@ def add_parser(verbs):
         help="train on squares of N pixels, cut from the middle (default 128)",
     )
     p.add_argument("--drawn", type=int, metavar="N", help="size of a drawn image without --size (default 256)")
-    p.add_argument("--steps", type=int, help="training steps (default 8000)")
-    add_minutes(p)
-    p.add_argument("--batch", type=int, help="images in each step (default 8)")
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
-    p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
-    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    add_seed(p)
-    add_resume(p)
-    add_force(p)
+    add_training(p, steps=8000, batch=8)
 
 
 def run(args):
@@ -58,18 +50,9 @@ def run(args):
             args.drawn is None or (args.drawn >= 32 and args.drawn % 16 == 0),
             "be a multiple of 16, at least 32",
         ),
-        ("--steps", positive_or_default(args.steps), "be a positive number"),
-        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
-        ("--batch", positive_or_default(args.batch), "be a positive number"),
-        ("--threads", positive_or_default(args.threads), "be a positive number"),
     )
     from ..images.text_to_image import Options, train
-    from ..training import choose_device
 
-    device = choose_device(args.device)
-    given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
-    given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device}
-    given |= {"seed": args.seed, "size": args.size, "drawn": args.drawn}
-    options = Options(**{name: value for name, value in given.items() if value is not None})
+    options = training_options(Options, args, size=args.size, drawn=args.drawn)
     where = args.data, args.captions, args.text_encoder
     train(*where, args.channels, options, args.out, args.checkpoint, args.resume, args.force)

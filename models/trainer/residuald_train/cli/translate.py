@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .shared import add_force, add_minutes, add_resume, add_seed, add_verb, positive_or_default, require
+from .shared import add_training, add_verb, require, training_options
 
 
 def add_parser(verbs):
@@ -22,33 +22,16 @@ def add_parser(verbs):
     p.add_argument(
         "--held-out", type=float, default=0.1, metavar="SHARE", help="share of the pairs to measure on (default 0.1)"
     )
-    p.add_argument("--steps", type=int, help="training steps (default 4000)")
-    add_minutes(p)
-    p.add_argument("--batch", type=int, help="crops in each step (default 16)")
-    p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
-    p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
-    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    add_seed(p)
-    add_resume(p)
-    add_force(p)
+    add_training(p, steps=4000, batch=16)
 
 
 def run(args):
     require(
         ("--crop", args.crop >= 16 and args.crop % 16 == 0, "be a multiple of 16"),
         ("--held-out", 0 < args.held_out < 1, "be a share between 0 and 1"),
-        ("--steps", positive_or_default(args.steps), "be a positive number"),
-        ("--minutes", positive_or_default(args.minutes), "be a positive number"),
-        ("--batch", positive_or_default(args.batch), "be a positive number"),
-        ("--threads", positive_or_default(args.threads), "be a positive number"),
     )
     from ..images.translation import Options, train
-    from ..training import choose_device
 
-    device = choose_device(args.device)
-    given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
-    given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device}
-    given |= {"seed": args.seed, "crop": args.crop}
-    options = Options(**{name: value for name, value in given.items() if value is not None})
+    options = training_options(Options, args, crop=args.crop)
     channels = args.source_channels or args.channels, args.channels
     train(args.pairs, channels, options, args.out, args.held_out, args.checkpoint, args.resume, args.force)

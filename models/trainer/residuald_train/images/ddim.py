@@ -6,20 +6,21 @@ noise for every image.
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..report.sheet import heat_colours, to_pixels
+from ..training import ResumableOptions
 from .scorer import Blur
 from .train import descend
 from .unet import flops
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ResumableOptions):
     seed: int = 0
     steps: int = 4000
     minutes: float | None = None
@@ -35,9 +36,6 @@ class Options:
     device: str = "cpu"
     amp: bool = False
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-
-    def same_run(self):
-        return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 def make_denoiser(shape, options):

@@ -10,7 +10,7 @@ x / 127.5 - 1.
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .. import TrainerError
 from ..bundle.export import as_json, to_onnx
 from ..bundle.half import halved, round_weights
 from ..bundle.served import session
+from ..training import ResumableOptions
 from .ddim import Scorer, make_denoiser
 from .train import descend
 
@@ -34,7 +35,7 @@ PATCHED = 64  # least pixels on a side from which the U-Net takes 2x2 blocks of 
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ResumableOptions):
     seed: int = 0
     steps: int = 4000
     minutes: float | None = None
@@ -46,10 +47,6 @@ class Options:
     amp: bool = False
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     layers: int = 1
-
-    def same_run(self):
-        """The options that must be the same when a checkpoint is resumed."""
-        return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ encoder that is not trained.
 import csv
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..bundle.export import check_out, to_onnx, write
 from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from ..console import bar, say
+from ..training import ResumableOptions
 from .generative import to_sample
 from .pixels import load, pixels
 from .text_encoder import TextEncoder
@@ -43,7 +44,7 @@ TOLERANCE = 1e-3  # largest difference between ONNX Runtime and torch, relative 
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ResumableOptions):
     seed: int = 0
     steps: int = 8000
     minutes: float | None = None
@@ -57,10 +58,6 @@ class Options:
     device: str = "cpu"
     amp: bool = False
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-
-    def same_run(self):
-        """The options that must be the same when a checkpoint is resumed."""
-        return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 def make_denoiser(options, channels, width):

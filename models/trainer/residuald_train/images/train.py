@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from .. import TrainerError
 from ..console import bar, say_curve
 from ..training import (
     SAVE_EVERY,
+    ResumableOptions,
     check_same_run,
     interrupted,
     load_state,
@@ -30,7 +31,7 @@ EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ResumableOptions):
     seed: int = 0
     steps: int = 8000
     minutes: float | None = None  # limit of training time; also shortens the learning rate schedule
@@ -45,10 +46,6 @@ class Options:
     device: str = "cpu"
     amp: bool = False
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-
-    def same_run(self):
-        """The options that must be the same when a checkpoint is resumed."""
-        return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 class Crops:

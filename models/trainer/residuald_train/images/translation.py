@@ -9,7 +9,7 @@ The network is a U-Net of diffusers without attention. It trains on crops and tr
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from .. import TrainerError
 from ..bundle.export import check_out, to_onnx, write
 from ..bundle.served import session
 from ..console import bar, say
+from ..training import ResumableOptions
 from .data import SUFFIXES, is_image
 from .generative import to_sample
 from .pixels import load, pixels
@@ -34,7 +35,7 @@ TOLERANCE = 1e-4  # largest difference between ONNX Runtime and torch, relative 
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ResumableOptions):
     seed: int = 0
     steps: int = 4000
     minutes: float | None = None
@@ -48,10 +49,6 @@ class Options:
     device: str = "cpu"
     amp: bool = False
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-
-    def same_run(self):
-        """The options that must be the same when a checkpoint is resumed."""
-        return {k: v for k, v in asdict(self).items() if k not in ("device", "amp", "threads")}
 
 
 class Denoiser(nn.Module):
