@@ -61,7 +61,7 @@ TEXT_ENCODER := models/textures/text_encoder/model.onnx
 
 .PHONY: text-encoder
 text-encoder: $(TEXT_ENCODER) ## bring the text encoder of models/textures
-$(TEXT_ENCODER): models/trainer/examples/minilm.py $(VENV)
+$(TEXT_ENCODER): models/trainer/examples/minilm.py | $(PACKAGE)
 	.venv/bin/python $< --out models/textures
 
 # --- Check -----------------------------------------------------------------------------------

@@ -137,6 +137,18 @@ impl Scheduler {
                 CLASSES.join(", ")
             )));
         };
+        Scheduler::read(config, class).map_err(|error| {
+            let reads = |other: &&'static str| Scheduler::read(config, other).is_ok();
+            let others: Vec<&str> = CLASSES.into_iter().filter(reads).collect();
+            match others.is_empty() {
+                true => error,
+                false => Error::Config(format!("{error}; it can be read as {}", others.join(", "))),
+            }
+        })
+    }
+
+    /// Reads the fields as those of `class`, one of [`CLASSES`].
+    fn read(config: &Map<String, Value>, class: &'static str) -> Result<Scheduler, Error> {
         let fields = Fields::new(class, config);
         let method: Arc<dyn Method> = match class {
             Ddpm::CLASS => Arc::new(Ddpm::read(&fields)?),

@@ -165,7 +165,8 @@ def test_what_cannot_be_is_one_clear_line(bundle, generate, tmp_path):
         (["--anomalies", "2"], 64, "from 0 to 1"),
         (["--anomalies", "0.1", "--kinds", "ramp"], 64, "--key"),
         (["--key", "amount"], 64, "`amount`"),
-        (["--scheduler", "pndm"], 64, "DDIMScheduler"),
+        (["--scheduler", "heun"], 64, "DDIMScheduler"),
+        (["--scheduler", "pndm"], 64, "it can be read as DDPMScheduler, DDIMScheduler"),
         (["--steps", "0"], 64, "step"),
         (["--eta", "1"], 64, "--eta has no effect"),
     ]:
