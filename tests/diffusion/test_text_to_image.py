@@ -160,9 +160,10 @@ def drawn_by_diffusers(pipeline, steps, drawn, **options):
     return np.stack(states), images
 
 
-def compare(folder, drawn, theirs, generate, tmp_path, *arguments):
+def compare(folder, drawn, theirs, generate, tmp_path, *arguments, steps=None):
     """The latents of each step to 1e-4, and the images to one level of 255."""
-    steps = len(drawn) - 1
+    steps = steps or len(drawn) - 1
+    tmp_path.mkdir(exist_ok=True)
     np.save(tmp_path / "noise.npy", drawn)
     arguments = ["--noise", tmp_path / "noise.npy", "--steps", steps, *arguments]
     done = generate(folder, *arguments, "--out", tmp_path / "out", "--trace", tmp_path / "trace")
@@ -206,6 +207,19 @@ def test_other_schedulers_and_sizes(name, tokenizer, text_folder, generate, tmp_
     arguments = ["--prompt", PROMPT, "--guidance", 4, "--size", "80x48"]
     arguments += ["--scheduler", named.get(name, "euler-ancestral-discrete")]
     compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
+
+
+def test_pndm(tokenizer, text_copy, generate, tmp_path):
+    """As Stable Diffusion 1 names it. It takes one timestep twice, so the noise file has one more entry."""
+    options = {name: value for name, value in TRAINED.items() if name != "clip_sample"}
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=True, **options)
+    scheduler.save_pretrained(text_copy / "scheduler")
+    change(text_copy / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
+    drawn = latents(6)
+    theirs = drawn_by_diffusers(stable_diffusion(tokenizer, scheduler), 5, drawn, prompt=PROMPT)
+    assert len(theirs[0]) == 6
+    done = compare(text_copy, drawn, theirs, generate, tmp_path, "--prompt", PROMPT, steps=5)
+    assert done.stderr == "PNDMScheduler makes 6 steps of 5, as in diffusers\n"
 
 
 @pytest.mark.parametrize("guidance", [0, 1])

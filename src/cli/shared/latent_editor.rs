@@ -26,7 +26,7 @@ pub struct PromptArguments {
     /// What the image does not show
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
-    /// How closely the image follows the prompt [default: the model's, else 7.5]
+    /// How closely the image follows the prompt [default: the model's, else 7.5; 5 for Stable Diffusion XL that is not for inpainting]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     guidance: Option<f32>,
 }
@@ -70,6 +70,7 @@ struct Sessions {
     encoder: VaeEncoder,
     denoiser: Denoiser,
     decoder: VaeDecoder,
+    guidance: Guidance,
 }
 
 impl LatentEditing {
@@ -223,18 +224,9 @@ impl LatentEditor<'_> {
                 return Ok(None);
             }
             common.plan.scale_input(i, &sample, &mut input);
-            let denoiser = &mut sessions.denoiser;
-            match joined.is_empty() {
-                true => common
-                    .guidance
-                    .predict(denoiser, &input, timestep, &mut output)?,
-                false => {
-                    let all = [input.as_slice(), &joined].concat();
-                    common
-                        .guidance
-                        .predict(denoiser, &all, timestep, &mut output)?;
-                }
-            }
+            let (guidance, denoiser) = (&sessions.guidance, &mut sessions.denoiser);
+            let seen = [input.as_slice(), &joined].concat();
+            guidance.predict(denoiser, &seen, timestep, &mut output)?;
             let noise = match common.plan.is_stochastic() {
                 true => {
                     normals.fill(&mut noise);
@@ -285,8 +277,10 @@ impl Sessions {
         let [height, width] = latent;
         let image = [text.decoder.latent_channels, height, width];
         let input = [denoiser.shape[0], height, width];
+        let [_, rows, columns] = text.decoder.image(image);
         Ok(Sessions {
             latent,
+            guidance: common.guidance.of_size([rows, columns]),
             encoder: VaeEncoder::new(runtime, &common.encoder, text.decoder.image(image), image)?,
             denoiser: Denoiser::of_shape(runtime, denoiser, input, inference, worker, 1)?,
             decoder: VaeDecoder::new(runtime, &text.decoder, image, inference, worker)?,
@@ -301,9 +295,7 @@ fn encoded(
     common: &LatentEditing,
 ) -> Result<Vec<f32>, Failure> {
     let mut latent = sessions.encoder.encode(values)?;
-    for x in &mut latent {
-        *x *= common.text.decoder.scaling_factor;
-    }
+    common.text.decoder.latents.to_denoiser(&mut latent);
     Ok(latent)
 }
 
