@@ -1,13 +1,16 @@
 """`residuald generate` of whole pipelines, beside diffusers with the same noise: 1e-4 of the images' values."""
 
 import json
+import os
+import pty
 import shutil
+import subprocess
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, network, write_folder
+from conftest import RESIDUALD, SIZE, network, write_folder
 from PIL import Image
 from reference import noise_from
 
@@ -179,9 +182,36 @@ def test_the_same_bits_in_any_batch_count_and_on_any_cores(folder, generate, tmp
 
 
 def on_one_core(arguments):
-    import subprocess
-
-    from conftest import RESIDUALD
-
     command = ["taskset", "-c", "0", RESIDUALD, "generate", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_terminal_shows_each_step(folder, tmp_path):
+    shown = on_a_terminal("generate", folder, "--out", tmp_path / "one", "--steps", 5)
+    assert "2/5 steps" in shown
+    assert "images," not in shown
+    shown = on_a_terminal("generate", folder, "--out", tmp_path / "two", "--steps", 5, "--count", 2)
+    assert "/10 steps" in shown
+    assert "1/2 images," in shown
+    arguments = ["--steps", 4, "--strength", 0.5, "--out", tmp_path / "translated.png"]
+    assert "1/2 steps" in on_a_terminal("translate", folder, tmp_path / "one/000000.png", *arguments)
+    Image.new("L", (SIZE, SIZE), 255).save(tmp_path / "mask.png")
+    arguments = ["--mask", tmp_path / "mask.png", "--steps", 2, "--out", tmp_path / "painted.png"]
+    assert "3/6 steps" in on_a_terminal("inpaint", folder, tmp_path / "one/000000.png", *arguments)
+
+
+def on_a_terminal(*arguments):
+    """What residuald writes to its terminal."""
+    ours, theirs = pty.openpty()
+    command = [RESIDUALD, *map(str, arguments)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while more := os.read(ours, 4096):
+                shown += more
+        except OSError:  # the end of a terminal
+            os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()

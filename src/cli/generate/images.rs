@@ -133,6 +133,7 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     for note in &notes {
         eprintln!("{note}");
     }
+    let steps = plan.steps() - start.as_ref().map_or(0, |start| start.step);
     let seed = (file.is_none() || seeded).then_some(arguments.sampler.seed);
     let job = Job {
         plan,
@@ -151,7 +152,7 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         written: AtomicU64::new(0),
         failure: Mutex::new(None),
         stop: Shutdown::default(),
-        bar: progress::of_images(usize::try_from(count).unwrap_or(usize::MAX), arguments.json),
+        bar: progress::of_steps(count * steps as u64, arguments.json),
     };
     progress::stop_on_ctrl_c(&job.stop)?;
     job.all(sessions)?;
@@ -287,9 +288,14 @@ impl Job {
         decoder: Option<&mut VaeDecoder>,
         images: std::ops::Range<u64>,
     ) -> Result<(), Failure> {
-        let mut states = |step: usize, all: &[f32]| match &self.trace {
-            None => Ok(()),
-            Some(trace) => trace.write(images.clone(), step, all),
+        let mut states = |step: usize, all: &[f32]| {
+            if step > 0 {
+                self.bar.inc(images.end - images.start);
+            }
+            match &self.trace {
+                None => Ok(()),
+                Some(trace) => trace.write(images.clone(), step, all),
+            }
         };
         let drawn = sampler.draw(images.clone(), &self.noise, &self.stop, &mut states)?;
         // None: a stop was requested between two steps.
@@ -302,8 +308,11 @@ impl Job {
         }
         for (image, values) in images.zip(drawn.chunks_exact(self.files.dimensions())) {
             self.files.write(image, values)?;
-            self.written.fetch_add(1, Ordering::Relaxed);
-            self.bar.inc(1);
+            let written = 1 + self.written.fetch_add(1, Ordering::Relaxed);
+            if self.count > 1 {
+                let message = format!("{written}/{} images, ", self.count);
+                self.bar.set_message(message);
+            }
         }
         Ok(())
     }

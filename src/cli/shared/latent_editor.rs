@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::generative::first_given;
+use super::image_job::Steps;
 use super::sampling::{Guidance, first_step};
 use super::text_to_image::{TextArguments, TextToImage};
 use crate::config::{InferenceSettings, Provider};
@@ -12,7 +13,6 @@ use crate::diffusion::{Normals, Plan};
 use crate::failure::Failure;
 use crate::image::Overlap;
 use crate::onnx::{Denoiser, Interrupt, Runtime, VaeDecoder, VaeEncoder, inference_on};
-use crate::shutdown::Shutdown;
 
 /// The default number of steps of diffusers' pipelines.
 const STEPS: usize = 50;
@@ -168,7 +168,7 @@ impl LatentEditor<'_> {
         size: [usize; 2],
         marked: Option<&[bool]>,
         normals: &mut Normals,
-        stop: &Shutdown,
+        steps: &Steps<'_>,
     ) -> Result<Option<Vec<f32>>, Failure> {
         let common = self.common;
         let scale = common.text.decoder.scale;
@@ -209,6 +209,7 @@ impl LatentEditor<'_> {
                 .plan
                 .add_noise(common.first, &clean, &initial, &mut sample),
         }
+        steps.expect(common.plan.steps() - common.first);
         let mut run = common.plan.start(dimensions);
         let (mut input, mut output) = (vec![0.0; dimensions], Vec::new());
         let mut noise = vec![0.0; dimensions];
@@ -220,7 +221,7 @@ impl LatentEditor<'_> {
             .enumerate()
             .skip(common.first)
         {
-            if stop.is_requested() {
+            if steps.must_stop() {
                 return Ok(None);
             }
             common.plan.scale_input(i, &sample, &mut input);
@@ -247,6 +248,7 @@ impl LatentEditor<'_> {
                     *x = (1.0 - mask) * known + mask * *x;
                 }
             }
+            steps.count();
         }
         let image = sessions.decoder.decode(&sample)?;
         Ok(Some(cropped(&image, padded, size)))
