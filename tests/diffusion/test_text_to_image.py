@@ -18,7 +18,7 @@ from conftest import ROOT
 from PIL import Image
 from reference import noise_from
 from test_bad_input import DATA, USAGE, change, refused
-from test_generate import IMAGES, TOLERANCE, succeeded, traced
+from test_generate import IMAGES, TOLERANCE, frames, succeeded, traced
 from text_to_image import (
     LATENT,
     latent_consistency,
@@ -187,6 +187,10 @@ def test_stable_diffusion(pipeline, text_folder, generate, tmp_path):
     arguments = ["--prompt", PROMPT, "--negative", NEGATIVE]
     done = compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
     assert done.stderr == ""
+    shown, _ = frames(tmp_path / "trace/000002/animation.png")
+    assert len(shown) == 7
+    assert np.array_equal(shown[-1], Image.open(tmp_path / "out/000002.png"))
+    assert not np.array_equal(shown[-1], shown[0])
     said = Image.open(tmp_path / "out/000002.png").text
     assert said["prompt"] == PROMPT
     expected = {"negative": NEGATIVE, "scheduler": "DDIMScheduler", "steps": "6", "guidance": "7.5"}
@@ -272,6 +276,12 @@ def test_the_same_bits_in_any_batch_and_count(text_folder, generate, tmp_path):
         drawn.append([(out / f"{image:06}.png").read_bytes() for image in range(3)])
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == 3
+
+
+def test_a_contact_sheet_of_large_images(text_folder, generate, tmp_path):
+    arguments = ["--prompt", PROMPT, "--steps", 1, "--size", "320x160", "--count", 2]
+    succeeded(generate(text_folder, *arguments, "--out", tmp_path / "out", "--sheet", tmp_path / "sheet.png"))
+    assert Image.open(tmp_path / "sheet.png").size == (2 * 256 + 4, 128)
 
 
 @pytest.mark.parametrize(
