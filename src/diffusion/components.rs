@@ -42,14 +42,21 @@ pub struct PromptFiles {
     pub encoder: TextEncoderFiles,
 }
 
-/// A graph's bytes, and where it stands.
+/// A graph that was checked.
 #[derive(Debug)]
 pub struct GraphFile {
     /// The graph's name in messages: `unet/model.onnx`.
     pub file: String,
-    /// The folder of its external weights. `None` if the graph holds them.
-    pub weights: Option<PathBuf>,
-    pub model: Vec<u8>,
+    pub source: GraphSource,
+}
+
+/// Where ONNX Runtime reads a graph.
+#[derive(Debug)]
+pub enum GraphSource {
+    /// A file. Its weights may be in other files of the same folder.
+    File(PathBuf),
+    /// The graph with its weights.
+    Bytes(Vec<u8>),
 }
 
 /// What `tokenizer/` holds.

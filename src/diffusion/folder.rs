@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use serde_json::{Map, Value};
 
-use super::components::{GraphFile, TextToImageFiles};
+use super::components::{GraphFile, GraphSource, TextToImageFiles};
 use super::config;
 use super::{Error, Scheduler};
 use crate::bundle::graph;
@@ -380,7 +380,7 @@ pub(super) fn whole(
     Ok(value.ok_or_else(wanted)? as usize)
 }
 
-/// The graph of a component, whose external weights must be beside it.
+/// The graph of a component, whose external weights must be beside it. It is not kept in memory.
 pub(super) fn graph(folder: &Path, component: &str) -> Result<GraphFile, Error> {
     let inside = folder.join(component);
     let path = inside.join(MODEL);
@@ -391,8 +391,7 @@ pub(super) fn graph(folder: &Path, component: &str) -> Result<GraphFile, Error> 
     }
     Ok(GraphFile {
         file: format!("{component}/{MODEL}"),
-        weights: Some(inside),
-        model,
+        source: GraphSource::File(path),
     })
 }
 

@@ -278,6 +278,19 @@ def test_the_same_bits_in_any_batch_and_count(text_folder, generate, tmp_path):
     assert len(set(drawn[0])) == 3
 
 
+def test_one_part_in_memory_at_a_time(text_folder, generate, tmp_path):
+    """`--low-memory`, with so many large images and states that they take two turns."""
+    arguments = ["--prompt", PROMPT, "--steps", 1, "--size", "256x256", "--count", 9]
+    drawn = []
+    for name, more in [("low", ["--low-memory"]), ("usual", [])]:
+        out, trace = tmp_path / name, tmp_path / f"{name}-trace"
+        succeeded(generate(text_folder, *arguments, *more, "--out", out, "--trace", trace))
+        files = [*out.rglob("*.png"), *trace.rglob("*.*")]
+        drawn.append({str(file).replace(name, ""): file.read_bytes() for file in files})
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 9 + 9 * 3
+
+
 def test_a_contact_sheet_of_large_images(text_folder, generate, tmp_path):
     arguments = ["--prompt", PROMPT, "--steps", 1, "--size", "320x160", "--count", 2]
     succeeded(generate(text_folder, *arguments, "--out", tmp_path / "out", "--sheet", tmp_path / "sheet.png"))
@@ -309,6 +322,7 @@ def test_a_wrong_size(size, text_folder, generate, tmp_path):
 def test_text_and_pipelines_that_do_not_fit(folder, text_folder, generate, tmp_path):
     out = ["--out", tmp_path / "out"]
     refused(generate(folder, *out, "--prompt", "x"), USAGE, "--prompt has no effect", "no text encoder")
+    refused(generate(folder, *out, "--low-memory"), USAGE, "--low-memory has no effect", "no text encoder")
     refused(generate(text_folder, *out), USAGE, "draws from text: give --prompt")
     refused(generate(ROOT / "models/payments", "--prompt", "x"), USAGE, "--prompt has no effect")
     refused(generate(text_folder, *out, "--prompt", "x", "--guidance", "nan"), USAGE, "--guidance NaN")

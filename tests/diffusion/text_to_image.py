@@ -63,7 +63,7 @@ def text_encoder(width=WIDTH, projected=WIDTH, layers=2, model=CLIPTextModel, ga
     return encoder
 
 
-def denoiser(guidance_width=None, channels=4, xl=False):
+def denoiser(guidance_width=None, channels=4, xl=False, blocks=(16, 32)):
     torch.manual_seed(2)
     of_xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
     of_xl |= {"projection_class_embeddings_input_dim": 6 * 8 + PROJECTED}
@@ -72,7 +72,7 @@ def denoiser(guidance_width=None, channels=4, xl=False):
         sample_size=LATENT,
         in_channels=channels,
         layers_per_block=1,
-        block_out_channels=(16, 32),
+        block_out_channels=blocks,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=WIDTH + WIDTH_2 if xl else WIDTH,
@@ -83,10 +83,10 @@ def denoiser(guidance_width=None, channels=4, xl=False):
     ).eval()
 
 
-def vae(**options):
+def vae(blocks=(8, 8, 8, 8), **options):
     torch.manual_seed(3)
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
+        block_out_channels=blocks,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         norm_num_groups=4,

@@ -7,7 +7,7 @@ use std::thread;
 
 use indicatif::ProgressBar;
 
-use super::film::Film;
+use super::film::{Film, MOST_FRAMES};
 use super::image_files::{ImageFiles, Trace};
 use super::sheet::Sheet;
 use crate::cli::shared::png_file::small;
@@ -16,6 +16,9 @@ use crate::diffusion::{Noise, Plan};
 use crate::failure::Failure;
 use crate::onnx::{Denoiser, VaeDecoder};
 use crate::shutdown::Shutdown;
+
+/// Maximum size of the latent images that wait for the decoder, in bytes.
+const MOST_WAITING: usize = 2 << 20;
 
 /// What the threads share.
 pub struct Drawing {
@@ -72,6 +75,51 @@ impl Drawing {
         let failure = self.progress.failure.lock();
         let failure = failure.map(|mut failure| failure.take());
         self.end(failure.unwrap_or_default())
+    }
+
+    /// As [`Drawing::run`] for latent images, on one thread and with one session at a time: some images go through all steps, then
+    /// these are decoded, and so on. `denoiser` and `decoder` open a session.
+    ///
+    /// # Errors
+    /// A session cannot be opened or fails, or a stop was requested.
+    pub fn run_in_turn(
+        &self,
+        first: Denoiser,
+        denoiser: impl Fn() -> Result<Denoiser, Failure>,
+        decoder: impl Fn() -> Result<VaeDecoder, Failure>,
+    ) -> Result<(), Failure> {
+        let mut next = Some(first);
+        let mut turns = || {
+            while let Some(images) = self.take() {
+                let denoiser = next.take().map_or_else(&denoiser, Ok)?;
+                let drawn = self.draw_some(denoiser, images)?;
+                let mut decoder = decoder()?;
+                for drawn in drawn {
+                    if self.stop.is_requested() {
+                        break;
+                    }
+                    self.finish(Some(&mut decoder), drawn)?;
+                }
+            }
+            Ok(())
+        };
+        let failed = turns().err();
+        self.end(failed)
+    }
+
+    /// Takes `images`, and as many after them as may wait, through all steps.
+    fn draw_some(&self, denoiser: Denoiser, images: Range<u64>) -> Result<Vec<Drawn>, Failure> {
+        let states = 1 + self.trace.as_ref().map_or(0, |_| MOST_FRAMES);
+        let image = size_of::<f32>() * self.shape.iter().product::<usize>();
+        let most = MOST_WAITING / (states * image * self.batch as usize);
+        let mut sampler = self.sampler(denoiser);
+        let mut waiting = Vec::new();
+        let mut next = Some(images);
+        while let Some(images) = next {
+            waiting.extend(self.draw(&mut sampler, images)?);
+            next = (waiting.len() < most).then(|| self.take()).flatten();
+        }
+        Ok(waiting)
     }
 
     /// Draws groups of images until there are no more.

@@ -1,5 +1,6 @@
 //! Draws images with the pipeline of a folder or a bundle: checks the options, opens the model, and says what was drawn.
 
+use std::iter;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -16,7 +17,7 @@ use crate::config::Provider;
 use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Noise, NoiseFile, Plan, Scheduler};
 use crate::failure::Failure;
-use crate::onnx::{Denoiser, Interrupt, Runtime, VaeDecoder, inference_on};
+use crate::onnx::{Denoiser, Interrupt, Runtime, ScorerError, VaeDecoder, inference_on};
 use crate::shutdown::Shutdown;
 
 /// Maximum number of images in a folder.
@@ -122,14 +123,10 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         Some(text) => (text.guidance(&runtime)?, text.start(&runtime)?),
         None => (Guidance::default(), None),
     };
-    let sessions = (0..workers)
-        .map(|worker| {
-            let model = Denoiser::new(&runtime, &denoiser, &inference, worker, batch)?;
-            let decoder = decoder.map(|d| VaeDecoder::new(&runtime, d, shape, &inference, worker));
-            Ok((model, decoder.transpose()?))
-        })
-        .collect::<Result<Vec<_>, Failure>>()?;
-    if sessions[0].0.takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
+    let open = |worker| Denoiser::new(&runtime, &denoiser, &inference, worker, batch);
+    let open_decoder = |worker, files| VaeDecoder::new(&runtime, files, shape, &inference, worker);
+    let first = open(0)?;
+    if first.takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
         notes.push(format!(
             "{} has fractional timesteps, and the model takes whole ones: they are rounded down",
             scheduler.class()
@@ -159,7 +156,21 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     };
     drawing.bar.set_length(count * drawing.steps() as u64);
     progress::stop_on_ctrl_c(&drawing.stop)?;
-    drawing.run(sessions)?;
+    match decoder.filter(|_| arguments.text.low_memory) {
+        Some(files) => {
+            let decoder = || Ok(open_decoder(0, files)?);
+            drawing.run_in_turn(first, || Ok(open(0)?), decoder)?;
+        }
+        None => {
+            let others = (1..workers).map(open);
+            let denoisers = iter::once(Ok(first)).chain(others);
+            let sessions = denoisers.enumerate().map(|(worker, denoiser)| {
+                let decoder = decoder.map(|files| open_decoder(worker, files));
+                Ok((denoiser?, decoder.transpose()?))
+            });
+            drawing.run(sessions.collect::<Result<_, ScorerError>>()?)?;
+        }
+    }
     let sheet = drawing.sheet.take();
     let on_sheet = sheet.map(|sheet| sheet.write(&about)).transpose()?;
     let report = Report {

@@ -32,6 +32,9 @@ pub struct TextArguments {
     /// Width and height in pixels, multiples of the VAE's scale (8 for Stable Diffusion) [default: the model's]
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
+    /// Keep one part of the model in memory at a time, and draw on one core. The images are the same
+    #[arg(long)]
+    pub low_memory: bool,
     /// Start with this image and noise, in place of noise alone
     #[arg(long, value_name = "FILE", conflicts_with = "size")]
     image: Option<PathBuf>,
@@ -49,6 +52,7 @@ impl TextArguments {
             negative,
             guidance,
             size: None,
+            low_memory: false,
             image: None,
         }
     }
@@ -60,6 +64,7 @@ impl TextArguments {
             ("--negative", self.negative.is_some()),
             ("--guidance", self.guidance.is_some()),
             ("--size", self.size.is_some()),
+            ("--low-memory", self.low_memory),
             ("--image", self.image.is_some()),
         ])
     }
