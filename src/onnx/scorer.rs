@@ -77,10 +77,18 @@ pub enum ScorerError {
         provider: &'static str,
         problem: String,
     },
-    #[error("ONNX Runtime failed while scoring: {0}")]
+    #[error("ONNX Runtime failed: {}{}", .0.message().trim(), advice(.0))]
     Run(#[from] ort::Error),
     #[error("ONNX Runtime was interrupted")]
     Interrupted,
+}
+
+/// What to do about an error of a run, if that is known.
+fn advice(error: &ort::Error) -> &'static str {
+    match error.message().contains("Failed to allocate memory") {
+        true => ". There is too little memory: smaller images and batches need less",
+        false => "",
+    }
 }
 
 impl Scorer {
