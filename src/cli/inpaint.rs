@@ -19,7 +19,7 @@ use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Repaint, normals};
 use crate::failure::Failure;
 use crate::image::{BitDepth, Opened, crops};
-use crate::onnx::TiledDenoiser;
+use crate::onnx::{ScorerError, TiledDenoiser};
 
 /// From this level on, a pixel of a mask is drawn anew, as in diffusers.
 const WHITE: u8 = 128;
@@ -343,20 +343,15 @@ impl Painter {
             let known = crop.cut(&image, source.size);
             let overlap = denoiser.overlap([crop.height, crop.width]);
             let painted = crop.cut(&marked, source.size);
-            let drawn = self
-                .repaint
-                .paint(
-                    &known,
-                    &painted,
-                    &mut noise,
-                    |sample, timestep| match steps.must_stop() {
-                        true => Ok(None),
-                        false => {
-                            steps.count();
-                            denoiser.predict(sample, &overlap, timestep, &[]).map(Some)
-                        }
-                    },
-                )?;
+            let predict = |sample: &[f32], timestep: f32| {
+                if steps.must_stop() {
+                    return Ok(None);
+                }
+                let predicted = denoiser.predict(sample, &overlap, timestep, &[])?;
+                steps.count();
+                Ok::<_, ScorerError>(Some(predicted))
+            };
+            let drawn = self.repaint.paint(&known, &painted, &mut noise, predict)?;
             let Some(drawn) = drawn else {
                 return Ok(None);
             };

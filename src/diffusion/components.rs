@@ -118,13 +118,12 @@ impl TextToImageFiles {
     ) -> Result<Self, Error> {
         let mut encoders = vec![PromptFiles {
             tokenizer: TokenizerFiles::read(&folder.join("tokenizer"))?,
-            encoder: TextEncoderFiles::read(folder, "text_encoder", is_xl)?,
+            encoder: TextEncoderFiles::read(folder, "text_encoder", is_xl, false)?,
         }];
         if is_xl {
             encoders.push(PromptFiles {
                 tokenizer: TokenizerFiles::read(&folder.join("tokenizer_2"))?,
-                encoder: TextEncoderFiles::read(folder, "text_encoder_2", is_xl)?
-                    .with_pooled(folder)?,
+                encoder: TextEncoderFiles::read(folder, "text_encoder_2", is_xl, true)?,
             });
         }
         Ok(TextToImageFiles {
@@ -175,8 +174,14 @@ impl TokenizerFiles {
 }
 
 impl TextEncoderFiles {
-    /// `is_penultimate`: the embeddings are those before the last layer, as in Stable Diffusion XL.
-    fn read(folder: &Path, name: &str, is_penultimate: bool) -> Result<TextEncoderFiles, Error> {
+    /// `is_penultimate`: the embeddings are those before the last layer, as in Stable Diffusion XL. `is_pooled`: the whole prompt's is
+    /// used, too.
+    fn read(
+        folder: &Path,
+        name: &str,
+        is_penultimate: bool,
+        is_pooled: bool,
+    ) -> Result<TextEncoderFiles, Error> {
         let path = folder.join(name).join(CONFIG);
         let config = object(&path)?;
         let output = match is_penultimate {
@@ -186,23 +191,16 @@ impl TextEncoderFiles {
             }
             false => "last_hidden_state".to_owned(),
         };
+        let pooled = is_pooled.then(|| whole(&path, &config, "projection_dim", MOST_WIDTH));
         Ok(TextEncoderFiles {
             config: format!("{name}/{CONFIG}"),
             output,
-            pooled: None,
+            pooled: pooled.transpose()?,
             width: whole(&path, &config, "hidden_size", MOST_WIDTH)?,
             positions: whole(&path, &config, "max_position_embeddings", MOST_TOKENS)?,
             vocabulary: whole(&path, &config, "vocab_size", MOST_IDS)?,
             graph: graph(folder, name)?,
         })
-    }
-
-    /// Has it also give the whole prompt's embedding.
-    fn with_pooled(mut self, folder: &Path) -> Result<TextEncoderFiles, Error> {
-        let path = folder.join(&self.config);
-        let config = object(&path)?;
-        self.pooled = Some(whole(&path, &config, "projection_dim", MOST_WIDTH)?);
-        Ok(self)
     }
 }
 

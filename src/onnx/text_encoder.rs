@@ -86,21 +86,16 @@ impl TextEncoder {
                 ),
             ));
         }
-        let element = |name: &str| {
-            let output = find(session.outputs(), &[name]);
-            let output = output.ok_or_else(|| {
-                fault(
-                    file,
-                    format!("has no output `{name}`: export it as optimum does"),
-                )
-            })?;
-            let (element, _) = floats(output).map_err(|problem| fault(file, problem))?;
-            Ok::<_, ScorerError>(element)
-        };
-        let pooled = files.pooled.map(|width| Ok((element(TEXT_EMBEDS)?, width)));
+        let pooled = files.pooled.map(|width| {
+            let element = element(&session, file, TEXT_EMBEDS)?;
+            Ok::<_, ScorerError>((element, width))
+        });
         Ok(TextEncoder {
-            output: (files.output.clone(), element(&files.output)?),
-            pooled: pooled.transpose().map_err(|e: ScorerError| e)?,
+            output: (
+                files.output.clone(),
+                element(&session, file, &files.output)?,
+            ),
+            pooled: pooled.transpose()?,
             takes_int32,
             session,
             file: file.clone(),
@@ -140,4 +135,13 @@ impl TextEncoder {
         }
         Ok(Encoded { hidden, pooled })
     }
+}
+
+/// The type of an output of floats.
+fn element(session: &Session, file: &str, name: &str) -> Result<TensorElementType, ScorerError> {
+    let output = find(session.outputs(), &[name]);
+    let missing = || format!("has no output `{name}`: export it as optimum does");
+    let output = output.ok_or_else(|| fault(file, missing()))?;
+    let (element, _) = floats(output).map_err(|problem| fault(file, problem))?;
+    Ok(element)
 }

@@ -93,11 +93,11 @@ impl Drawing {
             while let Some(images) = self.take() {
                 let denoiser = next.take().map_or_else(&denoiser, Ok)?;
                 let drawn = self.draw_some(denoiser, images)?;
+                if self.stop.is_requested() {
+                    break;
+                }
                 let mut decoder = decoder()?;
-                for drawn in drawn {
-                    if self.stop.is_requested() {
-                        break;
-                    }
+                for drawn in drawn.into_iter().take_while(|_| !self.stop.is_requested()) {
                     self.finish(Some(&mut decoder), drawn)?;
                 }
             }

@@ -136,7 +136,7 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         eprintln!("{note}");
     }
     let seed = (file.is_none() || seeded).then_some(arguments.sampler.seed);
-    let mut drawing = Drawing {
+    let drawing = Drawing {
         plan,
         guidance,
         start,
@@ -171,7 +171,7 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
             drawing.run(sessions.collect::<Result<_, ScorerError>>()?)?;
         }
     }
-    let sheet = drawing.sheet.take();
+    let sheet = drawing.sheet.as_ref();
     let on_sheet = sheet.map(|sheet| sheet.write(&about)).transpose()?;
     let report = Report {
         images: count,
