@@ -38,14 +38,14 @@ use serde_json::value::RawValue;
 use crate::bundle::Pixels;
 pub use connected::Components;
 pub use crops::{Crop, crops};
-pub use decode::Opened;
+pub use decode::{Flat, Opened};
 pub use depth::BitDepth;
 pub use maps::{Finding, Png, highest};
 pub use noise_level::noise_level;
 pub use overlap::Overlap;
 pub use regions::Region;
 pub use tiles::Layout;
-pub use view::{Mask, mask, thumbnail};
+pub use view::{Mask, mask, shrink, thumbnail};
 
 /// Limits for the image in a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,7 +36,7 @@ pub use provider::Placement;
 pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
-pub use text_encoder::TextEncoder;
+pub use text_encoder::{Encoded, TextEncoder};
 pub use tiled::TiledDenoiser;
 pub use vae::{VaeDecoder, VaeEncoder};
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use crate::diffusion::components::{TokenizerFiles, Vocabulary};
+use crate::diffusion::components::{PromptFiles, TokenizerFiles, Vocabulary};
 
 /// How CLIP splits a text into words (Radford et al. 2021, arXiv 2103.00020, its released code), as `transformers` 5 writes it.
 const WORDS: &str =
@@ -35,15 +35,10 @@ pub struct Cut {
 }
 
 impl PromptTokenizer {
-    /// `positions`: the number of tokens that the text encoder takes. `vocabulary`: the number of ids that it knows.
-    ///
     /// # Errors
     /// The files are not those of a tokenizer, or of one for another text encoder.
-    pub fn new(
-        files: &TokenizerFiles,
-        positions: usize,
-        vocabulary: usize,
-    ) -> Result<PromptTokenizer, String> {
+    pub fn new(files: &PromptFiles) -> Result<PromptTokenizer, String> {
+        let (encoder, files) = (&files.encoder, &files.tokenizer);
         let failed = |problem: String| format!("{}: {problem}", files.folder.display());
         let padding = special(files, "pad_token", END).content;
         let json = match &files.vocabulary {
@@ -55,16 +50,17 @@ impl PromptTokenizer {
         let tokenizer = Tokenizer::from_bytes(json)
             .map_err(|e| failed(format!("is not a tokenizer that can be read: {e}")))?;
         let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= vocabulary {
+        if largest as usize >= encoder.vocabulary {
             return Err(failed(format!(
-                "has the token id {largest}, and text_encoder/config.json has `vocab_size` {vocabulary}: the tokenizer is another model's"
+                "has the token id {largest}, and {} has `vocab_size` {}: the tokenizer is another model's",
+                encoder.config, encoder.vocabulary
             )));
         }
         let id = tokenizer.token_to_id(&padding);
         let padding = id.ok_or_else(|| failed(format!("has no token `{padding}` to pad with")))?;
         let declared = files.config.get("model_max_length").and_then(Value::as_u64);
         let declared = declared.and_then(|length| usize::try_from(length).ok());
-        let length = declared.filter(|length| (3..=positions).contains(length));
+        let length = declared.filter(|length| (3..=encoder.positions).contains(length));
         let mut tokenizer = tokenizer;
         tokenizer.with_padding(None);
         tokenizer
@@ -72,7 +68,7 @@ impl PromptTokenizer {
             .map_err(|e| failed(e.to_string()))?;
         Ok(PromptTokenizer {
             tokenizer,
-            length: length.unwrap_or(positions),
+            length: length.unwrap_or(encoder.positions),
             padding,
         })
     }

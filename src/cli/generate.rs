@@ -1,9 +1,12 @@
 //! `residuald generate`: draws samples from a diffusion model.
 
 mod chart;
+mod drawing;
+mod film;
 mod image_files;
 mod images;
 mod report;
+mod sheet;
 mod table;
 mod trace;
 
@@ -32,6 +35,7 @@ Examples:
   residuald generate models/parts --count 16 --out drawn
   residuald generate ddpm-parts --count 16 --out drawn --steps 20 --scheduler dpm-solver-multistep
   residuald generate ddpm-parts --out drawn --noise noise.npy --trace states
+  residuald generate ddpm-parts --count 64 --out drawn --sheet drawn.png
   residuald generate stable-diffusion --prompt 'a red brick wall' --scheduler dpm-solver-multistep --steps 20 --out drawn
 
 MODEL is a bundle with a generative part (residuald-train tabular or images, with --generative), or what save_pretrained of ORTDiffusionPipeline
@@ -58,11 +62,11 @@ pub struct Arguments {
     /// Noise from a NumPy file in place of the seed's
     #[arg(long, value_name = "FILE.npy")]
     noise: Option<PathBuf>,
-    /// Write the states from noise to sample to this folder: as .npy, and as .png for images or as a page for records
+    /// Write the states from noise to sample to this folder: as .npy; for images also as .png and as an animation, for records as a page
     #[arg(long, value_name = "DIR")]
     trace: Option<PathBuf>,
     /// How strange anomalies are: 1 is plain to see, 0 is normal [default: 1]. For images: which share of the steps --image goes through; 0
-    /// keeps it, 1 draws it anew [default: 0.8]
+    /// keeps it, 1 draws it anew [default: 0.8; 0.3 for Stable Diffusion XL]
     #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
     strength: Option<f64>,
     /// Replace existing files
@@ -88,6 +92,9 @@ struct ImageArguments {
     /// Number of images that go through the steps together. On a CPU, the model runs on each alone [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: Option<u16>,
+    /// Also write a contact sheet: the images, small and in a grid, in one PNG file; the first 100 if there are more
+    #[arg(long, value_name = "FILE.png")]
+    sheet: Option<PathBuf>,
     /// Run on all CPU cores or on the first GPU [default: cpu]
     #[arg(long, value_enum)]
     provider: Option<Provider>,
@@ -173,6 +180,7 @@ impl ImageArguments {
         first_given(&[
             ("--eta", self.eta.is_some()),
             ("--batch", self.batch.is_some()),
+            ("--sheet", self.sheet.is_some()),
             ("--provider", self.provider.is_some()),
         ])
     }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::bounded;
 use crate::cli::shared::image_job::{
-    ImageJob, MOST_PIXELS, Made, Outcome, Source, finite, number, tasks,
+    ImageJob, MOST_PIXELS, Made, Outcome, Source, Steps, finite, number, tasks,
 };
 use crate::cli::shared::image_model::{AnyModel, ImageModel};
 use crate::cli::shared::images::ImageArguments;
@@ -19,8 +19,7 @@ use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Repaint, normals};
 use crate::failure::Failure;
 use crate::image::{BitDepth, Opened, crops};
-use crate::onnx::TiledDenoiser;
-use crate::shutdown::Shutdown;
+use crate::onnx::{ScorerError, TiledDenoiser};
 
 /// From this level on, a pixel of a mask is drawn anew, as in diffusers.
 const WHITE: u8 = 128;
@@ -125,8 +124,8 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
     let job = arguments.job(channels, about)?;
     let workers = model.denoisers(arguments.provider, job.images.len())?;
     model.say_notes();
-    job.run(workers, |worker, source, stop| {
-        painter.paint(worker, source, stop)
+    job.run(workers, |worker, source, steps| {
+        painter.paint(worker, source, steps)
     })
 }
 
@@ -143,7 +142,7 @@ fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure>
     about.push(("seed", arguments.seed.to_string()));
     let job = arguments.job(3, about)?;
     let editors = editing.editors(job.images.len());
-    job.run(editors, |editor, source, stop| {
+    job.run(editors, |editor, source, steps| {
         let marked = match marks.of(source) {
             Ok(marked) => marked,
             Err(error) => return Ok(Some(Err(error))),
@@ -152,7 +151,13 @@ fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure>
             return Ok(Some(Ok(composed(source, &marked, &source.values, 3))));
         }
         let mut noise = normals(arguments.seed, number(&source.name));
-        let edited = editor.edit(&source.values, source.size, Some(&marked), &mut noise, stop)?;
+        let edited = editor.edit(
+            &source.values,
+            source.size,
+            Some(&marked),
+            &mut noise,
+            steps,
+        )?;
         Ok(edited.map(|image| finite(&image).map(|()| composed(source, &marked, &image, 3))))
     })
 }
@@ -324,7 +329,7 @@ impl Painter {
         &self,
         denoiser: &mut TiledDenoiser,
         source: &Source,
-        stop: &Shutdown,
+        steps: &Steps<'_>,
     ) -> Result<Outcome, Failure> {
         let marked = match self.marks.of(source) {
             Ok(marked) => marked,
@@ -333,18 +338,20 @@ impl Painter {
         let mut image = source.values.clone();
         let mut noise = normals(self.seed, number(&source.name));
         let crops = crops(&marked, source.size, self.least);
+        steps.expect(crops.len() * self.repaint.runs());
         for crop in &crops {
             let known = crop.cut(&image, source.size);
             let overlap = denoiser.overlap([crop.height, crop.width]);
             let painted = crop.cut(&marked, source.size);
-            let drawn =
-                self.repaint
-                    .paint(&known, &painted, &mut noise, |sample, timestep| match stop
-                        .is_requested()
-                    {
-                        true => Ok(None),
-                        false => denoiser.predict(sample, &overlap, timestep, &[]).map(Some),
-                    })?;
+            let predict = |sample: &[f32], timestep: f32| {
+                if steps.must_stop() {
+                    return Ok(None);
+                }
+                let predicted = denoiser.predict(sample, &overlap, timestep, &[])?;
+                steps.count();
+                Ok::<_, ScorerError>(Some(predicted))
+            };
+            let drawn = self.repaint.paint(&known, &painted, &mut noise, predict)?;
             let Some(drawn) = drawn else {
                 return Ok(None);
             };

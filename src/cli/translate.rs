@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, finite, number, tasks};
+use crate::cli::shared::image_job::{
+    ImageJob, Made, Outcome, Source, Steps, finite, number, tasks,
+};
 use crate::cli::shared::image_model::{AnyModel, ImageModel};
 use crate::cli::shared::images::ImageArguments;
 use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
@@ -14,7 +16,6 @@ use crate::diffusion::{Plan, normals};
 use crate::failure::Failure;
 use crate::image::BitDepth;
 use crate::onnx::TiledDenoiser;
-use crate::shutdown::Shutdown;
 
 /// The default share of the steps.
 const STRENGTH: f64 = 0.5;
@@ -99,9 +100,9 @@ fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure>
     about.push(("seed", arguments.seed.to_string()));
     let job = arguments.job(3, 3, about)?;
     let editors = editing.editors(job.images.len());
-    job.run(editors, |editor, source, stop| {
+    job.run(editors, |editor, source, steps| {
         let mut noise = normals(arguments.seed, number(&source.name));
-        let edited = editor.edit(&source.values, source.size, None, &mut noise, stop)?;
+        let edited = editor.edit(&source.values, source.size, None, &mut noise, steps)?;
         Ok(edited.map(|image| {
             finite(&image).map(|()| Made {
                 bytes: bytes(&image, 3),
@@ -162,8 +163,8 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
     };
     let workers = model.denoisers(arguments.provider, job.images.len())?;
     model.say_notes();
-    job.run(workers, |worker, source, stop| {
-        translator.translate(worker, source, stop)
+    job.run(workers, |worker, source, steps| {
+        translator.translate(worker, source, steps)
     })
 }
 
@@ -198,7 +199,7 @@ impl Translator {
         &self,
         denoiser: &mut TiledDenoiser,
         source: &Source,
-        stop: &Shutdown,
+        steps: &Steps<'_>,
     ) -> Result<Outcome, Failure> {
         let [height, width] = source.size;
         let dimensions = self.out_channels * height * width;
@@ -218,8 +219,9 @@ impl Translator {
         }
         let mut run = self.plan.start(dimensions);
         let mut input = vec![0.0; dimensions];
+        steps.expect(self.plan.steps() - self.first);
         for (i, &timestep) in self.plan.timesteps().iter().enumerate().skip(self.first) {
-            if stop.is_requested() {
+            if steps.must_stop() {
                 return Ok(None);
             }
             self.plan.scale_input(i, &sample, &mut input);
@@ -244,6 +246,7 @@ impl Translator {
             };
             run.step(i, &output, &mut sample, noise)
                 .map_err(Failure::data)?;
+            steps.count();
         }
         Ok(Some(finite(&sample).map(|()| Made {
             bytes: bytes(&sample, self.out_channels),

@@ -1,11 +1,14 @@
-//! The parts of a latent diffusion pipeline that draws images from text: tokenizer, text encoder and the VAE's decoder.
+//! The parts of a latent diffusion pipeline that draws images from text: tokenizers, text encoders and the VAE's decoder.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::Error;
-use super::folder::{CONFIG, MOST_CHANNELS, failed, graph, object, text, whole};
+use super::folder::{
+    CONFIG, HIDDEN_STATES, MOST_CHANNELS, TEXT_EMBEDS, TIME_IDS, failed, graph, object, text, whole,
+};
+use super::latent_scale::LatentScale;
 
 /// The most bytes of a tokenizer's file. A vocabulary of a million tokens is smaller.
 const MOST_VOCABULARY: u64 = 64 << 20;
@@ -13,27 +16,47 @@ const MOST_VOCABULARY: u64 = 64 << 20;
 const MOST_TOKENS: u64 = 4096;
 const MOST_IDS: u64 = 1 << 24;
 const MOST_WIDTH: u64 = 1 << 16;
+/// The most layers of a text encoder.
+const MOST_LAYERS: u64 = 1000;
+/// The number of values that tell a denoiser of Stable Diffusion XL the image's size: original size, crop, target size.
+const SIZES: usize = 6;
 /// The most pixels for one value of a latent image, on a side.
 const MOST_BLOCKS: usize = 8;
 
 /// What a pipeline has beside a denoiser and a scheduler if it draws from text.
 #[derive(Debug)]
 pub struct TextToImageFiles {
-    pub tokenizer: TokenizerFiles,
-    pub encoder: TextEncoderFiles,
+    /// One, or the two of Stable Diffusion XL, whose embeddings of a token are joined.
+    pub encoders: Vec<PromptFiles>,
     pub decoder: DecoderFiles,
     /// The default guidance. `None` if only the class tells it.
     pub guidance: Option<f32>,
+    /// Whether guidance moves away from zeros, in place of the embeddings of an empty prompt, if no negative prompt is given.
+    pub zeros_for_no_negative: bool,
 }
 
-/// A graph's bytes, and where it stands.
+/// What becomes of a prompt: token ids, then embeddings.
+#[derive(Debug)]
+pub struct PromptFiles {
+    pub tokenizer: TokenizerFiles,
+    pub encoder: TextEncoderFiles,
+}
+
+/// A graph that was checked.
 #[derive(Debug)]
 pub struct GraphFile {
     /// The graph's name in messages: `unet/model.onnx`.
     pub file: String,
-    /// The folder of its external weights. `None` if the graph holds them.
-    pub weights: Option<PathBuf>,
-    pub model: Vec<u8>,
+    pub source: GraphSource,
+}
+
+/// Where ONNX Runtime reads a graph.
+#[derive(Debug)]
+pub enum GraphSource {
+    /// A file. Its weights may be in other files of the same folder.
+    File(PathBuf),
+    /// The graph with its weights.
+    Bytes(Vec<u8>),
 }
 
 /// What `tokenizer/` holds.
@@ -59,6 +82,12 @@ pub enum Vocabulary {
 #[derive(Debug)]
 pub struct TextEncoderFiles {
     pub graph: GraphFile,
+    /// Its configuration's name in messages: `text_encoder/config.json`.
+    pub config: String,
+    /// The output with the tokens' embeddings.
+    pub output: String,
+    /// The number of values of the whole prompt's embedding (`text_embeds`), if it is used.
+    pub pooled: Option<usize>,
     /// The number of values of a token's embedding.
     pub width: usize,
     /// The number of tokens that it takes, 77 for CLIP.
@@ -75,22 +104,43 @@ pub struct DecoderFiles {
     pub channels: usize,
     /// The pixels of an image for one value of its latent image, on a side.
     pub scale: usize,
-    /// Latent images are divided by it before they are decoded.
-    pub scaling_factor: f32,
+    pub latents: LatentScale,
 }
 
 impl TextToImageFiles {
+    /// `is_xl`: of Stable Diffusion XL, with two text encoders.
     pub(super) fn read(
         folder: &Path,
+        is_xl: bool,
         guidance: Option<f32>,
+        zeros_for_no_negative: bool,
         notes: &mut Vec<String>,
     ) -> Result<Self, Error> {
-        Ok(TextToImageFiles {
-            guidance,
+        let mut encoders = vec![PromptFiles {
             tokenizer: TokenizerFiles::read(&folder.join("tokenizer"))?,
-            encoder: TextEncoderFiles::read(folder)?,
-            decoder: DecoderFiles::read(folder, notes)?,
+            encoder: TextEncoderFiles::read(folder, "text_encoder", is_xl, false)?,
+        }];
+        if is_xl {
+            encoders.push(PromptFiles {
+                tokenizer: TokenizerFiles::read(&folder.join("tokenizer_2"))?,
+                encoder: TextEncoderFiles::read(folder, "text_encoder_2", is_xl, true)?,
+            });
+        }
+        Ok(TextToImageFiles {
+            encoders,
+            decoder: DecoderFiles::read(folder, is_xl, notes)?,
+            guidance,
+            zeros_for_no_negative,
         })
+    }
+
+    /// What the denoiser gets of the prompt and the size, and the number of values of each input's last dimension.
+    pub(super) fn conditions(&self) -> Vec<(&'static str, usize)> {
+        let width = self.encoders.iter().map(|files| files.encoder.width).sum();
+        let pooled = self.encoders.iter().find_map(|files| files.encoder.pooled);
+        let of_xl = pooled.map(|pooled| [(TEXT_EMBEDS, pooled), (TIME_IDS, SIZES)]);
+        let of_xl = of_xl.into_iter().flatten();
+        [(HIDDEN_STATES, width)].into_iter().chain(of_xl).collect()
     }
 }
 
@@ -124,14 +174,32 @@ impl TokenizerFiles {
 }
 
 impl TextEncoderFiles {
-    fn read(folder: &Path) -> Result<TextEncoderFiles, Error> {
-        let path = folder.join("text_encoder").join(CONFIG);
+    /// `is_penultimate`: the embeddings are those before the last layer, as in Stable Diffusion XL. `is_pooled`: the whole prompt's is
+    /// used, too.
+    fn read(
+        folder: &Path,
+        name: &str,
+        is_penultimate: bool,
+        is_pooled: bool,
+    ) -> Result<TextEncoderFiles, Error> {
+        let path = folder.join(name).join(CONFIG);
         let config = object(&path)?;
+        let output = match is_penultimate {
+            true => {
+                let layers = whole(&path, &config, "num_hidden_layers", MOST_LAYERS)?;
+                format!("hidden_states.{}", layers - 1)
+            }
+            false => "last_hidden_state".to_owned(),
+        };
+        let pooled = is_pooled.then(|| whole(&path, &config, "projection_dim", MOST_WIDTH));
         Ok(TextEncoderFiles {
+            config: format!("{name}/{CONFIG}"),
+            output,
+            pooled: pooled.transpose()?,
             width: whole(&path, &config, "hidden_size", MOST_WIDTH)?,
             positions: whole(&path, &config, "max_position_embeddings", MOST_TOKENS)?,
             vocabulary: whole(&path, &config, "vocab_size", MOST_IDS)?,
-            graph: graph(folder, "text_encoder")?,
+            graph: graph(folder, name)?,
         })
     }
 }
@@ -142,7 +210,7 @@ impl DecoderFiles {
         [self.channels, height * self.scale, width * self.scale]
     }
 
-    fn read(folder: &Path, notes: &mut Vec<String>) -> Result<DecoderFiles, Error> {
+    fn read(folder: &Path, is_xl: bool, notes: &mut Vec<String>) -> Result<DecoderFiles, Error> {
         let path = folder.join("vae_decoder").join(CONFIG);
         let config = object(&path)?;
         let blocks = config.get("block_out_channels").and_then(Value::as_array);
@@ -152,26 +220,12 @@ impl DecoderFiles {
             let problem = format!("`block_out_channels` must be a list of 1 to {MOST_BLOCKS}");
             failed(&path, &problem)
         })?;
-        let scaling_factor = match config.get("scaling_factor") {
-            // AutoencoderKL's default.
-            None => 0.18215,
-            Some(factor) => factor
-                .as_f64()
-                .map(|factor| factor as f32)
-                .filter(|factor| factor.is_finite() && *factor > 0.0)
-                .ok_or_else(|| failed(&path, "`scaling_factor` must be a number above 0"))?,
-        };
-        if config.get("shift_factor").is_some_and(|f| !f.is_null()) {
-            notes.push(format!(
-                "{}: shift_factor is ignored, as in diffusers' pipelines for text to image",
-                path.display()
-            ));
-        }
+        let latent_channels = whole(&path, &config, "latent_channels", MOST_CHANNELS)?;
         Ok(DecoderFiles {
-            latent_channels: whole(&path, &config, "latent_channels", MOST_CHANNELS)?,
+            latents: LatentScale::read(&path, &config, latent_channels, is_xl, notes)?,
+            latent_channels,
             channels: whole(&path, &config, "out_channels", MOST_CHANNELS)?,
             scale: 1 << (blocks - 1),
-            scaling_factor,
             graph: graph(folder, "vae_decoder")?,
         })
     }

@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 
 use serde_json::{Map, Value};
 
-use super::components::{GraphFile, TextToImageFiles};
+use super::components::{GraphFile, GraphSource, TextToImageFiles};
 use super::config;
 use super::{Error, Scheduler};
 use crate::bundle::graph;
@@ -29,12 +29,23 @@ const MOST_GRAPH: u64 = 2 << 30;
 pub(super) const MOST_CHANNELS: u64 = 4096;
 pub const MOST_PIXELS: u64 = 8192;
 /// The pipelines that draw from text, and the parts that they may have. A feature extractor serves the safety checker.
-const TEXT_TO_IMAGE: [&str; 4] = [
+const TEXT_TO_IMAGE: [&str; 7] = [
     "StableDiffusionPipeline",
     INPAINT,
     "StableDiffusionImg2ImgPipeline",
     "LatentConsistencyModelPipeline",
+    XL[0],
+    XL[1],
+    XL[2],
 ];
+/// Those of Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952).
+const XL: [&str; 3] = [
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    XL_INPAINT,
+];
+/// The parts that these cannot do without.
+const XL_PARTS: [&str; 4] = ["tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"];
 const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "tokenizer",
     "text_encoder",
@@ -45,9 +56,14 @@ const TEXT_TO_IMAGE_PARTS: [&str; 8] = [
     "feature_extractor",
     "image_encoder",
 ];
-/// Its denoiser may also take the mask, of one channel, and the masked latent image.
+/// Their denoisers may also take the mask, of one channel, and the masked latent image.
 const INPAINT: &str = "StableDiffusionInpaintPipeline";
+pub const XL_INPAINT: &str = "StableDiffusionXLInpaintPipeline";
 const SAFETY_CHECKER: &str = "safety_checker";
+/// Flags of Stable Diffusion XL in the index. A model with the first takes a score in place of the target size.
+const AESTHETICS: &str = "requires_aesthetics_score";
+const FORCE_ZEROS: &str = "force_zeros_for_empty_prompt";
+const WATERMARK: &str = "add_watermarker";
 /// What `residuald-train` writes into the index beside the parts: the default number of steps, and the default guidance.
 const STEPS: &str = "steps";
 const GUIDANCE: &str = "guidance";
@@ -55,9 +71,12 @@ const MOST_STEPS: u64 = 100_000;
 /// The largest guidance. Images are saturated far below.
 pub const MOST_GUIDANCE: f32 = 1000.0;
 
-/// What a denoiser may take beside image and timestep: the tokens' embeddings, and the guidance's embedding.
+/// What a denoiser may take beside image and timestep: the tokens' embeddings and the guidance's embedding; in Stable Diffusion XL also
+/// the whole prompt's embedding and the image's size.
 pub const HIDDEN_STATES: &str = "encoder_hidden_states";
 pub const TIMESTEP_COND: &str = "timestep_cond";
+pub const TEXT_EMBEDS: &str = "text_embeds";
+pub const TIME_IDS: &str = "time_ids";
 
 /// A pipeline that draws images from noise alone, or from noise and text, of a folder or of a bundle.
 #[derive(Debug)]
@@ -107,15 +126,18 @@ impl ImagePipeline {
         }
         let index = object(&path)?;
         let pipeline = pipeline(folder, &index)?;
-        let is_joined = pipeline == INPAINT || is_paired(folder, &index)?;
+        let is_joined = [INPAINT, XL_INPAINT].contains(&pipeline.as_str());
+        let is_joined = is_joined || is_paired(folder, &index)?;
         let mut denoiser = DenoiserFiles::read(folder, &index, is_joined)?;
         let scheduler = scheduler(folder, &index, &pipeline, class, &mut notes)?;
         let text = match TEXT_TO_IMAGE.contains(&pipeline.as_str()) {
-            true => Some(TextToImageFiles::read(
-                folder,
-                guidance(&path, &index)?,
-                &mut notes,
-            )?),
+            true => {
+                let is_xl = is_xl(&pipeline);
+                let guidance = guidance(&path, &index)?;
+                let zeros = is_xl && flag(&path, &index, FORCE_ZEROS, true)?;
+                let files = TextToImageFiles::read(folder, is_xl, guidance, zeros, &mut notes);
+                Some(files?)
+            }
             false => None,
         };
         if let Some(text) = &text {
@@ -127,12 +149,13 @@ impl ImagePipeline {
                 );
                 return Err(failed(folder, &problem));
             }
-            denoiser
-                .conditions
-                .push((HIDDEN_STATES, text.encoder.width));
+            denoiser.conditions.extend(text.conditions());
         }
         if text.is_some() && index.get(SAFETY_CHECKER).is_some_and(is_part) {
             notes.push("the pipeline's safety_checker is not run".into());
+        }
+        if text.is_some() && flag(&path, &index, WATERMARK, false)? {
+            notes.push("the pipeline's invisible watermark is not added".into());
         }
         let steps = index.contains_key(STEPS);
         let steps = steps.then(|| whole(&path, &index, STEPS, MOST_STEPS));
@@ -147,6 +170,20 @@ impl ImagePipeline {
     }
 }
 
+/// Whether a pipeline of this class is Stable Diffusion XL.
+pub fn is_xl(pipeline: &str) -> bool {
+    XL.contains(&pipeline)
+}
+
+/// A flag of the index. `default` if it is absent or null.
+fn flag(path: &Path, index: &Map<String, Value>, name: &str, default: bool) -> Result<bool, Error> {
+    match index.get(name) {
+        None | Some(Value::Null) => Ok(default),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(_) => Err(failed(path, &format!("`{name}` must be true or false"))),
+    }
+}
+
 /// The default guidance of the index, if it has one.
 fn guidance(path: &Path, index: &Map<String, Value>) -> Result<Option<f32>, Error> {
     let Some(value) = index.get(GUIDANCE) else {
@@ -158,7 +195,7 @@ fn guidance(path: &Path, index: &Map<String, Value>) -> Result<Option<f32>, Erro
     scale.map(Some).ok_or_else(|| failed(path, &problem))
 }
 
-/// The pipeline's class. Its parts must be a denoiser and a scheduler.
+/// The pipeline's class. All its parts must be known.
 fn pipeline(folder: &Path, index: &Map<String, Value>) -> Result<String, Error> {
     let class = index.get("_class_name").and_then(Value::as_str);
     let Some(class) = class else {
@@ -176,8 +213,14 @@ fn pipeline(folder: &Path, index: &Map<String, Value>) -> Result<String, Error> 
         .filter(|name| *name != SCHEDULER && !DENOISERS.contains(name))
         .collect();
     let of_text = TEXT_TO_IMAGE.contains(&pipeline.as_str());
-    let is_known = |name: &&str| of_text && TEXT_TO_IMAGE_PARTS.contains(name);
+    let is_xl = is_xl(&pipeline);
+    let is_known = |name: &&str| {
+        of_text && TEXT_TO_IMAGE_PARTS.contains(name) || is_xl && XL_PARTS.contains(name)
+    };
     let others: Vec<&str> = others.into_iter().filter(|name| !is_known(name)).collect();
+    if is_xl {
+        must_be_whole(folder, &pipeline, index)?;
+    }
     if others.is_empty() {
         return Ok(pipeline);
     }
@@ -189,6 +232,26 @@ fn pipeline(folder: &Path, index: &Map<String, Value>) -> Result<String, Error> 
             TEXT_TO_IMAGE.join(", ")
         ),
     ))
+}
+
+/// Refuses a pipeline of Stable Diffusion XL that only refines what another one drew.
+fn must_be_whole(folder: &Path, pipeline: &str, index: &Map<String, Value>) -> Result<(), Error> {
+    if flag(&folder.join(INDEX), index, AESTHETICS, false)? {
+        let problem = format!(
+            "is a {pipeline} with `{AESTHETICS}`, a refiner: only models that take the target size can be drawn from"
+        );
+        return Err(failed(folder, &problem));
+    }
+    let is_absent = |name: &&str| !index.get(*name).is_some_and(is_part);
+    let absent: Vec<&str> = XL_PARTS.into_iter().filter(is_absent).collect();
+    match absent.is_empty() {
+        true => Ok(()),
+        false => {
+            let absent = absent.join(", ");
+            let problem = format!("is a {pipeline}, and its {INDEX} names no {absent}");
+            Err(failed(folder, &problem))
+        }
+    }
 }
 
 /// Parts are a library and a class. A part that a pipeline was saved without is a pair of nulls.
@@ -317,7 +380,7 @@ pub(super) fn whole(
     Ok(value.ok_or_else(wanted)? as usize)
 }
 
-/// The graph of a component, whose external weights must be beside it.
+/// The graph of a component, whose external weights must be beside it. It is not kept in memory.
 pub(super) fn graph(folder: &Path, component: &str) -> Result<GraphFile, Error> {
     let inside = folder.join(component);
     let path = inside.join(MODEL);
@@ -328,8 +391,7 @@ pub(super) fn graph(folder: &Path, component: &str) -> Result<GraphFile, Error> 
     }
     Ok(GraphFile {
         file: format!("{component}/{MODEL}"),
-        weights: Some(inside),
-        model,
+        source: GraphSource::File(path),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The image pipeline in a bundle's generative part.
 
-use super::components::GraphFile;
+use super::components::{GraphFile, GraphSource};
 use super::folder::{DenoiserFiles, ImagePipeline, ignored};
 use super::{Error, Scheduler};
 use crate::bundle::generative::{DENOISER, SCHEDULER};
@@ -28,8 +28,7 @@ impl ImagePipeline {
             denoiser: DenoiserFiles {
                 graph: GraphFile {
                     file: DENOISER.to_owned(),
-                    weights: None,
-                    model: generative.denoiser,
+                    source: GraphSource::Bytes(generative.denoiser),
                 },
                 shape: [pixels.channels, pixels.height, pixels.width],
                 conditions: Vec::new(),

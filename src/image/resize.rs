@@ -19,8 +19,11 @@ struct Window {
 pub fn resize(image: Flat, width: usize, height: usize) -> Flat {
     let narrowed = |image: Flat| match image.width == width {
         true => image,
-        false if image.channels == 1 => columns::<1>(&image, width),
-        false => columns::<3>(&image, width),
+        false => match image.channels {
+            1 => columns::<1>(&image, width),
+            4 => columns::<4>(&image, width),
+            _ => columns::<3>(&image, width),
+        },
     };
     let shortened = |image: Flat| match image.height == height {
         true => image,

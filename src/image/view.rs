@@ -50,9 +50,7 @@ pub fn thumbnail_within<T>(
     reserve: impl FnOnce(u64) -> T,
 ) -> Result<Vec<u8>, ImageError> {
     let (flat, _reserved) = flat(encoded, 3, limits, depth, reserve)?;
-    let longer = flat.width.max(flat.height).max(side);
-    let (width, height) = (flat.width * side / longer, flat.height * side / longer);
-    let small = resize(flat, width.max(1), height.max(1));
+    let small = shrink(flat, side);
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
         .write_image(
@@ -63,6 +61,13 @@ pub fn thumbnail_within<T>(
         )
         .map_err(|e| ImageError::Broken(e.to_string()))?;
     Ok(jpeg)
+}
+
+/// Returns the image with at most `side` pixels on its longer side. A smaller image stays as it is.
+pub fn shrink(image: Flat, side: usize) -> Flat {
+    let longer = image.width.max(image.height).max(side);
+    let (width, height) = (image.width * side / longer, image.height * side / longer);
+    resize(image, width.max(1), height.max(1))
 }
 
 fn flat<T>(

@@ -1,20 +1,18 @@
 //! What the sessions of a pipeline's components have in common: they read external weights, and floats of two sizes.
 
 use half::f16;
+use ort::session::builder::SessionBuilder;
 use ort::session::{Session, SessionInputValue, SessionOutputs};
 use ort::value::{Outlet, Tensor, TensorElementType, ValueType};
 
 use super::buckets::Buckets;
 use super::outputs::values;
 use super::provider;
-use super::scorer::{builder, opened};
+use super::scorer::{commit, opened, refused};
 use super::{Runtime, ScorerError};
 use crate::bundle::Fault;
 use crate::config::{InferenceSettings, Provider};
-use crate::diffusion::components::GraphFile;
-
-/// Has ONNX Runtime look for weights in this folder, because the graph comes from memory.
-const WEIGHTS: &str = "session.model_external_initializers_file_folder_path";
+use crate::diffusion::components::{GraphFile, GraphSource};
 
 /// Creates a session for thread `worker`, and returns the provider that it runs on.
 pub(super) fn open(
@@ -24,17 +22,15 @@ pub(super) fn open(
     worker: usize,
     row: &[usize],
 ) -> Result<(Session, Provider), ScorerError> {
-    let builder = || {
-        let built = builder(runtime)?;
-        let Some(folder) = &graph.weights else {
-            return Ok(built);
-        };
-        let built = built.with_config_entry(WEIGHTS, folder.display().to_string());
-        Ok(built.map_err(ort::Error::from)?)
-    };
     let offered = provider::offered(inference, worker, row, &Buckets::one());
-    let provider = inference.provider;
-    let (session, provider, _) = opened(builder, &graph.file, &graph.model, provider, &offered)?;
+    let commit = |builder: &mut SessionBuilder| match &graph.source {
+        GraphSource::Bytes(model) => commit(builder, &graph.file, model),
+        GraphSource::File(path) => {
+            let session = builder.commit_from_file(path);
+            session.map_err(|e| refused(&graph.file, &e))
+        }
+    };
+    let (session, provider, _) = opened(runtime, commit, inference.provider, &offered)?;
     Ok((session, provider))
 }
 

@@ -29,6 +29,17 @@ pub struct Condition {
     pub values: Vec<f32>,
 }
 
+impl Condition {
+    /// A vector for each image.
+    pub fn vector(name: &'static str, values: Vec<f32>) -> Condition {
+        Condition {
+            name,
+            shape: vec![values.len()],
+            values,
+        }
+    }
+}
+
 /// A denoiser that one thread owns.
 #[derive(Debug)]
 pub struct Denoiser {

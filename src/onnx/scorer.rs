@@ -77,10 +77,18 @@ pub enum ScorerError {
         provider: &'static str,
         problem: String,
     },
-    #[error("ONNX Runtime failed while scoring: {0}")]
+    #[error("ONNX Runtime failed: {}{}", .0.message().trim(), advice(.0))]
     Run(#[from] ort::Error),
     #[error("ONNX Runtime was interrupted")]
     Interrupted,
+}
+
+/// What to do about an error of a run, if that is known.
+fn advice(error: &ort::Error) -> &'static str {
+    match error.message().contains("Failed to allocate memory") {
+        true => ". There is too little memory: smaller images and batches need less",
+        false => "",
+    }
 }
 
 impl Scorer {
@@ -286,14 +294,13 @@ fn session_on(
     provider: Provider,
     offered: &[ExecutionProviderDispatch],
 ) -> Result<(Session, Provider, Placement), ScorerError> {
-    opened(|| builder(runtime), MODEL, model, provider, offered)
+    opened(runtime, |b| commit(b, MODEL, model), provider, offered)
 }
 
-/// Opens a session of the graph in `file` on the given provider, with `builder`'s options.
+/// Opens a session on the given provider. `commit` names the graph.
 pub(super) fn opened(
-    builder: impl Fn() -> Result<SessionBuilder, ScorerError>,
-    file: &str,
-    model: &[u8],
+    runtime: &Runtime,
+    commit: impl Fn(&mut SessionBuilder) -> Result<Session, ScorerError>,
     provider: Provider,
     offered: &[ExecutionProviderDispatch],
 ) -> Result<(Session, Provider, Placement), ScorerError> {
@@ -301,16 +308,16 @@ pub(super) fn opened(
         provider: provider.as_str(),
         problem: problem.trim().to_owned(),
     };
-    let with_providers = builder()?.with_execution_providers(offered);
+    let with_providers = builder(runtime)?.with_execution_providers(offered);
     let mut with_providers = with_providers.map_err(|e| {
         // The text before the problem names a place in ONNX Runtime's source.
         let problem = e.message().rsplit(" : FAIL : ").next();
         absent(problem.unwrap_or_default())
     })?;
-    let session = match commit(&mut with_providers, file, model) {
+    let session = match commit(&mut with_providers) {
         Err(refused) if !offered.is_empty() => {
             // If the CPU accepts the graph, the device is at fault.
-            commit(&mut builder()?, file, model)?;
+            commit(&mut builder(runtime)?)?;
             return Err(absent(&refused.to_string()));
         }
         committed => committed?,
@@ -350,12 +357,16 @@ pub(super) fn commit(
     file: &str,
     model: &[u8],
 ) -> Result<Session, ScorerError> {
-    builder.commit_from_memory(model).map_err(|e| {
-        ScorerError::Graph(vec![Fault::new(
-            file,
-            format!("ONNX Runtime refuses it: {}", e.message().trim()),
-        )])
-    })
+    let session = builder.commit_from_memory(model);
+    session.map_err(|e| refused(file, &e))
+}
+
+/// Why there is no session of the graph in `file`.
+pub(super) fn refused(file: &str, error: &ort::Error) -> ScorerError {
+    ScorerError::Graph(vec![Fault::new(
+        file,
+        format!("ONNX Runtime refuses it: {}", error.message().trim()),
+    )])
 }
 
 /// Checks names, element types and shapes against the schema. Reports all faults.

@@ -8,9 +8,9 @@ use super::interrupt::Interrupt;
 use super::{Runtime, ScorerError};
 use crate::config::InferenceSettings;
 use crate::diffusion::components::TextEncoderFiles;
+use crate::diffusion::folder::TEXT_EMBEDS;
 
 const IDS: &str = "input_ids";
-const OUTPUT: &str = "last_hidden_state";
 
 /// A text encoder on the CPU: it runs twice for all images.
 pub struct TextEncoder {
@@ -19,7 +19,48 @@ pub struct TextEncoder {
     takes_int32: bool,
     output: (String, TensorElementType),
     width: usize,
+    /// The type and the number of values of the whole prompt's embedding, if it is used.
+    pooled: Option<(TensorElementType, usize)>,
     interrupt: Interrupt,
+}
+
+/// The embeddings of a prompt.
+#[derive(Default)]
+pub struct Encoded {
+    /// Of each token, [L, D].
+    pub hidden: Vec<f32>,
+    /// Of the whole prompt. Empty if it is not used.
+    pub pooled: Vec<f32>,
+}
+
+impl Encoded {
+    /// Appends another encoder's values, `width` for each token, to each token's.
+    pub fn join(&mut self, other: Encoded, width: usize) {
+        let tokens = other.hidden.len() / width;
+        let own = self.hidden.len() / tokens;
+        let (mut mine, theirs) = (self.hidden.iter(), other.hidden.chunks_exact(width));
+        let mut both = Vec::with_capacity(self.hidden.len() + other.hidden.len());
+        for token in theirs {
+            both.extend(mine.by_ref().take(own));
+            both.extend_from_slice(token);
+        }
+        self.hidden = both;
+        self.pooled.extend(other.pooled);
+    }
+
+    /// Zeros of the same shapes.
+    pub fn zeros(&self) -> Encoded {
+        Encoded {
+            hidden: vec![0.0; self.hidden.len()],
+            pooled: vec![0.0; self.pooled.len()],
+        }
+    }
+
+    /// A value that is not finite, if there is one.
+    pub fn infinite(&self) -> Option<f32> {
+        let mut all = self.hidden.iter().chain(&self.pooled);
+        all.find(|value| !value.is_finite()).copied()
+    }
 }
 
 impl TextEncoder {
@@ -45,11 +86,16 @@ impl TextEncoder {
                 ),
             ));
         }
-        let hidden = find(session.outputs(), &[OUTPUT])
-            .ok_or_else(|| fault(file, format!("has no output `{OUTPUT}`")))?;
-        let (element, _) = floats(hidden).map_err(|problem| fault(file, problem))?;
+        let pooled = files.pooled.map(|width| {
+            let element = element(&session, file, TEXT_EMBEDS)?;
+            Ok::<_, ScorerError>((element, width))
+        });
         Ok(TextEncoder {
-            output: (hidden.name().to_owned(), element),
+            output: (
+                files.output.clone(),
+                element(&session, file, &files.output)?,
+            ),
+            pooled: pooled.transpose()?,
             takes_int32,
             session,
             file: file.clone(),
@@ -58,11 +104,11 @@ impl TextEncoder {
         })
     }
 
-    /// Returns the embeddings of one prompt's tokens, [L, D].
+    /// Returns the embeddings of one prompt.
     ///
     /// # Errors
     /// [`ScorerError::Run`] when ONNX Runtime fails, or [`ScorerError::Graph`] when the output has another shape than declared.
-    pub fn encode(&mut self, ids: &[u32]) -> Result<Vec<f32>, ScorerError> {
+    pub fn encode(&mut self, ids: &[u32]) -> Result<Encoded, ScorerError> {
         let shape = [1, ids.len()];
         let input: SessionInputValue<'_> = match self.takes_int32 {
             true => {
@@ -81,8 +127,21 @@ impl TextEncoder {
             .map_err(|e| self.interrupt.failure(e))?;
         let shape = [1, ids.len(), self.width];
         let (name, element) = (self.output.0.as_str(), self.output.1);
-        let mut hidden = Vec::new();
+        let (mut hidden, mut pooled) = (Vec::new(), Vec::new());
         output(&outputs, &self.file, (name, element), &shape, &mut hidden)?;
-        Ok(hidden)
+        if let Some((element, width)) = self.pooled {
+            let tensor = (TEXT_EMBEDS, element);
+            output(&outputs, &self.file, tensor, &[1, width], &mut pooled)?;
+        }
+        Ok(Encoded { hidden, pooled })
     }
+}
+
+/// The type of an output of floats.
+fn element(session: &Session, file: &str, name: &str) -> Result<TensorElementType, ScorerError> {
+    let output = find(session.outputs(), &[name]);
+    let missing = || format!("has no output `{name}`: export it as optimum does");
+    let output = output.ok_or_else(|| fault(file, missing()))?;
+    let (element, _) = floats(output).map_err(|problem| fault(file, problem))?;
+    Ok(element)
 }

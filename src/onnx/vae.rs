@@ -9,6 +9,7 @@ use super::component::{fault, find, floats, input, open, output};
 use super::interrupt::Interrupt;
 use super::{Runtime, ScorerError};
 use crate::config::InferenceSettings;
+use crate::diffusion::LatentScale;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 
 const LATENT: &str = "latent_sample";
@@ -70,7 +71,7 @@ impl Half {
 /// A decoder that one thread owns.
 pub struct VaeDecoder {
     half: Half,
-    scaling_factor: f32,
+    latents: LatentScale,
 }
 
 impl VaeDecoder {
@@ -90,7 +91,7 @@ impl VaeDecoder {
         let (from, to) = ((LATENT, latent), (IMAGE, image));
         Ok(VaeDecoder {
             half: Half::new(runtime, &files.graph.file, session, from, to)?,
-            scaling_factor: files.scaling_factor,
+            latents: files.latents.clone(),
         })
     }
 
@@ -102,8 +103,8 @@ impl VaeDecoder {
     pub fn decode(&mut self, latents: &[f32]) -> Result<Vec<f32>, ScorerError> {
         let mut images = Vec::new();
         for latent in latents.chunks_exact(self.half.from.iter().product()) {
-            let scaled: Vec<f32> = latent.iter().map(|x| x / self.scaling_factor).collect();
-            self.half.run(&scaled, &mut images)?;
+            self.half
+                .run(&self.latents.to_decoder(latent), &mut images)?;
         }
         Ok(images)
     }

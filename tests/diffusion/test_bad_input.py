@@ -52,7 +52,7 @@ def test_what_is_not_json(name, copy, generate, tmp_path):
 
 def test_a_folder_of_another_pipeline(copy, generate, tmp_path):
     parts = {
-        "_class_name": "ORTStableDiffusionXLPipeline",
+        "_class_name": "ORTStableDiffusion3Pipeline",
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "vae": ["diffusers", "AutoencoderKL"],
@@ -60,7 +60,7 @@ def test_a_folder_of_another_pipeline(copy, generate, tmp_path):
     }
     change(copy / "model_index.json", **parts)
     done = generate(copy, "--out", tmp_path / "out")
-    refused(done, DATA, "is a StableDiffusionXLPipeline, which also needs text_encoder, tokenizer, vae:")
+    refused(done, DATA, "is a StableDiffusion3Pipeline, which also needs text_encoder, tokenizer, vae:")
 
 
 def test_a_bundle_that_only_scores(generate, tmp_path):

@@ -1,15 +1,19 @@
 """`residuald generate` of whole pipelines, beside diffusers with the same noise: 1e-4 of the images' values."""
 
 import json
+import os
+import pty
 import shutil
+import subprocess
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, network, write_folder
+from conftest import RESIDUALD, SIZE, network, write_folder
 from PIL import Image
 from reference import noise_from
+from test_bad_input import USAGE, refused
 
 torch.set_num_threads(1)
 diffusers.logging.set_verbosity_error()
@@ -179,9 +183,78 @@ def test_the_same_bits_in_any_batch_count_and_on_any_cores(folder, generate, tmp
 
 
 def on_one_core(arguments):
-    import subprocess
-
-    from conftest import RESIDUALD
-
     command = ["taskset", "-c", "0", RESIDUALD, "generate", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def frames(path):
+    """The frames of an animation, and how long each is shown, in milliseconds."""
+    with Image.open(path) as animation:
+        assert animation.info["loop"] == 0
+        shown = []
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            shown.append((np.asarray(animation.convert("RGB")), animation.info["duration"]))
+    return [pixels for pixels, _ in shown], [duration for _, duration in shown]
+
+
+def test_an_animation_from_noise_to_image(folder, generate, tmp_path):
+    arguments = ["--count", 2, "--steps", 20, "--out", tmp_path / "out", "--trace", tmp_path / "trace"]
+    succeeded(generate(folder, *arguments))
+    for image in ("000000", "000001"):
+        shown, durations = frames(tmp_path / f"trace/{image}/animation.png")
+        assert durations == [200] * 15 + [2000]
+        states = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 16, 17, 18, 20]
+        for pixels, state in zip(shown, states, strict=True):
+            assert np.array_equal(pixels, Image.open(tmp_path / f"trace/{image}/{state:04}.png"))
+        assert np.array_equal(shown[-1], Image.open(tmp_path / f"out/{image}.png"))
+
+
+def test_a_contact_sheet(folder, generate, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    arguments = ["--steps", 1, "--sheet", sheet, "--out"]
+    told = succeeded(generate(folder, *arguments, tmp_path / "three", "--count", 3))
+    assert f"sheet: 3 of them in {sheet}" in told
+    pixels = np.asarray(Image.open(sheet))
+    assert pixels.shape == (2 * SIZE + 4, 2 * SIZE + 4, 3)
+    for image, (x, y) in enumerate([(0, 0), (SIZE + 4, 0), (0, SIZE + 4)]):
+        assert np.array_equal(pixels[y : y + SIZE, x : x + SIZE], Image.open(tmp_path / f"three/{image:06}.png"))
+    assert (pixels[SIZE + 4 :, SIZE:] == 255).all()
+    assert Image.open(sheet).text.items() >= {"images": "3", "scheduler": "DDPMScheduler"}.items()
+    refused(generate(folder, *arguments, tmp_path / "other"), USAGE, f"{sheet} exists", "--force")
+    none = ["--sheet", tmp_path / "none/sheet.png", "--out", tmp_path / "other"]
+    refused(generate(folder, *none), USAGE, "none/sheet.png: there is no such folder")
+    told = succeeded(generate(folder, *arguments, tmp_path / "many", "--count", 130, "--force", "--json"))
+    assert json.loads(told)["on_sheet"] == 100
+    assert Image.open(sheet).size == (10 * (SIZE + 4) - 4, 10 * (SIZE + 4) - 4)
+
+
+def test_a_terminal_shows_each_step(folder, tmp_path):
+    shown = on_a_terminal("generate", folder, "--out", tmp_path / "one", "--steps", 5)
+    assert "2/5 steps" in shown
+    assert "images," not in shown
+    shown = on_a_terminal("generate", folder, "--out", tmp_path / "two", "--steps", 5, "--count", 2)
+    assert "/10 steps" in shown
+    assert "1/2 images," in shown
+    arguments = ["--steps", 4, "--strength", 0.5, "--out", tmp_path / "translated.png"]
+    assert "1/2 steps" in on_a_terminal("translate", folder, tmp_path / "one/000000.png", *arguments)
+    Image.new("L", (SIZE, SIZE), 255).save(tmp_path / "mask.png")
+    arguments = ["--mask", tmp_path / "mask.png", "--steps", 2, "--out", tmp_path / "painted.png"]
+    assert "3/6 steps" in on_a_terminal("inpaint", folder, tmp_path / "one/000000.png", *arguments)
+
+
+def on_a_terminal(*arguments):
+    """What residuald writes to its terminal."""
+    ours, theirs = pty.openpty()
+    command = [RESIDUALD, *map(str, arguments)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while more := os.read(ours, 4096):
+                shown += more
+        except OSError:  # the end of a terminal
+            os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()

@@ -18,7 +18,7 @@ from conftest import ROOT
 from PIL import Image
 from reference import noise_from
 from test_bad_input import DATA, USAGE, change, refused
-from test_generate import IMAGES, TOLERANCE, succeeded, traced
+from test_generate import IMAGES, TOLERANCE, frames, succeeded, traced
 from text_to_image import (
     LATENT,
     latent_consistency,
@@ -160,9 +160,10 @@ def drawn_by_diffusers(pipeline, steps, drawn, **options):
     return np.stack(states), images
 
 
-def compare(folder, drawn, theirs, generate, tmp_path, *arguments):
+def compare(folder, drawn, theirs, generate, tmp_path, *arguments, steps=None):
     """The latents of each step to 1e-4, and the images to one level of 255."""
-    steps = len(drawn) - 1
+    steps = steps or len(drawn) - 1
+    tmp_path.mkdir(exist_ok=True)
     np.save(tmp_path / "noise.npy", drawn)
     arguments = ["--noise", tmp_path / "noise.npy", "--steps", steps, *arguments]
     done = generate(folder, *arguments, "--out", tmp_path / "out", "--trace", tmp_path / "trace")
@@ -186,6 +187,10 @@ def test_stable_diffusion(pipeline, text_folder, generate, tmp_path):
     arguments = ["--prompt", PROMPT, "--negative", NEGATIVE]
     done = compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
     assert done.stderr == ""
+    shown, _ = frames(tmp_path / "trace/000002/animation.png")
+    assert len(shown) == 7
+    assert np.array_equal(shown[-1], Image.open(tmp_path / "out/000002.png"))
+    assert not np.array_equal(shown[-1], shown[0])
     said = Image.open(tmp_path / "out/000002.png").text
     assert said["prompt"] == PROMPT
     expected = {"negative": NEGATIVE, "scheduler": "DDIMScheduler", "steps": "6", "guidance": "7.5"}
@@ -206,6 +211,19 @@ def test_other_schedulers_and_sizes(name, tokenizer, text_folder, generate, tmp_
     arguments = ["--prompt", PROMPT, "--guidance", 4, "--size", "80x48"]
     arguments += ["--scheduler", named.get(name, "euler-ancestral-discrete")]
     compare(text_folder, drawn, theirs, generate, tmp_path, *arguments)
+
+
+def test_pndm(tokenizer, text_copy, generate, tmp_path):
+    """As Stable Diffusion 1 names it. It takes one timestep twice, so the noise file has one more entry."""
+    options = {name: value for name, value in TRAINED.items() if name != "clip_sample"}
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=True, **options)
+    scheduler.save_pretrained(text_copy / "scheduler")
+    change(text_copy / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
+    drawn = latents(6)
+    theirs = drawn_by_diffusers(stable_diffusion(tokenizer, scheduler), 5, drawn, prompt=PROMPT)
+    assert len(theirs[0]) == 6
+    done = compare(text_copy, drawn, theirs, generate, tmp_path, "--prompt", PROMPT, steps=5)
+    assert done.stderr == "PNDMScheduler makes 6 steps of 5, as in diffusers\n"
 
 
 @pytest.mark.parametrize("guidance", [0, 1])
@@ -260,6 +278,25 @@ def test_the_same_bits_in_any_batch_and_count(text_folder, generate, tmp_path):
     assert len(set(drawn[0])) == 3
 
 
+def test_one_part_in_memory_at_a_time(text_folder, generate, tmp_path):
+    """`--low-memory`, with so many large images and states that they take two turns."""
+    arguments = ["--prompt", PROMPT, "--steps", 1, "--size", "256x256", "--count", 9]
+    drawn = []
+    for name, more in [("low", ["--low-memory"]), ("usual", [])]:
+        out, trace = tmp_path / name, tmp_path / f"{name}-trace"
+        succeeded(generate(text_folder, *arguments, *more, "--out", out, "--trace", trace))
+        files = [*out.rglob("*.png"), *trace.rglob("*.*")]
+        drawn.append({str(file).replace(name, ""): file.read_bytes() for file in files})
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 9 + 9 * 3
+
+
+def test_a_contact_sheet_of_large_images(text_folder, generate, tmp_path):
+    arguments = ["--prompt", PROMPT, "--steps", 1, "--size", "320x160", "--count", 2]
+    succeeded(generate(text_folder, *arguments, "--out", tmp_path / "out", "--sheet", tmp_path / "sheet.png"))
+    assert Image.open(tmp_path / "sheet.png").size == (2 * 256 + 4, 128)
+
+
 @pytest.mark.parametrize(
     ("prompt", "said"), [("brick " * 20_000, "the last 19925 were cut: brick brick"), ("🧱" * 25_000, "were cut")]
 )
@@ -285,6 +322,7 @@ def test_a_wrong_size(size, text_folder, generate, tmp_path):
 def test_text_and_pipelines_that_do_not_fit(folder, text_folder, generate, tmp_path):
     out = ["--out", tmp_path / "out"]
     refused(generate(folder, *out, "--prompt", "x"), USAGE, "--prompt has no effect", "no text encoder")
+    refused(generate(folder, *out, "--low-memory"), USAGE, "--low-memory has no effect", "no text encoder")
     refused(generate(text_folder, *out), USAGE, "draws from text: give --prompt")
     refused(generate(ROOT / "models/payments", "--prompt", "x"), USAGE, "--prompt has no effect")
     refused(generate(text_folder, *out, "--prompt", "x", "--guidance", "nan"), USAGE, "--guidance NaN")

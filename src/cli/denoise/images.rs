@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
         .map_err(Failure::data)?;
     let sigma = arguments.sigma.map(|sigma| sigma / LEVELS);
     let steps = usize::from(arguments.steps.unwrap_or(1));
-    job.run(workers, |worker, source, stop| match stop.is_requested() {
+    job.run(workers, |worker, source, taken| match taken.must_stop() {
         true => Ok(None),
         false => denoised(worker, source, channels, sigma, steps),
     })

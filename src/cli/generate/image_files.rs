@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use png::ColorType;
 
-use crate::cli::shared::png_file::{Pixels, bytes, color, write_png};
+use crate::cli::shared::png_file::{Pixels, bytes, color, write_animation, write_png};
 use crate::cli::shared::whole_files::{create, failed, write_npy};
 use crate::failure::Failure;
+use crate::image::Flat;
 
 /// A folder of images, `000000.png` and so on.
 pub struct ImageFiles {
@@ -57,9 +58,9 @@ impl ImageFiles {
         self
     }
 
-    /// The number of values of an image.
-    pub fn dimensions(&self) -> usize {
-        self.shape.iter().product()
+    /// Channels, height and width of an image.
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
     }
 
     /// Writes an image of values from -1 to 1, [C, H, W].
@@ -87,7 +88,7 @@ impl ImageFiles {
 }
 
 /// A folder for each image, with the state before the first step and after each: `000000/0000.npy`, and `000000/0000.png` if the
-/// state is an image.
+/// state is an image. `000000/animation.png` shows some of them, decoded if they are latent.
 pub struct Trace {
     folder: PathBuf,
     shape: [usize; 3],
@@ -132,6 +133,17 @@ impl Trace {
             overwrites,
             images: None,
         })
+    }
+
+    /// Whether the states are latent images.
+    pub fn is_latent(&self) -> bool {
+        self.images.is_none()
+    }
+
+    /// Writes the animation of an image.
+    pub fn animate(&self, image: u64, frames: &[Flat]) -> Result<(), Failure> {
+        let path = self.folder.join(format!("{image:06}/animation.png"));
+        write_animation(&path, self.overwrites, frames)
     }
 
     /// Writes the states of some images, [N, C, H, W].

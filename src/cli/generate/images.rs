@@ -1,24 +1,23 @@
-//! Draws images with the pipeline of a folder or a bundle, on all cores, and writes each as soon as it is whole.
+//! Draws images with the pipeline of a folder or a bundle: checks the options, opens the model, and says what was drawn.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
+use std::iter;
 use std::time::Instant;
 
-use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
 
 use super::Arguments;
+use super::drawing::{Drawing, Progress};
 use super::image_files::{ImageFiles, Trace};
+use super::sheet::Sheet;
 use crate::cli::shared::progress;
-use crate::cli::shared::sampling::{Guidance, Sampler, Start, images_must_be_finite};
+use crate::cli::shared::sampling::Guidance;
 use crate::cli::shared::text_to_image::TextToImage;
 use crate::config::Provider;
 use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Noise, NoiseFile, Plan, Scheduler};
 use crate::failure::Failure;
-use crate::onnx::{Denoiser, Interrupt, Runtime, VaeDecoder, inference_on};
+use crate::onnx::{Denoiser, Interrupt, Runtime, ScorerError, VaeDecoder, inference_on};
 use crate::shutdown::Shutdown;
 
 /// Maximum number of images in a folder.
@@ -34,6 +33,9 @@ struct Report<'r> {
     /// `None` if all noise came from a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
+    /// The number of images on the contact sheet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_sheet: Option<u64>,
     seconds: f64,
     notes: &'r [String],
 }
@@ -93,7 +95,11 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
     let count = arguments.count(file.as_ref(), MOST_IMAGES)?;
     let image = decoder.map_or(shape, |decoder| decoder.image(shape));
     let about = about(arguments, &scheduler, &plan, text.as_ref());
-    let files = ImageFiles::new(out, image, count, arguments.force)?.with_about(about);
+    let files = ImageFiles::new(out, image, count, arguments.force)?.with_about(about.clone());
+    let sheet = arguments.images.sheet.as_deref();
+    let sheet = sheet
+        .map(|path| Sheet::new(path, count, arguments.force))
+        .transpose()?;
     let trace = arguments.trace.as_deref();
     let trace = trace
         .map(|folder| match text {
@@ -117,14 +123,10 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         Some(text) => (text.guidance(&runtime)?, text.start(&runtime)?),
         None => (Guidance::default(), None),
     };
-    let sessions = (0..workers)
-        .map(|worker| {
-            let model = Denoiser::new(&runtime, &denoiser, &inference, worker, batch)?;
-            let decoder = decoder.map(|d| VaeDecoder::new(&runtime, d, shape, &inference, worker));
-            Ok((model, decoder.transpose()?))
-        })
-        .collect::<Result<Vec<_>, Failure>>()?;
-    if sessions[0].0.takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
+    let open = |worker| Denoiser::new(&runtime, &denoiser, &inference, worker, batch);
+    let open_decoder = |worker, files| VaeDecoder::new(&runtime, files, shape, &inference, worker);
+    let first = open(0)?;
+    if first.takes_whole_timesteps() && plan.timesteps().iter().any(|t| t.fract() != 0.0) {
         notes.push(format!(
             "{} has fractional timesteps, and the model takes whole ones: they are rounded down",
             scheduler.class()
@@ -134,34 +136,51 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         eprintln!("{note}");
     }
     let seed = (file.is_none() || seeded).then_some(arguments.sampler.seed);
-    let job = Job {
+    let drawing = Drawing {
         plan,
         guidance,
         start,
-        dimensions: shape.iter().product(),
+        shape,
         noise: Noise {
             seed: arguments.sampler.seed,
             file,
         },
         files,
         trace,
+        sheet,
         count,
         batch: batch as u64,
-        next: AtomicU64::new(0),
-        written: AtomicU64::new(0),
-        failure: Mutex::new(None),
         stop: Shutdown::default(),
-        bar: progress::of_images(usize::try_from(count).unwrap_or(usize::MAX), arguments.json),
+        bar: progress::of_steps(0, arguments.json),
+        progress: Progress::default(),
     };
-    progress::stop_on_ctrl_c(&job.stop)?;
-    job.all(sessions)?;
+    drawing.bar.set_length(count * drawing.steps() as u64);
+    progress::stop_on_ctrl_c(&drawing.stop)?;
+    match decoder.filter(|_| arguments.text.low_memory) {
+        Some(files) => {
+            let decoder = || Ok(open_decoder(0, files)?);
+            drawing.run_in_turn(first, || Ok(open(0)?), decoder)?;
+        }
+        None => {
+            let others = (1..workers).map(open);
+            let denoisers = iter::once(Ok(first)).chain(others);
+            let sessions = denoisers.enumerate().map(|(worker, denoiser)| {
+                let decoder = decoder.map(|files| open_decoder(worker, files));
+                Ok((denoiser?, decoder.transpose()?))
+            });
+            drawing.run(sessions.collect::<Result<_, ScorerError>>()?)?;
+        }
+    }
+    let sheet = drawing.sheet.as_ref();
+    let on_sheet = sheet.map(|sheet| sheet.write(&about)).transpose()?;
     let report = Report {
         images: count,
         out: out.display().to_string(),
         pipeline: &pipeline,
         scheduler: scheduler.class(),
-        steps: job.plan.steps(),
+        steps: drawing.plan.steps(),
         seed,
+        on_sheet,
         seconds: started.elapsed().as_secs_f64(),
         notes: &notes,
     };
@@ -176,6 +195,9 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
             report.steps,
             report.seconds
         ),
+    }
+    if let (Some(on_sheet), Some(path), false) = (on_sheet, &options.sheet, arguments.json) {
+        println!("sheet: {on_sheet} of them in {}", path.display());
     }
     Ok(())
 }
@@ -212,99 +234,4 @@ fn about(
         about.push(("noise", noise.display().to_string()));
     }
     about
-}
-
-/// What the threads share.
-struct Job {
-    plan: Plan,
-    guidance: Guidance,
-    start: Option<Start>,
-    /// The number of values of what is sampled: an image, or a latent image.
-    dimensions: usize,
-    noise: Noise,
-    files: ImageFiles,
-    trace: Option<Trace>,
-    count: u64,
-    batch: u64,
-    /// The first image that no thread has taken.
-    next: AtomicU64,
-    written: AtomicU64,
-    failure: Mutex<Option<Failure>>,
-    stop: Shutdown,
-    bar: ProgressBar,
-}
-
-impl Job {
-    fn all(&self, sessions: Vec<(Denoiser, Option<VaeDecoder>)>) -> Result<(), Failure> {
-        thread::scope(|scope| {
-            for (denoiser, decoder) in sessions {
-                scope.spawn(|| self.work(denoiser, decoder));
-            }
-        });
-        self.bar.finish_and_clear();
-        let failure = self.failure.lock().map(|mut failure| failure.take());
-        let written = self.written.load(Ordering::Relaxed);
-        match failure.unwrap_or_default() {
-            Some(failure) => Err(Failure {
-                message: format!("{} (images written: {written})", failure.message),
-                ..failure
-            }),
-            None if written < self.count => Err(Failure::interrupted(format!(
-                "interrupted: images written: {written} of {}, each whole",
-                self.count
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Draws groups of images until there are no more, or a thread fails.
-    fn work(&self, denoiser: Denoiser, mut decoder: Option<VaeDecoder>) {
-        let mut sampler = Sampler::new(
-            &self.plan,
-            &self.guidance,
-            self.start.as_ref(),
-            denoiser,
-            self.dimensions,
-        );
-        while !self.stop.is_requested() {
-            let first = self.next.fetch_add(self.batch, Ordering::Relaxed);
-            if first >= self.count {
-                return;
-            }
-            let images = first..self.count.min(first + self.batch);
-            if let Err(failure) = self.group(&mut sampler, decoder.as_mut(), images) {
-                if let Ok(mut first) = self.failure.lock() {
-                    first.get_or_insert(failure);
-                }
-                self.stop.request();
-            }
-        }
-    }
-
-    fn group(
-        &self,
-        sampler: &mut Sampler<'_>,
-        decoder: Option<&mut VaeDecoder>,
-        images: std::ops::Range<u64>,
-    ) -> Result<(), Failure> {
-        let mut states = |step: usize, all: &[f32]| match &self.trace {
-            None => Ok(()),
-            Some(trace) => trace.write(images.clone(), step, all),
-        };
-        let drawn = sampler.draw(images.clone(), &self.noise, &self.stop, &mut states)?;
-        // None: a stop was requested between two steps.
-        let Some(mut drawn) = drawn else {
-            return Ok(());
-        };
-        if let Some(decoder) = decoder {
-            drawn = decoder.decode(&drawn)?;
-            images_must_be_finite(&images, &drawn)?;
-        }
-        for (image, values) in images.zip(drawn.chunks_exact(self.files.dimensions())) {
-            self.files.write(image, values)?;
-            self.written.fetch_add(1, Ordering::Relaxed);
-            self.bar.inc(1);
-        }
-        Ok(())
-    }
 }

@@ -73,6 +73,33 @@ pub struct Made {
 /// `None` after a stop was requested. The inner error is why there is no image.
 pub type Outcome = Option<Result<Made, RowError>>;
 
+/// The steps of an image that is being made. The progress bar shows them if it is the only one.
+pub struct Steps<'r> {
+    stop: &'r Shutdown,
+    bar: Option<&'r ProgressBar>,
+}
+
+impl Steps<'_> {
+    /// Says that this many are to come.
+    pub fn expect(&self, steps: usize) {
+        if let Some(bar) = self.bar {
+            bar.inc_length(steps as u64);
+        }
+    }
+
+    /// Counts one that was taken.
+    pub fn count(&self) {
+        if let Some(bar) = self.bar {
+            bar.inc(1);
+        }
+    }
+
+    /// Whether no further one is to be taken.
+    pub fn must_stop(&self) -> bool {
+        self.stop.is_requested()
+    }
+}
+
 /// How many images were made, and what was lost in them.
 #[derive(Default)]
 struct Tally {
@@ -164,7 +191,7 @@ impl ImageJob {
     pub fn run<W: Send>(
         self,
         workers: Vec<W>,
-        make: impl Fn(&mut W, &Source, &Shutdown) -> Result<Outcome, Failure> + Sync,
+        make: impl Fn(&mut W, &Source, &Steps<'_>) -> Result<Outcome, Failure> + Sync,
     ) -> Result<(), Failure> {
         let started = Instant::now();
         let all = self.images.len();
@@ -182,7 +209,10 @@ impl ImageJob {
             tally: Mutex::default(),
             failure: Mutex::default(),
             stop: Shutdown::default(),
-            bar: progress::of_images(todo.len(), self.json),
+            bar: match todo.len() {
+                1 => progress::of_steps(0, self.json),
+                images => progress::of_images(images, self.json),
+            },
             todo,
         };
         progress::stop_on_ctrl_c(&running.stop)?;
@@ -282,7 +312,7 @@ impl Running {
     fn work<W>(
         &self,
         worker: &mut W,
-        make: &impl Fn(&mut W, &Source, &Shutdown) -> Result<Outcome, Failure>,
+        make: &impl Fn(&mut W, &Source, &Steps<'_>) -> Result<Outcome, Failure>,
     ) {
         while !self.stop.is_requested() {
             let Some(task) = self.todo.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
@@ -301,12 +331,16 @@ impl Running {
         &self,
         task: &Task,
         worker: &mut W,
-        make: &impl Fn(&mut W, &Source, &Shutdown) -> Result<Outcome, Failure>,
+        make: &impl Fn(&mut W, &Source, &Steps<'_>) -> Result<Outcome, Failure>,
     ) -> Result<(), Failure> {
         let mut lost = Tally::default();
         let outcome = match self.read(task, &mut lost) {
             Ok(source) => {
-                make(worker, &source, &self.stop)?.map(|made| made.map(|made| (made, source.size)))
+                let steps = Steps {
+                    stop: &self.stop,
+                    bar: self.is_alone().then_some(&self.bar),
+                };
+                make(worker, &source, &steps)?.map(|made| made.map(|made| (made, source.size)))
             }
             Err(error) => Some(Err(error)),
         };
@@ -331,8 +365,15 @@ impl Running {
         if let Ok(mut tally) = self.tally.lock() {
             tally.add(lost);
         }
-        self.bar.inc(1);
+        if !self.is_alone() {
+            self.bar.inc(1);
+        }
         Ok(())
+    }
+
+    /// Whether there is one image only.
+    fn is_alone(&self) -> bool {
+        self.todo.len() == 1
     }
 
     fn read(&self, task: &Task, lost: &mut Tally) -> Result<Source, RowError> {

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::sampling::{Start, first_step};
 use crate::bounded;
-use crate::diffusion::Plan;
 use crate::diffusion::components::{DecoderFiles, EncoderFiles};
 use crate::diffusion::folder::MOST_PIXELS;
+use crate::diffusion::{LatentScale, Plan};
 use crate::failure::Failure;
 use crate::image::{BitDepth, Opened};
 use crate::onnx::{Runtime, VaeEncoder};
@@ -14,7 +14,7 @@ use crate::onnx::{Runtime, VaeEncoder};
 /// An image that is ready for the VAE's encoder.
 pub struct ImageToImage {
     encoder: EncoderFiles,
-    scaling_factor: f32,
+    latents: LatentScale,
     /// Channels, height and width of the latent image.
     latent: [usize; 3],
     /// From -1 to 1, [C, H, W].
@@ -59,7 +59,7 @@ impl ImageToImage {
         let channel = |c: usize| image.pixels.iter().skip(c).step_by(3);
         Ok(ImageToImage {
             encoder: EncoderFiles::read(folder).map_err(Failure::data)?,
-            scaling_factor: decoder.scaling_factor,
+            latents: decoder.latents.clone(),
             latent: [decoder.latent_channels, height / scale, width / scale],
             pixels: (0..3).flat_map(channel).map(|byte| value(*byte)).collect(),
             step: first_step(strength, plan)?,
@@ -77,9 +77,7 @@ impl ImageToImage {
         let image = [3, height * scale, width * scale];
         let mut encoder = VaeEncoder::new(runtime, &self.encoder, image, self.latent)?;
         let mut latent = encoder.encode(&self.pixels)?;
-        for x in &mut latent {
-            *x *= self.scaling_factor;
-        }
+        self.latents.to_denoiser(&mut latent);
         if let Some(value) = latent.iter().find(|value| !value.is_finite()) {
             return Err(Failure::data(format!(
                 "vae_encoder returned {value}: its float16 weights may overflow; export it as float32"

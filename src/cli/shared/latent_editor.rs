@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::generative::first_given;
+use super::image_job::Steps;
 use super::sampling::{Guidance, first_step};
 use super::text_to_image::{TextArguments, TextToImage};
 use crate::config::{InferenceSettings, Provider};
@@ -12,7 +13,6 @@ use crate::diffusion::{Normals, Plan};
 use crate::failure::Failure;
 use crate::image::Overlap;
 use crate::onnx::{Denoiser, Interrupt, Runtime, VaeDecoder, VaeEncoder, inference_on};
-use crate::shutdown::Shutdown;
 
 /// The default number of steps of diffusers' pipelines.
 const STEPS: usize = 50;
@@ -26,7 +26,7 @@ pub struct PromptArguments {
     /// What the image does not show
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
-    /// How closely the image follows the prompt [default: the model's, else 7.5]
+    /// How closely the image follows the prompt [default: the model's, else 7.5; 5 for Stable Diffusion XL that is not for inpainting]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     guidance: Option<f32>,
 }
@@ -70,6 +70,7 @@ struct Sessions {
     encoder: VaeEncoder,
     denoiser: Denoiser,
     decoder: VaeDecoder,
+    guidance: Guidance,
 }
 
 impl LatentEditing {
@@ -167,7 +168,7 @@ impl LatentEditor<'_> {
         size: [usize; 2],
         marked: Option<&[bool]>,
         normals: &mut Normals,
-        stop: &Shutdown,
+        steps: &Steps<'_>,
     ) -> Result<Option<Vec<f32>>, Failure> {
         let common = self.common;
         let scale = common.text.decoder.scale;
@@ -208,6 +209,7 @@ impl LatentEditor<'_> {
                 .plan
                 .add_noise(common.first, &clean, &initial, &mut sample),
         }
+        steps.expect(common.plan.steps() - common.first);
         let mut run = common.plan.start(dimensions);
         let (mut input, mut output) = (vec![0.0; dimensions], Vec::new());
         let mut noise = vec![0.0; dimensions];
@@ -219,22 +221,13 @@ impl LatentEditor<'_> {
             .enumerate()
             .skip(common.first)
         {
-            if stop.is_requested() {
+            if steps.must_stop() {
                 return Ok(None);
             }
             common.plan.scale_input(i, &sample, &mut input);
-            let denoiser = &mut sessions.denoiser;
-            match joined.is_empty() {
-                true => common
-                    .guidance
-                    .predict(denoiser, &input, timestep, &mut output)?,
-                false => {
-                    let all = [input.as_slice(), &joined].concat();
-                    common
-                        .guidance
-                        .predict(denoiser, &all, timestep, &mut output)?;
-                }
-            }
+            let (guidance, denoiser) = (&sessions.guidance, &mut sessions.denoiser);
+            let seen = [input.as_slice(), &joined].concat();
+            guidance.predict(denoiser, &seen, timestep, &mut output)?;
             let noise = match common.plan.is_stochastic() {
                 true => {
                     normals.fill(&mut noise);
@@ -255,6 +248,7 @@ impl LatentEditor<'_> {
                     *x = (1.0 - mask) * known + mask * *x;
                 }
             }
+            steps.count();
         }
         let image = sessions.decoder.decode(&sample)?;
         Ok(Some(cropped(&image, padded, size)))
@@ -285,8 +279,10 @@ impl Sessions {
         let [height, width] = latent;
         let image = [text.decoder.latent_channels, height, width];
         let input = [denoiser.shape[0], height, width];
+        let [_, rows, columns] = text.decoder.image(image);
         Ok(Sessions {
             latent,
+            guidance: common.guidance.of_size([rows, columns]),
             encoder: VaeEncoder::new(runtime, &common.encoder, text.decoder.image(image), image)?,
             denoiser: Denoiser::of_shape(runtime, denoiser, input, inference, worker, 1)?,
             decoder: VaeDecoder::new(runtime, &text.decoder, image, inference, worker)?,
@@ -301,9 +297,7 @@ fn encoded(
     common: &LatentEditing,
 ) -> Result<Vec<f32>, Failure> {
     let mut latent = sessions.encoder.encode(values)?;
-    for x in &mut latent {
-        *x *= common.text.decoder.scaling_factor;
-    }
+    common.text.decoder.latents.to_denoiser(&mut latent);
     Ok(latent)
 }
 

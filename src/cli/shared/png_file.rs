@@ -1,11 +1,13 @@
 //! Writes an image of 8 bits as a PNG file, with texts in its metadata.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use png::{BitDepth, ColorType, Compression, Encoder};
 
 use super::whole_files::write_whole;
 use crate::failure::Failure;
+use crate::image::{Flat, shrink};
 
 /// The name and the text of each entry of the metadata.
 pub type About = Vec<(&'static str, String)>;
@@ -26,21 +28,52 @@ pub fn write_png(
     about: &[(&'static str, String)],
 ) -> Result<(), Failure> {
     write_whole(path, overwrites, |out| {
-        let mut encoder = Encoder::new(out, pixels.width as u32, pixels.height as u32);
-        encoder.set_color(pixels.color);
-        encoder.set_depth(BitDepth::Eight);
-        encoder.set_compression(Compression::Fast);
-        for (name, text) in about {
-            // tEXt holds Latin-1 alone.
-            match text.is_ascii() {
-                true => encoder.add_text_chunk((*name).to_owned(), text.clone())?,
-                false => encoder.add_itxt_chunk((*name).to_owned(), text.clone())?,
-            }
-        }
-        let mut writer = encoder.write_header()?;
+        let (width, height) = (pixels.width, pixels.height);
+        let mut writer = encoder(out, width, height, pixels.color, about)?.write_header()?;
         writer.write_image_data(pixels.bytes)?;
         Ok(writer.finish()?)
     })
+}
+
+/// Writes an endless animation, whole or not at all. `frames`: at least one, all of one size. The last one stays for two seconds.
+pub fn write_animation(path: &Path, overwrites: bool, frames: &[Flat]) -> Result<(), Failure> {
+    let Some((last, before)) = frames.split_last() else {
+        return Err(Failure::internal("an animation without frames"));
+    };
+    let color = color(last.channels).ok_or_else(|| Failure::internal("no channels of a PNG"))?;
+    write_whole(path, overwrites, |out| {
+        let mut encoder = encoder(out, last.width, last.height, color, &[])?;
+        encoder.set_animated(frames.len() as u32, 0)?;
+        encoder.set_frame_delay(1, 5)?;
+        let mut writer = encoder.write_header()?;
+        for frame in before {
+            writer.write_image_data(&frame.pixels)?;
+        }
+        writer.set_frame_delay(2, 1)?;
+        writer.write_image_data(&last.pixels)?;
+        Ok(writer.finish()?)
+    })
+}
+
+fn encoder<W: Write>(
+    out: W,
+    width: usize,
+    height: usize,
+    color: ColorType,
+    about: &[(&'static str, String)],
+) -> io::Result<Encoder<'static, W>> {
+    let mut encoder = Encoder::new(out, width as u32, height as u32);
+    encoder.set_color(color);
+    encoder.set_depth(BitDepth::Eight);
+    encoder.set_compression(Compression::Fast);
+    for (name, text) in about {
+        // tEXt holds Latin-1 alone.
+        match text.is_ascii() {
+            true => encoder.add_text_chunk((*name).to_owned(), text.clone())?,
+            false => encoder.add_itxt_chunk((*name).to_owned(), text.clone())?,
+        }
+    }
+    Ok(encoder)
 }
 
 /// The kind of PNG that has this many channels.
@@ -60,6 +93,17 @@ pub fn bytes(values: &[f32], channels: usize) -> Vec<u8> {
     (0..pixels * channels)
         .map(|i| byte(values[i % channels * pixels + i / channels]))
         .collect()
+}
+
+/// Returns an image of values from -1 to 1, [C, H, W], with at most `side` pixels on its longer side.
+pub fn small(values: &[f32], [channels, height, width]: [usize; 3], side: usize) -> Flat {
+    let image = Flat {
+        width,
+        height,
+        channels,
+        pixels: bytes(values, channels),
+    };
+    shrink(image, side)
 }
 
 /// The reverse of [`bytes`].

@@ -41,6 +41,12 @@ pub fn of_images(images: usize, hidden: bool) -> ProgressBar {
     of_count(images as u64, "images", hidden)
 }
 
+/// Creates a progress bar for the steps of images, whose number may be set later. Its message stands before the number of steps.
+pub fn of_steps(steps: u64, hidden: bool) -> ProgressBar {
+    let template = format!("{{bar:40}} {{msg}}{{human_pos}}/{{human_len}} steps {TIMES}");
+    bar(steps, &template, hidden)
+}
+
 /// Creates a progress bar for a known number of things.
 pub fn of_count(count: u64, things: &str, hidden: bool) -> ProgressBar {
     let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} {things} {TIMES}");

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use crate::diffusion::folder::TIME_IDS;
 use crate::diffusion::{Noise, Plan, guide};
 use crate::failure::Failure;
 use crate::onnx::{Condition, Denoiser, ScorerError};
 use crate::shutdown::Shutdown;
 
 /// What steers the denoiser. The default is nothing.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Guidance {
     pub conditions: Vec<Condition>,
     /// The conditions that classifier-free guidance moves away from, if there is any.
@@ -17,6 +18,18 @@ pub struct Guidance {
 }
 
 impl Guidance {
+    /// The same for an image of another height and width, of which the model may be told.
+    pub fn of_size(&self, size: [usize; 2]) -> Guidance {
+        let mut other = self.clone();
+        let negative = other.negative.iter_mut().flatten();
+        for condition in other.conditions.iter_mut().chain(negative) {
+            if condition.name == TIME_IDS {
+                condition.values = time_ids(size);
+            }
+        }
+        other
+    }
+
     /// Writes what the model predicts, moved away from what it predicts for the negative conditions.
     ///
     /// # Errors
@@ -42,6 +55,14 @@ impl Guidance {
         }
         Ok(())
     }
+}
+
+/// What tells a model of Stable Diffusion XL that the image was never resized or cropped: original height and width, top and left of the
+/// crop, target height and width (Podell et al. 2023, section 2.2, arXiv 2307.01952).
+pub fn time_ids([height, width]: [usize; 2]) -> Vec<f32> {
+    [height, width, 0, 0, height, width]
+        .map(|side| side as f32)
+        .to_vec()
 }
 
 /// A latent image that the sampler starts with, and the step at which it enters.
