@@ -362,8 +362,8 @@ fn tiles_cover_an_image_and_their_bytes_are_known_before() {
     assert_eq!((image.layout.width, image.layout.height), (30, 16));
     assert_eq!(image.layout.rows(), 5 * 3);
     assert_eq!(image.rows.len(), 15 * 8 * 8 * 3);
-    assert_eq!(reader.row_bytes(&bytes), image.rows.len());
-    assert_eq!(reader.row_bytes(b"nothing"), 0);
+    assert_eq!(reader.load(&bytes).bytes, image.rows.len());
+    assert_eq!(reader.load(b"nothing").bytes, 0);
     assert!(
         image
             .rows
@@ -389,6 +389,6 @@ proptest! {
             bytes[at] = value;
         }
         let _ = reader(3).read(&bytes);
-        let _ = reader(1).row_bytes(&bytes);
+        let _ = reader(1).load(&bytes);
     }
 }
