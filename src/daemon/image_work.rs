@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use crate::bundle::{Bundle, ModelInput, Pixels};
 use crate::config::{Config, InferenceSettings, Provider, TranslateSettings};
 use crate::image::WholeModel;
-use crate::onnx::{ImageDenoising, ImageTranslation, Interrupt, LoadError, Runtime};
+use crate::onnx::{ImageDenoising, ImageTranslation, Interrupt, LoadError, Runtime, TiledDenoiser};
 use crate::pipeline::ImageWork;
 use crate::shutdown::Shutdown;
 use crate::verdict::TranslationId;
 
 use super::image_model::{AnyModel, ImageModel, STRENGTH};
 use super::watchdog;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 
 /// One model per worker.
 pub struct ImageWorkers {
@@ -43,37 +43,34 @@ pub fn open(
         return match &config.translate {
             None => Ok(None),
             Some(_) => Err(Failure::config(format!(
-                "translate.bundle: the bundle {name} reads tables, and only images are translated: remove the setting"
+                "[translate]: the bundle {name} reads tables, and only images are translated: remove the section"
             ))),
         };
     };
-    let limit = config.model.load_timeout;
+    let (dir, limit) = (&config.model.bundle, config.model.load_timeout);
     let (inference, told) = (inference.clone(), interrupt.clone());
-    if let Some(settings) = &config.translate {
-        must_run_on(&inference, "translate.bundle")?;
-        let (settings, dir) = (settings.clone(), settings.bundle.clone());
-        let work = move || translators(&settings, &name, &pixels, &inference, told);
-        return watchdog::open(&dir, limit, stop, interrupt, work)?.map(Some);
-    }
-    let Some(settings) = &config.output.restored else {
-        return Ok(None);
+    let (setting, opened) = match (&config.translate, &config.output.restored) {
+        (Some(settings), _) => {
+            let (settings, dir) = (settings.clone(), &settings.bundle);
+            let work = move || translators(&settings, &name, &pixels, &inference, told);
+            let opened = watchdog::open(dir, limit, stop, interrupt, work)?;
+            ("[translate]", opened)
+        }
+        (None, Some(settings)) => {
+            let (model, steps) = (ImageModel::of_bundle(dir, bundle), settings.steps);
+            let work = move || denoisers(&model?, steps.unwrap_or(1), &inference, told);
+            let opened = watchdog::open(dir, limit, stop, interrupt, work)?;
+            ("output.restored_topic", opened)
+        }
+        (None, None) => return Ok(None),
     };
-    must_run_on(&inference, "output.restored_topic")?;
-    let dir = &config.model.bundle;
-    let model = ImageModel::of_bundle(dir, bundle)
-        .map_err(|e| Failure::config(format!("output.restored_topic: {}", e.message)))?;
-    let steps = settings.steps.unwrap_or(1);
-    let work = move || denoisers(&model, steps, &inference, told);
-    watchdog::open(dir, limit, stop, interrupt, work)?.map(Some)
-}
-
-fn must_run_on(inference: &InferenceSettings, setting: &str) -> Result<(), Failure> {
-    match inference.provider {
-        Provider::TensorRt => Err(Failure::config(format!(
-            "{setting}: inference.provider = \"tensorrt\", but images are made on cpu or cuda: set one of them"
-        ))),
-        _ => Ok(()),
-    }
+    opened.map(Some).map_err(|e| Failure {
+        message: format!("{setting}: {}", e.message),
+        code: match e.code {
+            failure::USAGE => failure::CONFIG,
+            code => code,
+        },
+    })
 }
 
 fn translators(
@@ -83,58 +80,41 @@ fn translators(
     inference: &InferenceSettings,
     interrupt: Interrupt,
 ) -> Result<ImageWorkers, Failure> {
-    let refused = |problem: &str| {
-        Failure::config(format!(
-            "translate.bundle = {:?}: {problem}",
-            settings.bundle
-        ))
-    };
-    let model = pixel_model(&settings.bundle).map_err(|e| Failure {
-        message: refused(&e.message).message,
-        ..e
-    })?;
+    let model = pixel_model(&settings.bundle)?;
     let made = model.image_channels()?;
     if made != pixels.channels {
-        return Err(refused(&format!(
-            "it makes {} images, but the bundle {bundle} judges {} images: both must be of the same kind",
+        return Err(Failure::config(format!(
+            "{} makes {} images, but the bundle {bundle} judges {} images: both must be of the same kind",
+            settings.bundle.display(),
             colours(made),
             colours(pixels.channels)
         )));
     }
     let (strength, steps) = (settings.strength, settings.steps);
     let translation = model.translation(strength, steps, settings.seed);
-    let translation = translation.map_err(|e| Failure::config(format!("translate.{e}")))?;
+    let translation = translation.map_err(Failure::config)?;
     if translation.is_paired {
         model.source_channels()?;
     }
     let id = TranslationId {
         model: model.name.clone(),
-        sha256: model.sha256().map_err(|e| refused(&e))?,
+        sha256: model.sha256().map_err(Failure::data)?,
         steps: translation.plan.steps(),
         strength: (!translation.is_paired).then_some(strength.unwrap_or(STRENGTH)),
         seed: settings.seed,
     };
     let runs = translation.steps();
-    let runtime = Runtime::load(interrupt).map_err(LoadError::from)?;
-    let mut work = Vec::with_capacity(inference.workers);
-    let mut whole = None;
-    for worker in 0..inference.workers {
-        let denoiser = model.denoiser(&runtime, inference, worker)?;
-        let one = ImageTranslation::new(denoiser, translation.clone());
-        whole = Some(one.whole_model());
-        work.push(ImageWork::Translate(one));
-    }
-    say_notes(&model);
-    let workers = proved(work, whole, runs).map_err(|e| Failure {
-        message: refused(&e.message).message,
-        ..e
-    })?;
     tracing::info!(
         model = id.model,
         sha256 = &id.sha256[..8],
         steps = runs,
         "images are translated before they are scored"
     );
+    let workers = workers(&model, inference, interrupt, runs, |denoiser| {
+        let translation = ImageTranslation::new(denoiser, translation.clone());
+        let whole = translation.whole_model();
+        Ok((ImageWork::Translate(translation), whole))
+    })?;
     Ok(ImageWorkers {
         translation: Some(id),
         ..workers
@@ -158,51 +138,54 @@ fn denoisers(
     inference: &InferenceSettings,
     interrupt: Interrupt,
 ) -> Result<ImageWorkers, Failure> {
-    let runtime = Runtime::load(interrupt).map_err(LoadError::from)?;
-    let mut work = Vec::with_capacity(inference.workers);
-    let mut whole = None;
-    for worker in 0..inference.workers {
-        let denoiser = model.denoiser(&runtime, inference, worker)?;
+    workers(model, inference, interrupt, steps, |denoiser| {
         let denoising = ImageDenoising::new(denoiser, model.scheduler.clone());
-        let denoising =
-            denoising.map_err(|e| Failure::config(format!("output.restored_topic: {e}")))?;
-        whole = Some(denoising.whole_model(steps));
-        work.push(ImageWork::Denoise {
+        let denoising = denoising.map_err(Failure::config)?;
+        let whole = denoising.whole_model(steps);
+        let about = model.about();
+        let work = ImageWork::Denoise {
             denoising,
             steps,
-            about: model.about(),
-        });
-    }
-    say_notes(model);
-    proved(work, whole, steps)
+            about,
+        };
+        Ok((work, whole))
+    })
 }
 
-/// Runs every model on an image of one tile, which takes `runs` runs.
-fn proved(
-    mut work: Vec<ImageWork>,
-    whole: Option<WholeModel>,
+/// Makes the model of each worker with `make`, and proves it on an image of one tile, which takes `runs` runs.
+fn workers(
+    model: &ImageModel,
+    inference: &InferenceSettings,
+    interrupt: Interrupt,
     runs: usize,
+    make: impl Fn(TiledDenoiser) -> Result<(ImageWork, WholeModel), Failure>,
 ) -> Result<ImageWorkers, Failure> {
-    let mut run = Duration::ZERO;
-    for one in &mut work {
+    if inference.provider == Provider::TensorRt {
+        return Err(Failure::config(
+            "inference.provider = \"tensorrt\", but images are made on cpu or cuda: set one of them",
+        ));
+    }
+    for note in &model.notes {
+        tracing::warn!("{note}");
+    }
+    let runtime = Runtime::load(interrupt).map_err(LoadError::from)?;
+    let (mut all, mut whole, mut run) = (Vec::new(), None, Duration::ZERO);
+    for worker in 0..inference.workers {
+        let (mut work, needs) = make(model.denoiser(&runtime, inference, worker)?)?;
         // The first run allocates.
-        one.warm_up()?;
+        work.warm_up()?;
         let started = Instant::now();
-        one.warm_up()?;
+        work.warm_up()?;
         run = run.max(started.elapsed() / runs.max(1) as u32);
+        whole = Some(needs);
+        all.push(work);
     }
     Ok(ImageWorkers {
-        work,
+        work: all,
         whole: whole.ok_or_else(|| Failure::internal("there is no worker"))?,
         run,
         translation: None,
     })
-}
-
-fn say_notes(model: &ImageModel) {
-    for note in &model.notes {
-        tracing::warn!("{note}");
-    }
 }
 
 fn colours(channels: usize) -> &'static str {
