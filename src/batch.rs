@@ -70,7 +70,7 @@ pub struct Batch {
     /// The outcomes of images, [records].
     pub image_outcomes: Vec<ImageOutcome>,
     /// What is published of images, [records], if images are restored.
-    pub restored_images: Vec<Option<RestoredImage>>,
+    pub restored_images: Vec<Option<Box<RestoredImage>>>,
     /// The records that lack something, in the order in which they were consumed. Empty if records are not restored.
     incomplete: Vec<Incomplete>,
     /// The rows of those that are dead letters, [dead letters in `incomplete`, features].

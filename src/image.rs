@@ -200,6 +200,13 @@ impl ImageReader {
         self.model.as_ref()
     }
 
+    /// Returns the largest number of pixels of an image, and the number of runs of the model that works on it, 0 without one.
+    pub fn largest(&self) -> (u64, usize) {
+        let side = (self.limits.pixels as f64).sqrt() as usize;
+        let runs = self.model.map_or(0, |m| m.runs(side.max(1), side.max(1)));
+        (self.limits.pixels, runs)
+    }
+
     /// Returns what was seen of 16-bit images.
     pub fn depth(&self) -> &BitDepth {
         &self.depth

@@ -284,6 +284,15 @@ fn slow_work(serving: &Serving, context: &RunContext) -> Option<SlowWork> {
         in_flight = slow.most,
         "a worker takes this long {what}, and so many of these may be in flight"
     );
+    if let RecordFormat::Images(reader) = &serving.input {
+        let (pixels, runs) = reader.largest();
+        let seconds = unit.as_secs_f64() * runs as f64;
+        if seconds > context.drain_timeout.as_secs_f64() {
+            tracing::warn!(
+                "an image of {pixels} pixels would take {seconds:.0} s, which is longer than kafka.drain_timeout, so it could not be drained: set input.max_pixels to what your images have"
+            );
+        }
+    }
     Some(slow)
 }
 

@@ -22,7 +22,7 @@ pub enum ImageWork {
 }
 
 /// The rows to score, and what is published of the image if images are restored.
-pub type Worked = (Image, Option<RestoredImage>);
+pub type Worked = (Image, Option<Box<RestoredImage>>);
 
 impl ImageWork {
     /// Works on an image and cuts it into rows. The inner error is why the image cannot be scored.
@@ -44,7 +44,7 @@ impl ImageWork {
             }
             ImageWork::Denoise { .. } => {
                 let restored = self.denoise(&image)?;
-                let worked = Ok((reader.cut(image), Some(restored)));
+                let worked = Ok((reader.cut(image), Some(Box::new(restored))));
                 (worked, &metrics.restoration_seconds)
             }
         };

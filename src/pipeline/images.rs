@@ -44,7 +44,7 @@ enum Ready {
         sequence: u64,
         opened: Option<Instant>,
         image: Result<(Image, Taken), RowError>,
-        restored: Option<RestoredImage>,
+        restored: Option<Box<RestoredImage>>,
     },
     End(Box<Batch>),
 }
@@ -125,7 +125,7 @@ struct Part {
     started: Instant,
     scores: Vec<f32>,
     image_outcomes: Vec<ImageOutcome>,
-    restored_images: Vec<Option<RestoredImage>>,
+    restored_images: Vec<Option<Box<RestoredImage>>>,
     seconds: f64,
 }
 

@@ -12,18 +12,17 @@ use residuald::kafka::embedded::EmbeddedBroker;
 use serde_json::{Value, json};
 
 use crate::common::kafka::{Note, produce, read_all};
-use crate::common::process::{Daemon, run};
+use crate::common::process::{Daemon, run, signal};
 use crate::common::topics::Topics;
 use crate::common::{parse, root, score_of, wait_for};
 
 /// The bundle has too few normal images for the default.
-const THRESHOLD: &str = "threshold.quantile=0.99";
-const TRANSLATE: [&str; 4] = [
-    THRESHOLD,
-    "translate.strength=0.3",
-    "translate.steps=10",
-    "translate.seed=7",
-];
+const THRESHOLD: &str = "threshold.quantile=0.9";
+
+fn broker() -> EmbeddedBroker {
+    let topics = ["in", "anomalies", "scores", "restored", "dead"];
+    EmbeddedBroker::start(&topics.map(|topic| (topic, 1))).unwrap()
+}
 
 fn surface() -> PathBuf {
     root().join("models/surface")
@@ -113,39 +112,50 @@ fn stem(name: &str) -> &str {
     name.split_once('.').unwrap().0
 }
 
+/// Has `residuald translate` write the images and `residuald score` judge them: verdicts by the image's name.
+fn judged_by_verbs(translate: &[&str], bundle: &Path) -> BTreeMap<String, Value> {
+    let dir = tempfile::tempdir().unwrap();
+    by_verb(dir.path(), &[&["translate"], translate].concat());
+    let (out, lines) = (dir.path().join("out"), dir.path().join("verdicts"));
+    let paths = [&out, bundle, &lines].map(|path| path.to_str().unwrap());
+    let quantile = ["--quantile", "0.9"];
+    let score = ["score", paths[0], "--bundle", paths[1], "--out", paths[2]];
+    run(&[&score[..], &quantile].concat()).with_code(0);
+    let lines = std::fs::read_to_string(lines).unwrap();
+    let lines = lines.lines().map(|line| parse(line.as_bytes()));
+    let by_name = lines.map(|line| (stem(line["file"].as_str().unwrap()).to_owned(), line));
+    by_name.collect()
+}
+
+/// The same to the bit.
+fn agree(verdict: &Value, line: &Value) {
+    let bits = [verdict, line].map(|judged| score_of(judged).to_bits());
+    assert_eq!(bits[0], bits[1], "{verdict}\n{line}");
+    for field in ["regions", "picture", "threshold"] {
+        assert_eq!(verdict[field], line[field], "{field}");
+    }
+}
+
+/// The images as they are sent.
+fn notes() -> Vec<Note> {
+    let images = images().into_iter();
+    let notes = images.map(|(name, _, payload)| Note::new(stem(name), payload));
+    notes.collect()
+}
+
+fn key(note: &Note) -> String {
+    String::from_utf8(note.key.clone().unwrap()).unwrap()
+}
+
 #[test]
 fn a_translated_image_is_judged_as_the_file_that_the_verb_writes() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = surface();
+    let (surface, model) = (surface(), surface());
     let model = model.to_str().unwrap();
     let options = ["--strength", "0.3", "--steps", "10", "--seed", "7"];
-    by_verb(
-        dir.path(),
-        &[&["translate", model, "IN", "--out", "OUT"], &options[..]].concat(),
-    );
-    let (out, lines) = (dir.path().join("out"), dir.path().join("verdicts"));
-    run(&[
-        "score",
-        out.to_str().unwrap(),
-        "--bundle",
-        model,
-        "--out",
-        lines.to_str().unwrap(),
-    ])
-    .with_code(0);
-    let lines = std::fs::read_to_string(lines).unwrap();
-    let by_name: BTreeMap<String, Value> = lines
-        .lines()
-        .map(|line| parse(line.as_bytes()))
-        .map(|line| (stem(line["file"].as_str().unwrap()).to_owned(), line))
-        .collect();
-
-    let broker =
-        EmbeddedBroker::start(&["in", "anomalies", "scores", "dead"].map(|t| (t, 1))).unwrap();
-    let mut notes: Vec<Note> = images()
-        .into_iter()
-        .map(|(name, _, payload)| Note::new(stem(name), payload))
-        .collect();
+    let verb = [&[model, "IN", "--out", "OUT"], &options[..]].concat();
+    let by_name = judged_by_verbs(&verb, &surface);
+    let broker = broker();
+    let mut notes = notes();
     notes.push(Note::new("bad", "GIF89a"));
     // More pixels than a model may work on, though input.max_pixels allows them.
     let mut large = encoded(noisy(1, 8, 8), ImageFormat::Bmp);
@@ -159,14 +169,18 @@ fn a_translated_image_is_judged_as_the_file_that_the_verb_writes() {
     });
     produce(&broker.brokers, "in", &notes);
     let (bundle, translate) = (
-        setting("model.bundle", &surface()),
-        setting("translate.bundle", &surface()),
+        setting("model.bundle", &surface),
+        setting("translate.bundle", &surface),
     );
     let settings = [
-        &[bundle.as_str(), &translate, "output.scores_topic=scores"],
-        &TRANSLATE[..],
-    ]
-    .concat();
+        &bundle,
+        &translate,
+        THRESHOLD,
+        "translate.strength=0.3",
+        "translate.steps=10",
+        "translate.seed=7",
+        "output.scores_topic=scores",
+    ];
     let daemon = Daemon::ready(&broker.brokers, &settings);
     daemon.await_count("scored", 4);
     daemon.await_count("dead_letters", 2);
@@ -179,24 +193,14 @@ fn a_translated_image_is_judged_as_the_file_that_the_verb_writes() {
     );
 
     let published = read_all(&broker.brokers, "scores");
-    let keys: Vec<_> = published
-        .iter()
-        .map(|note| note.key.clone().unwrap())
-        .collect();
-    assert_eq!(keys, [&b"tile"[..], b"wide", b"small", b"again"]);
-    for note in &published {
-        let (key, verdict) = (
-            String::from_utf8(note.key.clone().unwrap()).unwrap(),
-            note.json(),
+    let keys: Vec<String> = published.iter().map(key).collect();
+    assert_eq!(keys, ["tile", "wide", "small", "again"]);
+    for (note, key) in published.iter().zip(&keys) {
+        let verdict = note.json();
+        agree(
+            &verdict,
+            &by_name[if key == "again" { "tile" } else { key }],
         );
-        let expected = &by_name[if key == "again" { "tile" } else { &key }];
-        assert_eq!(
-            score_of(&verdict).to_bits(),
-            score_of(expected).to_bits(),
-            "{key}"
-        );
-        assert_eq!(verdict["regions"], expected["regions"], "{key}");
-        assert_eq!(verdict["picture"], expected["picture"], "{key}");
         let translation = &verdict["translation"];
         assert_eq!(
             translation["sha256"], verdict["model"]["sha256"],
@@ -220,6 +224,63 @@ fn a_translated_image_is_judged_as_the_file_that_the_verb_writes() {
     );
 }
 
+#[test]
+fn pairs_take_over_by_a_reload_and_refuse_what_they_cannot_translate() {
+    let folders = ["pairs", "tiles"].map(|name| root().join("tests/images").join(name));
+    let [pairs, tiles] = &folders;
+    let verb = [pairs.to_str().unwrap(), "IN", "--seed", "5", "--out", "OUT"];
+    let by_name = judged_by_verbs(&verb, tiles);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = dir.path().join("residuald.toml");
+    std::fs::write(&settings, "").unwrap();
+    let broker = broker();
+    let white = encoded(GrayImage::from_pixel(9, 9, Luma([255])), ImageFormat::Png);
+    let notes = [notes(), vec![Note::new("white", white)]].concat();
+    produce(&broker.brokers, "in", &notes);
+    let bundle = setting("model.bundle", tiles);
+    let environment = [("RESIDUALD_CONFIG", settings.to_str().unwrap())];
+    let flags = [&bundle, THRESHOLD, "output.scores_topic=scores"];
+    let daemon = Daemon::start_in(&environment, &broker.brokers, &flags).await_ready();
+    daemon.await_count("scored", 4);
+    let translate = format!("[translate]\nbundle = {pairs:?}\nseed = 5\n");
+    std::fs::write(&settings, translate).unwrap();
+    signal(daemon.pid(), "HUP");
+    daemon.await_metric("residuald_model_reloads_total{status=\"ok\"}", 1.0);
+    produce(&broker.brokers, "in", &notes);
+    daemon.await_count("scored", 7);
+    daemon.await_count("dead_letters", 1);
+    daemon.is_balanced();
+    let log = daemon.drains().stderr;
+    assert!(log.contains("translate.bundle, translate.seed"), "{log}");
+
+    let published = read_all(&broker.brokers, "scores");
+    let (before, after) = published.split_at(4);
+    assert!(
+        before
+            .iter()
+            .all(|note| note.json().get("translation").is_none())
+    );
+    for note in after {
+        let verdict = note.json();
+        agree(&verdict, &by_name[&key(note)]);
+        let translation = &verdict["translation"];
+        assert_eq!(translation["model"], "DDIMPipeline");
+        assert_eq!(translation["sha256"].as_str().map(str::len), Some(64));
+        assert_eq!(translation.get("strength"), None);
+    }
+    let dead = read_all(&broker.brokers, "dead");
+    let [white] = &dead[..] else {
+        panic!("{dead:?}")
+    };
+    let header = |name: &str| header(white, &format!("__connect.errors.exception.{name}"));
+    assert_eq!(header("class.name"), "residuald.decode.unscorable");
+    assert!(
+        header("message").contains("the model returned NaN"),
+        "{}",
+        header("message")
+    );
+}
+
 fn header<'n>(note: &'n Note, name: &str) -> &'n str {
     note.header(name)
         .unwrap_or_else(|| panic!("no {name} in {:?}", note.headers))
@@ -240,8 +301,7 @@ fn a_restored_image_is_the_file_that_denoise_writes_in_the_form_that_it_came() {
             "OUT",
         ],
     );
-    let topics = ["in", "anomalies", "restored", "dead"];
-    let broker = EmbeddedBroker::start(&topics.map(|t| (t, 1))).unwrap();
+    let broker = broker();
     let own = [
         ("own", "1"),
         ("Content-Type", "image/jpeg"),
@@ -423,7 +483,7 @@ fn every_image_is_restored_once_although_daemons_are_killed() {
 
 #[test]
 fn a_stop_amid_images_that_take_long_drains() {
-    let broker = EmbeddedBroker::start(&["in", "anomalies", "dead"].map(|t| (t, 1))).unwrap();
+    let broker = broker();
     let notes: Vec<Note> = (0..200)
         .map(|i| Note::new(&i.to_string(), encoded(noisy(i, 96, 96), ImageFormat::Png)))
         .collect();
