@@ -35,9 +35,9 @@ impl Translation {
         self.plan.steps() - self.first
     }
 
-    /// The bytes of memory for each pixel of an image whose source has these channels: the source and what the model gets of it, the noise, the
-    /// sample, the model's input, its output with a variance, and what the scheduler computes and remembers.
-    pub fn bytes(&self, channels: usize) -> usize {
+    /// The bytes of memory for each pixel of an image whose source has these channels: the source, the noise, the sample, the model's input,
+    /// its output with a variance, and what the scheduler computes and remembers.
+    fn bytes(&self, channels: usize) -> usize {
         let remembered = if self.plan.is_multistep() { 24 } else { 0 };
         9 * channels + (36 + remembered) * self.out_channels
     }

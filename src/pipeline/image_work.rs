@@ -8,7 +8,7 @@ use crate::image::{
     About, Image, ImageReader, PngPixels, WholeImage, bytes, color, encode_png, values,
 };
 use crate::metrics::Metrics;
-use crate::onnx::{ImageDenoising, ImageTranslation, ScorerError};
+use crate::onnx::{Denoised, ImageDenoising, ImageTranslation, ScorerError};
 
 /// A worker's model.
 pub enum ImageWork {
@@ -24,6 +24,12 @@ pub enum ImageWork {
 /// The rows to score, and what is published of the image if images are restored.
 pub type Worked = (Image, Option<Box<RestoredImage>>);
 
+/// What a model made of an image.
+enum Made {
+    Translated(WholeImage),
+    Restored(RestoredImage),
+}
+
 impl ImageWork {
     /// Works on an image and cuts it into rows. The inner error is why the image cannot be scored.
     ///
@@ -36,88 +42,61 @@ impl ImageWork {
         metrics: &Metrics,
     ) -> Result<Result<Worked, RowError>, ScorerError> {
         let started = Instant::now();
-        let (worked, seconds) = match self {
-            ImageWork::Translate(_) => {
-                let translated = self.translate(image)?;
-                let worked = translated.map(|image| (reader.cut(image), None));
-                (worked, &metrics.translation_seconds)
-            }
-            ImageWork::Denoise { .. } => {
-                let restored = self.denoise(&image)?;
-                let worked = Ok((reader.cut(image), Some(Box::new(restored))));
-                (worked, &metrics.restoration_seconds)
+        let made = match self.run(&image) {
+            Ok(made) => made,
+            Err(error) => Err(self.image_is_at_fault(error)?),
+        };
+        let (seconds, made) = match (&*self, made) {
+            (ImageWork::Translate(_), made) => (&metrics.translation_seconds, made),
+            (ImageWork::Denoise { .. }, made) => {
+                // The image is scored all the same.
+                let failed = |error: RowError| RestoredImage::Failed(error.detail.to_string());
+                let made = made.or_else(|error| Ok(Made::Restored(failed(error))));
+                (&metrics.restoration_seconds, made)
             }
         };
         seconds.observe(started.elapsed().as_secs_f64());
-        Ok(worked)
-    }
-
-    fn translate(
-        &mut self,
-        image: WholeImage,
-    ) -> Result<Result<WholeImage, RowError>, ScorerError> {
-        let ImageWork::Translate(translation) = self else {
-            unreachable!("a worker has one model");
-        };
-        let source = values(&image.pixels, image.channels);
-        let size = [image.height, image.width];
-        // A stop interrupts the model's runs.
-        let made = match translation.translate(&source, size, image.number, || false) {
-            Ok(made) => made.expect("it is never told to stop"),
-            Err(error) => Err(unscorable(&self.image_is_at_fault(error)?)),
-        };
-        Ok(made.map(|made| {
-            let channels = made.len() / (image.width * image.height);
-            WholeImage {
-                channels,
-                pixels: bytes(&made, channels),
-                ..image
-            }
+        Ok(made.map(|made| match made {
+            Made::Translated(translated) => (reader.cut(translated), None),
+            Made::Restored(restored) => (reader.cut(image), Some(Box::new(restored))),
         }))
     }
 
-    fn denoise(&mut self, image: &WholeImage) -> Result<RestoredImage, ScorerError> {
-        let ImageWork::Denoise {
-            denoising,
-            steps,
-            about,
-        } = self
-        else {
-            unreachable!("a worker has one model");
-        };
+    fn run(&mut self, image: &WholeImage) -> Result<Result<Made, RowError>, ScorerError> {
         let source = values(&image.pixels, image.channels);
         let size = [image.height, image.width];
-        let denoised = match denoising.denoise(&source, size, None, *steps) {
-            Ok(Ok(denoised)) => denoised,
-            Ok(Err(refused)) => return Ok(RestoredImage::Failed(refused.detail.to_string())),
-            Err(error) => return Ok(RestoredImage::Failed(self.image_is_at_fault(error)?)),
-        };
-        let Some(clean) = &denoised.image else {
-            return Ok(RestoredImage::Unchanged);
-        };
-        let pixels = PngPixels {
-            width: image.width,
-            height: image.height,
-            color: color(image.channels).expect("a model of 1 or 3 channels"),
-            bytes: &bytes(clean, image.channels),
-        };
-        let mut png = Vec::new();
-        let said = [about.as_slice(), &denoised.about()].concat();
-        encode_png(&mut png, &pixels, &said).expect("as many pixels as the size says, in memory");
-        Ok(RestoredImage::Denoised {
-            png,
-            sigma: denoised.levels(),
-            lost: image.lost,
-        })
+        match self {
+            ImageWork::Translate(translation) => {
+                // A stop interrupts the model's runs.
+                let made = translation.translate(&source, size, image.number, || false)?;
+                let made = made.expect("it is never told to stop");
+                Ok(made.map(|made| Made::Translated(translated(image, &made))))
+            }
+            ImageWork::Denoise {
+                denoising,
+                steps,
+                about,
+            } => {
+                let denoised = denoising.denoise(&source, size, None, *steps)?;
+                Ok(denoised.map(|denoised| Made::Restored(restored(image, &denoised, about))))
+            }
+        }
     }
 
     /// Returns why the model failed, if the image is at fault: the model still works on the image that it was proved with.
-    fn image_is_at_fault(&mut self, error: ScorerError) -> Result<String, ScorerError> {
+    fn image_is_at_fault(&mut self, error: ScorerError) -> Result<RowError, ScorerError> {
         if let ScorerError::Interrupted = error {
             return Err(error);
         }
         match self.warm_up() {
-            Ok(()) => Ok(format!("the model failed on this image: {error}")),
+            Ok(()) => {
+                let why = format!("the model failed on this image: {error}");
+                tracing::error!("{why}");
+                Ok(RowError {
+                    reason: Reason::Unscorable,
+                    detail: why.into(),
+                })
+            }
             Err(ScorerError::Interrupted) => Err(ScorerError::Interrupted),
             Err(_) => Err(error),
         }
@@ -137,9 +116,35 @@ impl ImageWork {
     }
 }
 
-fn unscorable(why: &str) -> RowError {
-    RowError {
-        reason: Reason::Unscorable,
-        detail: why.to_owned().into(),
+/// The image with the values that a model made, [C, H, W].
+fn translated(image: &WholeImage, made: &[f32]) -> WholeImage {
+    let channels = made.len() / (image.width * image.height);
+    WholeImage {
+        width: image.width,
+        height: image.height,
+        channels,
+        pixels: bytes(made, channels),
+        number: image.number,
+        lost: image.lost,
+    }
+}
+
+fn restored(image: &WholeImage, denoised: &Denoised, about: &About) -> RestoredImage {
+    let Some(clean) = &denoised.image else {
+        return RestoredImage::Unchanged;
+    };
+    let pixels = PngPixels {
+        width: image.width,
+        height: image.height,
+        color: color(image.channels).expect("a model of 1 or 3 channels"),
+        bytes: &bytes(clean, image.channels),
+    };
+    let mut png = Vec::new();
+    let about = [about.as_slice(), &denoised.about()].concat();
+    encode_png(&mut png, &pixels, &about).expect("as many pixels as the size says, in memory");
+    RestoredImage::Denoised {
+        png,
+        sigma: denoised.levels(),
+        lost: image.lost,
     }
 }

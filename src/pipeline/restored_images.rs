@@ -92,3 +92,106 @@ fn name_as_png(headers: &mut [OwnedHeader]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::batch::TopicPartition;
+    use crate::image::{FIELD, Limits, Load};
+    use crate::record::Record;
+
+    fn restorer() -> ImageRestorer {
+        let pixels = json!({"height": 8, "width": 8, "channels": 1, "resize": "bilinear"});
+        let topics = Topics::default();
+        topics.number("in");
+        ImageRestorer {
+            topic: "restored".to_owned(),
+            reader: ImageReader::new(
+                serde_json::from_value(pixels).unwrap(),
+                FIELD,
+                Limits::default(),
+            ),
+            model: ModelId {
+                name: "m".to_owned(),
+                version: "1".to_owned(),
+                sha256: "0123456789".to_owned(),
+            },
+            topics,
+        }
+    }
+
+    fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+        let (_, value) = message.headers.iter().find(|(n, _)| n == name)?;
+        std::str::from_utf8(value.as_ref()?).ok()
+    }
+
+    #[test]
+    fn what_was_done_to_an_image_is_said_and_a_refused_one_is_left_out() {
+        let mut batch = Batch::default();
+        let from = TopicPartition {
+            topic: 0,
+            partition: 0,
+        };
+        for (offset, payload) in (0..).zip(["bare", "flat", "bad", "nan", r#"{"image": "AAAA"}"#]) {
+            let record = Record {
+                topic: "in",
+                partition: 0,
+                offset,
+                index: None,
+                timestamp_ms: Some(5),
+                key: Some(b"k"),
+                headers: vec![("Content-Type", Some(b"image/jpeg"))],
+                payload: Some(payload.as_bytes()),
+            };
+            batch.keep_image(&record, from, Load::default(), Instant::now());
+        }
+        let denoised = |lost| {
+            Some(Box::new(RestoredImage::Denoised {
+                png: b"PNG".to_vec(),
+                sigma: "12.50".to_owned(),
+                lost,
+            }))
+        };
+        let lost = Lost {
+            colour: true,
+            depth: false,
+            transparency: true,
+        };
+        batch.restored_images = vec![
+            denoised(lost),
+            Some(Box::new(RestoredImage::Unchanged)),
+            None,
+            Some(Box::new(RestoredImage::Failed("it returned NaN".into()))),
+            denoised(Lost::default()),
+        ];
+        // The third is a dead letter.
+        let (messages, tally) = restorer().messages(&batch, &[0, 1, 3, 4]);
+        let payloads: Vec<_> = messages.iter().map(|m| m.payload.as_slice()).collect();
+        assert_eq!(
+            payloads,
+            [&b"PNG"[..], b"flat", b"nan", br#"{"image":"UE5H"}"#]
+        );
+        let said = |name| messages.iter().map(|m| header(m, name)).collect::<Vec<_>>();
+        let outcomes = ["denoised", "unchanged", "failed", "denoised"].map(Some);
+        assert_eq!(said("residuald.outcome"), outcomes);
+        let sigmas = [Some("12.50"), Some("0"), None, Some("12.50")];
+        assert_eq!(said("residuald.sigma"), sigmas);
+        let types = ["image/png", "image/jpeg", "image/jpeg", "image/jpeg"].map(Some);
+        assert_eq!(said("Content-Type"), types);
+        assert_eq!(said("residuald.offset"), ["0", "1", "3", "4"].map(Some));
+        let omitted = said("residuald.omitted");
+        assert!(omitted[0].unwrap().starts_with("colour, transparency: "));
+        assert_eq!(omitted[2], Some("denoising: it returned NaN"));
+        assert_eq!((omitted[1], omitted[3]), (None, None));
+        let counts = (tally.denoised, tally.unchanged, tally.failed);
+        assert_eq!((counts, tally.lost.len()), ((2, 1, 1), 2));
+        assert_eq!(
+            restorer().messages(&batch, &[0, 1, 3, 4]),
+            (messages, tally)
+        );
+    }
+}
