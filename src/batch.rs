@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::bundle::SegmentId;
 use crate::dead_letter::DeadLetter;
 use crate::decode::{RowError, Skip};
-use crate::image::Finding;
+use crate::image::{Finding, Load, Lost};
 use crate::record::{Header, Origin, OwnedHeader, Place, Record};
 pub use incomplete::{Incomplete, Restored};
 pub use scores::Scores;
@@ -40,8 +40,10 @@ pub struct Batch {
     pub rows: Vec<f32>,
     records: Vec<StoredRanges>,
     bytes: Vec<u8>,
-    /// The bytes that the rows of its images will take. The rows are created and dropped one by one.
+    /// The bytes that its images will take. Rows are created and dropped one by one.
     image_bytes: usize,
+    /// The runs that a model which works on whole images will take for its images.
+    image_runs: usize,
     /// The bytes of dead letters and of kept headers.
     loose_bytes: usize,
     pub dead_letters: Vec<DeadLetter>,
@@ -67,6 +69,8 @@ pub struct Batch {
     pub scores: Scores,
     /// The outcomes of images, [records].
     pub image_outcomes: Vec<ImageOutcome>,
+    /// What is published of images, [records], if images are restored.
+    pub restored_images: Vec<Option<Box<RestoredImage>>>,
     /// The records that lack something, in the order in which they were consumed. Empty if records are not restored.
     incomplete: Vec<Incomplete>,
     /// The rows of those that are dead letters, [dead letters in `incomplete`, features].
@@ -96,6 +100,21 @@ pub enum ImageOutcome {
     Explained(Box<Finding>),
     /// The image could not be scored.
     Dead(RowError),
+}
+
+/// What became of an image that is restored.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RestoredImage {
+    /// There is no noise to remove.
+    Unchanged,
+    Denoised {
+        png: Vec<u8>,
+        /// The standard deviation of the noise in levels of 255.
+        sigma: String,
+        lost: Lost,
+    },
+    /// The reason why it was not denoised.
+    Failed(String),
 }
 
 #[derive(Debug)]
@@ -211,16 +230,22 @@ impl Batch {
             .saturating_add(rows + books + self.imputation_bytes())
     }
 
-    /// Adds a record with an image that will be decoded into rows of `row_bytes` bytes.
+    /// Returns the units of work of the batch that take much longer than scoring: records to fill in, and runs of a model on images.
+    pub fn slow_work(&self) -> usize {
+        self.incomplete.len() + self.image_runs
+    }
+
+    /// Adds a record with an image that will be decoded.
     pub fn keep_image(
         &mut self,
         record: &Record<'_>,
         from: TopicPartition,
-        row_bytes: usize,
+        load: Load,
         now: Instant,
     ) {
         self.keep(record, from, None, now);
-        self.image_bytes = self.image_bytes.saturating_add(row_bytes);
+        self.image_bytes = self.image_bytes.saturating_add(load.bytes);
+        self.image_runs = self.image_runs.saturating_add(load.runs);
         self.keep_headers(record);
     }
 
@@ -377,6 +402,7 @@ impl Batch {
         self.bytes.clear();
         self.bytes.shrink_to(MAX_BYTES);
         self.image_bytes = 0;
+        self.image_runs = 0;
         self.loose_bytes = 0;
         self.charged = 0;
         self.dead_letters.clear();
@@ -390,6 +416,7 @@ impl Batch {
         self.refused.clear();
         self.scores.clear();
         self.image_outcomes.clear();
+        self.restored_images.clear();
         self.incomplete.clear();
         self.loose_rows.clear();
         self.restored.clear();
@@ -539,13 +566,15 @@ mod tests {
     }
 
     #[test]
-    fn an_image_counts_by_its_rows_and_keeps_its_headers() {
+    fn an_image_counts_by_its_rows_and_runs_and_keeps_its_headers() {
         let mut batch = Batch::default();
         let now = Instant::now();
-        batch.keep_image(&record(0, 1), P0, MAX_BYTES - 1000, now);
+        let load = |bytes| Load { bytes, runs: 7 };
+        batch.keep_image(&record(0, 1), P0, load(MAX_BYTES - 1000), now);
         assert!(!batch.is_due(9, Duration::MAX, now));
-        batch.keep_image(&record(0, 2), P0, 1000, now);
+        batch.keep_image(&record(0, 2), P0, load(1000), now);
         assert!(batch.is_due(9, Duration::MAX, now), "full in rows to come");
+        assert_eq!(batch.slow_work(), 14);
         let error = RowError {
             reason: Reason::TooLarge,
             detail: "large".into(),
@@ -554,7 +583,7 @@ mod tests {
         assert_eq!(letter.headers[0], ("other".to_owned(), None));
         assert_eq!((letter.headers.len(), letter.source.offset), (2, 1));
         batch.clear();
-        assert_eq!(batch.weight(), 0);
+        assert_eq!((batch.weight(), batch.slow_work()), (0, 0));
     }
 
     #[test]

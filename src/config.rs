@@ -23,6 +23,7 @@ mod telemetry;
 mod tests;
 mod threshold;
 mod topics;
+mod translate;
 
 use std::path::Path;
 
@@ -43,6 +44,7 @@ pub use settings::{ClientSettings, Effective};
 pub use telemetry::{LogFormat, TelemetrySettings, TraceSettings};
 pub use threshold::default_rate;
 pub use topics::is_pattern;
+pub use translate::TranslateSettings;
 
 const DEFAULTS: &str = include_str!("default.toml");
 const FLAG: &str = "--set";
@@ -58,6 +60,8 @@ pub struct Config {
     pub model: ModelSettings,
     pub inference: InferenceSettings,
     pub screen: ScreenSettings,
+    /// `None` if images are scored as they come.
+    pub translate: Option<TranslateSettings>,
     pub batch: BatchSettings,
     /// Maximum memory of the process, in bytes. If `None`, the system's limit applies.
     pub memory_limit: Option<u64>,
@@ -120,6 +124,7 @@ impl Config {
         let inference = InferenceSettings::parse(s);
         let model = ModelSettings::parse(s, inference.provider);
         let screen = ScreenSettings::parse(s);
+        let translate = TranslateSettings::parse(s);
         let batch = BatchSettings::parse(s);
         let memory_limit = memory::limit(s);
         let threshold = threshold::parse(s);
@@ -127,6 +132,9 @@ impl Config {
         check_scores_topic(screen, &output, s);
         check_written_topics(&kafka, &output, s);
         check_restored_topic(&output, s);
+        if restores_translated(translate.as_ref(), &output) {
+            s.problem(format!("{RESTORES_TRANSLATED}: remove one of them"));
+        }
         let http = HttpSettings::parse(s);
         let telemetry = TelemetrySettings::parse(s);
         let traces = TraceSettings::parse(s);
@@ -139,6 +147,7 @@ impl Config {
             model,
             inference,
             screen,
+            translate,
             batch,
             memory_limit,
             threshold,
@@ -168,6 +177,13 @@ fn check_written_topics(kafka: &KafkaSettings, output: &OutputSettings, s: &mut 
             ));
         }
     }
+}
+
+/// A bundle's denoiser knows images of its own kind alone.
+const RESTORES_TRANSLATED: &str = "translate.bundle and output.restored_topic are both set, but images of another kind cannot be denoised by the bundle that they are translated for";
+
+fn restores_translated(translate: Option<&TranslateSettings>, output: &OutputSettings) -> bool {
+    translate.is_some() && output.restored.is_some()
 }
 
 /// Other messages among the restored records would look like records to those who read them.

@@ -3,6 +3,8 @@
 pub mod budget;
 mod descriptors;
 mod http;
+pub mod image_model;
+pub mod image_work;
 pub mod input;
 pub mod media_folder;
 pub mod model;

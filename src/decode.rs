@@ -55,7 +55,7 @@ use typed::TypedDecoder;
 
 use crate::bundle::{Feature, SegmentBy, SegmentId};
 use crate::clip::Clipped;
-use crate::image::{ImageError, ImageReader};
+use crate::image::{ImageError, ImageReader, Load};
 
 /// Maximum size of a record's JSON in a verdict, in bytes. It is larger than a message may be, because a few bytes of Avro can
 /// become much JSON.
@@ -202,10 +202,10 @@ impl Decoder {
         matches!(self.format, Payloads::Images(_))
     }
 
-    /// Returns the size in bytes of the rows that an image will become. `None` for a table.
-    pub fn image_bytes(&self, payload: &[u8]) -> Option<usize> {
+    /// Returns what an image takes while it is in flight. `None` for a table.
+    pub fn image_load(&self, payload: &[u8]) -> Option<Load> {
         match &self.format {
-            Payloads::Images(reader) => Some(reader.row_bytes(payload)),
+            Payloads::Images(reader) => Some(reader.load(payload)),
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ pub const USAGE: u8 = 64;
 const DATA: u8 = 65;
 const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
-const CONFIG: u8 = 78;
+pub const CONFIG: u8 = 78;
 
 /// The exit code of a rehearsal that has found a fault.
 const NOT_PASSED: u8 = 1;

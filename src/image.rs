@@ -26,10 +26,13 @@ mod envelope;
 mod maps;
 mod noise_level;
 mod overlap;
+mod png;
 mod regions;
 mod resize;
 mod tiles;
+mod values;
 mod view;
+mod whole;
 
 use std::borrow::Cow;
 
@@ -43,9 +46,12 @@ pub use depth::BitDepth;
 pub use maps::{Finding, Png, highest};
 pub use noise_level::noise_level;
 pub use overlap::Overlap;
+pub use png::{About, PngPixels, color, encode_animation, encode_png};
 pub use regions::Region;
 pub use tiles::Layout;
+pub use values::{bytes, values};
 pub use view::{Mask, mask, shrink, thumbnail};
+pub use whole::{Lost, MOST_WHOLE, WholeImage, WholeModel, noise_number};
 
 /// Limits for the image in a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +138,17 @@ pub struct ImageReader {
     field: String,
     limits: Limits,
     depth: BitDepth,
+    /// Set if a model works on the whole image.
+    model: Option<WholeModel>,
+}
+
+/// What an image in flight takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// The bytes that its batch holds beside the payload.
+    pub bytes: usize,
+    /// The number of runs of the model that works on the whole image.
+    pub runs: usize,
 }
 
 /// An image that is ready to be scored.
@@ -161,12 +178,32 @@ impl ImageReader {
             field: field.to_owned(),
             limits,
             depth: BitDepth::default(),
+            model: None,
         }
+    }
+
+    /// Has images decoded for a model that works on the whole image.
+    pub fn with_model(mut self, model: WholeModel) -> ImageReader {
+        self.limits.pixels = self.limits.pixels.min(MOST_WHOLE);
+        self.model = Some(model);
+        self
     }
 
     /// Sets the depth of 16-bit samples.
     pub fn with_depth(self, depth: BitDepth) -> ImageReader {
         ImageReader { depth, ..self }
+    }
+
+    /// Returns what images are decoded for, if a model works on the whole image.
+    pub fn model(&self) -> Option<&WholeModel> {
+        self.model.as_ref()
+    }
+
+    /// Returns the largest number of pixels of an image, and the number of runs of the model that works on it, 0 without one.
+    pub fn largest(&self) -> (u64, usize) {
+        let side = (self.limits.pixels as f64).sqrt() as usize;
+        let runs = self.model.map_or(0, |m| m.runs(side.max(1), side.max(1)));
+        (self.limits.pixels, runs)
     }
 
     /// Returns what was seen of 16-bit images.
@@ -197,8 +234,23 @@ impl ImageReader {
         payload: &[u8],
         reserve: impl FnOnce(u64) -> T,
     ) -> Result<(Image, T), ImageError> {
+        let (image, reserved) = self.decode_within(payload, reserve)?;
+        Ok((self.cut(image), reserved))
+    }
+
+    /// Decodes a payload for the model that works on the whole image, or for the scorer if there is none. `reserve` is called as in
+    /// [`ImageReader::read_within`].
+    ///
+    /// # Errors
+    /// The same as of [`ImageReader::read`].
+    pub fn decode_within<T>(
+        &self,
+        payload: &[u8],
+        reserve: impl FnOnce(u64) -> T,
+    ) -> Result<(WholeImage, T), ImageError> {
         let encoded = envelope::image(payload, &self.field, self.limits.bytes)?;
-        let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels)?;
+        let channels = self.model.map_or(self.pixels.channels, |m| m.channels);
+        let opened = Opened::new(&encoded, channels, self.limits.pixels)?;
         let (width, height) = (opened.width, opened.height);
         self.can_be_resized(width, height)?;
         let layout = Layout::of(width, height, &self.pixels);
@@ -206,17 +258,40 @@ impl ImageReader {
             Cow::Borrowed(_) => 0,
             Cow::Owned(bytes) => bytes.len() as u64,
         };
-        let bytes = unpacked + opened.bytes.max(cost::scoring(width, height, &layout));
+        let working = self.model.map_or(0, |m| width * height * m.bytes);
+        let scoring = cost::scoring(width, height, &layout);
+        let bytes = unpacked + opened.bytes.max(scoring).max(working as u64);
         self.limits.allow(width, height, bytes)?;
         let reserved = reserve(bytes);
-        let (layout, rows) = tiles::rows(opened.decode(&self.depth)?, &self.pixels);
-        let image = Image {
+        let lost = Lost::of(&opened, channels);
+        let flat = opened.decode(&self.depth)?;
+        let image = WholeImage {
+            width,
+            height,
+            channels,
+            pixels: flat.pixels,
+            number: self.model.map_or(0, |_| noise_number(&encoded)),
+            lost,
+        };
+        Ok((image, reserved))
+    }
+
+    /// Converts an image of the scorer's channels to rows.
+    pub fn cut(&self, image: WholeImage) -> Image {
+        let (width, height) = (image.width, image.height);
+        let flat = Flat {
+            width,
+            height,
+            channels: image.channels,
+            pixels: image.pixels,
+        };
+        let (layout, rows) = tiles::rows(flat, &self.pixels);
+        Image {
             width,
             height,
             layout,
             rows,
-        };
-        Ok((image, reserved))
+        }
     }
 
     /// Refuses an image that is too large after resizing. An image narrower than a tile is stretched, so 1 x 64 million pixels
@@ -236,21 +311,28 @@ impl ImageReader {
         Ok(())
     }
 
-    /// Returns the size in bytes of the rows that a payload will become, according to its header. It is 0 if the payload will be
-    /// refused.
-    pub fn row_bytes(&self, payload: &[u8]) -> usize {
+    /// Returns what a payload will take while it is in flight, according to its header. It is nothing if the payload will be refused.
+    pub fn load(&self, payload: &[u8]) -> Load {
         let one = self.pixels.row_bytes();
-        if self.pixels.tiles.is_none() {
-            return one;
+        if self.pixels.tiles.is_none() && self.model.is_none() {
+            return Load {
+                bytes: one,
+                runs: 0,
+            };
         }
-        let rows = || {
+        let load = || {
             let encoded = envelope::image(payload, &self.field, self.limits.bytes).ok()?;
             let opened = Opened::new(&encoded, self.pixels.channels, self.limits.pixels).ok()?;
             let (width, height) = (opened.width, opened.height);
             self.can_be_resized(width, height).ok()?;
-            Some(Layout::of(width, height, &self.pixels).rows())
+            let rows = Layout::of(width, height, &self.pixels).rows();
+            let kept = self.model.map_or(0, |m| width * height * m.kept_bytes);
+            Some(Load {
+                bytes: rows.saturating_mul(one).saturating_add(kept),
+                runs: self.model.map_or(0, |m| m.runs(width, height)),
+            })
         };
-        rows().map_or(0, |rows| rows.saturating_mul(one))
+        load().unwrap_or_default()
     }
 
     /// Returns a [`thumbnail`] of a payload's image. `reserve` is called as in [`ImageReader::read_within`].
@@ -267,6 +349,14 @@ impl ImageReader {
         // What a thumbnail shows is no image of the stream, so it is not counted.
         let depth = BitDepth::new(self.depth.bits());
         view::thumbnail_within(&encoded, self.limits, &depth, side, reserve)
+    }
+
+    /// Returns a payload with a PNG image in place of its own, and whether the payload is the bare image.
+    pub fn with_image(&self, payload: &[u8], png: &[u8]) -> (Vec<u8>, bool) {
+        match envelope::with_image(payload, &self.field, png) {
+            Some(json) => (json.into_bytes(), false),
+            None => (png.to_vec(), true),
+        }
     }
 
     /// Returns the JSON object around the image, without the image. `None` for a bare image.

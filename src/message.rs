@@ -183,7 +183,9 @@ mod tests {
     use super::*;
     use crate::batch::TopicPartition;
     use crate::decode::RowError;
-    use crate::verdict::{Attribution, Explanation, Observation, Place, Severity, Shown, Size};
+    use crate::verdict::{
+        Attribution, Explanation, Observation, Place, Severity, Shown, Size, TranslationId,
+    };
 
     fn model() -> ModelId {
         ModelId {
@@ -286,6 +288,13 @@ mod tests {
             share: 0.5,
             area: 0.25,
         }];
+        let translation = TranslationId {
+            model: "day".into(),
+            sha256: "77aa".into(),
+            steps: 50,
+            strength: Some(0.5),
+            seed: 3,
+        };
         let verdict = Verdict {
             anomaly_score: 2.0,
             p_value: 0.5,
@@ -301,6 +310,7 @@ mod tests {
                 regions: &regions,
                 heatmap: Some(shown(Place::Data("iVBO".into()))),
                 reconstruction: Some(shown(Place::Uri("kafka://media?key=a".into()))),
+                translation: Some(&translation),
             },
         };
         let record = StoredRecord {
@@ -334,6 +344,10 @@ mod tests {
         assert_eq!(
             body["reconstruction"],
             serde_json::json!({"content_type": "image/png", "width": 64, "height": 32, "uri": "kafka://media?key=a"})
+        );
+        assert_eq!(
+            body["translation"],
+            serde_json::json!({"model": "day", "sha256": "77aa", "steps": 50, "strength": 0.5, "seed": 3})
         );
     }
 

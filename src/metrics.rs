@@ -53,6 +53,7 @@ pub const ABORTED: &str = "aborted";
 /// The outcomes of a restored record, apart from [`SKIP_UNDELIVERABLE`].
 pub const UNCHANGED: &str = "unchanged";
 pub const FILLED: &str = "filled";
+pub const DENOISED: &str = "denoised";
 pub const FAILED: &str = "failed";
 /// The other outcome of a value: most draws lack it as well.
 pub const LEFT_MISSING: &str = "left_missing";
@@ -90,6 +91,7 @@ pub struct Metrics {
     pub restored_records: IntCounterVec,
     pub restored_values: IntCounterVec,
     pub restoration_seconds: Histogram,
+    pub translation_seconds: Histogram,
     pub records_unaccounted: IntGauge,
     pub records_in_flight: IntGauge,
     pub anomalies: IntCounterVec,
@@ -156,13 +158,13 @@ impl Metrics {
             omitted_parts: counters(
                 r,
                 "omitted_parts_total",
-                "Parts of records and verdicts left out of published messages, because the message would be too large for its topic or the record is nested too deeply. imputed: a restored record came with a field of this name, which was replaced. The header residuald.omitted of a message names the parts.",
+                "Parts of records and verdicts left out of published messages, because the message would be too large for its topic or the record is nested too deeply. imputed: a restored record came with a field of this name, which was replaced. colour, depth and transparency: a restored image had them, and the model does not. The header residuald.omitted of a message names the parts.",
                 "part",
             ),
             restored_records: counters(
                 r,
                 "restored_records_total",
-                "Records delivered to output.restored_topic. unchanged: nothing that can be filled in was missing. filled: missing values are filled in. failed: nothing could be filled in; the header residuald.omitted of the message says why. undeliverable: the topic refuses the record even without its value, so these records are also among the others.",
+                "Records delivered to output.restored_topic. unchanged: nothing that can be filled in was missing, or the image has no measurable noise. filled: missing values are filled in. denoised: the image is denoised. failed: nothing could be filled in, or the image could not be denoised; the header residuald.omitted of the message says why. undeliverable: the topic refuses the record even without its value, so these records are also among the others.",
                 "outcome",
             ),
             restored_values: register(
@@ -178,7 +180,13 @@ impl Metrics {
             restoration_seconds: histogram(
                 r,
                 "restoration_seconds",
-                "Time to fill in the records of a batch that lack something.",
+                "Time to fill in the records of a batch that lack something, or to denoise an image.",
+                &END_TO_END_SECONDS,
+            ),
+            translation_seconds: histogram(
+                r,
+                "translation_seconds",
+                "Time to translate an image with the model of translate.bundle before it is scored, also if the image could not be translated and became a dead letter.",
                 &END_TO_END_SECONDS,
             ),
             records_unaccounted: gauge(
@@ -436,10 +444,14 @@ impl Metrics {
         for status in [RELOADED, NOT_RELOADED] {
             self.model_reloads.with_label_values(&[status]);
         }
-        for outcome in [UNCHANGED, FILLED, FAILED, SKIP_UNDELIVERABLE] {
+        for outcome in [UNCHANGED, FILLED, DENOISED, FAILED, SKIP_UNDELIVERABLE] {
             self.restored_records.with_label_values(&[outcome]);
         }
-        for part in ["record", "value", "headers", "key", FIELD] {
+        let lost = ["colour", "depth", "transparency"];
+        for part in ["record", "value", "headers", "key", FIELD]
+            .iter()
+            .chain(&lost)
+        {
             self.omitted_parts.with_label_values(&[part]);
         }
         for severity in Severity::ALL {

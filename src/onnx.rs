@@ -6,6 +6,7 @@ mod denoiser;
 pub mod generative;
 mod golden;
 mod image_denoising;
+mod image_translation;
 pub mod imputer;
 mod interrupt;
 mod nearest;
@@ -24,7 +25,8 @@ use std::path::Path;
 
 pub use denoiser::{Condition, Denoiser};
 pub use golden::GoldenCheck;
-pub use image_denoising::{Denoised, ImageDenoising};
+pub use image_denoising::{Denoised, ImageDenoising, LEVELS};
+pub use image_translation::{ImageTranslation, Translated, Translation};
 pub use imputer::Imputer;
 pub use interrupt::Interrupt;
 pub use nearest::Nearest;
@@ -37,7 +39,7 @@ pub use runtime::{Runtime, RuntimeError, use_library};
 pub use scorer::{ImageScores, Scorer, ScorerError};
 pub use screen::ScreenSession;
 pub use text_encoder::{Encoded, TextEncoder};
-pub use tiled::TiledDenoiser;
+pub use tiled::{TiledDenoiser, finite_image};
 pub use vae::{VaeDecoder, VaeEncoder};
 
 use crate::bundle::{self, Bundle, BundleError, Draft, Fault};

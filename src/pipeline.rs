@@ -20,13 +20,16 @@ mod judging;
 mod map_files;
 mod maps;
 mod media_folder;
+mod image_work;
 mod images;
 mod incomplete;
 mod publish;
 mod restoration;
 mod restored;
+mod restored_images;
 mod screening;
 mod serving;
+mod slow_work;
 mod tally;
 mod traces;
 mod workers;
@@ -38,7 +41,7 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use crate::config;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, RecordFormat};
 use crate::kafka::{KafkaError, Sink, Source, Topics};
 use crate::message::ModelId;
 use crate::metrics::{Metrics, RELOADED};
@@ -47,14 +50,17 @@ use crate::recent::Recent;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
 use delivery::{Delivery, TransactionWindow};
+pub use image_work::ImageWork;
 use incomplete::Incompletes;
 use intake::{Channels, Intake};
 use judging::Judging;
 pub use map_files::{probe as probe_folder, sweep as sweep_folder};
 use publish::Publisher;
-use restored::Restorer;
+use restored::{RecordRestorer, Restorer};
+use restored_images::ImageRestorer;
 pub use screening::{Bounds, Screening};
 pub use serving::{PendingModel, Serving};
+use slow_work::SlowWork;
 pub use traces::Traces;
 use workers::Workers;
 
@@ -193,8 +199,11 @@ fn run_with_one_model(
     );
     let membership = source.membership();
     let channels = Channels { to_score, finished };
-    let incompletes = incompletes(&serving, &context);
-    let reading = (decoder, incompletes);
+    let reading = (
+        decoder,
+        incompletes(&serving),
+        slow_work(&serving, &context),
+    );
     let intake = Intake::new(source, reading, channels, &context, stop.clone());
     let workers = Workers::new(&mut serving, &intake.topics(), &context);
     let model = serving.model.clone();
@@ -248,36 +257,63 @@ fn run_with_one_model(
 }
 
 /// Returns what finds the records that lack something, if they are restored.
-fn incompletes(serving: &Serving, context: &RunContext) -> Option<Incompletes> {
-    let restored = context.output.restored.as_ref()?;
-    let workers = serving.imputers.len().max(1);
-    let incompletes = Incompletes::new(
-        &serving.features,
-        serving.input.clone(),
-        serving.imputed_within,
-        workers,
-        context.drain_timeout,
-    );
+fn incompletes(serving: &Serving) -> Option<Incompletes> {
+    let restores = !serving.imputers.is_empty();
+    restores.then(|| Incompletes::new(&serving.features, serving.input.clone()))
+}
+
+/// Returns the bounds of work that takes much longer than scoring, if there is any.
+fn slow_work(serving: &Serving, context: &RunContext) -> Option<SlowWork> {
+    let (what, workers) = match (serving.image_work.first(), serving.imputers.len()) {
+        (None, 0) => return None,
+        (None, imputers) => ("to fill in a record", imputers),
+        (Some(ImageWork::Translate(_)), _) => (
+            "to translate an image by a step on one tile",
+            serving.image_work.len(),
+        ),
+        (Some(ImageWork::Denoise { .. }), _) => (
+            "to denoise an image by a step on one tile",
+            serving.image_work.len(),
+        ),
+    };
+    let unit = serving.slow_unit;
+    let slow = SlowWork::new(unit, workers, context.drain_timeout);
     tracing::info!(
-        topic = restored.topic,
-        draws = restored.draws,
-        milliseconds = serving.imputed_within.as_secs_f64() * 1e3,
+        milliseconds = unit.as_secs_f64() * 1e3,
         workers,
-        in_flight = incompletes.most,
-        "records are restored: a worker takes this long to fill in one of them, and so many may be in flight"
+        in_flight = slow.most,
+        "a worker takes this long {what}, and so many of these may be in flight"
     );
-    Some(incompletes)
+    if let RecordFormat::Images(reader) = &serving.input {
+        let (pixels, runs) = reader.largest();
+        let seconds = unit.as_secs_f64() * runs as f64;
+        if seconds > context.drain_timeout.as_secs_f64() {
+            tracing::warn!(
+                "an image of {pixels} pixels would take {seconds:.0} s, which is longer than kafka.drain_timeout, so it could not be drained: set input.max_pixels to what your images have"
+            );
+        }
+    }
+    Some(slow)
 }
 
 /// Returns what builds the messages of restored records, if they are published.
 fn restorer(serving: &Serving, context: &RunContext, topics: Topics) -> Option<Restorer> {
     let restored = context.output.restored.as_ref()?;
-    Some(Restorer {
-        topic: restored.topic.clone(),
-        features: serving.features.clone(),
-        input: serving.input.clone(),
-        model: serving.model.clone(),
-        topics,
+    let (topic, model) = (restored.topic.clone(), serving.model.clone());
+    Some(match &serving.input {
+        RecordFormat::Images(reader) => Restorer::Images(ImageRestorer {
+            topic,
+            reader: reader.clone(),
+            model,
+            topics,
+        }),
+        input => Restorer::Records(RecordRestorer {
+            topic,
+            features: serving.features.clone(),
+            input: input.clone(),
+            model,
+            topics,
+        }),
     })
 }
 

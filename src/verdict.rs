@@ -67,6 +67,8 @@ pub struct Judge {
     critical: f32,
     /// The thresholds of each segment.
     lines: Vec<Line>,
+    /// Set if images are translated before they are scored.
+    translation: Option<TranslationId>,
 }
 
 /// The score above which a record is an anomaly, and the score above which it is critical.
@@ -119,7 +121,24 @@ pub enum Explanation<'a> {
         heatmap: Option<Shown>,
         #[serde(skip_serializing_if = "Option::is_none")]
         reconstruction: Option<Shown>,
+        /// The model that translated the image before it was scored.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        translation: Option<&'a TranslationId>,
     },
+}
+
+/// How images are translated, as a verdict says it. The same image, model and numbers give the same image.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TranslationId {
+    /// The name of the bundle, or the class of the pipeline.
+    pub model: String,
+    /// The hash of the bundle's manifest, or of the pipeline's files.
+    pub sha256: String,
+    pub steps: usize,
+    /// `None` for a model that was trained on pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    pub seed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -286,7 +305,16 @@ impl Judge {
             critical: critical.max(threshold),
             lines: lines(&calibration, rule, rate),
             calibration,
+            translation: None,
         })
+    }
+
+    /// Has the verdicts on images say how the images were translated.
+    pub fn with_translation(self, translation: Option<TranslationId>) -> Judge {
+        Judge {
+            translation,
+            ..self
+        }
     }
 
     fn line(&self, segment: Option<SegmentId>) -> Line {
@@ -387,6 +415,7 @@ impl Judge {
             regions: &finding.regions,
             heatmap,
             reconstruction,
+            translation: self.translation.as_ref(),
         };
         self.verdict(score, None, explanation)
     }

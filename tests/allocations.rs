@@ -98,7 +98,8 @@ fn allocations_a_record(screen: &str) -> f64 {
         scorers: loaded.scorers,
         screenings: screenings.collect(),
         imputers: Vec::new(),
-        imputed_within: Duration::ZERO,
+        image_work: Vec::new(),
+        slow_unit: Duration::ZERO,
         judge,
         nearest: None,
         model: ModelId {

@@ -154,6 +154,11 @@ impl Side {
             },
             None => all_cores(),
         };
+        if config.is_some_and(|config| config.translate.is_some()) {
+            return Err(Failure::config(
+                "translate.bundle: backtest reads tables, and only images are translated: give settings without it",
+            ));
+        }
         let rule: Option<ThresholdRule> = arguments.threshold.rule();
         let rule = rule.or(config.map(|config| config.threshold));
         let rule = |calibration: &Calibration| rule.unwrap_or_else(|| default_rule(calibration));

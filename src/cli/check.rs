@@ -100,7 +100,7 @@ fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Fa
         |_| Ok(config.threshold),
     )?;
     input::open_here(config, &loaded.bundle)?;
-    loaded.open_imputers(config, &Shutdown::default())?;
+    loaded.open_generative(config, &Shutdown::default())?;
     let bounds = loaded.bounds(config.screen)?;
     let budget = budget::of(config.memory_limit, &loaded.bundle, before)?;
     Ok((loaded, bounds, budget))
@@ -169,6 +169,8 @@ fn report(
                 "screen": screen.map(|_| json!({"cleared_share": cleared})),
                 "threshold": threshold,
                 "restored_record_seconds": fills_in(loaded).map(|each| each.as_secs_f64()),
+                "translation": loaded.images.as_ref().and_then(|images| images.translation.as_ref()),
+                "image_run_seconds": loaded.images.as_ref().map(|images| images.run.as_secs_f64()),
                 "memory": budget.map(|budget| BTreeMap::from(budget.shares())),
                 "connected": connected,
             })
@@ -208,6 +210,20 @@ fn report(
     if let Some(each) = fills_in(loaded) {
         let each = each.as_secs_f64() * 1e3;
         println!("ok: a worker takes {each:.1} ms to fill in a record that lacks something");
+    }
+    if let Some(images) = &loaded.images {
+        let run = images.run.as_secs_f64() * 1e3;
+        match &images.translation {
+            Some(by) => println!(
+                "ok: images are translated by {} ({}) in {} steps; a worker takes {run:.1} ms for one of them on a tile",
+                by.model,
+                &by.sha256[..8],
+                images.whole.runs[0]
+            ),
+            None => {
+                println!("ok: images are denoised; a worker takes {run:.1} ms for a step on a tile")
+            }
+        }
     }
     if let Some(budget) = budget {
         println!("ok: memory, with one worker: {budget}");

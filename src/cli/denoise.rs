@@ -6,10 +6,10 @@ mod tables;
 use std::path::Path;
 
 use crate::bundle::{Draft, MANIFEST, ModelInput};
-use crate::cli::shared::image_model::ImageModel;
 use crate::cli::shared::images::ImageArguments;
 use crate::cli::shared::rewrite::RewriteArguments;
 use crate::config::Provider;
+use crate::daemon::image_model::ImageModel;
 use crate::failure::Failure;
 
 /// Remove noise from records or images: each becomes the mean of what it may have been before the noise
@@ -54,11 +54,11 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let folder: &Path = &arguments.common.bundle;
     if folder.join(MANIFEST).exists() {
-        let bundle = Draft::read(folder).finish()?;
+        let mut bundle = Draft::read(folder).finish()?;
         if matches!(bundle.manifest.input, ModelInput::Tabular { .. }) {
             return tables::run(arguments, &bundle);
         }
-        return images::run(arguments, ImageModel::of_bundle(folder, bundle)?);
+        return images::run(arguments, ImageModel::of_bundle(folder, &mut bundle)?);
     }
     images::run(arguments, ImageModel::read(folder)?)
 }

@@ -6,20 +6,17 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::bounded;
-use crate::cli::shared::image_job::{
-    ImageJob, MOST_PIXELS, Made, Outcome, Source, Steps, finite, number, tasks,
-};
-use crate::cli::shared::image_model::{AnyModel, ImageModel};
-use crate::cli::shared::images::ImageArguments;
+use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, Steps, tasks};
+use crate::cli::shared::images::{ImageArguments, say_notes};
 use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
-use crate::cli::shared::png_file::{About, bytes};
 use crate::config::Provider;
+use crate::daemon::image_model::{AnyModel, ImageModel};
 use crate::decode::{Reason, RowError};
 use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Repaint, normals};
 use crate::failure::Failure;
-use crate::image::{BitDepth, Opened, crops};
-use crate::onnx::{ScorerError, TiledDenoiser};
+use crate::image::{About, BitDepth, MOST_WHOLE, Opened, bytes, crops};
+use crate::onnx::{ScorerError, TiledDenoiser, finite_image};
 
 /// From this level on, a pixel of a mask is drawn anew, as in diffusers.
 const WHITE: u8 = 128;
@@ -40,7 +37,7 @@ Examples:
   residuald inpaint models/parts parts --regions verdicts.ndjson --out repaired
 
 MODEL is a bundle for images with a denoiser (residuald-train images --generative), a diffusion pipeline of a denoiser and a scheduler, or a
-Stable Diffusion folder, which needs --prompt and vae_encoder. In a mask, pixels of level 128 and above are drawn anew. The noise of an image depends on --seed and the image's name in its folder. Existing images
+Stable Diffusion folder, which needs --prompt and vae_encoder. In a mask, pixels of level 128 and above are drawn anew. The noise of an image depends on --seed and the image's bytes. Existing images
 are skipped, so the same command goes on after Ctrl-C.")]
 pub struct Arguments {
     /// Folder of the bundle or of the pipeline
@@ -123,7 +120,7 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
     ]);
     let job = arguments.job(channels, about)?;
     let workers = model.denoisers(arguments.provider, job.images.len())?;
-    model.say_notes();
+    say_notes(model);
     job.run(workers, |worker, source, steps| {
         painter.paint(worker, source, steps)
     })
@@ -150,7 +147,7 @@ fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure>
         if !marked.contains(&true) {
             return Ok(Some(Ok(composed(source, &marked, &source.values, 3))));
         }
-        let mut noise = normals(arguments.seed, number(&source.name));
+        let mut noise = normals(arguments.seed, source.number);
         let edited = editor.edit(
             &source.values,
             source.size,
@@ -158,7 +155,7 @@ fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure>
             &mut noise,
             steps,
         )?;
-        Ok(edited.map(|image| finite(&image).map(|()| composed(source, &marked, &image, 3))))
+        Ok(edited.map(|image| finite_image(&image).map(|()| composed(source, &marked, &image, 3))))
     })
 }
 
@@ -242,7 +239,7 @@ impl Marks {
         let failed =
             |e: &dyn std::fmt::Display| Failure::data(format!("--mask {}: {e}", path.display()));
         let encoded = bounded::read(path, bounded::IMAGE).map_err(|e| failed(&e))?;
-        let opened = Opened::new(&encoded, 1, MOST_PIXELS).map_err(|e| failed(&e))?;
+        let opened = Opened::new(&encoded, 1, MOST_WHOLE).map_err(|e| failed(&e))?;
         let mask = opened.decode(&BitDepth::new(16)).map_err(|e| failed(&e))?;
         Ok(Marks::Mask {
             size: [mask.height, mask.width],
@@ -336,7 +333,7 @@ impl Painter {
             Err(error) => return Ok(Some(Err(error))),
         };
         let mut image = source.values.clone();
-        let mut noise = normals(self.seed, number(&source.name));
+        let mut noise = normals(self.seed, source.number);
         let crops = crops(&marked, source.size, self.least);
         steps.expect(crops.len() * self.repaint.runs());
         for crop in &crops {
@@ -355,7 +352,7 @@ impl Painter {
             let Some(drawn) = drawn else {
                 return Ok(None);
             };
-            if let Err(error) = finite(&drawn) {
+            if let Err(error) = finite_image(&drawn) {
                 return Ok(Some(Err(error)));
             }
             crop.paste(&drawn, &mut image, source.size);

@@ -4,7 +4,6 @@ pub mod connection;
 pub mod feed;
 pub mod files;
 pub mod image_job;
-pub mod image_model;
 pub mod image_to_image;
 pub mod images;
 pub mod generative;

@@ -2,25 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::cli::shared::image_job::{
-    ImageJob, Made, Outcome, Source, Steps, finite, number, tasks,
-};
-use crate::cli::shared::image_model::{AnyModel, ImageModel};
-use crate::cli::shared::images::ImageArguments;
+use crate::cli::shared::image_job::{ImageJob, Made, tasks};
+use crate::cli::shared::images::{ImageArguments, say_notes};
 use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
-use crate::cli::shared::png_file::{About, bytes};
-use crate::cli::shared::sampling::first_step;
 use crate::config::Provider;
+use crate::daemon::image_model::{AnyModel, ImageModel, STRENGTH};
 use crate::diffusion::folder::ImagePipeline;
-use crate::diffusion::{Plan, normals};
+use crate::diffusion::normals;
 use crate::failure::Failure;
-use crate::image::BitDepth;
-use crate::onnx::TiledDenoiser;
-
-/// The default share of the steps.
-const STRENGTH: f64 = 0.5;
-/// The default number of steps of a pipeline that does not say it.
-const STEPS: usize = 50;
+use crate::image::{About, BitDepth, bytes};
+use crate::onnx::{ImageTranslation, finite_image};
 
 /// Make images of the model's kind from images of another kind, such as another camera's
 #[derive(clap::Args)]
@@ -33,8 +24,8 @@ Examples:
 
 MODEL is a bundle for images of the wanted kind, with a denoiser (residuald-train images --generative), or a diffusion pipeline of a denoiser and a
 scheduler: noise is added to the image, and removed by the model. Or it is a pipeline that was trained on pairs (\"conditioning\": \"concat\" in its
-model_index.json): it draws from noise, and sees the image in every step. With a Stable Diffusion folder, --prompt says what the image shall show. The noise of an image depends on --seed and the image's name in its
-folder. Existing images are skipped, so the same command goes on after Ctrl-C.")]
+model_index.json): it draws from noise, and sees the image in every step. With a Stable Diffusion folder, --prompt says what the image shall show. The noise of an image depends on --seed and the image's bytes.
+Existing images are skipped, so the same command goes on after Ctrl-C.")]
 pub struct Arguments {
     /// Folder of the bundle or of the pipeline
     #[arg(value_name = "MODEL")]
@@ -101,10 +92,10 @@ fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure>
     let job = arguments.job(3, 3, about)?;
     let editors = editing.editors(job.images.len());
     job.run(editors, |editor, source, steps| {
-        let mut noise = normals(arguments.seed, number(&source.name));
+        let mut noise = normals(arguments.seed, source.number);
         let edited = editor.edit(&source.values, source.size, None, &mut noise, steps)?;
         Ok(edited.map(|image| {
-            finite(&image).map(|()| Made {
+            finite_image(&image).map(|()| Made {
                 bytes: bytes(&image, 3),
                 about: Vec::new(),
                 unchanged: false,
@@ -121,50 +112,48 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
             arguments.model.display()
         )));
     }
-    let is_paired = model.files.source_channels > 0;
+    let steps = arguments.steps.map(usize::from);
+    let translation = model
+        .translation(arguments.strength, steps, arguments.seed)
+        .map_err(|e| Failure::usage(format!("--{e}")))?;
     let out_channels = model.image_channels()?;
-    let channels = match is_paired {
+    let channels = match translation.is_paired {
         true => model.source_channels()?,
         false => out_channels,
-    };
-    if is_paired && arguments.strength.is_some() {
-        return Err(Failure::usage(format!(
-            "--strength has no effect, because {} was trained on pairs and draws from noise alone: leave --strength out",
-            arguments.model.display()
-        )));
-    }
-    let steps = arguments
-        .steps
-        .map(usize::from)
-        .or(model.steps)
-        .unwrap_or(STEPS);
-    let plan = model.scheduler.plan(steps).map_err(Failure::usage)?;
-    let strength = arguments.strength.unwrap_or(STRENGTH);
-    let first = match is_paired {
-        true => 0,
-        false => first_step(strength, &plan)?,
     };
     let mut about = model.about();
     about.extend([
         ("seed", arguments.seed.to_string()),
         ("scheduler", model.scheduler.class().to_owned()),
-        ("steps", plan.steps().to_string()),
+        ("steps", translation.plan.steps().to_string()),
     ]);
-    if !is_paired {
+    if !translation.is_paired {
+        let strength = arguments.strength.unwrap_or(STRENGTH);
         about.push(("strength", strength.to_string()));
     }
     let job = arguments.job(channels, out_channels, about)?;
-    let translator = Translator {
-        plan,
-        first,
-        is_paired,
-        out_channels,
-        seed: arguments.seed,
-    };
     let workers = model.denoisers(arguments.provider, job.images.len())?;
-    model.say_notes();
-    job.run(workers, |worker, source, steps| {
-        translator.translate(worker, source, steps)
+    let workers = workers
+        .into_iter()
+        .map(|denoiser| ImageTranslation::new(denoiser, translation.clone()));
+    say_notes(model);
+    job.run(workers.collect(), |worker, source, steps| {
+        steps.expect(translation.steps());
+        let stops = || match steps.must_stop() {
+            true => true,
+            false => {
+                steps.count();
+                false
+            }
+        };
+        let translated = worker.translate(&source.values, source.size, source.number, stops)?;
+        Ok(translated.map(|image| {
+            image.map(|image| Made {
+                bytes: bytes(&image, out_channels),
+                about: Vec::new(),
+                unchanged: false,
+            })
+        }))
     })
 }
 
@@ -179,79 +168,5 @@ impl Arguments {
             json: self.json,
             about,
         })
-    }
-}
-
-struct Translator {
-    plan: Plan,
-    /// The first step that is taken.
-    first: usize,
-    /// Whether the model sees the source in every step.
-    is_paired: bool,
-    out_channels: usize,
-    seed: u64,
-}
-
-impl Translator {
-    /// SDEdit (Meng et al. 2021, arXiv 2108.01073), or Palette (Saharia et al. 2021, arXiv 2111.05826) if the model was trained on
-    /// pairs.
-    fn translate(
-        &self,
-        denoiser: &mut TiledDenoiser,
-        source: &Source,
-        steps: &Steps<'_>,
-    ) -> Result<Outcome, Failure> {
-        let [height, width] = source.size;
-        let dimensions = self.out_channels * height * width;
-        let overlap = denoiser.overlap(source.size);
-        let mut normals = normals(self.seed, number(&source.name));
-        let mut noise = vec![0.0; dimensions];
-        let mut sample = vec![0.0; dimensions];
-        normals.fill(&mut noise);
-        match self.is_paired {
-            true => {
-                sample.copy_from_slice(&noise);
-                self.plan.scale_noise(&mut sample);
-            }
-            false => self
-                .plan
-                .add_noise(self.first, &source.values, &noise, &mut sample),
-        }
-        let mut run = self.plan.start(dimensions);
-        let mut input = vec![0.0; dimensions];
-        steps.expect(self.plan.steps() - self.first);
-        for (i, &timestep) in self.plan.timesteps().iter().enumerate().skip(self.first) {
-            if steps.must_stop() {
-                return Ok(None);
-            }
-            self.plan.scale_input(i, &sample, &mut input);
-            let output = match self.is_paired {
-                true => {
-                    let both = [input.as_slice(), &source.values].concat();
-                    denoiser.predict(&both, &overlap, timestep, &[])?
-                }
-                false => denoiser.predict(&input, &overlap, timestep, &[])?,
-            };
-            if let Err(error) = finite(&output) {
-                return Ok(Some(Err(error)));
-            }
-            // As in `generate`: the noise of a step is drawn if any step adds some.
-            if self.plan.is_stochastic() {
-                normals.fill(&mut noise);
-            }
-            let noise = if self.plan.is_stochastic() {
-                noise.as_slice()
-            } else {
-                &[]
-            };
-            run.step(i, &output, &mut sample, noise)
-                .map_err(Failure::data)?;
-            steps.count();
-        }
-        Ok(Some(finite(&sample).map(|()| Made {
-            bytes: bytes(&sample, self.out_channels),
-            about: Vec::new(),
-            unchanged: false,
-        })))
     }
 }

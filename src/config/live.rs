@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::settings::Effective;
-use super::{Config, ConfigError, OutputSettings, ScreenMode, TelemetrySettings};
+use super::{
+    Config, ConfigError, OutputSettings, RESTORES_TRANSLATED, ScreenMode, TelemetrySettings,
+    restores_translated,
+};
 
 /// Keys, and sections that end in a dot. All other settings require a restart, because connections, topics, threads and
 /// allocations depend on them.
-const LIVE: [&str; 12] = [
+const LIVE: [&str; 13] = [
     "model.",
     "inference.",
     "screen.",
+    "translate.",
     "threshold.",
     "input.image_field",
     "input.max_image_bytes",
@@ -44,6 +48,7 @@ impl Config {
             model: new.model,
             inference: new.inference,
             screen: new.screen,
+            translate: new.translate,
             threshold: new.threshold,
             images: new.images,
             output: OutputSettings {
@@ -63,6 +68,12 @@ impl Config {
         if config.screen.mode == ScreenMode::On && config.output.scores_topic.is_some() {
             let problem = "screen.mode = \"on\" would take effect now, but it contradicts output.scores_topic, which changes only with a restart: restart residuald";
             return Err(ConfigError::Settings(vec![problem.to_owned()]));
+        }
+        if restores_translated(config.translate.as_ref(), &config.output) {
+            let problem = format!(
+                "{RESTORES_TRANSLATED}; the first takes effect now, and the second only with a restart: restart residuald"
+            );
+            return Err(ConfigError::Settings(vec![problem]));
         }
         Ok(Reloaded {
             config,
@@ -174,6 +185,17 @@ mod tests {
     fn a_screen_cannot_go_on_before_the_scores_topic_is_gone() {
         let start = load(&["output.scores_topic=scores"]);
         let refused = start.reloaded(load(&["screen.mode=on"]));
+        assert!(refused.is_err_and(|e| e.to_string().contains("restart")));
+    }
+
+    #[test]
+    fn what_translates_takes_effect_at_once_but_not_beside_restored_images() {
+        let start = load(&[]);
+        let reloaded = start.reloaded(load(&["translate.bundle=t"])).unwrap();
+        assert_eq!(reloaded.changed, ["translate.bundle"]);
+        assert!(reloaded.config.translate.is_some());
+        let start = load(&["output.restored_topic=restored"]);
+        let refused = start.reloaded(load(&["translate.bundle=t"]));
         assert!(refused.is_err_and(|e| e.to_string().contains("restart")));
     }
 }

@@ -14,6 +14,7 @@ use crate::pipeline::{Bounds, Screening, Serving};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
+use super::image_work::{self, ImageWorkers};
 use super::restoration::{self, Imputers};
 use super::{input, watchdog};
 use crate::failure::Failure;
@@ -27,6 +28,8 @@ pub struct Loaded {
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub imputers: Imputers,
+    /// Set if a model works on whole images.
+    pub images: Option<ImageWorkers>,
     pub model: ModelId,
 }
 
@@ -80,19 +83,31 @@ pub fn load_within(
         judge,
         nearest,
         imputers: Imputers::default(),
+        images: None,
         model,
     })
 }
 
 impl Loaded {
-    /// Opens what fills in records, one part per scorer, if the settings ask for it.
+    /// Opens what fills in records, and what translates or denoises images, one part per scorer, if the settings ask for it.
     ///
     /// # Errors
-    /// When the bundle cannot fill in records.
-    pub fn open_imputers(&mut self, config: &Config, stop: &Shutdown) -> Result<(), Failure> {
-        let (workers, interrupt) = (self.scorers.len(), self.scorers[0].interrupt());
+    /// When the bundle cannot fill in records or denoise images, or the model that translates does not fit it.
+    pub fn open_generative(&mut self, config: &Config, stop: &Shutdown) -> Result<(), Failure> {
+        let interrupt = self.scorers[0].interrupt();
+        let inference = InferenceSettings {
+            workers: self.scorers.len(),
+            // Which may be the CPU after a fallback.
+            provider: self.scorers[0].provider,
+            ..config.inference.clone()
+        };
         let bundle = &mut self.bundle;
-        self.imputers = restoration::open(config, bundle, workers, &interrupt, stop)?;
+        self.images = image_work::open(config, bundle, &inference, &interrupt, stop)?;
+        self.imputers = restoration::open(config, bundle, inference.workers, &interrupt, stop)?;
+        // Nothing else in the daemon draws.
+        (bundle.generative, bundle.image_generative) = (None, None);
+        let translation = self.images.as_ref().and_then(|i| i.translation.clone());
+        self.judge = self.judge.clone().with_translation(translation);
         Ok(())
     }
 
@@ -154,7 +169,7 @@ pub fn load_configured(
         // `accept` runs before the threshold is applied, because the threshold may be meant for other records.
         |bundle| accept(bundle).map(|()| config.threshold),
     )?;
-    loaded.open_imputers(config, stop)?;
+    loaded.open_generative(config, stop)?;
     Ok(loaded)
 }
 
@@ -172,7 +187,17 @@ pub fn serving(
         (None, Some(before)) => before.clone(),
         (None, None) => input::open(config, &loaded.bundle, metrics)?,
     };
+    let input = match (input, &loaded.images) {
+        (decode::RecordFormat::Images(reader), Some(images)) => {
+            decode::RecordFormat::Images(reader.with_model(images.whole))
+        }
+        (input, _) => input,
+    };
     let screenings = loaded.screenings(config.screen)?;
+    let (image_work, image_run) = match loaded.images.take() {
+        Some(images) => (images.work, Some(images.run)),
+        None => (Vec::new(), None),
+    };
     Ok(Serving {
         features: loaded.bundle.features().to_vec(),
         segment: loaded.segment(),
@@ -181,7 +206,8 @@ pub fn serving(
         scorers: loaded.scorers,
         screenings,
         imputers: loaded.imputers.imputers,
-        imputed_within: loaded.imputers.each,
+        image_work,
+        slow_unit: image_run.unwrap_or(loaded.imputers.each),
         judge: loaded.judge,
         nearest: loaded.nearest,
         model: loaded.model,

@@ -20,7 +20,7 @@ pub struct Imputers {
     pub each: Duration,
 }
 
-/// Opens the bundle's generative part for `workers` workers, or nothing if records are not restored. `interrupt` ends their runs
+/// Opens the generative part of a bundle for tables for `workers` workers, or nothing if records are not restored. `interrupt` ends their runs
 /// later. The part does not stay in `bundle`: the sessions have it then.
 ///
 /// # Errors
@@ -32,10 +32,10 @@ pub fn open(
     interrupt: &Interrupt,
     stop: &Shutdown,
 ) -> Result<Imputers, Failure> {
-    let Some(settings) = config.output.restored.clone() else {
-        // Nothing else in the daemon draws.
-        (bundle.generative, bundle.image_generative) = (None, None);
-        return Ok(Imputers::default());
+    let settings = match &config.output.restored {
+        Some(settings) if !bundle.features().is_empty() => settings.clone(),
+        // Images have no features.
+        _ => return Ok(Imputers::default()),
     };
     let generative = part(bundle)?;
     let features = bundle.features().to_vec();
@@ -49,11 +49,6 @@ pub fn open(
 fn part(bundle: &mut Bundle) -> Result<Generative, Failure> {
     let name = &bundle.manifest.name;
     let features = bundle.manifest.input.features();
-    if features.is_empty() {
-        return Err(Failure::config(format!(
-            "output.restored_topic: the bundle {name} reads images, and only records of tables are restored: remove the setting"
-        )));
-    }
     if let Some(feature) = feature_in(FIELD, features) {
         return Err(Failure::config(format!(
             "output.restored_topic: the feature `{}` of the bundle {name} is read from `{}`, where a restored record tells what was filled in: remove the setting",

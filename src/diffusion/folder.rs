@@ -2,10 +2,11 @@
 //! configuration, and the denoiser as ONNX with its own configuration beside it. Pipelines for text have more components.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Component, Path};
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::components::{GraphFile, GraphSource, TextToImageFiles};
 use super::config;
@@ -182,6 +183,49 @@ fn flag(path: &Path, index: &Map<String, Value>, name: &str, default: bool) -> R
         Some(Value::Bool(value)) => Ok(*value),
         Some(_) => Err(failed(path, &format!("`{name}` must be true or false"))),
     }
+}
+
+/// Returns a hash of the files of a pipeline of a denoiser and a scheduler, as lower-case hexadecimal: the SHA-256 of the name and of the SHA-256 of
+/// each of them. `graph` is the denoiser's.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn fingerprint(folder: &Path, graph: &GraphFile) -> Result<String, Error> {
+    let external = match &graph.source {
+        GraphSource::File(path) => graph::external_files(&read(path, MOST_GRAPH)?),
+        GraphSource::Bytes(model) => graph::external_files(model),
+    };
+    let external = external.map_err(|e| failed(folder, &e))?;
+    let component = graph.file.strip_suffix(MODEL).unwrap_or_default();
+    let weights = external.iter().map(|file| format!("{component}{file}"));
+    let mut files = vec![
+        INDEX.to_owned(),
+        format!("{SCHEDULER}/{SCHEDULER_CONFIG}"),
+        format!("{component}{CONFIG}"),
+        graph.file.clone(),
+    ];
+    files.extend(weights);
+    files.sort();
+    let mut all = Sha256::new();
+    for file in files {
+        let path = folder.join(&file);
+        let unread = |e: std::io::Error| failed(&path, &format!("cannot be read: {e}"));
+        let mut one = Sha256::new();
+        let mut content = BufReader::new(File::open(&path).map_err(unread)?);
+        loop {
+            let part = content.fill_buf().map_err(unread)?;
+            if part.is_empty() {
+                break;
+            }
+            one.update(part);
+            let read = part.len();
+            content.consume(read);
+        }
+        all.update(file.as_bytes());
+        all.update([0]);
+        all.update(one.finalize());
+    }
+    Ok(hex::encode(all.finalize()))
 }
 
 /// The default guidance of the index, if it has one.

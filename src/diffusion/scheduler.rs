@@ -246,6 +246,25 @@ impl Plan {
         self.requested
     }
 
+    /// Returns the step at which an image enters: as in diffusers, the last `strength` of the steps that were asked for are taken, and one
+    /// more where a scheduler repeats a timestep.
+    ///
+    /// # Errors
+    /// [`Error::Steps`] if the strength is not from 0 to 1, or leaves no step.
+    pub fn first_step(&self, strength: f64) -> Result<usize, Error> {
+        if !(0.0..=1.0).contains(&strength) {
+            return Err(Error::Steps(format!("{strength}: it must be from 0 to 1")));
+        }
+        let steps = self.requested;
+        let taken = (steps as f64 * strength) as usize;
+        match steps - taken {
+            first if taken > 0 && first < self.steps() => Ok(first),
+            _ => Err(Error::Steps(format!(
+                "{strength} of {steps} steps leaves no step: give more of either"
+            ))),
+        }
+    }
+
     /// What the model gets as `timestep`, for each step. Whole numbers but for the Euler schedulers.
     pub fn timesteps(&self) -> &[f32] {
         &self.timesteps
@@ -264,6 +283,11 @@ impl Plan {
     /// Whether step `i` adds noise.
     pub fn adds_noise(&self, i: usize) -> bool {
         self.solver.adds_noise(i)
+    }
+
+    /// Whether a run remembers earlier outputs of the model.
+    pub fn is_multistep(&self) -> bool {
+        self.solver.is_multistep()
     }
 
     /// Makes standard normals the initial noise.

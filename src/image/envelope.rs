@@ -84,8 +84,31 @@ pub fn context(payload: &[u8], field: &str) -> Option<Box<RawValue>> {
     }
     let text = std::str::from_utf8(payload).ok()?;
     let mut out = String::new();
-    copy_without(text, &keys_or_parts(field), &mut out).ok()?;
+    copy_with(text, &keys_or_parts(field), None, &mut out).ok()?;
     RawValue::from_string(out).ok()
+}
+
+/// Returns a JSON object with another image, a PNG image, and otherwise unchanged. A data URL stays one, and base64 keeps its alphabet. `None` if the
+/// payload is not a JSON object with an image.
+pub fn with_image(payload: &[u8], field: &str, png: &[u8]) -> Option<String> {
+    if !is_json(payload) {
+        return None;
+    }
+    let text = std::str::from_utf8(payload).ok()?;
+    let path = keys_or_parts(field);
+    let before: Text<'_> = serde_json::from_str(find(text, &path).ok()??.get()).ok()?;
+    let engine = match bare(&before.0).contains(['-', '_']) {
+        true => &URL_SAFE,
+        false => &STANDARD,
+    };
+    let kind = match before.0.starts_with("data:") {
+        true => "data:image/png;base64,",
+        false => "",
+    };
+    let image = format!("\"{kind}{}\"", engine.encode(png));
+    let mut out = String::with_capacity(text.len() + image.len());
+    copy_with(text, &path, Some(&image), &mut out).ok()?;
+    Some(out)
 }
 
 fn is_json(payload: &[u8]) -> bool {
@@ -111,11 +134,18 @@ fn find<'p>(object: &'p str, path: &[Cow<'_, str>]) -> Result<Option<&'p RawValu
     Ok(found)
 }
 
-fn copy_without(object: &str, path: &[Cow<'_, str>], out: &mut String) -> Result<(), ImageError> {
+/// Copies an object, with `image` as the value at the path, or without that field.
+fn copy_with(
+    object: &str,
+    path: &[Cow<'_, str>],
+    image: Option<&str>,
+    out: &mut String,
+) -> Result<(), ImageError> {
     out.push('{');
     for (key, value) in &entries(object)? {
         let rest = rest(key, path);
-        if rest == Some(&[]) {
+        let is_image = rest == Some(&[]);
+        if is_image && image.is_none() {
             continue;
         }
         if out.len() > 1 && !out.ends_with('{') {
@@ -123,9 +153,10 @@ fn copy_without(object: &str, path: &[Cow<'_, str>], out: &mut String) -> Result
         }
         out.push_str(&serde_json::Value::from(key.as_ref()).to_string());
         out.push(':');
-        match rest {
-            Some(rest) if value.get().starts_with('{') => {
-                copy_without(value.get(), rest, out)?;
+        match (image, rest) {
+            (Some(image), _) if is_image => out.push_str(image),
+            (_, Some(rest)) if value.get().starts_with('{') => {
+                copy_with(value.get(), rest, image, out)?;
             }
             _ => out.push_str(value.get()),
         }

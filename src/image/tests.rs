@@ -227,6 +227,74 @@ fn what_is_no_one_whole_image_is_refused() {
 }
 
 #[test]
+fn a_model_of_whole_images_bounds_their_pixels_memory_and_runs() {
+    let model = WholeModel {
+        channels: 3,
+        tile: [8, 8],
+        runs: [5, 64],
+        bytes: 1000,
+        kept_bytes: 6,
+    };
+    let reader = ImageReader {
+        limits: Limits::default(),
+        ..reader(1)
+    };
+    let reader = reader.with_model(model);
+    assert_eq!(reader.largest().0, MOST_WHOLE);
+    // Four tiles in a row, of which neighbours share at least 2 pixels.
+    let payload = rgb(26, 8);
+    let load = reader.load(&payload);
+    let bytes = 8 * 8 + 26 * 8 * 6;
+    assert_eq!((load.bytes, load.runs), (bytes, 4 * 5 + 64));
+    let (image, reserved) = reader.decode_within(&payload, |bytes| bytes).unwrap();
+    assert!(reserved >= 26 * 8 * 1000, "{reserved}");
+    assert_eq!(image.pixels[..3], [200, 100, 50], "in the model's channels");
+    assert_eq!(image.number, noise_number(&payload));
+    let in_json = format!(r#"{{"image": "{}"}}"#, STANDARD.encode(&payload));
+    let (again, _) = reader.decode_within(in_json.as_bytes(), |_| ()).unwrap();
+    assert_eq!(again, image);
+    let gray = super::tests::reader(1).with_model(WholeModel {
+        channels: 1,
+        ..model
+    });
+    let (image, ()) = gray.decode_within(&payload, |_| ()).unwrap();
+    assert_eq!(image.lost.names(), ["colour"]);
+}
+
+#[test]
+fn an_image_in_json_is_replaced_in_its_form() {
+    let with_image = |field: &str, payload: &str| {
+        let reader = ImageReader {
+            field: field.to_owned(),
+            ..reader(1)
+        };
+        let (made, is_bare) = reader.with_image(payload.as_bytes(), b"\xfb\xff");
+        assert!(!is_bare);
+        String::from_utf8(made).unwrap()
+    };
+    for (field, payload, expected) in [
+        (
+            "image",
+            r#" {"image": "AA" , "a": 1.50} "#,
+            r#"{"image":"+/8=","a":1.50}"#,
+        ),
+        ("image", r#"{"image": "_-AA"}"#, r#"{"image":"-_8="}"#),
+        (
+            "a.b",
+            r#"{"a": {"c": [1], "b": "data:image/jpeg;base64,AA"}, "b": "x"}"#,
+            r#"{"a":{"c":[1],"b":"data:image/png;base64,+/8="},"b":"x"}"#,
+        ),
+        ("a.b", r#"{"a": 5, "a.b": "AA"}"#, r#"{"a":5,"a.b":"+/8="}"#),
+    ] {
+        assert_eq!(with_image(field, payload), expected);
+    }
+    assert_eq!(
+        reader(1).with_image(&rgb(2, 2), b"PNG"),
+        (b"PNG".to_vec(), true)
+    );
+}
+
+#[test]
 fn an_image_in_json_is_found_and_left_out_of_the_record() {
     let base64 = STANDARD.encode(rgb(2, 2));
     let nested = ImageReader {
@@ -362,8 +430,8 @@ fn tiles_cover_an_image_and_their_bytes_are_known_before() {
     assert_eq!((image.layout.width, image.layout.height), (30, 16));
     assert_eq!(image.layout.rows(), 5 * 3);
     assert_eq!(image.rows.len(), 15 * 8 * 8 * 3);
-    assert_eq!(reader.row_bytes(&bytes), image.rows.len());
-    assert_eq!(reader.row_bytes(b"nothing"), 0);
+    assert_eq!(reader.load(&bytes).bytes, image.rows.len());
+    assert_eq!(reader.load(b"nothing").bytes, 0);
     assert!(
         image
             .rows
@@ -389,6 +457,6 @@ proptest! {
             bytes[at] = value;
         }
         let _ = reader(3).read(&bytes);
-        let _ = reader(1).row_bytes(&bytes);
+        let _ = reader(1).load(&bytes);
     }
 }

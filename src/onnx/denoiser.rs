@@ -146,6 +146,11 @@ impl Denoiser {
         }
     }
 
+    /// The graph's path in the pipeline's folder.
+    pub(super) fn file(&self) -> &str {
+        &self.file
+    }
+
     /// Whether the graph takes whole timesteps alone.
     pub fn takes_whole_timesteps(&self) -> bool {
         use TensorElementType::{Int32, Int64};

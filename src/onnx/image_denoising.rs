@@ -1,17 +1,23 @@
 //! Removes noise from images with the denoiser of a diffusion pipeline, and measures how much there is.
 
-use super::{ScorerError, TiledDenoiser};
+use super::component::fault;
+use super::{ScorerError, TiledDenoiser, finite_image};
+use crate::decode::RowError;
 use crate::diffusion::{Descent, Error, Scheduler, normals};
-use crate::image::{Overlap, noise_level};
+use crate::image::{About, Overlap, WholeModel, noise_level};
 
+/// Half of the levels of 8 bits: from a value between -1 and 1 to levels.
+pub const LEVELS: f32 = 127.5;
 /// Below this standard deviation, of 255 levels, noise is less than what rounding to 8 bits adds and hides.
-const LEAST: f32 = 0.5 / 127.5;
+const LEAST: f32 = 0.5 / LEVELS;
 /// The number of tiles that the noise is measured in.
 const MEASURED: usize = 4;
 /// The number of times that the interval of the noise level is halved: to a fiftieth of it, in logarithms.
 const HALVINGS: usize = 6;
 /// The change of a pixel that the divergence is measured with, in standard deviations of the noise.
 const PROBE: f32 = 0.1;
+/// The most runs of the model that an estimate takes: two for each tile, at both ends of the interval and at each halving.
+const ESTIMATE_RUNS: usize = 2 * MEASURED * (2 + HALVINGS);
 
 /// A denoiser that one thread owns. Images are float32 [C, H, W] with values from -1 to 1.
 #[derive(Debug)]
@@ -23,9 +29,30 @@ pub struct ImageDenoising {
 /// An image without its noise.
 #[derive(Debug)]
 pub struct Denoised {
-    pub image: Vec<f32>,
+    /// `None` if there is no noise to remove, so that the image stays as it is.
+    pub image: Option<Vec<f32>>,
     /// The standard deviation of the noise that was removed. Above the schedule's highest, that; below its lowest, the lowest.
     pub sigma: f32,
+    steps: usize,
+}
+
+impl Denoised {
+    /// The standard deviation of the noise in levels of 255, as text.
+    pub fn levels(&self) -> String {
+        match self.image {
+            None => "0".to_owned(),
+            Some(_) => format!("{:.2}", self.sigma * LEVELS),
+        }
+    }
+
+    /// What the image's metadata says of it.
+    pub fn about(&self) -> About {
+        let mut about = vec![("sigma", self.levels())];
+        if self.image.is_some() {
+            about.push(("steps", self.steps.to_string()));
+        }
+        about
+    }
 }
 
 impl ImageDenoising {
@@ -40,7 +67,7 @@ impl ImageDenoising {
     }
 
     /// Returns the mean of the images that the image may have been before noise of the standard deviation `sigma`, or a sharper image
-    /// by more than one step.
+    /// by more than one step. Without a `sigma`, it is estimated. The inner error is why there is no image.
     ///
     /// # Errors
     /// ONNX Runtime fails.
@@ -48,20 +75,64 @@ impl ImageDenoising {
         &mut self,
         image: &[f32],
         size: [usize; 2],
-        sigma: f32,
+        sigma: Option<f32>,
         steps: usize,
-    ) -> Result<Denoised, ScorerError> {
+    ) -> Result<Result<Denoised, RowError>, ScorerError> {
+        let sigma = match sigma {
+            Some(sigma) => sigma,
+            None => self.estimate(image, size)?,
+        };
+        if sigma == 0.0 {
+            return Ok(Ok(Denoised {
+                image: None,
+                sigma,
+                steps: 0,
+            }));
+        }
         let overlap = self.denoiser.overlap(size);
-        self.descend(image.to_vec(), &overlap, sigma, steps)
+        let (clean, sigma) = self.descend(image.to_vec(), &overlap, sigma, steps)?;
+        Ok(finite_image(&clean).map(|()| Denoised {
+            image: Some(clean),
+            sigma,
+            steps,
+        }))
     }
 
+    /// What images must be decoded for. `steps` are those of [`ImageDenoising::denoise`].
+    pub fn whole_model(&self, steps: usize) -> WholeModel {
+        let channels = self.denoiser.channels();
+        WholeModel {
+            channels,
+            tile: self.denoiser.tile(),
+            runs: [steps, ESTIMATE_RUNS],
+            // The pixels twice, the image's values, the sample and the model's output with a variance, details of wavelets, the PNG file.
+            bytes: 24 * channels,
+            // The PNG file, which may be a little larger than its pixels.
+            kept_bytes: 2 * channels,
+        }
+    }
+
+    /// Denoises a gray image of one tile.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails, or the model returns NaN.
+    pub fn warm_up(&mut self, steps: usize) -> Result<(), ScorerError> {
+        let tile = self.denoiser.tile();
+        let gray = vec![0.0; self.denoiser.channels() * tile[0] * tile[1]];
+        match self.denoise(&gray, tile, Some(1.0), steps)? {
+            Err(refused) => Err(fault(self.denoiser.file(), refused.detail.to_string())),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Returns the image without noise, and the standard deviation of the noise.
     fn descend(
         &mut self,
         mut sample: Vec<f32>,
         overlap: &Overlap,
         sigma: f32,
         steps: usize,
-    ) -> Result<Denoised, ScorerError> {
+    ) -> Result<(Vec<f32>, f32), ScorerError> {
         let descent = Descent::new(&self.scheduler, sigma, steps);
         let descent = descent.expect("`new` has checked the scheduler");
         descent.scale(&mut sample);
@@ -71,10 +142,7 @@ impl ImageDenoising {
             // A predicted variance comes after the prediction.
             descent.step(i, &output[..sample.len()], &mut sample);
         }
-        Ok(Denoised {
-            image: sample,
-            sigma: descent.sigma(),
-        })
+        Ok((sample, descent.sigma()))
     }
 
     /// Estimates the standard deviation of an image's noise. 0 if there is less than the schedule begins with, or less than 8 bits
@@ -88,7 +156,7 @@ impl ImageDenoising {
     ///
     /// # Errors
     /// ONNX Runtime fails.
-    pub fn estimate(&mut self, image: &[f32], size: [usize; 2]) -> Result<f32, ScorerError> {
+    fn estimate(&mut self, image: &[f32], size: [usize; 2]) -> Result<f32, ScorerError> {
         let Some(details) = noise_level(image, size) else {
             return Ok(0.0);
         };
@@ -125,13 +193,13 @@ impl ImageDenoising {
             for x in &mut direction {
                 *x = 1.0_f32.copysign(*x);
             }
-            let denoised = self.descend(tile.clone(), &tile_overlap, sigma, 1)?;
-            let (sigma, step) = (denoised.sigma, PROBE * denoised.sigma);
+            let (denoised, sigma) = self.descend(tile.clone(), &tile_overlap, sigma, 1)?;
+            let step = PROBE * sigma;
             let moved = tile.iter().zip(&direction).map(|(x, e)| x + step * e);
-            let moved = self.descend(moved.collect(), &tile_overlap, sigma, 1)?;
+            let (moved, _) = self.descend(moved.collect(), &tile_overlap, sigma, 1)?;
             for (i, &direction) in direction.iter().enumerate() {
-                let residual = f64::from((denoised.image[i] - tile[i]) / sigma);
-                let divergence = direction * (moved.image[i] - denoised.image[i]) / step;
+                let residual = f64::from((denoised[i] - tile[i]) / sigma);
+                let divergence = direction * (moved[i] - denoised[i]) / step;
                 excess += residual * residual - 1.0 + f64::from(divergence);
             }
         }

@@ -1,36 +1,52 @@
 //! A denoiser for images of any size, which it sees in overlapping tiles of the size that it was trained with.
 
 use super::{Condition, Denoiser, ScorerError};
+use crate::decode::{Reason, RowError};
 use crate::image::Overlap;
 
 /// A denoiser that one thread owns.
 #[derive(Debug)]
 pub struct TiledDenoiser {
     denoiser: Denoiser,
-    /// Height and width of a tile.
-    tile: [usize; 2],
+    /// Channels, height and width of a tile.
+    shape: [usize; 3],
     /// The number of channels of what it predicts.
     out_channels: usize,
 }
 
 impl TiledDenoiser {
-    /// `tile`: height and width of the images that `denoiser` takes. `out_channels`: the number of channels of what it predicts.
-    pub fn new(denoiser: Denoiser, tile: [usize; 2], out_channels: usize) -> TiledDenoiser {
+    /// `shape`: channels, height and width of the images that `denoiser` takes. `out_channels`: the number of channels of what it predicts.
+    pub fn new(denoiser: Denoiser, shape: [usize; 3], out_channels: usize) -> TiledDenoiser {
         TiledDenoiser {
             denoiser,
-            tile,
+            shape,
             out_channels,
         }
     }
 
+    /// The channels of an image that it takes.
+    pub fn channels(&self) -> usize {
+        self.shape[0]
+    }
+
+    /// Height and width of a tile.
+    pub fn tile(&self) -> [usize; 2] {
+        [self.shape[1], self.shape[2]]
+    }
+
+    /// The graph's path in the pipeline's folder.
+    pub(super) fn file(&self) -> &str {
+        self.denoiser.file()
+    }
+
     /// Returns the tiles of images of this height and width.
     pub fn overlap(&self, image: [usize; 2]) -> Overlap {
-        Overlap::new(image, self.tile)
+        Overlap::new(image, self.tile())
     }
 
     /// Returns the tiles of an image of a tile's size: one.
     pub fn overlap_of_tile(&self) -> Overlap {
-        self.overlap(self.tile)
+        self.overlap(self.tile())
     }
 
     /// Returns what the model predicts for a noisy image, [C, H, W], at a timestep. Predictions are blended where tiles overlap, so
@@ -51,5 +67,19 @@ impl TiledDenoiser {
             denoiser.predict(tile, timestep, conditions, &mut found)?;
             Ok(found)
         })
+    }
+}
+
+/// Checks an image that a model made.
+///
+/// # Errors
+/// A value is NaN or infinite, so the image is refused.
+pub fn finite_image(values: &[f32]) -> Result<(), RowError> {
+    match values.iter().find(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(value) => Err(RowError {
+            reason: Reason::Unscorable,
+            detail: format!("the model returned {value}: it cannot be used for this image").into(),
+        }),
     }
 }

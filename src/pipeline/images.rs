@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::image_work::ImageWork;
 use super::{PipelineError, log_refused};
-use crate::batch::{Batch, ImageOutcome};
+use crate::batch::{Batch, ImageOutcome, RestoredImage};
 use crate::decode::{Reason, RowError};
-use crate::image::{Image, ImageError, ImageReader, highest};
+use crate::image::{Image, ImageError, ImageReader, WholeImage, highest};
 use crate::memory::{Room, Taken};
 use crate::metrics::Metrics;
 use crate::onnx::{ImageScores, Scorer};
@@ -24,9 +25,27 @@ pub enum Step {
         sequence: u64,
         opened: Option<Instant>,
         /// The image, with the memory reserved for it until it has been scored.
-        image: Result<(Image, Taken), ImageError>,
+        image: Result<(Decoded, Taken), ImageError>,
     },
     /// The batch itself, after all of its images.
+    End(Box<Batch>),
+}
+
+/// A decoded image.
+pub enum Decoded {
+    Rows(Image),
+    /// An image that the worker's model works on first.
+    Whole(WholeImage),
+}
+
+/// A step that is ready for the scorer.
+enum Ready {
+    Image {
+        sequence: u64,
+        opened: Option<Instant>,
+        image: Result<(Image, Taken), RowError>,
+        restored: Option<Box<RestoredImage>>,
+    },
     End(Box<Batch>),
 }
 
@@ -52,20 +71,27 @@ pub fn decode(
         for record in batch.records() {
             let started = Instant::now();
             let mut waited = Duration::ZERO;
-            let image = reader.read_within(record.payload, |bytes| {
+            let reserve = |bytes| {
                 let asked = Instant::now();
                 let taken = room.take(bytes);
                 waited = asked.elapsed();
                 metrics.memory_decoding_bytes.set(room.taken() as i64);
                 taken
-            });
+            };
+            let image = match reader.model() {
+                None => reader
+                    .read_within(record.payload, reserve)
+                    .map(|(image, mut taken)| {
+                        taken.shrink(image.bytes());
+                        (Decoded::Rows(image), taken)
+                    }),
+                Some(_) => reader
+                    .decode_within(record.payload, reserve)
+                    .map(|(image, taken)| (Decoded::Whole(image), taken)),
+            };
             if let Some(warning) = reader.depth().warning() {
                 tracing::warn!("{warning}");
             }
-            let image = image.map(|(image, mut taken)| {
-                taken.shrink(image.bytes());
-                (image, taken)
-            });
             metrics
                 .decode_seconds
                 .observe((started.elapsed() - waited).as_secs_f64());
@@ -88,6 +114,8 @@ pub fn decode(
 /// A scorer with its findings for batches that are not complete yet.
 pub struct Worker {
     scorer: Scorer,
+    /// The model that works on whole images, and the reader that cuts them into rows.
+    work: Option<(ImageWork, ImageReader)>,
     explain: Explain,
     metrics: Metrics,
     open: BTreeMap<u64, Part>,
@@ -97,13 +125,20 @@ struct Part {
     started: Instant,
     scores: Vec<f32>,
     image_outcomes: Vec<ImageOutcome>,
+    restored_images: Vec<Option<Box<RestoredImage>>>,
     seconds: f64,
 }
 
 impl Worker {
-    pub fn new(scorer: Scorer, explain: Explain, metrics: Metrics) -> Worker {
+    pub fn new(
+        scorer: Scorer,
+        work: Option<(ImageWork, ImageReader)>,
+        explain: Explain,
+        metrics: Metrics,
+    ) -> Worker {
         Worker {
             scorer,
+            work,
             explain,
             metrics,
             open: BTreeMap::new(),
@@ -120,10 +155,10 @@ impl Worker {
         let mut seen = ImageScores::default();
         let mut rows = Vec::new();
         while let Ok(first) = steps.recv() {
-            let mut together = vec![first];
+            let mut together = vec![self.ready(first)?];
             while rows_of(&together) < self.scorer.largest() {
                 match steps.try_recv() {
-                    Ok(next) => together.push(next),
+                    Ok(next) => together.push(self.ready(next)?),
                     Err(_) => break,
                 }
             }
@@ -132,7 +167,7 @@ impl Worker {
             // Free the memory of a huge image, which would otherwise be kept forever.
             rows.clear();
             rows.shrink_to(4 << 20);
-            let images = together.iter().filter_map(Step::image);
+            let images = together.iter().filter_map(Ready::image);
             let images: Vec<&[u8]> = images.map(|p| p.rows.as_slice()).collect();
             let refused = self
                 .scorer
@@ -143,12 +178,14 @@ impl Worker {
             let (mut from, mut place) = (0, 0);
             for step in together {
                 match step {
-                    Step::Image {
+                    Ready::Image {
                         sequence,
                         opened,
                         image,
+                        restored,
                     } => {
                         let part = part(&mut self.open, sequence, opened, started, &self.metrics);
+                        part.restored_images.push(restored);
                         match image {
                             Ok((image, _taken)) => {
                                 let to = from + image.layout.rows();
@@ -160,10 +197,10 @@ impl Worker {
                                 part.seconds += seconds * (to - from) as f64;
                                 from = to;
                             }
-                            Err(error) => part.push_failure(error.into()),
+                            Err(error) => part.push_failure(error),
                         }
                     }
-                    Step::End(batch) => {
+                    Ready::End(batch) => {
                         if to_publish.send(self.close(*batch)).is_err() {
                             return Ok(());
                         }
@@ -174,6 +211,40 @@ impl Worker {
         Ok(())
     }
 
+    /// Has the model work on an image, if there is one.
+    fn ready(&mut self, step: Step) -> Result<Ready, PipelineError> {
+        let (sequence, opened, image) = match step {
+            Step::Image {
+                sequence,
+                opened,
+                image,
+            } => (sequence, opened, image),
+            Step::End(batch) => return Ok(Ready::End(batch)),
+        };
+        let mut restored = None;
+        let image = match (image, &mut self.work) {
+            (Err(error), _) => Err(error.into()),
+            (Ok((Decoded::Rows(image), taken)), _) => Ok((image, taken)),
+            (Ok((Decoded::Whole(_), _)), None) => unreachable!("the reader knows of no model"),
+            (Ok((Decoded::Whole(image), mut taken)), Some((work, reader))) => {
+                match work.work(image, reader, &self.metrics)? {
+                    Ok((image, made)) => {
+                        taken.shrink(image.bytes());
+                        restored = made;
+                        Ok((image, taken))
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        Ok(Ready::Image {
+            sequence,
+            opened,
+            image,
+            restored,
+        })
+    }
+
     /// Moves the findings into their batch.
     fn close(&mut self, mut batch: Batch) -> Batch {
         if let Some(part) = self.open.remove(&batch.sequence) {
@@ -182,6 +253,7 @@ impl Worker {
             batch.scoring = Some((part.started, Instant::now()));
             batch.scores.scores = part.scores;
             batch.image_outcomes = part.image_outcomes;
+            batch.restored_images = part.restored_images;
         }
         batch
     }
@@ -201,17 +273,17 @@ impl Part {
     }
 }
 
-impl Step {
+impl Ready {
     fn image(&self) -> Option<&Image> {
         match self {
-            Step::Image { image, .. } => Some(&image.as_ref().ok()?.0),
-            Step::End(_) => None,
+            Ready::Image { image, .. } => Some(&image.as_ref().ok()?.0),
+            Ready::End(_) => None,
         }
     }
 }
 
-fn rows_of(steps: &[Step]) -> usize {
-    let images = steps.iter().filter_map(Step::image);
+fn rows_of(steps: &[Ready]) -> usize {
+    let images = steps.iter().filter_map(Ready::image);
     images.map(|image| image.layout.rows()).sum()
 }
 
@@ -231,6 +303,7 @@ fn part<'w>(
             started,
             scores: Vec::new(),
             image_outcomes: Vec::new(),
+            restored_images: Vec::new(),
             seconds: 0.0,
         }
     })

@@ -6,6 +6,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::incomplete::{Incompletes, push_dead_letter};
 use super::serving::PendingModel;
+use super::slow_work::SlowWork;
 use super::{PipelineError, RunContext, Stop};
 use crate::batch::Batch;
 use crate::batch::TopicPartition;
@@ -58,6 +59,8 @@ pub struct Intake {
     decoder: Decoder,
     /// Set only if records are restored.
     incompletes: Option<Incompletes>,
+    /// Set if there is work that takes much longer than scoring.
+    slow: Option<SlowWork>,
     limits: config::BatchSettings,
     /// The maximum number of bytes of in-flight batches. Other records wait in Kafka.
     share: usize,
@@ -73,8 +76,8 @@ pub struct Intake {
     records: u64,
     /// Bytes of the batches in flight.
     in_flight_bytes: usize,
-    /// The records in flight that lack something.
-    in_flight_incomplete: usize,
+    /// The units of slow work in flight.
+    in_flight_slow: usize,
     /// Batches with a lower sequence contain revoked partitions, so their offsets are not stored.
     disowned_below: u64,
 }
@@ -82,7 +85,7 @@ pub struct Intake {
 impl Intake {
     pub fn new(
         source: Source,
-        (decoder, incompletes): (Decoder, Option<Incompletes>),
+        (decoder, incompletes, slow): (Decoder, Option<Incompletes>, Option<SlowWork>),
         channels: Channels,
         context: &RunContext,
         stop: Stop,
@@ -98,6 +101,7 @@ impl Intake {
             source,
             decoder,
             incompletes,
+            slow,
             drain_timeout: context.drain_timeout,
             metrics: context.metrics.clone(),
             status: context.status.clone(),
@@ -110,7 +114,7 @@ impl Intake {
             sequence: 0,
             records: 0,
             in_flight_bytes: 0,
-            in_flight_incomplete: 0,
+            in_flight_slow: 0,
             disowned_below: 0,
         }
     }
@@ -189,19 +193,17 @@ impl Intake {
         } = self.limits;
         let due = self.current.is_due(max_records, max_wait, now);
         // A large batch of wide rows could exceed the share alone.
-        let incompletes = self.incompletes.as_ref();
-        let incomplete = self.current.incomplete_count();
+        let slow = self.current.slow_work();
         due || self.current.weight() >= self.share
-            || incompletes.is_some_and(|all| incomplete >= all.most_in_batch)
+            || self.slow.is_some_and(|all| slow >= all.most_in_batch)
     }
 
-    /// Returns whether no batch is free, or the in-flight batches fill their share of memory, or as many records are in flight as
-    /// can be filled in during a drain.
+    /// Returns whether no batch is free, or the in-flight batches fill their share of memory, or as much slow work is in flight as can
+    /// be done during a drain.
     fn is_full(&self) -> bool {
-        let incompletes = self.incompletes.as_ref();
         self.free.is_empty()
             || self.in_flight_bytes >= self.share
-            || incompletes.is_some_and(|all| self.in_flight_incomplete >= all.most)
+            || self.slow.is_some_and(|all| self.in_flight_slow >= all.most)
     }
 
     fn poll_timeout(&self, now: Instant) -> Duration {
@@ -301,14 +303,14 @@ impl Intake {
                         self.metrics.decode_seconds.observe(seconds);
                     }
                     match decoded {
-                        Ok(segment) => match self.decoder.image_bytes(payload) {
+                        Ok(segment) => match self.decoder.image_load(payload) {
                             None => {
                                 batch.keep(&record, from, segment, now);
                                 if let Some(incompletes) = incompletes {
                                     incompletes.kept(batch, &record);
                                 }
                             }
-                            Some(bytes) => batch.keep_image(&record, from, bytes, now),
+                            Some(load) => batch.keep_image(&record, from, load, now),
                         },
                         Err(DecodeError::Row(error)) => {
                             let incompletes = incompletes.as_mut();
@@ -415,7 +417,7 @@ impl Intake {
         batch.dispatched = Some(Instant::now());
         self.sequence += 1;
         batch.charged = batch.weight();
-        self.in_flight_incomplete += batch.incomplete_count();
+        self.in_flight_slow += batch.slow_work();
         self.weigh(self.in_flight_bytes.saturating_add(batch.charged));
         // This fails only if all workers have ended, and then a stop is in progress.
         let _ = self.channels.to_score.send(batch);
@@ -428,7 +430,7 @@ impl Intake {
     }
 
     fn finish(&mut self, mut batch: Batch) {
-        self.in_flight_incomplete -= batch.incomplete_count();
+        self.in_flight_slow -= batch.slow_work();
         self.weigh(self.in_flight_bytes.saturating_sub(batch.charged));
         if batch.sequence >= self.disowned_below {
             self.source.finish(&batch.offsets);

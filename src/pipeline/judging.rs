@@ -83,7 +83,7 @@ impl Judging {
         if let Some(restorer) = &self.restorer {
             let (messages, tally) = restorer.messages(batch, &passed);
             for message in messages {
-                judged.add(&restorer.topic, message);
+                judged.add(restorer.topic(), message);
             }
             judged.tally.restored = tally;
         }

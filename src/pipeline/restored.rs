@@ -1,4 +1,4 @@
-//! Builds the messages of restored records.
+//! Builds the messages of restored records of tables.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,17 +9,46 @@ use crate::decode::RecordFormat;
 use crate::imputation::{FIELD, Imputation, Imputed, edits};
 use crate::kafka::Topics;
 use crate::message::{Message, ModelId, restored_message};
-use crate::metrics::{FAILED, FILLED, LEFT_MISSING, Metrics, SKIP_UNDELIVERABLE, UNCHANGED};
+use crate::metrics::{
+    DENOISED, FAILED, FILLED, LEFT_MISSING, Metrics, SKIP_UNDELIVERABLE, UNCHANGED,
+};
 use crate::patch::{has_field, set};
 use crate::record::{Origin, OwnedHeader};
+
+use super::restored_images::ImageRestorer;
 
 /// Features that have counters of their own. Those behind them are counted together.
 const MOST_COUNTED: usize = 100;
 /// The label of the others.
 const OTHERS: &str = "(others)";
 
+/// Builds the messages of one model's restored records or images.
+pub enum Restorer {
+    Records(RecordRestorer),
+    Images(ImageRestorer),
+}
+
+impl Restorer {
+    /// The topic of the messages.
+    pub fn topic(&self) -> &str {
+        match self {
+            Restorer::Records(restorer) => &restorer.topic,
+            Restorer::Images(restorer) => &restorer.topic,
+        }
+    }
+
+    /// Returns the messages of the batch's records `scored` and of its dead letters that only lack something. Building them again gives the
+    /// same messages.
+    pub fn messages(&self, batch: &Batch, scored: &[usize]) -> (Vec<Message>, RestoredTally) {
+        match self {
+            Restorer::Records(restorer) => restorer.messages(batch, scored),
+            Restorer::Images(restorer) => restorer.messages(batch, scored),
+        }
+    }
+}
+
 /// Builds the messages of one model's restored records.
-pub struct Restorer {
+pub struct RecordRestorer {
     /// The topic of the messages.
     pub topic: String,
     pub features: Vec<Feature>,
@@ -34,6 +63,7 @@ pub struct Restorer {
 pub struct RestoredTally {
     pub unchanged: u64,
     pub filled: u64,
+    pub denoised: u64,
     pub failed: u64,
     /// Records that the topic refuses, even without their value.
     pub undeliverable: u64,
@@ -41,6 +71,8 @@ pub struct RestoredTally {
     pub replaced: u64,
     /// The numbers of values that were filled in and that were left missing, by feature.
     pub values: BTreeMap<String, [u64; 2]>,
+    /// The numbers of images that lost something, by its name.
+    pub lost: BTreeMap<&'static str, u64>,
 }
 
 impl RestoredTally {
@@ -49,6 +81,7 @@ impl RestoredTally {
         for (outcome, records) in [
             (UNCHANGED, self.unchanged),
             (FILLED, self.filled),
+            (DENOISED, self.denoised),
             (FAILED, self.failed),
             (SKIP_UNDELIVERABLE, self.undeliverable),
         ] {
@@ -57,6 +90,10 @@ impl RestoredTally {
         }
         let replaced = metrics.omitted_parts.with_label_values(&[FIELD]);
         replaced.inc_by(self.replaced);
+        for (part, images) in &self.lost {
+            let lost = metrics.omitted_parts.with_label_values(&[*part]);
+            lost.inc_by(*images);
+        }
         for (feature, counts) in &self.values {
             for (outcome, values) in [FILLED, LEFT_MISSING].into_iter().zip(counts) {
                 let labels = [feature.as_str(), outcome];
@@ -83,7 +120,7 @@ impl Text {
     }
 }
 
-impl Restorer {
+impl RecordRestorer {
     /// Returns one message for each of the batch's records `scored`, and for each dead letter that only lacks something, in the order of
     /// each partition. Building them again gives the same messages.
     pub fn messages(&self, batch: &Batch, scored: &[usize]) -> (Vec<Message>, RestoredTally) {
@@ -133,8 +170,9 @@ impl Restorer {
                 }
             }
         }
-        let seed = restored.map(|restored| restored.seed);
-        let mut message = restored_message(&self.model, source, about, headers, payload, seed);
+        let seed = restored.map(|restored| ("residuald.seed", restored.seed.to_string()));
+        let done = seed.into_iter().collect();
+        let mut message = restored_message(&self.model, source, about, headers, payload, done);
         if let Some((part, why)) = omitted {
             message.omit(&[part], &why);
         }
@@ -216,14 +254,14 @@ mod tests {
     use crate::decode::{Reason, RowError};
     use crate::record::Record;
 
-    fn restorer() -> Restorer {
+    fn restorer() -> RecordRestorer {
         let topics = Topics::default();
         topics.number("in");
         let features = json!([
             {"name": "a", "path": "a", "type": "number"},
             {"name": "b", "path": "b.c", "type": "number", "missing": "impute"},
         ]);
-        Restorer {
+        RecordRestorer {
             topic: "restored".to_owned(),
             features: serde_json::from_value(features).unwrap(),
             input: RecordFormat::Json,

@@ -14,6 +14,7 @@ use crate::onnx::{Imputer, Nearest, Scorer};
 use crate::status::{InForce, Status};
 use crate::verdict::Judge;
 
+use super::image_work::ImageWork;
 use super::screening::Screening;
 
 /// A proved and warmed-up model, with the parts that read records for it.
@@ -30,8 +31,10 @@ pub struct Serving {
     pub screenings: Vec<Screening>,
     /// One imputer per worker, or empty if records are not restored.
     pub imputers: Vec<Imputer>,
-    /// How long a worker takes to fill in one record.
-    pub imputed_within: Duration,
+    /// One model per worker that works on whole images, or empty if none does.
+    pub image_work: Vec<ImageWork>,
+    /// How long a worker takes to fill in one record, or to run such a model once.
+    pub slow_unit: Duration,
     pub judge: Judge,
     pub nearest: Option<Nearest>,
     pub model: ModelId,

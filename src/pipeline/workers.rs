@@ -14,6 +14,7 @@ use crate::memory::Room;
 use crate::metrics::Metrics;
 use crate::onnx::{Interrupt, Scorer};
 
+use super::image_work::ImageWork;
 use super::images::{self, Explain};
 use super::restoration::Restoration;
 use super::screening::Screening;
@@ -32,6 +33,8 @@ pub struct Workers {
     screenings: Vec<Screening>,
     /// One for each scorer, or empty if records are not restored.
     restorations: Vec<Restoration>,
+    /// One for each scorer, or empty if no model works on whole images.
+    image_work: Vec<ImageWork>,
     /// Set only if the records are images.
     images: Option<Images>,
     metrics: Metrics,
@@ -68,6 +71,7 @@ impl Workers {
             scorers,
             screenings: std::mem::take(&mut serving.screenings),
             restorations: restorations(serving, topics, context),
+            image_work: std::mem::take(&mut serving.image_work),
             images,
             metrics: context.metrics.clone(),
         }
@@ -89,11 +93,13 @@ impl Workers {
         let mut threads = Vec::new();
         let mut screenings = self.screenings.into_iter();
         let mut restorations = self.restorations.into_iter();
+        let mut image_work = self.image_work.into_iter();
         for scorer in self.scorers {
             let (work, to_publish) = (work.clone(), to_publish.clone());
             let (metrics, stop) = (self.metrics.clone(), stop.clone());
             if let Some(images) = self.images.clone() {
-                threads.extend(images.spawn(scope, scorer, work, to_publish, metrics, &stop));
+                let models = (scorer, image_work.next());
+                threads.extend(images.spawn(scope, models, work, to_publish, metrics, &stop));
                 continue;
             }
             let extras = (screenings.next(), restorations.next());
@@ -113,7 +119,7 @@ impl Images {
     fn spawn<'scope>(
         self,
         scope: &'scope Scope<'scope, '_>,
-        scorer: Scorer,
+        (scorer, image_work): (Scorer, Option<ImageWork>),
         work: Receiver<Batch>,
         to_publish: Sender<Batch>,
         metrics: Metrics,
@@ -132,10 +138,9 @@ impl Images {
             };
             threads.push(("decoder", spawn(scope, "decoder", decoder)));
         }
-        let (worker, stop) = (
-            images::Worker::new(scorer, self.explain, metrics),
-            stop.clone(),
-        );
+        let image_work = image_work.map(|work| (work, self.reader));
+        let worker = images::Worker::new(scorer, image_work, self.explain, metrics);
+        let stop = stop.clone();
         let worker = move || guarded(&stop, || worker.run(&decoded, &to_publish));
         threads.push(("scorer", spawn(scope, "scorer", worker)));
         threads

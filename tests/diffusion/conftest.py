@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -121,6 +122,28 @@ def generate():
 
 def residuald(*arguments):
     return subprocess.run([RESIDUALD, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def whole(out):
+    """The images that are there, each opened in full. Nothing else may be there."""
+    files = sorted(out.iterdir())
+    for file in files:
+        assert file.suffix == ".png", files
+        Image.open(file).load()
+    return len(files)
+
+
+@contextmanager
+def small_disk(out):
+    """A file system of 64 KiB, which some images fill."""
+    out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(out)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a small file system")
+    try:
+        yield out
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
 
 
 def train(data, out, *arguments):

@@ -68,7 +68,7 @@ def save(path, image):
     return path
 
 
-def noise_of(name, seed, draws, shape):
-    """The noise of an image, [draws, *shape]: the stream that the first 8 bytes of its name's SHA-256 number."""
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+def noise_of(path, seed, draws, shape):
+    """The noise of an image, [draws, *shape]: the stream that the first 8 bytes of its file's SHA-256 number."""
+    number = int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:8], "big")
     return residuald.normals(seed, [number], draws, int(np.prod(shape))).reshape(draws, *shape).astype(float)

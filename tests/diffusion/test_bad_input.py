@@ -1,7 +1,6 @@
 """One clear line for what cannot be drawn from, and whole files however it ends."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import RESIDUALD, ROOT, SIZE, network, write_folder
+from conftest import RESIDUALD, ROOT, SIZE, network, small_disk, whole, write_folder
 from PIL import Image
 
 DATA, USAGE, INTERRUPTED = 65, 64, 130
@@ -225,15 +224,6 @@ def test_what_is_ignored_is_told(copy, generate, tmp_path):
     assert "DDPMScheduler has no skip_prk_steps: ignored" in done.stderr
 
 
-def whole(out):
-    """The images that are there, each opened in full. Nothing else may be there."""
-    files = sorted(out.iterdir())
-    for file in files:
-        assert file.suffix == ".png", files
-        Image.open(file).load()
-    return len(files)
-
-
 def test_ctrl_c_leaves_whole_files(folder, tmp_path):
     out = tmp_path / "out"
     command = [RESIDUALD, "generate", folder, "--count", "100000", "--out", out, "--steps", "3"]
@@ -250,17 +240,9 @@ def test_ctrl_c_leaves_whole_files(folder, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_files(folder, generate, tmp_path):
-    """A file system of 64 KiB, which some images fill."""
-    out = tmp_path / "out"
-    out.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(out)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("may not mount a small file system")
-    try:
+    with small_disk(tmp_path / "out") as out:
         done = generate(folder, "--count", 1000, "--out", out, "--steps", 2)
         refused(done, DATA, "No space left on device")
         count = whole(out)
         assert f"(images written: {count})" in done.stderr
         assert 0 < count < 1000
-    finally:
-        subprocess.run(["umount", str(out)], check=True)

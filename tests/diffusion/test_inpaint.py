@@ -54,7 +54,7 @@ def test_beside_numpy(resamplings, bundle, digits, masked, tmp_path):
     arguments = ["--mask", masked, "--steps", 10, "--resamplings", resamplings, "--seed", 4]
     inpaint(bundle, digits / "0003.png", *arguments, "--out", tmp_path / "out.png")
     known, mask = levels(digits / "0003.png"), levels(masked) > 0
-    draws = iter(noise_of("0003.png", 4, 100, (1, SIDE, SIDE)))
+    draws = iter(noise_of(digits / "0003.png", 4, 100, (1, SIDE, SIDE)))
     want = repaint(Model(bundle), known, mask, 10, resamplings, lambda: next(draws))
     found = np.asarray(Image.open(tmp_path / "out.png"), float)
     assert np.abs(found - pixels(want)[0]).max() <= 1
@@ -154,7 +154,7 @@ def test_stable_diffusion_beside_diffusers(channels, name, scene, tmp_path):
     module = sys.modules[type(pipeline).__module__]
     before, module.retrieve_latents = module.retrieve_latents, lambda output, **_: output.latent_dist.mode()
     pipeline.set_progress_bar_config(disable=True)
-    noise = torch.tensor(noise_of("image.png", 6, 1, (1, 4, 6, 8))[0], dtype=torch.float32)
+    noise = torch.tensor(noise_of(scene / "image.png", 6, 1, (1, 4, 6, 8))[0], dtype=torch.float32)
     options = {"height": 48, "width": 64, "num_inference_steps": 5, "latents": noise, "strength": 1.0}
     try:
         with torch.no_grad():

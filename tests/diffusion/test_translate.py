@@ -32,7 +32,7 @@ def test_sdedit_beside_diffusers(bundle, digits, tmp_path):
         arguments = ["--strength", 0.5, "--steps", 12, "--seed", 9, "--out", tmp_path / f"out-{name}"]
         translate(bundle, tmp_path / name, *arguments)
         clean = torch.tensor(levels(tmp_path / name))
-        noise = torch.tensor(noise_of(name, 9, 1, clean.shape)[0])
+        noise = torch.tensor(noise_of(tmp_path / name, 9, 1, clean.shape)[0])
         timesteps = scheduler.timesteps[6:]
         sample = scheduler.add_noise(clean, noise, timesteps[:1])
         for t in timesteps:
@@ -65,7 +65,7 @@ def test_a_model_of_pairs_beside_diffusers(paired, tmp_path):
     for size in [(SIZE, SIZE), (21, 40)]:
         source = save(tmp_path / "source.png", rng.uniform(0, 255, size))
         translate(paired, source, "--seed", 2, "--force", "--out", tmp_path / "out.png")
-        sample = noise_of("source.png", 2, 1, (3, *size))[0]
+        sample = noise_of(source, 2, 1, (3, *size))[0]
         for t in scheduler.timesteps:
 
             def run(tile, t=t):
@@ -108,8 +108,12 @@ def test_the_same_image_alone_and_in_a_folder(bundle, digits, tmp_path):
         (tmp_path / "in" / name).write_bytes((digits / name).read_bytes())
     translate(bundle, tmp_path / "in", "--steps", 6, "--out", tmp_path / "both")
     translate(bundle, digits / "0001.png", "--steps", 6, "--out", tmp_path / "alone")
+    # Nor does its name matter.
+    (tmp_path / "other.png").write_bytes((digits / "0001.png").read_bytes())
+    translate(bundle, tmp_path / "other.png", "--steps", 6, "--out", tmp_path / "other-out.png")
     both = [(tmp_path / "both" / name).read_bytes() for name in ("0000.png", "0001.png")]
     assert (tmp_path / "alone/0001.png").read_bytes() == both[1] != both[0]
+    assert (tmp_path / "other-out.png").read_bytes() == both[1]
 
 
 def test_stable_diffusion_beside_diffusers(tmp_path):
@@ -124,7 +128,7 @@ def test_stable_diffusion_beside_diffusers(tmp_path):
     image.save(tmp_path / "image.png")
     arguments = ["--prompt", "a wall", "--strength", 0.6, "--steps", 5, "--seed", 6]
     translate(folder, tmp_path / "image.png", *arguments, "--out", tmp_path / "out.png")
-    noise = torch.tensor(noise_of("image.png", 6, 1, (1, 4, 6, 8))[0], dtype=torch.float32)
+    noise = torch.tensor(noise_of(tmp_path / "image.png", 6, 1, (1, 4, 6, 8))[0], dtype=torch.float32)
     module = sys.modules[type(theirs).__module__]
     before = module.retrieve_latents, module.randn_tensor
     module.retrieve_latents = lambda output, **_: output.latent_dist.mode()

@@ -4,6 +4,8 @@
 
 `gray` resizes an image to 32 x 32. `tiles` halves it and cuts it into RGB tiles of 16 x 16 that overlap by 4. The
 residual of a pixel is |level - 128| / 16, averaged over its channels. The score is the largest residual.
+
+`pairs` is a pipeline that translates gray images into RGB images. For an image with a white pixel it returns NaN.
 """
 
 import base64
@@ -50,9 +52,52 @@ middle (uint8[batch, {h}, {w}, {c}] x) => (
 """
 
 
+# (noisy image - source) * (1 - m) / (1 - m), where m is the largest value of the source.
+PAIRS = """
+<ir_version: 9, opset_import: ["": 20]>
+pairs (float[n, 4, 16, 16] sample, int64[n] timestep) => (float[n, 3, 16, 16] out_sample)
+<
+    int64[1] zero = {0}, int64[1] three = {3}, int64[1] four = {4}, int64[1] channels = {1}, int64[3] all = {1, 2, 3},
+    float one = {1}
+>
+{
+    noisy = Slice (sample, zero, three, channels)
+    source = Slice (sample, three, four, channels)
+    largest = ReduceMax <keepdims = 1> (source, all)
+    left = Sub (one, largest)
+    sound = Div (left, left)
+    difference = Sub (noisy, source)
+    out_sample = Mul (difference, sound)
+}
+"""
+
+
 def main():
     for name, shape in INPUTS.items():
         write(name, shape)
+    write_pairs()
+
+
+def write_pairs():
+    model = onnx.parser.parse_model(PAIRS)
+    onnx.checker.check_model(model, full_check=True)
+    index = {
+        "_class_name": "DDIMPipeline",
+        "conditioning": "concat",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "steps": 3,
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    files = {
+        "model_index.json": as_json(index, indent=1),
+        "scheduler/scheduler_config.json": as_json({"_class_name": "DDIMScheduler"}),
+        "unet/config.json": as_json({"in_channels": 4, "out_channels": 3, "sample_size": 16}),
+        "unet/model.onnx": model.SerializeToString(deterministic=True),
+    }
+    for file, content in files.items():
+        path = HERE / "pairs" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def write(name, shape):

@@ -22,6 +22,7 @@ mod hostile_bundle;
 mod http;
 mod imports;
 mod outcome;
+mod image_streams;
 mod images;
 mod real_kafka;
 mod late_requests;

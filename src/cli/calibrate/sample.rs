@@ -109,6 +109,11 @@ impl Sample {
         let reader = arguments
             .images
             .reader(&loaded.bundle.manifest.input, settings)?;
+        if reader.is_some() && config.is_some_and(|config| config.translate.is_some()) {
+            return Err(Failure::usage(
+                "calibrate does not apply translate.bundle of the settings: translate the images with `residuald translate`, and calibrate on what it writes with settings without it",
+            ));
+        }
         let mut sample = Sample::new(loaded, RecordFormat::Json, by);
         sample.reader = reader;
         sample.refusals = Refusals::by_flags();

@@ -1,16 +1,13 @@
 //! `residuald denoise` for images.
 
 use super::Arguments;
-use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, finite, tasks};
-use crate::cli::shared::image_model::ImageModel;
-use crate::cli::shared::png_file::bytes;
+use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, tasks};
+use crate::cli::shared::images::say_notes;
 use crate::config::Provider;
+use crate::daemon::image_model::ImageModel;
 use crate::failure::Failure;
-use crate::image::BitDepth;
-use crate::onnx::ImageDenoising;
-
-/// Half of the levels of 8 bits: from a value between -1 and 1 to levels.
-const LEVELS: f32 = 127.5;
+use crate::image::{BitDepth, bytes};
+use crate::onnx::{ImageDenoising, LEVELS};
 
 pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
     let common = &arguments.common;
@@ -44,7 +41,7 @@ pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
     };
     let provider = arguments.provider.unwrap_or(Provider::Cpu);
     let workers = model.denoisers(provider, job.images.len())?;
-    model.say_notes();
+    say_notes(&model);
     let workers = workers
         .into_iter()
         .map(|denoiser| ImageDenoising::new(denoiser, model.scheduler.clone()))
@@ -65,24 +62,13 @@ fn denoised(
     sigma: Option<f32>,
     steps: usize,
 ) -> Result<Outcome, Failure> {
-    let sigma = match sigma {
-        Some(sigma) => sigma,
-        None => worker.estimate(&source.values, source.size)?,
-    };
-    if sigma == 0.0 {
-        return Ok(Some(Ok(Made {
-            bytes: source.bytes.clone(),
-            about: vec![("sigma", "0".into())],
-            unchanged: true,
-        })));
-    }
-    let clean = worker.denoise(&source.values, source.size, sigma, steps)?;
-    Ok(Some(finite(&clean.image).map(|()| Made {
-        bytes: bytes(&clean.image, channels),
-        about: vec![
-            ("sigma", format!("{:.2}", clean.sigma * LEVELS)),
-            ("steps", steps.to_string()),
-        ],
-        unchanged: false,
+    let denoised = worker.denoise(&source.values, source.size, sigma, steps)?;
+    Ok(Some(denoised.map(|denoised| Made {
+        about: denoised.about(),
+        unchanged: denoised.image.is_none(),
+        bytes: match denoised.image {
+            Some(image) => bytes(&image, channels),
+            None => source.bytes.clone(),
+        },
     })))
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use png::ColorType;
 
-use crate::cli::shared::png_file::{Pixels, bytes, color, write_animation, write_png};
+use crate::cli::shared::png_file::{write_animation, write_png};
 use crate::cli::shared::whole_files::{create, failed, write_npy};
 use crate::failure::Failure;
-use crate::image::Flat;
+use crate::image::{Flat, PngPixels, bytes, color};
 
 /// A folder of images, `000000.png` and so on.
 pub struct ImageFiles {
@@ -77,7 +77,7 @@ impl ImageFiles {
         about: &[(&'static str, String)],
     ) -> Result<(), Failure> {
         let [channels, height, width] = self.shape;
-        let pixels = Pixels {
+        let pixels = PngPixels {
             width,
             height,
             color: self.color,

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::cli::shared::new_file::must_be_new;
-use crate::cli::shared::png_file::{About, Pixels, color, write_png};
+use crate::cli::shared::png_file::write_png;
 use crate::failure::Failure;
-use crate::image::Flat;
+use crate::image::{About, Flat, PngPixels, color};
 
 /// Maximum number of images on a sheet.
 const MOST_IMAGES: u64 = 100;
@@ -67,7 +67,7 @@ impl Sheet {
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         let images: Vec<&Flat> = images.iter().flatten().collect();
         let sheet = grid(&images);
-        let pixels = Pixels {
+        let pixels = PngPixels {
             width: sheet.width,
             height: sheet.height,
             color: color(sheet.channels)

@@ -9,20 +9,18 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
-use super::png_file::{About, Pixels, color, values, write_png};
+use super::png_file::write_png;
 use super::refusals::Refusals;
 use super::{print, progress};
 use crate::bounded;
 use crate::dataset;
 use crate::decode::{Reason, RowError};
 use crate::failure::Failure;
-use crate::image::{BitDepth, ImageError, Opened};
+use crate::image::{
+    About, BitDepth, ImageError, Lost, MOST_WHOLE, Opened, PngPixels, color, noise_number, values,
+};
 use crate::shutdown::Shutdown;
-
-/// Maximum number of pixels of an image, and of a mask. A worker takes about 24 bytes for each pixel and channel.
-pub const MOST_PIXELS: u64 = 16 << 20;
 
 /// What is read and where it goes.
 pub struct ImageJob {
@@ -58,6 +56,8 @@ pub struct Source {
     pub bytes: Vec<u8>,
     /// From -1 to 1, [C, H, W].
     pub values: Vec<f32>,
+    /// The number of its noise, by [`noise_number`].
+    pub number: u64,
 }
 
 /// The outcome for an image.
@@ -172,15 +172,6 @@ pub fn tasks(input: &Path, out: &Path) -> Result<Vec<Task>, Failure> {
         });
     }
     Ok(tasks)
-}
-
-/// The number of an image's noise: it depends on the image's name in its folder alone, so the other images do not matter.
-pub fn number(name: &str) -> u64 {
-    let digest = Sha256::digest(name.as_bytes());
-    digest
-        .iter()
-        .take(8)
-        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 impl ImageJob {
@@ -378,14 +369,16 @@ impl Running {
 
     fn read(&self, task: &Task, lost: &mut Tally) -> Result<Source, RowError> {
         let encoded = read(&task.path)?;
-        let opened = Opened::new(&encoded, self.channels, MOST_PIXELS)?;
-        lost.to_gray = usize::from(self.channels == 1 && opened.is_colour());
-        lost.to_8_bits = usize::from(opened.has_16_bits());
-        lost.without_alpha = usize::from(opened.has_alpha());
+        let opened = Opened::new(&encoded, self.channels, MOST_WHOLE)?;
+        let found = Lost::of(&opened, self.channels);
+        lost.to_gray = usize::from(found.colour);
+        lost.to_8_bits = usize::from(found.depth);
+        lost.without_alpha = usize::from(found.transparency);
         let flat = opened.decode(&self.depth)?;
         Ok(Source {
             name: task.name.clone(),
             size: [flat.height, flat.width],
+            number: noise_number(&encoded),
             values: values(&flat.pixels, self.channels),
             bytes: flat.pixels,
         })
@@ -397,7 +390,7 @@ impl Running {
         }
         let color = color(self.out_channels)
             .ok_or_else(|| Failure::internal("a model of other channels than 1 or 3"))?;
-        let pixels = Pixels {
+        let pixels = PngPixels {
             width,
             height,
             color,
@@ -438,15 +431,4 @@ fn read(path: &Path) -> Result<Vec<u8>, RowError> {
         .into());
     }
     bounded::read(path, bounded::IMAGE).map_err(io)
-}
-
-/// Why an image whose result is not finite was refused, if it is not.
-pub fn finite(values: &[f32]) -> Result<(), RowError> {
-    match values.iter().find(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(value) => Err(RowError {
-            reason: Reason::Unscorable,
-            detail: format!("the model returned {value}: it cannot be used for this image").into(),
-        }),
-    }
 }

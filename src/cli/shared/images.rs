@@ -6,6 +6,7 @@ use crate::decode::SetBy;
 use crate::image::{BitDepth, ImageReader};
 
 use super::print;
+use crate::daemon::image_model::ImageModel;
 use crate::daemon::input;
 use crate::failure::Failure;
 
@@ -49,5 +50,12 @@ impl ImageArguments {
 pub fn warn_of_depth(reader: &ImageReader) {
     if let Some(warning) = reader.depth().warning() {
         print::error_line(format_args!("{}", SetBy::Flags.named(&warning)));
+    }
+}
+
+/// Says on standard error what was ignored or guessed when a model was read.
+pub fn say_notes(model: &ImageModel) {
+    for note in &model.notes {
+        print::error_line(format_args!("{note}"));
     }
 }

@@ -148,22 +148,10 @@ impl<'p> Sampler<'p> {
     }
 }
 
-/// The step at which the image enters: as diffusers, the last `strength` of the steps that were asked for are taken, and one more
-/// where a scheduler repeats a timestep.
+/// Returns the step at which an image enters by `--strength`.
 pub fn first_step(strength: f64, plan: &Plan) -> Result<usize, Failure> {
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(Failure::usage(format!(
-            "--strength {strength}: it must be from 0 to 1"
-        )));
-    }
-    let steps = plan.requested();
-    let taken = (steps as f64 * strength) as usize;
-    match steps - taken {
-        first if taken > 0 && first < plan.steps() => Ok(first),
-        _ => Err(Failure::usage(format!(
-            "--strength {strength} of {steps} steps leaves no step: give more of either"
-        ))),
-    }
+    let first = plan.first_step(strength);
+    first.map_err(|e| Failure::usage(format!("--strength {e}")))
 }
 
 /// Checks the decoded images.

@@ -253,6 +253,7 @@ fn of_an_image_the_maps_that_it_holds_go_and_those_that_it_points_to_stay() {
         regions: &regions,
         heatmap: shown(Place::Data("iVBO".repeat(2_000))),
         reconstruction: shown(Place::Uri("kafka://media?key=a".into())),
+        translation: None,
     };
     let whole = verdict_of(b"1", b"k", b"t", image);
     let (slim, names) = whole.slimmed(4_000, WHY);

@@ -1,15 +1,19 @@
-//! The model of verbs that change images: a bundle with a denoiser, or the folder of a diffusion pipeline.
+//! The model that changes images, for verbs and for the daemon: a bundle with a denoiser, or the folder of a diffusion pipeline.
 
 use std::path::{Path, PathBuf};
 
-use super::png_file::About;
-use super::print;
 use crate::bundle::{Bundle, Draft, MANIFEST, ModelInput};
-use crate::config::Provider;
+use crate::config::{InferenceSettings, Provider};
 use crate::diffusion::Scheduler;
-use crate::diffusion::folder::{DenoiserFiles, ImagePipeline};
+use crate::diffusion::folder::{DenoiserFiles, ImagePipeline, fingerprint};
 use crate::failure::Failure;
-use crate::onnx::{Denoiser, Interrupt, Runtime, TiledDenoiser, inference_on};
+use crate::image::About;
+use crate::onnx::{Denoiser, Interrupt, Runtime, TiledDenoiser, Translation, inference_on};
+
+/// The default number of steps of a translation, if the model does not say it.
+const STEPS: usize = 50;
+/// The default share of the steps that a translation takes.
+pub const STRENGTH: f64 = 0.5;
 
 /// A pipeline that was read and checked, without its sessions.
 pub struct ImageModel {
@@ -19,8 +23,11 @@ pub struct ImageModel {
     pub scheduler: Scheduler,
     pub files: DenoiserFiles,
     pub steps: Option<usize>,
+    /// The hash of a bundle's manifest.
+    bundle_sha256: Option<String>,
     is_for_text: bool,
-    notes: Vec<String>,
+    /// What was ignored or guessed.
+    pub notes: Vec<String>,
 }
 
 /// A model of either kind.
@@ -37,8 +44,8 @@ impl AnyModel {
     /// It is a bundle for tables, has no denoiser, or a file is missing or wrong.
     pub fn open(folder: &Path) -> Result<AnyModel, Failure> {
         if folder.join(MANIFEST).exists() {
-            let bundle = Draft::read(folder).finish()?;
-            let model = ImageModel::of_bundle(folder, bundle)?;
+            let mut bundle = Draft::read(folder).finish()?;
+            let model = ImageModel::of_bundle(folder, &mut bundle)?;
             return Ok(AnyModel::Pixels(Box::new(model)));
         }
         let pipeline = ImagePipeline::read(folder, None).map_err(Failure::data)?;
@@ -59,22 +66,25 @@ impl ImageModel {
         Ok(ImageModel::new(folder, pipeline))
     }
 
+    /// Takes the denoiser out of a bundle.
+    ///
     /// # Errors
     /// The bundle is for tables, or has no denoiser.
-    pub fn of_bundle(folder: &Path, bundle: Bundle) -> Result<ImageModel, Failure> {
+    pub fn of_bundle(folder: &Path, bundle: &mut Bundle) -> Result<ImageModel, Failure> {
         let name = bundle.manifest.name.clone();
         let ModelInput::Image(pixels) = &bundle.manifest.input else {
             return Err(Failure::usage(format!(
                 "the bundle {name} reads tables: give a bundle for images or a diffusion pipeline"
             )));
         };
-        let Some(generative) = bundle.image_generative else {
+        let Some(generative) = bundle.image_generative.take() else {
             return Err(Failure::usage(format!(
                 "the bundle {name} has no denoiser: train it with `residuald-train images --generative`"
             )));
         };
         let pipeline = ImagePipeline::of_bundle(&name, pixels, generative, None);
         let mut model = ImageModel::new(folder, pipeline.map_err(Failure::data)?);
+        model.bundle_sha256 = Some(bundle.sha256.clone());
         let scale = pixels.tiles.map(|tiles| tiles.scale);
         if scale != Some(1.0) {
             model.notes.push(format!(
@@ -95,8 +105,20 @@ impl ImageModel {
             scheduler: pipeline.scheduler,
             files: pipeline.denoiser,
             steps: pipeline.steps,
+            bundle_sha256: None,
             is_for_text: pipeline.text.is_some(),
             notes: pipeline.notes,
+        }
+    }
+
+    /// Returns the hash of a bundle's manifest, or of all files of a pipeline.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn sha256(&self) -> Result<String, String> {
+        match &self.bundle_sha256 {
+            Some(sha256) => Ok(sha256.clone()),
+            None => fingerprint(&self.folder, &self.files.graph).map_err(|e| e.to_string()),
         }
     }
 
@@ -152,11 +174,39 @@ impl ImageModel {
         ]
     }
 
-    /// Says on standard error what was ignored or guessed.
-    pub fn say_notes(&self) {
-        for note in &self.notes {
-            print::error_line(format_args!("{note}"));
+    /// Plans a translation: how many of the `steps` an image goes through is its `strength`.
+    ///
+    /// # Errors
+    /// The model cannot take such steps. The text begins with the name of the setting.
+    pub fn translation(
+        &self,
+        strength: Option<f64>,
+        steps: Option<usize>,
+        seed: u64,
+    ) -> Result<Translation, String> {
+        let is_paired = self.files.source_channels > 0;
+        if is_paired && strength.is_some() {
+            return Err(format!(
+                "strength has no effect, because {} was trained on pairs and draws from noise alone: leave strength out",
+                self.folder.display()
+            ));
         }
+        let steps = steps.or(self.steps).unwrap_or(STEPS);
+        let plan = self.scheduler.plan(steps);
+        let plan = plan.map_err(|e| format!("steps: {e}"))?;
+        let first = match is_paired {
+            true => 0,
+            false => plan
+                .first_step(strength.unwrap_or(STRENGTH))
+                .map_err(|e| format!("strength {e}"))?,
+        };
+        Ok(Translation {
+            plan,
+            first,
+            is_paired,
+            out_channels: self.files.shape[0] - self.files.source_channels,
+            seed,
+        })
     }
 
     /// Opens a denoiser for each worker: as many as cores on a CPU, and at most one for each image.
@@ -175,16 +225,24 @@ impl ImageModel {
         }
         let (inference, _) = inference_on(provider);
         let runtime = Runtime::load(Interrupt::default())?;
-        let [_, height, width] = self.files.shape;
-        (0..inference.workers.min(images.max(1)))
-            .map(|worker| {
-                let denoiser = Denoiser::new(&runtime, &self.files, &inference, worker, 1)?;
-                Ok(TiledDenoiser::new(
-                    denoiser,
-                    [height, width],
-                    self.files.out_channels,
-                ))
-            })
+        let workers = inference.workers.min(images.max(1));
+        (0..workers)
+            .map(|worker| self.denoiser(&runtime, &inference, worker))
             .collect()
+    }
+
+    /// Opens the denoiser of one worker.
+    ///
+    /// # Errors
+    /// As of [`ImageModel::denoisers`].
+    pub fn denoiser(
+        &self,
+        runtime: &Runtime,
+        inference: &InferenceSettings,
+        worker: usize,
+    ) -> Result<TiledDenoiser, Failure> {
+        let denoiser = Denoiser::new(runtime, &self.files, inference, worker, 1)?;
+        let (shape, out_channels) = (self.files.shape, self.files.out_channels);
+        Ok(TiledDenoiser::new(denoiser, shape, out_channels))
     }
 }
