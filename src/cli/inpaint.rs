@@ -1,31 +1,34 @@
 //! `residuald inpaint`: draws the marked parts of images anew, so that they fit the rest.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+mod marks;
+mod painter;
 
-use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
-use crate::bounded;
-use crate::cli::shared::image_job::{ImageJob, Made, Outcome, Source, Steps, tasks};
+use marks::Marks;
+use painter::{Examiner, Painter, Worker};
+
+use crate::bundle::MANIFEST;
+use crate::cli::shared::image_job::{ImageJob, Made, Source, tasks};
 use crate::cli::shared::images::{ImageArguments, say_notes};
 use crate::cli::shared::latent_editor::{LatentEditing, PromptArguments};
+use crate::cli::shared::threshold::default_rule;
 use crate::config::Provider;
 use crate::daemon::image_model::{AnyModel, ImageModel};
-use crate::decode::{Reason, RowError};
+use crate::daemon::model;
 use crate::diffusion::folder::ImagePipeline;
 use crate::diffusion::{Repaint, normals};
 use crate::failure::Failure;
-use crate::image::{About, BitDepth, MOST_WHOLE, Opened, bytes, crops};
-use crate::onnx::{ScorerError, TiledDenoiser, finite_image};
+use crate::image::{About, BitDepth, bytes};
+use crate::onnx::{Scorer, finite_image, inference_on};
 
-/// From this level on, a pixel of a mask is drawn anew, as in diffusers.
-const WHITE: u8 = 128;
 /// The default number of resamplings.
 const RESAMPLINGS: u8 = 5;
+/// The default number of rounds: more found nothing to repair in models/surface's sample.
+const ROUNDS: usize = 4;
 /// The default number of steps of a pipeline that does not say it.
 const STEPS: usize = 50;
-/// Maximum size of a file of verdicts in bytes.
-const MOST_VERDICTS: u64 = 256 << 20;
 
 /// Draw marked parts of images anew, so that they fit the rest; all other pixels keep their values
 #[derive(clap::Args)]
@@ -66,6 +69,9 @@ pub struct Arguments {
     /// How often each step is taken: more make the drawn part fit better; not for pipelines for text [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
     resamplings: Option<u8>,
+    /// How often an image is drawn while the bundle finds regions in the result; with --regions and a bundle [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    rounds: Option<u8>,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -105,12 +111,14 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
         .unwrap_or(STEPS);
     let resamplings = arguments.resamplings.unwrap_or(RESAMPLINGS);
     let repaint = Repaint::new(&model.scheduler, steps, resamplings.into());
+    let (examiner, scorers) = examiner(arguments)?.unzip();
     let painter = Painter {
         repaint: repaint.map_err(Failure::usage)?,
         marks: Marks::read(arguments)?,
         least: [model.files.shape[1], model.files.shape[2]],
         seed: arguments.seed,
         channels,
+        examiner,
     };
     let mut about = model.about();
     about.extend([
@@ -121,15 +129,66 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
     let job = arguments.job(channels, about)?;
     let workers = model.denoisers(arguments.provider, job.images.len())?;
     say_notes(model);
-    job.run(workers, |worker, source, steps| {
+    let mut scorers = scorers.into_iter().flatten();
+    let workers = workers.into_iter().map(|denoiser| Worker {
+        denoiser,
+        scorer: scorers.next(),
+    });
+    job.run(workers.collect(), |worker, source, steps| {
         painter.paint(worker, source, steps)
-    })
+    })?;
+    painter.examiner.iter().for_each(report);
+    Ok(())
+}
+
+/// Returns what scores images after they are drawn, with a scorer for each core, if the model can and the images have verdicts.
+fn examiner(arguments: &Arguments) -> Result<Option<(Examiner, Vec<Scorer>)>, Failure> {
+    let is_bundle = arguments.model.join(MANIFEST).exists();
+    if arguments.regions.is_none() || !is_bundle {
+        return match arguments.rounds {
+            None => Ok(None),
+            Some(_) if is_bundle => Err(arguments.no_effect("--rounds", "is given a --mask")),
+            Some(_) => Err(arguments.no_effect("--rounds", "is no bundle, and scores nothing")),
+        };
+    }
+    let (inference, batch) = inference_on(arguments.provider);
+    let loaded = model::load(&arguments.model, &inference, batch, default_rule)?;
+    let reader = arguments
+        .images
+        .reader(&loaded.bundle.manifest.input, None)?;
+    let reader = reader.ok_or_else(|| Failure::internal("a bundle for tables reads no images"))?;
+    let examiner = Examiner {
+        reader,
+        judge: loaded.judge,
+        rounds: arguments.rounds.map_or(ROUNDS, usize::from),
+        outcomes: Default::default(),
+    };
+    Ok(Some((examiner, loaded.scorers)))
+}
+
+/// Says how many images are normal now.
+fn report(examiner: &Examiner) {
+    let [normal, left] = examiner
+        .outcomes
+        .each_ref()
+        .map(|n| n.load(Ordering::Relaxed));
+    if normal + left > 0 {
+        eprintln!(
+            "repaired: {normal} of {} images are below the bundle's threshold now; {left} are still above it",
+            normal + left
+        );
+    }
 }
 
 /// With a pipeline for text, which works on latent images.
 fn latent(arguments: &Arguments, pipeline: ImagePipeline) -> Result<(), Failure> {
-    if arguments.resamplings.is_some() {
-        return Err(arguments.no_effect("--resamplings", "works on latent images"));
+    for (option, given) in [
+        ("--resamplings", arguments.resamplings.is_some()),
+        ("--rounds", arguments.rounds.is_some()),
+    ] {
+        if given {
+            return Err(arguments.no_effect(option, "works on latent images"));
+        }
     }
     let marks = Marks::read(arguments)?;
     let steps = arguments.steps.map(usize::from);
@@ -195,168 +254,5 @@ fn composed(source: &Source, marked: &[bool], image: &[f32], channels: usize) ->
         bytes: made,
         about: vec![("painted", format!("{count} pixels"))],
         unchanged: count == 0,
-    }
-}
-
-/// Which pixels are drawn anew.
-enum Marks {
-    Mask {
-        /// Height and width.
-        size: [usize; 2],
-        marked: Vec<bool>,
-    },
-    /// The regions of each image, by its name.
-    Regions(HashMap<String, Vec<Region>>),
-}
-
-/// A line of the verdicts. Other fields do not matter.
-#[derive(Deserialize)]
-struct Verdict {
-    file: String,
-    #[serde(default)]
-    regions: Vec<Region>,
-}
-
-#[derive(Deserialize)]
-struct Region {
-    x: usize,
-    y: usize,
-    width: usize,
-    height: usize,
-}
-
-impl Marks {
-    fn read(arguments: &Arguments) -> Result<Marks, Failure> {
-        if let Some(path) = &arguments.regions {
-            return regions(path).map(Marks::Regions);
-        }
-        if arguments.input.is_dir() {
-            return Err(Failure::usage(
-                "--mask is for one image: a folder of images takes --regions, or give its images one by one",
-            ));
-        }
-        let path = arguments.mask.as_deref().unwrap_or(Path::new(""));
-        let failed =
-            |e: &dyn std::fmt::Display| Failure::data(format!("--mask {}: {e}", path.display()));
-        let encoded = bounded::read(path, bounded::IMAGE).map_err(|e| failed(&e))?;
-        let opened = Opened::new(&encoded, 1, MOST_WHOLE).map_err(|e| failed(&e))?;
-        let mask = opened.decode(&BitDepth::new(16)).map_err(|e| failed(&e))?;
-        Ok(Marks::Mask {
-            size: [mask.height, mask.width],
-            marked: mask.pixels.iter().map(|level| *level >= WHITE).collect(),
-        })
-    }
-
-    /// Returns the marked pixels of an image, [H, W].
-    fn of(&self, source: &Source) -> Result<Vec<bool>, RowError> {
-        let [height, width] = source.size;
-        let refused = |problem: String| RowError {
-            reason: Reason::Malformed,
-            detail: problem.into(),
-        };
-        match self {
-            Marks::Mask { size, marked } if *size == source.size => Ok(marked.clone()),
-            Marks::Mask { size, .. } => Err(refused(format!(
-                "the mask has {} x {} pixels, but its image has {width} x {height}: both must have the same size",
-                size[1], size[0]
-            ))),
-            Marks::Regions(all) => {
-                let regions = all.get(&source.name).ok_or_else(|| {
-                    refused("--regions has no verdict of it: score the same folder".into())
-                })?;
-                let mut marked = vec![false; height * width];
-                for region in regions {
-                    let fits = region
-                        .x
-                        .checked_add(region.width)
-                        .is_some_and(|x| x <= width)
-                        && region
-                            .y
-                            .checked_add(region.height)
-                            .is_some_and(|y| y <= height);
-                    if !fits {
-                        return Err(refused(format!(
-                            "a region of its verdict reaches beyond its {width} x {height} pixels: it is another image"
-                        )));
-                    }
-                    for row in marked
-                        .chunks_exact_mut(width)
-                        .skip(region.y)
-                        .take(region.height)
-                    {
-                        row[region.x..][..region.width].fill(true);
-                    }
-                }
-                Ok(marked)
-            }
-        }
-    }
-}
-
-fn regions(path: &Path) -> Result<HashMap<String, Vec<Region>>, Failure> {
-    let failed =
-        |e: &dyn std::fmt::Display| Failure::data(format!("--regions {}: {e}", path.display()));
-    let text = bounded::read_text(path, MOST_VERDICTS).map_err(|e| failed(&e))?;
-    let mut all = HashMap::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let verdict: Verdict = serde_json::from_str(line).map_err(|e| {
-            failed(&format!(
-                "line {number} is no verdict of `residuald score FOLDER --out`: {e}"
-            ))
-        })?;
-        all.insert(verdict.file, verdict.regions);
-    }
-    match all.is_empty() {
-        true => Err(failed(&"holds no verdicts")),
-        false => Ok(all),
-    }
-}
-
-struct Painter {
-    repaint: Repaint,
-    marks: Marks,
-    /// Height and width of the least part of an image that the model sees.
-    least: [usize; 2],
-    seed: u64,
-    channels: usize,
-}
-
-impl Painter {
-    fn paint(
-        &self,
-        denoiser: &mut TiledDenoiser,
-        source: &Source,
-        steps: &Steps<'_>,
-    ) -> Result<Outcome, Failure> {
-        let marked = match self.marks.of(source) {
-            Ok(marked) => marked,
-            Err(error) => return Ok(Some(Err(error))),
-        };
-        let mut image = source.values.clone();
-        let mut noise = normals(self.seed, source.number);
-        let crops = crops(&marked, source.size, self.least);
-        steps.expect(crops.len() * self.repaint.runs());
-        for crop in &crops {
-            let known = crop.cut(&image, source.size);
-            let overlap = denoiser.overlap([crop.height, crop.width]);
-            let painted = crop.cut(&marked, source.size);
-            let predict = |sample: &[f32], timestep: f32| {
-                if steps.must_stop() {
-                    return Ok(None);
-                }
-                let predicted = denoiser.predict(sample, &overlap, timestep, &[])?;
-                steps.count();
-                Ok::<_, ScorerError>(Some(predicted))
-            };
-            let drawn = self.repaint.paint(&known, &painted, &mut noise, predict)?;
-            let Some(drawn) = drawn else {
-                return Ok(None);
-            };
-            if let Err(error) = finite_image(&drawn) {
-                return Ok(Some(Err(error)));
-            }
-            crop.paste(&drawn, &mut image, source.size);
-        }
-        Ok(Some(Ok(composed(source, &marked, &image, self.channels))))
     }
 }

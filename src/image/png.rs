@@ -36,7 +36,8 @@ pub fn encode_png(
     pixels: &PngPixels<'_>,
     about: &[(&'static str, String)],
 ) -> io::Result<()> {
-    let mut writer = encoder(out, pixels.width, pixels.height, pixels.color, about)?.write_header()?;
+    let mut writer =
+        encoder(out, pixels.width, pixels.height, pixels.color, about)?.write_header()?;
     writer.write_image_data(pixels.bytes)?;
     Ok(writer.finish()?)
 }

@@ -1,20 +1,38 @@
 //! Finds the regions of a heatmap: boxes around connected pixels above a cutoff.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Components;
 
 /// A box around connected hot pixels, in pixels of the upright image before resizing.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Region {
     pub x: usize,
     pub y: usize,
     pub width: usize,
     pub height: usize,
     /// The region's share of the image's heat, in [0, 1].
+    #[serde(default)]
     pub share: f32,
     /// The region's hot pixels as a share of the image's pixels, in (0, 1]. Other pixels in the box do not count.
+    #[serde(default)]
     pub area: f32,
+}
+
+impl Region {
+    /// Marks its pixels in an image, [H, W]. Returns whether it lies within the image; otherwise nothing is marked.
+    pub fn mark(&self, marked: &mut [bool], [height, width]: [usize; 2]) -> bool {
+        let right = self.x.checked_add(self.width);
+        let bottom = self.y.checked_add(self.height);
+        let fits = right.is_some_and(|x| x <= width) && bottom.is_some_and(|y| y <= height);
+        if fits {
+            let rows = marked.chunks_exact_mut(width).skip(self.y);
+            for row in rows.take(self.height) {
+                row[self.x..][..self.width].fill(true);
+            }
+        }
+        fits
+    }
 }
 
 /// The bounding box of a component on the map, and its total heat.

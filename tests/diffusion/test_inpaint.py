@@ -93,7 +93,7 @@ def test_the_regions_of_verdicts(bundle, digits, tmp_path):
         "--out",
         tmp_path / "out",
     ]
-    done = inpaint(*arguments, "--json")
+    done = inpaint(*arguments, "--rounds", 1, "--json")
     told = json.loads(done.stdout)
     assert (told["images"], told["unchanged"], told["refused"]) == (2, 1, 2)
     assert "unknown.png: refused: --regions has no verdict of it" in done.stderr
@@ -105,6 +105,35 @@ def test_the_regions_of_verdicts(bundle, digits, tmp_path):
     inside[30:35, 70:79] = inside[30:35, 2:11] = True
     assert changed[inside].mean() > 0.5
     assert not changed[~inside].any()
+
+
+def test_images_are_drawn_until_the_bundle_finds_them_normal(bundle, digits, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        image = np.array(Image.open(digits / f"{i:04}.png"), np.float64)
+        image[4:12, 4:12] = 255 - image[4:12, 4:12] if i else image[4:12, 4:12]
+        save(tmp_path / f"in/{i}.png", image)
+
+    def verdicts(folder, out):
+        done = residuald("score", folder, "--bundle", bundle, "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+        return {line["file"]: line for line in map(json.loads, (tmp_path / out).read_text().splitlines())}
+
+    before = verdicts(tmp_path / "in", "before.ndjson")
+    flagged = [name for name, verdict in before.items() if verdict["severity"]]
+    assert 3 <= len(flagged)
+    arguments = [bundle, tmp_path / "in", "--regions", tmp_path / "before.ndjson", "--steps", 3, "--resamplings", 1]
+    left = []
+    for rounds in (1, 4):
+        out = tmp_path / f"out{rounds}"
+        done = inpaint(*arguments, "--rounds", rounds, "--out", out)
+        after = verdicts(out, f"after{rounds}.ndjson")
+        left.append(sum(after[name]["severity"] is not None for name in flagged))
+        told = f"repaired: {len(flagged) - left[-1]} of {len(flagged)} images are below the bundle's threshold now"
+        assert told in done.stderr, (left, done.stderr)
+    assert left[1] <= left[0]
+    for name in before.keys() - set(flagged):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "in" / name)), np.asarray(Image.open(out / name)))
 
 
 def test_what_cannot_be_done_is_one_line(bundle, digits, tmp_path):
@@ -121,6 +150,7 @@ def test_what_cannot_be_done_is_one_line(bundle, digits, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nothing")
     assert "bad.png: the payload is neither" in refused(65, bundle, image, "--mask", tmp_path / "bad.png", *out)
     assert "--prompt has no effect" in refused(64, bundle, image, "--mask", small, "--prompt", "x", *out)
+    assert "--rounds has no effect" in refused(64, bundle, image, "--mask", small, "--rounds", 2, *out)
     (tmp_path / "bad.ndjson").write_text('{"x": 1}\n')
     assert "line 1 is no verdict" in refused(65, bundle, image, "--regions", tmp_path / "bad.ndjson", *out)
     assert not list(tmp_path.glob("out/*"))
