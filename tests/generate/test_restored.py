@@ -308,7 +308,7 @@ def test_settings_that_cannot_work_are_refused(bundle, tmp_path):
     claimed = reads_imputed(bundle, tmp_path / "claimed")
     for sets, said in [
         ([f"model.bundle={only_scores(bundle, tmp_path / 'scores')}"], "--generative"),
-        ([f"model.bundle={ROOT / 'tests/images/gray'}", "threshold.quantile=0.9"], "reads images"),
+        ([f"model.bundle={ROOT / 'tests/images/gray'}", "threshold.quantile=0.9"], "has no denoiser"),
         ([f"model.bundle={claimed}"], "imputed.days"),
         (["output.restored_topic=anomalies"], "another topic of [output]"),
         (["output.restored_topic=shop"], "kafka.topics and in [output]"),
