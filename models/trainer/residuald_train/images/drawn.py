@@ -136,7 +136,13 @@ class Painter:
             return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
         self.unet, self.decoder, self.encoder = graph("unet"), graph("vae_decoder"), graph("vae_encoder")
-        states = TextEncoder(pipeline.folder).states([*words, ""])
+        encoder = TextEncoder(pipeline.folder)
+        for word in words:
+            if (tokens := len(encoder.tokenizer.encode(word).ids)) > encoder.length:
+                raise TrainerError(
+                    f"--defects {word!r}: has {tokens} tokens, but the text encoder reads {encoder.length}"
+                )
+        states = encoder.states([*words, ""])
         self.states = {word: states[[-1, i]] for i, word in enumerate(words)}  # the empty prompt first
         self.timestep = next(each for each in self.unet.get_inputs() if each.name == "timestep")
 
@@ -217,7 +223,7 @@ def draw_pairs(pipeline, images, options, checkpoint=None, resume=False):
                 steps.close()
                 keep()
                 raise interrupted(checkpoint)
-            g = torch.Generator().manual_seed((options.seed << 32) + i)
+            g = torch.Generator().manual_seed(int(np.random.SeedSequence([options.seed, i]).generate_state(1)[0]))
             row, top, left = (int(torch.randint(n, (), generator=g)) for n in (len(images), h - side + 1, w - side + 1))
             mask = patches(1, side, g)
             x = images[row, top : top + side, left : left + side]
@@ -241,6 +247,8 @@ def painted(painter, x, mask, word, g):
     clean = torch.as_tensor(x).float().permute(2, 0, 1)[None]
     wide = clean.expand(1, painter.about.channels, -1, -1) / 127.5 - 1
     drawn = (painter.paint(wide, mask, word, g).clamp(-1, 1) + 1) * 127.5
+    if not torch.isfinite(drawn).all():
+        raise TrainerError(f"--draw-with {painter.about.folder}: drew {word!r} with values that are not finite numbers")
     if drawn.shape[1] > clean.shape[1]:
         drawn = (drawn * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     change = float((mask * (drawn - clean).abs()).sum() / (mask.sum() * clean.shape[1]))
