@@ -115,17 +115,17 @@ def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=
     scorer = Scorer(shape, options.widths, options.blocks).to(device, memory_format=torch.channels_last)
     corruption = Corruption(crop, options.seed + 1, device)
     crops = Crops(images, crop, device, corruption.g)
-    defects, some = options.defects, 0
+    defects, mixed = options.defects, 0
     if defects:
-        some = max(1, round(defects.share * options.batch))
+        mixed = max(1, round(defects.share * options.batch))
         draw = DrawnDefects(pairs, crops) if pairs else CodeDefects(defects.words, corruption)
 
     def batch_loss():
         x = crops(options.batch)
         y = corruption(x)
         if defects:
-            pair = draw(x[:some])
-            x, y = (torch.cat([a, b[some:]]) for a, b in zip(pair, (x, y), strict=True))
+            pair = draw(x[:mixed])
+            x, y = (torch.cat([a, b[mixed:]]) for a, b in zip(pair, (x, y), strict=True))
         return loss(scorer, x, y, options), x, y
 
     descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet, stop)
