@@ -2,17 +2,15 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from residuald_train import TrainerError
 from residuald_train.cli import main
-from residuald_train.images import corruption, drawn, text_to_image
+from residuald_train.images import corruption, drawn
 from residuald_train.images.corruption import Corruption
 from residuald_train.images.defects import NAMES, CodeDefects, Defects, DrawnDefects, Pairs
 from residuald_train.images.pixels import Shape
@@ -93,56 +91,6 @@ def test_training_with_defects_resumes_exactly_and_as_itself_only(images, few, t
 
 
 # --- painted by a pipeline -----------------------------------------------------------------
-
-
-class Blocks(torch.nn.Module):
-    """The VAE of `text_to_image` for diffusers: blocks of pixels as channels."""
-
-    dtype, device = torch.float32, torch.device("cpu")
-    config = SimpleNamespace(block_out_channels=(1, 1, 1), latent_channels=48, scaling_factor=1.0)
-
-    def encode(self, x):
-        return SimpleNamespace(latents=F.pixel_unshuffle(x, text_to_image.BLOCK))
-
-    def decode(self, z, **_):
-        return (F.pixel_shuffle(z, text_to_image.BLOCK),)
-
-
-@pytest.mark.parametrize("kind", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"])
-def test_painting_is_that_of_diffusers(textures, denoiser, kind):
-    from diffusers import StableDiffusionInpaintPipeline
-
-    scheduler = text_to_image.make_scheduler() if kind == "DDIMScheduler" else text_to_image.make_scheduler(kind)
-    about = drawn.read_pipeline(textures, Shape(64, 64, 3))
-    about = replace(about, steps=5, scheduler=dict(scheduler.config) | {"_class_name": kind})
-    painter = drawn.Painter(about, PROMPTS[:1], 1)
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 16:40, 24:48] = 1
-    got = painter.paint(x, mask, PROMPTS[0], torch.Generator().manual_seed(7))
-
-    parts = {"tokenizer": None, "text_encoder": None, "safety_checker": None, "feature_extractor": None}
-    reference = StableDiffusionInpaintPipeline(
-        vae=Blocks(), unet=denoiser, scheduler=scheduler, requires_safety_checker=False, **parts
-    )
-    reference.set_progress_bar_config(disable=True)
-    empty, words = torch.as_tensor(painter.states[PROMPTS[0]]).split(1)
-    want = reference(
-        image=x / 2 + 0.5,
-        mask_image=mask,
-        prompt_embeds=words,
-        negative_prompt_embeds=empty,
-        num_inference_steps=5,
-        strength=drawn.STRENGTH,
-        guidance_scale=about.guidance,
-        height=64,
-        width=64,
-        generator=torch.Generator().manual_seed(7),
-        output_type="latent",
-    ).images
-    want = F.pixel_shuffle(want, text_to_image.BLOCK)
-    assert (got - want).abs().max() < 1e-3
-    assert (want - x)[mask.expand_as(x) == 1].abs().mean() > 0.1
 
 
 def test_pairs_resume_exactly_and_change_nothing_outside_their_masks(textures, images, tmp_path):
