@@ -254,6 +254,7 @@ def test_ctrl_c_ends_after_the_step_and_leaves_a_checkpoint(tmp_path):
 def test_small_bundle(small):
     manifest = json.loads((small / "manifest.json").read_text())
     assert manifest["input"] == {"kind": "image", "height": 48, "width": 48, "channels": 1, "resize": "bilinear"}
+    assert "defects" not in manifest["training"]["options"]
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((small / name).read_bytes()).hexdigest() == digest
     model = (small / "model.onnx").read_bytes()

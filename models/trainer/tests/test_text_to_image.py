@@ -3,56 +3,18 @@
 import json
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from residuald_train import TrainerError
 from residuald_train.bundle.served import session
 from residuald_train.cli import main
 from residuald_train.images import text_to_image
-from residuald_train.images.text_encoder import TextEncoder, only_ids
+from residuald_train.images.text_encoder import TextEncoder
 from residuald_train.images.text_to_image import BLOCK, Options
 
 SMALL = Options(steps=4, batch=2, size=32, drawn=64, widths=(16, 32), threads=1)
-WORDS = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "a": 4, "red": 5, "blue": 6, "square": 7}
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A text encoder whose states are a table of random embeddings, and 0 for padding."""
-    folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = Tokenizer(models.WordLevel(WORDS, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
-    for part in ("tokenizer", "text_encoder"):
-        (folder / part).mkdir()
-    tokenizer.save(str(folder / "tokenizer/tokenizer.json"))
-    about = {"model_max_length": 6, "pad_token": "[PAD]"}
-    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(about))
-    config = {"hidden_size": 16, "max_position_embeddings": 6, "vocab_size": len(WORDS)}
-    (folder / "text_encoder/config.json").write_text(json.dumps(config))
-    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
-    of_ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"]) for name in INPUTS]
-    states = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["n", "t", 16])
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["found"]),
-        helper.make_node("Add", ["attention_mask", "token_type_ids"], ["weight"]),
-        helper.make_node("Cast", ["weight"], ["as_float"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["as_float", "last"], ["wide"]),
-        helper.make_node("Mul", ["found", "wide"], ["last_hidden_state"]),
-    ]
-    weights = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array([2]), "last")]
-    graph = helper.make_graph(nodes, "encoder", of_ids, [states], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(only_ids(model, 0), folder / "text_encoder/model.onnx")
-    return folder
-
-
-INPUTS = "input_ids", "attention_mask", "token_type_ids"
 
 
 def write_images(folder, count=16):
@@ -93,11 +55,8 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_the_graphs_take_any_size_and_put_pixels_back(encoder):
-    read = TextEncoder(encoder)
-    denoiser = text_to_image.make_denoiser(SMALL, 3, 16).eval()
-    text_to_image.round_weights(denoiser)
-    files, error = text_to_image.files(denoiser, read, SMALL)
+def test_the_graphs_take_any_size_and_put_pixels_back(encoder, denoiser, pipeline_files):
+    read, (files, error) = TextEncoder(encoder), pipeline_files
     assert error < 1e-4
     image = torch.randn(2, 3, 40, 24)
     (latent,) = session(files["vae_encoder/model.onnx"]).run(None, {"sample": image.numpy()})

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from .. import TrainerError
 from ..images import ddim
 from ..images.data import develop_report_groups, split
+from ..images.drawn import draw_pairs
 from ..images.pixels import image_scores, load, mask_rows, to_rows
 from ..images.scorer import run_torch
 from ..images.train import fit
@@ -65,12 +66,16 @@ def fit_to(heat, size):
     return F.interpolate(x, size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
-def one_seed(train, test, shape, options, with_peers=True):
-    """Trains the recipe to which `options` belong -> ({method: {measure: value}}, facts about the training)."""
+def one_seed(train, test, shape, options, with_peers=True, draw_with=None):
+    """Trains the recipe to which `options` belong -> ({method: {measure: value}}, facts about the training).
+
+    `draw_with`: the Pipeline that draws the defects of `options`.
+    """
     x, _ = to_rows(train, shape)
     classical = isinstance(options, ddim.Options)
     began, cpu = time.monotonic(), time.process_time()
-    scorer = (ddim.fit if classical else fit)(shape, x, options)
+    more = {"pairs": draw_pairs(draw_with, x, options)} if draw_with else {}
+    scorer = (ddim.fit if classical else fit)(shape, x, options, **more)
     facts = {
         "steps": scorer.steps,
         "minutes": (time.monotonic() - began) / 60,
@@ -98,7 +103,7 @@ def one_seed(train, test, shape, options, with_peers=True):
     return out, facts
 
 
-def bench(good, bad, shape, make_options, seeds, part="all", with_peers=True, say=print):
+def bench(good, bad, shape, make_options, seeds, part="all", with_peers=True, say=print, draw_with=None):
     """Runs every seed and prints the table -> {method: {measure: [a value for each seed]}}."""
     total = {}
     for seed in range(seeds):
@@ -107,7 +112,7 @@ def bench(good, bad, shape, make_options, seeds, part="all", with_peers=True, sa
         groups = len({p.group for p in train}), len({p.group for p in test})
         say(f"seed {seed}: {len(train)} images to train on ({groups[0]} groups)")
         say(f"seed {seed}: images to test on, by class ({groups[1]} groups): {count}")
-        found, facts = one_seed(train, test, shape, make_options(seed), with_peers=with_peers)
+        found, facts = one_seed(train, test, shape, make_options(seed), with_peers, draw_with)
         say(f"seed {seed}: {json.dumps({k: round(v, 2) for k, v in facts.items()})}")
         for method, values in found.items():
             say(f"seed {seed}: {method}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in values.items()))

@@ -4,7 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from .shared import LAYOUTS, add_images, add_verb, image_options, image_shape
+from .shared import LAYOUTS, add_images, add_verb, image_defects, image_options, image_shape
 
 
 def add_parser(verbs):
@@ -30,10 +30,12 @@ def add_parser(verbs):
 
 def run(args):
     shape = image_shape(args)
+    defects, draw_with = image_defects(args, shape)
     from ..bench.images import bench
     from ..images.data import read_folder
 
     good, bad = read_folder(args.data, args.normal, args.groups)
-    total = bench(good, bad, shape, partial(image_options, args), args.seeds, args.part, not args.no_peers)
+    options = partial(image_options, args, defects=defects)
+    total = bench(good, bad, shape, options, args.seeds, args.part, not args.no_peers, draw_with=draw_with)
     if args.json:
         args.json.write_text(json.dumps(total, indent=1) + "\n")

@@ -10,6 +10,7 @@ from .shared import (
     add_resume,
     add_seed,
     add_verb,
+    image_defects,
     image_options,
     image_shape,
     positive_or_default,
@@ -42,7 +43,8 @@ def add_parser(verbs):
         "--samples",
         type=Path,
         metavar="DIR",
-        help="write contact sheets during training; columns: clean, corrupted, restored, added, found",
+        help="write contact sheets during training; columns: clean, corrupted, restored, added, found. "
+        "Defects of --draw-with are in defects.png, beside the images without them",
     )
     p.add_argument(
         "--generative",
@@ -74,7 +76,8 @@ def run(args):
             raise TrainerError(f"--generative-{name} is for --recipe blind: ddim has one denoiser, so use --{name}")
     from ..images.pipeline import Settings, train_bundle
 
-    options = image_options(args, args.seed)
+    defects, draw_with = image_defects(args, shape)
+    options = image_options(args, args.seed, defects)
     settings = Settings(
         data=args.data,
         normal=args.normal,
@@ -82,6 +85,7 @@ def run(args):
         shape=shape,
         recipe=args.recipe,
         options=options,
+        draw_with=draw_with,
         out=args.out,
         name=args.name or args.out.resolve().name,
         version=args.version,

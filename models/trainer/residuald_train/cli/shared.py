@@ -198,6 +198,21 @@ def add_images(p):
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train (default auto)")
     p.add_argument("--amp", action="store_true", default=None, help="train in bfloat16 (default: only on a GPU)")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    p.add_argument(
+        "--defects",
+        nargs="+",
+        metavar="WORDS",
+        help="mix images with drawn defects into training, for the recipe blind: scratch, hole and smear are drawn by "
+        'code; with --draw-with, "a scratch" "a hole" and any other words are prompts (default: none)',
+    )
+    p.add_argument(
+        "--draw-with",
+        type=Path,
+        metavar="DIR",
+        help="folder of a text-to-image pipeline with its text encoder, such as models/textures or Stable Diffusion as "
+        "optimum exports it, that paints the --defects into training images before training",
+    )
+    p.add_argument("--draw-pairs", type=int, metavar="N", help="how many images it paints (default 256)")
 
 
 def size(text):
@@ -232,7 +247,35 @@ def image_shape(args):
     return Shape(h, w, args.channels, args.tiles, args.bit_depth)
 
 
-def image_options(args, seed):
+def image_defects(args, shape):
+    """Parsed arguments -> (the Defects to train with or None, the Pipeline that draws them or None)."""
+    words = args.defects and tuple(dict.fromkeys(" ".join(each.split()) for each in args.defects))
+    for option, given in (("--draw-with", args.draw_with), ("--draw-pairs", args.draw_pairs)):
+        if given is not None and not words:
+            raise TrainerError(f"{option} has no effect without --defects")
+    if not words:
+        return None, None
+    if args.recipe != "blind":
+        raise TrainerError(f"--defects is for --recipe blind: {args.recipe} has no head that learns from defects")
+    from ..images import defects, drawn
+
+    if not args.draw_with:
+        if args.draw_pairs is not None:
+            raise TrainerError("--draw-pairs has no effect without --draw-with")
+        names = ", ".join(defects.NAMES)
+        unknown = [each for each in words if each not in defects.NAMES]
+        require(("--defects", not unknown, f"be {names} without --draw-with, not {', '.join(map(repr, unknown))}"))
+        return defects.Defects(words), None
+    pairs = drawn.PAIRS if args.draw_pairs is None else args.draw_pairs
+    require(
+        ("--draw-pairs", pairs >= len(words), f"be at least {len(words)}, one for each of the --defects"),
+        ("--defects", all(words), "not be empty"),
+    )
+    pipeline = drawn.read_pipeline(args.draw_with, shape)
+    return defects.Defects(words, pipeline=pipeline.sha256, pairs=pairs), pipeline
+
+
+def image_options(args, seed, defects=None):
     """Parsed arguments -> the Options of the recipe. Raises TrainerError if --device cuda finds no GPU."""
     from ..images import ddim, train
     from ..training import choose_device
@@ -240,5 +283,6 @@ def image_options(args, seed):
     device = choose_device(args.device)
     given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
     given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device, "seed": seed}
+    given |= {"defects": defects}
     options = train.Options if args.recipe == "blind" else ddim.Options
     return options(**{k: v for k, v in given.items() if v is not None})

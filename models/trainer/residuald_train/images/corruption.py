@@ -149,8 +149,7 @@ class Corruption:
     def __call__(self, x):
         g, n = self.g, len(x)
         y, part = x.clone(), max(1, n // 4)
-        coarse = F.interpolate(F.avg_pool2d(x, 16), scale_factor=16.0)
-        spread = (x - coarse).std((1, 2, 3), keepdim=True) + 0.02
+        spread = fine_structure(x)
         for turn in range(2):
             for a in range(0, n, part):
                 if turn and chance(g) > SECOND:
@@ -184,6 +183,12 @@ class Corruption:
             z = x.mean((2, 3), keepdim=True) if chance(g) < 0.5 else x
             z = z + a * (1 if chance(g) < 1 / 3 else -1) * (1 + 0.3 * self.offset(n, c))
         return x + m * (z - x)
+
+
+def fine_structure(x):
+    """The standard deviation of x [n, c, s, s] from its means over 16x16 pixels -> [n, 1, 1, 1]."""
+    coarse = F.interpolate(F.avg_pool2d(x, 16), scale_factor=16.0)
+    return (x - coarse).std((1, 2, 3), keepdim=True) + 0.02
 
 
 def mean_under(x, m):

@@ -12,9 +12,9 @@ from ..bench.metrics import image_metrics
 from ..bundle.export import check_out, write
 from ..bundle.served import run_onnx, session
 from ..console import say
-from ..report.sheet import training_sheets
+from ..report.sheet import contact_sheet, training_sheets
 from ..training import loss_curve
-from . import ddim, generative, train
+from . import ddim, drawn, generative, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
 from .generative import Options as GenerativeOptions
@@ -23,6 +23,7 @@ from .pixels import Shape, image_scores, readable, to_rows
 MIN_IMAGES = 16
 QUANTILES = 0.5, 0.9, 0.99, 1
 COST_ROWS = 16
+SHOWN = 16  # drawn defects on the contact sheet
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Settings:
     samples: Path | None  # folder for contact sheets
     dry_run: bool
     force: bool = False  # replace an existing bundle
+    draw_with: drawn.Pipeline | None = None  # draws the defects of the options
     generative: GenerativeOptions | None = None  # also add a denoiser to draw images from
 
 
@@ -59,6 +61,8 @@ def train_bundle(settings):
     for note in (*notes, *more):
         say(note)
     recorded = asdict(settings.options) | {"recipe": settings.recipe, "held_out": settings.held_out}
+    if recorded.get("defects") is None:
+        recorded.pop("defects", None)
     if settings.shape.bit_depth < 16:
         recorded["bit_depth"] = settings.shape.bit_depth
     about = {"name": settings.name, "version": settings.version, "out": str(settings.out)}
@@ -90,7 +94,7 @@ def train_bundle(settings):
     files, parity, score = make_bundle(scorer, y, owner, facts, more)
     write(settings.out, files, settings.force)
     if not settings.checkpoint:
-        for path in (checkpoint, second(checkpoint)):
+        for path in (checkpoint, second(checkpoint), of_defects(checkpoint)):
             path.unlink(missing_ok=True)
     print_summary(files["model.onnx"], settings.shape, y, score, parity, labelled)
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
@@ -103,9 +107,25 @@ def fit(settings, x):
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     recipe = train if settings.recipe == "blind" else ddim
     sheet = training_sheets(settings.samples) if settings.samples else None
-    began = time.monotonic()
-    scorer = recipe.fit(settings.shape, x, settings.options, checkpoint, settings.resume, sheet)
+    began, more = time.monotonic(), {}
+    if settings.draw_with:
+        more["pairs"] = draw_defects(settings, x, of_defects(checkpoint))
+    scorer = recipe.fit(settings.shape, x, settings.options, checkpoint, settings.resume, sheet, **more)
     return scorer, checkpoint, (time.monotonic() - began) / 60
+
+
+def draw_defects(settings, x, checkpoint):
+    """Training images uint8 [n, H, W, C] -> Pairs of them with defects; also drawn into the folder of samples."""
+    pairs = drawn.draw_pairs(settings.draw_with, x, settings.options, checkpoint, settings.resume)
+    if settings.samples:
+        some = np.arange(min(SHOWN, len(pairs.row)))
+        contact_sheet(pairs.with_defect(x, some), SHOWN).save(settings.samples / "defects.png")
+    return pairs
+
+
+def of_defects(checkpoint):
+    """The path of what a pipeline has drawn so far, beside the recipe's checkpoint."""
+    return checkpoint.with_name(checkpoint.name + ".defects")
 
 
 def second(checkpoint):

@@ -41,6 +41,7 @@ class TextEncoder:
         self.run = session(self.files[names[2]])
         if [i.name for i in self.run.get_inputs()] != [IDS]:
             raise TrainerError(f"{folder / names[2]} must have the one input {IDS}")
+        self.kind = np.int32 if "int32" in self.run.get_inputs()[0].type else np.int64  # older exports take int32
 
     def ids(self, text):
         """-> int64 [tokens]: start, words, end, padding. Words that do not fit are left out."""
@@ -50,7 +51,11 @@ class TextEncoder:
 
     def states(self, texts):
         """Texts -> float32 [n, tokens, width]. One at a time, as the daemon does, so that rounding is the same."""
-        known = {text: self.run.run([STATES], {IDS: self.ids(text)[None]})[0][0] for text in dict.fromkeys(texts)}
+
+        def read(text):
+            return self.run.run([STATES], {IDS: self.ids(text)[None].astype(self.kind)})[0][0]
+
+        known = {text: read(text) for text in dict.fromkeys(texts)}
         return np.stack([known[text] for text in texts])
 
 

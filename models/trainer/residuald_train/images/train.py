@@ -24,10 +24,12 @@ from ..training import (
     stop_between_steps,
 )
 from .corruption import Corruption, uniform
+from .defects import CodeDefects, Defects, DrawnDefects
 from .scorer import Scorer, standardise
 
 GAUSSIAN_IMAGES = 300  # most images that the Gaussian of the features is fitted to
 EDGE_CROPS = 0.25  # probability, for each axis, that a crop touches the image's edge
+NEAR = 0.7  # how far a crop's middle may be from the defect that it shows, in half crops
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Options(ResumableOptions):
     device: str = "cpu"
     amp: bool = False
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    defects: Defects | None = None
 
 
 class Crops:
@@ -56,20 +59,31 @@ class Crops:
 
     def __call__(self, n):
         """n -> n standardised crops [n, C, size, size]."""
-        g, s = self.g, self.size
-        rows = torch.randint(len(self.images), (n,), generator=g)
-        x, _, _ = standardise(torch.as_tensor(self.images[rows.numpy()]).to(self.device))
+        rows = torch.randint(len(self.images), (n,), generator=self.g)
+        return self.cut(standardise(torch.as_tensor(self.images[rows.numpy()]).to(self.device))[0])[0]
+
+    def cut(self, *images, around=None):
+        """Standardised images, each [n, C, H, W] -> as many crops [n, C, size, size], all cut at the same places.
+
+        `around` [n, 2]: points (x, y) in -1..1 that the crops show.
+        """
+        x, g, s = images[0], self.g, self.size
+        n = len(x)
         theta = torch.zeros(n, 2, 3)
         for axis, length in enumerate((x.shape[3], x.shape[2])):
             share = (s * uniform((n,), 0.85, 1.18, g) / length).clamp(max=1)
             place = uniform((n,), -1, 1, g)
-            place = torch.where(torch.rand(n, generator=g) < EDGE_CROPS, place.sign(), place)
+            if around is None:
+                place = torch.where(torch.rand(n, generator=g) < EDGE_CROPS, place.sign(), place)
+            else:
+                place = ((around[:, axis] + NEAR * place * share) / (1 - share + 1e-6)).clamp(-1, 1)
             flip = (torch.rand(n, generator=g) < 0.5).float() * 2 - 1
             theta[:, axis, axis], theta[:, axis, 2] = share * flip, place * (1 - share)
         grid = F.affine_grid(theta, (n, x.shape[1], s, s), align_corners=False).to(x.device)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-        gain = uniform((n, 1, 1, 1), 0.85, 1.15, g)
-        return x * gain.to(x.device) + (0.15 * torch.randn(n, 1, 1, 1, generator=g)).to(x.device)
+        cut = [F.grid_sample(each, grid, padding_mode="border", align_corners=False) for each in images]
+        gain = uniform((n, 1, 1, 1), 0.85, 1.15, g).to(x.device)
+        offset = (0.15 * torch.randn(n, 1, 1, 1, generator=g)).to(x.device)
+        return [each * gain + offset for each in cut]
 
 
 def target(x, y, local):
@@ -90,18 +104,28 @@ def loss(scorer, x, y, options):
     return options.residual_weight * square + F.binary_cross_entropy_with_logits(got_level.float(), level)
 
 
-def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=None):
-    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU. For the other arguments see `descend`."""
+def fit(shape, images, options, checkpoint=None, resume=False, sheet=None, stop=None, pairs=None):
+    """Normal images uint8 [n, H, W, C] -> Scorer in eval mode, on the CPU.
+
+    `pairs`: the Pairs that a pipeline drew, if `options.defects` names one. For the other arguments see `descend`.
+    """
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     crop = min(options.crop, *(s - s % 16 for s in images.shape[1:3]))
     scorer = Scorer(shape, options.widths, options.blocks).to(device, memory_format=torch.channels_last)
     corruption = Corruption(crop, options.seed + 1, device)
     crops = Crops(images, crop, device, corruption.g)
+    defects, mixed = options.defects, 0
+    if defects:
+        mixed = max(1, round(defects.share * options.batch))
+        draw = DrawnDefects(pairs, crops) if pairs else CodeDefects(defects.words, corruption)
 
     def batch_loss():
         x = crops(options.batch)
         y = corruption(x)
+        if defects:
+            pair = draw(x[:mixed])
+            x, y = (torch.cat([a, b[mixed:]]) for a, b in zip(pair, (x, y), strict=True))
         return loss(scorer, x, y, options), x, y
 
     descend(scorer, batch_loss, corruption.g, options, checkpoint, resume, sheet, stop)
