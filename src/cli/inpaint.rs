@@ -25,8 +25,8 @@ use crate::onnx::{Scorer, finite_image, inference_on};
 
 /// The default number of resamplings.
 const RESAMPLINGS: u8 = 5;
-/// The default number of rounds: more found nothing to repair in models/surface's sample.
-const ROUNDS: usize = 4;
+/// The default number of rounds.
+const ROUNDS: usize = 8;
 /// The default number of steps of a pipeline that does not say it.
 const STEPS: usize = 50;
 
@@ -69,7 +69,7 @@ pub struct Arguments {
     /// How often each step is taken: more make the drawn part fit better; not for pipelines for text [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
     resamplings: Option<u8>,
-    /// How often an image is drawn while the bundle finds regions in the result; with --regions and a bundle [default: 4]
+    /// How often an image is drawn while the bundle finds regions in the result; with --regions and a bundle [default: 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
     rounds: Option<u8>,
     /// Seed of the noise
