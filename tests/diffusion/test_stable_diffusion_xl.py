@@ -166,7 +166,7 @@ def test_translate(pipeline, xl_folder, tmp_path):
     image = scenery(tmp_path / "image.png", 64, 48)
     theirs = diffusers.StableDiffusionXLImg2ImgPipeline(**pipeline.components, add_watermarker=False)
     theirs.set_progress_bar_config(disable=True)
-    with the_mean_and_noise(theirs, noise_of("image.png", 6, 1, (1, 4, 6, 8))[0]):
+    with the_mean_and_noise(theirs, noise_of(tmp_path / "image.png", 6, 1, (1, 4, 6, 8))[0]):
         want = theirs("a wall", image=image, strength=0.6, num_inference_steps=5).images[0]
     arguments = ["--prompt", "a wall", "--strength", 0.6, "--steps", 5, "--seed", 6]
     done = residuald("translate", xl_folder, tmp_path / "image.png", *arguments, "--out", tmp_path / "out.png")
@@ -182,7 +182,7 @@ def test_inpaint(channels, pipeline, scene, tmp_path):  # noqa: F811
     folder = write_folder(tmp_path / "pipeline", theirs)
     write_image_encoder(folder, theirs.vae)
     image, mask = Image.open(scene / "image.png"), Image.open(scene / "mask.png")
-    noise = noise_of("image.png", 6, 1, (1, 4, 6, 8))[0]
+    noise = noise_of(scene / "image.png", 6, 1, (1, 4, 6, 8))[0]
     options = {"height": 48, "width": 64, "num_inference_steps": 5, "strength": 1.0}
     with the_mean_and_noise(theirs, noise):
         want = theirs("a wall", image=image, mask_image=mask, **options).images[0]

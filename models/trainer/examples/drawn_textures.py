@@ -24,8 +24,7 @@ from PIL import Image
 from surface import EDGE, TEXTURES
 from texture_classifier import HEADS, NONE
 from texture_measures import gaussian_texture, kid, likeness
-from texture_words import PARAPHRASED_PLAIN, PARAPHRASED_WITH, PARAPHRASES, WORDS
-from textures import TINTS, caption
+from textures import PARAPHRASED_PLAIN, PARAPHRASED_WITH, PARAPHRASES, TINTS, WORDS, caption
 
 CAPTIONS, EACH = 2, 4  # captions of each texture with each defect or none, and images of each caption
 PLAIN_EACH = 3  # images of each texture and colour, for the distance

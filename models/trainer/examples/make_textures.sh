@@ -9,4 +9,4 @@ trap 'rm -rf "$work"' EXIT
 python "$here/textures.py" --out "$work/images" --captions "$work/captions.csv"
 python "$here/minilm.py" --out "$work/encoder"
 residuald-train text-to-image --data "$work/images" --captions "$work/captions.csv" --text-encoder "$work/encoder" \
-    --steps "${STEPS:-7500}" --threads 1 --force --out "$pipeline"
+    --steps "${STEPS:-7000}" --amp --threads 1 --force --out "$pipeline"

@@ -1,7 +1,8 @@
-"""Makes the images and captions of models/textures: squares of three textures, some with a drawn defect.
+"""Makes the images and captions of models/textures: 256x256 crops of three textures, some with a drawn defect.
 
-The photographs are those of surface.py, which says where they come from; squares come from the same left two thirds.
-The photographs are gray. Colours are a tint that the caption names. The words of the captions are in texture_words.py.
+The photographs are those of surface.py, which says where they come from; crops come from the same left two thirds. The
+photographs are gray. Colours are a tint that the caption names. Captions are put together from words and templates;
+PARAPHRASES has words and templates of the same meaning that no caption for training uses.
 """
 
 import argparse
@@ -12,14 +13,11 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageFilter
 from surface import EDGE, TEXTURES, blend, curve, ellipse, mixed, soft
-from texture_words import PLAIN, WITH, WORDS
 
-SIZE = 256  # of a drawn image, and of what a defect is drawn on
-SQUARE = 128  # of the images for training
-SQUARES = 2  # are cut from an image with a defect; the one that shows more of the defect is kept
+SIZE = 256
 EACH = 500  # images of each texture
 DEFECTIVE = 0.65
-CAPTIONS = 12  # of each image
+CAPTIONS = 4  # of each image
 COLOURED = 0.6  # share of the captions that name the colour
 
 # Red, green and blue that are added where the photograph is half bright, in 255ths.
@@ -28,6 +26,40 @@ TINTS = {
     "grass": {"green": (-22, 36, -34), "dry": (46, 22, -46), "gray": (0, 0, 0)},
     "gravel": {"brown": (34, 2, -30), "blue": (-26, -4, 38), "gray": (0, 0, 0)},
 }
+WORDS = {
+    "brick": ("{c} bricks", "a {c} brick wall", "{c} brickwork", "a wall of {c} brick"),
+    "grass": ("{c} grass", "a {c} lawn", "{c} blades of grass", "a field of {c} grass"),
+    "gravel": ("{c} gravel", "{c} pebbles", "small {c} stones", "a bed of {c} gravel"),
+    "scratch": ("a {s} scratch", "a {s} scratched line", "a thin {s} scratch", "a long {s} scratch"),
+    "stain": ("a {s} stain", "a {s} spot", "a {s} stained area", "a round {s} stain"),
+    "hole": ("a hole", "a black hole", "a small hole", "a small black hole"),
+    "smear": ("a smear", "a blurred spot", "a smeared area", "a blurry patch"),
+    "bright": ("bright", "light", "white"),
+    "dark": ("dark", "black"),
+}
+PLAIN = "{m}", "a photo of {m}", "clean {m}", "{m} without defect", "a close-up of {m}", "{m}, nothing else"
+WITH = (
+    "{m} with {d}",
+    "{d} on {m}",
+    "a photo of {m} with {d}",
+    "{m}, {d}",
+    "{m} that has {d}",
+    "a close-up of {m} with {d}",
+)
+PATCH = "a patch of {o}", "a piece of {o}", "some {o} in it"
+PARAPHRASES = {
+    "brick": ("{c} masonry", "a {c} brick facade", "a {c} house wall"),
+    "grass": ("{c} turf", "a {c} meadow", "{c} sod"),
+    "gravel": ("{c} crushed rock", "{c} shingle", "a {c} stony path"),
+    "scratch": ("a {s} scrape", "a {s} streak", "a {s} scuff line"),
+    "stain": ("a {s} blotch", "a {s} mark like spilled liquid", "a {s} discoloured area"),
+    "hole": ("a puncture", "a drilled opening", "a small cavity"),
+    "smear": ("a smudge", "an out-of-focus area", "a rubbed, fuzzy region"),
+    "bright": ("pale", "whitish"),
+    "dark": ("dim", "blackish"),
+}
+PARAPHRASED_PLAIN = "an image showing {m}", "flawless {m}", "{m} in perfect condition"
+PARAPHRASED_WITH = "there is {d} across {m}", "{m} damaged by {d}", "an image of {m} showing {d}"
 DEFECTS = "scratch", "stain", "hole", "smear"
 
 
@@ -76,22 +108,12 @@ def caption(texture, tint, defect, shade, rng, words=WORDS, plain=PLAIN, with_de
     return " ".join(text.split()).replace(" ,", ",")
 
 
-def square(before, after, rng):
-    """Cuts an image with a defect, where it differs most from the one without -> Pillow image of mode L."""
-    before, after = np.asarray(before), np.asarray(after)
-    corners = rng.integers(0, SIZE - SQUARE + 1, (SQUARES, 2))
-    places = [np.s_[y : y + SQUARE, x : x + SQUARE] for y, x in corners]
-    return Image.fromarray(after[max(places, key=lambda place: np.count_nonzero(before[place] != after[place]))])
-
-
 def of_texture(photograph, name, rng):
-    """-> (RGB image of SQUARE pixels, tint, defect or None, shade)."""
+    """-> (RGB image, tint, defect or None, shade)."""
     image, defect, shade = cut(photograph, rng), None, "bright" if rng.random() < 0.5 else "dark"
-    drawn = image
     if rng.random() < DEFECTIVE:
         defect = DEFECTS[rng.integers(len(DEFECTS))]
-        drawn = draw(image, defect, shade, rng)
-    image = square(image, drawn, rng)
+        image = draw(image, defect, shade, rng)
     tint = list(TINTS[name])[rng.integers(len(TINTS[name]))]
     return tinted(image, TINTS[name][tint]), tint, defect, shade
 
