@@ -238,7 +238,7 @@ impl ImageReader {
         Ok((self.cut(image), reserved))
     }
 
-    /// Decodes a payload for the model that works on the whole image, or for the scorer if there is none. `reserve` is called as in
+    /// Decodes a payload: with the channels of the model that works on the whole image, or with the scorer's. `reserve` is called as in
     /// [`ImageReader::read_within`].
     ///
     /// # Errors

@@ -27,9 +27,9 @@ pub struct TextEncoder {
 /// The embeddings of a prompt.
 #[derive(Default)]
 pub struct Encoded {
-    /// Of each token, [L, D].
+    /// The embeddings of the tokens, [L, D].
     pub hidden: Vec<f32>,
-    /// Of the whole prompt. Empty if it is not used.
+    /// The embedding of the whole prompt. Empty if it is not used.
     pub pooled: Vec<f32>,
 }
 

@@ -22,8 +22,8 @@ side = int(sys.argv[2])
 latent, hidden = np.zeros((1, 4, side, side), np.float32), np.zeros((1, 77, 32), np.float32)
 session.run(None, {"sample": latent, "timestep": np.array(1, np.float32), "encoder_hidden_states": hidden})
 """
-# Runs a command, and prints the most memory that it took, in KiB. This process is small: Linux counts the memory of
-# whoever starts a command.
+# Runs a command, and prints its peak memory in KiB. This process is small, because Linux includes the memory of the
+# process that starts a command.
 MEASURED = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 32
-# Of the second text encoder of Stable Diffusion XL, and of its embedding of the whole prompt.
+# The widths of the second text encoder of Stable Diffusion XL, and of its embedding of the whole prompt.
 WIDTH_2 = 48
 PROJECTED = 40
 LATENT = 8

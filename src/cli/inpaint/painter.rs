@@ -72,12 +72,15 @@ impl Painter {
                 Ok(left) => left,
                 Err(error) => return Ok(Some(Err(error))),
             };
-            if left.is_empty() || round == examiner.rounds {
-                examiner.outcomes[usize::from(!left.is_empty())].fetch_add(1, Ordering::Relaxed);
+            let is_normal = left.is_none();
+            let regions = left.unwrap_or_default();
+            // Without regions, there is nothing more to draw, anomaly or not.
+            if regions.is_empty() || round == examiner.rounds {
+                examiner.outcomes[usize::from(!is_normal)].fetch_add(1, Ordering::Relaxed);
                 break;
             }
             marked.fill(false);
-            for region in left {
+            for region in regions {
                 region.mark(&mut marked, source.size);
                 region.mark(&mut painted, source.size);
             }
@@ -123,14 +126,14 @@ impl Painter {
 }
 
 impl Examiner {
-    /// Scores an image of 8 bits in reading order. Returns the regions of its verdict, or nothing if it is normal.
+    /// Scores an image of 8 bits in reading order. Returns the regions of its verdict, or `None` if it is normal.
     fn defects(
         &self,
         scorer: &mut Scorer,
         pixels: Vec<u8>,
         [height, width]: [usize; 2],
         channels: usize,
-    ) -> Result<Result<Vec<Region>, RowError>, ScorerError> {
+    ) -> Result<Result<Option<Vec<Region>>, RowError>, ScorerError> {
         let image = self.reader.cut(WholeImage {
             width,
             height,
@@ -141,16 +144,14 @@ impl Examiner {
         });
         let mut scores = ImageScores::default();
         scorer.score_pixels(&image.rows, &mut scores)?;
-        Ok(
-            finite(highest(&scores.scores)).map(|score| match self.judge.is_anomaly(score, None) {
-                false => Vec::new(),
-                true => {
-                    let threshold = self.judge.threshold;
-                    image
-                        .finding(&scores.heat, &scores.reconstruction, threshold, REGIONS)
-                        .regions
-                }
-            }),
-        )
+        let regions = |score| {
+            let threshold = self.judge.threshold;
+            self.judge.is_anomaly(score, None).then(|| {
+                image
+                    .finding(&scores.heat, &scores.reconstruction, threshold, REGIONS)
+                    .regions
+            })
+        };
+        Ok(finite(highest(&scores.scores)).map(regions))
     }
 }

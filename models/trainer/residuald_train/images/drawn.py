@@ -118,7 +118,7 @@ def make_scheduler(config, folder):
     kind = getattr(diffusers, str(config.get("_class_name")), None)
     if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin) and hasattr(kind, "add_noise")):
         raise TrainerError(
-            f"--draw-with {folder}: its scheduler {config.get('_class_name')} is none of diffusers that adds noise"
+            f"--draw-with {folder}: diffusers has no scheduler {config.get('_class_name')} that adds noise"
         )
     # As in diffusers' Stable Diffusion pipelines: latent images go beyond -1..1.
     return kind.from_config(config | ({"clip_sample": False} if "clip_sample" in config else {}))
