@@ -6,7 +6,7 @@ SHELL := bash
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
 
-# More arguments for `demo`, `bench` and `quality`: make demo ARGS="--records 5000 --json"
+# More arguments for `demo`, `draw`, `bench` and `quality`: make demo ARGS="--records 5000 --json"
 ARGS ?=
 # The python that .venv is made with: 3.11 or later.
 PYTHON ?= python3
@@ -37,6 +37,13 @@ help: ## this list
 .PHONY: demo
 demo: onnxruntime build ## score the sample stream on an embedded broker, live in the terminal
 	target/release/residuald demo $(ARGS)
+
+# What `draw` draws.
+PROMPT ?= gravel with a dark stain
+
+.PHONY: draw
+draw: onnxruntime build text-encoder ## draw four images into drawn/: PROMPT="gravel with a dark stain"
+	target/release/residuald generate models/textures --prompt "$(PROMPT)" --count 4 --out drawn --sheet drawn/sheet.png --force $(ARGS)
 
 .PHONY: build
 build: ## target/release/residuald

@@ -481,9 +481,19 @@ pub(super) fn text(path: &Path, most: u64) -> Result<String, Error> {
     String::from_utf8(read(path, most)?).map_err(|_| failed(path, "is not UTF-8"))
 }
 
+/// The problem with a file that is not there. The folder's README.md often tells how to get what it leaves out.
+fn missing(path: &Path) -> String {
+    let mut folders = path.ancestors().skip(1).take(2);
+    let readme = folders.find_map(|folder| Some(folder.join("README.md")).filter(|f| f.exists()));
+    match readme {
+        Some(readme) => format!("is missing: see {} for how to get it", readme.display()),
+        None => "is missing: copy it from where the folder came from".to_owned(),
+    }
+}
+
 fn read(path: &Path, most: u64) -> Result<Vec<u8>, Error> {
     let unread = |e: std::io::Error| match e.kind() {
-        std::io::ErrorKind::NotFound => failed(path, "is missing"),
+        std::io::ErrorKind::NotFound => failed(path, &missing(path)),
         _ => failed(path, &format!("cannot be read: {e}")),
     };
     // A pipe or a device might never end.

@@ -344,6 +344,13 @@ def test_a_missing_component(name, text_copy, generate, tmp_path):
     refused(generate(text_copy, "--prompt", "x", "--out", tmp_path / "out"), DATA, name, "is missing")
 
 
+def test_a_missing_file_points_to_the_readme(text_copy, generate, tmp_path):
+    readme = text_copy / "README.md"
+    readme.write_text("the tokenizer is left out")
+    (text_copy / "tokenizer/tokenizer_config.json").unlink()
+    refused(generate(text_copy, "--prompt", "x", "--out", tmp_path / "out"), DATA, f"see {readme}")
+
+
 def test_a_tokenizer_without_files(text_copy, generate, tmp_path):
     (text_copy / "tokenizer/tokenizer.json").unlink()
     done = generate(text_copy, "--prompt", "x", "--out", tmp_path / "out")
