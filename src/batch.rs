@@ -240,10 +240,10 @@ impl Batch {
         &mut self,
         record: &Record<'_>,
         from: TopicPartition,
-        load: Load,
+        (segment, load): (Option<SegmentId>, Load),
         now: Instant,
     ) {
-        self.keep(record, from, None, now);
+        self.keep(record, from, segment, now);
         self.image_bytes = self.image_bytes.saturating_add(load.bytes);
         self.image_runs = self.image_runs.saturating_add(load.runs);
         self.keep_headers(record);
@@ -570,9 +570,9 @@ mod tests {
         let mut batch = Batch::default();
         let now = Instant::now();
         let load = |bytes| Load { bytes, runs: 7 };
-        batch.keep_image(&record(0, 1), P0, load(MAX_BYTES - 1000), now);
+        batch.keep_image(&record(0, 1), P0, (None, load(MAX_BYTES - 1000)), now);
         assert!(!batch.is_due(9, Duration::MAX, now));
-        batch.keep_image(&record(0, 2), P0, load(1000), now);
+        batch.keep_image(&record(0, 2), P0, (None, load(1000)), now);
         assert!(batch.is_due(9, Duration::MAX, now), "full in rows to come");
         assert_eq!(batch.slow_work(), 14);
         let error = RowError {

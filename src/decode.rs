@@ -87,7 +87,8 @@ enum Payloads {
     Json(JsonDecoder),
     Wrapped(Wrapping, JsonDecoder),
     Typed(Box<TypedDecoder>),
-    Images(ImageReader),
+    /// Images, with what reads the segment if a field of the JSON around the image determines it.
+    Images(ImageReader, Option<JsonDecoder>),
 }
 
 /// Why a payload was not decoded into a row.
@@ -125,7 +126,13 @@ impl Decoder {
             RecordFormat::Changes(source) => Payloads::Typed(Box::new(TypedDecoder::of_changes(
                 features, source, segment,
             ))),
-            RecordFormat::Images(reader) => Payloads::Images(reader),
+            RecordFormat::Images(reader) => {
+                let by_field = segment.filter(|s| s.by != SegmentBy::Key);
+                Payloads::Images(
+                    reader,
+                    by_field.map(|s| JsonDecoder::segmented(&[], Some(s))),
+                )
+            }
         };
         Decoder { format, keys }
     }
@@ -162,7 +169,10 @@ impl Decoder {
                 Content::Nothing(skip) => return Err(DecodeError::Nothing(skip)),
             },
             Payloads::Typed(decoder) => decoder.decode(payload, rows)?,
-            Payloads::Images(_) => None,
+            Payloads::Images(_, fields) => match fields {
+                Some(decoder) if ImageReader::is_json(payload) => segment_of(decoder, payload)?,
+                _ => None,
+            },
         };
         let Some(names) = &mut self.keys else {
             return Ok(by_field);
@@ -191,7 +201,7 @@ impl Decoder {
         let paths = match &self.format {
             Payloads::Json(decoder) | Payloads::Wrapped(_, decoder) => Some(&decoder.paths),
             Payloads::Typed(decoder) => Some(&decoder.paths),
-            Payloads::Images(_) => None,
+            Payloads::Images(_, decoder) => decoder.as_ref().map(|decoder| &decoder.paths),
         };
         let by_field = paths.and_then(Paths::segments);
         let names = by_field.as_ref().or(self.keys.as_ref());
@@ -199,15 +209,23 @@ impl Decoder {
     }
 
     pub fn reads_images(&self) -> bool {
-        matches!(self.format, Payloads::Images(_))
+        matches!(self.format, Payloads::Images(..))
     }
 
     /// Returns what an image takes while it is in flight. `None` for a table.
     pub fn image_load(&self, payload: &[u8]) -> Option<Load> {
         match &self.format {
-            Payloads::Images(reader) => Some(reader.load(payload)),
+            Payloads::Images(reader, _) => Some(reader.load(payload)),
             _ => None,
         }
+    }
+}
+
+/// Returns the segment of an image in JSON. Whether the image itself can be read is seen later.
+fn segment_of(decoder: &mut JsonDecoder, payload: &[u8]) -> Result<Option<SegmentId>, RowError> {
+    match decoder.decode(payload, &mut Vec::new()) {
+        Err(error) if error.reason == Reason::Duplicate => Err(error),
+        read => Ok(read.ok().flatten()),
     }
 }
 

@@ -359,6 +359,11 @@ impl ImageReader {
         }
     }
 
+    /// Returns whether the payload is JSON with the image in a field, not the bare image.
+    pub fn is_json(payload: &[u8]) -> bool {
+        envelope::is_json(payload)
+    }
+
     /// Returns the JSON object around the image, without the image. `None` for a bare image.
     pub fn context(&self, payload: &[u8]) -> Option<Cow<'static, RawValue>> {
         envelope::context(payload, &self.field).map(Cow::Owned)

@@ -58,7 +58,7 @@ pub use map_files::{probe as probe_folder, sweep as sweep_folder};
 use publish::Publisher;
 use restored::{RecordRestorer, Restorer};
 use restored_images::ImageRestorer;
-pub use screening::{Bounds, Screening};
+pub use screening::{Screening, bounds};
 pub use serving::{PendingModel, Serving};
 use slow_work::SlowWork;
 pub use traces::Traces;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::batch::Scores;
+use crate::bundle::segments::ScoreLimits;
 use crate::bundle::{Calibration, Feature, FeatureKind, RateTooFine, SegmentBy, SegmentId};
 use crate::image::{Finding, Region};
 
@@ -332,6 +333,14 @@ impl Judge {
         self.line(segment).threshold
     }
 
+    /// Returns the score above which a record is an anomaly, overall and for each segment.
+    pub fn thresholds(&self) -> ScoreLimits {
+        ScoreLimits {
+            all: self.threshold,
+            segments: self.lines.iter().map(|line| line.threshold).collect(),
+        }
+    }
+
     /// Returns what defines the segments, and how many segments have thresholds.
     pub fn segments(&self) -> Option<(SegmentBy, usize)> {
         let segments = self.calibration.segments.as_ref()?;
@@ -403,6 +412,7 @@ impl Judge {
     pub fn judge_image<'a>(
         &'a self,
         score: f32,
+        segment: Option<SegmentId>,
         finding: &'a Finding,
         heatmap: Option<Shown>,
         reconstruction: Option<Shown>,
@@ -417,7 +427,7 @@ impl Judge {
             reconstruction,
             translation: self.translation.as_ref(),
         };
-        self.verdict(score, None, explanation)
+        self.verdict(score, segment, explanation)
     }
 
     fn verdict<'a>(

@@ -16,7 +16,7 @@ use residuald::kafka::{Sink, Source};
 use residuald::message::ModelId;
 use residuald::metrics::Metrics;
 use residuald::onnx;
-use residuald::pipeline::{self, Bounds, PendingModel, RunContext, RunParts, Screening, Serving};
+use residuald::pipeline::{self, PendingModel, RunContext, RunParts, Screening, Serving};
 use residuald::recent::Recent;
 use residuald::shutdown::Shutdown;
 use residuald::status::Status;
@@ -85,7 +85,7 @@ fn allocations_a_record(screen: &str) -> f64 {
         config.threshold,
     )
     .unwrap();
-    let bounds = Bounds::new(bundle.screen.as_ref().unwrap(), &usual, 0.001).unwrap();
+    let bounds = pipeline::bounds(bundle.screen.as_ref().unwrap(), &usual, 0.001).unwrap();
     let screens = loaded.screens.into_iter();
     let screenings = screens.filter_map(|s| Screening::new(s, bounds.clone(), config.screen));
 

@@ -401,8 +401,9 @@ impl Bundle {
         let mut outputs = Outputs::default();
         outputs.begin(images.len());
         for (chunk, part) in images.chunks(IMAGE_CHUNK).enumerate() {
-            let (threshold, most) = (self.judge.threshold, explain.most);
-            let judged = model.pool.score_images(reader, part, threshold, most);
+            // Bare images have neither a field nor a key, so they have no segment.
+            let part: Vec<_> = part.iter().map(|i| (*i, self.judge.threshold)).collect();
+            let judged = model.pool.score_images(reader, &part, explain.most);
             for (at, judged) in judged.map_err(error)?.into_iter().enumerate() {
                 let image = chunk * IMAGE_CHUNK + at;
                 let (score, finding) = match judged {
@@ -413,7 +414,7 @@ impl Bundle {
                     }
                 };
                 let wanted = explain.wants(self.judge.is_anomaly(score, None));
-                let verdict = self.judge.judge_image(score, &finding, None, None);
+                let verdict = self.judge.judge_image(score, None, &finding, None, None);
                 outputs.add(image, None, &verdict, wanted);
                 if wanted && maps {
                     let (heat, expected) = (finding.heatmap.bytes, finding.reconstruction.bytes);

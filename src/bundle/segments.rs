@@ -64,18 +64,31 @@ pub struct Segment {
     pub scores: ScoreDistribution,
 }
 
+/// A limit of scores, overall and for each segment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoreLimits {
+    pub all: f32,
+    pub segments: Vec<f32>,
+}
+
+impl ScoreLimits {
+    pub fn of(&self, segment: Option<SegmentId>) -> f32 {
+        segment.map_or(self.all, |SegmentId(at)| self.segments[at as usize])
+    }
+}
+
 impl SegmentBy {
     /// Returns why records of `input` cannot be segmented this way. `None` if they can.
     pub fn fault(&self, input: &ModelInput) -> Option<String> {
-        let ModelInput::Tabular { features } = input else {
-            return Some("segments are for tables, but the bundle reads images".to_owned());
-        };
         let SegmentBy::Field(path) = self else {
             return None;
         };
         let keys = match path::keys(path) {
             Ok(keys) => keys,
             Err(problem) => return Some(problem),
+        };
+        let ModelInput::Tabular { features } = input else {
+            return None;
         };
         let conflict = |f: &&Feature| {
             let feature = path::keys_or_parts(&f.path);

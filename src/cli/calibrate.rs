@@ -303,7 +303,7 @@ impl<'r> Summary<'r> {
         let segments = after.segments.as_ref();
         let segments = segments.map(|segments| SegmentSummary::of(sample, segments, rate));
         Ok(Summary {
-            records: sample.scores.len(),
+            records: sample.scored.scores.len(),
             cannot_be_scored: sample.refusals.count(),
             reasons: sample.refusals.all(),
             left_out: sample.left_out.labelled,

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::bundle::segments::ScoreLimits;
 use crate::bundle::{Bundle, ModelInput, Pixels};
 use crate::config::{Config, InferenceSettings};
 use crate::http::Tls;
 use crate::kafka;
 use crate::kafka::probe::Findings;
 use crate::memory::{self, Budget};
-use crate::pipeline::Bounds;
 use crate::shutdown::Shutdown;
 use crate::verdict::ThresholdRule;
 
@@ -81,7 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Performs the steps of a start up to the point where it connects.
-fn start(config: &Config) -> Result<(Loaded, Option<Bounds>, Option<Budget>), Failure> {
+fn start(config: &Config) -> Result<(Loaded, Option<ScoreLimits>, Option<Budget>), Failure> {
     let before = memory::resident();
     kafka::check_settings(&config.kafka)?;
     media_folder::checked(&config.output)?;
@@ -133,7 +133,7 @@ fn fills_in(loaded: &Loaded) -> Option<Duration> {
 fn report(
     arguments: &Arguments,
     loaded: &Loaded,
-    bounds: Option<&Bounds>,
+    bounds: Option<&ScoreLimits>,
     budget: Option<&Budget>,
     connected: Option<&Findings>,
 ) {

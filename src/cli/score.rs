@@ -206,10 +206,18 @@ struct Run {
     rows: Vec<f32>,
     /// Segments of the current chunk's rows.
     segments: Vec<Option<SegmentId>>,
-    /// Record number, label and payload of each image in the current chunk.
-    images: Vec<(u64, Option<bool>, Vec<u8>)>,
+    /// Images of the current chunk.
+    images: Vec<WaitingImage>,
     /// Record numbers of the current chunk's rows.
     numbers: Vec<u64>,
+}
+
+/// An image that is not scored yet.
+struct WaitingImage {
+    record: u64,
+    label: Option<bool>,
+    segment: Option<SegmentId>,
+    payload: Vec<u8>,
 }
 
 impl Run {
@@ -220,8 +228,12 @@ impl Run {
         top: usize,
     ) -> Run {
         let features = loaded.bundle.features();
+        let format = match &reader {
+            Some(reader) => RecordFormat::Images(reader.clone()),
+            None => RecordFormat::Json,
+        };
         Run {
-            decoder: Decoder::new(features, RecordFormat::Json, loaded.segment()),
+            decoder: Decoder::new(features, format, loaded.segment()),
             reader,
             scoring: ScorerPool::new(loaded.scorers, features.len()),
             judge: loaded.judge,
@@ -245,12 +257,16 @@ impl Run {
         while let Some(next) = data.next() {
             self.records += 1;
             let problem = match next {
-                Ok(example) if self.reader.is_some() => {
-                    let image = (self.records, example.label, example.payload);
-                    self.images.push(image);
-                    None
-                }
                 Ok(example) => match self.decode(&example) {
+                    Ok(segment) if self.reader.is_some() => {
+                        self.images.push(WaitingImage {
+                            record: self.records,
+                            label: example.label,
+                            segment,
+                            payload: example.payload,
+                        });
+                        None
+                    }
                     Ok(segment) => {
                         self.segments.push(segment);
                         self.labels.push(example.label);
@@ -293,13 +309,16 @@ impl Run {
     fn score_chunk(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
             let images = std::mem::take(&mut self.images);
-            let payloads: Vec<&[u8]> = images.iter().map(|(.., p)| p.as_slice()).collect();
-            let threshold = self.judge.threshold;
+            let threshold_of = |image: &WaitingImage| self.judge.threshold_of(image.segment);
+            let with_thresholds = images
+                .iter()
+                .map(|i| (i.payload.as_slice(), threshold_of(i)));
+            let with_thresholds: Vec<_> = with_thresholds.collect();
             let judged = self
                 .scoring
-                .score_images(reader, &payloads, threshold, REASONS)?;
-            for ((record, label, _), judged) in images.iter().zip(judged) {
-                self.take_image(*record, *label, judged)?;
+                .score_images(reader, &with_thresholds, REASONS)?;
+            for (image, judged) in images.iter().zip(judged) {
+                self.take_image(image, judged)?;
             }
             return Ok(());
         }
@@ -358,12 +377,13 @@ impl Run {
     }
 
     /// Records the result for an image. Its maps are left out, because a file of verdicts cannot contain them.
-    fn take_image(
-        &mut self,
-        record: u64,
-        label: Option<bool>,
-        judged: Judged,
-    ) -> Result<(), Failure> {
+    fn take_image(&mut self, image: &WaitingImage, judged: Judged) -> Result<(), Failure> {
+        let WaitingImage {
+            record,
+            label,
+            segment,
+            ..
+        } = *image;
         let (score, finding) = match judged {
             Ok(judged) => judged,
             Err(RowError { reason, detail }) => {
@@ -375,8 +395,8 @@ impl Run {
         };
         self.scores.push(score);
         self.labels.push(label);
-        self.flagged.push(self.judge.is_anomaly(score, None));
-        let verdict = self.judge.judge_image(score, &finding, None, None);
+        self.flagged.push(self.judge.is_anomaly(score, segment));
+        let verdict = self.judge.judge_image(score, segment, &finding, None, None);
         let line = Line {
             record,
             label,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::bundle::segments::ScoreLimits;
 use crate::bundle::{Bundle, Calibration, ModelInput};
 use crate::config::{self, Config, InferenceSettings, ScreenMode};
 use crate::decode::{self, SegmentReader};
@@ -10,7 +11,7 @@ use crate::memory::Room;
 use crate::message::ModelId;
 use crate::metrics::Metrics;
 use crate::onnx::{self, GoldenCheck, Nearest, Scorer, ScreenSession};
-use crate::pipeline::{Bounds, Screening, Serving};
+use crate::pipeline::{self, Screening, Serving};
 use crate::shutdown::Shutdown;
 use crate::verdict::{Judge, ThresholdRule};
 
@@ -115,7 +116,7 @@ impl Loaded {
     ///
     /// # Errors
     /// When the bundle has no screen, or when the screen cannot guarantee the configured `screen.missed_share`.
-    pub fn bounds(&self, settings: config::ScreenSettings) -> Result<Option<Bounds>, Failure> {
+    pub fn bounds(&self, settings: config::ScreenSettings) -> Result<Option<ScoreLimits>, Failure> {
         if settings.mode == ScreenMode::Off {
             return Ok(None);
         }
@@ -125,7 +126,7 @@ impl Loaded {
                 self.bundle.manifest.name
             )));
         };
-        let bounds = Bounds::new(screen, &self.judge, settings.missed_share);
+        let bounds = pipeline::bounds(screen, &self.judge, settings.missed_share);
         bounds
             .map(Some)
             .map_err(|e| Failure::config(format!("screen.missed_share: {e}")))

@@ -111,7 +111,7 @@ pub fn with_image(payload: &[u8], field: &str, png: &[u8]) -> Option<String> {
     Some(out)
 }
 
-fn is_json(payload: &[u8]) -> bool {
+pub fn is_json(payload: &[u8]) -> bool {
     let first = payload.iter().find(|b| !b.is_ascii_whitespace());
     first == Some(&b'{')
 }

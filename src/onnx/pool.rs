@@ -102,23 +102,23 @@ impl ScorerPool {
     pub fn score_images(
         &mut self,
         reader: &ImageReader,
-        payloads: &[&[u8]],
-        threshold: f32,
+        images: &[(&[u8], f32)],
         regions: usize,
     ) -> Result<Vec<Judged>, ScorerError> {
-        let score_image = |scorer: &mut Scorer, scores: &mut ImageScores, payload: &&[u8]| {
-            let image = match reader.read(payload) {
-                Ok(image) => image,
-                Err(error) => return Ok(Err(error.into())),
+        let score_image =
+            |scorer: &mut Scorer, scores: &mut ImageScores, (payload, threshold): &(&[u8], f32)| {
+                let image = match reader.read(payload) {
+                    Ok(image) => image,
+                    Err(error) => return Ok(Err(error.into())),
+                };
+                scores.clear();
+                scorer.score_pixels(&image.rows, scores)?;
+                Ok(finite(highest(&scores.scores)).map(|score| {
+                    let (heat, expected) = (&scores.heat, &scores.reconstruction);
+                    (score, image.finding(heat, expected, *threshold, regions))
+                }))
             };
-            scores.clear();
-            scorer.score_pixels(&image.rows, scores)?;
-            Ok(finite(highest(&scores.scores)).map(|score| {
-                let (heat, expected) = (&scores.heat, &scores.reconstruction);
-                (score, image.finding(heat, expected, threshold, regions))
-            }))
-        };
-        share_out(&mut self.scorers, payloads, score_image)
+        share_out(&mut self.scorers, images, score_image)
     }
 }
 

@@ -9,6 +9,8 @@ use crossbeam_channel::{Receiver, Sender};
 use super::image_work::ImageWork;
 use super::{PipelineError, log_refused};
 use crate::batch::{Batch, ImageOutcome, RestoredImage};
+use crate::bundle::SegmentId;
+use crate::bundle::segments::ScoreLimits;
 use crate::decode::{Reason, RowError};
 use crate::image::{Image, ImageError, ImageReader, WholeImage, highest};
 use crate::memory::{Room, Taken};
@@ -24,6 +26,7 @@ pub enum Step {
     Image {
         sequence: u64,
         opened: Option<Instant>,
+        segment: Option<SegmentId>,
         /// The image, with the memory reserved for it until it has been scored.
         image: Result<(Decoded, Taken), ImageError>,
     },
@@ -43,6 +46,7 @@ enum Ready {
     Image {
         sequence: u64,
         opened: Option<Instant>,
+        segment: Option<SegmentId>,
         image: Result<(Image, Taken), RowError>,
         restored: Option<Box<RestoredImage>>,
     },
@@ -50,9 +54,9 @@ enum Ready {
 }
 
 /// Which images are explained, and how.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Explain {
-    pub threshold: f32,
+    pub thresholds: ScoreLimits,
     /// Explains every image, not only anomalies.
     pub all: bool,
     /// The maximum number of regions in an explanation.
@@ -98,6 +102,7 @@ pub fn decode(
             let step = Step::Image {
                 sequence: batch.sequence,
                 opened: batch.opened(),
+                segment: record.segment,
                 image,
             };
             if steps.send(step).is_err() {
@@ -181,6 +186,7 @@ impl Worker {
                     Ready::Image {
                         sequence,
                         opened,
+                        segment,
                         image,
                         restored,
                     } => {
@@ -190,7 +196,10 @@ impl Worker {
                             Ok((image, _taken)) => {
                                 let to = from + image.layout.rows();
                                 match refused.next_if(|(at, _)| *at == place) {
-                                    None => self.explain.take(part, &image, &seen, from..to),
+                                    None => {
+                                        let scored = (&image, &seen, from..to);
+                                        self.explain.take(part, segment, scored);
+                                    }
                                     Some((_, why)) => part.refuse(why),
                                 }
                                 place += 1;
@@ -213,12 +222,13 @@ impl Worker {
 
     /// Has the model work on an image, if there is one.
     fn ready(&mut self, step: Step) -> Result<Ready, PipelineError> {
-        let (sequence, opened, image) = match step {
+        let (sequence, opened, segment, image) = match step {
             Step::Image {
                 sequence,
                 opened,
+                segment,
                 image,
-            } => (sequence, opened, image),
+            } => (sequence, opened, segment, image),
             Step::End(batch) => return Ok(Ready::End(batch)),
         };
         let mut restored = None;
@@ -240,6 +250,7 @@ impl Worker {
         Ok(Ready::Image {
             sequence,
             opened,
+            segment,
             image,
             restored,
         })
@@ -311,15 +322,15 @@ fn part<'w>(
 
 impl Explain {
     fn take(
-        self,
+        &self,
         part: &mut Part,
-        image: &Image,
-        seen: &ImageScores,
-        rows: std::ops::Range<usize>,
+        segment: Option<SegmentId>,
+        (image, seen, rows): (&Image, &ImageScores, std::ops::Range<usize>),
     ) {
         let score = highest(&seen.scores[rows.clone()]);
         part.scores.push(score);
-        if !score.is_finite() || !(self.all || score > self.threshold) {
+        let threshold = self.thresholds.of(segment);
+        if !score.is_finite() || !(self.all || score > threshold) {
             part.image_outcomes.push(ImageOutcome::Unexplained);
             return;
         }
@@ -329,7 +340,7 @@ impl Explain {
         let finding = image.finding(
             &seen.heat[rows.start * pixels..rows.end * pixels],
             &seen.reconstruction[rows.start * values..rows.end * values],
-            self.threshold,
+            threshold,
             self.most,
         );
         part.image_outcomes

@@ -310,7 +310,7 @@ impl Intake {
                                     incompletes.kept(batch, &record);
                                 }
                             }
-                            Some(load) => batch.keep_image(&record, from, load, now),
+                            Some(load) => batch.keep_image(&record, from, (segment, load), now),
                         },
                         Err(DecodeError::Row(error)) => {
                             let incompletes = incompletes.as_mut();

@@ -234,9 +234,9 @@ impl Judging {
         );
         judged.messages.extend(messages);
         let [heatmap, reconstruction] = shown;
-        let verdict = self
-            .judge
-            .judge_image(score, finding, heatmap, reconstruction);
+        let verdict =
+            self.judge
+                .judge_image(score, record.segment, finding, heatmap, reconstruction);
         self.message(record, &verdict)
     }
 

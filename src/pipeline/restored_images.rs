@@ -147,7 +147,7 @@ mod tests {
                 headers: vec![("Content-Type", Some(b"image/jpeg"))],
                 payload: Some(payload.as_bytes()),
             };
-            batch.keep_image(&record, from, Load::default(), Instant::now());
+            batch.keep_image(&record, from, (None, Load::default()), Instant::now());
         }
         let denoised = |lost| {
             Some(Box::new(RestoredImage::Denoised {

@@ -2,7 +2,8 @@
 //! the others to audit the screen.
 
 use crate::batch::{Batch, Screened};
-use crate::bundle::{SegmentId, TooFewProbes};
+use crate::bundle::TooFewProbes;
+use crate::bundle::segments::ScoreLimits;
 use crate::config::{self, ScreenMode};
 use crate::onnx::{Scorer, ScorerError, ScreenSession};
 use crate::verdict::Judge;
@@ -10,46 +11,31 @@ use crate::verdict::Judge;
 /// With the screen on, one record in this many is scored whatever the screen answers.
 const AUDIT_ONE_IN: u64 = 64;
 
-/// The screen's output above which a record is scored, overall and by segment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Bounds {
-    pub all: f32,
-    /// One bound per segment.
-    segments: Vec<f32>,
-}
-
-impl Bounds {
-    /// Chooses the bounds so that, for each threshold of `judge`, at most the share `missed` of the flagged records is
-    /// not scored.
-    ///
-    /// # Errors
-    /// [`TooFewProbes`], if the calibration has too few probes for one of the thresholds.
-    pub fn new(
-        screen: &crate::bundle::Screen,
-        judge: &Judge,
-        missed: f64,
-    ) -> Result<Bounds, TooFewProbes> {
-        let segments = judge.segments().map_or(0, |(_, count)| count);
-        let ids = (0..segments).map(|at| SegmentId(at as u32));
-        let thresholds = ids.map(|id| judge.threshold_of(Some(id)));
-        Ok(Bounds {
-            all: screen.answers.bound(judge.threshold, missed)?,
-            segments: thresholds
-                .map(|threshold| screen.answers.bound(threshold, missed))
-                .collect::<Result<_, _>>()?,
-        })
-    }
-
-    fn of(&self, segment: Option<SegmentId>) -> f32 {
-        segment.map_or(self.all, |SegmentId(at)| self.segments[at as usize])
-    }
+/// Returns the screen's output above which a record is scored, so that for each threshold of `judge` at most the share `missed`
+/// of the flagged records is not scored.
+///
+/// # Errors
+/// [`TooFewProbes`], if the calibration has too few probes for one of the thresholds.
+pub fn bounds(
+    screen: &crate::bundle::Screen,
+    judge: &Judge,
+    missed: f64,
+) -> Result<ScoreLimits, TooFewProbes> {
+    let thresholds = judge.thresholds();
+    let segments = thresholds.segments.iter();
+    Ok(ScoreLimits {
+        all: screen.answers.bound(thresholds.all, missed)?,
+        segments: segments
+            .map(|threshold| screen.answers.bound(*threshold, missed))
+            .collect::<Result<_, _>>()?,
+    })
 }
 
 /// A worker's screen with its bounds.
 #[derive(Debug)]
 pub struct Screening {
     screen: ScreenSession,
-    bounds: Bounds,
+    bounds: ScoreLimits,
     audits_all: bool,
     answers: Vec<f32>,
     picked: Vec<f32>,
@@ -59,7 +45,7 @@ impl Screening {
     /// Returns `None` if the settings turn the screen off.
     pub fn new(
         screen: ScreenSession,
-        bounds: Bounds,
+        bounds: ScoreLimits,
         settings: config::ScreenSettings,
     ) -> Option<Screening> {
         Some(Screening {

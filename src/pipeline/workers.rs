@@ -59,7 +59,7 @@ impl Workers {
                 reader: reader.clone(),
                 room: serving.decoding.clone(),
                 explain: Explain {
-                    threshold: serving.judge.threshold,
+                    thresholds: serving.judge.thresholds(),
                     all: context.output.scores_topic.is_some(),
                     most: context.output.attributions,
                 },

@@ -578,15 +578,21 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
         by(text(&bundle), "merchant"),
         by(text(&bundle), "payment_id"),
     );
-    let images = by(text(&surface), "label");
-    let cases: [(&[&str], i32, &str); 10] = [
+    let photographs = root().join("tests/images/files");
+    let mut images = by(text(&surface), "surface");
+    images[1] = text(&photographs);
+    let cases: [(&[&str], i32, &str); 9] = [
         (&object, 64, "`merchant` conflicts with the path of feature"),
         (
             &id,
             65,
             "by payment_id: a segment requires 20 normal records",
         ),
-        (&images, 64, "segments are for tables"),
+        (
+            &images,
+            64,
+            "a folder of images cannot be calibrated by surface",
+        ),
         (&[&object[..5], &["--by-key"]].concat(), 64, "--key FIELD"),
         (
             &[&object[..5], &["--key", "card_id"]].concat(),
@@ -607,11 +613,6 @@ fn what_cannot_be_calibrated_is_refused_in_words() {
             &[text(&bundle), "--data", text(&own), "--out", text(&out)],
             65,
             "the folder holds no file of records",
-        ),
-        (
-            &[text(&surface), "--topic", "t", "--out", text(&out)],
-            64,
-            "calibrate --topic reads tables",
         ),
         (
             &[

@@ -22,6 +22,7 @@ mod hostile_bundle;
 mod http;
 mod imports;
 mod outcome;
+mod image_segments;
 mod image_streams;
 mod images;
 mod real_kafka;

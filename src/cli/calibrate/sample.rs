@@ -26,7 +26,7 @@ use crate::cli::shared::progress::{self, stop_on_ctrl_c};
 use crate::cli::shared::refusals::Refusals;
 use crate::cli::shared::scoring::key_fits;
 use crate::daemon::input;
-use crate::daemon::model::{Loaded, must_read_tables};
+use crate::daemon::model::Loaded;
 use crate::failure::Failure;
 
 use crate::onnx::{CHUNK, IMAGE_CHUNK, ScorerPool};
@@ -46,18 +46,13 @@ pub struct LeftOut {
 }
 
 pub struct Sample {
-    /// One score per scored record, in any order.
-    pub scores: Vec<f32>,
-    /// The segment of each scored record. Empty if the calibration has no segments.
-    segments: Vec<Option<SegmentId>>,
+    pub scored: Scored,
     by: Option<SegmentBy>,
     residuals: Residuals,
     pub refusals: Refusals,
     pub left_out: LeftOut,
     /// Whether the records are labelled.
     labelled: bool,
-    /// Indices into `scores` of the records that a daemon flagged.
-    flagged: Vec<usize>,
     /// The share of normal records that the daemon flags.
     flagged_rate: f64,
     decoder: Decoder,
@@ -67,11 +62,34 @@ pub struct Sample {
     /// Rows that are not scored yet, in row-major order.
     rows: Vec<f32>,
     waiting: Vec<Waiting>,
-    /// Payloads with images that are not scored yet.
+    /// The payloads of the waiting records if they are images.
     images: Vec<Vec<u8>>,
 }
 
-/// A decoded row that is not scored yet.
+/// The scored records, in any order.
+#[derive(Default)]
+pub struct Scored {
+    pub scores: Vec<f32>,
+    /// The segment of each record. Empty if the calibration has no segments.
+    segments: Vec<Option<SegmentId>>,
+    is_segmented: bool,
+    /// Indices into `scores` of the records that a daemon flagged.
+    flagged: Vec<usize>,
+}
+
+impl Scored {
+    fn push(&mut self, score: f32, record: &Waiting) {
+        if record.flagged {
+            self.flagged.push(self.scores.len());
+        }
+        self.scores.push(score);
+        if self.is_segmented {
+            self.segments.push(record.segment);
+        }
+    }
+}
+
+/// A decoded record that is not scored yet.
 struct Waiting {
     segment: Option<SegmentId>,
     flagged: bool,
@@ -95,6 +113,22 @@ fn verdicts_topic(arguments: &Arguments, connection: &Connection) -> Option<Stri
         .or_else(|| Some(ANOMALIES.into()))
 }
 
+/// Returns the reader of images for a bundle that judges images.
+fn reader(
+    loaded: &Loaded,
+    config: Option<&Config>,
+    arguments: &Arguments,
+) -> Result<Option<ImageReader>, Failure> {
+    if config.is_some_and(|config| config.translate.is_some()) {
+        return Err(Failure::usage(
+            "calibrate does not apply translate.bundle of the settings: translate the images with `residuald translate`, and calibrate on what it writes with settings without it",
+        ));
+    }
+    let settings = config.map(|config| &config.images);
+    let input = &loaded.bundle.manifest.input;
+    arguments.images.reader(input, settings)
+}
+
 impl Sample {
     /// Scores a file or a folder of images.
     pub fn of_data(
@@ -105,19 +139,19 @@ impl Sample {
         arguments: &Arguments,
     ) -> Result<Sample, Failure> {
         key_fits(by.as_ref(), arguments.key.as_deref())?;
-        let settings = config.map(|config| &config.images);
-        let reader = arguments
-            .images
-            .reader(&loaded.bundle.manifest.input, settings)?;
-        if reader.is_some() && config.is_some_and(|config| config.translate.is_some()) {
-            return Err(Failure::usage(
-                "calibrate does not apply translate.bundle of the settings: translate the images with `residuald translate`, and calibrate on what it writes with settings without it",
-            ));
-        }
-        let mut sample = Sample::new(loaded, RecordFormat::Json, by);
-        sample.reader = reader;
-        sample.refusals = Refusals::by_flags();
+        let reader = reader(&loaded, config, arguments)?;
         let has_folder = data.iter().any(|path| path.is_dir());
+        if reader.is_some()
+            && has_folder
+            && let Some(by) = &by
+        {
+            return Err(Failure::usage(format!(
+                "a folder of images cannot be calibrated by {by}: files have no such field and no key; give NDJSON with each image in base64 (--data FILE) or a topic (--topic), or pass --no-segments"
+            )));
+        }
+        let format = reader.map_or(RecordFormat::Json, RecordFormat::Images);
+        let mut sample = Sample::new(loaded, format, by);
+        sample.refusals = Refusals::by_flags();
         match (sample.reader.is_some() && has_folder, data) {
             (false, data) => sample.read_files(data, arguments)?,
             (true, [folder]) => sample.read_folder(folder, arguments)?,
@@ -136,8 +170,10 @@ impl Sample {
         connection: &Connection,
         arguments: &Arguments,
     ) -> Result<Sample, Failure> {
-        must_read_tables(&loaded.bundle, "calibrate --topic")?;
-        let input = input::of_topic(connection.config.as_ref(), &loaded.bundle)?;
+        let config = connection.config.as_ref();
+        let input = input::of_topic(config, &loaded.bundle)?;
+        let reader = reader(&loaded, config, arguments)?;
+        let input = reader.map_or(input, RecordFormat::Images);
         let mut sample = Sample::new(loaded, input, by);
         let stop = Shutdown::default();
         stop_on_ctrl_c(&stop)?;
@@ -169,12 +205,13 @@ impl Sample {
         })?;
         sample.score()?;
         bar.finish_and_clear();
+        sample.reader.as_ref().map(warn_of_depth);
         if ended != Ended::Complete {
             return Err(Failure::usage(
                 "stopped before the end of the range, so nothing was written: run the calibration again",
             ));
         }
-        match sample.scores.len() as u64 + sample.refusals.count() {
+        match sample.scored.scores.len() as u64 + sample.refusals.count() {
             0 => Err(empty_range(topic, &spans)),
             _ => Ok(sample),
         }
@@ -184,17 +221,21 @@ impl Sample {
         let features = loaded.bundle.features();
         let segment = by.clone().map(SegmentReader::learning);
         Sample {
-            scores: Vec::new(),
-            segments: Vec::new(),
+            scored: Scored {
+                is_segmented: by.is_some(),
+                ..Scored::default()
+            },
             by,
             residuals: Residuals::new(features.len()),
             refusals: Refusals::default(),
             left_out: LeftOut::default(),
             labelled: false,
-            flagged: Vec::new(),
             flagged_rate: 0.0,
+            reader: match &input {
+                RecordFormat::Images(reader) => Some(reader.clone()),
+                _ => None,
+            },
             decoder: Decoder::new(features, input, segment),
-            reader: None,
             scoring: ScorerPool::new(loaded.scorers, features.len()),
             rows: Vec::new(),
             waiting: Vec::new(),
@@ -294,18 +335,18 @@ impl Sample {
             key,
             flagged,
         } = *taken;
-        if self.reader.is_some() {
-            self.images.push(payload.to_vec());
-        } else {
-            match input::decode(&mut self.decoder, payload, key, &mut self.rows, stop) {
-                Ok(segment) => self.waiting.push(Waiting { segment, flagged }),
-                Err(DecodeError::Row(e)) => self.refusals.add(e.reason.as_str(), &e.detail),
-                // A deletion, for example.
-                Err(_) => {}
+        match input::decode(&mut self.decoder, payload, key, &mut self.rows, stop) {
+            Ok(segment) => {
+                self.waiting.push(Waiting { segment, flagged });
+                if self.reader.is_some() {
+                    self.images.push(payload.to_vec());
+                }
             }
+            Err(DecodeError::Row(e)) => self.refusals.add(e.reason.as_str(), &e.detail),
+            // A deletion, for example.
+            Err(_) => {}
         }
-        let full = self.waiting.len() >= CHUNK;
-        if full || self.images.len() == IMAGE_CHUNK {
+        if self.waiting.len() >= CHUNK || self.images.len() == IMAGE_CHUNK {
             self.score()?;
         }
         Ok(())
@@ -315,25 +356,24 @@ impl Sample {
     fn score(&mut self) -> Result<(), Failure> {
         if let Some(reader) = &self.reader {
             let images = std::mem::take(&mut self.images);
-            let payloads: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
-            let judged = self
-                .scoring
-                .score_images(reader, &payloads, f32::INFINITY, 1)?;
-            for judged in judged {
+            // No heat is above infinity, so no regions are looked for.
+            let images: Vec<(&[u8], f32)> = images
+                .iter()
+                .map(|i| (i.as_slice(), f32::INFINITY))
+                .collect();
+            let judged = self.scoring.score_images(reader, &images, 1)?;
+            for (judged, waiting) in judged.into_iter().zip(std::mem::take(&mut self.waiting)) {
                 match judged {
-                    Ok((score, _)) => self.scores.push(score),
+                    Ok((score, _)) => self.scored.push(score, &waiting),
                     Err(e) => self.refusals.add(e.reason.as_str(), &e.detail),
                 }
             }
             return Ok(());
         }
         let Sample {
-            scores,
-            segments,
-            by,
+            scored: all,
             residuals,
             refusals,
-            flagged,
             waiting,
             ..
         } = self;
@@ -342,13 +382,7 @@ impl Sample {
                 refusals.add(Reason::Unscorable.as_str(), &flaw);
                 return Ok(());
             }
-            if waiting[row].flagged {
-                flagged.push(scores.len());
-            }
-            scores.push(scored.score);
-            if by.is_some() {
-                segments.push(waiting[row].segment);
-            }
+            all.push(scored.score, &waiting[row]);
             residuals.add(scored.score, scored.residual);
             Ok::<_, Failure>(())
         })?;
@@ -359,8 +393,12 @@ impl Sample {
 
     /// Returns the share of scores above `threshold`.
     pub fn flagged_by(&self, threshold: f32) -> f64 {
-        let above = self.scores.iter().filter(|score| **score > threshold);
-        above.count() as f64 / self.scores.len().max(1) as f64
+        let above = self
+            .scored
+            .scores
+            .iter()
+            .filter(|score| **score > threshold);
+        above.count() as f64 / self.scored.scores.len().max(1) as f64
     }
 
     /// Leaves out records that are not normal: first those that a daemon flagged, then the share `contamination` with the highest
@@ -373,10 +411,16 @@ impl Sample {
         contamination: Option<f64>,
         before: &Calibration,
     ) -> Result<(), Failure> {
-        let flagged = flagged::left_out(&self.scores, &self.flagged, self.flagged_rate);
+        let flagged =
+            flagged::left_out(&self.scored.scores, &self.scored.flagged, self.flagged_rate);
         self.left_out.flagged = flagged.len();
         self.leave_out(flagged);
-        let tail = Tail::new(&self.scores, &self.segments, self.by.as_ref(), before);
+        let tail = Tail::new(
+            &self.scored.scores,
+            &self.scored.segments,
+            self.by.as_ref(),
+            before,
+        );
         let too_high = match contamination {
             Some(share) => tail.highest(share),
             None if self.labelled => Vec::new(),
@@ -391,9 +435,10 @@ impl Sample {
         let mut indices = indices;
         indices.sort_unstable_by_key(|index| std::cmp::Reverse(*index));
         for index in indices {
-            self.residuals.leave_out(self.scores.swap_remove(index));
+            self.residuals
+                .leave_out(self.scored.scores.swap_remove(index));
             if self.by.is_some() {
-                self.segments.swap_remove(index);
+                self.scored.segments.swap_remove(index);
             }
         }
     }
@@ -403,7 +448,7 @@ impl Sample {
     /// # Errors
     /// No record has a score, or no segment has enough records.
     pub fn calibration(&self) -> Result<Calibration, Failure> {
-        if self.scores.is_empty() {
+        if self.scored.scores.is_empty() {
             let reasons = match self.refusals.count() {
                 0 => String::new(),
                 _ => format!(": {}", self.refusals),
@@ -421,7 +466,7 @@ impl Sample {
         }
         let segments = self.by.clone().map(|by| self.by_segment(by)).transpose()?;
         Ok(Calibration::of(
-            self.scores.clone(),
+            self.scored.scores.clone(),
             self.residuals.means(),
             segments,
         ))
@@ -429,13 +474,13 @@ impl Sample {
 
     fn by_segment(&self, by: SegmentBy) -> Result<Segments, Failure> {
         let names = self.decoder.segments();
-        let with_value = self.segments.iter().flatten().count();
+        let with_value = self.scored.segments.iter().flatten().count();
         let no_segment = format!(
             "by {by}: a segment requires {LEAST_RECORDS} normal records, but no value has as many: {with_value} of {} records have a value, with {} distinct values in all",
-            self.scores.len(),
+            self.scored.scores.len(),
             names.len()
         );
-        let segments = Segments::of(by, &self.scores, &self.segments, names);
+        let segments = Segments::of(by, &self.scored.scores, &self.scored.segments, names);
         segments.ok_or_else(|| Failure::data(no_segment))
     }
 

@@ -103,6 +103,12 @@ pub fn run(
             "--label: in a folder of images the subfolders are the labels. Give the one with normal images with --normal",
         ));
     }
+    if let Some(segments) = &loaded.bundle.calibration.segments {
+        eprintln!(
+            "the bundle has thresholds by {}, which files in a folder do not have: the overall threshold applies to all of them",
+            segments.by
+        );
+    }
     let images = dataset::folder::images(
         folder,
         arguments.normal.as_deref(),
@@ -234,7 +240,7 @@ impl Run<'_> {
             shown,
         } = judged;
         self.scored.push((at, score));
-        let verdict = self.judge.judge_image(score, &finding, None, None);
+        let verdict = self.judge.judge_image(score, None, &finding, None, None);
         let line = Line {
             file: &image.name,
             class: image.class.as_deref(),
