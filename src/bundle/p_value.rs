@@ -177,7 +177,7 @@ impl ScoreDistribution {
 
 /// Returns the largest rank k such that a new record falls beyond the k-th of `count` records with a probability of at most
 /// `share`: floor(share * (count + 1)). It is 0 if there are too few records. The small term absorbs rounding in `share`.
-pub(super) fn rank(share: f64, count: usize) -> usize {
+pub(crate) fn rank(share: f64, count: usize) -> usize {
     (share * (count as f64 + 1.0) + 1e-9).floor() as usize
 }
 

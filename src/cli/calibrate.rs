@@ -1,6 +1,7 @@
 //! `residuald calibrate`: computes new thresholds and p-values from recent normal records, without training.
 
 mod flagged;
+mod new_value;
 mod residuals;
 mod sample;
 mod trim;
@@ -26,6 +27,7 @@ use crate::config::default_rate;
 use crate::daemon::model;
 use crate::failure::Failure;
 use crate::onnx::{BATCH, all_cores};
+use new_value::NewValue;
 use sample::Sample;
 use trim::MOST_TIMES;
 
@@ -52,7 +54,7 @@ the old bundle (same --out, --force) and send SIGHUP.
 
 With --by each segment of the records, for example each merchant category, gets its own threshold and p-values. The smaller the \
 segment, the more it borrows from all records. Values with fewer than 20 records, records without the field and values that \
-appear only later use the overall calibration. A bundle with segments keeps them and recalibrates them, unless --by, --by-key or \
+appear only later use the overall calibration; the summary says how many of their normal records that would flag. A bundle with segments keeps them and recalibrates them, unless --by, --by-key or \
 --no-segments is given. Memory: 4 bytes per record, 24 with segments.")]
 pub struct Arguments {
     /// Bundle to calibrate
@@ -156,6 +158,8 @@ struct SegmentSummary {
     records: usize,
     /// The largest segments, with their thresholds.
     largest: Vec<SegmentSide>,
+    /// `None` with fewer than two calibrated segments.
+    new_value: Option<NewValue>,
 }
 
 #[derive(Serialize)]
@@ -410,6 +414,7 @@ impl SegmentSummary {
             calibrated: segments.values.len(),
             records,
             largest: all,
+            new_value: sample.new_value(rate),
         }
     }
 
@@ -433,6 +438,9 @@ by {}: {} of {} values calibrated, with {} of {} records; the other records use 
                 count(side.records),
                 side.threshold
             );
+        }
+        if let Some(new_value) = &self.new_value {
+            new_value.print();
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::shutdown::Shutdown;
 
 use super::Arguments;
 use super::flagged::{self, Flagged};
+use super::new_value::NewValue;
 use super::residuals::Residuals;
 use super::trim::Tail;
 
@@ -482,6 +483,14 @@ impl Sample {
         );
         let segments = Segments::of(by, &self.scored.scores, &self.scored.segments, names);
         segments.ok_or_else(|| Failure::data(no_segment))
+    }
+
+    /// Returns what the segments say about one that is not among them, at this false-alarm rate.
+    pub fn new_value(&self, rate: f64) -> Option<NewValue> {
+        let Scored {
+            scores, segments, ..
+        } = &self.scored;
+        NewValue::of(scores, segments, &self.decoder.segments(), rate)
     }
 
     /// Returns the number of distinct segment values in the records.
