@@ -44,7 +44,8 @@ MATERIALS = {
         | brickwall | brick stack | brick background | building exterior in {c} brick | cinder blocks
         | side of a {c} brick house | bricked surface | layers of {c} brick | block wall | rectangular {c} blocks
         | mortar and blocks | brick siding | brick front | brick building | pier of {c} bricks | oven bricks"""),
-    "grass": split("""grass | lawn | blades of {c} grass | field of {c} grass | grassland | pasture | hay | football pitch
+    "grass": split("""grass | lawn | blades of {c} grass | field of {c} grass | grassland | pasture | hay
+        | football pitch
         | herbage | the {c} grass of a garden | grassy ground | prairie | straw | tall {c} grass | mown {c} grass
         | backyard lawn | vegetation | grass texture | golf course | park ground with {c} grass | fodder | grassy field
         | greenery | leaves of {c} grass | soccer field | sports field | putting green | fairway | garden lawn
@@ -74,11 +75,13 @@ MATERIALS = {
         | stone layer | rough {c} ground of stones"""),
 }  # fmt: skip
 COLOURS = {
-    "red": "red | reddish | crimson | rust-red | ruddy | scarlet | terracotta | maroon | rust-coloured | russet | cherry"
+    "red": "red | reddish | crimson | rust-red | ruddy | scarlet | terracotta | maroon | rust-coloured | russet"
+    "| cherry"
     "| blood-red | burgundy | vermilion | coral | rosy | carmine | orange-red | redish | brick-red",
     "yellow": "yellow | yellowish | golden | ochre | mustard | straw-coloured | buff | cream-coloured | honey-coloured"
     "| amber | lemon | sand-coloured | gold | mustard-coloured | blond | canary | tan-yellow | warm yellow | yelow",
-    "gray": "gray | grey | grayish | greyish | ash-coloured | slate-gray | silver | colourless | monochrome | gray-toned"
+    "gray": "gray | grey | grayish | greyish | ash-coloured | slate-gray | silver | colourless | monochrome"
+    "| gray-toned"
     "| black-and-white | smoky | leaden | ashen | neutral gray | silvery | concrete-gray | uncoloured | grayscale"
     "| drab gray",
     "green": "green | lush | fresh | verdant | emerald | bright green | juicy green | leafy | deep green | greenish"
@@ -96,10 +99,14 @@ SHADES = {
     "| snowy | pure white | off-white | cream-coloured | radiant | light-toned | shining | glossy | silvery | pearly"
     "| overexposed | sunlit | glinting | light gray | faded | bone-white | frosty | eye-catching white | vivid white"
     "| clear white | brightly visible | blinding | dazzling | lightened | washed-out",
-    "dark": "dark | black | darker | inky | sooty | dark-coloured | jet-black | murky | deep black | shadowy | very dark"
-    "| pitch-black | charcoal | ebony | almost black | nearly black | dark gray | dark-toned | darkened | gloomy | tarry"
-    "| coal-black | ink-black | deep | dusky | burnt | blackened | midnight-black | raven | unlit | brown-black | somber"
-    "| deep-toned | pure black | coal-coloured | shaded | dark brown | night-black | sable | graphite-coloured | carbonised"
+    "dark": "dark | black | darker | inky | sooty | dark-coloured | jet-black | murky | deep black | shadowy"
+    "| very dark"
+    "| pitch-black | charcoal | ebony | almost black | nearly black | dark gray | dark-toned | darkened | gloomy"
+    "| tarry"
+    "| coal-black | ink-black | deep | dusky | burnt | blackened | midnight-black | raven | unlit | brown-black"
+    "| somber"
+    "| deep-toned | pure black | coal-coloured | shaded | dark brown | night-black | sable | graphite-coloured"
+    "| carbonised"
     "| low-lit | intense black | obscure | umbral",
 }
 COLOURS, SHADES = ({name: split(text) for name, text in lists.items()} for lists in (COLOURS, SHADES))
@@ -113,11 +120,13 @@ NAMES = {
             | drawn line | scored line | etched line | engraved line | carved line | knife mark | knife cut | nail mark
             | claw mark | claw marks | key mark | needle mark | blade mark | cat scratch | fine crack | thin crack
             | hairline crack | long crack | split | rift | crevice | furrow | rut | notch | nick | slit | thin slit
-            | gouge | long gouge | thin gouge | laceration | scratchy line | scratching | elongated flaw | line-shaped flaw
+            | gouge | long gouge | thin gouge | laceration | scratchy line | scratching | elongated flaw
+            | line-shaped flaw
             | line-like defect | thin trail | track | filament | hair | strand | string | thin stripe | narrow stripe
             | narrow band | brush stroke | pencil line | stroke of a pen | marker line | squiggle | curl of wire
             | sharp line | thin trace | graze | long graze | vein | scrach"""),
-        "bright": split("""chalk line | line of chalk | white pen stroke | line of white paint | fresh scratch that shines
+        "bright": split("""chalk line | line of chalk | white pen stroke | line of white paint
+            | fresh scratch that shines
             | shiny cut | line of light | thin ray of light | silver wire | spider thread"""),
         "dark": split("""pencil stroke | line of ink | ink line | line drawn in black | charcoal line | black thread
             | black wire | dark crack | black hair | tar line"""),
@@ -128,30 +137,37 @@ NAMES = {
             | disc | cloud | spotted area | stained spot | round spot | round patch | big spot | large spot | round mark
             | oval mark | oval spot | round area | circle | circular patch | circular spot | ellipse | blob | dab
             | dab of paint | daub | drop of paint | splatter | spatter | paint splash | paint spill | paint blob
-            | pool of paint | puddle | pool | fleck | dot | big dot | freckle | mottle | tint | tinted area | tinted spot
+            | pool of paint | puddle | pool | fleck | dot | big dot | freckle | mottle | tint | tinted area
+            | tinted spot
             | coloured spot | coloured patch | area of another colour | spot of another colour | off-colour spot
             | change of colour | round blemish | staining | stain mark | stains | spots | watermark | water stain
             | water mark | liquid stain | chemical stain | contamination | contaminated spot | residue | deposit
             | patch of residue | patch of paint | overlay of paint | round tint | birthmark | halo | spreading stain
             | spread-out stain | splash mark | drip | drips | fluid mark | wet spot | damp spot | stane"""),
         "bright": split("""bleach stain | bleached area | salt stain | salt deposit | patch of light | spot of light
-            | splash of milk | milk stain | bird droppings | splash of white paint | chalk patch | spot of snow | frost patch
-            | spilled milk | white dust patch | flour stain | lime deposit | sun patch | lightened area | glare spot"""),
+            | splash of milk | milk stain | bird droppings | splash of white paint | chalk patch | spot of snow
+            | frost patch
+            | spilled milk | white dust patch | flour stain | lime deposit | sun patch | lightened area
+            | glare spot"""),
         "dark": split("""dirt mark | oil spot | oil stain | area of dirt | shadow | coffee stain | ink blot | ink stain
-            | grease stain | grease spot | soot mark | mud stain | muddy patch | burn mark | scorch mark | tar spot | filth
-            | grime | dirty spot | dirty patch | dirt | wine stain | blood stain | rust stain | mould spot | mildew patch
+            | grease stain | grease spot | soot mark | mud stain | muddy patch | burn mark | scorch mark | tar spot
+            | filth
+            | grime | dirty spot | dirty patch | dirt | wine stain | blood stain | rust stain | mould spot
+            | mildew patch
             | oil leak | oil spill | spilled coffee | spilled ink | spilled oil | soy sauce stain | shaded patch
             | darkened area | round shadow | shade | petrol stain | fuel stain | damp patch | moisture stain"""),
     },
     "hole": {None: split("""hole | black hole | small hole | small black hole | gap | opening | pit | perforation | bore
-            | hollow | bullet hole | round gap | missing piece | deep pit | nail hole | void | crater | burrow | tiny pit
+            | hollow | bullet hole | round gap | missing piece | deep pit | nail hole | void | crater | burrow
+            | tiny pit
             | empty spot | round black opening | dent that goes through | pinhole | holes | little hole | tiny hole
             | round hole | deep hole | dark hole | circular hole | screw hole | borehole | peephole | bored hole
             | hole punched through | punched hole | punch hole | pierced spot | piercing | pierced hole | gunshot hole
             | bullet mark | shot hole | wormhole | worm hole | mouse hole | rabbit hole | animal burrow | insect hole
             | woodpecker hole | knothole | dent | deep dent | dip | sunken spot | depression | recess | socket | pocket
             | cave | small cave | tunnel | tunnel entrance | shaft | well | vent | aperture | orifice | eyelet | mouth
-            | outlet | breach | break-through | cut-out | hole that goes through | hole straight through | place with nothing
+            | outlet | breach | break-through | cut-out | hole that goes through | hole straight through
+            | place with nothing
             in it | missing bit | missing part | missing chunk | lost piece | bit that fell out | pothole | sinkhole
             | excavation | dugout | dug hole | pore | open pore | air pocket | leak | through-hole | hol | nothingness
             | black round opening | black pit | chasm | abyss | gaping hole""")},
@@ -162,7 +178,8 @@ NAMES = {
             | blurred part | blurry spot | blurry area | blurry part | blurry region | blurry zone | unsharp spot
             | unsharp patch | unfocused spot | unfocused area | defocused area | defocused region | poorly focused part
             | loss of focus | lack of sharpness | lack of detail | loss of detail | haze | fog | mist | patch of fog
-            | vaseline | grease film | wiped spot | wiped patch | swipe | wipe mark | wipe | smeared patch | smeared spot
+            | vaseline | grease film | wiped spot | wiped patch | swipe | wipe mark | wipe | smeared patch
+            | smeared spot
             | smeared region | smear mark | smearing | smeary area | soft-focus area | soft focus | soft area | softness
             | soft patch | soft blur | gaussian blur | motion blur | local blur | smooth patch | smooth area
             | too smooth area | polished area | washed area | faded detail | vague area | vague patch | vague spot
@@ -175,30 +192,36 @@ NAMES = {
 # A word before the material that says the defect.
 ADJECTIVES = {
     "scratch": "scratched | scored | gouged | cracked | slashed | scratchy | grooved | clawed | slit",
-    "stain": "stained | soiled | spotted | dirty | paint-splashed | ink-stained | oil-stained | splattered | contaminated",
-    "hole": "perforated | pierced | holed | pitted | hole-ridden | bullet-riddled | punched-through | hollowed-out | bored",
+    "stain": "stained | soiled | spotted | dirty | paint-splashed | ink-stained | oil-stained | splattered"
+    "| contaminated",
+    "hole": "perforated | pierced | holed | pitted | hole-ridden | bullet-riddled | punched-through | hollowed-out"
+    "| bored",
     "smear": "blurred | smeared | blurry | hazy | smeary | locally blurred | unsharp | foggy | partly blurred",
 }
 # Sentences of the material and a defect, with the shade that they imply.
 SENTENCES = {
     "scratch": """someone dragged a nail along {m} | a key was pulled over {m} | {m} got scratched | a knife has cut {m}
         | a cat clawed {m} | somebody drew a line on {m} | a line runs through {m} | {m}, scratched from left to right
-        | {m} is scratched | a sharp object went over {m} | {m} scored with a blade | something sharp left its trace on {m}
+        | {m} is scratched | a sharp object went over {m} | {m} scored with a blade
+        | something sharp left its trace on {m}
         | a fine line crosses {m} | {m} split by a thin line | a thin crack runs along {m} | {m} with scratching
         | a wire lies on {m} | a thread lies on {m} | {m}, cut | {m} with a line through it""",
     "stain": """someone spilled paint on {m} | oil was spilled on {m} | ink has dripped on {m} | {m} got stained
-        | {m} is stained | coffee on {m} | paint on {m} | oil on {m} | {m}, stained in one place | {m} is dirty in one place
+        | {m} is stained | coffee on {m} | paint on {m} | oil on {m} | {m}, stained in one place
+        | {m} is dirty in one place
         | {m} soiled with grease | something spilled over {m} | {m} splashed with paint | {m} soaked in one spot
         | a round area of {m} has another colour | {m} changed its colour in one place | dirt on {m} | grease on {m}
         | a shadow lies on {m} | {m} with paint on it""",
     "hole": """something went through {m} | someone punched a hole in {m} | a bullet hit {m} | a piece of {m} is missing
         | {m} has been pierced | {m} with a bit missing | an animal has dug into {m} | {m} is perforated
         | someone bored into {m} | a nail was pulled out of {m} | {m}, pierced | {m} with something missing
-        | part of {m} is gone | you can look through {m} in one place | {m} opens up in one place | a chunk broke out of {m}
+        | part of {m} is gone | you can look through {m} in one place | {m} opens up in one place
+        | a chunk broke out of {m}
         | {m} caved in at one spot | a shot went through {m} | someone dug a hole into {m} | a piece fell out of {m}""",
     "smear": """the camera lost its focus on part of {m} | someone wiped over {m} | {m} is blurred in one place
         | part of {m} is blurry | {m} is partly unsharp | {m} seen through a greasy lens | fog hides a part of {m}
-        | a part of {m} lost its detail | {m} looks smeared in one spot | {m}, wiped | {m}, blurred | {m}, partly blurred
+        | a part of {m} lost its detail | {m} looks smeared in one spot | {m}, wiped | {m}, blurred
+        | {m}, partly blurred
         | a finger smeared {m} | one part of {m} is unclear | {m} melts together in one place | {m} is hazy in one area
         | one region of {m} is soft and without detail | {m} with some of it blurred | a cloth was wiped over {m}
         | {m} blurs in one place""",
@@ -208,7 +231,8 @@ PLAIN = split("""{m} | clean {m} | {m} without defect | {m}, nothing else | {m} 
     | undamaged {m} | just {m} | {m} without any damage | {m} in good shape | intact {m} | normal {m} | only {m}
     | {m} as it should be | faultless {m} | {m}, no damage | ordinary {m} | unblemished {m} | {m} without faults
     | {m} without any flaw | {m} without scratches, stains or holes | {m} with no scratch on it | {m} with no stains
-    | {m}, no holes | {m} and nothing on it | {m} free of defects | defect-free {m} | {m} free from damage | {m}, all fine
+    | {m}, no holes | {m} and nothing on it | {m} free of defects | defect-free {m} | {m} free from damage
+    | {m}, all fine
     | {m} that passes inspection | {m} with nothing wrong | good {m} | good-quality {m} | {m} in good condition
     | {m} of good quality | unharmed {m} | untouched {m} | regular {m} | typical {m} | usual {m} | standard {m}
     | plain {m} | simple {m} | pristine {m} | immaculate {m} | unspoiled {m} | unmarked {m} | unscratched {m}
@@ -228,8 +252,10 @@ WITH = split("""{m} with {d} | {d} on {m} | {m}, {d} | {m} that has {d} | {m} ma
     | {d} visible on {m} | visible {d} on {m} | {m} with visible {d} | {m} with noticeable {d} | {m} with one {d}
     | {m} with {d} as its defect | {m}, defective because of {d} | defective {m} with {d} | damaged {m} with {d}
     | damaged {m}, {d} | broken {m} with {d} | flawed {m} with {d} | {m} flawed by {d} | {m} disfigured by {d}
-    | {m} interrupted by {d} | {m} covered in part by {d} | {m} ruined by {d} | {m} affected by {d} | {m} suffering from {d}
-    | {m} featuring {d} | {m} displaying {d} | {m} revealing {d} | {m} having {d} | {m} which has {d} | {m} that shows {d}
+    | {m} interrupted by {d} | {m} covered in part by {d} | {m} ruined by {d} | {m} affected by {d}
+    | {m} suffering from {d}
+    | {m} featuring {d} | {m} displaying {d} | {m} revealing {d} | {m} having {d} | {m} which has {d}
+    | {m} that shows {d}
     | {m} shows {d} | {m} got {d} | {d} spoils {m} | {d} disturbs {m} | {d} mars {m} | {d} appears on {m}
     | {d} lies on {m} | {d} has appeared in {m} | there is {d} on {m} | there's {d} in {m} | there are {m} with {d}
     | look at {d} on {m} | notice {d} on {m} | one can see {d} on {m} | you can see {d} in {m} | I found {d} on {m}

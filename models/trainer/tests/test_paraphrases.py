@@ -81,7 +81,7 @@ def test_the_merged_graph_equals_torch(folder, encoder):
     assert paraphrases.check_graph(merged, unet, retrieval, words, options) < 1e-4
     with torch.no_grad():
         retrieval.codes += 1
-    with pytest.raises(TrainerError, match="disagree by .* on the paraphrases; nothing was written"):
+    with pytest.raises(TrainerError, match=r"disagree by .* on the paraphrases; nothing was written"):
         paraphrases.check_graph(merged, unet, retrieval, words, options)
 
 

@@ -194,7 +194,7 @@ def read_pipeline(folder):
 
 
 def merged(unet, front):
-    """The bytes of the denoiser's graph and of the retrieval's -> those of a graph with the latter before the former."""
+    """The bytes of the denoiser's graph and of the retrieval's -> those of both, the retrieval first."""
     model, before = onnx.load_from_string(unet), onnx.load_from_string(front)
     before = onnx.compose.add_prefix(before, PREFIX, rename_inputs=False)
     for node in model.graph.node:
