@@ -102,12 +102,20 @@ def test_it_says_what_it_measured(folder, tmp_path, capsys):
         ("caption,paraphrase", [], "has 0 pairs of 0 captions; training needs at least 2 of each"),
         ("caption,paraphrase", PAIRS[:1], "has 1 pairs of 1 captions"),
         ("caption,paraphrase", PAIRS[:5], "has 5 pairs of 1 captions"),
+        ("caption,paraphrase", [(RED, "red" * 400), *PAIRS], "line 2: has 1200 characters, more than 1000"),
+        ("caption,paraphrase", [(RED, "red" * 50000), *PAIRS], "is not CSV in UTF-8: field larger than field limit"),
         ("caption,paraphrase", [*PAIRS, ("a red red red red square", "red")], "has 8 tokens, and the text encoder"),
+        (
+            "caption,paraphrase",
+            [("a green", "red"), ("a pink", "red")],
+            "cannot tell the caption 'a pink' from another",
+        ),
     ],
 )
 def test_bad_pairs_are_refused(folder, tmp_path, capsys, header, pairs, said):
     path = write_pairs(tmp_path / "pairs.csv", pairs, header)
-    assert main(["paraphrases", str(folder), "--pairs", str(path), "--out", str(tmp_path / "out")]) == 65
+    arguments = ["paraphrases", str(folder), "--pairs", str(path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--steps", "1", "--threads", "1"]) == 65
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,6 @@ import csv
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -32,6 +31,7 @@ from .train import descend
 
 FEWEST, MOST = 2, 100_000  # pairs
 MOST_CAPTIONS = 1000
+MOST_CHARACTERS = 1000  # of a text
 MOST_BYTES = 4 << 30  # of states in memory
 HELD_OUT = 0.1  # share of the pairs that are measured on, if there is no file of others
 DROPPED = 0.15  # share of the tokens that the network does not see in training
@@ -119,19 +119,27 @@ def kept(value):
 
 def read_pairs(path):
     """CSV with the columns caption and paraphrase -> [(caption, paraphrase)]. Raises TrainerError."""
-    path, found = Path(path), []
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = csv.DictReader(f)
-        if not {"caption", "paraphrase"} <= set(rows.fieldnames or ()):
-            raise TrainerError(f"{path}: needs the columns caption and paraphrase")
-        for row in rows:
-            pair = tuple((row[name] or "").strip() for name in ("caption", "paraphrase"))
-            if not all(pair):
-                lacks = "paraphrase" if pair[0] else "caption"
-                raise TrainerError(f"{path}, line {rows.line_num}: lacks the {lacks}")
-            if len(found) == MOST:
-                raise TrainerError(f"{path}: has more than {MOST} pairs; leave some out")
-            found.append(pair)
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = csv.DictReader(f)
+            if not {"caption", "paraphrase"} <= set(rows.fieldnames or ()):
+                raise TrainerError(f"{path}: needs the columns caption and paraphrase")
+            found = []
+            for row in rows:
+                if len(found) == MOST:
+                    raise TrainerError(f"{path}: has more than {MOST} pairs; leave some out")
+                found.append(pair(row, f"{path}, line {rows.line_num}"))
+            return found
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TrainerError(f"{path} is not CSV in UTF-8: {error}") from None
+
+
+def pair(row, where):
+    found = tuple((row[name] or "").strip() for name in ("caption", "paraphrase"))
+    if not all(found):
+        raise TrainerError(f"{where}: lacks the {'paraphrase' if found[0] else 'caption'}")
+    if (longest := max(map(len, found))) > MOST_CHARACTERS:
+        raise TrainerError(f"{where}: has {longest} characters, more than {MOST_CHARACTERS}")
     return found
 
 
@@ -244,7 +252,7 @@ def check_graph(graph, unet, retrieval, words, options):
 
 @torch.no_grad()
 def nearest(retrieval, states):
-    """States float16 [n, tokens, width] -> int64 [n]: the number of each one's caption."""
+    """States [n, tokens, width] -> int64 [n]: the number of each one's caption."""
     return torch.cat([retrieval.nearest(some.float()) for some in states.split(256)])
 
 
@@ -278,6 +286,8 @@ def train(folder, path, held_out, options, out, force=False):
     rows = torch.tensor([row[caption] for caption, _ in [*pairs, *measured]])
     retrieval = Retrieval(fit(states[: len(pairs)], keys, rows[: len(pairs)], options), keys).eval()
     round_weights(retrieval)
+    if strange := [i for i, found in enumerate(nearest(retrieval, keys).tolist()) if found != i]:
+        raise TrainerError(f"{path}: the text encoder cannot tell the caption {captions[strange[0]]!r} from another")
     example = torch.cat([keys[-1:], keys[:1]])
     front = halved(to_onnx(retrieval, (example,), (HIDDEN_STATES,), ("states",)))
     content[UNET] = merged(content[UNET], front)
