@@ -37,7 +37,7 @@ def taught(folder, tmp_path_factory):
     pairs = write_pairs(where / "pairs.csv", PAIRS)
     held_out = write_pairs(where / "others.csv", [(RED, "square a red red"), (BLUE, "a a blue")])
     arguments = ["paraphrases", str(folder), "--pairs", str(pairs), "--held-out", str(held_out)]
-    assert main([*arguments, "--out", str(where / "out"), "--steps", "150", "--threads", "1"]) == 0
+    assert main([*arguments, "--out", str(where / "out"), "--steps", "60", "--threads", "1"]) == 0
     return where / "out"
 
 
