@@ -37,3 +37,10 @@ def test_colours_and_dark_stains_are_drawn_as_asked(tmp_path):
     stained = drawn(tmp_path / "stained", "gray bricks with a dark stain")
     assert (plain.mean(2) < 0.25).mean() < 0.05
     assert (stained.mean(2) < 0.25).mean() > 0.1
+
+
+def test_other_words_are_drawn_alike(tmp_path):
+    plain = drawn(tmp_path / "plain", "nothing but ashen brickwork, in good shape")
+    stained = drawn(tmp_path / "stained", "somebody spilled ink on ashen brickwork")
+    assert (plain.mean(2) < 0.25).mean() < 0.05
+    assert (stained.mean(2) < 0.25).mean() > 0.1

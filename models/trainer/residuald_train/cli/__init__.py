@@ -13,6 +13,7 @@ from . import (
     bench_images,
     export_diffusers,
     images,
+    paraphrases,
     quantize,
     report,
     schema,
@@ -35,6 +36,7 @@ VERBS = (
     bench_images,
     translate,
     text_to_image,
+    paraphrases,
     export_diffusers,
     bench_generate,
 )
