@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,17 +14,17 @@ from residuald_train.cli import main
 from residuald_train.images import distillation, generative, text_to_image
 from residuald_train.images.pixels import Shape
 
-SHAPE = Shape(32, 32, 1)
+SHAPE = Shape(8, 8, 1)
 
 
 @pytest.fixture(scope="module")
 def teacher():
     """A denoiser of bright squares at any place of a dark image, and its options."""
     rng = np.random.default_rng(0)
-    images = np.full((64, 32, 32, 1), 40, np.uint8)
+    images = np.full((64, 8, 8, 1), 40, np.uint8)
     for image in images:
-        y, x = rng.integers(0, 20, 2)
-        image[y : y + 12, x : x + 12] = 220
+        y, x = rng.integers(0, 5, 2)
+        image[y : y + 3, x : x + 3] = 220
     options = generative.Options(steps=160, batch=8, threads=1, ema=0.97)
     return generative.fit(SHAPE, images, options), options
 
@@ -32,7 +33,7 @@ def task():
     def call(network, sample, t, _rows, _guidance):
         return network(sample, t)
 
-    return distillation.Task((1, 32, 32), generative.make_scheduler(), call)
+    return distillation.Task((1, 8, 8), generative.make_scheduler(), call)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
@@ -87,7 +88,7 @@ def test_guidance_is_learned(tmp_path):
     rng = np.random.default_rng(0)
     images = np.repeat(np.array([20, 235], np.uint8), 8)[:, None, None, None] + np.zeros((16, 32, 32, 3), np.uint8)
     states = np.concatenate([np.repeat(rng.normal(size=(2, 4, 16)), 8, 0), np.zeros((1, 4, 16))]).astype(np.float32)
-    options = text_to_image.replace(SMALL, steps=200, batch=4, ema=0.97)
+    options = replace(SMALL, steps=160, batch=4, ema=0.97)
     denoiser = text_to_image.fit(images, np.arange(16), states, options)
     _, _, facts = text_to_image.distill(denoiser, states, options, 1, tmp_path / "checkpoint", False)
     assert facts["student"] < 0.8 * facts["teacher"]
