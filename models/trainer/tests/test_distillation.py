@@ -3,15 +3,15 @@
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from test_text_to_image import SMALL, write_images
 
 from residuald_train.cli import main
-from residuald_train.images import distillation, generative, text_to_image
+from residuald_train.images import distillation, generative, pipeline, text_to_image
 from residuald_train.images.pixels import Shape
 
 SHAPE = Shape(8, 8, 1)
@@ -25,7 +25,7 @@ def teacher():
     for image in images:
         y, x = rng.integers(0, 5, 2)
         image[y : y + 3, x : x + 3] = 220
-    options = generative.Options(steps=160, batch=8, threads=1, ema=0.97)
+    options = generative.Options(steps=120, batch=8, threads=1, ema=0.97)
     return generative.fit(SHAPE, images, options), options
 
 
@@ -88,34 +88,26 @@ def test_guidance_is_learned(tmp_path):
     rng = np.random.default_rng(0)
     images = np.repeat(np.array([20, 235], np.uint8), 8)[:, None, None, None] + np.zeros((16, 32, 32, 3), np.uint8)
     states = np.concatenate([np.repeat(rng.normal(size=(2, 4, 16)), 8, 0), np.zeros((1, 4, 16))]).astype(np.float32)
-    options = replace(SMALL, steps=160, batch=4, ema=0.97)
+    options = replace(SMALL, steps=120, batch=4, ema=0.97)
     denoiser = text_to_image.fit(images, np.arange(16), states, options)
     _, _, facts = text_to_image.distill(denoiser, states, options, 1, tmp_path / "checkpoint", False)
     assert facts["student"] < 0.8 * facts["teacher"]
 
 
-@pytest.fixture(scope="module")
-def written(encoder, tmp_path_factory):
-    """The arguments of a training that kept its checkpoint, and the folder it wrote."""
-    work = tmp_path_factory.mktemp("distilled")
-    folder = write_images(work / "data")
-    arguments = ["text-to-image", "--data", folder / "images", "--captions", folder / "captions.csv"]
-    arguments += ["--text-encoder", encoder, "--size", 32, "--drawn", 64, "--steps", 4, "--batch", 2, "--threads", 1]
-    arguments = list(map(str, [*arguments, "--checkpoint", work / "kept"]))
-    assert main([*arguments, "--out", str(work / "plain")]) == 0
-    return arguments, work
-
-
-def test_a_trained_model_is_distilled_without_training_it_again(written, capsys):
-    arguments, work = written
-    before = (work / "kept").read_bytes()
-    assert main([*arguments, "--out", str(work / "few"), "--resume", "--distill", "3"]) == 0
+def test_a_trained_model_is_distilled_without_training_it_again(encoder, tmp_path, capsys):
+    folder, kept = write_images(tmp_path / "data"), tmp_path / "kept"
+    where = folder / "images", folder / "captions.csv", encoder, 3, SMALL
+    states = np.zeros((17, 6, 16), np.float32)
+    text_to_image.fit(np.zeros((16, 32, 32, 3), np.uint8), np.arange(16), states, SMALL, kept)
+    before = torch.load(kept)["average"]
+    text_to_image.train(*where, tmp_path / "few", kept, resume=True, steps=3)
     told = capsys.readouterr()
     assert "distilled: 3 steps of the student differ by" in told.out
     assert told.err.index("distill, 1 of 2: the teacher draws") < told.err.index("distill, 2 of 2: trains a student")
-    assert torch.load(work / "kept")["step"] == 4
-    assert (work / "kept").stat().st_size == len(before)
-    index = json.loads((work / "few/model_index.json").read_text())
+    after = torch.load(kept)
+    assert after["step"] == SMALL.steps
+    assert all(torch.equal(value, after["average"][name]) for name, value in before.items())
+    index = json.loads((tmp_path / "few/model_index.json").read_text())
     assert (index["steps"], index["guidance"], index["scheduler"]) == (3, 1.0, ["diffusers", "DDIMScheduler"])
 
 
@@ -135,16 +127,11 @@ def test_what_cannot_be_distilled_is_refused(verb, arguments, said, tmp_path, ca
 
 
 def test_a_bundle_draws_in_as_many_steps_as_it_was_distilled_to(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "data").mkdir()
-    for i in range(20):
-        Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(tmp_path / f"data/{i}.png")
-    arguments = ["images", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--size", "32"]
-    arguments += ["--steps", "2", "--generative", "--generative-steps", "4", "--distill", "2", "--threads", "1"]
-    assert main(arguments) == 0
-    assert json.loads((tmp_path / "out/generative.json").read_text())["steps"] == 2
-    config = json.loads((tmp_path / "out/scheduler_config.json").read_text())
+    options = generative.Options(steps=4, batch=2, threads=1)
+    settings = SimpleNamespace(generative=options, recipe="blind", shape=SHAPE, distill=2, resume=False)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    files, facts = pipeline.generative_files(settings, None, images, tmp_path / "checkpoint")
+    assert json.loads(files["generative.json"])["steps"] == 2
+    config = json.loads(files["scheduler_config.json"])
     assert (config["timestep_spacing"], config["prediction_type"]) == ("trailing", "v_prediction")
-    about = json.loads((tmp_path / "out/manifest.json").read_text())["training"]["generative"]["distilled"]
-    assert about["steps"] == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+    assert facts["generative"]["distilled"].items() >= {"draw_steps": 2, "steps": 1}.items()
