@@ -29,6 +29,8 @@ from text_to_image import (
 )
 from transformers import CLIPTokenizer
 
+from residuald_train.bundle.half import round_weights
+
 SEED = int(os.environ.get("RESIDUALD_DIFFUSION_SEED", random.randrange(2**31)))
 EXAMPLE = os.environ.get("RESIDUALD_PROMPT_TOKENS", str(ROOT / "target/debug/examples/prompt_tokens"))
 PROMPT = "a red brick wall, 8K, très détaillé 🧱"
@@ -465,3 +467,47 @@ def test_what_is_no_image_to_start_with(pipeline, text_folder, text_copy, genera
     without = ["--prompt", "x", "--out", tmp_path / "out", "--strength", 0.5]
     refused(generate(text_copy, *without), USAGE, "--strength has no effect without --image")
     refused(generate(text_copy, *arguments, image, "--strength", 0.01), USAGE, "of 50 steps leaves no step")
+
+
+def test_a_distilled_pipeline_beside_diffusers(pipeline, text_folder, generate, tmp_path):
+    """residuald-train writes the scheduler, the steps and the guidance that the student was trained for."""
+    (tmp_path / "data").mkdir()
+    colours = ["red", "blue"] * 8
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"data/{i}.png")
+    lines = [f"{i}.png,a {colour} square" for i, colour in enumerate(colours)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption", *lines]))
+    folder, kept = tmp_path / "distilled", tmp_path / "kept"
+    arguments = ["--data", tmp_path / "data", "--captions", tmp_path / "captions.csv", "--text-encoder", text_folder]
+    arguments += ["--size", 32, "--drawn", 32, "--steps", 4, "--batch", 2, "--threads", 1, "--checkpoint", kept]
+    command = [
+        sys.executable,
+        "-m",
+        "residuald_train.cli",
+        "text-to-image",
+        *arguments,
+        "--distill",
+        3,
+        "--out",
+        folder,
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    unet = diffusers.UNet2DConditionModel.from_config(json.loads((folder / "unet/config.json").read_text()))
+    unet.load_state_dict(torch.load(f"{kept}.distill-3", weights_only=True)["average"])
+    round_weights(unet)
+    scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
+    theirs = diffusers.StableDiffusionPipeline(**pipeline.components | {"unet": unet.eval(), "scheduler": scheduler})
+    noise = np.random.default_rng(0).standard_normal((1, 48, 8, 8)).astype(np.float32)
+    options = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
+    latent = theirs("a red square", latents=torch.from_numpy(noise), **options).images
+    assert scheduler.timesteps.tolist() == [999, 666, 332]
+    expected = (torch.nn.functional.pixel_shuffle(latent, 4)[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).numpy() * 255
+
+    np.save(tmp_path / "noise.npy", noise)
+    drawn = ["--prompt", "a red square", "--noise", tmp_path / "noise.npy", "--out", tmp_path / "out"]
+    assert succeeded(generate(folder, *drawn)) is not None
+    image = Image.open(tmp_path / "out/000000.png")
+    assert (image.text["steps"], image.text["guidance"], image.text["scheduler"]) == ("3", "1", "DDIMScheduler")
+    assert np.abs(np.asarray(image, np.float32) - expected).max() <= 1

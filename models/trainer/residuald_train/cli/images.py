@@ -5,11 +5,13 @@ from pathlib import Path
 from .. import TrainerError
 from .shared import (
     LAYOUTS,
+    add_distill,
     add_force,
     add_images,
     add_resume,
     add_seed,
     add_verb,
+    distill_check,
     image_defects,
     image_options,
     image_shape,
@@ -54,6 +56,7 @@ def add_parser(verbs):
     )
     p.add_argument("--generative-steps", type=int, metavar="N", help="its training steps of 16 images (default 4000)")
     p.add_argument("--generative-minutes", type=float, metavar="MINUTES", help="limit of its training time")
+    add_distill(p)
     add_force(p)
     p.add_argument("--dry-run", action="store_true", help="print the options and the number of images, train nothing")
 
@@ -68,12 +71,20 @@ def run(args):
             positive_or_default(args.generative_minutes),
             "be a positive number",
         ),
+        distill_check(args),
     )
     for name, given in (("steps", args.generative_steps), ("minutes", args.generative_minutes)):
         if given is not None and not args.generative:
             raise TrainerError(f"--generative-{name} has no effect without --generative")
         if given is not None and args.recipe == "ddim":
             raise TrainerError(f"--generative-{name} is for --recipe blind: ddim has one denoiser, so use --{name}")
+    if args.distill and not args.generative:
+        raise TrainerError("--distill has no effect without --generative")
+    if args.distill and args.recipe == "ddim":
+        raise TrainerError(
+            "--distill is for --recipe blind: the denoiser of ddim predicts noise, which says nothing of the image in "
+            "the first step"
+        )
     from ..images.pipeline import Settings, train_bundle
 
     defects, draw_with = image_defects(args, shape)
@@ -97,6 +108,7 @@ def run(args):
         dry_run=args.dry_run,
         force=args.force,
         generative=generative_options(args, options) if args.generative else None,
+        distill=args.distill,
     )
     train_bundle(settings)
 

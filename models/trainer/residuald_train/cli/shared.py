@@ -137,6 +137,21 @@ def training_options(options, args, **more):
     return options(**{name: value for name, value in given.items() if value is not None})
 
 
+def add_distill(p, more=""):
+    p.add_argument(
+        "--distill",
+        type=int,
+        metavar="N",
+        help=f"after training, distill the denoiser so that it draws in N steps, 1 to 4{more}; takes half as long "
+        "again. With --resume and the --checkpoint of a finished training, nothing else is trained",
+    )
+
+
+def distill_check(args):
+    """What `require` checks of --distill. The bound is that of images.distillation, which would import torch."""
+    return "--distill", args.distill is None or 1 <= args.distill <= 4, f"be 1 to 4, not {args.distill}"
+
+
 def add_seed(p):
     p.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 

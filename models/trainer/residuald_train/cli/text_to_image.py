@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .shared import add_training, add_verb, require, training_options
+from .shared import add_distill, add_training, add_verb, distill_check, require, training_options
 
 
 def add_parser(verbs):
@@ -39,6 +39,7 @@ def add_parser(verbs):
         help="train on squares of N pixels, cut from the middle (default 128)",
     )
     p.add_argument("--drawn", type=int, metavar="N", help="size of a drawn image without --size (default 256)")
+    add_distill(p, " and without guidance")
     add_training(p, steps=8000, batch=8)
 
 
@@ -50,9 +51,10 @@ def run(args):
             args.drawn is None or (args.drawn >= 32 and args.drawn % 16 == 0),
             "be a multiple of 16, at least 32",
         ),
+        distill_check(args),
     )
     from ..images.text_to_image import Options, train
 
     options = training_options(Options, args, size=args.size, drawn=args.drawn)
     where = args.data, args.captions, args.text_encoder
-    train(*where, args.channels, options, args.out, args.checkpoint, args.resume, args.force)
+    train(*where, args.channels, options, args.out, args.checkpoint, args.resume, args.force, args.distill)

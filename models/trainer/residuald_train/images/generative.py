@@ -22,6 +22,7 @@ from ..bundle.export import as_json, to_onnx
 from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from ..training import ResumableOptions
+from . import distillation
 from .ddim import Scorer, make_denoiser
 from .train import descend
 
@@ -127,6 +128,16 @@ def fit(shape, images, options, checkpoint=None, resume=False, stop=None):
     return descend(denoiser, batch_loss, g, options, checkpoint, resume, None, stop, "train generative")
 
 
+def distill(shape, denoiser, options, steps, checkpoint, resume):
+    """A denoiser of `fit` -> (a student that draws in `steps` steps, its scheduler, facts for the manifest)."""
+
+    def call(network, sample, t, _rows, _guidance):
+        return network(sample, t)
+
+    task = distillation.Task((shape.channels, shape.height, shape.width), make_scheduler(), call)
+    return distillation.distill(task, denoiser, steps, options, checkpoint, resume)
+
+
 def to_sample(x):
     """uint8 [N, H, W, C] -> float32 [N, C, H, W] in -1..1."""
     return x.float().permute(0, 3, 1, 2) / 127.5 - 1
@@ -143,10 +154,10 @@ def check_size(recipe, shape):
 
 
 @torch.no_grad()
-def files(denoiser, shape, scheduler, seed=0):
+def files(denoiser, shape, scheduler, seed=0, steps=STEPS):
     """Denoiser -> ({name: bytes} of the three files, largest difference between ONNX Runtime and torch).
 
-    Rounds the denoiser's weights to float16, which is how the graph stores them.
+    `steps`: the default of a draw. Rounds the denoiser's weights to float16, which is how the graph stores them.
     """
     image = shape.channels, shape.height, shape.width
     example = torch.zeros(2, *image), torch.zeros(2, dtype=torch.long)
@@ -156,7 +167,7 @@ def files(denoiser, shape, scheduler, seed=0):
     error = check_graph(graph, golden)
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     config |= {"_class_name": type(scheduler).__name__}
-    about = {"steps": STEPS, "golden": as_lists(golden)}
+    about = {"steps": steps, "golden": as_lists(golden)}
     content = {"denoiser.onnx": graph, "scheduler_config.json": (json.dumps(config, indent=2) + "\n").encode()}
     return content | {"generative.json": as_json(about)}, error
 

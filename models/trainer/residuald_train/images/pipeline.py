@@ -14,7 +14,7 @@ from ..bundle.served import run_onnx, session
 from ..console import say
 from ..report.sheet import contact_sheet, training_sheets
 from ..training import loss_curve
-from . import ddim, drawn, generative, train
+from . import ddim, distillation, drawn, generative, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
 from .generative import Options as GenerativeOptions
@@ -48,6 +48,7 @@ class Settings:
     force: bool = False  # replace an existing bundle
     draw_with: drawn.Pipeline | None = None  # draws the defects of the options
     generative: GenerativeOptions | None = None  # also add a denoiser to draw images from
+    distill: int | None = None  # so that it draws in so few steps
 
 
 def train_bundle(settings):
@@ -94,7 +95,8 @@ def train_bundle(settings):
     files, parity, score = make_bundle(scorer, y, owner, facts, more)
     write(settings.out, files, settings.force)
     if not settings.checkpoint:
-        for path in (checkpoint, second(checkpoint), of_defects(checkpoint)):
+        distilled = distillation.checkpoints(second(checkpoint), settings.distill) if settings.distill else ()
+        for path in (checkpoint, second(checkpoint), of_defects(checkpoint), *distilled):
             path.unlink(missing_ok=True)
     print_summary(files["model.onnx"], settings.shape, y, score, parity, labelled)
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
@@ -135,7 +137,7 @@ def second(checkpoint):
 
 def generative_files(settings, scorer, x, checkpoint):
     """A trained Scorer and its images uint8 [n, H, W, C] -> ({name: bytes}, facts for the manifest's training)."""
-    options, facts = settings.generative, {}
+    options, facts, steps = settings.generative, {}, generative.STEPS
     if settings.recipe == "ddim":
         denoiser, scheduler = generative.Plain(scorer.denoiser).eval(), scorer.scheduler
         say("generative: the denoiser of the recipe; it was trained on mirrored images as well, so it draws them, too")
@@ -145,7 +147,12 @@ def generative_files(settings, scorer, x, checkpoint):
         denoiser = generative.fit(settings.shape, x, options, second(checkpoint), settings.resume)
         facts = {"steps": denoiser.steps, "seconds": round(time.monotonic() - began), "options": options.same_run()}
         facts |= {"curve": loss_curve(denoiser.losses)}
-    content, error = generative.files(denoiser, settings.shape, scheduler, options.seed)
+        if settings.distill:
+            where = second(checkpoint), settings.resume
+            denoiser, scheduler, told = generative.distill(settings.shape, denoiser, options, settings.distill, *where)
+            steps, facts["distilled"] = settings.distill, told
+            say("generative: the distilled denoiser is for drawing; `denoise` and `inpaint` need one without --distill")
+    content, error = generative.files(denoiser, settings.shape, scheduler, options.seed, steps)
     size = sum(map(len, content.values())) / 1e6
     print(f"generative: {size:.1f} MB; ONNX Runtime and torch differ by at most {error:.1e}")
     return content, {"generative": facts}

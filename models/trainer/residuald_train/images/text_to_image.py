@@ -28,6 +28,7 @@ from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from ..console import bar, say
 from ..training import ResumableOptions
+from . import distillation
 from .generative import to_sample
 from .pixels import load, pixels
 from .text_encoder import TextEncoder
@@ -209,8 +210,13 @@ class Plain(nn.Module):
 
 
 @torch.no_grad()
-def files(denoiser, encoder, options, scheduler="DPMSolverMultistepScheduler"):
-    """Denoiser and TextEncoder -> ({path in the folder: bytes}, largest difference between ONNX Runtime and torch)."""
+def files(denoiser, encoder, options, scheduler=None, steps=STEPS, guidance=GUIDANCE):
+    """Denoiser and TextEncoder -> ({path in the folder: bytes}, largest difference between ONNX Runtime and torch).
+
+    `scheduler`: of diffusers. `steps`, `guidance`: the defaults of a draw.
+    """
+    scheduler = scheduler or make_scheduler("DPMSolverMultistepScheduler")
+    kind = type(scheduler).__name__
     config = dict(denoiser.config)
     latent, side = config["in_channels"], config["sample_size"]
     channels, width = latent // BLOCK**2, config["cross_attention_dim"]
@@ -227,19 +233,19 @@ def files(denoiser, encoder, options, scheduler="DPMSolverMultistepScheduler"):
     blocks |= {"latent_channels": latent, "block_out_channels": [1] * (BLOCK.bit_length())}
     index = {
         "_class_name": "StableDiffusionPipeline",
-        "scheduler": ["diffusers", scheduler],
+        "scheduler": ["diffusers", kind],
         "text_encoder": ["transformers", "BertModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
-        "steps": STEPS,
-        "guidance": GUIDANCE,
+        "steps": steps,
+        "guidance": guidance,
     }
     configs = {
         "model_index.json": index,
-        "scheduler/scheduler_config.json": plain(make_scheduler(scheduler).config) | {"_class_name": scheduler},
+        "scheduler/scheduler_config.json": plain(scheduler.config) | {"_class_name": kind},
         "unet/config.json": plain(config) | {"_class_name": "UNet2DConditionModel"},
         "vae_decoder/config.json": blocks,
         "vae_encoder/config.json": blocks,
@@ -278,8 +284,31 @@ def check_graph(graph, denoiser, encoder, options):
     return error
 
 
-def train(data, captions, encoder, channels, options, out, checkpoint=None, resume=False, force=False):
-    """Trains on the images of the folder `data`, with the text encoder of a folder, and writes a pipeline to `out`."""
+def distill(denoiser, states, options, steps, checkpoint, resume):
+    """A trained denoiser -> (a student that draws in `steps` steps without guidance, its scheduler, facts).
+
+    `states`, `options`: those of the denoiser's training, see `fit`.
+    """
+    words, side = torch.as_tensor(states), options.size // BLOCK
+
+    def call(network, sample, t, rows, guidance):
+        out = network(sample, t, words[rows].to(sample.device), return_dict=False)[0]
+        if guidance <= 1:
+            return out
+        empty = words[-1:].expand(len(sample), -1, -1).to(sample.device)
+        empty = network(sample, t, empty, return_dict=False)[0]
+        return empty + guidance * (out - empty)
+
+    shape = denoiser.config.in_channels, side, side
+    task = distillation.Task(shape, make_scheduler(), call, len(words) - 1, words, GUIDANCE)
+    return distillation.distill(task, denoiser, steps, options, checkpoint, resume)
+
+
+def train(data, captions, encoder, channels, options, out, checkpoint=None, resume=False, force=False, steps=None):
+    """Trains on the images of the folder `data`, with the text encoder of a folder, and writes a pipeline to `out`.
+
+    `steps`: distills the denoiser so that it draws in so few steps.
+    """
     check_out(out, force, "pipeline")
     encoder, captions = TextEncoder(encoder), read_captions(captions, data)
     images, rows = read_images(captions, channels, options.size)
@@ -288,11 +317,16 @@ def train(data, captions, encoder, channels, options, out, checkpoint=None, resu
     kept = checkpoint or out.resolve().with_name(out.name + ".checkpoint")
     kept.parent.mkdir(parents=True, exist_ok=True)
     denoiser = fit(images, rows, states, options, kept, resume)
+    drawing = {}
+    if steps:
+        denoiser, scheduler, _ = distill(denoiser, states, options, steps, kept, resume)
+        drawing = {"scheduler": scheduler, "steps": steps, "guidance": 1.0}
     round_weights(denoiser)
-    content, error = files(denoiser, encoder, options)
+    content, error = files(denoiser, encoder, options, **drawing)
     write(out, content, force, "pipeline")
     if not checkpoint:
-        kept.unlink(missing_ok=True)
+        for path in (kept, *(distillation.checkpoints(kept, steps) if steps else ())):
+            path.unlink(missing_ok=True)
     size = sum(len(value) for name, value in content.items() if name not in encoder.files) / 1e6
     say(f"ONNX Runtime and torch differ by at most {error:.1e}")
     print(f"wrote {out} ({size:.1f} MB without the text encoder)")

@@ -175,9 +175,9 @@ def descend(scorer, batch_loss, g, options, checkpoint=None, resume=False, sheet
             adam.step()
             step += 1
             keep = min(options.ema, step / (step + 9))
-            for name, value in scorer.state_dict().items():
+            for key, value in scorer.state_dict().items():
                 if value.is_floating_point():
-                    average[name].lerp_(value, 1 - keep)
+                    average[key].lerp_(value, 1 - keep)
             losses.append(error.item())
             steps.update()
             if step % 50 == 0:
