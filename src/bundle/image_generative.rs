@@ -24,6 +24,9 @@ pub struct ImageGenerative {
 pub struct ImageAbout {
     /// Default number of denoising steps.
     pub steps: usize,
+    /// Whether the denoiser knows only the noise levels of these steps.
+    #[serde(default)]
+    pub distilled: bool,
     /// Examples of what the denoiser returns.
     pub golden: Vec<GoldenImage>,
 }

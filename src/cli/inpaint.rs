@@ -104,6 +104,7 @@ fn pixels(arguments: &Arguments, model: &ImageModel) -> Result<(), Failure> {
     }
     let channels = model.image_channels()?;
     model.is_not_paired("inpaint")?;
+    model.is_not_distilled("inpaint")?;
     let steps = arguments
         .steps
         .map(usize::from)

@@ -145,6 +145,17 @@ impl ImageModel {
         }
     }
 
+    /// Refuses a distilled model for `verb`, which needs all noise levels.
+    pub fn is_not_distilled(&self, verb: &str) -> Result<(), Failure> {
+        match self.files.is_distilled {
+            false => Ok(()),
+            true => Err(Failure::usage(format!(
+                "{} was distilled, so it knows only the noise levels of its few steps: {verb} needs a model that was trained without --distill",
+                self.folder.display()
+            ))),
+        }
+    }
+
     /// The channels of the images that the model makes, 1 or 3.
     pub fn image_channels(&self) -> Result<usize, Failure> {
         self.gray_or_rgb(self.files.shape[0] - self.files.source_channels)

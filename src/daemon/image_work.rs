@@ -138,6 +138,7 @@ fn denoisers(
     inference: &InferenceSettings,
     interrupt: Interrupt,
 ) -> Result<ImageWorkers, Failure> {
+    model.is_not_distilled("output.restored_topic")?;
     workers(model, inference, interrupt, steps, |denoiser| {
         let denoising = ImageDenoising::new(denoiser, model.scheduler.clone());
         let denoising = denoising.map_err(Failure::config)?;

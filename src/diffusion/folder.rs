@@ -67,6 +67,7 @@ const FORCE_ZEROS: &str = "force_zeros_for_empty_prompt";
 const WATERMARK: &str = "add_watermarker";
 /// What `residuald-train` writes into the index beside the parts: the default number of steps, and the default guidance.
 const STEPS: &str = "steps";
+const DISTILLED: &str = "distilled";
 const GUIDANCE: &str = "guidance";
 const MOST_STEPS: u64 = 100_000;
 /// The largest guidance. Images are saturated far below.
@@ -109,6 +110,8 @@ pub struct DenoiserFiles {
     /// The channels that are joined to the noisy image, behind its own: a source image, or for latent images the mask and the masked
     /// image. 0 if the model takes none.
     pub source_channels: usize,
+    /// Whether it knows only the noise levels of its default steps.
+    pub is_distilled: bool,
     /// What it must return, if that is known.
     pub golden: Vec<GoldenImage>,
 }
@@ -158,6 +161,7 @@ impl ImagePipeline {
         if text.is_some() && flag(&path, &index, WATERMARK, false)? {
             notes.push("the pipeline's invisible watermark is not added".into());
         }
+        denoiser.is_distilled = flag(&path, &index, DISTILLED, false)?;
         let steps = index.contains_key(STEPS);
         let steps = steps.then(|| whole(&path, &index, STEPS, MOST_STEPS));
         Ok(ImagePipeline {
@@ -392,6 +396,7 @@ impl DenoiserFiles {
             guidance_width,
             out_channels,
             source_channels,
+            is_distilled: false,
             golden: Vec::new(),
         })
     }

@@ -35,6 +35,7 @@ impl ImagePipeline {
                 guidance_width: None,
                 source_channels: 0,
                 out_channels: pixels.channels,
+                is_distilled: generative.about.distilled,
                 golden: generative.about.golden,
             },
         })

@@ -97,6 +97,19 @@ def test_a_model_of_nan_writes_nothing(verb, model, images, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_distilled_model_is_refused_where_all_noise_levels_are_needed(model, images, tmp_path):
+    distilled = shutil.copytree(model, tmp_path / "distilled")
+    index = json.loads((distilled / "model_index.json").read_text()) | {"steps": 2, "distilled": True}
+    (distilled / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "one").mkdir()
+    shutil.copy(images / "all/0000.png", tmp_path / "one")
+    shutil.copy(images / "verdicts.ndjson", tmp_path)
+    for verb, code in {"denoise": 64, "inpaint": 64, "translate": 0}.items():
+        done = residuald(*command(verb, distilled, tmp_path, tmp_path / verb, of="one"))
+        assert done.returncode == code, done.stderr
+        assert ("knows only the noise levels of its few steps" in done.stderr) == (code == 64)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_folder_takes_no_more_memory_the_more_images_it_has(verb, model, images, tmp_path):
     out = tmp_path / "out"

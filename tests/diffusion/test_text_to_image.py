@@ -511,3 +511,6 @@ def test_a_distilled_pipeline_beside_diffusers(pipeline, text_folder, generate, 
     image = Image.open(tmp_path / "out/000000.png")
     assert (image.text["steps"], image.text["guidance"], image.text["scheduler"]) == ("3", "1", "DDIMScheduler")
     assert np.abs(np.asarray(image, np.float32) - expected).max() <= 1
+    other = generate(folder, *drawn[:2], "--steps", "4", "--out", tmp_path / "other")
+    assert other.returncode == 0
+    assert "the model was distilled: it knows only the steps that it draws by default" in other.stderr

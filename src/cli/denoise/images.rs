@@ -29,6 +29,7 @@ pub fn run(arguments: &Arguments, model: ImageModel) -> Result<(), Failure> {
     }
     let channels = model.image_channels()?;
     model.is_not_paired("denoise")?;
+    model.is_not_distilled("denoise")?;
     model.draws_from_noise_alone("denoise")?;
     let job = ImageJob {
         images: tasks(input, &common.out)?,

@@ -68,6 +68,10 @@ pub fn run(pipeline: ImagePipeline, arguments: &Arguments) -> Result<(), Failure
         .steps
         .or(usual)
         .unwrap_or_else(|| steps(&pipeline, &scheduler));
+    let is_other = usual != Some(steps) || arguments.sampler.scheduler.is_some();
+    if denoiser.is_distilled && is_other {
+        notes.push("the model was distilled: it knows only the steps that it draws by default, so other steps or another scheduler give worse images".into());
+    }
     let plan = scheduler.plan(steps).map_err(Failure::usage)?;
     if plan.steps() != steps {
         notes.push(format!(

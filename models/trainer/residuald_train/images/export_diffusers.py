@@ -55,6 +55,8 @@ def pipeline(shape, found):
         "out_channels": shape["channels"],
     }
     index = {"_class_name": "DDIMPipeline", "scheduler": ["diffusers", SCHEDULER], "unet": ["diffusers", "UNet2DModel"]}
+    if about.get("distilled"):
+        index |= {"steps": about["steps"], "distilled": True}
     configs = {
         "model_index.json": index,
         "scheduler/scheduler_config.json": scheduler,

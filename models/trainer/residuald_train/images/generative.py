@@ -154,10 +154,10 @@ def check_size(recipe, shape):
 
 
 @torch.no_grad()
-def files(denoiser, shape, scheduler, seed=0, steps=STEPS):
+def files(denoiser, shape, scheduler, seed=0, steps=STEPS, distilled=False):
     """Denoiser -> ({name: bytes} of the three files, largest difference between ONNX Runtime and torch).
 
-    `steps`: the default of a draw. Rounds the denoiser's weights to float16, which is how the graph stores them.
+    `steps`: the default of a draw. `distilled`: whether the denoiser knows only these. Rounds the denoiser's weights to float16, which is how the graph stores them.
     """
     image = shape.channels, shape.height, shape.width
     example = torch.zeros(2, *image), torch.zeros(2, dtype=torch.long)
@@ -167,7 +167,7 @@ def files(denoiser, shape, scheduler, seed=0, steps=STEPS):
     error = check_graph(graph, golden)
     config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     config |= {"_class_name": type(scheduler).__name__}
-    about = {"steps": steps, "golden": as_lists(golden)}
+    about = {"steps": steps, "distilled": distilled, "golden": as_lists(golden)}
     content = {"denoiser.onnx": graph, "scheduler_config.json": (json.dumps(config, indent=2) + "\n").encode()}
     return content | {"generative.json": as_json(about)}, error
 

@@ -152,7 +152,8 @@ def generative_files(settings, scorer, x, checkpoint):
             denoiser, scheduler, told = generative.distill(settings.shape, denoiser, options, settings.distill, *where)
             steps, facts["distilled"] = settings.distill, told
             say("generative: the distilled denoiser is for drawing; `denoise` and `inpaint` need one without --distill")
-    content, error = generative.files(denoiser, settings.shape, scheduler, options.seed, steps)
+    distilled = "distilled" in facts
+    content, error = generative.files(denoiser, settings.shape, scheduler, options.seed, steps, distilled)
     size = sum(map(len, content.values())) / 1e6
     print(f"generative: {size:.1f} MB; ONNX Runtime and torch differ by at most {error:.1e}")
     return content, {"generative": facts}

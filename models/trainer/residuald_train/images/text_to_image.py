@@ -210,10 +210,11 @@ class Plain(nn.Module):
 
 
 @torch.no_grad()
-def files(denoiser, encoder, options, scheduler=None, steps=STEPS, guidance=GUIDANCE):
+def files(denoiser, encoder, options, scheduler=None, steps=STEPS, guidance=GUIDANCE, distilled=False):
     """Denoiser and TextEncoder -> ({path in the folder: bytes}, largest difference between ONNX Runtime and torch).
 
-    `scheduler`: of diffusers. `steps`, `guidance`: the defaults of a draw.
+    `scheduler`: of diffusers. `steps`, `guidance`: the defaults of a draw. `distilled`: whether the denoiser knows only
+    these steps.
     """
     scheduler = scheduler or make_scheduler("DPMSolverMultistepScheduler")
     kind = type(scheduler).__name__
@@ -242,6 +243,7 @@ def files(denoiser, encoder, options, scheduler=None, steps=STEPS, guidance=GUID
         "feature_extractor": [None, None],
         "steps": steps,
         "guidance": guidance,
+        "distilled": distilled,
     }
     configs = {
         "model_index.json": index,
@@ -320,7 +322,7 @@ def train(data, captions, encoder, channels, options, out, checkpoint=None, resu
     drawing = {}
     if steps:
         denoiser, scheduler, _ = distill(denoiser, states, options, steps, kept, resume)
-        drawing = {"scheduler": scheduler, "steps": steps, "guidance": 1.0}
+        drawing = {"scheduler": scheduler, "steps": steps, "guidance": 1.0, "distilled": True}
     round_weights(denoiser)
     content, error = files(denoiser, encoder, options, **drawing)
     write(out, content, force, "pipeline")
