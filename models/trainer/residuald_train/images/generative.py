@@ -157,7 +157,8 @@ def check_size(recipe, shape):
 def files(denoiser, shape, scheduler, seed=0, steps=STEPS, distilled=False):
     """Denoiser -> ({name: bytes} of the three files, largest difference between ONNX Runtime and torch).
 
-    `steps`: the default of a draw. `distilled`: whether the denoiser knows only these. Rounds the denoiser's weights to float16, which is how the graph stores them.
+    `steps`: the default of a draw. `distilled`: whether the denoiser knows only these. Rounds the denoiser's weights to
+    float16, which is how the graph stores them.
     """
     image = shape.channels, shape.height, shape.width
     example = torch.zeros(2, *image), torch.zeros(2, dtype=torch.long)
