@@ -442,7 +442,6 @@ pub(crate) mod tests {
         assert_eq!(broken("/by", "key".into()), "");
         let pixels = serde_json::json!({"kind": "image", "height": 8, "width": 8, "channels": 1, "resize": "bilinear"});
         let images: ModelInput = serde_json::from_value(pixels).unwrap();
-        let faults = made().faults(&images, 3000);
-        assert!(faults[0].contains("reads images"), "{faults:?}");
+        assert_eq!(made().faults(&images, 3000), Vec::<String>::new());
     }
 }
