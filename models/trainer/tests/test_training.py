@@ -17,7 +17,6 @@ from residuald_train.cli import main
 from residuald_train.tabular.train import Options, fit
 from residuald_train.training import save_state
 
-
 SAVE_EACH_STEP = """import sys
 from residuald_train.cli import main
 from residuald_train.tabular import train
@@ -60,7 +59,7 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("at", [1, 60, 101])
 def test_resume_gives_the_same_weights_wherever_it_stopped(at, small_rows, tmp_path, monkeypatch):
-    """`at`: the save after which the process is killed. A checkpoint is saved after each of 100 steps, and at the end."""
+    """`at`: the save after which the process is killed. There is one after each of 100 steps, and one at the end."""
     from residuald_train.tabular import train
 
     features, X = small_rows
