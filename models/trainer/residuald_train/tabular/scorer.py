@@ -43,9 +43,11 @@ class Scorer(nn.Module):
 
     so log score is a weighted sum of the terms' standard scores on normal records.
 
-    residual_f is score² times feature f's share of E, averaged over the terms. A term's weight in that average is how
-    much it raised the score above what is typical: max(0, a_k log(E_k / typical_k)). So a term that sees nothing
-    unusual does not explain anything. The reconstruction is averaged by the same weights. Residuals add up to score².
+    residual_f is score² times feature f's share of E, averaged over the terms. A term's weight in that average is the
+    square of how much it raised the score above what is typical: max(0, a_k log(E_k / typical_k))². So a term that sees
+    nothing unusual does not explain anything. The square prefers one term, because expected values that are mixed of
+    several need not lower the score of any. The reconstruction is averaged by the same weights. Residuals add up to
+    score².
 
     The names of submodules and buffers (`space` is the preprocessing) are part of the exported file: renaming one
     changes the bytes of model.onnx.
@@ -83,6 +85,7 @@ class Scorer(nn.Module):
     def explanation_weights(self, over):
         """log(E_k / typical_k) [N, K] -> K weights [N, 1] of the terms in the explanation, which add up to 1."""
         raised = over.clamp(min=0) * self.exponent.T + SLIGHT
+        raised = raised * raised
         return (raised / row_sum(raised)).split(1, 1)
 
     def facts(self):
