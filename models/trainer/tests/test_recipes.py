@@ -11,9 +11,10 @@ from residuald_train.bundle.parity import MARGIN, allowed_error, check_parity, r
 from residuald_train.bundle.served import run_onnx, session
 from residuald_train.tabular.coreset import Kernel, coreset
 from residuald_train.tabular.features import Feature
+from residuald_train.tabular.ranks import Ranks
 from residuald_train.tabular.recipes import RECIPES
 from residuald_train.tabular.scorer import run_torch
-from residuald_train.tabular.train import Options, fit, whitening
+from residuald_train.tabular.train import Options, fit
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -93,7 +94,7 @@ def test_kernel_is_the_posterior_mean():
     kernel = Kernel(Z, torch.zeros(4, 0), size=1000)
     weight = torch.exp(-torch.cdist(x.double(), Z.double()).square() / (2 * kernel.variance))
     want = weight @ Z.double() / weight.sum(1, keepdim=True)
-    np.testing.assert_allclose(kernel(x, torch.zeros(20, 0)), want, atol=1e-4)
+    np.testing.assert_allclose(kernel(x, torch.zeros(20, 0))[0], want, atol=1e-4)
 
 
 def test_kernel_fills_in_what_is_hidden():
@@ -104,7 +105,7 @@ def test_kernel_fills_in_what_is_hidden():
     z = x.clone()
     z[:, 3] = 0
     want = torch.softmax(-torch.cdist(x[:, :3], Z[:, :3]).square() / (2 * kernel.variance), 1) @ Z
-    np.testing.assert_allclose(kernel(z, torch.ones(20, 1)), want, atol=1e-3)
+    np.testing.assert_allclose(kernel(z, torch.ones(20, 1))[0], want, atol=1e-3)
 
 
 def test_leaving_a_row_out_is_fitting_without_it():
@@ -112,7 +113,7 @@ def test_leaving_a_row_out_is_fitting_without_it():
     kernel = Kernel(Z, torch.zeros(4, 0), size=50)
     assert kernel.counts.sum() == len(Z)
     rows_ = torch.arange(30)
-    got = kernel.without(rows_, Z[rows_], torch.zeros(30, 0), torch.ones(30, 4))
+    got, free = kernel.without(rows_, Z[rows_], torch.zeros(30, 0), torch.ones(30, 4))
     for i in rows_.tolist():
         counts, owner = kernel.counts.clone(), kernel.owner[i]
         centers = kernel.centers.clone()
@@ -121,6 +122,8 @@ def test_leaving_a_row_out_is_fitting_without_it():
             centers[owner] = (centers[owner] * kernel.counts[owner] - Z[i]) / counts[owner]
         logits = counts.log() - (Z[i] - centers).square().sum(1) / (2 * kernel.variance)
         np.testing.assert_allclose(got[i], torch.softmax(logits, 0) @ centers, atol=2e-3)
+        want = -2 * kernel.variance * (torch.logsumexp(logits, 0) - counts.sum().log())
+        np.testing.assert_allclose(free[i, 0], want, atol=1e-3)
 
 
 def test_coreset_counts_every_row():
@@ -148,7 +151,7 @@ def test_a_score_between_centers_depends_on_rounding():
     scorer = fit([Feature(f"x{j}", f"x{j}", "number") for j in range(2)], X, Options("kernel", coreset=2), quiet=True)
     centers = scorer.kernel.centers
     z = torch.lerp(centers[0], centers[1], torch.linspace(0, 1, 100_001)[:, None])
-    shares = scorer.kernel.shares(scorer.kernel.logits(z, z[:, :0]))[:, 0]
+    shares = scorer.kernel.shares(scorer.kernel.logits(z, z[:, :0]))[0][:, 0]
     between = z[(shares - 0.5).abs().argmin()][None]
     rows = np.concatenate([X, scorer.space.inverse(between, between).numpy()])
     moved, limit = rounding_sensitivity(scorer, rows), allowed_error(scorer, run_torch(scorer, rows)[0])
@@ -157,9 +160,67 @@ def test_a_score_between_centers_depends_on_rounding():
     check_parity(scorer, to_onnx(scorer), rows)
 
 
-def test_whitening_is_symmetric_and_decorrelates():
-    r = points(4000, 3) * torch.tensor([1.0, 2, 3])
-    W = whitening(r, shrink=1e-3)
-    np.testing.assert_allclose(W, W.T, rtol=1e-4, atol=1e-5)
-    values = torch.linalg.eigvalsh((r @ W).T @ (r @ W) / len(r))
-    np.testing.assert_allclose(values[-1], (r * r).mean(), rtol=0.05)
+def test_free_energy_is_the_negative_log_density():
+    Z, x = points(), points(20, seed=1)
+    kernel = Kernel(Z, torch.zeros(4, 0), size=1000)
+    density = torch.exp(-torch.cdist(x.double(), Z.double()).square() / (2 * kernel.variance)).mean(1)
+    free = kernel(x, torch.zeros(20, 0))[1][:, 0]
+    np.testing.assert_allclose(free, -2 * kernel.variance * density.log(), atol=1e-4)
+    assert (kernel(Z, torch.zeros(len(Z), 0))[1] >= 0).all()
+
+
+def test_the_expected_value_lowers_the_free_energy_by_its_squared_residual():
+    Z, x = points(), 3 * points(50, seed=1)
+    kernel, none = Kernel(Z, torch.zeros(4, 0), size=100), torch.zeros(50, 0)
+    mean, free = kernel(x, none)
+    for j in range(4):
+        moved = x.clone()
+        moved[:, j] = mean[:, j]
+        fell = (free - kernel(moved, none)[1])[:, 0]
+        assert (fell >= (x - mean)[:, j].square() * (1 - 1e-4) - 1e-4).all()
+
+
+def test_ranks_are_normal_scores_and_can_be_undone():
+    g = torch.Generator().manual_seed(0)
+    Z = torch.randn(4000, 3, generator=g)
+    Z[:, 0] = Z[:, 0].exp()
+    Z[:, 0] = (Z[:, 0] - Z[:, 0].mean()) / Z[:, 0].std()
+    Z[:, 2] = (Z[:, 2] > 1).float()
+    ranks = Ranks(Z, [0, 1])
+    r = ranks(Z)
+    np.testing.assert_allclose(r[:, :2].std(0), 1, atol=0.02)
+    assert torch.equal(r[:, 2], Z[:, 2])
+    np.testing.assert_allclose(np.quantile(r[:, 0], (0.1, 0.5, 0.9)), (-1.28, 0, 1.28), atol=0.1)
+    far = torch.cat([Z, torch.tensor([[-20.0, 25, 3], [30, -30, 0]])])
+    np.testing.assert_allclose(ranks.inverse(ranks(far)), far, rtol=1e-4, atol=1e-4)
+    order = far[:, 0].argsort()
+    assert (ranks(far)[order, 0].diff() >= 0).all()
+    assert ranks(far)[-1, 0] > 20  # as far as before
+
+
+def test_ranks_of_few_values_and_of_none():
+    Z = torch.tensor([[0.0, 5], [0, 5], [1, 5], [4, 5]])
+    ranks = Ranks(Z, [0, 1], torch.tensor([[1.0, 0]] * 4))
+    assert (ranks(Z)[:, 0].unique().diff() > 0.1).all()
+    assert torch.isfinite(ranks(Z)).all()
+    np.testing.assert_allclose(ranks.inverse(ranks(Z))[:, 0], Z[:, 0], atol=1e-5)
+    assert torch.equal(Ranks(Z, [])(Z), Z)
+
+
+def test_what_is_oddly_small_in_a_skewed_value_is_found():
+    """A value at the low end of a wide lognormal column is near all others in standard deviations, but not in ranks."""
+    rng = np.random.default_rng(0)
+    X = np.exp(2 * rng.normal(size=(3000, 2))).astype(np.float32)
+    odd = np.exp(2 * rng.normal(size=(200, 2))).astype(np.float32)
+    odd[:, 0] = np.exp(2 * -3.5)
+    features = [Feature(f"x{j}", f"x{j}", "number") for j in range(2)]
+    found = {}
+    for recipe in ("kernel", "best"):
+        scorer = fit(features, X[:2000], Options(recipe, steps=50, width=16), quiet=True)
+        score, residual, expected = run_torch(scorer, odd)
+        found[recipe] = auroc(run_torch(scorer, X[2000:])[0], score)
+    assert found["best"] > 0.75
+    assert found["best"] > found["kernel"] + 0.1
+    mended, top = odd.copy(), residual.argmax(1)
+    mended[np.arange(len(odd)), top] = expected[np.arange(len(odd)), top]
+    assert (run_torch(scorer, mended)[0] < score).mean() > 0.9

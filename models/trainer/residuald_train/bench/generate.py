@@ -10,7 +10,8 @@ from .. import __version__
 from ..console import say
 from . import generate_gate, generate_impute, generate_metrics
 from . import generate_peers as peers
-from .generate_data import check_files, development, load
+from .datasets import half
+from .generate_data import check_files, load
 from .generate_page import page
 
 OURS = "residuald"
@@ -26,7 +27,7 @@ def bench(folder, tables, seeds, methods, out, part="all", fast=False, options=N
     for seed in range(seeds):
         for file, schema in files:
             name = file.name.split(".")[0]
-            if part != "all" and not schema and development(name) != (part == "development"):
+            if part != "all" and not schema and half(name) != part:
                 continue
             wanted = [method for method in methods if (name, seed, method) not in done]
             table = load(file, schema, seed, fast) if wanted else None
@@ -48,7 +49,7 @@ def run_one(table, method, seed, options=None):
     else:
         drawn, facts = peers.draw(method, table, count, seed), {}
     seconds = time.process_time() - began
-    about = {"set": table.name, "part": "development" if development(table.name) else "report", "seed": seed}
+    about = {"set": table.name, "part": half(table.name), "seed": seed}
     about |= {"method": method, "rows": len(table.train), "features": len(table.features)}
     about |= {"seconds": round(seconds, 1)} | facts | generate_metrics.measure(table, drawn, seed)
     if model:

@@ -1,6 +1,5 @@
 """The tables on which `bench-generate` measures: features, and rows to train on and to compare with."""
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +23,6 @@ class Table:
     train: np.ndarray
     real: np.ndarray
     target: tuple | None = None  # (score with the real training rows, column) of the target of `utility`
-
-
-def development(name):
-    """Whether a set is for choosing settings. The other half is reported."""
-    return zlib.crc32(name.encode()) % 2 == 0
 
 
 def load(path, schema, seed, fast=False):

@@ -11,17 +11,17 @@ from .result_tables import AGAINST, grid
 RECIPE, PEER = COLOUR["anomaly"], COLOUR["calibration"]
 
 
-def page(results, text):
-    """The content of results.json and the text of results.md -> the HTML page."""
-    by_protocol = {}
-    for run in results["runs"]:
-        by_protocol.setdefault(run["protocol"], []).append(run)
-    plots = {protocol: plots_of(protocol, runs) for protocol, runs in sorted(by_protocol.items())}
+MOST_NAMES = 40  # sets whose names a plot shows
+
+
+def page(sections, text):
+    """{title: runs} and the text of results.md -> the HTML page."""
+    plots = {title: plots_of(title, runs) for title, runs in sections.items()}
     body = markdown(text, extensions=["tables"], output_format="html")
     return render("quality.html", {"plots": plots, "body": body})
 
 
-def plots_of(protocol, runs):
+def plots_of(title, runs):
     methods, sets, _, auroc = grid(runs, "auroc")
     if not sets:
         return []
@@ -40,7 +40,7 @@ def plots_of(protocol, runs):
         axes.set_xlabel("AUROC, %")
 
     caption = "Mean AUROC of each method. Small dots are seeds and strokes are sets. Recipes are red."
-    made.append({"svg": svg(means, f"AUROC by method, {protocol}"), "caption": caption})
+    made.append({"svg": svg(means, f"AUROC by method, {title}"), "caption": caption})
 
     def against_cost(axes):
         axes.scatter(micros[order], auroc.mean((1, 2))[order], c=colours)
@@ -51,18 +51,18 @@ def plots_of(protocol, runs):
         axes.set(xlabel="µs per row, one thread", ylabel="AUROC, %")
 
     caption = "Mean AUROC and cost of a row."
-    made.append({"svg": svg(against_cost, f"AUROC against cost, {protocol}"), "caption": caption})
+    made.append({"svg": svg(against_cost, f"AUROC against cost, {title}"), "caption": caption})
 
     if AGAINST in methods:
         base = methods.index(AGAINST)
         for k in order[::-1]:
             if methods[k] in RECIPES:
                 lead = (auroc[k] - auroc[base]).mean(1)
-                made.append(lead_plot(methods[k], lead, (ap[k] - ap[base]).mean(1), sets, protocol))
+                made.append(lead_plot(methods[k], lead, (ap[k] - ap[base]).mean(1), sets, title))
     return made
 
 
-def lead_plot(name, auroc, ap, sets, protocol):
+def lead_plot(name, auroc, ap, sets, title):
     order = np.argsort(auroc)
 
     def draw(axes):
@@ -70,7 +70,10 @@ def lead_plot(name, auroc, ap, sets, protocol):
         axes.axvline(0, color=COLOUR["faint"], linewidth=0.8)
         axes.plot(ap[order], places, "o", color=PEER, markersize=3, label="average precision")
         axes.plot(auroc[order], places, "o", color=RECIPE, markersize=4, label="AUROC")
-        axes.set_yticks(places, [sets[k] for k in order], fontsize=6)
+        if len(sets) <= MOST_NAMES:
+            axes.set_yticks(places, [sets[k] for k in order], fontsize=6)
+        else:
+            axes.set_yticks([])
         axes.set_xlabel("percentage points")
         axes.legend(fontsize=7)
 
@@ -78,4 +81,4 @@ def lead_plot(name, auroc, ap, sets, protocol):
     caption = (
         f"Difference between {name} and {AGAINST} on each set. {name} has the higher AUROC on {led} of {len(sets)}."
     )
-    return {"svg": svg(draw, f"{name} minus {AGAINST}, {protocol}"), "caption": caption}
+    return {"svg": svg(draw, f"{name} minus {AGAINST}, {title}"), "caption": caption}

@@ -1,4 +1,7 @@
-"""Simpler methods with which recipes are compared. They are fitted on the same rows with standardised features."""
+"""Simpler methods with which recipes are compared. They are fitted on the same rows with standardised features.
+
+No peer is tuned. Each has the settings that its library or its paper gives.
+"""
 
 import warnings
 
@@ -6,13 +9,63 @@ import numpy as np
 
 from .. import TrainerError
 
+SVM_ROWS = 2_000  # most training rows of the one-class SVM, whose fitting takes time with the square of their number
+
 
 def nearest(train, neighbours):
     """The mean distance to the nearest training rows."""
+    distances = neighbour_distances(train, neighbours)
+    return lambda x: distances(x).mean(1)
+
+
+def neighbour_distances(train, neighbours):
+    """A function from rows [m, F] to the distances [m, k] to their nearest training rows."""
     from sklearn.neighbors import NearestNeighbors
 
     index = NearestNeighbors(n_neighbors=min(neighbours, len(train)), algorithm="auto", n_jobs=1).fit(train)
-    return lambda x: index.kneighbors(x)[0].mean(1)
+    return lambda x: index.kneighbors(x)[0]
+
+
+def dte_np(train):
+    """DTE-NP of "On Diffusion Modeling for Anomaly Detection" (ICLR 2024), with the settings of its code.
+
+    The expected timestep of 1,000 under an inverse gamma posterior of the noise variance, a = F / 2 - 1, whose scale is
+    half the mean squared distance to five neighbours.
+    """
+    distances = neighbour_distances(train, 5)
+    variance = 1 - np.cumprod(1 - np.linspace(1e-4, 1e-2, 1000))
+
+    def score(x):
+        scale = (distances(x) ** 2).mean(1, keepdims=True) / 2
+        log = -(train.shape[1] / 2) * np.log(variance) - scale / variance
+        share = np.exp(log - log.max(1, keepdims=True))
+        return share @ np.arange(1000) / share.sum(1)
+
+    return score
+
+
+def local_outlier_factor(train):
+    from sklearn.neighbors import LocalOutlierFactor
+
+    model = LocalOutlierFactor(n_neighbors=min(20, len(train) - 1), novelty=True, n_jobs=1).fit(train)
+    return lambda x: -model.score_samples(x)
+
+
+def one_class_svm(train, seed):
+    """At most SVM_ROWS training rows."""
+    from sklearn.svm import OneClassSVM
+
+    rows = np.random.default_rng(seed).permutation(len(train))[:SVM_ROWS]
+    model = OneClassSVM().fit(train[rows])
+    return lambda x: -model.score_samples(x)
+
+
+def principal_components(train):
+    """The sum over the principal components of the squared coordinate over its variance (Shyu et al. 2003)."""
+    center = train.mean(0)
+    variance, axes = np.linalg.eigh(np.cov((train - center).T).reshape(train.shape[1], -1))
+    kept = variance > 1e-9 * variance.max()
+    return lambda x: (((x - center) @ axes[:, kept]) ** 2 / variance[kept]).sum(1)
 
 
 def isolation_forest(train, seed):
@@ -23,10 +76,23 @@ def isolation_forest(train, seed):
 
 
 def ecod(train):
-    from pyod.models.ecod import ECOD
+    """ECOD (Li et al. 2022), where each row is asked about alone, as in a stream.
 
-    model = ECOD(n_jobs=1).fit(train)
-    return model.decision_function
+    The tails are those of the training rows and the row itself, as PyOD computes them for one row. For many rows
+    PyOD takes the tails from all of them, so that anomalies hide one another. Of the two tails and the one that the
+    skewness points to, the largest counts, so the skewness never matters.
+    """
+    columns, n = np.sort(train, 0).T, len(train)
+
+    def score(x):
+        total = np.zeros(len(x))
+        for column, values in zip(columns, x.T, strict=True):
+            below = np.searchsorted(column, values, "right") + 1
+            above = n - np.searchsorted(column, values, "left") + 1
+            total -= np.log(np.minimum(below, above) / (n + 1))
+        return total
+
+    return score
 
 
 def autoencoder(train, seed):
@@ -47,12 +113,16 @@ def deep_svdd(train, seed):
 PEERS = {
     "1-NN": lambda x, seed: nearest(x, 1),
     "mean 5-NN": lambda x, seed: nearest(x, 5),
+    "DTE-NP": lambda x, seed: dte_np(x),
+    "LOF": lambda x, seed: local_outlier_factor(x),
+    "one-class SVM": one_class_svm,
+    "PCA": lambda x, seed: principal_components(x),
     "isolation forest": isolation_forest,
     "ECOD": lambda x, seed: ecod(x),
-    "autoencoder": autoencoder,
-    "Deep SVDD": deep_svdd,
+    "autoencoder (untuned)": autoencoder,
+    "Deep SVDD (untuned)": deep_svdd,
 }
-FROM_PYOD = "ECOD", "autoencoder", "Deep SVDD"
+FROM_PYOD = "autoencoder (untuned)", "Deep SVDD (untuned)"
 
 
 def available():

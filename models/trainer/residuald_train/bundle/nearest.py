@@ -7,7 +7,7 @@ import torch
 from residuald import select
 from torch import nn
 
-from ..tabular.coreset import Kernel
+from ..tabular.coreset import Kernel, size_for
 from .export import to_onnx
 from .golden import one_line
 
@@ -46,7 +46,8 @@ def files(scorer, X, options, table, name=None):
     if kernel is None:
         with torch.no_grad():
             Z, _ = scorer.space(torch.as_tensor(X))
-        kernel = Kernel(Z, scorer.space.sums[:, scorer.optional], options.coreset, seed=options.seed)
+        size = options.coreset or size_for(Z.shape[1])
+        kernel = Kernel(Z, scorer.space.sums[:, scorer.optional], size, seed=options.seed)
     kept = table.take(representatives(kernel))
     paths = list({feature.path for feature in scorer.space.features})
     ids = kept.texts(name) if name else [None] * len(kept)

@@ -12,21 +12,29 @@ def add_parser(verbs):
         "bench",
         run,
         "Train recipes on every labelled data set in a folder, measure detection and compare with simpler methods.",
-        "bench --data sets --protocol clean --seeds 5 --recipe best hybrid kernel --out build/quality",
+        "bench --data adbench oddbench --protocol clean --seeds 5 --recipe best hybrid kernel --out build/quality",
     )
     p.add_argument(
         "--data",
         type=Path,
+        nargs="+",
         required=True,
         metavar="DIR",
-        help="folder of labelled sets: .npz (X, y) or .csv (y or label)",
+        help="folders of labelled sets, each a family of its own: .npz (X, y), .csv (y or label), or .npz with a fixed "
+        "split (train, test, test_labels), as those of OddBench",
     )
     p.add_argument(
         "--protocol",
         nargs="+",
         choices=["clean", "published"],
         default=["clean"],
-        help="how to split the sets (default clean)",
+        help="how to split the sets that have no fixed split (default clean)",
+    )
+    p.add_argument(
+        "--part",
+        choices=["all", "development", "report"],
+        default="all",
+        help="development: the half of each family on which settings are chosen; report: the other (default both)",
     )
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="number of seeds (default 5)")
     p.add_argument("--recipe", nargs="+", choices=RECIPES, default=["best", "hybrid", "kernel", "blind"])
@@ -76,4 +84,5 @@ def run(args):
         steps=args.steps,
         jobs=args.jobs,
         contamination=args.contamination,
+        part=args.part,
     )

@@ -54,7 +54,12 @@ def add_parser(verbs):
     add_max_rows(p)
     add_seed(p)
     p.add_argument("--recipe", choices=RECIPES, default="best", help="how to score (default best); see README.md")
-    p.add_argument("--coreset", type=int, default=1000, metavar="N", help="centers of the kernel (default 1000)")
+    p.add_argument(
+        "--coreset",
+        type=int,
+        metavar="N",
+        help="centers of each kernel (default 1000, and up to 4000 in a table with few columns)",
+    )
     p.add_argument("--steps", type=int, default=1000, help="training steps of 128 rows (default 1000); kernel has none")
     add_minutes(p)
     p.add_argument(
@@ -106,7 +111,7 @@ def run(args):
         ("--width", args.width > 0, "be a positive number"),
         ("--generative-steps", args.generative_steps > 0, "be a positive number"),
         ("--generative-minutes", positive_or_default(args.generative_minutes), "be a positive number"),
-        ("--coreset", args.coreset > 1, "be two or more"),
+        ("--coreset", args.coreset is None or args.coreset > 1, "be two or more"),
         ("--max-rows", args.max_rows >= MIN_ROWS, f"be at least {MIN_ROWS}"),
     )
     settings = Settings(

@@ -11,8 +11,11 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from .network import row_sum
+
 ROWS = 20_000  # most rows that k-means is fitted to; every row is counted afterwards
 CHUNK = 1024
+CENTERS = 1000
 NEVER = -1e30  # the logit of a center that must not be used
 
 
@@ -50,12 +53,24 @@ def neighbour_distance(Z, seed, neighbours=5, sample=2000):
     return float(torch.cat(found).median()) / Z.shape[1]
 
 
-class Kernel(nn.Module):
-    """z [N, D], indicators of hidden features [N, I] -> E[x | z] [N, D], where z = x + σn and x is one of the centers.
+def size_for(columns):
+    """The number of centers that a table of so many columns gets: 1,000, and up to 4,000 where distances are cheap."""
+    return round(CENTERS * min(max(40 / (columns + 10), 1), 4))
 
+
+class Kernel(nn.Module):
+    """z [N, D], indicators of hidden features [N, I] -> (E[x | z] [N, D], free energy [N, 1]).
+
+    The model is z = x + σn, where x is one of the centers. The posterior mean is
     E[x | z] = softmax(log count - |z - c|² / 2σ²) · C, over the observed columns. Hidden columns get their conditional
-    mean. σ² is `width` times the typical squared distance between neighbours, at least `LEAST`. If records lie close
-    together compared with their distance from the origin, float32 cannot resolve the distances, so logits are float64.
+    mean. σ² is `width` times the typical squared distance between neighbours, at least `LEAST`.
+
+    The free energy -2σ² log Σ share exp(-|z - c|² / 2σ²), with share = count / Σ count, is -log p(z) as a squared
+    distance. It is at least 0. If z_j alone is replaced by its posterior mean, it falls by at least z_j's squared
+    residual (Jensen's inequality), so the reasons that it gives are right.
+
+    If records lie close together compared with their distance from the origin, float32 cannot resolve the distances, so
+    logits are float64.
     """
 
     LEAST, PRECISE = 1e-4, 100.0
@@ -74,6 +89,7 @@ class Kernel(nn.Module):
         self.register_buffer("bias", bias.to(self.precision))
         hidden_bias = (wide.square() @ sums.double()).T / (2 * self.variance)
         self.register_buffer("hidden_bias", hidden_bias.contiguous().to(self.precision))
+        self.register_buffer("total", self.counts.sum())
 
     def _apply(self, change):
         """Moves the tensors that only training needs along with the others; they are not part of the exported graph."""
@@ -85,12 +101,20 @@ class Kernel(nn.Module):
         return logits + hidden.to(self.precision) @ self.hidden_bias if hidden.shape[1] else logits
 
     def shares(self, logits):
-        if self.precision == torch.float64:
-            logits = (logits - logits.amax(1, keepdim=True)).float()
-        return torch.softmax(logits, 1)
+        """Logits [N, m] -> (shares [N, m], which add up to 1, log of the sum of their exponentials [N, 1])."""
+        most = logits.amax(1, keepdim=True)
+        share = torch.softmax((logits - most).float() if self.precision == torch.float64 else logits, 1)
+        return share, most - share.amax(1, keepdim=True).log().to(self.precision)
+
+    def free_energy(self, z, log_sum, rows):
+        """`rows`: the number of training rows behind the centers, [N, 1] or a number."""
+        square = row_sum(z.to(self.precision).square())
+        free = square - 2 * self.variance * (log_sum - rows.log().to(self.precision))
+        return free.float().clamp(min=0)
 
     def forward(self, z, hidden):
-        return self.shares(self.logits(z, hidden)) @ self.centers
+        share, log_sum = self.shares(self.logits(z, hidden))
+        return share @ self.centers, self.free_energy(z, log_sum, self.total)
 
     def without(self, rows, z, hidden, columns):
         """Like `forward`, but leaves each row out of its own center, for z [N, D] made from training rows.
@@ -106,5 +130,6 @@ class Kernel(nn.Module):
         square = moved.square() if columns is None else moved.square() * columns
         nearness = (z * moved - square / 2).to(self.precision).sum(1) / self.variance
         logits[every, owner] = torch.where(count > 1, rest.log() + nearness, NEVER).to(self.precision)
-        share = self.shares(logits)
-        return share @ self.centers + share[every, owner][:, None] * (moved - center)
+        share, log_sum = self.shares(logits)
+        mean = share @ self.centers + share[every, owner][:, None] * (moved - center)
+        return mean, self.free_energy(z, log_sum, self.total - 1)

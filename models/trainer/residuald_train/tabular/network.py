@@ -30,7 +30,7 @@ def row_sum(x):
 
     ONNX Runtime's Reduce operators round a row differently depending on its position in the batch.
     """
-    return x @ torch.ones(x.shape[1], 1, device=x.device)
+    return x @ torch.ones(x.shape[1], 1, device=x.device, dtype=x.dtype)
 
 
 def zero_linear(h, outputs):

@@ -45,7 +45,7 @@ class Settings:
     resume: bool = False
     checkpoint: Path | None = None
     width: int = 96
-    coreset: int = 1000
+    coreset: int | None = None
     held_out: float = 0.2  # share of the normal rows to calibrate on
     contamination: float = 0  # suspected share of unlabelled anomalies
     nearest: str | bool | None = None  # keep normal records: the column of their ids, or True without ids

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .diffusion import Noise
 
-SHARP, COARSE = Noise(0.03, 1.0, 1), Noise(0.03, 3.0, 0)
+COARSE = Noise(0.03, 3.0, 0)
 HYBRID = Noise(0.05, 2.0, 1)
 
 
@@ -14,14 +14,16 @@ class TermSpec:
 
     weight: the weight of the term's standard score in the weighted sum.
     spread: multiply the mean squared residual by the geometric mean of the variances that the network predicts.
-    whiten: decorrelate the residual first, with the correlations of normal records.
+    free: the kernel's free energy, which is its -log p, in place of the squared residual.
+    ranks: in the rank space (`ranks`) in place of the standardised one.
     """
 
     denoiser: str  # kernel | blind | hybrid | ddim
     noise: Noise = COARSE
     weight: float = 1.0
     spread: bool = False
-    whiten: bool = False
+    free: bool = False
+    ranks: bool = False
 
     @property
     def trained(self):
@@ -38,11 +40,12 @@ RECIPES = {
     "hybrid": (TermSpec("hybrid", HYBRID, spread=True),),
     "ddim": (TermSpec("ddim"),),
     "best": (
-        TermSpec("kernel", weight=2.0),
-        TermSpec("kernel", weight=2.0, whiten=True),
+        TermSpec("kernel"),
+        TermSpec("kernel", free=True),
+        TermSpec("kernel", ranks=True),
+        TermSpec("kernel", free=True, ranks=True),
         TermSpec("hybrid", HYBRID),
         TermSpec("hybrid", HYBRID, spread=True),
-        TermSpec("blind", SHARP, spread=True),
     ),
 }
 ASINH_RECIPES = "blind", "kernel", "ddim"  # recipes that take the asinh of numbers; the others detect more without it

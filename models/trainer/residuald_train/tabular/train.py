@@ -23,16 +23,18 @@ from ..training import (
     save_state,
     stop_between_steps,
 )
-from .coreset import Kernel
+from .coreset import Kernel, size_for
 from .ddim import ReverseProcess
 from .diffusion import Blind, Hybrid, loss
+from .ranks import Ranks
 from .recipes import ASINH_RECIPES, RECIPES
-from .scorer import Scorer, Term, masked
+from .scorer import Scorer, Term, evaluate, masked
 
 DROP = 0.05  # probability of hiding an optional feature in training, so that the network learns to fill it in
 FLOOR = 0.01  # share of the typical residual below which differences are float32 noise
 LEAST_DEVIATION = 0.1  # of log E; keeps a term without variation (duplicate rows) from dominating the others
 TYPICAL_ROWS = 2000  # most rows from which the terms' means and deviations are computed
+TRUSTED_ROWS = 300  # training rows with which a network's terms have half their weight
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Options:
     steps: int = 1000
     batch: int = 128
     width: int = 96
-    coreset: int = 1000
+    coreset: int | None = None  # centers of each kernel; None: `coreset.size_for`
     lr: float = 2e-3
     weight_decay: float = 1e-4
     ema: float = 0.995
@@ -75,15 +77,20 @@ def fit(features, X, options, quiet=False, checkpoint=None, resume=False):
         Z, observed = space(torch.as_tensor(X))
         optional = [j for j, f in enumerate(features) if f.missing == "impute"]
         specs = RECIPES[options.recipe]
-        kernel = None
+        kernel = ranks = rank_kernel = None
+        sums, size = space.sums[:, optional], options.coreset or size_for(Z.shape[1])
         if any(spec.needs_kernel for spec in specs):
-            kernel = Kernel(Z, space.sums[:, optional], options.coreset, seed=options.seed)
+            kernel = Kernel(Z, sums, size, seed=options.seed)
+        if any(spec.ranks for spec in specs):
+            known = space.per_column(observed)
+            ranks = Ranks(Z, [j for j, k in enumerate(space.owner.tolist()) if features[k].type == "number"], known)
+            rank_kernel = Kernel(masked(ranks(Z), known), sums, size, seed=options.seed)
     denoisers = {}  # terms with the same denoiser and noise share it
     for spec in specs:
         if (spec.denoiser, spec.noise) not in denoisers:
             denoisers[spec.denoiser, spec.noise] = make_denoiser(spec, space, optional, kernel, options)
     terms = [Term(spec, denoisers[spec.denoiser, spec.noise]) for spec in specs]
-    scorer = Scorer(features, space, terms, kernel, options.recipe)
+    scorer = Scorer(features, space, terms, kernel, options.recipe, ranks, rank_kernel)
     trained = [term for term in {id(term.denoiser): term for term in terms}.values() if term.denoiser is not None]
     run = Run(checkpoint, options, X, g, resume)
     device = torch.device(options.device)
@@ -159,7 +166,7 @@ def train(scorer, term, Z, observed, g, options, quiet=False, part=None):
 
         def denoise(xt):
             with torch.no_grad():
-                kernel = scorer.kernel_mean(xt, hidden, seen, rows) if term.spec.needs_kernel else None
+                kernel, _ = evaluate(scorer.kernel, xt, hidden, seen, rows) if term.spec.needs_kernel else (None, None)
             return denoiser(xt, hidden, kernel)
 
         return loss(denoise, x, seen, known[:, owner], term.spec.noise, g)
@@ -168,34 +175,21 @@ def train(scorer, term, Z, observed, g, options, quiet=False, part=None):
 
 
 def set_constants(scorer, Z, observed, g):
-    """Sets each term's whitening, floor, mean and exponent from training rows. The kernel leaves each row out."""
+    """Sets each term's floor, mean and exponent from training rows. The kernels leave each row out.
+
+    A network has seen these rows, so its deviations from them look too small, the more so the fewer there are. So its
+    terms get less weight where there are few.
+    """
     rows = torch.randperm(len(Z), generator=g)[:TYPICAL_ROWS]
     z, seen = Z[rows], None if observed is None else observed[rows]
-    columns = scorer.space.per_column(seen)
-    if any(term.spec.whiten for term in scorer.terms):
-        kernel = scorer.kernel_mean(z, scorer.hidden(z, seen), columns, rows)
-        for term in scorer.terms:
-            if term.spec.whiten:
-                term.whitening = whitening(masked(z - kernel, columns))
     energies = torch.cat([energy for _, _, energy, _ in scorer.evaluate_terms(z, seen, rows)], 1)
     scorer.floor.copy_((FLOOR * energies.median(0).values).clamp(min=1e-5)[:, None])
     logs = torch.cat([log for *_, log in scorer.evaluate_terms(z, seen, rows)], 1)
-    weight = torch.tensor([term.spec.weight for term in scorer.terms]) / logs.std(0).clamp(min=LEAST_DEVIATION)
+    trust = len(Z) / (len(Z) + TRUSTED_ROWS)
+    weight = torch.tensor([term.spec.weight * (trust if term.spec.trained else 1) for term in scorer.terms])
+    weight = weight / logs.std(0).clamp(min=LEAST_DEVIATION)
     scorer.typical.copy_(logs.mean(0)[:, None])
     scorer.exponent.copy_((weight / weight.sum())[:, None])
-
-
-def whitening(residual, shrink=0.5):
-    """Residuals r [n, D] -> symmetric W [D, D] such that r W is decorrelated (ZCA) and on average as long as r.
-
-    `shrink` in 0..1: how far the covariance is shrunk towards equal variances. W is symmetric (ZCA), so that each
-    column still belongs to its feature.
-    """
-    covariance = (residual.T @ residual / len(residual)).double()
-    mean = covariance.diagonal().mean()
-    covariance = (1 - shrink) * covariance + (shrink * mean + 1e-6) * torch.eye(len(covariance))
-    values, vectors = torch.linalg.eigh(covariance)
-    return ((vectors * ((mean + 1e-6) / values).sqrt()) @ vectors.T).float().contiguous()
 
 
 def descend(model: nn.Module, batch_loss, options, what="train", quiet=False, part=None):
