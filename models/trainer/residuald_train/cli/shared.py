@@ -288,8 +288,8 @@ def image_options(args, seed, defects=None):
 
     device = choose_device(args.device)
     if args.recipe == "kernel":
-        for name in ("steps", "minutes", "batch"):
-            if getattr(args, name) is not None:
+        for name in ("steps", "minutes", "batch", "samples"):
+            if getattr(args, name, None) is not None:
                 raise TrainerError(f"--{name} has no effect with --recipe kernel, which trains nothing")
         threads = {} if args.threads is None else {"threads": args.threads}
         return kernel.Options(seed, device, device == "cuda" if args.amp is None else args.amp, **threads)

@@ -6,7 +6,7 @@ from torch import nn
 
 SIDE = 32  # images are averaged to SIDE x SIDE
 NOISE = 2.0  # σ², in units of the mean variance of a value
-LEAST_GAIN = 0.02  # directions with a smaller gain are left out
+LEAST_GAIN, DIRECTIONS = 0.02, 256  # directions with a smaller gain are left out, and all but the first so many
 TOP = 10  # the values of the residual that the term takes
 
 
@@ -52,9 +52,9 @@ class Gaussian(nn.Module):
         _, singular, basis = torch.linalg.svd(flat - mean, full_matrices=False)
         variance = singular.square() / len(flat)
         gain = variance / (variance + NOISE * variance.sum() / flat.shape[1] + 1e-12)
-        kept = gain > LEAST_GAIN
-        kept[0] = True  # an empty basis cannot be exported; images that are all the same have gain 0
-        return cls(mean.view(a.shape[1:]), basis[kept], gain[kept])
+        # At least one, because an empty basis cannot be exported; images that are all the same have gain 0.
+        k = min(max(1, int((gain > LEAST_GAIN).sum())), DIRECTIONS)
+        return cls(mean.view(a.shape[1:]), basis[:k], gain[:k])
 
     def forward(self, a):
         d = a - self.mean
