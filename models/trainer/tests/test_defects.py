@@ -142,7 +142,7 @@ def test_a_bundle_with_drawn_defects(data, textures, few, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--defects", "hole", "--recipe", "ddim"], "--defects is for --recipe blind"),
+        (["--defects", "hole", "--recipe", "ddim"], "--defects is for --recipe blind or best"),
         (["--defects", "a hole"], "--defects must be scratch, hole, smear without --draw-with, not 'a hole'"),
         (["--defects", "hole", "--draw-pairs", "4"], "--draw-pairs has no effect without --draw-with"),
         (["--draw-with", "TEXTURES"], "--draw-with has no effect without --defects"),

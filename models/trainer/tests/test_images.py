@@ -19,7 +19,7 @@ from residuald_train.bench.images import bench, train_test_images
 from residuald_train.bundle.export import FORBIDDEN
 from residuald_train.bundle.served import run_onnx, session
 from residuald_train.cli import main
-from residuald_train.images import data, pixels
+from residuald_train.images import data, kernel, pixels
 from residuald_train.images.corruption import Corruption
 from residuald_train.images.pixels import Shape, Tiles
 from residuald_train.images.scorer import Scorer, run_torch
@@ -322,20 +322,37 @@ def test_peers_find_a_black_square():
     y = x[:2].copy()
     y[1, 20:30, 20:30] = 0
     scorer = Scorer(Shape(48, 48, 1)).eval()
-    for heat in (peers.pca(x, y, 0), peers.patch_knn(x, y, 0), peers.padim(scorer, x, y, 0)):
+    pixels = peers.pixel_gaussian(x, y)
+    for heat in (peers.pca(x, y, 0), peers.patch_knn(x, y, 0), peers.padim(scorer, x, y, 0), pixels):
         assert len(heat) == 2
         clean, broken = peers.top_mean(heat)
         assert broken > clean
 
 
-def test_bench_prints_a_table(folder):
+def test_bench_prints_a_table(folder, tmp_path):
     good, rest = data.read_folder(folder)
     said = []
     options = Options(steps=4, batch=2, threads=1)
-    total = bench(good, rest, Shape(48, 48, 1), lambda seed: options, 1, say=said.append)
-    assert set(total) == {"blind", "PaDiM-like", "patch-kNN", "PCA"}
+    one = [good, rest, Shape(48, 48, 1), lambda seed: options, 1]
+    total = bench(*one, say=said.append, checkpoints=tmp_path / "networks")
+    peers_too = {"PaDiM-like", "PaDiM-like, random features", "patch-kNN", "PCA", "Gaussian of each pixel"}
+    assert set(total) == {"best", "blind", "kernel"} | peers_too
     assert set(total["blind"]) == {"image", "AP", "square", "pixel", "PRO"}
     assert "| blind |" in said[-1]
+    (network,) = (tmp_path / "networks").iterdir()
+    saved = torch.load(network)
+    saved["average"]["net.out.bias"] += torch.rand(8)  # only this file has this network
+    torch.save(saved, network)
+    again = bench(*one, with_peers=False, say=said.append, checkpoints=tmp_path / "networks")
+    assert again["kernel"] == total["kernel"]
+    assert again["blind"]["pixel"] != total["blind"]["pixel"]
+
+
+def test_bench_of_kernel_trains_nothing(folder):
+    good, rest = data.read_folder(folder)
+    total = bench(good, rest, Shape(48, 48, 1), lambda seed: kernel.Options(seed, threads=1), 1, say=lambda _: None)
+    assert {"kernel", "PCA"} < set(total)
+    assert "PaDiM-like" not in total  # needs a trained network
 
 
 def test_sheet():

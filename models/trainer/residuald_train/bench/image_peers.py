@@ -77,6 +77,14 @@ def padim(scorer, train, test, seed, dims=64):
     return squared.clamp(min=0).sqrt().T.reshape(len(test), side // 16, -1).numpy()
 
 
+@torch.no_grad()
+def pixel_gaussian(train, test, size=64):
+    """Distance of each pixel from its mean over the training images, in its standard deviations there."""
+    a, b = resized(train, size), resized(test, size)
+    deviation = a.std(0)
+    return ((b - a.mean(0)) / (deviation + 0.1 * deviation.mean() + 1e-6)).square().mean(1).numpy()
+
+
 def top_mean(heat, share=0.01):
     """heat [n, h, w] -> scores [n]: the mean of the highest 1 % of values."""
     flat = np.sort(heat.reshape(len(heat), -1), 1)

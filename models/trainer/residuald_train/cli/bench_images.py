@@ -12,7 +12,9 @@ def add_parser(verbs):
         verbs,
         "bench-images",
         run,
-        f"Train with several seeds, measure detection, compare with patch-kNN, PCA and a PaDiM-like method. {LAYOUTS}",
+        "Train with several seeds, measure detection, compare with patch-kNN, PCA, a Gaussian of each pixel and a "
+        "PaDiM-like method. --recipe blind or best trains one network and measures blind, best and kernel; the others "
+        f"measure themselves. {LAYOUTS}",
         "bench-images --data tiles --normal MT_Free --groups tiles/tiles.csv --seeds 3",
     )
     add_images(p)
@@ -23,6 +25,12 @@ def add_parser(verbs):
         default="all",
         help="all: test on 30%% of the normal groups, different ones for each seed. development: the same within one "
         "half of the groups, to choose settings. report: train on the normal images of that half, test on the other",
+    )
+    p.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="keep the networks here; a run with the same images and options takes them from here, or continues them",
     )
     p.add_argument("--no-peers", action="store_true", help="do not run the simpler methods")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
@@ -36,6 +44,16 @@ def run(args):
 
     good, bad = read_folder(args.data, args.normal, args.groups)
     options = partial(image_options, args, defects=defects)
-    total = bench(good, bad, shape, options, args.seeds, args.part, not args.no_peers, draw_with=draw_with)
+    total = bench(
+        good,
+        bad,
+        shape,
+        options,
+        args.seeds,
+        args.part,
+        not args.no_peers,
+        draw_with=draw_with,
+        checkpoints=args.checkpoints,
+    )
     if args.json:
         args.json.write_text(json.dumps(total, indent=1) + "\n")

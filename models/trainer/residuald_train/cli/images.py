@@ -51,8 +51,8 @@ def add_parser(verbs):
     p.add_argument(
         "--generative",
         action="store_true",
-        help="add a denoiser that images (with --tiles: tiles) can be drawn from: residuald generate. The recipe blind "
-        "trains one, the recipe ddim has one",
+        help="add a denoiser that images (with --tiles: tiles) can be drawn from: residuald generate. The recipe ddim "
+        "has one, the others train one",
     )
     p.add_argument("--generative-steps", type=int, metavar="N", help="its training steps of 16 images (default 4000)")
     p.add_argument("--generative-minutes", type=float, metavar="MINUTES", help="limit of its training time")
@@ -77,7 +77,7 @@ def run(args):
         if given is not None and not args.generative:
             raise TrainerError(f"--generative-{name} has no effect without --generative")
         if given is not None and args.recipe == "ddim":
-            raise TrainerError(f"--generative-{name} is for --recipe blind: ddim has one denoiser, so use --{name}")
+            raise TrainerError(f"--generative-{name} is not for --recipe ddim: ddim has one denoiser, so use --{name}")
     if args.distill and not args.generative:
         raise TrainerError("--distill has no effect without --generative")
     if args.distill and args.recipe == "ddim":

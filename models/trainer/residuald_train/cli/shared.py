@@ -189,7 +189,13 @@ def add_images(p):
         metavar="CSV",
         help="file with columns image,tile; images of one tile stay on the same side of every split",
     )
-    p.add_argument("--recipe", choices=["blind", "ddim"], default="blind", help="how to score (default blind)")
+    p.add_argument(
+        "--recipe",
+        choices=["best", "kernel", "blind", "ddim"],
+        default="blind",
+        help="how to score (default blind). blind: a network. kernel: closed forms, made in seconds without training. "
+        "best: both, with the closed forms weighted by how far all images show the same thing at the same place",
+    )
     p.add_argument(
         "--size", type=size, default=(256, 256), metavar="N or HxW", help="model input size in pixels (default 256)"
     )
@@ -217,8 +223,8 @@ def add_images(p):
         "--defects",
         nargs="+",
         metavar="WORDS",
-        help="mix images with drawn defects into training, for the recipe blind: scratch, hole and smear are drawn by "
-        'code; with --draw-with, "a scratch" "a hole" and any other words are prompts (default: none)',
+        help="mix images with drawn defects into training, for the recipes blind and best: scratch, hole and smear are "
+        'drawn by code; with --draw-with, "a scratch" "a hole" and any other words are prompts (default: none)',
     )
     p.add_argument(
         "--draw-with",
@@ -270,8 +276,8 @@ def image_defects(args, shape):
             raise TrainerError(f"{option} has no effect without --defects")
     if not words:
         return None, None
-    if args.recipe != "blind":
-        raise TrainerError(f"--defects is for --recipe blind: {args.recipe} has no head that learns from defects")
+    if args.recipe not in ("blind", "best"):
+        raise TrainerError(f"--defects is for --recipe blind or best: {args.recipe} has no head that learns from them")
     from ..images import defects, drawn
 
     if not args.draw_with:
@@ -292,12 +298,18 @@ def image_defects(args, shape):
 
 def image_options(args, seed, defects=None):
     """Parsed arguments -> the Options of the recipe. Raises TrainerError if --device cuda finds no GPU."""
-    from ..images import ddim, train
+    from ..images import ddim, kernel, train
     from ..training import choose_device
 
     device = choose_device(args.device)
+    if args.recipe == "kernel":
+        for name in ("steps", "minutes", "batch", "samples"):
+            if getattr(args, name, None) is not None:
+                raise TrainerError(f"--{name} has no effect with --recipe kernel, which trains nothing")
+        threads = {} if args.threads is None else {"threads": args.threads}
+        return kernel.Options(seed, device, device == "cuda" if args.amp is None else args.amp, **threads)
     given = {"steps": args.steps, "minutes": args.minutes, "batch": args.batch, "threads": args.threads}
     given |= {"amp": device == "cuda" if args.amp is None else args.amp, "device": device, "seed": seed}
     given |= {"defects": defects}
-    options = train.Options if args.recipe == "blind" else ddim.Options
+    options = ddim.Options if args.recipe == "ddim" else train.Options
     return options(**{k: v for k, v in given.items() if v is not None})

@@ -14,7 +14,7 @@ from ..bundle.served import run_onnx, session
 from ..console import say
 from ..report.sheet import contact_sheet, training_sheets
 from ..training import loss_curve
-from . import ddim, distillation, drawn, generative, train
+from . import best, ddim, distillation, drawn, generative, kernel, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
 from .generative import Options as GenerativeOptions
@@ -35,7 +35,7 @@ class Settings:
     groups: Path | None  # CSV file that says which images belong together
     shape: Shape
     recipe: str
-    options: train.Options | ddim.Options
+    options: train.Options | ddim.Options | kernel.Options
     out: Path
     name: str
     version: str
@@ -78,15 +78,15 @@ def train_bundle(settings):
 
     fit_on, held_out = split(good, settings.held_out, settings.seed)
     print(f"split: {len(fit_on)} to train on, {len(held_out)} held out, by group")
-    x, _ = to_rows(fit_on, settings.shape)
-    scorer, checkpoint, minutes = fit(settings, x)
+    x, owner = to_rows(fit_on, settings.shape)
+    scorer, checkpoint, minutes = fit(settings, x, np.array([image.group for image in fit_on])[owner])
     more, drawing = generative_files(settings, scorer, x, checkpoint) if settings.generative else ({}, {})
 
     y, owner = to_rows(held_out, settings.shape)
     training = {"seed": settings.seed, "rows": len(fit_on), "held_out_rows": len(held_out), "steps": scorer.steps}
     training |= {
         "minutes": round(minutes, 1),
-        "curves": [{"denoiser": settings.recipe, **loss_curve(scorer.losses)}],
+        "curves": [{"denoiser": settings.recipe, **loss_curve(scorer.losses)}] if scorer.losses else [],
         "data": fingerprint(good),
         "options": recorded,
         **drawing,
@@ -98,21 +98,25 @@ def train_bundle(settings):
         distilled = distillation.checkpoints(second(checkpoint), settings.distill) if settings.distill else ()
         for path in (checkpoint, second(checkpoint), of_defects(checkpoint), *distilled):
             path.unlink(missing_ok=True)
-    print_summary(files["model.onnx"], settings.shape, y, score, parity, labelled)
+    print_summary(files["model.onnx"], scorer.facts(), settings.shape, y, score, parity, labelled)
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
 
 
-def fit(settings, x):
-    """Trains on x uint8 [n, H, W, C] -> (Scorer, the checkpoint's path, minutes of training)."""
+def fit(settings, x, groups):
+    """Trains on x uint8 [n, H, W, C], groups [n] -> (Scorer, the checkpoint's path, minutes of training)."""
     out = settings.out.resolve()
     checkpoint = settings.checkpoint or out.with_name(out.name + ".checkpoint")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    recipe = train if settings.recipe == "blind" else ddim
-    sheet = training_sheets(settings.samples) if settings.samples else None
     began, more = time.monotonic(), {}
+    if settings.recipe == "kernel":
+        return kernel.fit(settings.shape, x, groups, settings.options), checkpoint, (time.monotonic() - began) / 60
+    recipe = ddim if settings.recipe == "ddim" else train
+    sheet = training_sheets(settings.samples) if settings.samples else None
     if settings.draw_with:
         more["pairs"] = draw_defects(settings, x, of_defects(checkpoint))
     scorer = recipe.fit(settings.shape, x, settings.options, checkpoint, settings.resume, sheet, **more)
+    if settings.recipe == "best":
+        scorer = best.add_closed_forms(scorer, x, groups, settings.seed)
     return scorer, checkpoint, (time.monotonic() - began) / 60
 
 
@@ -159,9 +163,13 @@ def generative_files(settings, scorer, x, checkpoint):
     return content, {"generative": facts}
 
 
-def print_summary(model, shape, y, score, parity, labelled):
-    """Prints quantiles of the held-out scores, cost, parity error, and AUROC if there are labelled images."""
+def print_summary(model, facts, shape, y, score, parity, labelled):
+    """Prints what the terms weigh, quantiles of held-out scores, cost, parity error, AUROC if images are labelled."""
     run = session(model)
+    if "terms" in facts:
+        weights = ", ".join(f"{term['term']} {term['weight']:.2f}" for term in facts["terms"])
+        print(f"registration: {facts['registration']:.2f} (1: every image shows the same thing at the same place)")
+        print(f"weights: {weights}")
     quantiles = zip(QUANTILES, np.quantile(score, QUANTILES), strict=True)
     print("held-out scores:", ", ".join(f"{q:g} {value:.3f}" for q, value in quantiles))
     rows, began = y[np.arange(COST_ROWS) % len(y)], time.perf_counter()

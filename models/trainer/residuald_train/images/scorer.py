@@ -79,6 +79,7 @@ class Scorer(nn.Module):
     def __init__(self, shape, widths=(16, 32, 48, 64), blocks=(0, 0, 1, 1)):
         super().__init__()
         self.shape = shape
+        self.steps, self.losses = 0, []  # set by the training
         h, w, c = shape.height, shape.width, shape.channels
         self.pad = [(-w % 16) // 2, -w % 16 - (-w % 16) // 2, (-h % 16) // 2, -h % 16 - (-h % 16) // 2]
         self.normalise = Normalise(min(h, w))
@@ -93,6 +94,11 @@ class Scorer(nn.Module):
         self.register_buffer("whiten", torch.eye(dims)[:, :, None, None], persistent=False)
 
     def forward(self, x):
+        _, heat, levels, *maps = self.look(x)
+        return self.score(heat) * self.unlikely(self.surprise(levels)), *self.finish(*maps)
+
+    def look(self, x):
+        """x -> (z [N, C, H, W], heat [N, 1, H/2, W/2], the network's levels, and two maps for `finish`)."""
         z, mean, deviation = standardise(x)
         inputs, local = self.normalise(z)
         levels = self.net.levels(F.pad(inputs, self.pad, mode="reflect"))
@@ -103,8 +109,11 @@ class Scorer(nn.Module):
         heat = self.heat(r, level)
         shown = F.interpolate(self.heavy(heat), size=(h, w), mode="bilinear", align_corners=False).squeeze(1)
         clean = ((z - r * local) * deviation + mean).round().clamp(0, 255)
-        score = (self.score(heat) + self.LEAST) * self.unlikely(levels)
-        return score, shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
+        return z, heat, levels, shown, clean
+
+    def finish(self, shown, clean):
+        """The maps of `look` -> heat [N, H, W], reconstruction uint8 [N, H, W, C]."""
+        return shown.clamp(min=0), clean.to(torch.uint8).permute(0, 2, 3, 1)
 
     def facts(self):
         """Facts about the recipe for the manifest."""
@@ -135,9 +144,13 @@ class Scorer(nn.Module):
         """The three coarsest levels, averaged to the resolution of the coarsest -> [N, dims, h, w]."""
         return torch.cat([levels[0], F.avg_pool2d(levels[1], 2), F.avg_pool2d(levels[2], 4)], 1)
 
-    def unlikely(self, levels):
-        """The features -> u [N], as defined above."""
-        d = F.conv2d(self.features(levels) - self.center, self.whiten).square().mean(1).sqrt().flatten(1)
+    def surprise(self, levels):
+        """The Mahalanobis distance of the features at each place, over the root of their number -> [N, h, w]."""
+        return F.conv2d(self.features(levels) - self.center, self.whiten).square().mean(1).sqrt()
+
+    def unlikely(self, surprise):
+        """Surprise [N, h, w] -> u [N], as defined above."""
+        d = surprise.flatten(1)
         return d.topk(max(1, int(self.PLACES * d.shape[1])), 1).values.mean(1).clamp(max=self.MOST)
 
     @torch.no_grad()
@@ -158,15 +171,15 @@ class Scorer(nn.Module):
         self.whiten.copy_(whiten.float()[:, :, None, None])
 
     def score(self, heat):
-        """Heat [N, 1, H/2, W/2] -> h [N], as defined above."""
+        """Heat [N, 1, H/2, W/2] -> h + 0.001 [N], as defined above."""
         b = self.border
         inner = heat[:, 0, b : self.half[0] - b, b : self.half[1] - b]
-        return inner.flatten(1).topk(self.TOP, 1).values.mean(1)
+        return inner.flatten(1).topk(self.TOP, 1).values.mean(1) + self.LEAST
 
 
 @torch.no_grad()
 def run_torch(scorer, x, batch=16):
     """uint8 [n, H, W, C] -> (score, heat, reconstruction) as numpy arrays."""
-    device = next(scorer.parameters()).device
+    device = next(scorer.buffers()).device
     parts = [scorer(torch.as_tensor(x[i : i + batch]).to(device)) for i in range(0, len(x), batch)]
     return tuple(torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
