@@ -21,6 +21,7 @@ from residuald_train.bundle.served import run_onnx, session
 from residuald_train.cli import main
 from residuald_train.images import data, kernel, pixels
 from residuald_train.images.corruption import Corruption
+from residuald_train.images.new_group import new_group, told
 from residuald_train.images.pixels import Shape, Tiles
 from residuald_train.images.scorer import Scorer, run_torch
 from residuald_train.images.train import Options, fit
@@ -353,6 +354,18 @@ def test_bench_of_kernel_trains_nothing(folder):
     total = bench(good, rest, Shape(48, 48, 1), lambda seed: kernel.Options(seed, threads=1), 1, say=lambda _: None)
     assert {"kernel", "PCA"} < set(total)
     assert "PaDiM-like" not in total  # needs a trained network
+
+
+def test_a_group_at_another_scale_is_flagged_by_the_others():
+    steps = np.arange(1, 101, dtype=np.float32)
+    score = np.concatenate([steps, steps, 2 * steps])
+    found = new_group(score, ["a"] * 100 + ["b"] * 100 + ["c"] * 100, rate=0.05)
+    # Without c: rank 10 of 200 is 96, and c has 52 scores above. Without a or b: rank 10 is 182, and they have none.
+    assert (found["groups"], found["most"], found["most_group"]) == (3, 0.52, "c")
+    assert found["flagged"] == pytest.approx(0.52 / 3, abs=1e-6)
+    assert found["expected"] == pytest.approx(10 / 201, abs=1e-6)
+    assert "about 3 times the false alarms" in told(found)[1]
+    assert new_group(steps, ["a"] * 100) is None
 
 
 def test_sheet():

@@ -18,6 +18,7 @@ from . import best, ddim, distillation, drawn, generative, kernel, train
 from .data import fingerprint, read_folder, split
 from .export import BATCH, make_bundle
 from .generative import Options as GenerativeOptions
+from .new_group import new_group, told
 from .pixels import Shape, image_scores, readable, to_rows
 
 MIN_IMAGES = 16
@@ -99,6 +100,8 @@ def train_bundle(settings):
         for path in (checkpoint, second(checkpoint), of_defects(checkpoint), *distilled):
             path.unlink(missing_ok=True)
     print_summary(files["model.onnx"], scorer.facts(), settings.shape, y, score, parity, labelled)
+    if settings.groups and (found := new_group(score, [image.group for image in held_out])):
+        print(*told(found), sep="\n")
     print(f"wrote {settings.out} ({len(files['model.onnx']) / 1e6:.2f} MB model)")
 
 
