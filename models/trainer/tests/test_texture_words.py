@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -34,8 +35,21 @@ def test_captions_are_those_of_training_and_each_has_paraphrases():
         assert {row["caption"] for row in csv.DictReader(f)} <= captions
 
 
-def test_a_phrase_of_the_test_is_refused(monkeypatch):
-    words.check()
-    monkeypatch.setitem(words.MATERIALS, "grass", ("old {c} turf",))
-    with pytest.raises(ValueError, match=r"'old \{c\} turf' has 'turf' in it, which is for the test"):
-        words.check()
+def test_phrases_have_the_places_that_they_need_and_are_many():
+    needed = {"sentence": {"{m}"}, "no": {"{m}"}, "with": {"{m}", "{d}"}, "frame": {"{x}"}}
+    allowed = {"material": {"{c}"}, "defect": {"{s}"}, "colour": set(), "shade": set(), "adjective": set()}
+    for name, phrases in words.PHRASES.items():
+        first = name.split()[0]
+        for phrase in phrases:
+            found = set(re.findall(r"{.?}", phrase))
+            assert found == needed[first] if first in needed else found <= allowed[first], phrase
+        assert len(set(phrases)) == len(phrases) >= {"material": 250, "with": 300, "no": 150}.get(first, 30), name
+    for defect in textures.DEFECTS:
+        assert sum(len(phrases) for name, phrases in words.PHRASES.items() if defect in name.split()) >= 250
+
+
+@pytest.mark.parametrize("phrase", ["old {c} turf", "old {c} turfs", "smudged spot", "{m} damage by {d}"])
+def test_a_phrase_of_the_test_and_its_inflections_are_refused(phrase):
+    words.check([phrase for phrases in words.PHRASES.values() for phrase in phrases])
+    with pytest.raises(ValueError, match=rf"{re.escape(repr(phrase))} has .* in it, which is for the test"):
+        words.check(["lawn", phrase])

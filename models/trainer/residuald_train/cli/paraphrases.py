@@ -30,7 +30,7 @@ def add_parser(verbs):
         help="file with other pairs of these captions, to measure on (default: a tenth of the pairs)",
     )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the new pipeline")
-    p.add_argument("--steps", type=int, help="training steps (default 1000)")
+    p.add_argument("--steps", type=int, help="training steps (default 1500)")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     add_seed(p)
     add_force(p)
