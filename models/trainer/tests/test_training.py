@@ -172,7 +172,7 @@ def test_a_terminal_gets_a_bar_and_a_curve(history, tmp_path):
     os.close(ours)
     assert running.wait(60) == 0
     assert b"\r" in said
-    assert re.search(rf"train blind: loss \d\.\d+ [{console.BLOCKS}]+ \d\.\d+", said.decode())
+    assert re.search(rf"train hybrid: loss \d\.\d+ [{console.BLOCKS}]+ \d\.\d+", said.decode())
 
 
 def test_sparkline_shows_how_a_loss_falls():

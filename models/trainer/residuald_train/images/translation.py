@@ -182,7 +182,9 @@ def fit(pairs, options, checkpoint=None, resume=False, stop=None):
     def batch_loss():
         given, x = (part.to(device) for part in crops(options.batch))
         noise = torch.randn(x.shape, generator=g).to(device)
-        t = torch.randint(len(alphas), (options.batch,), generator=g).to(device)
+        t = torch.randint(len(alphas), (options.batch,), generator=g)
+        t[: options.batch // 2] = len(alphas) - 1  # noise alone: the first step, of which most depends
+        t = t.to(device)
         a = alphas[t].view(-1, 1, 1, 1)
         sample = torch.cat([a.sqrt() * x + (1 - a).sqrt() * noise, given], 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
