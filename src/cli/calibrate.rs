@@ -54,8 +54,8 @@ the old bundle (same --out, --force) and send SIGHUP.
 
 With --by each segment of the records, for example each merchant category, gets its own threshold and p-values. The smaller the \
 segment, the more it borrows from all records. Values with fewer than 20 records, records without the field and values that \
-appear only later use the overall calibration; the summary says how many of their normal records that would flag. A bundle with segments keeps them and recalibrates them, unless --by, --by-key or \
---no-segments is given. Memory: 4 bytes per record, 24 with segments.")]
+appear only later use the overall calibration; the summary says how many of their normal records that would flag. A bundle with \
+segments keeps them and recalibrates them, unless --by, --by-key or --no-segments is given. Memory: 4 bytes per record, 24 with segments.")]
 pub struct Arguments {
     /// Bundle to calibrate
     bundle: PathBuf,

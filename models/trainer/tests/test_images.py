@@ -356,6 +356,16 @@ def test_bench_of_kernel_trains_nothing(folder):
     assert "PaDiM-like" not in total  # needs a trained network
 
 
+def test_groups_that_are_no_text_are_one_line(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_bytes(b"image,tile\nx.png,\xff\n")
+    with pytest.raises(TrainerError, match=r"groups.csv is not CSV in UTF-8"):
+        data.read_groups(path)
+    path.write_text("image,place\n")
+    with pytest.raises(TrainerError, match="needs the columns image and tile"):
+        data.read_groups(path)
+
+
 def test_a_group_at_another_scale_is_flagged_by_the_others():
     steps = np.arange(1, 101, dtype=np.float32)
     score = np.concatenate([steps, steps, 2 * steps])

@@ -120,14 +120,15 @@ fn reader(
     config: Option<&Config>,
     arguments: &Arguments,
 ) -> Result<Option<ImageReader>, Failure> {
-    if config.is_some_and(|config| config.translate.is_some()) {
+    let settings = config.map(|config| &config.images);
+    let input = &loaded.bundle.manifest.input;
+    let reader = arguments.images.reader(input, settings)?;
+    if reader.is_some() && config.is_some_and(|config| config.translate.is_some()) {
         return Err(Failure::usage(
             "calibrate does not apply translate.bundle of the settings: translate the images with `residuald translate`, and calibrate on what it writes with settings without it",
         ));
     }
-    let settings = config.map(|config| &config.images);
-    let input = &loaded.bundle.manifest.input;
-    arguments.images.reader(input, settings)
+    Ok(reader)
 }
 
 impl Sample {

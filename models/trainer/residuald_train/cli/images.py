@@ -82,8 +82,8 @@ def run(args):
         raise TrainerError("--distill has no effect without --generative")
     if args.distill and args.recipe == "ddim":
         raise TrainerError(
-            "--distill is for --recipe blind: the denoiser of ddim predicts noise, which says nothing of the image in "
-            "the first step"
+            "--distill is for --recipe blind, best and kernel: the denoiser of ddim predicts noise, which says nothing "
+            "of the image in the first step"
         )
     from ..images.pipeline import Settings, train_bundle
 

@@ -1,6 +1,5 @@
 """Lists the images of a folder: which are normal, where masks are, and which images show the same object."""
 
-import csv
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import TrainerError
+from . import csv_file
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -79,11 +79,7 @@ def is_image(path, below):
 
 def read_groups(path):
     """A CSV file with the columns image and tile -> {image: tile}. Raises TrainerError if a column is missing."""
-    with open(path, newline="") as f:
-        rows = csv.DictReader(f)
-        if not {"image", "tile"} <= set(rows.fieldnames or ()):
-            raise TrainerError(f"{path}: needs the columns image and tile")
-        return {row["image"]: row["tile"] for row in rows}
+    return {image: tile for _, (image, tile) in csv_file.rows(path, ("image", "tile"))}
 
 
 def split(images, share, seed):

@@ -9,7 +9,6 @@ Only words are needed to train it. The loss is InfoNCE (van den Oord et al. 2018
 told from all captions by the embedding of its own, and both are embedded by the same network.
 """
 
-import csv
 import json
 import os
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from ..bundle.export import OPSET, check_out, to_onnx, write
 from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from ..console import bar, say
+from . import csv_file
 from .text_encoder import TextEncoder
 from .text_to_image import HIDDEN_STATES, TOLERANCE
 from .train import descend
@@ -119,23 +119,16 @@ def kept(value):
 
 def read_pairs(path):
     """CSV with the columns caption and paraphrase -> [(caption, paraphrase)]. Raises TrainerError."""
-    try:
-        with open(path, newline="", encoding="utf-8") as f:
-            rows = csv.DictReader(f)
-            if not {"caption", "paraphrase"} <= set(rows.fieldnames or ()):
-                raise TrainerError(f"{path}: needs the columns caption and paraphrase")
-            found = []
-            for row in rows:
-                if len(found) == MOST:
-                    raise TrainerError(f"{path}: has more than {MOST} pairs; leave some out")
-                found.append(pair(row, f"{path}, line {rows.line_num}"))
-            return found
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TrainerError(f"{path} is not CSV in UTF-8: {error}") from None
+    found = []
+    for where, texts in csv_file.rows(path, ("caption", "paraphrase")):
+        if len(found) == MOST:
+            raise TrainerError(f"{path}: has more than {MOST} pairs; leave some out")
+        found.append(pair(texts, where))
+    return found
 
 
-def pair(row, where):
-    found = tuple((row[name] or "").strip() for name in ("caption", "paraphrase"))
+def pair(texts, where):
+    found = tuple(text.strip() for text in texts)
     if not all(found):
         raise TrainerError(f"{where}: lacks the {'paraphrase' if found[0] else 'caption'}")
     if (longest := max(map(len, found))) > MOST_CHARACTERS:

@@ -11,7 +11,6 @@ A share of the captions is left empty, for classifier-free guidance (Ho and Sali
 encoder that is not trained.
 """
 
-import csv
 import json
 import os
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from ..bundle.half import halved, round_weights
 from ..bundle.served import session
 from ..console import bar, say
 from ..training import ResumableOptions
-from . import distillation
+from . import csv_file, distillation
 from .generative import to_sample
 from .pixels import load, pixels
 from .text_encoder import TextEncoder
@@ -112,17 +111,13 @@ def read_captions(path, folder):
     An image may have several lines, one for each caption.
     """
     path, folder, found = Path(path), Path(folder), []
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = csv.DictReader(f)
-        if not {"image", "caption"} <= set(rows.fieldnames or ()):
-            raise TrainerError(f"{path}: needs the columns image and caption")
-        for row in rows:
-            name, caption = (row["image"] or "").strip(), (row["caption"] or "").strip()
-            if not name or not caption:
-                raise TrainerError(f"{path}, line {rows.line_num}: lacks the {'caption' if name else 'image'}")
-            if not (folder / name).is_file():
-                raise TrainerError(f"{path}, line {rows.line_num}: there is no image {folder / name}")
-            found.append((folder / name, caption))
+    for where, texts in csv_file.rows(path, ("image", "caption")):
+        name, caption = (text.strip() for text in texts)
+        if not name or not caption:
+            raise TrainerError(f"{where}: lacks the {'caption' if name else 'image'}")
+        if not (folder / name).is_file():
+            raise TrainerError(f"{where}: there is no image {folder / name}")
+        found.append((folder / name, caption))
     return found
 
 
